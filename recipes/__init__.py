@@ -1,0 +1,1 @@
+"""Runnable scripts that train real networks under the callbacks, and what they found."""

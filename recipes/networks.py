@@ -1,0 +1,101 @@
+"""The three networks of the source paper, sized for images from 16x16 to 64x64.
+
+The paper names them (AlexNet, LeNet-5 and a simple CNN) without giving their sizes, so the sizes here are ours: AlexNet
+keeps torchvision's five convolutions (64, 192, 384, 256 and 256 filters, 1,152 in all) behind a stem with a smaller stride,
+because the original stem reduces a 32x32 image to nothing; its two hidden linear layers have 1,024 units instead of 4,096.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+__all__ = ["NETWORKS", "build"]
+
+
+def lenet5(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """LeNet-5 with rectified units and maximum pooling: 6 and 16 filters."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(6),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(16 * 36, 120),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )
+
+
+def alexnet(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """torchvision's AlexNet, 1,152 filters, with a stem of stride 2 that fits 32x32 images."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 64, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(256 * 4, 1024),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(1024, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, classes),
+    )
+
+
+def simple_cnn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """Three 3x3 convolutions of 32, 64 and 64 filters, then one hidden layer of 64 units."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(64 * 16, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
+NETWORKS: dict[str, Callable[[int, int, float], nn.Sequential]] = {
+    "lenet5": lenet5,
+    "alexnet": alexnet,
+    "simple_cnn": simple_cnn,
+}
+
+
+def build(name: str, channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """Build one of `NETWORKS` for images with `channels` channels and `classes` classes.
+
+    Raises:
+        ValueError: If `name` is not a key of `NETWORKS`.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"Parameter `name` should be one of {sorted(NETWORKS)}. Found `name = {name!r}`.")
+    return NETWORKS[name](channels, classes, dropout)
