@@ -1,0 +1,350 @@
+"""Images for the recipes: read, split, damaged on purpose, and put into loaders.
+
+Functions on tensors that change nothing they are given. What is random takes a seed and draws from a generator of its
+own, except for `crop_and_flip`. Axes: `N` images, `C` channels, `H W` pixels; images are uint8 until `normalise`.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torchvision import datasets
+from torchvision.transforms.functional import gaussian_blur
+
+_TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+DATA_SETS = ("digits", *_TORCHVISION)
+_REQUIRED = {"train_images", "train_labels", "test_images", "test_labels"}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """Images uint8 `(N, C, H, W)` and labels int64 `(N,)`; the validation part may be empty until `split` fills it."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    val_images: Tensor
+    val_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.train_images.shape[1]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+
+def load_images(data: str | Path, *, data_root: str | Path | None = None, download: bool = False) -> ImageData:
+    """Load a data set by its name, or from an `.npz` file in MedMNIST's layout.
+
+    Such a file holds `train_images` and `test_images`, uint8 `(N, H, W)` or `(N, H, W, 3)`, `train_labels` and
+    `test_labels`, integers `(N,)` or `(N, 1)`, and may hold `val_images`, `val_labels` and `classes`, their names.
+
+    Args:
+        data: One of `DATA_SETS`, or the path of an `.npz` file.
+        data_root: Folder in which torchvision looks for its data sets, by default `data` in the working directory.
+        download: Let torchvision download what `data_root` lacks.
+
+    Raises:
+        FileNotFoundError: If the file or the data set does not exist.
+        ConnectionError: If the download fails.
+        ValueError: If `data` is neither a name nor an `.npz` path, or if the file holds something else.
+    """
+    if data == "digits":
+        return _assemble(_digits(), "digits")
+    if data in _TORCHVISION:
+        return _assemble(_torchvision(str(data), Path(data_root or "data").expanduser(), download), str(data))
+    path = Path(data).expanduser()
+    if path.suffix != ".npz":
+        names = ", ".join(DATA_SETS)
+        raise ValueError(f"Parameter `data` should be one of {names} or the path of an .npz file. Found `{data = !s}`.")
+    if not path.is_file():
+        raise FileNotFoundError(f"Parameter `data` should be the path of an existing .npz file. Found `{data = !s}`.")
+    return _assemble(_npz(path), path.name)
+
+
+def _digits() -> dict[str, Any]:
+    """scikit-learn's 8x8 digits, pixels repeated 2x2 because the networks need 16x16: 1,500 to train, 297 to test."""
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
+    order = torch.randperm(len(images), generator=_generator(0)).numpy()
+    parts = {"train": order[:1500], "test": order[1500:]}
+    arrays = {f"{part}_images": images[chosen] for part, chosen in parts.items()}
+    arrays |= {f"{part}_labels": digits.target[chosen] for part, chosen in parts.items()}
+    return arrays | {"classes": digits.target_names}
+
+
+def _torchvision(name: str, root: Path, download: bool) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    try:
+        for part in ("train", "test"):
+            dataset = _TORCHVISION[name](root, train=part == "train", download=download)
+            arrays |= {f"{part}_images": dataset.data, f"{part}_labels": dataset.targets, "classes": dataset.classes}
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise ConnectionError(f"The download of {name} to the folder `{root}` failed: {error}") from error
+        raise FileNotFoundError(
+            f"The folder `{root}` does not hold an intact copy of {name} as torchvision stores it: "
+            "pass `--download` to download it, or `--data-root` to name the folder that holds it."
+        ) from error
+    return arrays
+
+
+def _npz(path: Path) -> dict[str, Any]:
+    try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is not an archive.")
+        with np.load(path, allow_pickle=False) as file:
+            keys = set(file.files)
+            arrays = {key: file[key] for key in keys & (_REQUIRED | {"val_images", "val_labels", "classes"})}
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"`{path.name}` should be an .npz archive of plain arrays. Reading failed: {error}") from error
+    required = _REQUIRED | ({"val_images", "val_labels"} if keys & {"val_images", "val_labels"} else set())
+    if missing := required - keys:
+        expected, found = (", ".join(sorted(names)) for names in (missing, keys))
+        raise ValueError(f"`{path.name}` should hold the keys {expected} too. Found the keys {found}.")
+    return arrays
+
+
+def _assemble(arrays: dict[str, Any], source: str) -> ImageData:
+    """Check arrays in MedMNIST's layout and turn them into tensors; `source` names them in errors."""
+    tensors: dict[str, Tensor] = {}
+    for part in ("train", "test", "val"):
+        images, labels = f"{part}_images", f"{part}_labels"
+        if images not in arrays:  # only the validation part may be missing
+            tensors |= {images: tensors["train_images"][:0], labels: tensors["train_labels"][:0]}
+            continue
+        tensors[images] = _images(np.asarray(arrays[images]), f"`{images}` in `{source}`")
+        tensors[labels] = _labels(np.asarray(arrays[labels]), f"`{labels}` in `{source}`")
+        if len(tensors[images]) != len(tensors[labels]):
+            raise ValueError(
+                f"`{labels}` in `{source}` should hold one label per image. "
+                f"Found {len(tensors[labels])} labels and {len(tensors[images])} images."
+            )
+        found, expected = (tuple(tensors[key].shape[1:]) for key in (images, "train_images"))
+        if found != expected:
+            raise ValueError(f"`{images}` in `{source}` should be {expected} like the training images. Found {found}.")
+    highest = max(int(tensors[key].max()) for key in tensors if key.endswith("labels") and len(tensors[key]))
+    classes = np.asarray(arrays.get("classes", range(highest + 1)))
+    if classes.ndim != 1 or len(classes) <= highest:
+        raise ValueError(
+            f"`classes` in `{source}` should be a list of {highest + 1} names or more, as labels go up to {highest}. "
+            f"Found shape {classes.shape}."
+        )
+    return ImageData(**tensors, classes=tuple(str(name) for name in classes))
+
+
+def _images(array: Any, what: str) -> Tensor:
+    grey, colour = array.ndim == 3, array.ndim == 4 and array.shape[-1] == 3
+    if array.dtype != np.uint8 or not (grey or colour) or array.size == 0:
+        raise ValueError(
+            f"{what} should be uint8 of shape (N, H, W) or (N, H, W, 3) and not empty. "
+            f"Found {array.dtype} of shape {array.shape}."
+        )
+    images = torch.from_numpy(array)
+    return images[:, None] if grey else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _labels(array: Any, what: str) -> Tensor:
+    if array.dtype.kind not in "iu" or array.ndim == 0 or array.shape[1:] not in ((), (1,)):
+        raise ValueError(
+            f"{what} should be integers of shape (N,) or (N, 1). Found {array.dtype} of shape {array.shape}."
+        )
+    labels = torch.from_numpy(array.reshape(-1).astype(np.int64))
+    if (labels < 0).any():
+        raise ValueError(f"{what} should be 0 or more. Found {int(labels.min())}.")
+    return labels
+
+
+def _generator(seed: int) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def split(data: ImageData, train_size: int | None, val_size: int, seed: int) -> ImageData:
+    """Draw `train_size` training images (None: all that remain) and `val_size` validation images at random.
+
+    Both come from the training part. The validation images depend on the seed but not on `train_size`, so that runs of
+    several sizes are judged on the same ones. Data with a validation part keeps it, at random `val_size` images of it
+    where it is larger.
+
+    Raises:
+        ValueError: If a size is below 1 or there are too few images.
+    """
+    if val_size < 1:
+        raise ValueError(f"Parameter `val_size` should be a positive integer. Found `{val_size = }`.")
+    generator = _generator(seed)
+    train = torch.randperm(len(data.train_labels), generator=generator)
+    if len(data.val_labels):
+        val = torch.randperm(len(data.val_labels), generator=generator)[:val_size]
+        val_images, val_labels = data.val_images[val], data.val_labels[val]
+    else:
+        val, train = train[:val_size], train[val_size:]
+        val_images, val_labels = data.train_images[val], data.train_labels[val]
+    size = len(train) if train_size is None else train_size
+    if not 1 <= size <= len(train):
+        raise ValueError(
+            f"Parameter `train_size` should be between 1 and {len(train)}, the images that `{val_size = }` leaves of "
+            f"{len(data.train_labels)}. Found `{train_size = }`."
+        )
+    return replace(
+        data,
+        train_images=data.train_images[train[:size]],
+        train_labels=data.train_labels[train[:size]],
+        val_images=val_images,
+        val_labels=val_labels,
+    )
+
+
+def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Give `round(fraction * N)` of the labels int64 `(N,)`, picked at random, one of the other classes at random.
+
+    Returns:
+        The noisy labels int64 `(N,)` and which of them are changed, bool `(N,)`.
+
+    Raises:
+        ValueError: If `fraction` is not between 0 and 1, or `n_classes` leaves no other class.
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"Parameter `fraction` should be between 0 and 1. Found `{fraction = }`.")
+    if n_classes < 2:
+        raise ValueError(f"Parameter `n_classes` should be 2 or more. Found `{n_classes = }`.")
+    generator = _generator(seed)
+    picked = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
+    noisy, changed = labels.clone(), torch.zeros(len(labels), dtype=torch.bool)
+    noisy[picked] = (labels[picked] + torch.randint(1, n_classes, picked.shape, generator=generator)) % n_classes
+    changed[picked] = True
+    return noisy, changed
+
+
+def _salt_and_pepper(images: Tensor, generator: Generator) -> Tensor:
+    """Blacken 1/8 of the pixels and whiten another 1/8, in all channels."""
+    dice = torch.rand(images[:, :1].shape, generator=generator)
+    return images.masked_fill(dice < 1 / 8, 0).masked_fill(dice > 7 / 8, 255)
+
+
+# Ways to damage images uint8 `(N, C, H, W)`. `plant_damage` knows one more, "foreign", which needs other images.
+DAMAGES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+    "noise": lambda images, rng: torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=rng),
+    "salt_and_pepper": _salt_and_pepper,
+    "black": lambda images, rng: torch.zeros_like(images),
+    "over_exposed": lambda images, rng: (images.int() * 4).clamp(max=255).to(torch.uint8),
+    "saturated": lambda images, rng: (images >= 128).to(torch.uint8) * 255,
+    "blurred": lambda images, rng: gaussian_blur(images, kernel_size=[9, 9], sigma=[2.0, 2.0]),
+    "inverted": lambda images, rng: 255 - images,
+}
+
+
+def plant_damage(
+    images: Tensor, count: int, kinds: Sequence[str], seed: int, foreign: Tensor | None = None
+) -> tuple[Tensor, dict[str, list[int]]]:
+    """Damage `count` of the images uint8 `(N, C, H, W)`, picked at random, with each kind in turn.
+
+    Args:
+        images: What to damage; a copy is returned.
+        count: How many images to damage, 0 to `N`.
+        kinds: Keys of `DAMAGES`, or "foreign" to put an image of another data set in the place.
+        seed: Seed of the draw.
+        foreign: Images of that data set, uint8 `(M, C', H', W')`; they are fitted to `C`, `H` and `W`.
+
+    Returns:
+        The images and, by kind, the sorted positions of the damaged ones.
+
+    Raises:
+        ValueError: If `count` is out of range, a kind is unknown, or `foreign` holds too few images.
+    """
+    if not 0 <= count <= len(images):
+        raise ValueError(f"Parameter `count` should be between 0 and {len(images)}. Found `{count = }`.")
+    if not kinds or not {*kinds} <= {*DAMAGES, "foreign"} or len({*kinds}) < len(kinds):
+        allowed = ", ".join([*DAMAGES, "foreign"])
+        raise ValueError(f"Parameter `kinds` should be some of {allowed}, each once. Found `{kinds = }`.")
+    generator = _generator(seed)
+    picked = torch.randperm(len(images), generator=generator)[:count]
+    planted = {kind: picked[place :: len(kinds)].sort().values for place, kind in enumerate(kinds)}
+    damaged = images.clone()
+    for kind, places in planted.items():
+        if len(places) == 0:
+            continue
+        if kind == "foreign":
+            damaged[places] = _foreign(foreign, images[places], generator)
+        else:
+            damaged[places] = DAMAGES[kind](images[places], generator)
+    return damaged, {kind: places.tolist() for kind, places in planted.items()}
+
+
+def _foreign(source: Tensor | None, images: Tensor, generator: Generator) -> Tensor:
+    """Pick as many images of `source` as there are `images`, fitted to their channels and size."""
+    if source is None or len(source) < len(images):
+        found = 0 if source is None else len(source)
+        raise ValueError(f"Parameter `foreign` should hold at least {len(images)} images. Found {found}.")
+    picked = source[torch.randperm(len(source), generator=generator)[: len(images)]].float()
+    if picked.shape[1] != images.shape[1]:
+        picked = picked.mean(1, keepdim=True).expand(-1, images.shape[1], -1, -1)
+    fitted = F.interpolate(picked, size=images.shape[2:], mode="bilinear", antialias=True)
+    return fitted.round().clamp(0, 255).to(torch.uint8)
+
+
+def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, `(C,)`, of images uint8 `(N, C, H, W)` read as 0 to 1."""
+    std, mean = torch.std_mean(images.float().div_(255), dim=(0, 2, 3), correction=0)
+    return mean, std.clamp_min(1 / 255)  # a constant channel must not divide by zero
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Read images uint8 `(N, C, H, W)` as 0 to 1, subtract `mean` `(C,)` and divide by `std` `(C,)`, in float32."""
+    scaled = images.to(torch.float32, copy=True).div_(255)
+    return scaled.sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def crop_and_flip(images: Tensor) -> Tensor:
+    """Shift each image of a batch `(N, C, H, W)` by up to 4 pixels either way, and mirror it with probability 1/2.
+
+    Draws from torch's global generator, as training does. The pixels at the border are repeated outwards, because the
+    usual zeros are not black in normalised images.
+    """
+    n, channels, height, width = images.shape
+    rows = torch.randint(0, 9, (n, 1)) + torch.arange(height)
+    columns = torch.randint(0, 9, (n, 1)) + torch.arange(width)
+    columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
+    image, channel = torch.arange(n)[:, None, None, None], torch.arange(channels)[:, None, None]
+    return F.pad(images, (4, 4, 4, 4), mode="replicate")[image, channel, rows[:, None, :, None], columns[:, None, None]]
+
+
+def _augmented_batch(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = default_collate(samples)
+    return crop_and_flip(images), labels
+
+
+def to_dataset(images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> TensorDataset:
+    """Pair the normalised images with their labels `(N,)`; the other arguments are those of `normalise`."""
+    return TensorDataset(normalise(images, mean, std), labels)
+
+
+Loader = DataLoader[tuple[Tensor, ...]]
+
+
+def make_loaders(data: ImageData, batch_size: int, augment: bool = False) -> tuple[Loader, Loader]:
+    """Loaders of the training part, shuffled, and the validation part, in order, both normalised by the training part.
+
+    With `augment`, training batches go through `crop_and_flip`; the dataset itself still yields the images unchanged.
+    """
+    mean, std = mean_and_std(data.train_images)
+    train = to_dataset(data.train_images, data.train_labels, mean, std)
+    val = to_dataset(data.val_images, data.val_labels, mean, std)
+    collate = _augmented_batch if augment else None
+    return DataLoader(train, batch_size, shuffle=True, collate_fn=collate), DataLoader(val, batch_size)
