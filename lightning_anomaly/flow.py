@@ -16,6 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from lightning_anomaly.capture import evaluating, modules_by_name
+
 # Layers that turn a channel of zeros into a channel of zeros and leave the channels where they are: a normalisation
 # layer behind one of them still sees the convolution's filters. Matched by exact type: a subclass may do anything.
 _CARRIERS: frozenset[type[nn.Module]] = frozenset(
@@ -167,18 +169,10 @@ def observe_flow(model: nn.Module, example_input: Any) -> NormFlow:
     if lazy:
         raise ValueError(f"Parameter `model` should be initialised: run it once before. Found lazy {lazy}.")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
-    devices = {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}
-    flags = [(module, module.training) for module in model.modules()]
     observer = FlowObserver(model)
-    try:
-        for module, _ in flags:  # not `model.eval()`, which a model may override
-            module.training = False
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=devices), observer:
-            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-            torch.func.functional_call(model, buffers, args)
-    finally:
-        for module, training in flags:
-            module.training = training
+    with evaluating(model), torch.inference_mode(False), torch.no_grad(), observer:
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        torch.func.functional_call(model, buffers, args)
     return observer.flow
 
 
@@ -188,16 +182,6 @@ def is_norm(module: nn.Module) -> bool:
         return True
     named = re.search(r"Norm(\dd)?$", type(module).__name__) is not None
     return named and type(module) not in _CARRIERS and next(module.children(), None) is None
-
-
-def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a model by the names that they have without `torch.compile`; a parametrization is no layer."""
-    named = {name: module for name, module in model.named_modules() if "parametrizations" not in name.split(".")}
-    return {_clean_name(name): module for name, module in named.items()}
-
-
-def _clean_name(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _channels(tensor: Tensor) -> tuple[object, ...]:

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from lightning_anomaly.flow import NormFlow, is_norm, modules_by_name, observe_flow
+from lightning_anomaly.capture import modules_by_name
+from lightning_anomaly.flow import NormFlow, is_norm, observe_flow
 from lightning_anomaly.rows import Rows, conv_rows, norm_rows
 
 

@@ -1,0 +1,165 @@
+"""The whole analysis: from feature maps, or from a model and inputs, to a report."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
+from lightning_anomaly.cluster import cluster_filters
+from lightning_anomaly.judge import outlier_samples, shown_clustering, smallest_share
+from lightning_anomaly.reduce import reduce_maps
+from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+from lightning_anomaly.settings import AnalysisSettings
+
+__all__ = ["analyze", "analyze_layer", "analyze_maps"]
+
+_BATCH = 64
+
+
+def analyze(
+    model: nn.Module, inputs: Any, *, layers: Iterable[str] | None = None, settings: AnalysisSettings | None = None
+) -> AnomalyReport:
+    """Run a model on a probe and analyse the filters of its convolutions.
+
+    The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
+    afterwards as before, also after an exception.
+
+    Args:
+        model: Any model, on any device.
+        inputs: The probe. A tensor `(N, ...)` is moved to the model's device and given to the model in batches; a tuple
+            is one call with these arguments, a dict one call with these keyword arguments.
+        layers: Names of the layers to analyse; None takes every convolution.
+        settings: See `AnalysisSettings`; None takes the defaults.
+
+    Returns:
+        The report. Whatever could not be analysed is in its `notes`, each of which is also a warning.
+
+    Raises:
+        ValueError: If a layer does not exist or `inputs` has no samples.
+
+    Examples:
+        >>> inputs = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> inputs[7] *= 30
+        >>> conv = nn.Conv2d(1, 1, 1, bias=False)
+        >>> _ = nn.init.ones_(conv.weight)
+        >>> report = analyze(conv, inputs)
+        >>> report.count, report.layers[""].outliers_of(0)
+        (1, [7])
+    """
+    settings = settings or AnalysisSettings()
+    if isinstance(inputs, Tensor) and (inputs.ndim == 0 or len(inputs) == 0):
+        raise ValueError(f"Parameter `inputs` should hold samples. Found shape {tuple(inputs.shape)}.")
+    capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    with evaluating(model), torch.no_grad():
+        for arguments, keywords in _calls(inputs, device):
+            with capture:
+                model(*arguments, **keywords)
+    report = analyze_maps(capture.maps, settings)
+    for note in report.notes.values():
+        warnings.warn(note, stacklevel=2)
+    return report
+
+
+def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
+    if isinstance(inputs, Tensor):
+        return (((batch.to(device),), {}) for batch in torch.split(inputs, _BATCH))
+    if isinstance(inputs, Mapping):
+        return iter([((), dict(inputs))])
+    return iter([(inputs if isinstance(inputs, tuple) else (inputs,), {})])
+
+
+def analyze_maps(maps: Mapping[str, LayerMaps], settings: AnalysisSettings) -> AnomalyReport:
+    """Analyse captured maps; nothing but the maps and the settings decides the result.
+
+    Args:
+        maps: What a `MapCapture` took.
+        settings: See `AnalysisSettings`.
+
+    Returns:
+        The report. Layers without usable maps are left out of it and named in its notes.
+    """
+    notes: dict[str, str] = {}
+    if not maps:
+        notes["no layers"] = "The model has no convolution: there are no filters to analyse."
+    counts = Counter(layer.count for layer in maps.values() if layer.count)
+    n_samples = counts.most_common(1)[0][0] if counts else 0
+    layers: dict[str, LayerReport] = {}
+    for name, layer in maps.items():
+        problem = layer.problem or (None if layer.batches else "it was never called")
+        if problem is None and layer.count != n_samples:
+            problem = f"it gave {layer.count} maps where most layers gave {n_samples}"
+        if problem:
+            notes[f"{name} left out"] = f"Layer '{name}' is left out of the analysis: {problem}."
+            continue
+        layers[name] = analyze_layer(layer, settings)
+        nonfinite = len(layers[name].filters(NONFINITE))
+        if nonfinite:
+            notes[f"{name} nonfinite"] = (
+                f"Layer '{name}': {nonfinite} of {len(layers[name].verdicts)} filters have NaN or infinite values in "
+                "their maps and are not analysed."
+            )
+    if layers and n_samples < settings.smallest_probe:
+        notes["few samples"] = (
+            f"The probe has {n_samples} samples; at least {settings.smallest_probe} are needed before a cluster can be "
+            f"rare with `rare_fraction = {settings.rare_fraction}` and `max_components = {settings.max_components}`."
+        )
+    return AnomalyReport(layers, n_samples, settings.to_dict(), notes)
+
+
+def analyze_layer(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:
+    """Reduce, cluster and judge the filters of one layer.
+
+    Args:
+        layer: The layer's maps as a `MapCapture` took them.
+        settings: See `AnalysisSettings`.
+
+    Returns:
+        The layer's report.
+    """
+    maps = layer.maps
+    reduction = reduce_maps(maps, engine=settings.engine, max_memory_mb=settings.max_memory_mb)
+    live = reduction.live.nonzero()[:, 0]
+    points = reduction.points if reduction.points.device.type != "mps" else reduction.points.cpu()
+    clustering = cluster_filters(points[live], settings)
+    outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
+    shown = shown_clustering(clustering, outliers, settings.rare_fraction)
+    rows = torch.arange(len(live), device=live.device)
+
+    def per_filter(values: Tensor) -> Tensor:
+        """Values of the live filters, zero for the others, on the CPU."""
+        full = values.new_zeros(maps.shape[1], *values.shape[1:])
+        full[live] = values
+        return full.cpu()
+
+    if len(clustering.n_components):
+        labels = clustering.labels[rows, shown]
+        n_components = clustering.n_components.to(shown.device)[shown]
+        index = clustering.calinski_harabasz[rows, shown]
+    else:  # too few samples for any mixture
+        labels, n_components = torch.zeros_like(outliers, dtype=torch.int64), torch.zeros_like(shown)
+        index = points.new_zeros(len(live))
+    anomaly = per_filter(outliers.any(1)).tolist()
+    verdicts = [ANOMALY if flagged else NORMAL for flagged in anomaly]
+    verdicts = [DEAD if dead else verdict for verdict, dead in zip(verdicts, reduction.constant.tolist(), strict=True)]
+    verdicts = [v if finite else NONFINITE for v, finite in zip(verdicts, reduction.finite.tolist(), strict=True)]
+    analysed = tuple(maps.shape[2:])
+    return LayerReport(
+        verdicts=tuple(verdicts),
+        n_components=per_filter(n_components),
+        calinski_harabasz=per_filter(index),
+        smallest_share=per_filter(smallest_share(labels)),
+        labels=per_filter(labels),
+        points=reduction.points.float().cpu(),
+        outliers=per_filter(outliers),
+        explained=reduction.explained.cpu(),
+        sparsity=layer.sparsity.cpu(),
+        map_size=layer.size or (),
+        analysed_size=analysed,
+    )

@@ -1,0 +1,230 @@
+"""Which layers of a model have feature maps, and how their maps get out while the model runs."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+
+__all__ = ["LayerMaps", "MapCapture", "evaluating", "modules_by_name", "pool_maps", "select_layers"]
+
+_PIECE = 2**22  # values pooled at a time, 16 MiB in float32
+_POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model by the names that they have without `torch.compile`; a parametrization is no layer."""
+    named = {name: module for name, module in model.named_modules() if "parametrizations" not in name.split(".")}
+    return {_clean_name(name): module for name, module in named.items()}
+
+
+def _clean_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
+    """Choose the layers to watch.
+
+    Args:
+        model: The model.
+        layers: Names of modules whose output has shape `(N, F, ...)`. None takes every convolution, lazy and transposed
+            ones included, that accepts hooks (layers of a ScriptModule do not).
+
+    Returns:
+        The modules by name, in the order of `layers` or of the model; empty if the model has no convolution.
+
+    Raises:
+        ValueError: If a name does not exist, if the module accepts no hooks, or if `layers` is empty or a string.
+    """
+    modules = modules_by_name(model)
+    convolutions: dict[str, nn.Module] = {
+        name: module for name, module in modules.items() if isinstance(module, _ConvNd)
+    }
+    if layers is None:
+        return convolutions
+    if isinstance(layers, str) or not (names := list(layers)):
+        raise ValueError(f"Parameter `layers` should be a list of layer names or None. Found `layers = {layers!r}`.")
+    unknown = [name for name in names if name not in modules]
+    if unknown:
+        raise ValueError(
+            f"Parameter `layers` should name layers of the model. Found {unknown}, "
+            f"but its convolutions are {list(convolutions)}."
+        )
+    scripted = [name for name in names if isinstance(modules[name], torch.jit.ScriptModule)]
+    if scripted:
+        raise ValueError(f"Parameter `layers` should name layers that accept hooks. Found ScriptModules {scripted}.")
+    return {name: modules[name] for name in names}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with every module's own flag and the global random state given back at the end."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:  # not `model.eval()`, which a model may override
+            module.training = False
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def pool_maps(maps: Tensor, max_side: int) -> Tensor:
+    """Average-pool maps that are larger than allowed.
+
+    Args:
+        maps: Feature maps `(N, F, ...)` with up to three axes of pixels.
+        max_side: Largest side of a map with two axes (pixels); one with one or three axes may have at most as many
+            pixels as a square of this side.
+
+    Returns:
+        The maps, each side divided by the smallest whole number that makes it fit. Pixels at the end that do not fill
+        a window are averaged among themselves, so nothing is left out.
+    """
+    axes = maps.ndim - 2
+    if axes == 0:
+        return maps
+    side = max(1, int(max_side ** (2 / axes) + 1e-9))
+    windows = [-(-size // side) for size in maps.shape[2:]]
+    if max(windows) == 1:
+        return maps
+    pooled: Tensor = _POOLS[axes](maps, windows, ceil_mode=True, count_include_pad=False)
+    return pooled
+
+
+@dataclass
+class LayerMaps:
+    """The maps of one layer, gathered batch by batch.
+
+    Attributes:
+        batches: Maps `(n, F, ...)`, pooled, float32 or float64, on the device where the model ran.
+        count: Number of samples gathered.
+        size: Sides of a map before pooling (pixels), None until the layer was called.
+        zeros: Number of values that are at most 0 before pooling, of each filter `(F,)`.
+        problem: Why maps could not be taken, if so.
+    """
+
+    batches: list[Tensor] = field(default_factory=list)
+    count: int = 0
+    size: tuple[int, ...] | None = None
+    zeros: Tensor | None = None
+    problem: str | None = None
+
+    @property
+    def sparsity(self) -> Tensor:
+        """Fraction of each filter's values that are at most 0 `(F,)`."""
+        if self.zeros is None or self.size is None:
+            raise RuntimeError("The layer has no maps.")
+        return self.zeros.double() / (self.count * math.prod(self.size))
+
+    @property
+    def maps(self) -> Tensor:
+        """All maps `(N, F, ...)`."""
+        return torch.cat(self.batches)
+
+
+class MapCapture:
+    """Takes the maps of chosen layers out of a model while somebody else runs it.
+
+    Use it as a context manager around a forward pass, or `attach` and `remove` it from two places; the maps of several
+    passes add up, until `limit` samples were seen. Hooks are only on the model in between. If a layer is called several
+    times in one pass, its first call counts.
+
+    Args:
+        layers: The modules to watch, by name.
+        limit: Number of samples to take; None takes all.
+        rectify: Whether negative values are set to zero, before pooling.
+        max_map_side: See `pool_maps`.
+    """
+
+    def __init__(
+        self, layers: dict[str, nn.Module], *, limit: int | None = None, rectify: bool = True, max_map_side: int = 8
+    ) -> None:
+        self._layers = layers
+        self._limit = sys.maxsize if limit is None else limit
+        self._rectify = rectify
+        self._max_map_side = max_map_side
+        self._hooks = ExitStack()
+        self._called: set[str] = set()
+        self.maps: dict[str, LayerMaps] = {name: LayerMaps() for name in layers}
+
+    @property
+    def full(self) -> bool:
+        """Whether some layer has `limit` samples, so that another pass is not needed."""
+        return any(layer.count >= self._limit for layer in self.maps.values())
+
+    def attach(self) -> None:
+        """Puts the hooks on. `remove` must follow, also after an exception."""
+        self.remove()
+        with ExitStack() as hooks:
+            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+                # A compiled model ignores hooks that came later. Without dynamo loaded there is none.
+                hooks.enter_context(torch.compiler.set_stance("force_eager"))
+            for name, module in self._layers.items():
+                hooks.callback(module.register_forward_hook(self._hook(name)).remove)
+            self._hooks = hooks.pop_all()
+
+    def remove(self) -> None:
+        """Takes the hooks off; a second call does nothing."""
+        self._hooks.close()
+        self._called.clear()
+
+    def __enter__(self) -> MapCapture:
+        self.attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def _hook(self, name: str) -> Any:
+        # A plain function: a model that is deep-copied meanwhile does not copy this object.
+        def take(module: nn.Module, args: Any, output: Any) -> None:
+            if name not in self._called:
+                self._called.add(name)
+                self._take(self.maps[name], module, output)
+
+        return take
+
+    def _take(self, layer: LayerMaps, module: nn.Module, output: Any) -> None:
+        if layer.count >= self._limit or layer.problem is not None:
+            return
+        if not isinstance(output, Tensor):
+            layer.problem = f"its output is a {type(output).__name__}, not a tensor"
+            return
+        axes = len(module.kernel_size) if isinstance(module, _ConvNd) else None
+        if not 2 <= output.ndim <= 5 or axes not in (None, output.ndim - 2):
+            layer.problem = f"its output has shape {tuple(output.shape)}, not (samples, filters, ...)"
+            return
+        if not output.is_floating_point():
+            layer.problem = f"its output has type {output.dtype}"
+            return
+        maps = output.detach()[: self._limit - layer.count]
+        if maps.numel() == 0:
+            return
+        if layer.batches and maps.shape[1] != layer.batches[0].shape[1]:
+            layer.problem = f"its number of filters changes, from {layer.batches[0].shape[1]} to {maps.shape[1]}"
+            return
+        if layer.size is not None and tuple(maps.shape[2:]) != layer.size:
+            layer.problem = f"the size of its maps changes, from {layer.size} to {tuple(maps.shape[2:])}"
+            return
+        layer.size = tuple(maps.shape[2:])
+        layer.count += len(maps)
+        # In pieces, so that the copy of a large output is small. Always a copy: the model may change its own in place.
+        dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+        for piece in torch.split(maps, max(1, _PIECE // max(1, maps[0].numel()))):
+            copy = piece.to(dtype, copy=True)
+            if self._rectify:
+                copy.clamp_(min=0)
+            zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
+            layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
+            layer.batches.append(pool_maps(copy, self._max_map_side))

@@ -1,0 +1,229 @@
+"""What an analysis found: numbers per filter, per layer and for the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ANOMALY", "DEAD", "NONFINITE", "NORMAL", "AnomalyReport", "LayerReport"]
+
+NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerReport:
+    """The filters of one layer; tensors are on the CPU.
+
+    Attributes:
+        verdicts: `"normal"`, `"anomaly"`, `"dead"` (the same map for every probe sample) or `"nonfinite"` (NaN or
+            infinity somewhere in its maps), one for each of F filters.
+        n_components: Components K of the clustering shown `(F,)`: the one with the largest Calinski-Harabasz index, for
+            an anomaly filter among those that show its outliers. 0 where nothing was clustered.
+        calinski_harabasz: Its index `(F,)`.
+        smallest_share: Share of the probe samples in its smallest cluster `(F,)`.
+        labels: Its clusters `(F, N)`.
+        points: What was clustered: scores on two principal components, in units of the first one's standard deviation
+            `(F, N, 2)`.
+        outliers: Whether each probe sample is an outlier of each filter `(F, N)`.
+        explained: Fraction of the maps' variance that the two components hold `(F,)`.
+        sparsity: Fraction of the maps' values that are at most 0 `(F,)`.
+        map_size: Sides of a map in the network (pixels).
+        analysed_size: Sides of the map that was analysed, smaller where maps were pooled (pixels).
+    """
+
+    verdicts: tuple[str, ...]
+    n_components: Tensor
+    calinski_harabasz: Tensor
+    smallest_share: Tensor
+    labels: Tensor
+    points: Tensor
+    outliers: Tensor
+    explained: Tensor
+    sparsity: Tensor
+    map_size: tuple[int, ...]
+    analysed_size: tuple[int, ...]
+
+    def filters(self, verdict: str) -> list[int]:
+        """The filters with a verdict."""
+        return [index for index, found in enumerate(self.verdicts) if found == verdict]
+
+    def outliers_of(self, filter_index: int) -> list[int]:
+        """The probe samples that are outliers of a filter."""
+        found: list[int] = self.outliers[filter_index].nonzero()[:, 0].tolist()
+        return found
+
+    @property
+    def fraction(self) -> float:
+        """Anomaly filters as a fraction of the filters that could be clustered; 0 if there is none."""
+        live = len(self.filters(NORMAL)) + len(self.filters(ANOMALY))
+        return len(self.filters(ANOMALY)) / live if live else 0.0
+
+
+_TENSORS = {
+    "n_components": torch.int64,
+    "calinski_harabasz": torch.float64,
+    "smallest_share": torch.float64,
+    "labels": torch.int64,
+    "points": torch.float32,
+    "outliers": torch.bool,
+    "explained": torch.float64,
+    "sparsity": torch.float64,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class AnomalyReport:
+    """What was found in a network. `print(report)` gives a table.
+
+    Attributes:
+        layers: `{layer: LayerReport}` in the network's order.
+        n_samples: Number of probe samples, N.
+        settings: The analysis settings as plain values.
+        notes: What could not be analysed and why, as sentences, by a key that stays the same from report to report.
+    """
+
+    layers: Mapping[str, LayerReport]
+    n_samples: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def _by_layer(self, verdict: str) -> dict[str, list[int]]:
+        found = {name: layer.filters(verdict) for name, layer in self.layers.items()}
+        return {name: filters for name, filters in found.items() if filters}
+
+    @property
+    def anomaly_filters(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}`, layers without any left out."""
+        return self._by_layer(ANOMALY)
+
+    @property
+    def dead_filters(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}` of filters whose map is the same for all samples, layers without any left out."""
+        return self._by_layer(DEAD)
+
+    @property
+    def nonfinite_filters(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}` of filters with NaN or infinite values, layers without any left out."""
+        return self._by_layer(NONFINITE)
+
+    @property
+    def count(self) -> int:
+        """Number of anomaly filters."""
+        return sum(map(len, self.anomaly_filters.values()))
+
+    @property
+    def fraction(self) -> float:
+        """Anomaly filters as a fraction of the filters that could be clustered; 0 if there is none."""
+        return self.fraction_in(self.layers)
+
+    def fraction_in(self, layers: Any) -> float:
+        """`fraction` over some of the layers; a name that the report does not have counts nothing."""
+        verdicts = [v for name in layers if name in self.layers for v in self.layers[name].verdicts]
+        live = verdicts.count(NORMAL) + verdicts.count(ANOMALY)
+        return verdicts.count(ANOMALY) / live if live else 0.0
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of map values that are at most 0, averaged over the filters that have no NaN; 0 without any."""
+        values = [layer.sparsity[i].item() for layer in self.layers.values() for i in range(len(layer.verdicts))
+                  if layer.verdicts[i] != NONFINITE]  # fmt: skip
+        return sum(values) / len(values) if values else 0.0
+
+    @property
+    def outlier_samples(self) -> list[int]:
+        """Of how many anomaly filters each probe sample is an outlier, N numbers."""
+        votes = torch.zeros(self.n_samples, dtype=torch.int64)
+        for layer in self.layers.values():
+            votes += layer.outliers.sum(0)
+        result: list[int] = votes.tolist()
+        return result
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers that are logged: count, fraction, dead, sparsity, outlier_samples and layer/NAME (counts)."""
+        return {
+            "count": float(self.count),
+            "fraction": self.fraction,
+            "dead": float(sum(map(len, self.dead_filters.values()))),
+            "sparsity": self.sparsity,
+            "outlier_samples": float(sum(votes > 0 for votes in self.outlier_samples)),
+            **{f"layer/{name}": float(len(layer.filters(ANOMALY))) for name, layer in self.layers.items()},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values: dicts, lists, strings and numbers."""
+        layers = {}
+        for name, layer in self.layers.items():
+            tensors = {key: getattr(layer, key).tolist() for key in _TENSORS}
+            sizes = {"map_size": list(layer.map_size), "analysed_size": list(layer.analysed_size)}
+            layers[name] = {"verdicts": list(layer.verdicts), **tensors, **sizes}
+        return {
+            "n_samples": self.n_samples,
+            "settings": dict(self.settings),
+            "notes": dict(self.notes),
+            "layers": layers,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AnomalyReport:
+        """The report that `to_dict` was called on.
+
+        Raises:
+            ValueError: If `values` did not come from `to_dict`.
+        """
+        if not isinstance(values, Mapping) or set(values) != {"n_samples", "settings", "notes", "layers"}:
+            keys = sorted(values) if isinstance(values, Mapping) else values
+            raise ValueError(f"Parameter `values` should be what `AnomalyReport.to_dict()` gave. Found keys {keys}.")
+        layers = {}
+        for name, layer in values["layers"].items():
+            shapes = {"points": (len(layer["verdicts"]), -1, 2)}
+            tensors = {
+                key: torch.tensor(layer[key], dtype=dtype).reshape(shapes.get(key, (len(layer["verdicts"]), -1)))
+                if key in ("points", "labels", "outliers")
+                else torch.tensor(layer[key], dtype=dtype)
+                for key, dtype in _TENSORS.items()
+            }
+            layers[name] = LayerReport(
+                verdicts=tuple(layer["verdicts"]),
+                map_size=tuple(layer["map_size"]),
+                analysed_size=tuple(layer["analysed_size"]),
+                **tensors,
+            )
+        return cls(layers, values["n_samples"], dict(values["settings"]), dict(values["notes"]))
+
+    def __str__(self) -> str:
+        header = ("layer", "filters", "anomaly", "dead", "sparsity", "maps", "anomaly filters (outlier samples)")
+        rows = [header]
+        for name, layer in self.layers.items():
+            anomalies = layer.filters(ANOMALY)
+            listed = ", ".join(f"{index} ({int(layer.outliers[index].sum())})" for index in anomalies[:6])
+            rows.append(
+                (
+                    name or "(the model)",
+                    str(len(layer.verdicts)),
+                    str(len(anomalies)),
+                    str(len(layer.filters(DEAD))),
+                    f"{layer.sparsity.mean().item():.2f}",
+                    _size_text(layer),
+                    listed + (", ..." if len(anomalies) > 6 else ""),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "-" * max(map(len, lines)))
+        outliers = sum(votes > 0 for votes in self.outlier_samples)
+        lines.append(
+            f"{self.count} anomaly filters ({100 * self.fraction:.1f}% of those with varying maps), "
+            f"{outliers} of {self.n_samples} probe samples are outliers of at least one"
+        )
+        return "\n".join(lines + [f"note: {note}" for note in self.notes.values()])
+
+
+def _size_text(layer: LayerReport) -> str:
+    size = "x".join(map(str, layer.map_size)) or "1"
+    return (
+        size if layer.map_size == layer.analysed_size else f"{size} pooled to {'x'.join(map(str, layer.analysed_size))}"
+    )

@@ -1,0 +1,93 @@
+"""How an analysis is done, in one frozen dataclass that checks itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+__all__ = ["AnalysisSettings", "Engine", "Init", "Rule", "check_integer"]
+
+Engine = Literal["torch", "sklearn"]
+Init = Literal["kmeans", "random"]
+Rule = Literal["vote", "best"]
+
+
+def check_integer(name: str, value: Any, smallest: int) -> None:
+    """Raises ValueError unless `value` is an integer of at least `smallest`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise ValueError(f"Parameter `{name}` should be an integer of at least {smallest}. Found `{name} = {value!r}`.")
+
+
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """How feature maps are clustered and judged. The source paper leaves all of this open: these are our choices.
+
+    Args:
+        max_components: Mixtures of 2 to `max_components` components are fitted to every filter. With up to 5 the
+            verdict is a property of the filter; with up to 8 it begins to depend on which samples are in the probe.
+        rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples.
+        rule: `"vote"` calls a sample an outlier if it lies in a rare cluster in more than half of a filter's mixtures;
+            `"best"`, the paper's reading, asks only the mixture with the largest Calinski-Harabasz index, and its
+            verdict changes with whatever changes the choice between two near-equal indices.
+        init: `"kmeans"` starts each mixture from the best of `n_init` k-means clusterings; `"random"` runs it from
+            `n_init` random starts and keeps the one with the largest lower bound.
+        n_init: Number of starts.
+        rectify: Whether negative values of the maps are set to zero first, as a ReLU behind the layer would do.
+        max_map_side: Larger maps are average-pooled until no side is larger (pixels). Maps with one or three axes are
+            pooled to at most as many pixels as a square of this side has.
+        engine: `"torch"` fits all filters at once; `"sklearn"` loops over scikit-learn's own estimators, for checks.
+        seed: Seed of the starts. No global random number is drawn.
+        max_memory_mb: Bound on the working memory of the analysis beyond the maps themselves (MiB).
+
+    Raises:
+        ValueError: If a value is not allowed; the message names it and what is.
+
+    Examples:
+        >>> AnalysisSettings.paper().max_components
+        8
+    """
+
+    max_components: int = 5
+    rare_fraction: float = 0.01
+    rule: Rule = "vote"
+    init: Init = "kmeans"
+    n_init: int = 20
+    rectify: bool = True
+    max_map_side: int = 8
+    engine: Engine = "torch"
+    seed: int = 0
+    max_memory_mb: int = 256
+
+    def __post_init__(self) -> None:
+        check_integer("max_components", self.max_components, 2)
+        check_integer("n_init", self.n_init, 1)
+        check_integer("max_map_side", self.max_map_side, 1)
+        check_integer("seed", self.seed, 0)
+        check_integer("max_memory_mb", self.max_memory_mb, 1)
+        fraction = self.rare_fraction
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 0.5:
+            raise ValueError(
+                f"Parameter `rare_fraction` should be a number in (0, 0.5]. Found `rare_fraction = {fraction!r}`."
+            )
+        if not isinstance(self.rectify, bool):
+            raise ValueError(f"Parameter `rectify` should be True or False. Found `rectify = {self.rectify!r}`.")
+        for name, allowed in (("rule", Rule), ("init", Init), ("engine", Engine)):
+            value = getattr(self, name)
+            if value not in get_args(allowed):
+                raise ValueError(
+                    f"Parameter `{name}` should be one of {list(get_args(allowed))}. Found `{name} = {value!r}`."
+                )
+
+    @classmethod
+    def paper(cls) -> AnalysisSettings:
+        """The literal reading of the source paper: one random start, K up to 8 chosen by Calinski-Harabasz alone."""
+        return cls(max_components=8, rule="best", init="random", n_init=1)
+
+    @property
+    def smallest_probe(self) -> int:
+        """The number of samples below which no cluster could be rare, or a component would have hardly a sample."""
+        return max(-int(-1 // self.rare_fraction), 2 * self.max_components)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values; `AnalysisSettings(**values)` is the way back."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
