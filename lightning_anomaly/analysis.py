@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
+from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, scripted_note, select_layers
 from lightning_anomaly.cluster import cluster_filters
 from lightning_anomaly.judge import outlier_samples, shown_clustering, smallest_share
 from lightning_anomaly.reduce import reduce_maps
@@ -61,7 +61,7 @@ def analyze(
         for arguments, keywords in _calls(inputs, device):
             with capture:
                 model(*arguments, **keywords)
-    report = analyze_maps(capture.maps, settings)
+    report = analyze_maps(capture.maps, settings, scripted_note(model) if layers is None else None)
     for note in report.notes.values():
         warnings.warn(note, stacklevel=2)
     return report
@@ -75,18 +75,21 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
     return iter([(inputs if isinstance(inputs, tuple) else (inputs,), {})])
 
 
-def analyze_maps(maps: Mapping[str, LayerMaps], settings: AnalysisSettings) -> AnomalyReport:
+def analyze_maps(
+    maps: Mapping[str, LayerMaps], settings: AnalysisSettings, notes: Mapping[str, str] | None = None
+) -> AnomalyReport:
     """Analyse captured maps; nothing but the maps and the settings decides the result.
 
     Args:
         maps: What a `MapCapture` took.
         settings: See `AnalysisSettings`.
+        notes: Notes of the caller's that the report should also have.
 
     Returns:
         The report. Layers without usable maps are left out of it and named in its notes.
     """
-    notes: dict[str, str] = {}
-    if not maps:
+    notes = dict(notes or {})
+    if not maps and not notes:
         notes["no layers"] = "The model has no convolution: there are no filters to analyse."
     counts = Counter(layer.count for layer in maps.values() if layer.count)
     n_samples = counts.most_common(1)[0][0] if counts else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["LayerMaps", "MapCapture", "evaluating", "modules_by_name", "pool_maps", "select_layers"]
+__all__ = ["LayerMaps", "MapCapture", "evaluating", "modules_by_name", "pool_maps", "scripted_note", "select_layers"]
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -30,13 +31,16 @@ def _clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
+def select_layers(
+    model: nn.Module, layers: Iterable[str] | None = None, *, argument: str = "layers"
+) -> dict[str, nn.Module]:
     """Choose the layers to watch.
 
     Args:
         model: The model.
         layers: Names of modules whose output has shape `(N, F, ...)`. None takes every convolution, lazy and transposed
             ones included, that accepts hooks (layers of a ScriptModule do not).
+        argument: The name that errors call `layers` by.
 
     Returns:
         The modules by name, in the order of `layers` or of the model; empty if the model has no convolution.
@@ -51,17 +55,32 @@ def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     if layers is None:
         return convolutions
     if isinstance(layers, str) or not (names := list(layers)):
-        raise ValueError(f"Parameter `layers` should be a list of layer names or None. Found `layers = {layers!r}`.")
+        raise ValueError(f"Parameter `{argument}` should be a list of layer names or None. Found {layers!r}.")
     unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(
-            f"Parameter `layers` should name layers of the model. Found {unknown}, "
+            f"Parameter `{argument}` should name layers of the model. Found {unknown}, "
             f"but its convolutions are {list(convolutions)}."
         )
     scripted = [name for name in names if isinstance(modules[name], torch.jit.ScriptModule)]
     if scripted:
-        raise ValueError(f"Parameter `layers` should name layers that accept hooks. Found ScriptModules {scripted}.")
+        raise ValueError(
+            f"Parameter `{argument}` should name layers that accept hooks. Found ScriptModules {scripted}."
+        )
     return {name: modules[name] for name in names}
+
+
+def scripted_note(model: nn.Module) -> dict[str, str]:
+    """A note on the convolutions inside ScriptModules, which accept no hooks; empty if there are none."""
+    scripted = [
+        name
+        for name, module in modules_by_name(model).items()
+        if isinstance(module, torch.jit.ScriptModule)
+        and re.fullmatch(r"Conv(Transpose)?[123]d", str(getattr(module, "original_name", "")))
+    ]
+    if not scripted:
+        return {}
+    return {"scripted": f"{len(scripted)} convolutions are skipped, as ScriptModules accept no hooks: {scripted}."}
 
 
 @contextmanager
@@ -77,6 +96,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+_eager_users = 0
+_eager_stance = ExitStack()
+
+
+@contextmanager
+def compiled_models_eager() -> Iterator[None]:
+    """Runs compiled models eagerly inside, as they ignore hooks that came later.
+
+    Several uses may overlap and end in any order: the first one sets torch's stance, the last one gives it back. A
+    stance of each one's own would be given back in the wrong order, and leave the process eager for good.
+    """
+    global _eager_users
+    # Without dynamo loaded there is no compiled model.
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    if _eager_users == 0:
+        _eager_stance.enter_context(torch.compiler.set_stance("force_eager"))
+    _eager_users += 1
+    try:
+        yield
+    finally:
+        _eager_users -= 1
+        if _eager_users == 0:
+            _eager_stance.close()
 
 
 def pool_maps(maps: Tensor, max_side: int) -> Tensor:
@@ -100,6 +146,27 @@ def pool_maps(maps: Tensor, max_side: int) -> Tensor:
         return maps
     pooled: Tensor = _POOLS[axes](maps, windows, ceil_mode=True, count_include_pad=False)
     return pooled
+
+
+class _Eager:
+    """Compiled models run uncompiled while anybody is inside. Uses may overlap and end in any order; stances may not."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._stance = ExitStack()
+
+    def __enter__(self) -> None:
+        if self._users == 0:
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        self._users += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._users -= 1
+        if self._users == 0:
+            self._stance.close()
+
+
+_EAGER = _Eager()
 
 
 @dataclass
@@ -167,9 +234,7 @@ class MapCapture:
         """Puts the hooks on. `remove` must follow, also after an exception."""
         self.remove()
         with ExitStack() as hooks:
-            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-                # A compiled model ignores hooks that came later. Without dynamo loaded there is none.
-                hooks.enter_context(torch.compiler.set_stance("force_eager"))
+            hooks.enter_context(compiled_models_eager())
             for name, module in self._layers.items():
                 hooks.callback(module.register_forward_hook(self._hook(name)).remove)
             self._hooks = hooks.pop_all()
@@ -191,7 +256,10 @@ class MapCapture:
         def take(module: nn.Module, args: Any, output: Any) -> None:
             if name not in self._called:
                 self._called.add(name)
-                self._take(self.maps[name], module, output)
+                try:
+                    self._take(self.maps[name], module, output)
+                except Exception as error:  # the forward pass is not ours to break
+                    self.maps[name].problem = f"taking its maps failed with {error!r}"
 
         return take
 

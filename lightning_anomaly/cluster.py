@@ -148,9 +148,9 @@ def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
     sums.scatter_add_(3, member.expand_as(own), own)
     means = sums / sizes.clamp(min=1)[:, :, None]
     between = (sizes[:, :, None] * means.square()).sum((2, 3))
-    within = (own - means.gather(3, member.expand_as(own))).square().sum((2, 3))
+    within = (own - means.gather(3, member.expand_as(own))).square().sum(3).sum(2)
     ratio = between * (samples - occupied) / (within * (occupied - 1))
-    index = torch.where(within > 0, ratio, 1.0)
+    index = torch.where(within > 0, ratio, 1.0).clamp(max=torch.finfo(points.dtype).max)
     return torch.where((occupied > 1) & (occupied < samples), index, 0.0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from lightning_anomaly.capture import evaluating, modules_by_name
+from lightning_anomaly.capture import compiled_models_eager, evaluating, modules_by_name
 
 # Layers that turn a channel of zeros into a channel of zeros and leave the channels where they are: a normalisation
 # layer behind one of them still sees the convolution's filters. Matched by exact type: a subclass may do anything.
@@ -76,9 +75,7 @@ class FlowObserver:
         """Registers the hooks. `remove` must follow, also after an exception."""
         self.remove()
         with ExitStack() as hooks:
-            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
-                # A compiled model ignores hooks that came later. Without dynamo loaded there is none.
-                hooks.enter_context(torch.compiler.set_stance("force_eager"))
+            hooks.enter_context(compiled_models_eager())
             for name, module in modules_by_name(self._model).items():
                 self._watch(hooks, name, module)
             self._hooks = hooks.pop_all()

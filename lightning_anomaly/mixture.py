@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -185,9 +186,11 @@ def _step(
     """One E-step and M-step: the new weights, means and factors, and the lower bound before them."""
     joint, y1, y2 = _log_joint(points, weights, means, factors)
     largest = joint.amax(1)
-    resp = joint.softmax(1)
-    # log-sum-exp without another pass: the largest term's share of the sum is the largest responsibility.
-    bound = (largest - resp.amax(1).log()).mean(1)
+    # Neither `softmax` nor `sum` over K: with several threads their last bits depend on a mixture's place in the batch.
+    resp = joint.sub_(largest[:, None]).exp_()
+    total = reduce(torch.add, resp.unbind(1))
+    bound = (largest + total.log()).mean(1)
+    resp /= total[:, None]
     s = resp.sum(2)
     r1, r2 = resp * y1, resp * y2
     s1, s2 = r1.sum(2), r2.sum(2)

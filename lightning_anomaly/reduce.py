@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["Reduction", "reduce_maps"]
 
@@ -14,6 +16,7 @@ _EXACT_SIZE = 24  # up to this many pixels (or samples) a full eigendecompositio
 _BLOCK = 8  # directions iterated at once; the eight largest eigenvalues may be close without slowing the first two
 _ROUNDS = 12
 _TOLERANCE = 1e-12
+_LINE = 8  # values in a cache line
 
 
 @dataclass(frozen=True)
@@ -63,23 +66,41 @@ def reduce_maps(maps: Tensor, *, engine: str = "torch", max_memory_mb: int = 256
 
 def _reduce(maps: Tensor, rounding: float, engine: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = maps.transpose(0, 1).flatten(2) if maps.ndim > 2 else maps.transpose(0, 1)[:, :, None]
-    rows = rows.to(torch.float64, copy=True)
+    rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     finite = rows.isfinite().all(2).all(1)
     rows[~finite] = 0
     largest = rows.abs().amax((1, 2), keepdim=True)
     rows /= torch.where(largest > 0, largest, 1)
-    rows -= rows.mean(1, keepdim=True)
-    total = rows.square().sum((1, 2))
+    rows -= _each(lambda row: row.mean(0, keepdim=True), rows)
+    total = _each(_sum_of_squares, rows)
     constant = finite & (total <= rounding**2 * rows[0].numel())
     live = (finite & ~constant).nonzero()[:, 0]
     points = rows.new_zeros(len(rows), rows.shape[1], 2)
     explained = rows.new_zeros(len(rows))
     if len(live):
         scores = _scores_sklearn(rows[live]) if engine == "sklearn" else _scores(rows[live])
-        spread = scores[..., 0].square().mean(1).sqrt()
+        spread = (_each(_sum_of_squares, scores[..., 0]) / rows.shape[1]).sqrt()
         points[live] = scores / spread[:, None, None]
-        explained[live] = (scores.square().sum((1, 2)) / total[live]).clamp(max=1)
+        explained[live] = (_each(_sum_of_squares, scores) / total[live]).clamp(max=1)
     return points, explained, constant, finite
+
+
+def _each(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """The results of a function of every filter's own slices `(F, ...)`.
+
+    Not all filters at once: how torch splits a sum or a matrix product, and with it the last bits of the result, may
+    depend on the number of filters.
+    """
+    return torch.stack([function(*slices) for slices in zip(*tensors, strict=True)])
+
+
+def _sum_of_squares(row: Tensor) -> Tensor:
+    return row.square().sum()
+
+
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix products of `(F, A, B)` and `(F, B, C)`, on the CPU one by one."""
+    return left @ right if left.is_cuda else _each(torch.mm, left, right)
 
 
 def _scores(rows: Tensor) -> Tensor:
@@ -87,14 +108,16 @@ def _scores(rows: Tensor) -> Tensor:
     samples, pixels = rows.shape[1:]
     if pixels == 1:
         return torch.cat([rows, torch.zeros_like(rows)], 2)
+    # What BLAS and LAPACK round depends on where a matrix lies in memory: zeros put every filter on whole cache lines.
+    rows = functional.pad(rows, (0, -pixels % _LINE, 0, -samples % _LINE))
     if samples < pixels:
-        values, vectors = _leading(rows @ rows.transpose(1, 2))
+        values, vectors = _leading(_multiply(rows, rows.transpose(1, 2)))
         scores = vectors * values.clamp(min=0).sqrt()[:, None]
-        axes = rows.transpose(1, 2) @ vectors
+        axes = _multiply(rows.transpose(1, 2), vectors)
     else:
-        _, axes = _leading(rows.transpose(1, 2) @ rows)
-        scores = rows @ axes
-    return scores * _signs(axes)
+        _, axes = _leading(_multiply(rows.transpose(1, 2), rows))
+        scores = _multiply(rows, axes)
+    return (scores * _signs(axes))[:, :samples]
 
 
 def _signs(axes: Tensor) -> Tensor:
@@ -117,19 +140,19 @@ def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None]
     gram = gram / trace[:, :, None]
     if size > _EXACT_SIZE:
-        squared = gram @ gram
-        power = squared @ squared  # one multiplication by it advances the iteration by four steps
+        squared = _multiply(gram, gram)
+        power = _multiply(squared, squared)  # one multiplication by it advances the iteration by four steps
         # Any start that is not orthogonal to what is sought will do; the same for every filter.
         start = torch.randn(size, _BLOCK, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         basis = start.to(gram).expand(filters, -1, -1)
         matrix = gram
         for _ in range(_ROUNDS):
-            basis = torch.linalg.qr(power @ (power @ basis))[0]
-            image = matrix @ basis
-            ritz, rotation = torch.linalg.eigh(basis.transpose(1, 2) @ image)
+            basis = torch.linalg.qr(_multiply(power, _multiply(power, basis)))[0]
+            image = _multiply(matrix, basis)
+            ritz, rotation = torch.linalg.eigh(_multiply(basis.transpose(1, 2), image))
             first = rotation[:, :, -2:].flip(2)
-            vector, ritz = basis @ first, ritz[:, -2:].flip(1)
-            residual = (image @ first - vector * ritz[:, None]).norm(dim=1).amax(1)
+            vector, ritz = _multiply(basis, first), ritz[:, -2:].flip(1)
+            residual = (_multiply(image, first) - vector * ritz[:, None]).norm(dim=1).amax(1)
             done = residual <= _TOLERANCE * ritz[:, 0]
             values[todo[done]], vectors[todo[done]] = ritz[done], vector[done]
             todo, matrix, power, basis = todo[~done], matrix[~done], power[~done], basis[~done]
@@ -148,6 +171,6 @@ def _scores_sklearn(rows: Tensor) -> Tensor:
         pca = PCA(min(2, *filter_rows.shape), svd_solver="full")
         points = torch.from_numpy(pca.fit_transform(filter_rows))
         points = points * _signs(torch.from_numpy(pca.components_).T[None])[0]
-        return torch.nn.functional.pad(points, (0, 2 - points.shape[1]))
+        return functional.pad(points, (0, 2 - points.shape[1]))
 
     return torch.stack([scores(filter_rows) for filter_rows in rows.cpu().numpy()]).to(rows)

@@ -130,5 +130,8 @@ def _uniform(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def _sorted(points: Tensor) -> Tensor:
-    order = points[..., 0].argsort(dim=1, stable=True)
-    return points.gather(1, order[..., None].expand(-1, -1, 2))
+    """Points in the order of their first coordinate, equals in that of their second."""
+    for axis in (1, 0):
+        order = points[..., axis].argsort(dim=1, stable=True)
+        points = points.gather(1, order[..., None].expand(-1, -1, 2))
+    return points

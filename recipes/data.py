@@ -1,4 +1,4 @@
-"""Images for the recipes: read, split, damaged on purpose, and put into loaders.
+"""Images for the recipes: read, split and put into loaders.
 
 Functions on tensors that change nothing they are given. What is random takes a seed and draws from a generator of its
 own, except for `crop_and_flip`. Axes: `N` images, `C` channels, `H W` pixels; images are uint8 until `normalise`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchvision import datasets
-from torchvision.transforms.functional import gaussian_blur
 
 _TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 DATA_SETS = ("digits", *_TORCHVISION)
@@ -209,94 +207,6 @@ def split(data: ImageData, train_size: int | None, val_size: int, seed: int) -> 
         val_images=val_images,
         val_labels=val_labels,
     )
-
-
-def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Give `round(fraction * N)` of the labels int64 `(N,)`, picked at random, one of the other classes at random.
-
-    Returns:
-        The noisy labels int64 `(N,)` and which of them are changed, bool `(N,)`.
-
-    Raises:
-        ValueError: If `fraction` is not between 0 and 1, or `n_classes` leaves no other class.
-    """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"Parameter `fraction` should be between 0 and 1. Found `{fraction = }`.")
-    if n_classes < 2:
-        raise ValueError(f"Parameter `n_classes` should be 2 or more. Found `{n_classes = }`.")
-    generator = _generator(seed)
-    picked = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
-    noisy, changed = labels.clone(), torch.zeros(len(labels), dtype=torch.bool)
-    noisy[picked] = (labels[picked] + torch.randint(1, n_classes, picked.shape, generator=generator)) % n_classes
-    changed[picked] = True
-    return noisy, changed
-
-
-def _salt_and_pepper(images: Tensor, generator: Generator) -> Tensor:
-    """Blacken 1/8 of the pixels and whiten another 1/8, in all channels."""
-    dice = torch.rand(images[:, :1].shape, generator=generator)
-    return images.masked_fill(dice < 1 / 8, 0).masked_fill(dice > 7 / 8, 255)
-
-
-# Ways to damage images uint8 `(N, C, H, W)`. `plant_damage` knows one more, "foreign", which needs other images.
-DAMAGES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
-    "noise": lambda images, rng: torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=rng),
-    "salt_and_pepper": _salt_and_pepper,
-    "black": lambda images, rng: torch.zeros_like(images),
-    "over_exposed": lambda images, rng: (images.int() * 4).clamp(max=255).to(torch.uint8),
-    "saturated": lambda images, rng: (images >= 128).to(torch.uint8) * 255,
-    "blurred": lambda images, rng: gaussian_blur(images, kernel_size=[9, 9], sigma=[2.0, 2.0]),
-    "inverted": lambda images, rng: 255 - images,
-}
-
-
-def plant_damage(
-    images: Tensor, count: int, kinds: Sequence[str], seed: int, foreign: Tensor | None = None
-) -> tuple[Tensor, dict[str, list[int]]]:
-    """Damage `count` of the images uint8 `(N, C, H, W)`, picked at random, with each kind in turn.
-
-    Args:
-        images: What to damage; a copy is returned.
-        count: How many images to damage, 0 to `N`.
-        kinds: Keys of `DAMAGES`, or "foreign" to put an image of another data set in the place.
-        seed: Seed of the draw.
-        foreign: Images of that data set, uint8 `(M, C', H', W')`; they are fitted to `C`, `H` and `W`.
-
-    Returns:
-        The images and, by kind, the sorted positions of the damaged ones.
-
-    Raises:
-        ValueError: If `count` is out of range, a kind is unknown, or `foreign` holds too few images.
-    """
-    if not 0 <= count <= len(images):
-        raise ValueError(f"Parameter `count` should be between 0 and {len(images)}. Found `{count = }`.")
-    if not kinds or not {*kinds} <= {*DAMAGES, "foreign"} or len({*kinds}) < len(kinds):
-        allowed = ", ".join([*DAMAGES, "foreign"])
-        raise ValueError(f"Parameter `kinds` should be some of {allowed}, each once. Found `{kinds = }`.")
-    generator = _generator(seed)
-    picked = torch.randperm(len(images), generator=generator)[:count]
-    planted = {kind: picked[place :: len(kinds)].sort().values for place, kind in enumerate(kinds)}
-    damaged = images.clone()
-    for kind, places in planted.items():
-        if len(places) == 0:
-            continue
-        if kind == "foreign":
-            damaged[places] = _foreign(foreign, images[places], generator)
-        else:
-            damaged[places] = DAMAGES[kind](images[places], generator)
-    return damaged, {kind: places.tolist() for kind, places in planted.items()}
-
-
-def _foreign(source: Tensor | None, images: Tensor, generator: Generator) -> Tensor:
-    """Pick as many images of `source` as there are `images`, fitted to their channels and size."""
-    if source is None or len(source) < len(images):
-        found = 0 if source is None else len(source)
-        raise ValueError(f"Parameter `foreign` should hold at least {len(images)} images. Found {found}.")
-    picked = source[torch.randperm(len(source), generator=generator)[: len(images)]].float()
-    if picked.shape[1] != images.shape[1]:
-        picked = picked.mean(1, keepdim=True).expand(-1, images.shape[1], -1, -1)
-    fitted = F.interpolate(picked, size=images.shape[2:], mode="bilinear", antialias=True)
-    return fitted.round().clamp(0, 255).to(torch.uint8)
 
 
 def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """The three networks of the source paper, sized for images from 16x16 to 64x64.
 
-The paper names them (AlexNet, LeNet-5 and a simple CNN) without giving their sizes, so the sizes here are ours: AlexNet
-keeps torchvision's five convolutions (64, 192, 384, 256 and 256 filters, 1,152 in all) behind a stem with a smaller stride,
-because the original stem reduces a 32x32 image to nothing; its two hidden linear layers have 1,024 units instead of 4,096.
+The paper names them (AlexNet, LeNet-5 and a simple CNN); their sizes are not known to us, so these are ours. AlexNet
+keeps torchvision's five convolutions (64, 192, 384, 256 and 256 filters, 1,152 in all) behind a stem with a smaller
+stride, because the original one reduces a 32x32 image to nothing; its two hidden linear layers have 1,024 units each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def lenet5(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
 
 
 def alexnet(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
-    """torchvision's AlexNet, 1,152 filters, with a stem of stride 2 that fits 32x32 images."""
+    """AlexNet with torchvision's 1,152 filters and a stem of stride 2 that fits 32x32 images."""
     return nn.Sequential(
         nn.Conv2d(channels, 64, 5, stride=2, padding=2),
         nn.ReLU(),

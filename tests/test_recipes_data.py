@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from recipes.damage import DAMAGES, plant_damage, with_label_noise
 from recipes.data import (
-    DAMAGES,
     ImageData,
     crop_and_flip,
     load_images,
     make_loaders,
     mean_and_std,
     normalise,
-    plant_damage,
     split,
     to_dataset,
-    with_label_noise,
 )
 
 RNG = np.random.default_rng(0)

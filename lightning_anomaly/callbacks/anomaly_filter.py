@@ -1,0 +1,302 @@
+"""The callback that watches: analyses the filters at the end of a validation and logs what it found."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from functools import partial
+from typing import Any, Literal
+
+import torch.distributed as dist
+
+from lightning_anomaly.callbacks.base import AnyCallback
+from lightning_anomaly.callbacks.figures import FigureSchedule
+from lightning_anomaly.callbacks.probe import shuffles
+from lightning_anomaly.callbacks.watch import ValidationWatch
+from lightning_anomaly.capture import scripted_note, select_layers
+from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.rise import rise
+from lightning_anomaly.settings import AnalysisSettings, Engine, Init, Rule, check_integer, check_one_of
+
+__all__ = ["AnomalyFilterCallback"]
+
+_METRICS = ("count", "fraction", "dead", "sparsity", "outlier_samples", "rise", "seconds")
+
+
+class AnomalyFilterCallback(AnyCallback):
+    """Finds anomaly filters at the end of validations and logs how many there are.
+
+    The maps are taken while the validation step itself runs, so there is no second forward pass, and nothing of the
+    training is touched: no global random number is drawn, no flag, buffer, gradient or hook is left changed.
+
+    Logged at every validation, as finite floats under `log_key_prefix`: `count` (anomaly filters), `fraction` (of the
+    filters whose maps vary), `dead` (filters with the same map for every sample), `sparsity` (fraction of map values
+    at most 0), `outlier_samples` (probe samples that are outliers of some filter), `rise` (how far the fraction has
+    risen and stayed above its minimum, see `lightning_anomaly.rise`), `seconds` (taken by the analysis) and
+    `layer/NAME` (count in each layer).
+
+    Args:
+        layers: Names of the layers to analyse, as in `model.named_modules()`; None takes every convolution.
+        probe: `"val"` takes the first samples that the first validation loader yields; `"train"` takes a fixed random
+            sample of the training set and runs the module's `forward` on it in evaluation mode.
+        probe_size: Number of probe samples, over all processes.
+        every_n_validations: Analyse at every n-th validation, and log the last values again at the others.
+        log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
+        signal_layers: Names of the layers whose anomaly fraction gives `rise`; None takes all that are analysed.
+        log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
+        overlay_tags: Tags for the chart that lays losses and anomaly count over each other in TensorBoard; None finds
+            the training and the validation loss among what was logged.
+        on_error: What a failing analysis does: `"warn"` goes on with the last values, `"raise"` stops the training.
+        max_components: See `AnalysisSettings`, as for the arguments below.
+        rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples.
+        rule: How the mixtures of a filter lead to a verdict, `"vote"` or `"best"`.
+        init: Where mixtures start, `"kmeans"` or `"random"`.
+        n_init: Number of starts.
+        rectify: Whether negative values of the maps are set to zero first.
+        max_map_side: Larger maps are average-pooled (pixels).
+        engine: `"torch"`, or `"sklearn"` for checks.
+        seed: Seed of the starts.
+        max_memory_mb: Bound on the working memory of the analysis (MiB).
+
+    Attributes:
+        report: The last `AnomalyReport`, None before the first validation. Every process has it.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `signal` (the fraction in
+            the signal layers) and `anomaly_filters`.
+
+    Raises:
+        ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
+
+    Examples:
+        >>> callback = AnomalyFilterCallback(probe_size=256)
+        >>> callback.report is None, callback.history
+        (True, [])
+    """
+
+    def __init__(
+        self,
+        layers: list[str] | None = None,
+        probe: Literal["val", "train"] = "val",
+        probe_size: int = 512,
+        every_n_validations: int = 1,
+        log_key_prefix: str = "anomaly_filters",
+        signal_layers: list[str] | None = None,
+        log_figures: bool = True,
+        overlay_tags: list[str] | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
+        max_components: int = 5,
+        rare_fraction: float = 0.02,
+        rule: Rule = "vote",
+        init: Init = "kmeans",
+        n_init: int = 20,
+        rectify: bool = True,
+        max_map_side: int = 8,
+        engine: Engine = "torch",
+        seed: int = 0,
+        max_memory_mb: int = 256,
+    ) -> None:
+        self.settings = AnalysisSettings(
+            max_components=max_components,
+            rare_fraction=rare_fraction,
+            rule=rule,
+            init=init,
+            n_init=n_init,
+            rectify=rectify,
+            max_map_side=max_map_side,
+            engine=engine,
+            seed=seed,
+            max_memory_mb=max_memory_mb,
+        )
+        check_one_of("probe", probe, ("val", "train"))
+        check_one_of("on_error", on_error, ("warn", "raise"))
+        check_integer("probe_size", probe_size, self.settings.smallest_probe)
+        check_integer("every_n_validations", every_n_validations, 1)
+        if not isinstance(log_key_prefix, str) or not log_key_prefix:
+            raise ValueError(
+                f"Parameter `log_key_prefix` should be a string of at least one character. Found {log_key_prefix!r}."
+            )
+        self.layers = layers
+        self.probe = probe
+        self.probe_size = probe_size
+        self.every_n_validations = every_n_validations
+        self.log_key_prefix = log_key_prefix
+        self.signal_layers = signal_layers
+        self.on_error = on_error
+        self.report: AnomalyReport | None = None
+        self.history: list[dict[str, Any]] = []
+        self._validations = 0
+        self._metrics = dict.fromkeys(_METRICS, 0.0)
+        self._watch: ValidationWatch | None = None
+        self._warned: set[str] = set()
+        self._figures = FigureSchedule(log_key_prefix, overlay_tags, log_figures)
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint."""
+        return f"AnomalyFilterCallback[{self.log_key_prefix}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history and the last logged values, as plain values."""
+        return {"history": list(self.history), "validations": self._validations, "metrics": dict(self._metrics)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.history = list(state_dict["history"])
+        self._validations = int(state_dict["validations"])
+        self._metrics = dict(state_dict["metrics"])
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Checks the configuration against the model, unless the model builds its layers later."""
+        twins = [c for c in trainer.callbacks if isinstance(c, AnomalyFilterCallback) and c is not self]
+        if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
+            raise ValueError(
+                "Parameter `log_key_prefix` should be different for each AnomalyFilterCallback of a Trainer. "
+                f"Found {self.log_key_prefix!r} twice."
+            )
+        if not any(_overrides(pl_module, hook) for hook in ("setup", "configure_model")):
+            self._watched(pl_module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Checks layer names, now that every layer is there."""
+        self._watched(pl_module)
+        self._figures.start()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Says so if nothing will ever be analysed."""
+        if not trainer.enable_validation and not trainer.barebones:
+            self._warn_once(
+                "no validation",
+                "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
+                "loader, or `limit_val_batches = 0`. Nothing will be analysed.",
+            )
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Prepares to take maps, if this validation is to be analysed."""
+        self._release()
+        fitting = trainer.state.fn == "fit"
+        if trainer.sanity_checking or trainer.barebones or (fitting and self._validations % self.every_n_validations):
+            return
+        if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
+            self._warn_once(
+                "shuffled",
+                "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
+                'comparable. Set `shuffle = False`, or use `probe = "train"`, which takes a fixed sample.',
+            )
+        layers = self._watched(pl_module)
+        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
+        self._metrics = {**{f"layer/{name}": 0.0 for name in layers}, **self._metrics}
+        self._watch = ValidationWatch(
+            trainer,
+            pl_module,
+            layers=layers,
+            probe=self.probe,
+            probe_size=self.probe_size,
+            settings=self.settings,
+            on_batch=partial(self._figures.keep_images, trainer, self.probe_size),
+        )
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Hooks the layers for the validation step to come."""
+        if self._watch is not None and dataloader_idx == 0:
+            self._watch.before_batch(batch)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Takes the hooks off again."""
+        if self._watch is not None:
+            self._watch.after_batch()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leaves no hook behind."""
+        self._release()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leaves no hook and no map behind."""
+        self._release()
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Analyses what was taken, and logs."""
+        if trainer.sanity_checking or trainer.barebones:
+            return
+        analysed = self._watch is not None and self._analyse(trainer, pl_module, self._watch)
+        if trainer.state.fn == "fit":
+            self._validations += 1
+            self._remember(trainer)
+        for name, value in self._metrics.items():
+            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
+                          prog_bar=name == "count")  # fmt: skip
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning puts this validation's values
+            self._figures.log(trainer, self.report if analysed else None, step)
+        self._release()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Logs figures of the last analysis, if that has not happened."""
+        if trainer.is_global_zero:
+            self._figures.finish(trainer, self.report)
+
+    def _watched(self, pl_module: Any) -> dict[str, Any]:
+        if self.signal_layers is not None:
+            select_layers(pl_module, self.signal_layers, argument="signal_layers")
+        return select_layers(pl_module, self.layers)
+
+    def _analyse(self, trainer: Any, pl_module: Any, watch: ValidationWatch) -> bool:
+        """Sets the report and the metrics; whether that went well."""
+        started = time.perf_counter()
+        report, failure = watch.analyse(scripted_note(pl_module) if self.layers is None else {})
+        if report is None:
+            if self.on_error == "raise" and failure is not None:
+                raise failure
+            self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
+            return False
+        self.report = report
+        self._warn_about(report, trainer.fast_dev_run)
+        self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
+        return True
+
+    def _remember(self, trainer: Any) -> None:
+        signal = 0.0
+        if self.report is not None:
+            signal = self.report.fraction_in(self.signal_layers or self.report.layers)
+        self._metrics["rise"] = rise([*(entry["signal"] for entry in self.history), signal])
+        self.history.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "metrics": dict(self._metrics),
+                "signal": signal,
+                "anomaly_filters": {} if self.report is None else self.report.anomaly_filters,
+            }
+        )
+
+    def _warn_about(self, report: AnomalyReport, expect_few: bool) -> None:
+        for key, note in report.notes.items():
+            if key != "few samples":
+                self._warn_once(key, note)
+        if report.n_samples < self.probe_size and report.layers and not expect_few:
+            too_few = report.notes.get("few samples", "")
+            self._warn_once(
+                "small probe",
+                f"The probe has {report.n_samples} samples, fewer than `probe_size = {self.probe_size}`. "
+                f"{too_few}".strip(),
+            )
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                warnings.warn(message, stacklevel=2)
+
+    def _release(self) -> None:
+        if self._watch is not None:
+            self._watch.after_batch()
+        self._watch = None
+        self._figures.forget_images()
+
+
+def _overrides(pl_module: Any, hook: str) -> bool:
+    """Whether a module has a hook of its own, other than Lightning's."""
+    owner = next((cls for cls in type(pl_module).__mro__ if hook in vars(cls)), None)
+    return owner is not None and not owner.__module__.startswith(("lightning.", "pytorch_lightning."))

@@ -1,0 +1,128 @@
+"""Which filters to mask: those flagged in enough reports, and as many others for comparison."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from lightning_anomaly.report import ANOMALY, NORMAL, AnomalyReport
+
+__all__ = ["Criterion", "Summary", "choose_filters", "choose_others", "filter_norms", "summarise"]
+
+Criterion = Literal["anomaly", "random", "l1"]
+
+# One report in plain values: `{layer: [outlier samples of filter 0, of filter 1, ...]}`, where 0 is a normal filter and
+# -1 one that could not be clustered, because it is dead or has NaN.
+Summary = dict[str, list[int]]
+
+
+def summarise(report: AnomalyReport) -> Summary:
+    """What the choice needs to know of a report, as plain values.
+
+    Args:
+        report: The report.
+
+    Returns:
+        How many outlier samples each filter of each layer has; -1 for a dead or nonfinite filter.
+    """
+    summary: Summary = {}
+    for name, layer in report.layers.items():
+        outliers: list[int] = layer.outliers.sum(1).tolist()
+        known = [
+            max(1, count) if verdict == ANOMALY else 0 if verdict == NORMAL else -1
+            for count, verdict in zip(outliers, layer.verdicts, strict=True)
+        ]
+        summary[name] = known
+    return summary
+
+
+def choose_filters(
+    summaries: Sequence[Summary],
+    masked: Mapping[str, Collection[int]],
+    *,
+    min_votes: int,
+    max_fraction: float,
+) -> dict[str, list[int]]:
+    """The anomaly filters to mask, layer by layer, worst first.
+
+    A filter's votes are the reports that flag it. Worse is a filter with more votes; among equals one with more outlier
+    samples, summed over the reports; among equals again the one with the smaller number, so that there is one answer.
+
+    Args:
+        summaries: The last reports.
+        masked: What is masked already.
+        min_votes: Votes that a filter needs.
+        max_fraction: Fraction of a layer's filters that may be masked in all, those masked already included. Whatever
+            it is, one filter of each layer is left.
+
+    Returns:
+        `{layer: [filter, ...]}`, layers without any left out.
+
+    Examples:
+        >>> reports = [{"conv": [0, 2, 0, 1]}, {"conv": [0, 4, 3, 1]}]
+        >>> choose_filters(reports, {}, min_votes=2, max_fraction=0.5)
+        {'conv': [1, 3]}
+        >>> choose_filters(reports, {"conv": [0]}, min_votes=1, max_fraction=0.5)
+        {'conv': [1]}
+    """
+    chosen: dict[str, list[int]] = {}
+    for layer, last in (summaries[-1] if summaries else {}).items():
+        size, gone = len(last), set(masked.get(layer, ()))
+        columns = [s[layer] for s in summaries if len(s.get(layer, ())) == size]
+        votes = [sum(column[i] > 0 for column in columns) for i in range(size)]
+        outliers = [sum(max(0, column[i]) for column in columns) for i in range(size)]
+        flagged = [i for i in range(size) if votes[i] >= min_votes and i not in gone]
+        flagged.sort(key=lambda i: (-votes[i], -outliers[i], i))
+        # The tolerance takes up the rounding of products such as 0.29 * 100 only.
+        room = min(int(max_fraction * size + 1e-9), size - 1) - len(gone)
+        if flagged[: max(0, room)]:
+            chosen[layer] = flagged[:room]
+    return chosen
+
+
+def choose_others(
+    chosen: Mapping[str, Sequence[int]],
+    last: Summary,
+    masked: Mapping[str, Collection[int]],
+    norms: Mapping[str, Sequence[float]] | None,
+    seed: str,
+) -> dict[str, list[int]]:
+    """As many filters of each layer as were chosen, by a criterion that knows nothing of outliers.
+
+    They come from the filters that could have been chosen: not masked, and neither dead nor nonfinite in the last
+    report. Masking a dead filter changes nothing and would be no comparison; only where the live ones do not suffice
+    are dead ones taken too.
+
+    Args:
+        chosen: What `choose_filters` chose.
+        last: The last report.
+        masked: What is masked already.
+        norms: The L1 norm of each filter's weights, for the smallest first; None draws at random.
+        seed: Seed of the draw, any text.
+
+    Returns:
+        `{layer: [filter, ...]}` with the layers and the counts of `chosen`.
+    """
+    others: dict[str, list[int]] = {}
+    for layer, filters in chosen.items():
+        candidates = [i for i in range(len(last[layer])) if i not in set(masked.get(layer, ()))]
+        # Seeded by the layer's name as well: what is drawn there does not depend on the other layers.
+        generator = random.Random(f"{seed} {layer}")
+        order = [generator.random() for _ in last[layer]] if norms is None else norms[layer]
+        candidates.sort(key=lambda i: (last[layer][i] < 0, order[i], i))
+        others[layer] = candidates[: len(filters)]
+    return others
+
+
+def filter_norms(conv: Any) -> list[float]:
+    """The sum of the absolute weights of each filter of a convolution of any kind."""
+    weight: Tensor = conv.weight.detach().double().abs()
+    if isinstance(conv, _ConvTransposeNd):  # (inputs, outputs per group, ...)
+        weight = weight.reshape(conv.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+    norms: list[float] = torch.flatten(weight, 1).sum(1).tolist()
+    return norms

@@ -1,0 +1,193 @@
+"""Figures and chart layouts to whatever loggers the Trainer has.
+
+A logger is known by what it can do, not by its class, because `lightning` and `pytorch_lightning` have two sets of
+classes. "Can do" is asked of its type: Lightning's dummies answer to every name, but their types do not. A logger that
+fails costs a warning, never the training run. Call these functions on global rank 0 only.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["as_loggers", "log_figure", "log_overlay_layout", "loss_tags"]
+
+
+def as_loggers(loggers: Any) -> list[Any]:
+    """None, one logger or several, as a list."""
+    if loggers is None:
+        return []
+    return list(loggers) if isinstance(loggers, Iterable) else [loggers]
+
+
+def log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
+    """Gives a figure to a logger: TensorBoard, W&B, MLflow, Comet, or a PNG file beside the file of CSVLogger.
+
+    Args:
+        logger: Any logger; one that knows no figures is left alone.
+        name: Name of the figure; slashes make groups or folders of it.
+        figure: The figure, left open.
+        step: The step it belongs to, `trainer.global_step` as a rule.
+
+    Returns:
+        Whether the logger took it. If it fails, the error becomes a warning.
+    """
+    return _guarded(logger, "a figure", lambda: _log_figure(logger, name, figure, step))
+
+
+def _log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
+    if _can(logger, "log_image"):
+        # W&B. Its logger turns the step into a metric, "trainer/global_step". W&B's own step, which must never go back
+        # and would discard what does, is left to count by itself.
+        from PIL import Image
+
+        logger.log_image(key=name, images=[Image.open(io.BytesIO(_png(figure)))], step=step)
+        return True
+    experiment: Any = getattr(logger, "experiment", None)
+    file = f"{_file_name(name)}/step={step:06d}.png"
+    if _can(experiment, "add_figure"):
+        experiment.add_figure(_prefixed(logger, name), figure, global_step=step, close=False)
+    elif _can(experiment, "log_figure") and hasattr(type(logger), "run_id"):
+        experiment.log_figure(logger.run_id, figure, file)  # MLflow's client, which serves many runs
+    elif _can(experiment, "log_figure"):
+        experiment.log_figure(figure_name=name, figure=figure, step=step)  # Comet
+    elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):
+        _write(os.path.join(os.path.dirname(table), file), _png(figure))  # CSVLogger
+    else:
+        return False
+    return True
+
+
+def log_overlay_layout(logger: Any, tags: Sequence[str], title: str, apart: Sequence[str] = ()) -> bool:
+    """Lays curves over each other in one chart of TensorBoard's custom scalars; other loggers are left alone.
+
+    TensorBoard takes one layout from each run, so call it once, when all curves are known.
+
+    Args:
+        logger: Any logger.
+        tags: Names of the metrics, as they were logged.
+        title: Heading of the charts.
+        apart: Those of `tags` whose scale is another. They get a second chart to themselves, and the rest a third.
+
+    Returns:
+        Whether the logger took it. If it fails, the error becomes a warning.
+    """
+    return _guarded(logger, "a chart layout", lambda: _log_overlay_layout(logger, tags, title, apart))
+
+
+def _log_overlay_layout(logger: Any, tags: Sequence[str], title: str, apart: Sequence[str]) -> bool:
+    experiment: Any = getattr(logger, "experiment", None)
+    if not tags or not _can(experiment, "add_custom_scalars"):
+        return False
+    # A chart has a single axis: 40 anomaly filters press losses of 0.5 to 3 flat, and losses press a fraction of 0.02
+    # flat. So the overlay, whose axis a button makes logarithmic, is followed by its two halves on the same steps,
+    # where the shapes can be compared.
+    groups = [list(tags)]
+    if apart:
+        groups += [[tag for tag in tags if tag not in apart], [tag for tag in tags if tag in apart]]
+    charts = {", ".join(group): ["Multiline", [_exactly(_prefixed(logger, tag)) for tag in group]]
+              for group in groups if group}  # fmt: skip
+    experiment.add_custom_scalars({title: charts})
+    return True
+
+
+def _exactly(tag: str) -> str:
+    """TensorBoard takes a tag for the beginning of a regular expression: `loss` would bring `loss_step` along."""
+    return f"^{re.escape(tag)}$"
+
+
+_TRAIN, _VALIDATION = {"train", "training"}, {"val", "valid", "validation", "dev", "eval", "evaluation"}
+_OTHER = {"test", "testing", "predict", "prediction"}
+_VARIANTS = {"epoch": 0, "": 1, "step": 2}
+
+
+def loss_tags(names: Iterable[str]) -> list[str]:
+    """Finds the training loss and the validation loss among the names of logged metrics.
+
+    A name is a loss if it has "loss" in it. It belongs to validation if one of its words is val, valid, validation,
+    dev, eval or evaluation; to training if one is train or training, or if none says to what and at most one word is
+    left over (`loss`, `nll_loss`); test and prediction losses are passed over. Words end at any sign that is no letter
+    and where small letters turn into capitals. Of several losses of a kind that one is taken which
+
+    1. has the fewest words left over, "total" not counted: `train_loss` before `train_aux_loss`;
+    2. says its kind: `train_loss` before `loss`;
+    3. is an epoch's mean, then one without a suffix, then a step's value: `_epoch`, nothing, `_step`;
+    4. belongs to the first dataloader;
+    5. comes first.
+
+    Args:
+        names: Names as loggers got them, `trainer.logged_metrics`; `trainer.callback_metrics` has names that no logger
+            ever saw.
+
+    Returns:
+        The training loss, then the validation loss, each only if there is one.
+
+    Examples:
+        >>> loss_tags(["train_loss_step", "train_loss_epoch", "epoch", "val_loss", "val_accuracy", "test_loss"])
+        ['train_loss_epoch', 'val_loss']
+        >>> loss_tags(["Loss/val", "Loss/train"])
+        ['Loss/train', 'Loss/val']
+    """
+    best: dict[bool, tuple[tuple[int, ...], str]] = {}
+    for name in names:
+        base, _, loader = name.partition("/dataloader_idx_")
+        spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", base).lower()
+        words = set(re.findall("[a-z]+", re.sub("loss(es)?", " ", spaced)))
+        train, validation = bool(words & _TRAIN), bool(words & _VALIDATION)
+        variant = next((word for word in ("epoch", "step") if word in words), "")
+        left_over = len(words - _TRAIN - _VALIDATION - {"epoch", "step", "total"})
+        unsaid = not (train or validation)
+        if "loss" not in spaced or words & _OTHER or (train and validation) or (unsaid and left_over > 1):
+            continue
+        rank = (left_over, unsaid, _VARIANTS[variant], int(loader) if loader.isdecimal() else 0)
+        if validation not in best or rank < best[validation][0]:
+            best[validation] = rank, name
+    return [best[validation][1] for validation in (False, True) if validation in best]
+
+
+def _guarded(logger: Any, what: str, action: Callable[[], bool]) -> bool:
+    try:
+        return action()
+    except Exception as error:
+        # Nothing in the text changes from call to call, so that Python shows it once.
+        warnings.warn(f"{type(logger).__name__} could not log {what}: {type(error).__name__}: {error}", stacklevel=3)
+        return False
+
+
+def _can(thing: Any, method: str) -> bool:
+    return callable(getattr(type(thing), method, None))
+
+
+def _prefixed(logger: Any, name: str) -> str:
+    """The name under which TensorBoardLogger files a metric."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{name}" if prefix and isinstance(prefix, str) else name
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())  # not the user's style's
+    return buffer.getvalue()
+
+
+def _file_name(name: str) -> str:
+    """A relative path that any file system takes."""
+    parts = [re.sub(r"[^\w.=-]", "_", part) for part in PurePosixPath(name).parts]
+    return "/".join(part for part in parts if part.strip("._")) or "figure"
+
+
+def _write(path: str, content: bytes) -> None:
+    from lightning.fabric.utilities.cloud_io import get_filesystem  # a log folder may be a bucket
+
+    system = get_filesystem(path)
+    system.makedirs(os.path.dirname(path), exist_ok=True)
+    with system.open(path, "wb") as file:
+        file.write(content)

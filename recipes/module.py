@@ -1,0 +1,49 @@
+"""The LightningModule that all recipes train: a classifier of images."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Classifier"]
+
+
+class Classifier(LightningModule):
+    """A network trained with Adam on the cross-entropy; logs `train_loss`, `val_loss` and `val_acc` by epoch.
+
+    Args:
+        network: Gives logits `(n, classes)` for images `(n, C, H, W)`.
+        lr: Learning rate.
+        weight_decay: Decoupled weight decay (AdamW).
+    """
+
+    def __init__(self, network: nn.Module, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+        super().__init__()
+        self.network = network
+        self.lr = lr
+        self.weight_decay = weight_decay
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(n, classes)` of images `(n, C, H, W)`."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean cross-entropy of a batch (nats)."""
+        images, labels = batch
+        loss = functional.cross_entropy(self(images), labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs the mean cross-entropy (nats) and the accuracy."""
+        images, labels = batch
+        logits = self(images)
+        self.log("val_loss", functional.cross_entropy(logits, labels), prog_bar=True)
+        self.log("val_acc", (logits.argmax(1) == labels).float().mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW, which is Adam without weight decay."""
+        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)

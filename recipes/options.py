@@ -1,0 +1,55 @@
+"""Command-line options that the recipes share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+from recipes.data import DATA_SETS, ImageData, load_images, split
+from recipes.networks import NETWORKS
+
+__all__ = ["add_training_options", "one_sentence_errors", "prepare_data", "quiet"]
+
+
+def add_training_options(
+    parser: argparse.ArgumentParser, *, epochs: int, train_size: int, network: str = "simple_cnn"
+) -> None:
+    """Add the options that say what is trained on what, with a recipe's own defaults."""
+    parser.add_argument(
+        "--data", default="digits", help=f"one of {', '.join(DATA_SETS)}, or the path of an .npz in MedMNIST's layout"
+    )
+    parser.add_argument("--data-root", default=None, help="where torchvision finds or puts its data sets (./data)")
+    parser.add_argument("--download", action="store_true", help="let torchvision download the data set")
+    parser.add_argument("--network", default=network, choices=list(NETWORKS), help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=epochs, help="default: %(default)s")
+    parser.add_argument("--train-size", type=int, default=train_size, help="training images, default: %(default)s")
+    parser.add_argument("--val-size", type=int, default=512, help="validation images, default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam, default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--log-dir", default="logs", help="where logs go, default: %(default)s")
+
+
+def prepare_data(options: argparse.Namespace) -> ImageData:
+    """The data that the options ask for, split into training and validation images."""
+    data = load_images(options.data, data_root=options.data_root, download=options.download)
+    return split(data, options.train_size, options.val_size, options.seed)
+
+
+def one_sentence_errors(run: Callable[[argparse.Namespace], object], parse: Callable[[], argparse.Namespace]) -> None:
+    """Run a recipe; what a user got wrong (a path, a size) ends it in one sentence instead of a traceback."""
+    try:
+        run(parse())
+    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        sys.exit(f"error: {error}")
+
+
+def quiet() -> None:
+    """Silence what Lightning says about hardware and loaders; it would hide what a recipe has to say."""
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")

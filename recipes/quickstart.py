@@ -1,0 +1,92 @@
+"""Train a small network until it overfits, and watch its filters: `python -m recipes.quickstart`.
+
+By default scikit-learn's digits, which need no download. A few validation images are damaged first, so that there is
+something true to find: at the end the recipe says which of them the outlier votes found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import TensorDataset
+
+from lightning_anomaly import AnomalyFilterCallback
+from recipes.damage import over_range, plant_damage
+from recipes.data import make_loaders, mean_and_std
+from recipes.module import Classifier
+from recipes.networks import build
+from recipes.options import add_training_options, one_sentence_errors, prepare_data, quiet
+
+# Over-exposed images are first marked by `plant_damage` and then given values beyond the range that a uint8 can hold.
+DAMAGE = ("over_exposed", "white", "salt_and_pepper")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_options(parser, epochs=30, train_size=200)
+    parser.add_argument("--damaged", type=int, default=6, help="validation images to damage, default: %(default)s")
+    return parser.parse_args(arguments)
+
+
+def find(votes: Sequence[int], damaged: set[int]) -> tuple[list[int], float, float]:
+    """The images that are outliers of some filter, most votes first, with precision and recall."""
+    found = sorted((image for image, count in enumerate(votes) if count), key=lambda image: -votes[image])
+    right = len(damaged.intersection(found))
+    return found, right / len(found) if found else 1.0, right / len(damaged) if damaged else 1.0
+
+
+def describe_find(votes: Sequence[int], planted: Mapping[str, Sequence[int]]) -> str:
+    """What the outlier votes found of the damaged images, in words."""
+    kind_of = {image: kind for kind, images in planted.items() for image in images}
+    found, precision, recall = find(votes, set(kind_of))
+    lines = [f"{len(kind_of)} validation images were damaged; {len(found)} images are outliers of some filter:"]
+    lines += [
+        f"  image {image:3d}: outlier of {votes[image]:3d} filters, {kind_of.get(image, 'not damaged')}"
+        for image in found[:20]
+    ]
+    missed = [f"{image} ({kind_of[image]})" for image in sorted(set(kind_of) - set(found))]
+    lines += [f"  not found: {', '.join(missed)}"] if missed else []
+    return "\n".join([*lines, f"precision {precision:.2f}, recall {recall:.2f}"])
+
+
+def run(options: argparse.Namespace) -> AnomalyFilterCallback:
+    """Train, print what was found, and return the callback that watched."""
+    quiet()
+    pl.seed_everything(options.seed, verbose=False)
+    data = prepare_data(options)
+    images, planted = plant_damage(data.val_images, options.damaged, DAMAGE, options.seed)
+    over_exposed = planted["over_exposed"]
+    originals = data.val_images[over_exposed]
+    data = dataclasses.replace(data, val_images=images)
+    train, val = make_loaders(data, options.batch_size)
+    assert isinstance(val.dataset, TensorDataset)
+    val.dataset.tensors[0][over_exposed] = over_range(originals, *mean_and_std(data.train_images))
+    watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)))
+    logger = TensorBoardLogger(options.log_dir, name="quickstart")
+    trainer = pl.Trainer(
+        max_epochs=options.epochs, logger=logger, callbacks=[watcher], num_sanity_val_steps=0, accelerator="auto"
+    )
+    network = build(options.network, data.channels, data.n_classes)
+    trainer.fit(Classifier(network, options.lr), train, val)
+    counts = [int(entry["metrics"]["count"]) for entry in watcher.history]
+    print(f"\n{options.network} on {len(data.train_images)} images of {options.data}, {options.epochs} epochs")
+    print(f"val_loss {trainer.callback_metrics['val_loss']:.3f}, val_acc {trainer.callback_metrics['val_acc']:.3f}")
+    print(f"anomaly filters by epoch: {counts}\n")
+    report = watcher.report
+    if report is not None:
+        print(report)
+        print(f"\n{describe_find(report.outlier_samples, planted)}")
+    print(
+        f"\nLook at it:  tensorboard --logdir {shlex.quote(options.log_dir)}   (tab 'Custom scalars' has the overlay)"
+    )
+    return watcher
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)

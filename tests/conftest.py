@@ -1,0 +1,75 @@
+"""One thread, hypothesis without surprises, and a small trained network whose maps the tests share."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import hypothesis
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.register_assert_rewrite("properties")
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("suite")
+
+
+class Trained(NamedTuple):
+    """A network that has learned the digits, and a probe with over-exposed images at `damaged`."""
+
+    model: nn.Module
+    probe: Tensor
+    damaged: list[int]
+
+
+@pytest.fixture(scope="session")
+def trained() -> Trained:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    targets = torch.tensor(digits.target)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(256, 10),
+        )
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(4):
+            for batch in torch.randperm(1200).split(50):
+                nn.functional.cross_entropy(model(images[batch]), targets[batch]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    probe, damaged = images[1200:1600].clone(), [3, 150, 151]
+    probe[damaged] *= 4
+    model.requires_grad_(False).eval()
+    assert (model(images[1600:]).argmax(1) == targets[1600:]).float().mean() > 0.85
+    return Trained(model, probe, damaged)
+
+
+@pytest.fixture(params=["torch", "compiled"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Runs a test on plain torch and on the compiled loops; without numba on torch alone."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+        return True
+    monkeypatch.setattr("lightning_anomaly.backend.has_numba", lambda: False)
+    return False
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Two threads share torch's loops, which may sum in another order then."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)

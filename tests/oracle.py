@@ -1,0 +1,94 @@
+"""The reference: scikit-learn and NumPy, one filter and one start at a time. Nothing here uses the package."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import calinski_harabasz_score
+from sklearn.mixture import GaussianMixture
+
+
+class Fit(NamedTuple):
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    lower_bound: float
+    labels: np.ndarray
+    n_iter: int
+    converged: bool
+
+
+def random_start(points: np.ndarray, n_components: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights `(K,)`, means `(K, 2)` and precisions `(K, 2, 2)` of components of many shapes."""
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.full(n_components, 5.0))
+    distinct = np.unique(points, axis=0)
+    means = distinct[rng.permutation(len(distinct))[:n_components]]
+    means = np.concatenate([means, rng.normal(size=(n_components - len(means), 2))])
+    factors = rng.normal(size=(n_components, 2, 2)) * 0.3 + np.eye(2)
+    return weights, means, np.linalg.inv(factors @ factors.transpose(0, 2, 1) + 0.05 * np.eye(2))
+
+
+def fit_mixture(points, weights, means, precisions, *, max_iter=100, tol=1e-3, reg_covar=1e-6) -> Fit:
+    """scikit-learn's fit of points `(N, 2)` from one start."""
+    mixture = GaussianMixture(
+        len(weights),
+        weights_init=weights / weights.sum(),
+        means_init=means,
+        precisions_init=precisions,
+        init_params="random",
+        random_state=0,
+        max_iter=max_iter,
+        tol=tol,
+        reg_covar=reg_covar,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = mixture.fit_predict(points)
+    return Fit(
+        mixture.weights_,
+        mixture.means_,
+        mixture.covariances_,
+        mixture.lower_bound_,
+        labels,
+        mixture.n_iter_,
+        mixture.converged_,
+    )
+
+
+def calinski_harabasz(points: np.ndarray, labels: np.ndarray) -> float:
+    return calinski_harabasz_score(points, labels)
+
+
+def pca_scores(maps: np.ndarray) -> np.ndarray:
+    """Scores `(N, 2)` of one filter's maps `(N, ...)`, in units of the first component's standard deviation."""
+    scores = PCA(2, svd_solver="full").fit_transform(maps.reshape(len(maps), -1).astype(np.float64))
+    return scores / scores[:, 0].std()
+
+
+def best_kmeans(points: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels `(N,)` of the best clustering from the centres `(S, K, 2)`, and every inertia `(S,)`."""
+    fits = [KMeans(len(start), init=start, n_init=1, tol=0, algorithm="lloyd").fit(points) for start in starts]
+    inertia = np.array([fit.inertia_ for fit in fits])
+    return fits[int(inertia.argmin())].labels_, inertia
+
+
+def cluster_parameters(points: np.ndarray, labels: np.ndarray, n_components: int, reg_covar: float):
+    """Weights, means and precisions of the clusters of labels `(N,)`, all of them occupied."""
+    own = [points[labels == k] for k in range(n_components)]
+    weights = np.array([len(part) / len(points) for part in own])
+    means = np.array([part.mean(0) for part in own])
+    covariances = np.array([np.cov(part.T, bias=True) + reg_covar * np.eye(2) for part in own])
+    return weights, means, np.linalg.inv(covariances)
+
+
+def pooled(image: np.ndarray, windows: tuple[int, ...]) -> np.ndarray:
+    """An image of any number of axes, averaged over windows; those at the end may be smaller."""
+    result = np.empty([-(-size // window) for size, window in zip(image.shape, windows, strict=True)])
+    for index in np.ndindex(*result.shape):
+        window = tuple(slice(i * w, (i + 1) * w) for i, w in zip(index, windows, strict=True))
+        result[index] = image[window].mean()
+    return result
