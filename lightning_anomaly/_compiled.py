@@ -193,7 +193,7 @@ def em(
 
 
 @numba.njit(nogil=True, cache=True)
-def _lloyd(xs, ys, centres, max_iter, labels, first, last):  # type: ignore[no-untyped-def]
+def _lloyd(xs, ys, centres, max_iter, same, labels, first, last):  # type: ignore[no-untyped-def]
     """The best of several k-means clusterings of the filters `first` to `last`."""
     n, starts, clusters = xs.shape[1], centres.shape[1], centres.shape[2]
     label = np.empty(n, np.int64)
@@ -231,16 +231,16 @@ def _lloyd(xs, ys, centres, max_iter, labels, first, last):  # type: ignore[no-u
                 for k in range(clusters):
                     if sums[k, 0] > 0:
                         c[k, 0], c[k, 1] = sums[k, 1] / sums[k, 0], sums[k, 2] / sums[k, 0]
-            if inertia < best:
+            if inertia + same * max(1.0, inertia) < best:
                 best = inertia
                 labels[f] = label
 
 
-def kmeans(points: _Array, centres: _Array, max_iter: int, threads: int) -> npt.NDArray[np.int64]:
+def kmeans(points: _Array, centres: _Array, max_iter: int, same: float, threads: int) -> npt.NDArray[np.int64]:
     """Labels `(F, N)` of the best of S k-means clusterings from `centres` `(F, S, K, 2)`."""
     xs, ys = np.ascontiguousarray(points[..., 0]), np.ascontiguousarray(points[..., 1])
     labels = np.zeros(xs.shape, np.int64)
-    _in_threads(lambda first, last: _lloyd(xs, ys, centres, max_iter, labels, first, last), len(xs), threads)
+    _in_threads(lambda first, last: _lloyd(xs, ys, centres, max_iter, same, labels, first, last), len(xs), threads)
     return labels
 
 

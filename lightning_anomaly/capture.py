@@ -80,7 +80,7 @@ def scripted_note(model: nn.Module) -> dict[str, str]:
     ]
     if not scripted:
         return {}
-    return {"scripted": f"{len(scripted)} convolutions are skipped, as ScriptModules accept no hooks: {scripted}."}
+    return {"scripted": f"Convolutions in ScriptModules are skipped, as these accept no hooks: {scripted}."}
 
 
 @contextmanager
@@ -146,27 +146,6 @@ def pool_maps(maps: Tensor, max_side: int) -> Tensor:
         return maps
     pooled: Tensor = _POOLS[axes](maps, windows, ceil_mode=True, count_include_pad=False)
     return pooled
-
-
-class _Eager:
-    """Compiled models run uncompiled while anybody is inside. Uses may overlap and end in any order; stances may not."""
-
-    def __init__(self) -> None:
-        self._users = 0
-        self._stance = ExitStack()
-
-    def __enter__(self) -> None:
-        if self._users == 0:
-            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
-        self._users += 1
-
-    def __exit__(self, *exception: object) -> None:
-        self._users -= 1
-        if self._users == 0:
-            self._stance.close()
-
-
-_EAGER = _Eager()
 
 
 @dataclass

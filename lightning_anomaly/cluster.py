@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -10,7 +11,14 @@ from torch import Tensor
 
 from lightning_anomaly.mixture import fit_mixtures
 from lightning_anomaly.settings import AnalysisSettings
-from lightning_anomaly.starts import cluster_parameters, kmeans, kmeans_plus_plus, nearest, random_samples
+from lightning_anomaly.starts import (
+    cluster_parameters,
+    first_largest,
+    kmeans,
+    kmeans_plus_plus,
+    nearest,
+    random_samples,
+)
 
 __all__ = ["Clustering", "calinski_harabasz", "cluster_filters", "cluster_sizes"]
 
@@ -27,7 +35,8 @@ class Clustering:
         n_components: The numbers of components tried, ascending `(M,)`.
         labels: Cluster of each sample `(F, M, N)`.
         calinski_harabasz: Index of each clustering `(F, M)`; 0 where all samples are in one cluster.
-        best: Position in `n_components` of the clustering with the largest index, the first of equals `(F,)`.
+        best: Position in `n_components` of the clustering with the largest index, the first of those equal up to
+            rounding `(F,)`.
     """
 
     n_components: Tensor
@@ -55,7 +64,7 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
     parts = [_cluster(points[first : first + step], numbers, settings) for first in range(0, filters, step)]
     labels = torch.cat([part[0] for part in parts]) if parts else points.new_zeros(0, len(numbers), samples).long()
     index = torch.cat([part[1] for part in parts]) if parts else points.new_zeros(0, len(numbers))
-    best = index.argmax(1) if len(numbers) else torch.zeros(filters, dtype=torch.int64, device=points.device)
+    best = first_largest(index) if len(numbers) else torch.zeros(filters, dtype=torch.int64, device=points.device)
     return Clustering(torch.tensor(list(numbers), dtype=torch.int64), labels, index, best)
 
 
@@ -80,7 +89,7 @@ def _start(points: Tensor, centres: Tensor, settings: AnalysisSettings) -> tuple
 def _fit(points: Tensor, start: tuple[Tensor, ...]) -> Tensor:
     """Labels `(F, N)` of the fit with the largest lower bound."""
     fit = fit_mixtures(points, *start, max_iter=_MAX_ITER, tol=_TOL, reg_covar=_REG_COVAR)
-    return fit.labels[torch.arange(len(points), device=points.device), fit.lower_bound.argmax(1)]
+    return fit.labels[torch.arange(len(points), device=points.device), first_largest(fit.lower_bound)]
 
 
 def _fit_sklearn(points: Tensor, start: tuple[Tensor, ...]) -> Tensor:
@@ -99,7 +108,7 @@ def sklearn_labels(points: Any, weights: Any, means: Any, precisions: Any) -> An
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
-    best = None
+    bounds, labels = [], []
     for weight, mean, precision in zip(weights, means, precisions, strict=True):
         mixture = GaussianMixture(
             len(weight),
@@ -114,10 +123,9 @@ def sklearn_labels(points: Any, weights: Any, means: Any, precisions: Any) -> An
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # as in `fit_mixtures`, it may end at `max_iter`
-            labels = mixture.fit_predict(points)
-        if best is None or mixture.lower_bound_ > best[0]:
-            best = mixture.lower_bound_, labels
-    return best[1] if best else None
+            labels.append(mixture.fit_predict(points))
+        bounds.append(mixture.lower_bound_)
+    return labels[int(first_largest(torch.tensor(bounds, dtype=torch.float64)))]
 
 
 def cluster_sizes(labels: Tensor) -> Tensor:
@@ -147,8 +155,9 @@ def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
     sums = points.new_zeros(*labels.shape[:2], 2, sizes.shape[2])
     sums.scatter_add_(3, member.expand_as(own), own)
     means = sums / sizes.clamp(min=1)[:, :, None]
-    between = (sizes[:, :, None] * means.square()).sum((2, 3))
     within = (own - means.gather(3, member.expand_as(own))).square().sum(3).sum(2)
+    # One by one: `sum` adds in an order that depends on the number of clusters, which other filters have a part in.
+    between = reduce(torch.add, (sizes[:, :, None] * means.square()).sum(2).unbind(2), torch.zeros_like(within))
     ratio = between * (samples - occupied) / (within * (occupied - 1))
     index = torch.where(within > 0, ratio, 1.0).clamp(max=torch.finfo(points.dtype).max)
     return torch.where((occupied > 1) & (occupied < samples), index, 0.0)

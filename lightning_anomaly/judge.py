@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.cluster import Clustering, cluster_sizes
+from lightning_anomaly.starts import first_largest
 
 __all__ = ["outlier_samples", "rare_samples", "shown_clustering", "smallest_share"]
 
@@ -55,11 +56,13 @@ def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: fl
         return clustering.best
     agreeing = (rare_samples(clustering.labels, rare_fraction) & outliers[:, None]).sum(2)
     candidates = agreeing == agreeing.amax(1, keepdim=True)
-    return torch.where(candidates, clustering.calinski_harabasz, -1.0).argmax(1)
+    return first_largest(torch.where(candidates, clustering.calinski_harabasz, -1.0))
 
 
 def smallest_share(labels: Tensor) -> Tensor:
     """Share of the samples in the smallest occupied cluster `(...)` of labels `(..., N)`."""
+    if labels.numel() == 0:  # no filter could be clustered
+        return labels.new_zeros(labels.shape[:-1], dtype=torch.float64)
     sizes = cluster_sizes(labels)
     samples = labels.shape[-1]
     return torch.where(sizes > 0, sizes, samples).amin(-1).double() / samples

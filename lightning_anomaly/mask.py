@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_anomaly.capture import modules_by_name
@@ -94,8 +95,9 @@ class FilterMask:
 
     @property
     def parameter_fraction(self) -> float:
-        """`parameter_count` as a fraction of all parameters of the model."""
-        return self.parameter_count / sum(parameter.numel() for parameter in self._model.parameters())
+        """`parameter_count` as a fraction of all parameters of the model; lazy ones have no size yet."""
+        sizes = [parameter.numel() for parameter in self._model.parameters() if not is_lazy(parameter)]
+        return self.parameter_count / sum(sizes) if self._rows else 0.0
 
     def add(
         self,

@@ -174,25 +174,22 @@ class AnomalyReport:
         Raises:
             ValueError: If `values` did not come from `to_dict`.
         """
-        if not isinstance(values, Mapping) or set(values) != {"n_samples", "settings", "notes", "layers"}:
-            keys = sorted(values) if isinstance(values, Mapping) else values
-            raise ValueError(f"Parameter `values` should be what `AnomalyReport.to_dict()` gave. Found keys {keys}.")
-        layers = {}
-        for name, layer in values["layers"].items():
-            shapes = {"points": (len(layer["verdicts"]), -1, 2)}
-            tensors = {
-                key: torch.tensor(layer[key], dtype=dtype).reshape(shapes.get(key, (len(layer["verdicts"]), -1)))
-                if key in ("points", "labels", "outliers")
-                else torch.tensor(layer[key], dtype=dtype)
-                for key, dtype in _TENSORS.items()
-            }
-            layers[name] = LayerReport(
-                verdicts=tuple(layer["verdicts"]),
-                map_size=tuple(layer["map_size"]),
-                analysed_size=tuple(layer["analysed_size"]),
-                **tensors,
-            )
-        return cls(layers, values["n_samples"], dict(values["settings"]), dict(values["notes"]))
+        keys = {"n_samples", "settings", "notes", "layers"}
+        if not isinstance(values, Mapping) or set(values) != keys:
+            found = f"keys {list(values)}" if isinstance(values, Mapping) else repr(values)
+            raise ValueError(f"Parameter `values` should be what `AnomalyReport.to_dict()` gave. Found {found}.")
+        place = ""
+        try:
+            layers = {}
+            for name, layer in values["layers"].items():
+                place = f" in layer {name!r}"
+                layers[name] = _layer_from_dict(layer)
+            place = ""
+            return cls(layers, values["n_samples"], dict(values["settings"]), dict(values["notes"]))
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Parameter `values` should be what `AnomalyReport.to_dict()` gave. Found {error!r}{place}."
+            ) from error
 
     def __str__(self) -> str:
         header = ("layer", "filters", "anomaly", "dead", "sparsity", "maps", "anomaly filters (outlier samples)")
@@ -220,6 +217,20 @@ class AnomalyReport:
             f"{outliers} of {self.n_samples} probe samples are outliers of at least one"
         )
         return "\n".join(lines + [f"note: {note}" for note in self.notes.values()])
+
+
+def _layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
+    filters = len(values["verdicts"])
+    shapes = {"points": (filters, -1, 2), "labels": (filters, -1), "outliers": (filters, -1)}  # also of no samples
+    return LayerReport(
+        verdicts=tuple(values["verdicts"]),
+        map_size=tuple(values["map_size"]),
+        analysed_size=tuple(values["analysed_size"]),
+        **{
+            key: torch.tensor(values[key], dtype=dtype).reshape(shapes.get(key, (filters,)))
+            for key, dtype in _TENSORS.items()
+        },
+    )
 
 
 def _size_text(layer: LayerReport) -> str:

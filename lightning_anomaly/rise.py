@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["HOLD", "rise"]
+__all__ = ["HOLD", "THRESHOLD", "rise"]
 
 HOLD = 5  # validations that make a level: for so long a value has to stay before it counts, below and above
+THRESHOLD = 0.05  # the rise that callbacks act on by default, see `AnomalyEarlyStopping` for what it costs and finds
 
 
 def rise(fractions: Sequence[float]) -> float:

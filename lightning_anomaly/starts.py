@@ -7,9 +7,20 @@ from torch import Tensor
 
 from lightning_anomaly.backend import compiled_for
 
-__all__ = ["cluster_parameters", "kmeans", "kmeans_plus_plus", "nearest", "random_samples"]
+__all__ = ["cluster_parameters", "first_largest", "kmeans", "kmeans_plus_plus", "nearest", "random_samples"]
 
 _MAX_ITER = 300  # scikit-learn's default for KMeans
+_SAME = 1e-9  # relative difference that is rounding, for values of order one or larger
+
+
+def first_largest(values: Tensor) -> Tensor:
+    """Position of the largest value along the last axis, the first of those that are equal up to rounding.
+
+    The same clusters found twice, numbered in another way, have values that differ by rounding. Which one is chosen
+    should not depend on the order of a sum.
+    """
+    largest = values.amax(-1, keepdim=True)
+    return (values >= largest - _SAME * largest.abs().clamp(min=1)).int().argmax(-1)
 
 
 def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Tensor:
@@ -66,12 +77,14 @@ def kmeans(points: Tensor, centres: Tensor, *, compiled: bool | None = None) -> 
         compiled: See `fit_mixtures`.
 
     Returns:
-        Labels `(F, N)` of the best start, the first of equals. A cluster that loses all its points keeps its centre.
+        Labels `(F, N)` of the best start, the first of those equal up to rounding. A cluster that loses all its points
+        keeps its centre.
     """
     if compiled_for(points, compiled):
         from lightning_anomaly import _compiled
 
-        best_labels = _compiled.kmeans(points.numpy(), centres.numpy(), _MAX_ITER, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        best_labels = _compiled.kmeans(points.numpy(), centres.numpy(), _MAX_ITER, _SAME, threads)
         return torch.from_numpy(best_labels)
     filters, starts, clusters, _ = centres.shape
     samples = points.shape[1]
@@ -96,7 +109,7 @@ def kmeans(points: Tensor, centres: Tensor, *, compiled: bool | None = None) -> 
         count = member.sum(2, keepdim=True)
         moved = (member[..., None] * own[:, None]).sum(2) / count.clamp(min=1)
         centres[todo] = torch.where(count > 0, moved, centres[todo])
-    best = inertia.view(filters, starts).argmin(1)
+    best = first_largest(-inertia.view(filters, starts))
     return labels.view(filters, starts, samples)[torch.arange(filters, device=points.device), best]
 
 

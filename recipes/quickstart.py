@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import TensorDataset
 
 from lightning_anomaly import AnomalyFilterCallback
@@ -31,6 +33,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_options(parser, epochs=30, train_size=200)
     parser.add_argument("--damaged", type=int, default=6, help="validation images to damage, default: %(default)s")
+    parser.add_argument("--picture", default=None, help="write the curves to this PNG file")
     return parser.parse_args(arguments)
 
 
@@ -53,6 +56,27 @@ def describe_find(votes: Sequence[int], planted: Mapping[str, Sequence[int]]) ->
     missed = [f"{image} ({kind_of[image]})" for image in sorted(set(kind_of) - set(found))]
     lines += [f"  not found: {', '.join(missed)}"] if missed else []
     return "\n".join([*lines, f"precision {precision:.2f}, recall {recall:.2f}"])
+
+
+def draw_curves(log_dir: str, title: str, path: str) -> None:
+    """Draw the losses and the anomaly count that TensorBoard's event files hold, over the same epochs."""
+    events = EventAccumulator(log_dir)
+    events.Reload()
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    losses = figure.subplots()
+    for tag, colour in (("train_loss", "#0072B2"), ("val_loss", "#D55E00")):
+        values = [event.value for event in events.Scalars(tag)]
+        losses.plot(range(1, len(values) + 1), values, color=colour, label=tag)
+    losses.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=title)
+    losses.set_ylim(bottom=0)
+    counts = losses.twinx()
+    values = [event.value for event in events.Scalars("anomaly_filters/count")]
+    counts.plot(range(1, len(values) + 1), values, color="#009E73", linestyle="--", label="anomaly_filters/count")
+    counts.set_ylabel("anomaly filters")
+    counts.set_ylim(bottom=0)
+    lines = [*losses.get_lines(), *counts.get_lines()]
+    losses.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    figure.savefig(path, dpi=110)
 
 
 def run(options: argparse.Namespace) -> AnomalyFilterCallback:
@@ -82,6 +106,9 @@ def run(options: argparse.Namespace) -> AnomalyFilterCallback:
     if report is not None:
         print(report)
         print(f"\n{describe_find(report.outlier_samples, planted)}")
+    if options.picture:
+        title = f"{options.network}, {len(data.train_images)} images of {options.data}, {options.damaged} damaged"
+        draw_curves(logger.log_dir, title, options.picture)
     print(
         f"\nLook at it:  tensorboard --logdir {shlex.quote(options.log_dir)}   (tab 'Custom scalars' has the overlay)"
     )

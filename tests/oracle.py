@@ -73,7 +73,8 @@ def best_kmeans(points: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.
     """Labels `(N,)` of the best clustering from the centres `(S, K, 2)`, and every inertia `(S,)`."""
     fits = [KMeans(len(start), init=start, n_init=1, tol=0, algorithm="lloyd").fit(points) for start in starts]
     inertia = np.array([fit.inertia_ for fit in fits])
-    return fits[int(inertia.argmin())].labels_, inertia
+    first_of_equals = int((inertia <= inertia.min() + 1e-9 * max(1, inertia.min())).argmax())
+    return fits[first_of_equals].labels_, inertia
 
 
 def cluster_parameters(points: np.ndarray, labels: np.ndarray, n_components: int, reg_covar: float):

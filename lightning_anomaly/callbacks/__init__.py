@@ -1,5 +1,7 @@
 """Lightning callbacks: thin shells over the analysis and the mask."""
 
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
+from lightning_anomaly.callbacks.anomaly_prune import AnomalyPruneCallback
+from lightning_anomaly.callbacks.early_stopping import AnomalyEarlyStopping
 
-__all__ = ["AnomalyFilterCallback"]
+__all__ = ["AnomalyEarlyStopping", "AnomalyFilterCallback", "AnomalyPruneCallback"]

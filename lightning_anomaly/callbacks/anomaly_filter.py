@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from lightning_anomaly.callbacks.base import AnyCallback
-from lightning_anomaly.callbacks.figures import FigureSchedule
 from lightning_anomaly.callbacks.probe import shuffles
+from lightning_anomaly.callbacks.schedule import FigureSchedule
 from lightning_anomaly.callbacks.watch import ValidationWatch
 from lightning_anomaly.capture import scripted_note, select_layers
 from lightning_anomaly.report import AnomalyReport
@@ -127,6 +127,7 @@ class AnomalyFilterCallback(AnyCallback):
         self._metrics = dict.fromkeys(_METRICS, 0.0)
         self._watch: ValidationWatch | None = None
         self._warned: set[str] = set()
+        self._everywhere = True
         self._figures = FigureSchedule(log_key_prefix, overlay_tags, log_figures)
 
     @property
@@ -146,6 +147,7 @@ class AnomalyFilterCallback(AnyCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
+        self._everywhere = True
         twins = [c for c in trainer.callbacks if isinstance(c, AnomalyFilterCallback) and c is not self]
         if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
             raise ValueError(
@@ -168,11 +170,21 @@ class AnomalyFilterCallback(AnyCallback):
                 "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
                 "loader, or `limit_val_batches = 0`. Nothing will be analysed.",
             )
+        # Lightning skips the validation, hooks and all, in a process that has no batch for it.
+        self._everywhere = trainer.strategy.reduce_boolean_decision(sum(trainer.num_val_batches) > 0, all=True)
+        if not self._everywhere and trainer.enable_validation:
+            self._warn_once(
+                "empty shard",
+                "AnomalyFilterCallback has nothing to analyse: some process has no validation batch and runs no "
+                "validation, and the others cannot wait for it. Give every process at least one validation batch.",
+            )
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepares to take maps, if this validation is to be analysed."""
         self._release()
         fitting = trainer.state.fn == "fit"
+        if fitting and not self._everywhere:
+            return
         if trainer.sanity_checking or trainer.barebones or (fitting and self._validations % self.every_n_validations):
             return
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
@@ -225,8 +237,9 @@ class AnomalyFilterCallback(AnyCallback):
             self._validations += 1
             self._remember(trainer)
         for name, value in self._metrics.items():
+            # All processes log the same, and the largest of equal numbers is that number without rounding.
             pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
-                          prog_bar=name == "count")  # fmt: skip
+                          prog_bar=name == "count", sync_dist=self._everywhere, reduce_fx="max")  # fmt: skip
         if trainer.is_global_zero and trainer.state.fn == "fit":
             step = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning puts this validation's values
             self._figures.log(trainer, self.report if analysed else None, step)
@@ -257,9 +270,12 @@ class AnomalyFilterCallback(AnyCallback):
         return True
 
     def _remember(self, trainer: Any) -> None:
-        signal = 0.0
+        # Without a report, after a resume for example, what was found last still holds.
+        last = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
+        signal, found = last["signal"], last["anomaly_filters"]
         if self.report is not None:
             signal = self.report.fraction_in(self.signal_layers or self.report.layers)
+            found = self.report.anomaly_filters
         self._metrics["rise"] = rise([*(entry["signal"] for entry in self.history), signal])
         self.history.append(
             {
@@ -267,7 +283,7 @@ class AnomalyFilterCallback(AnyCallback):
                 "step": trainer.global_step,
                 "metrics": dict(self._metrics),
                 "signal": signal,
-                "anomaly_filters": {} if self.report is None else self.report.anomaly_filters,
+                "anomaly_filters": found,
             }
         )
 
@@ -276,12 +292,8 @@ class AnomalyFilterCallback(AnyCallback):
             if key != "few samples":
                 self._warn_once(key, note)
         if report.n_samples < self.probe_size and report.layers and not expect_few:
-            too_few = report.notes.get("few samples", "")
-            self._warn_once(
-                "small probe",
-                f"The probe has {report.n_samples} samples, fewer than `probe_size = {self.probe_size}`. "
-                f"{too_few}".strip(),
-            )
+            text = f"The probe has {report.n_samples} samples, fewer than `probe_size = {self.probe_size}`."
+            self._warn_once("small probe", " ".join([text, report.notes.get("few samples", "")]).strip())
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
@@ -24,8 +24,11 @@ else:
     class AnyCallback(Callback, other.Callback):
         """A callback for `lightning.pytorch` and `pytorch_lightning`."""
 
-    class AnyEarlyStopping(EarlyStopping, other.EarlyStopping):
-        """An `EarlyStopping` for `lightning.pytorch` and `pytorch_lightning`."""
+    class _Other(other.EarlyStopping):
+        """Ends the chain of `super().__init__()`: this tree's class would set the same attributes again."""
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            EarlyStopping.__init__(self, *args, **kwargs)
+        def __init__(self) -> None:
+            pass
+
+    class AnyEarlyStopping(EarlyStopping, _Other):
+        """An `EarlyStopping` for `lightning.pytorch` and `pytorch_lightning`."""

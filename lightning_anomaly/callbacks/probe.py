@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, Subset
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Subset
 
 from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, pool_maps
 
@@ -23,6 +24,7 @@ __all__ = [
     "run_training_probe",
     "shuffles",
     "training_batches",
+    "unpadded_length",
 ]
 
 _BATCH = 64
@@ -127,12 +129,24 @@ def training_batches(loader: Any, size: int, seed: int, share: slice = slice(Non
     )
 
 
-def shuffles(loaders: Any) -> bool:
-    """Whether the first of a Trainer's loaders draws its samples at random."""
+def _first_loader(loaders: Any) -> Any:
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
-    loader = next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
-    return isinstance(getattr(loader, "sampler", None), RandomSampler)
+    return next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
+
+
+def shuffles(loaders: Any) -> bool:
+    """Whether the first of a Trainer's loaders draws its samples at random."""
+    return isinstance(getattr(_first_loader(loaders), "sampler", None), RandomSampler)
+
+
+def unpadded_length(loaders: Any) -> int:
+    """How many samples the first of a Trainer's loaders has over all processes, without those that come twice.
+
+    `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
+    """
+    sampler = getattr(_first_loader(loaders), "sampler", None)
+    return len(sampler.dataset) if isinstance(sampler, DistributedSampler) else sys.maxsize
 
 
 def gather(maps: Mapping[str, LayerMaps], limit: int) -> Mapping[str, LayerMaps]:

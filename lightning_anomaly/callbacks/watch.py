@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks.probe import gather, run_training_probe
+from lightning_anomaly.callbacks.probe import gather, run_training_probe, unpadded_length
 from lightning_anomaly.capture import MapCapture
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
@@ -49,6 +49,9 @@ class ValidationWatch:
         self._settings = settings
         self._on_batch = on_batch
         self._together = trainer.world_size > 1 and dist.is_available() and dist.is_initialized()
+        self._gathered = probe_size
+        if probe == "val" and self._together:
+            self._gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
         self._failure: Exception | None = None
         self._capture = MapCapture(
@@ -86,7 +89,7 @@ class ValidationWatch:
         try:
             if probed:
                 with torch.inference_mode(False), torch.no_grad():
-                    maps = gather(self._capture.maps, self._probe_size) if self._together else self._capture.maps
+                    maps = gather(self._capture.maps, self._gathered) if self._together else self._capture.maps
                     if self._trainer.is_global_zero:
                         report = analyze_maps(maps, self._settings, notes)
         except Exception as error:

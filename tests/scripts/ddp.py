@@ -1,0 +1,246 @@
+"""Runs scenarios in one and in two processes, each with a time limit, and writes down what every process saw.
+
+`python ddp.py FOLDER SCENARIO ...` leaves `SCENARIO-PROCESSES-RANK.json` for each process; one that is not done in time
+is killed and leaves none. The processes are forked, so that only this one pays for the imports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from network import images
+from small import loader, module, quiet
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+import lightning_anomaly
+from lightning_anomaly import AnomalyFilterCallback
+from lightning_anomaly.callbacks import watch
+
+LIMIT = 25  # seconds for a scenario; it takes about two
+PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False}
+ONE_AND_TWO = ("val_probe", "whole_set", "train_probe")  # run in one process too, for comparison
+Outcome = dict[str, Any]
+
+
+def trainer(world: int, callbacks: list[Any], **options: Any) -> pl.Trainer:
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)) if world > 1 else "auto"
+    return quiet(devices=world, strategy=strategy, callbacks=callbacks, **options)
+
+
+def fit(
+    world: int,
+    callback: Any,
+    others: tuple[Any, ...] = (),
+    val: Any = None,
+    model: Any = None,
+    train: Any = None,
+    **options: Any,
+) -> Outcome:
+    """What one process saw in a fit."""
+    fitter = trainer(world, [callback, *others], **options)
+    model = module() if model is None else model
+    fitter.fit(model, loader() if train is None else train, loader() if val is None else val)
+    return {
+        "epochs": fitter.current_epoch,
+        "metrics": {k: v.item() for k, v in fitter.callback_metrics.items() if k.startswith("anomaly")},
+        "history": callback.history,
+        "report": None if callback.report is None else callback.report.to_dict(),
+        "weights": sum(p.double().abs().sum().item() for p in model.parameters()),
+    }
+
+
+def same(rank: int, world: int) -> Outcome:
+    return fit(world, AnomalyFilterCallback(**PROBE))
+
+
+def val_probe(rank: int, world: int) -> Outcome:
+    """The weights stay, so one and two processes have the same model."""
+    return fit(world, AnomalyFilterCallback(**PROBE), model=module(lr=0.0), max_epochs=1)
+
+
+def whole_set(rank: int, world: int) -> Outcome:
+    """The probe is all of a validation set that two processes cannot share evenly."""
+    return fit(world, AnomalyFilterCallback(probe_size=500), model=module(lr=0.0), val=loader(95), max_epochs=1)
+
+
+def train_probe(rank: int, world: int) -> Outcome:
+    probe = AnomalyFilterCallback(probe="train", probe_size=81)
+    return fit(world, probe, model=module(lr=0.0), train=loader(103, batch_size=13, shuffle=True), max_epochs=1)
+
+
+def uneven(rank: int, world: int) -> Outcome:
+    shard = Subset(images(96), range(70) if rank == 0 else range(70, 96))
+    val = DataLoader(shard, batch_size=8)
+    return fit(world, AnomalyFilterCallback(**PROBE), val=val, model=module(norm=False), use_distributed_sampler=False)
+
+
+def empty(rank: int, world: int) -> Outcome:
+    val = DataLoader(Subset(images(96), range(96) if rank == 0 else range(0)), batch_size=8)
+    model = module(norm=False, allow_zero_length_dataloader_with_multiple_devices=True)
+    return fit(world, AnomalyFilterCallback(**PROBE), val=val, model=model, use_distributed_sampler=False)
+
+
+class Shard(IterableDataset[Any]):
+    """No length, so that Lightning does not know that it is empty in process 1."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __iter__(self) -> Any:
+        return iter(images(96) if self.rank == 0 else [])
+
+
+def empty_iterable(rank: int, world: int) -> Outcome:
+    val = DataLoader(Shard(rank), batch_size=8)
+    return fit(world, AnomalyFilterCallback(**{**PROBE, "probe_size": 120}), val=val, model=module(norm=False))
+
+
+def stops(rank: int, world: int) -> Outcome:
+    early = pl.callbacks.EarlyStopping("anomaly_filters/count", mode="max", patience=2)
+    return fit(world, AnomalyFilterCallback(**PROBE), (early,), model=module(lr=0.0), max_epochs=9)
+
+
+def _fail_from(first: int) -> Callable[..., Any]:
+    calls: list[int] = []
+    real = watch.analyze_maps
+
+    def analyse(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) >= first:
+            raise ArithmeticError("the analysis broke")
+        return real(*args, **kwargs)
+
+    return analyse
+
+
+def fails(rank: int, world: int) -> Outcome:
+    if rank == 0:
+        watch.analyze_maps = _fail_from(2)
+    return fit(world, AnomalyFilterCallback(**PROBE))
+
+
+def fails_and_raises(rank: int, world: int) -> Outcome:
+    if rank == 0:
+        watch.analyze_maps = _fail_from(2)
+    return fit(world, AnomalyFilterCallback(**PROBE, on_error="raise"))
+
+
+def train_probe_fails(rank: int, world: int) -> Outcome:
+    """The forward pass over the training probe breaks in process 1 alone."""
+    model = module()
+    run = model.forward
+    validating = lambda: model.trainer.validating or model.trainer.sanity_checking  # noqa: E731
+    if rank == 1:
+        # Only the probe's batches have this many samples.
+        model.forward = lambda x: run(x) if len(x) != 15 or not validating() else run(x[:, :, 0])
+    return fit(world, AnomalyFilterCallback(probe="train", probe_size=90), model=model, train=loader(batch_size=15))
+
+
+def other_size(rank: int, world: int) -> Outcome:
+    val = DataLoader(images(96, side=8 + rank), batch_size=8)
+    return fit(world, AnomalyFilterCallback(**PROBE), val=val)
+
+
+def other_layers(rank: int, world: int) -> Outcome:
+    """In process 1 the validation step never reaches the second convolution."""
+    model = module()
+    if rank == 1:
+        model.validation_step = lambda batch, batch_idx: model.net[0](batch[0])
+    return fit(world, AnomalyFilterCallback(**PROBE), model=model)
+
+
+def one_sees_nan(rank: int, world: int) -> Outcome:
+    val = images(96)
+    if rank == 1:
+        val.tensors[0][1::2] = torch.nan
+    return fit(world, AnomalyFilterCallback(**PROBE), val=DataLoader(val, batch_size=8))
+
+
+def every_second(rank: int, world: int) -> Outcome:
+    return fit(world, AnomalyFilterCallback(**PROBE, every_n_validations=2))
+
+
+def prunes(rank: int, world: int) -> Outcome:
+    model = module()
+    prune = lightning_anomaly.AnomalyPruneCallback(at_epoch=1)
+    outcome = fit(world, AnomalyFilterCallback(**PROBE), (prune,), model=model, max_epochs=4)
+    silent = {name: (p.flatten(1) == 0).all(1).nonzero()[:, 0].tolist()
+              for name, p in model.named_parameters() if p.ndim == 4}  # fmt: skip
+    return {**outcome, "silent": silent}
+
+
+def stops_itself(rank: int, world: int) -> Outcome:
+    stopping = lightning_anomaly.AnomalyEarlyStopping()
+    return {**fit(world, AnomalyFilterCallback(**PROBE), (stopping,)), "stopped": stopping.stopped_epoch}
+
+
+def spawned() -> None:
+    """Processes that Lightning starts itself, to which it sends the callback pickled."""
+    callback = AnomalyFilterCallback(**PROBE)
+    fitter = quiet(devices=2, strategy="ddp_spawn", callbacks=[callback], max_epochs=1)
+    fitter.fit(module(), loader(), loader())
+    print("count", fitter.callback_metrics["anomaly_filters/count"].item())
+
+
+def _process(folder: Path, scenario: str, rank: int, world: int, port: int) -> None:
+    """One process of a scenario; never returns."""
+    os.setpgid(0, 0)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
+                   "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if world > 1 else {}  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            outcome = globals()[scenario](rank, world)
+        except Exception as error:
+            outcome = {"error": repr(error), "trace": traceback.format_exc()}
+    ours = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    outcome["warnings"] = [message for message in ours if any(word in message for word in ("nomaly", "probe", "Layer"))]
+    partial = folder / f"{scenario}-{world}-{rank}.partial"
+    partial.write_text(json.dumps(outcome))
+    partial.rename(partial.with_suffix(".json"))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def main(folder: Path, scenarios: list[str]) -> None:
+    torch.set_num_threads(1)
+    for scenario in scenarios:
+        for world in (1, 2) if scenario in ONE_AND_TWO else (2,):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            started = time.monotonic()
+            running = set()
+            for rank in range(world):
+                pid = os.fork()
+                if pid == 0:
+                    _process(folder, scenario, rank, world, port)
+                running.add(pid)
+            while running and time.monotonic() - started < LIMIT:
+                running -= {pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]}
+                time.sleep(0.02)
+            for pid in running:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            print(f"{scenario} {world}: {time.monotonic() - started:.1f} s, {len(running)} killed", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["spawned"]:
+        spawned()
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:])

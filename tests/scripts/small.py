@@ -1,0 +1,83 @@
+"""A small module and its data, for either of Lightning's package trees."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from typing import Any
+
+import lightning.pytorch
+import torch
+from network import images, network
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+
+def loader(n: int = 96, **options: Any) -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(images(n), **{"batch_size": 16, **options})
+
+
+class Steps:
+    """What the modules of both trees do."""
+
+    def __init__(self, lr: float = 0.05, norm: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lr = lr
+        self.net = network(norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def configure_optimizers(self: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), self.lr, momentum=0.9)
+
+
+class Small(Steps, lightning.pytorch.LightningModule):
+    """The module for `lightning.pytorch`."""
+
+
+if find_spec("pytorch_lightning") is not None:
+    import pytorch_lightning
+
+    class OtherSmall(Steps, pytorch_lightning.LightningModule):
+        """The module for `pytorch_lightning`."""
+
+
+def module(tree: str = "lightning.pytorch", lr: float = 0.05, norm: bool = True, **attributes: Any) -> Any:
+    """The module; `attributes` are set on it."""
+    made = Small(lr, norm) if tree == "lightning.pytorch" else OtherSmall(lr, norm)
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+def quiet(tree: str = "lightning.pytorch", **options: Any) -> Any:
+    """A Trainer on the CPU that writes and prints nothing unless told to."""
+    pl = importlib.import_module(tree)
+    return pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 3,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            **options,
+        }
+    )
+
+
+def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history without the one number that differs from run to run, the time taken."""
+    return [{**entry, "metrics": {k: v for k, v in entry["metrics"].items() if k != "seconds"}} for entry in history]

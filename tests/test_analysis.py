@@ -1,0 +1,427 @@
+"""From a model and a probe to a report: the planted is found, the rest is left alone, the properties hold."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import properties
+import pytest
+import torch
+import zoo
+from torch import Tensor, nn
+
+from lightning_anomaly import AnalysisSettings, analyze, mixture
+from lightning_anomaly.analysis import analyze_layer, analyze_maps
+from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
+from lightning_anomaly.report import LayerReport
+
+DEFAULT = AnalysisSettings(rectify=False)
+PAPER = replace(AnalysisSettings.paper(), rectify=False)
+READINGS = pytest.mark.parametrize("settings", [DEFAULT, PAPER], ids=["default", "paper"])
+KINDS = pytest.mark.parametrize("kind", [*zoo.KINDS, "real"])
+
+
+def analyse(settings: AnalysisSettings) -> Callable[[LayerMaps], LayerReport]:
+    return lambda layer: analyze_layer(layer, settings)
+
+
+@pytest.fixture(scope="session")
+def real(trained) -> Tensor:
+    """Maps of the trained network's second convolution, float64, some of its filters."""
+    taken = MapCapture(select_layers(trained.model, ["2"]), rectify=True)
+    with torch.no_grad(), taken:
+        trained.model(trained.probe)
+    return taken.maps["2"].maps[:200, :8].double()
+
+
+@pytest.fixture
+def maps(kind: str, real: Tensor) -> Tensor:
+    return real if kind == "real" else zoo.maps(kind, 5, 120, (5, 5))
+
+
+# properties
+
+
+@KINDS
+@READINGS
+def test_filters_do_not_see_each_other(maps, settings, compiled):
+    properties.assert_filters_do_not_see_each_other(analyse(settings), zoo.captured, maps)
+
+
+def test_filters_do_not_see_each_other_with_two_threads(two_threads, compiled):
+    maps = zoo.maps("skewed", 4, 300, (6, 6))
+    properties.assert_filters_do_not_see_each_other(analyse(DEFAULT), zoo.captured, maps)
+
+
+@KINDS
+@READINGS
+def test_permuting_filters_permutes_verdicts(maps, settings, compiled):
+    properties.assert_permuting_filters_permutes_verdicts(analyse(settings), zoo.captured, maps)
+
+
+@KINDS
+@READINGS
+def test_permuting_samples_permutes_labels(maps, settings, compiled):
+    properties.assert_permuting_samples_permutes_labels(analyse(settings), zoo.captured, maps)
+
+
+@KINDS
+@pytest.mark.parametrize("scale", [1e-10, 1e-3, 7.0, 1e10])
+@pytest.mark.parametrize("shift", [0.0, 3.0, -1000.0])
+def test_scaling_and_shifting_change_nothing(maps, scale, shift):
+    properties.assert_scaling_and_shifting_change_nothing(analyse(DEFAULT), zoo.captured, maps, scale, shift)
+
+
+@KINDS
+@READINGS
+def test_same_seed_same_report(maps, settings, compiled):
+    properties.assert_same_seed_same_report(analyse(settings), zoo.captured(maps))
+
+
+def test_another_seed_is_another_draw():
+    layer = zoo.captured(zoo.maps("skewed", 8, 120, (5, 5)))
+    first, second = (analyze_layer(layer, replace(PAPER, seed=seed)) for seed in (0, 1))
+    assert not torch.equal(first.labels, second.labels)
+
+
+@KINDS
+@READINGS
+def test_chunk_size_changes_nothing(maps, settings, compiled, monkeypatch):
+    def with_chunks(size: int) -> Callable[[LayerMaps], LayerReport]:
+        def run(layer: LayerMaps) -> LayerReport:
+            monkeypatch.setattr(mixture, "_CHUNK_BYTES", size)
+            return analyze_layer(layer, replace(settings, max_memory_mb=1))
+
+        return run
+
+    properties.assert_chunk_size_changes_nothing(
+        [analyse(settings), *map(with_chunks, (1, 2**15, 2**24))], zoo.captured(maps)
+    )
+
+
+@KINDS
+def test_the_split_into_batches_changes_nothing(maps):
+    for side in (1000, 3):
+        properties.assert_batch_split_changes_nothing(
+            analyse(DEFAULT), [zoo.captured(maps, batch=batch, max_map_side=side) for batch in (1000, 64, 7, 1)]
+        )
+
+
+@KINDS
+@READINGS
+def test_every_report_is_finite(maps, settings):
+    properties.assert_finite(analyze_layer(zoo.captured(maps), settings))
+
+
+# engines
+
+
+@READINGS
+def test_both_engines_give_the_same_report_of_a_trained_network(trained, settings):
+    for rectify in (True, False):
+        ours, theirs = (
+            analyze(trained.model, trained.probe[:200], settings=replace(settings, engine=engine, rectify=rectify))
+            for engine in ("torch", "sklearn")
+        )
+        assert ours.anomaly_filters == theirs.anomaly_filters
+        assert list(ours.layers) == list(theirs.layers) == ["0", "2", "6"]
+        for name, own in ours.layers.items():
+            other = theirs.layers[name]
+            properties.assert_same(own, other, ["n_components", "labels", "outliers", "smallest_share", "sparsity"])
+            torch.testing.assert_close(own.calinski_harabasz, other.calinski_harabasz, rtol=1e-6, atol=0)
+            torch.testing.assert_close(own.points, other.points, rtol=0, atol=1e-5)
+            torch.testing.assert_close(own.explained, other.explained, rtol=1e-9, atol=0)
+    assert ours.count > 0
+
+
+def test_over_exposed_images_are_what_the_trained_network_s_outliers_are(trained):
+    report = analyze(trained.model, trained.probe)
+    assert report.count > 10
+    votes = report.outlier_samples
+    assert sorted(range(len(votes)), key=votes.__getitem__)[-3:] == sorted(trained.damaged, key=votes.__getitem__)
+    clean = analyze(trained.model, trained.probe[[i for i in range(400) if i not in trained.damaged]])
+    assert clean.count < report.count / 3
+
+
+# planted truth
+
+MARKED = {0: [17, 180], 1: [33], 2: [5, 90, 250]}  # which samples which mark is on
+
+
+def planted_probe(samples: int = 300) -> Tensor:
+    """Images with a bar in one of three places, in channel 0, and for some samples a mark in channels 1 to 3."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.zeros(samples, 4, 6, 6)
+    for place in range(3):
+        images[place::3, 0, 2 * place] = 1
+    images[:, 0] += 0.1 * torch.randn(samples, 6, 6, generator=generator)
+    for mark, marked in MARKED.items():
+        images[marked, 1 + mark] = 1 + 0.3 * torch.rand(len(marked), 6, 6, generator=generator)
+    return images
+
+
+def planted_network() -> nn.Module:
+    """Filters 0, 2, 4: the bars. 1, 3, 5: a mark, and faintly the bars. 6: constant; 7, 8: not finite."""
+    conv = nn.Conv2d(4, 9, 3, padding=1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.bias.fill_(0.1)
+        conv.weight[:6, 0] = torch.rand(6, 3, 3, generator=generator)
+        for mark, index in enumerate((1, 3, 5)):
+            conv.weight[index, 0] *= 0.1
+            conv.weight[index, 1 + mark] = torch.rand(3, 3, generator=generator) + 0.5
+        conv.weight[7, 0, 1, 1] = torch.nan
+        conv.bias[8] = torch.inf
+    return nn.Sequential(conv, nn.ReLU())
+
+
+@pytest.mark.parametrize("engine", ["torch", "sklearn"])
+@pytest.mark.parametrize("rule", ["vote", "best"])
+def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine, compiled):
+    settings = AnalysisSettings(rule=rule, engine=engine)
+    with pytest.warns(
+        UserWarning, match=r"Layer '0': 2 of 9 filters have NaN or infinite values in their maps and are"
+    ):
+        report = analyze(planted_network(), planted_probe(), settings=settings)
+    layer = report.layers["0"]
+    assert report.anomaly_filters == {"0": [1, 3, 5]}
+    assert [layer.outliers_of(index) for index in (1, 3, 5)] == list(MARKED.values())
+    assert report.dead_filters == {"0": [6]}
+    assert report.nonfinite_filters == {"0": [7, 8]}
+    assert layer.filters("normal") == [0, 2, 4]
+    assert layer.n_components[[0, 2, 4]].tolist() == [3, 3, 3]
+    assert report.fraction == 0.5
+    assert {sample for sample, votes in enumerate(report.outlier_samples) if votes} == {5, 17, 33, 90, 180, 250}
+    assert (layer.n_components[6:] == 0).all()
+    assert not layer.outliers[6:].any()
+    properties.assert_finite(layer)
+
+
+def test_a_mark_on_more_samples_than_are_rare_is_not_reported():
+    images = planted_probe()
+    images[:, 1:] = 0
+    images[::10, 1] = 1
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        report = analyze(planted_network(), images)
+    assert 1 not in report.anomaly_filters.get("0", [])
+
+
+# the model is left alone
+
+
+class Busy(nn.Module):
+    """Frozen normalisation, dropout, random numbers in the forward pass, and a failure on demand."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        super().__init__()
+        self.conv, self.norm, self.frozen = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.drop = nn.Dropout()
+        self.frozen.eval()
+        self.calls, self.fails_at = 0, fails_at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        hidden = self.conv(x + 0 * torch.rand(1))
+        if self.calls == self.fails_at:
+            raise RuntimeError("out of order")
+        return self.drop(self.frozen(self.norm(hidden)))
+
+
+def state_of(model: nn.Module) -> tuple:
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    flags = [module.training for module in model.modules()]
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    return hooks, flags, values, gradients, torch.get_rng_state()
+
+
+def assert_same_state(found: tuple, expected: tuple) -> None:
+    assert found[:2] == expected[:2]
+    assert found[2].keys() == expected[2].keys()
+    assert all(torch.equal(found[2][name], value) for name, value in expected[2].items())
+    assert len(found[3]) == len(expected[3])
+    assert all(map(torch.equal, found[3], expected[3]))
+    assert torch.equal(found[4], expected[4])
+
+
+@pytest.mark.parametrize("fails_at", [-1, 3, 4])
+def test_the_model_and_the_random_state_are_as_before_also_after_an_exception(fails_at):
+    model = Busy(fails_at)
+    inputs = torch.randn(150, 1, 8, 8)
+    model(inputs[:4]).sum().backward()
+    model.train()
+    model.frozen.eval()
+    before = state_of(model)
+    if fails_at < 0:
+        analyze(model, inputs)
+    else:
+        with pytest.raises(RuntimeError, match="out of order"):
+            analyze(model, inputs)
+    assert model.calls == (4 if fails_at < 0 else fails_at)
+    assert_same_state(state_of(model), before)
+
+
+def test_the_probe_is_left_alone():
+    inputs = torch.randn(120, 1, 8, 8)
+    before = inputs.clone()
+    analyze(nn.Sequential(nn.ReLU(inplace=False), nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True)), inputs)
+    assert torch.equal(inputs, before)
+
+
+def test_the_probe_s_batches_do_not_matter_and_evaluation_is_what_is_analysed():
+    model = Busy()
+    inputs = torch.randn(150, 1, 8, 8)
+    report = analyze(model, inputs)
+    taken = MapCapture(select_layers(model))
+    with evaluating(model), torch.no_grad(), taken:
+        model.conv(inputs)
+    alone = analyze_maps(taken.maps, AnalysisSettings())
+    properties.assert_same(report.layers["conv"], alone.layers["conv"], ["n_components", "labels", "outliers"])
+
+
+# inputs
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+        return self.conv(first if second is None else first + second)
+
+
+def test_inputs_may_be_a_tensor_a_tuple_of_arguments_or_a_dict_of_keyword_arguments():
+    model, images, other = Both(), torch.randn(2, 110, 1, 6, 6)[0], torch.zeros(110, 1, 6, 6)
+    reports = [
+        analyze(model, inputs).to_dict()["layers"]["conv"]["labels"]
+        for inputs in (images, (images,), (images, other), {"first": images, "second": other}, {"first": images})
+    ]
+    assert all(labels == reports[0] for labels in reports)
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(0, 1, 8, 8), torch.tensor(1.0)])
+def test_inputs_without_samples_are_an_error_that_says_their_shape(inputs):
+    with pytest.raises(ValueError, match=r"`inputs` should hold samples\. Found shape \((0, 1, 8, 8)?\)\."):
+        analyze(nn.Conv2d(1, 1, 1), inputs)
+
+
+def test_a_layer_that_does_not_exist_is_an_error_before_the_model_runs():
+    model = Busy()
+    with pytest.raises(ValueError, match=r"`layers` should name layers of the model\. Found \['other'\].*\['conv'\]"):
+        analyze(model, torch.randn(4, 1, 8, 8), layers=["other"])
+    assert model.calls == 0
+
+
+# what cannot be analysed is a note, and each note is one warning
+
+
+def notes_of(model: nn.Module, inputs, **options) -> dict[str, str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        report = analyze(model, inputs, **options)
+    assert [str(warning.message) for warning in caught] == list(report.notes.values())
+    assert all(warning.filename == __file__ for warning in caught)
+    assert all(torch.isfinite(torch.tensor(value)) for value in report.metrics().values())
+    return dict(report.notes)
+
+
+PROBE = torch.randn(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_model_without_convolution_gives_an_empty_report_and_one_warning():
+    notes = notes_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), PROBE)
+    assert notes == {"no layers": "The model has no convolution: there are no filters to analyse."}
+
+
+def test_a_layer_that_is_never_called_is_left_out_with_a_note():
+    model = Both()
+    model.unused = nn.Conv2d(1, 1, 1)
+    assert notes_of(model, PROBE) == {
+        "unused left out": "Layer 'unused' is left out of the analysis: it was never called."
+    }
+
+
+def test_a_layer_with_an_output_that_is_no_map_is_left_out_with_a_note():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(0))
+    assert notes_of(model, PROBE, layers=["0", "1"]) == {
+        "1 left out": "Layer '1' is left out of the analysis: its output has shape (4608,), not (samples, filters, ...)."
+    }
+
+
+def test_a_layer_that_sees_another_number_of_samples_is_left_out_with_a_note():
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3)
+
+        def forward(self, x: Tensor) -> None:
+            self.a(x)
+            self.b(torch.cat([x, x]))
+            self.c(x)
+
+    assert notes_of(Patches(), PROBE) == {
+        "b left out": "Layer 'b' is left out of the analysis: it gave 240 maps where most layers gave 120."
+    }
+
+
+def test_too_few_samples_are_said():
+    notes = notes_of(nn.Conv2d(1, 2, 3), PROBE[:99])
+    assert list(notes) == ["few samples"]
+    assert notes["few samples"] == (
+        "The probe has 99 samples; at least 100 are needed before a cluster can be rare with `rare_fraction = 0.01` "
+        "and `max_components = 5`."
+    )
+    assert notes_of(nn.Conv2d(1, 2, 3), PROBE[:100]) == {}
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("rule", ["vote", "best"])
+def test_even_a_handful_of_samples_gives_a_report(samples, rule):
+    for rare_fraction in (0.01, 0.5):
+        settings = AnalysisSettings(rule=rule, rare_fraction=rare_fraction)
+        with pytest.warns(UserWarning, match=f"The probe has {samples} samples; at least"):
+            report = analyze(nn.Conv2d(1, 3, 3), PROBE[:samples], settings=settings)
+        properties.assert_finite(report.layers[""])
+        assert report.outlier_samples == report.layers[""].outliers.sum(0).tolist()
+        if samples == 1:
+            assert report.layers[""].verdicts == ("dead",) * 3
+        if samples == 2:
+            assert report.layers[""].n_components.tolist() == [0, 0, 0]
+
+
+def test_layers_of_a_script_module_are_said_to_be_skipped():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(nn.Sequential(nn.Conv2d(1, 3, 3)))
+    assert list(notes_of(scripted, PROBE)) == ["scripted"]
+    assert notes_of(scripted, PROBE)["scripted"].startswith("1 convolutions are skipped, as ScriptModules accept no")
+
+
+def test_a_report_says_what_was_analysed_and_how():
+    report = analyze(nn.Conv2d(1, 2, 3), torch.randn(120, 1, 22, 12), settings=AnalysisSettings(max_components=3))
+    layer = report.layers[""]
+    assert (layer.map_size, layer.analysed_size) == ((20, 10), (7, 5))
+    assert report.n_samples == 120
+    assert AnalysisSettings(**report.settings) == AnalysisSettings(max_components=3)
+    assert report.notes == {}
+    assert "20x10 pooled to 7x5" in str(report)
+
+
+def test_maps_of_one_pixel_are_analysed():
+    inputs = torch.randn(120, 3, 1, 1)
+    inputs[40] = 50
+    report = analyze(nn.Conv2d(3, 4, 1), inputs, settings=DEFAULT)
+    assert report.count == 4
+    assert report.layers[""].analysed_size == (1, 1)
+    assert all(report.layers[""].outliers_of(index) == [40] for index in range(4))
+
+
+def test_every_filter_dead_gives_a_report():
+    conv = nn.Conv2d(1, 3, 3)
+    nn.init.zeros_(conv.weight)
+    report = analyze(conv, PROBE)
+    assert report.layers[""].verdicts == ("dead",) * 3
+    assert (report.count, report.fraction) == (0, 0.0)
+    properties.assert_finite(report.layers[""])

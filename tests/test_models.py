@@ -1,0 +1,336 @@
+"""Models as people write them: batches of every shape, several networks, compiled and scripted parts, torchvision's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from trainers import QUIET, SmallNet, hook_count, images, loader, plain, quiet_trainer, said, watcher
+
+from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+
+pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")]
+
+QUICK = AnalysisSettings(rare_fraction=0.25, max_components=2, n_init=1, max_map_side=2)
+
+
+class Wrapped(pl.LightningModule):
+    """Any network as a classifier of 3 classes; a batch is `(x, y)`. It has no `forward`."""
+
+    def __init__(self, net: nn.Module, take: Callable[[Any], Tensor] = lambda batch: batch[0]) -> None:
+        super().__init__()
+        self.net = net
+        self.take = take
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.net(self.take(batch)).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.net(self.take(batch)).square().mean(), batch_size=20)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.01)
+
+
+def watch(folder: Any, module: pl.LightningModule, data: Any = None, **options: Any) -> AnomalyReport:
+    """Trains for two epochs under watch; whatever happens, no hook may stay."""
+    callback = watcher(**options)
+    torch.manual_seed(0)
+    quiet_trainer(folder, callback).fit(module, data or loader(), data or loader())
+    assert hook_count(module) == 0
+    assert callback.report.n_samples == 60
+    assert len(callback.history) == 2
+    return callback.report
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3))
+
+
+BATCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "tensor": (lambda x: x, lambda batch: batch),
+    "tuple": (lambda x: (x, 1), lambda batch: batch[0]),
+    "dict": (lambda x: {"label": 1, "image": x}, lambda batch: batch["image"]),
+    "nested": (lambda x: {"label": [1], "views": [(x, 2), {"x": x}]}, lambda batch: batch["views"][0][0]),
+}
+
+
+@pytest.mark.parametrize("log_figures", [True, False])
+@pytest.mark.parametrize("kind", BATCHES)
+def test_batches_of_any_structure(tmp_path: Any, kind: str, log_figures: bool) -> None:
+    make, take = BATCHES[kind]
+    data = DataLoader([make(x) for x in images()], batch_size=20)
+    report = watch(tmp_path, Wrapped(net(), take), data, log_figures=log_figures)
+    assert list(report.layers) == ["net.0", "net.2"]
+
+
+def test_the_report_is_that_of_analyze(tmp_path: Any) -> None:
+    module = Wrapped(net())
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    module.training_step = lambda batch, batch_idx: None
+    module.configure_optimizers = lambda: None
+    report = watch(tmp_path, module)
+    settings = AnalysisSettings(rare_fraction=0.05, n_init=2, max_components=3)
+    expected = analyze(module.net, images(), settings=settings)
+    assert [layer.verdicts for layer in report.layers.values()] == [
+        layer.verdicts for layer in expected.layers.values()
+    ]
+
+
+class Gan(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.ConvTranspose2d(4, 8, 4), nn.ReLU(), nn.ConvTranspose2d(8, 1, 5))
+        self.discriminator = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 1, 3))
+
+    def judge(self, x: Tensor, real: float) -> Tensor:
+        score = self.discriminator(x).mean((1, 2, 3))
+        return nn.functional.binary_cross_entropy_with_logits(score, torch.full_like(score, real))
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first, second = self.optimizers()
+        fake = self.generator(torch.randn(len(batch[0]), 4, 1, 1))
+        for optimizer, loss in ((first, self.judge(fake, 1)), (second, self.judge(fake.detach(), 0))):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        noise = torch.randn(len(batch[0]), 4, 1, 1, generator=torch.Generator().manual_seed(batch_idx))
+        self.log("val_loss", self.judge(batch[0], 1) + self.judge(self.generator(noise), 0))
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(part.parameters()) for part in (self.generator, self.discriminator)]
+
+
+def test_a_gan_with_manual_optimization(tmp_path: Any) -> None:
+    names = ["generator.0", "generator.2", "discriminator.0", "discriminator.2"]
+    assert list(watch(tmp_path, Gan()).layers) == names
+
+
+class Called(nn.Module):
+    """One convolution under two names, called three times, beside a ModuleList."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3)
+        self.blocks = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)])
+        self.same = self.blocks[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in [*self.blocks, self.same, self.same]:
+            x = block(x.relu())
+        return x
+
+
+def test_module_lists_shared_and_repeated_convolutions(tmp_path: Any) -> None:
+    report = watch(tmp_path, Wrapped(Called()))
+    assert {name: len(layer.verdicts) for name, layer in report.layers.items()} == {
+        "net.stem": 4,
+        "net.blocks.0": 4,
+        "net.blocks.1": 4,
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.filterwarnings("ignore:The total number of parameters detected may be inaccurate")
+def test_lazy_convolutions(tmp_path: Any) -> None:
+    module = Wrapped(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.LazyConvTranspose2d(3, 3)))
+    module.configure_optimizers = lambda: None
+    report = watch(tmp_path, module)
+    assert list(report.layers) == ["net.0", "net.2"]
+
+
+def test_frozen_convolutions(tmp_path: Any) -> None:
+    frozen = net()
+    frozen[0].requires_grad_(False)
+    assert list(watch(tmp_path, Wrapped(frozen)).layers) == ["net.0", "net.2"]
+
+
+def eager(module: nn.Module) -> Any:
+    return torch.compile(module, backend="eager")
+
+
+def compiled_whole() -> pl.LightningModule:
+    return Wrapped(eager(net()))
+
+
+def compiled_in_place() -> pl.LightningModule:
+    module = Wrapped(net())
+    module.net.compile(backend="eager")
+    return module
+
+
+def compiled_and_run_before() -> pl.LightningModule:
+    module = compiled_in_place()
+    module.net(images())
+    return module
+
+
+def compiled_layer() -> pl.LightningModule:
+    module = Wrapped(net())
+    module.net[2] = eager(module.net[2])
+    return module
+
+
+class CompiledLater(Wrapped):
+    def configure_model(self) -> None:
+        self.net.compile(backend="eager")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [compiled_whole, compiled_in_place, compiled_and_run_before, compiled_layer, lambda: CompiledLater(net())],
+    ids=["wrapped", "in place", "run before", "one layer", "in configure_model"],
+)
+def test_compiled_parts_give_the_report_of_the_plain_network(tmp_path: Any, make: Any) -> None:
+    torch._dynamo.reset()
+    expected = watch(tmp_path, Wrapped(net()))
+    assert watch(tmp_path, make()).to_dict() == expected.to_dict()
+
+
+def test_a_compiled_lightning_module(tmp_path: Any) -> None:
+    torch._dynamo.reset()
+    callback, expected = watcher(), watcher()
+    module = SmallNet()
+    torch.manual_seed(0)
+    quiet_trainer(tmp_path, expected).fit(SmallNet(), loader(), loader())
+    torch.manual_seed(0)
+    quiet_trainer(tmp_path, callback).fit(torch.compile(module, backend="eager"), loader(), loader())
+    assert plain(callback.history) == plain(expected.history)
+    assert hook_count(module) == 0
+
+
+def test_two_callbacks_let_compiled_parts_compile_again(tmp_path: Any) -> None:
+    torch._dynamo.reset()
+    compilations: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compilations.append(len(inputs))
+        return graph.forward
+
+    module = Wrapped(net())
+    quiet_trainer(tmp_path, watcher(log_key_prefix="a"), watcher(log_key_prefix="b")).fit(module, loader(), loader())
+    assert not compilations
+    torch.compile(module.net, backend=backend)(images())
+    assert compilations
+
+
+def test_scripted_parts_are_skipped_with_one_warning(tmp_path: Any) -> None:
+    parts = nn.Sequential(nn.Conv2d(1, 4, 3), torch.jit.script(nn.Sequential(nn.Conv2d(4, 3, 3), nn.Conv2d(3, 3, 1))))
+    message = r"Convolutions in ScriptModules are skipped, as these accept no hooks: \['net.1.0', 'net.1.1'\]\."
+    with pytest.warns(UserWarning, match=message) as caught:
+        report = watch(tmp_path, Wrapped(parts))
+    assert len(said(caught)) == 1
+    assert list(report.layers) == ["net.0"]
+    with pytest.warns(UserWarning, match="ScriptModules are skipped") as caught:
+        alone = analyze(torch.jit.trace(nn.Conv2d(1, 2, 1), images()), images(), settings=QUICK)
+    assert not alone.layers
+    with pytest.raises(ValueError, match=r"`layers` should name layers that accept hooks. Found ScriptModules"):
+        watch(tmp_path, Wrapped(parts), layers=["net.1.0"])
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (nn.Sequential(nn.Conv1d(1, 4, 9, stride=2), nn.ReLU(), nn.Conv1d(4, 3, 5)), (60, 1, 400)),
+        (nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.ConvTranspose3d(4, 2, 2)), (60, 1, 8, 9, 10)),
+    ],
+    ids=["sound", "volumes"],
+)
+def test_sound_and_volumes(tmp_path: Any, network: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    report = watch(tmp_path, Wrapped(network, lambda batch: batch), DataLoader(list(x), 20))
+    first = report.layers["net.0"]
+    assert len(first.map_size) == len(shape) - 2
+    assert first.analysed_size != first.map_size
+
+
+class UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(1, 4, 3, padding=1)
+        self.bottom = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.out = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        down = self.down(x).relu()
+        return self.out(torch.cat([down, self.up(self.bottom(down).relu())], 1))
+
+
+def test_a_u_net(tmp_path: Any) -> None:
+    report = watch(tmp_path, Wrapped(UNet()))
+    assert {name: len(layer.verdicts) for name, layer in report.layers.items()} == {
+        "net.down": 4,
+        "net.bottom": 8,
+        "net.up": 4,
+        "net.out": 2,
+    }
+
+
+# The smallest of each of torchvision's families, at 64x64. Inception needs 75 pixels; the others in this table have a
+# size or an exit for training in their constructor, which the image or the evaluation does not fit.
+FAMILIES = [
+    "alexnet",
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "googlenet",
+    "inception_v3",
+    "maxvit",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+    "swin_v2_t",
+    "vgg11",
+    "vgg11_bn",
+    "vit_b_32",
+    "wide_resnet50_2",
+]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+    "vit_b_32": {"image_size": 64},
+}
+
+
+def classifier(name: str) -> nn.Module:
+    if name == "maxvit":
+        return torchvision.models.MaxVit((64, 64), 16, 2, [16, 32], [1, 1], 8, 0.1)
+    return torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_classifiers_of_torchvision(name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = classifier(name).train()
+    probe = images(8, 3, 80 if name == "inception_v3" else 64)
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    report = analyze(model, probe, settings=QUICK)
+    convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    assert list(report.layers) == list(convolutions)
+    assert all(len(report.layers[n].verdicts) == m.out_channels for n, m in convolutions.items())
+    assert report.n_samples == 8
+    assert not report.nonfinite_filters
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.named_buffers())
+    assert hook_count(model) == 0

@@ -1,0 +1,144 @@
+"""Both of Lightning's package trees, and LightningCLI."""
+
+import importlib
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_anomaly import AnomalyFilterCallback
+
+sys.path.insert(0, str(Path(__file__).parent / "scripts"))
+from run import run_script
+from small import curve, loader, module, quiet
+from trainers import QUIET
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
+]
+
+CLASS_PATH = "lightning_anomaly.AnomalyFilterCallback"
+# A value for each argument, none of them its default.
+GIVEN: dict[str, Any] = {
+    "layers": ["net.0", "net.2"],
+    "probe": "train",
+    "probe_size": 77,
+    "every_n_validations": 2,
+    "log_key_prefix": "mine",
+    "signal_layers": ["net.2"],
+    "log_figures": False,
+    "overlay_tags": ["train_loss", "val_loss"],
+    "on_error": "raise",
+    "max_components": 4,
+    "rare_fraction": 0.03,
+    "rule": "best",
+    "init": "random",
+    "n_init": 3,
+    "rectify": False,
+    "max_map_side": 5,
+    "engine": "sklearn",
+    "seed": 11,
+    "max_memory_mb": 100,
+}
+
+
+def watcher() -> AnomalyFilterCallback:
+    return AnomalyFilterCallback(probe_size=90, log_figures=False)
+
+
+@pytest.mark.parametrize("tree", ["lightning.pytorch", "pytorch_lightning"])
+def test_fit_log_stop_and_resume(tree: str, tmp_path: Path) -> None:
+    pl = pytest.importorskip(tree)
+    callbacks = importlib.import_module(f"{tree}.callbacks")
+    csv = importlib.import_module(f"{tree}.loggers").CSVLogger(tmp_path, name="csv")
+
+    def fit(callback: AnomalyFilterCallback, *others: Any, ckpt_path: str | None = None, **options: Any) -> Any:
+        saves = any(isinstance(other, callbacks.ModelCheckpoint) for other in others)
+        trainer = quiet(tree, callbacks=[callback, *others], enable_checkpointing=saves, **options)
+        assert isinstance(trainer, pl.Trainer)
+        trainer.fit(module(tree), loader(), loader(), ckpt_path=ckpt_path)
+        return trainer
+
+    whole, keep = watcher(), callbacks.ModelCheckpoint(tmp_path, monitor="anomaly_filters/count", save_top_k=-1)
+    trainer = fit(whole, keep, logger=csv, max_epochs=4, log_every_n_steps=1)
+    assert trainer.callback_metrics["anomaly_filters/count"] == whole.report.count > 0  # type: ignore[union-attr]
+    assert "anomaly_filters/count" in (tmp_path / "csv/version_0/metrics.csv").read_text().splitlines()[0]
+
+    first, keep = watcher(), callbacks.ModelCheckpoint(tmp_path / "first")
+    fit(first, keep, max_epochs=2)
+    second = watcher()
+    fit(second, ckpt_path=keep.best_model_path, max_epochs=4)
+    assert curve(second.history) == curve(whole.history)
+
+    stopping = callbacks.EarlyStopping("anomaly_filters/rise", mode="max", patience=2)
+    assert fit(watcher(), stopping, max_epochs=9).current_epoch == 3
+
+
+def test_checkpoint_of_one_tree_resumes_in_the_other(tmp_path: Path) -> None:
+    other = pytest.importorskip("pytorch_lightning")
+    keep = other.callbacks.ModelCheckpoint(tmp_path)
+    trainer = quiet("pytorch_lightning", callbacks=[watcher(), keep], enable_checkpointing=True, max_epochs=2)
+    trainer.fit(module("pytorch_lightning"), loader(), loader())
+    second = watcher()
+    quiet(callbacks=[second]).fit(module(), loader(), loader(), ckpt_path=keep.best_model_path)
+    assert [entry["epoch"] for entry in second.history] == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def cli() -> None:
+    pytest.importorskip("jsonargparse")
+
+
+TRAINER = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_epochs=1", "--trainer.logger=false",
+           "--trainer.enable_checkpointing=false", "--trainer.enable_progress_bar=false"]  # fmt: skip
+
+
+def given(printed: str) -> dict[str, Any]:
+    """What a callback that the command line made has."""
+    found: dict[str, Any] = json.loads(printed.rsplit("given", 1)[1].splitlines()[0])
+    return found
+
+
+def test_every_argument_has_a_value_here() -> None:
+    parameters = inspect.signature(AnomalyFilterCallback).parameters
+    assert list(parameters) == list(GIVEN)
+    assert all(GIVEN[name] != parameter.default for name, parameter in parameters.items())
+
+
+def test_cli_from_yaml_and_back(cli: None, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"trainer": {"callbacks": [{"class_path": CLASS_PATH, "init_args": GIVEN}]}}))
+    _, printed = run_script("cli.py", "fit", "--config", config, *TRAINER, timeout=90)
+    assert given(printed) == {**GIVEN, "history": 1}
+
+    _, whole = run_script("cli.py", "fit", "--config", config, *TRAINER, "--print_config", timeout=90)
+    round_trip = tmp_path / "round_trip.yaml"
+    round_trip.write_text(whole[whole.index("# ") if whole.startswith("# ") else whole.index("seed_everything") :])
+    _, printed = run_script("cli.py", "fit", "--config", round_trip, timeout=90)
+    assert given(printed) == {**GIVEN, "history": 1}
+
+
+def test_cli_from_the_command_line(cli: None) -> None:
+    arguments = [f"--trainer.callbacks={CLASS_PATH}"]
+    arguments += [
+        f"--trainer.callbacks.{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in GIVEN.items()
+    ]
+    _, printed = run_script("cli.py", "fit", *TRAINER, *arguments, timeout=90)
+    assert given(printed) == {**GIVEN, "history": 1}
+
+
+def test_cli_help(cli: None) -> None:
+    _, printed = run_script("cli.py", "fit", f"--trainer.callbacks.help={CLASS_PATH}", timeout=90)
+    words = " ".join(printed.split())
+    for name in GIVEN:
+        assert f".{name} " in words, name
+    assert "Number of probe samples, over all processes." in words
+    assert "{val,train}" in words
+    assert "(type: bool, default: True)" in words
+    assert "`lightning_anomaly.settings" not in words  # plain types, no names of ours

@@ -1,0 +1,308 @@
+"""The ways in which people run a Trainer: when it validates, what it logs to, which precision, which neighbours."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import lightning.pytorch.callbacks as pl_callbacks
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from trainers import QUIET, SmallNet, hook_count, images, loader, plain, quiet_trainer, said, watcher
+
+from lightning_anomaly import AnomalyFilterCallback
+
+pytestmark = QUIET
+
+COUNT = "anomaly_filters/count"
+
+INTERVALS = {
+    "each epoch": ({}, 4),
+    "twice an epoch": ({"val_check_interval": 0.5}, 8),
+    "every second epoch": ({"check_val_every_n_epoch": 2}, 2),
+    "by steps": ({"check_val_every_n_epoch": None, "val_check_interval": 3}, 5),
+}
+
+
+def fit(folder: Any, module: pl.LightningModule, *callbacks: Any, **options: Any) -> pl.Trainer:
+    torch.manual_seed(0)
+    trainer = quiet_trainer(folder, *callbacks, **options)
+    trainer.fit(module, loader(80), loader(seed=1))
+    return trainer
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("interval", INTERVALS)
+def test_early_stopping_and_checkpoints_read_every_value(tmp_path: Any, interval: str, place: str) -> None:
+    class Reads(EarlyStopping):
+        seen: list[float]
+
+        def _run_early_stopping_check(self, trainer: Any) -> None:
+            self.seen.append(trainer.callback_metrics[self.monitor].item())
+            super()._run_early_stopping_check(trainer)
+
+    options, validations = INTERVALS[interval]
+    ours = watcher()
+    stopping = Reads(COUNT, patience=100)
+    stopping.seen = []
+    saving = ModelCheckpoint(tmp_path, "{epoch}-{step}-{anomaly_filters/count}", monitor=COUNT, save_top_k=-1)
+    others = [stopping, saving]
+    fit(tmp_path, SmallNet(), *([ours, *others] if place == "first" else [*others, ours]), max_epochs=4, **options)
+    counts = [entry["metrics"]["count"] for entry in ours.history]
+    assert len(counts) == validations
+    assert stopping.seen == counts
+    assert sorted(value.item() for value in saving.best_k_models.values()) == sorted(counts)
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("interval", ["each epoch", "twice an epoch", "every second epoch"])
+def test_a_scheduler_reads_every_value(tmp_path: Any, interval: str, place: str) -> None:
+    seen: list[float] = []
+
+    class OnPlateau(SmallNet):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=1e9)
+            frequency = INTERVALS[interval][0].get("check_val_every_n_epoch", 1)
+            config = {"scheduler": plateau, "monitor": COUNT, "frequency": frequency}
+            return {"optimizer": optimizer, "lr_scheduler": config}
+
+        def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+            seen.append(float(metric))
+            super().lr_scheduler_step(scheduler, metric)
+
+    options, validations = INTERVALS[interval]
+    ours, other = watcher(), pl_callbacks.LambdaCallback()
+    fit(tmp_path, OnPlateau(), *([ours, other] if place == "first" else [other, ours]), max_epochs=4, **options)
+    counts = [entry["metrics"]["count"] for entry in ours.history]
+    assert seen == counts[validations // len(seen) - 1 :: validations // len(seen)]
+    assert len(seen) == min(4, validations)
+
+
+def test_early_stopping_stops_on_the_count(tmp_path: Any) -> None:
+    stopping = EarlyStopping(COUNT, patience=2, min_delta=1000)
+    trainer = fit(tmp_path, SmallNet(), stopping, watcher(), max_epochs=20)
+    assert trainer.current_epoch == 3
+
+
+def test_the_sanity_check_logs_and_keeps_nothing(tmp_path: Any) -> None:
+    class AfterSanityCheck(pl.Callback):
+        def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+            assert ours.report is None
+            assert ours.history == []
+            assert not any(key.startswith("anomaly") for key in {**trainer.callback_metrics, **trainer.logged_metrics})
+            assert hook_count(pl_module) == 0
+            checked.append(True)
+
+        def on_validation_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            if trainer.sanity_checking:
+                assert hook_count(pl_module) == 0
+
+    checked: list[bool] = []
+    ours = watcher(every_n_validations=2)
+    fit(tmp_path, SmallNet(), ours, AfterSanityCheck(), num_sanity_val_steps=2)
+    assert checked == [True]
+    assert len(ours.history) == 2
+    assert ours.report is not None
+
+
+def test_fast_dev_run_analyses_the_one_batch_without_a_word(tmp_path: Any) -> None:
+    ours = watcher(log_figures=True)
+    trainer = fit(tmp_path, SmallNet(), ours, fast_dev_run=True, logger=True)
+    assert ours.report.n_samples == 20
+    assert COUNT in trainer.callback_metrics
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:You .* Skipping val loop")
+@pytest.mark.parametrize("way", ["limit_val_batches", "no loader", "no validation_step"])
+def test_without_validation_there_is_one_warning(tmp_path: Any, way: str) -> None:
+    class NoStep(SmallNet):
+        validation_step = pl.LightningModule.validation_step
+
+    ours = watcher()
+    trainer = quiet_trainer(tmp_path, ours, limit_val_batches=0 if way == "limit_val_batches" else None)
+    module = NoStep() if way == "no validation_step" else SmallNet()
+    with pytest.warns(UserWarning, match="this Trainer has none") as caught:
+        trainer.fit(module, loader(), None if way == "no loader" else loader(seed=1))
+    assert len(said(caught)) == 1
+    assert trainer.current_epoch == 2
+    assert ours.report is None
+    assert COUNT not in trainer.callback_metrics
+
+
+def test_limited_validation_takes_what_there_is(tmp_path: Any) -> None:
+    ours = watcher(probe_size=40)
+    fit(tmp_path, SmallNet(), ours, limit_val_batches=2)
+    assert ours.report.n_samples == 40
+
+
+def test_barebones_trains_without_us(tmp_path: Any) -> None:
+    class Silent(SmallNet):
+        def log(self, *args: Any, **kwargs: Any) -> None:
+            raise AssertionError("nothing is logged in a barebones Trainer")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.loss(batch)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            assert hook_count(self) == 0
+
+    ours = watcher()
+    trainer = pl.Trainer(barebones=True, callbacks=[ours], accelerator="cpu", max_epochs=2, default_root_dir=tmp_path)
+    trainer.fit(Silent(), loader(), loader(seed=1))
+    assert trainer.current_epoch == 2
+    assert ours.report is None
+    assert ours.history == []
+
+
+def test_several_loggers_get_the_values_and_none_is_fine_too(tmp_path: Any) -> None:
+    tensorboard, csv = TensorBoardLogger(tmp_path), CSVLogger(tmp_path / "csv")
+    fit(tmp_path, SmallNet(), watcher(log_figures=True), logger=[tensorboard, csv])
+    header = (tmp_path / "csv/lightning_logs/version_0/metrics.csv").read_text().splitlines()[0].split(",")
+    assert {COUNT, "val_loss", "anomaly_filters/layer/conv1"} <= set(header)
+    ours = watcher(log_figures=True)
+    trainer = fit(tmp_path, SmallNet(), ours, logger=False)
+    assert trainer.callback_metrics[COUNT] == ours.report.count
+
+
+SHUFFLES = pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
+
+
+@SHUFFLES
+@pytest.mark.parametrize("kind", ["list", "dict"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_of_several_validation_loaders_the_first_is_the_probe(tmp_path: Any, kind: str, shuffle: bool) -> None:
+    def without_dropout() -> SmallNet:  # each loader draws a random number, and dropout draws others after it
+        module = SmallNet()
+        module.drop.p = 0
+        return module
+
+    alone, ours = watcher(), watcher()
+    quiet_trainer(tmp_path, alone).fit(without_dropout(), loader(), loader(seed=1))
+    loaders = [loader(seed=1), loader(40, seed=2, shuffle=shuffle)]
+    trainer = quiet_trainer(tmp_path, ours)
+    trainer.fit(without_dropout(), loader(), loaders if kind == "list" else dict(zip("ab", loaders, strict=True)))
+    assert COUNT in trainer.callback_metrics
+    assert "val_loss/dataloader_idx_1" in trainer.callback_metrics
+    assert ours.report.to_dict() == alone.report.to_dict()
+
+
+@SHUFFLES
+def test_a_shuffling_first_loader_of_several_is_noticed(tmp_path: Any) -> None:
+    trainer = quiet_trainer(tmp_path, watcher())
+    with pytest.warns(UserWarning, match="validation loader shuffles") as caught:
+        trainer.fit(SmallNet(), loader(), {"a": loader(seed=1, shuffle=True), "b": loader()})
+    assert len(said(caught)) == 1
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_validate_reports_and_logs_but_leaves_the_history(tmp_path: Any, every: int) -> None:
+    ours = watcher(every_n_validations=every)
+    trainer = fit(tmp_path, module := SmallNet(), ours, max_epochs=1)
+    history, report = list(ours.history), ours.report
+    (result,) = trainer.validate(module, loader(seed=1), verbose=False)
+    assert ours.history == history
+    assert ours.report is not report
+    assert ours.report.to_dict() == report.to_dict()
+    assert result[COUNT] == report.count
+    assert hook_count(module) == 0
+
+
+def test_validate_alone_needs_no_fit(tmp_path: Any) -> None:
+    ours = watcher()
+    (result,) = quiet_trainer(tmp_path, ours).validate(SmallNet(), loader(seed=1), verbose=False)
+    assert result[COUNT] == ours.report.count
+    assert not any(
+        tensor.is_inference() for layer in ours.report.layers.values() for tensor in (layer.points, layer.labels)
+    )
+
+
+def test_test_and_predict_are_none_of_our_business(tmp_path: Any) -> None:
+    ours = watcher()
+    trainer = quiet_trainer(tmp_path, ours)
+    (result,) = trainer.test(SmallNet(), loader(seed=1), verbose=False)
+    assert list(result) == ["test_loss"]
+    assert ours.report is None
+    assert ours.history == []
+
+
+def test_a_second_fit_goes_on_with_the_history(tmp_path: Any) -> None:
+    ours = watcher()
+    trainer = fit(tmp_path, module := SmallNet(), ours, max_epochs=2)
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(module, loader(80), loader(seed=1))
+    assert [entry["epoch"] for entry in ours.history] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("probe", ["val", "train"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_precisions(tmp_path: Any, precision: str, probe: str) -> None:
+    ours, exact = watcher(probe=probe), watcher(probe=probe)
+    outputs: list[torch.dtype] = []
+
+    class Dtypes(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            outputs.append(self.conv1(x).dtype)
+            return super().forward(x)
+
+    trainer = fit(tmp_path, Dtypes(), ours, precision=precision, max_epochs=1)
+    assert set(outputs) == {torch.float64 if precision == "64-true" else torch.bfloat16}
+    fit(tmp_path, SmallNet(), exact, max_epochs=1)
+    for name, layer in ours.report.layers.items():
+        assert torch.allclose(layer.sparsity, exact.report.layers[name].sparsity, atol=0.05)
+        assert layer.points.dtype == torch.float32
+    assert trainer.callback_metrics[COUNT] == ours.report.count
+
+
+def test_gradient_accumulation(tmp_path: Any) -> None:
+    ours = watcher()
+    trainer = fit(tmp_path, SmallNet(), ours, accumulate_grad_batches=2, val_check_interval=2, max_epochs=2)
+    assert [entry["step"] for entry in ours.history] == [1, 2, 3, 4]
+    assert trainer.callback_metrics[COUNT] == ours.report.count
+
+
+def averagings() -> dict[str, Callable[[], pl.Callback]]:
+    kinds: dict[str, Callable[[], pl.Callback]] = {
+        "SWA": lambda: StochasticWeightAveraging(0.05, swa_epoch_start=1, annealing_epochs=1)
+    }
+    if hasattr(pl_callbacks, "EMAWeightAveraging"):
+        kinds["EMA"] = lambda: pl_callbacks.EMAWeightAveraging(decay=0.8)
+        kinds["average"] = lambda: pl_callbacks.WeightAveraging()
+    return kinds
+
+
+@pytest.mark.parametrize("probe", ["val", "train"])
+@pytest.mark.parametrize("kind", averagings())
+def test_weight_averaging_on_either_side_gives_the_same_report(tmp_path: Any, kind: str, probe: str) -> None:
+    def run(*callbacks: Any) -> AnomalyFilterCallback:
+        (ours,) = (c for c in callbacks if isinstance(c, AnomalyFilterCallback))
+        fit(tmp_path, module := SmallNet(), *callbacks, max_epochs=4)
+        assert hook_count(module) == 0
+        return ours
+
+    first = run(watcher(probe=probe), averagings()[kind]())
+    last = run(averagings()[kind](), watcher(probe=probe))
+    alone = run(watcher(probe=probe))
+    assert plain(first.history) == plain(last.history)
+    assert first.report.to_dict() == last.report.to_dict()
+    assert plain(first.history) != plain(alone.history)
+
+
+def test_overfit_batches_and_datamodules(tmp_path: Any) -> None:
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader()
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(TensorDataset(images(seed=1), torch.arange(60) % 3), 20)
+
+    ours = watcher(probe_size=20)
+    quiet_trainer(tmp_path, ours, overfit_batches=1).fit(SmallNet(), datamodule=Data())
+    assert ours.report.n_samples == 20
+    trained = watcher(probe="train")
+    quiet_trainer(tmp_path, trained).fit(SmallNet(), datamodule=Data())
+    assert trained.report.n_samples == 60

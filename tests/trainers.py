@@ -1,0 +1,102 @@
+"""Small nets, loaders over fixed images, and Trainers that say only what a test asks about."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_anomaly import AnomalyFilterCallback
+
+# What Lightning says about loaders without workers, which these tests have on purpose, and what torch says to Lightning.
+QUIET = [
+    pytest.mark.filterwarnings(r"ignore:The '\w+_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
+]
+
+
+def images(samples: int = 60, channels: int = 1, side: int = 8, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(samples, channels, side, side, generator=generator)
+
+
+def loader(samples: int = 60, seed: int = 0, shuffle: bool = False, batch_size: int = 20) -> DataLoader[Any]:
+    dataset = TensorDataset(images(samples, seed=seed), torch.arange(samples) % 3)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
+
+
+class SmallNet(pl.LightningModule):
+    """Two convolutions, BatchNorm and dropout; logs `train_loss` and `val_loss`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+            self.norm = nn.BatchNorm2d(4)
+            self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
+            self.drop = nn.Dropout(0.3)
+            self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv1(x)).relu()
+        return self.head(self.drop(self.conv2(x).relu().mean((2, 3))))
+
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self(x), y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", self.loss(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def watcher(**options: Any) -> AnomalyFilterCallback:
+    """The callback with a probe of all 60 samples and few starts, which is quick."""
+    return AnomalyFilterCallback(
+        **{"probe_size": 60, "rare_fraction": 0.05, "n_init": 2, "max_components": 3, "log_figures": False, **options}
+    )
+
+
+def quiet_trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {
+        "default_root_dir": folder,
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": any(isinstance(c, pl.callbacks.ModelCheckpoint) for c in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    }
+    return pl.Trainer(callbacks=list(callbacks), **{**defaults, **options})
+
+
+def hook_count(model: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+def plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history without the seconds, which no two runs share."""
+    return [{**e, "metrics": {k: v for k, v in e["metrics"].items() if k != "seconds"}} for e in history]
+
+
+def said(caught: Iterable[Any]) -> list[str]:
+    """The texts of our own among recorded warnings."""
+    return [str(w.message) for w in caught if "lightning_anomaly" in w.filename]
