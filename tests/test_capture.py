@@ -110,7 +110,7 @@ def test_convolutions_of_a_script_module_are_skipped_with_a_note(scripted):
     model = nn.Sequential(nn.Conv2d(1, 1, 1), scripted)
     assert list(select_layers(model)) == ["0"]
     note = scripted_note(model)["scripted"]
-    assert note == "2 convolutions are skipped, as ScriptModules accept no hooks: ['1.0', '1.2']."
+    assert note == "Convolutions in ScriptModules are skipped, as these accept no hooks: ['1.0', '1.2']."
     assert scripted_note(network()) == {}
     with MapCapture(select_layers(model)) as taken:
         model(IMAGES)
@@ -326,12 +326,21 @@ def test_hooks_are_only_on_the_model_inside():
     assert hooks_on(model) == 0
 
 
+class Fails(nn.Module):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_hooks_are_gone_after_an_exception(error):
     model = network()
+    model.append(Fails(error("stop")))
     with pytest.raises(error, match="stop"), MapCapture(select_layers(model)):
         model(IMAGES)
-        raise error("stop")
     assert hooks_on(model) == 0
 
 

@@ -129,12 +129,6 @@ def test_no_filters_give_an_empty_clustering(engine):
     assert clustering.best.shape == (0,)
 
 
-@pytest.fixture
-def no_processes(monkeypatch):
-    """scikit-learn's loop in this process: starting others takes seconds."""
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-
-
 @pytest.mark.parametrize("init", ["kmeans", "random"])
 @pytest.mark.parametrize("kind", zoo.KINDS)
 def test_both_engines_give_the_same_labels_and_choice(kind, init, no_processes):

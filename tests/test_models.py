@@ -9,7 +9,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from trainers import QUIET, SmallNet, hook_count, images, loader, plain, quiet_trainer, said, watcher
+from torchvision.models.resnet import Bottleneck, ResNet
+from trainers import QUIET, hook_count, images, loader, plain, quiet_trainer, said, watcher
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
 
@@ -71,17 +72,13 @@ def test_batches_of_any_structure(tmp_path: Any, kind: str, log_figures: bool) -
 
 
 def test_the_report_is_that_of_analyze(tmp_path: Any) -> None:
-    module = Wrapped(net())
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    module.training_step = lambda batch, batch_idx: None
-    module.configure_optimizers = lambda: None
-    report = watch(tmp_path, module)
-    settings = AnalysisSettings(rare_fraction=0.05, n_init=2, max_components=3)
-    expected = analyze(module.net, images(), settings=settings)
-    assert [layer.verdicts for layer in report.layers.values()] == [
-        layer.verdicts for layer in expected.layers.values()
-    ]
+    class Still(Wrapped):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.0)
+
+    report = watch(tmp_path, Still(net()))
+    expected = analyze(net(), images(), settings=AnalysisSettings(rare_fraction=0.05, n_init=2, max_components=3))
+    assert list(report.to_dict()["layers"].values()) == list(expected.to_dict()["layers"].values())
 
 
 class Gan(pl.LightningModule):
@@ -142,6 +139,7 @@ def test_module_lists_shared_and_repeated_convolutions(tmp_path: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.filterwarnings("ignore:.*returned `None`, this fit will run with no optimizer")
 @pytest.mark.filterwarnings("ignore:The total number of parameters detected may be inaccurate")
 def test_lazy_convolutions(tmp_path: Any) -> None:
     module = Wrapped(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.LazyConvTranspose2d(3, 3)))
@@ -187,6 +185,7 @@ class CompiledLater(Wrapped):
         self.net.compile(backend="eager")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
 @pytest.mark.parametrize(
     "make",
     [compiled_whole, compiled_in_place, compiled_and_run_before, compiled_layer, lambda: CompiledLater(net())],
@@ -199,12 +198,13 @@ def test_compiled_parts_give_the_report_of_the_plain_network(tmp_path: Any, make
 
 
 def test_a_compiled_lightning_module(tmp_path: Any) -> None:
+    class Quiet(Wrapped):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:  # dynamo cannot trace Lightning's `log`
+            self.net(self.take(batch))
+
     torch._dynamo.reset()
-    callback, expected = watcher(), watcher()
-    module = SmallNet()
-    torch.manual_seed(0)
-    quiet_trainer(tmp_path, expected).fit(SmallNet(), loader(), loader())
-    torch.manual_seed(0)
+    callback, expected, module = watcher(), watcher(), Quiet(net())
+    quiet_trainer(tmp_path, expected).fit(Quiet(net()), loader(), loader())
     quiet_trainer(tmp_path, callback).fit(torch.compile(module, backend="eager"), loader(), loader())
     assert plain(callback.history) == plain(expected.history)
     assert hook_count(module) == 0
@@ -278,36 +278,15 @@ def test_a_u_net(tmp_path: Any) -> None:
     }
 
 
-# The smallest of each of torchvision's families, at 64x64. Inception needs 75 pixels; the others in this table have a
-# size or an exit for training in their constructor, which the image or the evaluation does not fit.
-FAMILIES = [
-    "alexnet",
-    "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "googlenet",
-    "inception_v3",
-    "maxvit",
-    "mnasnet0_5",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "regnet_x_400mf",
-    "regnet_y_400mf",
-    "resnet18",
-    "resnext50_32x4d",
-    "shufflenet_v2_x0_5",
-    "squeezenet1_1",
-    "swin_t",
-    "swin_v2_t",
-    "vgg11",
-    "vgg11_bn",
-    "vit_b_32",
-    "wide_resnet50_2",
-]
+# The smallest of each of torchvision's families, at 64x64; Inception needs 75 pixels. Those with options have a size or
+# an exit for training in their constructor that does not fit.
+FAMILIES = ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "maxvit",
+            "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18",
+            "resnext", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "vgg11_bn", "vit_b_32"]  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
+    "vgg11_bn": {"init_weights": False},
     "vit_b_32": {"image_size": 64},
 }
 
@@ -315,6 +294,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def classifier(name: str) -> nn.Module:
     if name == "maxvit":
         return torchvision.models.MaxVit((64, 64), 16, 2, [16, 32], [1, 1], 8, 0.1)
+    if name == "resnext":
+        return ResNet(Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=8)
     return torchvision.models.get_model(name, weights=None, **OPTIONS.get(name, {}))
 
 
@@ -323,13 +304,13 @@ def test_the_classifiers_of_torchvision(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = classifier(name).train()
-    probe = images(8, 3, 80 if name == "inception_v3" else 64)
+    probe = images(6, 3, 80 if name == "inception_v3" else 64)
     before = {key: value.clone() for key, value in model.named_buffers()}
     report = analyze(model, probe, settings=QUICK)
     convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     assert list(report.layers) == list(convolutions)
     assert all(len(report.layers[n].verdicts) == m.out_channels for n, m in convolutions.items())
-    assert report.n_samples == 8
+    assert report.n_samples == 6
     assert not report.nonfinite_filters
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[key], value) for key, value in model.named_buffers())

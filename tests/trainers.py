@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import AnomalyFilterCallback
 
-# What Lightning says about loaders without workers, which these tests have on purpose, and what torch says to Lightning.
+# What Lightning says about loaders without workers, which these tests have on purpose; what torch says to Lightning.
 QUIET = [
     pytest.mark.filterwarnings(r"ignore:The '\w+_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),

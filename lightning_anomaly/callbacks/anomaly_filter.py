@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning_anomaly.callbacks.base import AnyCallback
 from lightning_anomaly.callbacks.probe import shuffles
 from lightning_anomaly.callbacks.schedule import FigureSchedule
-from lightning_anomaly.callbacks.watch import ValidationWatch
+from lightning_anomaly.callbacks.watch import ValidationWatch, builds_layers_later, shortcomings
 from lightning_anomaly.capture import scripted_note, select_layers
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.rise import rise
@@ -127,7 +127,6 @@ class AnomalyFilterCallback(AnyCallback):
         self._metrics = dict.fromkeys(_METRICS, 0.0)
         self._watch: ValidationWatch | None = None
         self._warned: set[str] = set()
-        self._everywhere = True
         self._figures = FigureSchedule(log_key_prefix, overlay_tags, log_figures)
 
     @property
@@ -154,7 +153,7 @@ class AnomalyFilterCallback(AnyCallback):
                 "Parameter `log_key_prefix` should be different for each AnomalyFilterCallback of a Trainer. "
                 f"Found {self.log_key_prefix!r} twice."
             )
-        if not any(_overrides(pl_module, hook) for hook in ("setup", "configure_model")):
+        if not builds_layers_later(pl_module):
             self._watched(pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -183,9 +182,8 @@ class AnomalyFilterCallback(AnyCallback):
         """Prepares to take maps, if this validation is to be analysed."""
         self._release()
         fitting = trainer.state.fn == "fit"
-        if fitting and not self._everywhere:
-            return
-        if trainer.sanity_checking or trainer.barebones or (fitting and self._validations % self.every_n_validations):
+        due = not fitting or (self._everywhere and self._validations % self.every_n_validations == 0)
+        if trainer.sanity_checking or trainer.barebones or not due:
             return
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
@@ -260,18 +258,19 @@ class AnomalyFilterCallback(AnyCallback):
         started = time.perf_counter()
         report, failure = watch.analyse(scripted_note(pl_module) if self.layers is None else {})
         if report is None:
-            if self.on_error == "raise" and failure is not None:
+            if failure is not None and self.on_error == "raise":
                 raise failure
             self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
             return False
         self.report = report
-        self._warn_about(report, trainer.fast_dev_run)
+        for key, note in shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size).items():
+            self._warn_once(key, note)
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
         return True
 
     def _remember(self, trainer: Any) -> None:
         # Without a report, after a resume for example, what was found last still holds.
-        last = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
+        last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
         signal, found = last["signal"], last["anomaly_filters"]
         if self.report is not None:
             signal = self.report.fraction_in(self.signal_layers or self.report.layers)
@@ -287,14 +286,6 @@ class AnomalyFilterCallback(AnyCallback):
             }
         )
 
-    def _warn_about(self, report: AnomalyReport, expect_few: bool) -> None:
-        for key, note in report.notes.items():
-            if key != "few samples":
-                self._warn_once(key, note)
-        if report.n_samples < self.probe_size and report.layers and not expect_few:
-            text = f"The probe has {report.n_samples} samples, fewer than `probe_size = {self.probe_size}`."
-            self._warn_once("small probe", " ".join([text, report.notes.get("few samples", "")]).strip())
-
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
@@ -306,9 +297,3 @@ class AnomalyFilterCallback(AnyCallback):
             self._watch.after_batch()
         self._watch = None
         self._figures.forget_images()
-
-
-def _overrides(pl_module: Any, hook: str) -> bool:
-    """Whether a module has a hook of its own, other than Lightning's."""
-    owner = next((cls for cls in type(pl_module).__mro__ if hook in vars(cls)), None)
-    return owner is not None and not owner.__module__.startswith(("lightning.", "pytorch_lightning."))

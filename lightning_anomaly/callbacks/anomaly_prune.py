@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_anomaly.callbacks.masking import TrainerMask, check_maskable
-from lightning_anomaly.callbacks.watchers import ReportReader
+from lightning_anomaly.callbacks.watchers import ReportReader, validates_everywhere
 from lightning_anomaly.capture import modules_by_name, select_layers
 from lightning_anomaly.choose import Criterion, choose_filters, choose_others, filter_norms
 from lightning_anomaly.mask import FilterMask
@@ -99,6 +99,7 @@ class AnomalyPruneCallback(ReportReader):
         self.criterion = criterion
         self.seed = seed
         self.log_key_prefix = log_key_prefix
+        self._everywhere = True
         self._forget()
 
     def _forget(self) -> None:
@@ -140,6 +141,7 @@ class AnomalyPruneCallback(ReportReader):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds who watches, and refuses what cannot work."""
+        self._everywhere = True
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -147,12 +149,6 @@ class AnomalyPruneCallback(ReportReader):
             raise ValueError(
                 "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, such "
                 f"as DDP. Found {type(trainer.strategy).__name__}, which shards them."
-            )
-        twins = [c for c in trainer.callbacks if isinstance(c, AnomalyPruneCallback) and c is not self]
-        if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
-            raise ValueError(
-                "Parameter `log_key_prefix` should be different for each AnomalyPruneCallback of a Trainer. "
-                f"Found {self.log_key_prefix!r} twice."
             )
         late = [epoch for epoch in self.at_epoch if 0 <= (trainer.max_epochs or -1) <= epoch]
         if late and not trainer.fast_dev_run:
@@ -173,6 +169,7 @@ class AnomalyPruneCallback(ReportReader):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Masks what is only there by now: the optimizers' state and averaged weights of a checkpoint."""
         super().on_train_start(trainer, pl_module)
+        self._everywhere = validates_everywhere(trainer)
         # A fit of the same model by another Trainer counts its epochs from 0 again.
         self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
         self._trained.keep_everywhere(trainer, pl_module)
@@ -187,6 +184,7 @@ class AnomalyPruneCallback(ReportReader):
                     trainer,
                     f"AnomalyPruneCallback has {len(self.summaries)} reports as epoch {epoch} begins, fewer than "
                     f"`min_votes = {self.min_votes}`. It masks when it has them.",
+                    key="few reports",
                 )
                 return
             chosen = self._choose(trainer, modules_by_name(pl_module)) if trainer.is_global_zero else None
@@ -234,7 +232,9 @@ class AnomalyPruneCallback(ReportReader):
             return
         values = {"masked": float(self._trained.count), "masked_fraction": self._trained.parameter_fraction}
         for name, value in values.items():
-            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1)
+            # All processes log the same, and the largest of equal numbers is that number without rounding.
+            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
+                          sync_dist=self._everywhere, reduce_fx="max")  # fmt: skip
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Tells what it did."""

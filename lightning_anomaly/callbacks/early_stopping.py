@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.callbacks.base import AnyEarlyStopping
-from lightning_anomaly.callbacks.watchers import watched_prefixes
+from lightning_anomaly.callbacks.watchers import validates_everywhere, watched_prefixes
 from lightning_anomaly.rise import HOLD, THRESHOLD
 from lightning_anomaly.settings import check_fraction, check_integer
 
@@ -66,6 +66,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
             verbose=verbose,
         )
         self.log_key_prefix = log_key_prefix
+        self._everywhere = True
         self.stopping_reason_message: str | None = None  # Lightning's own attribute where it has one
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -78,9 +79,13 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
                 f"Trainer, which logs '{self.monitor}'. Found {prefixes or 'none'}."
             )
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Finds out whether there will be anything to stop for."""
+        self._everywhere = validates_everywhere(trainer)
+
     def _run_early_stopping_check(self, trainer: Any) -> None:
         """Where nothing is analysed (no validation, `barebones`) there is nothing to stop for, and nothing to say."""
-        if self.monitor in trainer.callback_metrics:
+        if self._everywhere and self.monitor in trainer.callback_metrics:
             super()._run_early_stopping_check(trainer)
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:

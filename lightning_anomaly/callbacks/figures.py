@@ -54,8 +54,8 @@ def log_layout(trainer: Any, prefix: str, tags: list[str] | None, last_chance: b
         trainer: The Trainer.
         prefix: What the keys of the logged values begin with.
         tags: Tags of the losses; None finds them among the logged values.
-        last_chance: Whether to take what there is. A training loss that is logged by epoch has no value yet in the first
-            validation, and TensorBoard takes only one layout from a run.
+        last_chance: Whether to take what there is. A training loss that is logged by epoch has no value yet in the
+            first validation, and TensorBoard takes only one layout from a run.
 
     Returns:
         Whether that has happened.

@@ -145,10 +145,10 @@ class TrainerMask:
                 "such as a callback that averages them.",
             )
 
-    def warn(self, trainer: Any, message: str) -> None:
-        """One warning for each message, in process 0."""
-        if message not in self._warned:
-            self._warned.add(message)
+    def warn(self, trainer: Any, message: str, key: str | None = None) -> None:
+        """One warning for each key, which is the message by default, in process 0."""
+        if (key or message) not in self._warned:
+            self._warned.add(key or message)
             if trainer.is_global_zero:
                 warnings.warn(message, stacklevel=2)
 

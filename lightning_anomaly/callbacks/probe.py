@@ -146,7 +146,8 @@ def unpadded_length(loaders: Any) -> int:
     `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
     """
     sampler = getattr(_first_loader(loaders), "sampler", None)
-    return len(sampler.dataset) if isinstance(sampler, DistributedSampler) else sys.maxsize
+    dataset: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
+    return sys.maxsize if dataset is None else len(dataset)
 
 
 def gather(maps: Mapping[str, LayerMaps], limit: int) -> Mapping[str, LayerMaps]:

@@ -15,7 +15,7 @@ from lightning_anomaly.capture import MapCapture
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 
-__all__ = ["ValidationWatch"]
+__all__ = ["ValidationWatch", "builds_layers_later", "shortcomings"]
 
 
 class ValidationWatch:
@@ -109,3 +109,21 @@ class ValidationWatch:
                 )
         except Exception as error:
             self._failure = error
+
+
+def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
+    """What a report should be warned about, by a key: its notes, and a probe of fewer than `probe_size` samples."""
+    found = {key: note for key, note in report.notes.items() if key != "few samples"}
+    if report.n_samples < probe_size and report.layers:
+        text = f"The probe has {report.n_samples} samples, fewer than `probe_size = {probe_size}`."
+        found["small probe"] = " ".join([text, report.notes.get("few samples", "")]).strip()
+    return found
+
+
+def builds_layers_later(pl_module: Any) -> bool:
+    """Whether a module has a `setup` or `configure_model` of its own, after which it may have other layers."""
+    for hook in ("setup", "configure_model"):
+        owner = next((cls for cls in type(pl_module).__mro__ if hook in vars(cls)), None)
+        if owner is not None and not owner.__module__.startswith(("lightning.", "pytorch_lightning.")):
+            return True
+    return False

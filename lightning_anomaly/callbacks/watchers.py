@@ -9,7 +9,7 @@ from lightning_anomaly.callbacks.base import AnyCallback
 from lightning_anomaly.choose import Summary, summarise
 from lightning_anomaly.report import AnomalyReport
 
-__all__ = ["ReportReader", "find_watcher", "watched_prefixes"]
+__all__ = ["ReportReader", "find_watcher", "validates_everywhere", "watched_prefixes"]
 
 _OWN = "anomaly_filters"  # `log_key_prefix` of a watcher that a callback owns, if nothing else is asked for
 
@@ -44,6 +44,14 @@ def watched_prefixes(trainer: Any) -> list[str]:
     """The `log_key_prefix` of each AnomalyFilterCallback that a Trainer has, or will have when all are set up."""
     listed = [c.log_key_prefix for c in trainer.callbacks if isinstance(c, AnomalyFilterCallback)]
     return listed or sorted({c.prefix or _OWN for c in trainer.callbacks if isinstance(c, ReportReader)})
+
+
+def validates_everywhere(trainer: Any) -> bool:
+    """Whether all processes have validation batches; all of them call it.
+
+    One without any runs no validation hooks, and the others must not wait for it there.
+    """
+    return bool(trainer.strategy.reduce_boolean_decision(sum(trainer.num_val_batches) > 0, all=True))
 
 
 class ReportReader(AnyCallback):

@@ -1,4 +1,4 @@
-"""A LightningCLI over the small module: `python cli.py fit --config FILE`; what the callback was given is printed."""
+"""A LightningCLI over the small module: `python cli.py [fit] --config FILE` prints what the callback was given."""
 
 import json
 import sys
@@ -20,12 +20,18 @@ class Data(LightningDataModule):
         return loader()
 
 
+def main() -> None:
+    run = "fit" in sys.argv
+    cli = LightningCLI(Small, Data, save_config_callback=None, run=run)
+    config = cli.config["fit"] if run else cli.config
+    for index, callback in enumerate(cli.trainer.callbacks):
+        if isinstance(callback, AnomalyFilterCallback):
+            given = config["trainer"]["callbacks"][index]["init_args"].as_dict()
+            made = {**callback.settings.to_dict(), **vars(callback)}
+            assert all(made[name] == value for name, value in given.items() if name in made), made
+            print("given", json.dumps({**given, "history": len(callback.history)}))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    cli = LightningCLI(Small, Data, save_config_callback=None, args=sys.argv[1:])
-    for callback in cli.trainer.callbacks:
-        if isinstance(callback, AnomalyFilterCallback):
-            given = {
-                k: v for k, v in vars(callback).items() if not k.startswith("_") and k not in ("settings", "report")
-            }
-            print("given", json.dumps({**callback.settings.to_dict(), **given, "history": len(callback.history)}))
+    main()

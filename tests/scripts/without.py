@@ -2,14 +2,14 @@
 
 import sys
 
-sys.modules["lightning_anomaly"] = None  # type: ignore[assignment]
+import torch
+from network import images, network
 
-import torch  # noqa: E402
-from network import images, network  # noqa: E402
-
-checkpoint = torch.load(sys.argv[1], weights_only=True)
-model = network()
-model.load_state_dict({name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()})
-model.eval()
-with torch.no_grad():
-    print("outputs", *model(images(4).tensors[0]).flatten().tolist())
+if __name__ == "__main__":
+    sys.modules["lightning_anomaly"] = None  # type: ignore[assignment]
+    checkpoint = torch.load(sys.argv[1], weights_only=True)
+    model = network()
+    model.load_state_dict({name.removeprefix("net."): value for name, value in checkpoint["state_dict"].items()})
+    model.eval()
+    with torch.no_grad():
+        print("outputs", *model(images(4).tensors[0]).flatten().tolist())

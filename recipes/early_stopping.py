@@ -1,0 +1,121 @@
+"""Stop when the anomaly fraction has risen and stays up: `python -m recipes.early_stopping`, or with `--data cifar10`.
+
+Three trainings with an AnomalyEarlyStopping. The first overfits: few images, nothing against it. The second is healthy:
+more images, augmentation and dropout. In the third, a few validation images have a brightness out of range from one
+epoch on, as if a camera had failed. The recipe says where each was stopped, and where its validation loss was smallest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback
+from recipes.damage import over_range
+from recipes.data import ImageData, make_loaders, mean_and_std
+from recipes.module import Classifier
+from recipes.networks import build
+from recipes.options import add_training_options, one_sentence_errors, prepare_data, quiet
+
+
+class Failing(pl.Callback):
+    """Replaces some validation images when an epoch begins, and notes every validation loss."""
+
+    def __init__(self, at_epoch: int | None, dataset: TensorDataset, images: Tensor) -> None:
+        self.at_epoch = at_epoch
+        self.dataset = dataset
+        self.images = images
+        self.losses: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Breaks the camera."""
+        if trainer.current_epoch == self.at_epoch:
+            self.dataset.tensors[0][: len(self.images)] = self.images
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Notes the loss."""
+        self.losses.append(trainer.callback_metrics["val_loss"].item())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training: fractions and losses by epoch, and why it was stopped, if it was."""
+
+    name: str
+    fractions: list[float]
+    losses: list[float]
+    reason: str | None
+
+    def __str__(self) -> str:
+        best = min(range(len(self.losses)), key=self.losses.__getitem__)
+        lines = [
+            f"{self.name}: {len(self.losses)} epochs",
+            f"  validation loss: smallest at epoch {best} ({self.losses[best]:.3f}), at the end {self.losses[-1]:.3f}",
+            f"  anomaly fraction by epoch: {' '.join(f'{value:.2f}' for value in self.fractions)}",
+            f"  {self.reason or 'Not stopped: the anomaly fraction never rose and stayed up.'}",
+        ]
+        if self.reason is None and self.losses[-1] > 1.1 * self.losses[best]:
+            lines.append("  The validation loss rose without it: here the anomaly fraction is no sign of overfitting.")
+        return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_options(parser, epochs=30, train_size=200)
+    parser.add_argument("--healthy-size", type=int, default=900, help="images of the second, default: %(default)s")
+    parser.add_argument("--failing-at", type=int, default=10, help="epoch in the third, default: %(default)s")
+    parser.add_argument("--threshold", type=float, default=0.05, help="rise to stop at, default: %(default)s")
+    parser.add_argument("--patience", type=int, default=6, help="validations, default: %(default)s")
+    return parser.parse_args(arguments)
+
+
+def train(name: str, data: ImageData, options: argparse.Namespace, healthy: bool, failing_at: int | None) -> Outcome:
+    """One training, with everything the same but what the arguments say."""
+    pl.seed_everything(options.seed, verbose=False)
+    training, validation = make_loaders(data, options.batch_size, augment=healthy)
+    assert isinstance(validation.dataset, TensorDataset)
+    over_exposed = over_range(data.val_images[:6], *mean_and_std(data.train_images))
+    failing = Failing(failing_at, validation.dataset, over_exposed)
+    watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)), log_figures=False)
+    stopping = AnomalyEarlyStopping(options.threshold, options.patience, verbose=False)
+    trainer = pl.Trainer(
+        max_epochs=options.epochs,
+        callbacks=[watcher, stopping, failing],
+        logger=TensorBoardLogger(options.log_dir, name=f"early_stopping_{name.split()[0].lower()}"),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    network = build(options.network, data.channels, data.n_classes, 0.3 if healthy else 0.0)
+    trainer.fit(Classifier(network, options.lr), training, validation)
+    fractions = [entry["metrics"]["fraction"] for entry in watcher.history]
+    return Outcome(name, fractions, failing.losses, stopping.stopping_reason_message)
+
+
+def run(options: argparse.Namespace) -> list[Outcome]:
+    """Train all three, print what happened, and return it."""
+    quiet()
+    few = prepare_data(options)
+    many = prepare_data(argparse.Namespace(**{**vars(options), "train_size": options.healthy_size}))
+    outcomes = []
+    for name, data, healthy, failing_at in (
+        (f"Overfitting ({len(few.train_images)} images)", few, False, None),
+        (f"Healthy ({len(many.train_images)} images, augmentation, dropout)", many, True, None),
+        (f"Failing camera (from epoch {options.failing_at})", few, False, options.failing_at),
+    ):
+        outcomes.append(train(name, data, options, healthy, failing_at))
+        print(f"{outcomes[-1]}\n", flush=True)
+    return outcomes
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)

@@ -1,0 +1,136 @@
+"""Does it help to mask anomaly filters? `python -m recipes.prune`, or with `--data cifar10 --damaged 0`.
+
+Trains the same network from the same start four times for each seed: without masking, and masking half-way the anomaly
+filters, as many random filters of the same layers, and as many with the smallest weights. Then compares them on the
+test images. In digits there is hardly an anomaly filter to be found, so by default a few validation images are given a
+brightness out of range, which makes the filters that react to them anomalous; test images are left as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+import lightning.pytorch as pl
+import torch
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
+from lightning_anomaly.capture import evaluating
+from recipes.damage import over_range
+from recipes.data import ImageData, make_loaders, mean_and_std, normalise
+from recipes.module import Classifier
+from recipes.networks import build
+from recipes.options import add_training_options, one_sentence_errors, prepare_data, quiet
+
+ARMS = ("nothing", "anomaly", "random", "l1")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training: masked filters, their share of the parameters, test loss (nats) and test accuracy."""
+
+    masked: int
+    share: float
+    loss: float
+    accuracy: float
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_options(parser, epochs=12, train_size=200)
+    parser.add_argument("--at-epoch", type=int, default=6, help="mask after so many epochs, default: %(default)s")
+    parser.add_argument("--max-fraction", type=float, default=0.25, help="of a layer's filters, default: %(default)s")
+    parser.add_argument("--damaged", type=int, default=6, help="validation images to damage, default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind, default: %(default)s")
+    return parser.parse_args(arguments)
+
+
+def train(data: ImageData, options: argparse.Namespace, arm: str, seed: int) -> Outcome:
+    """One training from the seed, masking what `arm` says."""
+    pl.seed_everything(seed, verbose=False)
+    training, validation = make_loaders(data, options.batch_size)
+    mean_, std = mean_and_std(data.train_images)
+    assert isinstance(validation.dataset, TensorDataset)
+    damaged = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(seed))[: options.damaged]
+    validation.dataset.tensors[0][damaged] = over_range(data.val_images[damaged], mean_, std)
+    watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)), log_figures=False)
+    prune = AnomalyPruneCallback(
+        at_epoch=options.at_epoch,
+        max_fraction=options.max_fraction,
+        criterion="anomaly" if arm == "nothing" else arm,  # type: ignore[arg-type]
+        seed=seed,
+    )
+    module = Classifier(build(options.network, data.channels, data.n_classes), options.lr)
+    trainer = pl.Trainer(
+        max_epochs=options.epochs,
+        callbacks=[watcher] if arm == "nothing" else [watcher, prune],
+        default_root_dir=options.log_dir,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, training, validation)
+    with evaluating(module), torch.no_grad():
+        logits = torch.cat([module(batch) for batch in normalise(data.test_images, mean_, std).split(512)])
+    masked = sum(map(len, prune.masked.values()))
+    return Outcome(
+        masked=masked,
+        share=0.0 if prune.mask is None else prune.mask.parameter_fraction,
+        loss=functional.cross_entropy(logits, data.test_labels).item(),
+        accuracy=(logits.argmax(1) == data.test_labels).double().mean().item(),
+    )
+
+
+def table(outcomes: dict[str, list[Outcome]]) -> str:
+    """Means over the seeds, with standard deviations."""
+    lines = [f"{'masked':8}  {'filters':>8}  {'parameters':>10}  {'test loss':>15}  {'test accuracy':>15}"]
+    for arm, runs in outcomes.items():
+        spread = [
+            stdev(values) if len(values) > 1 else 0.0 for values in ([r.loss for r in runs], [r.accuracy for r in runs])
+        ]
+        lines.append(
+            f"{arm:8}  {mean(r.masked for r in runs):8.1f}  {mean(r.share for r in runs):10.1%}  "
+            f"{mean(r.loss for r in runs):7.3f} +- {spread[0]:.3f}  {mean(r.accuracy for r in runs):7.3f} +- {spread[1]:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def verdict(outcomes: dict[str, list[Outcome]]) -> str:
+    """What the comparison within each seed says, and no more."""
+    runs = outcomes["anomaly"]
+    if not any(run.masked for run in runs):
+        return "No anomaly filter had the votes to be masked, so there is nothing to compare."
+    parts = []
+    for arm in ("nothing", "random", "l1"):
+        better = sum(run.loss < other.loss for run, other in zip(runs, outcomes[arm], strict=True))
+        parts.append(f"masking {arm} in {better}")
+    return f"Of {len(runs)} seeds, masking anomaly filters ends with a smaller test loss than {', than '.join(parts)}."
+
+
+def run(options: argparse.Namespace) -> dict[str, list[Outcome]]:
+    """Train all, print the comparison, and return what came out."""
+    quiet()
+    data = prepare_data(options)
+    outcomes: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}
+    for seed in range(options.seed, options.seed + options.seeds):
+        for arm in ARMS:
+            outcomes[arm].append(train(data, options, arm, seed))
+            print(f"seed {seed}, masking {arm}: {outcomes[arm][-1]}", flush=True)
+    print(
+        f"\n{options.network} on {len(data.train_images)} images of {options.data}, {options.epochs} epochs,", end=" "
+    )
+    print(f"masked before epoch {options.at_epoch}, {options.damaged} validation images damaged\n")
+    print(table(outcomes))
+    print(f"\n{verdict(outcomes)}")
+    return outcomes
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)

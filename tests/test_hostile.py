@@ -1,0 +1,180 @@
+"""Whatever the numbers, there is a report, and its numbers are finite.
+
+Each filter is an input: filters do not see each other (see `test_analysis`), so one call takes many. The tests count
+the filters that they were given, and fail if these are fewer than they claim.
+"""
+
+import warnings
+
+import numpy as np
+import properties
+import pytest
+import torch
+import zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lightning_anomaly import AnalysisSettings
+from lightning_anomaly.analysis import analyze_layer, analyze_maps
+from lightning_anomaly.capture import MapCapture
+from lightning_anomaly.cluster import cluster_filters
+from lightning_anomaly.judge import outlier_samples, shown_clustering, smallest_share
+from lightning_anomaly.reduce import reduce_maps
+from lightning_anomaly.report import AnomalyReport
+
+FILTERS = 50
+SPECIAL = [
+    0.0, -0.0, 1.0, -1.0, 1 + 1e-7, 1 + 2e-16, 3.0, 1e-8, 1e-30, -1e-30, 1e30, -1e30, 1e-160, 1e160,
+    5e-324, 2e-308, 1e-45, 1e-38, 6e-8, 65504.0, 3e38, 1.7e308, -1.7e308,
+]  # fmt: skip
+BROKEN = [float("nan"), float("inf"), -float("inf")]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+some_settings = st.builds(
+    AnalysisSettings,
+    max_components=st.integers(2, 8),
+    rare_fraction=st.sampled_from([0.01, 0.1, 0.5]),
+    rule=st.sampled_from(["vote", "best"]),
+    init=st.sampled_from(["kmeans", "random"]),
+    n_init=st.integers(1, 4),
+    seed=st.integers(0, 3),
+    max_memory_mb=st.sampled_from([1, 256]),
+)
+finite = st.sampled_from(SPECIAL) | st.floats(allow_nan=False, allow_infinity=False)
+palettes = st.lists(
+    st.tuples(st.lists(finite, min_size=1, max_size=3), st.sampled_from([None] * 9 + BROKEN)),
+    min_size=FILTERS,
+    max_size=FILTERS,
+)
+shapes = st.sampled_from([(), (1, 1), (2,), (2, 2), (3, 3), (1, 2, 2), (5, 5)])
+
+
+@st.composite
+def hostile_maps(draw: st.DrawFn, smallest: int = 1, largest: int = 14) -> Tensor:
+    """Maps `(N, F, ...)`: each filter's values are a few of its own, now and then with a NaN or infinity among them.
+
+    In some filters every pixel is one of these values; in others a sample is one of two maps of them, or a bit off.
+    """
+    samples, size = draw(st.integers(smallest, largest)), draw(shapes)
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    filters = []
+    for values, broken in draw(palettes):
+        pixels = generator.choice(np.array(values), (samples, *size))
+        kind = generator.integers(4)
+        if kind == 0:  # two distinct maps
+            pixels = pixels[generator.integers(min(2, samples), size=samples)]
+        if kind == 1:  # one map, and noise at the limit of rounding
+            pixels = pixels[:1] * (1 + 1e-16 * generator.integers(0, 5, (samples, *size)))
+        if broken is not None:
+            pixels = pixels.copy()
+            pixels.flat[generator.integers(pixels.size)] = broken
+        filters.append(pixels)
+    with np.errstate(over="ignore"):
+        return torch.tensor(np.stack(filters, 1)).to(draw(st.sampled_from(DTYPES)))
+
+
+def all_finite(*tensors: Tensor) -> bool:
+    return all(tensor.isfinite().all() for tensor in tensors)
+
+
+@pytest.mark.parametrize("path", ["torch", "compiled"])
+def test_any_maps_give_a_finite_report(path, monkeypatch):
+    if path == "compiled":
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr("lightning_anomaly.backend.has_numba", lambda: False)
+    seen = 0
+
+    @settings(max_examples=100)
+    @given(hostile_maps(), some_settings)
+    def check(maps: Tensor, how: AnalysisSettings) -> None:
+        nonlocal seen
+        seen += maps.shape[1]
+        report = analyze_layer(zoo.captured(maps), how)
+        properties.assert_finite(report)
+        finite = maps.transpose(0, 1).flatten(1).isfinite().all(1)
+        assert report.filters("nonfinite") == (~finite).nonzero().flatten().tolist()
+
+    check()
+    assert seen >= 5000
+
+
+def test_any_maps_reduce_to_finite_points():
+    seen = 0
+
+    @settings(max_examples=40)
+    @given(hostile_maps(largest=40))
+    def check(maps: Tensor) -> None:
+        nonlocal seen
+        seen += maps.shape[1]
+        reduction = reduce_maps(maps)
+        assert all_finite(reduction.points, reduction.explained)
+        assert not (reduction.constant & ~reduction.finite).any()
+        live = reduction.points[reduction.live]
+        if len(maps) > 1 and len(live):
+            torch.testing.assert_close(live[..., 0].square().mean(1), torch.ones(len(live)).double(), rtol=1e-9, atol=0)
+            assert (live[..., 1].square().mean(1) <= 1 + 1e-9).all()
+        assert (reduction.points[~reduction.live] == 0).all()
+
+    check()
+    assert seen >= 1000 * 2
+
+
+def test_any_points_of_unit_spread_give_clusterings():
+    seen = 0
+
+    @settings(max_examples=20)
+    @given(hostile_maps(smallest=3, largest=30), some_settings)
+    def check(maps: Tensor, how: AnalysisSettings) -> None:
+        nonlocal seen
+        seen += maps.shape[1]
+        reduction = reduce_maps(maps)
+        points = reduction.points[reduction.live]
+        clustering = cluster_filters(points, how)
+        assert all_finite(clustering.calinski_harabasz)
+        assert ((clustering.labels >= 0) & (clustering.labels < clustering.n_components[:, None])).all()
+        outliers = outlier_samples(clustering, how.rare_fraction, how.rule)
+        shown = shown_clustering(clustering, outliers, how.rare_fraction)
+        assert ((shown >= 0) & (shown < len(clustering.n_components))).all()
+        assert all_finite(smallest_share(clustering.labels))
+
+    check()
+    assert seen >= 1000
+
+
+class Layers(nn.Module):
+    """Two layers that give what they are told, and are called only if there is something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Identity(), nn.Identity()
+
+    def forward(self, first: Tensor | None, second: Tensor | None) -> None:
+        for layer, value in ((self.first, first), (self.second, second)):
+            if value is not None:
+                layer(value)
+
+
+batches = st.none() | hostile_maps(largest=4) | st.sampled_from([torch.zeros(0, FILTERS, 2, 2), torch.zeros(3)])
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(batches, batches), max_size=3), some_settings, st.booleans())
+def test_any_sequence_of_batches_gives_a_report_that_can_be_stored(steps, how, rectify):
+    """Of one size or of several, with empty batches, or none: what does not fit together is left out and said."""
+    model = Layers()
+    taken = MapCapture({"first": model.first, "second": model.second}, limit=6, rectify=rectify, max_map_side=2)
+    for step in steps:
+        with taken, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(*step)
+    report = analyze_maps(taken.maps, how)
+    for layer in report.layers.values():
+        properties.assert_finite(layer)
+    assert all(np.isfinite(value) for value in report.metrics().values())
+    assert len(report.outlier_samples) == report.n_samples
+    assert AnomalyReport.from_dict(report.to_dict()).to_dict() == report.to_dict()
+    assert str(report)
+    for name in ("first", "second"):
+        assert (name in report.layers) != (f"{name} left out" in report.notes)
