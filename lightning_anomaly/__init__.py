@@ -1,10 +1,17 @@
 """See overfitting inside a convolutional network, filter by filter."""
 
 from lightning_anomaly.analysis import analyze
-from lightning_anomaly.callbacks import AnomalyFilterCallback
+from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 
 __version__ = "0.1.0"
 
-__all__ = ["AnalysisSettings", "AnomalyFilterCallback", "AnomalyReport", "analyze"]
+__all__ = [
+    "AnalysisSettings",
+    "AnomalyEarlyStopping",
+    "AnomalyFilterCallback",
+    "AnomalyPruneCallback",
+    "AnomalyReport",
+    "analyze",
+]

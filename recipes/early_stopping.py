@@ -1,15 +1,16 @@
 """Stop when the anomaly fraction has risen and stays up: `python -m recipes.early_stopping`, or with `--data cifar10`.
 
-Three trainings with an AnomalyEarlyStopping. The first overfits: few images, nothing against it. The second is healthy:
-more images, augmentation and dropout. In the third, a few validation images have a brightness out of range from one
-epoch on, as if a camera had failed. The recipe says where each was stopped, and where its validation loss was smallest.
+Three trainings with an AnomalyEarlyStopping. The first overfits: few images, some of their labels wrong, nothing to
+prevent it. The second is healthy: more images, augmentation and dropout. The third is like the first, but a few
+validation images have a brightness out of range from one epoch on, as if a camera had failed. The recipe says where
+each was stopped, and where its validation loss was smallest.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback
-from recipes.damage import over_range
+from recipes.damage import over_range, with_label_noise
 from recipes.data import ImageData, make_loaders, mean_and_std
 from recipes.module import Classifier
 from recipes.networks import build
@@ -69,7 +70,10 @@ class Outcome:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_options(parser, epochs=30, train_size=200)
+    add_training_options(parser, epochs=40, train_size=200)
+    parser.add_argument(
+        "--label-noise", type=float, default=0.3, help="wrong labels in few images, default: %(default)s"
+    )
     parser.add_argument("--healthy-size", type=int, default=900, help="images of the second, default: %(default)s")
     parser.add_argument("--failing-at", type=int, default=10, help="epoch in the third, default: %(default)s")
     parser.add_argument("--threshold", type=float, default=0.05, help="rise to stop at, default: %(default)s")
@@ -82,7 +86,7 @@ def train(name: str, data: ImageData, options: argparse.Namespace, healthy: bool
     pl.seed_everything(options.seed, verbose=False)
     training, validation = make_loaders(data, options.batch_size, augment=healthy)
     assert isinstance(validation.dataset, TensorDataset)
-    over_exposed = over_range(data.val_images[:6], *mean_and_std(data.train_images))
+    over_exposed = over_range(data.val_images[: max(1, len(data.val_images) // 80)], *mean_and_std(data.train_images))
     failing = Failing(failing_at, validation.dataset, over_exposed)
     watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)), log_figures=False)
     stopping = AnomalyEarlyStopping(options.threshold, options.patience, verbose=False)
@@ -105,6 +109,8 @@ def run(options: argparse.Namespace) -> list[Outcome]:
     """Train all three, print what happened, and return it."""
     quiet()
     few = prepare_data(options)
+    labels, _ = with_label_noise(few.train_labels, options.label_noise, few.n_classes, options.seed)
+    few = replace(few, train_labels=labels)
     many = prepare_data(argparse.Namespace(**{**vars(options), "train_size": options.healthy_size}))
     outcomes = []
     for name, data, healthy, failing_at in (

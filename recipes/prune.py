@@ -78,7 +78,7 @@ def train(data: ImageData, options: argparse.Namespace, arm: str, seed: int) -> 
     )
     trainer.fit(module, training, validation)
     with evaluating(module), torch.no_grad():
-        logits = torch.cat([module(batch) for batch in normalise(data.test_images, mean_, std).split(512)])
+        logits = torch.cat([module(batch) for batch in torch.split(normalise(data.test_images, mean_, std), 512)])
     masked = sum(map(len, prune.masked.values()))
     return Outcome(
         masked=masked,
@@ -90,16 +90,16 @@ def train(data: ImageData, options: argparse.Namespace, arm: str, seed: int) -> 
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:
     """Means over the seeds, with standard deviations."""
-    lines = [f"{'masked':8}  {'filters':>8}  {'parameters':>10}  {'test loss':>15}  {'test accuracy':>15}"]
+    lines = [f"{'masked':8}  {'filters':>8}  {'parameters':>10}  {'test loss':>16}  {'test accuracy':>16}"]
     for arm, runs in outcomes.items():
-        spread = [
-            stdev(values) if len(values) > 1 else 0.0 for values in ([r.loss for r in runs], [r.accuracy for r in runs])
-        ]
-        lines.append(
-            f"{arm:8}  {mean(r.masked for r in runs):8.1f}  {mean(r.share for r in runs):10.1%}  "
-            f"{mean(r.loss for r in runs):7.3f} +- {spread[0]:.3f}  {mean(r.accuracy for r in runs):7.3f} +- {spread[1]:.3f}"
-        )
+        masked, share = mean(r.masked for r in runs), mean(r.share for r in runs)
+        loss, accuracy = _mean_and_spread([r.loss for r in runs]), _mean_and_spread([r.accuracy for r in runs])
+        lines.append(f"{arm:8}  {masked:8.1f}  {share:10.1%}  {loss:>16}  {accuracy:>16}")
     return "\n".join(lines)
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.3f} +- {stdev(values) if len(values) > 1 else 0.0:.3f}"
 
 
 def verdict(outcomes: dict[str, list[Outcome]]) -> str:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from lightning_anomaly.capture import MapCapture, select_layers
 from lightning_anomaly.flow import FlowObserver, NormFlow, modules_by_name, observe_flow
 
 IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -209,6 +210,31 @@ def test_sees_through_a_compiled_model_and_leaves_it_compiled() -> None:
     assert len(graphs) == 1
     model.eval()(IMAGES)  # compiled anew, as ever
     assert len(graphs) == 2
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch < 2.6 ignores hooks on compiled modules")
+def test_observers_that_overlap_leave_compiled_models_compiled_in_whatever_order_they_end() -> None:
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = torch.compile(nn.Sequential(conv(), nn.BatchNorm2d(4)), backend=backend)
+    model(IMAGES)
+    assert len(graphs) == 1
+    flow, maps = FlowObserver(model), MapCapture(select_layers(model))
+    for first, last in ((flow, maps), (maps, flow)):
+        flow.attach()
+        maps.attach()
+        model(IMAGES)
+        first.remove()
+        last.remove()
+    assert flow.flow.norms == {"0": ["1"]}
+    assert maps.maps["0"].count == 2 * len(IMAGES)
+    torch.compiler.reset()
+    model(IMAGES)
+    assert len(graphs) == 2  # compiled anew: not eager
 
 
 def test_hooks_are_gone_afterwards_and_the_users_own_are_not() -> None:

@@ -65,13 +65,13 @@ def hostile_maps(draw: st.DrawFn, smallest: int = 1, largest: int = 14) -> Tenso
         if kind == 0:  # two distinct maps
             pixels = pixels[generator.integers(min(2, samples), size=samples)]
         if kind == 1:  # one map, and noise at the limit of rounding
-            pixels = pixels[:1] * (1 + 1e-16 * generator.integers(0, 5, (samples, *size)))
+            with np.errstate(over="ignore"):
+                pixels = pixels[:1] * (1 + 1e-16 * generator.integers(0, 5, (samples, *size)))
         if broken is not None:
             pixels = pixels.copy()
             pixels.flat[generator.integers(pixels.size)] = broken
         filters.append(pixels)
-    with np.errstate(over="ignore"):
-        return torch.tensor(np.stack(filters, 1)).to(draw(st.sampled_from(DTYPES)))
+    return torch.tensor(np.stack(filters, 1)).to(draw(st.sampled_from(DTYPES)))
 
 
 def all_finite(*tensors: Tensor) -> bool:

@@ -474,3 +474,11 @@ def test_an_unknown_norm_is_refused_and_touches_nothing(options: dict, message: 
     with pytest.raises(ValueError, match=message):
         mask_filters(model, {"conv1": [1]}, **options)
     assert same(bits(model), before)
+
+
+def test_the_fraction_leaves_out_lazy_parameters_which_have_no_size_yet() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyLinear(2))
+    mask = FilterMask(model)
+    assert mask.parameter_fraction == 0
+    mask.add({"0": [1]})
+    assert mask.parameter_fraction == 0.25

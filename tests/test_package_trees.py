@@ -167,3 +167,25 @@ def test_cli_help(cli: Callable[..., str]) -> None:
     assert "{val,train}" in words
     assert "(type: bool, default: True)" in words
     assert "`lightning_anomaly.settings" not in words  # plain types, no names of ours
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("AnomalyPruneCallback", {"at_epoch": [3, 5], "on_rise": 0.2, "min_votes": 1, "max_fraction": 0.3, "seed": 4}),
+        ("AnomalyEarlyStopping", {"threshold": 0.3, "patience": 9, "verbose": False}),
+    ],
+)
+def test_cli_takes_the_other_callbacks(cli: Callable[..., str], tmp_path: Path, name: str, arguments: Any) -> None:
+    path = f"lightning_anomaly.callbacks.{name}"
+    callbacks = [{"class_path": CLASS_PATH}, {"class_path": path, "init_args": arguments}]
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"trainer": {"callbacks": callbacks}}))
+    printed = cli("--config", config, *TRAINER, "--print_config")
+    for argument, value in arguments.items():
+        first = value[0] if isinstance(value, list) else value
+        assert f"{argument}: {json.dumps(value)}" in printed or f"- {first}" in printed, argument
+    config.write_text(printed)
+    assert cli("--config", config, "--print_config") == printed
+    words = " ".join(cli("fit", f"--trainer.callbacks.help={path}").split())
+    assert all(f".{argument} " in words for argument in arguments)

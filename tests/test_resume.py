@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from lightning_anomaly import AnomalyFilterCallback
+from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
 
 sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 from network import images
@@ -175,3 +175,16 @@ def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
     fit([watcher(), stopping(), keep], max_epochs=2)
     resumed = fit([watcher(), stopping()], Path(keep.best_model_path), max_epochs=20)
     assert resumed.current_epoch == unbroken.current_epoch < 20
+
+
+def test_masks_go_on(tmp_path: Path) -> None:
+    def prune() -> AnomalyPruneCallback:
+        return AnomalyPruneCallback(at_epoch=2, last_reports=2, min_votes=1)
+
+    whole, second, keep = watcher(), watcher(), ModelCheckpoint(tmp_path)
+    unbroken = fit([whole, prune()], max_epochs=6)
+    fit([watcher(), prune(), keep], max_epochs=4)
+    resumed = fit([second, prune()], Path(keep.best_model_path), max_epochs=6)
+    assert curve(second.history) == curve(whole.history)
+    assert same_weights(resumed, unbroken)
+    assert (resumed.lightning_module.net[2].weight.flatten(1) == 0).all(1).any()

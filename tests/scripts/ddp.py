@@ -26,9 +26,13 @@ from network import images
 from small import loader, module, quiet
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-import lightning_anomaly
-from lightning_anomaly import AnomalyFilterCallback
-from lightning_anomaly.callbacks import watch
+from lightning_anomaly.callbacks import (
+    AnomalyEarlyStopping,
+    AnomalyFilterCallback,
+    AnomalyPruneCallback,
+    anomaly_filter,
+    watch,
+)
 
 LIMIT = 25  # seconds for a scenario; it takes about two
 PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False}
@@ -176,16 +180,17 @@ def every_second(rank: int, world: int) -> Outcome:
 
 def prunes(rank: int, world: int) -> Outcome:
     model = module()
-    prune = lightning_anomaly.AnomalyPruneCallback(at_epoch=1)
+    prune = AnomalyPruneCallback(at_epoch=2, last_reports=2, min_votes=1)
     outcome = fit(world, AnomalyFilterCallback(**PROBE), (prune,), model=model, max_epochs=4)
-    silent = {name: (p.flatten(1) == 0).all(1).nonzero()[:, 0].tolist()
-              for name, p in model.named_parameters() if p.ndim == 4}  # fmt: skip
+    convolutions = {name: p for name, p in model.named_parameters() if p.ndim == 4}
+    silent = {name: (p.flatten(1) == 0).all(1).nonzero()[:, 0].tolist() for name, p in convolutions.items()}
     return {**outcome, "silent": silent}
 
 
 def stops_itself(rank: int, world: int) -> Outcome:
-    stopping = lightning_anomaly.AnomalyEarlyStopping()
-    return {**fit(world, AnomalyFilterCallback(**PROBE), (stopping,)), "stopped": stopping.stopped_epoch}
+    """The fraction is said to rise from the third validation on."""
+    anomaly_filter.rise = lambda fractions: 0.5 if len(fractions) >= 3 else 0.0
+    return fit(world, AnomalyFilterCallback(**PROBE), (AnomalyEarlyStopping(threshold=0.2),), max_epochs=9)
 
 
 def spawned() -> None:
