@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
@@ -62,7 +63,8 @@ class Outcome:
             f"  anomaly fraction by epoch: {' '.join(f'{value:.2f}' for value in self.fractions)}",
             f"  {self.reason or 'Not stopped: the anomaly fraction never rose and stayed up.'}",
         ]
-        if self.reason is None and self.losses[-1] > 1.1 * self.losses[best]:
+        # One loss goes up and down: the smallest has to be well behind, and most of the last ones above it.
+        if self.reason is None and best < len(self.losses) - 10 and median(self.losses[-5:]) > 1.1 * self.losses[best]:
             lines.append("  The validation loss rose without it: here the anomaly fraction is no sign of overfitting.")
         return "\n".join(lines)
 

@@ -190,7 +190,7 @@ def prunes(rank: int, world: int) -> Outcome:
 def stops_itself(rank: int, world: int) -> Outcome:
     """The fraction is said to rise from the third validation on."""
     anomaly_filter.rise = lambda fractions: 0.5 if len(fractions) >= 3 else 0.0
-    return fit(world, AnomalyFilterCallback(**PROBE), (AnomalyEarlyStopping(threshold=0.2),), max_epochs=9)
+    return fit(world, AnomalyFilterCallback(**PROBE), (AnomalyEarlyStopping(threshold=0.2, patience=5),), max_epochs=9)
 
 
 def spawned() -> None:
