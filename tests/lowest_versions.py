@@ -1,8 +1,8 @@
 """Runs the tests with the lowest versions that pyproject.toml allows.
 
 `python tests/lowest_versions.py FOLDER [PYTEST OPTIONS]` makes an environment in FOLDER with the Python that runs this
-script, which should be 3.10 or 3.11: there is no lowest torch for later ones. torch comes from PyPI with its CUDA
-libraries, about 5 GB on disk. Not a part of the test suite.
+script, which should be 3.10 or 3.11: not all of the lowest versions exist for later ones. torch comes from PyPI with
+its CUDA libraries, about 5 GB on disk. Not a part of the test suite.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What the lowest versions need and do not ask for themselves.
 NOT_TOO_NEW = [
-    "numpy<2",  # torch 2.2 was built for it
-    "setuptools<81",  # lightning 2.2 and tensorboard 2.14 import pkg_resources
+    "numpy<2",  # scikit-learn 1.4.0 and matplotlib 3.8.0 were built for it
+    "setuptools<81",  # tensorboard 2.14 imports pkg_resources
     "pyparsing<3.2",  # matplotlib 3.8 calls what is deprecated since
 ]
 
