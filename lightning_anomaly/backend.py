@@ -1,14 +1,16 @@
-"""Whether numba's compiled loops may run instead of plain torch."""
+"""What the numbers are computed with: numba's compiled loops or plain torch, and how many threads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-__all__ = ["compiled_for", "has_numba"]
+__all__ = ["compiled_for", "has_numba", "in_threads", "rows_at_a_time"]
 
 
 @cache
@@ -34,3 +36,31 @@ def compiled_for(points: Tensor, compiled: bool | None) -> bool:
             f"Found {points.dtype} on {points.device}, numba {'installed' if has_numba() else 'missing'}."
         )
     return possible if compiled is None else compiled
+
+
+def in_threads(work: Callable[[int, int], None], count: int, threads: int) -> None:
+    """Split `count` pieces of work among threads, in ranges short enough to even out what they cost.
+
+    The threads are Python's own (the compiled loops release the interpreter lock) and end with each call: numba's
+    OpenMP pool would abort any process that forks afterwards, as a `DataLoader` with workers does.
+
+    Args:
+        work: Does the pieces from its first argument up to its second.
+        count: Number of pieces.
+        threads: Number of threads.
+    """
+    step = max(1, min(64, count // (4 * threads)))
+    if threads == 1 or count <= step:
+        work(0, count)
+        return
+    firsts = range(0, count, step)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, firsts, (min(first + step, count) for first in firsts)))
+
+
+def rows_at_a_time(values: int, like: Tensor) -> int:
+    """How many rows of so many values to put into one operation.
+
+    Enough to make the cost of starting an operation small, and on the CPU few enough for the caches.
+    """
+    return max(1, (2**18 if like.device.type == "cpu" else 2**22) // max(1, values))

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_anomaly.mixture import fit_mixtures
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.starts import (
+    cluster_moments,
     cluster_parameters,
     first_largest,
     kmeans,
@@ -58,8 +59,8 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
     """
     filters, samples = points.shape[:2]
     numbers = range(2, min(settings.max_components, samples - 1) + 1)
-    # Working memory: k-means++ keeps some arrays (F, S, N, 2); a plain torch k-means keeps (F * S, K, N, 2).
-    bytes_per_filter = 8 * samples * settings.n_init * 2 * (2 + settings.max_components)
+    # Working memory: a few arrays (F, S, N), such as the labels of all random starts; the rest works in small pieces.
+    bytes_per_filter = 8 * samples * settings.n_init * 4
     step = max(1, settings.max_memory_mb * 2**20 // bytes_per_filter)
     parts = [_cluster(points[first : first + step], numbers, settings) for first in range(0, filters, step)]
     labels = torch.cat([part[0] for part in parts]) if parts else points.new_zeros(0, len(numbers), samples).long()
@@ -147,17 +148,18 @@ def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
     Returns:
         The index `(F, M)`; 0 where it is not defined, with one occupied cluster or as many as samples.
     """
-    sizes = cluster_sizes(labels)
     samples = points.shape[1]
+    clusters = int(labels.max()) + 1 if labels.numel() else 0
+    if clusters == 0:
+        return points.new_zeros(labels.shape[:2])
+    centre = points.transpose(1, 2).contiguous().mean(2)[:, None]
+    sizes, means, covariances = cluster_moments(points - centre, labels, clusters)
     occupied = (sizes > 0).sum(2)
-    member = labels[:, :, None]
-    own = (points - points.mean(1, keepdim=True)).transpose(1, 2)[:, None].expand(-1, labels.shape[1], -1, -1)
-    sums = points.new_zeros(*labels.shape[:2], 2, sizes.shape[2])
-    sums.scatter_add_(3, member.expand_as(own), own)
-    means = sums / sizes.clamp(min=1)[:, :, None]
-    within = (own - means.gather(3, member.expand_as(own))).square().sum(3).sum(2)
     # One by one: `sum` adds in an order that depends on the number of clusters, which other filters have a part in.
-    between = reduce(torch.add, (sizes[:, :, None] * means.square()).sum(2).unbind(2), torch.zeros_like(within))
+    within, between = (
+        reduce(torch.add, (sizes * squares).unbind(2))
+        for squares in (covariances[..., 0] + covariances[..., 2], means.square().sum(3))
+    )
     ratio = between * (samples - occupied) / (within * (occupied - 1))
     index = torch.where(within > 0, ratio, 1.0).clamp(max=torch.finfo(points.dtype).max)
     return torch.where((occupied > 1) & (occupied < samples), index, 0.0)

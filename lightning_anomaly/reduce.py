@@ -88,19 +88,14 @@ def _reduce(maps: Tensor, rounding: float, engine: str) -> tuple[Tensor, Tensor,
 def _each(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """The results of a function of every filter's own slices `(F, ...)`.
 
-    Not all filters at once: how torch splits a sum or a matrix product, and with it the last bits of the result, may
-    depend on the number of filters.
+    Not all filters at once: how torch splits a sum, and with it the last bits of the result, may depend on how
+    many there are.
     """
     return torch.stack([function(*slices) for slices in zip(*tensors, strict=True)])
 
 
 def _sum_of_squares(row: Tensor) -> Tensor:
     return row.square().sum()
-
-
-def _multiply(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix products of `(F, A, B)` and `(F, B, C)`, on the CPU one by one."""
-    return left @ right if left.is_cuda else _each(torch.mm, left, right)
 
 
 def _scores(rows: Tensor) -> Tensor:
@@ -111,12 +106,12 @@ def _scores(rows: Tensor) -> Tensor:
     # What BLAS and LAPACK round depends on where a matrix lies in memory: zeros put every filter on whole cache lines.
     rows = functional.pad(rows, (0, -pixels % _LINE, 0, -samples % _LINE))
     if samples < pixels:
-        values, vectors = _leading(_multiply(rows, rows.transpose(1, 2)))
+        values, vectors = _leading(rows @ rows.transpose(1, 2))
         scores = vectors * values.clamp(min=0).sqrt()[:, None]
-        axes = _multiply(rows.transpose(1, 2), vectors)
+        axes = rows.transpose(1, 2) @ vectors
     else:
-        _, axes = _leading(_multiply(rows.transpose(1, 2), rows))
-        scores = _multiply(rows, axes)
+        _, axes = _leading(rows.transpose(1, 2) @ rows)
+        scores = rows @ axes
     return (scores * _signs(axes))[:, :samples]
 
 
@@ -140,19 +135,19 @@ def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     trace = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None]
     gram = gram / trace[:, :, None]
     if size > _EXACT_SIZE:
-        squared = _multiply(gram, gram)
-        power = _multiply(squared, squared)  # one multiplication by it advances the iteration by four steps
+        squared = gram @ gram
+        power = squared @ squared  # one multiplication by it advances the iteration by four steps
         # Any start that is not orthogonal to what is sought will do; the same for every filter.
         start = torch.randn(size, _BLOCK, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         basis = start.to(gram).expand(filters, -1, -1)
         matrix = gram
         for _ in range(_ROUNDS):
-            basis = torch.linalg.qr(_multiply(power, _multiply(power, basis)))[0]
-            image = _multiply(matrix, basis)
-            ritz, rotation = torch.linalg.eigh(_multiply(basis.transpose(1, 2), image))
+            basis = torch.linalg.qr(power @ (power @ basis))[0]
+            image = matrix @ basis
+            ritz, rotation = torch.linalg.eigh(basis.transpose(1, 2) @ image)
             first = rotation[:, :, -2:].flip(2)
-            vector, ritz = _multiply(basis, first), ritz[:, -2:].flip(1)
-            residual = (_multiply(image, first) - vector * ritz[:, None]).norm(dim=1).amax(1)
+            vector, ritz = basis @ first, ritz[:, -2:].flip(1)
+            residual = (image @ first - vector * ritz[:, None]).norm(dim=1).amax(1)
             done = residual <= _TOLERANCE * ritz[:, 0]
             values[todo[done]], vectors[todo[done]] = ritz[done], vector[done]
             todo, matrix, power, basis = todo[~done], matrix[~done], power[~done], basis[~done]
@@ -165,11 +160,14 @@ def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scores_sklearn(rows: Tensor) -> Tensor:
+    import numpy as np
     from sklearn.decomposition import PCA
 
     def scores(filter_rows: Any) -> Tensor:
         pca = PCA(min(2, *filter_rows.shape), svd_solver="full")
-        points = torch.from_numpy(pca.fit_transform(filter_rows))
+        # Equal maps to equal points: from their differences, rounding, random starts make other clusters.
+        distinct, inverse = np.unique(filter_rows, axis=0, return_inverse=True)
+        points = torch.from_numpy(pca.fit(filter_rows).transform(distinct)[inverse.ravel()])
         points = points * _signs(torch.from_numpy(pca.components_).T[None])[0]
         return functional.pad(points, (0, 2 - points.shape[1]))
 

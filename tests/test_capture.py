@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +24,14 @@ from lightning_anomaly.capture import (
 )
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """The networks and maps that a test makes are the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def network() -> nn.Sequential:

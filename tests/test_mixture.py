@@ -99,31 +99,42 @@ def test_a_tight_cluster_far_out_loses_no_digits(compiled):
     torch.testing.assert_close(fit.covariances[0, 0, 0], truth, rtol=1e-8, atol=0)
 
 
+def test_a_component_that_no_sample_belongs_to_is_scikit_learn_s(compiled):
+    points = zoo.points("clustered", 1, 50)
+    weights, precisions = torch.full((1, 1, 3), 1 / 3).double(), torch.eye(2).double().expand(1, 1, 3, 2, 2).clone()
+    means = torch.tensor([[[[-1.0, 0], [1, 0], [1e3, 1e3]]]]).double()
+    start = (weights, means, precisions)
+    expected = oracle.fit_mixture(points[0].numpy(), *(tensor[0, 0].numpy() for tensor in start))
+    assert expected.weights[2] < 1e-10
+    fit = fit_mixtures(points, *start, compiled=compiled)
+    assert_equal_fits(fit, [[expected]], 1e-10)
+
+
 @pytest.mark.parametrize("n_components", range(2, 9))
 @pytest.mark.parametrize("kind", ["clustered", "skewed", "sparse"])
 def test_float32_gives_the_same_labels_and_close_numbers(kind, n_components):
-    """Measured: 1.6e-6 (weights), 6e-5 (means), 5e-5 (covariances), 1.5e-4 nats. The limits are three times that.
+    """Measured: 1.1e-5 (weights), 1.2e-4 (means, covariances), 1.5e-4 nats (bound). The limits are three times that.
 
-    The last is that large where a variance is near 1e-6, of which float32 keeps a few digits beside others near 1.
-
-    Components that hold less than half a sample are left out of means and covariances: in float32 the constant that
-    keeps a count from 0, 10 units of rounding, is 1.2e-6 instead of 2.2e-15, and pulls such a component's mean.
+    These are the largest of AVX512, AVX2 and plain code, which round in another order. The bound's error comes from
+    variances near 1e-6, of which float32 keeps few digits beside others near 1. All fits do 30 iterations: where a
+    change of the bound is `tol` up to rounding, float32 may stop an iteration later. Components that hold less than
+    half a sample are left out of means and covariances: in float32 the constant that keeps a count from 0, 10 units of
+    rounding, is 1.2e-6 instead of 2.2e-15, and pulls the mean of such a component.
     """
-    points, start, expected = case(kind, n_components)
-    fit = fit_mixtures(points.float(), *start)
+    points, start, expected = case(kind, n_components, tol=0.0, max_iter=30)
+    fit = fit_mixtures(points.float(), *start, tol=0.0, max_iter=30)
     assert fit.weights.dtype == fit.covariances.dtype == torch.float32
+    assert (fit.n_iter == 30).all()
     for f in range(FILTERS):
         for s in range(STARTS):
             reference = expected[f][s]
             held = reference.weights * SAMPLES > 0.5
-            tolerances = {"weights": 5e-6, "means": 2e-4, "covariances": 2e-4, "lower_bound": 5e-4}
+            tolerances = {"weights": 3e-5, "means": 4e-4, "covariances": 4e-4, "lower_bound": 5e-4}
             for name, tolerance in tolerances.items():
                 difference = np.abs(getattr(fit, name)[f, s].double().numpy() - getattr(reference, name))
                 difference = difference[held] if name in ("means", "covariances") else difference
                 assert difference.max() <= tolerance, (name, f, s, difference.max())
             assert np.array_equal(fit.labels[f, s].numpy(), reference.labels)
-            assert fit.n_iter[f, s].item() == reference.n_iter
-            assert fit.converged[f, s].item() == reference.converged
 
 
 def test_float32_stays_valid_where_it_cannot_be_exact():
@@ -153,8 +164,8 @@ def test_batched_equals_one_at_a_time(kind, compiled):
 
 
 def test_batched_equals_one_at_a_time_with_two_threads(two_threads, compiled):
-    for samples, n_components in ((20, 2), (700, 5)):
-        points = zoo.points("sparse", 12, samples)
+    for samples, n_components in ((20, 2), (300, 5)):
+        points = zoo.points("sparse", 8, samples)
         labels = kmeans(points, kmeans_plus_plus(points, 2, n_components, seed=0))[:, None]
         start = cluster_parameters(points, labels, n_components, 1e-6)
         properties.assert_batched_equals_one_at_a_time(

@@ -102,6 +102,19 @@ def test_each_axis_points_to_its_largest_loading():
 
 
 @pytest.mark.parametrize("engine", ["torch", "sklearn"])
+@pytest.mark.parametrize(("size", "samples"), [((2, 2), 50), ((5, 5), 61), ((8, 8), 300)])
+def test_equal_maps_are_exactly_equal_points(size, samples, engine):
+    """Else rounding decides among equal centres of a random start. Fewer samples than pixels: only nearly equal."""
+    maps = zoo.maps("sparse", 4, samples, size)
+    maps[::3] = maps[1]
+    points = reduce_maps(maps, engine=engine).points
+    for index in range(4):
+        distinct = len(maps[:, index].flatten(1).unique(dim=0))
+        assert distinct < 0.7 * samples
+        assert len(points[index].unique(dim=0)) == distinct
+
+
+@pytest.mark.parametrize("engine", ["torch", "sklearn"])
 def test_points_are_centred_and_have_unit_spread_along_the_first_axis(engine):
     for kind in zoo.KINDS:
         points = reduce_maps(zoo.maps(kind, 3, 40, (4, 4)), engine=engine).points
