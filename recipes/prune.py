@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--at-epoch", type=int, default=6, help="mask after so many epochs, default: %(default)s")
     parser.add_argument("--max-fraction", type=float, default=0.25, help="of a layer's filters, default: %(default)s")
     parser.add_argument("--damaged", type=int, default=6, help="validation images to damage, default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind, default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind, default: %(default)s")
     return parser.parse_args(arguments)
 
 

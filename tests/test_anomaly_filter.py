@@ -144,6 +144,17 @@ def test_only_every_nth_validation_is_analysed_and_the_values_stay(tmp_path: Any
     assert len(callback.history) == 4
 
 
+def test_a_value_that_is_only_repeated_is_no_part_of_the_rise(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    series: list[list[float]] = []
+    monkeypatch.setattr("lightning_anomaly.callbacks.anomaly_filter.rise", lambda x: float(len(series.append(x) or x)))
+    callback = watcher(every_n_validations=2)
+    quiet_trainer(tmp_path, callback, max_epochs=5).fit(SmallNet(), loader(), loader(seed=1))
+    assert [entry["analysed"] for entry in callback.history] == [True, False, True, False, True]
+    signals = [entry["signal"] for entry in callback.history]
+    assert series == [signals[:1], signals[:3:2], signals[::2]]
+    assert [entry["metrics"]["rise"] for entry in callback.history] == [1, 1, 2, 2, 3]
+
+
 def test_the_layers_asked_for_give_the_signal(tmp_path: Any) -> None:
     both, one = watcher(), watcher(signal_layers=["conv2"], log_key_prefix="one")
     quiet_trainer(tmp_path, both, one, max_epochs=1).fit(SmallNet(), loader(), loader(seed=1))

@@ -32,7 +32,7 @@ class AnomalyFilterCallback(AnyCallback):
     Logged at every validation, as finite floats under `log_key_prefix`: `count` (anomaly filters), `fraction` (of the
     filters whose maps vary), `dead` (filters with the same map for every sample), `sparsity` (fraction of map values
     at most 0), `outlier_samples` (probe samples that are outliers of some filter), `rise` (how far the fraction has
-    risen and stayed above its minimum, see `lightning_anomaly.rise`), `seconds` (taken by the analysis) and
+    risen and stayed above an earlier level, see `rise.py`), `seconds` (taken by the analysis) and
     `layer/NAME` (count in each layer).
 
     Args:
@@ -60,8 +60,8 @@ class AnomalyFilterCallback(AnyCallback):
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation. Every process has it.
-        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `signal` (the fraction in
-            the signal layers) and `anomaly_filters`.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or
+            the last values again), `signal` (the fraction in the signal layers) and `anomaly_filters`.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -233,7 +233,7 @@ class AnomalyFilterCallback(AnyCallback):
         analysed = self._watch is not None and self._analyse(trainer, pl_module, self._watch)
         if trainer.state.fn == "fit":
             self._validations += 1
-            self._remember(trainer)
+            self._remember(trainer, analysed)
         for name, value in self._metrics.items():
             # All processes log the same, and the largest of equal numbers is that number without rounding.
             pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
@@ -268,19 +268,21 @@ class AnomalyFilterCallback(AnyCallback):
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
         return True
 
-    def _remember(self, trainer: Any) -> None:
+    def _remember(self, trainer: Any, analysed: bool) -> None:
         # Without a report, after a resume for example, what was found last still holds.
         last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
         signal, found = last["signal"], last["anomaly_filters"]
         if self.report is not None:
             signal = self.report.fraction_in(self.signal_layers or self.report.layers)
             found = self.report.anomaly_filters
-        self._metrics["rise"] = rise([*(entry["signal"] for entry in self.history), signal])
+        if analysed:  # what is only repeated must not look sustained
+            self._metrics["rise"] = rise([*(entry["signal"] for entry in self.history if entry["analysed"]), signal])
         self.history.append(
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 "metrics": dict(self._metrics),
+                "analysed": analysed,
                 "signal": signal,
                 "anomaly_filters": found,
             }
