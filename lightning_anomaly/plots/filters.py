@@ -1,0 +1,217 @@
+"""Scatter plots of filters: the clearest anomalies of a report, one layer, one filter."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.plots.style import layer_text, new_figure
+from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+from lightning_anomaly.settings import check_integer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the largest component gets the first.
+_COMPONENTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+_MARKERS = "osD^v"  # one after another where there are more components than colours
+_OUTLIER = "outlier sample"
+_ENTRY = 1.35  # width of an entry of the legend of components (inches)
+_CLEAR = 5.0  # a gap that nobody misses (spreads of the other samples)
+_COMPARED = 100  # outliers of one filter whose distances are looked at: bounds the memory
+
+
+def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[str, int]]:
+    """The anomaly filters whose outliers lie most clearly apart from the other samples.
+
+    As an eye judges it, by the gap: the distance from an outlier to the nearest sample that is none, the median over
+    the outliers, in units of the others' spread (the root of their mean squared distance to their mean). Long tails,
+    where outliers follow close upon the others, come last. Gaps of more than 5 count as equally clear, and among those
+    the filter whose other samples vary most comes first: else the list would be of filters that are silent but for
+    their outliers, which are many in sparse layers, have infinite gaps and look all the same.
+
+    Args:
+        report: The report.
+        max_filters: Number of filters to return at most.
+
+    Returns:
+        `(layer, filter)` pairs, the clearest first.
+    """
+    check_integer("max_filters", max_filters, 1)
+    clearness = {
+        (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
+        for name, layer in report.layers.items()
+        for index in layer.filters(ANOMALY)
+    }
+    return sorted(clearness, key=clearness.__getitem__, reverse=True)[:max_filters]
+
+
+def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
+    """The gap, at most `_CLEAR`, and the spread of the samples that are no outliers."""
+    others = points[~outliers]
+    if len(others) == 0:
+        return 0.0, 0.0
+    # Exact differences: the quick way by matrix products loses small gaps far from the origin.
+    distances = torch.cdist(points[outliers][:_COMPARED], others, compute_mode="donot_use_mm_for_euclid_dist")
+    spread = (others - others.mean(0)).square().sum(1).mean().sqrt()
+    gap = distances.amin(1).median() / spread.clamp_min(1e-6)  # the others may be one and the same point
+    return min(_CLEAR, gap.item()), spread.item()
+
+
+def filter_figure(report: AnomalyReport, max_filters: int = 6) -> Figure | None:
+    """Scatter plots of the filters with the clearest anomalies.
+
+    A panel shows all probe samples of a filter on its two principal components, coloured by the component of the
+    mixture (1 is the largest), with rings around the outlier samples.
+
+    Args:
+        report: The report.
+        max_filters: Number of panels at most; `clearest_filters` says which come first.
+
+    Returns:
+        The figure; None if there is no anomaly filter.
+    """
+    chosen = clearest_filters(report, max_filters)
+    if not chosen:
+        return None
+    return _panels(report, chosen, f"Filters with the clearest anomalies: {len(chosen)} of {report.count}")
+
+
+def layer_figure(report: AnomalyReport, layer: str, max_filters: int = 6) -> Figure:
+    """Scatter plots of one layer's filters, as in `filter_figure`.
+
+    Args:
+        report: The report.
+        layer: The layer's name.
+        max_filters: Number of panels at most: the clearest anomalies first, then normal filters, then what could not be
+            clustered.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If the report does not have the layer.
+    """
+    own = _layer_of(report, layer)
+    alone = AnomalyReport({layer: own}, report.n_samples)
+    anomalies = clearest_filters(alone, max_filters)
+    others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in own.filters(verdict)]
+    chosen = (anomalies + others)[:max_filters]
+    title = f"{alone.count} of {len(own.verdicts)} filters are anomaly filters; shown are {len(chosen)}"
+    return _panels(report, chosen, f"{layer_text(layer, 40)}: {title}")
+
+
+def scatter_figure(report: AnomalyReport, layer: str, filter_index: int) -> Figure:
+    """The scatter plot of one filter, as in `filter_figure`.
+
+    Args:
+        report: The report.
+        layer: The layer's name.
+        filter_index: The filter's place in it.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If the report does not have the layer, or the layer not the filter.
+    """
+    count = len(_layer_of(report, layer).verdicts)
+    integer = isinstance(filter_index, int) and not isinstance(filter_index, bool)
+    if not integer or not 0 <= filter_index < count:
+        raise ValueError(
+            f"Parameter `filter_index` should be an integer from 0 to {count - 1} for layer {layer!r}. "
+            f"Found `filter_index = {filter_index!r}`."
+        )
+    return _panels(report, [(layer, filter_index)], None)
+
+
+def _layer_of(report: AnomalyReport, layer: str) -> LayerReport:
+    if layer not in report.layers:
+        raise ValueError(
+            f"Parameter `layer` should be one of the report's layers, {list(report.layers)}. Found `layer = {layer!r}`."
+        )
+    return report.layers[layer]
+
+
+def _panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: str | None) -> Figure:
+    """One panel for each `(layer, filter)`, and one legend for all."""
+    columns = min(3, len(chosen))
+    rows = math.ceil(len(chosen) / columns)
+    width = max(5.5, 3.5 * columns)
+    with new_figure(width, 3.0 * rows + 0.9) as figure:
+        for place, (name, index) in enumerate(chosen):
+            _draw_filter(figure.add_subplot(rows, columns, place + 1), name, report.layers[name], index)
+        if title is not None:
+            figure.suptitle(title, parse_math=False)
+        handles = {
+            label: handle
+            for axes in figure.axes
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        labels = sorted(handles, key=lambda label: (label == _OUTLIER, len(label), label))
+        figure.legend(
+            [handles[label] for label in labels],
+            labels,
+            loc="outside lower center",
+            ncols=math.ceil(len(labels) / math.ceil(len(labels) * _ENTRY / width)),
+            handlelength=1,
+            columnspacing=1.2,
+        )
+    return figure
+
+
+def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
+    points, labels, outliers = layer.points[index], layer.labels[index], layer.outliers[index]
+    counts = labels.bincount()
+    components = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())].tolist()
+    size = min(16.0, max(3.0, 6000 / len(points)))  # square points
+    for rank, component in enumerate(components):
+        cluster = points[labels == component]
+        axes.scatter(
+            cluster[:, 0].tolist(),
+            cluster[:, 1].tolist(),
+            s=size,
+            c=_COMPONENTS[rank % len(_COMPONENTS)],
+            marker=_MARKERS[rank // len(_COMPONENTS) % len(_MARKERS)],
+            linewidths=0,
+            label=f"component {rank + 1}",
+            rasterized=True,  # loggers that store vector graphics would store every point
+        )
+    marked = points[outliers]
+    axes.scatter(
+        marked[:, 0].tolist(),
+        marked[:, 1].tolist(),
+        s=70,
+        facecolors="none",
+        edgecolors="black",
+        linewidths=1.0,
+        label=_OUTLIER,
+    )
+    axes.set_title(f"{layer_text(name, 24)}\nfilter {index}: {_verdict_text(layer, index)}", parse_math=False)
+    axes.set_xlabel("first component (its std. dev.)")
+    axes.set_ylabel("second component (same unit)")
+    axes.margins(0.12)
+    for lower, upper, limit in ((*axes.get_xlim(), axes.set_xlim), (*axes.get_ylim(), axes.set_ylim)):
+        if upper - lower < 1:  # a component that hardly varies should look so
+            limit((lower + upper - 1) / 2, (lower + upper + 1) / 2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors="black", labelsize=8)  # fixed here because ticks are made when the figure is rendered
+
+
+def _verdict_text(layer: LayerReport, index: int) -> str:
+    if layer.verdicts[index] in (DEAD, NONFINITE):
+        return layer.verdicts[index]
+    count = int(layer.outliers[index].sum())
+    return (
+        f"K = {int(layer.n_components[index])}, CH = {_number(layer.calinski_harabasz[index].item())}, "
+        f"{count} outlier{'s' * (count != 1)}"
+    )
+
+
+def _number(value: float) -> str:
+    """A few digits of a number of any size."""
+    return f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"

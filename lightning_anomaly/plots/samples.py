@@ -1,0 +1,80 @@
+"""The images of the outlier samples."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.plots.style import new_figure
+from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.settings import check_integer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Figure | None:
+    """The images of the outlier samples, those with most votes first.
+
+    A sample's votes are the anomaly filters that it is an outlier of; at equal votes the earlier sample comes first.
+
+    Args:
+        report: The report.
+        images: The probe's images `(N, C, H, W)`. One or three channels are shown as they are, of other numbers only
+            the first. uint8 is shown as it is. Anything else, normalised images above all, is scaled channel by
+            channel so that the range of an ordinary image of the probe goes from black to white: this undoes a
+            normalisation, and what is darker or brighter than ordinary images looks so. (Scaled one by one, a black
+            image and an over-exposed one would look like any other.)
+        max_images: Number of images to show at most.
+
+    Returns:
+        The figure, each image under the caption of its place in the probe and its votes; None if no sample is an
+        outlier.
+
+    Raises:
+        ValueError: If `images` does not hold one image for each probe sample.
+    """
+    check_integer("max_images", max_images, 1)
+    if images.ndim != 4 or len(images) != report.n_samples or 0 in images.shape[1:]:
+        raise ValueError(
+            f"Parameter `images` should be of shape ({report.n_samples}, C, H, W), one image for each probe sample. "
+            f"Found shape {tuple(images.shape)}."
+        )
+    votes = report.outlier_samples
+    outliers = sorted((sample for sample in range(len(votes)) if votes[sample]), key=lambda sample: -votes[sample])
+    chosen = outliers[:max_images]
+    if not chosen:
+        return None
+    columns = min(8, max(4, math.ceil(math.sqrt(len(chosen)))))
+    rows = math.ceil(len(chosen) / columns)
+    with new_figure(1.5 * columns, 1.8 * rows + 0.8) as figure:
+        for place, (sample, image) in enumerate(zip(chosen, _displayed(images, chosen), strict=True)):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
+            axes.set_title(f"sample {sample}\n{votes[sample]} vote{'s' * (votes[sample] != 1)}")
+            axes.axis("off")
+        figure.suptitle(
+            f"Outlier samples with most votes: {len(chosen)} of {len(outliers)}\n"
+            f"(a vote is an anomaly filter that a sample is an outlier of)",
+            fontsize=10,
+        )
+    return figure
+
+
+def _displayed(images: Tensor, chosen: list[int]) -> Tensor:
+    """The chosen images as uint8 `(n, H, W, C)` with one or three channels."""
+    images = images.detach()
+    if images.shape[1] != 3:
+        images = images[:, :1]
+    shown = images[chosen].cpu()
+    if images.dtype != torch.uint8:
+        pixels = images.flatten(2)
+        # Half a tenth of the images at either end may be out of the ordinary.
+        low = pixels.amin(2).float().cpu().nanquantile(0.05, dim=0)[:, None, None]
+        high = pixels.amax(2).float().cpu().nanquantile(0.95, dim=0)[:, None, None]
+        scaled = (shown.float() - low) / (high - low).clamp_min(1e-12)
+        shown = scaled.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return shown.permute(0, 2, 3, 1)

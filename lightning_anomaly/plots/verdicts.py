@@ -1,0 +1,103 @@
+"""A map of all filters, coloured by verdict."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from lightning_anomaly.plots.style import layer_text, new_figure
+from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Told apart by lightness too: pale, strong, dark.
+_VERDICTS = {NORMAL: "#C6DBEF", ANOMALY: "#D55E00", DEAD: "#4D4D4D", NONFINITE: "#F0E442"}
+_MAP_WIDTH = 6.4  # the cells (inches)
+_LINE, _SPACE = 0.15, 0.07  # least height of a layer, a line of text, and the space below it (inches)
+_SPARE = 5.0  # height that large layers may take beyond that, before cells get smaller (inches)
+_TALLEST = 18.0  # (inches)
+_ROWS = (32, 64, 128, 256)  # cells in a row; smaller ones would be hard to see
+
+
+def verdict_map(report: AnomalyReport) -> Figure:
+    """A map of all filters, one cell each, coloured by verdict: a block of rows for every layer.
+
+    Cells get smaller with the number of filters, and names of layers are left out where there is no room for all, so
+    that the picture stays within 10 x 20 inches.
+
+    Args:
+        report: The report.
+
+    Returns:
+        The figure.
+    """
+    sizes = [len(layer.verdicts) for layer in report.layers.values()]
+    heights = {columns: sum(_block_height(size, columns) + _SPACE for size in sizes) for columns in _ROWS}
+    room = len(sizes) * (_LINE + _SPACE) + _SPARE
+    columns = next((columns for columns in _ROWS if heights[columns] <= room), _ROWS[-1])
+    shrink = min(1.0, _TALLEST / max(heights[columns], _LINE))
+    named = math.ceil(1 / shrink)  # every so manieth layer
+    with new_figure(9.6, max(heights[columns] * shrink, _LINE) + 1.1) as figure:
+        axes = figure.add_subplot()
+        top = 0.0
+        for place, (name, layer) in enumerate(report.layers.items()):
+            height = _block_height(len(layer.verdicts), columns) * shrink
+            _draw_block(axes, layer, top, height, columns)
+            if place % named == 0:
+                text: dict[str, Any] = {"va": "center", "fontsize": 8, "parse_math": False}
+                middle = top + min(height, _LINE) / 2
+                axes.text(-0.1, middle, layer_text(name, 30), ha="right", **text)
+                count = f"{len(layer.filters(ANOMALY))} of {len(layer.verdicts)}"
+                axes.text(_MAP_WIDTH + 0.1, middle, count, ha="left", **text)
+            top += height + _SPACE * shrink
+        axes.set(xlim=(0, _MAP_WIDTH), ylim=(max(top, _LINE), 0))
+        axes.axis("off")
+        axes.set_title(_map_title(report, sum(sizes), columns, named))
+        _verdict_legend(figure, report)
+    return figure
+
+
+def _block_height(size: int, columns: int) -> float:
+    """Height of a layer's block (inches): square cells, stretched if that is less than a line of text."""
+    return max(_LINE, math.ceil(size / columns) * _MAP_WIDTH / columns)
+
+
+def _map_title(report: AnomalyReport, size: int, columns: int, named: int) -> str:
+    if not size:
+        return "No filters were analysed"
+    unnamed = f"; one layer in {named} is named" if named > 1 else ""
+    return (
+        f"{report.count} of {size} filters are anomaly filters, {100 * report.fraction:.1f}% of those with varying maps"
+        f"\n(cells: filters, {columns} in a row; at the right: anomaly filters of a layer{unnamed})"
+    )
+
+
+def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float, columns: int) -> None:
+    import numpy as np
+    from matplotlib.colors import ListedColormap
+
+    rows = max(1, math.ceil(len(layer.verdicts) / columns))
+    codes = np.full(rows * columns, -1)
+    codes[: len(layer.verdicts)] = [list(_VERDICTS).index(verdict) for verdict in layer.verdicts]
+    axes.pcolormesh(
+        np.linspace(0, _MAP_WIDTH, columns + 1),
+        np.linspace(top, top + height, rows + 1),
+        np.ma.masked_less(codes.reshape(rows, columns), 0),
+        cmap=ListedColormap(list(_VERDICTS.values())),
+        vmin=-0.5,
+        vmax=len(_VERDICTS) - 0.5,
+        edgecolors="white",
+        linewidth=8 * _MAP_WIDTH / columns if height / rows > 0.04 else 0,
+        antialiased=True,
+    )
+
+
+def _verdict_legend(figure: Figure, report: AnomalyReport) -> None:
+    from matplotlib.patches import Patch
+
+    counts = {verdict: sum(len(layer.filters(verdict)) for layer in report.layers.values()) for verdict in _VERDICTS}
+    shown = [verdict for verdict in _VERDICTS if counts[verdict] or verdict != NONFINITE]
+    patches = [Patch(facecolor=_VERDICTS[verdict], label=f"{verdict}: {counts[verdict]}") for verdict in shown]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(shown))
