@@ -49,7 +49,9 @@ def one_sentence_errors(run: Callable[[argparse.Namespace], object], parse: Call
 
 def quiet() -> None:
     """Silence what Lightning says about hardware and loaders; it would hide what a recipe has to say."""
-    for package in ("lightning.pytorch", "lightning.fabric"):
+    # Whichever of Lightning's package trees is imported last gives both of them its logger.
+    for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")

@@ -1,0 +1,1 @@
+"""The source paper's experiments with controls: a script for each hypothesis, one for stopping, one for the tables."""

@@ -1,0 +1,174 @@
+"""What is trained: networks, data sets, conditions and seeds, and the images that each of them gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from recipes.damage import with_label_noise
+from recipes.data import ImageData, Loader, load_images, make_loaders, mean_and_std, normalise, split
+
+__all__ = ["CONDITIONS", "DATA", "OVERFITTING", "Cell", "Condition", "Images", "full_matrix", "prepare", "quick_matrix"]
+
+DATA = ("cifar10", "fashion_mnist")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a training differs from the plain one.
+
+    Args:
+        label_noise: Fraction of the training labels that are wrong.
+        augment: Whether training images are shifted and mirrored.
+        dropout: Probability of dropout before the linear layers.
+        weight_decay: Decoupled weight decay.
+        pool: Times as many training images; an epoch still takes as many steps, on other images each time.
+    """
+
+    label_noise: float = 0.0
+    augment: bool = False
+    dropout: float = 0.0
+    weight_decay: float = 0.0
+    pool: int = 1
+
+
+CONDITIONS = {
+    "overfitting": Condition(),
+    "noise10": Condition(label_noise=0.1),
+    "noise30": Condition(label_noise=0.3),
+    "augmented": Condition(augment=True, dropout=0.5),
+    "regularised": Condition(dropout=0.5, weight_decay=0.5),
+    "more_data": Condition(pool=10),
+}
+OVERFITTING = ("overfitting", "noise10", "noise30")  # the others are the healthy controls
+# Epochs and learning rate: long enough for the validation loss of the plain training to rise well above its minimum.
+_SCHEDULE = {"lenet5": (40, 1e-3), "simple_cnn": (30, 1e-3), "alexnet": (16, 5e-4), "vgg11_bn": (16, 5e-4)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training. `key` names it; two runs of the same cell are the same run.
+
+    Args:
+        network: A key of `recipes.networks.NETWORKS`.
+        data: A data set's name.
+        condition: A key of `CONDITIONS`.
+        seed: Of the split, the initial weights and the order of the images.
+        train_size: Training images in an epoch.
+        val_size: Validation images, of which the first `probe_size` are the probe.
+        test_size: Test images.
+        epochs: Epochs.
+        batch_size: Images in a step.
+        lr: Learning rate of Adam.
+        probe_size: Images in a probe.
+    """
+
+    network: str
+    data: str
+    condition: str
+    seed: int
+    epochs: int
+    lr: float
+    train_size: int = 4000
+    val_size: int = 1024
+    test_size: int = 2000
+    batch_size: int = 64
+    probe_size: int = 512
+
+    @property
+    def key(self) -> str:
+        """Network, data, condition and seed, and the sizes where they are not the full matrix's."""
+        sizes = "" if self.train_size == 4000 else f"/{self.train_size}x{self.epochs}"
+        return f"{self.network}/{self.data}/{self.condition}/{self.seed}{sizes}"
+
+
+def make_cell(network: str, data: str, condition: str, seed: int) -> Cell:
+    """A cell of the full matrix."""
+    epochs, lr = _SCHEDULE[network]
+    return Cell(network, data, condition, seed, epochs, lr)
+
+
+def full_matrix(
+    networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet"),
+    data: Sequence[str] = DATA,
+    conditions: Sequence[str] = tuple(CONDITIONS),
+    seeds: Sequence[int] = (0, 1, 2),
+) -> list[Cell]:
+    """All combinations, one seed after the other, so that an unfinished matrix is whole in what it has."""
+    return [
+        make_cell(network, name, condition, seed)
+        for seed in seeds
+        for network in networks
+        for name in data
+        for condition in conditions
+    ]
+
+
+def quick_matrix(conditions: Sequence[str] = ("overfitting", "augmented")) -> list[Cell]:
+    """LeNet-5 for a few epochs on a few hundred digits, once for each condition; it proves nothing."""
+    plain = Cell("lenet5", "digits", "", 0, 4, 1e-3, train_size=256, val_size=192, test_size=128, probe_size=128)
+    return [replace(plain, condition=condition) for condition in conditions]
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of a cell.
+
+    Attributes:
+        data: Images and labels as the network gets to see them, wrong labels included.
+        wrong: Which training labels are wrong `(N,)`.
+        mean: Of the training images, by channel `(C,)`.
+        std: Likewise.
+    """
+
+    data: ImageData
+    wrong: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def normalised(self, part: str) -> Tensor:
+        """The images of the part "train", "val" or "test", float32."""
+        return normalise(getattr(self.data, f"{part}_images"), self.mean, self.std)
+
+    def loaders(self, cell: Cell) -> tuple[Loader, Loader]:
+        """Training and validation loader."""
+        train, val = make_loaders(self.data, cell.batch_size, augment=CONDITIONS[cell.condition].augment)
+        return train, val
+
+
+def _load(name: str, root: str | None) -> ImageData:
+    """`root/NAME.npz` if it exists, else torchvision's copy in `root`."""
+    archive = Path(root or "data") / f"{name}.npz"
+    return load_images(archive if archive.is_file() else name, data_root=root)
+
+
+def prepare(cell: Cell, root: str | None = None) -> Images:
+    """Load, split and mislabel the images of a cell.
+
+    The validation and test images of a seed are the same in every condition, and the plain training's images are the
+    first of those of a larger pool.
+
+    Args:
+        cell: The cell.
+        root: Folder that holds `NAME.npz` in MedMNIST's layout, or torchvision's copy; the digits need none.
+
+    Raises:
+        FileNotFoundError: If the data are in neither form there.
+        ValueError: If the data set is too small.
+    """
+    condition = CONDITIONS[cell.condition]
+    data = _load(cell.data, root)
+    available = len(data.train_labels) - (0 if len(data.val_labels) else cell.val_size)
+    size = min(cell.train_size * condition.pool, available)
+    data = split(data, size, cell.val_size, cell.seed)
+    labels, wrong = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, cell.seed)
+    data = replace(
+        data,
+        train_labels=labels,
+        test_images=data.test_images[: cell.test_size],
+        test_labels=data.test_labels[: cell.test_size],
+    )
+    return Images(data, wrong, *mean_and_std(data.train_images))

@@ -1,0 +1,128 @@
+"""Results as lines of JSON: a run's result is written once, finished runs are skipped, runs go on side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+__all__ = ["LINES", "read_lines", "rounded", "run_missing"]
+
+LINES = Path(__file__).parent / "lines"
+Job = TypeVar("Job")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The results in a file, oldest first; none if it does not exist.
+
+    A last line that an interruption cut short is left out; its run counts as not finished.
+
+    Raises:
+        ValueError: If another line is not JSON.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole, _, _ = text.rpartition("\n")
+    results = []
+    for number, line in enumerate(whole.split("\n") if whole else [], 1):
+        try:
+            results.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Line {number} of `{path.name}` should be JSON: {error}") from error
+    return results
+
+
+def _append(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):  # what an interruption left of a line
+            path.write_bytes(content[: content.rfind(b"\n") + 1])
+    with path.open("a") as file:
+        file.write(json.dumps(result, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run may depend on."""
+    packages = ("torch", "lightning", "scikit-learn", "lightning-anomaly")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """Floats in nested plain values to so many significant digits; NaN and infinity become None."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if abs(value) < float("inf") else None
+    if isinstance(value, dict):
+        return {key: rounded(entry, digits) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(entry, digits) for entry in value]
+    return value
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def run_missing(
+    jobs: Sequence[Job],
+    key: Callable[[Job], str],
+    run: Callable[[Job], dict[str, Any]],
+    path: Path,
+    workers: int | None = None,
+) -> list[dict[str, Any]]:
+    """Run the jobs whose results are not in a file yet, and append each result as it comes.
+
+    Args:
+        jobs: What to run.
+        key: Names a job; a line holds it as `key`.
+        run: Gives a job's result as plain values; can be sent to another process.
+        path: The file, one result in each line.
+        workers: Processes, each with one thread; None takes one for each core, and 1 runs in this process.
+
+    Returns:
+        The results of these jobs, in their order.
+    """
+    done = {line["key"] for line in read_lines(path)}
+    missing = [job for job in jobs if key(job) not in done]
+    if missing and len(missing) < len(jobs):
+        print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are in {path.name} already")
+
+    def keep(job: Job, result: dict[str, Any]) -> None:
+        _append(path, {"key": key(job), **rounded(result), "versions": versions()})
+
+    workers = workers or os.cpu_count() or 1
+    progress = tqdm(total=len(missing), unit="run", disable=not missing)
+    with progress:
+        if workers == 1:
+            for job in missing:
+                keep(job, run(job))
+                progress.update()
+        else:
+            with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+                futures: dict[Future[dict[str, Any]], Job] = {pool.submit(run, job): job for job in missing}
+                try:
+                    for future in as_completed(futures):
+                        keep(futures[future], future.result())
+                        progress.update()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True, wait=False)
+                    raise
+    return select(read_lines(path), map(key, jobs))
+
+
+def select(lines: Iterable[dict[str, Any]], keys: Iterable[str]) -> list[dict[str, Any]]:
+    """The lines with these keys, in the order of the keys; keys without a line are left out."""
+    by_key = {line["key"]: line for line in lines}
+    return [by_key[key] for key in keys if key in by_key]

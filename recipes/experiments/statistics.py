@@ -1,0 +1,118 @@
+"""Numbers that describe one layer, one set of predictions or one set of gradients: functions on tensors.
+
+Axes: `N` samples, `F` filters, `C` classes, `P` parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
+
+__all__ = [
+    "calibration_error",
+    "class_separation",
+    "gap",
+    "gradient_disparity",
+    "kurtosis",
+    "layer_statistics",
+    "silent_share",
+    "weight_statistics",
+]
+
+
+def kurtosis(values: Tensor) -> Tensor:
+    """Kurtosis `(F,)` of values `(F, N)`: the fourth central moment over the squared variance, 3 for a Gaussian."""
+    centred = values - values.mean(1, keepdim=True)
+    return centred.pow(4).mean(1) / centred.square().mean(1).square()
+
+
+def silent_share(points: Tensor) -> Tensor:
+    """Share `(F,)` of the samples that lie on the median of points `(F, N, 2)`.
+
+    Near 1 for a filter that gives the same map, as a rule an empty one, for all but a few samples.
+    """
+    return (points == points.median(1, keepdim=True).values).all(2).double().mean(1)
+
+
+def gap(points: Tensor, outliers: Tensor) -> Tensor:
+    """Smallest distance `(F,)` between an outlier and another sample, in the unit of the points `(F, N, 2)`.
+
+    Outliers `(F, N)`; 0 for a filter without any.
+    """
+    gaps = torch.zeros(len(points), dtype=points.dtype)
+    for index in outliers.any(1).nonzero()[:, 0].tolist():
+        chosen = outliers[index]
+        gaps[index] = torch.cdist(points[index, chosen], points[index, ~chosen]).min()
+    return gaps
+
+
+def class_separation(points: Tensor, labels: Tensor) -> Tensor:
+    """Share `(F,)` of the variance of points `(F, N, 2)` that lies between the classes of labels `(N,)`."""
+    centred = (points - points.mean(1, keepdim=True)).double()
+    members = torch.nn.functional.one_hot(labels).double()
+    members = members[:, members.sum(0) > 0]
+    means = torch.einsum("nc,fnd->fcd", members / members.sum(0), centred)
+    between = torch.einsum("c,fcd->f", members.mean(0), means.square())
+    return between / centred.square().sum(2).mean(1)
+
+
+def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
+    """What a layer's report says, with the statistics that could explain its count or replace it.
+
+    Args:
+        layer: The report.
+        labels: Classes of the probe samples `(N,)`, as the network was given them.
+
+    Returns:
+        `count` anomaly filters of `live` ones, `dead` ones; `sparsity`, mean over all filters; over the live filters
+        the median `kurtosis` of the first component and the mean class `separation`; of the anomaly filters, how many
+        give nine tenths of the probe one and the same map (`silent`), and for how many the outliers are at least one
+        standard deviation away from all other samples (`isolated`); `outliers`, samples that are outliers of any.
+    """
+    anomaly, normal = layer.filters(ANOMALY), layer.filters(NORMAL)
+    live = sorted(anomaly + normal)
+    points = layer.points.double()
+    silent = silent_share(layer.points[anomaly]) >= 0.9
+    isolated = gap(points[anomaly], layer.outliers[anomaly]) >= 1
+    return {
+        "count": len(anomaly),
+        "live": len(live),
+        "dead": len(layer.verdicts) - len(live),
+        "sparsity": layer.sparsity.mean().item(),
+        "kurtosis": kurtosis(points[live, :, 0]).median().item() if live else 0.0,
+        "separation": class_separation(points[live], labels).mean().item() if live else 0.0,
+        "silent": int(silent.sum()),
+        "isolated": int(isolated.sum()),
+        "outliers": int(layer.outliers.any(0).sum()),
+    }
+
+
+def weight_statistics(weight: Tensor) -> dict[str, float]:
+    """Variance and Euclidean norm of a layer's weights."""
+    return {"weight_variance": weight.var().item(), "weight_norm": weight.norm().item()}
+
+
+def gradient_disparity(gradients: Sequence[Tensor]) -> float:
+    """Mean Euclidean distance between the gradients `(P,)` of different batches.
+
+    Forouzesh and Thiran, "Disparity Between Batches as a Signal for Early Stopping" (2021), without their rescaling.
+    """
+    return torch.stack([(a - b).norm() for a, b in combinations(gradients, 2)]).mean().item()
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error of probabilities `(N, C)`, from bins of equal width of the largest probability.
+
+    The mean over the samples of |accuracy - confidence| of their bin; Guo et al., "On Calibration of Modern Neural
+    Networks" (2017).
+    """
+    confidence, prediction = probabilities.max(1)
+    right = (prediction == labels).double()
+    bin_of = (confidence * bins).long().clamp(max=bins - 1)
+    surplus = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, right - confidence.double())
+    return (surplus.abs().sum() / len(labels)).item()

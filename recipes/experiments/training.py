@@ -1,0 +1,177 @@
+"""One training of a cell, watched: what the callback reports and what others could have told, epoch by epoch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
+from lightning_anomaly.callbacks.probe import isolated_random_state, training_batches
+from lightning_anomaly.capture import evaluating
+from recipes.experiments.cells import CONDITIONS, Cell, Images, prepare
+from recipes.experiments.statistics import gradient_disparity, layer_statistics, weight_statistics
+from recipes.module import Classifier
+from recipes.networks import build
+from recipes.options import quiet
+
+__all__ = ["READINGS", "evaluate", "fit", "logits_of", "watch"]
+
+_PAPER = AnalysisSettings.paper()
+# What is read from every epoch: the default, its variants, and the literal reading of the paper.
+READINGS: dict[str, dict[str, Any]] = {
+    "val": {},
+    "val_unrectified": {"rectify": False},
+    "val_paper": {
+        name: getattr(_PAPER, name) for name in ("max_components", "rare_fraction", "rule", "init", "n_init")
+    },
+    "train": {"probe": "train"},
+}
+_BATCHES = 5  # of the gradient disparity
+_FIXED = 1024  # training images whose predictions are compared from epoch to epoch
+
+
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Logits `(N, C)` of images in evaluation mode, without gradients."""
+    with evaluating(network), torch.no_grad():
+        return torch.cat([network(batch) for batch in torch.split(images, 256)])
+
+
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and accuracy."""
+    logits = logits_of(network, images)
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    return functional.cross_entropy(logits.double(), labels).item(), accuracy
+
+
+def fit(cell: Cell, images: Images, callbacks: list[pl.Callback]) -> Classifier:
+    """Train a cell from the start; the same cell gives the same network."""
+    quiet()
+    pl.seed_everything(cell.seed, verbose=False)
+    condition = CONDITIONS[cell.condition]
+    network = build(cell.network, images.data.channels, images.data.n_classes, condition.dropout)
+    module = Classifier(network, cell.lr, condition.weight_decay)
+    train, val = images.loaders(cell)
+    trainer = pl.Trainer(
+        max_epochs=cell.epochs,
+        limit_train_batches=-(-cell.train_size // cell.batch_size),
+        callbacks=callbacks,
+        accelerator="cpu",  # where the number of threads is one, the same cell gives the same network
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        inference_mode=False,  # gradients are measured while it validates
+    )
+    trainer.fit(module, train, val)
+    return module
+
+
+class Measure(pl.Callback):
+    """Writes down every epoch; stands behind the watchers whose reports it reads."""
+
+    def __init__(self, cell: Cell, images: Images, watchers: dict[str, AnomalyFilterCallback]) -> None:
+        self.watchers = watchers
+        self.epochs: list[dict[str, Any]] = []
+        self.test = images.normalised("test"), images.data.test_labels
+        # An epoch of a larger pool does not see each image, so predictions are compared on a fixed part of them.
+        self.fixed = images.normalised("train")[:_FIXED], images.data.train_labels[:_FIXED]
+        self.labels = {"val": images.data.val_labels[: cell.probe_size]}
+        self.batch_size, self.probe_size = cell.batch_size, cell.probe_size
+        self.predictions: Tensor | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What the network predicts before the first step."""
+        self.predictions = logits_of(pl_module, self.fixed[0]).argmax(1)
+        seed = self.watchers["train"].settings.seed
+        with isolated_random_state(seed):  # the collation of an augmented batch draws from it
+            batches = list(training_batches(trainer.train_dataloader, self.probe_size, seed))
+        self.labels["train"] = torch.cat([labels for _, labels in batches])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the epoch that has just been validated."""
+        logits = logits_of(pl_module, self.fixed[0])
+        predictions = logits.argmax(1)
+        assert self.predictions is not None
+        changed = (predictions != self.predictions).double().mean().item()
+        self.predictions = predictions
+        test_loss, test_accuracy = evaluate(pl_module, *self.test)
+        self.epochs.append(
+            {
+                **{name: trainer.callback_metrics[name].item() for name in ("val_loss", "val_acc")},
+                "train_loss": functional.cross_entropy(logits, self.fixed[1]).item(),
+                "train_acc": (predictions == self.fixed[1]).double().mean().item(),
+                "test_loss": test_loss,
+                "test_acc": test_accuracy,
+                "changed": changed,
+                "disparity": self._disparity(pl_module),
+                "layers": {name: self._layers(name, pl_module) for name in self.watchers},
+            }
+        )
+
+    def _layers(self, reading: str, pl_module: pl.LightningModule) -> dict[str, dict[str, float]]:
+        watcher = self.watchers[reading]
+        assert watcher.report is not None
+        labels = self.labels[watcher.probe]
+        found = {}
+        for name, layer in watcher.report.layers.items():
+            found[name.removeprefix("network.")] = layer_statistics(layer, labels)
+            if reading == "val":
+                weight = pl_module.get_submodule(name).get_parameter("weight").detach()
+                found[name.removeprefix("network.")] |= weight_statistics(weight)
+        return found
+
+    def _disparity(self, network: nn.Module) -> float:
+        images, labels = self.fixed
+        gradients = []
+        with evaluating(network), torch.enable_grad():
+            for i in range(_BATCHES):
+                batch = slice(i * self.batch_size, (i + 1) * self.batch_size)
+                loss = functional.cross_entropy(network(images[batch]), labels[batch])
+                parts = torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad])
+                gradients.append(torch.cat([part.flatten() for part in parts]))
+        return gradient_disparity(gradients)
+
+
+class KeepWeights(pl.Callback):
+    """Writes the network's state to a folder after every epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `EPOCH.pt`, whole or not at all."""
+        path = self.folder / f"{trainer.current_epoch}.pt"
+        torch.save(pl_module.network.state_dict(), path.with_suffix(".part"))  # type: ignore[union-attr]
+        path.with_suffix(".part").replace(path)
+
+
+def watch(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
+    """Train a cell and measure every epoch.
+
+    Args:
+        cell: What to train.
+        root: See `prepare`.
+        weights: Folder to keep every epoch's weights in; None keeps none.
+
+    Returns:
+        The cell's settings, and `epochs`: a dict for each.
+    """
+    images = prepare(cell, root)
+    watchers = {
+        name: AnomalyFilterCallback(
+            probe_size=cell.probe_size, log_key_prefix=name, log_figures=False, on_error="raise", **settings
+        )
+        for name, settings in READINGS.items()
+    }
+    measure = Measure(cell, images, watchers)
+    keep = [KeepWeights(Path(weights) / cell.key)] if weights else []
+    fit(cell, images, [*watchers.values(), measure, *keep])
+    return {"cell": asdict(cell), "epochs": measure.epochs}
