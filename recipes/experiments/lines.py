@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from lightning_anomaly import __version__
+
 __all__ = ["LINES", "read_lines", "rounded", "run_missing"]
 
 LINES = Path(__file__).parent / "lines"
@@ -56,8 +58,8 @@ def _append(path: Path, result: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """What the numbers of a run may depend on."""
-    packages = ("torch", "lightning", "scikit-learn", "lightning-anomaly")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = {name: version(name) for name in ("torch", "lightning", "scikit-learn")}
+    return {"python": platform.python_version(), **packages, "lightning-anomaly": __version__}
 
 
 def rounded(value: Any, digits: int = 5) -> Any:
@@ -99,8 +101,10 @@ def run_missing(
     if missing and len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are in {path.name} already")
 
+    with_what = versions()
+
     def keep(job: Job, result: dict[str, Any]) -> None:
-        _append(path, {"key": key(job), **rounded(result), "versions": versions()})
+        _append(path, {"key": key(job), **rounded(result), "versions": with_what})
 
     workers = workers or os.cpu_count() or 1
     progress = tqdm(total=len(missing), unit="run", disable=not missing)
