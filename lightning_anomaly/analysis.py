@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, scripted_note, select_layers
 from lightning_anomaly.cluster import cluster_filters
 from lightning_anomaly.judge import outlier_samples, shown_clustering, smallest_share
+from lightning_anomaly.progress import track
 from lightning_anomaly.reduce import reduce_maps
 from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings
@@ -23,7 +25,12 @@ _BATCH = 64
 
 
 def analyze(
-    model: nn.Module, inputs: Any, *, layers: Iterable[str] | None = None, settings: AnalysisSettings | None = None
+    model: nn.Module,
+    inputs: Any,
+    *,
+    layers: Iterable[str] | None = None,
+    settings: AnalysisSettings | None = None,
+    progress: bool | None = None,
 ) -> AnomalyReport:
     """Run a model on a probe and analyse the filters of its convolutions.
 
@@ -36,6 +43,8 @@ def analyze(
             is one call with these arguments, a dict one call with these keyword arguments.
         layers: Names of the layers to analyse; None takes every convolution.
         settings: See `AnalysisSettings`; None takes the defaults.
+        progress: Whether bars on stderr show how far the work is. None shows them when it has taken two seconds, where
+            stderr is a terminal or a notebook's.
 
     Returns:
         The report. Whatever could not be analysed is in its `notes`, each of which is also a warning.
@@ -58,10 +67,11 @@ def analyze(
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     with evaluating(model), torch.no_grad():
-        for arguments, keywords in _calls(inputs, device):
+        total = math.ceil(len(inputs) / _BATCH) if isinstance(inputs, Tensor) else 1
+        for arguments, keywords in track(_calls(inputs, device), total, "feature maps", progress):
             with capture:
                 model(*arguments, **keywords)
-    report = analyze_maps(capture.maps, settings, scripted_note(model) if layers is None else None)
+    report = analyze_maps(capture.maps, settings, scripted_note(model) if layers is None else None, progress=progress)
     for note in report.notes.values():
         warnings.warn(note, stacklevel=2)
     return report
@@ -76,7 +86,11 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
 
 
 def analyze_maps(
-    maps: Mapping[str, LayerMaps], settings: AnalysisSettings, notes: Mapping[str, str] | None = None
+    maps: Mapping[str, LayerMaps],
+    settings: AnalysisSettings,
+    notes: Mapping[str, str] | None = None,
+    *,
+    progress: bool | None = False,
 ) -> AnomalyReport:
     """Analyse captured maps; nothing but the maps and the settings decides the result.
 
@@ -84,6 +98,7 @@ def analyze_maps(
         maps: What a `MapCapture` took.
         settings: See `AnalysisSettings`.
         notes: Notes of the caller's that the report should also have.
+        progress: See `analyze`.
 
     Returns:
         The report. Layers without usable maps are left out of it and named in its notes.
@@ -94,7 +109,7 @@ def analyze_maps(
     counts = Counter(layer.count for layer in maps.values() if layer.count)
     n_samples = counts.most_common(1)[0][0] if counts else 0
     layers: dict[str, LayerReport] = {}
-    for name, layer in maps.items():
+    for name, layer in track(maps.items(), len(maps), "clustering", progress):
         problem = layer.problem or (None if layer.batches else "it was never called")
         if problem is None and layer.count != n_samples:
             problem = f"it gave {layer.count} maps where most layers gave {n_samples}"

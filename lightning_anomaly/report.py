@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from lightning_anomaly.tables import html_table, text_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 __all__ = ["ANOMALY", "DEAD", "NONFINITE", "NORMAL", "AnomalyReport", "LayerReport"]
 
@@ -73,11 +79,12 @@ _TENSORS = {
     "explained": torch.float64,
     "sparsity": torch.float64,
 }
+_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "explained", "sparsity")
 
 
 @dataclass(frozen=True, eq=False)
 class AnomalyReport:
-    """What was found in a network. `print(report)` gives a table.
+    """What was found in a network. `print(report)` gives a table, and so does a notebook that shows it.
 
     Attributes:
         layers: `{layer: LayerReport}` in the network's order.
@@ -191,9 +198,64 @@ class AnomalyReport:
                 f"Parameter `values` should be what `AnomalyReport.to_dict()` gave. Found {error!r}{place}."
             ) from error
 
+    def to_frame(self) -> DataFrame:
+        """The filters as a pandas DataFrame, one row each.
+
+        Columns are layer, filter, verdict and, as in `LayerReport`, n_components, calinski_harabasz, smallest_share,
+        outliers (their number), explained and sparsity.
+
+        Raises:
+            ImportError: If pandas is not installed; the package does not ask for it.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ImportError("`AnomalyReport.to_frame` needs pandas, so install it: `pip install pandas`.") from error
+        columns: dict[str, list[Any]] = {key: [] for key in ("layer", "filter", "verdict", *_COLUMNS)}
+        for name, layer in self.layers.items():
+            columns["layer"] += [name] * len(layer.verdicts)
+            columns["filter"] += range(len(layer.verdicts))
+            columns["verdict"] += layer.verdicts
+            for key in _COLUMNS:
+                values = getattr(layer, key)
+                columns[key] += (values.sum(1) if key == "outliers" else values).tolist()
+        return DataFrame(columns)
+
+    def plot(self, layer: str | None = None, filter_index: int | None = None) -> Figure:
+        """Draws the network, one of its layers or one of its filters.
+
+        Args:
+            layer: Name of a layer, for scatter plots of up to six of its filters, the clearest anomalies first. None
+                draws a map of all filters of the network, coloured by verdict.
+            filter_index: A filter of the layer, for its scatter plot alone.
+
+        Returns:
+            A figure, which a notebook shows and `figure.savefig("plot.png")` writes. No pyplot window knows of it.
+
+        Raises:
+            ValueError: If the report does not have the layer, or the layer not the filter.
+        """
+        from lightning_anomaly import plots  # late, because it imports this file
+
+        if layer is None and filter_index is None:
+            return plots.verdict_map(self)
+        if layer is None:
+            raise ValueError(
+                f"Parameter `layer` should be given with `filter_index`, one of {list(self.layers)}. Found None."
+            )
+        if filter_index is None:
+            return plots.layer_figure(self, layer)
+        return plots.scatter_figure(self, layer, filter_index)
+
     def __str__(self) -> str:
-        header = ("layer", "filters", "anomaly", "dead", "sparsity", "maps", "anomaly filters (outlier samples)")
-        rows = [header]
+        return text_table(self._rows(), self._sentences())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), self._sentences())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
+        rows.append(("layer", "filters", "anomaly", "dead", "sparsity", "maps", "anomaly filters (outlier samples)"))
         for name, layer in self.layers.items():
             anomalies = layer.filters(ANOMALY)
             listed = ", ".join(f"{index} ({int(layer.outliers[index].sum())})" for index in anomalies[:6])
@@ -208,15 +270,15 @@ class AnomalyReport:
                     listed + (", ..." if len(anomalies) > 6 else ""),
                 )
             )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "-" * max(map(len, lines)))
+        return rows
+
+    def _sentences(self) -> list[str]:
         outliers = sum(votes > 0 for votes in self.outlier_samples)
-        lines.append(
+        found = (
             f"{self.count} anomaly filters ({100 * self.fraction:.1f}% of those with varying maps), "
             f"{outliers} of {self.n_samples} probe samples are outliers of at least one"
         )
-        return "\n".join(lines + [f"note: {note}" for note in self.notes.values()])
+        return [found, *(f"note: {note}" for note in self.notes.values())]
 
 
 def _layer_from_dict(values: Mapping[str, Any]) -> LayerReport:

@@ -2,7 +2,10 @@
 
 import json
 import math
+import sys
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
@@ -177,3 +180,118 @@ def test_the_table_lists_at_most_six_filters_of_a_layer_and_names_a_bare_model()
 def test_an_empty_report_prints_its_note():
     assert str(EMPTY).endswith("note: The model has no convolution: there are no filters to analyse.")
     assert "0 anomaly filters (0.0% of those with varying maps)" in str(EMPTY)
+
+
+class TestHtml:
+    def rows(self, found: AnomalyReport) -> list[list[str]]:
+        table = ElementTree.fromstring(f"<div>{found._repr_html_()}</div>")
+        return [[cell.text or "" for cell in row] for row in table.iter("tr")]
+
+    def test_it_has_the_cells_of_the_text(self, report):
+        words = [" ".join(line.split()) for line in str(report).splitlines()]
+        rows = [" ".join(" ".join(row).split()) for row in self.rows(report)]
+        assert rows == [words[0], *words[2:5]]
+        assert "<p>3 anomaly filters (60.0% of those with varying maps)" in report._repr_html_()
+        assert "<p>note: Layer &#x27;conv9&#x27; is left out" in report._repr_html_()
+
+    def test_names_and_notes_are_shown_and_not_interpreted(self):
+        script = "<script>alert('&amp;')</script>"
+        found = AnomalyReport({script: layer("normal")}, 6, {}, {"note": script})
+        assert "<script" not in found._repr_html_()
+        assert self.rows(found)[1][0] == script
+
+    def test_an_empty_report_has_a_heading_and_its_note(self):
+        assert len(self.rows(EMPTY)) == 1
+        assert "<p>note: The model has no convolution" in EMPTY._repr_html_()
+
+
+class TestFrame:
+    def test_one_row_for_each_filter(self, report):
+        pytest.importorskip("pandas")
+        frame = report.to_frame()
+        assert list(frame.columns) == [
+            "layer",
+            "filter",
+            "verdict",
+            "n_components",
+            "calinski_harabasz",
+            "smallest_share",
+            "outliers",
+            "explained",
+            "sparsity",
+        ]
+        rows = frame.to_dict("records")
+        assert [(row["layer"], row["filter"], row["verdict"], row["outliers"]) for row in rows] == [
+            ("conv1", 0, "normal", 0),
+            ("conv1", 1, "anomaly", 2),
+            ("conv1", 2, "dead", 0),
+            ("conv2", 0, "nonfinite", 0),
+            ("conv2", 1, "normal", 0),
+            ("conv3", 0, "anomaly", 1),
+            ("conv3", 1, "anomaly", 2),
+        ]
+        for row in rows:
+            own = report.layers[row["layer"]]
+            for key in ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity"):
+                assert row[key] == getattr(own, key)[row["filter"]].item()
+
+    def test_an_empty_report_has_the_columns(self):
+        pytest.importorskip("pandas")
+        assert EMPTY.to_frame().shape == (0, 9)
+
+    def test_without_pandas_a_sentence_says_what_to_install(self, report, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ImportError, match=r"^`AnomalyReport.to_frame` needs pandas, .*: `pip install pandas`\.$"):
+            report.to_frame()
+
+
+class TestPlot:
+    def titles(self, figure) -> list[str]:
+        return [axes.get_title().replace("\n", " ") for axes in figure.axes]
+
+    def test_the_network_is_a_map_of_all_filters(self, report):
+        (title,) = self.titles(report.plot())
+        assert title.startswith("3 of 7 filters are anomaly filters, 60.0% of those with varying maps")
+
+    def test_a_layer_shows_anomalies_first(self, report):
+        figure = report.plot("conv1")
+        assert figure.get_suptitle() == "layer conv1: 1 of 3 filters are anomaly filters; shown are 3"
+        filters = [title.split(":")[0] for title in self.titles(figure)]
+        assert filters == ["layer conv1 filter 1", "layer conv1 filter 0", "layer conv1 filter 2"]
+
+    def test_a_filter_alone(self, report):
+        for index in (1, np.int64(1)):
+            (title,) = self.titles(report.plot("conv1", index))
+            assert title.startswith("layer conv1 filter 1: K = 2, CH = ")
+            assert title.endswith(", 2 outliers")
+
+    def test_what_was_not_clustered_is_called_by_its_verdict(self, report):
+        assert self.titles(report.plot("conv1", 2)) == ["layer conv1 filter 2: dead"]
+        assert self.titles(report.plot("conv2", 0)) == ["layer conv2 filter 0: nonfinite"]
+
+    def test_a_bare_model_is_a_layer_too(self):
+        found = AnomalyReport({"": layer("normal")}, 6)
+        assert self.titles(found.plot("", 0))[0].startswith("the model filter 0")
+        assert len(found.plot("").axes) == 1
+
+    def test_notebooks_show_it_and_files_take_it(self, report, tmp_path):
+        figure = report.plot("conv3")
+        assert figure._repr_png_().startswith(b"\x89PNG")
+        figure.savefig(tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 5_000
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (("conv7",), r"`layer` should be one of the report's layers, \['conv1', .*\]\. Found `layer = 'conv7'`"),
+            (("conv7", 0), r"`layer` should be one of the report's layers"),
+            (("conv1", 3), r"`filter_index` should be an integer from 0 to 2 for layer 'conv1'\. Found .* = 3`"),
+            (("conv1", -1), r"`filter_index` should be an integer from 0 to 2"),
+            (("conv1", True), r"`filter_index` should be an integer from 0 to 2"),
+            (("conv1", 1.0), r"`filter_index` should be an integer from 0 to 2"),
+            ((None, 1), r"`layer` should be given with `filter_index`, one of \['conv1'"),
+        ],
+    )
+    def test_what_does_not_exist_is_an_error_that_lists_what_does(self, report, arguments, message):
+        with pytest.raises(ValueError, match=f"^Parameter {message}"):
+            report.plot(*arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -120,7 +121,7 @@ def scatter_figure(report: AnomalyReport, layer: str, filter_index: int) -> Figu
         ValueError: If the report does not have the layer, or the layer not the filter.
     """
     count = len(_layer_of(report, layer).verdicts)
-    integer = isinstance(filter_index, int) and not isinstance(filter_index, bool)
+    integer = isinstance(filter_index, Integral) and not isinstance(filter_index, bool)  # a DataFrame's are no int
     if not integer or not 0 <= filter_index < count:
         raise ValueError(
             f"Parameter `filter_index` should be an integer from 0 to {count - 1} for layer {layer!r}. "

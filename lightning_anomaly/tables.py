@@ -1,0 +1,29 @@
+"""Tables as text for a terminal and as HTML for a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+__all__ = ["html_table", "text_table"]
+
+
+def text_table(rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:
+    """The rows under each other in columns, the first one as a heading, then the sentences, one a line."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join([*lines, *sentences])
+
+
+def html_table(rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:
+    """The same as HTML; whatever is in the cells and sentences is shown and never interpreted."""
+    head, *body = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in _tagged(rows)]
+    lines = ["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+    lines += [f"<tr>{row}</tr>" for row in body]
+    lines += ["</tbody>", "</table>"]
+    return "\n".join(lines + [f"<p>{escape(sentence)}</p>" for sentence in sentences])
+
+
+def _tagged(rows: Sequence[Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
+    return [("td" if place else "th", row) for place, row in enumerate(rows)]

@@ -1,0 +1,71 @@
+"""Bars are for people who wait: not for files, and not before two seconds."""
+
+import io
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_anomaly import AnalysisSettings, analyze
+from lightning_anomaly.progress import track
+
+QUICK = AnalysisSettings(max_components=2, n_init=1, rare_fraction=0.25)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Notebook(io.StringIO):
+    """As ipykernel's, which is no terminal."""
+
+
+Notebook.__module__ = "ipykernel.iostream"
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, show: bool | None, seconds: float = 0.0) -> str:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        if seconds:
+            patch.setattr("lightning_anomaly.progress._PATIENCE", seconds / 2)
+        taken = []
+        for item in track(range(3), 3, "waiting", show):
+            taken.append(item)
+            time.sleep(seconds)
+    assert taken == [0, 1, 2]
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("stream", [Terminal, Notebook])
+def test_long_work_shows_a_bar_where_somebody_looks(monkeypatch, stream):
+    assert "waiting:  67%" in shown(monkeypatch, stream(), None, seconds=0.2)
+
+
+@pytest.mark.parametrize("stream", [Terminal, Notebook])
+def test_short_work_shows_none(monkeypatch, stream):
+    assert shown(monkeypatch, stream(), None) == ""
+
+
+def test_a_file_gets_none(monkeypatch):
+    assert shown(monkeypatch, io.StringIO(), None, seconds=0.2) == ""
+
+
+def test_asked_for_it_is_there_and_switched_off_it_is_not(monkeypatch):
+    assert "waiting:" in shown(monkeypatch, io.StringIO(), True)
+    assert shown(monkeypatch, Terminal(), False, seconds=0.2) == ""
+
+
+def test_analyze_counts_batches_and_layers(capsys):
+    inputs = torch.randn(150, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
+    report = analyze(model, inputs, settings=QUICK, progress=True)
+    text = capsys.readouterr().err
+    assert "feature maps:" in text
+    assert "0/3" in text
+    assert "clustering:" in text
+    assert "0/2" in text
+    assert analyze(model, inputs, settings=QUICK).to_dict() == report.to_dict()
+    assert capsys.readouterr().err == ""
