@@ -1,0 +1,230 @@
+"""How fast is it, and what does it cost? `python -m recipes.benchmark --data cifar10`, minutes on two cores.
+
+Compares the torch engine with loops over scikit-learn on the maps of trained networks, measures how the cost grows,
+what the callback adds to a training epoch, and the peak memory for ResNet-18 on 224x224 images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from lightning_anomaly import AnalysisSettings
+from recipes.benchmark_cost import SILENT, growth, overhead, peak_memory
+from recipes.benchmark_speed import Row, live_points, speed, speed_cuda
+from recipes.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
+from recipes.module import Classifier
+from recipes.networks import build
+from recipes.options import one_sentence_errors, quiet
+from recipes.stability import capture
+
+_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00")
+PARTS = ("speed", "growth", "overhead", "memory")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything.
+
+    Attributes:
+        networks: Networks whose maps are clustered, the first one's filters also in growing numbers.
+        train: Training images of the networks whose maps are clustered.
+        epochs: Epochs they are trained for; ResNet-18 for a fifth of that, on images of twice the side.
+        probe: Probe images.
+        subset: Filters that scikit-learn gets.
+        rounds: Turns that every side takes.
+        filters: Numbers of filters, as for the next two.
+        samples: Numbers of samples.
+        components: Numbers of components.
+        batches: Batches on which an epoch is timed.
+        side: Side of ResNet-18's images where memory is measured (pixels).
+    """
+
+    networks: Sequence[str] = ("alexnet", "simple_cnn", "lenet5", "resnet18")
+    train: int = 4000
+    epochs: int = 10
+    probe: int = 512
+    subset: int = 64
+    rounds: int = 3
+    filters: Sequence[int] = (256, 512, 1024, 2048, 4096, 8192, 16384)
+    samples: Sequence[int] = (128, 256, 512, 1024, 2048, 4096)
+    components: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
+    batches: int = 60
+    side: int = 224
+
+
+QUICK = Sizes(("lenet5",), 400, 1, 64, 2, 1, (16, 32), (64, 128), (2, 3), 4, 32)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="a data set or an .npz file, as for the other recipes")
+    parser.add_argument("--data-root", default=None, help="where torchvision finds its data sets (./data)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--picture", default=None, help="write the figure to this PNG file")
+    parser.add_argument("--json", default=None, help="write the numbers to this file")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
+    return parser.parse_args(arguments)
+
+
+def train(name: str, data: ImageData, sizes: Sizes) -> tuple[nn.Module, Tensor]:
+    """A trained network, and the validation images as it takes them `(N, C, H, W)`."""
+    pl.seed_everything(0, verbose=False)
+    if name == "resnet18":
+        data = replace(data, train_images=_for_resnet(data.train_images), val_images=_for_resnet(data.val_images))
+    network: nn.Module = resnet18(num_classes=data.n_classes) if name == "resnet18" else build(name, 3, data.n_classes)
+    epochs = -(-sizes.epochs // 5) if name == "resnet18" else sizes.epochs
+    trainer = pl.Trainer(max_epochs=epochs, limit_val_batches=0, **SILENT)
+    trainer.fit(Classifier(network, 5e-4), *make_loaders(data, 64))
+    return network.cpu(), normalise(data.val_images, *mean_and_std(data.train_images))
+
+
+def _for_resnet(images: Tensor) -> Tensor:
+    return images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print tables, and return the numbers."""
+    quiet()
+    sizes = QUICK if options.quick else Sizes()
+    data = load_images(options.data, data_root=options.data_root)
+    if data.channels == 1:  # ResNet-18 takes three
+        data = replace(
+            data, train_images=data.train_images.expand(-1, 3, -1, -1), val_images=data.val_images.expand(-1, 3, -1, -1)
+        )
+    part = split(data, sizes.train, max(sizes.samples), 0)
+    numbers: dict[str, Any] = {"machine": machine(), "data": options.data, **{name: [] for name in PARTS}, "cuda": []}
+    print(numbers["machine"])
+    for name in sizes.networks if {"speed", "growth"}.intersection(options.parts) else []:
+        network, images = train(name, part, sizes)
+        maps = capture(network, images[: sizes.probe], AnalysisSettings())
+        if "speed" in options.parts:
+            numbers["speed"] += speed(name, maps, sizes.subset, sizes.rounds)
+            if torch.cuda.is_available():
+                numbers["cuda"].append(speed_cuda(name, maps, sizes.rounds))
+        if "growth" in options.parts and name == sizes.networks[0]:
+            points, _ = live_points(capture(network, images, AnalysisSettings()))
+            numbers["growth"] = growth(points, sizes.filters, sizes.samples, sizes.components, sizes.rounds)
+    if "overhead" in options.parts:
+        whole = split(data, sizes.train if options.quick else None, sizes.probe, 0)
+        for name in sizes.networks[:3]:  # the paper's
+            numbers["overhead"].append(overhead(name, build(name, 3, data.n_classes), whole, 64, sizes.batches, 5))
+    if "memory" in options.parts:
+        numbers["memory"].append(peak_memory(sizes.side, sizes.probe))
+    print(tables(numbers))
+    if options.json:
+        Path(options.json).write_text(json.dumps(numbers, indent=1) + "\n")
+    if options.picture:
+        draw(numbers, options.picture)
+    return numbers
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    packages = ("torch", "scikit-learn", "numba", "lightning")
+    return {
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages if find_spec(name.replace("scikit-learn", "sklearn"))},
+    }
+
+
+def tables(numbers: dict[str, Any]) -> str:
+    """The numbers as Markdown tables, those parts that were measured."""
+    lines: list[str] = []
+    if numbers["speed"]:
+        lines += ["", "times faster than a loop over scikit-learn on one thread / on all cores (range over rounds)", ""]
+        lines += ["| network, live filters | what | seconds | with numba | plain torch | same K | same verdict |"]
+        lines += ["|" + " --- |" * 7]
+    for row in numbers["speed"]:
+        seconds = " / ".join(f"{row[f'{side}_seconds']:.3g}" for side in ("numba", "torch", "loop", "joblib"))
+        ratios = [
+            " / ".join(_with_range(row, f"{ours}_over_{theirs}") for theirs in ("loop", "joblib"))
+            for ours in ("numba", "torch")
+        ]
+        lines.append(
+            f"| {row['network']}, {row['filters']} ({row['subset']} by scikit-learn) | {row['case']} | {seconds} | "
+            f"{ratios[0]} | {ratios[1]} | {row['same_k']:.3f} | {row['same_verdict']:.3f} |"
+        )
+    for row in numbers["cuda"]:
+        lines.append(f"\n{row['network']} on {row['device']}: {row['filters']} filters, clustering "
+                     f"{row['clustering_seconds']:.3g} s, analysis {row['analysis_seconds']:.3g} s")  # fmt: skip
+    if numbers["growth"]:
+        lines += ["", "| growth in | seconds | exponent |", "| --- | --- | --- |"]
+    for row in numbers["growth"]:
+        cells = ", ".join(f"{size}: {value:.3g}" for size, value in zip(row["sizes"], row["seconds"], strict=True))
+        lines.append(f"| {row['of']} | {cells} | {row['exponent']:.2f} |")
+    if numbers["overhead"]:
+        parts = ("added", "capture", "pca", "clustering", "rest", "figures")
+        lines += ["", f"| network | epoch (s) | share of it | {' | '.join(f'{name} (s)' for name in parts)} |"]
+        lines += ["|" + " --- |" * (3 + len(parts))]
+    for row in numbers["overhead"]:
+        cells = " | ".join(f"{row[f'{name}_seconds']:.3g}" for name in parts)
+        lines.append(f"| {row['network']} | {row['epoch_seconds']:.1f} | {100 * row['share']:.2f}% | {cells} |")
+    for row in numbers["overhead"][:1]:
+        lines.append(
+            f"\n(an epoch of {row['train_images']} images in batches of {row['batch_size']}, scaled from "
+            f"{row['timed_batches']} batches; a probe of {row['probe']})"
+        )
+    for row in numbers["memory"]:
+        lines.append(
+            f"\n{row['network']}, {row['images']} images of {row['side']}x{row['side']}: the peak of the process is "
+            f"{row['analysed_mib']:.0f} MiB instead of {row['alone_mib']:.0f}, {row['extra_mib']:.0f} MiB more. "
+            f"The report says:\n{row['said']}"
+        )
+    return "\n".join(lines)
+
+
+def _with_range(row: Row, key: str) -> str:
+    low, high = row[f"{key}_range"]
+    return f"{row[key]:.0f}x" if low == high else f"{row[key]:.0f}x ({low:.0f}-{high:.0f})"
+
+
+def draw(numbers: dict[str, Any], path: str) -> None:
+    """Draw what was measured of speed, growth and overhead, side by side."""
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    speeds, sizes, shares = figure.subplots(1, 3)
+    rows = [row for row in numbers["speed"] if row["case"] != "mixtures"]
+    for i, (ours, theirs) in enumerate(product(("numba", "torch"), ("loop", "joblib"))):
+        places = [place + 0.2 * i - 0.3 for place in range(len(rows))]
+        label = f"{'with numba' if ours == 'numba' else 'plain torch'}, over {theirs}"
+        speeds.bar(places, [row[f"{ours}_over_{theirs}"] for row in rows], 0.2, label=label, color=_COLOURS[i])
+    names = [f"{row['network']}\n{row['case'].removeprefix('analysis, ').replace(' ', chr(10), 1)}" for row in rows]
+    speeds.set_xticks(range(len(rows)), names, fontsize=6)
+    speeds.set(title="Whole analysis, times faster than scikit-learn", yscale="log")
+    for i, row in enumerate(numbers["growth"]):
+        label = f"{row['of']}, exponent {row['exponent']:.2f}"
+        sizes.loglog(row["sizes"], row["seconds"], "o-", color=_COLOURS[i], label=label)
+    sizes.set(title="Clustering", xlabel="number", ylabel="seconds")
+    bottom = [0.0] * len(numbers["overhead"])
+    for i, part in enumerate(("capture", "pca", "clustering", "rest")):
+        heights = [100 * row[f"{part}_seconds"] / row["epoch_seconds"] for row in numbers["overhead"]]
+        places = [row["network"] for row in numbers["overhead"]]
+        shares.bar(places, heights, 0.5, bottom, label=part, color=_COLOURS[i])
+        bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
+    shares.set(title="Callback, per cent of a training epoch")
+    for axes in (speeds, sizes, shares):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)

@@ -1,0 +1,214 @@
+"""What an analysis costs as it grows, in a training, and in memory, for `recipes/benchmark.py`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
+from lightning_anomaly.analysis import analyze_maps
+from lightning_anomaly.capture import MapCapture, evaluating, select_layers
+from lightning_anomaly.cluster import cluster_filters
+from lightning_anomaly.mixture import fit_mixtures
+from lightning_anomaly.reduce import reduce_maps
+from lightning_anomaly.starts import cluster_parameters, kmeans, kmeans_plus_plus
+from recipes.benchmark_speed import REG_COVAR, Row, timed
+from recipes.data import ImageData, make_loaders
+from recipes.module import Classifier
+from recipes.stability import capture
+
+__all__ = ["SILENT", "exponent", "growth", "overhead", "peak_memory"]
+
+SILENT: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+_WARM = 3  # batches before the epoch is timed
+_AT_ONCE = 8  # images in a forward pass while memory is measured: activations must not hide what the analysis takes
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Slope of the straight line through the logarithms: 1 where the cost grows in proportion."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def growth(
+    points: Tensor, filters: Sequence[int], samples: Sequence[int], components: Sequence[int], rounds: int
+) -> list[Row]:
+    """Time the clustering of real points `(F, N, 2)` for more filters, samples and components.
+
+    Filters are drawn again and again where there are not enough. The first two run `cluster_filters` with default
+    settings, on 512 samples or 512 filters; components run k-means and mixtures of one number of them on both.
+    """
+    settings = AnalysisSettings()
+    drawn = torch.randint(len(points), (max(filters),), generator=torch.Generator().manual_seed(0))
+    probe, some = min(512, points.shape[1]), drawn[:512]
+    many = points[drawn, :probe]
+
+    def one_number(k: int) -> None:
+        own = many[:512]
+        centres = kmeans_plus_plus(own, settings.n_init, k, settings.seed)
+        fit_mixtures(own, *cluster_parameters(own, kmeans(own, centres)[:, None], k, REG_COVAR))
+
+    work: dict[str, dict[int, Callable[[], Any]]] = {
+        "filters": {n: partial(cluster_filters, many[:n], settings) for n in filters},
+        "samples": {n: partial(cluster_filters, points[some, :n], settings) for n in samples},
+        "components": {k: partial(one_number, k) for k in components},
+    }
+    table: list[Row] = []
+    for name, functions in work.items():
+        next(iter(functions.values()))()
+        seconds = [median(timed(function) for _ in range(rounds)) for function in functions.values()]
+        table.append(
+            {"of": name, "sizes": list(functions), "seconds": seconds, "exponent": exponent(list(functions), seconds)}
+        )
+    return table
+
+
+class _Stopwatch(pl.Callback):
+    """Seconds a training batch, loading included, after some to warm up."""
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0.0
+        self.batches = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Starts at the first batch that counts."""
+        if batch_idx == _WARM:
+            self.begun = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Stops, until the next batch."""
+        if batch_idx >= _WARM:
+            self.batches, self.ended = self.batches + 1, time.perf_counter()
+
+
+def overhead(name: str, network: nn.Module, data: ImageData, batch_size: int, batches: int, rounds: int) -> Row:
+    """What the callback adds to a training epoch, as a share of it, and where that goes.
+
+    The epoch is timed on some batches and scaled to the whole training set. What the callback adds is the time of a
+    validation of the probe with it less that without, in turn. Figures, drawn at the 1st, 2nd, 4th, ... analysis only,
+    are timed apart.
+    """
+    train, val = make_loaders(data, batch_size)
+    stopwatch = _Stopwatch()
+    module = Classifier(network)
+    pl.Trainer(
+        max_epochs=1, limit_train_batches=_WARM + batches, limit_val_batches=0, callbacks=[stopwatch], **SILENT
+    ).fit(module, train, val)
+    epoch = (stopwatch.ended - stopwatch.begun) / stopwatch.batches * len(train)
+
+    size = len(data.val_images)
+    watcher = AnomalyFilterCallback(probe_size=size)
+    with_it, without = pl.Trainer(callbacks=[watcher], **SILENT), pl.Trainer(**SILENT)
+    images = torch.cat([batch[0] for batch in val]).to(module.device)
+    maps = capture(network, images, watcher.settings)
+    points = [(reduction.points[reduction.live]) for reduction in (reduce_maps(m.maps) for m in maps.values())]
+    work: dict[str, Callable[[], Any]] = {
+        "with": lambda: with_it.validate(module, val, verbose=False),
+        "without": lambda: without.validate(module, val, verbose=False),
+        "hooked": lambda: capture(network, images, watcher.settings),
+        "unhooked": lambda: _forward(network, images),
+        "pca": lambda: [reduce_maps(layer.maps) for layer in maps.values()],
+        "clustering": lambda: [cluster_filters(own, watcher.settings) for own in points],
+    }
+    for function in work.values():
+        function()
+    seconds = {key: median(times) for key, times in _in_turn(work, rounds).items()}
+    added = seconds["with"] - seconds["without"]
+    taken = seconds["hooked"] - seconds["unhooked"]
+    return {
+        "network": name,
+        "train_images": len(data.train_images),
+        "batch_size": batch_size,
+        "timed_batches": stopwatch.batches,
+        "probe": size,
+        "epoch_seconds": epoch,
+        "added_seconds": added,
+        "share": added / epoch,
+        "capture_seconds": taken,
+        "pca_seconds": seconds["pca"],
+        "clustering_seconds": seconds["clustering"],
+        "rest_seconds": added - taken - seconds["pca"] - seconds["clustering"],
+        "figures_seconds": _figures(module, train, val),
+    }
+
+
+def _in_turn(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {key: [] for key in work}
+    for _ in range(rounds):
+        for key, function in work.items():
+            seconds[key].append(timed(function))
+    return seconds
+
+
+def _forward(network: nn.Module, images: Tensor) -> None:
+    with evaluating(network), torch.no_grad():
+        for batch in torch.split(images, 128):
+            network(batch)
+
+
+def _figures(module: pl.LightningModule, train: Any, val: Any) -> float:
+    """Seconds that the figures of one analysis take: a fit of one batch with them less one without."""
+    seconds = []
+    for log_figures in (True, False):
+        with tempfile.TemporaryDirectory() as folder:
+            watcher = AnomalyFilterCallback(probe_size=len(val.dataset), log_figures=log_figures)
+            options = {**SILENT, "logger": TensorBoardLogger(folder), "limit_train_batches": 1, "max_epochs": 1}
+            trainer = pl.Trainer(callbacks=[watcher], num_sanity_val_steps=0, log_every_n_steps=1, **options)
+            seconds.append(timed(partial(trainer.fit, module, train, val)))
+    return seconds[0] - seconds[1]
+
+
+def peak_memory(side: int, images: int) -> Row:
+    """How much higher the peak of a process is when ResNet-18 is not only run on a probe, but also analysed.
+
+    Two fresh processes run the network, with random weights, on the same noise; one also takes the maps and analyses
+    them. The peak is that of the resident set, in the kernel's own books, numba's code included.
+
+    Raises:
+        FileNotFoundError: Where the kernel is not Linux.
+    """
+    found: list[tuple[float, str]] = []
+    for watched in (False, True):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found.append(pool.submit(_resident_peak, side, images, watched).result())
+    (alone, _), (both, said) = found
+    return {
+        "network": "resnet18",
+        "side": side,
+        "images": images,
+        "alone_mib": alone,
+        "analysed_mib": both,
+        "extra_mib": both - alone,
+        "said": said,
+    }
+
+
+def _resident_peak(side: int, images: int, watched: bool) -> tuple[float, str]:
+    torch.manual_seed(0)
+    network = resnet18()
+    taken = MapCapture(select_layers(network) if watched else {})
+    with evaluating(network), torch.no_grad():
+        for _ in range(0, images, _AT_ONCE):
+            with taken:
+                network(torch.randn(_AT_ONCE, 3, side, side))
+    said = str(analyze_maps(taken.maps, AnalysisSettings())) if watched else ""
+    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) / 1024, said

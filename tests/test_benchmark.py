@@ -1,0 +1,76 @@
+"""The benchmark at tiny sizes: that both sides do the same work, and that every part says what it measured."""
+
+import json
+
+import pytest
+import torch
+from trainers import QUIET
+
+from lightning_anomaly import AnalysisSettings
+from recipes import benchmark
+from recipes.benchmark_cost import exponent
+from recipes.benchmark_speed import live_points, speed
+from recipes.stability import capture
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
+]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    files = ["--json", str(folder / "numbers.json"), "--picture", str(folder / "picture.png")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")  # starting processes takes seconds
+        numbers = benchmark.run(benchmark.parse(["--quick", "--data", "digits", *files]))
+    return numbers, folder
+
+
+def test_every_part_measures_something(measured) -> None:
+    numbers, _ = measured
+    assert [row["case"].split(",")[0] for row in numbers["speed"]] == ["mixtures", "analysis", "analysis"]
+    for row in numbers["speed"]:
+        assert row["subset"] == 2
+        assert row["torch_over_loop"] > 1
+        assert min(row["loop_seconds"], row["joblib_seconds"]) > row["torch_seconds"] > 0
+    assert [row["of"] for row in numbers["growth"]] == ["filters", "samples", "components"]
+    (overhead,) = numbers["overhead"]
+    assert overhead["train_images"] == 400
+    parts = ("capture", "pca", "clustering", "rest")
+    assert sum(overhead[f"{part}_seconds"] for part in parts) == pytest.approx(overhead["added_seconds"])
+    (memory,) = numbers["memory"]
+    assert memory["extra_mib"] == memory["analysed_mib"] - memory["alone_mib"] > 0
+    assert "16x16 pooled to 8x8" in memory["said"]
+
+
+def test_the_numbers_are_written_and_drawn(measured) -> None:
+    numbers, folder = measured
+    written = json.loads((folder / "numbers.json").read_text())
+    assert written["growth"] == json.loads(json.dumps(numbers["growth"]))
+    assert written["machine"]["torch"] == torch.__version__
+    assert (folder / "picture.png").stat().st_size > 10_000
+    assert "| mixtures |" in benchmark.tables(numbers)
+
+
+def test_both_sides_of_the_race_do_the_same_work(trained, no_processes: None) -> None:
+    name, layer = next(iter(capture(trained.model, trained.probe[:150], AnalysisSettings()).items()))
+    points, rows = live_points({name: layer})
+    assert points.shape == (8, 150, 2)
+    assert [row.shape for row in rows] == [(150, 64)] * 8
+    for row in speed("digits", {name: layer}, 8, 1):
+        assert row["subset"] == row["filters"] == 8
+        assert row["same_k"] == row["same_verdict"] == row["same_outliers"] == 1
+
+
+def test_the_exponent_is_the_slope_of_the_logarithms() -> None:
+    assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+
+
+def test_only_what_is_asked_for_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = benchmark.run(benchmark.parse(["--quick", "--data", "digits", "--parts", "growth"]))
+    assert not numbers["speed"]
+    assert not numbers["overhead"]
+    assert "| growth in |" in capsys.readouterr().out
