@@ -48,9 +48,9 @@ def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) 
     chosen = outliers[:max_images]
     if not chosen:
         return None
-    columns = min(8, max(4, math.ceil(math.sqrt(len(chosen)))))
+    columns = min(8, len(chosen), max(4, math.ceil(math.sqrt(len(chosen)))))
     rows = math.ceil(len(chosen) / columns)
-    with new_figure(1.5 * columns, 1.8 * rows + 0.8) as figure:
+    with new_figure(max(5.0, 1.5 * columns), 1.8 * rows + 0.8) as figure:  # the heading needs as much
         for place, (sample, image) in enumerate(zip(chosen, _displayed(images, chosen), strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
