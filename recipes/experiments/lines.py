@@ -6,13 +6,12 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from lightning_anomaly import __version__
@@ -73,8 +72,9 @@ def rounded(value: Any, digits: int = 5) -> Any:
     return value
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _with_job(run: Callable[[Job], dict[str, Any]], job: Job) -> tuple[Job, dict[str, Any]]:
+    torch.set_num_threads(1)  # also where the job runs in this process
+    return job, run(job)
 
 
 def run_missing(
@@ -106,23 +106,12 @@ def run_missing(
     def keep(job: Job, result: dict[str, Any]) -> None:
         _append(path, {"key": key(job), **rounded(result), "versions": with_what})
 
-    workers = workers or os.cpu_count() or 1
-    progress = tqdm(total=len(missing), unit="run", disable=not missing)
-    with progress:
-        if workers == 1:
-            for job in missing:
-                keep(job, run(job))
-                progress.update()
-        else:
-            with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-                futures: dict[Future[dict[str, Any]], Job] = {pool.submit(run, job): job for job in missing}
-                try:
-                    for future in as_completed(futures):
-                        keep(futures[future], future.result())
-                        progress.update()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True, wait=False)
-                    raise
+    with parallel_config("loky", inner_max_num_threads=1):
+        results = Parallel(n_jobs=workers or -1, return_as="generator_unordered")(
+            delayed(_with_job)(run, job) for job in missing
+        )
+        for job, result in tqdm(results, total=len(missing), unit="run", disable=not missing):
+            keep(job, result)
     return select(read_lines(path), map(key, jobs))
 
 

@@ -1,0 +1,70 @@
+"""Make the tables and pictures of RESULTS.md from the lines: `python -m recipes.experiments.results`.
+
+The words there are written by hand; what stands between a pair of markers, `<!-- NAME -->` and `<!-- end -->`, is made
+here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from recipes.experiments import h1_tables
+from recipes.experiments.lines import LINES, read_lines
+from recipes.experiments.stopping import stopping_table
+from recipes.options import one_sentence_errors
+
+__all__ = ["BLOCKS", "PICTURES", "RESULTS", "fill"]
+
+RESULTS = Path(__file__).parents[1] / "RESULTS.md"
+Lines = list[dict[str, Any]]
+# What is made of which file of lines.
+BLOCKS: dict[str, tuple[str, Callable[[Lines], str]]] = {
+    "h1 runs": ("h1", h1_tables.run_table),
+    "h1 signals": ("h1", h1_tables.signal_table),
+    "h1 layers": ("h1", h1_tables.layer_table),
+    "stopping": ("h1", stopping_table),
+}
+PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {"h1.png": ("h1", h1_tables.draw_curves)}
+
+
+def fill(text: str, lines: Path = LINES) -> str:
+    """The text with every block between markers made anew.
+
+    Raises:
+        ValueError: If a marker names no block, or a block has no marker.
+    """
+    found = re.findall(r"<!-- (.+?) -->\n(?:.*?)<!-- end -->", text, flags=re.DOTALL)
+    if sorted(found) != sorted(BLOCKS):
+        raise ValueError(f"The markers in RESULTS.md should be {sorted(BLOCKS)}. Found {sorted(found)}.")
+
+    def block(match: re.Match[str]) -> str:
+        source, table = BLOCKS[match[1]]
+        results = read_lines(lines / f"{source}.jsonl")
+        if not results:
+            raise ValueError(f"`{source}.jsonl` should hold at least one result.")
+        return f"<!-- {match[1]} -->\n{table(results)}\n<!-- end -->"
+
+    return re.sub(r"<!-- (.+?) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Rewrite RESULTS.md and its pictures."""
+    RESULTS.write_text(fill(RESULTS.read_text()))
+    for name, (source, draw) in PICTURES.items():
+        draw(read_lines(LINES / f"{source}.jsonl")).savefig(RESULTS.parent / "pictures" / name, dpi=90)
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)

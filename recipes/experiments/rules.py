@@ -1,0 +1,82 @@
+"""Rules that stop a training, replayed on its curves: where each stops and which epoch's network it keeps.
+
+Functions on lists with one value for each epoch; positions count from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightning_anomaly.rise import HOLD, THRESHOLD, rise
+from recipes.experiments.series import signal
+
+__all__ = ["RULES", "Stop", "by_patience", "by_rise", "replay"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What a rule does: the last epoch trained, and the epoch whose network is kept."""
+
+    last: int
+    kept: int
+
+
+def by_patience(values: Sequence[float], patience: int) -> Stop:
+    """Stops when `patience` epochs in a row bring no new minimum, and keeps the minimum, as EarlyStopping does."""
+    best = 0
+    for position, value in enumerate(values):
+        if value < values[best]:
+            best = position
+        if position - best >= patience:
+            return Stop(position, best)
+    return Stop(len(values) - 1, best)
+
+
+def by_rise(values: Sequence[float], threshold: float = THRESHOLD, patience: int = 6) -> Stop:
+    """What `AnomalyEarlyStopping` does on the values of a fraction; keeps the network before the rise that it found."""
+    lasted = 0
+    for position in range(len(values)):
+        lasted = lasted + 1 if rise(values[: position + 1]) > threshold else 0
+        if lasted and lasted + HOLD - 1 >= patience:
+            return Stop(position, max(0, position - lasted - HOLD + 1))
+    return Stop(len(values) - 1, len(values) - 1)
+
+
+def _relative(values: Sequence[float]) -> list[float]:
+    return [value / values[0] for value in values] if values[0] else list(values)
+
+
+# Patience 5 for those that were proposed with one; the first epoch of "changed" compares with the untrained network.
+RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
+    "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),
+    "anomaly filters (paper's reading)": lambda line: by_rise(signal(line, "fraction", "val_paper")),
+    "validation loss, patience 3": lambda line: by_patience(signal(line, "val_loss"), 3),
+    "validation loss, patience 5": lambda line: by_patience(signal(line, "val_loss"), 5),
+    "validation loss, patience 10": lambda line: by_patience(signal(line, "val_loss"), 10),
+    "Label Wave, patience 5": lambda line: by_patience(signal(line, "changed"), 5),
+    "gradient disparity, patience 5": lambda line: by_patience(signal(line, "disparity"), 5),
+    "rise of sparsity": lambda line: by_rise(signal(line, "sparsity")),
+    "rise of weight variance": lambda line: by_rise(_relative(signal(line, "weight_variance"))),
+    "none: train to the end": lambda line: Stop(len(line["epochs"]) - 1, len(line["epochs"]) - 1),
+}
+
+
+def replay(line: dict[str, Any], rule: str) -> dict[str, float]:
+    """What a rule costs in one training.
+
+    Returns:
+        `epochs` trained; `accuracy`, the test accuracy lost against the epoch with the highest (percentage points);
+        `loss`, the test loss above that of the epoch with the lowest (nats); `stopped`, 1 if it ended the training.
+    """
+    stop = RULES[rule](line)
+    accuracy, loss = signal(line, "test_acc"), signal(line, "test_loss")
+    return {
+        "epochs": stop.last + 1.0,
+        "accuracy": 100 * float(np.max(accuracy) - accuracy[stop.kept]),
+        "loss": float(loss[stop.kept] - np.min(loss)),
+        "stopped": float(stop.last < len(accuracy) - 1),
+    }

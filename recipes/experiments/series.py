@@ -1,0 +1,124 @@
+"""Curves of one training, read from its line, and what they say about overfitting: functions on lists of numbers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import ConstantInputWarning, rankdata, spearmanr
+from sklearn.metrics import roc_auc_score
+
+from lightning_anomaly.rise import rise
+
+__all__ = [
+    "SIGNALS",
+    "after_best",
+    "auroc",
+    "best_epoch",
+    "correlation",
+    "late_change",
+    "layers_of",
+    "partial_correlation",
+    "signal",
+    "sustained_rise",
+]
+
+# What is followed: a key of a layer's statistics, or a ratio of two.
+SIGNALS = ("fraction", "isolated", "silent", "sparsity", "kurtosis", "separation", "weight_variance", "weight_norm")
+_OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent"}
+
+
+def layers_of(line: dict[str, Any]) -> list[str]:
+    """The layers of a training, in the network's order."""
+    return list(line["epochs"][0]["layers"]["val"])
+
+
+def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | None = None) -> list[float]:
+    """A signal after each epoch.
+
+    Args:
+        line: A training.
+        name: One of `SIGNALS`: anomaly filters, isolated or silent ones as a fraction of the live filters, or a layer's
+            statistic; "separation" is that of the training probe minus that of the validation probe; or an entry of the
+            epochs, such as "val_loss"; or "epoch".
+        reading: A key of `READINGS`.
+        layer: One layer; None takes all: fractions of all live filters, means of other statistics over the layers.
+    """
+    if name == "epoch":
+        return [float(index) for index in range(len(line["epochs"]))]
+    if name in line["epochs"][0]:
+        return [float(epoch[name]) for epoch in line["epochs"]]
+    chosen = layers_of(line) if layer is None else [layer]
+
+    def at(epoch: dict[str, Any]) -> float:
+        found = [epoch["layers"][reading][each] for each in chosen]
+        if name in _OF_LIVE:
+            live = sum(each["live"] for each in found)
+            return sum(each[_OF_LIVE[name]] for each in found) / live if live else 0.0
+        if name == "separation":
+            both = (epoch["layers"]["train"][each]["separation"] - epoch["layers"]["val"][each]["separation"]
+                    for each in chosen)  # fmt: skip
+            return float(np.mean(list(both)))
+        if name.startswith("weight"):
+            found = [epoch["layers"]["val"][each] for each in chosen]
+        return float(np.mean([each[name] for each in found]))
+
+    return [at(epoch) for epoch in line["epochs"]]
+
+
+def best_epoch(line: dict[str, Any]) -> int:
+    """Position of the smallest validation loss."""
+    return int(np.argmin(signal(line, "val_loss")))
+
+
+def after_best(line: dict[str, Any], values: Sequence[float]) -> list[float]:
+    """What a curve does from the best epoch on."""
+    return list(values[best_epoch(line) :])
+
+
+def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rank correlation; 0 if one of them is constant, None for fewer than five values."""
+    if len(a) < 5:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        value = float(spearmanr(a, b).statistic)
+    return 0.0 if np.isnan(value) else value
+
+
+def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[float]) -> float | None:
+    """Spearman's rank correlation of two curves once a third is given; None for fewer than five values.
+
+    The correlation of what a linear fit on the ranks of `given` leaves of the ranks of `a` and `b`.
+    """
+    if len(a) < 5:
+        return None
+    ranks = [rankdata(values) for values in (a, b, given)]
+    control = ranks[2] - ranks[2].mean()
+    rest = []
+    for values in ranks[:2]:
+        centred = values - values.mean()
+        norm = control @ control
+        rest.append(centred - (centred @ control / norm * control if norm else 0.0))
+    scale = float(np.sqrt((rest[0] @ rest[0]) * (rest[1] @ rest[1])))
+    return float(rest[0] @ rest[1]) / scale if scale > 1e-9 else 0.0
+
+
+def sustained_rise(values: Sequence[float]) -> float:
+    """The largest that `anomaly_filters/rise` would have been, see `lightning_anomaly.rise`."""
+    return max(rise(values[:end]) for end in range(1, len(values) + 1))
+
+
+def late_change(values: Sequence[float]) -> float:
+    """Mean of the last quarter of a curve minus that of its second quarter; looks at no loss."""
+    quarter = max(1, len(values) // 4)
+    return float(np.mean(values[-quarter:]) - np.mean(values[quarter : 2 * quarter]))
+
+
+def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """Probability that a positive run scores above another one, ties counted half; None without both kinds."""
+    if len(set(positive)) < 2:
+        return None
+    return float(roc_auc_score(positive, scores))

@@ -1,0 +1,75 @@
+"""When does each rule stop, and what does it cost? `python -m recipes.experiments.stopping`.
+
+Replays the rules of `recipes.experiments.rules` on the trainings that `h1` measured; nothing is trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from recipes.experiments.h1_tables import is_overfitting
+from recipes.experiments.lines import LINES, read_lines
+from recipes.experiments.rules import RULES, replay
+from recipes.experiments.tables import group, markdown, spread
+from recipes.options import one_sentence_errors
+
+
+def stopping_table(lines: Sequence[dict[str, Any]]) -> str:
+    """For each network and rule: accuracy and loss given away, epochs spent, and how many runs were stopped."""
+    rows = []
+    for (network,), runs in group(lines, "network").items():
+        for rule in RULES:
+            results = [replay(line, rule) for line in runs]
+            bad = [r for r, line in zip(results, runs, strict=True) if is_overfitting(line)]
+            good = [r for r, line in zip(results, runs, strict=True) if not is_overfitting(line)]
+            rows.append(
+                (
+                    network,
+                    rule,
+                    spread([r["accuracy"] for r in bad], 1),
+                    spread([r["loss"] for r in bad]),
+                    f"{mean(r['epochs'] for r in bad):.0f}" if bad else "-",
+                    f"{sum(r['stopped'] for r in bad):.0f} of {len(bad)}",
+                    spread([r["accuracy"] for r in good], 1),
+                    f"{sum(r['stopped'] for r in good):.0f} of {len(good)}",
+                )
+            )
+    header = (
+        "network", "rule", "overfitting: accuracy lost (points)", "loss above the best (nats)", "epochs", "stopped",
+        "healthy: accuracy lost", "stopped",
+    )  # fmt: skip
+    return markdown(header, rows)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="on the small trainings of `h1 --quick`")
+    parser.add_argument("--lines", default=str(LINES), help="folder of the results, default: the one in the repository")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Print and return the table.
+
+    Raises:
+        FileNotFoundError: If `h1` has not been run.
+    """
+    path = Path(options.lines) / ("h1-quick.jsonl" if options.quick else "h1.jsonl")
+    lines = read_lines(path)
+    if not lines:
+        quick = " --quick" if options.quick else ""
+        raise FileNotFoundError(
+            f"There are no trainings to replay: run `python -m recipes.experiments.h1{quick}` first."
+        )
+    table = stopping_table(lines)
+    print(table)
+    return table
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)
