@@ -53,7 +53,8 @@ def per_sample_gradient_norms(
         tensor([5., 1.])
     """
     layers = gradient_norms_by_layer(model, loss, inputs, targets, max_memory_mb=max_memory_mb)
-    return torch.stack(list(layers.values())).norm(dim=0)
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(list(layers.values())), dim=0)
+    return norms
 
 
 def gradient_norms_by_layer(
@@ -112,7 +113,7 @@ def gradient_norms_by_layer(
         samples = max(1, min(_BATCH, max_memory_mb * 2**20 // (2 * one)))  # a layer's gradient may be there twice
         parts: dict[str, list[Tensor]] = {name: [] for name in parameters}
         with evaluating(model), compiled_models_eager():
-            for batch in torch.arange(len(inputs)).split(samples):
+            for batch in torch.split(torch.arange(len(inputs)), samples):
                 found = norms_of_all(inputs[batch].to(device), targets[batch].to(device))
                 for name, norms in found.items():
                     parts[name].append(norms.detach().cpu())

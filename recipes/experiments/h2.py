@@ -1,0 +1,88 @@
+"""H2: do outlier samples drive overfitting? `python -m recipes.experiments.h2 --data-root DIR`.
+
+Two kinds of run for each network, data set and seed, one line each in `lines/h2.jsonl`. A "measure" run trains on
+images of which some are mislabelled or damaged, and measures at several epochs whether outlier samples have larger
+gradients, and what finds the planted samples. A "leave_out" run trains with and without the outlier samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recipes.experiments.cells import DATA, Cell, make_cell, quick_matrix
+from recipes.experiments.h1 import add_matrix_options
+from recipes.experiments.h2_leave_out import leave_out
+from recipes.experiments.h2_measure import measure
+from recipes.experiments.lines import run_missing
+from recipes.options import one_sentence_errors
+
+# Epochs of the two kinds of run: the validation loss has turned by then. Fewer than in H1, as there is more to train.
+EPOCHS = {"lenet5": (24, 16), "simple_cnn": (18, 12), "alexnet": (10, 8)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Args:
+        kind: "measure" or "leave_out".
+        cell: What is trained, before anything is planted or left out.
+    """
+
+    kind: str
+    cell: Cell
+
+    @property
+    def key(self) -> str:
+        """The name of the run."""
+        return f"{self.kind}/{self.cell.key}"
+
+
+def run_job(job: Job, root: str | None) -> dict[str, Any]:
+    """Do one run; returns its settings and what it found."""
+    found = measure(job.cell, root) if job.kind == "measure" else leave_out(job.cell, root)
+    return {"kind": job.kind, "cell": asdict(job.cell), **found}
+
+
+def full_matrix(networks: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """All runs; the slow AlexNet last, else one seed after the other, so that what is finished is whole."""
+    jobs = []
+    for group in (("lenet5", "simple_cnn"), ("alexnet",)):
+        for seed in seeds:
+            for place, kind in enumerate(("measure", "leave_out")):
+                for network in [name for name in group if name in networks]:
+                    cells = [make_cell(network, data, "overfitting", seed) for data in DATA]
+                    jobs += [Job(kind, replace(cell, epochs=EPOCHS[network][place])) for cell in cells]
+    return jobs
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_matrix_options(parser)
+    return parser.parse_args(arguments)
+
+
+def key_of(job: Job) -> str:
+    """The name of a run."""
+    return job.key
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run what is missing of the matrix; returns its lines."""
+    if options.quick:
+        (cell,) = quick_matrix(["overfitting"])
+        jobs = [Job(kind, cell) for kind in ("measure", "leave_out")]
+    else:
+        jobs = full_matrix(options.networks, options.seeds)
+    path = Path(options.lines) / ("h2-quick.jsonl" if options.quick else "h2.jsonl")
+    return run_missing(jobs, key_of, partial(run_job, root=options.data_root), path, options.workers)
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)

@@ -1,0 +1,86 @@
+"""H2, second kind of run: what a network gains when the outlier samples of its training set are left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from recipes.experiments.cells import Cell, Images, prepare
+from recipes.experiments.h2_measure import analyze_places, capture, vote_count
+from recipes.experiments.planted import mislabel
+from recipes.experiments.training import evaluate, fit
+
+__all__ = ["leave_out", "training_outliers"]
+
+_RANDOM_DRAWS = 3  # trainings without as many random samples
+
+
+class History(pl.Callback):
+    """Validation loss, test loss and test accuracy of every epoch."""
+
+    def __init__(self, images: Images) -> None:
+        self.test = images.normalised("test"), images.data.test_labels
+        self.epochs: list[tuple[float, float, float]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the epoch."""
+        self.epochs.append((trainer.callback_metrics["val_loss"].item(), *evaluate(pl_module, *self.test)))
+
+    def summary(self) -> dict[str, float]:
+        """The epoch with the smallest validation loss, and the last one."""
+        losses = [val_loss for val_loss, _, _ in self.epochs]
+        best = losses.index(min(losses))
+        found: dict[str, float] = {"best_epoch": best + 1}
+        for name, place in (("best", best), ("last", -1)):
+            found |= {f"{name}_loss": self.epochs[place][1], f"{name}_acc": self.epochs[place][2]}
+        return found
+
+
+def without(images: Images, left_out: Tensor) -> Images:
+    """The images without some training images, bool `(N,)`."""
+    data = images.data
+    kept = replace(data, train_images=data.train_images[~left_out], train_labels=data.train_labels[~left_out])
+    return replace(images, data=kept, wrong=images.wrong[~left_out])
+
+
+def training_outliers(network: nn.Module, images: Images, probe_size: int) -> Tensor:
+    """Which training images are outliers of any filter, bool `(N,)`: analysed in probes of about `probe_size`."""
+    everything = images.normalised("train")
+    maps = capture(network, everything)
+    places = torch.arange(len(everything)).chunk(max(1, round(len(everything) / probe_size)))
+    return torch.cat([vote_count(analyze_places(maps, part)) > 0 for part in places])
+
+
+def leave_out(cell: Cell, root: str | None = None) -> dict[str, Any]:
+    """Train with all images, without the outlier samples of that training, and without as many random ones.
+
+    Returns:
+        `left_out` samples of which `wrong` are mislabelled; for "all", "outliers" and "random" the test loss (nats) and
+        accuracy of each training, see `History`. Only "all" where there are no outlier samples.
+    """
+    images = mislabel(cell, prepare(cell, root))
+
+    def train(part: Images) -> tuple[nn.Module, dict[str, float]]:
+        history = History(part)
+        module = fit(cell, part, [history])
+        return module.network, history.summary()
+
+    network, all_images = train(images)
+    outliers = training_outliers(network, images, cell.probe_size)
+    count = int(outliers.sum())
+    found: dict[str, Any] = {
+        "left_out": count,
+        "wrong": int((outliers & images.wrong).sum()),
+        "all": [all_images],
+    }
+    if count:
+        found["outliers"] = [train(without(images, outliers))[1]]
+        found["random"] = []
+        for draw in range(_RANDOM_DRAWS):
+            order = torch.randperm(len(outliers), generator=torch.Generator().manual_seed(1000 * cell.seed + draw))
+            found["random"].append(train(without(images, outliers[order]))[1])
+    return found

@@ -1,0 +1,212 @@
+"""H2, first kind of run: gradients of outlier samples, and what finds planted samples, at several epochs."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly import AnalysisSettings, AnomalyReport
+from lightning_anomaly.analysis import analyze_maps
+from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
+from lightning_anomaly.gradients import gradient_norms_by_layer
+from recipes.experiments.cells import Cell
+from recipes.experiments.detection import SCORES, detection, feature_scores, margins, output_scores
+from recipes.experiments.planted import SHARES, Planted, Probe, plant
+from recipes.experiments.statistics import means, medians, rank_correlation, ratio_with_interval
+from recipes.experiments.training import fit, logits_of
+
+__all__ = ["analyze_places", "capture", "gradient_ratios", "measure", "vote_count"]
+
+_MEASURED = 6  # epochs with a measurement
+_SETTINGS = AnalysisSettings()
+
+
+def log_spaced(last: int, count: int) -> list[int]:
+    """Up to `count` epochs from 1 to `last`, each about as many times the one before.
+
+    Examples:
+        >>> log_spaced(24, 6)
+        [1, 2, 4, 7, 13, 24]
+    """
+    return sorted({round(last ** (i / (count - 1))) for i in range(count)})
+
+
+def vote_count(report: AnomalyReport) -> Tensor:
+    """Of how many anomaly filters each sample is an outlier `(N,)`."""
+    return torch.tensor(report.outlier_samples)
+
+
+def capture(network: nn.Module, images: Tensor) -> dict[str, LayerMaps]:
+    """The maps of every convolution for images `(N, C, H, W)`."""
+    taken = MapCapture(select_layers(network), rectify=_SETTINGS.rectify, max_map_side=_SETTINGS.max_map_side)
+    with evaluating(network), torch.no_grad():
+        for batch in torch.split(images, 128):
+            with taken:
+                network(batch)
+    return taken.maps
+
+
+def analyze_places(maps: dict[str, LayerMaps], places: Tensor) -> AnomalyReport:
+    """The report on the samples in some places; its sparsity is that of all."""
+    chosen = {n: LayerMaps([m.maps[places]], len(places), m.size, m.zeros) for n, m in maps.items()}
+    return analyze_maps(chosen, _SETTINGS)
+
+
+def gradient_ratios(report: AnomalyReport, layers: dict[str, Tensor], losses: Tensor) -> dict[str, Any]:
+    """Gradient norms of outlier samples against those of the rest, for the outliers of every layer and of any.
+
+    Args:
+        report: Of `N` samples.
+        layers: Their gradient norms `(N,)` in each layer of the network.
+        losses: Their losses `(N,)` (nats).
+
+    Returns:
+        `spearman` of votes and overall norm; for the group "all" and for each convolution the number `n` of outlier
+        samples, the ratio of `mean` and `median` overall norms with its interval, and likewise of the mean `loss` and
+        of the mean norms of the layer's `own` gradients. No ratios where a group has fewer than 3 samples.
+    """
+    overall = torch.stack(list(layers.values())).norm(dim=0)
+    votes = vote_count(report)
+    groups = {"all": votes > 0, **{name: layer.outliers.any(0) for name, layer in report.layers.items()}}
+    found: dict[str, Any] = {"spearman": rank_correlation(votes.double(), overall)}
+    for name, group in groups.items():
+        found[name] = {"n": int(group.sum())}
+        if 3 <= group.sum() <= len(group) - 3:
+            found[name]["mean"] = ratio_with_interval(overall[group], overall[~group], means)
+            found[name]["median"] = ratio_with_interval(overall[group], overall[~group], medians)
+            found[name]["loss"] = ratio_with_interval(losses[group], losses[~group], means)
+            if name in layers:
+                found[name]["own"] = ratio_with_interval(layers[name][group], layers[name][~group], means)
+    return found
+
+
+def measure_probe(
+    network: nn.Sequential, probe: Probe, reference: dict[str, Tensor], margin: Tensor | None, damage: bool
+) -> dict[str, Any]:
+    """One probe at one epoch.
+
+    Args:
+        network: A network that ends in a linear layer.
+        probe: The probe.
+        reference: Features and labels of training images that are in no probe, see `feature_scores`.
+        margin: Mean margin of each image over the epochs so far `(M,)`; None for images that are not trained on.
+        damage: Whether to put damaged images into the probe too, one kind and share at a time.
+
+    Returns:
+        `count` anomaly filters, `gradients` (see `gradient_ratios`) and `mislabelled` (see `detection`) without damage;
+        `damage`, for each kind and share, with `planted` images of which `hit` have votes, among `outliers`.
+    """
+    used = torch.arange(len(probe.images) if damage else probe.size)
+    images, labels = probe.images[used], probe.labels[used]
+    maps = capture(network, images)
+    layers = gradient_norms_by_layer(network, functional.cross_entropy, images, labels)
+    output = output_scores(logits_of(network, images), labels)
+    scores: dict[str, Tensor | None] = {
+        **output,
+        "gradient": torch.stack(list(layers.values())).norm(dim=0),
+        "aum": None if margin is None else -margin[used],
+        **feature_scores(logits_of(network[:-1], images), **reference),
+    }
+
+    def find(report: AnomalyReport, places: Tensor, truth: Tensor) -> dict[str, Any]:
+        votes = vote_count(report)
+        others = {name: None if values is None else values[places] for name, values in scores.items()}
+        return {
+            "outliers": int((votes > 0).sum()),
+            "planted": int(truth.sum()),
+            "hit": int((truth & (votes > 0)).sum()),
+            **detection(truth, {"votes": votes, **others}),
+        }
+
+    clean = analyze_places(maps, probe.clean)
+    losses = output["loss"][: probe.size]
+    result = {
+        "count": clean.count,
+        "loss": losses.mean().item(),
+        "gradients": gradient_ratios(clean, {name: norms[: probe.size] for name, norms in layers.items()}, losses),
+        "mislabelled": find(clean, probe.clean, probe.wrong[: probe.size]),
+    }
+    if damage:
+        result["damage"] = {
+            f"{kind}/{share}": averaged(
+                [
+                    find(analyze_places(maps, places), places, places >= probe.size)
+                    for places in (probe.with_damage(kind, share, draw) for draw in range(draws_of(probe, share)))
+                ]
+            )
+            for kind in [*probe.damaged, "mixed"]
+            for share in SHARES
+            if kind != "mixed" or probe.damaged_count(share) > 1
+        }
+    return result
+
+
+def draws_of(probe: Probe, share: float) -> int:
+    """Two draws where a share is a single image, else one."""
+    return 2 if probe.damaged_count(share) == 1 and probe.damaged_count(max(SHARES)) > 1 else 1
+
+
+def averaged(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of results of several draws, number by number."""
+    if len(found) == 1:
+        return found[0]
+    result: dict[str, Any] = {}
+    for key, first in found[0].items():
+        columns = [one[key] for one in found]
+        if isinstance(first, list):
+            result[key] = [None if None in row else round(mean(row), 4) for row in zip(*columns, strict=True)]
+        else:
+            result[key] = mean(columns)
+    return result
+
+
+class Measure(pl.Callback):
+    """Measures both probes at some of the epochs; keeps the margins of the training probe at all of them."""
+
+    def __init__(self, cell: Cell, planted: Planted) -> None:
+        self.planted = planted
+        self.measured = log_spaced(cell.epochs, _MEASURED)
+        self.with_damage = {self.measured[-3], self.measured[-1]}  # about the best epoch, and the last
+        self.epochs: list[dict[str, Any]] = []
+        self.val_losses: list[float] = []
+        self.margins = torch.zeros(len(planted.train.images))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measure the epoch that has just been validated, if it is one of those."""
+        network, train, val = pl_module.network, self.planted.train, self.planted.val
+        assert isinstance(network, nn.Sequential)
+        epoch = trainer.current_epoch + 1
+        self.val_losses.append(trainer.callback_metrics["val_loss"].item())
+        self.margins += margins(logits_of(network, train.images), train.labels)
+        if epoch not in self.measured:
+            return
+        images = self.planted.images.normalised("train")[len(train.images) :]
+        reference = {
+            "reference": logits_of(network[:-1], images),
+            "reference_labels": self.planted.images.data.train_labels[len(train.images) :],
+        }
+        damage = epoch in self.with_damage
+        self.epochs.append(
+            {
+                "epoch": epoch,
+                "train": measure_probe(network, train, reference, self.margins / epoch, damage),
+                "val": measure_probe(network, val, reference, None, damage),
+            }
+        )
+
+
+def measure(cell: Cell, root: str | None = None) -> dict[str, Any]:
+    """Train on planted images and measure at several epochs.
+
+    Returns:
+        The validation loss of every epoch (nats), and a dict for each measured one.
+    """
+    planted = plant(cell, root)
+    watcher = Measure(cell, planted)
+    fit(cell, planted.images, [watcher])
+    return {"scores": list(SCORES), "val_losses": watcher.val_losses, "epochs": watcher.epochs}

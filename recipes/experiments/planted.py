@@ -1,0 +1,128 @@
+"""Images that do not belong, planted among those that do: wrong labels, and damage of every kind in known places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from recipes.damage import plant_damage, with_label_noise
+from recipes.data import mean_and_std
+from recipes.experiments.cells import Cell, Images, prepare
+
+__all__ = ["MISLABELLED", "SHARES", "Planted", "Probe", "mislabel", "plant"]
+
+SHARES = (0.002, 0.01, 0.05)  # of the probe's images, of one kind at a time
+MISLABELLED = 0.05  # of all labels
+_KINDS = ("noise", "salt_and_pepper", "black", "over_exposed", "blurred", "inverted")
+_FOREIGN = {"cifar10": "fashion_mnist", "fashion_mnist": "cifar10"}
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """`N` images without damage, and behind them the damaged ones that can take the place of the last of these.
+
+    Attributes:
+        images: All of them, normalised `(M, C, H, W)`.
+        labels: As they are given, wrong ones included `(M,)`.
+        wrong: Which of the labels are wrong `(M,)`; none of the damaged images has a wrong one.
+        size: N.
+        damaged: Places of the damaged images, by kind of damage.
+    """
+
+    images: Tensor
+    labels: Tensor
+    wrong: Tensor
+    size: int
+    damaged: dict[str, list[int]]
+
+    @property
+    def clean(self) -> Tensor:
+        """The places of the images without damage `(N,)`."""
+        return torch.arange(self.size)
+
+    def with_damage(self, kind: str, share: float, draw: int = 0) -> Tensor:
+        """Places `(N,)` of a probe of which a share, the last ones and at least one, is damaged.
+
+        Args:
+            kind: A key of `damaged`, or "mixed" for all kinds in turn.
+            share: Fraction of the probe.
+            draw: Which of the damaged images to take: the draw-th share of them.
+        """
+        count = self.damaged_count(share)
+        places = [place for places in zip(*self.damaged.values(), strict=True) for place in places]
+        places = (places if kind == "mixed" else self.damaged[kind])[draw * count : (draw + 1) * count]
+        return torch.cat([torch.arange(self.size - count), torch.tensor(places)])
+
+    def damaged_count(self, share: float) -> int:
+        """How many images a share of the probe is, at least one."""
+        return max(1, round(share * self.size))
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """What a network is trained on, and the two probes.
+
+    Attributes:
+        images: The cell's images with wrong labels and damaged images among the training ones. The validation and the
+            test images are as they were.
+        train: The first training images, with the same damaged ones that the network is trained on.
+        val: The first validation images; the network never sees them.
+    """
+
+    images: Images
+    train: Probe
+    val: Probe
+
+
+def mislabel(cell: Cell, images: Images) -> Images:
+    """Give 5% of the training images a wrong label."""
+    labels, wrong = with_label_noise(images.data.train_labels, MISLABELLED, images.data.n_classes, cell.seed)
+    return replace(images, data=replace(images.data, train_labels=labels), wrong=wrong)
+
+
+def plant(cell: Cell, root: str | None = None) -> Planted:
+    """Load the images of a cell and plant mislabelled and damaged ones.
+
+    Each kind of damage gets as many training images as the largest of `SHARES` is of a probe. They lie behind the
+    probe's own, so that one kind of damage at a time can be put into the probe while the network was trained on all.
+
+    Args:
+        cell: The cell.
+        root: See `prepare`.
+
+    Raises:
+        FileNotFoundError: If the data are not there.
+    """
+    images = prepare(cell, root)
+    foreign = None
+    if cell.data in _FOREIGN:
+        foreign = prepare(replace(cell, data=_FOREIGN[cell.data]), root).data.train_images
+    data = images.data
+    labels, wrong = with_label_noise(data.train_labels, MISLABELLED, data.n_classes, cell.seed)
+    train, places = _damage(data.train_images, cell, foreign, seed=cell.seed)
+    val, val_places = _damage(data.val_images, cell, foreign, seed=cell.seed + 1000)  # other draws than the training's
+    behind = slice(cell.probe_size, cell.probe_size + sum(map(len, places.values())))
+    labels[behind], wrong[behind] = data.train_labels[behind], False
+    planted = Images(replace(data, train_images=train, train_labels=labels), wrong, *mean_and_std(train))
+    val_labels, val_wrong = with_label_noise(data.val_labels, MISLABELLED, data.n_classes, cell.seed)
+    val_labels[behind], val_wrong[behind] = data.val_labels[behind], False
+    inside = slice(behind.stop)
+    normalised = replace(planted, data=replace(planted.data, val_images=val)).normalised("val")
+    return Planted(
+        planted,
+        Probe(planted.normalised("train")[inside], labels[inside], wrong[inside], cell.probe_size, places),
+        Probe(normalised[inside], val_labels[inside], val_wrong[inside], cell.probe_size, val_places),
+    )
+
+
+def _damage(images: Tensor, cell: Cell, foreign: Tensor | None, seed: int) -> tuple[Tensor, dict[str, list[int]]]:
+    """Damage images behind the first `probe_size` ones; returns all, and the damaged places by kind."""
+    kinds = _KINDS if foreign is None else (*_KINDS, "foreign")
+    count = len(kinds) * max(1, round(max(SHARES) * cell.probe_size))
+    behind = slice(cell.probe_size, cell.probe_size + count)
+    damaged, places = plant_damage(images[behind], count, kinds, seed, foreign)
+    result = images.clone()
+    result[behind] = damaged
+    return result, {kind: [cell.probe_size + place for place in found] for kind, found in places.items()}
