@@ -1,0 +1,250 @@
+"""H3: does masking anomaly filters improve generalisation? `python -m recipes.experiments.h3 --data-root DIR`.
+
+Takes every overfitted network as it is after its last epoch, and as it was at its best one, masks the filters that an
+analysis of the validation probe flags, and measures it right away; the last one again after 1 and 3 further epochs, the
+mask kept. Both readings are taken, the default settings and the paper's. Each is compared with other masks of as many
+filters of the same layers, all out of the filters that are not dead on the probe:
+
+- `random`: 20 draws, of which the first 5 are trained further;
+- `l1`: the filters with the smallest weights;
+- `fpgm`: the filters nearest to the geometric median of their layer;
+- `matched`: of 60 draws, the random ones included, the 2 whose accuracy on training images as they are labelled is,
+  right after masking, nearest to that of the anomaly mask; both are trained further.
+
+Further training starts a new optimizer with the settings of the training and shows every network the same images in
+the same order, also the one with nothing masked. The results land in `lines/h3.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lightning_anomaly import AnalysisSettings, analyze
+from lightning_anomaly.capture import modules_by_name
+from lightning_anomaly.choose import Summary, choose_filters, choose_others, filter_norms, summarise
+from lightning_anomaly.mask import FilterMask, mask_filters
+from recipes.experiments.cells import CONDITIONS, OVERFITTING, Cell, Images, full_matrix, prepare, quick_matrix
+from recipes.experiments.h1 import add_matrix_options, key_of
+from recipes.experiments.lines import rounded, run_missing
+from recipes.experiments.measures import MEASURES, Judge, Row
+from recipes.experiments.statistics import median_distances
+from recipes.experiments.training import KeepWeights, evaluate, fit
+from recipes.module import Classifier
+from recipes.networks import build
+from recipes.options import one_sentence_errors
+
+__all__ = ["EPOCHS", "READINGS", "experiment"]
+
+READINGS = {"default": AnalysisSettings(), "paper": AnalysisSettings.paper()}
+EPOCHS = (1, 3)  # of further training, after which it is measured
+RANDOM, RANDOM_TRAINED, POOL, MATCHED = 20, 5, 60, 2
+Filters = dict[str, list[int]]
+
+
+def states(cell: Cell, images: Images, weights: str | None) -> dict[str, tuple[int, nn.Module]]:
+    """The networks of a cell after the `last` epoch and after the `best` one, and these epochs.
+
+    Args:
+        cell: The cell.
+        images: Its images.
+        weights: A folder in which `h1` kept the weights of every epoch; the cell is trained if they are not there.
+
+    Returns:
+        `{state: (epochs trained, network)}`; best is the epoch with the smallest validation loss.
+    """
+    files = [Path(cell.key) / f"{epoch}.pt" for epoch in range(cell.epochs)]
+    if weights and all((Path(weights) / file).is_file() for file in files):
+        return _read(cell, images, [Path(weights) / file for file in files])
+    with TemporaryDirectory() as folder:
+        fit(cell, images, [KeepWeights(Path(folder) / cell.key)])
+        return _read(cell, images, [Path(folder) / file for file in files])
+
+
+def _read(cell: Cell, images: Images, files: Sequence[Path]) -> dict[str, tuple[int, nn.Module]]:
+    network = build(cell.network, images.data.channels, images.data.n_classes, CONDITIONS[cell.condition].dropout)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    val = images.normalised("val").contiguous(memory_format=torch.channels_last)
+    losses = []
+    for file in files:
+        network.load_state_dict(torch.load(file, weights_only=True))
+        losses.append(evaluate(network, val, images.data.val_labels)[0])
+    last, best = copy.deepcopy(network), losses.index(min(losses))
+    network.load_state_dict(torch.load(files[best], weights_only=True))
+    return {"last": (len(files), last), "best": (best + 1, network)}
+
+
+def train_on(cell: Cell, images: Images, network: nn.Module, mask: FilterMask, judge: Judge) -> dict[str, Row]:
+    """Train a masked network further, in place, and measure it after each of EPOCHS."""
+    optimizer = Classifier(network, cell.lr, CONDITIONS[cell.condition].weight_decay).configure_optimizers()
+    inputs = images.normalised("train").contiguous(memory_format=torch.channels_last)
+    labels = images.data.train_labels
+    order = torch.Generator().manual_seed(cell.seed)
+    rows = {}
+    for epoch in range(1, max(EPOCHS) + 1):
+        network.train()
+        for batch in torch.split(torch.randperm(len(labels), generator=order), cell.batch_size):
+            optimizer.zero_grad()
+            functional.cross_entropy(network(inputs[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
+            mask.keep_gradients()
+            optimizer.step()
+            mask.keep([optimizer])
+        if epoch in EPOCHS:
+            rows[str(epoch)] = judge.row(network)
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One network, and the masks that are compared on it; the same mask is measured once."""
+
+    cell: Cell
+    images: Images
+    judge: Judge
+    network: nn.Module
+    known: dict[str, dict[str, Row]] = field(default_factory=dict)
+
+    def masked(self, filters: Filters) -> tuple[nn.Module, FilterMask]:
+        """A masked copy of the network."""
+        network = copy.deepcopy(self.network)
+        return network, mask_filters(network, filters, example_input=self.judge.images[:2])
+
+    def rows(self, filters: Filters, train: bool) -> dict[str, Row]:
+        """What a mask does, by epochs of further training: `"0"` is right after masking."""
+        rows = self.known.setdefault(str(_in_order(filters)), {})
+        if "0" not in rows or (train and len(rows) == 1):
+            network, mask = self.masked(filters)
+            rows["0"] = self.judge.row(network)
+            if train:
+                rows |= train_on(self.cell, self.images, network, mask, self.judge)
+        return rows
+
+    def arm(self, masks: Sequence[Filters], trained: int) -> dict[str, list[Row]]:
+        """The rows of several masks, of which the first `trained` are trained further."""
+        rows: dict[str, list[Row]] = {}
+        for index, filters in enumerate(masks):
+            for epochs, row in self.rows(filters, index < trained).items():
+                if epochs == "0" or index < trained:
+                    rows.setdefault(epochs, []).append(row)
+        return rows
+
+    def reading(self, settings: AnalysisSettings, further: bool) -> dict[str, Any]:
+        """What the settings flag, and the rows of all masks; no rows where nothing is flagged."""
+        report = analyze(self.network, self.judge.images[: self.cell.probe_size], settings=settings)
+        summary = summarise(report)
+        flagged = choose_filters([summary], {}, min_votes=1, max_fraction=1.0)  # leaves one filter of each layer
+        found: dict[str, Any] = {
+            "masked": {layer: len(flagged.get(layer, [])) for layer in summary},
+            "live": {layer: sum(outliers >= 0 for outliers in known) for layer, known in summary.items()},
+            "filters": {layer: len(known) for layer, known in summary.items()},
+        }
+        if not flagged:
+            return found
+        arms = self._masks(flagged, summary)
+        matched, found["matching"] = self._matched(flagged, arms["random"])
+        arms = {**arms, "random": arms["random"][:RANDOM], "matched": matched}
+        trained = {name: (RANDOM_TRAINED if name == "random" else MATCHED) if further else 0 for name in arms}
+        found["shared"] = {name: _shared(flagged, masks[0]) for name, masks in arms.items() if name in ("l1", "fpgm")}
+        found["arms"] = {name: self.arm(masks, trained[name]) for name, masks in arms.items()}
+        return found
+
+    def _masks(self, flagged: Filters, summary: Summary) -> dict[str, list[Filters]]:
+        modules = modules_by_name(self.network)
+        norms = {layer: filter_norms(modules[layer]) for layer in flagged}
+        distances = {
+            layer: median_distances(modules[layer].get_parameter("weight").detach()).tolist() for layer in flagged
+        }
+        draws = [choose_others(flagged, summary, {}, None, f"{self.cell.seed} {draw}") for draw in range(POOL)]
+        return {
+            "anomaly": [flagged],
+            "random": draws,
+            "l1": [choose_others(flagged, summary, {}, norms, "")],
+            "fpgm": [choose_others(flagged, summary, {}, distances, "")],
+        }
+
+    def _matched(self, flagged: Filters, pool: Sequence[Filters]) -> tuple[list[Filters], dict[str, Any]]:
+        """Different draws with the training accuracy of the anomaly mask, and how well they match it.
+
+        A draw of just the flagged filters is no comparison and left out.
+        """
+        different = {str(filters): filters for filters in map(_in_order, pool) if _shared(flagged, filters) < 1}
+        wanted, *found = [self.judge.train_accuracy(self.masked(mask)[0]) for mask in (flagged, *different.values())]
+        nearest = sorted(zip(found, different.values(), strict=True), key=lambda draw: abs(draw[0] - wanted))[:MATCHED]
+        matching = {
+            "anomaly": wanted,
+            "matched": [accuracy for accuracy, _ in nearest],
+            "pool": [min(found, default=None), max(found, default=None)],
+        }
+        return [filters for _, filters in nearest], rounded(matching, 4)
+
+
+def _in_order(filters: Filters) -> Filters:
+    return {layer: sorted(chosen) for layer, chosen in filters.items()}
+
+
+def _shared(flagged: Filters, mask: Filters) -> float:
+    """Fraction of the flagged filters that a mask has too."""
+    same = sum(len(set(filters) & set(mask[layer])) for layer, filters in flagged.items())
+    return same / sum(map(len, flagged.values()))
+
+
+def experiment(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
+    """Mask the networks of a cell and measure what that does.
+
+    Args:
+        cell: The cell.
+        root: See `prepare`.
+        weights: See `states`.
+
+    Returns:
+        The cell's settings, `epochs` of each state, `nothing`: the rows of the unmasked network by state, and
+        `readings`: what was flagged and the rows of all masks, by reading and state.
+    """
+    images = prepare(cell, root)
+    judge = Judge.of(cell, images, root)
+    found = states(cell, images, weights)
+    by_epoch = {epochs: Comparison(cell, images, judge, network) for epochs, network in found.values()}
+    comparisons = {state: by_epoch[epochs] for state, (epochs, _) in found.items()}
+    return {
+        "cell": asdict(cell),
+        "measures": MEASURES,
+        "epochs": {state: epochs for state, (epochs, _) in found.items()},
+        "nothing": {state: compared.arm([{}], trained=state == "last") for state, compared in comparisons.items()},
+        "readings": {
+            name: {state: compared.reading(settings, state == "last") for state, compared in comparisons.items()}
+            for name, settings in READINGS.items()
+        },
+    }
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_matrix_options(parser)
+    parser.add_argument("--weights", default=None, help="folder in which `h1 --weights` kept every epoch, saves time")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run what is missing of the matrix; returns its lines."""
+    cells = full_matrix(options.networks, conditions=OVERFITTING, seeds=options.seeds)
+    if options.quick:
+        plain, noisy = quick_matrix(("overfitting", "noise30"))
+        cells = [plain, replace(noisy, network="simple_cnn")]  # the first has nothing to mask
+    name = "h3-quick.jsonl" if options.quick else "h3.jsonl"
+    work = partial(experiment, root=options.data_root, weights=options.weights)
+    return run_missing(cells, key_of, work, Path(options.lines) / name, options.workers)
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)
