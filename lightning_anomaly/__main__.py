@@ -1,0 +1,158 @@
+"""A quick look at a trained model: prints the table of its anomaly filters and draws them.
+
+The model is built from `--model` with the arguments that a Lightning checkpoint stores, or those of `--model-args`, and
+gets the checkpoint's weights. It then sees the first 512 images of an .npz file: of its array `val_images`, else
+`test_images`, else of the only array that it has. uint8 images, (N, H, W) or (N, H, W, 3) as in MedMNIST, are scaled to
+0..1; floating-point ones, (N, C, H, W), are taken as they are, so normalise them like the training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly.analysis import analyze
+from lightning_anomaly.capture import evaluating, select_layers
+from lightning_anomaly.checkpoint import load_model
+from lightning_anomaly.plots import filter_figure, outlier_figure, verdict_map
+from lightning_anomaly.report import AnomalyReport
+
+_PROBE_SIZE = 512  # as in `AnomalyFilterCallback`
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="python -m lightning_anomaly", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a state_dict or a Lightning checkpoint, as a file")
+    parser.add_argument(
+        "--model", required=True, metavar="MODULE:CLASS", help="what builds the model: a class or function"
+    )
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE.npz", help="the images")
+    parser.add_argument(
+        "--model-args", type=_json_object, default={}, metavar="JSON", help="""such as '{"channels": 3}'"""
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("anomaly_filters"), help="folder for the figures, default: %(default)s"
+    )
+    return parser.parse_args(arguments)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"it should be a JSON object such as '{{\"channels\": 3}}'. Found '{text}'.")
+    return value
+
+
+def run(options: argparse.Namespace) -> AnomalyReport:
+    """Analyse, print the table and write the figures."""
+    model = load_model(options.checkpoint, options.model, options.model_args)
+    images = read_images(options.data)
+    if not select_layers(model):
+        raise ValueError(f"`{options.model}` has no convolution, so it has no filters to analyse: give another model.")
+    _try(model, images[:2], options)
+    _make_folder(options.output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
+        report = analyze(model, images)
+    print(report)
+    figures = {
+        "verdicts": verdict_map(report),
+        "filters": filter_figure(report),
+        "outliers": outlier_figure(report, images),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.savefig(options.output / f"{name}.png")
+    drawn = ", ".join(f"{name}.png" for name, figure in figures.items() if figure is not None)
+    print(f"figures in {options.output}: {drawn}")
+    return report
+
+
+def read_images(path: Path) -> Tensor:
+    """Read the probe from an .npz file, as the module's docstring says.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Images `(N, C, H, W)` in float32, at most 512.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file or the array is of another kind.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file `{path}`: give the path of an .npz file with images as `--data`.")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no archive")
+        with np.load(path, allow_pickle=False) as file:
+            known = [key for key in ("val_images", "test_images") if key in file.files]
+            if not known and len(file.files) != 1:
+                raise ValueError(f"it has neither `val_images` nor `test_images`, but the arrays {file.files}")
+            key = (known or file.files)[0]
+            array = file[key][:_PROBE_SIZE]
+    except (ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"`{path.name}` should be an .npz archive with an array of images, as `numpy.savez` writes it. Reading "
+            f"failed: {error}."
+        ) from error
+    grey, colour = array.ndim == 3, array.ndim == 4 and array.shape[-1] in (1, 3)
+    if array.dtype == np.uint8 and array.size and (grey or colour):
+        tensor = torch.from_numpy(array).float() / 255
+        return tensor[:, None] if grey else tensor.permute(0, 3, 1, 2).contiguous()
+    if array.dtype.kind == "f" and array.size and array.ndim == 4:
+        return torch.from_numpy(array.astype(np.float32))
+    raise ValueError(
+        f"`{key}` in `{path.name}` should be uint8 of shape (N, H, W) or (N, H, W, 3), or floating-point of shape "
+        f"(N, C, H, W), and not empty. Found {array.dtype} of shape {array.shape}."
+    )
+
+
+def _try(model: nn.Module, images: Tensor, options: argparse.Namespace) -> None:
+    try:
+        with evaluating(model), torch.no_grad():
+            model(images)
+    except Exception as error:  # whatever the user's model raises
+        shape = " x ".join(map(str, images.shape[1:]))
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"`{options.model}` cannot take the images of `{options.data.name}`, {shape} (channels, height, width): "
+            f"give images like those it was trained on. It failed with {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"`--output` should be a folder that can be made. Found `{folder}`: {error.strerror}."
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run; what a user got wrong ends in one sentence instead of a traceback."""
+    try:
+        run(parse(arguments))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit("error: " + " ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+    main()
