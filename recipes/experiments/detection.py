@@ -82,8 +82,8 @@ def detection(truth: Tensor, scores: Mapping[str, Tensor | None]) -> dict[str, l
         values = scores[name]
         auroc = precision = None
         if values is not None:
-            auroc = round(float(roc_auc_score(truth.numpy(), values.numpy())), 4)
-            precision = round(float(average_precision_score(truth.numpy(), values.numpy())), 4)
+            auroc = round(float(roc_auc_score(truth.numpy(), values.numpy())), 3)
+            precision = round(float(average_precision_score(truth.numpy(), values.numpy())), 3)
         found["auroc"].append(auroc)
         found["precision"].append(precision)
     return found

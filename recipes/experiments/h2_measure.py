@@ -159,7 +159,7 @@ def averaged(found: list[dict[str, Any]]) -> dict[str, Any]:
     for key, first in found[0].items():
         columns = [one[key] for one in found]
         if isinstance(first, list):
-            result[key] = [None if None in row else round(mean(row), 4) for row in zip(*columns, strict=True)]
+            result[key] = [None if None in row else round(mean(row), 3) for row in zip(*columns, strict=True)]
         else:
             result[key] = mean(columns)
     return result

@@ -1,0 +1,229 @@
+"""Tables and the figure of H2, made from its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from recipes.experiments.tables import group, markdown, spread
+
+__all__ = [
+    "damage_table",
+    "draw",
+    "gradient_table",
+    "layer_table",
+    "leave_out_table",
+    "mislabelled_table",
+    "scores_table",
+    "tables",
+]
+
+Line = dict[str, Any]
+_PROBES = (("train", "training"), ("val", "validation"))
+_MIDDLE, _LAST = -3, -1  # the measured epochs at which damage is planted: about the best one, and the last
+_SHARE = "0.01"  # shown where there is room for one
+
+
+def _measured(lines: Iterable[Line]) -> list[Line]:
+    return [line for line in lines if line["kind"] == "measure"]
+
+
+def _groups(lines: Iterable[Line]) -> Iterator[tuple[str, str, list[Line], str, str]]:
+    """Network, data set, runs, and the key and the name of a probe."""
+    for (network, data), runs in group(_measured(lines), "network", "data").items():
+        for key, name in _PROBES:
+            yield network, data, runs, key, name
+
+
+def _ratios(runs: Iterable[Line], epoch: int, probe: str, name: str, what: str) -> list[list[float | None]]:
+    """Ratio and interval of a group of outlier samples, of the runs that have any."""
+    groups = [run["epochs"][epoch][probe]["gradients"].get(name, {}) for run in runs]
+    return [found[what] for found in groups if what in found]
+
+
+def _compare(ratios: Sequence[Sequence[float | None]]) -> str:
+    """Mean and spread of ratios, and in how many runs the interval lies above or below 1."""
+    if not ratios:
+        return "-"
+    above = sum(low is not None and low > 1 for _, low, _ in ratios)
+    below = sum(high is not None and high < 1 for _, _, high in ratios)
+    return f"{spread([ratio for ratio, _, _ in ratios])} ({above} above, {below} below, of {len(ratios)})"
+
+
+def gradient_table(lines: Iterable[Line]) -> str:
+    """For each network, data set and probe: have outlier samples larger gradients than the rest?"""
+    rows = []
+    for network, data, runs, key, name in _groups(lines):
+        last = [run["epochs"][_LAST][key] for run in runs]
+        rows.append(
+            (
+                network,
+                data,
+                name,
+                len(runs),
+                spread([one["gradients"]["all"]["n"] for one in last], 1),
+                _compare(_ratios(runs, _MIDDLE, key, "all", "mean")),
+                _compare(_ratios(runs, _LAST, key, "all", "mean")),
+                _compare(_ratios(runs, _LAST, key, "all", "median")),
+                spread([ratio for ratio, _, _ in _ratios(runs, _LAST, key, "all", "loss")]),
+                spread([one["gradients"]["spearman"] for one in last]),
+            )
+        )
+    header = (
+        "network", "data", "probe", "seeds", "outlier samples", "ratio of mean norms, middle epoch", "last epoch",
+        "ratio of medians, last", "ratio of mean losses, last", "Spearman of votes and norm, last",
+    )  # fmt: skip
+    return markdown(header, rows)
+
+
+def layer_table(lines: Iterable[Line]) -> str:
+    """The same for the outlier samples of each layer, at the last epoch, over all data sets and seeds."""
+    rows = []
+    for (network,), runs in group(_measured(lines), "network").items():
+        for key, name in _PROBES:
+            gradients = [run["epochs"][_LAST][key]["gradients"] for run in runs]
+            for layer in [layer for layer in gradients[0] if layer not in ("spearman", "all")]:
+                rows.append(
+                    (
+                        network,
+                        name,
+                        layer,
+                        spread([found[layer]["n"] for found in gradients], 1),
+                        _compare(_ratios(runs, _LAST, key, layer, "mean")),
+                        _compare(_ratios(runs, _LAST, key, layer, "own")),
+                    )
+                )
+    header = ("network", "probe", "layer", "its outlier samples", "ratio of mean norms", "of the layer's own gradients")
+    return markdown(header, rows)
+
+
+def _found(results: Sequence[dict[str, Any]], score: int) -> str:
+    """AUROC and average precision of a score over several results."""
+    if results[0]["auroc"][score] is None:
+        return "-"
+    return (
+        f"{spread([one['auroc'][score] for one in results])} / {mean(one['precision'][score] for one in results):.2f}"
+    )
+
+
+def mislabelled_table(lines: Iterable[Line]) -> str:
+    """For each network, data set and probe: what finds wrong labels? AUROC and average precision."""
+    rows: list[tuple[object, ...]] = []
+    scores: list[str] = []
+    for network, data, runs, key, name in _groups(lines):
+        scores = runs[0]["scores"]
+        for place, epoch in ((_MIDDLE, "middle"), (_LAST, "last")):
+            found = [run["epochs"][place][key]["mislabelled"] for run in runs]
+            hits = f"{mean(one['hit'] for one in found):.1f} of {mean(one['planted'] for one in found):.0f}"
+            rows.append((network, data, name, epoch, hits, *(_found(found, i) for i in range(len(scores)))))
+    return markdown(("network", "data", "probe", "epoch", "with votes", *scores), rows)
+
+
+def damage_table(lines: Iterable[Line]) -> str:
+    """For each network, data set and probe: AUROC of the votes for each kind of damage, 1% of the probe, last epoch."""
+    rows: list[tuple[object, ...]] = []
+    kinds: dict[str, None] = {}
+    for run in _measured(lines):
+        kinds |= dict.fromkeys(key.rpartition("/")[0] for key in run["epochs"][_LAST]["val"]["damage"])
+    for network, data, runs, key, name in _groups(lines):
+        damage = [run["epochs"][_LAST][key]["damage"] for run in runs]
+        found = [[one[f"{kind}/{_SHARE}"]["auroc"][0] for one in damage if f"{kind}/{_SHARE}" in one] for kind in kinds]
+        rows.append((network, data, name, *(spread(values) for values in found)))
+    return markdown(("network", "data", "probe", *kinds), rows)
+
+
+def scores_table(lines: Iterable[Line]) -> str:
+    """For each kind and share of damage and each probe: what finds it, over all networks, data sets and seeds."""
+    runs = _measured(lines)
+    rows: list[tuple[object, ...]] = []
+    for key, name in _PROBES:
+        damage = [run["epochs"][_LAST][key]["damage"] for run in runs]
+        for entry in dict.fromkeys(entry for one in damage for entry in one):
+            kind, _, share = entry.rpartition("/")
+            found = [one[entry] for one in damage if entry in one]
+            planted, hit = (mean(one[what] for one in found) for what in ("planted", "hit"))
+            cells = [_found(found, score) for score in range(len(runs[0]["scores"]))]
+            rows.append((name, kind, f"{100 * float(share):g}%", f"{hit:.1f} of {planted:.0f}", *cells))
+    return markdown(("probe", "damage", "share", "with votes", *runs[0]["scores"]), rows)
+
+
+def leave_out_table(lines: Iterable[Line]) -> str:
+    """For each network and data set: the test loss and accuracy without the outlier samples, without random ones."""
+    rows = []
+    left_out = [line for line in lines if line["kind"] == "leave_out"]
+    for (network, data), runs in group(left_out, "network", "data").items():
+        pairs = [run for run in runs if "outliers" in run]
+        cells: list[str] = []
+        for what, digits in (("best_loss", 3), ("last_loss", 3), ("best_acc", 4), ("last_acc", 4)):
+            cells.append(spread([run["all"][0][what] for run in runs], digits))
+            random = [[one[what] for one in run["random"]] for run in pairs]
+            gains = [run["outliers"][0][what] - mean(draws) for run, draws in zip(pairs, random, strict=True)]
+            noise = f" (draws: ± {mean(stdev(draws) for draws in random):.{digits}f})" if pairs else ""
+            cells.append(spread(gains, digits) + noise)
+        counts = [spread([run[name] for run in runs], 1) for name in ("left_out", "wrong")]
+        rows.append((network, data, len(runs), *counts, *cells))
+    header = ["network", "data", "seeds", "left out", "of these mislabelled"]
+    for name in ("test loss at the best epoch", "at the end", "accuracy at the best epoch", "at the end"):
+        header += [name, "without outlier samples, less without random ones"]
+    return markdown(header, rows)
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """All tables with a heading each; those without lines are left out."""
+    measured, left_out = bool(_measured(lines)), any(line["kind"] == "leave_out" for line in lines)
+    parts = (
+        ("Gradients of outlier samples", gradient_table, measured),
+        ("Gradients, layer by layer", layer_table, measured),
+        ("Mislabelled samples: AUROC / average precision", mislabelled_table, measured),
+        ("Damaged images, 1% of the probe: AUROC of the votes", damage_table, measured),
+        ("Damaged images: AUROC / average precision of all scores", scores_table, measured),
+        ("Outlier samples left out of training", leave_out_table, left_out),
+    )
+    return "\n\n".join(f"### {title}\n\n{table(lines)}" for title, table, there in parts if there)
+
+
+def draw(lines: Iterable[Line]) -> Figure:
+    """Left, the ratio of mean gradient norms over the epochs; right, the AUROC of every score for what was planted."""
+    runs = _measured(lines)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2, 3])
+    curves = 0
+    for number, ((network, data), some) in enumerate(group(runs, "network", "data").items()):
+        for (key, _), style in zip(_PROBES, ("o-", "o--"), strict=True):
+            points = []
+            for place, epoch in enumerate(some[0]["epochs"]):
+                ratios = [ratio for ratio, _, _ in _ratios(some, place, key, "all", "mean") if ratio is not None]
+                if ratios:
+                    points.append((epoch["epoch"], mean(ratios)))
+            if points:
+                label = f"{network}, {data}, {key}"
+                left.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3)
+                curves += 1
+    left.axhline(1, color="grey", linewidth=0.8)
+    left.set(xlabel="epoch", title="mean gradient norm, outlier samples / the others")
+    if curves:  # without any there is nothing to scale
+        left.set(xscale="log", yscale="log")
+        left.legend(fontsize=6, ncols=2)
+    damage = dict.fromkeys(key for run in runs for key in run["epochs"][_LAST]["val"]["damage"] if _SHARE in key)
+    places = ["mislabelled", *damage]
+    scores = runs[0]["scores"]
+    for number, score in enumerate(scores):
+        heights = []
+        for place in places:
+            probe = "train" if place == "mislabelled" else "val"
+            found = [run["epochs"][_LAST][probe] for run in runs]
+            results = [one.get(place) or one["damage"].get(place) for one in found]
+            values = [one["auroc"][number] for one in results if one is not None]
+            heights.append(mean(values) if None not in values else float("nan"))
+        shift = (number - (len(scores) - 1) / 2) / (len(scores) + 1)
+        right.bar([x + shift for x in range(len(places))], heights, 1 / (len(scores) + 1), label=score)
+    right.axhline(0.5, color="grey", linewidth=0.8)
+    right.set_xticks(range(len(places)), [place.partition("/")[0].replace("_", "\n") for place in places], fontsize=7)
+    right.set(ylim=(0, 1), title="AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)")
+    right.legend(fontsize=7, ncols=4, loc="lower center")
+    for axis in (left, right):
+        axis.title.set_fontsize(8)
+    return figure
