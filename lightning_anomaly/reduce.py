@@ -67,10 +67,10 @@ def reduce_maps(maps: Tensor, *, engine: str = "torch", max_memory_mb: int = 256
 def _reduce(maps: Tensor, rounding: float, engine: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = maps.transpose(0, 1).flatten(2) if maps.ndim > 2 else maps.transpose(0, 1)[:, :, None]
     rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-    finite = rows.isfinite().all(2).all(1)
+    largest = rows.abs().amax((1, 2))  # NaN if any is
+    finite = largest.isfinite()
     rows[~finite] = 0
-    largest = rows.abs().amax((1, 2), keepdim=True)
-    rows /= torch.where(largest > 0, largest, 1)
+    rows /= torch.where(finite & (largest > 0), largest, 1)[:, None, None]
     rows -= _each(lambda row: row.mean(0, keepdim=True), rows)
     total = _each(_sum_of_squares, rows)
     constant = finite & (total <= rounding**2 * rows[0].numel())
