@@ -1,15 +1,16 @@
 """H3: does masking anomaly filters improve generalisation? `python -m recipes.experiments.h3 --data-root DIR`.
 
 Takes every overfitted network as it is after its last epoch, and as it was at its best one, masks the filters that an
-analysis of the validation probe flags, and measures it right away; the last one again after 1 and 3 further epochs, the
-mask kept. Both readings are taken, the default settings and the paper's. Each is compared with other masks of as many
-filters of the same layers, all out of the filters that are not dead on the probe:
+analysis of the validation probe flags, and measures it right away. The last one is measured again after 1 and 3 further
+epochs, the mask kept. Both readings are taken, the default settings and the paper's; further training is for the
+default one, and for the paper's where the default flags nothing. Each is compared with other masks of as many filters
+of the same layers, all out of the filters that are not dead on the probe:
 
 - `random`: 20 draws, of which the first 5 are trained further;
 - `l1`: the filters with the smallest weights;
 - `fpgm`: the filters nearest to the geometric median of their layer;
 - `matched`: of 60 draws, the random ones included, the 2 whose accuracy on training images as they are labelled is,
-  right after masking, nearest to that of the anomaly mask; both are trained further.
+  right after masking, nearest to that of the anomaly mask; both are trained further (last epoch only).
 
 Further training starts a new optimizer with the settings of the training and shows every network the same images in
 the same order, also the one with nothing masked. The results land in `lines/h3.jsonl`.
@@ -138,7 +139,7 @@ class Comparison:
                     rows.setdefault(epochs, []).append(row)
         return rows
 
-    def reading(self, settings: AnalysisSettings, further: bool) -> dict[str, Any]:
+    def reading(self, settings: AnalysisSettings, match: bool, further: bool) -> dict[str, Any]:
         """What the settings flag, and the rows of all masks; no rows where nothing is flagged."""
         report = analyze(self.network, self.judge.images[: self.cell.probe_size], settings=settings)
         summary = summarise(report)
@@ -151,8 +152,9 @@ class Comparison:
         if not flagged:
             return found
         arms = self._masks(flagged, summary)
-        matched, found["matching"] = self._matched(flagged, arms["random"])
-        arms = {**arms, "random": arms["random"][:RANDOM], "matched": matched}
+        if match:
+            arms["matched"], found["matching"] = self._matched(flagged, arms["random"])
+        arms["random"] = arms["random"][:RANDOM]
         trained = {name: (RANDOM_TRAINED if name == "random" else MATCHED) if further else 0 for name in arms}
         found["shared"] = {name: _shared(flagged, masks[0]) for name, masks in arms.items() if name in ("l1", "fpgm")}
         found["arms"] = {name: self.arm(masks, trained[name]) for name, masks in arms.items()}
@@ -215,16 +217,19 @@ def experiment(cell: Cell, root: str | None = None, weights: str | None = None) 
     found = states(cell, images, weights)
     by_epoch = {epochs: Comparison(cell, images, judge, network) for epochs, network in found.values()}
     comparisons = {state: by_epoch[epochs] for state, (epochs, _) in found.items()}
-    return {
+    result: dict[str, Any] = {
         "cell": asdict(cell),
         "measures": MEASURES,
         "epochs": {state: epochs for state, (epochs, _) in found.items()},
         "nothing": {state: compared.arm([{}], trained=state == "last") for state, compared in comparisons.items()},
-        "readings": {
-            name: {state: compared.reading(settings, state == "last") for state, compared in comparisons.items()}
-            for name, settings in READINGS.items()
-        },
+        "readings": {},
     }
+    further = True
+    for name, settings in READINGS.items():
+        last = comparisons["last"].reading(settings, match=True, further=further)
+        result["readings"][name] = {"last": last, "best": comparisons["best"].reading(settings, False, False)}
+        further = further and "arms" not in last
+    return result
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,0 +1,274 @@
+"""Tables and the figure of H3, made from its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+
+from recipes.experiments.tables import group, markdown, spread
+
+__all__ = [
+    "contest_table",
+    "draw",
+    "flagged_table",
+    "loss_table",
+    "matching_table",
+    "memory_table",
+    "standing",
+    "tables",
+]
+
+Line = dict[str, Any]
+ARMS = ("anomaly", "random", "matched", "l1", "fpgm")
+MOMENTS = {"0": "right after masking", "1": "after 1 further epoch", "3": "after 3 further epochs"}
+_READINGS = {"default": "default settings", "paper": "paper's settings"}
+_LARGER_IS_BETTER = ("val_acc", "test_acc", "train_acc", "wrong_undone")
+_PERMUTATIONS = 20_000
+
+
+def values(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> list[float]:
+    """A measure of every mask of an arm, "nothing" included; empty where nothing was flagged or it does not exist."""
+    arms = line["readings"][reading][state].get("arms")
+    if arms is None:
+        return []
+    rows = line["nothing"][state] if arm == "nothing" else arms.get(arm, {})
+    place = line["measures"].index(measure)
+    return [row[place] for row in rows.get(moment, []) if row[place] is not None]
+
+
+def _average(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> float | None:
+    found = values(line, reading, arm, moment, measure, state)
+    return mean(found) if found else None
+
+
+def standing(own: float, others: Sequence[float], measure: str) -> float:
+    """Share of the other masks that a mask beats, ties counted half."""
+    sign = 1 if measure in _LARGER_IS_BETTER else -1
+    return mean((sign * own > sign * other) + (own == other) / 2 for other in others)
+
+
+def permutation_p(runs: Sequence[Sequence[float]], measure: str) -> tuple[float, float]:
+    """Is the first mask of every run a mask like the others?
+
+    Args:
+        runs: The measure of the masks of each run, the one in question first.
+        measure: Its name.
+
+    Returns:
+        The mean of its standings among the others, and how often (two-sided) a mask picked at random in each run has a
+        mean as far from one half: the permutation test of the hypothesis that all masks of a run are exchangeable.
+    """
+    standings = [[standing(own, [*run[:i], *run[i + 1 :]], measure) for i, own in enumerate(run)] for run in runs]
+    found = mean(each[0] for each in standings)
+    random = np.random.default_rng(0)
+    picked = [np.array(each)[random.integers(len(each), size=_PERMUTATIONS)] for each in standings]
+    distances = np.abs(np.mean(picked, axis=0) - 0.5)
+    extreme = int((distances >= abs(found - 0.5) - 1e-12).sum())
+    return found, (1 + extreme) / (1 + _PERMUTATIONS)
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _against(pairs: Sequence[tuple[float, float]], measure: str) -> str:
+    """In how many runs the first of a pair is better, ties left out, with the p-value of the sign test."""
+    sign = 1 if measure in _LARGER_IS_BETTER else -1
+    better = sum(sign * a > sign * b for a, b in pairs)
+    decided = sum(a != b for a, b in pairs)
+    return f"{better} of {decided} ({_p(binomtest(better, decided).pvalue)})" if decided else "-"
+
+
+def _flagged(lines: Iterable[Line], reading: str, state: str = "last") -> list[Line]:
+    return [line for line in lines if "arms" in line["readings"][reading][state]]
+
+
+def _counts(runs: Sequence[Line], reading: str, state: str) -> str:
+    found = [run["readings"][reading][state] for run in runs]
+    layers = found[0]["masked"]
+    return ", ".join(
+        f"{mean(one['masked'][layer] for one in found):.1f} of {mean(one['live'][layer] for one in found):.0f}"
+        for layer in layers
+    )
+
+
+def flagged_table(lines: Iterable[Line]) -> str:
+    """For each network, data set and condition: flagged filters of the live ones of each layer, mean over the seeds."""
+    rows = []
+    for key, runs in group(lines, "network", "data", "condition").items():
+        nothing = [[run["nothing"][state]["0"][0][0] for run in runs] for state in ("best", "last")]
+        cells = [
+            f"{_counts(runs, reading, state)} ({len(_flagged(runs, reading, state))})"
+            for reading in _READINGS
+            for state in ("best", "last")
+        ]
+        rows.append((*key, len(runs), f"{mean(nothing[0]):.2f} → {mean(nothing[1]):.2f}", *cells))
+    header = ["network", "data", "condition", "seeds", "validation loss, best → last epoch"]
+    for name in _READINGS.values():
+        header += [f"{name}, best epoch (runs with any)", "last epoch (runs with any)"]
+    return markdown(header, rows)
+
+
+def loss_table(lines: Iterable[Line], reading: str, moment: str, measure: str = "val_loss", state: str = "last") -> str:
+    """For each network, data set and condition: a measure under every kind of mask, where anything was flagged."""
+    digits = 2 if measure.endswith("loss") else 3
+    rows = []
+    for key, runs in group(_flagged(lines, reading, state), "network", "data", "condition").items():
+        cells = [
+            spread([_average(run, reading, arm, moment, measure, state) for run in runs], digits)
+            for arm in ("nothing", *ARMS)
+        ]
+        ranks = [
+            standing(
+                values(run, reading, "anomaly", moment, measure, state)[0],
+                values(run, reading, "random", moment, measure, state),
+                measure,
+            )
+            for run in runs
+        ]
+        rows.append((*key, len(runs), *cells, spread(ranks)))
+    header = ("network", "data", "condition", "seeds", "nothing masked", *ARMS, "share of random draws beaten")
+    return markdown(header, rows)
+
+
+def _cases(lines: Sequence[Line]) -> Iterator[tuple[str, str, str, list[Line]]]:
+    """Reading, state, moment and the runs that have them."""
+    for reading in _READINGS:
+        for state, moment in (("best", "0"), *(("last", moment) for moment in MOMENTS)):
+            runs = _flagged(lines, reading, state)
+            if runs:
+                yield reading, state, moment, runs
+
+
+def contest_table(
+    lines: Sequence[Line], measures: Sequence[str] = ("val_loss", "val_acc", "val_ece", "test_loss")
+) -> str:
+    """Over all runs: does the mask of anomaly filters beat the others? For the number of runs, p-values are small."""
+    rows = []
+    for measure in measures:
+        for reading, state, moment, runs in _cases(lines):
+            own = {id(run): values(run, reading, "anomaly", moment, measure, state) for run in runs}
+            known = [run for run in runs if own[id(run)]]
+            if not known:
+                continue
+            masks = [[*own[id(run)], *values(run, reading, "random", moment, measure, state)] for run in known]
+            share, p = permutation_p(masks, measure)
+            cells = []
+            for arm in ("random", "matched", "l1", "fpgm", "nothing"):
+                others = [_average(run, reading, arm, moment, measure, state) for run in known]
+                cells.append(
+                    _against(
+                        [(own[id(run)][0], b) for run, b in zip(known, others, strict=True) if b is not None], measure
+                    )
+                )
+            when = "best epoch, " + MOMENTS["0"] if state == "best" else MOMENTS[moment]
+            rows.append((measure, _READINGS[reading], when, len(known), f"{share:.2f} ({_p(p)})", *cells))
+    header = (
+        "measure", "reading", "when", "runs", "share of random draws beaten (permutation p)",
+        "better than the mean random draw in (sign test p)", "than matched draws", "than l1", "than fpgm",
+        "than nothing masked",
+    )  # fmt: skip
+    return markdown(header, rows)
+
+
+def memory_table(lines: Iterable[Line], reading: str) -> str:
+    """Mislabelled training images: predicted as their wrong label / as what they are; is what was memorised lost?"""
+    rows = []
+    for key, runs in group(_flagged(lines, reading), "network", "data", "condition").items():
+        if key[2] == "overfitting":
+            continue
+        for moment in ("0", "3"):
+            cells = []
+            for arm in ("nothing", *ARMS):
+                both = [
+                    [_average(run, reading, arm, moment, name) for run in runs]
+                    for name in ("wrong_kept", "wrong_undone")
+                ]
+                cells.append(" / ".join(spread(found) for found in both))
+            rows.append((*key, len(runs), MOMENTS[moment], *cells))
+    return markdown(("network", "data", "condition", "seeds", "when", "nothing masked", *ARMS), rows)
+
+
+def matching_table(lines: Sequence[Line]) -> str:
+    """How well draws could be matched on training accuracy, and how many of the flagged filters L1 and FPGM mask."""
+    rows = []
+    for reading in _READINGS:
+        runs = _flagged(lines, reading)
+        for (network,), some in group(runs, "network").items():
+            found = [run["readings"][reading]["last"] for run in some]
+            matching = [one["matching"] for one in found if one["matching"]["matched"]]
+            gaps = [abs(mean(one["matched"]) - one["anomaly"]) for one in matching]
+            inside = sum(one["pool"][0] <= one["anomaly"] <= one["pool"][1] for one in matching)
+            nothing = [_average(run, reading, "nothing", "0", "train_acc") for run in some]
+            rows.append(
+                (
+                    _READINGS[reading],
+                    network,
+                    len(some),
+                    spread(nothing),
+                    spread([one["matching"]["anomaly"] for one in found]),
+                    spread([mean(one["matched"]) for one in matching]),
+                    f"{max(gaps):.3f}" if gaps else "-",
+                    f"{inside} of {len(matching)}",
+                    *(spread([one["shared"][arm] for one in found]) for arm in ("l1", "fpgm")),
+                )
+            )
+    header = (
+        "reading", "network", "runs", "training accuracy, nothing masked", "anomaly filters masked",
+        "matched draws", "largest difference", "within the draws' range in", "flagged filters that l1 masks too",
+        "that fpgm masks too",
+    )  # fmt: skip
+    return markdown(header, rows)
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """All tables with a heading each; those for which there is nothing are left out."""
+    parts = [("Flagged filters of each layer's live ones", flagged_table(lines))]
+    for reading, name in _READINGS.items():
+        if not _flagged(lines, reading):
+            continue
+        for moment in ("0", "3"):
+            parts.append((f"Validation loss, {name}, {MOMENTS[moment]}", loss_table(lines, reading, moment)))
+        parts.append((f"Mislabelled training images, {name}: wrong label kept / undone", memory_table(lines, reading)))
+    if any(_cases(lines)):
+        parts += [("Anomaly mask against the others, over all runs", contest_table(lines))]
+        parts += [("How comparable the masks are", matching_table(lines))]
+    return "\n\n".join(f"### {title}\n\n{table}" for title, table in parts)
+
+
+def draw(lines: Sequence[Line]) -> Figure:
+    """Change of the validation loss by masking in every run: the range of random draws, and the other masks in it."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    grid = figure.subplots(2, 2, sharex="row", squeeze=False)
+    styles = {"anomaly": ("o", "C3"), "matched": ("x", "C7"), "l1": ("^", "C0"), "fpgm": ("v", "C2")}
+    for row, (reading, name) in zip(grid, _READINGS.items(), strict=True):
+        runs = sorted(
+            _flagged(lines, reading), key=lambda run: tuple(run["cell"][part] for part in ("network", "data"))
+        )
+        for axis, moment in zip(row, ("0", "3"), strict=True):
+            for place, run in enumerate(runs):
+                start = mean(values(run, reading, "nothing", moment, "val_loss"))
+                random = [loss / start for loss in values(run, reading, "random", moment, "val_loss")]
+                axis.plot([place, place], [min(random), max(random)], color="0.8", linewidth=5, solid_capstyle="butt")
+                for arm, (marker, colour) in styles.items():
+                    found = _average(run, reading, arm, moment, "val_loss")
+                    if found is not None:
+                        axis.plot(place, found / start, marker, color=colour, markersize=4, label=arm)
+            axis.axhline(1, color="black", linewidth=0.6)
+            axis.set_yscale("log")
+            axis.set_title(f"{name}, {MOMENTS[moment]}", fontsize=9)
+            starts = {network: place for place, run in reversed(list(enumerate(runs)))
+                      for network in (f"{run['cell']['network']}\n{run['cell']['data']}",)}  # fmt: skip
+            axis.set_xticks(list(starts.values()), list(starts), fontsize=7, ha="left")
+        row[0].set_ylabel("validation loss /\nthat of nothing masked", fontsize=8)
+    known = {
+        label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    if known:
+        figure.legend(known.values(), known, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
