@@ -151,16 +151,16 @@ class Comparison:
         }
         if not flagged:
             return found
-        arms = self._masks(flagged, summary)
+        arms = self.masks(flagged, summary)
         if match:
-            arms["matched"], found["matching"] = self._matched(flagged, arms["random"])
+            arms["matched"], found["matching"] = self.matched(flagged, arms["random"])
         arms["random"] = arms["random"][:RANDOM]
         trained = {name: (RANDOM_TRAINED if name == "random" else MATCHED) if further else 0 for name in arms}
         found["shared"] = {name: _shared(flagged, masks[0]) for name, masks in arms.items() if name in ("l1", "fpgm")}
         found["arms"] = {name: self.arm(masks, trained[name]) for name, masks in arms.items()}
         return found
 
-    def _masks(self, flagged: Filters, summary: Summary) -> dict[str, list[Filters]]:
+    def masks(self, flagged: Filters, summary: Summary) -> dict[str, list[Filters]]:
         modules = modules_by_name(self.network)
         norms = {layer: filter_norms(modules[layer]) for layer in flagged}
         distances = {
@@ -174,7 +174,7 @@ class Comparison:
             "fpgm": [choose_others(flagged, summary, {}, distances, "")],
         }
 
-    def _matched(self, flagged: Filters, pool: Sequence[Filters]) -> tuple[list[Filters], dict[str, Any]]:
+    def matched(self, flagged: Filters, pool: Sequence[Filters]) -> tuple[list[Filters], dict[str, Any]]:
         """Different draws with the training accuracy of the anomaly mask, and how well they match it.
 
         A draw of just the flagged filters is no comparison and left out.

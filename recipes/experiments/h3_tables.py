@@ -84,8 +84,9 @@ def _against(pairs: Sequence[tuple[float, float]], measure: str) -> str:
     return f"{better} of {decided} ({_p(binomtest(better, decided).pvalue)})" if decided else "-"
 
 
-def _flagged(lines: Iterable[Line], reading: str, state: str = "last") -> list[Line]:
-    return [line for line in lines if "arms" in line["readings"][reading][state]]
+def _flagged(lines: Iterable[Line], reading: str, moment: str = "0", state: str = "last") -> list[Line]:
+    """The runs in which something was flagged, and the mask measured at that moment."""
+    return [line for line in lines if values(line, reading, "anomaly", moment, "val_loss", state)]
 
 
 def _counts(runs: Sequence[Line], reading: str, state: str) -> str:
@@ -103,7 +104,7 @@ def flagged_table(lines: Iterable[Line]) -> str:
     for key, runs in group(lines, "network", "data", "condition").items():
         nothing = [[run["nothing"][state]["0"][0][0] for run in runs] for state in ("best", "last")]
         cells = [
-            f"{_counts(runs, reading, state)} ({len(_flagged(runs, reading, state))})"
+            f"{_counts(runs, reading, state)} ({len(_flagged(runs, reading, state=state))})"
             for reading in _READINGS
             for state in ("best", "last")
         ]
@@ -118,7 +119,7 @@ def loss_table(lines: Iterable[Line], reading: str, moment: str, measure: str = 
     """For each network, data set and condition: a measure under every kind of mask, where anything was flagged."""
     digits = 2 if measure.endswith("loss") else 3
     rows = []
-    for key, runs in group(_flagged(lines, reading, state), "network", "data", "condition").items():
+    for key, runs in group(_flagged(lines, reading, moment, state), "network", "data", "condition").items():
         cells = [
             spread([_average(run, reading, arm, moment, measure, state) for run in runs], digits)
             for arm in ("nothing", *ARMS)
@@ -140,7 +141,7 @@ def _cases(lines: Sequence[Line]) -> Iterator[tuple[str, str, str, list[Line]]]:
     """Reading, state, moment and the runs that have them."""
     for reading in _READINGS:
         for state, moment in (("best", "0"), *(("last", moment) for moment in MOMENTS)):
-            runs = _flagged(lines, reading, state)
+            runs = _flagged(lines, reading, moment, state)
             if runs:
                 yield reading, state, moment, runs
 
@@ -152,22 +153,17 @@ def contest_table(
     rows = []
     for measure in measures:
         for reading, state, moment, runs in _cases(lines):
-            own = {id(run): values(run, reading, "anomaly", moment, measure, state) for run in runs}
-            known = [run for run in runs if own[id(run)]]
-            if not known:
-                continue
-            masks = [[*own[id(run)], *values(run, reading, "random", moment, measure, state)] for run in known]
+            own = [values(run, reading, "anomaly", moment, measure, state)[0] for run in runs]
+            draws = [values(run, reading, "random", moment, measure, state) for run in runs]
+            masks = [[mask, *others] for mask, others in zip(own, draws, strict=True)]
             share, p = permutation_p(masks, measure)
             cells = []
             for arm in ("random", "matched", "l1", "fpgm", "nothing"):
-                others = [_average(run, reading, arm, moment, measure, state) for run in known]
-                cells.append(
-                    _against(
-                        [(own[id(run)][0], b) for run, b in zip(known, others, strict=True) if b is not None], measure
-                    )
-                )
+                others = [_average(run, reading, arm, moment, measure, state) for run in runs]
+                pairs = [(a, b) for a, b in zip(own, others, strict=True) if b is not None]
+                cells.append(_against(pairs, measure))
             when = "best epoch, " + MOMENTS["0"] if state == "best" else MOMENTS[moment]
-            rows.append((measure, _READINGS[reading], when, len(known), f"{share:.2f} ({_p(p)})", *cells))
+            rows.append((measure, _READINGS[reading], when, len(runs), f"{share:.2f} ({_p(p)})", *cells))
     header = (
         "measure", "reading", "when", "runs", "share of random draws beaten (permutation p)",
         "better than the mean random draw in (sign test p)", "than matched draws", "than l1", "than fpgm",
@@ -176,20 +172,22 @@ def contest_table(
     return markdown(header, rows)
 
 
-def memory_table(lines: Iterable[Line], reading: str) -> str:
+def _mislabelled(lines: Iterable[Line], reading: str, moment: str) -> list[Line]:
+    return [line for line in _flagged(lines, reading, moment) if line["cell"]["condition"] != "overfitting"]
+
+
+def memory_table(lines: Sequence[Line], reading: str) -> str:
     """Mislabelled training images: predicted as their wrong label / as what they are; is what was memorised lost?"""
     rows = []
-    for key, runs in group(_flagged(lines, reading), "network", "data", "condition").items():
-        if key[2] == "overfitting":
-            continue
-        for moment in ("0", "3"):
+    for moment in ("0", "3"):
+        for key, runs in group(_mislabelled(lines, reading, moment), "network", "data", "condition").items():
             cells = []
             for arm in ("nothing", *ARMS):
-                both = [
-                    [_average(run, reading, arm, moment, name) for run in runs]
+                kept, undone = (
+                    spread([_average(run, reading, arm, moment, name) for run in runs])
                     for name in ("wrong_kept", "wrong_undone")
-                ]
-                cells.append(" / ".join(spread(found) for found in both))
+                )
+                cells.append(f"{kept} / {undone}")
             rows.append((*key, len(runs), MOMENTS[moment], *cells))
     return markdown(("network", "data", "condition", "seeds", "when", "nothing masked", *ARMS), rows)
 
@@ -230,11 +228,12 @@ def tables(lines: Sequence[Line]) -> str:
     """All tables with a heading each; those for which there is nothing are left out."""
     parts = [("Flagged filters of each layer's live ones", flagged_table(lines))]
     for reading, name in _READINGS.items():
-        if not _flagged(lines, reading):
-            continue
         for moment in ("0", "3"):
-            parts.append((f"Validation loss, {name}, {MOMENTS[moment]}", loss_table(lines, reading, moment)))
-        parts.append((f"Mislabelled training images, {name}: wrong label kept / undone", memory_table(lines, reading)))
+            if _flagged(lines, reading, moment):
+                parts.append((f"Validation loss, {name}, {MOMENTS[moment]}", loss_table(lines, reading, moment)))
+        if _mislabelled(lines, reading, "0"):
+            title = f"Mislabelled training images, {name}: wrong label kept / undone"
+            parts.append((title, memory_table(lines, reading)))
     if any(_cases(lines)):
         parts += [("Anomaly mask against the others, over all runs", contest_table(lines))]
         parts += [("How comparable the masks are", matching_table(lines))]
@@ -252,6 +251,8 @@ def draw(lines: Sequence[Line]) -> Figure:
         )
         for axis, moment in zip(row, ("0", "3"), strict=True):
             for place, run in enumerate(runs):
+                if not _flagged([run], reading, moment):
+                    continue
                 start = mean(values(run, reading, "nothing", moment, "val_loss"))
                 random = [loss / start for loss in values(run, reading, "random", moment, "val_loss")]
                 axis.plot([place, place], [min(random), max(random)], color="0.8", linewidth=5, solid_capstyle="butt")

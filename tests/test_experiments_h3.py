@@ -1,0 +1,196 @@
+"""H3 end to end on a few digits, what it compares, and tables that follow from lines alone."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trainers import QUIET
+
+from lightning_anomaly.mask import mask_filters
+from recipes.experiments import h3, h3_tables
+from recipes.experiments.cells import Cell, prepare, quick_matrix
+from recipes.experiments.lines import LINES, read_lines
+from recipes.experiments.measures import MEASURES, Judge
+from recipes.experiments.statistics import median_distances
+from recipes.experiments.training import KeepWeights, evaluate, fit
+from recipes.networks import build
+
+pytestmark = QUIET
+CELL = quick_matrix(("noise30",))[0]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lines of a quick run that was interrupted after its first cell and went on."""
+    folder = tmp_path_factory.mktemp("lines")
+    options = h3.parse(["--quick", "--workers", "1", "--lines", str(folder)])
+    whole = h3.experiment
+
+    def interrupted(cell: Cell, **arguments: Any) -> dict[str, Any]:
+        if cell.network == "simple_cnn":
+            raise KeyboardInterrupt
+        return whole(cell, **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(h3, "experiment", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            h3.run(options)
+    first = (folder / "h3-quick.jsonl").read_text()
+    assert first.count("\n") == 1
+    assert len(h3.run(options)) == 2
+    assert (folder / "h3-quick.jsonl").read_text().startswith(first)
+    return folder
+
+
+def test_a_run_has_every_mask_at_every_moment_with_equal_counts(quick: Path) -> None:
+    nothing_found, line = read_lines(quick / "h3-quick.jsonl")
+    assert all("arms" not in one for states in nothing_found["readings"].values() for one in states.values())
+    assert nothing_found["readings"]["default"]["last"]["masked"] == {"0": 0, "3": 0}
+    assert {moment: len(rows) for moment, rows in line["nothing"]["last"].items()} == {"0": 1, "1": 1, "3": 1}
+    first, second = (line["readings"][name] for name in h3.READINGS)
+    assert sum(first["last"]["masked"].values()) > 0
+    counts = {name: {moment: len(rows) for moment, rows in arm.items()} for name, arm in first["last"]["arms"].items()}
+    once = {"0": 1, "1": 1, "3": 1}
+    assert counts == {
+        "anomaly": once,
+        "random": {"0": 20, "1": 5, "3": 5},
+        "l1": once,
+        "fpgm": once,
+        "matched": {"0": 2, "1": 2, "3": 2},
+    }
+    assert all(set(arm) == {"0"} for arm in second["last"]["arms"].values())  # the default flagged something
+    for found in (first["last"], second["last"]):
+        assert all(found["masked"][layer] < found["filters"][layer] for layer in found["masked"])
+        assert found["matching"]["pool"][0] <= found["matching"]["matched"][0] <= found["matching"]["pool"][1]
+    assert len((quick / "h3-quick.jsonl").read_text()) < 20_000
+
+
+def test_finished_runs_are_skipped(quick: Path) -> None:
+    before = (quick / "h3-quick.jsonl").read_bytes()
+    assert len(h3.run(h3.parse(["--quick", "--workers", "1", "--lines", str(quick)]))) == 2
+    assert (quick / "h3-quick.jsonl").read_bytes() == before
+
+
+def test_tables_and_figure_are_made_of_the_quick_lines(quick: Path) -> None:
+    lines = json.loads(json.dumps(read_lines(quick / "h3-quick.jsonl")))
+    text = h3_tables.tables(lines)
+    assert "| lenet5 | digits | overfitting | 1 |" in text
+    assert "### Validation loss, default settings, after 3 further epochs" in text
+    place = MEASURES.index("val_loss")
+    anomaly = lines[1]["readings"]["default"]["last"]["arms"]["anomaly"]["3"][0][place]
+    nothing = lines[1]["nothing"]["last"]["3"][0][place]
+    (row,) = [row for row in h3_tables.loss_table(lines, "default", "3").splitlines() if "simple_cnn" in row]
+    assert f"| simple_cnn | digits | noise30 | 1 | {nothing:.2f} | {anomaly:.2f} |" in row
+    figure = h3_tables.draw(lines)
+    assert len(figure.axes) == 4
+
+
+def test_without_flagged_filters_the_tables_say_so_and_no_more(quick: Path) -> None:
+    lines = read_lines(quick / "h3-quick.jsonl")[:1]
+    assert h3_tables.tables(lines).count("###") == 1
+    assert "| 0.0 of 6, 0.0 of 16 (0) |" in h3_tables.tables(lines)
+    h3_tables.draw(lines)
+
+
+@pytest.mark.skipif(not (LINES / "h3.jsonl").exists(), reason="no run is in the repository yet")
+def test_the_runs_in_the_repository_make_tables() -> None:
+    lines = read_lines(LINES / "h3.jsonl")
+    assert len({line["key"] for line in lines}) == len(lines)
+    assert all(line["measures"] == list(MEASURES) for line in lines)
+    text = h3_tables.tables(lines)
+    assert all(f"| {line['cell']['network']} | {line['cell']['data']} |" in text for line in lines)
+
+
+def test_kept_weights_give_the_line_that_training_gives(tmp_path: Path) -> None:
+    cell = replace(CELL, epochs=2)
+    images = prepare(cell)
+    module = fit(cell, images, [KeepWeights(tmp_path / cell.key)])
+    kept, trained = (h3.states(cell, images, folder) for folder in (str(tmp_path), None))
+    assert kept["last"][0] == trained["last"][0] == 2
+    assert kept["best"][0] == trained["best"][0]
+    for state in ("last", "best"):
+        a, b = kept[state][1].state_dict(), trained[state][1].state_dict()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    last = module.network.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(value, last[name]) for name, value in kept["last"][1].state_dict().items())
+    (tmp_path / cell.key / "0.pt").unlink()
+    assert h3.states(cell, images, str(tmp_path))["best"][0] == kept["best"][0]
+
+
+def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:
+    images = prepare(CELL)
+    network = build("lenet5", 1, 10)
+    before = network[3].weight.detach().clone()
+    judge = Judge.of(CELL, images)
+    mask = mask_filters(network, {"0": [1], "3": [0, 5]})
+    rows = h3.train_on(CELL, images, network, mask, judge)
+    assert list(rows) == ["1", "3"]
+    assert mask.verify()
+    assert not torch.equal(network[3].weight[1], before[1])
+    assert rows["3"] == judge.row(network)
+
+
+def test_a_row_measures_what_it_says() -> None:
+    images = prepare(CELL)
+    judge = Judge.of(CELL, images)
+    network = build("lenet5", 1, 10)
+    row = dict(zip(MEASURES, judge.row(network), strict=True))
+    loss, accuracy = evaluate(network, images.normalised("test"), images.data.test_labels)
+    assert (row["test_loss"], row["test_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
+    wrong = images.wrong
+    with torch.no_grad():
+        predicted = network(images.normalised("train")[wrong]).argmax(1)
+    true = prepare(replace(CELL, condition="overfitting")).data.train_labels[wrong]
+    assert (images.data.train_labels[wrong] != true).all()
+    assert row["wrong_kept"] == pytest.approx(
+        (predicted == images.data.train_labels[wrong]).double().mean().item(), abs=1e-4
+    )
+    assert row["wrong_undone"] == pytest.approx((predicted == true).double().mean().item(), abs=1e-4)
+    assert row["train_acc"] == pytest.approx(judge.train_accuracy(network), abs=1e-4)
+    clean = replace(CELL, condition="overfitting")
+    assert Judge.of(clean, prepare(clean)).row(network)[-2:] == [None, None]
+
+
+def test_other_masks_have_the_layers_and_counts_of_the_flagged_and_leave_dead_filters_out() -> None:
+    images = prepare(CELL)
+    compared = h3.Comparison(CELL, images, Judge.of(CELL, images), build("lenet5", 1, 10))
+    summary = {"0": [1, 0, 0, 0, 0, -1], "3": [0] * 12 + [2, 5, 0, -1]}
+    masks = compared.masks({"0": [0], "3": [12, 13]}, summary)
+    assert len(masks["random"]) == h3.POOL
+    for filters in (filters for each in masks.values() for filters in each):
+        assert {layer: len(chosen) for layer, chosen in filters.items()} == {"0": 1, "3": 2}
+        assert 5 not in filters["0"]
+        assert 15 not in filters["3"]
+    matched, matching = compared.matched(masks["anomaly"][0], masks["random"])
+    assert len(matched) == 2
+    assert matched[0] != matched[1]
+    accuracies = [compared.judge.train_accuracy(compared.masked(filters)[0]) for filters in masks["random"]]
+    nearest = min(abs(accuracy - matching["anomaly"]) for accuracy in accuracies)
+    assert abs(matching["matched"][0] - matching["anomaly"]) == pytest.approx(nearest, abs=2e-4)
+
+
+def test_the_filter_nearest_to_the_geometric_median_has_the_smallest_distances() -> None:
+    conv = nn.Conv2d(1, 4, 1, bias=False)
+    conv.weight.data[:, 0, 0, 0] = torch.tensor([0.0, 1.0, 2.0, 9.0])
+    assert median_distances(conv.weight.detach()).tolist() == [12, 10, 10, 24]
+
+
+def test_standing_is_the_share_of_other_masks_beaten() -> None:
+    assert h3_tables.standing(1.0, [2.0, 1.0, 0.5, 3.0], "val_loss") == pytest.approx(2.5 / 4)
+    assert h3_tables.standing(1.0, [2.0, 1.0, 0.5, 3.0], "val_acc") == pytest.approx(1.5 / 4)
+
+
+def test_the_permutation_test_finds_masks_that_always_win_and_no_others() -> None:
+    random = torch.Generator().manual_seed(0)
+    others = torch.rand(8, 20, generator=random).tolist()
+    share, p = h3_tables.permutation_p([[-1.0, *draws] for draws in others], "val_loss")
+    assert share == 1
+    assert p < 0.001
+    share, p = h3_tables.permutation_p(others, "val_loss")
+    assert 0.25 < share < 0.75
+    assert p > 0.05
+    assert h3_tables.permutation_p([[1.0, 1.0, 1.0]], "val_loss") == (0.5, 1.0)
