@@ -1,0 +1,149 @@
+"""A fit with the real loggers, each read back from what it left on disk, and none of them with a network.
+
+W&B and MLflow are the extra `loggers`, which `.ci/run` installs; without it their tests are skipped.
+"""
+
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # MLflow to SQLAlchemy
+]
+
+EPOCHS, STEPS = 4, 3
+SHOWN = [2, 5, 11]  # the steps of the 1st, 2nd and 4th validation, at which figures are due
+
+
+class Found(NamedTuple):
+    """What a logger has: values by metric and step, and the steps of the figures by name."""
+
+    scalars: dict[str, dict[int, float]]
+    figures: dict[str, list[int]]
+
+
+def tensorboard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[[], Found]]:
+    logger = TensorBoardLogger(folder)
+
+    def read() -> Found:
+        events = EventAccumulator(logger.log_dir, {"images": 0}).Reload()
+        scalars = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+        return Found(scalars, {tag: [e.step for e in events.Images(tag)] for tag in events.Tags()["images"]})
+
+    return logger, read
+
+
+def table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[[], Found]]:
+    logger = CSVLogger(folder)
+
+    def read() -> Found:
+        log_dir = Path(logger.log_dir)
+        scalars: dict[str, dict[int, float]] = {}
+        with (log_dir / "metrics.csv").open() as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value:
+                        scalars.setdefault(name, {})[int(row["step"])] = float(value)
+        return Found(scalars, pictures(log_dir))
+
+    return logger, read
+
+
+def wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[[], Found]]:
+    module = pytest.importorskip("wandb", reason="W&B is not installed: the extra `loggers` brings it")
+    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("ERROR_REPORTING", "false")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    logger = WandbLogger(save_dir=folder, project="test", offline=True)
+
+    def read() -> Found:
+        summary = dict(logger.experiment.summary)  # the last value of each metric
+        last = int(summary["trainer/global_step"])
+        scalars = {name: {last: float(v)} for name, v in summary.items() if isinstance(v, int | float)}
+        media = Path(logger.experiment.dir) / "media" / "images"
+        figures: dict[str, list[int]] = {}
+        for file in sorted(media.rglob("*.png")):
+            name, order = re.fullmatch(r"(.*)_(\d+)_\w+\.png", file.relative_to(media).as_posix()).groups()
+            figures.setdefault(name, []).append(int(order))
+            check(file)
+        logger.experiment.finish()
+        module.teardown()
+        # W&B numbers files by its own step, so that only their order tells which is which.
+        assert all(len(set(orders)) == len(SHOWN) for orders in figures.values())
+        return Found(scalars, dict.fromkeys(figures, SHOWN))
+
+    return logger, read
+
+
+def mlflow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[[], Found]]:
+    pytest.importorskip("mlflow", reason="MLflow is not installed: the extra `loggers` brings it")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    # New versions refuse to keep runs in files.
+    uri = f"sqlite:///{folder / 'runs.db'}"
+    logger = MLFlowLogger("test", tracking_uri=uri, artifact_location=(folder / "artifacts").as_uri())
+
+    def read() -> Found:
+        run = logger.experiment.get_run(logger.run_id)
+        scalars = {
+            name: {m.step: m.value for m in logger.experiment.get_metric_history(logger.run_id, name)}
+            for name in run.data.metrics
+        }
+        return Found(scalars, pictures(folder / "artifacts" / logger.run_id / "artifacts"))
+
+    return logger, read
+
+
+def pictures(folder: Path) -> dict[str, list[int]]:
+    """The steps in the names of the PNG files below a folder."""
+    found: dict[str, list[int]] = {}
+    for file in sorted(folder.rglob("*.png")):
+        check(file)
+        name = file.parent.relative_to(folder).as_posix()
+        found.setdefault(name, []).append(int(file.stem.removeprefix("step=")))
+    return found
+
+
+def check(file: Path) -> None:
+    """A picture that can be opened."""
+    with Image.open(file) as image:
+        assert image.width > 400
+        image.load()
+
+
+@pytest.mark.parametrize("make", [tensorboard, table, wandb, mlflow], ids=lambda make: make.__name__)
+def test_scalars_and_figures_of_a_fit_are_there(
+    make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some loggers write where they stand
+    logger, read = make(tmp_path, monkeypatch)
+    probe = loader(seed=1)
+    probe.dataset.tensors[0][7] *= 20  # an image that does not belong
+    ours = watcher(log_figures=True)
+    quiet_trainer(tmp_path, ours, logger=logger, max_epochs=EPOCHS).fit(SmallNet(), loader(), probe)
+    assert ours.report.outlier_samples[7] > 0
+    found = read()
+    steps = [STEPS * epoch - 1 for epoch in range(1, EPOCHS + 1)]
+    for name in ours.history[-1]["metrics"]:
+        logged = found.scalars[f"anomaly_filters/{name}"]
+        expected = dict(zip(steps, (entry["metrics"][name] for entry in ours.history), strict=True))
+        assert logged == pytest.approx({step: expected[step] for step in logged}, rel=1e-6), name
+        assert len(logged) == (1 if make is wandb else EPOCHS)
+        assert set(logged) == set(found.scalars["val_loss"])
+    # The last figures come without images, which are kept for the validations at which figures are due.
+    names = {f"anomaly_filters/{name}" for name in ("filters", "outliers", "verdicts")}
+    assert found.figures == dict.fromkeys(names, SHOWN)
+
+
+def test_several_loggers_share_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [tensorboard(tmp_path / "a", monkeypatch), table(tmp_path / "b", monkeypatch)]
+    trainer = quiet_trainer(tmp_path, watcher(log_figures=True), logger=[logger for logger, _ in made], max_epochs=1)
+    trainer.fit(SmallNet(), loader(), loader(seed=1))
+    assert [read().figures["anomaly_filters/verdicts"] for _, read in made] == [[2], [2]]
