@@ -46,20 +46,25 @@ def test_quick_measures_every_epoch_on_both_probes(lines) -> None:
     measured, left_out = lines[1]
     assert measured["key"] == "measure/lenet5/digits/overfitting/0/256x4"
     assert [epoch["epoch"] for epoch in measured["epochs"]] == [1, 2, 3, 4]
-    assert ["damage" in epoch["val"] for epoch in measured["epochs"]] == [False, True, False, True]
+    assert ["damage" in epoch["val"] for epoch in measured["epochs"]] == [False, False, False, True]
     last = measured["epochs"][-1]
     for probe in (last["train"], last["val"]):
-        assert probe["gradients"]["all"]["n"] == probe["mislabelled"]["outliers"]
+        for reading in ("ours", "paper"):
+            found = probe[reading]
+            assert found["gradients"]["all"]["n"] == found["mislabelled"]["outliers"]
+        assert len(probe["paper"]["mislabelled"]["auroc"]) == 1
         assert set(probe["damage"]) == {
             *(f"{kind}/{share}" for kind in _KINDS for share in (0.002, 0.01, 0.05)),
             "mixed/0.05",
         }
         assert [probe["damage"][f"noise/{share}"]["planted"] for share in (0.002, 0.05)] == [1, 6]
-    auroc = dict(zip(measured["scores"], last["train"]["mislabelled"]["auroc"], strict=True))
+    auroc = dict(zip(measured["scores"], last["train"]["ours"]["mislabelled"]["auroc"], strict=True))
     assert auroc["loss"] > 0.8
     assert auroc["aum"] > 0.8
-    assert last["val"]["mislabelled"]["auroc"][SCORES.index("aum")] is None
-    assert 0 < left_out["all"][0]["last_acc"] <= 1
+    assert last["val"]["ours"]["mislabelled"]["auroc"][SCORES.index("aum")] is None
+    assert 0 < left_out["all"]["last_acc"] <= 1
+    assert left_out["ours"]["left_out"] < 20
+    assert "outliers" not in left_out["ours"]
 
 
 _KINDS = ("noise", "salt_and_pepper", "black", "over_exposed", "blurred", "inverted")
@@ -80,10 +85,10 @@ def test_the_tables_are_made_from_the_lines_alone(lines) -> None:
     again = read_lines(lines[0] / "h2-quick.jsonl")
     text = h2_tables.tables(again)
     assert text == h2_tables.tables(lines[1])
-    last = again[0]["epochs"][-1]["train"]["mislabelled"]
+    last = again[0]["epochs"][-1]["train"]["ours"]["mislabelled"]
     loss = SCORES.index("loss")
     assert f"{last['auroc'][loss]:.2f} / {last['precision'][loss]:.2f}" in text
-    assert f"{again[1]['all'][0]['best_loss']:.3f}" in text
+    assert f"{again[1]['all']['best_loss']:.3f}" in text
     assert text.count("###") == 6
     assert h2_tables.tables(again[:1]).count("###") == 5
     assert h2_tables.tables([]) == ""
@@ -91,7 +96,7 @@ def test_the_tables_are_made_from_the_lines_alone(lines) -> None:
 
 def test_the_figure_has_a_bar_for_every_score(lines, tmp_path: Path) -> None:
     figure = h2_tables.draw(lines[1])
-    assert len(figure.axes[1].containers) == len(SCORES)
+    assert len(figure.axes[2].containers) == len(SCORES)
     figure.savefig(tmp_path / "h2.png", dpi=90)
     assert 5_000 < (tmp_path / "h2.png").stat().st_size < 100_000
 
@@ -100,37 +105,46 @@ def some_run(seed: int, ratio: float, outliers: float) -> list[dict]:
     """Lines of a network whose outlier samples are known."""
     group = {"n": 4, "mean": [ratio, ratio - 0.2, ratio + 0.2], "median": [2.0, 0.5, None], "loss": [3.0, 2.0, 4.0]}
     found = {"outliers": 4, "planted": 5, "hit": 2, "auroc": [0.7] * 8, "precision": [0.4] * 8}
+    gradients = {"spearman": 0.25, "all": group, "0": {**group, "own": [0.5, 0.4, 0.6]}}
+    none = {"count": 0, "gradients": {"spearman": None, "all": {"n": 0}, "0": {"n": 0}}, "mislabelled": found}
     probe = {
-        "gradients": {"spearman": 0.25, "all": group, "0": {**group, "own": [0.5, 0.4, 0.6]}},
-        "mislabelled": found,
+        "ours": {"count": 3, "gradients": gradients, "mislabelled": found},
+        "paper": none,
         "damage": {"noise/0.01": found},
     }
     cell = {"network": "some", "data": "images", "seed": seed}
     epochs = [{"epoch": epoch, "train": probe, "val": probe} for epoch in (1, 2, 3)]
     trained = {"best_loss": 1.0, "last_loss": 2.0, "best_acc": 0.5, "last_acc": 0.4}
-    arms = {"all": [trained], "outliers": [{**trained, "best_loss": outliers}]}
     random = [{**trained, "best_loss": value} for value in (0.9, 1.0, 1.2)]
+    ours = {"left_out": 30, "wrong": 2, "outliers": {**trained, "best_loss": outliers}, "random": random}
+    arms = {"all": trained, "ours": ours, "paper": {"left_out": 5, "wrong": 0}}
     return [
         {"kind": "measure", "cell": cell, "scores": list(SCORES), "epochs": epochs},
-        {"kind": "leave_out", "cell": cell, "left_out": 30, "wrong": 2, **arms, "random": random},
+        {"kind": "leave_out", "cell": cell, **arms},
     ]
 
 
 def test_tables_of_known_lines(tmp_path: Path) -> None:
     lines = [*some_run(0, 1.5, 0.8), *some_run(1, 0.7, 1.2), *some_run(2, 1.1, 1.0)]
     gradients = h2_tables.gradient_table(lines).splitlines()
-    assert len(gradients) == 4
-    assert "| some | images | training | 3 | 4.0 ± 0.0 | 1.10 ± 0.40 (1 above, 1 below, of 3) |" in gradients[2]
-    assert "| 2.00 ± 0.00 (0 above, 0 below, of 3) | 3.00 ± 0.00 | 0.25 ± 0.00 |" in gradients[3]
-    assert "| some | validation | 0 | 4.0 ± 0.0 |" in h2_tables.layer_table(lines)
+    assert len(gradients) == 2 + 2 * 2
+    assert "| training | ours | 3 | 3.0 ± 0.0 | 4.0 ± 0.0 | 1.10 ± 0.40 (1 above, 1 below, of 3) |" in gradients[2]
+    assert "| validation | paper | 3 | 0.0 ± 0.0 | 0.0 ± 0.0 | - | - | - | - | - |" in gradients[5]
+    assert "| 2.00 ± 0.00 (0 above, 0 below, of 3) | 3.00 ± 0.00 | 0.25 ± 0.00 |" in gradients[4]
+    assert "| some | validation | ours | 0 | 4.0 ± 0.0 |" in h2_tables.layer_table(lines)
     assert "0.50 ± 0.00 (0 above, 3 below, of 3) |" in h2_tables.layer_table(lines)
-    assert "| some | images | training | last | 2.0 of 5 | 0.70 ± 0.00 / 0.40 |" in h2_tables.mislabelled_table(lines)
+    assert "| some | images | training | last | 2.0 of 5 | 0.70 ± 0.00 / 0.40 | 0.70" in h2_tables.mislabelled_table(
+        lines
+    )
     assert "| some | images | validation | 0.70 ± 0.00 |" in h2_tables.damage_table(lines)
     assert "| training | noise | 1% | 2.0 of 5 | 0.70 ± 0.00 / 0.40 |" in h2_tables.scores_table(lines)
     random = [0.9, 1.0, 1.2]
     gains = [outliers - mean(random) for outliers in (0.8, 1.2, 1.0)]
-    expected = f"| 1.000 ± 0.000 | {mean(gains):.3f} ± {stdev(gains):.3f} (draws: ± {stdev(random):.3f}) |"
-    assert expected in h2_tables.leave_out_table(lines)
+    expected = f"| 1.000 ± 0.000 | {mean(gains):.3f} ± {stdev(gains):.3f} (draws ± {stdev(random):.3f}) |"
+    left_out = h2_tables.leave_out_table(lines).splitlines()
+    assert "| some | images | ours | 3 of 3 | 30.0 ± 0.0 | 2.0 ± 0.0 |" in left_out[2]
+    assert expected in left_out[2]
+    assert "| paper | 0 of 3 | 5.0 ± 0.0 | 0.0 ± 0.0 | 1.000 ± 0.000 | - |" in left_out[3]
     h2_tables.draw(lines).savefig(tmp_path / "h2.png")
 
 
@@ -271,8 +285,8 @@ def test_outlier_samples_are_left_out_and_as_many_random_ones(monkeypatch: pytes
         trained_on.append(images.data.train_labels)
         return fit(cell, images, callbacks)
 
-    def first_thirty(network: nn.Module, images, probe_size: int) -> Tensor:
-        return torch.arange(len(images.data.train_labels)) < 30
+    def first_thirty(network: nn.Module, images, probe_size: int) -> dict[str, Tensor]:
+        return {"ours": torch.arange(256) < 30, "paper": torch.arange(256) < 19}
 
     monkeypatch.setattr(h2_leave_out, "fit", counting)
     monkeypatch.setattr(h2_leave_out, "training_outliers", first_thirty)
@@ -280,18 +294,20 @@ def test_outlier_samples_are_left_out_and_as_many_random_ones(monkeypatch: pytes
     assert [len(labels) for labels in trained_on] == [256, 226, 226, 226, 226]
     assert torch.equal(trained_on[1], trained_on[0][30:])
     assert len({tuple(labels.tolist()) for labels in trained_on}) == 5
-    assert found["left_out"] == 30
-    assert [len(found[arm]) for arm in ("all", "outliers", "random")] == [1, 1, 3]
-    assert all(run["best_loss"] > 0 for arm in ("all", "outliers", "random") for run in found[arm])
+    assert found["ours"]["left_out"] == 30
+    assert found["ours"]["wrong"] <= 30
+    assert len(found["ours"]["random"]) == 3
+    assert all(run["best_loss"] > 0 for run in [found["all"], found["ours"]["outliers"], *found["ours"]["random"]])
+    assert set(found["paper"]) == {"left_out", "wrong"}  # too few to leave out
 
 
 def test_training_images_are_analysed_in_probes(trained, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     analyze_places = h2_leave_out.analyze_places
 
-    def counting(maps, places):
+    def counting(maps, places, reading):
         sizes.append(len(places))
-        return analyze_places(maps, places)
+        return analyze_places(maps, places, reading)
 
     class Some:
         def normalised(self, part: str) -> Tensor:
@@ -299,9 +315,10 @@ def test_training_images_are_analysed_in_probes(trained, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(h2_leave_out, "analyze_places", counting)
     found = h2_leave_out.training_outliers(trained.model, Some(), 200)
-    assert sizes == [200, 200]
-    assert found[trained.damaged].all()
-    assert found.sum() < 20
+    assert sizes == [200, 200] * 2
+    assert found["ours"][trained.damaged].all()
+    assert found["ours"].sum() < 20
+    assert found["paper"].shape == (400,)
 
 
 def test_the_matrix_is_whole_seed_by_seed() -> None:

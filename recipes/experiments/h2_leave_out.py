@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from recipes.experiments.cells import Cell, Images, prepare
-from recipes.experiments.h2_measure import analyze_places, capture, vote_count
+from recipes.experiments.h2_measure import READINGS, analyze_places, capture, vote_count
 from recipes.experiments.planted import mislabel
 from recipes.experiments.training import evaluate, fit
 
 __all__ = ["leave_out", "training_outliers"]
 
 _RANDOM_DRAWS = 3  # trainings without as many random samples
+_FEWEST = 20  # outlier samples to leave out, 0.5% of a full run: what fewer do is lost between two random draws
 
 
 class History(pl.Callback):
@@ -47,20 +48,27 @@ def without(images: Images, left_out: Tensor) -> Images:
     return replace(images, data=kept, wrong=images.wrong[~left_out])
 
 
-def training_outliers(network: nn.Module, images: Images, probe_size: int) -> Tensor:
-    """Which training images are outliers of any filter, bool `(N,)`: analysed in probes of about `probe_size`."""
+def training_outliers(network: nn.Module, images: Images, probe_size: int) -> dict[str, Tensor]:
+    """Which training images are outliers of any filter, bool `(N,)`, by reading.
+
+    They are analysed in probes of about `probe_size` images, in their (random) order.
+    """
     everything = images.normalised("train")
     maps = capture(network, everything)
     places = torch.arange(len(everything)).chunk(max(1, round(len(everything) / probe_size)))
-    return torch.cat([vote_count(analyze_places(maps, part)) > 0 for part in places])
+    return {
+        reading: torch.cat([vote_count(analyze_places(maps, part, reading)) > 0 for part in places])
+        for reading in READINGS
+    }
 
 
 def leave_out(cell: Cell, root: str | None = None) -> dict[str, Any]:
     """Train with all images, without the outlier samples of that training, and without as many random ones.
 
     Returns:
-        `left_out` samples of which `wrong` are mislabelled; for "all", "outliers" and "random" the test loss (nats) and
-        accuracy of each training, see `History`. Only "all" where there are no outlier samples.
+        Test loss (nats) and accuracy of each training, see `History`: of `all` images, and for each reading without the
+        `outliers` and without `random` ones; the number `left_out`, of which `wrong` are mislabelled. Fewer than 20
+        are not left out.
     """
     images = mislabel(cell, prepare(cell, root))
 
@@ -69,18 +77,14 @@ def leave_out(cell: Cell, root: str | None = None) -> dict[str, Any]:
         module = fit(cell, part, [history])
         return module.network, history.summary()
 
-    network, all_images = train(images)
-    outliers = training_outliers(network, images, cell.probe_size)
-    count = int(outliers.sum())
-    found: dict[str, Any] = {
-        "left_out": count,
-        "wrong": int((outliers & images.wrong).sum()),
-        "all": [all_images],
-    }
-    if count:
-        found["outliers"] = [train(without(images, outliers))[1]]
-        found["random"] = []
-        for draw in range(_RANDOM_DRAWS):
-            order = torch.randperm(len(outliers), generator=torch.Generator().manual_seed(1000 * cell.seed + draw))
-            found["random"].append(train(without(images, outliers[order]))[1])
+    network, with_all = train(images)
+    found: dict[str, Any] = {"all": with_all}
+    for reading, outliers in training_outliers(network, images, cell.probe_size).items():
+        arms: dict[str, Any] = {"left_out": int(outliers.sum()), "wrong": int((outliers & images.wrong).sum())}
+        if arms["left_out"] >= _FEWEST:
+            arms["outliers"] = train(without(images, outliers))[1]
+            generator = torch.Generator().manual_seed(cell.seed)
+            orders = [torch.randperm(len(outliers), generator=generator) for _ in range(_RANDOM_DRAWS)]
+            arms["random"] = [train(without(images, outliers[order]))[1] for order in orders]
+        found[reading] = arms
     return found

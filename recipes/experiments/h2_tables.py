@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recipes.experiments.tables import group, markdown, spread
@@ -22,8 +23,10 @@ __all__ = [
 ]
 
 Line = dict[str, Any]
+Ratios = list[list[float | None]]
+_READINGS = ("ours", "paper")
 _PROBES = (("train", "training"), ("val", "validation"))
-_MIDDLE, _LAST = -3, -1  # the measured epochs at which damage is planted: about the best one, and the last
+_MIDDLE, _LAST = -3, -1  # of the measured epochs: about the one with the smallest validation loss, and the last
 _SHARE = "0.01"  # shown where there is room for one
 
 
@@ -38,13 +41,13 @@ def _groups(lines: Iterable[Line]) -> Iterator[tuple[str, str, list[Line], str, 
             yield network, data, runs, key, name
 
 
-def _ratios(runs: Iterable[Line], epoch: int, probe: str, name: str, what: str) -> list[list[float | None]]:
+def _ratios(runs: Iterable[Line], epoch: int, probe: str, what: str, reading: str, name: str = "all") -> Ratios:
     """Ratio and interval of a group of outlier samples, of the runs that have any."""
-    groups = [run["epochs"][epoch][probe]["gradients"].get(name, {}) for run in runs]
+    groups = [run["epochs"][epoch][probe][reading]["gradients"].get(name, {}) for run in runs]
     return [found[what] for found in groups if what in found]
 
 
-def _compare(ratios: Sequence[Sequence[float | None]]) -> str:
+def _compare(ratios: Ratios) -> str:
     """Mean and spread of ratios, and in how many runs the interval lies above or below 1."""
     if not ratios:
         return "-"
@@ -57,24 +60,28 @@ def gradient_table(lines: Iterable[Line]) -> str:
     """For each network, data set and probe: have outlier samples larger gradients than the rest?"""
     rows = []
     for network, data, runs, key, name in _groups(lines):
-        last = [run["epochs"][_LAST][key] for run in runs]
-        rows.append(
-            (
-                network,
-                data,
-                name,
-                len(runs),
-                spread([one["gradients"]["all"]["n"] for one in last], 1),
-                _compare(_ratios(runs, _MIDDLE, key, "all", "mean")),
-                _compare(_ratios(runs, _LAST, key, "all", "mean")),
-                _compare(_ratios(runs, _LAST, key, "all", "median")),
-                spread([ratio for ratio, _, _ in _ratios(runs, _LAST, key, "all", "loss")]),
-                spread([one["gradients"]["spearman"] for one in last]),
+        for reading in _READINGS:
+            last = [run["epochs"][_LAST][key][reading] for run in runs]
+            rows.append(
+                (
+                    network,
+                    data,
+                    name,
+                    reading,
+                    len(runs),
+                    spread([one["count"] for one in last], 1),
+                    spread([one["gradients"]["all"]["n"] for one in last], 1),
+                    _compare(_ratios(runs, _MIDDLE, key, "mean", reading)),
+                    _compare(_ratios(runs, _LAST, key, "mean", reading)),
+                    _compare(_ratios(runs, _LAST, key, "median", reading)),
+                    spread([ratio for ratio, _, _ in _ratios(runs, _LAST, key, "loss", reading)]),
+                    spread([one["gradients"]["spearman"] for one in last]),
+                )
             )
-        )
     header = (
-        "network", "data", "probe", "seeds", "outlier samples", "ratio of mean norms, middle epoch", "last epoch",
-        "ratio of medians, last", "ratio of mean losses, last", "Spearman of votes and norm, last",
+        "network", "data", "probe", "reading", "seeds", "anomaly filters", "outlier samples",
+        "ratio of mean norms, middle epoch", "last epoch", "ratio of medians, last", "ratio of mean losses, last",
+        "Spearman of votes and norm, last",
     )  # fmt: skip
     return markdown(header, rows)
 
@@ -84,19 +91,16 @@ def layer_table(lines: Iterable[Line]) -> str:
     rows = []
     for (network,), runs in group(_measured(lines), "network").items():
         for key, name in _PROBES:
-            gradients = [run["epochs"][_LAST][key]["gradients"] for run in runs]
-            for layer in [layer for layer in gradients[0] if layer not in ("spearman", "all")]:
-                rows.append(
-                    (
-                        network,
-                        name,
-                        layer,
-                        spread([found[layer]["n"] for found in gradients], 1),
-                        _compare(_ratios(runs, _LAST, key, layer, "mean")),
-                        _compare(_ratios(runs, _LAST, key, layer, "own")),
-                    )
-                )
-    header = ("network", "probe", "layer", "its outlier samples", "ratio of mean norms", "of the layer's own gradients")
+            for reading in _READINGS:
+                gradients = [run["epochs"][_LAST][key][reading]["gradients"] for run in runs]
+                for layer in [layer for layer in gradients[0] if layer not in ("spearman", "all")]:
+                    number = spread([found[layer]["n"] for found in gradients], 1)
+                    ratios = [_ratios(runs, _LAST, key, what, reading, layer) for what in ("mean", "own")]
+                    rows.append((network, name, reading, layer, number, *map(_compare, ratios)))
+    header = (
+        "network", "probe", "reading", "layer", "its outlier samples", "ratio of mean norms",
+        "of the layer's own gradients",
+    )  # fmt: skip
     return markdown(header, rows)
 
 
@@ -116,10 +120,11 @@ def mislabelled_table(lines: Iterable[Line]) -> str:
     for network, data, runs, key, name in _groups(lines):
         scores = runs[0]["scores"]
         for place, epoch in ((_MIDDLE, "middle"), (_LAST, "last")):
-            found = [run["epochs"][place][key]["mislabelled"] for run in runs]
+            found, paper = ([run["epochs"][place][key][name]["mislabelled"] for run in runs] for name in _READINGS)
             hits = f"{mean(one['hit'] for one in found):.1f} of {mean(one['planted'] for one in found):.0f}"
-            rows.append((network, data, name, epoch, hits, *(_found(found, i) for i in range(len(scores)))))
-    return markdown(("network", "data", "probe", "epoch", "with votes", *scores), rows)
+            cells = [_found(found, score) for score in range(len(scores))]
+            rows.append((network, data, name, epoch, hits, _found(paper, 0), *cells))
+    return markdown(("network", "data", "probe", "epoch", "with votes", "paper's votes", *scores), rows)
 
 
 def damage_table(lines: Iterable[Line]) -> str:
@@ -155,17 +160,18 @@ def leave_out_table(lines: Iterable[Line]) -> str:
     rows = []
     left_out = [line for line in lines if line["kind"] == "leave_out"]
     for (network, data), runs in group(left_out, "network", "data").items():
-        pairs = [run for run in runs if "outliers" in run]
-        cells: list[str] = []
-        for what, digits in (("best_loss", 3), ("last_loss", 3), ("best_acc", 4), ("last_acc", 4)):
-            cells.append(spread([run["all"][0][what] for run in runs], digits))
-            random = [[one[what] for one in run["random"]] for run in pairs]
-            gains = [run["outliers"][0][what] - mean(draws) for run, draws in zip(pairs, random, strict=True)]
-            noise = f" (draws: ± {mean(stdev(draws) for draws in random):.{digits}f})" if pairs else ""
-            cells.append(spread(gains, digits) + noise)
-        counts = [spread([run[name] for run in runs], 1) for name in ("left_out", "wrong")]
-        rows.append((network, data, len(runs), *counts, *cells))
-    header = ["network", "data", "seeds", "left out", "of these mislabelled"]
+        for reading in _READINGS:
+            arms = [run[reading] for run in runs]
+            pairs = [arm for arm in arms if "outliers" in arm]
+            cells: list[str] = []
+            for what, digits in (("best_loss", 3), ("last_loss", 3), ("best_acc", 4), ("last_acc", 4)):
+                random = [[one[what] for one in arm["random"]] for arm in pairs]
+                gains = [arm["outliers"][what] - mean(draws) for arm, draws in zip(pairs, random, strict=True)]
+                noise = f" (draws ± {mean(stdev(draws) for draws in random):.{digits}f})" if pairs else ""
+                cells += [spread([run["all"][what] for run in runs], digits), spread(gains, digits) + noise]
+            counts = [spread([arm[name] for arm in arms], 1) for name in ("left_out", "wrong")]
+            rows.append((network, data, reading, f"{len(pairs)} of {len(runs)}", *counts, *cells))
+    header = ["network", "data", "reading", "seeds with 20 or more", "outlier samples", "of these mislabelled"]
     for name in ("test loss at the best epoch", "at the end", "accuracy at the best epoch", "at the end"):
         header += [name, "without outlier samples, less without random ones"]
     return markdown(header, rows)
@@ -185,28 +191,33 @@ def tables(lines: Sequence[Line]) -> str:
     return "\n\n".join(f"### {title}\n\n{table(lines)}" for title, table, there in parts if there)
 
 
-def draw(lines: Iterable[Line]) -> Figure:
-    """Left, the ratio of mean gradient norms over the epochs; right, the AUROC of every score for what was planted."""
-    runs = _measured(lines)
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[2, 3])
+def _draw_ratios(axis: Axes, runs: Sequence[Line], reading: str) -> None:
     curves = 0
     for number, ((network, data), some) in enumerate(group(runs, "network", "data").items()):
-        for (key, _), style in zip(_PROBES, ("o-", "o--"), strict=True):
+        for (key, _), style in zip(_PROBES, ("o-", "s--"), strict=True):
             points = []
             for place, epoch in enumerate(some[0]["epochs"]):
-                ratios = [ratio for ratio, _, _ in _ratios(some, place, key, "all", "mean") if ratio is not None]
+                ratios = [ratio for ratio, _, _ in _ratios(some, place, key, "mean", reading) if ratio is not None]
                 if ratios:
                     points.append((epoch["epoch"], mean(ratios)))
             if points:
                 label = f"{network}, {data}, {key}"
-                left.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3)
+                axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3)
                 curves += 1
-    left.axhline(1, color="grey", linewidth=0.8)
-    left.set(xlabel="epoch", title="mean gradient norm, outlier samples / the others")
+    axis.axhline(1, color="grey", linewidth=0.8)
+    axis.set(xlabel="epoch", title=f"mean gradient norm, outliers / others ({reading})")
     if curves:  # without any there is nothing to scale
-        left.set(xscale="log", yscale="log")
-        left.legend(fontsize=6, ncols=2)
+        axis.set(xscale="log", yscale="log")
+        axis.legend(fontsize=5, ncols=2)
+
+
+def draw(lines: Iterable[Line]) -> Figure:
+    """The ratio of mean gradient norms over the epochs, and the AUROC of every score for what was planted."""
+    runs = _measured(lines)
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    *left, right = figure.subplots(1, 1 + len(_READINGS), width_ratios=[1, 1, 2])
+    for axis, reading in zip(left, _READINGS, strict=True):
+        _draw_ratios(axis, runs, reading)
     damage = dict.fromkeys(key for run in runs for key in run["epochs"][_LAST]["val"]["damage"] if _SHARE in key)
     places = ["mislabelled", *damage]
     scores = runs[0]["scores"]
@@ -215,7 +226,7 @@ def draw(lines: Iterable[Line]) -> Figure:
         for place in places:
             probe = "train" if place == "mislabelled" else "val"
             found = [run["epochs"][_LAST][probe] for run in runs]
-            results = [one.get(place) or one["damage"].get(place) for one in found]
+            results = [one["ours"].get(place) or one["damage"].get(place) for one in found]
             values = [one["auroc"][number] for one in results if one is not None]
             heights.append(mean(values) if None not in values else float("nan"))
         shift = (number - (len(scores) - 1) / 2) / (len(scores) + 1)
@@ -224,6 +235,6 @@ def draw(lines: Iterable[Line]) -> Figure:
     right.set_xticks(range(len(places)), [place.partition("/")[0].replace("_", "\n") for place in places], fontsize=7)
     right.set(ylim=(0, 1), title="AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)")
     right.legend(fontsize=7, ncols=4, loc="lower center")
-    for axis in (left, right):
+    for axis in (*left, right):
         axis.title.set_fontsize(8)
     return figure
