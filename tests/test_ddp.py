@@ -12,7 +12,18 @@ sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 from run import run_script
 
 SCENARIOS = [
-    *("same", "val_probe", "whole_set", "train_probe", "uneven", "empty", "empty_iterable", "stops", "fails"),
+    *(
+        "same",
+        "val_probe",
+        "whole_set",
+        "train_probe",
+        "uneven",
+        "empty",
+        "empty_validate",
+        "empty_iterable",
+        "stops",
+        "fails",
+    ),
     *("fails_and_raises", "train_probe_fails", "other_size", "other_layers", "one_sees_nan", "every_second"),
     *("prunes", "stops_itself"),
 ]
@@ -99,6 +110,15 @@ def test_a_process_that_runs_no_validation(outcomes: Path) -> None:
     assert any("has no validation batch" in warning for warning in first["warnings"])
     assert second["metrics"] == {}
     assert set(first["metrics"].values()) == {0.0}
+
+
+def test_validate_where_one_process_has_no_batch(outcomes: Path) -> None:
+    first, second = seen(outcomes, "empty_validate")
+    assert not {"error"} & {*first, *second}, (first, second)
+    assert first["seen"] is second["seen"] is None
+    assert any("has no validation batch" in warning for warning in first["warnings"])
+    assert first["samples"] == second["samples"] == 90  # and it goes on working afterwards
+    assert first["logged"] == second["logged"]
 
 
 def test_early_stopping_stops_both(outcomes: Path) -> None:

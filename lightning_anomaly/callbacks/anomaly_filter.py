@@ -21,6 +21,10 @@ from lightning_anomaly.settings import AnalysisSettings, Engine, Init, Rule, che
 __all__ = ["AnomalyFilterCallback"]
 
 _METRICS = ("count", "fraction", "dead", "sparsity", "outlier_samples", "rise", "seconds")
+_EMPTY_SHARD = (
+    "AnomalyFilterCallback has nothing to analyse: some process has no validation batch and runs no validation, and "
+    "the others cannot wait for it. Give every process at least one validation batch."
+)
 
 
 class AnomalyFilterCallback(AnyCallback):
@@ -125,6 +129,7 @@ class AnomalyFilterCallback(AnyCallback):
         self.history: list[dict[str, Any]] = []
         self._validations = 0
         self._metrics = dict.fromkeys(_METRICS, 0.0)
+        self._everywhere, self._agreed = True, False
         self._watch: ValidationWatch | None = None
         self._warned: set[str] = set()
         self._figures = FigureSchedule(log_key_prefix, overlay_tags, log_figures)
@@ -146,7 +151,7 @@ class AnomalyFilterCallback(AnyCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
-        self._everywhere = True
+        self._everywhere, self._agreed = True, False
         twins = [c for c in trainer.callbacks if isinstance(c, AnomalyFilterCallback) and c is not self]
         if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
             raise ValueError(
@@ -169,20 +174,19 @@ class AnomalyFilterCallback(AnyCallback):
                 "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
                 "loader, or `limit_val_batches = 0`. Nothing will be analysed.",
             )
-        # Lightning skips the validation, hooks and all, in a process that has no batch for it.
-        self._everywhere = trainer.strategy.reduce_boolean_decision(sum(trainer.num_val_batches) > 0, all=True)
+        self._agree(trainer, sum(trainer.num_val_batches) > 0)
         if not self._everywhere and trainer.enable_validation:
-            self._warn_once(
-                "empty shard",
-                "AnomalyFilterCallback has nothing to analyse: some process has no validation batch and runs no "
-                "validation, and the others cannot wait for it. Give every process at least one validation batch.",
-            )
+            self._warn_once("empty shard", _EMPTY_SHARD)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepares to take maps, if this validation is to be analysed."""
         self._release()
         fitting = trainer.state.fn == "fit"
-        due = not fitting or (self._everywhere and self._validations % self.every_n_validations == 0)
+        if not fitting and not self._agreed:  # `trainer.validate()`, in which no earlier hook has the loaders
+            self._agree(trainer, True)
+            if not self._everywhere:
+                self._warn_once("empty shard", _EMPTY_SHARD)
+        due = self._everywhere and (not fitting or self._validations % self.every_n_validations == 0)
         if trainer.sanity_checking or trainer.barebones or not due:
             return
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
@@ -224,6 +228,8 @@ class AnomalyFilterCallback(AnyCallback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leaves no hook and no map behind."""
+        if stage == "validate" and not self._agreed:
+            self._agree(trainer, False)  # this process was given no batch, and the others wait for its answer
         self._release()
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -247,6 +253,11 @@ class AnomalyFilterCallback(AnyCallback):
         """Logs figures of the last analysis, if that has not happened."""
         if trainer.is_global_zero:
             self._figures.finish(trainer, self.report)
+
+    def _agree(self, trainer: Any, batches: bool) -> None:
+        """Finds out whether all processes validate: Lightning skips it, hooks and all, in one without a batch."""
+        self._everywhere = trainer.strategy.reduce_boolean_decision(batches, all=True)
+        self._agreed = True
 
     def _watched(self, pl_module: Any) -> dict[str, Any]:
         if self.signal_layers is not None:

@@ -98,6 +98,18 @@ def empty(rank: int, world: int) -> Outcome:
     return fit(world, AnomalyFilterCallback(**PROBE), val=val, model=model, use_distributed_sampler=False)
 
 
+def empty_validate(rank: int, world: int) -> Outcome:
+    """`trainer.validate()` with batches for one of the processes, and then for both."""
+    callback = AnomalyFilterCallback(**PROBE)
+    model = module(norm=False, allow_zero_length_dataloader_with_multiple_devices=True)
+    one = DataLoader(Subset(images(96), range(96) if rank == 0 else range(0)), batch_size=8)
+    trainer(world, [callback], use_distributed_sampler=False).validate(model, one, verbose=False)
+    seen = callback.report
+    (logged,) = trainer(world, [callback]).validate(model, loader(), verbose=False)
+    del logged["anomaly_filters/seconds"], logged["val_loss"]  # each process has its own
+    return {"seen": seen, "logged": logged, "samples": callback.report.n_samples if callback.report else 0}
+
+
 class Shard(IterableDataset[Any]):
     """No length, so that Lightning does not know that it is empty in process 1."""
 
