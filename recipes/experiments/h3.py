@@ -35,6 +35,7 @@ from lightning_anomaly import AnalysisSettings, analyze
 from lightning_anomaly.capture import modules_by_name
 from lightning_anomaly.choose import Summary, choose_filters, choose_others, filter_norms, summarise
 from lightning_anomaly.mask import FilterMask, mask_filters
+from lightning_anomaly.report import NORMAL, LayerReport
 from recipes.experiments.cells import CONDITIONS, OVERFITTING, Cell, Images, full_matrix, prepare, quick_matrix
 from recipes.experiments.h1 import add_matrix_options, key_of
 from recipes.experiments.lines import rounded, run_missing
@@ -151,6 +152,7 @@ class Comparison:
         }
         if not flagged:
             return found
+        found["sparsity"] = {layer: _sparsity(report.layers[layer], chosen) for layer, chosen in flagged.items()}
         arms = self.masks(flagged, summary)
         if match:
             arms["matched"], found["matching"] = self.matched(flagged, arms["random"])
@@ -188,6 +190,12 @@ class Comparison:
             "pool": [min(found, default=None), max(found, default=None)],
         }
         return [filters for _, filters in nearest], rounded(matching, 4)
+
+
+def _sparsity(layer: LayerReport, flagged: list[int]) -> list[float]:
+    """Mean sparsity of the flagged filters and of the other live ones, if there are any."""
+    parts = (flagged, layer.filters(NORMAL))
+    return [layer.sparsity[part].mean().item() for part in parts if part]
 
 
 def _in_order(filters: Filters) -> Filters:
