@@ -86,7 +86,7 @@ def test_tables_and_figure_are_made_of_the_quick_lines(quick: Path) -> None:
     (row,) = [row for row in h3_tables.loss_table(lines, "default", "3").splitlines() if "simple_cnn" in row]
     assert f"| simple_cnn | digits | noise30 | 1 | {nothing:.2f} | {anomaly:.2f} |" in row
     figure = h3_tables.draw(lines)
-    assert len(figure.axes) == 4
+    assert len(figure.axes) == 6
 
 
 def test_without_flagged_filters_the_tables_say_so_and_no_more(quick: Path) -> None:

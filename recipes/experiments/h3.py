@@ -193,7 +193,7 @@ class Comparison:
 
 
 def _sparsity(layer: LayerReport, flagged: list[int]) -> list[float]:
-    """Mean sparsity of the flagged filters and of the other live ones, if there are any."""
+    """Mean sparsity of the flagged filters and of the normal ones, if there are any."""
     parts = (flagged, layer.filters(NORMAL))
     return [layer.sparsity[part].mean().item() for part in parts if part]
 

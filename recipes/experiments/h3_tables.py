@@ -192,34 +192,60 @@ def memory_table(lines: Sequence[Line], reading: str) -> str:
     return markdown(("network", "data", "condition", "seeds", "when", "nothing masked", *ARMS), rows)
 
 
+def kind_table(lines: Sequence[Line]) -> str:
+    """What kind of filters is flagged: how sparse, whether L1 and FPGM mask them too, whether masking does anything."""
+    rows = []
+    for reading, state, moment, cases in _cases(lines):
+        for (network,), runs in group(cases if moment == "0" else [], "network").items():
+            found = [run["readings"][reading][state] for run in runs]
+            sparsity = [each for one in found for each in one["sparsity"].values()]
+            losses = [
+                [values(run, reading, arm, "0", "val_loss", state)[0] for run in runs] for arm in ("nothing", "anomaly")
+            ]
+            same = sum(a == b for a, b in zip(*losses, strict=True))
+            rows.append(
+                (
+                    f"{_READINGS[reading]}, {state} epoch",
+                    network,
+                    len(runs),
+                    spread([sum(one["masked"].values()) for one in found], 1),
+                    spread([each[0] for each in sparsity]),
+                    spread([each[1] for each in sparsity if len(each) > 1]),
+                    *(spread([one["shared"][arm] for one in found]) for arm in ("l1", "fpgm")),
+                    f"{same} of {len(runs)}",
+                )
+            )
+    header = (
+        "reading", "network", "runs", "flagged filters", "their sparsity", "sparsity of the layers' normal filters",
+        "flagged filters that l1 masks too", "that fpgm masks too", "validation loss the same in",
+    )  # fmt: skip
+    return markdown(header, rows)
+
+
 def matching_table(lines: Sequence[Line]) -> str:
-    """How well draws could be matched on training accuracy, and how many of the flagged filters L1 and FPGM mask."""
+    """How well random draws could be matched on the training accuracy right after masking, at the last epoch."""
     rows = []
     for reading in _READINGS:
-        runs = _flagged(lines, reading)
-        for (network,), some in group(runs, "network").items():
-            found = [run["readings"][reading]["last"] for run in some]
-            matching = [one["matching"] for one in found if one["matching"]["matched"]]
-            gaps = [abs(mean(one["matched"]) - one["anomaly"]) for one in matching]
-            inside = sum(one["pool"][0] <= one["anomaly"] <= one["pool"][1] for one in matching)
-            nothing = [_average(run, reading, "nothing", "0", "train_acc") for run in some]
+        for (network,), runs in group(_flagged(lines, reading), "network").items():
+            found = [run["readings"][reading]["last"]["matching"] for run in runs]
+            usable = [one for one in found if one["matched"]]
+            gaps = [abs(mean(one["matched"]) - one["anomaly"]) for one in usable]
+            inside = sum(one["pool"][0] <= one["anomaly"] <= one["pool"][1] for one in usable)
             rows.append(
                 (
                     _READINGS[reading],
                     network,
-                    len(some),
-                    spread(nothing),
-                    spread([one["matching"]["anomaly"] for one in found]),
-                    spread([mean(one["matched"]) for one in matching]),
+                    len(runs),
+                    spread([_average(run, reading, "nothing", "0", "train_acc") for run in runs], 3),
+                    spread([one["anomaly"] for one in found], 3),
+                    spread([mean(one["matched"]) for one in usable], 3),
                     f"{max(gaps):.3f}" if gaps else "-",
-                    f"{inside} of {len(matching)}",
-                    *(spread([one["shared"][arm] for one in found]) for arm in ("l1", "fpgm")),
+                    f"{inside} of {len(usable)}",
                 )
             )
     header = (
         "reading", "network", "runs", "training accuracy, nothing masked", "anomaly filters masked",
-        "matched draws", "largest difference", "within the draws' range in", "flagged filters that l1 masks too",
-        "that fpgm masks too",
+        "matched draws", "largest difference", "within the draws' range in",
     )  # fmt: skip
     return markdown(header, rows)
 
@@ -227,6 +253,8 @@ def matching_table(lines: Sequence[Line]) -> str:
 def tables(lines: Sequence[Line]) -> str:
     """All tables with a heading each; those for which there is nothing are left out."""
     parts = [("Flagged filters of each layer's live ones", flagged_table(lines))]
+    if any(_cases(lines)):
+        parts.append(("What kind of filters is flagged", kind_table(lines)))
     for reading, name in _READINGS.items():
         for moment in ("0", "3"):
             if _flagged(lines, reading, moment):
@@ -235,41 +263,40 @@ def tables(lines: Sequence[Line]) -> str:
             title = f"Mislabelled training images, {name}: wrong label kept / undone"
             parts.append((title, memory_table(lines, reading)))
     if any(_cases(lines)):
-        parts += [("Anomaly mask against the others, over all runs", contest_table(lines))]
-        parts += [("How comparable the masks are", matching_table(lines))]
+        parts.append(("Anomaly mask against the others, over all runs", contest_table(lines)))
+    if any(_flagged(lines, reading) for reading in _READINGS):
+        parts.append(("How well the matched draws match", matching_table(lines)))
     return "\n\n".join(f"### {title}\n\n{table}" for title, table in parts)
 
 
 def draw(lines: Sequence[Line]) -> Figure:
     """Change of the validation loss by masking in every run: the range of random draws, and the other masks in it."""
     figure = Figure(figsize=(9, 5), layout="constrained")
-    grid = figure.subplots(2, 2, sharex="row", squeeze=False)
-    styles = {"anomaly": ("o", "C3"), "matched": ("x", "C7"), "l1": ("^", "C0"), "fpgm": ("v", "C2")}
+    panels = (("best", "0"), ("last", "0"), ("last", "3"))
+    grid = figure.subplots(2, len(panels), squeeze=False)
+    handles: dict[str, Any] = {}
     for row, (reading, name) in zip(grid, _READINGS.items(), strict=True):
-        runs = sorted(
-            _flagged(lines, reading), key=lambda run: tuple(run["cell"][part] for part in ("network", "data"))
-        )
-        for axis, moment in zip(row, ("0", "3"), strict=True):
+        for axis, (state, moment) in zip(row, panels, strict=True):
+            runs = _flagged(lines, reading, moment, state)
+            runs.sort(key=lambda run: (run["cell"]["network"], run["cell"]["data"], run["cell"]["condition"]))
             for place, run in enumerate(runs):
-                if not _flagged([run], reading, moment):
-                    continue
-                start = mean(values(run, reading, "nothing", moment, "val_loss"))
-                random = [loss / start for loss in values(run, reading, "random", moment, "val_loss")]
+                start = mean(values(run, reading, "nothing", moment, "val_loss", state))
+                random = [loss / start for loss in values(run, reading, "random", moment, "val_loss", state)]
                 axis.plot([place, place], [min(random), max(random)], color="0.8", linewidth=5, solid_capstyle="butt")
-                for arm, (marker, colour) in styles.items():
-                    found = _average(run, reading, arm, moment, "val_loss")
+                for arm, style in _STYLES.items():
+                    found = _average(run, reading, arm, moment, "val_loss", state)
                     if found is not None:
-                        axis.plot(place, found / start, marker, color=colour, markersize=4, label=arm)
+                        (handles[arm],) = axis.plot(place, found / start, style, markersize=4)
             axis.axhline(1, color="black", linewidth=0.6)
-            axis.set_yscale("log")
-            axis.set_title(f"{name}, {MOMENTS[moment]}", fontsize=9)
-            starts = {network: place for place, run in reversed(list(enumerate(runs)))
-                      for network in (f"{run['cell']['network']}\n{run['cell']['data']}",)}  # fmt: skip
-            axis.set_xticks(list(starts.values()), list(starts), fontsize=7, ha="left")
+            names = [f"{run['cell']['network']}, {run['cell']['data']}" for run in runs]
+            first = {label: place for place, label in reversed(list(enumerate(names)))}
+            axis.set_xticks(list(first.values()), list(first), fontsize=6, rotation=20, ha="right")
+            when = "best epoch, " if state == "best" else ""
+            axis.set_title(f"{name}\n{when}{MOMENTS[moment]}", fontsize=8)
         row[0].set_ylabel("validation loss /\nthat of nothing masked", fontsize=8)
-    known = {
-        label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    if known:
-        figure.legend(known.values(), known, loc="outside lower center", ncols=4, fontsize=8)
+    if handles:
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8)
     return figure
+
+
+_STYLES = {"l1": "C0^", "fpgm": "C2v", "matched": "kx", "anomaly": "C3o"}
