@@ -42,8 +42,8 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
 
     Raises:
         ImportError: If Torch-Pruning is not installed.
-        ValueError: If the model does not run on `example_input`, or depends on its channels in a way that is not seen
-            in its layers, so that the smaller model does not run or gives other outputs.
+        ValueError: If the model does not run on `example_input`, Torch-Pruning cannot follow it, or it depends on its
+            channels in a way that is not seen in its layers, so that the smaller model fails or gives other outputs.
 
     Example:
         >>> from lightning_anomaly.mask import mask_filters
@@ -68,17 +68,23 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     masked = _zero_filters(smaller)
     with _traceable(smaller):
         expected, silent = _observe(smaller, arguments)
-        graph = torch_pruning.DependencyGraph()
-        graph.build_dependency(
-            smaller,
-            arguments,
-            forward_fn=lambda net, given: net(*given),
-            output_transform=lambda output: [tensor for tensor in _tensors(output) if tensor.grad_fn is not None],
-            verbose=False,
-        )
-        for module in modules_by_name(smaller).values():
-            if isinstance(module, _ConvNd) and module in graph.module2node:
-                _remove(graph, torch_pruning.prune_conv_out_channels, module, silent)
+        try:
+            graph = torch_pruning.DependencyGraph()
+            graph.build_dependency(
+                smaller,
+                arguments,
+                forward_fn=lambda net, given: net(*given),
+                output_transform=lambda output: [tensor for tensor in _tensors(output) if tensor.grad_fn is not None],
+                verbose=False,
+            )
+            for module in modules_by_name(smaller).values():
+                if isinstance(module, _ConvNd) and module in graph.module2node:
+                    _remove(graph, torch_pruning.prune_conv_out_channels, module, silent)
+        except Exception as error:  # it knows most models, but not all
+            raise ValueError(
+                f"Parameter `model` should be one that Torch-Pruning can follow. Found a {type(model).__name__}, on "
+                f"which it failed: {error!r}"
+            ) from error
         _compare(smaller, arguments, expected)
     kept = {name: len(filters) for name, filters in _zero_filters(smaller).items()}
     if kept:

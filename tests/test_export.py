@@ -357,6 +357,15 @@ class TestErrors:
         ):
             compact(model, inputs(2, 3, 8, 8))
 
+    @pytest.mark.filterwarnings("ignore:Masked filters feed normalisation layers")
+    def test_a_model_that_torch_pruning_cannot_follow(self):
+        model = torchvision.models.shufflenet_v2_x0_5(num_classes=2)
+        mask_filters(model, {"stage2.0.branch2.0": [1]}, example_input=inputs(1, 3, 32, 32))
+        with pytest.raises(
+            ValueError, match=r"that Torch-Pruning can follow\. Found a ShuffleNetV2, on which it failed: Z"
+        ):
+            compact(model, inputs(1, 3, 32, 32))
+
     def test_a_model_that_mixes_its_channels(self):
         model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LocalResponseNorm(3, alpha=1.0), nn.Conv2d(6, 2, 1))
         mask_filters(model, {"0": [1]})
