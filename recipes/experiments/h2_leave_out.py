@@ -9,14 +9,23 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from recipes.experiments.cells import Cell, Images, prepare
-from recipes.experiments.h2_measure import READINGS, analyze_places, capture, vote_count
-from recipes.experiments.planted import mislabel
+from recipes.experiments.cells import Cell, Images
+from recipes.experiments.detection import SCORES
+from recipes.experiments.h2_measure import (
+    READINGS,
+    Margins,
+    analyze_places,
+    capture,
+    measure_probe,
+    reference_features,
+    vote_count,
+)
+from recipes.experiments.planted import Planted, plant
 from recipes.experiments.training import evaluate, fit
 
 __all__ = ["leave_out", "training_outliers"]
 
-_RANDOM_DRAWS = 3  # trainings without as many random samples
+_RANDOM_DRAWS = 2  # trainings without as many random samples
 _FEWEST = 20  # outlier samples to leave out, 0.5% of a full run: what fewer do is lost between two random draws
 
 
@@ -62,25 +71,45 @@ def training_outliers(network: nn.Module, images: Images, probe_size: int) -> di
     }
 
 
+def found_damage(network: nn.Sequential, planted: Planted, margins: Margins) -> dict[str, Any]:
+    """What finds the damaged images of both probes, when the network was trained on damaged images too."""
+    reference = reference_features(network, planted)
+    return {
+        "train": measure_probe(network, planted.train, reference, margins.mean, damage=True)["damage"],
+        "val": measure_probe(network, planted.val, reference, None, damage=True)["damage"],
+    }
+
+
 def leave_out(cell: Cell, root: str | None = None) -> dict[str, Any]:
     """Train with all images, without the outlier samples of that training, and without as many random ones.
 
+    Some training images have wrong labels and some are damaged.
+
     Returns:
-        Test loss (nats) and accuracy of each training, see `History`: of `all` images, and for each reading without the
-        `outliers` and without `random` ones; the number `left_out`, of which `wrong` are mislabelled. Fewer than 20
-        are not left out.
+        `damage`, see `found_damage`. Test loss (nats) and accuracy of each training, see `History`: of `all` images,
+        and for each reading without the `outliers` and without `random` ones; the number `left_out`, of which `wrong`
+        are mislabelled and `damaged` damaged. Fewer than 20 are not left out.
     """
-    images = mislabel(cell, prepare(cell, root))
+    planted = plant(cell, root, damage=True)
+    images = planted.images
+    damaged = torch.zeros_like(images.wrong)
+    damaged[[place for places in planted.train.damaged.values() for place in places]] = True
 
-    def train(part: Images) -> tuple[nn.Module, dict[str, float]]:
+    def train(part: Images, *watchers: pl.Callback) -> tuple[nn.Sequential, dict[str, float]]:
         history = History(part)
-        module = fit(cell, part, [history])
-        return module.network, history.summary()
+        network = fit(cell, part, [*watchers, history]).network
+        assert isinstance(network, nn.Sequential)
+        return network, history.summary()
 
-    network, with_all = train(images)
-    found: dict[str, Any] = {"all": with_all}
+    margins = Margins(planted.train)
+    network, with_all = train(images, margins)
+    found: dict[str, Any] = {"scores": list(SCORES), "damage": found_damage(network, planted, margins), "all": with_all}
     for reading, outliers in training_outliers(network, images, cell.probe_size).items():
-        arms: dict[str, Any] = {"left_out": int(outliers.sum()), "wrong": int((outliers & images.wrong).sum())}
+        arms: dict[str, Any] = {
+            "left_out": int(outliers.sum()),
+            "wrong": int((outliers & images.wrong).sum()),
+            "damaged": int((outliers & damaged).sum()),
+        }
         if arms["left_out"] >= _FEWEST:
             arms["outliers"] = train(without(images, outliers))[1]
             generator = torch.Generator().manual_seed(cell.seed)

@@ -20,7 +20,17 @@ from recipes.experiments.planted import SHARES, Planted, Probe, plant
 from recipes.experiments.statistics import means, medians, rank_correlation, ratio_with_interval
 from recipes.experiments.training import fit, logits_of
 
-__all__ = ["READINGS", "analyze_places", "capture", "gradient_ratios", "measure", "vote_count"]
+__all__ = [
+    "READINGS",
+    "Margins",
+    "analyze_places",
+    "capture",
+    "gradient_ratios",
+    "measure",
+    "measure_probe",
+    "reference_features",
+    "vote_count",
+]
 
 _MEASURED = 6  # epochs with a measurement
 # Ours, and the literal reading of the paper: the claim is about that one. Both look at the same maps.
@@ -171,47 +181,69 @@ def averaged(found: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-class Measure(pl.Callback):
-    """Measures both probes at some of the epochs; keeps the margins of the training probe at all of them."""
+def reference_features(network: nn.Sequential, planted: Planted) -> dict[str, Tensor]:
+    """Features and labels of the training images that are in no probe, see `feature_scores`."""
+    first = len(planted.val.images)
+    images, labels = planted.images.normalised("train")[first:], planted.images.data.train_labels[first:]
+    return {"reference": logits_of(network[:-1], images), "reference_labels": labels}
 
-    def __init__(self, cell: Cell, planted: Planted) -> None:
+
+class Margins(pl.Callback):
+    """Averages the margins of a probe's images over the epochs."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.sum = torch.zeros(len(probe.images))
+        self.epochs = 0
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean margin of each image over the epochs so far `(M,)`."""
+        return self.sum / self.epochs
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the epoch's."""
+        self.sum += margins(logits_of(pl_module, self.probe.images), self.probe.labels)
+        self.epochs += 1
+
+
+class Measure(pl.Callback):
+    """Measures both probes at some of the epochs; stands behind the margins that it reads."""
+
+    def __init__(self, cell: Cell, planted: Planted, margins_so_far: Margins) -> None:
         self.planted = planted
+        self.margins = margins_so_far
         self.measured = log_spaced(cell.epochs, _MEASURED)
         self.epochs: list[dict[str, Any]] = []
         self.val_losses: list[float] = []
-        self.margins = torch.zeros(len(planted.train.images))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure the epoch that has just been validated, if it is one of those."""
-        network, train, val = pl_module.network, self.planted.train, self.planted.val
+        network = pl_module.network
         assert isinstance(network, nn.Sequential)
-        epoch = trainer.current_epoch + 1
         self.val_losses.append(trainer.callback_metrics["val_loss"].item())
-        self.margins += margins(logits_of(network, train.images), train.labels)
+        epoch = self.margins.epochs
         if epoch not in self.measured:
             return
-        images = self.planted.images.normalised("train")[len(train.images) :]
-        reference = {
-            "reference": logits_of(network[:-1], images),
-            "reference_labels": self.planted.images.data.train_labels[len(train.images) :],
-        }
-        damage = epoch == self.measured[-1]  # once: it is a hundred analyses
+        reference = reference_features(network, self.planted)
+        last = epoch == self.measured[-1]  # with damage only here: it is many analyses
         self.epochs.append(
             {
                 "epoch": epoch,
-                "train": measure_probe(network, train, reference, self.margins / epoch, damage),
-                "val": measure_probe(network, val, reference, None, damage),
+                "train": measure_probe(network, self.planted.train, reference, self.margins.mean, damage=False),
+                "val": measure_probe(network, self.planted.val, reference, None, damage=last),
             }
         )
 
 
 def measure(cell: Cell, root: str | None = None) -> dict[str, Any]:
-    """Train on planted images and measure at several epochs.
+    """Train on images of which some have wrong labels and none is damaged, and measure at several epochs.
 
     Returns:
         The validation loss of every epoch (nats), and a dict for each measured one.
     """
-    planted = plant(cell, root)
-    watcher = Measure(cell, planted)
-    fit(cell, planted.images, [watcher])
+    planted = plant(cell, root, damage=False)
+    margins_so_far = Margins(planted.train)
+    watcher = Measure(cell, planted, margins_so_far)
+    fit(cell, planted.images, [margins_so_far, watcher])
     return {"scores": list(SCORES), "val_losses": watcher.val_losses, "epochs": watcher.epochs}

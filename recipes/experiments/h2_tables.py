@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from recipes.experiments.detection import SCORES
 from recipes.experiments.tables import group, markdown, spread
 
 __all__ = [
@@ -25,6 +26,12 @@ __all__ = [
 Line = dict[str, Any]
 Ratios = list[list[float | None]]
 _READINGS = ("ours", "paper")
+# Kind of run, probe, and what it is called where damaged images are looked for.
+_DAMAGED = (
+    ("measure", "val", "validation, none in training"),
+    ("leave_out", "val", "validation, some in training"),
+    ("leave_out", "train", "training"),
+)
 _PROBES = (("train", "training"), ("val", "validation"))
 _MIDDLE, _LAST = -3, -1  # of the measured epochs: about the one with the smallest validation loss, and the last
 _SHARE = "0.01"  # shown where there is room for one
@@ -39,6 +46,19 @@ def _groups(lines: Iterable[Line]) -> Iterator[tuple[str, str, list[Line], str, 
     for (network, data), runs in group(_measured(lines), "network", "data").items():
         for key, name in _PROBES:
             yield network, data, runs, key, name
+
+
+def _with_damage(lines: Iterable[Line]) -> Iterator[tuple[str, dict[tuple[str, ...], list[dict[str, Any]]]]]:
+    """The name of a probe with damaged images and, by network and data set, what was found there in each run."""
+    for kind, probe, name in _DAMAGED:
+        runs = group([line for line in lines if line["kind"] == kind], "network", "data")
+        yield name, {key: [_damage_in(line, probe) for line in some] for key, some in runs.items()}
+
+
+def _damage_in(line: Line, probe: str) -> dict[str, Any]:
+    place = line if line["kind"] == "leave_out" else line["epochs"][_LAST][probe]
+    damage: dict[str, Any] = place["damage"]
+    return damage[probe] if line["kind"] == "leave_out" else damage
 
 
 def _ratios(runs: Iterable[Line], epoch: int, probe: str, what: str, reading: str, name: str = "all") -> Ratios:
@@ -116,43 +136,40 @@ def _found(results: Sequence[dict[str, Any]], score: int) -> str:
 def mislabelled_table(lines: Iterable[Line]) -> str:
     """For each network, data set and probe: what finds wrong labels? AUROC and average precision."""
     rows: list[tuple[object, ...]] = []
-    scores: list[str] = []
     for network, data, runs, key, name in _groups(lines):
-        scores = runs[0]["scores"]
         for place, epoch in ((_MIDDLE, "middle"), (_LAST, "last")):
             found, paper = ([run["epochs"][place][key][name]["mislabelled"] for run in runs] for name in _READINGS)
             hits = f"{mean(one['hit'] for one in found):.1f} of {mean(one['planted'] for one in found):.0f}"
-            cells = [_found(found, score) for score in range(len(scores))]
+            cells = [_found(found, score) for score in range(len(SCORES))]
             rows.append((network, data, name, epoch, hits, _found(paper, 0), *cells))
-    return markdown(("network", "data", "probe", "epoch", "with votes", "paper's votes", *scores), rows)
+    return markdown(("network", "data", "probe", "epoch", "with votes", "paper's votes", *SCORES), rows)
 
 
 def damage_table(lines: Iterable[Line]) -> str:
-    """For each network, data set and probe: AUROC of the votes for each kind of damage, 1% of the probe, last epoch."""
+    """For each network, data set and probe: AUROC of the votes for each kind of damage, at 1% of the probe."""
     rows: list[tuple[object, ...]] = []
-    kinds: dict[str, None] = {}
-    for run in _measured(lines):
-        kinds |= dict.fromkeys(key.rpartition("/")[0] for key in run["epochs"][_LAST]["val"]["damage"])
-    for network, data, runs, key, name in _groups(lines):
-        damage = [run["epochs"][_LAST][key]["damage"] for run in runs]
-        found = [[one[f"{kind}/{_SHARE}"]["auroc"][0] for one in damage if f"{kind}/{_SHARE}" in one] for kind in kinds]
-        rows.append((network, data, name, *(spread(values) for values in found)))
-    return markdown(("network", "data", "probe", *kinds), rows)
+    probes = list(_with_damage(lines))
+    entries = [entry for _, runs in probes for some in runs.values() for found in some for entry in found]
+    shown = [entry for entry in dict.fromkeys(entries) if entry.endswith(f"/{_SHARE}")]
+    for name, runs in probes:
+        for key, some in runs.items():
+            found = [[one[entry]["auroc"][0] for one in some if entry in one] for entry in shown]
+            rows.append((*key, name, len(some), *(spread(values) for values in found)))
+    return markdown(("network", "data", "probe", "seeds", *(entry.partition("/")[0] for entry in shown)), rows)
 
 
 def scores_table(lines: Iterable[Line]) -> str:
     """For each kind and share of damage and each probe: what finds it, over all networks, data sets and seeds."""
-    runs = _measured(lines)
     rows: list[tuple[object, ...]] = []
-    for key, name in _PROBES:
-        damage = [run["epochs"][_LAST][key]["damage"] for run in runs]
-        for entry in dict.fromkeys(entry for one in damage for entry in one):
+    for name, runs in _with_damage(lines):
+        everything = [found for some in runs.values() for found in some]
+        for entry in dict.fromkeys(entry for found in everything for entry in found):
             kind, _, share = entry.rpartition("/")
-            found = [one[entry] for one in damage if entry in one]
-            planted, hit = (mean(one[what] for one in found) for what in ("planted", "hit"))
-            cells = [_found(found, score) for score in range(len(runs[0]["scores"]))]
+            results = [found[entry] for found in everything if entry in found]
+            planted, hit = (mean(one[what] for one in results) for what in ("planted", "hit"))
+            cells = [_found(results, score) for score in range(len(SCORES))]
             rows.append((name, kind, f"{100 * float(share):g}%", f"{hit:.1f} of {planted:.0f}", *cells))
-    return markdown(("probe", "damage", "share", "with votes", *runs[0]["scores"]), rows)
+    return markdown(("probe", "damage", "share", "with votes", *SCORES), rows)
 
 
 def leave_out_table(lines: Iterable[Line]) -> str:
@@ -169,9 +186,9 @@ def leave_out_table(lines: Iterable[Line]) -> str:
                 gains = [arm["outliers"][what] - mean(draws) for arm, draws in zip(pairs, random, strict=True)]
                 noise = f" (draws ± {mean(stdev(draws) for draws in random):.{digits}f})" if pairs else ""
                 cells += [spread([run["all"][what] for run in runs], digits), spread(gains, digits) + noise]
-            counts = [spread([arm[name] for arm in arms], 1) for name in ("left_out", "wrong")]
+            counts = [spread([arm[name] for arm in arms], 1) for name in ("left_out", "wrong", "damaged")]
             rows.append((network, data, reading, f"{len(pairs)} of {len(runs)}", *counts, *cells))
-    header = ["network", "data", "reading", "seeds with 20 or more", "outlier samples", "of these mislabelled"]
+    header = ["network", "data", "reading", "seeds with 20 or more", "outlier samples", "mislabelled", "damaged"]
     for name in ("test loss at the best epoch", "at the end", "accuracy at the best epoch", "at the end"):
         header += [name, "without outlier samples, less without random ones"]
     return markdown(header, rows)
@@ -184,8 +201,8 @@ def tables(lines: Sequence[Line]) -> str:
         ("Gradients of outlier samples", gradient_table, measured),
         ("Gradients, layer by layer", layer_table, measured),
         ("Mislabelled samples: AUROC / average precision", mislabelled_table, measured),
-        ("Damaged images, 1% of the probe: AUROC of the votes", damage_table, measured),
-        ("Damaged images: AUROC / average precision of all scores", scores_table, measured),
+        ("Damaged images, 1% of the probe: AUROC of the votes", damage_table, measured or left_out),
+        ("Damaged images: AUROC / average precision of all scores", scores_table, measured or left_out),
         ("Outlier samples left out of training", leave_out_table, left_out),
     )
     return "\n\n".join(f"### {title}\n\n{table(lines)}" for title, table, there in parts if there)
@@ -218,21 +235,21 @@ def draw(lines: Iterable[Line]) -> Figure:
     *left, right = figure.subplots(1, 1 + len(_READINGS), width_ratios=[1, 1, 2])
     for axis, reading in zip(left, _READINGS, strict=True):
         _draw_ratios(axis, runs, reading)
-    damage = dict.fromkeys(key for run in runs for key in run["epochs"][_LAST]["val"]["damage"] if _SHARE in key)
-    places = ["mislabelled", *damage]
-    scores = runs[0]["scores"]
-    for number, score in enumerate(scores):
+    bars: dict[str, list[dict[str, Any]]] = {}
+    bars["mislabelled"] = [run["epochs"][_LAST]["train"]["ours"]["mislabelled"] for run in runs]
+    for found in (_damage_in(run, "val") for run in runs):
+        for entry in [entry for entry in found if entry.endswith(f"/{_SHARE}")]:
+            bars.setdefault(entry.partition("/")[0], []).append(found[entry])
+    width = 1 / (len(SCORES) + 1)
+    for number, score in enumerate(SCORES):
         heights = []
-        for place in places:
-            probe = "train" if place == "mislabelled" else "val"
-            found = [run["epochs"][_LAST][probe] for run in runs]
-            results = [one["ours"].get(place) or one["damage"].get(place) for one in found]
-            values = [one["auroc"][number] for one in results if one is not None]
+        for results in bars.values():
+            values = [one["auroc"][number] for one in results]
             heights.append(mean(values) if None not in values else float("nan"))
-        shift = (number - (len(scores) - 1) / 2) / (len(scores) + 1)
-        right.bar([x + shift for x in range(len(places))], heights, 1 / (len(scores) + 1), label=score)
+        shift = (number - (len(SCORES) - 1) / 2) * width
+        right.bar([place + shift for place in range(len(bars))], heights, width, label=score)
     right.axhline(0.5, color="grey", linewidth=0.8)
-    right.set_xticks(range(len(places)), [place.partition("/")[0].replace("_", "\n") for place in places], fontsize=7)
+    right.set_xticks(range(len(bars)), [name.replace("_", "\n") for name in bars], fontsize=7)
     right.set(ylim=(0, 1), title="AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)")
     right.legend(fontsize=7, ncols=4, loc="lower center")
     for axis in (*left, right):

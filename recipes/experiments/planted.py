@@ -11,7 +11,7 @@ from recipes.damage import plant_damage, with_label_noise
 from recipes.data import mean_and_std
 from recipes.experiments.cells import Cell, Images, prepare
 
-__all__ = ["MISLABELLED", "SHARES", "Planted", "Probe", "mislabel", "plant"]
+__all__ = ["MISLABELLED", "SHARES", "Planted", "Probe", "plant"]
 
 SHARES = (0.002, 0.01, 0.05)  # of the probe's images, of one kind at a time
 MISLABELLED = 0.05  # of all labels
@@ -65,10 +65,10 @@ class Planted:
     """What a network is trained on, and the two probes.
 
     Attributes:
-        images: The cell's images with wrong labels and damaged images among the training ones. The validation and the
-            test images are as they were.
-        train: The first training images, with the same damaged ones that the network is trained on.
-        val: The first validation images; the network never sees them.
+        images: The cell's images with wrong labels and, if so, damaged images among the training ones. The validation
+            and the test images are as they were.
+        train: The first training images, with the same damaged ones that the network is trained on, if any.
+        val: The first validation images, and damaged ones; the network never sees them.
     """
 
     images: Images
@@ -76,21 +76,16 @@ class Planted:
     val: Probe
 
 
-def mislabel(cell: Cell, images: Images) -> Images:
-    """Give 5% of the training images a wrong label."""
-    labels, wrong = with_label_noise(images.data.train_labels, MISLABELLED, images.data.n_classes, cell.seed)
-    return replace(images, data=replace(images.data, train_labels=labels), wrong=wrong)
-
-
-def plant(cell: Cell, root: str | None = None) -> Planted:
+def plant(cell: Cell, root: str | None = None, *, damage: bool) -> Planted:
     """Load the images of a cell and plant mislabelled and damaged ones.
 
-    Each kind of damage gets as many training images as the largest of `SHARES` is of a probe. They lie behind the
-    probe's own, so that one kind of damage at a time can be put into the probe while the network was trained on all.
+    Each kind of damage gets as many images as the largest of `SHARES` is of a probe. They lie behind the probe's own,
+    so that one kind of damage at a time can be put into the probe although the network was trained on all.
 
     Args:
         cell: The cell.
         root: See `prepare`.
+        damage: Whether training images are damaged too.
 
     Raises:
         FileNotFoundError: If the data are not there.
@@ -99,22 +94,29 @@ def plant(cell: Cell, root: str | None = None) -> Planted:
     foreign = None
     if cell.data in _FOREIGN:
         foreign = prepare(replace(cell, data=_FOREIGN[cell.data]), root).data.train_images
-    data = images.data
-    labels, wrong = with_label_noise(data.train_labels, MISLABELLED, data.n_classes, cell.seed)
-    train, places = _damage(data.train_images, cell, foreign, seed=cell.seed)
+    data, size = images.data, cell.probe_size
     val, val_places = _damage(data.val_images, cell, foreign, seed=cell.seed + 1000)  # other draws than the training's
-    behind = slice(cell.probe_size, cell.probe_size + sum(map(len, places.values())))
-    labels[behind], wrong[behind] = data.train_labels[behind], False
+    train, places = _damage(data.train_images, cell, foreign, seed=cell.seed)
+    if not damage:
+        train, places = data.train_images, {}
+    behind = slice(size, size + sum(map(len, val_places.values())))
+    labels, wrong = _mislabel(data.train_labels, data.n_classes, cell.seed, behind)
+    val_labels, val_wrong = _mislabel(data.val_labels, data.n_classes, cell.seed, behind)
     planted = Images(replace(data, train_images=train, train_labels=labels), wrong, *mean_and_std(train))
-    val_labels, val_wrong = with_label_noise(data.val_labels, MISLABELLED, data.n_classes, cell.seed)
-    val_labels[behind], val_wrong[behind] = data.val_labels[behind], False
-    inside = slice(behind.stop)
     normalised = replace(planted, data=replace(planted.data, val_images=val)).normalised("val")
+    in_train, in_val = slice(behind.stop if damage else size), slice(behind.stop)
     return Planted(
         planted,
-        Probe(planted.normalised("train")[inside], labels[inside], wrong[inside], cell.probe_size, places),
-        Probe(normalised[inside], val_labels[inside], val_wrong[inside], cell.probe_size, val_places),
+        Probe(planted.normalised("train")[in_train], labels[in_train], wrong[in_train], size, places),
+        Probe(normalised[in_val], val_labels[in_val], val_wrong[in_val], size, val_places),
     )
+
+
+def _mislabel(labels: Tensor, n_classes: int, seed: int, spared: slice) -> tuple[Tensor, Tensor]:
+    """Give 5% of the labels another class, but not those that are spared; returns the labels and which are wrong."""
+    noisy, wrong = with_label_noise(labels, MISLABELLED, n_classes, seed)
+    noisy[spared], wrong[spared] = labels[spared], False
+    return noisy, wrong
 
 
 def _damage(images: Tensor, cell: Cell, foreign: Tensor | None, seed: int) -> tuple[Tensor, dict[str, list[int]]]:
