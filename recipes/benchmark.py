@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -109,27 +109,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             data, train_images=data.train_images.expand(-1, 3, -1, -1), val_images=data.val_images.expand(-1, 3, -1, -1)
         )
     part = split(data, sizes.train, max(sizes.samples), 0)
-    numbers: dict[str, Any] = {"machine": machine(), "data": options.data, **{name: [] for name in PARTS}, "cuda": []}
+    numbers: dict[str, Any] = {"machine": machine(), "data": options.data}
     print(numbers["machine"])
+
+    def found(part: str, rows: Sequence[Row]) -> None:
+        """Prints at once: what is interrupted has said something."""
+        numbers[part] = [*_rows(numbers, part), *rows]
+        print(tables({part: rows}), flush=True)
+        if options.json:
+            Path(options.json).write_text(json.dumps(numbers, indent=1) + "\n")
+
+    if "memory" in options.parts:
+        found("memory", [peak_memory(sizes.side, sizes.probe)])
+    if "overhead" in options.parts:
+        whole = split(data, sizes.train if options.quick else None, sizes.probe, 0)
+        for name in sizes.networks[:3]:  # the paper's
+            found("overhead", [overhead(name, build(name, 3, data.n_classes), whole, 64, sizes.batches, 5)])
     for name in sizes.networks if {"speed", "growth"}.intersection(options.parts) else []:
         network, images = train(name, part, sizes)
         maps = capture(network, images[: sizes.probe], AnalysisSettings())
         if "speed" in options.parts:
-            numbers["speed"] += speed(name, maps, sizes.subset, sizes.rounds)
+            found("speed", speed(name, maps, sizes.subset, sizes.rounds))
             if torch.cuda.is_available():
-                numbers["cuda"].append(speed_cuda(name, maps, sizes.rounds))
+                found("cuda", [speed_cuda(name, maps, sizes.rounds)])
         if "growth" in options.parts and name == sizes.networks[0]:
             points, _ = live_points(capture(network, images, AnalysisSettings()))
-            numbers["growth"] = growth(points, sizes.filters, sizes.samples, sizes.components, sizes.rounds)
-    if "overhead" in options.parts:
-        whole = split(data, sizes.train if options.quick else None, sizes.probe, 0)
-        for name in sizes.networks[:3]:  # the paper's
-            numbers["overhead"].append(overhead(name, build(name, 3, data.n_classes), whole, 64, sizes.batches, 5))
-    if "memory" in options.parts:
-        numbers["memory"].append(peak_memory(sizes.side, sizes.probe))
-    print(tables(numbers))
-    if options.json:
-        Path(options.json).write_text(json.dumps(numbers, indent=1) + "\n")
+            found("growth", growth(points, sizes.filters, sizes.samples, sizes.components, sizes.rounds))
     if options.picture:
         draw(numbers, options.picture)
     return numbers
@@ -146,14 +151,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def tables(numbers: dict[str, Any]) -> str:
+def tables(numbers: Mapping[str, Any]) -> str:
     """The numbers as Markdown tables, those parts that were measured."""
     lines: list[str] = []
-    if numbers["speed"]:
+    if _rows(numbers, "speed"):
         lines += ["", "times faster than a loop over scikit-learn on one thread / on all cores (range over rounds)", ""]
         lines += ["| network, live filters | what | seconds | with numba | plain torch | same K | same verdict |"]
         lines += ["|" + " --- |" * 7]
-    for row in numbers["speed"]:
+    for row in _rows(numbers, "speed"):
         seconds = " / ".join(f"{row[f'{side}_seconds']:.3g}" for side in ("numba", "torch", "loop", "joblib"))
         ratios = [
             " / ".join(_with_range(row, f"{ours}_over_{theirs}") for theirs in ("loop", "joblib"))
@@ -163,27 +168,27 @@ def tables(numbers: dict[str, Any]) -> str:
             f"| {row['network']}, {row['filters']} ({row['subset']} by scikit-learn) | {row['case']} | {seconds} | "
             f"{ratios[0]} | {ratios[1]} | {row['same_k']:.3f} | {row['same_verdict']:.3f} |"
         )
-    for row in numbers["cuda"]:
+    for row in _rows(numbers, "cuda"):
         lines.append(f"\n{row['network']} on {row['device']}: {row['filters']} filters, clustering "
                      f"{row['clustering_seconds']:.3g} s, analysis {row['analysis_seconds']:.3g} s")  # fmt: skip
-    if numbers["growth"]:
+    if _rows(numbers, "growth"):
         lines += ["", "| growth in | seconds | exponent |", "| --- | --- | --- |"]
-    for row in numbers["growth"]:
+    for row in _rows(numbers, "growth"):
         cells = ", ".join(f"{size}: {value:.3g}" for size, value in zip(row["sizes"], row["seconds"], strict=True))
         lines.append(f"| {row['of']} | {cells} | {row['exponent']:.2f} |")
-    if numbers["overhead"]:
+    if _rows(numbers, "overhead"):
         parts = ("added", "capture", "pca", "clustering", "rest", "figures")
         lines += ["", f"| network | epoch (s) | share of it | {' | '.join(f'{name} (s)' for name in parts)} |"]
         lines += ["|" + " --- |" * (3 + len(parts))]
-    for row in numbers["overhead"]:
+    for row in _rows(numbers, "overhead"):
         cells = " | ".join(f"{row[f'{name}_seconds']:.3g}" for name in parts)
         lines.append(f"| {row['network']} | {row['epoch_seconds']:.1f} | {100 * row['share']:.2f}% | {cells} |")
-    for row in numbers["overhead"][:1]:
+    for row in _rows(numbers, "overhead")[:1]:
         lines.append(
             f"\n(an epoch of {row['train_images']} images in batches of {row['batch_size']}, scaled from "
             f"{row['timed_batches']} batches; a probe of {row['probe']})"
         )
-    for row in numbers["memory"]:
+    for row in _rows(numbers, "memory"):
         lines.append(
             f"\n{row['network']}, {row['images']} images of {row['side']}x{row['side']}: the peak of the process is "
             f"{row['analysed_mib']:.0f} MiB instead of {row['alone_mib']:.0f}, {row['extra_mib']:.0f} MiB more. "
@@ -192,16 +197,20 @@ def tables(numbers: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _rows(numbers: Mapping[str, Any], part: str) -> list[Row]:
+    return list(numbers.get(part, []))
+
+
 def _with_range(row: Row, key: str) -> str:
     low, high = row[f"{key}_range"]
     return f"{row[key]:.0f}x" if low == high else f"{row[key]:.0f}x ({low:.0f}-{high:.0f})"
 
 
-def draw(numbers: dict[str, Any], path: str) -> None:
+def draw(numbers: Mapping[str, Any], path: str) -> None:
     """Draw what was measured of speed, growth and overhead, side by side."""
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     speeds, sizes, shares = figure.subplots(1, 3)
-    rows = [row for row in numbers["speed"] if row["case"] != "mixtures"]
+    rows = [row for row in _rows(numbers, "speed") if row["case"] != "mixtures"]
     for i, (ours, theirs) in enumerate(product(("numba", "torch"), ("loop", "joblib"))):
         places = [place + 0.2 * i - 0.3 for place in range(len(rows))]
         label = f"{'with numba' if ours == 'numba' else 'plain torch'}, over {theirs}"
@@ -209,14 +218,14 @@ def draw(numbers: dict[str, Any], path: str) -> None:
     names = [f"{row['network']}\n{row['case'].removeprefix('analysis, ').replace(' ', chr(10), 1)}" for row in rows]
     speeds.set_xticks(range(len(rows)), names, fontsize=6)
     speeds.set(title="Whole analysis, times faster than scikit-learn", yscale="log")
-    for i, row in enumerate(numbers["growth"]):
+    for i, row in enumerate(_rows(numbers, "growth")):
         label = f"{row['of']}, exponent {row['exponent']:.2f}"
         sizes.loglog(row["sizes"], row["seconds"], "o-", color=_COLOURS[i], label=label)
     sizes.set(title="Clustering", xlabel="number", ylabel="seconds")
-    bottom = [0.0] * len(numbers["overhead"])
+    bottom = [0.0] * len(_rows(numbers, "overhead"))
     for i, part in enumerate(("capture", "pca", "clustering", "rest")):
-        heights = [100 * row[f"{part}_seconds"] / row["epoch_seconds"] for row in numbers["overhead"]]
-        places = [row["network"] for row in numbers["overhead"]]
+        heights = [100 * row[f"{part}_seconds"] / row["epoch_seconds"] for row in _rows(numbers, "overhead")]
+        places = [row["network"] for row in _rows(numbers, "overhead")]
         shares.bar(places, heights, 0.5, bottom, label=part, color=_COLOURS[i])
         bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
     shares.set(title="Callback, per cent of a training epoch")
