@@ -7,6 +7,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from trainers import QUIET
@@ -14,7 +15,15 @@ from trainers import QUIET
 from lightning_anomaly.report import ANOMALY, NORMAL, AnomalyReport, LayerReport
 from recipes.experiments import h2, h2_leave_out, h2_measure, h2_tables
 from recipes.experiments.cells import prepare, quick_matrix
-from recipes.experiments.detection import SCORES, detection, feature_scores, margins, output_scores
+from recipes.experiments.detection import (
+    SCORES,
+    auroc,
+    average_precision,
+    detection,
+    feature_scores,
+    margins,
+    output_scores,
+)
 from recipes.experiments.lines import read_lines
 from recipes.experiments.planted import MISLABELLED, Planted, plant
 from recipes.experiments.statistics import means, medians, rank_correlation, ratio_with_interval
@@ -59,9 +68,9 @@ def test_quick_measures_every_epoch_on_both_probes(lines) -> None:
         assert set(damage) == entries
         assert [damage[f"noise/{share}"]["planted"] for share in (0.002, 0.05)] == [1, 6]
         assert len(damage["noise/0.05"]["auroc"]) == len(SCORES)
-    auroc = dict(zip(measured["scores"], last["train"]["ours"]["mislabelled"]["auroc"], strict=True))
-    assert auroc["loss"] > 0.8
-    assert auroc["aum"] > 0.8
+    found = dict(zip(measured["scores"], last["train"]["ours"]["mislabelled"]["auroc"], strict=True))
+    assert found["loss"] > 0.8
+    assert found["aum"] > 0.8
     assert last["val"]["ours"]["mislabelled"]["auroc"][SCORES.index("aum")] is None
     assert 0 < left_out["all"]["last_acc"] <= 1
     assert left_out["ours"]["left_out"] < 20
@@ -225,6 +234,15 @@ def test_features_that_are_always_zero_do_not_break_the_distance() -> None:
     far = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 5.0]])
     found = feature_scores(far, reference, torch.zeros(40, dtype=torch.int64))["mahalanobis"]
     assert found[1] > 100 * found[0]
+
+
+@pytest.mark.parametrize("levels", [4, 1000], ids=["ties", "no ties"])
+def test_rates_are_those_of_scikit_learn(levels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(200, generator=generator) < 0.1
+    values = torch.randint(0, levels, (200,), generator=generator) + truth * levels / 4
+    assert auroc(truth, values) == pytest.approx(roc_auc_score(truth, values), abs=1e-12)
+    assert average_precision(truth, values) == pytest.approx(average_precision_score(truth, values), abs=1e-12)
 
 
 def test_detection_is_in_the_order_of_the_scores() -> None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["SCORES", "detection", "feature_scores", "margins", "output_scores"]
+__all__ = ["SCORES", "auroc", "average_precision", "detection", "feature_scores", "margins", "output_scores"]
 
 # Of how many anomaly filters a sample is an outlier, and what it is compared with.
 SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
@@ -71,19 +70,27 @@ def feature_scores(features: Tensor, reference: Tensor, reference_labels: Tensor
     return {"neighbour": neighbour, "mahalanobis": torch.cdist(white, white_means).square().min(1).values}
 
 
+def auroc(truth: Tensor, values: Tensor) -> float:
+    """Area under the ROC curve: how often a sample of truth, bool `(N,)`, has a larger value than another one."""
+    chosen, others = values[truth][:, None], values[~truth]
+    return ((chosen > others).double() + (chosen == others).double() / 2).mean().item()
+
+
+def average_precision(truth: Tensor, values: Tensor) -> float:
+    """Mean over the samples of truth, bool `(N,)`, of the precision among all values that are as large or larger."""
+    chosen = values[truth]
+    found = (chosen >= chosen[:, None]).sum(1).double()
+    return (found / (values >= chosen[:, None]).sum(1)).mean().item()
+
+
 def detection(truth: Tensor, scores: Mapping[str, Tensor | None]) -> dict[str, list[float | None]]:
     """How well scores `(N,)` find the samples that truth, bool `(N,)`, names.
 
     Returns:
         `auroc` and `precision` (average precision) in the order of `SCORES`, None for a score that is None.
     """
-    found: dict[str, list[float | None]] = {"auroc": [], "precision": []}
-    for name in SCORES:
-        values = scores[name]
-        auroc = precision = None
-        if values is not None:
-            auroc = round(float(roc_auc_score(truth.numpy(), values.numpy())), 3)
-            precision = round(float(average_precision_score(truth.numpy(), values.numpy())), 3)
-        found["auroc"].append(auroc)
-        found["precision"].append(precision)
+    found: dict[str, list[float | None]] = {}
+    for name, measure in (("auroc", auroc), ("precision", average_precision)):
+        values = (scores[score] for score in SCORES)
+        found[name] = [None if value is None else round(measure(truth, value), 3) for value in values]
     return found
