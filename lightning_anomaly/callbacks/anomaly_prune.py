@@ -259,7 +259,7 @@ class AnomalyPruneCallback(ReportReader):
         head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
         lines = [f'{head} (criterion "{self.criterion}", {self.min_votes} votes in {self.last_reports} reports).']
         for event in self.events:
-            parts = [f"'{layer}' {filters}" for layer, filters in event["filters"].items()]
+            parts = [f"'{layer}' {sorted(filters)}" for layer, filters in event["filters"].items()]
             lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or 'no filter had the votes'}")
         return "\n".join(lines)
 

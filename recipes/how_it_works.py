@@ -1,0 +1,129 @@
+"""The method in one picture, from a network trained on digits: `python -m recipes.how_it_works`.
+
+Feature maps of one filter, their first two principal components, the clusters of a mixture, and the verdicts on all
+filters. Two validation images are over-exposed, so that there is something to find.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from lightning_anomaly import AnalysisSettings, AnomalyReport
+from lightning_anomaly.analysis import analyze_maps
+from lightning_anomaly.plots import clearest_filters
+from lightning_anomaly.report import ANOMALY, DEAD, LayerReport
+from recipes.damage import over_range
+from recipes.data import load_images, make_loaders, mean_and_std, normalise, split
+from recipes.module import Classifier
+from recipes.networks import build
+from recipes.options import one_sentence_errors, quiet
+from recipes.stability import capture
+
+PICTURE = Path(__file__).parent / "pictures" / "how_it_works.png"
+_DAMAGED = [3, 20]
+_COLOURS = [
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+]  # told apart by the colour-blind, after Okabe and Ito
+_VERDICT_COLOURS = ["#c6dbef", "#d55e00", "#4d4d4d"]
+
+
+def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Module, Tensor]:
+    """A simple CNN trained on 200 digits, and a probe of 512 others, of which two are over-exposed."""
+    quiet()
+    pl.seed_everything(0, verbose=False)
+    data = split(load_images("digits"), 200, 512, seed=0)
+    module = Classifier(build("simple_cnn", data.channels, data.n_classes))
+    trainer = pl.Trainer(
+        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0
+    )
+    trainer.fit(module, *make_loaders(data, batch_size=32))
+    mean, std = mean_and_std(data.train_images)
+    probe = normalise(data.val_images, mean, std)
+    probe[_DAMAGED] = over_range(data.val_images[_DAMAGED], mean, std)
+    return module.network.cpu(), probe
+
+
+def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
+    """The four steps for filter `index` of a layer with maps `(N, F, H, W)`."""
+    layer = report.layers[name]
+    figure = Figure(figsize=(12, 3.1), layout="constrained")
+    panels = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.1])
+    _draw_maps(panels[0], maps[:, index], layer.outliers[index])
+    points, outliers = layer.points[index], layer.outliers[index]
+    panels[1].scatter(*points.T, s=6, color="#555555")
+    panels[1].set_title("2  two principal components", fontsize=10)
+    for cluster in range(int(layer.n_components[index])):
+        members = points[layer.labels[index] == cluster]
+        panels[2].scatter(*members.T, s=6, color=_COLOURS[cluster % len(_COLOURS)])
+    panels[2].scatter(*points[outliers].T, s=70, facecolors="none", edgecolors="black")
+    rare = int(outliers.sum())
+    panels[2].set_title(f"3  mixture, K = {int(layer.n_components[index])}: {rare} samples apart", fontsize=10)
+    for axes in panels[1:3]:
+        axes.set(xticks=[], yticks=[], xlabel="first component", ylabel="second component")
+    _draw_verdicts(panels[3], report.layers)
+    panels[3].set_title(f"4  all filters: {report.count} anomalies", fontsize=10)
+    return figure
+
+
+def _draw_maps(axes: Axes, maps: Tensor, outliers: Tensor) -> None:
+    """The maps `(N, H, W)` of the outlier samples and of the first others, in one grid of 16."""
+    shown = [*outliers.nonzero()[:, 0].tolist()[:4], *(~outliers).nonzero()[:, 0].tolist()][:16]
+    framed = torch.nn.functional.pad(maps[shown], (0, 1, 0, 1), value=float("nan"))
+    height, width = framed.shape[1:]
+    grid = framed.reshape(4, 4, height, width).transpose(1, 2).reshape(4 * height, 4 * width)
+    axes.imshow(grid, cmap="magma", vmax=float(maps.quantile(0.999)))
+    for place in range(min(4, int(outliers.sum()))):
+        axes.add_patch(Rectangle((place * width - 0.5, -0.5), width - 1, height - 1, fill=False, edgecolor="red", lw=2))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title("1  maps of one filter, 16 samples", fontsize=10)
+
+
+def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
+    """A row of cells for each 32 filters of a layer."""
+    codes = {ANOMALY: 1, DEAD: 2}
+    rows, names = [], []
+    for name, layer in layers.items():
+        for first in range(0, len(layer.verdicts), 32):
+            row = [codes.get(verdict, 0) for verdict in layer.verdicts[first : first + 32]]
+            rows.append(row + [float("nan")] * (32 - len(row)))
+            names.append(f"layer {name}" if first == 0 else "")
+    axes.pcolormesh(torch.tensor(rows).flip(0), cmap=ListedColormap(_VERDICT_COLOURS), vmin=0, vmax=2, edgecolors="w")
+    axes.set(xticks=[], yticks=[place + 0.5 for place in range(len(rows))], yticklabels=names[::-1])
+    axes.set_xlabel("light: normal, orange: anomaly, dark: dead", fontsize=9)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--picture", default=str(PICTURE), help="where the PNG file goes, default: the README's")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> AnomalyReport:
+    """Train, analyse, draw."""
+    network, probe = trained_network_and_probe(options.epochs)
+    settings = AnalysisSettings()
+    maps = capture(network, probe, settings)
+    report = analyze_maps(maps, settings)
+    ((name, index),) = clearest_filters(report, 1)
+    draw(maps[name].maps, report, name, index).savefig(options.picture, dpi=80)
+    return report
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)

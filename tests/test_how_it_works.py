@@ -1,0 +1,21 @@
+"""The picture of the method is made from a network that finds the two over-exposed images."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from trainers import QUIET
+
+from recipes import how_it_works
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
+]
+
+
+def test_the_picture_shows_a_filter_with_the_planted_outliers(tmp_path: Path) -> None:
+    path = tmp_path / "how.png"
+    report = how_it_works.run(how_it_works.parse(["--epochs", "4", "--picture", str(path)]))
+    assert {sample for sample, votes in enumerate(report.outlier_samples) if votes} == set(how_it_works._DAMAGED)
+    assert imread(path).std() > 0.1  # something is drawn
