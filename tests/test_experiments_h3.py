@@ -60,6 +60,7 @@ def test_a_run_has_every_mask_at_every_moment_with_equal_counts(quick: Path) -> 
         "random": {"0": 20, "1": 5, "3": 5},
         "l1": once,
         "fpgm": once,
+        "sparsest": once,
         "matched": {"0": 2, "1": 2, "3": 2},
     }
     assert all(set(arm) == {"0"} for arm in second["last"]["arms"].values())  # the default flagged something
@@ -159,16 +160,25 @@ def test_other_masks_have_the_layers_and_counts_of_the_flagged_and_leave_dead_fi
     images = prepare(CELL)
     compared = h3.Comparison(CELL, images, Judge.of(CELL, images), build("lenet5", 1, 10))
     summary = {"0": [1, 0, 0, 0, 0, -1], "3": [0] * 12 + [2, 5, 0, -1]}
-    masks = compared.masks({"0": [0], "3": [12, 13]}, summary)
-    assert len(masks["random"]) == h3.POOL
+    sparsity = {"0": [0.1, 0.2, 0.3, 0.8, 0.4, 0.9], "3": [i / 16 for i in range(16)]}
+    masks = compared.masks({"0": [0], "3": [12, 13]}, summary, sparsity)
+    assert (len(masks["random"]), len(masks["leaning"])) == (h3.RANDOM, h3.LEANING)
+    assert masks["sparsest"] == [{"0": [3], "3": [14, 13]}]
+    norms = compared.network[3].weight.detach().abs().sum((1, 2, 3))  # type: ignore[index]
+    small = [
+        sum(norms[filters["3"]].sum() for filters in masks[name]) / len(masks[name])
+        for name in ("l1", "leaning", "random")
+    ]
+    assert small == sorted(small)
     for filters in (filters for each in masks.values() for filters in each):
         assert {layer: len(chosen) for layer, chosen in filters.items()} == {"0": 1, "3": 2}
         assert 5 not in filters["0"]
         assert 15 not in filters["3"]
-    matched, matching = compared.matched(masks["anomaly"][0], masks["random"])
+    pool = [*masks["random"], *masks["leaning"]]
+    matched, matching = compared.matched(masks["anomaly"][0], pool)
     assert len(matched) == 2
     assert matched[0] != matched[1]
-    accuracies = [compared.judge.train_accuracy(compared.masked(filters)[0]) for filters in masks["random"]]
+    accuracies = [compared.judge.train_accuracy(compared.masked(filters)[0]) for filters in pool]
     nearest = min(abs(accuracy - matching["anomaly"]) for accuracy in accuracies)
     assert abs(matching["matched"][0] - matching["anomaly"]) == pytest.approx(nearest, abs=2e-4)
 

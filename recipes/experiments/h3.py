@@ -9,8 +9,10 @@ of the same layers, all out of the filters that are not dead on the probe:
 - `random`: 20 draws, of which the first 5 are trained further;
 - `l1`: the filters with the smallest weights;
 - `fpgm`: the filters nearest to the geometric median of their layer;
-- `matched`: of 60 draws, the random ones included, the 2 whose accuracy on training images as they are labelled is,
-  right after masking, nearest to that of the anomaly mask; both are trained further (last epoch only).
+- `sparsest`: the filters with most zeros in their maps, which many flagged ones are;
+- `matched`: of the random draws and 40 that lean more and more to small weights, because random ones alone often cost
+  much more, the 2 whose accuracy on training images as they are labelled is, right after masking, nearest to that of
+  the anomaly mask; both are trained further (last epoch only).
 
 Further training starts a new optimizer with the settings of the training and shows every network the same images in
 the same order, also the one with nothing masked. The results land in `lines/h3.jsonl`.
@@ -20,7 +22,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -50,7 +53,8 @@ __all__ = ["EPOCHS", "READINGS", "experiment"]
 
 READINGS = {"default": AnalysisSettings(), "paper": AnalysisSettings.paper()}
 EPOCHS = (1, 3)  # of further training, after which it is measured
-RANDOM, RANDOM_TRAINED, POOL, MATCHED = 20, 5, 60, 2
+RANDOM, RANDOM_TRAINED, LEANING, MATCHED = 20, 5, 40, 2
+_SINGLE = ("l1", "fpgm", "sparsest")
 Filters = dict[str, list[int]]
 
 
@@ -153,28 +157,39 @@ class Comparison:
         if not flagged:
             return found
         found["sparsity"] = {layer: _sparsity(report.layers[layer], chosen) for layer, chosen in flagged.items()}
-        arms = self.masks(flagged, summary)
+        sparsity = {layer: report.layers[layer].sparsity.tolist() for layer in flagged}
+        arms = self.masks(flagged, summary, sparsity)
+        leaning = arms.pop("leaning")
         if match:
-            arms["matched"], found["matching"] = self.matched(flagged, arms["random"])
-        arms["random"] = arms["random"][:RANDOM]
+            arms["matched"], found["matching"] = self.matched(flagged, [*arms["random"], *leaning])
         trained = {name: (RANDOM_TRAINED if name == "random" else MATCHED) if further else 0 for name in arms}
-        found["shared"] = {name: _shared(flagged, masks[0]) for name, masks in arms.items() if name in ("l1", "fpgm")}
+        found["shared"] = {name: _shared(flagged, masks[0]) for name, masks in arms.items() if name in _SINGLE}
         found["arms"] = {name: self.arm(masks, trained[name]) for name, masks in arms.items()}
         return found
 
-    def masks(self, flagged: Filters, summary: Summary) -> dict[str, list[Filters]]:
+    def masks(
+        self, flagged: Filters, summary: Summary, sparsity: Mapping[str, Sequence[float]]
+    ) -> dict[str, list[Filters]]:
+        """All masks with the counts of the flagged filters, and those to pick matched ones from."""
         modules = modules_by_name(self.network)
+        weights = {layer: modules[layer].get_parameter("weight").detach() for layer in flagged}
         norms = {layer: filter_norms(modules[layer]) for layer in flagged}
-        distances = {
-            layer: median_distances(modules[layer].get_parameter("weight").detach()).tolist() for layer in flagged
+        smallest_first = {
+            "l1": norms,
+            "fpgm": {layer: median_distances(weight).tolist() for layer, weight in weights.items()},
+            "sparsest": {layer: [-value for value in values] for layer, values in sparsity.items()},
         }
-        draws = [choose_others(flagged, summary, {}, None, f"{self.cell.seed} {draw}") for draw in range(POOL)]
-        return {
-            "anomaly": [flagged],
-            "random": draws,
-            "l1": [choose_others(flagged, summary, {}, norms, "")],
-            "fpgm": [choose_others(flagged, summary, {}, distances, "")],
-        }
+        draws = {"random": [0.0] * RANDOM, "leaning": [8 * ((i + 1) / LEANING) ** 2 for i in range(LEANING)]}
+        found = {"anomaly": [flagged]}
+        for name, leans in draws.items():
+            orders = [
+                {layer: _lean(norms[layer], lean, f"{self.cell.seed} {name} {i} {layer}") for layer in flagged}
+                for i, lean in enumerate(leans)
+            ]
+            found[name] = [choose_others(flagged, summary, {}, order, "") for order in orders]
+        for name, order in smallest_first.items():
+            found[name] = [choose_others(flagged, summary, {}, order, "")]
+        return found
 
     def matched(self, flagged: Filters, pool: Sequence[Filters]) -> tuple[list[Filters], dict[str, Any]]:
         """Different draws with the training accuracy of the anomaly mask, and how well they match it.
@@ -190,6 +205,13 @@ class Comparison:
             "pool": [min(found, default=None), max(found, default=None)],
         }
         return [filters for _, filters in nearest], rounded(matching, 4)
+
+
+def _lean(norms: Sequence[float], lean: float, seed: str) -> list[float]:
+    """Random numbers, 0 to 1, plus the rank of each norm, 0 to 1, times `lean`."""
+    rank = {index: place / len(norms) for place, index in enumerate(sorted(range(len(norms)), key=norms.__getitem__))}
+    generator = random.Random(seed)
+    return [generator.random() + lean * rank[index] for index in range(len(norms))]
 
 
 def _sparsity(layer: LayerReport, flagged: list[int]) -> list[float]:

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Line = dict[str, Any]
-ARMS = ("anomaly", "random", "matched", "l1", "fpgm")
+ARMS = ("anomaly", "random", "matched", "l1", "fpgm", "sparsest")
 MOMENTS = {"0": "right after masking", "1": "after 1 further epoch", "3": "after 3 further epochs"}
 _READINGS = {"default": "default settings", "paper": "paper's settings"}
 _LARGER_IS_BETTER = ("val_acc", "test_acc", "train_acc", "wrong_undone")
@@ -158,7 +158,7 @@ def contest_table(
             masks = [[mask, *others] for mask, others in zip(own, draws, strict=True)]
             share, p = permutation_p(masks, measure)
             cells = []
-            for arm in ("random", "matched", "l1", "fpgm", "nothing"):
+            for arm in (*ARMS[1:], "nothing"):
                 others = [_average(run, reading, arm, moment, measure, state) for run in runs]
                 pairs = [(a, b) for a, b in zip(own, others, strict=True) if b is not None]
                 cells.append(_against(pairs, measure))
@@ -167,7 +167,7 @@ def contest_table(
     header = (
         "measure", "reading", "when", "runs", "share of random draws beaten (permutation p)",
         "better than the mean random draw in (sign test p)", "than matched draws", "than l1", "than fpgm",
-        "than nothing masked",
+        "than sparsest", "than nothing masked",
     )  # fmt: skip
     return markdown(header, rows)
 
@@ -211,13 +211,14 @@ def kind_table(lines: Sequence[Line]) -> str:
                     spread([sum(one["masked"].values()) for one in found], 1),
                     spread([each[0] for each in sparsity]),
                     spread([each[1] for each in sparsity if len(each) > 1]),
-                    *(spread([one["shared"][arm] for one in found]) for arm in ("l1", "fpgm")),
+                    *(spread([one["shared"].get(arm) for one in found]) for arm in ("l1", "fpgm", "sparsest")),
                     f"{same} of {len(runs)}",
                 )
             )
     header = (
         "reading", "network", "runs", "flagged filters", "their sparsity", "sparsity of the layers' normal filters",
-        "flagged filters that l1 masks too", "that fpgm masks too", "validation loss the same in",
+        "flagged filters that l1 masks too", "that fpgm masks too", "that sparsest masks too",
+        "validation loss the same in",
     )  # fmt: skip
     return markdown(header, rows)
 
@@ -295,8 +296,8 @@ def draw(lines: Sequence[Line]) -> Figure:
             axis.set_title(f"{name}\n{when}{MOMENTS[moment]}", fontsize=8)
         row[0].set_ylabel("validation loss /\nthat of nothing masked", fontsize=8)
     if handles:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
-_STYLES = {"l1": "C0^", "fpgm": "C2v", "matched": "kx", "anomaly": "C3o"}
+_STYLES = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}
