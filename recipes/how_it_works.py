@@ -64,12 +64,12 @@ def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
     panels = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.1])
     _draw_maps(panels[0], maps[:, index], layer.outliers[index])
     points, outliers = layer.points[index], layer.outliers[index]
-    panels[1].scatter(*points.T, s=6, color="#555555")
+    panels[1].scatter(*points.T.numpy(), s=6, color="#555555")
     panels[1].set_title("2  two principal components", fontsize=10)
     for cluster in range(int(layer.n_components[index])):
         members = points[layer.labels[index] == cluster]
-        panels[2].scatter(*members.T, s=6, color=_COLOURS[cluster % len(_COLOURS)])
-    panels[2].scatter(*points[outliers].T, s=70, facecolors="none", edgecolors="black")
+        panels[2].scatter(*members.T.numpy(), s=6, color=_COLOURS[cluster % len(_COLOURS)])
+    panels[2].scatter(*points[outliers].T.numpy(), s=70, facecolors="none", edgecolors="black")
     rare = int(outliers.sum())
     panels[2].set_title(f"3  mixture, K = {int(layer.n_components[index])}: {rare} samples apart", fontsize=10)
     for axes in panels[1:3]:
@@ -85,7 +85,7 @@ def _draw_maps(axes: Axes, maps: Tensor, outliers: Tensor) -> None:
     framed = torch.nn.functional.pad(maps[shown], (0, 1, 0, 1), value=float("nan"))
     height, width = framed.shape[1:]
     grid = framed.reshape(4, 4, height, width).transpose(1, 2).reshape(4 * height, 4 * width)
-    axes.imshow(grid, cmap="magma", vmax=float(maps.quantile(0.999)))
+    axes.imshow(grid.numpy(), cmap="magma", vmax=float(maps.quantile(0.999)))
     for place in range(min(4, int(outliers.sum()))):
         axes.add_patch(Rectangle((place * width - 0.5, -0.5), width - 1, height - 1, fill=False, edgecolor="red", lw=2))
     axes.set(xticks=[], yticks=[])
@@ -101,7 +101,7 @@ def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
             row = [codes.get(verdict, 0) for verdict in layer.verdicts[first : first + 32]]
             rows.append(row + [float("nan")] * (32 - len(row)))
             names.append(f"layer {name}" if first == 0 else "")
-    axes.pcolormesh(torch.tensor(rows).flip(0), cmap=ListedColormap(_VERDICT_COLOURS), vmin=0, vmax=2, edgecolors="w")
+    axes.pcolormesh(torch.tensor(rows).flip(0).numpy(), cmap=ListedColormap(_VERDICT_COLOURS), vmin=0, vmax=2, edgecolors="w")
     axes.set(xticks=[], yticks=[place + 0.5 for place in range(len(rows))], yticklabels=names[::-1])
     axes.set_xlabel("light: normal, orange: anomaly, dark: dead", fontsize=9)
 

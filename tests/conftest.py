@@ -1,5 +1,6 @@
 """One thread, hypothesis without surprises, and a small trained network whose maps the tests share."""
 
+import logging
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,13 @@ pytest.register_assert_rewrite("properties")
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def lightning_speaks() -> None:
+    """The recipes silence Lightning's loggers for the rest of the process; a test must not depend on those before it."""
+    for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 class Trained(NamedTuple):
