@@ -101,7 +101,9 @@ def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
             row = [codes.get(verdict, 0) for verdict in layer.verdicts[first : first + 32]]
             rows.append(row + [float("nan")] * (32 - len(row)))
             names.append(f"layer {name}" if first == 0 else "")
-    axes.pcolormesh(torch.tensor(rows).flip(0).numpy(), cmap=ListedColormap(_VERDICT_COLOURS), vmin=0, vmax=2, edgecolors="w")
+    axes.pcolormesh(
+        torch.tensor(rows).flip(0).numpy(), cmap=ListedColormap(_VERDICT_COLOURS), vmin=0, vmax=2, edgecolors="w"
+    )
     axes.set(xticks=[], yticks=[place + 0.5 for place in range(len(rows))], yticklabels=names[::-1])
     axes.set_xlabel("light: normal, orange: anomaly, dark: dead", fontsize=9)
 

@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.fixture(autouse=True)
 def lightning_speaks() -> None:
-    """The recipes silence Lightning's loggers for the rest of the process; a test must not depend on those before it."""
+    """Recipes silence Lightning for the rest of the process; a test must not depend on those before it."""
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.INFO)
 

@@ -137,8 +137,9 @@ def test_tables_of_known_lines(tmp_path: Path) -> None:
     lines = [*some_run(0, 1.5, 0.8), *some_run(1, 0.7, 1.2), *some_run(2, 1.1, 1.0)]
     gradients = h2_tables.gradient_table(lines).splitlines()
     assert len(gradients) == 2 + 2 * 2
-    assert "| training | ours | 3 | 3.0 ± 0.0 | 4.0 ± 0.0 | 1.10 ± 0.40 (1 above, 1 below, of 3) |" in gradients[2]
-    assert "| validation | paper | 3 | 0.0 ± 0.0 | 0.0 ± 0.0 | - | - | - | - | - |" in gradients[5]
+    assert "| training | ours | 3 | 3.0 ± 0.0 | 4.0 ± 0.0 | 1.10 ± 0.35 (3 above, 3 below, of 9) |" in gradients[2]
+    assert "| 1.10 ± 0.40 (1 above, 1 below, of 3) |" in gradients[2]
+    assert "| validation | paper | 3 | 0.0 ± 0.0 | 0.0 ± 0.0 | - | - | - | - | - | - |" in gradients[5]
     assert "| 2.00 ± 0.00 (0 above, 0 below, of 3) | 3.00 ± 0.00 | 0.25 ± 0.00 |" in gradients[4]
     assert "| some | validation | ours | 0 | 4.0 ± 0.0 |" in h2_tables.layer_table(lines)
     assert "0.50 ± 0.00 (0 above, 3 below, of 3) |" in h2_tables.layer_table(lines)

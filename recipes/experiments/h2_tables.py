@@ -82,6 +82,7 @@ def gradient_table(lines: Iterable[Line]) -> str:
     for network, data, runs, key, name in _groups(lines):
         for reading in _READINGS:
             last = [run["epochs"][_LAST][key][reading] for run in runs]
+            epochs = len(runs[0]["epochs"])
             rows.append(
                 (
                     network,
@@ -91,6 +92,7 @@ def gradient_table(lines: Iterable[Line]) -> str:
                     len(runs),
                     spread([one["count"] for one in last], 1),
                     spread([one["gradients"]["all"]["n"] for one in last], 1),
+                    _compare([r for epoch in range(epochs) for r in _ratios(runs, epoch, key, "mean", reading)]),
                     _compare(_ratios(runs, _MIDDLE, key, "mean", reading)),
                     _compare(_ratios(runs, _LAST, key, "mean", reading)),
                     _compare(_ratios(runs, _LAST, key, "median", reading)),
@@ -100,8 +102,8 @@ def gradient_table(lines: Iterable[Line]) -> str:
             )
     header = (
         "network", "data", "probe", "reading", "seeds", "anomaly filters", "outlier samples",
-        "ratio of mean norms, middle epoch", "last epoch", "ratio of medians, last", "ratio of mean losses, last",
-        "Spearman of votes and norm, last",
+        "ratio of mean norms, all measured epochs", "middle epoch", "last epoch", "ratio of medians, last",
+        "ratio of mean losses, last", "Spearman of votes and norm, last",
     )  # fmt: skip
     return markdown(header, rows)
 
@@ -209,7 +211,6 @@ def tables(lines: Sequence[Line]) -> str:
 
 
 def _draw_ratios(axis: Axes, runs: Sequence[Line], reading: str) -> None:
-    curves = 0
     for number, ((network, data), some) in enumerate(group(runs, "network", "data").items()):
         for (key, _), style in zip(_PROBES, ("o-", "s--"), strict=True):
             points = []
@@ -220,12 +221,13 @@ def _draw_ratios(axis: Axes, runs: Sequence[Line], reading: str) -> None:
             if points:
                 label = f"{network}, {data}, {key}"
                 axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3)
-                curves += 1
     axis.axhline(1, color="grey", linewidth=0.8)
     axis.set(xlabel="epoch", title=f"mean gradient norm, outliers / others ({reading})")
-    if curves:  # without any there is nothing to scale
-        axis.set(xscale="log", yscale="log")
-        axis.legend(fontsize=5, ncols=2)
+    axis.set_xscale("log")
+    axis.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
+    axis.set_xticks([], minor=True)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=5)
 
 
 def draw(lines: Iterable[Line]) -> Figure:
@@ -250,8 +252,10 @@ def draw(lines: Iterable[Line]) -> Figure:
         right.bar([place + shift for place in range(len(bars))], heights, width, label=score)
     right.axhline(0.5, color="grey", linewidth=0.8)
     right.set_xticks(range(len(bars)), [name.replace("_", "\n") for name in bars], fontsize=7)
-    right.set(ylim=(0, 1), title="AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)")
-    right.legend(fontsize=7, ncols=4, loc="lower center")
+    right.set(
+        ylim=(0, 1.12), title="AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)"
+    )
+    right.legend(fontsize=6, ncols=8, loc="upper center", columnspacing=0.8, handlelength=1)
     for axis in (*left, right):
         axis.title.set_fontsize(8)
     return figure
