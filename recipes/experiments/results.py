@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from recipes.experiments import h1_tables
+from recipes.experiments import h1_tables, h2_tables, h3_tables
 from recipes.experiments.lines import LINES, read_lines
 from recipes.experiments.stopping import stopping_table
 from recipes.options import one_sentence_errors
@@ -29,6 +29,11 @@ BLOCKS: dict[str, tuple[str, Callable[[Lines], str]]] = {
     "h1 signals": ("h1", h1_tables.signal_table),
     "h1 layers": ("h1", h1_tables.layer_table),
     "stopping": ("h1", stopping_table),
+    "h2 gradients": ("h2", h2_tables.gradient_table),
+    "h2 mislabelled": ("h2", h2_tables.mislabelled_table),
+    "h2 damage": ("h2", h2_tables.damage_table),
+    "h2 left out": ("h2", h2_tables.leave_out_table),
+    "h3": ("h3", h3_tables.tables),
 }
 PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {"h1.png": ("h1", h1_tables.draw_curves)}
 
@@ -63,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     """Rewrite RESULTS.md and its pictures."""
     RESULTS.write_text(fill(RESULTS.read_text()))
     for name, (source, draw) in PICTURES.items():
-        draw(read_lines(LINES / f"{source}.jsonl")).savefig(RESULTS.parent / "pictures" / name, dpi=90)
+        draw(read_lines(LINES / f"{source}.jsonl")).savefig(RESULTS.parent / "pictures" / name, dpi=65)
 
 
 if __name__ == "__main__":
