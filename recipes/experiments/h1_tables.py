@@ -146,14 +146,17 @@ def draw_curves(lines: Sequence[Line]) -> Figure:
                 epochs = range(1, len(average) + 1)
                 axis.plot(epochs, average, style, color=colour, label=condition, linewidth=1.3)
         row[0].set_ylabel(f"{network}\n{data}")
-        row[0].set_ylim(0, 5)
+        for axis in row:
+            axis.set_ylim(0, max(axis.get_ylim()[1], 0.01))
     for axis, title in zip(
         axes[0], ("validation loss (nats)", "anomaly fraction", "the same, paper's reading"), strict=True
     ):
         axis.set_title(title, fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+    lines_of = {str(line.get_label()): line for axis in axes[:, 0] for line in axis.get_lines()}
+    shown = [name for name in CONDITIONS if name in lines_of]
+    figure.legend([lines_of[name] for name in shown], shown, loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
 
