@@ -44,7 +44,7 @@ class Sizes:
     Attributes:
         networks: Networks whose maps are clustered, the first one's filters also in growing numbers.
         train: Training images of the networks whose maps are clustered.
-        epochs: Epochs they are trained for; ResNet-18 for a fifth of that, on images of twice the side.
+        epochs: Epochs they are trained for; ResNet-18 for a tenth of that, on images of twice the side.
         probe: Probe images.
         subset: Filters that scikit-learn gets.
         rounds: Turns that every side takes.
@@ -89,7 +89,7 @@ def train(name: str, data: ImageData, sizes: Sizes) -> tuple[nn.Module, Tensor]:
     if name == "resnet18":
         data = replace(data, train_images=_for_resnet(data.train_images), val_images=_for_resnet(data.val_images))
     network: nn.Module = resnet18(num_classes=data.n_classes) if name == "resnet18" else build(name, 3, data.n_classes)
-    epochs = -(-sizes.epochs // 5) if name == "resnet18" else sizes.epochs
+    epochs = -(-sizes.epochs // 10) if name == "resnet18" else sizes.epochs
     trainer = pl.Trainer(max_epochs=epochs, limit_val_batches=0, **SILENT)
     trainer.fit(Classifier(network, 5e-4), *make_loaders(data, 64))
     return network.cpu(), normalise(data.val_images, *mean_and_std(data.train_images))

@@ -7,6 +7,7 @@ that slows down slows both; a ratio is taken within a round.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import torch
 from joblib import Parallel, delayed
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import calinski_harabasz_score
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
@@ -96,7 +98,9 @@ def plain_analysis(rows: Any, starts: Sequence[Sequence[Any]] | None, centres: A
 
 
 def _kmeans_start(points: Any, centres: Any) -> list[Any]:
-    fits = [KMeans(len(own), init=own, n_init=1, tol=0).fit(points) for own in centres]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # sparse filters have fewer distinct points than clusters
+        fits = [KMeans(len(own), init=own, n_init=1, tol=0).fit(points) for own in centres]
     labels = min(fits, key=lambda fit: float(fit.inertia_)).labels_
     tensors = torch.from_numpy(points)[None], torch.from_numpy(labels).long()[None, None]
     return [tensor[0].numpy() for tensor in cluster_parameters(*tensors, centres.shape[1], REG_COVAR)]
