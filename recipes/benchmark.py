@@ -215,7 +215,9 @@ def draw(numbers: Mapping[str, Any], path: str) -> None:
         places = [place + 0.2 * i - 0.3 for place in range(len(rows))]
         label = f"{'with numba' if ours == 'numba' else 'plain torch'}, over {theirs}"
         speeds.bar(places, [row[f"{ours}_over_{theirs}"] for row in rows], 0.2, label=label, color=_COLOURS[i])
-    names = [f"{row['network']}\n{row['case'].removeprefix('analysis, ').replace(' ', chr(10), 1)}" for row in rows]
+    cases = [row["case"].removeprefix("analysis, ").replace(" to scikit-learn", "").replace(" by scikit-learn", "")
+             for row in rows]  # fmt: skip
+    names = [f"{row['network']}\n{case}" for row, case in zip(rows, cases, strict=True)]
     speeds.set_xticks(range(len(rows)), names, fontsize=6)
     speeds.set(title="Whole analysis, times faster than scikit-learn", yscale="log")
     for i, row in enumerate(_rows(numbers, "growth")):
@@ -232,7 +234,7 @@ def draw(numbers: Mapping[str, Any], path: str) -> None:
     for axes in (speeds, sizes, shares):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=70)
 
 
 if __name__ == "__main__":
