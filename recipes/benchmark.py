@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from lightning_anomaly import AnalysisSettings
-from recipes.benchmark_cost import SILENT, growth, overhead, peak_memory
+from recipes.benchmark_cost import growth, overhead, peak_memory
 from recipes.benchmark_speed import Row, live_points, speed, speed_cuda
 from recipes.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
 from recipes.module import Classifier
 from recipes.networks import build
-from recipes.options import one_sentence_errors, quiet
+from recipes.options import SILENT, one_sentence_errors, quiet
 from recipes.stability import capture
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00")

@@ -29,16 +29,11 @@ from lightning_anomaly.starts import cluster_parameters, kmeans, kmeans_plus_plu
 from recipes.benchmark_speed import REG_COVAR, Row, timed
 from recipes.data import ImageData, make_loaders
 from recipes.module import Classifier
+from recipes.options import SILENT
 from recipes.stability import capture
 
-__all__ = ["SILENT", "exponent", "growth", "overhead", "peak_memory"]
+__all__ = ["exponent", "growth", "overhead", "peak_memory"]
 
-SILENT: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 _WARM = 3  # batches before the epoch is timed
 _AT_ONCE = 8  # images in a forward pass while memory is measured: activations must not hide what the analysis takes
 

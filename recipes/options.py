@@ -7,11 +7,20 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 from recipes.data import DATA_SETS, ImageData, load_images, split
 from recipes.networks import NETWORKS
 
-__all__ = ["add_training_options", "one_sentence_errors", "prepare_data", "quiet"]
+__all__ = ["SILENT", "add_training_options", "one_sentence_errors", "prepare_data", "quiet"]
+
+# Arguments of a Trainer whose run leaves nothing on the disk and shows nothing.
+SILENT: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 def add_training_options(

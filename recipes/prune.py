@@ -24,7 +24,7 @@ from recipes.damage import over_range
 from recipes.data import ImageData, make_loaders, mean_and_std, normalise
 from recipes.module import Classifier
 from recipes.networks import build
-from recipes.options import add_training_options, one_sentence_errors, prepare_data, quiet
+from recipes.options import SILENT, add_training_options, one_sentence_errors, prepare_data, quiet
 
 ARMS = ("nothing", "anomaly", "random", "l1")
 
@@ -70,11 +70,8 @@ def train(data: ImageData, options: argparse.Namespace, arm: str, seed: int) -> 
         max_epochs=options.epochs,
         callbacks=[watcher] if arm == "nothing" else [watcher, prune],
         default_root_dir=options.log_dir,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
+        **SILENT,
     )
     trainer.fit(module, training, validation)
     with evaluating(module), torch.no_grad():

@@ -129,9 +129,9 @@ class Images:
     mean: Tensor
     std: Tensor
 
-    def normalised(self, part: str) -> Tensor:
-        """The images of the part "train", "val" or "test", float32."""
-        return normalise(getattr(self.data, f"{part}_images"), self.mean, self.std)
+    def normalised(self, part: str, count: int | None = None) -> Tensor:
+        """The first `count` images of the part "train", "val" or "test", float32; None takes all."""
+        return normalise(getattr(self.data, f"{part}_images")[:count], self.mean, self.std)
 
     def loaders(self, cell: Cell) -> tuple[Loader, Loader]:
         """Training and validation loader."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import mean, median
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -20,11 +19,10 @@ from recipes.experiments.series import (
     signal,
     sustained_rise,
 )
-from recipes.experiments.tables import group, markdown, spread
+from recipes.experiments.tables import Line, group, markdown, spread
 
 __all__ = ["SOURCES", "draw_curves", "is_overfitting", "layer_table", "run_table", "signal_table"]
 
-Line = dict[str, Any]
 # The signals compared: a name, the signal, and the reading that it is taken from.
 SOURCES = (
     ("anomaly fraction", "fraction", "val"),

@@ -12,14 +12,14 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
+from operator import attrgetter
 from typing import Any
 
 from recipes.experiments.cells import DATA, Cell, make_cell, quick_matrix
-from recipes.experiments.h1 import add_matrix_options
 from recipes.experiments.h2_leave_out import leave_out
 from recipes.experiments.h2_measure import measure
 from recipes.experiments.lines import run_missing
+from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.options import one_sentence_errors
 
 # Epochs of a "leave_out" run, which trains up to seven times: about when the validation loss turns. A "measure" run
@@ -74,11 +74,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def key_of(job: Job) -> str:
-    """The name of a run."""
-    return job.key
-
-
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run what is missing of the matrix; returns its lines."""
     if options.quick:
@@ -86,8 +81,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         jobs = [Job(kind, cell) for kind in ("measure", "leave_out")]
     else:
         jobs = full_matrix(options.networks, options.seeds)
-    path = Path(options.lines) / ("h2-quick.jsonl" if options.quick else "h2.jsonl")
-    return run_missing(jobs, key_of, partial(run_job, root=options.data_root), path, options.workers)
+    work = partial(run_job, root=options.data_root)
+    return run_missing(jobs, attrgetter("key"), work, lines_file(options, "h2"), options.workers)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from recipes.experiments.h2_measure import (
     READINGS,
     Margins,
     analyze_places,
-    capture,
     measure_probe,
     reference_features,
     vote_count,
 )
 from recipes.experiments.planted import Planted, plant
 from recipes.experiments.training import evaluate, fit
+from recipes.stability import capture
 
 __all__ = ["leave_out", "training_outliers"]
 
@@ -63,7 +63,7 @@ def training_outliers(network: nn.Module, images: Images, probe_size: int) -> di
     They are analysed in probes of about `probe_size` images, in their (random) order.
     """
     everything = images.normalised("train")
-    maps = capture(network, everything)
+    maps = capture(network, everything, READINGS["ours"])
     places = torch.arange(len(everything)).chunk(max(1, round(len(everything) / probe_size)))
     return {
         reading: torch.cat([vote_count(analyze_places(maps, part, reading)) > 0 for part in places])

@@ -12,19 +12,19 @@ from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
+from lightning_anomaly.capture import LayerMaps
 from lightning_anomaly.gradients import gradient_norms_by_layer
 from recipes.experiments.cells import Cell
 from recipes.experiments.detection import SCORES, detection, feature_scores, margins, output_scores
 from recipes.experiments.planted import SHARES, Planted, Probe, plant
 from recipes.experiments.statistics import means, medians, rank_correlation, ratio_with_interval
 from recipes.experiments.training import fit, logits_of
+from recipes.stability import capture, choose
 
 __all__ = [
     "READINGS",
     "Margins",
     "analyze_places",
-    "capture",
     "gradient_ratios",
     "measure",
     "measure_probe",
@@ -52,20 +52,9 @@ def vote_count(report: AnomalyReport) -> Tensor:
     return torch.tensor(report.outlier_samples)
 
 
-def capture(network: nn.Module, images: Tensor) -> dict[str, LayerMaps]:
-    """The maps of every convolution for images `(N, C, H, W)`."""
-    taken = MapCapture(select_layers(network))
-    with evaluating(network), torch.no_grad():
-        for batch in torch.split(images, 128):
-            with taken:
-                network(batch)
-    return taken.maps
-
-
 def analyze_places(maps: dict[str, LayerMaps], places: Tensor, reading: str = "ours") -> AnomalyReport:
     """The report on the samples in some places, by a key of `READINGS`; its sparsity is that of all."""
-    chosen = {n: LayerMaps([m.maps[places]], len(places), m.size, m.zeros) for n, m in maps.items()}
-    return analyze_maps(chosen, READINGS[reading])
+    return analyze_maps(choose(maps, places), READINGS[reading])
 
 
 def gradient_ratios(report: AnomalyReport, layers: dict[str, Tensor], losses: Tensor) -> dict[str, Any]:
@@ -115,7 +104,7 @@ def measure_probe(
     """
     used = torch.arange(len(probe.images) if damage else probe.size)
     images, labels = probe.images[used], probe.labels[used]
-    maps = capture(network, images)
+    maps = capture(network, images, READINGS["ours"])
     layers = gradient_norms_by_layer(network, functional.cross_entropy, images, labels)
     output = output_scores(logits_of(network, images), labels)
     scores: dict[str, Tensor | None] = {

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recipes.experiments.detection import SCORES
-from recipes.experiments.tables import group, markdown, spread
+from recipes.experiments.tables import Line, group, markdown, spread
 
 __all__ = [
     "damage_table",
@@ -23,7 +23,6 @@ __all__ = [
     "tables",
 ]
 
-Line = dict[str, Any]
 Ratios = list[list[float | None]]
 _READINGS = ("ours", "paper")
 # Kind of run, probe, and what it is called where damaged images are looked for.

@@ -26,6 +26,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,9 +41,9 @@ from lightning_anomaly.choose import Summary, choose_filters, choose_others, fil
 from lightning_anomaly.mask import FilterMask, mask_filters
 from lightning_anomaly.report import NORMAL, LayerReport
 from recipes.experiments.cells import CONDITIONS, OVERFITTING, Cell, Images, full_matrix, prepare, quick_matrix
-from recipes.experiments.h1 import add_matrix_options, key_of
 from recipes.experiments.lines import rounded, run_missing
 from recipes.experiments.measures import MEASURES, Judge, Row
+from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.experiments.statistics import median_distances
 from recipes.experiments.training import KeepWeights, evaluate, fit
 from recipes.module import Classifier
@@ -276,9 +277,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.quick:
         plain, noisy = quick_matrix(("overfitting", "noise30"))
         cells = [plain, replace(noisy, network="simple_cnn")]  # the first has nothing to mask
-    name = "h3-quick.jsonl" if options.quick else "h3.jsonl"
     work = partial(experiment, root=options.data_root, weights=options.weights)
-    return run_missing(cells, key_of, work, Path(options.lines) / name, options.workers)
+    return run_missing(cells, attrgetter("key"), work, lines_file(options, "h3"), options.workers)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from recipes.experiments.tables import group, markdown, spread
+from recipes.experiments.tables import Line, group, markdown, spread
 
 __all__ = [
     "contest_table",
@@ -23,7 +23,6 @@ __all__ = [
     "tables",
 ]
 
-Line = dict[str, Any]
 ARMS = ("anomaly", "random", "matched", "l1", "fpgm", "sparsest")
 MOMENTS = {"0": "right after masking", "1": "after 1 further epoch", "3": "after 3 further epochs"}
 _READINGS = {"default": "default settings", "paper": "paper's settings"}

@@ -51,7 +51,7 @@ class Judge:
         true = prepare(replace(cell, condition="overfitting"), root).data.train_labels  # same images, no wrong label
         train, labels = images.normalised("train"), images.data.train_labels
         wrong = images.wrong.nonzero()[:_WRONG, 0]
-        parts = [images.normalised("val"), images.normalised("test")[:_TEST], train[:_TRAIN], train[wrong]]
+        parts = [images.normalised("val"), images.normalised("test", _TEST), train[:_TRAIN], train[wrong]]
         known = [images.data.val_labels, images.data.test_labels[:_TEST], labels[:_TRAIN], labels[wrong]]
         # The networks' pooling is twice as fast with the channels last.
         everything = torch.cat(parts).contiguous(memory_format=torch.channels_last)

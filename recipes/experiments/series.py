@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import ConstantInputWarning, rankdata, spearmanr
-from sklearn.metrics import roc_auc_score
+import torch
+from scipy.stats import rankdata
 
 from lightning_anomaly.rise import rise
+from recipes.experiments import detection
+from recipes.experiments.statistics import rank_correlation
 
 __all__ = [
     "SIGNALS",
@@ -82,10 +83,8 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rank correlation; 0 if one of them is constant, None for fewer than five values."""
     if len(a) < 5:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConstantInputWarning)
-        value = float(spearmanr(a, b).statistic)
-    return 0.0 if np.isnan(value) else value
+    value = rank_correlation(*(torch.tensor(values, dtype=torch.float64) for values in (a, b)))
+    return 0.0 if value is None else value
 
 
 def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[float]) -> float | None:
@@ -121,4 +120,4 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
     """Probability that a positive run scores above another one, ties counted half; None without both kinds."""
     if len(set(positive)) < 2:
         return None
-    return float(roc_auc_score(positive, scores))
+    return detection.auroc(torch.tensor(positive), torch.tensor(scores, dtype=torch.float64))

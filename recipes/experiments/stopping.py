@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from recipes.experiments.h1_tables import is_overfitting
-from recipes.experiments.lines import LINES, read_lines
+from recipes.experiments.lines import read_lines
+from recipes.experiments.options import add_line_options, lines_file
 from recipes.experiments.rules import RULES, replay
-from recipes.experiments.tables import group, markdown, spread
+from recipes.experiments.tables import Line, group, markdown, spread
 from recipes.options import one_sentence_errors
 
 
-def stopping_table(lines: Sequence[dict[str, Any]]) -> str:
+def stopping_table(lines: Sequence[Line]) -> str:
     """For each network and rule: accuracy and loss given away, epochs spent, and how many runs were stopped."""
     rows = []
     for (network,), runs in group(lines, "network").items():
@@ -48,8 +47,7 @@ def stopping_table(lines: Sequence[dict[str, Any]]) -> str:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="on the small trainings of `h1 --quick`")
-    parser.add_argument("--lines", default=str(LINES), help="folder of the results, default: the one in the repository")
+    add_line_options(parser, quick="on the small trainings of `h1 --quick`")
     return parser.parse_args(arguments)
 
 
@@ -59,8 +57,7 @@ def run(options: argparse.Namespace) -> str:
     Raises:
         FileNotFoundError: If `h1` has not been run.
     """
-    path = Path(options.lines) / ("h1-quick.jsonl" if options.quick else "h1.jsonl")
-    lines = read_lines(path)
+    lines = read_lines(lines_file(options, "h1"))
     if not lines:
         quick = " --quick" if options.quick else ""
         raise FileNotFoundError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-__all__ = ["group", "markdown", "spread"]
+__all__ = ["Line", "group", "markdown", "spread"]
 
 Line = dict[str, Any]
 

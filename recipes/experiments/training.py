@@ -18,18 +18,15 @@ from recipes.experiments.cells import CONDITIONS, Cell, Images, prepare
 from recipes.experiments.statistics import gradient_disparity, layer_statistics, weight_statistics
 from recipes.module import Classifier
 from recipes.networks import build
-from recipes.options import quiet
+from recipes.options import SILENT, quiet
 
 __all__ = ["READINGS", "evaluate", "fit", "logits_of", "watch"]
 
-_PAPER = AnalysisSettings.paper()
 # What is read from every epoch: the default, its variants, and the literal reading of the paper.
 READINGS: dict[str, dict[str, Any]] = {
     "val": {},
     "val_unrectified": {"rectify": False},
-    "val_paper": {
-        name: getattr(_PAPER, name) for name in ("max_components", "rare_fraction", "rule", "init", "n_init")
-    },
+    "val_paper": AnalysisSettings.paper().to_dict(),
     "train": {"probe": "train"},
 }
 _BATCHES = 5  # of the gradient disparity
@@ -62,12 +59,9 @@ def fit(cell: Cell, images: Images, callbacks: list[pl.Callback]) -> Classifier:
         limit_train_batches=-(-cell.train_size // cell.batch_size),
         callbacks=callbacks,
         accelerator="cpu",  # where the number of threads is one, the same cell gives the same network
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         num_sanity_val_steps=0,
         inference_mode=False,  # gradients are measured while it validates
+        **SILENT,
     )
     trainer.fit(module, train, val)
     return module
@@ -81,7 +75,7 @@ class Measure(pl.Callback):
         self.epochs: list[dict[str, Any]] = []
         self.test = images.normalised("test"), images.data.test_labels
         # An epoch of a larger pool does not see each image, so predictions are compared on a fixed part of them.
-        self.fixed = images.normalised("train")[:_FIXED], images.data.train_labels[:_FIXED]
+        self.fixed = images.normalised("train", _FIXED), images.data.train_labels[:_FIXED]
         self.labels = {"val": images.data.val_labels[: cell.probe_size]}
         self.batch_size, self.probe_size = cell.batch_size, cell.probe_size
         self.predictions: Tensor | None = None
