@@ -145,3 +145,19 @@ def test_tables_and_curves_are_made_of_the_quick_lines(quick: Path) -> None:
     assert h1_tables.layer_table(lines).count("\n") == 1 + 2
     figure = h1_tables.draw_curves(lines)
     assert [len(axis.get_lines()) for axis in figure.axes] == [2, 2, 2]
+
+
+def test_lines_are_read_as_they_were_written(tmp_path: Path) -> None:
+    rows = [
+        {"loss": 1.5, "layers": {"0": {"count": 1}, "3": {"count": n}}, "found": [[{"a": n}, {}]]} for n in range(9)
+    ]
+    results = {
+        "rows_alike": {"epochs": rows, "none": [], "empty": [{}, {}], "mixed": [{"a": 1}, {"b": 2}], "plain": [1, [2]]},
+        "nothing": {"epochs": None},
+    }
+    path = tmp_path / "lines.jsonl"
+    lines = run_missing(list(results), str, results.__getitem__, path, workers=1)
+    for line in lines:
+        expected = results[line["key"]]
+        assert {name: line[name] for name in expected} == expected
+    assert path.read_text().count('"loss"') == 1

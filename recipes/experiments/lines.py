@@ -1,4 +1,8 @@
-"""Results as lines of JSON: a run's result is written once, finished runs are skipped, runs go on side by side."""
+"""Results as lines of JSON: a run's result is written once, finished runs are skipped, runs go on side by side.
+
+Lists of dicts with the same keys, such as the epochs of a run, stand in the file as one dict of lists,
+`{"rows": {...}}`: a third of the size. No result may have a dict with the single key "rows".
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     results = []
     for number, line in enumerate(whole.split("\n") if whole else [], 1):
         try:
-            results.append(json.loads(line))
+            results.append(_unpack(json.loads(line)))
         except json.JSONDecodeError as error:
             raise ValueError(f"Line {number} of `{path.name}` should be JSON: {error}") from error
     return results
@@ -50,9 +54,33 @@ def _append(path: Path, result: dict[str, Any]) -> None:
         if not content.endswith(b"\n"):  # what an interruption left of a line
             path.write_bytes(content[: content.rfind(b"\n") + 1])
     with path.open("a") as file:
-        file.write(json.dumps(result, allow_nan=False) + "\n")
+        file.write(json.dumps(_pack(result), allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _pack(value: Any) -> Any:
+    """The value with its lists of like dicts turned into dicts of lists, also inside each other."""
+    if isinstance(value, dict):
+        return {key: _pack(entry) for key, entry in value.items()}
+    if not isinstance(value, (list, tuple)):
+        return value
+    if not value or not all(isinstance(row, dict) and row and row.keys() == value[0].keys() for row in value):
+        return [_pack(entry) for entry in value]
+    return {"rows": {key: _pack([row[key] for row in value]) for key in value[0]}}
+
+
+def _unpack(value: Any) -> Any:
+    """What was packed, lists for tuples."""
+    if isinstance(value, list):
+        return [_unpack(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    unpacked = {key: _unpack(entry) for key, entry in value.items()}
+    if unpacked.keys() != {"rows"}:
+        return unpacked
+    columns = unpacked["rows"]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def versions() -> dict[str, str]:
