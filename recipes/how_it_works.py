@@ -21,7 +21,8 @@ from torch import Tensor
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.plots import clearest_filters
-from lightning_anomaly.report import ANOMALY, DEAD, LayerReport
+from lightning_anomaly.plots.style import COMPONENT_COLOURS, VERDICT_COLOURS
+from lightning_anomaly.report import LayerReport
 from recipes.damage import over_range
 from recipes.data import load_images, make_loaders, mean_and_std, normalise, split
 from recipes.module import Classifier
@@ -31,14 +32,6 @@ from recipes.stability import capture
 
 PICTURE = Path(__file__).parent / "pictures" / "how_it_works.png"
 _DAMAGED = [3, 20]
-_COLOURS = [
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-]  # told apart by the colour-blind, after Okabe and Ito
-_VERDICT_COLOURS = ["#c6dbef", "#d55e00", "#4d4d4d"]
 
 
 def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Module, Tensor]:
@@ -68,7 +61,7 @@ def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
     panels[1].set_title("2  two principal components", fontsize=10)
     for cluster in range(int(layer.n_components[index])):
         members = points[layer.labels[index] == cluster]
-        panels[2].scatter(*members.T.numpy(), s=6, color=_COLOURS[cluster % len(_COLOURS)])
+        panels[2].scatter(*members.T.numpy(), s=6, color=COMPONENT_COLOURS[cluster])
     panels[2].scatter(*points[outliers].T.numpy(), s=70, facecolors="none", edgecolors="black")
     rare = int(outliers.sum())
     panels[2].set_title(f"3  mixture, K = {int(layer.n_components[index])}: {rare} samples apart", fontsize=10)
@@ -94,15 +87,19 @@ def _draw_maps(axes: Axes, maps: Tensor, outliers: Tensor) -> None:
 
 def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
     """A row of cells for each 32 filters of a layer."""
-    codes = {ANOMALY: 1, DEAD: 2}
+    verdicts = list(VERDICT_COLOURS)
     rows, names = [], []
     for name, layer in layers.items():
         for first in range(0, len(layer.verdicts), 32):
-            row = [codes.get(verdict, 0) for verdict in layer.verdicts[first : first + 32]]
+            row = [verdicts.index(verdict) for verdict in layer.verdicts[first : first + 32]]
             rows.append(row + [float("nan")] * (32 - len(row)))
             names.append(f"layer {name}" if first == 0 else "")
     axes.pcolormesh(
-        torch.tensor(rows).flip(0).numpy(), cmap=ListedColormap(_VERDICT_COLOURS), vmin=0, vmax=2, edgecolors="w"
+        torch.tensor(rows).flip(0).numpy(),
+        cmap=ListedColormap(list(VERDICT_COLOURS.values())),
+        vmin=0,
+        vmax=3,
+        edgecolors="w",
     )
     axes.set(xticks=[], yticks=[place + 0.5 for place in range(len(rows))], yticklabels=names[::-1])
     axes.set_xlabel("light: normal, orange: anomaly, dark: dead", fontsize=9)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_anomaly.plots.style import layer_text, new_figure
+from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
 from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
 from lightning_anomaly.settings import check_integer
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the largest component gets the first.
-_COMPONENTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _MARKERS = "osD^v"  # one after another where there are more components than colours
 _OUTLIER = "outlier sample"
 _ENTRY = 1.35  # width of an entry of the legend of components (inches)
@@ -176,8 +174,8 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
             cluster[:, 0].tolist(),
             cluster[:, 1].tolist(),
             s=size,
-            c=_COMPONENTS[rank % len(_COMPONENTS)],
-            marker=_MARKERS[rank // len(_COMPONENTS) % len(_MARKERS)],
+            c=COMPONENT_COLOURS[rank % len(COMPONENT_COLOURS)],
+            marker=_MARKERS[rank // len(COMPONENT_COLOURS) % len(_MARKERS)],
             linewidths=0,
             label=f"component {rank + 1}",
             rasterized=True,  # loggers that store vector graphics would store every point

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from lightning_anomaly.plots.style import layer_text, new_figure
-from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+from lightning_anomaly.plots.style import VERDICT_COLOURS, layer_text, new_figure
+from lightning_anomaly.report import ANOMALY, NONFINITE, AnomalyReport, LayerReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart by lightness too: pale, strong, dark.
-_VERDICTS = {NORMAL: "#C6DBEF", ANOMALY: "#D55E00", DEAD: "#4D4D4D", NONFINITE: "#F0E442"}
 _MAP_WIDTH = 6.4  # the cells (inches)
 _LINE, _SPACE = 0.15, 0.07  # least height of a layer, a line of text, and the space below it (inches)
 _SPARE = 5.0  # height that large layers may take beyond that, before cells get smaller (inches)
@@ -80,14 +78,14 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float, colum
 
     rows = max(1, math.ceil(len(layer.verdicts) / columns))
     codes = np.full(rows * columns, -1)
-    codes[: len(layer.verdicts)] = [list(_VERDICTS).index(verdict) for verdict in layer.verdicts]
+    codes[: len(layer.verdicts)] = [list(VERDICT_COLOURS).index(verdict) for verdict in layer.verdicts]
     axes.pcolormesh(
         np.linspace(0, _MAP_WIDTH, columns + 1),
         np.linspace(top, top + height, rows + 1),
         np.ma.masked_less(codes.reshape(rows, columns), 0),
-        cmap=ListedColormap(list(_VERDICTS.values())),
+        cmap=ListedColormap(list(VERDICT_COLOURS.values())),
         vmin=-0.5,
-        vmax=len(_VERDICTS) - 0.5,
+        vmax=len(VERDICT_COLOURS) - 0.5,
         edgecolors="white",
         linewidth=8 * _MAP_WIDTH / columns if height / rows > 0.04 else 0,
         antialiased=True,
@@ -97,7 +95,9 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float, colum
 def _verdict_legend(figure: Figure, report: AnomalyReport) -> None:
     from matplotlib.patches import Patch
 
-    counts = {verdict: sum(len(layer.filters(verdict)) for layer in report.layers.values()) for verdict in _VERDICTS}
-    shown = [verdict for verdict in _VERDICTS if counts[verdict] or verdict != NONFINITE]
-    patches = [Patch(facecolor=_VERDICTS[verdict], label=f"{verdict}: {counts[verdict]}") for verdict in shown]
+    counts = {
+        verdict: sum(len(layer.filters(verdict)) for layer in report.layers.values()) for verdict in VERDICT_COLOURS
+    }
+    shown = [verdict for verdict in VERDICT_COLOURS if counts[verdict] or verdict != NONFINITE]
+    patches = [Patch(facecolor=VERDICT_COLOURS[verdict], label=f"{verdict}: {counts[verdict]}") for verdict in shown]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(shown))
