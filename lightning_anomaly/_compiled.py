@@ -8,7 +8,8 @@ same way for every mixture.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -16,9 +17,11 @@ import numpy.typing as npt
 
 from lightning_anomaly.backend import in_threads
 
-__all__ = ["coordinates", "em"]
+__all__ = ["compile_loop", "coordinates", "em"]
 
 _Array = npt.NDArray[np.float64]
+_Integers = npt.NDArray[np.int64]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _LN2 = math.log(2)
 _SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(_SCALE y)^2
 _LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi) and what scaled factors add to the logarithm of a density
@@ -34,9 +37,15 @@ _P6, _P7, _P8 = 0.00015403530463727982, 1.5252733856295574e-05, 1.32154325342541
 _P9, _P10, _P11 = 1.0178051192117847e-07, 7.074194562613105e-09, 4.456675463639861e-10
 
 
+def compile_loop(**options: Any) -> Callable[[_Function], _Function]:
+    """`numba.njit(**options)` that keeps a function's types."""
+    decorate: Callable[[_Function], _Function] = numba.njit(**options)
+    return decorate
+
+
 # These must not be reordered: rounding by a large constant would vanish.
-@numba.njit(forceinline=True, fastmath={"contract"})
-def _exp2(t):  # type: ignore[no-untyped-def]
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _exp2(t: float) -> float:
     """2 to the power of `t <= 0` to one unit in the last place; 2^-1000 for everything below."""
     t = max(t, -1000.0)
     shifted = t + _ROUND
@@ -53,23 +62,24 @@ def _exp2(t):  # type: ignore[no-untyped-def]
     p = p * r + _P1
     p = p * r + _P0
     bits = np.float64(p).view(np.int64) + (np.float64(shifted).view(np.int64) << _EXPONENT)
-    return np.int64(bits).view(np.float64)
+    power: float = np.int64(bits).view(np.float64)
+    return power
 
 
-@numba.njit(forceinline=True, fastmath={"contract"})
-def _whitened(x, y, mx, my, u11, u12, u22):  # type: ignore[no-untyped-def]
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _whitened(x: float, y: float, mx: float, my: float, u11: float, u12: float, u22: float) -> tuple[float, float]:
     dx, dy = x - mx, y - my
     return u11 * dx, u12 * dx + u22 * dy
 
 
-@numba.njit(forceinline=True, fastmath={"contract"})
-def _log_joint(x, y, mx, my, u11, u12, u22, constant):  # type: ignore[no-untyped-def]
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _log_joint(x: float, y: float, mx: float, my: float, u11: float, u12: float, u22: float, constant: float) -> float:
     y1, y2 = _whitened(x, y, mx, my, u11, u12, u22)
     return (constant - y1 * y1) - y2 * y2
 
 
-@numba.njit(fastmath={"contract"}, error_model="numpy")
-def _maximise(w, mu, u, sums, reg):  # type: ignore[no-untyped-def]
+@compile_loop(fastmath={"contract"}, error_model="numpy")
+def _maximise(w: _Array, mu: _Array, u: _Array, sums: _Array, reg: float) -> float:
     """M-step from the moments of whitened residuals: counts, means and factors in place; the sum of the counts."""
     count = 0.0
     for k in range(w.size):
@@ -99,8 +109,23 @@ def _maximise(w, mu, u, sums, reg):  # type: ignore[no-untyped-def]
     return count
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def _em(xs, ys, weights, means, factors, max_iter, tol, reg, bounds, n_iter, converged, labels, first, last):  # type: ignore[no-untyped-def]
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _em(
+    xs: _Array,
+    ys: _Array,
+    weights: _Array,
+    means: _Array,
+    factors: _Array,
+    max_iter: int,
+    tol: float,
+    reg: float,
+    bounds: _Array,
+    n_iter: _Integers,
+    converged: npt.NDArray[np.bool_],
+    labels: _Integers,
+    first: int,
+    last: int,
+) -> None:
     """EM for the mixtures `first` to `last`, each from its own start; parameters are updated in place.
 
     Logarithms are of base 2 and `factors` scaled to suit: the exponential's argument then needs nothing but rounding.

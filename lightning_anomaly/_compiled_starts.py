@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from lightning_anomaly._compiled import coordinates
+from lightning_anomaly._compiled import compile_loop, coordinates
 from lightning_anomaly.backend import in_threads
 
 __all__ = ["cluster_moments", "kmeans", "kmeans_plus_plus"]
 
 _Array = npt.NDArray[np.float64]
+_Integers = npt.NDArray[np.int64]
 _DRAW = 32  # samples whose squared distances are summed before a draw looks at single ones
 _MIX, _STIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(29)
 
 
-@numba.njit(forceinline=True, fastmath={"contract"})
-def _squared_distance(x, y, cx, cy):  # type: ignore[no-untyped-def]
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _squared_distance(x: float, y: float, cx: float, cy: float) -> float:
     dx, dy = x - cx, y - cy
     return dx * dx + dy * dy
 
 
-@numba.njit(fastmath={"contract", "reassoc"}, forceinline=True)
-def _sums(x, y, label, k):  # type: ignore[no-untyped-def]
+@compile_loop(fastmath={"contract", "reassoc"}, forceinline=True)
+def _sums(x: _Array, y: _Array, label: _Integers, k: int) -> tuple[int, float, float]:
     """Size and sums of one cluster, by the same instructions whatever its number."""
     size, sx, sy = 0, 0.0, 0.0
     for i in range(x.size):
@@ -34,18 +34,19 @@ def _sums(x, y, label, k):  # type: ignore[no-untyped-def]
     return size, sx, sy
 
 
-@numba.njit(forceinline=True)
-def _hash(x, y):  # type: ignore[no-untyped-def]
+@compile_loop(forceinline=True)
+def _hash(x: float, y: float) -> np.uint64:
     """64 bits of two doubles, stirred so that sums of a few thousand of them never meet by chance."""
     h = np.float64(x).view(np.uint64) * _MIX
     h ^= h >> _SHIFT
     h = (h + np.float64(y).view(np.uint64)) * _STIR
     h ^= h >> _SHIFT
-    return h * _MIX
+    key: np.uint64 = h * _MIX
+    return key
 
 
-@numba.njit(error_model="numpy")
-def _inverse(distance, sums, uniform):  # type: ignore[no-untyped-def]
+@compile_loop(error_model="numpy")
+def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
     """The first sample at which the cumulative distance exceeds a share of the whole; the last if none does."""
     target = uniform * sums.sum()
     before, b = 0.0, 0
@@ -62,8 +63,10 @@ def _inverse(distance, sums, uniform):  # type: ignore[no-untyped-def]
     return found
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def _lloyd(xs, ys, centres, max_iter, same, labels, first, last):  # type: ignore[no-untyped-def]
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _lloyd(
+    xs: _Array, ys: _Array, centres: _Array, max_iter: int, same: float, labels: _Integers, first: int, last: int
+) -> None:
     """The best of several k-means clusterings of the filters `first` to `last`; `centres` are overwritten.
 
     A start that comes to the centres of an earlier one would go on as that did, so it ends there.
@@ -119,7 +122,7 @@ def _lloyd(xs, ys, centres, max_iter, same, labels, first, last):  # type: ignor
                 labels[f] = label
 
 
-def kmeans(points: _Array, centres: _Array, max_iter: int, same: float, threads: int) -> npt.NDArray[np.int64]:
+def kmeans(points: _Array, centres: _Array, max_iter: int, same: float, threads: int) -> _Integers:
     """Labels `(F, N)` of the best of S k-means clusterings from `centres` `(F, S, K, 2)`."""
     xs, ys = coordinates(points)
     labels = np.zeros(xs.shape, np.int64)
@@ -128,8 +131,8 @@ def kmeans(points: _Array, centres: _Array, max_iter: int, same: float, threads:
     return labels
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def _draw(xs, ys, uniform, centres, first, last):  # type: ignore[no-untyped-def]
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _draw(xs: _Array, ys: _Array, uniform: _Array, centres: _Array, first: int, last: int) -> None:
     """Draw samples of the filters `first` to `last` in proportion to their squared distance from the nearest centre."""
     n, clusters = xs.shape[1], uniform.shape[1]
     distance, sums = np.empty(n), np.empty(-(-n // _DRAW))
@@ -163,8 +166,8 @@ def kmeans_plus_plus(points: _Array, uniform: _Array, threads: int) -> _Array:
     return centres
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def _moments(xs, ys, labels, moments, first, last):  # type: ignore[no-untyped-def]
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array, first: int, last: int) -> None:
     """Sizes, means and covariances of the clusters of the filters `first` to `last`."""
     for f in range(first, last):
         x, y = xs[f], ys[f]
@@ -186,7 +189,7 @@ def _moments(xs, ys, labels, moments, first, last):  # type: ignore[no-untyped-d
                     out[3], out[4], out[5] = xx / size, xy / size, yy / size
 
 
-def cluster_moments(points: _Array, labels: npt.NDArray[np.int64], clusters: int, threads: int) -> _Array:
+def cluster_moments(points: _Array, labels: _Integers, clusters: int, threads: int) -> _Array:
     """Size, mean x, y and covariances xx, xy, yy `(F, S, K, 6)` of the clusters of labels `(F, S, N)`; 0 if empty."""
     xs, ys = coordinates(points)
     labels = np.ascontiguousarray(labels)
