@@ -145,7 +145,8 @@ def draw_curves(lines: Sequence[Line]) -> Figure:
                 axis.plot(epochs, average, style, color=colour, label=condition, linewidth=1.3)
         row[0].set_ylabel(f"{network}\n{data}")
         for axis in row:
-            axis.set_ylim(0, max(axis.get_ylim()[1], 0.01))
+            top = max(axis.get_ylim()[1], 0.01)
+            axis.set_ylim(-0.03 * top, top)  # a curve at 0 is seen
     for axis, title in zip(
         axes[0], ("validation loss (nats)", "anomaly fraction", "the same, paper's reading"), strict=True
     ):
