@@ -217,7 +217,7 @@ def draw(numbers: Mapping[str, Any], path: str) -> None:
         speeds.bar(places, [row[f"{ours}_over_{theirs}"] for row in rows], 0.2, label=label, color=_COLOURS[i])
     cases = [row["case"].removeprefix("analysis, ").replace(" to scikit-learn", "").replace(" by scikit-learn", "")
              for row in rows]  # fmt: skip
-    names = [f"{row['network']}\n{case}" for row, case in zip(rows, cases, strict=True)]
+    names = ["\n".join([row["network"], *case.split()]) for row, case in zip(rows, cases, strict=True)]
     speeds.set_xticks(range(len(rows)), names, fontsize=6)
     speeds.set(title="Whole analysis, times faster than scikit-learn", yscale="log")
     for i, row in enumerate(_rows(numbers, "growth")):
