@@ -46,13 +46,23 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float,
     return functional.cross_entropy(logits.double(), labels).item(), accuracy
 
 
+class MixedPrecision(Classifier):
+    """Trained in bfloat16 mixed precision, which halves the time of the larger networks; all else stays float32."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean cross-entropy of a batch (nats)."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().training_step(batch, batch_idx)
+
+
 def fit(cell: Cell, images: Images, callbacks: list[pl.Callback]) -> Classifier:
     """Train a cell from the start; the same cell gives the same network."""
     quiet()
     pl.seed_everything(cell.seed, verbose=False)
     condition = CONDITIONS[cell.condition]
     network = build(cell.network, images.data.channels, images.data.n_classes, condition.dropout)
-    module = Classifier(network, cell.lr, condition.weight_decay)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # pooling is twice as fast
+    module = MixedPrecision(network, cell.lr, condition.weight_decay)
     train, val = images.loaders(cell)
     trainer = pl.Trainer(
         max_epochs=cell.epochs,
