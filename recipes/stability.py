@@ -1,7 +1,9 @@
 """Does a verdict belong to the filter, or to the seed and the probe? `python -m recipes.stability --data cifar10`.
 
 Trains a network, then analyses the same maps with several seeds, with 2% of the probe left out, and on another probe,
-and prints how much of the flagged filters two analyses share (Jaccard index; 1 where neither flags any).
+and prints how much of the flagged filters two analyses share (Jaccard index; 1 where neither flags any), and for how
+many filters both give the same verdict. Where ordinary images leave a rule nothing to flag, such an index says nothing;
+so all of this is done again with some images of each probe damaged.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 from statistics import mean
 
 import lightning.pytorch as pl
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
+from recipes.damage import plant_damage
 from recipes.data import make_loaders, mean_and_std, normalise
 from recipes.module import Classifier
 from recipes.networks import build
@@ -44,6 +47,27 @@ def same_components(first: AnomalyReport, second: AnomalyReport) -> float:
     return torch.cat([a == b for a, b in pairs]).double().mean().item()
 
 
+def same_verdict(first: AnomalyReport, second: AnomalyReport) -> float:
+    """The share of the filters to which two reports give the same verdict."""
+    pairs = [(layer.verdicts, second.layers[name].verdicts) for name, layer in first.layers.items()]
+    return mean(a == b for verdicts in pairs for a, b in zip(*verdicts, strict=True))
+
+
+def damaged_probes(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Two probes of images uint8 `(2 * PROBE, C, H, W)`, in each of them `count` with noise or salt and pepper.
+
+    Returns:
+        The images, and which of them are damaged `(2 * PROBE,)`.
+    """
+    probes, damaged = [], torch.zeros(len(images), dtype=torch.bool)
+    for first in range(0, len(images), PROBE):
+        probe, planted = plant_damage(images[first : first + PROBE], count, ["noise", "salt_and_pepper"], seed=first)
+        probes.append(probe)
+        for places in planted.values():
+            damaged[[first + place for place in places]] = True
+    return torch.cat(probes), damaged
+
+
 def capture(network: nn.Module, images: Tensor, settings: AnalysisSettings) -> dict[str, LayerMaps]:
     """The maps of every convolution for images `(N, C, H, W)`."""
     taken = MapCapture(select_layers(network), rectify=settings.rectify, max_map_side=settings.max_map_side)
@@ -61,8 +85,10 @@ def choose(maps: dict[str, LayerMaps], samples: Tensor) -> dict[str, LayerMaps]:
     }
 
 
-def measure(network: nn.Module, images: Tensor, settings: AnalysisSettings, repeats: int) -> dict[str, float]:
-    """Agreement of analyses of two probes of 512 images `(1024, C, H, W)`."""
+def measure(
+    network: nn.Module, images: Tensor, damaged: Tensor, settings: AnalysisSettings, repeats: int
+) -> dict[str, float]:
+    """Agreement of analyses of two probes of 512 images `(1024, C, H, W)`, some of them damaged `(1024,)`."""
     maps = capture(network, images, settings)
     everyone = torch.arange(PROBE)
     probe = choose(maps, everyone)
@@ -75,13 +101,17 @@ def measure(network: nn.Module, images: Tensor, settings: AnalysisSettings, repe
     ]
     other = analyze_maps(choose(maps, everyone + PROBE), settings)
     pairs = list(combinations(seeds, 2))
+    voted = torch.tensor(seeds[0].outlier_samples) > 0
     return {
         "flagged": mean(report.count for report in seeds),
+        "damaged_found": int((voted & damaged[:PROBE]).sum()),
+        "others_found": int((voted & ~damaged[:PROBE]).sum()),
         "seeds_jaccard": mean(jaccard(a, b) for a, b in pairs),
         "seeds_jaccard_min": min(jaccard(a, b) for a, b in pairs),
         "seeds_same_k": mean(same_components(a, b) for a, b in pairs),
         "left_out_jaccard": mean(jaccard(seeds[0], report) for report in left_out),
         "left_out_jaccard_min": min(jaccard(seeds[0], report) for report in left_out),
+        "left_out_same_verdict": mean(same_verdict(seeds[0], report) for report in left_out),
         "disjoint_jaccard": jaccard(seeds[0], other),
         "disjoint_flagged": other.count,
     }
@@ -94,6 +124,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(val_size=2 * PROBE)
     parser.add_argument("--repeats", type=int, default=10, help="seeds and left-out draws, default: %(default)s")
     parser.add_argument("--rare-fraction", type=float, nargs="+", default=[AnalysisSettings().rare_fraction])
+    parser.add_argument("--damaged", type=int, nargs="+", default=[0, 8], help="damaged images, default: %(default)s")
     return parser.parse_args(arguments)
 
 
@@ -108,9 +139,10 @@ def run(options: argparse.Namespace) -> list[dict[str, float | str]]:
         max_epochs=options.epochs, logger=False, enable_checkpointing=False, limit_val_batches=0, accelerator="auto"
     )
     trainer.fit(Classifier(network, options.lr), train)
-    images = normalise(data.val_images, *mean_and_std(data.train_images))
     rows: list[dict[str, float | str]] = []
-    for fraction in options.rare_fraction:
+    for count, fraction in product(options.damaged, options.rare_fraction):
+        pixels, damaged = damaged_probes(data.val_images[: 2 * PROBE], count)
+        images = normalise(pixels, *mean_and_std(data.train_images))
         for settings in (
             AnalysisSettings(rare_fraction=fraction),
             AnalysisSettings(rare_fraction=fraction, rectify=False),
@@ -119,9 +151,8 @@ def run(options: argparse.Namespace) -> list[dict[str, float | str]]:
         ):
             maps = "rectified" if settings.rectify else "unrectified"
             name = f"{settings.rule}, K <= {settings.max_components}, {settings.init}, {maps}"
-            rows.append(
-                {"settings": name, "rare": fraction, **measure(network.cpu(), images, settings, options.repeats)}
-            )
+            found = measure(network.cpu(), images, damaged, settings, options.repeats)
+            rows.append({"settings": name, "rare": fraction, "damaged": count, **found})
             print(rows[-1], flush=True)
     columns = list(rows[0])
     print("\n| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))

@@ -45,7 +45,7 @@ CONDITIONS = {
 }
 OVERFITTING = ("overfitting", "noise10", "noise30")  # the others are the healthy controls
 # Epochs and learning rate: long enough for the validation loss of the plain training to rise well above its minimum.
-_SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 5e-4), "vgg11_bn": (16, 5e-4)}
+_SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "vgg11_bn": (16, 5e-4)}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from lightning_anomaly import AnalysisSettings
+from recipes import stability
+from recipes.networks import build
+
+
+@pytest.fixture(scope="module")
+def probes() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.randint(100, 156, (2 * stability.PROBE, 1, 1, 1), generator=generator, dtype=torch.uint8)
+    return stability.damaged_probes(smooth.expand(-1, 1, 8, 8), 8)
+
+
+def test_each_probe_has_as_many_damaged_images(probes):
+    images, damaged = probes
+    assert damaged[: stability.PROBE].sum() == damaged[stability.PROBE :].sum() == 8
+    flat = (images == images[:, :, :1, :1]).flatten(1).all(1)
+    assert torch.equal(flat, ~damaged)
+
+
+def test_analyses_agree_on_filters_that_single_out_damaged_images(probes):
+    images, damaged = probes
+    settings = AnalysisSettings(n_init=5, max_components=3, rectify=False)
+    found = stability.measure(build("lenet5", 1, 10), images.float() / 255, damaged, settings, repeats=2)
+    assert found["damaged_found"] == 8
+    assert found["flagged"] > 0
+    assert found["others_found"] == 0
+    assert found["seeds_jaccard"] == 1
+
+
+def test_the_share_of_equal_verdicts_counts_filters(probes):
+    images, _ = probes
+    network = build("lenet5", 1, 10)
+    maps = stability.capture(network, images[: stability.PROBE].float() / 255, AnalysisSettings())
+    some = stability.choose(maps, torch.arange(256))
+    settings = AnalysisSettings(n_init=1)
+    first, second = (stability.analyze_maps(each, settings) for each in (maps, some))
+    flags = [[v for layer in report.layers.values() for v in layer.verdicts] for report in (first, second)]
+    assert stability.same_verdict(first, first) == 1
+    assert stability.same_verdict(first, second) == sum(a == b for a, b in zip(*flags, strict=True)) / 22
