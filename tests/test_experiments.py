@@ -10,9 +10,19 @@ import torch
 from trainers import QUIET
 
 from recipes.experiments import h1, h1_tables, stopping
-from recipes.experiments.cells import CONDITIONS, DATA, OVERFITTING, full_matrix, prepare, quick_matrix
+from recipes.experiments.cells import (
+    CONDITIONS,
+    DATA,
+    MATRIX,
+    OVERFITTING,
+    full_matrix,
+    held_out_matrix,
+    long_matrix,
+    prepare,
+    quick_matrix,
+)
 from recipes.experiments.lines import read_lines, rounded, run_missing
-from recipes.experiments.training import READINGS, evaluate, watch
+from recipes.experiments.training import READINGS, evaluate, watch, watched_layers
 from recipes.networks import build
 
 pytestmark = QUIET
@@ -21,10 +31,25 @@ NETWORKS = ("lenet5", "simple_cnn", "alexnet")
 
 def test_the_full_matrix_has_every_combination_once_and_whole_seeds_first() -> None:
     cells = full_matrix()
-    assert len(cells) == len({cell.key for cell in cells}) == 3 * len(DATA) * len(CONDITIONS) * 3
+    assert len(cells) == len({cell.key for cell in cells}) == 3 * len(DATA) * len(MATRIX) * 3
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     assert {cell.network for cell in cells} == set(NETWORKS)
-    assert set(OVERFITTING) < set(CONDITIONS)
+    assert set(OVERFITTING) | set(MATRIX) == set(CONDITIONS)
+
+
+def test_what_is_held_out_is_in_no_other_matrix() -> None:
+    seen = {(cell.network, cell.seed) for cell in full_matrix()}
+    assert seen.isdisjoint((cell.network, cell.seed) for cell in held_out_matrix())
+    assert {cell.condition for cell in held_out_matrix()} & set(OVERFITTING) == {"overfitting", "noise20"}
+    assert len({cell.key for cell in [*full_matrix(), *held_out_matrix(), *long_matrix()]}) == 108 + 4 + 6
+
+
+def test_layers_are_watched_behind_their_batchnorm() -> None:
+    layers = watched_layers(build("vgg11_bn", 1, 10), prefix="")
+    network = build("vgg11_bn", 1, 10)
+    assert len(layers) == 8
+    assert all(network[int(norm)].num_features == network[int(conv)].out_channels for norm, conv in layers.items())
+    assert watched_layers(build("lenet5", 1, 10)) == {"network.0": "network.0", "network.3": "network.3"}
 
 
 def test_conditions_share_their_validation_and_test_images_and_differ_as_they_say() -> None:

@@ -93,12 +93,15 @@ def layer(**changes: Any) -> LayerReport:
 
 
 def test_layer_statistics_count_what_was_planted() -> None:
-    found = layer_statistics(layer(), torch.arange(60) % 3)
+    explained = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.0], dtype=torch.float64)
+    found = layer_statistics(layer(explained=explained), torch.arange(60) % 3)
     counts = {name: found[name] for name in ("count", "live", "dead", "silent", "isolated", "outliers")}
     assert counts == {"count": 2, "live": 4, "dead": 1, "silent": 1, "isolated": 1, "outliers": 3}
     assert found["sparsity"] == pytest.approx(0.5)
+    assert found["outside"] == pytest.approx(0.25)
+    assert found["second"] == pytest.approx(layer().points[:4, :, 1].double().numpy().var(1).mean())
     nothing = layer_statistics(layer(verdicts=(DEAD,) * 5, outliers=torch.zeros(5, 60).bool()), torch.arange(60) % 3)
-    assert (nothing["count"], nothing["kurtosis"], nothing["separation"]) == (0, 0.0, 0.0)
+    assert (nothing["count"], nothing["kurtosis"], nothing["separation"], nothing["outside"]) == (0, 0.0, 0.0, 0.0)
 
 
 def line(**curves: list[float]) -> dict[str, Any]:

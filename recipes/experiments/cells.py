@@ -11,7 +11,20 @@ from torch import Tensor
 from recipes.damage import with_label_noise
 from recipes.data import ImageData, Loader, load_images, make_loaders, mean_and_std, normalise, split
 
-__all__ = ["CONDITIONS", "DATA", "OVERFITTING", "Cell", "Condition", "Images", "full_matrix", "prepare", "quick_matrix"]
+__all__ = [
+    "CONDITIONS",
+    "DATA",
+    "MATRIX",
+    "OVERFITTING",
+    "Cell",
+    "Condition",
+    "Images",
+    "full_matrix",
+    "held_out_matrix",
+    "long_matrix",
+    "prepare",
+    "quick_matrix",
+]
 
 DATA = ("cifar10", "fashion_mnist")
 
@@ -39,13 +52,16 @@ CONDITIONS = {
     "overfitting": Condition(),
     "noise10": Condition(label_noise=0.1),
     "noise30": Condition(label_noise=0.3),
+    "noise20": Condition(label_noise=0.2),  # of the held-out runs only
     "augmented": Condition(augment=True, dropout=0.5),
     "regularised": Condition(dropout=0.5, weight_decay=0.5),
     "more_data": Condition(pool=10),
 }
-OVERFITTING = ("overfitting", "noise10", "noise30")  # the others are the healthy controls
+OVERFITTING = ("overfitting", "noise10", "noise20", "noise30")  # the others are the healthy controls
+MATRIX = ("overfitting", "noise10", "noise30", "augmented", "regularised", "more_data")
 # Epochs and learning rate: long enough for the validation loss of the plain training to rise well above its minimum.
 _SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "vgg11_bn": (16, 5e-4)}
+_LONG = {"lenet5": 50, "simple_cnn": 30, "alexnet": 20}  # epochs over a full data set
 
 
 @dataclass(frozen=True)
@@ -53,7 +69,7 @@ class Cell:
     """One training. `key` names it; two runs of the same cell are the same run.
 
     Args:
-        network: A key of `recipes.networks.NETWORKS`.
+        network: A name that `recipes.networks.build` takes.
         data: A data set's name.
         condition: A key of `CONDITIONS`.
         seed: Of the split, the initial weights and the order of the images.
@@ -94,7 +110,7 @@ def make_cell(network: str, data: str, condition: str, seed: int) -> Cell:
 def full_matrix(
     networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet"),
     data: Sequence[str] = DATA,
-    conditions: Sequence[str] = tuple(CONDITIONS),
+    conditions: Sequence[str] = MATRIX,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[Cell]:
     """All combinations, one seed after the other, so that an unfinished matrix is whole in what it has."""
@@ -105,6 +121,18 @@ def full_matrix(
         for name in data
         for condition in conditions
     ]
+
+
+def held_out_matrix() -> list[Cell]:
+    """What has no part in choosing a signal: another network, another share of wrong labels, another seed."""
+    return full_matrix(["vgg11_bn"], ["cifar10"], ["overfitting", "noise20", "augmented", "more_data"], [3])
+
+
+def long_matrix(networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet")) -> list[Cell]:
+    """The paper's likely regime: all training images but the validation ones, for many epochs."""
+    cells = full_matrix(networks, conditions=["overfitting"], seeds=[4])
+    sizes = {"cifar10": 48_976, "fashion_mnist": 58_976}  # of 50,000 and 60,000, less the validation images
+    return [replace(cell, train_size=sizes[cell.data], epochs=_LONG[cell.network]) for cell in cells]
 
 
 def quick_matrix(conditions: Sequence[str] = ("overfitting", "augmented")) -> list[Cell]:

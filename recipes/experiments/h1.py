@@ -11,7 +11,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from recipes.experiments.cells import full_matrix, quick_matrix
+from recipes.experiments.cells import full_matrix, held_out_matrix, long_matrix, quick_matrix
 from recipes.experiments.lines import run_missing
 from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.experiments.training import watch
@@ -22,13 +22,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_matrix_options(parser)
+    parser.add_argument(
+        "--matrix",
+        choices=["full", "held-out", "long"],
+        default="full",
+        help="held-out: what had no part in choosing a signal; long: full data sets (hours); default: %(default)s",
+    )
     parser.add_argument("--weights", default=None, help="folder to keep the weights of every epoch in (gigabytes)")
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run what is missing of the matrix; returns its lines."""
-    cells = quick_matrix() if options.quick else full_matrix(options.networks, seeds=options.seeds)
+    if options.quick:
+        cells = quick_matrix()
+    elif options.matrix == "full":
+        cells = full_matrix(options.networks, seeds=options.seeds)
+    else:
+        cells = held_out_matrix() if options.matrix == "held-out" else long_matrix(options.networks)
     work = partial(watch, root=options.data_root, weights=options.weights)
     return run_missing(cells, attrgetter("key"), work, lines_file(options, "h1"), options.workers)
 

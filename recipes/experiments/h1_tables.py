@@ -34,6 +34,8 @@ SOURCES = (
     ("sparsity", "sparsity", "val"),
     ("kurtosis", "kurtosis", "val"),
     ("class separation, training less validation", "separation", "val"),
+    ("variance outside two components", "outside", "val"),
+    ("variance of the second component", "second", "val"),
     ("weight variance", "weight_variance", "val"),
     ("weight norm", "weight_norm", "val"),
     ("epoch number", "epoch", "val"),

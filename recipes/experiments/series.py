@@ -27,7 +27,10 @@ __all__ = [
 ]
 
 # What is followed: a key of a layer's statistics, or a ratio of two.
-SIGNALS = ("fraction", "isolated", "silent", "sparsity", "kurtosis", "separation", "weight_variance", "weight_norm")
+SIGNALS = (
+    "fraction", "isolated", "silent", "sparsity", "kurtosis", "separation", "outside", "second", "weight_variance",
+    "weight_norm",
+)  # fmt: skip
 _OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent"}
 
 

@@ -72,7 +72,9 @@ def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
 
     Returns:
         `count` anomaly filters of `live` ones, `dead` ones; `sparsity`, mean over all filters; over the live filters
-        the median `kurtosis` of the first component and the mean class `separation`; of the anomaly filters, how many
+        the median `kurtosis` of the first component, the mean class `separation`, the mean share of the maps' variance
+        that is `outside` of the two components, and the mean variance of the `second` component in units of the first
+        one's; of the anomaly filters, how many
         give nine tenths of the probe one and the same map (`silent`), and for how many the outliers are at least one
         standard deviation away from all other samples (`isolated`); `outliers`, samples that are outliers of any.
     """
@@ -88,6 +90,8 @@ def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
         "sparsity": layer.sparsity.mean().item(),
         "kurtosis": kurtosis(points[live, :, 0]).median().item() if live else 0.0,
         "separation": class_separation(points[live], labels).mean().item() if live else 0.0,
+        "outside": 1 - layer.explained[live].mean().item() if live else 0.0,
+        "second": points[live, :, 1].var(1, correction=0).mean().item() if live else 0.0,
         "silent": int(silent.sum()),
         "isolated": int(isolated.sum()),
         "outliers": int(layer.outliers.any(0).sum()),

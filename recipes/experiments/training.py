@@ -20,7 +20,7 @@ from recipes.module import Classifier
 from recipes.networks import build
 from recipes.options import SILENT, quiet
 
-__all__ = ["READINGS", "evaluate", "fit", "logits_of", "watch"]
+__all__ = ["READINGS", "evaluate", "fit", "logits_of", "watch", "watched_layers"]
 
 # What is read from every epoch: the default, its variants, and the literal reading of the paper.
 READINGS: dict[str, dict[str, Any]] = {
@@ -78,10 +78,19 @@ def fit(cell: Cell, images: Images, callbacks: list[pl.Callback]) -> Classifier:
 
 
 class Measure(pl.Callback):
-    """Writes down every epoch; stands behind the watchers whose reports it reads."""
+    """Writes down every epoch; stands behind the watchers whose reports it reads.
 
-    def __init__(self, cell: Cell, images: Images, watchers: dict[str, AnomalyFilterCallback]) -> None:
-        self.watchers = watchers
+    Args:
+        cell: The cell.
+        images: Its images.
+        watchers: The callbacks, by reading.
+        convolutions: For each layer that they watch, the convolution that its maps come from.
+    """
+
+    def __init__(
+        self, cell: Cell, images: Images, watchers: dict[str, AnomalyFilterCallback], convolutions: dict[str, str]
+    ) -> None:
+        self.watchers, self.convolutions = watchers, convolutions
         self.epochs: list[dict[str, Any]] = []
         self.test = images.normalised("test"), images.data.test_labels
         # An epoch of a larger pool does not see each image, so predictions are compared on a fixed part of them.
@@ -127,8 +136,8 @@ class Measure(pl.Callback):
         for name, layer in watcher.report.layers.items():
             found[name.removeprefix("network.")] = layer_statistics(layer, labels)
             if reading == "val":
-                weight = pl_module.get_submodule(name).get_parameter("weight").detach()
-                found[name.removeprefix("network.")] |= weight_statistics(weight)
+                convolution = pl_module.get_submodule(self.convolutions[name])
+                found[name.removeprefix("network.")] |= weight_statistics(convolution.get_parameter("weight").detach())
         return found
 
     def _disparity(self, network: nn.Module) -> float:
@@ -157,6 +166,13 @@ class KeepWeights(pl.Callback):
         path.with_suffix(".part").replace(path)
 
 
+def watched_layers(network: nn.Sequential, prefix: str = "network.") -> dict[str, str]:
+    """What is analysed, each with its convolution: the BatchNorm behind it if there is one, else itself."""
+    places = [place for place, layer in enumerate(network) if isinstance(layer, nn.Conv2d)]
+    normed = [isinstance(network[place + 1], nn.BatchNorm2d) for place in places]
+    return {f"{prefix}{place + norm}": f"{prefix}{place}" for place, norm in zip(places, normed, strict=True)}
+
+
 def watch(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
     """Train a cell and measure every epoch.
 
@@ -169,13 +185,19 @@ def watch(cell: Cell, root: str | None = None, weights: str | None = None) -> di
         The cell's settings, and `epochs`: a dict for each.
     """
     images = prepare(cell, root)
+    layers = watched_layers(build(cell.network, images.data.channels, images.data.n_classes))
     watchers = {
         name: AnomalyFilterCallback(
-            probe_size=cell.probe_size, log_key_prefix=name, log_figures=False, on_error="raise", **settings
+            layers=list(layers),
+            probe_size=cell.probe_size,
+            log_key_prefix=name,
+            log_figures=False,
+            on_error="raise",
+            **settings,
         )
         for name, settings in READINGS.items()
     }
-    measure = Measure(cell, images, watchers)
+    measure = Measure(cell, images, watchers, layers)
     keep = [KeepWeights(Path(weights) / cell.key)] if weights else []
     fit(cell, images, [*watchers.values(), measure, *keep])
     return {"cell": asdict(cell), "epochs": measure.epochs}
