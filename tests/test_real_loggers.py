@@ -137,7 +137,6 @@ def test_scalars_and_figures_of_a_fit_are_there(
         assert logged == pytest.approx({step: expected[step] for step in logged}, rel=1e-6), name
         assert len(logged) == (1 if make is wandb else EPOCHS)
         assert set(logged) == set(found.scalars["val_loss"])
-    # The last figures come without images, which are kept for the validations at which figures are due.
     names = {f"anomaly_filters/{name}" for name in ("filters", "outliers", "verdicts")}
     assert found.figures == dict.fromkeys(names, SHOWN)
 
