@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import lightning_anomaly  # noqa: F401  # imports both of Lightning's package trees, before `quiet`
 from recipes.data import DATA_SETS, ImageData, load_images, split
 from recipes.networks import NETWORKS
 
-__all__ = ["SILENT", "add_training_options", "one_sentence_errors", "prepare_data", "quiet"]
+__all__ = ["SILENT", "add_training_options", "one_sentence_errors", "prepare_data", "quiet", "telling_errors"]
 
 # Arguments of a Trainer whose run leaves nothing on the disk and shows nothing.
 SILENT: dict[str, Any] = {
@@ -48,12 +50,19 @@ def prepare_data(options: argparse.Namespace) -> ImageData:
     return split(data, options.train_size, options.val_size, options.seed)
 
 
-def one_sentence_errors(run: Callable[[argparse.Namespace], object], parse: Callable[[], argparse.Namespace]) -> None:
-    """Run a recipe; what a user got wrong (a path, a size) ends it in one sentence instead of a traceback."""
+@contextlib.contextmanager
+def telling_errors() -> Iterator[None]:
+    """What a user got wrong (a path, a size, a missing extra) ends in one sentence instead of a traceback."""
     try:
-        run(parse())
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        yield
+    except (ValueError, FileNotFoundError, ConnectionError, ImportError) as error:
         sys.exit(f"error: {error}")
+
+
+def one_sentence_errors(run: Callable[[argparse.Namespace], object], parse: Callable[[], argparse.Namespace]) -> None:
+    """Run a recipe, telling errors."""
+    with telling_errors():
+        run(parse())
 
 
 def quiet() -> None:
