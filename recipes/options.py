@@ -10,11 +10,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning_anomaly  # noqa: F401  # imports both of Lightning's package trees, before `quiet`
 from recipes.data import DATA_SETS, ImageData, load_images, split
 from recipes.networks import NETWORKS
 
-__all__ = ["SILENT", "add_training_options", "one_sentence_errors", "prepare_data", "quiet", "telling_errors"]
+__all__ = [
+    "SILENT",
+    "add_training_options",
+    "ignore_warnings",
+    "one_sentence_errors",
+    "prepare_data",
+    "quiet",
+    "telling_errors",
+]
 
 # Arguments of a Trainer whose run leaves nothing on the disk and shows nothing.
 SILENT: dict[str, Any] = {
@@ -70,6 +77,11 @@ def quiet() -> None:
     # Whichever of Lightning's package trees is imported last gives both of them its logger.
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
+    ignore_warnings()
+
+
+def ignore_warnings() -> None:
+    """Silence warnings of what recipes have on purpose: few images, in loaders without workers."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
