@@ -102,16 +102,20 @@ def read_images(path: Path) -> Tensor:
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("it is no archive")
         with np.load(path, allow_pickle=False) as file:
-            known = [key for key in ("val_images", "test_images") if key in file.files]
-            if not known and len(file.files) != 1:
-                raise ValueError(f"it has neither `val_images` nor `test_images`, but the arrays {file.files}")
-            key = (known or file.files)[0]
-            array = file[key][:_PROBE_SIZE]
+            arrays = file.files
+            known = [key for key in ("val_images", "test_images") if key in arrays]
+            key = (known or [*arrays, ""])[0]
+            array = file[key][:_PROBE_SIZE] if known or len(arrays) == 1 else None
     except (ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"`{path.name}` should be an .npz archive with an array of images, as `numpy.savez` writes it. Reading "
             f"failed: {error}."
         ) from error
+    if array is None:
+        raise ValueError(
+            f"`{path.name}` should hold the images as `val_images`, as `test_images`, or as its only array. "
+            f"Found the arrays {arrays}."
+        )
     grey, colour = array.ndim == 3, array.ndim == 4 and array.shape[-1] in (1, 3)
     if array.dtype == np.uint8 and array.size and (grey or colour):
         tensor = torch.from_numpy(array).float() / 255

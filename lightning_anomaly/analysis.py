@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, scripted_note, select_layers
 from lightning_anomaly.cluster import cluster_filters
@@ -50,7 +52,8 @@ def analyze(
         The report. Whatever could not be analysed is in its `notes`, each of which is also a warning.
 
     Raises:
-        ValueError: If a layer does not exist or `inputs` has no samples.
+        ValueError: If a layer does not exist, `inputs` has no samples or holds them in another way, or `settings` are
+            of another kind.
 
     Examples:
         >>> inputs = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -61,7 +64,15 @@ def analyze(
         >>> report.count, report.layers[""].outliers_of(0)
         (1, [7])
     """
-    settings = settings or AnalysisSettings()
+    settings = AnalysisSettings() if settings is None else settings
+    if not isinstance(settings, AnalysisSettings):
+        raise ValueError(f"Parameter `settings` should be an AnalysisSettings or None. Found {settings!r}.")
+    if isinstance(inputs, (np.ndarray, Dataset, DataLoader)):
+        raise ValueError(
+            "Parameter `inputs` should be a tensor (N, ...), or a tuple or dict with the arguments of one call. Found "
+            f"{type(inputs).__name__}: for the images of an array give `torch.from_numpy(array)`, for those of a "
+            "data set or loader one tensor of as many as the probe should have."
+        )
     if isinstance(inputs, Tensor) and (inputs.ndim == 0 or len(inputs) == 0):
         raise ValueError(f"Parameter `inputs` should hold samples. Found shape {tuple(inputs.shape)}.")
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
@@ -105,7 +116,10 @@ def analyze_maps(
     """
     notes = dict(notes or {})
     if not maps and not notes:
-        notes["no layers"] = "The model has no convolution: there are no filters to analyse."
+        notes["no layers"] = (
+            "The model has no convolution, so there are no filters to analyse: name layers whose output has shape "
+            "(N, F, ...) as `layers`, if there are any."
+        )
     counts = Counter(layer.count for layer in maps.values() if layer.count)
     n_samples = counts.most_common(1)[0][0] if counts else 0
     layers: dict[str, LayerReport] = {}

@@ -69,10 +69,12 @@ def _find(model: str) -> Callable[..., Any]:
     except Exception as error:  # whatever the user's file raises
         raise ValueError(f"Importing `{place}` failed with {error!r}: repair it first.") from error
     if not callable(found := getattr(module, name, None)):
-        models = [
-            key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)
-        ]
-        raise ValueError(f"`--model` should name a class or function of `{place}`, {_some(models)}. Found `{name}`.")
+        public = {key: value for key, value in vars(module).items() if not key.startswith("_") and callable(value)}
+        models = [key for key, value in public.items() if isinstance(value, type) and issubclass(value, nn.Module)]
+        own = [key for key, value in public.items() if getattr(value, "__module__", None) == place]
+        raise ValueError(
+            f"`--model` should name a class or function of `{place}`, {_some(models or own)}. Found `{name}`."
+        )
     factory: Callable[..., Any] = found
     return factory
 

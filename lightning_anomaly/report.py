@@ -82,9 +82,9 @@ _TENSORS = {
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "explained", "sparsity")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AnomalyReport:
-    """What was found in a network. `print(report)` gives a table, and so does a notebook that shows it.
+    """What was found in a network. `print(report)` gives a table, and so does a console or a notebook that shows it.
 
     Attributes:
         layers: `{layer: LayerReport}` in the network's order.
@@ -249,6 +249,9 @@ class AnomalyReport:
 
     def __str__(self) -> str:
         return text_table(self._rows(), self._sentences())
+
+    def __repr__(self) -> str:
+        return str(self)  # the fields are hundreds of kilobytes, which a notebook would store
 
     def _repr_html_(self) -> str:
         return html_table(self._rows(), self._sentences())

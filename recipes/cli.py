@@ -20,7 +20,7 @@ from recipes.damage import over_range
 from recipes.data import Loader, load_images, make_loaders, mean_and_std, split
 from recipes.module import Classifier
 from recipes.networks import build
-from recipes.options import quiet
+from recipes.options import ignore_warnings, telling_errors
 
 __all__ = ["ImageClassifier", "Images"]
 
@@ -92,8 +92,9 @@ class Images(LightningDataModule):
 
 def main() -> None:
     """Do what the command line says."""
-    quiet()
-    LightningCLI(ImageClassifier, Images)
+    ignore_warnings()
+    with telling_errors():
+        LightningCLI(ImageClassifier, Images, seed_everything_default=0)
 
 
 if __name__ == "__main__":

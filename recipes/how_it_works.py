@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport
@@ -32,6 +33,7 @@ from recipes.stability import capture
 
 PICTURE = Path(__file__).parent / "pictures" / "how_it_works.png"
 _DAMAGED = [3, 20]
+_COLUMNS = 16  # cells in a row of the last panel
 
 
 def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Module, Tensor]:
@@ -64,11 +66,11 @@ def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
         panels[2].scatter(*members.T.numpy(), s=6, color=COMPONENT_COLOURS[cluster])
     panels[2].scatter(*points[outliers].T.numpy(), s=70, facecolors="none", edgecolors="black")
     rare = int(outliers.sum())
-    panels[2].set_title(f"3  mixture, K = {int(layer.n_components[index])}: {rare} samples apart", fontsize=10)
+    panels[2].set_title(f"3  mixture, K = {int(layer.n_components[index])}: {rare} outlier samples", fontsize=10)
     for axes in panels[1:3]:
         axes.set(xticks=[], yticks=[], xlabel="first component", ylabel="second component")
     _draw_verdicts(panels[3], report.layers)
-    panels[3].set_title(f"4  all filters: {report.count} anomalies", fontsize=10)
+    panels[3].set_title(f"4  all filters: {report.count} are anomalies", fontsize=10)
     return figure
 
 
@@ -78,31 +80,41 @@ def _draw_maps(axes: Axes, maps: Tensor, outliers: Tensor) -> None:
     framed = torch.nn.functional.pad(maps[shown], (0, 1, 0, 1), value=float("nan"))
     height, width = framed.shape[1:]
     grid = framed.reshape(4, 4, height, width).transpose(1, 2).reshape(4 * height, 4 * width)
-    axes.imshow(grid.numpy(), cmap="magma", vmax=float(maps.quantile(0.999)))
+    axes.imshow(grid[:-1, :-1].numpy(), cmap="magma", vmax=float(maps.quantile(0.999)))
+    axes.spines[:].set_visible(False)
     for place in range(min(4, int(outliers.sum()))):
         axes.add_patch(Rectangle((place * width - 0.5, -0.5), width - 1, height - 1, fill=False, edgecolor="red", lw=2))
     axes.set(xticks=[], yticks=[])
-    axes.set_title("1  maps of one filter, 16 samples", fontsize=10)
+    axes.set_title("1  one filter's maps of 16 samples", fontsize=10)
 
 
 def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
-    """A row of cells for each 32 filters of a layer."""
+    """A block of rows for each layer, with a cell for each filter."""
     verdicts = list(VERDICT_COLOURS)
-    rows, names = [], []
-    for name, layer in layers.items():
-        for first in range(0, len(layer.verdicts), 32):
-            row = [verdicts.index(verdict) for verdict in layer.verdicts[first : first + 32]]
-            rows.append(row + [float("nan")] * (32 - len(row)))
-            names.append(f"layer {name}" if first == 0 else "")
+    blank = [float("nan")] * _COLUMNS
+    rows: list[list[float]] = []
+    middles = []
+    for layer in layers.values():
+        codes = [float(verdicts.index(verdict)) for verdict in layer.verdicts]
+        block = [(codes[first : first + _COLUMNS] + blank)[:_COLUMNS] for first in range(0, len(codes), _COLUMNS)]
+        middles.append(len(rows) + len(block) / 2)
+        rows += [*block, blank]
     axes.pcolormesh(
-        torch.tensor(rows).flip(0).numpy(),
+        torch.tensor(rows[:-1]).numpy(),
         cmap=ListedColormap(list(VERDICT_COLOURS.values())),
-        vmin=0,
-        vmax=3,
+        vmin=-0.5,
+        vmax=len(verdicts) - 0.5,
         edgecolors="w",
+        linewidth=1,
     )
-    axes.set(xticks=[], yticks=[place + 0.5 for place in range(len(rows))], yticklabels=names[::-1])
-    axes.set_xlabel("light: normal, orange: anomaly, dark: dead", fontsize=9)
+    axes.set(xticks=[], yticks=middles, yticklabels=[f"layer {name}" for name in layers], aspect="equal")
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    shown = [verdict for verdict in verdicts if any(layer.filters(verdict) for layer in layers.values())]
+    patches = [Patch(facecolor=VERDICT_COLOURS[verdict], label=verdict) for verdict in shown]
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 1, "columnspacing": 1}
+    axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(shown), **style)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -120,7 +132,7 @@ def run(options: argparse.Namespace) -> AnomalyReport:
     maps = capture(network, probe, settings)
     report = analyze_maps(maps, settings)
     ((name, index),) = clearest_filters(report, 1)
-    draw(maps[name].maps, report, name, index).savefig(options.picture, dpi=80)
+    draw(maps[name].maps, report, name, index).savefig(options.picture, dpi=90)
     return report
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from recipes.data import DATA_SETS, ImageData, load_images, split
 from recipes.networks import NETWORKS
 
-__all__ = ["SILENT", "add_training_options", "one_sentence_errors", "prepare_data", "quiet"]
+__all__ = [
+    "SILENT",
+    "add_training_options",
+    "ignore_warnings",
+    "one_sentence_errors",
+    "prepare_data",
+    "quiet",
+    "telling_errors",
+]
 
 # Arguments of a Trainer whose run leaves nothing on the disk and shows nothing.
 SILENT: dict[str, Any] = {
@@ -48,12 +57,19 @@ def prepare_data(options: argparse.Namespace) -> ImageData:
     return split(data, options.train_size, options.val_size, options.seed)
 
 
-def one_sentence_errors(run: Callable[[argparse.Namespace], object], parse: Callable[[], argparse.Namespace]) -> None:
-    """Run a recipe; what a user got wrong (a path, a size) ends it in one sentence instead of a traceback."""
+@contextlib.contextmanager
+def telling_errors() -> Iterator[None]:
+    """What a user got wrong (a path, a size, a missing extra) ends in one sentence instead of a traceback."""
     try:
-        run(parse())
-    except (ValueError, FileNotFoundError, ConnectionError) as error:
+        yield
+    except (ValueError, FileNotFoundError, ConnectionError, ImportError) as error:
         sys.exit(f"error: {error}")
+
+
+def one_sentence_errors(run: Callable[[argparse.Namespace], object], parse: Callable[[], argparse.Namespace]) -> None:
+    """Run a recipe, telling errors."""
+    with telling_errors():
+        run(parse())
 
 
 def quiet() -> None:
@@ -61,6 +77,11 @@ def quiet() -> None:
     # Whichever of Lightning's package trees is imported last gives both of them its logger.
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
+    ignore_warnings()
+
+
+def ignore_warnings() -> None:
+    """Silence warnings of what recipes have on purpose: few images, in loaders without workers."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")

@@ -38,6 +38,10 @@ class Outcome:
     loss: float
     accuracy: float
 
+    def __str__(self) -> str:
+        masked = f"{self.masked} filters with {self.share:.1%} of the parameters masked"
+        return f"{masked}, test loss {self.loss:.3f}, test accuracy {self.accuracy:.3f}"
+
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""

@@ -55,7 +55,8 @@ def describe_find(votes: Sequence[int], planted: Mapping[str, Sequence[int]]) ->
     ]
     missed = [f"{image} ({kind_of[image]})" for image in sorted(set(kind_of) - set(found))]
     lines += [f"  not found: {', '.join(missed)}"] if missed else []
-    return "\n".join([*lines, f"precision {precision:.2f}, recall {recall:.2f}"])
+    lines += [f"precision {precision:.2f}, recall {recall:.2f}"] if kind_of else []
+    return "\n".join(lines)
 
 
 def draw_curves(log_dir: str, title: str, path: str) -> None:

@@ -4,11 +4,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import properties
 import pytest
 import torch
 import zoo
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import AnalysisSettings, analyze, mixture
 from lightning_anomaly.analysis import analyze_layer, analyze_maps
@@ -326,6 +328,26 @@ def test_inputs_without_samples_are_an_error_that_says_their_shape(inputs):
         analyze(nn.Conv2d(1, 1, 1), inputs)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "kind"),
+    [
+        (np.zeros((30, 1, 8, 8), np.float32), "ndarray"),
+        (DataLoader(TensorDataset(torch.zeros(30, 1, 8, 8))), "DataLoader"),
+        (TensorDataset(torch.zeros(30, 1, 8, 8)), "TensorDataset"),
+    ],
+)
+def test_inputs_of_another_kind_are_an_error_that_says_what_to_give(inputs, kind):
+    with pytest.raises(
+        ValueError, match=rf"`inputs` should be a tensor .* Found {kind}: .* `torch.from_numpy\(array\)`"
+    ):
+        analyze(nn.Conv2d(1, 1, 1), inputs)
+
+
+def test_settings_of_another_kind_are_an_error():
+    with pytest.raises(ValueError, match=r"`settings` should be an AnalysisSettings or None\. Found {'seed': 1}\."):
+        analyze(nn.Conv2d(1, 1, 1), PROBE, settings={"seed": 1})
+
+
 def test_a_layer_that_does_not_exist_is_an_error_before_the_model_runs():
     model = Busy()
     with pytest.raises(ValueError, match=r"`layers` should name layers of the model\. Found \['other'\].*\['conv'\]"):
@@ -351,7 +373,9 @@ PROBE = torch.randn(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 def test_a_model_without_convolution_gives_an_empty_report_and_one_warning():
     notes = notes_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), PROBE)
-    assert notes == {"no layers": "The model has no convolution: there are no filters to analyse."}
+    assert notes["no layers"].startswith(
+        "The model has no convolution, so there are no filters to analyse: name layers"
+    )
 
 
 def test_a_layer_that_is_never_called_is_left_out_with_a_note():

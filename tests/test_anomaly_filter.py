@@ -500,10 +500,33 @@ def test_the_curve_has_the_steps_of_the_validation_loss(tmp_path: Any, options: 
 
 def test_figures_come_at_powers_of_two_and_at_the_end(tmp_path: Any) -> None:
     logger = TensorBoardLogger(tmp_path)
-    trainer = quiet_trainer(tmp_path, watcher(log_figures=True), logger=logger, max_epochs=6)
-    trainer.fit(SmallNet(), loader(), loader(seed=1))
+    probe = loader(seed=1)
+    probe.dataset.tensors[0][7] *= 20  # an image that does not belong
+    ours = watcher(log_figures=True)
+    trainer = quiet_trainer(tmp_path, ours, logger=logger, max_epochs=6)
+    trainer.fit(SmallNet(), loader(), probe)
+    assert ours.report.outlier_samples[7] > 0
     events = EventAccumulator(logger.log_dir, {"images": 0})
     events.Reload()
-    steps = [event.step for event in events.Images("anomaly_filters/verdicts")]
     validations = [event.step for event in events.Scalars("val_loss")]
-    assert steps == [validations[i] for i in (0, 1, 3, 5)]
+    for name in ("verdicts", "filters", "outliers"):
+        steps = [event.step for event in events.Images(f"anomaly_filters/{name}")]
+        assert steps == [validations[i] for i in (0, 1, 3, 5)], name
+
+
+def test_between_validations_few_images_are_kept_and_after_the_fit_none(tmp_path: Any) -> None:
+    kept: list[tuple[int, ...] | None] = []
+
+    class Look(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            assert not ours._figures._images
+            pending = ours._figures._pending
+            kept.append(pending and tuple(pending[1].shape))
+
+    probe = loader(seed=1)
+    probe.dataset.tensors[0][:2] *= 20
+    ours = watcher(log_figures=True)
+    logger = TensorBoardLogger(tmp_path)
+    quiet_trainer(tmp_path, ours, Look(), logger=logger, max_epochs=6).fit(SmallNet(), loader(), probe)
+    assert kept == [None, None, (2, 8, 8, 1), None, (2, 8, 8, 1), (2, 8, 8, 1)]
+    assert ours._figures._pending is None

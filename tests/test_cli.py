@@ -93,3 +93,20 @@ def test_a_wrong_value_is_refused_with_what_is_allowed(fit: Any, capsys: pytest.
     assert "probe" in said
     assert "'val'" in said
     assert "'train'" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--data.data=nowhere.npz", r"error: Parameter `data` should be the path of an existing .npz file\. Found"),
+        (
+            "--trainer.max_epochs=1 --trainer.logger=false --trainer.enable_checkpointing=false"
+            " --trainer.callbacks+=lightning_anomaly.AnomalyFilterCallback --trainer.callbacks.layers=[features.3]",
+            r"error: .* Found \['features.3'\], but its convolutions are \['network.0', 'network.3', 'network.6'\]\.",
+        ),
+    ],
+    ids=["data", "layers"],
+)
+def test_what_the_command_line_cannot_know_ends_in_one_sentence(fit: Any, line: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        fit(line)

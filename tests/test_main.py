@@ -236,7 +236,8 @@ class TestMistakes:
             ("needs_more:Net", r"Importing `needs_more` failed: No module named 'never_heard_of'\. Install what it n"),
             ("is_broken:Net", r"Importing `is_broken` failed with ZeroDivisionError\('division by zero'\): repair it"),
             ("trainers:Net", r"should name a class or function of `trainers`, `SmallNet`\. Found `Net`\."),
-            ("json:Net", r"should name a class or function of `json`, which has no model\. Found `Net`\."),
+            ("json:Net", r"should name a class or function of `json`, `dump`, .* and \d more\. Found `Net`\."),
+            ("errno:Net", r"should name a class or function of `errno`, which has no model\. Found `Net`\."),
             (f"{HERE}:number", r"should give a torch.nn.Module\. Found `.*:number`, a int\."),
             (f"{HERE}:broken", r"cannot be built with the arguments {} \(TypeError: .*'channels'\): give those it was"),
             (f"{HERE}:Wide", r"`.*:Wide` cannot be built with the arguments {} .* `--model-args '{\"channels\": 3}'`"),
@@ -332,7 +333,7 @@ class TestMistakes:
             (b"hello", r"`some.npz` should be an .npz archive .* Reading failed: it is no archive\."),
             (
                 {"a": np.zeros(1), "b": np.zeros(1)},
-                r"neither `val_images` nor `test_images`, but the arrays \['a', 'b'\]",
+                r"as `val_images`, as `test_images`, or as its only array\. Found the arrays \['a', 'b'\]\.",
             ),
             ({"x": np.array([{}, {}])}, r"Reading failed: Object arrays cannot be loaded"),
             ({"x": np.float32(3)}, r"Reading failed: too many indices"),

@@ -2,14 +2,20 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from importlib.metadata import metadata
 from importlib.resources import files
 from pathlib import Path
 
+import pytest
+
 import lightning_anomaly
 
+ROOT = Path(__file__).parent.parent
 IMPORT = """
 import json, sys, warnings
 import lightning
@@ -29,7 +35,7 @@ def test_an_import_brings_nothing_that_lightning_does_not_bring_and_no_warning()
 
 def test_the_version_is_that_of_the_distribution_and_of_the_newest_changes() -> None:
     assert metadata("lightning-anomaly")["Version"] == lightning_anomaly.__version__
-    changes = (Path(__file__).parent.parent / "CHANGELOG.md").read_text()
+    changes = (ROOT / "CHANGELOG.md").read_text()
     assert re.findall(r"^## (\S+)", changes, re.MULTILINE)[0] == lightning_anomaly.__version__
 
 
@@ -39,3 +45,27 @@ def test_the_package_says_that_it_is_typed() -> None:
 
 def test_all_names_are_there() -> None:
     assert all(hasattr(lightning_anomaly, name) for name in lightning_anomaly.__all__)
+
+
+def test_wheel_and_sdist_hold_what_they_should(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", "77", reason="setuptools 77 or later builds the package")
+    tree = tmp_path / "tree"  # setuptools writes beside what it packs
+    tree.mkdir()
+    for name in ("lightning_anomaly", "recipes", "tests"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    build = "from setuptools import build_meta as b; print(b.build_sdist('dist')); print(b.build_wheel('dist'))"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=tree, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    sources = {path.relative_to(tree).as_posix() for path in (tree / "lightning_anomaly").rglob("*") if path.is_file()}
+    with zipfile.ZipFile(*(tree / "dist").glob("*.whl")) as wheel:
+        code = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert code == sources
+    assert "lightning_anomaly/py.typed" in code
+    with tarfile.open(*(tree / "dist").glob("*.tar.gz")) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert sources | {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"} <= names
+    assert not any(name.startswith(("tests", "recipes")) for name in names)

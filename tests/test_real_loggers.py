@@ -1,16 +1,18 @@
 """A fit with the real loggers, each read back from what it left on disk, and none of them with a network.
 
-W&B and MLflow are the extra `loggers`, which `.ci/run` installs; without it their tests are skipped.
+W&B, MLflow and Comet are the extra `loggers`, which `.ci/run` installs; without it their tests are skipped.
 """
 
 import csv
+import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
@@ -101,6 +103,35 @@ def mlflow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable
     return logger, read
 
 
+def comet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Callable[[], Found]]:
+    pytest.importorskip("comet_ml", reason="Comet is not installed: the extra `loggers` brings it")
+    # Lightning's `online=False` disables the experiment altogether, so that nothing would be written.
+    for name, value in (("START_ONLINE", "0"), ("DISABLE_AUTO_LOGGING", "1"), ("ERROR_TRACKING_ENABLE", "0")):
+        monkeypatch.setenv(f"COMET_{name}", value)
+    environment = dict.fromkeys(("log_code", "log_env_details", "log_git_metadata", "log_git_patch"), False)
+    logger = CometLogger(project="test", offline_directory=str(folder), auto_output_logging=False, **environment)
+
+    def read() -> Found:
+        logger.experiment.end()
+        (archive,) = folder.glob("*.zip")
+        scalars: dict[str, dict[int, float]] = {}
+        figures: dict[str, list[int]] = {}
+        with zipfile.ZipFile(archive) as file:
+            for line in file.read("messages.json").splitlines():
+                message = json.loads(line)
+                content = message["payload"]
+                if message["type"] == "metric_msg":
+                    metric = content["metric"]
+                    scalars.setdefault(metric["metricName"], {})[metric["step"]] = metric["metricValue"]
+                elif message["type"] == "file_upload" and content["upload_type"] == "visualization":
+                    about = content["additional_params"]
+                    figures.setdefault(about["figName"], []).append(about["step"])
+                    assert len(file.read(content["file_path"])) > 5000  # vector graphics
+        return Found(scalars, figures)
+
+    return logger, read
+
+
 def pictures(folder: Path) -> dict[str, list[int]]:
     """The steps in the names of the PNG files below a folder."""
     found: dict[str, list[int]] = {}
@@ -118,7 +149,7 @@ def check(file: Path) -> None:
         image.load()
 
 
-@pytest.mark.parametrize("make", [tensorboard, table, wandb, mlflow], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [tensorboard, table, wandb, mlflow, comet], ids=lambda make: make.__name__)
 def test_scalars_and_figures_of_a_fit_are_there(
     make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +168,6 @@ def test_scalars_and_figures_of_a_fit_are_there(
         assert logged == pytest.approx({step: expected[step] for step in logged}, rel=1e-6), name
         assert len(logged) == (1 if make is wandb else EPOCHS)
         assert set(logged) == set(found.scalars["val_loss"])
-    # The last figures come without images, which are kept for the validations at which figures are due.
     names = {f"anomaly_filters/{name}" for name in ("filters", "outliers", "verdicts")}
     assert found.figures == dict.fromkeys(names, SHOWN)
 

@@ -1,11 +1,14 @@
 """The recipes that prune and stop, small, on real data: overfitting, health and a failing camera."""
 
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from trainers import QUIET
 
-from recipes import early_stopping, prune
+from recipes import compact, early_stopping, prune
+from recipes.options import one_sentence_errors
 
 pytestmark = [
     *QUIET,
@@ -78,3 +81,15 @@ def test_a_real_rise_stops_the_run_within_patience(outcomes) -> None:
 def test_the_options_are_those_of_all_recipes(recipe) -> None:
     options = recipe.parse(["--data", "cifar10", "--data-root", "here", "--download", "--network", "lenet5"])
     assert (options.data, options.data_root, options.download, options.network) == ("cifar10", "here", True, "lenet5")
+
+
+def test_a_missing_extra_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(
+            SystemExit, match=r"^error: `compact` needs Torch-Pruning, so install it: `pip install torch-"
+        ):
+            one_sentence_errors(compact.run, lambda: compact.parse(["--networks", "lenet5", "--side", "32"]))
+    finally:
+        torch.set_num_threads(threads)

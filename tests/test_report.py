@@ -177,6 +177,11 @@ def test_the_table_lists_at_most_six_filters_of_a_layer_and_names_a_bare_model()
     assert "6 (1)" not in text
 
 
+def test_a_console_shows_the_table_too():
+    report = AnomalyReport({"": layer(*["anomaly"] * 2, outliers={0: [0], 1: [0]})}, 6)
+    assert repr(report) == str(report)
+
+
 def test_an_empty_report_prints_its_note():
     assert str(EMPTY).endswith("note: The model has no convolution: there are no filters to analyse.")
     assert "0 anomaly filters (0.0% of those with varying maps)" in str(EMPTY)

@@ -9,23 +9,42 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_anomaly.loggers import log_figure, log_overlay_layout, loss_tags
-from lightning_anomaly.plots import filter_figure, outlier_figure, verdict_map
+from lightning_anomaly.plots import draw_outliers, filter_figure, outlier_images, verdict_map
 from lightning_anomaly.report import AnomalyReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["log_layout", "log_report"]
+__all__ = ["log_layout", "log_report", "pick_outliers"]
 
 
-def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, images: Tensor | None, step: int) -> None:
+def pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None:
+    """The few images of a probe that the figure of the outliers shows.
+
+    Args:
+        report: The report.
+        images: The probe's images `(N, C, H, W)`, None if there are none.
+
+    Returns:
+        What `log_report` takes; None if the images are not those of the report's samples.
+    """
+    if images is None or len(images) != report.n_samples:
+        return None
+    try:
+        return outlier_images(report, images)
+    except Exception as error:  # a picture is not worth a training run
+        warnings.warn(f"The outliers' images could not be taken: {type(error).__name__}: {error}", stacklevel=2)
+        return None
+
+
+def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers: Tensor | None, step: int) -> None:
     """Log the figures of a report: the clearest anomaly filters, a map of all verdicts, and the outlier images.
 
     Args:
         loggers: The Trainer's loggers.
         prefix: What the figures' names begin with.
         report: The report.
-        images: The probe's images `(N, C, H, W)`, None if there are none.
+        outliers: What `pick_outliers` gave.
         step: The step to log at.
     """
     if not loggers or not report.layers:
@@ -34,8 +53,8 @@ def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, images: T
         "filters": lambda: filter_figure(report),
         "verdicts": lambda: verdict_map(report),
     }
-    if images is not None and len(images) == report.n_samples:
-        figures["outliers"] = lambda: outlier_figure(report, images)
+    if outliers is not None:
+        figures["outliers"] = lambda: draw_outliers(report, outliers)
     for name, draw in figures.items():
         try:
             figure = draw()

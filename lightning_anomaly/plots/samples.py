@@ -37,21 +37,42 @@ def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) 
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
     """
+    return draw_outliers(report, outlier_images(report, images, max_images))
+
+
+def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Tensor:
+    """What `outlier_figure` shows: all that has to be kept of a probe to draw it later.
+
+    Args:
+        report: See `outlier_figure`, as for the arguments below.
+        images: The probe's images `(N, C, H, W)`.
+        max_images: Number of images at most.
+
+    Returns:
+        uint8 images `(n, H, W, C)` with one or three channels, on the CPU; `n` is 0 if no sample is an outlier.
+
+    Raises:
+        ValueError: If `images` does not hold one image for each probe sample.
+    """
     check_integer("max_images", max_images, 1)
     if images.ndim != 4 or len(images) != report.n_samples or 0 in images.shape[1:]:
         raise ValueError(
             f"Parameter `images` should be of shape ({report.n_samples}, C, H, W), one image for each probe sample. "
             f"Found shape {tuple(images.shape)}."
         )
-    votes = report.outlier_samples
-    outliers = sorted((sample for sample in range(len(votes)) if votes[sample]), key=lambda sample: -votes[sample])
-    chosen = outliers[:max_images]
+    return _displayed(images, _most_voted(report)[:max_images])
+
+
+def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
+    """Draw what `outlier_images` gave for the same report; None if that is nothing."""
+    outliers, votes = _most_voted(report), report.outlier_samples
+    chosen = outliers[: len(shown)]
     if not chosen:
         return None
     columns = min(8, len(chosen), max(4, math.ceil(math.sqrt(len(chosen)))))
     rows = math.ceil(len(chosen) / columns)
     with new_figure(max(5.0, 1.5 * columns), 1.8 * rows + 0.8) as figure:  # the heading needs as much
-        for place, (sample, image) in enumerate(zip(chosen, _displayed(images, chosen), strict=True)):
+        for place, (sample, image) in enumerate(zip(chosen, shown, strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set_title(f"sample {sample}\n{votes[sample]} vote{'s' * (votes[sample] != 1)}")
@@ -62,6 +83,12 @@ def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) 
             fontsize=10,
         )
     return figure
+
+
+def _most_voted(report: AnomalyReport) -> list[int]:
+    """The outlier samples, those with most votes first."""
+    votes = report.outlier_samples
+    return sorted((sample for sample in range(len(votes)) if votes[sample]), key=lambda sample: -votes[sample])
 
 
 def _displayed(images: Tensor, chosen: list[int]) -> Tensor:
