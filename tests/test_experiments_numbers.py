@@ -13,7 +13,7 @@ from test_early_stopping import run, validations
 from trainers import QUIET
 
 from lightning_anomaly.report import ANOMALY, DEAD, NORMAL, LayerReport
-from recipes.experiments import results, rules, series
+from recipes.experiments import h1_choice, results, rules, series
 from recipes.experiments.statistics import (
     calibration_error,
     class_separation,
@@ -111,9 +111,10 @@ def line(**curves: list[float]) -> dict[str, Any]:
     for position in range(length):
         values = {name: curve[position] for name, curve in curves.items()}
         of_layer = {"count": 100 * values.pop("fraction", 0.0), "live": 100, "isolated": 0, "silent": 0, "dead": 0,
-                    "sparsity": values.pop("sparsity", 0.5), "weight_variance": 2.0, "separation": 0.0}  # fmt: skip
+                    "sparsity": values.pop("sparsity", 0.5), "weight_variance": 2.0, "weight_norm": 2.0,
+                    "separation": 0.0, "kurtosis": 3.0, "outside": 0.5, "second": 0.5}  # fmt: skip
         defaults = {"val_loss": 1.0, "test_acc": 0.5, "test_loss": 1.0, "changed": 0.5, "disparity": 1.0}
-        layers = {reading: {"0": of_layer} for reading in ("val", "val_paper", "train")}
+        layers = {reading: {"0": of_layer} for reading in ("val", "val_unrectified", "val_paper", "train")}
         epochs.append({**defaults, **values, "layers": layers})
     return {"cell": {"network": "net", "condition": "overfitting"}, "epochs": epochs}
 
@@ -179,6 +180,36 @@ def test_a_rule_is_charged_against_the_best_epoch() -> None:
     assert rules.replay(some, "none: train to the end") == pytest.approx(
         {"epochs": 8, "accuracy": 20, "loss": 1.0, "stopped": 0}
     )
+
+
+def runs(fraction: list[float], **cell: Any) -> list[dict[str, Any]]:
+    """An overfitting run whose anomaly fraction is this, and a healthy one in which it is flat."""
+    loss = [3.0, 2.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
+    cell = {"network": "net", "data": "some", "train_size": 4000, **cell}
+    bad = line(fraction=fraction, val_loss=loss) | {"cell": {**cell, "condition": "overfitting"}}
+    good = line(fraction=[0.2] * 8, val_loss=sorted(loss)[::-1]) | {"cell": {**cell, "condition": "augmented"}}
+    return [bad, good]
+
+
+RISING = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_a_signal_is_scored_by_what_it_follows_and_tells() -> None:
+    found = h1_choice.score(runs(RISING, seed=0), "fraction", "val", last=False)
+    assert found == h1_choice.Score(follows=1.0, tells=1.0, runs=2)
+    assert h1_choice.score(runs(RISING, seed=0), "fraction", "val", last=True, sign=-1).worth == -1
+    constant = h1_choice.score(runs([0.2] * 8, seed=0), "fraction", "val", last=False)
+    assert (constant.follows, constant.tells) == (0, 0.5)
+    assert h1_choice.score(runs(RISING, seed=0)[:1], "fraction", "val", last=False) is None
+
+
+def test_a_signal_is_chosen_on_one_seed_and_reported_on_the_others() -> None:
+    rows = h1_choice.choice_table(
+        [*runs(RISING[::-1], seed=0), *runs(RISING, seed=1), *runs(RISING[::-1], seed=3, network="held out")]
+    ).splitlines()
+    assert "seed 0 (2 runs) | other seeds (2 runs) | another network (2 runs)" in rows[0]
+    assert "| - anomaly fraction | all | +1.00 / 1.00 | -1.00 / 0.00 | +1.00 / 1.00 |" in rows
+    assert "| epoch number | all | +1.00 / 0.50 | +1.00 / 0.50 | +1.00 / 0.50 |" in rows
 
 
 def test_every_number_in_the_results_comes_from_a_line() -> None:

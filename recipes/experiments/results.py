@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from recipes.experiments import h1_tables, h2_tables, h3_tables
+from recipes.experiments import h1_choice, h1_tables, h2_tables, h3_tables
 from recipes.experiments.lines import LINES, read_lines
 from recipes.experiments.stopping import stopping_table
 from recipes.options import one_sentence_errors
@@ -28,6 +28,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Lines], str]]] = {
     "h1 runs": ("h1", h1_tables.run_table),
     "h1 signals": ("h1", h1_tables.signal_table),
     "h1 layers": ("h1", h1_tables.layer_table),
+    "h1 choice": ("h1", h1_choice.choice_table),
     "stopping": ("h1", stopping_table),
     "h2 gradients": ("h2", h2_tables.gradient_table),
     "h2 mislabelled": ("h2", h2_tables.mislabelled_table),

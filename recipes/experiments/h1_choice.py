@@ -1,0 +1,106 @@
+"""A better signal, if there is one: chosen on the runs of one seed, reported on all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+
+from recipes.experiments.h1_tables import SOURCES, is_overfitting
+from recipes.experiments.series import after_best, auroc, correlation, late_change, layers_of, signal
+from recipes.experiments.tables import Line, group, markdown
+
+__all__ = ["CHOSEN_ON", "Score", "choice_table", "score"]
+
+CHOSEN_ON = 0  # the seed
+_SHOWN = 8  # signals, best first
+_ALWAYS = ("anomaly fraction", "anomaly fraction, paper's reading", "sparsity")
+_GROWING = ("weight variance", "weight norm", "epoch number")  # grow in any training: controls, not candidates
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a signal follows and tells overfitting.
+
+    Attributes:
+        follows: Median over overfitting runs of its rank correlation with the validation loss from the best epoch on.
+        tells: AUROC of its late change, overfitting runs against healthy ones of the same network and data, the mean
+            over networks and data.
+        runs: How many runs there are.
+    """
+
+    follows: float
+    tells: float
+    runs: int
+
+    @property
+    def worth(self) -> float:
+        """The worse of the two, 1 at best and negative for a signal that goes the other way round."""
+        return min(self.follows, 2 * self.tells - 1)
+
+    def __str__(self) -> str:
+        return f"{self.follows:+.2f} / {self.tells:.2f}"
+
+
+def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int = 1) -> Score | None:
+    """The score of a signal over some runs; None if it cannot be had.
+
+    Args:
+        lines: Runs.
+        name: See `series.signal`.
+        reading: Likewise.
+        last: Whether to take the last convolution alone; else all.
+        sign: -1 for a signal that is expected to fall.
+    """
+
+    def values(line: Line) -> list[float]:
+        layer = layers_of(line)[-1] if last else None
+        return [sign * value for value in signal(line, name, reading, layer)]
+
+    overfitting = [line for line in lines if is_overfitting(line)]
+    followed = [
+        correlation(after_best(run, values(run)), after_best(run, signal(run, "val_loss"))) for run in overfitting
+    ]
+    told = [
+        auroc([late_change(values(run)) for run in runs], [is_overfitting(run) for run in runs])
+        for runs in group(lines, "network", "data").values()
+    ]
+    follows, tells = ([value for value in found if value is not None] for found in (followed, told))
+    return Score(median(follows), mean(tells), len(lines)) if follows and tells else None
+
+
+def choice_table(lines: Sequence[Line]) -> str:
+    """The best signals of the choosing runs, as they do there, on other seeds and on another network.
+
+    The direction of a signal, too, is chosen there. The trivial controls stand below, for comparison.
+    """
+    networks = {line["cell"]["network"] for line in lines if line["cell"]["seed"] == CHOSEN_ON}
+    short = [line for line in lines if line["cell"]["train_size"] <= 4000]
+    known = [line for line in short if line["cell"]["network"] in networks]
+    parts = [
+        [line for line in known if line["cell"]["seed"] == CHOSEN_ON],
+        [line for line in known if line["cell"]["seed"] != CHOSEN_ON],
+        [line for line in short if line["cell"]["network"] not in networks],
+    ]
+    found = []
+    for label, name, reading in SOURCES:
+        for last in (False, True) if name != "epoch" else (False,):
+            either = [(score(parts[0], name, reading, last, sign), sign) for sign in (1, -1)]
+            best, sign = max(either, key=lambda pair: pair[0].worth if pair[0] else -2.0)
+            if best:
+                found.append(
+                    (best.worth, label, last, sign, [score(part, name, reading, last, sign) for part in parts])
+                )
+    candidates = sorted((row for row in found if row[1] not in _GROWING), key=lambda row: -row[0])
+    always = [row for row in candidates[_SHOWN:] if row[1] in _ALWAYS and not row[2]]
+    controls = [row for row in found if row[1] in _GROWING and not row[2]]
+    runs = [f"{len(part)} runs" for part in parts]
+    header = ("signal", "layers", f"chosen on seed {CHOSEN_ON} ({runs[0]})", f"other seeds ({runs[1]})",
+              f"another network ({runs[2]})")  # fmt: skip
+    return markdown(
+        header,
+        [
+            (f"{'' if sign > 0 else '- '}{label}", "last" if last else "all", *(value or "-" for value in scores))
+            for _, label, last, sign, scores in [*candidates[:_SHOWN], *always, *controls]
+        ],
+    )
