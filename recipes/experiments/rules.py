@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightning_anomaly.rise import HOLD, THRESHOLD, rise
-from recipes.experiments.series import signal
+from recipes.experiments.series import layers_of, signal
 
 __all__ = ["RULES", "Stop", "by_patience", "by_rise", "replay"]
 
@@ -61,6 +61,7 @@ RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     "gradient disparity, patience 5": lambda line: by_patience(signal(line, "disparity"), 5),
     "rise of sparsity": lambda line: by_rise(signal(line, "sparsity")),
     "rise of weight variance": lambda line: by_rise(_relative(signal(line, "weight_variance"))),
+    "rise of variance outside, last layer": lambda line: by_rise(signal(line, "outside", layer=layers_of(line)[-1])),
     "none: train to the end": lambda line: Stop(len(line["epochs"]) - 1, len(line["epochs"]) - 1),
 }
 
