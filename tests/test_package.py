@@ -11,8 +11,11 @@ from pathlib import Path
 import lightning_anomaly
 
 IMPORT = """
-import json, sys, warnings
+import gc, json, sys, tempfile, warnings
 import lightning
+for thing in gc.get_objects():
+    if type(thing) is tempfile.TemporaryDirectory:
+        thing.cleanup()  # torch 2.6 makes one on import and leaves it to Python's end, with a warning
 before = set(sys.modules)
 warnings.simplefilter("error")
 import lightning_anomaly
