@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the lowest versions need and do not ask for themselves.
 NOT_TOO_NEW = [
     "numpy<2",  # scikit-learn 1.4.0 and matplotlib 3.8.0 were built for it
-    "setuptools<81",  # tensorboard 2.14 imports pkg_resources
+    "setuptools<81",  # tensorboard before 2.21 imports pkg_resources
     "pyparsing<3.2",  # matplotlib 3.8 calls what is deprecated since
 ]
 
@@ -49,7 +49,9 @@ def main(folder: Path, options: list[str]) -> int:
         venv.create(folder, with_pip=True)
     pinned = lowest(requirements())
     print("Python", sys.version.split()[0], *pinned, flush=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *pinned, *NOT_TOO_NEW], check=True)
+    # With the package itself, so that pip refuses what pyproject.toml does not allow.
+    install = [python, "-m", "pip", "install", "--quiet", *pinned, *NOT_TOO_NEW, "--editable", f"{ROOT}[test]"]
+    subprocess.run(install, check=True)
     return subprocess.run(
         [python, "-m", "pytest", "-p", "no:cacheprovider", *options], cwd=ROOT, check=False
     ).returncode

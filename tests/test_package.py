@@ -17,8 +17,11 @@ import lightning_anomaly
 
 ROOT = Path(__file__).parent.parent
 IMPORT = """
-import json, sys, warnings
+import gc, json, sys, tempfile, warnings
 import lightning
+for thing in gc.get_objects():
+    if type(thing) is tempfile.TemporaryDirectory:
+        thing.cleanup()  # torch 2.6 makes one on import and leaves it to Python's end, with a warning
 before = set(sys.modules)
 warnings.simplefilter("error")
 import lightning_anomaly

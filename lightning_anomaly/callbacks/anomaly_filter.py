@@ -65,7 +65,9 @@ class AnomalyFilterCallback(AnyCallback):
     Attributes:
         report: The last `AnomalyReport`, None before the first validation. Every process has it.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or
-            the last values again), `signal` (the fraction in the signal layers) and `anomaly_filters`.
+            the last values again), `signal` (the fraction in the signal layers) and `anomaly_filters`. It outlives a
+            resume. A checkpoint written between a training step and the validation due at it, as ModelCheckpoint's
+            `every_n_train_steps` may do, has no entry of it, and a resumed Lightning does not run it again.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
