@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lightning_anomaly.backend import rows_at_a_time
+from lightning_anomaly.backend import ranges, rows_at_a_time, torch_in_threads
 
 __all__ = ["em"]
 
@@ -17,7 +17,6 @@ _SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(_SCALE y)^2: torch's `exp2
 _LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi) and what scaled factors add to the logarithm of a density
 _CHECK_EVERY = 8  # iterations between two looks at who has converged, where looking means waiting for a GPU
 _ALIGN = 64  # rows are padded to whole vectors
-_SHARED = 2**15  # from so many values on, torch shares an operation among its threads
 
 
 def em(
@@ -34,9 +33,9 @@ def em(
 
     Args:
         points: Points `(F, N, 2)`.
-        weights: Weights to start from `(F * S, K)`.
-        means: Means to start from `(F * S, K, 2)`.
-        factors: Upper triangular factors of the precisions `(F * S, K, 3)`.
+        weights: Weights to start from `(F, S, K)`.
+        means: Means to start from `(F, S, K, 2)`.
+        factors: Upper triangular factors of the precisions `(F, S, K, 3)`.
         max_iter: See `fit_mixtures`, as for `tol` and `reg`.
         tol: See there.
         reg: See there.
@@ -45,6 +44,25 @@ def em(
     Returns:
         Weights, means, factors, lower bounds `(F * S,)`, labels `(F * S, N)`, iterations and convergence.
     """
+
+    def fit(points: Tensor, weights: Tensor, means: Tensor, factors: Tensor) -> tuple[Tensor, ...]:
+        return _em(points, weights, means, factors, max_iter, tol, reg, chunk_bytes)
+
+    fitted = torch_in_threads(fit, *ranges(points, weights, means, factors), like=points)
+    return tuple(torch.cat(part) for part in zip(*fitted, strict=True))
+
+
+def _em(
+    points: Tensor,
+    weights: Tensor,
+    means: Tensor,
+    factors: Tensor,
+    max_iter: int,
+    tol: float,
+    reg: float,
+    chunk_bytes: int,
+) -> tuple[Tensor, ...]:
+    weights, means, factors = (tensor.flatten(0, 1) for tensor in (weights, means, factors))
     mixtures, components = weights.shape
     samples, starts = points.shape[1], mixtures // max(1, len(points))
     on_cpu = points.device.type == "cpu"
@@ -64,7 +82,7 @@ def em(
     labels = torch.empty(mixtures, samples, dtype=torch.int64, device=points.device)
 
     with torch.inference_mode():  # spares torch the bookkeeping of views
-        e_step = _EStep(coordinates, samples, starts, components, min(rows, mixtures))
+        e_step = _EStep(coordinates, samples, starts, components, max(1, min(rows, mixtures)))
         todo = torch.arange(mixtures, device=points.device)
         own, previous = state, bound.new_full((mixtures,), -torch.inf)
         running = torch.ones_like(converged)
@@ -94,7 +112,7 @@ class _EStep:
     It must not matter which mixtures share a chunk. So all is computed by operations on single elements and by sums
     along rows of samples: `softmax`, `sum` along K and products of matrices round in another way for another number or
     place of mixtures. And `exp2`, which rounds in another way what does not fill a vector, gets whole vectors: rows are
-    padded, and every thread gets whole rows.
+    padded, and the thread that works on a chunk does so alone.
 
     Args:
         coordinates: Points `(F, 2, N)`, padded to whole vectors.
@@ -109,8 +127,6 @@ class _EStep:
         self._components, self._rows, self._width = components, rows, coordinates.shape[2]
         self._memory = coordinates.new_empty(rows * self._width * (5 * components + 5))
         self._arrays: dict[int, _Arrays] = {}
-        self._threads = torch.get_num_threads() if coordinates.device.type == "cpu" else 1
-        self._row = components * self._width
 
     def moments(self, state: Tensor, mixtures: Tensor) -> tuple[Tensor, Tensor]:
         """The sums that the M-step needs `(6, K, B)`, and the lower bounds `(B,)`, of the mixtures with these indices.
@@ -120,17 +136,14 @@ class _EStep:
         sums = torch.empty_like(state, dtype=self._coordinates.dtype)
         value = state.new_empty(len(mixtures))
         padded = self._samples < self._width
-        sizes = self._sizes(len(mixtures))
         for a, out, out_value in zip(
-            self._log_joints(state, mixtures, sizes),
-            sums.split_with_sizes(sizes, 2),
-            value.split_with_sizes(sizes),
+            self._log_joints(state, mixtures),
+            torch.split(sums, self._rows, 2),
+            torch.split(value, self._rows),
             strict=True,
         ):
             torch.amax(a.resp, 0, out=a.largest)
-            a.resp.sub_(a.largest)
-            for part in a.unshared:
-                part.exp2_()
+            a.resp.sub_(a.largest).exp2_()
             a.total.copy_(a.components[0])
             for component in a.components[1:]:
                 a.total.add_(component)
@@ -157,31 +170,17 @@ class _EStep:
 
     def label(self, state: Tensor, labels: Tensor) -> None:
         """Fill `labels` `(B, N)` of all mixtures with the most probable component, the first of equals."""
-        sizes = self._sizes(len(labels))
         mixtures = torch.arange(len(labels), device=labels.device)
-        for a, out in zip(self._log_joints(state, mixtures, sizes), labels.split_with_sizes(sizes), strict=True):
+        for a, out in zip(self._log_joints(state, mixtures), torch.split(labels, self._rows), strict=True):
             out.copy_(a.resp.max(0).indices[:, : self._samples])  # `argmax` takes twenty times as long
 
-    def _sizes(self, mixtures: int) -> list[int]:
-        """How many mixtures to put into each chunk: multiples of the number of threads, or too few to be shared."""
-        shared = self._rows - self._rows % self._threads
-        least = -(-self._threads * _SHARED // self._row)
-        sizes = []
-        while mixtures:
-            size = min(shared, mixtures - mixtures % self._threads)
-            if self._threads > 1 and size < least:
-                size = min(self._rows, mixtures, max(1, (_SHARED - 1) // self._row))
-            sizes.append(size or min(self._rows, mixtures))
-            mixtures -= sizes[-1]
-        return sizes
-
-    def _log_joints(self, state: Tensor, mixtures: Tensor, sizes: list[int]) -> Iterator[_Arrays]:
+    def _log_joints(self, state: Tensor, mixtures: Tensor) -> Iterator[_Arrays]:
         """Chunk by chunk, log2(pi_k N(x | k)) up to a constant in `resp`, and the whitened residuals in `y`."""
         parameters = state[:2], state[2:4], state[4], (state[2] * state[3] * state[5]).log2_()
-        chunks = [part.to(self._coordinates.dtype)[..., None].split_with_sizes(sizes, -2) for part in parameters]
-        for owner, mean, diagonal, u12, c in zip(
-            (mixtures // self._starts).split_with_sizes(sizes), *chunks, strict=True
-        ):
+        dtype = self._coordinates.dtype
+        chunks = [torch.split(part.to(dtype)[..., None], self._rows, -2) for part in parameters]
+        owners = torch.split(mixtures // self._starts, self._rows)
+        for owner, mean, diagonal, u12, c in zip(owners, *chunks, strict=True):
             rows = len(owner)
             if rows not in self._arrays:
                 self._arrays[rows] = _Arrays(self._memory, self._components, rows, self._width)
@@ -201,8 +200,7 @@ class _Arrays:
     Attributes:
         y: Whitened residuals `(2, K, B, N)`, with `y1` and `y2`.
         product: Their products with something `(2, K, B, N)`, with `product1`.
-        resp: Logarithms, then responsibilities `(K, B, N)`; `components` are its K parts, `unshared` parts that are too
-            small to be shared among threads if there is one long row, and else the whole.
+        resp: Logarithms, then responsibilities `(K, B, N)`; `components` are its K parts.
         own: Each mixture's points `(B, 2, N)`, and the same as `points` `(2, 1, B, N)`.
         total: Sum over the components `(B, N)`, and its two `halves`.
         half: Products of these `(B, N / 2)`, with the two `quarters` and `eighths` of its beginning.
@@ -222,8 +220,6 @@ class _Arrays:
         self.product1 = self.product[0]
         self.resp = take(components, rows, width)
         self.components = self.resp.unbind()
-        part = _ALIGN * max(1, (_SHARED - 1) // (_ALIGN * components))
-        self.unshared = torch.split(self.resp, part, 2) if rows == 1 and width > part else (self.resp,)
         self.own = take(rows, 2, width)
         self.points = self.own.transpose(0, 1)[:, None]
         self.total = take(rows, width)

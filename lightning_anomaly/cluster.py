@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_anomaly.backend import compiled_for, torch_in_threads
 from lightning_anomaly.mixture import fit_mixtures
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.starts import (
@@ -75,10 +76,15 @@ def _cluster(points: Tensor, numbers: range, settings: AnalysisSettings) -> tupl
     draw = kmeans_plus_plus if settings.init == "kmeans" else random_samples
     centres = draw(points, settings.n_init, numbers[-1], settings.seed)
     fit = _fit_sklearn if settings.engine == "sklearn" else _fit
-    labels = torch.stack([fit(points, _start(points, centres[:, :, :k], settings)) for k in numbers], 1)
-    if settings.engine == "sklearn":
-        return labels, _index_sklearn(points, labels)
-    return labels, calinski_harabasz(points, labels)
+
+    def cluster(k: int) -> Tensor:
+        return fit(points, _start(points, centres[:, :, :k], settings))
+
+    if settings.engine == "sklearn" or compiled_for(points, None):  # these use all threads for each number
+        labels = torch.stack([cluster(k) for k in numbers], 1)
+    else:  # the largest number, which takes the longest, first
+        labels = torch.stack(torch_in_threads(cluster, reversed(numbers), like=points)[::-1], 1)
+    return labels, _index_sklearn(points, labels) if settings.engine == "sklearn" else calinski_harabasz(points, labels)
 
 
 def _start(points: Tensor, centres: Tensor, settings: AnalysisSettings) -> tuple[Tensor, ...]:

@@ -93,11 +93,12 @@ def fit_mixtures(
     u12 = p12 / u22
     u11 = (p11 - u12 * u12).clamp(min=torch.finfo(p11.dtype).eps * p11).sqrt()  # rounding may leave less than nothing
     factors = torch.stack([u11, u12, u22], 3).to(points.dtype)
-    w, mu, u = (tensor.flatten(0, 1).to(points.dtype).clone() for tensor in (weights, means, factors))
+    w, mu, u = (tensor.to(points.dtype) for tensor in (weights, means, factors))
     if compiled_for(points, compiled):
         from lightning_anomaly import _compiled
 
         threads = torch.get_num_threads()
+        w, mu, u = (tensor.flatten(0, 1).clone() for tensor in (w, mu, u))
         fitted = _compiled.em(points.numpy(), w.numpy(), mu.numpy(), u.numpy(), max_iter, tol, reg_covar, threads)
         result = tuple(map(torch.from_numpy, fitted))
     else:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_anomaly.backend import ranges, torch_in_threads
+
 __all__ = ["Reduction", "reduce_maps"]
 
 _EXACT_SIZE = 24  # up to this many pixels (or samples) a full eigendecomposition is cheaper than iterating
@@ -56,12 +58,19 @@ def reduce_maps(maps: Tensor, *, engine: str = "torch", max_memory_mb: int = 256
     Returns:
         The points. A filter's points do not depend on the other filters.
     """
-    samples, filters = maps.shape[:2]
+    samples = maps.shape[0]
     rounding = 4 * torch.finfo(maps.dtype).eps
     pixels = max(1, maps[:1, :1].numel())
-    step = max(1, max_memory_mb * 2**20 // (4 * 8 * samples * pixels))
-    parts = [_reduce(maps[:, first : first + step], rounding, engine) for first in range(0, filters, step)]
-    return Reduction(*(torch.cat([part[i] for part in parts]) for i in range(4)))
+    threads = torch.get_num_threads() if maps.device.type == "cpu" else 1
+    step = max(1, max_memory_mb * 2**20 // (4 * 8 * samples * pixels * threads))
+
+    def reduce(maps: Tensor) -> tuple[Tensor, ...]:
+        parts = [_reduce(own.transpose(0, 1), rounding, engine) for own in torch.split(maps, step)]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    by_filter = maps.transpose(0, 1)
+    found = torch_in_threads(reduce, *ranges(by_filter), like=maps) if engine == "torch" else [reduce(by_filter)]
+    return Reduction(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
 def _reduce(maps: Tensor, rounding: float, engine: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
