@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, scripted_note, select_layers
-from lightning_anomaly.cluster import cluster_filters
+from lightning_anomaly.cluster import Clustering, cluster_filters
 from lightning_anomaly.judge import outlier_samples, shown_clustering, smallest_share
 from lightning_anomaly.progress import track
-from lightning_anomaly.reduce import reduce_maps
+from lightning_anomaly.reduce import Reduction, reduce_maps
 from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings
 
 __all__ = ["analyze", "analyze_layer", "analyze_maps"]
 
 _BATCH = 64
+_TOGETHER = 1000  # filters that are clustered together, of as many layers as it takes
 
 
 def analyze(
@@ -122,20 +124,22 @@ def analyze_maps(
         )
     counts = Counter(layer.count for layer in maps.values() if layer.count)
     n_samples = counts.most_common(1)[0][0] if counts else 0
-    layers: dict[str, LayerReport] = {}
-    for name, layer in track(maps.items(), len(maps), "clustering", progress):
+    usable: dict[str, LayerMaps] = {}
+    for name, layer in maps.items():
         problem = layer.problem or (None if layer.batches else "it was never called")
         if problem is None and layer.count != n_samples:
             problem = f"it gave {layer.count} maps where most layers gave {n_samples}"
         if problem:
             notes[f"{name} left out"] = f"Layer '{name}' is left out of the analysis: {problem}."
-            continue
-        layers[name] = analyze_layer(layer, settings)
-        nonfinite = len(layers[name].filters(NONFINITE))
+        else:
+            usable[name] = layer
+    layers = _analyze_layers(usable, settings, progress)
+    for name, report in layers.items():
+        nonfinite = len(report.filters(NONFINITE))
         if nonfinite:
             notes[f"{name} nonfinite"] = (
-                f"Layer '{name}': {nonfinite} of {len(layers[name].verdicts)} filters have NaN or infinite values in "
-                "their maps and are not analysed."
+                f"Layer '{name}': {nonfinite} of {len(report.verdicts)} filters have NaN or infinite values in their "
+                "maps and are not analysed."
             )
     if layers and n_samples < settings.smallest_probe:
         notes["few samples"] = (
@@ -155,18 +159,76 @@ def analyze_layer(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:
     Returns:
         The layer's report.
     """
+    return _analyze_layers({"": layer}, settings, False)[""]
+
+
+@dataclass(frozen=True, eq=False)
+class _Reduced:
+    """A layer between reduction and clustering: its maps are no longer needed."""
+
+    layer: LayerMaps
+    analysed_size: tuple[int, ...]
+    reduction: Reduction
+    live: Tensor
+    points: Tensor
+
+
+def _analyze_layers(
+    layers: Mapping[str, LayerMaps], settings: AnalysisSettings, progress: bool | None
+) -> dict[str, LayerReport]:
+    """The reports of layers with the same number of samples.
+
+    Consecutive layers are clustered together until there are enough filters: a small layer costs little more than the
+    start of its operations, and a filter's result does not depend on the others.
+    """
+    reports: dict[str, LayerReport] = {}
+    waiting: dict[str, _Reduced] = {}
+
+    def cluster() -> None:
+        if waiting:
+            clustering = cluster_filters(torch.cat([reduced.points for reduced in waiting.values()]), settings)
+            for part, (name, reduced) in zip(
+                _split(clustering, [len(reduced.live) for reduced in waiting.values()]), waiting.items(), strict=True
+            ):
+                reports[name] = _report(reduced, part, settings)
+            waiting.clear()
+
+    for name, layer in track(layers.items(), len(layers), "clustering", progress):
+        reduced = _reduce(layer, settings)
+        if any(other.points.device != reduced.points.device for other in waiting.values()):
+            cluster()
+        waiting[name] = reduced
+        if sum(len(other.live) for other in waiting.values()) >= _TOGETHER:
+            cluster()
+    cluster()
+    return reports
+
+
+def _reduce(layer: LayerMaps, settings: AnalysisSettings) -> _Reduced:
     maps = layer.maps
     reduction = reduce_maps(maps, engine=settings.engine, max_memory_mb=settings.max_memory_mb)
     live = reduction.live.nonzero()[:, 0]
     points = reduction.points if reduction.points.device.type != "mps" else reduction.points.cpu()
-    clustering = cluster_filters(points[live], settings)
+    return _Reduced(layer, tuple(maps.shape[2:]), reduction, live, points[live])
+
+
+def _split(clustering: Clustering, sizes: Sequence[int]) -> Iterable[Clustering]:
+    """The clusterings of consecutive filters, so many at a time."""
+    parts = (clustering.labels, clustering.calinski_harabasz, clustering.best)
+    for labels, index, best in zip(*(part.split_with_sizes(list(sizes)) for part in parts), strict=True):
+        yield Clustering(clustering.n_components, labels, index, best)
+
+
+def _report(reduced: _Reduced, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:
+    """Judge the filters of one layer."""
+    reduction, live, points = reduced.reduction, reduced.live, reduced.points
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
     shown = shown_clustering(clustering, outliers, settings.rare_fraction)
     rows = torch.arange(len(live), device=live.device)
 
     def per_filter(values: Tensor) -> Tensor:
         """Values of the live filters, zero for the others, on the CPU."""
-        full = values.new_zeros(maps.shape[1], *values.shape[1:])
+        full = values.new_zeros(len(reduction.points), *values.shape[1:])
         full[live] = values
         return full.cpu()
 
@@ -181,7 +243,6 @@ def analyze_layer(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:
     verdicts = [ANOMALY if flagged else NORMAL for flagged in anomaly]
     verdicts = [DEAD if dead else verdict for verdict, dead in zip(verdicts, reduction.constant.tolist(), strict=True)]
     verdicts = [v if finite else NONFINITE for v, finite in zip(verdicts, reduction.finite.tolist(), strict=True)]
-    analysed = tuple(maps.shape[2:])
     return LayerReport(
         verdicts=tuple(verdicts),
         n_components=per_filter(n_components),
@@ -191,7 +252,7 @@ def analyze_layer(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:
         points=reduction.points.float().cpu(),
         outliers=per_filter(outliers),
         explained=reduction.explained.cpu(),
-        sparsity=layer.sparsity.cpu(),
-        map_size=layer.size or (),
-        analysed_size=analysed,
+        sparsity=reduced.layer.sparsity.cpu(),
+        map_size=reduced.layer.size or (),
+        analysed_size=reduced.analysed_size,
     )

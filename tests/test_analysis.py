@@ -12,7 +12,7 @@ import zoo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import AnalysisSettings, analyze, mixture
+from lightning_anomaly import AnalysisSettings, analysis, analyze, mixture
 from lightning_anomaly.analysis import analyze_layer, analyze_maps
 from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
 from lightning_anomaly.report import AnomalyReport, LayerReport
@@ -146,6 +146,17 @@ def assert_same_reports(ours: AnomalyReport, theirs: AnomalyReport) -> None:
         torch.testing.assert_close(*indices, rtol=1e-6, atol=0)
         torch.testing.assert_close(own.points, other.points, rtol=0, atol=1e-5)
         torch.testing.assert_close(own.explained, other.explained, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("together", [1, 6, 1000])
+def test_layers_clustered_together_are_as_one_at_a_time(monkeypatch, compiled, together):
+    monkeypatch.setattr(analysis, "_TOGETHER", together)
+    layers = {kind: zoo.captured(zoo.maps(kind, 4, 60, (4, 4))) for kind in zoo.KINDS}
+    layers["dead"] = zoo.captured(torch.ones(60, 3, 4, 4, dtype=torch.float64))
+    report = analyze_maps(layers, replace(DEFAULT, n_init=3))
+    assert list(report.layers) == list(layers)
+    for name, layer in layers.items():
+        properties.assert_same(report.layers[name], analyze_layer(layer, replace(DEFAULT, n_init=3)))
 
 
 def test_the_processes_of_the_sklearn_engine_give_what_its_loop_gives(monkeypatch):
