@@ -208,8 +208,8 @@ def _with_range(row: Row, key: str) -> str:
 
 def draw(numbers: Mapping[str, Any], path: str) -> None:
     """Draw what was measured of speed, growth and overhead, side by side."""
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
-    speeds, sizes, shares = figure.subplots(1, 3)
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    speeds, sizes, shares = figure.subplots(1, 3, width_ratios=[1.6, 1, 1])
     rows = [row for row in _rows(numbers, "speed") if row["case"] != "mixtures"]
     for i, (ours, theirs) in enumerate(product(("numba", "torch"), ("loop", "joblib"))):
         places = [place + 0.2 * i - 0.3 for place in range(len(rows))]
@@ -218,22 +218,24 @@ def draw(numbers: Mapping[str, Any], path: str) -> None:
     cases = [row["case"].removeprefix("analysis, ").replace(" to scikit-learn", "").replace(" by scikit-learn", "")
              for row in rows]  # fmt: skip
     names = ["\n".join([row["network"], *case.split()]) for row, case in zip(rows, cases, strict=True)]
-    speeds.set_xticks(range(len(rows)), names, fontsize=6)
-    speeds.set(title="Whole analysis, times faster than scikit-learn", yscale="log")
+    speeds.set_xticks(range(len(rows)), names, fontsize=8)
+    speeds.set(title="Whole analysis, times faster than scikit-learn", ylabel="times faster", yscale="log")
     for i, row in enumerate(_rows(numbers, "growth")):
         label = f"{row['of']}, exponent {row['exponent']:.2f}"
         sizes.loglog(row["sizes"], row["seconds"], "o-", color=_COLOURS[i], label=label)
     sizes.set(title="Clustering", xlabel="number", ylabel="seconds")
     bottom = [0.0] * len(_rows(numbers, "overhead"))
     for i, part in enumerate(("capture", "pca", "clustering", "rest")):
-        heights = [100 * row[f"{part}_seconds"] / row["epoch_seconds"] for row in _rows(numbers, "overhead")]
+        # A rest below 0 is what the parts, measured one by one, differ by from the whole.
+        seconds = [max(0.0, row[f"{part}_seconds"]) for row in _rows(numbers, "overhead")]
+        heights = [100 * s / row["epoch_seconds"] for s, row in zip(seconds, _rows(numbers, "overhead"), strict=True)]
         places = [row["network"] for row in _rows(numbers, "overhead")]
         shares.bar(places, heights, 0.5, bottom, label=part, color=_COLOURS[i])
         bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-    shares.set(title="Callback, per cent of a training epoch")
+    shares.set(title="Callback, per cent of a training epoch", ylabel="per cent")
     for axes in (speeds, sizes, shares):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=9)
     figure.savefig(path, dpi=70)
 
 
