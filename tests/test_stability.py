@@ -13,6 +13,13 @@ def probes() -> tuple[torch.Tensor, torch.Tensor]:
     return stability.damaged_probes(smooth.expand(-1, 1, 8, 8), 8)
 
 
+def lenet5() -> torch.nn.Module:
+    """The same untrained network each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build("lenet5", 1, 10)
+
+
 def test_each_probe_has_as_many_damaged_images(probes):
     images, damaged = probes
     assert damaged[: stability.PROBE].sum() == damaged[stability.PROBE :].sum() == 8
@@ -23,16 +30,17 @@ def test_each_probe_has_as_many_damaged_images(probes):
 def test_analyses_agree_on_filters_that_single_out_damaged_images(probes):
     images, damaged = probes
     settings = AnalysisSettings(n_init=5, max_components=3, rectify=False)
-    found = stability.measure(build("lenet5", 1, 10), images.float() / 255, damaged, settings, repeats=2)
+    found = stability.measure(lenet5(), images.float() / 255, damaged, settings, repeats=2)
     assert found["damaged_found"] == 8
     assert found["flagged"] > 0
     assert found["others_found"] == 0
-    assert found["seeds_jaccard"] == 1
+    assert found["seeds_jaccard"] > 0.9
+    assert found["left_out_jaccard"] > 0.8
 
 
 def test_the_share_of_equal_verdicts_counts_filters(probes):
     images, _ = probes
-    network = build("lenet5", 1, 10)
+    network = lenet5()
     maps = stability.capture(network, images[: stability.PROBE].float() / 255, AnalysisSettings())
     some = stability.choose(maps, torch.arange(256))
     settings = AnalysisSettings(n_init=1)
