@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,10 +45,7 @@ def em(
     Returns:
         Weights, means, factors, lower bounds `(F * S,)`, labels `(F * S, N)`, iterations and convergence.
     """
-
-    def fit(points: Tensor, weights: Tensor, means: Tensor, factors: Tensor) -> tuple[Tensor, ...]:
-        return _em(points, weights, means, factors, max_iter, tol, reg, chunk_bytes)
-
+    fit = partial(_em, max_iter=max_iter, tol=tol, reg=reg, chunk_bytes=chunk_bytes)
     fitted = torch_in_threads(fit, *ranges(points, weights, means, factors), like=points)
     return tuple(torch.cat(part) for part in zip(*fitted, strict=True))
 
