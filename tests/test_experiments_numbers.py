@@ -22,6 +22,7 @@ from recipes.experiments.statistics import (
     kurtosis,
     layer_statistics,
     silent_share,
+    tail_gaps,
 )
 
 pytestmark = QUIET
@@ -59,6 +60,40 @@ def test_the_gap_is_the_smallest_distance_to_another_sample() -> None:
     expected = min(math.dist(points[2, 7], points[2, i]) for i in range(60) if i not in (7, 8))
     assert gap(points, outliers)[2].item() == pytest.approx(expected)
     assert gap(points, outliers)[[0, 1, 3, 4]].tolist() == [0, 0, 0, 0]
+
+
+def around(distances: torch.Tensor) -> torch.Tensor:
+    """Points at these distances from 0, in random directions."""
+    angle = 2 * math.pi * torch.rand(distances.shape, generator=RNG, dtype=torch.float64)
+    return torch.stack([distances * angle.cos(), distances * angle.sin()], 2)
+
+
+def test_a_tail_of_one_piece_has_a_gap_as_often_as_the_null_says() -> None:
+    uniform = torch.rand(2000, 512, generator=RNG, dtype=torch.float64)
+    for weight in (0.2, 1.0):  # however heavy the tail
+        found = tail_gaps(around(uniform**-weight))
+        for chance in (0.01, 0.1, 0.5):
+            assert (found <= chance).double().mean().item() == pytest.approx(chance, abs=4 * math.sqrt(chance / 2000))
+    gaussian = tail_gaps(torch.randn(2000, 512, 2, generator=RNG))
+    assert (gaussian <= 0.01).double().mean() <= 0.01
+
+
+def test_a_group_apart_leaves_a_gap_in_the_tail_at_any_scale() -> None:
+    points = torch.randn(50, 512, 2, generator=RNG, dtype=torch.float64)
+    points[:25, :8, 0] += 12
+    found = tail_gaps(points)
+    assert (found[:25] < 0.01).all()
+    assert (found[25:] > 0.001).all()
+    torch.testing.assert_close(tail_gaps(1000 * points), found)
+    order = torch.randperm(512, generator=RNG)
+    torch.testing.assert_close(tail_gaps(points[:, order]), found)
+
+
+def test_a_filter_that_is_silent_but_for_a_few_samples_has_no_tail_to_judge() -> None:
+    points = POINTS.clone()
+    points[1, 3:] = 0
+    assert tail_gaps(points)[1] == 1
+    assert (tail_gaps(points)[[0, 2, 3, 4]] < 1).all()
 
 
 def test_gradient_disparity_is_the_mean_distance_of_pairs() -> None:

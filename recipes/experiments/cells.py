@@ -37,14 +37,14 @@ class Condition:
         label_noise: Fraction of the training labels that are wrong.
         augment: Whether training images are shifted and mirrored.
         dropout: Probability of dropout before the linear layers.
-        weight_decay: Decoupled weight decay.
+        decay: Fraction that each step takes off the weights: decoupled weight decay times the learning rate.
         pool: Times as many training images; an epoch still takes as many steps, on other images each time.
     """
 
     label_noise: float = 0.0
     augment: bool = False
     dropout: float = 0.0
-    weight_decay: float = 0.0
+    decay: float = 0.0
     pool: int = 1
 
 
@@ -54,7 +54,7 @@ CONDITIONS = {
     "noise30": Condition(label_noise=0.3),
     "noise20": Condition(label_noise=0.2),  # of the held-out runs only
     "augmented": Condition(augment=True, dropout=0.5),
-    "regularised": Condition(dropout=0.5, weight_decay=0.5),
+    "regularised": Condition(dropout=0.5, decay=0.001),
     "more_data": Condition(pool=10),
 }
 OVERFITTING = ("overfitting", "noise10", "noise20", "noise30")  # the others are the healthy controls

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from recipes.experiments.h1_tables import SOURCES, is_overfitting
+from recipes.experiments.search import CANDIDATES
 from recipes.experiments.series import after_best, auroc, correlation, late_change, layers_of, signal
 from recipes.experiments.tables import Line, group, markdown
 
-__all__ = ["CHOSEN_ON", "Score", "choice_table", "score"]
+__all__ = ["CHOSEN_ON", "Score", "choice_table", "score", "search_table"]
 
 CHOSEN_ON = 0  # the seed
 _SHOWN = 8  # signals, best first
@@ -69,22 +70,30 @@ def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int 
     return Score(median(follows), mean(tells), len(lines)) if follows and tells else None
 
 
-def choice_table(lines: Sequence[Line]) -> str:
-    """The best signals of the choosing runs, as they do there, on other seeds and on another network.
+Sources = Sequence[tuple[str, str, str]]
 
-    The direction of a signal, too, is chosen there. The trivial controls stand below, for comparison.
-    """
+
+def _parts(lines: Sequence[Line]) -> list[list[Line]]:
+    """The choosing runs, those of other seeds, and those of networks that are not among the choosing ones."""
     networks = {line["cell"]["network"] for line in lines if line["cell"]["seed"] == CHOSEN_ON}
     short = [line for line in lines if line["cell"]["train_size"] <= 4000]
     known = [line for line in short if line["cell"]["network"] in networks]
-    parts = [
+    return [
         [line for line in known if line["cell"]["seed"] == CHOSEN_ON],
         [line for line in known if line["cell"]["seed"] != CHOSEN_ON],
         [line for line in short if line["cell"]["network"] not in networks],
     ]
+
+
+def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> str:
+    """The best signals of the choosing runs, as they do there, on other seeds and on another network.
+
+    The direction of a signal, too, is chosen there. Those in `always` and the trivial controls stand below.
+    """
+    parts = _parts(lines)
     found = []
-    for label, name, reading in SOURCES:
-        for last in (False, True) if name != "epoch" else (False,):
+    for label, name, reading in sources:
+        for last in (False, True) if name not in ("epoch", "confidence") else (False,):
             either = [(score(parts[0], name, reading, last, sign), sign) for sign in (1, -1)]
             best, sign = max(either, key=lambda pair: pair[0].worth if pair[0] else -2.0)
             if best:
@@ -92,7 +101,7 @@ def choice_table(lines: Sequence[Line]) -> str:
                     (best.worth, label, last, sign, [score(part, name, reading, last, sign) for part in parts])
                 )
     candidates = sorted((row for row in found if row[1] not in _GROWING), key=lambda row: -row[0])
-    always = [row for row in candidates[_SHOWN:] if row[1] in _ALWAYS and not row[2]]
+    below = [row for row in candidates[_SHOWN:] if row[1] in always and not row[2]]
     controls = [row for row in found if row[1] in _GROWING and not row[2]]
     runs = [f"{len(part)} runs" for part in parts]
     header = ("signal", "layers", f"chosen on seed {CHOSEN_ON} ({runs[0]})", f"other seeds ({runs[1]})",
@@ -101,6 +110,17 @@ def choice_table(lines: Sequence[Line]) -> str:
         header,
         [
             (f"{'' if sign > 0 else '- '}{label}", "last" if last else "all", *(value or "-" for value in scores))
-            for _, label, last, sign, scores in [*candidates[:_SHOWN], *always, *controls]
+            for _, label, last, sign, scores in [*candidates[:_SHOWN], *below, *controls]
         ],
     )
+
+
+def choice_table(lines: Sequence[Line]) -> str:
+    """Of the signals that `h1` measures, the best ones."""
+    return _table(lines, SOURCES, _ALWAYS)
+
+
+def search_table(lines: Sequence[Line]) -> str:
+    """The rules that `search` tries, and a signal from the other end of the network."""
+    rules = [(name, "fraction", name) for name in CANDIDATES]
+    return _table(lines, [*rules, ("confidence, training less validation", "confidence", "")], list(CANDIDATES))

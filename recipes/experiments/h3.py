@@ -27,8 +27,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -45,9 +43,8 @@ from recipes.experiments.lines import rounded, run_missing
 from recipes.experiments.measures import MEASURES, Judge, Row
 from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.experiments.statistics import median_distances
-from recipes.experiments.training import KeepWeights, evaluate, fit
+from recipes.experiments.training import evaluate, every_epoch
 from recipes.module import Classifier
-from recipes.networks import build
 from recipes.options import one_sentence_errors
 
 __all__ = ["EPOCHS", "READINGS", "experiment"]
@@ -65,35 +62,23 @@ def states(cell: Cell, images: Images, weights: str | None) -> dict[str, tuple[i
     Args:
         cell: The cell.
         images: Its images.
-        weights: A folder in which `h1` kept the weights of every epoch; the cell is trained if they are not there.
+        weights: See `every_epoch`.
 
     Returns:
         `{state: (epochs trained, network)}`; best is the epoch with the smallest validation loss.
     """
-    files = [Path(cell.key) / f"{epoch}.pt" for epoch in range(cell.epochs)]
-    if weights and all((Path(weights) / file).is_file() for file in files):
-        return _read(cell, images, [Path(weights) / file for file in files])
-    with TemporaryDirectory() as folder:
-        fit(cell, images, [KeepWeights(Path(folder) / cell.key)])
-        return _read(cell, images, [Path(folder) / file for file in files])
-
-
-def _read(cell: Cell, images: Images, files: Sequence[Path]) -> dict[str, tuple[int, nn.Module]]:
-    network = build(cell.network, images.data.channels, images.data.n_classes, CONDITIONS[cell.condition].dropout)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     val = images.normalised("val").contiguous(memory_format=torch.channels_last)
-    losses = []
-    for file in files:
-        network.load_state_dict(torch.load(file, weights_only=True))
-        losses.append(evaluate(network, val, images.data.val_labels)[0])
-    last, best = copy.deepcopy(network), losses.index(min(losses))
-    network.load_state_dict(torch.load(files[best], weights_only=True))
-    return {"last": (len(files), last), "best": (best + 1, network)}
+    best_loss = float("inf")
+    for epoch, network in every_epoch(cell, images, weights):
+        loss = evaluate(network, val, images.data.val_labels)[0]
+        if loss < best_loss:
+            best_loss, best = loss, (epoch, copy.deepcopy(network))
+    return {"last": (epoch, network), "best": best}
 
 
 def train_on(cell: Cell, images: Images, network: nn.Module, mask: FilterMask, judge: Judge) -> dict[str, Row]:
     """Train a masked network further, in place, and measure it after each of EPOCHS."""
-    optimizer = Classifier(network, cell.lr, CONDITIONS[cell.condition].weight_decay).configure_optimizers()
+    optimizer = Classifier(network, cell.lr, CONDITIONS[cell.condition].decay / cell.lr).configure_optimizers()
     inputs = images.normalised("train").contiguous(memory_format=torch.channels_last)
     labels = images.data.train_labels
     order = torch.Generator().manual_seed(cell.seed)

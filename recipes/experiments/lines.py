@@ -89,7 +89,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages, "lightning-anomaly": __version__}
 
 
-def rounded(value: Any, digits: int = 5) -> Any:
+def rounded(value: Any, digits: int = 4) -> Any:
     """Floats in nested plain values to so many significant digits; NaN and infinity become None."""
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if abs(value) < float("inf") else None

@@ -50,6 +50,10 @@ def _relative(values: Sequence[float]) -> list[float]:
     return [value / values[0] for value in values] if values[0] else list(values)
 
 
+def _falling(values: Sequence[float]) -> list[float]:
+    return [-value for value in values]
+
+
 # Patience 5 for those that were proposed with one; the first epoch of "changed" compares with the untrained network.
 RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),
@@ -57,6 +61,10 @@ RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     "validation loss, patience 3": lambda line: by_patience(signal(line, "val_loss"), 3),
     "validation loss, patience 5": lambda line: by_patience(signal(line, "val_loss"), 5),
     "validation loss, patience 10": lambda line: by_patience(signal(line, "val_loss"), 10),
+    "validation accuracy, patience 10": lambda line: by_patience(_falling(signal(line, "val_acc")), 10),
+    "validation accuracy, best of all epochs": lambda line: by_patience(
+        _falling(signal(line, "val_acc")), len(line["epochs"])
+    ),
     "Label Wave, patience 5": lambda line: by_patience(signal(line, "changed"), 5),
     "gradient disparity, patience 5": lambda line: by_patience(signal(line, "disparity"), 5),
     "rise of sparsity": lambda line: by_rise(signal(line, "sparsity")),

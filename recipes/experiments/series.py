@@ -36,7 +36,7 @@ _OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent"}
 
 def layers_of(line: dict[str, Any]) -> list[str]:
     """The layers of a training, in the network's order."""
-    return list(line["epochs"][0]["layers"]["val"])
+    return list(next(iter(line["epochs"][0]["layers"].values())))
 
 
 def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | None = None) -> list[float]:

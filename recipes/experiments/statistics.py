@@ -5,6 +5,7 @@ Axes: `N` samples, `F` filters, `C` classes, `P` parameters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
@@ -23,6 +24,7 @@ __all__ = [
     "layer_statistics",
     "median_distances",
     "silent_share",
+    "tail_gaps",
     "weight_statistics",
 ]
 
@@ -51,6 +53,36 @@ def gap(points: Tensor, outliers: Tensor) -> Tensor:
         chosen = outliers[index]
         gaps[index] = torch.cdist(points[index, chosen], points[index, ~chosen]).min()
     return gaps
+
+
+def tail_gaps(points: Tensor, rare_fraction: float = 0.02) -> Tensor:
+    """How unlikely `(F,)` the largest gap in the tail of points `(F, N, 2)` is, if the tail is of one piece.
+
+    For distances with a Pareto tail, the k-th largest one's logarithm minus that of the next, times k, are independent
+    and exponential (Renyi, "On the theory of order statistics", 1953; Hill, "A simple general approach to inference
+    about the tail of a distribution", 1975). So the largest of these among the `m` outermost samples, in units of the
+    mean of the next `4 m`, has a known distribution whatever the tail's weight; lighter tails, such as an exponential
+    or a Gaussian one, have smaller gaps still. The distances are those from the median point.
+
+    Args:
+        points: Points of `N` samples.
+        rare_fraction: `m` is this fraction of them.
+
+    Returns:
+        The probability of so large a gap; 1 where the inner of these samples lie on the median point.
+    """
+    m = max(1, round(rare_fraction * points.shape[1]))
+    centred = points.double() - points.double().median(1, keepdim=True).values
+    largest = centred.norm(dim=2).topk(5 * m + 1, dim=1).values
+    tested = largest[:, -1] > 0
+    gaps = -largest[tested].log().diff(dim=1) * torch.arange(1, 5 * m + 1)
+    ratio = gaps[:, :m].amax(1) / gaps[:, m:].mean(1)
+    below = torch.zeros_like(ratio)  # P(all m gaps are below it), by the binomial theorem under the Gamma of the mean
+    for k in range(m + 1):
+        below += (-1) ** k * math.comb(m, k) * (1 + k * ratio / (4 * m)) ** (-4 * m)
+    probability = torch.ones(len(points), dtype=torch.float64)
+    probability[tested] = (1 - below).clamp(0, 1)
+    return probability
 
 
 def class_separation(points: Tensor, labels: Tensor) -> Tensor:

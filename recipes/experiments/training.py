@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,7 +22,7 @@ from recipes.module import Classifier
 from recipes.networks import build
 from recipes.options import SILENT, quiet
 
-__all__ = ["READINGS", "evaluate", "fit", "logits_of", "watch", "watched_layers"]
+__all__ = ["READINGS", "evaluate", "every_epoch", "fit", "logits_of", "watch", "watched_layers"]
 
 # What is read from every epoch: the default, its variants, and the literal reading of the paper.
 READINGS: dict[str, dict[str, Any]] = {
@@ -29,6 +31,8 @@ READINGS: dict[str, dict[str, Any]] = {
     "val_paper": AnalysisSettings.paper().to_dict(),
     "train": {"probe": "train"},
 }
+# What is kept of the statistics of the others than the default: all of them would be megabytes.
+_KEPT = {"val_unrectified": ("count", "live"), "val_paper": ("count", "live"), "train": ("count", "live", "separation")}
 _BATCHES = 5  # of the gradient disparity
 _FIXED = 1024  # training images whose predictions are compared from epoch to epoch
 
@@ -62,7 +66,7 @@ def fit(cell: Cell, images: Images, callbacks: list[pl.Callback]) -> Classifier:
     condition = CONDITIONS[cell.condition]
     network = build(cell.network, images.data.channels, images.data.n_classes, condition.dropout)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # pooling is twice as fast
-    module = MixedPrecision(network, cell.lr, condition.weight_decay)
+    module = MixedPrecision(network, cell.lr, condition.decay / cell.lr)
     train, val = images.loaders(cell)
     trainer = pl.Trainer(
         max_epochs=cell.epochs,
@@ -134,10 +138,12 @@ class Measure(pl.Callback):
         labels = self.labels[watcher.probe]
         found = {}
         for name, layer in watcher.report.layers.items():
-            found[name.removeprefix("network.")] = layer_statistics(layer, labels)
+            statistics = layer_statistics(layer, labels)
             if reading == "val":
                 convolution = pl_module.get_submodule(self.convolutions[name])
-                found[name.removeprefix("network.")] |= weight_statistics(convolution.get_parameter("weight").detach())
+                statistics |= weight_statistics(convolution.get_parameter("weight").detach())
+            kept = _KEPT.get(reading, statistics)
+            found[name.removeprefix("network.")] = {key: statistics[key] for key in kept}
         return found
 
     def _disparity(self, network: nn.Module) -> float:
@@ -164,6 +170,30 @@ class KeepWeights(pl.Callback):
         path = self.folder / f"{trainer.current_epoch}.pt"
         torch.save(pl_module.network.state_dict(), path.with_suffix(".part"))  # type: ignore[union-attr]
         path.with_suffix(".part").replace(path)
+
+
+def every_epoch(cell: Cell, images: Images, weights: str | None) -> Iterator[tuple[int, nn.Sequential]]:
+    """A cell's network after every epoch; one network, whose weights change from one to the next.
+
+    Args:
+        cell: The cell.
+        images: Its images.
+        weights: A folder in which `h1` kept the weights of every epoch; the cell is trained if they are not there.
+
+    Yields:
+        Epochs trained, and the network, with the channels last as in training.
+    """
+    network = build(cell.network, images.data.channels, images.data.n_classes, CONDITIONS[cell.condition].dropout)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    names = [f"{epoch}.pt" for epoch in range(cell.epochs)]
+    with TemporaryDirectory() as temporary:
+        folder = Path(weights or temporary) / cell.key
+        if not all((folder / name).is_file() for name in names):
+            folder = Path(temporary) / cell.key
+            fit(cell, images, [KeepWeights(folder)])
+        for epoch, name in enumerate(names, 1):
+            network.load_state_dict(torch.load(folder / name, weights_only=True))
+            yield epoch, network
 
 
 def watched_layers(network: nn.Sequential, prefix: str = "network.") -> dict[str, str]:

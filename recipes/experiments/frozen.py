@@ -1,0 +1,141 @@
+"""Where does a network overfit? `python -m recipes.experiments.frozen --data-root DIR [--weights DIR]`.
+
+Takes the networks of the overfitting runs of `h1` as they were at their best epoch and trains them on for as many
+epochs as `h1` did: all layers, only the linear ones (convolutions frozen), or only the convolutions. If the validation
+loss rises as much with frozen convolutions, then nothing that is seen in their maps can follow it. A line of
+`lines/frozen.jsonl` for each network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from operator import attrgetter
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from recipes.experiments.cells import DATA, Cell, Images, full_matrix, prepare, quick_matrix
+from recipes.experiments.lines import run_missing
+from recipes.experiments.options import add_matrix_options, lines_file
+from recipes.experiments.tables import Line, group, markdown, spread
+from recipes.experiments.training import evaluate, every_epoch
+from recipes.module import Classifier
+from recipes.options import one_sentence_errors
+
+__all__ = ["ARMS", "experiment", "frozen_table"]
+
+# What goes on learning.
+ARMS: dict[str, tuple[type[nn.Module], ...]] = {
+    "all layers": (nn.Conv2d, nn.Linear),
+    "linear layers": (nn.Linear,),
+    "convolutions": (nn.Conv2d,),
+}
+
+
+def train_on(
+    cell: Cell, images: Images, network: nn.Sequential, learning: tuple[type[nn.Module], ...], epochs: int
+) -> None:
+    """Train the parameters of some kinds of layers on, in place, with a new optimizer."""
+    for layer in network:
+        layer.requires_grad_(isinstance(layer, learning))
+    inputs = images.normalised("train").contiguous(memory_format=torch.channels_last)
+    labels = images.data.train_labels
+    order = torch.Generator().manual_seed(cell.seed)
+    optimizer = Classifier(network, cell.lr).configure_optimizers()
+    network.train()
+    for _ in range(epochs):
+        for batch in torch.split(torch.randperm(len(labels), generator=order), cell.batch_size):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = functional.cross_entropy(network(inputs[batch]), labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+
+def experiment(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
+    """Train a cell's network on from its best epoch, in each of ARMS.
+
+    Args:
+        cell: The cell.
+        root: See `prepare`.
+        weights: See `every_epoch`.
+
+    Returns:
+        The cell's settings, its `best` epoch, and the validation loss (nats), test accuracy and training accuracy there
+        (`start`) and after the last epoch of each arm.
+    """
+    images = prepare(cell, root)
+    parts = {
+        part: images.normalised(part).contiguous(memory_format=torch.channels_last) for part in ("val", "test", "train")
+    }
+
+    def row(network: nn.Module) -> dict[str, float]:
+        return {
+            "val_loss": evaluate(network, parts["val"], images.data.val_labels)[0],
+            "test_acc": evaluate(network, parts["test"], images.data.test_labels)[1],
+            "train_acc": evaluate(network, parts["train"], images.data.train_labels)[1],
+        }
+
+    lowest = float("inf")
+    for epoch, network in every_epoch(cell, images, weights):
+        loss = evaluate(network, parts["val"], images.data.val_labels)[0]
+        if loss < lowest:
+            lowest, best, start = loss, epoch, copy.deepcopy(network)
+    found: dict[str, Any] = {"cell": asdict(cell), "best": best, "start": row(start), "arms": {}}
+    for name, learning in ARMS.items():
+        network = copy.deepcopy(start)
+        train_on(cell, images, network, learning, cell.epochs - best)
+        found["arms"][name] = row(network)
+    return found
+
+
+def frozen_table(lines: Sequence[Line]) -> str:
+    """For each network and data set: the validation loss and the accuracies at the best epoch and after each arm."""
+    rows = []
+    for (network, data), runs in group(lines, "network", "data").items():
+        stages = {"best epoch": [run["start"] for run in runs]}
+        stages |= {f"then {name}": [run["arms"][name] for run in runs] for name in ARMS}
+        for stage, some in stages.items():
+            rows.append(
+                (
+                    network,
+                    data,
+                    stage,
+                    len(runs),
+                    spread([one["val_loss"] for one in some]),
+                    f"{100 * mean(one['train_acc'] for one in some):.1f}%",
+                    f"{100 * mean(one['test_acc'] for one in some):.1f}%",
+                )
+            )
+    return markdown(
+        ("network", "data", "trained", "seeds", "validation loss", "training accuracy", "test accuracy"), rows
+    )
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_matrix_options(parser)
+    parser.add_argument("--weights", default=None, help="folder in which `h1` kept weights; trains what is not there")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run what is missing; returns the lines."""
+    if options.quick:
+        cells = quick_matrix(["overfitting"])
+    else:
+        cells = full_matrix(options.networks, DATA, ["overfitting"], options.seeds)
+    work = partial(experiment, root=options.data_root, weights=options.weights)
+    return run_missing(cells, attrgetter("key"), work, lines_file(options, "frozen"), options.workers)
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)
