@@ -13,7 +13,7 @@ from test_early_stopping import run, validations
 from trainers import QUIET
 
 from lightning_anomaly.report import ANOMALY, DEAD, NORMAL, LayerReport
-from recipes.experiments import h1_choice, results, rules, series
+from recipes.experiments import h1_choice, h1_tables, results, rules, series
 from recipes.experiments.statistics import (
     calibration_error,
     class_separation,
@@ -245,6 +245,16 @@ def test_a_signal_is_chosen_on_one_seed_and_reported_on_the_others() -> None:
     assert "seed 0 (2 runs) | other seeds (2 runs) | another network (2 runs)" in rows[0]
     assert "| - anomaly fraction | all | +1.00 / 1.00 | -1.00 / 0.00 | +1.00 / 1.00 |" in rows
     assert "| epoch number | all | +1.00 / 0.50 | +1.00 / 0.50 | +1.00 / 0.50 |" in rows
+
+
+def test_runs_on_all_images_have_a_table_of_their_own() -> None:
+    (long, _), short = runs(RISING, seed=4, train_size=50_000), runs(RISING[::-1], seed=0)
+    rows = h1_tables.long_table([*short, long]).splitlines()[2:]
+    expected = "| net | some | 1.00 → 3.50 | 3 of 8 | 0.200 → 0.700 | +1.00 / +1.00 | 0.200 → 0.700 | +1.00 / +1.00 |"
+    assert rows == [f"{expected} +0.00 | +1.00 |"]
+    for table in (h1_tables.run_table, h1_tables.signal_table, h1_tables.layer_table):
+        assert table([*short, long]) == table(short)
+    assert [axis.get_lines()[0].get_ydata()[-1] for axis in h1_tables.draw_long([*short, long]).axes] == [3.5, 0.7, 0.7]
 
 
 def test_every_number_in_the_results_comes_from_a_line() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from recipes.experiments.h1_tables import SOURCES, is_overfitting
+from recipes.experiments.h1_tables import SOURCES, is_overfitting, short_runs
 from recipes.experiments.search import CANDIDATES
 from recipes.experiments.series import after_best, auroc, correlation, late_change, layers_of, signal
 from recipes.experiments.tables import Line, group, markdown
@@ -76,7 +76,7 @@ Sources = Sequence[tuple[str, str, str]]
 def _parts(lines: Sequence[Line]) -> list[list[Line]]:
     """The choosing runs, those of other seeds, and those of networks that are not among the choosing ones."""
     networks = {line["cell"]["network"] for line in lines if line["cell"]["seed"] == CHOSEN_ON}
-    short = [line for line in lines if line["cell"]["train_size"] <= 4000]
+    short = short_runs(lines)
     known = [line for line in short if line["cell"]["network"] in networks]
     return [
         [line for line in known if line["cell"]["seed"] == CHOSEN_ON],

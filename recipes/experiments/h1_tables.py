@@ -7,7 +7,7 @@ from statistics import mean, median
 
 from matplotlib.figure import Figure
 
-from recipes.experiments.cells import CONDITIONS, OVERFITTING
+from recipes.experiments.cells import CONDITIONS, OVERFITTING, Cell
 from recipes.experiments.series import (
     after_best,
     auroc,
@@ -21,7 +21,17 @@ from recipes.experiments.series import (
 )
 from recipes.experiments.tables import Line, group, markdown, spread
 
-__all__ = ["SOURCES", "draw_curves", "is_overfitting", "layer_table", "run_table", "signal_table"]
+__all__ = [
+    "SOURCES",
+    "draw_curves",
+    "draw_long",
+    "is_overfitting",
+    "layer_table",
+    "long_table",
+    "run_table",
+    "short_runs",
+    "signal_table",
+]
 
 # The signals compared: a name, the signal, and the reading that it is taken from.
 SOURCES = (
@@ -47,10 +57,20 @@ def is_overfitting(line: Line) -> bool:
     return line["cell"]["condition"] in OVERFITTING
 
 
+def short_runs(lines: Iterable[Line]) -> list[Line]:
+    """The runs that have the full matrix's number of training images in an epoch, which the long ones exceed."""
+    return [line for line in lines if line["cell"]["train_size"] <= Cell.train_size]
+
+
+def _long_runs(lines: Sequence[Line]) -> list[Line]:
+    short = short_runs(lines)
+    return [line for line in lines if line not in short]
+
+
 def run_table(lines: Sequence[Line]) -> str:
     """For each network, data set and condition: the loss, the anomaly fraction, and whether one follows the other."""
     rows = []
-    groups = group(lines, "network", "data", "condition")
+    groups = group(short_runs(lines), "network", "data", "condition")
     order = list(CONDITIONS)
     for key in sorted(groups, key=lambda key: (key[0], key[1], order.index(key[2]))):
         runs = groups[key]
@@ -113,7 +133,7 @@ def signal_table(lines: Sequence[Line]) -> str:
     """For each network and signal, over all its layers: does it follow the loss, does it tell the runs apart?"""
     rows = [
         (network, label, *_row(runs, name, reading))
-        for (network,), runs in group(lines, "network").items()
+        for (network,), runs in group(short_runs(lines), "network").items()
         for label, name, reading in SOURCES
     ]
     return markdown(("network", "signal", "Spearman after best", "the same given sparsity", "AUROC"), rows)
@@ -122,7 +142,7 @@ def signal_table(lines: Sequence[Line]) -> str:
 def layer_table(lines: Sequence[Line]) -> str:
     """For each layer: what `signal_table` says of the anomaly fraction, in both readings, and of sparsity."""
     rows = []
-    for (network,), runs in group(lines, "network").items():
+    for (network,), runs in group(short_runs(lines), "network").items():
         for layer in layers_of(runs[0]):
             sources = (("fraction", "val"), ("fraction", "val_paper"), ("sparsity", "val"))
             cells = [_row(runs, name, reading, layer) for name, reading in sources]
@@ -131,8 +151,39 @@ def layer_table(lines: Sequence[Line]) -> str:
     return markdown(header, rows)
 
 
+def long_table(lines: Sequence[Line]) -> str:
+    """Runs on all images: fractions at the best epoch and at the end, and what follows the validation loss between."""
+    rows = []
+    for line in _long_runs(lines):
+        loss, best = signal(line, "val_loss"), best_epoch(line)
+        cells = []
+        for reading in ("val", "val_paper"):
+            values = signal(line, "fraction", reading)
+            cells.append(f"{values[best]:.3f} → {values[-1]:.3f}")
+            follows = _after_best(line, "fraction", reading), _partial_after_best(line, "fraction", reading)
+            cells.append(" / ".join("-" if value is None else f"{value:+.2f}" for value in follows))
+        cells += [_median([_after_best(line, name, "val")]) for name in ("sparsity", "epoch")]
+        losses = f"{loss[best]:.2f} → {loss[-1]:.2f}"
+        rows.append((line["cell"]["network"], line["cell"]["data"], losses, f"{best + 1} of {len(loss)}", *cells))
+    header = (
+        "network", "data", "validation loss, best → end", "best epoch", "anomaly fraction, best → end",
+        "Spearman after best / given sparsity", "paper's reading, best → end", "Spearman after best / given sparsity",
+        "sparsity's", "epoch number's",
+    )  # fmt: skip
+    return markdown(header, rows)
+
+
+def draw_long(lines: Sequence[Line]) -> Figure:
+    """The figure for the runs on all images."""
+    return _draw(_long_runs(lines))
+
+
 def draw_curves(lines: Sequence[Line]) -> Figure:
     """The paper's figure: losses and anomaly fraction over the epochs, overfitting and healthy, mean over the seeds."""
+    return _draw(short_runs(lines))
+
+
+def _draw(lines: Sequence[Line]) -> Figure:
     groups = group(lines, "network", "data")
     figure = Figure(figsize=(9, 2.3 * len(groups)), layout="constrained")
     axes = figure.subplots(len(groups), 3, squeeze=False)

@@ -278,6 +278,9 @@ def draw(lines: Sequence[Line]) -> Figure:
     for row, (reading, name) in zip(grid, _READINGS.items(), strict=True):
         for axis, (state, moment) in zip(row, panels, strict=True):
             runs = _flagged(lines, reading, moment, state)
+            if not runs:
+                axis.set_axis_off()
+                continue
             runs.sort(key=lambda run: (run["cell"]["network"], run["cell"]["data"], run["cell"]["condition"]))
             for place, run in enumerate(runs):
                 start = mean(values(run, reading, "nothing", moment, "val_loss", state))

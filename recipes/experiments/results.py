@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from recipes.experiments import h1_choice, h1_tables, h2_tables, h3_tables
+from recipes.experiments import frozen, h1_choice, h1_tables, h2_tables, h3_tables
 from recipes.experiments.lines import LINES, read_lines
 from recipes.experiments.stopping import stopping_table
 from recipes.options import one_sentence_errors
@@ -28,7 +28,10 @@ BLOCKS: dict[str, tuple[str, Callable[[Lines], str]]] = {
     "h1 runs": ("h1", h1_tables.run_table),
     "h1 signals": ("h1", h1_tables.signal_table),
     "h1 layers": ("h1", h1_tables.layer_table),
+    "h1 long": ("h1", h1_tables.long_table),
     "h1 choice": ("h1", h1_choice.choice_table),
+    "h1 search": ("search", h1_choice.search_table),
+    "frozen": ("frozen", frozen.frozen_table),
     "stopping": ("h1", stopping_table),
     "h2 gradients": ("h2", h2_tables.gradient_table),
     "h2 mislabelled": ("h2", h2_tables.mislabelled_table),
@@ -36,7 +39,12 @@ BLOCKS: dict[str, tuple[str, Callable[[Lines], str]]] = {
     "h2 left out": ("h2", h2_tables.leave_out_table),
     "h3": ("h3", h3_tables.tables),
 }
-PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {"h1.png": ("h1", h1_tables.draw_curves)}
+PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
+    "h1.png": ("h1", h1_tables.draw_curves),
+    "h1_long.png": ("h1", h1_tables.draw_long),
+    "h2.png": ("h2", h2_tables.draw),
+    "h3.png": ("h3", h3_tables.draw),
+}
 
 
 def fill(text: str, lines: Path = LINES) -> str:

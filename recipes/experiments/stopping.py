@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from statistics import mean
 
-from recipes.experiments.h1_tables import is_overfitting
+from recipes.experiments.h1_tables import is_overfitting, short_runs
 from recipes.experiments.lines import read_lines
 from recipes.experiments.options import add_line_options, lines_file
 from recipes.experiments.rules import RULES, replay
@@ -20,7 +20,7 @@ from recipes.options import one_sentence_errors
 def stopping_table(lines: Sequence[Line]) -> str:
     """For each network and rule: accuracy and loss given away, epochs spent, and how many runs were stopped."""
     rows = []
-    for (network,), runs in group(lines, "network").items():
+    for (network,), runs in group(short_runs(lines), "network").items():
         for rule in RULES:
             results = [replay(line, rule) for line in runs]
             bad = [r for r, line in zip(results, runs, strict=True) if is_overfitting(line)]
