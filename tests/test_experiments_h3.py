@@ -16,7 +16,7 @@ from recipes.experiments.cells import Cell, prepare, quick_matrix
 from recipes.experiments.lines import LINES, read_lines
 from recipes.experiments.measures import MEASURES, Judge
 from recipes.experiments.statistics import median_distances
-from recipes.experiments.training import KeepWeights, evaluate, fit
+from recipes.experiments.training import KeepWeights, evaluate, fit, further_epochs
 from recipes.networks import build
 
 pytestmark = QUIET
@@ -126,13 +126,29 @@ def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:
     images = prepare(CELL)
     network = build("lenet5", 1, 10)
     before = network[3].weight.detach().clone()
-    judge = Judge.of(CELL, images)
     mask = mask_filters(network, {"0": [1], "3": [0, 5]})
-    rows = h3.train_on(CELL, images, network, mask, judge)
-    assert list(rows) == ["1", "3"]
-    assert mask.verify()
-    assert not torch.equal(network[3].weight[1], before[1])
-    assert rows["3"] == judge.row(network)
+    epochs = []
+    for epoch in further_epochs(CELL, images, network, 2, mask):
+        epochs.append(epoch)
+        assert mask.verify()
+        assert not torch.equal(network[3].weight[1], before[1])
+        before = network[3].weight.detach().clone()
+    assert epochs == [1, 2]
+
+
+def test_further_training_goes_the_same_way_each_time_and_its_epochs_are_measured() -> None:
+    images = prepare(CELL)
+    torch.manual_seed(0)
+    network = build("lenet5", 1, 10)
+    judge = Judge.of(CELL, images)
+    compared = h3.Comparison(CELL, images, judge, network)
+    rows = compared.rows({"3": [0, 5]}, train=True)
+    assert list(rows) == ["0", "1", "3"]
+    again, mask = compared.masked({"3": [0, 5]})
+    assert rows["0"] == judge.row(again)
+    for _ in further_epochs(CELL, images, again, 3, mask):
+        pass
+    assert rows["3"] == judge.row(again)
 
 
 def test_a_row_measures_what_it_says() -> None:

@@ -19,14 +19,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from recipes.experiments.cells import DATA, Cell, Images, full_matrix, prepare, quick_matrix
 from recipes.experiments.lines import run_missing
 from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.experiments.tables import Line, group, markdown, spread
-from recipes.experiments.training import evaluate, every_epoch
-from recipes.module import Classifier
+from recipes.experiments.training import evaluate, every_epoch, further_epochs
 from recipes.options import one_sentence_errors
 
 __all__ = ["ARMS", "experiment", "frozen_table"]
@@ -42,21 +40,11 @@ ARMS: dict[str, tuple[type[nn.Module], ...]] = {
 def train_on(
     cell: Cell, images: Images, network: nn.Sequential, learning: tuple[type[nn.Module], ...], epochs: int
 ) -> None:
-    """Train the parameters of some kinds of layers on, in place, with a new optimizer."""
+    """Train the parameters of some kinds of layers on, in place."""
     for layer in network:
         layer.requires_grad_(isinstance(layer, learning))
-    inputs = images.normalised("train").contiguous(memory_format=torch.channels_last)
-    labels = images.data.train_labels
-    order = torch.Generator().manual_seed(cell.seed)
-    optimizer = Classifier(network, cell.lr).configure_optimizers()
-    network.train()
-    for _ in range(epochs):
-        for batch in torch.split(torch.randperm(len(labels), generator=order), cell.batch_size):
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = functional.cross_entropy(network(inputs[batch]), labels[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+    for _ in further_epochs(cell, images, network, epochs):
+        pass
 
 
 def experiment(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """H3: does masking anomaly filters improve generalisation? `python -m recipes.experiments.h3 --data-root DIR`.
 
-Takes every overfitted network as it is after its last epoch, and as it was at its best one, masks the filters that an
-analysis of the validation probe flags, and measures it right away. The last one is measured again after 1 and 3 further
-epochs, the mask kept. Both readings are taken, the default settings and the paper's; further training is for the
-default one, and for the paper's where the default flags nothing. Each is compared with other masks of as many filters
-of the same layers, all out of the filters that are not dead on the probe:
+Takes every network of the conditions `overfitting` and `noise30` as it is after its last epoch, and as it was at its
+best one, masks the filters that an analysis of the validation probe flags, and measures it right away. The last one
+is measured again after 1 and 3 further epochs, the mask kept. Both readings are taken, the default settings and the
+paper's; further training is for the default one, and for the paper's where the default flags nothing. Each is
+compared with other masks of as many filters of the same layers, all out of the filters that are not dead on the
+probe:
 
 - `random`: 20 draws, of which the first 5 are trained further;
 - `l1`: the filters with the smallest weights;
@@ -31,25 +32,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, analyze
 from lightning_anomaly.capture import modules_by_name
 from lightning_anomaly.choose import Summary, choose_filters, choose_others, filter_norms, summarise
 from lightning_anomaly.mask import FilterMask, mask_filters
 from lightning_anomaly.report import NORMAL, LayerReport
-from recipes.experiments.cells import CONDITIONS, OVERFITTING, Cell, Images, full_matrix, prepare, quick_matrix
+from recipes.experiments.cells import Cell, Images, full_matrix, prepare, quick_matrix
 from recipes.experiments.lines import rounded, run_missing
 from recipes.experiments.measures import MEASURES, Judge, Row
 from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.experiments.statistics import median_distances
-from recipes.experiments.training import evaluate, every_epoch
-from recipes.module import Classifier
+from recipes.experiments.training import evaluate, every_epoch, further_epochs
 from recipes.options import one_sentence_errors
 
 __all__ = ["EPOCHS", "READINGS", "experiment"]
 
 READINGS = {"default": AnalysisSettings(), "paper": AnalysisSettings.paper()}
+CONDITIONS = ("overfitting", "noise30")
 EPOCHS = (1, 3)  # of further training, after which it is measured
 RANDOM, RANDOM_TRAINED, LEANING, MATCHED = 20, 5, 40, 2
 _SINGLE = ("l1", "fpgm", "sparsest")
@@ -76,26 +76,6 @@ def states(cell: Cell, images: Images, weights: str | None) -> dict[str, tuple[i
     return {"last": (epoch, network), "best": best}
 
 
-def train_on(cell: Cell, images: Images, network: nn.Module, mask: FilterMask, judge: Judge) -> dict[str, Row]:
-    """Train a masked network further, in place, and measure it after each of EPOCHS."""
-    optimizer = Classifier(network, cell.lr, CONDITIONS[cell.condition].decay / cell.lr).configure_optimizers()
-    inputs = images.normalised("train").contiguous(memory_format=torch.channels_last)
-    labels = images.data.train_labels
-    order = torch.Generator().manual_seed(cell.seed)
-    rows = {}
-    for epoch in range(1, max(EPOCHS) + 1):
-        network.train()
-        for batch in torch.split(torch.randperm(len(labels), generator=order), cell.batch_size):
-            optimizer.zero_grad()
-            functional.cross_entropy(network(inputs[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
-            mask.keep_gradients()
-            optimizer.step()
-            mask.keep([optimizer])
-        if epoch in EPOCHS:
-            rows[str(epoch)] = judge.row(network)
-    return rows
-
-
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """One network, and the masks that are compared on it; the same mask is measured once."""
@@ -118,7 +98,9 @@ class Comparison:
             network, mask = self.masked(filters)
             rows["0"] = self.judge.row(network)
             if train:
-                rows |= train_on(self.cell, self.images, network, mask, self.judge)
+                for epoch in further_epochs(self.cell, self.images, network, max(EPOCHS), mask):
+                    if epoch in EPOCHS:
+                        rows[str(epoch)] = self.judge.row(network)
         return rows
 
     def arm(self, masks: Sequence[Filters], trained: int) -> dict[str, list[Row]]:
@@ -258,7 +240,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run what is missing of the matrix; returns its lines."""
-    cells = full_matrix(options.networks, conditions=OVERFITTING, seeds=options.seeds)
+    cells = full_matrix(options.networks, conditions=CONDITIONS, seeds=options.seeds)
     if options.quick:
         plain, noisy = quick_matrix(("overfitting", "noise30"))
         cells = [plain, replace(noisy, network="simple_cnn")]  # the first has nothing to mask

@@ -16,13 +16,23 @@ from torch.nn import functional
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 from lightning_anomaly.callbacks.probe import isolated_random_state, training_batches
 from lightning_anomaly.capture import evaluating
+from lightning_anomaly.mask import FilterMask
 from recipes.experiments.cells import CONDITIONS, Cell, Images, prepare
 from recipes.experiments.statistics import gradient_disparity, layer_statistics, weight_statistics
 from recipes.module import Classifier
 from recipes.networks import build
 from recipes.options import SILENT, quiet
 
-__all__ = ["READINGS", "evaluate", "every_epoch", "fit", "logits_of", "watch", "watched_layers"]
+__all__ = [
+    "READINGS",
+    "evaluate",
+    "every_epoch",
+    "fit",
+    "further_epochs",
+    "logits_of",
+    "watch",
+    "watched_layers",
+]
 
 # What is read from every epoch: the default, its variants, and the literal reading of the paper.
 READINGS: dict[str, dict[str, Any]] = {
@@ -194,6 +204,40 @@ def every_epoch(cell: Cell, images: Images, weights: str | None) -> Iterator[tup
         for epoch, name in enumerate(names, 1):
             network.load_state_dict(torch.load(folder / name, weights_only=True))
             yield epoch, network
+
+
+def further_epochs(
+    cell: Cell, images: Images, network: nn.Module, epochs: int, mask: FilterMask | None = None
+) -> Iterator[int]:
+    """Train a cell's network on, in place: mixed precision and a new optimizer, the images in the same order always.
+
+    Args:
+        cell: The cell.
+        images: Its images, which are taken as they are, also where the cell augments them.
+        network: The network; its parameters that need no gradient stay as they are.
+        epochs: Epochs.
+        mask: Filters that stay masked.
+
+    Yields:
+        The number of further epochs, after each of them.
+    """
+    optimizer = Classifier(network, cell.lr, CONDITIONS[cell.condition].decay / cell.lr).configure_optimizers()
+    inputs = images.normalised("train").contiguous(memory_format=torch.channels_last)
+    labels = images.data.train_labels
+    order = torch.Generator().manual_seed(cell.seed)
+    for epoch in range(1, epochs + 1):
+        network.train()
+        for batch in torch.split(torch.randperm(len(labels), generator=order), cell.batch_size):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = functional.cross_entropy(network(inputs[batch]), labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            if mask is not None:
+                mask.keep_gradients()
+            optimizer.step()
+            if mask is not None:
+                mask.keep([optimizer])
+        yield epoch
 
 
 def watched_layers(network: nn.Sequential, prefix: str = "network.") -> dict[str, str]:
