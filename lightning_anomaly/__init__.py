@@ -1,9 +1,15 @@
 """See overfitting inside a convolutional network, filter by filter."""
 
 from lightning_anomaly.analysis import analyze
-from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback
+from lightning_anomaly.callbacks import (
+    AnomalyEarlyStopping,
+    AnomalyFilterCallback,
+    AnomalyPruneCallback,
+    TwoSampleCallback,
+)
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
+from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
 
 __version__ = "0.1.0"
 
@@ -13,5 +19,8 @@ __all__ = [
     "AnomalyFilterCallback",
     "AnomalyPruneCallback",
     "AnomalyReport",
+    "TwoSampleCallback",
+    "TwoSampleReport",
     "analyze",
+    "two_sample_test",
 ]

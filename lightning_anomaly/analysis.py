@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, scripted_note, select_layers
+from lightning_anomaly.capture import LayerMaps, MapCapture, scripted_note, select_layers
 from lightning_anomaly.cluster import Clustering, cluster_filters
 from lightning_anomaly.judge import outlier_samples, shown_clustering, smallest_share
 from lightning_anomaly.progress import track
 from lightning_anomaly.reduce import Reduction, reduce_maps
 from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+from lightning_anomaly.run import check_inputs, run, usable_layers
 from lightning_anomaly.settings import AnalysisSettings
 
 __all__ = ["analyze", "analyze_layer", "analyze_maps"]
 
-_BATCH = 64
 _TOGETHER = 1000  # filters that are clustered together, of as many layers as it takes
 
 
@@ -69,33 +65,13 @@ def analyze(
     settings = AnalysisSettings() if settings is None else settings
     if not isinstance(settings, AnalysisSettings):
         raise ValueError(f"Parameter `settings` should be an AnalysisSettings or None. Found {settings!r}.")
-    if isinstance(inputs, (np.ndarray, Dataset, DataLoader)):
-        raise ValueError(
-            "Parameter `inputs` should be a tensor (N, ...), or a tuple or dict with the arguments of one call. Found "
-            f"{type(inputs).__name__}: for the images of an array give `torch.from_numpy(array)`, for those of a "
-            "data set or loader one tensor of as many as the probe should have."
-        )
-    if isinstance(inputs, Tensor) and (inputs.ndim == 0 or len(inputs) == 0):
-        raise ValueError(f"Parameter `inputs` should hold samples. Found shape {tuple(inputs.shape)}.")
+    check_inputs(inputs)
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    with evaluating(model), torch.no_grad():
-        total = math.ceil(len(inputs) / _BATCH) if isinstance(inputs, Tensor) else 1
-        for arguments, keywords in track(_calls(inputs, device), total, "feature maps", progress):
-            with capture:
-                model(*arguments, **keywords)
+    run(model, inputs, capture, progress)
     report = analyze_maps(capture.maps, settings, scripted_note(model) if layers is None else None, progress=progress)
     for note in report.notes.values():
         warnings.warn(note, stacklevel=2)
     return report
-
-
-def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
-    if isinstance(inputs, Tensor):
-        return (((batch.to(device),), {}) for batch in torch.split(inputs, _BATCH))
-    if isinstance(inputs, Mapping):
-        return iter([((), dict(inputs))])
-    return iter([(inputs if isinstance(inputs, tuple) else (inputs,), {})])
 
 
 def analyze_maps(
@@ -122,17 +98,8 @@ def analyze_maps(
             "The model has no convolution, so there are no filters to analyse: name layers whose output has shape "
             "(N, F, ...) as `layers`, if there are any."
         )
-    counts = Counter(layer.count for layer in maps.values() if layer.count)
-    n_samples = counts.most_common(1)[0][0] if counts else 0
-    usable: dict[str, LayerMaps] = {}
-    for name, layer in maps.items():
-        problem = layer.problem or (None if layer.batches else "it was never called")
-        if problem is None and layer.count != n_samples:
-            problem = f"it gave {layer.count} maps where most layers gave {n_samples}"
-        if problem:
-            notes[f"{name} left out"] = f"Layer '{name}' is left out of the analysis: {problem}."
-        else:
-            usable[name] = layer
+    usable, n_samples, left_out = usable_layers(maps)
+    notes |= left_out
     layers = _analyze_layers(usable, settings, progress)
     for name, report in layers.items():
         nonfinite = len(report.filters(NONFINITE))

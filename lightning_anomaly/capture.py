@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,7 +153,8 @@ class LayerMaps:
     """The maps of one layer, gathered batch by batch.
 
     Attributes:
-        batches: Maps `(n, F, ...)`, pooled, float32 or float64, on the device where the model ran.
+        batches: Maps `(n, F, ...)`, pooled, or what is kept of them; float32 or float64, on the device where the model
+            ran.
         count: Number of samples gathered.
         size: Sides of a map before pooling (pixels), None until the layer was called.
         zeros: Number of values that are at most 0 before pooling, of each filter `(F,)`.
@@ -191,15 +192,22 @@ class MapCapture:
         limit: Number of samples to take; None takes all.
         rectify: Whether negative values are set to zero, before pooling.
         max_map_side: See `pool_maps`.
+        summary: What is kept of maps `(n, F, ...)` in place of the pooled ones; None keeps those.
     """
 
     def __init__(
-        self, layers: dict[str, nn.Module], *, limit: int | None = None, rectify: bool = True, max_map_side: int = 8
+        self,
+        layers: dict[str, nn.Module],
+        *,
+        limit: int | None = None,
+        rectify: bool = True,
+        max_map_side: int = 8,
+        summary: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._layers = layers
         self._limit = sys.maxsize if limit is None else limit
         self._rectify = rectify
-        self._max_map_side = max_map_side
+        self._summary = summary or (lambda maps: pool_maps(maps, max_map_side))
         self._hooks = ExitStack()
         self._called: set[str] = set()
         self.maps: dict[str, LayerMaps] = {name: LayerMaps() for name in layers}
@@ -274,4 +282,4 @@ class MapCapture:
                 copy.clamp_(min=0)
             zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
             layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
-            layer.batches.append(pool_maps(copy, self._max_map_side))
+            layer.batches.append(self._summary(copy))

@@ -25,7 +25,7 @@ SCENARIOS = [
         "fails",
     ),
     *("fails_and_raises", "train_probe_fails", "other_size", "other_layers", "one_sees_nan", "every_second"),
-    *("prunes", "stops_itself"),
+    *("prunes", "stops_itself", "compares"),
 ]
 
 Outcome = dict[str, Any]
@@ -119,6 +119,13 @@ def test_validate_where_one_process_has_no_batch(outcomes: Path) -> None:
     assert any("has no validation batch" in warning for warning in first["warnings"])
     assert first["samples"] == second["samples"] == 90  # and it goes on working afterwards
     assert first["logged"] == second["logged"]
+
+
+def test_processes_compare_the_same_images(outcomes: Path) -> None:
+    (alone,) = seen(outcomes, "compares", world=1)
+    assert alone["metrics"]["two_sample/count"] == sum(map(len, alone["filters"].values())) > 0
+    for outcome in seen(outcomes, "compares"):
+        assert outcome == alone
 
 
 def test_early_stopping_stops_both(outcomes: Path) -> None:

@@ -13,7 +13,7 @@ from test_early_stopping import run, validations
 from trainers import QUIET
 
 from lightning_anomaly.report import ANOMALY, DEAD, NORMAL, LayerReport
-from recipes.experiments import h1_choice, h1_tables, results, rules, series
+from recipes.experiments import h1_choice, h1_tables, results, rules, series, stopping
 from recipes.experiments.statistics import (
     calibration_error,
     class_separation,
@@ -148,7 +148,14 @@ def line(**curves: list[float]) -> dict[str, Any]:
         of_layer = {"count": 100 * values.pop("fraction", 0.0), "live": 100, "isolated": 0, "silent": 0, "dead": 0,
                     "sparsity": values.pop("sparsity", 0.5), "weight_variance": 2.0, "weight_norm": 2.0,
                     "separation": 0.0, "kurtosis": 3.0, "outside": 0.5, "second": 0.5}  # fmt: skip
-        defaults = {"val_loss": 1.0, "test_acc": 0.5, "test_loss": 1.0, "changed": 0.5, "disparity": 1.0}
+        defaults = {
+            "val_loss": 1.0,
+            "val_acc": 0.5,
+            "test_acc": 0.5,
+            "test_loss": 1.0,
+            "changed": 0.5,
+            "disparity": 1.0,
+        }
         layers = {reading: {"0": of_layer} for reading in ("val", "val_unrectified", "val_paper", "train")}
         epochs.append({**defaults, **values, "layers": layers})
     return {"cell": {"network": "net", "condition": "overfitting"}, "epochs": epochs}
@@ -192,8 +199,8 @@ def test_the_late_change_compares_quarters() -> None:
     [[0.1] * 8 + [0.3] * 12, [0.0] * 20, [0.02 * i for i in range(25)], [0.3] * 6 + [0.1] * 6 + [0.2] * 12],
 )
 def test_the_replayed_rule_stops_where_the_callback_does(tmp_path: Path, values: list[float]) -> None:
-    stopping, trainer = run(tmp_path, values, patience=6)
-    replayed = rules.by_rise(values, stopping.divergence_threshold, 6)
+    early, trainer = run(tmp_path, values, patience=6)
+    replayed = rules.by_rise(values, early.divergence_threshold, 6)
     assert replayed.last + 1 == validations(trainer)
 
 
@@ -205,6 +212,28 @@ def test_a_step_keeps_the_network_before_it() -> None:
 def test_patience_stops_after_as_many_epochs_without_a_new_minimum() -> None:
     assert rules.by_patience([3, 2, 1, 2, 2, 2, 0], 3) == rules.Stop(5, 2)
     assert rules.by_patience([3, 2, 1, 2, 2, 0, 1], 3) == rules.Stop(6, 5)
+
+
+def test_a_threshold_stops_at_the_first_value_above_it() -> None:
+    assert rules.by_threshold([0.0, 0.05, 0.06, 0.0], 0.05) == rules.Stop(2, 2)
+    assert rules.by_threshold([0.0, 0.05, 0.05], 0.05) == rules.Stop(2, 2)
+
+
+def test_the_rule_of_the_comparison_is_replayed_where_there_was_one() -> None:
+    bad, good = runs(RISING, seed=0)
+    bad["key"], good["key"] = "bad", "good"
+    told = line(fraction=[0.01] * 4 + [0.04, 0.06, 0.2, 0.2])["epochs"]
+    for epoch in told:
+        epoch["layers"] = {"max": epoch["layers"]["val"]}
+    compared = [{"key": "bad", "epochs": told}]
+    one, other = series.joined([bad, good], compared)
+    assert series.signal(one, "fraction", "two_sample") == pytest.approx([0.01] * 4 + [0.04, 0.06, 0.2, 0.2])
+    assert series.signal(one, "fraction") == series.signal(bad, "fraction")
+    assert other == good
+    assert rules.replay(one, rules.TWO_SAMPLE)["epochs"] == 6
+    table = stopping.stopping_table([bad, good], compared)
+    assert f"| net | {rules.TWO_SAMPLE} | 0.0 | 0.00 | 6 | 1 of 1 | - | 0 of 0 |" in table
+    assert rules.TWO_SAMPLE not in stopping.stopping_table([bad, good])
 
 
 def test_a_rule_is_charged_against_the_best_epoch() -> None:

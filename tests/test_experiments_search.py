@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from trainers import QUIET
 
 from lightning_anomaly import AnalysisSettings, analyze
-from recipes.experiments import frozen, search
+from recipes.experiments import frozen, search, two_sample
 from recipes.experiments.cells import prepare, quick_matrix
-from recipes.experiments.h1_choice import search_table
+from recipes.experiments.h1_choice import search_table, two_sample_table
 from recipes.experiments.lines import read_lines
 from recipes.experiments.training import evaluate, every_epoch
 from recipes.networks import build
@@ -20,9 +21,9 @@ CELL = quick_matrix(("overfitting",))[0]
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Quick lines of both scripts."""
+    """Quick lines of the scripts."""
     folder = tmp_path_factory.mktemp("lines")
-    for script in (search, frozen):
+    for script in (search, frozen, two_sample):
         script.run(script.parse(["--quick", "--workers", "1", "--lines", str(folder)]))
     return folder
 
@@ -92,3 +93,57 @@ def test_a_quick_run_starts_from_the_best_epoch(lines: Path) -> None:
     table = frozen.frozen_table([line])
     assert table.count("\n") == 1 + 4
     assert f"| best epoch | 1 | {min(losses):.2f} |" in table
+
+
+def test_responses_are_those_of_the_layers_and_the_logits_those_of_the_network() -> None:
+    images = torch.nn.functional.interpolate(prepare(CELL).normalised("val")[:64], size=32)  # VGG-11 takes no smaller
+    for name, places in (("lenet5", (0, 3)), ("vgg11_bn", (1, 5))):  # of VGG-11 what the BatchNorm gives
+        network = build(name, 1, 10)
+        values, logits = two_sample.responses(network, images)
+        network.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(logits, network(images))
+            for place in places:
+                maps = network[: place + 1](images).relu()
+                torch.testing.assert_close(values["mean"][str(place)], maps.mean((2, 3)).T)
+                torch.testing.assert_close(values["max"][str(place)], maps.amax((2, 3)).T)
+    network = build("lenet5", 1, 10).eval()
+    values, _ = two_sample.responses(network, images)
+    assert list(values["units"]) == ["9", "12"]
+    with torch.no_grad():
+        torch.testing.assert_close(values["units"]["12"], network[:13](images).relu().T)
+    assert list(two_sample.responses(build("vgg11_bn", 1, 10), images)[0]["units"]) == []
+
+
+def test_filters_that_respond_to_one_kind_of_images_are_counted_and_dead_ones_are_not() -> None:
+    values = torch.rand(4, 300, generator=torch.Generator().manual_seed(0))
+    values[1, :200] += 0.3
+    values[2] = 0
+    values[3] = 1 - values[1]
+    found = two_sample.compare({"mean": {"0": values}, "max": {"0": values[2:3]}}, 200)
+    assert (found["mean"]["0"]["count"], found["mean"]["0"]["live"]) == (2, 3)
+    area = [roc_auc_score([True] * 200 + [False] * 100, row) for row in values[[0, 1, 3]]]
+    assert found["mean"]["0"]["auc"] == pytest.approx(sum(area) / 3)
+    assert found["max"]["0"] == {"count": 0, "live": 0, "auc": 0.5}
+
+
+def test_a_quick_comparison_gives_lines_and_tables(lines: Path) -> None:
+    found = read_lines(lines / "two_sample-quick.jsonl")
+    assert [len(line["epochs"]) for line in found] == [4, 4]
+    for line in found:
+        assert list(line["epochs"][0]["layers"]) == list(two_sample.RULES)
+    images = prepare(CELL)
+    losses = [
+        evaluate(network, images.normalised("val"), images.data.val_labels)[0]
+        for _, network in every_epoch(CELL, images, None)
+    ]
+    assert [epoch["val_loss"] for epoch in found[0]["epochs"]] == pytest.approx(losses, rel=1e-3)
+    assert two_sample_table(found).startswith("| signal | layers |")
+    row = two_sample.flagged_table(found).splitlines()[2]
+    layers = found[0]["epochs"][-1]["layers"]["max"]
+    count, live = (sum(layer[key] for layer in layers.values()) for key in ("count", "live"))
+    assert row.startswith("| lenet5 | digits | overfitting | 1 |")
+    assert row.split(" | ")[5].endswith(f"→ {count / live:.3f}")
+    curve = two_sample.draw(found).axes[2].get_lines()[0].get_ydata()
+    layer = [epoch["layers"]["max"]["3"] for epoch in found[0]["epochs"]]
+    assert list(curve) == [each["count"] / each["live"] for each in layer]

@@ -3,5 +3,6 @@
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.anomaly_prune import AnomalyPruneCallback
 from lightning_anomaly.callbacks.early_stopping import AnomalyEarlyStopping
+from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 
-__all__ = ["AnomalyEarlyStopping", "AnomalyFilterCallback", "AnomalyPruneCallback"]
+__all__ = ["AnomalyEarlyStopping", "AnomalyFilterCallback", "AnomalyPruneCallback", "TwoSampleCallback"]

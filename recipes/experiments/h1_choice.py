@@ -10,12 +10,15 @@ from recipes.experiments.h1_tables import SOURCES, is_overfitting, short_runs
 from recipes.experiments.search import CANDIDATES
 from recipes.experiments.series import after_best, auroc, correlation, late_change, layers_of, signal
 from recipes.experiments.tables import Line, group, markdown
+from recipes.experiments.two_sample import RULES
 
-__all__ = ["CHOSEN_ON", "Score", "choice_table", "score", "search_table"]
+__all__ = ["CHOSEN_ON", "Score", "choice_table", "score", "search_table", "two_sample_table"]
 
 CHOSEN_ON = 0  # the seed
 _SHOWN = 8  # signals, best first
 _ALWAYS = ("anomaly fraction", "anomaly fraction, paper's reading", "sparsity")
+_CONFIDENCE = ("confidence, training less validation", "confidence", "")
+_COUNTED = (("share that tells", "fraction"), ("mean area", "auc"))
 _GROWING = ("weight variance", "weight norm", "epoch number")  # grow in any training: controls, not candidates
 
 
@@ -44,7 +47,7 @@ class Score:
 
 
 def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int = 1) -> Score | None:
-    """The score of a signal over some runs; None if it cannot be had.
+    """The score of a signal over some runs; None if it cannot be had, as of hidden units where there are none.
 
     Args:
         lines: Runs.
@@ -53,9 +56,11 @@ def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int 
         last: Whether to take the last convolution alone; else all.
         sign: -1 for a signal that is expected to fall.
     """
+    if not all(layers_of(line, reading) for line in lines):
+        return None
 
     def values(line: Line) -> list[float]:
-        layer = layers_of(line)[-1] if last else None
+        layer = layers_of(line, reading)[-1] if last else None
         return [sign * value for value in signal(line, name, reading, layer)]
 
     overfitting = [line for line in lines if is_overfitting(line)]
@@ -123,4 +128,11 @@ def choice_table(lines: Sequence[Line]) -> str:
 def search_table(lines: Sequence[Line]) -> str:
     """The rules that `search` tries, and a signal from the other end of the network."""
     rules = [(name, "fraction", name) for name in CANDIDATES]
-    return _table(lines, [*rules, ("confidence, training less validation", "confidence", "")], list(CANDIDATES))
+    return _table(lines, [*rules, _CONFIDENCE], list(CANDIDATES))
+
+
+def two_sample_table(lines: Sequence[Line]) -> str:
+    """The rules of `two_sample`, counted and as the mean area under the ROC curve, with the same signal beside them."""
+    labels = {"mean": "filters, mean value", "max": "filters, largest value", "units": "hidden units"}
+    rules = [(f"{labels[rule]}: {what}", name, rule) for rule in RULES for what, name in _COUNTED]
+    return _table(lines, [*rules, _CONFIDENCE], [label for label, _, _ in rules])

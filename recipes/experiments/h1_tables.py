@@ -25,6 +25,7 @@ __all__ = [
     "SOURCES",
     "draw_curves",
     "draw_long",
+    "draw_panels",
     "is_overfitting",
     "layer_table",
     "long_table",
@@ -50,6 +51,9 @@ SOURCES = (
     ("weight norm", "weight_norm", "val"),
     ("epoch number", "epoch", "val"),
 )
+
+
+Panel = tuple[str, str, str, bool]
 
 
 def is_overfitting(line: Line) -> bool:
@@ -175,24 +179,30 @@ def long_table(lines: Sequence[Line]) -> str:
 
 def draw_long(lines: Sequence[Line]) -> Figure:
     """The figure for the runs on all images."""
-    return _draw(_long_runs(lines))
+    return draw_panels(_long_runs(lines), _PANELS)
 
 
 def draw_curves(lines: Sequence[Line]) -> Figure:
     """The paper's figure: losses and anomaly fraction over the epochs, overfitting and healthy, mean over the seeds."""
-    return _draw(short_runs(lines))
+    return draw_panels(short_runs(lines), _PANELS)
 
 
-def _draw(lines: Sequence[Line]) -> Figure:
+def draw_panels(lines: Sequence[Line], panels: Sequence[Panel]) -> Figure:
+    """Signals over the epochs, one line for each condition, mean over the seeds.
+
+    Args:
+        lines: Trainings; each network and data set is a row.
+        panels: The columns: title, signal and reading as in `series.signal`, and whether of the last layer alone.
+    """
     groups = group(lines, "network", "data")
     figure = Figure(figsize=(9, 2.3 * len(groups)), layout="constrained")
-    axes = figure.subplots(len(groups), 3, squeeze=False)
+    axes = figure.subplots(len(groups), len(panels), squeeze=False)
     for row, ((network, data), runs) in zip(axes, groups.items(), strict=True):
         for (condition,), some in group(runs, "condition").items():
             colour = f"C{list(CONDITIONS).index(condition)}"
             style = "-" if condition in OVERFITTING else "--"
-            for axis, (name, reading) in zip(row, _PANELS, strict=True):
-                curves = [signal(line, name, reading) for line in some]
+            for axis, (_, name, reading, last) in zip(row, panels, strict=True):
+                curves = [signal(line, name, reading, layers_of(line, reading)[-1] if last else None) for line in some]
                 average = [mean(values) for values in zip(*curves, strict=True)]
                 epochs = range(1, len(average) + 1)
                 axis.plot(epochs, average, style, color=colour, label=condition, linewidth=1.3)
@@ -200,10 +210,8 @@ def _draw(lines: Sequence[Line]) -> Figure:
         for axis in row:
             top = max(axis.get_ylim()[1], 0.01)
             axis.set_ylim(-0.03 * top, top)  # a curve at 0 is seen
-    for axis, title in zip(
-        axes[0], ("validation loss (nats)", "anomaly fraction", "the same, paper's reading"), strict=True
-    ):
-        axis.set_title(title, fontsize=10)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        axis.set_title(panel[0], fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     lines_of = {str(line.get_label()): line for axis in axes[:, 0] for line in axis.get_lines()}
@@ -212,4 +220,8 @@ def _draw(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-_PANELS = (("val_loss", "val"), ("fraction", "val"), ("fraction", "val_paper"))
+_PANELS = (
+    ("validation loss (nats)", "val_loss", "val", False),
+    ("anomaly fraction", "fraction", "val", False),
+    ("the same, paper's reading", "fraction", "val_paper", False),
+)

@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from recipes.experiments import frozen, h1_choice, h1_tables, h2_tables, h3_tables
+from recipes.experiments import frozen, h1_choice, h1_tables, h2_tables, h3_tables, two_sample
 from recipes.experiments.lines import LINES, read_lines
 from recipes.experiments.stopping import stopping_table
 from recipes.options import one_sentence_errors
@@ -23,16 +23,18 @@ __all__ = ["BLOCKS", "PICTURES", "RESULTS", "fill"]
 
 RESULTS = Path(__file__).parents[1] / "RESULTS.md"
 Lines = list[dict[str, Any]]
-# What is made of which file of lines.
-BLOCKS: dict[str, tuple[str, Callable[[Lines], str]]] = {
+# What is made of which files of lines.
+BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 runs": ("h1", h1_tables.run_table),
     "h1 signals": ("h1", h1_tables.signal_table),
     "h1 layers": ("h1", h1_tables.layer_table),
     "h1 long": ("h1", h1_tables.long_table),
     "h1 choice": ("h1", h1_choice.choice_table),
     "h1 search": ("search", h1_choice.search_table),
+    "h1 two samples": ("two_sample", h1_choice.two_sample_table),
+    "two samples": ("two_sample", two_sample.flagged_table),
     "frozen": ("frozen", frozen.frozen_table),
-    "stopping": ("h1", stopping_table),
+    "stopping": ("h1 two_sample", stopping_table),
     "h2 gradients": ("h2", h2_tables.gradient_table),
     "h2 mislabelled": ("h2", h2_tables.mislabelled_table),
     "h2 damage": ("h2", h2_tables.damage_table),
@@ -42,6 +44,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Lines], str]]] = {
 PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
     "h1.png": ("h1", h1_tables.draw_curves),
     "h1_long.png": ("h1", h1_tables.draw_long),
+    "two_sample.png": ("two_sample", two_sample.draw),
     "h2.png": ("h2", h2_tables.draw),
     "h3.png": ("h3", h3_tables.draw),
 }
@@ -58,11 +61,12 @@ def fill(text: str, lines: Path = LINES) -> str:
         raise ValueError(f"The markers in RESULTS.md should be {sorted(BLOCKS)}. Found {sorted(found)}.")
 
     def block(match: re.Match[str]) -> str:
-        source, table = BLOCKS[match[1]]
-        results = read_lines(lines / f"{source}.jsonl")
-        if not results:
-            raise ValueError(f"`{source}.jsonl` should hold at least one result.")
-        return f"<!-- {match[1]} -->\n{table(results)}\n<!-- end -->"
+        sources, table = BLOCKS[match[1]]
+        results = {source: read_lines(lines / f"{source}.jsonl") for source in sources.split()}
+        for source, found in results.items():
+            if not found:
+                raise ValueError(f"`{source}.jsonl` should hold at least one result.")
+        return f"<!-- {match[1]} -->\n{table(*results.values())}\n<!-- end -->"
 
     return re.sub(r"<!-- (.+?) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 

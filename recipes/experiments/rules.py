@@ -14,7 +14,7 @@ import numpy as np
 from lightning_anomaly.rise import HOLD, THRESHOLD, rise
 from recipes.experiments.series import layers_of, signal
 
-__all__ = ["RULES", "Stop", "by_patience", "by_rise", "replay"]
+__all__ = ["RULES", "TWO_SAMPLE", "Stop", "applies", "by_patience", "by_rise", "by_threshold", "replay"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ def by_rise(values: Sequence[float], threshold: float = THRESHOLD, patience: int
     return Stop(len(values) - 1, len(values) - 1)
 
 
+def by_threshold(values: Sequence[float], threshold: float) -> Stop:
+    """Stops at the first value above a threshold, as EarlyStopping with a `divergence_threshold`, and keeps it."""
+    position = next((place for place, value in enumerate(values) if value > threshold), len(values) - 1)
+    return Stop(position, position)
+
+
 def _relative(values: Sequence[float]) -> list[float]:
     return [value / values[0] for value in values] if values[0] else list(values)
 
@@ -54,6 +60,7 @@ def _falling(values: Sequence[float]) -> list[float]:
     return [-value for value in values]
 
 
+TWO_SAMPLE = "filters that tell training images, above 5%"  # five times chance; for lines that were `joined`
 # Patience 5 for those that were proposed with one; the first epoch of "changed" compares with the untrained network.
 RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),
@@ -70,8 +77,14 @@ RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     "rise of sparsity": lambda line: by_rise(signal(line, "sparsity")),
     "rise of weight variance": lambda line: by_rise(_relative(signal(line, "weight_variance"))),
     "rise of variance outside, last layer": lambda line: by_rise(signal(line, "outside", layer=layers_of(line)[-1])),
+    TWO_SAMPLE: lambda line: by_threshold(signal(line, "fraction", "two_sample"), 0.05),
     "none: train to the end": lambda line: Stop(len(line["epochs"]) - 1, len(line["epochs"]) - 1),
 }
+
+
+def applies(line: dict[str, Any], rule: str) -> bool:
+    """Whether a line has what a rule reads."""
+    return rule != TWO_SAMPLE or "two_sample" in line["epochs"][0]["layers"]
 
 
 def replay(line: dict[str, Any], rule: str) -> dict[str, float]:

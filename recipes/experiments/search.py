@@ -8,7 +8,7 @@ each run's counts are a line of `lines/search.jsonl`. Which one is best is decid
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from operator import attrgetter
@@ -28,9 +28,10 @@ from recipes.experiments.training import evaluate, every_epoch, logits_of
 from recipes.options import one_sentence_errors
 from recipes.stability import capture, choose
 
-__all__ = ["CANDIDATES", "MATRIX", "Candidate", "analyse"]
+__all__ = ["CANDIDATES", "MATRIX", "Candidate", "add_options", "analyse", "run_missing_cells"]
 
 MATRIX = ("overfitting", "noise30", "augmented", "more_data")
+Follow = Callable[..., dict[str, Any]]
 _MEASURED = 20  # at most about as many epochs of a training
 _CHANCE = 0.01  # of a false alarm, for the rule with a null
 
@@ -128,28 +129,35 @@ def follow(cell: Cell, root: str | None = None, weights: str | None = None) -> d
     return {"cell": asdict(cell), "epochs": epochs}
 
 
-def cells_of(options: argparse.Namespace) -> Iterable[Cell]:
-    """The trainings to analyse."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a script that follows trainings."""
+    add_matrix_options(parser)
+    parser.add_argument("--held-out", action="store_true", help="the network that had no part in the choice")
+    parser.add_argument("--weights", default=None, help="folder in which `h1` kept weights; trains what is not there")
+
+
+def run_missing_cells(options: argparse.Namespace, experiment: str, follow: Follow) -> list[dict[str, Any]]:
+    """Follow the trainings that are missing in the lines of an experiment; returns all of them."""
     if options.quick:
-        return quick_matrix()
-    return (
-        held_out_matrix() if options.held_out else full_matrix(options.networks, conditions=MATRIX, seeds=options.seeds)
-    )
+        cells = quick_matrix()
+    elif options.held_out:
+        cells = held_out_matrix()
+    else:
+        cells = full_matrix(options.networks, conditions=MATRIX, seeds=options.seeds)
+    work = partial(follow, root=options.data_root, weights=options.weights)
+    return run_missing(cells, attrgetter("key"), work, lines_file(options, experiment), options.workers)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_matrix_options(parser)
-    parser.add_argument("--held-out", action="store_true", help="the network that had no part in the choice")
-    parser.add_argument("--weights", default=None, help="folder in which `h1` kept weights; trains what is not there")
+    add_options(parser)
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run what is missing; returns the lines."""
-    work = partial(follow, root=options.data_root, weights=options.weights)
-    return run_missing(list(cells_of(options)), attrgetter("key"), work, lines_file(options, "search"), options.workers)
+    return run_missing_cells(options, "search", follow)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ __all__ = [
     "auroc",
     "best_epoch",
     "correlation",
+    "joined",
     "late_change",
     "layers_of",
     "partial_correlation",
@@ -34,9 +35,10 @@ SIGNALS = (
 _OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent"}
 
 
-def layers_of(line: dict[str, Any]) -> list[str]:
-    """The layers of a training, in the network's order."""
-    return list(next(iter(line["epochs"][0]["layers"].values())))
+def layers_of(line: dict[str, Any], reading: str | None = None) -> list[str]:
+    """The layers of a training, in the network's order: of one reading, or of the first."""
+    readings = line["epochs"][0]["layers"]
+    return list(readings[reading] if reading in readings else next(iter(readings.values())))
 
 
 def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | None = None) -> list[float]:
@@ -54,7 +56,7 @@ def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | N
         return [float(index) for index in range(len(line["epochs"]))]
     if name in line["epochs"][0]:
         return [float(epoch[name]) for epoch in line["epochs"]]
-    chosen = layers_of(line) if layer is None else [layer]
+    chosen = layers_of(line, reading) if layer is None else [layer]
 
     def at(epoch: dict[str, Any]) -> float:
         found = [epoch["layers"][reading][each] for each in chosen]
@@ -70,6 +72,23 @@ def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | N
         return float(np.mean([each[name] for each in found]))
 
     return [at(epoch) for epoch in line["epochs"]]
+
+
+def joined(lines: Sequence[dict[str, Any]], compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of `h1`, those of trainings that `two_sample` followed too with its counts as the reading "two_sample"."""
+    by_key = {line["key"]: line["epochs"] for line in compared}
+    return [
+        {
+            **line,
+            "epochs": [
+                {**epoch, "layers": {**epoch["layers"], "two_sample": other["layers"]["max"]}}
+                for epoch, other in zip(line["epochs"], by_key[line["key"]], strict=True)
+            ],
+        }
+        if line["key"] in by_key
+        else line
+        for line in lines
+    ]
 
 
 def best_epoch(line: dict[str, Any]) -> int:

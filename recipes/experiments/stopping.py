@@ -12,16 +12,25 @@ from statistics import mean
 from recipes.experiments.h1_tables import is_overfitting, short_runs
 from recipes.experiments.lines import read_lines
 from recipes.experiments.options import add_line_options, lines_file
-from recipes.experiments.rules import RULES, replay
+from recipes.experiments.rules import RULES, applies, replay
+from recipes.experiments.series import joined
 from recipes.experiments.tables import Line, group, markdown, spread
 from recipes.options import one_sentence_errors
 
 
-def stopping_table(lines: Sequence[Line]) -> str:
-    """For each network and rule: accuracy and loss given away, epochs spent, and how many runs were stopped."""
+def stopping_table(lines: Sequence[Line], compared: Sequence[Line] = ()) -> str:
+    """For each network and rule: accuracy and loss given away, epochs spent, and how many runs were stopped.
+
+    Args:
+        lines: The trainings that `h1` measured.
+        compared: Those that `two_sample` followed; its rule is for these alone.
+    """
     rows = []
-    for (network,), runs in group(short_runs(lines), "network").items():
+    for (network,), all_runs in group(joined(short_runs(lines), compared), "network").items():
         for rule in RULES:
+            runs = [line for line in all_runs if applies(line, rule)]
+            if not runs:
+                continue
             results = [replay(line, rule) for line in runs]
             bad = [r for r, line in zip(results, runs, strict=True) if is_overfitting(line)]
             good = [r for r, line in zip(results, runs, strict=True) if not is_overfitting(line)]
@@ -63,7 +72,7 @@ def run(options: argparse.Namespace) -> str:
         raise FileNotFoundError(
             f"There are no trainings to replay: run `python -m recipes.experiments.h1{quick}` first."
         )
-    table = stopping_table(lines)
+    table = stopping_table(lines, read_lines(lines_file(options, "two_sample")))
     print(table)
     return table
 

@@ -30,13 +30,14 @@ from lightning_anomaly.callbacks import (
     AnomalyEarlyStopping,
     AnomalyFilterCallback,
     AnomalyPruneCallback,
+    TwoSampleCallback,
     anomaly_filter,
     watch,
 )
 
 LIMIT = 25  # seconds for a scenario; it takes about two
 PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False}
-ONE_AND_TWO = ("val_probe", "whole_set", "train_probe")  # run in one process too, for comparison
+ONE_AND_TWO = ("val_probe", "whole_set", "train_probe", "compares")  # run in one process too, for comparison
 Outcome = dict[str, Any]
 
 
@@ -203,6 +204,16 @@ def stops_itself(rank: int, world: int) -> Outcome:
     """The fraction is said to rise from the third validation on."""
     anomaly_filter.rise = lambda fractions: 0.5 if len(fractions) >= 3 else 0.0
     return fit(world, AnomalyFilterCallback(**PROBE), (AnomalyEarlyStopping(threshold=0.2, patience=5),), max_epochs=9)
+
+
+def compares(rank: int, world: int) -> Outcome:
+    """The weights stay, so one and two processes have the same model."""
+    inputs = images(96).tensors[0]
+    compared = TwoSampleCallback(inputs[:40] + 0.3, inputs[40:])
+    fitter = trainer(world, [compared], max_epochs=1)
+    fitter.fit(module(lr=0.0), loader(), loader())
+    metrics = {k: v.item() for k, v in fitter.callback_metrics.items() if k.startswith("two_sample")}
+    return {"metrics": metrics, "filters": compared.report.filters if compared.report else None}
 
 
 def spawned() -> None:

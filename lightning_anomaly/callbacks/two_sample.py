@@ -1,0 +1,149 @@
+"""The callback that compares: logs how many filters tell training images from validation images."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lightning_anomaly.callbacks.base import AnyCallback
+from lightning_anomaly.callbacks.watch import builds_layers_later
+from lightning_anomaly.callbacks.watchers import validates_everywhere
+from lightning_anomaly.capture import select_layers
+from lightning_anomaly.run import check_inputs
+from lightning_anomaly.settings import check_fraction
+from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
+
+__all__ = ["TwoSampleCallback"]
+
+
+class TwoSampleCallback(AnyCallback):
+    """Logs at every validation how many filters respond to training images otherwise than to validation images.
+
+    See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
+    as finite floats under `log_key_prefix`: `count`, `fraction` (of the live filters) and `layer/NAME` (the fraction in
+    each layer). A plain `EarlyStopping(monitor="two_sample/fraction", mode="min", divergence_threshold=0.05,
+    patience=1000)` stops a training when the fraction exceeds 0.05.
+
+    Every process compares all of the images. Nothing of the training is touched: no global random number is drawn, no
+    flag, buffer, gradient or hook is left changed.
+
+    Args:
+        train_inputs: Images of the training set as validation sees them, a tensor `(n, ...)`.
+        val_inputs: Images of the validation set, a tensor `(m, ...)`.
+        layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution.
+        significance: The p-value up to which a filter counts.
+        log_key_prefix: What the keys of the logged values begin with.
+
+    Attributes:
+        report: The last `TwoSampleReport`, None before the first validation.
+
+    Raises:
+        ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
+
+    Examples:
+        >>> images = torch.rand(100, 3, 32, 32)
+        >>> TwoSampleCallback(images[:50], images[50:]).report is None
+        True
+    """
+
+    def __init__(
+        self,
+        train_inputs: Any,
+        val_inputs: Any,
+        layers: list[str] | None = None,
+        significance: float = 0.01,
+        log_key_prefix: str = "two_sample",
+    ) -> None:
+        check_inputs(train_inputs, "train_inputs")
+        check_inputs(val_inputs, "val_inputs")
+        check_fraction("significance", significance, zero=False)
+        if not isinstance(log_key_prefix, str) or not log_key_prefix:
+            raise ValueError(
+                f"Parameter `log_key_prefix` should be a string of at least one character. Found {log_key_prefix!r}."
+            )
+        self.train_inputs = train_inputs
+        self.val_inputs = val_inputs
+        self.layers = layers
+        self.significance = significance
+        self.log_key_prefix = log_key_prefix
+        self.report: TwoSampleReport | None = None
+        self._values: dict[str, float] = {}
+        self._everywhere, self._due = True, False
+        self._warned: set[str] = set()
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Checks the configuration against the model, unless the model builds its layers later."""
+        twins = [c for c in trainer.callbacks if isinstance(c, TwoSampleCallback) and c is not self]
+        if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
+            raise ValueError(
+                "Parameter `log_key_prefix` should be different for each TwoSampleCallback of a Trainer. "
+                f"Found {self.log_key_prefix!r} twice."
+            )
+        if not builds_layers_later(pl_module):
+            select_layers(pl_module, self.layers)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Checks layer names, now that every layer is there, and whether every process validates."""
+        select_layers(pl_module, self.layers)
+        self._everywhere = validates_everywhere(trainer)
+        if not self._everywhere and not trainer.barebones:
+            self._warn_once(
+                "no validation",
+                "TwoSampleCallback compares at validations, and this Trainer, or a process of it, has none: no "
+                "validation loader, no batch in it, or `limit_val_batches = 0`. Nothing will be compared.",
+            )
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Prepares to compare."""
+        self._due = self._everywhere and not trainer.sanity_checking and not trainer.barebones
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Compares before the first step, where averaged weights are in place whatever the order of the callbacks."""
+        if not self._due:
+            return
+        self._due = False
+        layers = select_layers(pl_module, self.layers)
+        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
+        for name in ("count", "fraction", *(f"layer/{layer}" for layer in layers)):
+            self._values.setdefault(name, 0.0)
+        precision = trainer.strategy.precision_plugin
+        try:
+            with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad(), precision.forward_context():
+                warnings.simplefilter("ignore")  # the report's notes: they are said once, below
+                report = two_sample_test(
+                    pl_module,
+                    precision.convert_input(self.train_inputs),
+                    precision.convert_input(self.val_inputs),
+                    layers=self.layers,
+                    significance=self.significance,
+                )
+        except Exception as error:  # a monitor never kills a training
+            self._warn_once("failed", f"TwoSampleCallback could not compare and logs its last values: {error!r}")
+            return
+        self.report = report
+        for key, note in report.notes.items():
+            self._warn_once(key, note)
+        self._values |= {"count": float(report.count), "fraction": report.fraction}
+        self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.layers}
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Logs."""
+        if trainer.sanity_checking or trainer.barebones or not self._everywhere:
+            return
+        # In `trainer.validate()` some process may have no batch and run no hook, and must not be waited for.
+        together = trainer.state.fn == "fit"
+        for name, value in self._values.items():
+            # All processes log the same, and the largest of equal numbers is that number without rounding.
+            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
+                          prog_bar=name == "fraction", sync_dist=together, reduce_fx="max")  # fmt: skip
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                warnings.warn(message, stacklevel=2)

@@ -1,0 +1,212 @@
+"""Which filters tell training images from validation images: a rank test for every filter, and a report."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly.capture import MapCapture, scripted_note, select_layers
+from lightning_anomaly.run import check_inputs, run, usable_layers
+from lightning_anomaly.settings import check_fraction
+from lightning_anomaly.tables import html_table, text_table
+
+__all__ = ["LayerComparison", "TwoSampleReport", "rank_test", "two_sample_test"]
+
+
+def rank_test(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """How well each filter's value tells the samples of one group from those of another.
+
+    The rank test of Mann and Whitney, "On a Test of Whether One of Two Random Variables is Stochastically Larger than
+    the Other" (1947), two-sided, in SciPy's normal approximation with ties. Where both groups are drawn alike, a filter
+    has a p-value of at most 1% with a probability of 1%.
+
+    Args:
+        first: Values of one group `(F, n)`.
+        second: Values of the other one `(F, m)`.
+
+    Returns:
+        The area under the ROC curve `(F,)`: the probability that a sample of the first group has the larger value, ties
+        counted half; and the p-value `(F,)`. 0.5 and 1 for a filter whose values are all the same.
+    """
+    from scipy.stats import mannwhitneyu  # late, because it is slow to import
+
+    both = torch.cat([first, second], 1).double().cpu()
+    varies = both.amax(1) > both.amin(1)
+    area, p_value = (torch.full((len(both),), value, dtype=torch.float64) for value in (0.5, 1.0))
+    if varies.any():
+        parts = both[varies].tensor_split([first.shape[1]], dim=1)
+        test = mannwhitneyu(*(part.numpy() for part in parts), axis=1, method="asymptotic")
+        area[varies] = torch.from_numpy(test.statistic) / (first.shape[1] * second.shape[1])
+        p_value[varies] = torch.from_numpy(test.pvalue)
+    return area, p_value
+
+
+@dataclass(frozen=True, eq=False)
+class LayerComparison:
+    """The filters of one layer; tensors are on the CPU.
+
+    Attributes:
+        live: Whether a filter's values are finite and not all the same `(F,)`; only these are judged.
+        auc: Probability that a training image has a larger value than a validation image `(F,)`, see `rank_test`.
+        p_value: Of the rank test `(F,)`, 1 where a filter is not live.
+    """
+
+    live: Tensor
+    auc: Tensor
+    p_value: Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TwoSampleReport:
+    """Which filters respond to training images otherwise than to validation images. `print(report)` gives a table.
+
+    Attributes:
+        layers: `{layer: LayerComparison}` in the network's order.
+        n_train: Number of training images.
+        n_val: Number of validation images.
+        significance: The p-value up to which a filter counts.
+        notes: What could not be compared and why, as sentences.
+    """
+
+    layers: Mapping[str, LayerComparison]
+    n_train: int
+    n_val: int
+    significance: float
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def filters(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}` of the filters that tell the images apart, layers without any left out."""
+        found = {name: self._told(layer).nonzero()[:, 0].tolist() for name, layer in self.layers.items()}
+        return {name: filters for name, filters in found.items() if filters}
+
+    @property
+    def count(self) -> int:
+        """Number of filters that tell the images apart."""
+        return sum(map(len, self.filters.values()))
+
+    @property
+    def fraction(self) -> float:
+        """The same as a fraction of the live filters; 0 if there is none."""
+        return self.fraction_in(self.layers)
+
+    def fraction_in(self, layers: Iterable[str]) -> float:
+        """`fraction` over some of the layers; a name that the report does not have counts nothing."""
+        chosen = [self.layers[name] for name in layers if name in self.layers]
+        live = sum(int(layer.live.sum()) for layer in chosen)
+        return sum(int(self._told(layer).sum()) for layer in chosen) / live if live else 0.0
+
+    def _told(self, layer: LayerComparison) -> Tensor:
+        return layer.live & (layer.p_value <= self.significance)
+
+    def __str__(self) -> str:
+        return text_table(self._rows(), self._sentences())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), self._sentences())
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("layer", "filters", "live", "tell them apart", "fraction", "mean area")]
+        for name, layer in self.layers.items():
+            live = int(layer.live.sum())
+            area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
+            told = int(self._told(layer).sum())
+            rows.append(
+                (name or "(the model)", str(len(layer.live)), str(live), str(told), f"{told / max(1, live):.3f}", area)
+            )
+        return rows
+
+    def _sentences(self) -> list[str]:
+        found = (
+            f"{self.count} filters ({100 * self.fraction:.1f}% of the live ones) tell the {self.n_train} training "
+            f"images from the {self.n_val} validation images; about {100 * self.significance:g}% would by chance"
+        )
+        return [found, *(f"note: {note}" for note in self.notes.values())]
+
+
+def two_sample_test(
+    model: nn.Module,
+    train_inputs: Any,
+    val_inputs: Any,
+    *,
+    layers: Iterable[str] | None = None,
+    significance: float = 0.01,
+) -> TwoSampleReport:
+    """Find the filters that respond to training images otherwise than to validation images.
+
+    As long as a network treats both alike, about `significance` of its filters are found by chance; a share well above
+    it says that convolutions have learnt the training images themselves, and in which layers. Filters of a network see
+    the same images, so by chance too they are found together: 1% is the mean, a few percent now and then are nothing.
+    What is compared is a filter's largest rectified value on an image.
+
+    **Give training images as validation sees them, without augmentation**, and of both kinds as they come, drawn at
+    random: whatever else sets the two apart is found as well. Networks may also overfit in their linear layers alone,
+    of which this sees nothing. See `recipes/RESULTS.md` for what it is worth.
+
+    The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
+    afterwards as before, also after an exception.
+
+    Args:
+        model: Any model, on any device.
+        train_inputs: Images that it was trained on; as `inputs` of `analyze`.
+        val_inputs: Images that it was not trained on, likewise. A few hundred of each kind are enough.
+        layers: Names of the layers to compare; None takes every convolution.
+        significance: The p-value up to which a filter counts.
+
+    Returns:
+        The report. Whatever could not be compared is in its `notes`, each of which is also a warning.
+
+    Raises:
+        ValueError: If a layer does not exist, there are no images, they come in another way, or `significance` is not a
+            number in (0, 1].
+
+    Examples:
+        >>> images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> conv = nn.Conv2d(1, 1, 3)
+        >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
+        {'': [0]}
+    """
+    check_fraction("significance", significance, zero=False)
+    inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
+    for argument, given in inputs.items():
+        check_inputs(given, argument)
+    watched = select_layers(model, layers)
+    notes = scripted_note(model) if layers is None else {}
+    if not watched and not notes:
+        notes["no layers"] = "The model has no convolution, so there are no filters to compare."
+    taken, sizes = [], []
+    for given in inputs.values():
+        capture = MapCapture(watched, summary=_largest)
+        run(model, given, capture)
+        usable, n_samples, left_out = usable_layers(capture.maps)
+        notes |= left_out
+        taken.append({name: layer.maps.T for name, layer in usable.items()})
+        sizes.append(n_samples)
+    compared = {name: _compare(values, taken[1][name]) for name, values in taken[0].items() if name in taken[1]}
+    for note in notes.values():
+        warnings.warn(note, stacklevel=2)
+    n_train, n_val = sizes
+    return TwoSampleReport(compared, n_train, n_val, significance, notes)
+
+
+def _largest(maps: Tensor) -> Tensor:
+    """The largest value of each map: `(n, F, ...)` gives `(n, F)`."""
+    return maps.flatten(2).amax(2) if maps.ndim > 2 else maps
+
+
+def _compare(train: Tensor, val: Tensor) -> LayerComparison:
+    """The filters of a layer from their values on the images `(F, n)` and `(F, m)`."""
+    both = torch.cat([train, val], 1)
+    live = both.isfinite().all(1) & (both.amax(1) > both.amin(1))
+    area, p_value = (torch.full((len(both),), value, dtype=torch.float64) for value in (0.5, 1.0))
+    chosen = live.cpu()
+    area[chosen], p_value[chosen] = rank_test(train[live], val[live])
+    return LayerComparison(chosen, area, p_value)

@@ -1,0 +1,194 @@
+"""The rank test for all filters at once is the oracles' for each; what tells images apart is found, the rest is not."""
+
+import math
+import re
+import warnings
+
+import pytest
+import scipy.stats
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from lightning_anomaly import two_sample_test
+from lightning_anomaly.two_sample import rank_test
+from recipes.experiments.two_sample import compare, responses
+from recipes.networks import build
+
+RNG = torch.Generator().manual_seed(0)
+VALUES = torch.randn(5, 60, generator=RNG).relu()  # with many ties
+IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
+
+
+class Pair(nn.Module):
+    """Two filters, of which the second one sees how bright an image is, and one that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(2)
+        self.drop = nn.Dropout(0.5)
+        self.idle = nn.Conv2d(1, 1, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.drop(self.norm(self.conv(images)))
+
+
+# the rank test
+
+
+def test_the_area_is_scikit_learns_and_the_p_value_scipys_filter_by_filter() -> None:
+    area, p_value = rank_test(VALUES[:, :20], VALUES[:, 20:])
+    for index, row in enumerate(VALUES.double()):
+        assert area[index].item() == pytest.approx(roc_auc_score([True] * 20 + [False] * 40, row))
+        expected = scipy.stats.mannwhitneyu(row[:20], row[20:], method="asymptotic").pvalue
+        assert p_value[index].item() == pytest.approx(expected)
+
+
+def test_filters_do_not_see_each_other() -> None:
+    together = rank_test(VALUES[:, :20], VALUES[:, 20:])
+    for index in range(len(VALUES)):
+        alone = rank_test(VALUES[index : index + 1, :20], VALUES[index : index + 1, 20:])
+        assert all(torch.equal(one, many[index : index + 1]) for one, many in zip(alone, together, strict=True))
+
+
+def test_swapping_the_groups_turns_the_area_round() -> None:
+    area, p_value = rank_test(VALUES[:, :20], VALUES[:, 20:])
+    swapped, same = rank_test(VALUES[:, 20:], VALUES[:, :20])
+    torch.testing.assert_close(swapped, 1 - area)
+    torch.testing.assert_close(same, p_value)
+
+
+def test_any_increasing_scale_and_any_order_of_the_samples_change_nothing() -> None:
+    before = rank_test(VALUES[:, :20], VALUES[:, 20:])
+    order = torch.cat([torch.randperm(20, generator=RNG), 20 + torch.randperm(40, generator=RNG)])
+    for values in ((3 * VALUES.double() - 7).exp(), VALUES[:, order]):
+        after = rank_test(values[:, :20], values[:, 20:])
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_groups_drawn_alike_are_told_apart_as_often_as_chance_says() -> None:
+    values = torch.randn(4000, 200, generator=RNG).relu()
+    _, p_value = rank_test(values[:, :120], values[:, 120:])
+    for chance in (0.01, 0.1, 0.5):
+        assert (p_value <= chance).double().mean().item() == pytest.approx(chance, abs=4 * math.sqrt(chance / 4000))
+
+
+def test_a_filter_with_one_value_tells_nothing() -> None:
+    area, p_value = rank_test(torch.ones(2, 5), torch.ones(2, 7))
+    assert area.tolist() == [0.5, 0.5]
+    assert p_value.tolist() == [1, 1]
+
+
+# a model
+
+
+def test_the_filter_that_responds_otherwise_is_found_and_no_other() -> None:
+    train, val = IMAGES[:70], IMAGES[70:]
+    with pytest.warns(UserWarning, match="'idle' is left out"):
+        report = two_sample_test(Pair(), train + 1, val)
+    assert report.filters == {"conv": [1]}
+    assert (report.count, report.fraction, report.n_train, report.n_val) == (1, 1.0, 70, 80)  # filter 0 is not live
+    expected = roc_auc_score([True] * 70 + [False] * 80, torch.cat([train + 1, val]).relu().amax((1, 2, 3)))
+    assert report.layers["conv"].auc.tolist() == pytest.approx([0.5, expected])
+    alike = two_sample_test(Pair(), train, val, layers=["conv"])
+    assert alike.filters == {}
+    assert alike.fraction == 0
+    assert alike.layers["conv"].p_value[1] > 0.01
+    assert two_sample_test(Pair(), train, val, layers=["conv"], significance=1.0).count == 1
+
+
+def test_a_report_is_a_table_and_sums_over_layers() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3))
+    report = two_sample_test(network, IMAGES[:70] * 3, IMAGES[70:])
+    told = {name: len(filters) for name, filters in report.filters.items()}
+    assert report.count == sum(told.values()) > 0
+    live = {name: int(layer.live.sum()) for name, layer in report.layers.items()}
+    assert report.fraction == report.count / sum(live.values())
+    assert report.fraction_in(["2", "absent"]) == told.get("2", 0) / live["2"]
+    assert report.fraction_in([]) == 0
+    for text in (str(report), repr(report)):
+        assert re.search(rf"^0 +4 +{live['0']} +{told['0']} +{told['0'] / live['0']:.3f} ", text, flags=re.MULTILINE)
+        assert f"{report.count} filters" in text
+        assert "the 70 training images from the 80 validation images; about 1% would by chance" in text
+    assert report._repr_html_().startswith("<table>")
+
+
+def test_the_recipe_counts_the_same_filters() -> None:
+    network = build("simple_cnn", 1, 10).eval()
+    images = torch.cat([IMAGES[:70] * 1.3, IMAGES[70:]])
+    values, _ = responses(network, images)
+    found = compare(values, 70)["max"]
+    report = two_sample_test(network, images[:70], images[70:])
+    assert {name: each["count"] for name, each in found.items()} == {
+        name: len(report.filters.get(name, [])) for name in found
+    }
+    for name, layer in report.layers.items():
+        assert found[name]["live"] == int(layer.live.sum())
+        assert found[name]["auc"] == pytest.approx(layer.auc[layer.live].mean().item())
+
+
+def test_filters_with_nan_are_not_judged_and_the_others_are() -> None:
+    model = Pair()
+    with torch.no_grad():
+        model.conv.weight[0] = torch.nan
+    report = two_sample_test(model, IMAGES[:70] + 1, IMAGES[70:], layers=["conv"])
+    assert report.layers["conv"].live.tolist() == [False, True]
+    assert report.filters == {"conv": [1]}
+
+
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_precision_and_three_axes_are_taken_as_they_are(precision: torch.dtype) -> None:
+    model = nn.Conv3d(1, 3, 1).to(precision)
+    train, val = (torch.randn(count, 1, 2, 3, 4, generator=RNG).to(precision) for count in (20, 30))
+    report = two_sample_test(model, train + 4, val)
+    assert report.layers[""].live.shape == (3,)
+    assert (report.n_train, report.n_val) == (20, 30)
+
+
+def test_inputs_may_be_the_arguments_of_a_call() -> None:
+    parts = IMAGES[:70] + 1, IMAGES[70:]
+    plain = two_sample_test(Pair(), *parts, layers=["conv"])
+    for wrapped in ([(part,) for part in parts], [{"images": part} for part in parts]):
+        report = two_sample_test(Pair(), *wrapped, layers=["conv"])
+        assert torch.equal(report.layers["conv"].p_value, plain.layers["conv"].p_value)
+
+
+def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
+    model = Pair().train()
+    model.norm.eval()
+    flags = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    two_sample_test(model, IMAGES[:70], IMAGES[70:], layers=["conv"])
+    with pytest.raises(RuntimeError):
+        two_sample_test(model, IMAGES[:70], torch.zeros(5, 3, 9, 9), layers=["conv"])
+    assert [module.training for module in model.modules()] == flags
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_without_convolutions_gives_an_empty_report_and_a_warning() -> None:
+    with pytest.warns(UserWarning, match="no convolution, so there are no filters to compare"):
+        report = two_sample_test(nn.Linear(3, 2), torch.rand(20, 3), torch.rand(30, 3))
+    assert (report.count, report.fraction, report.filters) == (0, 0.0, {})
+    assert "note: The model has no convolution" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train_inputs": IMAGES[:0]}, r"`train_inputs` should hold samples. Found shape \(0, 1, 9, 9\)"),
+        ({"val_inputs": IMAGES.numpy()}, r"`val_inputs` should be a tensor .* Found ndarray"),
+        ({"significance": 0}, r"`significance` should be a number in \(0, 1\]. Found `significance = 0`"),
+        ({"layers": ["absent"]}, r"`layers` should name layers of the model. Found \['absent'\]"),
+    ],
+)
+def test_bad_arguments_are_named(changed: dict, message: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=message):
+            two_sample_test(**{"model": Pair(), "train_inputs": IMAGES, "val_inputs": IMAGES, **changed})
