@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["LayerMaps", "MapCapture", "evaluating", "modules_by_name", "pool_maps", "scripted_note", "select_layers"]
+__all__ = [
+    "LayerMaps",
+    "MapCapture",
+    "evaluating",
+    "modules_by_name",
+    "pool_maps",
+    "scripted_note",
+    "select_layers",
+    "taking_alone",
+]
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
@@ -180,6 +189,20 @@ class LayerMaps:
         return torch.cat(self.batches)
 
 
+_only: MapCapture | None = None
+
+
+@contextmanager
+def taking_alone(capture: MapCapture) -> Iterator[None]:
+    """No other capture takes maps inside: for whoever runs a model while somebody else's hooks may be on it."""
+    global _only
+    before, _only = _only, capture
+    try:
+        yield
+    finally:
+        _only = before
+
+
 class MapCapture:
     """Takes the maps of chosen layers out of a model while somebody else runs it.
 
@@ -241,7 +264,7 @@ class MapCapture:
     def _hook(self, name: str) -> Any:
         # A plain function: a model that is deep-copied meanwhile does not copy this object.
         def take(module: nn.Module, args: Any, output: Any) -> None:
-            if name not in self._called:
+            if name not in self._called and _only in (None, self):
                 self._called.add(name)
                 try:
                     self._take(self.maps[name], module, output)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating
+from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, taking_alone
 from lightning_anomaly.progress import track
 
 __all__ = ["check_inputs", "run", "usable_layers"]
@@ -42,7 +42,7 @@ def run(model: nn.Module, inputs: Any, capture: MapCapture, progress: bool | Non
         progress: Whether a bar is shown, see `analyze`.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), taking_alone(capture), torch.no_grad():
         total = math.ceil(len(inputs) / _BATCH) if isinstance(inputs, Tensor) else 1
         for arguments, keywords in track(_calls(inputs, device), total, "feature maps", progress):
             with capture:
@@ -57,23 +57,27 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
     return iter([(inputs if isinstance(inputs, tuple) else (inputs,), {})])
 
 
-def usable_layers(maps: Mapping[str, LayerMaps]) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
+def usable_layers(
+    maps: Mapping[str, LayerMaps], expected: int | None = None
+) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
     """The layers with a map of every sample.
 
     Args:
         maps: What a `MapCapture` took.
+        expected: Number of samples; None takes what most layers gave.
 
     Returns:
         These layers, the number of samples, and notes on the layers that are left out.
     """
     counts = Counter(layer.count for layer in maps.values() if layer.count)
-    n_samples = counts.most_common(1)[0][0] if counts else 0
+    n_samples = (counts.most_common(1)[0][0] if counts else 0) if expected is None else expected
     usable: dict[str, LayerMaps] = {}
     notes = {}
     for name, layer in maps.items():
         problem = layer.problem or (None if layer.batches else "it was never called")
         if problem is None and layer.count != n_samples:
-            problem = f"it gave {layer.count} maps where most layers gave {n_samples}"
+            others = "most layers gave" if expected is None else "the samples are"
+            problem = f"it gave {layer.count} maps where {others} {n_samples}"
         if problem:
             notes[f"{name} left out"] = f"Layer '{name}' is left out of the analysis: {problem}."
         else:

@@ -530,3 +530,15 @@ def test_between_validations_few_images_are_kept_and_after_the_fit_none(tmp_path
     quiet_trainer(tmp_path, ours, Look(), logger=logger, max_epochs=6).fit(SmallNet(), loader(), probe)
     assert kept == [None, None, (2, 8, 8, 1), None, (2, 8, 8, 1), (2, 8, 8, 1)]
     assert ours._figures._pending is None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_callbacks_training_probe_does_not_get_into_the_validation_probe(tmp_path: Any, first: bool) -> None:
+    def fit(*callbacks: Any) -> None:
+        torch.manual_seed(0)
+        quiet_trainer(tmp_path, *callbacks).fit(SmallNet(), loader(80), loader(seed=1))
+
+    alone, beside, other = watcher(), watcher(), watcher(probe="train", log_key_prefix="other")
+    fit(alone)
+    fit(*([beside, other] if first else [other, beside]))
+    assert beside.report.to_dict() == alone.report.to_dict()

@@ -21,6 +21,7 @@ from lightning_anomaly.capture import (
     pool_maps,
     scripted_note,
     select_layers,
+    taking_alone,
 )
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -466,3 +467,26 @@ def test_evaluation_gives_back_every_module_s_own_flag_and_the_random_state(fail
     assert [module.training for module in model.modules()] == flags == [True, True, False, True]
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_summary_takes_the_place_of_the_maps() -> None:
+    maps = torch.randn(4, 3, 5, 5)
+    taken = take(nn.Identity(), maps, summary=lambda maps: maps.amax((2, 3)))
+    assert torch.equal(taken.maps, maps.amax((2, 3)))
+    assert taken.size == (5, 5)
+    assert taken.count == 4
+
+
+def test_whoever_runs_the_model_takes_alone() -> None:
+    layer = nn.Identity()
+    waiting, running = (MapCapture({"layer": layer}, rectify=False) for _ in range(2))
+    mine, theirs = torch.randn(2, 3, 4, 4), torch.randn(5, 3, 4, 4)
+    with waiting:
+        with taking_alone(running), running:
+            layer(theirs)
+        layer(mine)
+        with pytest.raises(RuntimeError), taking_alone(running), running:
+            raise RuntimeError
+        layer(mine)
+    assert torch.equal(running.maps["layer"].maps, theirs)
+    assert torch.equal(waiting.maps["layer"].maps, mine)  # the first call of the pass

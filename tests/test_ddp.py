@@ -25,7 +25,7 @@ SCENARIOS = [
         "fails",
     ),
     *("fails_and_raises", "train_probe_fails", "other_size", "other_layers", "one_sees_nan", "every_second"),
-    *("prunes", "stops_itself", "compares"),
+    *("prunes", "stops_itself", "compares", "compares_empty", "compares_empty_iterable", "compares_and_fails"),
 ]
 
 Outcome = dict[str, Any]
@@ -124,8 +124,26 @@ def test_validate_where_one_process_has_no_batch(outcomes: Path) -> None:
 def test_processes_compare_the_same_images(outcomes: Path) -> None:
     (alone,) = seen(outcomes, "compares", world=1)
     assert alone["metrics"]["two_sample/count"] == sum(map(len, alone["filters"].values())) > 0
-    for outcome in seen(outcomes, "compares"):
-        assert outcome == alone
+    for scenario in ("compares", "compares_empty_iterable"):
+        for outcome in seen(outcomes, scenario):
+            assert outcome == {**alone, "filters": outcome["filters"], "metrics": outcome["metrics"]}
+            assert outcome["metrics"]["two_sample/count"] == sum(map(len, outcome["filters"].values())) > 0
+    assert [outcome["filters"] for outcome in seen(outcomes, "compares")] == [alone["filters"]] * 2
+
+
+def test_a_process_without_validation_batches_is_not_waited_for_in_a_comparison(outcomes: Path) -> None:
+    first, second = seen(outcomes, "compares_empty")
+    assert first["metrics"] == second["metrics"] == {}
+    assert [("Nothing will be compared" in warning) for warning in first["warnings"]] == [True]
+
+
+def test_a_comparison_that_fails_in_one_process_goes_on_in_both_with_the_last_values(outcomes: Path) -> None:
+    first, second = seen(outcomes, "compares_and_fails")
+    assert first["epochs"] == second["epochs"] == 3
+    assert first["metrics"] == second["metrics"]
+    assert first["filters"] == second["filters"]
+    assert first["metrics"]["two_sample/count"] == sum(map(len, first["filters"].values()))
+    assert [("another process failed" in warning) for warning in first["warnings"]] == [True]
 
 
 def test_early_stopping_stops_both(outcomes: Path) -> None:

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample import rank_test
+from lightning_anomaly.two_sample import _compare, rank_test
 from recipes.experiments.two_sample import compare, responses
 from recipes.networks import build
 
@@ -76,6 +76,19 @@ def test_groups_drawn_alike_are_told_apart_as_often_as_chance_says() -> None:
         assert (p_value <= chance).double().mean().item() == pytest.approx(chance, abs=4 * math.sqrt(chance / 4000))
 
 
+@pytest.mark.parametrize(("n_train", "n_val"), [(100, 1000), (300, 300)])
+@pytest.mark.parametrize("active", [1, 5, 20, 60, 400])
+def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_val: int, active: int) -> None:
+    values = torch.zeros(3000, n_train + n_val)
+    for row in values:
+        row[torch.randperm(len(row), generator=RNG)[:active]] = torch.rand(active, generator=RNG)
+    found = _compare(values, n_train)
+    rate = (found.p_value <= 0.01).double().mean().item()
+    assert rate <= 0.01 + 4 * math.sqrt(0.01 / 3000)
+    assert found.live.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
+    assert found.live.any() == found.live.all()
+
+
 def test_a_filter_with_one_value_tells_nothing() -> None:
     area, p_value = rank_test(torch.ones(2, 5), torch.ones(2, 7))
     assert area.tolist() == [0.5, 0.5]
@@ -116,27 +129,60 @@ def test_a_report_is_a_table_and_sums_over_layers() -> None:
     assert report._repr_html_().startswith("<table>")
 
 
-def test_the_recipe_counts_the_same_filters() -> None:
-    network = build("simple_cnn", 1, 10).eval()
-    images = torch.cat([IMAGES[:70] * 1.3, IMAGES[70:]])
+@pytest.mark.parametrize("name", ["lenet5", "vgg11_bn"])
+def test_the_recipe_counts_the_same_filters(name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = build(name, 1, 10).eval()
+    images = nn.functional.interpolate(torch.cat([IMAGES[:70] * 1.3, IMAGES[70:]]), size=32)
     values, _ = responses(network, images)
     found = compare(values, 70)["max"]
-    report = two_sample_test(network, images[:70], images[70:])
-    assert {name: each["count"] for name, each in found.items()} == {
-        name: len(report.filters.get(name, [])) for name in found
-    }
-    for name, layer in report.layers.items():
-        assert found[name]["live"] == int(layer.live.sum())
-        assert found[name]["auc"] == pytest.approx(layer.auc[layer.live].mean().item())
+    report = two_sample_test(network, images[:70], images[70:], layers=list(found))  # of VGG-11 the BatchNorms
+    for layer, compared in report.layers.items():
+        judged = int(compared.live.sum())
+        if found[layer]["live"] == judged:  # the recipe judges filters that are silent for most images, too
+            assert found[layer]["count"] == len(report.filters.get(layer, []))
+            assert found[layer]["auc"] == pytest.approx(compared.auc[compared.live].mean().item())
+        else:
+            assert name == "vgg11_bn"
+            assert 0.9 * found[layer]["live"] < judged < found[layer]["live"]
+    assert report.count > 0
 
 
 def test_filters_with_nan_are_not_judged_and_the_others_are() -> None:
     model = Pair()
     with torch.no_grad():
         model.conv.weight[0] = torch.nan
-    report = two_sample_test(model, IMAGES[:70] + 1, IMAGES[70:], layers=["conv"])
+    with pytest.warns(UserWarning, match="Layer 'conv': 1 of 2 filters have NaN or infinite values"):
+        report = two_sample_test(model, IMAGES[:70] + 1, IMAGES[70:], layers=["conv"])
     assert report.layers["conv"].live.tolist() == [False, True]
     assert report.filters == {"conv": [1]}
+
+
+def test_samples_that_come_in_parts_are_not_counted_as_so_many_samples() -> None:
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 1)
+
+        def forward(self, clips: Tensor) -> Tensor:
+            return self.conv(clips.flatten(0, 1))
+
+    clips = IMAGES[:, None].expand(-1, 4, -1, -1, -1)
+    with pytest.warns(UserWarning, match="is left out of the analysis: it gave 320 maps where the samples are 80"):
+        report = two_sample_test(Frames(), clips[:70], clips[70:])
+    assert report.layers == {}
+
+
+def test_an_increasing_affine_norm_behind_a_convolution_changes_nothing_if_it_is_the_layer() -> None:
+    conv, norm = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)
+    with torch.no_grad():
+        norm.running_var.uniform_(0.5, 2)
+        norm.bias.fill_(100.0)  # nothing is rectified away
+        conv.bias.fill_(100.0)
+    bare = two_sample_test(conv, IMAGES[:70] * 1.2, IMAGES[70:])
+    normed = two_sample_test(nn.Sequential(conv, norm), IMAGES[:70] * 1.2, IMAGES[70:], layers=["1"])
+    torch.testing.assert_close(normed.layers["1"].auc, bare.layers[""].auc, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])

@@ -11,7 +11,8 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import EarlyStopping
 from test_untouched import FrozenNorm, same, train
 from torch import Tensor, nn
-from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer
+from torch.utils.data import DataLoader, IterableDataset
+from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, watcher
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
 from lightning_anomaly.callbacks import two_sample as two_sample_file
@@ -165,6 +166,79 @@ def test_two_callbacks_need_two_prefixes(tmp_path: Path) -> None:
     assert values.seen[0]["two_sample/count"] == values.seen[0]["two_sample_too/count"]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_its_images_do_not_get_into_the_probe_of_another_callback(tmp_path: Path, first: bool) -> None:
+    alone, beside = watcher(), watcher()
+    fit(tmp_path, alone, max_epochs=2)
+    compared = TwoSampleCallback(TRAIN, VAL)
+    fit(tmp_path, *([beside, compared] if first else [compared, beside]), max_epochs=2)
+    assert alone.report is not None
+    assert beside.report is not None
+    assert beside.report.to_dict() == alone.report.to_dict()
+
+
+def test_the_module_runs_in_the_trainers_precision(tmp_path: Path) -> None:
+    class Notes(SmallNet):
+        kinds: set[Any] = set()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = super().forward(x)
+            if len(x) == 64:  # our images: no batch of the loaders has as many
+                self.kinds.add((out.dtype, torch.is_inference_mode_enabled()))
+            return out
+
+    for precision, dtype in (("bf16-mixed", torch.bfloat16), ("bf16-true", torch.bfloat16), ("64-true", torch.float64)):
+        Notes.kinds = set()
+        fit(tmp_path, TwoSampleCallback(TRAIN, VAL), module=Notes(), max_epochs=1, precision=precision)
+        assert Notes.kinds == {(dtype, False)}
+
+
+class Nothing(IterableDataset[Any]):
+    """A validation set of which only its end tells that it is empty."""
+
+    def __iter__(self) -> Any:
+        return iter([])
+
+
+def test_a_loader_that_turns_out_to_be_empty_does_not_take_the_values_away(tmp_path: Path) -> None:
+    compared, values = TwoSampleCallback(TRAIN, VAL), Values()
+    stopping = EarlyStopping("two_sample/fraction", mode="min", divergence_threshold=1.0, patience=1000)
+    trainer = quiet_trainer(tmp_path, compared, stopping, values, num_sanity_val_steps=0)
+    trainer.fit(SmallNet(), loader(80), DataLoader(Nothing()))
+    assert compared.report is not None
+    assert values.seen[-1]["two_sample/count"] == compared.report.count > 0
+
+
+def test_several_validation_loaders_are_one_validation(tmp_path: Path) -> None:
+    compared, values = TwoSampleCallback(TRAIN, VAL), Values()
+    torch.manual_seed(0)
+    trainer = quiet_trainer(tmp_path, compared, values, max_epochs=2)
+    trainer.fit(SmallNet(), loader(80), [loader(seed=1), loader(seed=2)])
+    assert len(values.seen) == 2
+    assert set(values.seen[0]) == {f"two_sample/{name}" for name in ("count", "fraction", "layer/conv1", "layer/conv2")}
+
+
+def test_a_second_fit_starts_anew(tmp_path: Path) -> None:
+    class Three(SmallNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv3 = nn.Conv2d(1, 2, 3).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.conv3(x)
+            return super().forward(x)
+
+    compared = TwoSampleCallback(TRAIN, VAL)
+    with pytest.warns(UserWarning, match="Nothing will be compared"):
+        fit(tmp_path, compared, limit_val_batches=0, max_epochs=1)
+    (logged,) = quiet_trainer(tmp_path, compared).validate(SmallNet(), loader(seed=1), verbose=False)
+    assert logged["two_sample/count"] > 0
+    _, values = fit(tmp_path, compared, module=Three(), max_epochs=1)
+    assert "two_sample/layer/conv3" in values.seen[0]
+    _, values = fit(tmp_path, compared, max_epochs=1)
+    assert "two_sample/layer/conv3" not in values.seen[0]
+
+
 def test_validate_alone_compares_too(tmp_path: Path) -> None:
     compared = TwoSampleCallback(TRAIN, VAL)
     (logged,) = quiet_trainer(tmp_path, compared).validate(SmallNet(), loader(seed=1), verbose=False)
@@ -190,6 +264,8 @@ def test_without_validation_there_is_nothing_to_compare(tmp_path: Path, options:
     [
         ({"train_inputs": TRAIN[:0]}, "`train_inputs` should hold samples"),
         ({"val_inputs": loader()}, "`val_inputs` should be a tensor .* Found DataLoader"),
+        ({"train_inputs": (TRAIN,)}, r"`train_inputs` should be a tensor \(N, ...\). Found tuple"),
+        ({"val_inputs": None}, r"`val_inputs` should be a tensor \(N, ...\). Found NoneType"),
         ({"log_key_prefix": ""}, "`log_key_prefix` should be a string of at least one character. Found ''"),
         ({"significance": 2}, r"`significance` should be a number in \(0, 1\]. Found `significance = 2`"),
     ],

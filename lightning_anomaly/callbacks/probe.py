@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Subset
 
-from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, pool_maps
+from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, pool_maps, taking_alone
 
 __all__ = [
     "first_tensor",
@@ -84,7 +84,7 @@ def run_training_probe(
     strategy = trainer.strategy
     precision = strategy.precision_plugin
     share = slice(trainer.global_rank, None, trainer.world_size)  # dealt out as `gather` expects it
-    with evaluating(pl_module), isolated_random_state(seed):
+    with evaluating(pl_module), taking_alone(capture), isolated_random_state(seed):
         for batch in training_batches(trainer.train_dataloader, size, seed, share):
             on_batch(batch)
             batch = pl_module._on_before_batch_transfer(precision.convert_input(batch))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lightning_anomaly.callbacks.base import AnyCallback
 from lightning_anomaly.callbacks.watch import builds_layers_later
@@ -25,17 +26,19 @@ class TwoSampleCallback(AnyCallback):
     See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
     as finite floats under `log_key_prefix`: `count`, `fraction` (of the live filters) and `layer/NAME` (the fraction in
     each layer). A plain `EarlyStopping(monitor="two_sample/fraction", mode="min", divergence_threshold=0.05,
-    patience=1000)` stops a training when the fraction exceeds 0.05.
+    patience=1000)` stops a training when the fraction exceeds 0.05; in a network of a few dozen filters one or two
+    that are found by chance exceed that.
 
-    Every process compares all of the images. Nothing of the training is touched: no global random number is drawn, no
-    flag, buffer, gradient or hook is left changed.
+    Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
+    precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook
+    is left changed. LightningCLI cannot make tensors: there, a subclass loads them.
 
     Args:
-        train_inputs: Images of the training set as validation sees them, a tensor `(n, ...)`.
-        val_inputs: Images of the validation set, a tensor `(m, ...)`.
+        train_inputs: Images of the training set as `forward` gets them in validation, a tensor `(n, ...)`.
+        val_inputs: Images of the validation set, likewise `(m, ...)`.
         layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution.
         significance: The p-value up to which a filter counts.
-        log_key_prefix: What the keys of the logged values begin with.
+        log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
@@ -51,14 +54,16 @@ class TwoSampleCallback(AnyCallback):
 
     def __init__(
         self,
-        train_inputs: Any,
-        val_inputs: Any,
+        train_inputs: Tensor,
+        val_inputs: Tensor,
         layers: list[str] | None = None,
         significance: float = 0.01,
         log_key_prefix: str = "two_sample",
     ) -> None:
-        check_inputs(train_inputs, "train_inputs")
-        check_inputs(val_inputs, "val_inputs")
+        for name, inputs in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
+            check_inputs(inputs, name)
+            if not isinstance(inputs, Tensor):
+                raise ValueError(f"Parameter `{name}` should be a tensor (N, ...). Found {type(inputs).__name__}.")
         check_fraction("significance", significance, zero=False)
         if not isinstance(log_key_prefix, str) or not log_key_prefix:
             raise ValueError(
@@ -72,6 +77,8 @@ class TwoSampleCallback(AnyCallback):
         self.report: TwoSampleReport | None = None
         self._values: dict[str, float] = {}
         self._everywhere, self._due = True, False
+        self._fresh: TwoSampleReport | None = None
+        self._failure: Exception | None = None
         self._warned: set[str] = set()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -82,6 +89,7 @@ class TwoSampleCallback(AnyCallback):
                 "Parameter `log_key_prefix` should be different for each TwoSampleCallback of a Trainer. "
                 f"Found {self.log_key_prefix!r} twice."
             )
+        self._everywhere, self._due, self._values = True, False, {}
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)
 
@@ -99,23 +107,47 @@ class TwoSampleCallback(AnyCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepares to compare."""
         self._due = self._everywhere and not trainer.sanity_checking and not trainer.barebones
+        if self._due:
+            # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
+            layers = select_layers(pl_module, self.layers)
+            for name in ("count", "fraction", *(f"layer/{layer}" for layer in layers)):
+                self._values.setdefault(name, 0.0)
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Compares before the first step, where averaged weights are in place whatever the order of the callbacks."""
-        if not self._due:
+        if self._due:
+            self._compare(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Logs."""
+        if trainer.sanity_checking or trainer.barebones or not self._everywhere:
             return
-        self._due = False
-        layers = select_layers(pl_module, self.layers)
-        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
-        for name in ("count", "fraction", *(f"layer/{layer}" for layer in layers)):
-            self._values.setdefault(name, 0.0)
+        if self._due:  # a process without any validation batch
+            self._compare(trainer, pl_module)
+        # In `trainer.validate()` some process may have no batch and run no hook, and must not be waited for.
+        together = trainer.state.fn == "fit"
+        compared = self._fresh is not None
+        if together:
+            compared = trainer.strategy.reduce_boolean_decision(compared, all=True)
+        if compared and self._fresh is not None:
+            self._take(self._fresh)
+        else:
+            reason = "another process failed" if self._failure is None else repr(self._failure)
+            self._warn_once("failed", f"TwoSampleCallback could not compare and logs its last values: {reason}")
+        for name, value in self._values.items():
+            # All processes log the same, and the largest of equal numbers is that number without rounding.
+            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
+                          prog_bar=name == "fraction", sync_dist=together, reduce_fx="max")  # fmt: skip
+
+    def _compare(self, trainer: Any, pl_module: Any) -> None:
+        self._due, self._fresh, self._failure = False, None, None
         precision = trainer.strategy.precision_plugin
         try:
             with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad(), precision.forward_context():
-                warnings.simplefilter("ignore")  # the report's notes: they are said once, below
-                report = two_sample_test(
+                warnings.simplefilter("ignore")  # the report's notes, which are said once
+                self._fresh = two_sample_test(
                     pl_module,
                     precision.convert_input(self.train_inputs),
                     precision.convert_input(self.val_inputs),
@@ -123,24 +155,14 @@ class TwoSampleCallback(AnyCallback):
                     significance=self.significance,
                 )
         except Exception as error:  # a monitor never kills a training
-            self._warn_once("failed", f"TwoSampleCallback could not compare and logs its last values: {error!r}")
-            return
+            self._failure = error
+
+    def _take(self, report: TwoSampleReport) -> None:
         self.report = report
         for key, note in report.notes.items():
             self._warn_once(key, note)
         self._values |= {"count": float(report.count), "fraction": report.fraction}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.layers}
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Logs."""
-        if trainer.sanity_checking or trainer.barebones or not self._everywhere:
-            return
-        # In `trainer.validate()` some process may have no batch and run no hook, and must not be waited for.
-        together = trainer.state.fn == "fit"
-        for name, value in self._values.items():
-            # All processes log the same, and the largest of equal numbers is that number without rounding.
-            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
-                          prog_bar=name == "fraction", sync_dist=together, reduce_fx="max")  # fmt: skip
 
     def _warn_once(self, key: str, message: str) -> None:
         if key not in self._warned:

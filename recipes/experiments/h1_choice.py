@@ -132,7 +132,25 @@ def search_table(lines: Sequence[Line]) -> str:
 
 
 def two_sample_table(lines: Sequence[Line]) -> str:
-    """The rules of `two_sample`, counted and as the mean area under the ROC curve, with the same signal beside them."""
+    """The rules of `two_sample`, counted and as the mean area under the ROC curve, with the same signal beside them.
+
+    By network, the runs of the seed on which the counted rule was chosen apart from the others.
+    """
+    parts: dict[str, list[Line]] = {}
+    for (network,), runs in group(lines, "network").items():
+        for label, some in (
+            (f"seed {CHOSEN_ON}", [run for run in runs if run["cell"]["seed"] == CHOSEN_ON]),
+            ("other seeds", [run for run in runs if run["cell"]["seed"] != CHOSEN_ON]),
+        ):
+            if some:
+                parts[f"{network}, {label} ({len(some)} runs)"] = some
     labels = {"mean": "filters, mean value", "max": "filters, largest value", "units": "hidden units"}
-    rules = [(f"{labels[rule]}: {what}", name, rule) for rule in RULES for what, name in _COUNTED]
-    return _table(lines, [*rules, _CONFIDENCE], [label for label, _, _ in rules])
+    rows: list[tuple[object, ...]] = []
+    for rule in RULES:
+        for what, name in _COUNTED:
+            for last in (False, True):
+                scores = [score(some, name, rule, last) or "-" for some in parts.values()]
+                rows.append((f"{labels[rule]}: {what}", "last" if last else "all", *scores))
+    label, name, reading = _CONFIDENCE
+    rows.append((label, "", *(score(some, name, reading, False) or "-" for some in parts.values())))
+    return markdown(("signal", "layers", *parts), rows)

@@ -32,6 +32,7 @@ from lightning_anomaly.callbacks import (
     AnomalyPruneCallback,
     TwoSampleCallback,
     anomaly_filter,
+    two_sample,
     watch,
 )
 
@@ -206,14 +207,44 @@ def stops_itself(rank: int, world: int) -> Outcome:
     return fit(world, AnomalyFilterCallback(**PROBE), (AnomalyEarlyStopping(threshold=0.2, patience=5),), max_epochs=9)
 
 
-def compares(rank: int, world: int) -> Outcome:
-    """The weights stay, so one and two processes have the same model."""
+def _compare(world: int, val: Any = None, model: Any = None, **options: Any) -> Outcome:
     inputs = images(96).tensors[0]
     compared = TwoSampleCallback(inputs[:40] + 0.3, inputs[40:])
-    fitter = trainer(world, [compared], max_epochs=1)
-    fitter.fit(module(lr=0.0), loader(), loader())
+    fitter = trainer(world, [compared], **options)
+    fitter.fit(module(lr=0.0) if model is None else model, loader(), loader() if val is None else val)
     metrics = {k: v.item() for k, v in fitter.callback_metrics.items() if k.startswith("two_sample")}
-    return {"metrics": metrics, "filters": compared.report.filters if compared.report else None}
+    filters = compared.report.filters if compared.report else None
+    return {"epochs": fitter.current_epoch, "metrics": metrics, "filters": filters}
+
+
+def compares(rank: int, world: int) -> Outcome:
+    """The weights stay, so one and two processes have the same model."""
+    return _compare(world)
+
+
+def compares_empty(rank: int, world: int) -> Outcome:
+    val = DataLoader(Subset(images(96), range(96) if rank == 0 else range(0)), batch_size=8)
+    model = module(norm=False, allow_zero_length_dataloader_with_multiple_devices=True)
+    return _compare(world, val, model, use_distributed_sampler=False)
+
+
+def compares_empty_iterable(rank: int, world: int) -> Outcome:
+    return _compare(world, DataLoader(Shard(rank), batch_size=8), module(norm=False, lr=0.0))
+
+
+def compares_and_fails(rank: int, world: int) -> Outcome:
+    """The second comparison breaks in process 1 alone, whose model would have found other filters from then on."""
+    calls: list[int] = []
+    real = two_sample.two_sample_test
+
+    def fails_later(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if rank == 1 and len(calls) > 1:
+            raise ArithmeticError("the comparison broke")
+        return real(*args, **kwargs)
+
+    two_sample.two_sample_test = fails_later
+    return _compare(world, model=module())
 
 
 def spawned() -> None:
@@ -236,7 +267,9 @@ def _process(folder: Path, scenario: str, rank: int, world: int, port: int) -> N
         except Exception as error:
             outcome = {"error": repr(error), "trace": traceback.format_exc()}
     ours = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    outcome["warnings"] = [message for message in ours if any(word in message for word in ("nomaly", "probe", "Layer"))]
+    outcome["warnings"] = [
+        message for message in ours if any(word in message for word in ("nomaly", "probe", "Layer", "TwoSample"))
+    ]
     partial = folder / f"{scenario}-{world}-{rank}.partial"
     partial.write_text(json.dumps(outcome))
     partial.rename(partial.with_suffix(".json"))
