@@ -231,8 +231,8 @@ def test_the_rule_of_the_comparison_is_replayed_where_there_was_one() -> None:
     assert series.signal(one, "fraction") == series.signal(bad, "fraction")
     assert other == good
     assert rules.replay(one, rules.TWO_SAMPLE)["epochs"] == 6
-    table = stopping.stopping_table([bad, good], compared)
-    assert f"| net | {rules.TWO_SAMPLE} | 0.0 | 0.00 | 6 | 1 of 1 | - | 0 of 0 |" in table
+    table = stopping.compared_table([bad, good], compared)
+    assert f"| net | some | {rules.TWO_SAMPLE} | 0.0 | 0.00 | 6 | 1 of 1 | - | 0 of 0 |" in table
     assert rules.TWO_SAMPLE not in stopping.stopping_table([bad, good])
 
 

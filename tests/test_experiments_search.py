@@ -138,7 +138,7 @@ def test_a_quick_comparison_gives_lines_and_tables(lines: Path) -> None:
         for _, network in every_epoch(CELL, images, None)
     ]
     assert [epoch["val_loss"] for epoch in found[0]["epochs"]] == pytest.approx(losses, rel=1e-3)
-    assert two_sample_table(found).startswith("| signal | layers |")
+    assert two_sample_table(found).splitlines()[2].startswith("| lenet5 | digits | seed 0 | 2 |")
     row = two_sample.flagged_table(found).splitlines()[2]
     layers = found[0]["epochs"][-1]["layers"]["max"]
     count, live = (sum(layer[key] for layer in layers.values()) for key in ("count", "live"))

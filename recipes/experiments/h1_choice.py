@@ -10,7 +10,6 @@ from recipes.experiments.h1_tables import SOURCES, is_overfitting, short_runs
 from recipes.experiments.search import CANDIDATES
 from recipes.experiments.series import after_best, auroc, correlation, late_change, layers_of, signal
 from recipes.experiments.tables import Line, group, markdown
-from recipes.experiments.two_sample import RULES
 
 __all__ = ["CHOSEN_ON", "Score", "choice_table", "score", "search_table", "two_sample_table"]
 
@@ -18,7 +17,15 @@ CHOSEN_ON = 0  # the seed
 _SHOWN = 8  # signals, best first
 _ALWAYS = ("anomaly fraction", "anomaly fraction, paper's reading", "sparsity")
 _CONFIDENCE = ("confidence, training less validation", "confidence", "")
-_COUNTED = (("share that tells", "fraction"), ("mean area", "auc"))
+# The columns of the table of `two_sample`: a label, the signal, the rule, and whether of the last layer alone.
+_TWO_SAMPLE = (
+    ("filters, largest value", "fraction", "max", False),
+    ("last convolution", "fraction", "max", True),
+    ("their mean area", "auc", "max", False),
+    ("filters, mean value", "fraction", "mean", False),
+    ("hidden units", "fraction", "units", False),
+    ("confidence, training less validation", "confidence", "", False),
+)
 _GROWING = ("weight variance", "weight norm", "epoch number")  # grow in any training: controls, not candidates
 
 
@@ -132,25 +139,18 @@ def search_table(lines: Sequence[Line]) -> str:
 
 
 def two_sample_table(lines: Sequence[Line]) -> str:
-    """The rules of `two_sample`, counted and as the mean area under the ROC curve, with the same signal beside them.
+    """For each network and data set: how well the rules of `two_sample` follow and tell, and what else does.
 
-    By network, the runs of the seed on which the counted rule was chosen apart from the others.
+    The runs of the seed on which the rule was chosen stand apart from the others.
     """
-    parts: dict[str, list[Line]] = {}
-    for (network,), runs in group(lines, "network").items():
-        for label, some in (
-            (f"seed {CHOSEN_ON}", [run for run in runs if run["cell"]["seed"] == CHOSEN_ON]),
-            ("other seeds", [run for run in runs if run["cell"]["seed"] != CHOSEN_ON]),
-        ):
+    rows = []
+    for key, runs in group(lines, "network", "data").items():
+        parts = {
+            f"seed {CHOSEN_ON}": [run for run in runs if run["cell"]["seed"] == CHOSEN_ON],
+            "others": [run for run in runs if run["cell"]["seed"] != CHOSEN_ON],
+        }
+        for label, some in parts.items():
             if some:
-                parts[f"{network}, {label} ({len(some)} runs)"] = some
-    labels = {"mean": "filters, mean value", "max": "filters, largest value", "units": "hidden units"}
-    rows: list[tuple[object, ...]] = []
-    for rule in RULES:
-        for what, name in _COUNTED:
-            for last in (False, True):
-                scores = [score(some, name, rule, last) or "-" for some in parts.values()]
-                rows.append((f"{labels[rule]}: {what}", "last" if last else "all", *scores))
-    label, name, reading = _CONFIDENCE
-    rows.append((label, "", *(score(some, name, reading, False) or "-" for some in parts.values())))
-    return markdown(("signal", "layers", *parts), rows)
+                scores = [score(some, name, rule, last) or "-" for _, name, rule, last in _TWO_SAMPLE]
+                rows.append((*key, label, len(some), *scores))
+    return markdown(("network", "data", "seeds", "runs", *(label for label, *_ in _TWO_SAMPLE)), rows)

@@ -74,10 +74,7 @@ def _long_runs(lines: Sequence[Line]) -> list[Line]:
 def run_table(lines: Sequence[Line]) -> str:
     """For each network, data set and condition: the loss, the anomaly fraction, and whether one follows the other."""
     rows = []
-    groups = group(short_runs(lines), "network", "data", "condition")
-    order = list(CONDITIONS)
-    for key in sorted(groups, key=lambda key: (key[0], key[1], order.index(key[2]))):
-        runs = groups[key]
+    for key, runs in group(short_runs(lines), "network", "data", "condition").items():
         losses = [signal(run, "val_loss") for run in runs]
         fractions = [signal(run, "fraction") for run in runs]
         at_best = [values[best_epoch(run)] for run, values in zip(runs, fractions, strict=True)]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from recipes.experiments import frozen, h1_choice, h1_tables, h2_tables, h3_tables, two_sample
 from recipes.experiments.lines import LINES, read_lines
-from recipes.experiments.stopping import stopping_table
+from recipes.experiments.stopping import compared_table, stopping_table
 from recipes.options import one_sentence_errors
 
 __all__ = ["BLOCKS", "PICTURES", "RESULTS", "fill"]
@@ -34,7 +34,8 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 two samples": ("two_sample", h1_choice.two_sample_table),
     "two samples": ("two_sample", two_sample.flagged_table),
     "frozen": ("frozen", frozen.frozen_table),
-    "stopping": ("h1 two_sample", stopping_table),
+    "stopping": ("h1", stopping_table),
+    "stopping two samples": ("h1 two_sample", compared_table),
     "h2 gradients": ("h2", h2_tables.gradient_table),
     "h2 mislabelled": ("h2", h2_tables.mislabelled_table),
     "h2 damage": ("h2", h2_tables.damage_table),

@@ -14,7 +14,7 @@ import numpy as np
 from lightning_anomaly.rise import HOLD, THRESHOLD, rise
 from recipes.experiments.series import layers_of, signal
 
-__all__ = ["RULES", "TWO_SAMPLE", "Stop", "applies", "by_patience", "by_rise", "by_threshold", "replay"]
+__all__ = ["RULES", "TWO_SAMPLE", "Stop", "by_patience", "by_rise", "by_threshold", "replay"]
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,6 @@ RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     TWO_SAMPLE: lambda line: by_threshold(signal(line, "fraction", "two_sample"), 0.05),
     "none: train to the end": lambda line: Stop(len(line["epochs"]) - 1, len(line["epochs"]) - 1),
 }
-
-
-def applies(line: dict[str, Any], rule: str) -> bool:
-    """Whether a line has what a rule reads."""
-    return rule != TWO_SAMPLE or "two_sample" in line["epochs"][0]["layers"]
 
 
 def replay(line: dict[str, Any], rule: str) -> dict[str, float]:

@@ -12,31 +12,46 @@ from statistics import mean
 from recipes.experiments.h1_tables import is_overfitting, short_runs
 from recipes.experiments.lines import read_lines
 from recipes.experiments.options import add_line_options, lines_file
-from recipes.experiments.rules import RULES, applies, replay
+from recipes.experiments.rules import RULES, TWO_SAMPLE, replay
 from recipes.experiments.series import joined
 from recipes.experiments.tables import Line, group, markdown, spread
 from recipes.options import one_sentence_errors
 
+_COMPARED = (
+    TWO_SAMPLE,
+    "validation loss, patience 5",
+    "validation accuracy, best of all epochs",
+    "none: train to the end",
+)
 
-def stopping_table(lines: Sequence[Line], compared: Sequence[Line] = ()) -> str:
-    """For each network and rule: accuracy and loss given away, epochs spent, and how many runs were stopped.
+
+def stopping_table(lines: Sequence[Line]) -> str:
+    """For each network and rule: accuracy and loss given away, epochs spent, and how many runs were stopped."""
+    return _table(short_runs(lines), [rule for rule in RULES if rule != TWO_SAMPLE], "network")
+
+
+def compared_table(lines: Sequence[Line], compared: Sequence[Line]) -> str:
+    """The same for the rule of `two_sample`, with some others, on the trainings that both scripts followed; by data.
 
     Args:
         lines: The trainings that `h1` measured.
-        compared: Those that `two_sample` followed; its rule is for these alone.
+        compared: Those that `two_sample` followed.
     """
+    followed = {line["key"] for line in compared}
+    both = joined([line for line in short_runs(lines) if line["key"] in followed], compared)
+    return _table(both, _COMPARED, "network", "data")
+
+
+def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:
     rows = []
-    for (network,), all_runs in group(joined(short_runs(lines), compared), "network").items():
-        for rule in RULES:
-            runs = [line for line in all_runs if applies(line, rule)]
-            if not runs:
-                continue
+    for key, runs in group(lines, *names).items():
+        for rule in rules:
             results = [replay(line, rule) for line in runs]
             bad = [r for r, line in zip(results, runs, strict=True) if is_overfitting(line)]
             good = [r for r, line in zip(results, runs, strict=True) if not is_overfitting(line)]
             rows.append(
                 (
-                    network,
+                    *key,
                     rule,
                     spread([r["accuracy"] for r in bad], 1),
                     spread([r["loss"] for r in bad]),
@@ -47,8 +62,8 @@ def stopping_table(lines: Sequence[Line], compared: Sequence[Line] = ()) -> str:
                 )
             )
     header = (
-        "network", "rule", "overfitting: accuracy lost (points)", "loss above the best (nats)", "epochs", "stopped",
-        "healthy: accuracy lost", "stopped",
+        *names, "rule", "overfitting: accuracy lost (points)", "loss above the best (nats)", "epochs",
+        "stopped", "healthy: accuracy lost", "stopped",
     )  # fmt: skip
     return markdown(header, rows)
 
@@ -72,7 +87,7 @@ def run(options: argparse.Namespace) -> str:
         raise FileNotFoundError(
             f"There are no trainings to replay: run `python -m recipes.experiments.h1{quick}` first."
         )
-    table = stopping_table(lines, read_lines(lines_file(options, "two_sample")))
+    table = stopping_table(lines)
     print(table)
     return table
 

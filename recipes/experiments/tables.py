@@ -6,17 +6,23 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from recipes.experiments.cells import CONDITIONS
+
 __all__ = ["Line", "group", "markdown", "spread"]
 
 Line = dict[str, Any]
 
 
 def group(lines: Iterable[Line], *names: str) -> dict[tuple[str, ...], list[Line]]:
-    """The lines by fields of their cells, in the order in which they come."""
+    """The lines by fields of their cells, in alphabetical order, conditions in their own; not in that of the lines."""
     groups: dict[tuple[str, ...], list[Line]] = {}
     for line in lines:
         groups.setdefault(tuple(line["cell"][name] for name in names), []).append(line)
-    return groups
+    conditions = list(CONDITIONS)
+    return {
+        key: groups[key]
+        for key in sorted(groups, key=lambda key: [(conditions.index(v) if v in CONDITIONS else -1, v) for v in key])
+    }
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:
