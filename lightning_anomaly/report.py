@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.tables import html_table, text_table
+from lightning_anomaly.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AnomalyReport:
+class AnomalyReport(Tabular):
     """What was found in a network. `print(report)` gives a table, and so does a console or a notebook that shows it.
 
     Attributes:
@@ -246,15 +246,6 @@ class AnomalyReport:
         if filter_index is None:
             return plots.layer_figure(self, layer)
         return plots.scatter_figure(self, layer, filter_index)
-
-    def __str__(self) -> str:
-        return text_table(self._rows(), self._sentences())
-
-    def __repr__(self) -> str:
-        return str(self)  # the fields are hundreds of kilobytes, which a notebook would store
-
-    def _repr_html_(self) -> str:
-        return html_table(self._rows(), self._sentences())
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []

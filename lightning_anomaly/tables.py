@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["html_table", "text_table"]
+__all__ = ["Tabular", "html_table", "text_table"]
+
+
+class Tabular(ABC):
+    """What shows itself as a table: printed, in a console and in a notebook."""
+
+    @abstractmethod
+    def _rows(self) -> Sequence[Sequence[str]]:
+        """The rows, the first one as a heading."""
+
+    @abstractmethod
+    def _sentences(self) -> Sequence[str]:
+        """What stands below them."""
+
+    def __str__(self) -> str:
+        return text_table(self._rows(), self._sentences())
+
+    def __repr__(self) -> str:
+        return str(self)  # the fields of a report are hundreds of kilobytes, which a notebook would store
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), self._sentences())
 
 
 def text_table(rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:

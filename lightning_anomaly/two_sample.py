@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture import MapCapture, scripted_note, select_layers
 from lightning_anomaly.run import check_inputs, run, usable_layers
 from lightning_anomaly.settings import check_fraction
-from lightning_anomaly.tables import html_table, text_table
+from lightning_anomaly.tables import Tabular
 
 __all__ = ["LayerComparison", "TwoSampleReport", "rank_test", "two_sample_test"]
 
@@ -65,7 +65,7 @@ class LayerComparison:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TwoSampleReport:
+class TwoSampleReport(Tabular):
     """Which filters respond to training images otherwise than to validation images. `print(report)` gives a table.
 
     Attributes:
@@ -106,15 +106,6 @@ class TwoSampleReport:
 
     def _told(self, layer: LayerComparison) -> Tensor:
         return layer.live & (layer.p_value <= self.significance)
-
-    def __str__(self) -> str:
-        return text_table(self._rows(), self._sentences())
-
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_html_(self) -> str:
-        return html_table(self._rows(), self._sentences())
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("layer", "filters", "live", "tell them apart", "fraction", "mean area")]
@@ -222,6 +213,6 @@ def _compare(values: Tensor, n_train: int) -> LayerComparison:
     smaller = min(n_train, values.shape[1] - n_train)
     others = (values != values.mode(1, keepdim=True).values).sum(1)
     live = values.isfinite().all(1) & (others * smaller >= _EXPECTED * values.shape[1])
-    area, p_value = (torch.full((len(values),), value, dtype=torch.float64) for value in (0.5, 1.0))
-    area[live], p_value[live] = rank_test(values[live, :n_train], values[live, n_train:])
+    area, p_value = rank_test(values[:, :n_train], values[:, n_train:])
+    area[~live], p_value[~live] = 0.5, 1.0
     return LayerComparison(live, area, p_value)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-import warnings
 from functools import partial
 from typing import Any, Literal
 
-import torch.distributed as dist
-
-from lightning_anomaly.callbacks.base import AnyCallback
+from lightning_anomaly.callbacks.base import Watcher
 from lightning_anomaly.callbacks.probe import shuffles
 from lightning_anomaly.callbacks.schedule import FigureSchedule
 from lightning_anomaly.callbacks.watch import ValidationWatch, builds_layers_later, shortcomings
@@ -27,7 +24,7 @@ _EMPTY_SHARD = (
 )
 
 
-class AnomalyFilterCallback(AnyCallback):
+class AnomalyFilterCallback(Watcher):
     """Finds anomaly filters at the end of validations and logs how many there are.
 
     The maps are taken while the validation step itself runs, so there is no second forward pass, and nothing of the
@@ -116,15 +113,11 @@ class AnomalyFilterCallback(AnyCallback):
         check_one_of("on_error", on_error, ("warn", "raise"))
         check_integer("probe_size", probe_size, self.settings.smallest_probe)
         check_integer("every_n_validations", every_n_validations, 1)
-        if not isinstance(log_key_prefix, str) or not log_key_prefix:
-            raise ValueError(
-                f"Parameter `log_key_prefix` should be a string of at least one character. Found {log_key_prefix!r}."
-            )
+        super().__init__(log_key_prefix)
         self.layers = layers
         self.probe = probe
         self.probe_size = probe_size
         self.every_n_validations = every_n_validations
-        self.log_key_prefix = log_key_prefix
         self.signal_layers = signal_layers
         self.on_error = on_error
         self.report: AnomalyReport | None = None
@@ -133,7 +126,6 @@ class AnomalyFilterCallback(AnyCallback):
         self._metrics = dict.fromkeys(_METRICS, 0.0)
         self._everywhere, self._agreed = True, False
         self._watch: ValidationWatch | None = None
-        self._warned: set[str] = set()
         self._figures = FigureSchedule(log_key_prefix, overlay_tags, log_figures)
 
     @property
@@ -154,12 +146,7 @@ class AnomalyFilterCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
         self._everywhere, self._agreed = True, False
-        twins = [c for c in trainer.callbacks if isinstance(c, AnomalyFilterCallback) and c is not self]
-        if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
-            raise ValueError(
-                "Parameter `log_key_prefix` should be different for each AnomalyFilterCallback of a Trainer. "
-                f"Found {self.log_key_prefix!r} twice."
-            )
+        self._check_twins(trainer, AnomalyFilterCallback)
         if not builds_layers_later(pl_module):
             self._watched(pl_module)
 
@@ -300,12 +287,6 @@ class AnomalyFilterCallback(AnyCallback):
                 "anomaly_filters": found,
             }
         )
-
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            if not dist.is_initialized() or dist.get_rank() == 0:
-                warnings.warn(message, stacklevel=2)
 
     def _release(self) -> None:
         if self._watch is not None:

@@ -6,10 +6,9 @@ import warnings
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from lightning_anomaly.callbacks.base import AnyCallback
+from lightning_anomaly.callbacks.base import Watcher
 from lightning_anomaly.callbacks.watch import builds_layers_later
 from lightning_anomaly.callbacks.watchers import validates_everywhere
 from lightning_anomaly.capture import select_layers
@@ -20,7 +19,7 @@ from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
 __all__ = ["TwoSampleCallback"]
 
 
-class TwoSampleCallback(AnyCallback):
+class TwoSampleCallback(Watcher):
     """Logs at every validation how many filters respond to training images otherwise than to validation images.
 
     See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
@@ -65,30 +64,20 @@ class TwoSampleCallback(AnyCallback):
             if not isinstance(inputs, Tensor):
                 raise ValueError(f"Parameter `{name}` should be a tensor (N, ...). Found {type(inputs).__name__}.")
         check_fraction("significance", significance, zero=False)
-        if not isinstance(log_key_prefix, str) or not log_key_prefix:
-            raise ValueError(
-                f"Parameter `log_key_prefix` should be a string of at least one character. Found {log_key_prefix!r}."
-            )
+        super().__init__(log_key_prefix)
         self.train_inputs = train_inputs
         self.val_inputs = val_inputs
         self.layers = layers
         self.significance = significance
-        self.log_key_prefix = log_key_prefix
         self.report: TwoSampleReport | None = None
         self._values: dict[str, float] = {}
         self._everywhere, self._due = True, False
         self._fresh: TwoSampleReport | None = None
         self._failure: Exception | None = None
-        self._warned: set[str] = set()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
-        twins = [c for c in trainer.callbacks if isinstance(c, TwoSampleCallback) and c is not self]
-        if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
-            raise ValueError(
-                "Parameter `log_key_prefix` should be different for each TwoSampleCallback of a Trainer. "
-                f"Found {self.log_key_prefix!r} twice."
-            )
+        self._check_twins(trainer, TwoSampleCallback)
         self._everywhere, self._due, self._values = True, False, {}
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)
@@ -163,9 +152,3 @@ class TwoSampleCallback(AnyCallback):
             self._warn_once(key, note)
         self._values |= {"count": float(report.count), "fraction": report.fraction}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.layers}
-
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            if not dist.is_initialized() or dist.get_rank() == 0:
-                warnings.warn(message, stacklevel=2)

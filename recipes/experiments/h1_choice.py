@@ -24,7 +24,7 @@ _TWO_SAMPLE = (
     ("their mean area", "auc", "max", False),
     ("filters, mean value", "fraction", "mean", False),
     ("hidden units", "fraction", "units", False),
-    ("confidence, training less validation", "confidence", "", False),
+    (*_CONFIDENCE, False),
 )
 _GROWING = ("weight variance", "weight norm", "epoch number")  # grow in any training: controls, not candidates
 

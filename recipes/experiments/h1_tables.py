@@ -34,6 +34,7 @@ __all__ = [
     "signal_table",
 ]
 
+Panel = tuple[str, str, str, bool]
 # The signals compared: a name, the signal, and the reading that it is taken from.
 SOURCES = (
     ("anomaly fraction", "fraction", "val"),
@@ -53,9 +54,6 @@ SOURCES = (
 )
 
 
-Panel = tuple[str, str, str, bool]
-
-
 def is_overfitting(line: Line) -> bool:
     """Whether a training belongs to the conditions that overfit, and not to the healthy controls."""
     return line["cell"]["condition"] in OVERFITTING
@@ -67,8 +65,7 @@ def short_runs(lines: Iterable[Line]) -> list[Line]:
 
 
 def _long_runs(lines: Sequence[Line]) -> list[Line]:
-    short = short_runs(lines)
-    return [line for line in lines if line not in short]
+    return [line for line in lines if line["cell"]["train_size"] > Cell.train_size]
 
 
 def run_table(lines: Sequence[Line]) -> str:

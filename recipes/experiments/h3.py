@@ -49,7 +49,7 @@ from recipes.options import one_sentence_errors
 __all__ = ["EPOCHS", "READINGS", "experiment"]
 
 READINGS = {"default": AnalysisSettings(), "paper": AnalysisSettings.paper()}
-CONDITIONS = ("overfitting", "noise30")
+MATRIX = ("overfitting", "noise30")
 EPOCHS = (1, 3)  # of further training, after which it is measured
 RANDOM, RANDOM_TRAINED, LEANING, MATCHED = 20, 5, 40, 2
 _SINGLE = ("l1", "fpgm", "sparsest")
@@ -240,7 +240,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run what is missing of the matrix; returns its lines."""
-    cells = full_matrix(options.networks, conditions=CONDITIONS, seeds=options.seeds)
+    cells = full_matrix(options.networks, conditions=MATRIX, seeds=options.seeds)
     if options.quick:
         plain, noisy = quick_matrix(("overfitting", "noise30"))
         cells = [plain, replace(noisy, network="simple_cnn")]  # the first has nothing to mask

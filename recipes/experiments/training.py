@@ -69,14 +69,18 @@ class MixedPrecision(Classifier):
             return super().training_step(batch, batch_idx)
 
 
+def _build(cell: Cell, images: Images) -> nn.Sequential:
+    """A cell's network, untrained, with the channels last."""
+    network = build(cell.network, images.data.channels, images.data.n_classes, CONDITIONS[cell.condition].dropout)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # pooling is twice as fast
+    return network
+
+
 def fit(cell: Cell, images: Images, callbacks: list[pl.Callback]) -> Classifier:
     """Train a cell from the start; the same cell gives the same network."""
     quiet()
     pl.seed_everything(cell.seed, verbose=False)
-    condition = CONDITIONS[cell.condition]
-    network = build(cell.network, images.data.channels, images.data.n_classes, condition.dropout)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # pooling is twice as fast
-    module = MixedPrecision(network, cell.lr, condition.decay / cell.lr)
+    module = MixedPrecision(_build(cell, images), cell.lr, CONDITIONS[cell.condition].decay / cell.lr)
     train, val = images.loaders(cell)
     trainer = pl.Trainer(
         max_epochs=cell.epochs,
@@ -193,8 +197,7 @@ def every_epoch(cell: Cell, images: Images, weights: str | None) -> Iterator[tup
     Yields:
         Epochs trained, and the network, with the channels last as in training.
     """
-    network = build(cell.network, images.data.channels, images.data.n_classes, CONDITIONS[cell.condition].dropout)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = _build(cell, images)
     names = [f"{epoch}.pt" for epoch in range(cell.epochs)]
     with TemporaryDirectory() as temporary:
         folder = Path(weights or temporary) / cell.key

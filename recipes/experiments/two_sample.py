@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_anomaly.capture import MapCapture, evaluating
 from lightning_anomaly.two_sample import rank_test
 from recipes.experiments.cells import Cell, prepare
 from recipes.experiments.h1_tables import draw_panels
 from recipes.experiments.search import add_options, run_missing_cells
 from recipes.experiments.series import best_epoch, layers_of, signal
 from recipes.experiments.tables import Line, group, markdown
-from recipes.experiments.training import every_epoch, logits_of, watched_layers
+from recipes.experiments.training import every_epoch, watched_layers
 from recipes.options import one_sentence_errors
 
 __all__ = ["RULES", "compare", "draw", "flagged_table", "responses"]
@@ -44,33 +45,26 @@ def hidden_layers(network: nn.Sequential) -> list[str]:
 
 def responses(network: nn.Sequential, images: Tensor) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
     """Rectified values `(F, N)` of filters and hidden units on images `(N, C, H, W)`, by rule and layer; the logits."""
-    layers = {"filters": list(watched_layers(network, "")), "units": hidden_layers(network)}
-    found: dict[str, dict[str, list[Tensor]]] = {rule: {} for rule in RULES}
+    filters, units = watched_layers(network, ""), hidden_layers(network)
+    capture = MapCapture({name: network[int(name)] for name in (*filters, *units)}, summary=_mean_and_largest)
+    logits = []
+    with evaluating(network), torch.no_grad():
+        for batch in torch.split(images, 256):
+            with capture:
+                logits.append(network(batch))
+    values = {name: layer.maps.permute(1, 0, 2) for name, layer in capture.maps.items()}
+    found = {
+        "mean": {name: values[name][..., 0] for name in filters},
+        "max": {name: values[name][..., 1] for name in filters},
+        "units": {name: values[name][..., 0] for name in units},
+    }
+    return found, torch.cat(logits)
 
-    def add(rule: str, name: str, values: Tensor) -> None:
-        found[rule].setdefault(name, []).append(values)
 
-    def look(kind: str, name: str, output: Tensor) -> None:
-        if kind == "units":
-            add("units", name, output.relu())
-        else:
-            maps = output.relu().flatten(2)
-            add("mean", name, maps.mean(2))
-            add("max", name, maps.amax(2))
-
-    handles = [
-        network[int(name)].register_forward_hook(
-            lambda module, inputs, output, kind=kind, name=name: look(kind, name, output)
-        )
-        for kind, names in layers.items()
-        for name in names
-    ]
-    try:
-        logits = logits_of(network, images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {rule: {name: torch.cat(parts).T for name, parts in of.items()} for rule, of in found.items()}, logits
+def _mean_and_largest(maps: Tensor) -> Tensor:
+    """The mean and the largest value of each map: `(n, F, ...)` gives `(n, F, 2)`."""
+    flat = maps.reshape(*maps.shape[:2], -1)
+    return torch.stack([flat.mean(2), flat.amax(2)], 2)
 
 
 def compare(values: dict[str, dict[str, Tensor]], training: int) -> dict[str, dict[str, dict[str, float]]]:

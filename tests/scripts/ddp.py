@@ -161,7 +161,10 @@ def train_probe_fails(rank: int, world: int) -> Outcome:
     """The forward pass over the training probe breaks in process 1 alone."""
     model = module()
     run = model.forward
-    validating = lambda: model.trainer.validating or model.trainer.sanity_checking  # noqa: E731
+
+    def validating() -> bool:
+        return bool(model.trainer.validating or model.trainer.sanity_checking)
+
     if rank == 1:
         # Only the probe's batches have this many samples.
         model.forward = lambda x: run(x) if len(x) != 15 or not validating() else run(x[:, :, 0])
