@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -37,7 +38,8 @@ def run(model: nn.Module, inputs: Any, capture: MapCapture, progress: bool | Non
 
     Args:
         model: Any model, on any device.
-        inputs: A tensor `(N, ...)`, in batches, a tuple with the arguments of one call or a dict with its keywords.
+        inputs: A tensor `(N, ...)`, in batches, a tuple with the arguments of one call or a dict with its keywords;
+            moved to the model's device.
         capture: What takes the maps.
         progress: Whether a bar is shown, see `analyze`.
     """
@@ -52,6 +54,7 @@ def run(model: nn.Module, inputs: Any, capture: MapCapture, progress: bool | Non
 def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
     if isinstance(inputs, Tensor):
         return (((batch.to(device),), {}) for batch in torch.split(inputs, _BATCH))
+    inputs = move_data_to_device(inputs, device)
     if isinstance(inputs, Mapping):
         return iter([((), dict(inputs))])
     return iter([(inputs if isinstance(inputs, tuple) else (inputs,), {})])

@@ -16,6 +16,7 @@ from lightning_anomaly import AnalysisSettings, analysis, analyze, mixture
 from lightning_anomaly.analysis import analyze_layer, analyze_maps
 from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
 from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.run import run
 
 DEFAULT = AnalysisSettings(rectify=False)
 PAPER = replace(AnalysisSettings.paper(), rectify=False)
@@ -292,6 +293,27 @@ def test_the_model_and_the_random_state_are_as_before_also_after_an_exception(fa
             analyze(model, inputs)
     assert model.calls == (4 if fails_at < 0 else fails_at)
     assert_same_state(state_of(model), before)
+
+
+class Elsewhere(nn.Module):
+    """Lives on the device without memory and notes where its arguments are."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, device="meta"))
+        self.devices = []
+
+    def forward(self, x, more=None):
+        self.devices += [x.device.type, *(entry.device.type for entry in (more or []))]
+
+
+@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict"])
+def test_the_probe_goes_to_the_device_of_the_model(kind):
+    x = torch.ones(3, 1, 8, 8)
+    inputs, expected = {"tensor": (x, 1), "tuple": ((x, [x, x]), 3), "dict": ({"x": x, "more": [x]}, 2)}[kind]
+    model = Elsewhere()
+    run(model, inputs, MapCapture({}))
+    assert model.devices == ["meta"] * expected
 
 
 def test_the_probe_is_left_alone():

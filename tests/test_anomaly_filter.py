@@ -456,6 +456,26 @@ def test_a_failing_analysis_raises_if_asked_to(tmp_path: Any, monkeypatch: pytes
     assert hook_count(module) == 0
 
 
+def test_a_second_fit_logs_the_layers_of_its_own_model(tmp_path: Any) -> None:
+    callback = watcher()
+    first = quiet_trainer(tmp_path, callback, max_epochs=1)
+    first.fit(SmallNet(), loader(), loader())
+
+    class Other(SmallNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv3, self.conv2 = self.conv2, nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv3(self.norm(self.conv1(x)).relu()).mean((2, 3)))
+
+    second = quiet_trainer(tmp_path, callback, max_epochs=1)
+    second.fit(Other(), loader(), loader())
+    for trainer, layers in ((first, ["conv1", "conv2"]), (second, ["conv1", "conv3"])):
+        logged = {key for key in trainer.callback_metrics if "/layer/" in key}
+        assert logged == {f"anomaly_filters/layer/{layer}" for layer in layers}
+
+
 def test_two_callbacks_live_side_by_side(tmp_path: Any) -> None:
     torch.manual_seed(0)
     alone = watcher(layers=["conv2"], log_key_prefix="late")

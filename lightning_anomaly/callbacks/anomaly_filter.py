@@ -185,8 +185,10 @@ class AnomalyFilterCallback(Watcher):
                 'comparable. Set `shuffle = False`, or use `probe = "train"`, which takes a fixed sample.',
             )
         layers = self._watched(pl_module)
-        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
-        self._metrics = {**{f"layer/{name}": 0.0 for name in layers}, **self._metrics}
+        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
+        # that only the model of an earlier fit had are gone for good.
+        keys = [*_METRICS, *(f"layer/{name}" for name in layers)]
+        self._metrics = {key: self._metrics.get(key, 0.0) for key in keys}
         self._watch = ValidationWatch(
             trainer,
             pl_module,
