@@ -36,10 +36,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "frozen": ("frozen", frozen.frozen_table),
     "stopping": ("h1", stopping_table),
     "stopping two samples": ("h1 two_sample", compared_table),
-    "h2 gradients": ("h2", h2_tables.gradient_table),
-    "h2 mislabelled": ("h2", h2_tables.mislabelled_table),
-    "h2 damage": ("h2", h2_tables.damage_table),
-    "h2 left out": ("h2", h2_tables.leave_out_table),
+    "h2": ("h2", h2_tables.tables),
     "h3": ("h3", h3_tables.tables),
 }
 PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
