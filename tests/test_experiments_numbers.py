@@ -277,10 +277,14 @@ def test_a_signal_is_chosen_on_one_seed_and_reported_on_the_others() -> None:
 
 
 def test_runs_on_all_images_have_a_table_of_their_own() -> None:
-    (long, _), short = runs(RISING, seed=4, train_size=50_000), runs(RISING[::-1], seed=0)
-    rows = h1_tables.long_table([*short, long]).splitlines()[2:]
-    expected = "| net | some | 1.00 → 3.50 | 3 of 8 | 0.200 → 0.700 | +1.00 / +1.00 | 0.200 → 0.700 | +1.00 / +1.00 |"
-    assert rows == [f"{expected} +0.00 | +1.00 |"]
+    (long, healthy), short = runs(RISING, seed=4, train_size=50_000), runs(RISING[::-1], seed=0)
+    rows = h1_tables.long_table([*short, healthy, long]).splitlines()[2:]
+    follows = "0.200 → 0.700 | +1.00 / +1.00 | +0.400"
+    flat = "0.200 → 0.200 | - / - | +0.000"
+    assert rows == [
+        f"| net | some | overfitting | 1.00 → 3.50 | 3 of 8 | {follows} | {follows} | +0.00 | +1.00 | +0.000 |",
+        f"| net | some | augmented | 1.00 → 1.00 | 8 of 8 | {flat} | {flat} | - | - | +0.000 |",
+    ]
     for table in (h1_tables.run_table, h1_tables.signal_table, h1_tables.layer_table):
         assert table([*short, long]) == table(short)
     assert [axis.get_lines()[0].get_ydata()[-1] for axis in h1_tables.draw_long([*short, long]).axes] == [3.5, 0.7, 0.7]

@@ -129,8 +129,8 @@ def held_out_matrix() -> list[Cell]:
 
 
 def long_matrix(networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet")) -> list[Cell]:
-    """The paper's likely regime: all training images but the validation ones, for many epochs."""
-    cells = full_matrix(networks, conditions=["overfitting"], seeds=[4])
+    """The paper's likely regime: all training images but the validation ones, for many epochs; controls come last."""
+    cells = [cell for name in ("overfitting", "augmented") for cell in full_matrix(networks, DATA, [name], [4])]
     sizes = {"cifar10": 48_976, "fashion_mnist": 58_976}  # of 50,000 and 60,000, less the validation images
     return [replace(cell, train_size=sizes[cell.data], epochs=_LONG[cell.network]) for cell in cells]
 

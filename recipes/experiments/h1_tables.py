@@ -152,7 +152,7 @@ def layer_table(lines: Sequence[Line]) -> str:
 def long_table(lines: Sequence[Line]) -> str:
     """Runs on all images: fractions at the best epoch and at the end, and what follows the validation loss between."""
     rows = []
-    for line in _long_runs(lines):
+    for line in [run for runs in group(_long_runs(lines), "network", "data", "condition").values() for run in runs]:
         loss, best = signal(line, "val_loss"), best_epoch(line)
         cells = []
         for reading in ("val", "val_paper"):
@@ -160,13 +160,17 @@ def long_table(lines: Sequence[Line]) -> str:
             cells.append(f"{values[best]:.3f} → {values[-1]:.3f}")
             follows = _after_best(line, "fraction", reading), _partial_after_best(line, "fraction", reading)
             cells.append(" / ".join("-" if value is None else f"{value:+.2f}" for value in follows))
+            cells.append(f"{late_change(values):+.3f}")
         cells += [_median([_after_best(line, name, "val")]) for name in ("sparsity", "epoch")]
+        cells.append(f"{late_change(signal(line, 'sparsity')):+.3f}")
         losses = f"{loss[best]:.2f} → {loss[-1]:.2f}"
-        rows.append((line["cell"]["network"], line["cell"]["data"], losses, f"{best + 1} of {len(loss)}", *cells))
+        cell = [line["cell"][name] for name in ("network", "data", "condition")]
+        rows.append((*cell, losses, f"{best + 1} of {len(loss)}", *cells))
     header = (
-        "network", "data", "validation loss, best → end", "best epoch", "anomaly fraction, best → end",
-        "Spearman after best / given sparsity", "paper's reading, best → end", "Spearman after best / given sparsity",
-        "sparsity's", "epoch number's",
+        "network", "data", "condition", "validation loss, best → end", "best epoch", "anomaly fraction, best → end",
+        "Spearman after best / given sparsity", "change, second to last quarter", "paper's reading, best → end",
+        "Spearman after best / given sparsity", "change, second to last quarter", "sparsity's Spearman",
+        "epoch number's", "sparsity's change",
     )  # fmt: skip
     return markdown(header, rows)
 
