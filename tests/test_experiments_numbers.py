@@ -267,6 +267,20 @@ def test_a_signal_is_scored_by_what_it_follows_and_tells() -> None:
     assert h1_choice.score(runs(RISING, seed=0)[:1], "fraction", "val", last=False) is None
 
 
+def test_smoothing_takes_the_epochs_before() -> None:
+    assert series.smoothed([3.0, 0.0, 6.0, 3.0], 1) == [3.0, 0.0, 6.0, 3.0]
+    assert series.smoothed([3.0, 0.0, 6.0, 3.0], 3) == [3.0, 1.5, 3.0, 3.0]
+
+
+def test_smoothing_is_chosen_with_the_signal() -> None:
+    restless = [value + 0.06 * (-1) ** epoch for epoch, value in enumerate(RISING)]
+    assert h1_choice.score(runs(restless, seed=0), "fraction", "val", last=False, window=3).follows == 1
+    rows = h1_choice.choice_table(
+        [*runs(restless, seed=0), *runs(RISING, seed=1), *runs(RISING, network="held out", seed=3)]
+    )
+    assert "| anomaly fraction, mean of 3 epochs | all | +1.00 / 1.00 | +1.00 / 1.00 | +1.00 / 1.00 |" in rows
+
+
 def test_a_signal_is_chosen_on_one_seed_and_reported_on_the_others() -> None:
     rows = h1_choice.choice_table(
         [*runs(RISING[::-1], seed=0), *runs(RISING, seed=1), *runs(RISING[::-1], seed=3, network="held out")]

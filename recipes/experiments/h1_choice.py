@@ -8,13 +8,14 @@ from statistics import mean, median
 
 from recipes.experiments.h1_tables import SOURCES, is_overfitting, short_runs
 from recipes.experiments.search import CANDIDATES
-from recipes.experiments.series import after_best, auroc, correlation, late_change, layers_of, signal
+from recipes.experiments.series import after_best, auroc, correlation, late_change, layers_of, signal, smoothed
 from recipes.experiments.tables import Line, group, markdown
 
 __all__ = ["CHOSEN_ON", "Score", "choice_table", "score", "search_table", "two_sample_table"]
 
 CHOSEN_ON = 0  # the seed
 _SHOWN = 8  # signals, best first
+_WINDOWS = (1, 3)  # epochs over which a signal is averaged
 _ALWAYS = ("anomaly fraction", "anomaly fraction, paper's reading", "sparsity")
 _CONFIDENCE = ("confidence, training less validation", "confidence", "")
 # The columns of the table of `two_sample`: a label, the signal, the rule, and whether of the last layer alone.
@@ -53,7 +54,7 @@ class Score:
         return f"{self.follows:+.2f} / {self.tells:.2f}"
 
 
-def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int = 1) -> Score | None:
+def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int = 1, window: int = 1) -> Score | None:
     """The score of a signal over some runs; None if it cannot be had, as of hidden units where there are none.
 
     Args:
@@ -62,13 +63,14 @@ def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int 
         reading: Likewise.
         last: Whether to take the last convolution alone; else all.
         sign: -1 for a signal that is expected to fall.
+        window: Number of epochs over which it is averaged, this one and those before it.
     """
     if not all(layers_of(line, reading) for line in lines):
         return None
 
     def values(line: Line) -> list[float]:
         layer = layers_of(line, reading)[-1] if last else None
-        return [sign * value for value in signal(line, name, reading, layer)]
+        return smoothed([sign * value for value in signal(line, name, reading, layer)], window)
 
     overfitting = [line for line in lines if is_overfitting(line)]
     followed = [
@@ -100,18 +102,18 @@ def _parts(lines: Sequence[Line]) -> list[list[Line]]:
 def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> str:
     """The best signals of the choosing runs, as they do there, on other seeds and on another network.
 
-    The direction of a signal, too, is chosen there. Those in `always` and the trivial controls stand below.
+    The direction of a signal, too, is chosen there, and whether it is averaged over the last three epochs. Those in
+    `always` and the trivial controls stand below.
     """
     parts = _parts(lines)
     found = []
     for label, name, reading in sources:
         for last in (False, True) if name not in ("epoch", "confidence") else (False,):
-            either = [(score(parts[0], name, reading, last, sign), sign) for sign in (1, -1)]
-            best, sign = max(either, key=lambda pair: pair[0].worth if pair[0] else -2.0)
+            ways = [(sign, window) for window in _WINDOWS for sign in (1, -1)]
+            tried = [(score(parts[0], name, reading, last, *way), way) for way in ways]
+            best, way = max(tried, key=lambda pair: pair[0].worth if pair[0] else -2.0)
             if best:
-                found.append(
-                    (best.worth, label, last, sign, [score(part, name, reading, last, sign) for part in parts])
-                )
+                found.append((best.worth, label, last, way, [score(part, name, reading, last, *way) for part in parts]))
     candidates = sorted((row for row in found if row[1] not in _GROWING), key=lambda row: -row[0])
     below = [row for row in candidates[_SHOWN:] if row[1] in always and not row[2]]
     controls = [row for row in found if row[1] in _GROWING and not row[2]]
@@ -121,10 +123,14 @@ def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> st
     return markdown(
         header,
         [
-            (f"{'' if sign > 0 else '- '}{label}", "last" if last else "all", *(value or "-" for value in scores))
-            for _, label, last, sign, scores in [*candidates[:_SHOWN], *below, *controls]
+            (_described(label, *way), "last" if last else "all", *(value or "-" for value in scores))
+            for _, label, last, way, scores in [*candidates[:_SHOWN], *below, *controls]
         ],
     )
+
+
+def _described(label: str, sign: int, window: int) -> str:
+    return f"{'' if sign > 0 else '- '}{label}{f', mean of {window} epochs' if window > 1 else ''}"
 
 
 def choice_table(lines: Sequence[Line]) -> str:

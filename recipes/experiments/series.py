@@ -24,6 +24,7 @@ __all__ = [
     "layers_of",
     "partial_correlation",
     "signal",
+    "smoothed",
     "sustained_rise",
 ]
 
@@ -136,6 +137,11 @@ def late_change(values: Sequence[float]) -> float:
     """Mean of the last quarter of a curve minus that of its second quarter; looks at no loss."""
     quarter = max(1, len(values) // 4)
     return float(np.mean(values[-quarter:]) - np.mean(values[quarter : 2 * quarter]))
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """The mean of each value and those before it, `window` in all; fewer at the beginning."""
+    return [float(np.mean(values[max(0, end - window) : end])) for end in range(1, len(values) + 1)]
 
 
 def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
