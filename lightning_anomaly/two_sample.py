@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,19 @@ from lightning_anomaly.run import check_inputs, run, usable_layers
 from lightning_anomaly.settings import check_fraction
 from lightning_anomaly.tables import Tabular
 
-__all__ = ["LayerComparison", "TwoSampleReport", "rank_test", "two_sample_test"]
+__all__ = [
+    "LayerComparison",
+    "TwoSampleReport",
+    "divided_test",
+    "live_filters",
+    "random_divisions",
+    "rank_test",
+    "share_of_chance",
+    "two_sample_test",
+]
 
 _EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
+_DIVISIONS = 999
 
 
 def rank_test(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +59,52 @@ def rank_test(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return area, p_value
 
 
+def random_divisions(n_first: int, n_samples: int) -> Tensor:
+    """Random divisions of samples into two groups, always the same ones.
+
+    Args:
+        n_first: Samples in the first group.
+        n_samples: All samples.
+
+    Returns:
+        Whether each sample is in the first group, bool `(n_samples, 999)`, `n_first` of each column.
+    """
+    noise = torch.rand(n_samples, _DIVISIONS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return noise <= noise.kthvalue(n_first, dim=0).values
+
+
+def divided_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """`rank_test` for many divisions of the same samples at once.
+
+    Args:
+        values: Values of all samples `(F, N)`.
+        first: Divisions, each a column that says which samples are in the first group, as many in each; bool `(N, D)`.
+
+    Returns:
+        Areas and p-values `(F, D)`.
+    """
+    from scipy.stats import rankdata
+
+    n_samples = len(first)
+    n_first = int(first[:, 0].sum())
+    pairs = n_first * (n_samples - n_first)
+    ranks = torch.from_numpy(rankdata(values.cpu().double().numpy(), axis=1)) - (n_samples + 1) / 2
+    deviation = ranks @ first.double()  # of the rank sum from its mean over all divisions
+    spread = (pairs / (n_samples * (n_samples - 1)) * ranks.square().sum(1, keepdim=True)).sqrt()
+    scores = (deviation.abs() - 0.5) / spread  # 0.5: the correction for continuity
+    p_value = torch.where(spread > 0, torch.special.erfc(scores / math.sqrt(2)).clamp_max(1), 1.0)
+    return 0.5 + deviation / pairs, p_value
+
+
+def share_of_chance(found: float, chance: Tensor) -> float:
+    """The p-value of a number among those that random divisions gave `(D,)`: how often these are at least as large.
+
+    The division that was made counts as one of them (Phipson and Smyth, "Permutation P-values Should Never Be Zero",
+    2010).
+    """
+    return (1 + int((chance >= found).sum())) / (1 + len(chance))
+
+
 @dataclass(frozen=True, eq=False)
 class LayerComparison:
     """The filters of one layer; tensors are on the CPU.
@@ -73,6 +130,7 @@ class TwoSampleReport(Tabular):
         n_train: Number of training images.
         n_val: Number of validation images.
         significance: The p-value up to which a filter counts.
+        chance: The `fraction` that each of 999 random divisions of the same images into two groups gives `(999,)`.
         notes: What could not be compared and why, as sentences.
     """
 
@@ -80,6 +138,7 @@ class TwoSampleReport(Tabular):
     n_train: int
     n_val: int
     significance: float
+    chance: Tensor
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -97,6 +156,17 @@ class TwoSampleReport(Tabular):
     def fraction(self) -> float:
         """The same as a fraction of the live filters; 0 if there is none."""
         return self.fraction_in(self.layers)
+
+    @property
+    def p_value(self) -> float:
+        """How often a random division of the same images finds at least as large a fraction, 0.001 to 1.
+
+        As long as the network treats both kinds of images alike, it is at most p with a probability of at most p,
+        however much the filters depend on each other; but the images must not: of frames of one film or slices of one
+        patient it is too small. Where there are few filters, or all do the same, it is never much smaller than
+        `significance`, as chance finds all of them that often.
+        """
+        return share_of_chance(self.fraction, self.chance)
 
     def fraction_in(self, layers: Iterable[str]) -> float:
         """`fraction` over some of the layers; a name that the report does not have counts nothing."""
@@ -121,7 +191,8 @@ class TwoSampleReport(Tabular):
     def _sentences(self) -> list[str]:
         found = (
             f"{self.count} filters ({100 * self.fraction:.1f}% of the live ones) tell the {self.n_train} training "
-            f"images from the {self.n_val} validation images; about {100 * self.significance:g}% would by chance"
+            f"images from the {self.n_val} validation images; {100 * self.p_value:.1f}% of random divisions of these "
+            "images find as many"
         )
         return [found, *(f"note: {note}" for note in self.notes.values())]
 
@@ -136,11 +207,12 @@ def two_sample_test(
 ) -> TwoSampleReport:
     """Find the filters that respond to training images otherwise than to validation images.
 
-    As long as a network treats both alike, about `significance` of its filters are found by chance; a share well above
-    it says that convolutions have learnt the training images themselves, and in which layers. Filters of a network see
-    the same images, so by chance too they are found together: 1% is the mean, a few percent now and then are nothing,
-    and in a network of fewer than a hundred filters a single one is more. What is compared is a filter's largest
-    rectified value on an image: of a convolution with a BatchNorm behind it, name the BatchNorm in `layers`.
+    As long as a network treats both alike, `significance` of its filters are found by chance; a share well above it
+    says that convolutions have learnt the training images themselves, and in which layers. Filters of a network see the
+    same images, so by chance too they are found together: none for most images, a tenth of them for a few. The report's
+    `p_value` knows that: it compares the share with those of random divisions of the same images. What is compared is a
+    filter's largest rectified value on an image: of a convolution with a BatchNorm behind it, name the BatchNorm in
+    `layers`.
 
     **Give training images as validation sees them, without augmentation**, and of both kinds as they come, drawn at
     random: whatever else sets the two apart is found as well. It finds strong overfitting, and none in linear layers;
@@ -185,11 +257,18 @@ def two_sample_test(
         notes |= left_out
         taken.append({name: layer.maps.T for name, layer in usable.items()})
         sizes.append(n_samples)
+    n_train, n_val = sizes
     compared = {}
+    divisions: Tensor | None = None
+    by_chance = torch.zeros(_DIVISIONS, dtype=torch.int64)
     for name, values in taken[0].items():
         if name in taken[1]:
             both = torch.cat([values, taken[1][name]], 1)
-            compared[name] = _compare(both, values.shape[1])
+            compared[name] = _compare(both, n_train)
+            if divisions is None:
+                divisions = random_divisions(n_train, n_train + n_val)
+            _, p_values = divided_test(both[compared[name].live.to(both.device)], divisions)
+            by_chance += (p_values <= significance).sum(0)
             nonfinite = int((~both.isfinite().all(1)).sum())
             if nonfinite:
                 notes[f"{name} nonfinite"] = (
@@ -198,8 +277,8 @@ def two_sample_test(
                 )
     for note in notes.values():
         warnings.warn(note, stacklevel=2)
-    n_train, n_val = sizes
-    return TwoSampleReport(compared, n_train, n_val, significance, notes)
+    live = sum(int(layer.live.sum()) for layer in compared.values())
+    return TwoSampleReport(compared, n_train, n_val, significance, by_chance.double() / max(1, live), notes)
 
 
 def _largest(maps: Tensor) -> Tensor:
@@ -207,12 +286,17 @@ def _largest(maps: Tensor) -> Tensor:
     return maps.flatten(2).amax(2) if maps.ndim > 2 else maps
 
 
+def live_filters(values: Tensor, n_first: int) -> Tensor:
+    """Which filters can be judged from their values `(F, N)`, see `LayerComparison`; bool `(F,)`."""
+    smaller = min(n_first, values.shape[1] - n_first)
+    others = (values != values.mode(1, keepdim=True).values).sum(1)
+    return values.isfinite().all(1) & (others * smaller >= _EXPECTED * values.shape[1])
+
+
 def _compare(values: Tensor, n_train: int) -> LayerComparison:
     """The filters of a layer from their values on all images `(F, n + m)`, the training images first."""
     values = values.cpu()
-    smaller = min(n_train, values.shape[1] - n_train)
-    others = (values != values.mode(1, keepdim=True).values).sum(1)
-    live = values.isfinite().all(1) & (others * smaller >= _EXPECTED * values.shape[1])
+    live = live_filters(values, n_train)
     area, p_value = rank_test(values[:, :n_train], values[:, n_train:])
     area[~live], p_value[~live] = 0.5, 1.0
     return LayerComparison(live, area, p_value)

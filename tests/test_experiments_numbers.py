@@ -223,8 +223,9 @@ def test_the_rule_of_the_comparison_is_replayed_where_there_was_one() -> None:
     bad, good = runs(RISING, seed=0)
     bad["key"], good["key"] = "bad", "good"
     told = line(fraction=[0.01] * 4 + [0.04, 0.06, 0.2, 0.2])["epochs"]
-    for epoch in told:
+    for epoch, chance in zip(told, [0.3, 0.02, 0.3, 0.3, 0.01, 0.009, 0.3, 0.001], strict=True):
         epoch["layers"] = {"max": epoch["layers"]["val"]}
+        epoch["p max fraction"] = chance
     compared = [{"key": "bad", "epochs": told}]
     one, other = series.joined([bad, good], compared)
     assert series.signal(one, "fraction", "two_sample") == pytest.approx([0.01] * 4 + [0.04, 0.06, 0.2, 0.2])

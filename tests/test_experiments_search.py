@@ -1,6 +1,7 @@
 """Other rules than the default, and where a network overfits: end to end on a few digits."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,11 +121,35 @@ def test_filters_that_respond_to_one_kind_of_images_are_counted_and_dead_ones_ar
     values[1, :200] += 0.3
     values[2] = 0
     values[3] = 1 - values[1]
-    found = two_sample.compare({"mean": {"0": values}, "max": {"0": values[2:3]}}, 200)
+    found, by_chance = two_sample.compare({"mean": {"0": values}, "max": {"0": values[2:3]}, "units": {}}, 200)
     assert (found["mean"]["0"]["count"], found["mean"]["0"]["live"]) == (2, 3)
     area = [roc_auc_score([True] * 200 + [False] * 100, row) for row in values[[0, 1, 3]]]
     assert found["mean"]["0"]["auc"] == pytest.approx(sum(area) / 3)
     assert found["max"]["0"] == {"count": 0, "live": 0, "auc": 0.5}
+    # Two of three, but these two are found together: chance does that about once in a hundred times.
+    assert by_chance["p mean fraction"] == by_chance["p mean fraction last"] == pytest.approx(0.01, abs=0.008)
+    assert 0.2 < by_chance["p mean auc"] < 0.8  # one is brighter on training images, another one darker
+    assert by_chance["p max fraction"] == by_chance["p max auc"] == 1
+    assert not any(name.startswith("p units") for name in by_chance)
+
+
+def test_an_alarm_is_a_p_value_below_one_percent_after_some_epoch() -> None:
+    def run(condition: str, seed: int, p: list[float], p_last: list[float]) -> dict[str, Any]:
+        cell = {"network": "net", "data": "some", "condition": condition, "seed": seed}
+        epochs = [{"p max fraction": one, "p max fraction last": other} for one, other in zip(p, p_last, strict=True)]
+        return {"cell": cell, "epochs": epochs}
+
+    found = [
+        run("overfitting", 0, [0.5, 0.009, 0.5], [0.5, 0.01, 0.5]),
+        run("noise30", 0, [0.5, 0.02, 0.009], [0.009, 0.5, 0.5]),
+        run("augmented", 0, [0.5, 0.01, 0.01], [0.5, 0.5, 0.002]),
+        run("overfitting", 1, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    ]
+    rows = two_sample.alarm_table(found).splitlines()[2:]
+    assert rows == [
+        "| net | some | 0 | 2 of 2 / 0 of 1 | 1 of 2 / 1 of 1 | - / - | - / - | - / - | - / - |",
+        "| net | some | 1 | 0 of 1 / - | 0 of 1 / - | - / - | - / - | - / - | - / - |",
+    ]
 
 
 def test_a_quick_comparison_gives_lines_and_tables(lines: Path) -> None:

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample import _compare, rank_test
+from lightning_anomaly.two_sample import _compare, divided_test, random_divisions, rank_test, share_of_chance
 from recipes.experiments.two_sample import compare, responses
 from recipes.networks import build
 
@@ -76,6 +76,52 @@ def test_groups_drawn_alike_are_told_apart_as_often_as_chance_says() -> None:
         assert (p_value <= chance).double().mean().item() == pytest.approx(chance, abs=4 * math.sqrt(chance / 4000))
 
 
+def test_many_divisions_at_once_are_one_at_a_time() -> None:
+    divisions = random_divisions(20, 60)[:, :8]
+    values = torch.cat([VALUES, torch.zeros(1, 60)])
+    areas, p_values = divided_test(values, divisions)
+    for column in range(8):
+        first = divisions[:, column]
+        area, p_value = rank_test(values[:, first], values[:, ~first])
+        torch.testing.assert_close(areas[:, column], area)
+        torch.testing.assert_close(p_values[:, column], p_value)
+    assert divided_test(VALUES[:0], divisions)[1].shape == (0, 8)
+
+
+def test_divisions_are_random_and_always_the_same() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    divisions = random_divisions(30, 90)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(divisions, random_divisions(30, 90))
+    assert divisions.sum(0).tolist() == [30] * 999
+    often = divisions.double().mean(1)
+    assert (often - 1 / 3).abs().max() < 5 * math.sqrt(2 / 9 / 999)
+    assert len(divisions.T.unique(dim=0)) == 999
+
+
+def test_the_share_of_chance_counts_the_true_division_too() -> None:
+    chance = torch.tensor([0.0, 0.1, 0.2, 0.2])
+    assert [share_of_chance(found, chance) for found in (0.0, 0.2, 0.3)] == [1.0, 3 / 5, 1 / 5]
+
+
+def test_the_p_value_of_the_share_holds_for_filters_that_depend_on_each_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    times = 1500
+    found, p_values = [], []
+    divisions = torch.cat([torch.arange(60)[:, None] < 20, random_divisions(20, 60)[:, :199]], 1)
+    for _ in range(times):
+        common = torch.randn(1, 60, generator=generator)
+        values = (common + 0.7 * torch.randn(20, 60, generator=generator)).relu()
+        shares = (divided_test(values, divisions)[1] <= 0.01).double().mean(0)
+        found.append(shares[0].item())
+        p_values.append(share_of_chance(found[-1], shares[1:]))
+    assert sum(share > 0.05 for share in found) > 0.04 * times  # five times what is found on average, and no rarity
+    for p in (0.01, 0.02, 0.05):
+        rate, error = sum(value <= p for value in p_values) / times, math.sqrt(p / times)
+        assert p - 4 * error < rate < p + 3 * error
+
+
 @pytest.mark.parametrize(("n_train", "n_val"), [(100, 1000), (300, 300)])
 @pytest.mark.parametrize("active", [1, 5, 20, 60, 400])
 def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_val: int, active: int) -> None:
@@ -113,6 +159,22 @@ def test_the_filter_that_responds_otherwise_is_found_and_no_other() -> None:
     assert two_sample_test(Pair(), train, val, layers=["conv"], significance=1.0).count == 1
 
 
+def test_the_share_is_compared_with_those_of_the_same_images_divided_otherwise() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 30, 3))
+    images = IMAGES.clone()
+    images[:70] *= torch.linspace(1, 1.6, 70)[:, None, None, None]
+    report = two_sample_test(network, images[:70], images[70:], significance=0.3)
+    divisions = random_divisions(70, 150)
+    for column in range(12):
+        first = divisions[:, column]
+        other = two_sample_test(network, images[first], images[~first], significance=0.3)
+        assert report.chance[column].item() == other.fraction
+    assert len(report.chance) == 999
+    assert len(set(report.chance[:12].tolist())) > 3
+    assert report.p_value == (1 + int((report.chance >= report.fraction).sum())) / 1000
+    assert two_sample_test(network, images[:70] * 3, images[70:]).p_value == 0.001
+
+
 def test_a_report_is_a_table_and_sums_over_layers() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3))
     report = two_sample_test(network, IMAGES[:70] * 3, IMAGES[70:])
@@ -125,7 +187,7 @@ def test_a_report_is_a_table_and_sums_over_layers() -> None:
     for text in (str(report), repr(report)):
         assert re.search(rf"^0 +4 +{live['0']} +{told['0']} +{told['0'] / live['0']:.3f} ", text, flags=re.MULTILINE)
         assert f"{report.count} filters" in text
-        assert "the 70 training images from the 80 validation images; about 1% would by chance" in text
+        assert f"images from the 80 validation images; {100 * report.p_value:.1f}% of random divisions" in text
     assert report._repr_html_().startswith("<table>")
 
 
@@ -136,17 +198,15 @@ def test_the_recipe_counts_the_same_filters(name: str) -> None:
         network = build(name, 1, 10).eval()
     images = nn.functional.interpolate(torch.cat([IMAGES[:70] * 1.3, IMAGES[70:]]), size=32)
     values, _ = responses(network, images)
-    found = compare(values, 70)["max"]
+    layers, by_chance = compare(values, 70)
+    found = layers["max"]
     report = two_sample_test(network, images[:70], images[70:], layers=list(found))  # of VGG-11 the BatchNorms
     for layer, compared in report.layers.items():
-        judged = int(compared.live.sum())
-        if found[layer]["live"] == judged:  # the recipe judges filters that are silent for most images, too
-            assert found[layer]["count"] == len(report.filters.get(layer, []))
-            assert found[layer]["auc"] == pytest.approx(compared.auc[compared.live].mean().item())
-        else:
-            assert name == "vgg11_bn"
-            assert 0.9 * found[layer]["live"] < judged < found[layer]["live"]
+        assert found[layer]["live"] == int(compared.live.sum())
+        assert found[layer]["count"] == len(report.filters.get(layer, []))
+        assert found[layer]["auc"] == pytest.approx(compared.auc[compared.live].mean().item())
     assert report.count > 0
+    assert by_chance["p max fraction"] == report.p_value
 
 
 def test_filters_with_nan_are_not_judged_and_the_others_are() -> None:
@@ -194,6 +254,19 @@ def test_precision_and_three_axes_are_taken_as_they_are(precision: torch.dtype) 
     assert (report.n_train, report.n_val) == (20, 30)
 
 
+def test_chance_is_counted_in_whole_numbers_whatever_the_default_type() -> None:
+    conv = nn.Conv2d(1, 600, 1)
+    expected = two_sample_test(conv, IMAGES[:70], IMAGES[70:], significance=0.5).chance
+    assert expected.max() > 0.9  # many of the 600, all of which see the same pixels
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning does for "bf16-true"
+    try:
+        found = two_sample_test(conv, IMAGES[:70], IMAGES[70:], significance=0.5).chance
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
+
+
 def test_inputs_may_be_the_arguments_of_a_call() -> None:
     parts = IMAGES[:70] + 1, IMAGES[70:]
     plain = two_sample_test(Pair(), *parts, layers=["conv"])
@@ -220,7 +293,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
 def test_a_model_without_convolutions_gives_an_empty_report_and_a_warning() -> None:
     with pytest.warns(UserWarning, match="no convolution, so there are no filters to compare"):
         report = two_sample_test(nn.Linear(3, 2), torch.rand(20, 3), torch.rand(30, 3))
-    assert (report.count, report.fraction, report.filters) == (0, 0.0, {})
+    assert (report.count, report.fraction, report.p_value, report.filters) == (0, 0.0, 1.0, {})
     assert "note: The model has no convolution" in str(report)
 
 

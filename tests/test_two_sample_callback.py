@@ -51,6 +51,7 @@ def test_it_logs_what_the_test_finds_at_every_validation(tmp_path: Path) -> None
         {
             "two_sample/count": report.count,
             "two_sample/fraction": report.fraction,
+            "two_sample/p_value": report.p_value,
             "two_sample/layer/conv1": report.fraction_in(["conv1"]),
             "two_sample/layer/conv2": report.fraction_in(["conv2"]),
         }
@@ -63,7 +64,7 @@ def test_it_logs_what_the_test_finds_at_every_validation(tmp_path: Path) -> None
 def test_layers_significance_and_prefix_are_the_users(tmp_path: Path) -> None:
     compared = TwoSampleCallback(TRAIN, VAL, layers=["conv2"], significance=0.2, log_key_prefix="two_sample_too")
     _, values = fit(tmp_path, compared, max_epochs=1)
-    assert set(values.seen[0]) == {f"two_sample_too/{name}" for name in ("count", "fraction", "layer/conv2")}
+    assert set(values.seen[0]) == {f"two_sample_too/{name}" for name in ("count", "fraction", "p_value", "layer/conv2")}
     assert compared.report is not None
     assert compared.report.significance == 0.2
 
@@ -79,14 +80,14 @@ def test_training_is_bit_identical(tmp_path: Path, module: Any, precision: Any) 
     assert {look["hooks"] for look in watched[:-1]} == {0}
 
 
-def test_a_plain_early_stopping_stops_when_the_fraction_exceeds_a_threshold(tmp_path: Path) -> None:
+def test_a_plain_early_stopping_stops_when_chance_is_no_explanation(tmp_path: Path) -> None:
     def stopping() -> EarlyStopping:
-        return EarlyStopping("two_sample/fraction", mode="min", divergence_threshold=0.5, patience=1000)
+        return EarlyStopping("two_sample/p_value", mode="max", divergence_threshold=0.01, patience=10**9)
 
     _, healthy = fit(tmp_path, TwoSampleCallback(VAL[:40], VAL[40:]), stopping(), max_epochs=4)
-    assert [values["two_sample/fraction"] <= 0.5 for values in healthy.seen] == [True] * 4
+    assert [values["two_sample/p_value"] >= 0.01 for values in healthy.seen] == [True] * 4
     _, other = fit(tmp_path, TwoSampleCallback(TRAIN * 2, VAL), stopping(), max_epochs=4)
-    assert [values["two_sample/fraction"] > 0.5 for values in other.seen] == [True]
+    assert [values["two_sample/p_value"] for values in other.seen] == pytest.approx([0.001])
 
 
 def test_a_failing_comparison_is_a_warning_and_the_last_values_are_logged_again(
@@ -114,7 +115,8 @@ def test_a_failing_comparison_is_a_warning_and_the_last_values_are_logged_again(
 def test_images_that_the_model_cannot_take_do_not_stop_a_training(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="could not compare"):
         model, values = fit(tmp_path, TwoSampleCallback(images(40, channels=3), VAL), max_epochs=2)
-    assert [set(seen.values()) for seen in values.seen] == [{0.0}, {0.0}]
+    nothing = {"count": 0, "fraction": 0, "p_value": 1, "layer/conv1": 0, "layer/conv2": 0}
+    assert values.seen == [{f"two_sample/{name}": value for name, value in nothing.items()}] * 2
     assert hook_count(model) == 0
 
 
@@ -202,7 +204,7 @@ class Nothing(IterableDataset[Any]):
 
 def test_a_loader_that_turns_out_to_be_empty_does_not_take_the_values_away(tmp_path: Path) -> None:
     compared, values = TwoSampleCallback(TRAIN, VAL), Values()
-    stopping = EarlyStopping("two_sample/fraction", mode="min", divergence_threshold=1.0, patience=1000)
+    stopping = EarlyStopping("two_sample/fraction", mode="min", patience=1000)
     trainer = quiet_trainer(tmp_path, compared, stopping, values, num_sanity_val_steps=0)
     trainer.fit(SmallNet(), loader(80), DataLoader(Nothing()))
     assert compared.report is not None
@@ -215,7 +217,8 @@ def test_several_validation_loaders_are_one_validation(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, compared, values, max_epochs=2)
     trainer.fit(SmallNet(), loader(80), [loader(seed=1), loader(seed=2)])
     assert len(values.seen) == 2
-    assert set(values.seen[0]) == {f"two_sample/{name}" for name in ("count", "fraction", "layer/conv1", "layer/conv2")}
+    logged = ("count", "fraction", "p_value", "layer/conv1", "layer/conv2")
+    assert set(values.seen[0]) == {f"two_sample/{name}" for name in logged}
 
 
 def test_a_second_fit_starts_anew(tmp_path: Path) -> None:

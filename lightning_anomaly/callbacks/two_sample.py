@@ -23,10 +23,11 @@ class TwoSampleCallback(Watcher):
     """Logs at every validation how many filters respond to training images otherwise than to validation images.
 
     See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
-    as finite floats under `log_key_prefix`: `count`, `fraction` (of the live filters) and `layer/NAME` (the fraction in
-    each layer). A plain `EarlyStopping(monitor="two_sample/fraction", mode="min", divergence_threshold=0.05,
-    patience=1000)` stops a training when the fraction exceeds 0.05; in a network of a few dozen filters one or two
-    that are found by chance exceed that.
+    as finite floats under `log_key_prefix`: `count`, `fraction` (of the live filters), `p_value` (how often random
+    divisions of the same images give such a fraction; 1 before the first comparison) and `layer/NAME` (the fraction in
+    each layer). A plain `EarlyStopping(monitor="two_sample/p_value", mode="max", divergence_threshold=0.01,
+    patience=10**9)` stops a training when chance would give such a fraction less than once in a hundred times. It looks
+    at every validation, at the same images, so it stops somewhat more than one healthy training in a hundred.
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
     precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook
@@ -99,8 +100,8 @@ class TwoSampleCallback(Watcher):
         if self._due:
             # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
             layers = select_layers(pl_module, self.layers)
-            for name in ("count", "fraction", *(f"layer/{layer}" for layer in layers)):
-                self._values.setdefault(name, 0.0)
+            for name in ("count", "fraction", "p_value", *(f"layer/{layer}" for layer in layers)):
+                self._values.setdefault(name, float(name == "p_value"))
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -150,5 +151,5 @@ class TwoSampleCallback(Watcher):
         self.report = report
         for key, note in report.notes.items():
             self._warn_once(key, note)
-        self._values |= {"count": float(report.count), "fraction": report.fraction}
+        self._values |= {"count": float(report.count), "fraction": report.fraction, "p_value": report.p_value}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.layers}

@@ -33,6 +33,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 search": ("search", h1_choice.search_table),
     "h1 two samples": ("two_sample", h1_choice.two_sample_table),
     "two samples": ("two_sample", two_sample.flagged_table),
+    "two sample alarms": ("two_sample", two_sample.alarm_table),
     "frozen": ("frozen", frozen.frozen_table),
     "stopping": ("h1", stopping_table),
     "stopping two samples": ("h1 two_sample", compared_table),

@@ -60,7 +60,7 @@ def _falling(values: Sequence[float]) -> list[float]:
     return [-value for value in values]
 
 
-TWO_SAMPLE = "filters that tell training images, above 5%"  # five times chance; for lines that were `joined`
+TWO_SAMPLE = "filters that tell training images, p below 1%"  # for lines that were `joined`
 # Patience 5 for those that were proposed with one; the first epoch of "changed" compares with the untrained network.
 RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),
@@ -77,7 +77,7 @@ RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     "rise of sparsity": lambda line: by_rise(signal(line, "sparsity")),
     "rise of weight variance": lambda line: by_rise(_relative(signal(line, "weight_variance"))),
     "rise of variance outside, last layer": lambda line: by_rise(signal(line, "outside", layer=layers_of(line)[-1])),
-    TWO_SAMPLE: lambda line: by_threshold(signal(line, "fraction", "two_sample"), 0.05),
+    TWO_SAMPLE: lambda line: by_threshold(_falling(signal(line, "p max fraction")), -0.01),
     "none: train to the end": lambda line: Stop(len(line["epochs"]) - 1, len(line["epochs"]) - 1),
 }
 
