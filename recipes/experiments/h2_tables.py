@@ -225,14 +225,12 @@ def _draw_ratios(axis: Axes, runs: Sequence[Line], reading: str) -> None:
     axis.set_xscale("log")
     axis.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
     axis.set_xticks([], minor=True)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=5)
 
 
 def draw(lines: Iterable[Line]) -> Figure:
     """The ratio of mean gradient norms over the epochs, and the AUROC of every score for what was planted."""
     runs = _measured(lines)
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.0), layout="constrained")
     *left, right = figure.subplots(1, 1 + len(_READINGS), width_ratios=[1, 1, 2])
     for axis, reading in zip(left, _READINGS, strict=True):
         _draw_ratios(axis, runs, reading)
@@ -255,6 +253,9 @@ def draw(lines: Iterable[Line]) -> Figure:
         ylim=(0, 1.12), title="AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)"
     )
     right.legend(fontsize=6, ncols=8, loc="upper center", columnspacing=0.8, handlelength=1)
+    curves = {label: line for axis in left for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if curves:  # below, where it hides none of them
+        figure.legend(curves.values(), curves.keys(), loc="outside lower center", ncols=6, fontsize=6)
     for axis in (*left, right):
         axis.title.set_fontsize(8)
     return figure
