@@ -10,6 +10,7 @@ from recipes.experiments.h1_tables import SOURCES, is_overfitting, short_runs
 from recipes.experiments.search import CANDIDATES
 from recipes.experiments.series import after_best, auroc, correlation, late_change, layers_of, signal, smoothed
 from recipes.experiments.tables import Line, group, markdown
+from recipes.experiments.two_sample import STATISTICS
 
 __all__ = ["CHOSEN_ON", "Score", "choice_table", "score", "search_table", "two_sample_table"]
 
@@ -18,15 +19,6 @@ _SHOWN = 8  # signals, best first
 _WINDOWS = (1, 3)  # epochs over which a signal is averaged
 _ALWAYS = ("anomaly fraction", "anomaly fraction, paper's reading", "sparsity")
 _CONFIDENCE = ("confidence, training less validation", "confidence", "")
-# The columns of the table of `two_sample`: a label, the signal, the rule, and whether of the last layer alone.
-_TWO_SAMPLE = (
-    ("filters, largest value", "fraction", "max", False),
-    ("last convolution", "fraction", "max", True),
-    ("their mean area", "auc", "max", False),
-    ("filters, mean value", "fraction", "mean", False),
-    ("hidden units", "fraction", "units", False),
-    (*_CONFIDENCE, False),
-)
 _GROWING = ("weight variance", "weight norm", "epoch number")  # grow in any training: controls, not candidates
 
 
@@ -149,6 +141,8 @@ def two_sample_table(lines: Sequence[Line]) -> str:
 
     The runs of the seed on which the rule was chosen stand apart from the others.
     """
+    confidence, name, reading = _CONFIDENCE
+    columns = [*STATISTICS, (confidence, reading, name, False)]
     rows = []
     for key, runs in group(lines, "network", "data").items():
         parts = {
@@ -157,6 +151,6 @@ def two_sample_table(lines: Sequence[Line]) -> str:
         }
         for label, some in parts.items():
             if some:
-                scores = [score(some, name, rule, last) or "-" for _, name, rule, last in _TWO_SAMPLE]
+                scores = [score(some, name, rule, last) or "-" for _, rule, name, last in columns]
                 rows.append((*key, label, len(some), *scores))
-    return markdown(("network", "data", "seeds", "runs", *(label for label, *_ in _TWO_SAMPLE)), rows)
+    return markdown(("network", "data", "seeds", "runs", *(label for label, *_ in columns)), rows)

@@ -31,14 +31,14 @@ from recipes.experiments.tables import Line, group, markdown
 from recipes.experiments.training import every_epoch, watched_layers
 from recipes.options import one_sentence_errors
 
-__all__ = ["RULES", "alarm_table", "compare", "draw", "flagged_table", "p_name", "responses"]
+__all__ = ["RULES", "STATISTICS", "alarm_table", "compare", "draw", "flagged_table", "p_name", "responses"]
 
 _SIZE = 1024  # training images, compared with all validation images
 _CHANCE = 0.01  # of a false alarm
 # What one number of a sample's map is compared: "units" are those of the hidden linear layers, the others are filters.
 RULES = ("mean", "max", "units")
-# The statistics of `alarm_table`: a label, the rule, what is compared, and whether of the last layer alone.
-_ALARMS = (
+# What the tables show: a label, the rule, the statistic, and whether of the last layer alone.
+STATISTICS = (
     ("filters, largest value", "max", "fraction", False),
     ("last convolution", "max", "fraction", True),
     ("mean area", "max", "auc", False),
@@ -196,7 +196,7 @@ def alarm_table(lines: Sequence[Line]) -> str:
     rows = []
     for key, runs in group(lines, "network", "data", "seed").items():
         cells = []
-        for _, rule, statistic, last in _ALARMS:
+        for _, rule, statistic, last in STATISTICS:
             name = p_name(rule, statistic, last)
             alarms = {
                 bad: [
@@ -208,7 +208,7 @@ def alarm_table(lines: Sequence[Line]) -> str:
             }
             cells.append(" / ".join(f"{sum(found)} of {len(found)}" if found else "-" for found in alarms.values()))
         rows.append((*key, *cells))
-    return markdown(("network", "data", "seed", *(label for label, *_ in _ALARMS)), rows)
+    return markdown(("network", "data", "seed", *(label for label, *_ in STATISTICS)), rows)
 
 
 def draw(lines: Sequence[Line]) -> Figure:
