@@ -273,33 +273,40 @@ def draw(lines: Sequence[Line]) -> Figure:
     """Change of the validation loss by masking in every run: the range of random draws, and the other masks in it."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     panels = (("best", "0"), ("last", "0"), ("last", "3"))
-    grid = figure.subplots(2, len(panels), squeeze=False)
+    grid = figure.subplots(2, len(panels), squeeze=False, sharex=True)
+    places = {run["key"]: place for place, run in enumerate(sorted(lines, key=_cell))}
+    groups: dict[str, list[int]] = {}
+    for run in lines:
+        groups.setdefault("\n".join(_cell(run)[:2]), []).append(places[run["key"]])
     handles: dict[str, Any] = {}
     for row, (reading, name) in zip(grid, _READINGS.items(), strict=True):
         for axis, (state, moment) in zip(row, panels, strict=True):
-            runs = _flagged(lines, reading, moment, state)
-            if not runs:
-                axis.set_axis_off()
-                continue
-            runs.sort(key=lambda run: (run["cell"]["network"], run["cell"]["data"], run["cell"]["condition"]))
-            for place, run in enumerate(runs):
+            for run in _flagged(lines, reading, moment, state):
+                place = places[run["key"]]
                 start = mean(values(run, reading, "nothing", moment, "val_loss", state))
                 random = [loss / start for loss in values(run, reading, "random", moment, "val_loss", state)]
-                axis.plot([place, place], [min(random), max(random)], color="0.8", linewidth=5, solid_capstyle="butt")
+                axis.plot([place, place], [min(random), max(random)], color="0.8", linewidth=4, solid_capstyle="butt")
                 for arm, style in _STYLES.items():
                     found = _average(run, reading, arm, moment, "val_loss", state)
                     if found is not None:
-                        (handles[arm],) = axis.plot(place, found / start, style, markersize=4)
+                        (handles[arm],) = axis.plot(place, found / start, style, markersize=3)
+            for cells in groups.values():
+                axis.axvline(max(cells) + 0.5, color="0.8", linewidth=0.6)
             axis.axhline(1, color="black", linewidth=0.6)
-            names = [f"{run['cell']['network']}, {run['cell']['data']}" for run in runs]
-            first = {label: place for place, label in reversed(list(enumerate(names)))}
-            axis.set_xticks(list(first.values()), list(first), fontsize=6, rotation=20, ha="right")
+            axis.set_xticks([mean(cells) for cells in groups.values()], list(groups), fontsize=6, rotation=90)
+            axis.tick_params("x", length=0)
             when = "best epoch, " if state == "best" else ""
             axis.set_title(f"{name}\n{when}{MOMENTS[moment]}", fontsize=8)
         row[0].set_ylabel("validation loss /\nthat of nothing masked", fontsize=8)
     if handles:
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=8)
     return figure
+
+
+def _cell(run: Line) -> tuple[str, str, str, int]:
+    """What a run is sorted by."""
+    cell = run["cell"]
+    return cell["network"], cell["data"], cell["condition"], cell["seed"]
 
 
 _STYLES = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}

@@ -76,20 +76,13 @@ def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | N
 
 
 def joined(lines: Sequence[dict[str, Any]], compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of `h1`, those of trainings that `two_sample` followed too with its counts as the reading "two_sample".
-
-    Its p-values are added to the epochs.
-    """
+    """Lines of `h1`, with the p-values of `two_sample` in the epochs of trainings that it followed too."""
     by_key = {line["key"]: line["epochs"] for line in compared}
     return [
         {
             **line,
             "epochs": [
-                {
-                    **epoch,
-                    **{name: value for name, value in other.items() if name.startswith("p ")},
-                    "layers": {**epoch["layers"], "two_sample": other["layers"]["max"]},
-                }
+                {**epoch, **{name: value for name, value in other.items() if name.startswith("p ")}}
                 for epoch, other in zip(line["epochs"], by_key[line["key"]], strict=True)
             ],
         }
