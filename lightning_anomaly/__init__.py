@@ -1,4 +1,4 @@
-"""See overfitting inside a convolutional network, filter by filter."""
+"""See what the filters of a convolutional network single out, as Lightning callbacks."""
 
 from lightning_anomaly.analysis import analyze
 from lightning_anomaly.callbacks import (

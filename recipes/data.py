@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset, default_collate
 from torchvision import datasets
 
 _TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
@@ -248,13 +248,20 @@ def to_dataset(images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> Ten
 Loader = DataLoader[tuple[Tensor, ...]]
 
 
-def make_loaders(data: ImageData, batch_size: int, augment: bool = False) -> tuple[Loader, Loader]:
+def make_loaders(
+    data: ImageData, batch_size: int, augment: bool = False, epoch_size: int | None = None
+) -> tuple[Loader, Loader]:
     """Loaders of the training part, shuffled, and the validation part, in order, both normalised by the training part.
 
-    With `augment`, training batches go through `crop_and_flip`; the dataset itself still yields the images unchanged.
+    Args:
+        data: The images.
+        batch_size: Images in a batch.
+        augment: Whether training batches go through `crop_and_flip`; the dataset itself yields the images unchanged.
+        epoch_size: Training images in an epoch; of fewer images, some come again. None takes each of them once.
     """
     mean, std = mean_and_std(data.train_images)
     train = to_dataset(data.train_images, data.train_labels, mean, std)
     val = to_dataset(data.val_images, data.val_labels, mean, std)
     collate = _augmented_batch if augment else None
-    return DataLoader(train, batch_size, shuffle=True, collate_fn=collate), DataLoader(val, batch_size)
+    order = RandomSampler(train, num_samples=epoch_size)
+    return DataLoader(train, batch_size, sampler=order, collate_fn=collate), DataLoader(val, batch_size)

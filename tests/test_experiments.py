@@ -41,7 +41,7 @@ def test_what_is_held_out_is_in_no_other_matrix() -> None:
     seen = {(cell.network, cell.seed) for cell in full_matrix()}
     assert seen.isdisjoint((cell.network, cell.seed) for cell in held_out_matrix())
     assert {cell.condition for cell in held_out_matrix()} & set(OVERFITTING) == {"overfitting", "noise20"}
-    assert len({cell.key for cell in [*full_matrix(), *held_out_matrix(), *long_matrix()]}) == 108 + 4 + 12
+    assert len({cell.key for cell in [*full_matrix(), *held_out_matrix(), *long_matrix()]}) == 108 + 4 + 24
 
 
 def test_layers_are_watched_behind_their_batchnorm() -> None:

@@ -539,6 +539,16 @@ def test_loaders_shuffle_training_and_keep_validation_in_order() -> None:
     assert [len(labels) for _, labels in val] == [8, 2]
 
 
+def test_an_epoch_of_more_images_than_there_are_takes_all_equally_often() -> None:
+    data = split(numbered(), 10, 10, seed=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        train, _ = make_loaders(data, batch_size=8, epoch_size=25)
+        places = torch.cat([images.flatten(1)[:, 0] for images, _ in train])
+    counts = places.unique(return_counts=True)[1]
+    assert sorted(counts.tolist()) == [2] * 5 + [3] * 5
+
+
 def test_augmentation_leaves_the_dataset_and_validation_alone(images: Tensor) -> None:
     numbers = torch.arange(30)
     data = ImageData(images, numbers, images, numbers, images, numbers, classes=("a",) * 30)

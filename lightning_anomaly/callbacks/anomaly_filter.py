@@ -38,8 +38,9 @@ class AnomalyFilterCallback(Watcher):
 
     Args:
         layers: Names of the layers to analyse, as in `model.named_modules()`; None takes every convolution.
-        probe: `"val"` takes the first samples that the first validation loader yields; `"train"` takes a fixed random
-            sample of the training set and runs the module's `forward` on it in evaluation mode.
+        probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
+            class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
+            module's `forward` on it in evaluation mode.
         probe_size: Number of probe samples, over all processes.
         every_n_validations: Analyse at every n-th validation, and log the last values again at the others.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.

@@ -129,8 +129,9 @@ def held_out_matrix() -> list[Cell]:
 
 
 def long_matrix(networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet")) -> list[Cell]:
-    """The paper's likely regime: all training images but the validation ones, for many epochs; controls come last."""
-    cells = [cell for name in ("overfitting", "augmented") for cell in full_matrix(networks, DATA, [name], [4])]
+    """The paper's likely regime: all training images but the validation ones, for many epochs, seed by seed."""
+    orders = ((seed, condition) for seed in (4, 5) for condition in ("overfitting", "augmented"))
+    cells = [cell for seed, condition in orders for cell in full_matrix(networks, DATA, [condition], [seed])]
     sizes = {"cifar10": 48_976, "fashion_mnist": 58_976}  # of 50,000 and 60,000, less the validation images
     return [replace(cell, train_size=sizes[cell.data], epochs=_LONG[cell.network]) for cell in cells]
 
@@ -162,9 +163,9 @@ class Images:
         return normalise(getattr(self.data, f"{part}_images")[:count], self.mean, self.std)
 
     def loaders(self, cell: Cell) -> tuple[Loader, Loader]:
-        """Training and validation loader."""
-        train, val = make_loaders(self.data, cell.batch_size, augment=CONDITIONS[cell.condition].augment)
-        return train, val
+        """Training and validation loader; of fewer training images than the cell has, some come again."""
+        epoch_size = max(cell.train_size, len(self.data.train_labels))
+        return make_loaders(self.data, cell.batch_size, CONDITIONS[cell.condition].augment, epoch_size)
 
 
 def _load(name: str, root: str | None) -> ImageData:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -21,10 +21,6 @@ from recipes.experiments.h2_measure import measure
 from recipes.experiments.lines import run_missing
 from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.options import one_sentence_errors
-
-# Epochs of a "leave_out" run, which trains up to seven times: about when the validation loss turns. A "measure" run
-# takes as many as H1.
-EPOCHS = {"lenet5": 16, "simple_cnn": 12, "alexnet": 6}
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def full_matrix(networks: Sequence[str], seeds: Sequence[int]) -> list[Job]:
                 for data in DATA
             ]
             jobs += [Job("measure", cell) for cell in cells]
-            jobs += [Job("leave_out", replace(cell, epochs=EPOCHS[cell.network])) for cell in cells]
+            jobs += [Job("leave_out", cell) for cell in cells]
     return jobs
 
 

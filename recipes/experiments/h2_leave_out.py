@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from recipes.data import mean_and_std
 from recipes.experiments.cells import Cell, Images
 from recipes.experiments.detection import SCORES
 from recipes.experiments.h2_measure import (
@@ -26,6 +27,7 @@ from recipes.stability import capture
 __all__ = ["leave_out", "training_outliers"]
 
 _RANDOM_DRAWS = 2  # trainings without as many random samples
+_ORDER = 2000  # the seed of the training images' order in probes, one that nothing else has
 _FEWEST = 20  # outlier samples to leave out, 0.5% of a full run: what fewer do is lost between two random draws
 
 
@@ -54,21 +56,23 @@ def without(images: Images, left_out: Tensor) -> Images:
     """The images without some training images, bool `(N,)`."""
     data = images.data
     kept = replace(data, train_images=data.train_images[~left_out], train_labels=data.train_labels[~left_out])
-    return replace(images, data=kept, wrong=images.wrong[~left_out])
+    return Images(kept, images.wrong[~left_out], *mean_and_std(kept.train_images))
 
 
 def training_outliers(network: nn.Module, images: Images, probe_size: int) -> dict[str, Tensor]:
     """Which training images are outliers of any filter, bool `(N,)`, by reading.
 
-    They are analysed in probes of about `probe_size` images, in their (random) order.
+    They are analysed in probes of about `probe_size` images drawn at random, as the damaged ones lie side by side.
     """
     everything = images.normalised("train")
     maps = capture(network, everything, READINGS["ours"])
-    places = torch.arange(len(everything)).chunk(max(1, round(len(everything) / probe_size)))
-    return {
-        reading: torch.cat([vote_count(analyze_places(maps, part, reading)) > 0 for part in places])
-        for reading in READINGS
-    }
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(_ORDER))
+    probes = order.chunk(max(1, round(len(everything) / probe_size)))
+    found = {reading: torch.zeros(len(everything), dtype=torch.bool) for reading in READINGS}
+    for reading, outliers in found.items():
+        for places in probes:
+            outliers[places] = vote_count(analyze_places(maps, places, reading)) > 0
+    return found
 
 
 def found_damage(network: nn.Sequential, planted: Planted, margins: Margins) -> dict[str, Any]:
@@ -87,8 +91,8 @@ def leave_out(cell: Cell, root: str | None = None) -> dict[str, Any]:
 
     Returns:
         `damage`, see `found_damage`. Test loss (nats) and accuracy of each training, see `History`: of `all` images,
-        and for each reading without the `outliers` and without `random` ones; the number `left_out`, of which `wrong`
-        are mislabelled and `damaged` damaged. Fewer than 20 are not left out.
+        and for each reading without the `outliers` and without `random` ones, in as many steps; the number `left_out`,
+        of which `wrong` are mislabelled and `damaged` damaged. Fewer than 20 are not left out.
     """
     planted = plant(cell, root, damage=True)
     images = planted.images

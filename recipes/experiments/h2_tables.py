@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from statistics import mean, stdev
+from math import sqrt
+from statistics import mean, variance
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ __all__ = [
     "layer_table",
     "leave_out_table",
     "mislabelled_table",
+    "network_table",
     "scores_table",
     "tables",
 ]
@@ -32,7 +34,9 @@ _DAMAGED = (
     ("leave_out", "train", "training"),
 )
 _PROBES = (("train", "training"), ("val", "validation"))
-_MIDDLE, _LAST = -3, -1  # of the measured epochs: about the one with the smallest validation loss, and the last
+_LAST = -1  # of the measured epochs
+_LONG = 30  # rows of a table
+_EARLY = 2  # the first epochs
 _SHARE = "0.01"  # shown where there is room for one
 
 
@@ -60,9 +64,17 @@ def _damage_in(line: Line, probe: str) -> dict[str, Any]:
     return damage[probe] if line["kind"] == "leave_out" else damage
 
 
-def _ratios(runs: Iterable[Line], epoch: int, probe: str, what: str, reading: str, name: str = "all") -> Ratios:
-    """Ratio and interval of a group of outlier samples, of the runs that have any."""
-    groups = [run["epochs"][epoch][probe][reading]["gradients"].get(name, {}) for run in runs]
+def _near_best(run: Line) -> dict[str, Any]:
+    """The measured epoch that is nearest to the one with the smallest validation loss."""
+    losses = run["val_losses"]
+    best = losses.index(min(losses)) + 1
+    nearest: dict[str, Any] = min(run["epochs"], key=lambda epoch: abs(epoch["epoch"] - best))
+    return nearest
+
+
+def _ratios(epochs: Iterable[dict[str, Any]], probe: str, what: str, reading: str, name: str = "all") -> Ratios:
+    """Ratio and interval of a group of outlier samples in some measured epochs, of those in which it has any."""
+    groups = [epoch[probe][reading]["gradients"].get(name, {}) for epoch in epochs]
     return [found[what] for found in groups if what in found]
 
 
@@ -80,8 +92,12 @@ def gradient_table(lines: Iterable[Line]) -> str:
     rows = []
     for network, data, runs, key, name in _groups(lines):
         for reading in _READINGS:
-            last = [run["epochs"][_LAST][key][reading] for run in runs]
-            epochs = len(runs[0]["epochs"])
+            best, end = [_near_best(run) for run in runs], [run["epochs"][_LAST] for run in runs]
+            last = [epoch[key][reading] for epoch in end]
+            first, later = (
+                [epoch for run in runs for epoch in run["epochs"] if (epoch["epoch"] <= _EARLY) == early]
+                for early in (True, False)
+            )
             rows.append(
                 (
                     network,
@@ -91,17 +107,16 @@ def gradient_table(lines: Iterable[Line]) -> str:
                     len(runs),
                     spread([one["count"] for one in last], 1),
                     spread([one["gradients"]["all"]["n"] for one in last], 1),
-                    _compare([r for epoch in range(epochs) for r in _ratios(runs, epoch, key, "mean", reading)]),
-                    _compare(_ratios(runs, _MIDDLE, key, "mean", reading)),
-                    _compare(_ratios(runs, _LAST, key, "mean", reading)),
-                    _compare(_ratios(runs, _LAST, key, "median", reading)),
-                    spread([ratio for ratio, _, _ in _ratios(runs, _LAST, key, "loss", reading)]),
+                    *(_compare(_ratios(epochs, key, "mean", reading)) for epochs in (first, later, best, end)),
+                    _compare(_ratios(end, key, "median", reading)),
+                    spread([ratio for ratio, _, _ in _ratios(end, key, "loss", reading)]),
                     spread([one["gradients"]["spearman"] for one in last]),
                 )
             )
     header = (
         "network", "data", "probe", "reading", "seeds", "anomaly filters", "outlier samples",
-        "ratio of mean norms, all measured epochs", "middle epoch", "last epoch", "ratio of medians, last",
+        f"ratio of mean norms, epochs 1 to {_EARLY}", "later measured epochs", "epoch nearest to the best",
+        "last epoch", "ratio of medians, last",
         "ratio of mean losses, last", "Spearman of votes and norm, last",
     )  # fmt: skip
     return markdown(header, rows)
@@ -113,10 +128,11 @@ def layer_table(lines: Iterable[Line]) -> str:
     for (network,), runs in group(_measured(lines), "network").items():
         for key, name in _PROBES:
             for reading in _READINGS:
-                gradients = [run["epochs"][_LAST][key][reading]["gradients"] for run in runs]
+                last = [run["epochs"][_LAST] for run in runs]
+                gradients = [epoch[key][reading]["gradients"] for epoch in last]
                 for layer in [layer for layer in gradients[0] if layer not in ("spearman", "all")]:
                     number = spread([found[layer]["n"] for found in gradients], 1)
-                    ratios = [_ratios(runs, _LAST, key, what, reading, layer) for what in ("mean", "own")]
+                    ratios = [_ratios(last, key, what, reading, layer) for what in ("mean", "own")]
                     rows.append((network, name, reading, layer, number, *map(_compare, ratios)))
     header = (
         "network", "probe", "reading", "layer", "its outlier samples", "ratio of mean norms",
@@ -138,8 +154,9 @@ def mislabelled_table(lines: Iterable[Line]) -> str:
     """For each network, data set and probe: what finds wrong labels? AUROC and average precision."""
     rows: list[tuple[object, ...]] = []
     for network, data, runs, key, name in _groups(lines):
-        for place, epoch in ((_MIDDLE, "middle"), (_LAST, "last")):
-            found, paper = ([run["epochs"][place][key][name]["mislabelled"] for run in runs] for name in _READINGS)
+        last = [run["epochs"][_LAST] for run in runs]
+        for epochs, epoch in (([_near_best(run) for run in runs], "nearest to the best"), (last, "last")):
+            found, paper = ([one[key][name]["mislabelled"] for one in epochs] for name in _READINGS)
             hits = f"{mean(one['hit'] for one in found):.1f} of {mean(one['planted'] for one in found):.0f}"
             cells = [_found(found, score) for score in range(len(SCORES))]
             rows.append((network, data, name, epoch, hits, _found(paper, 0), *cells))
@@ -166,27 +183,52 @@ def scores_table(lines: Iterable[Line]) -> str:
         everything = [found for some in runs.values() for found in some]
         for entry in dict.fromkeys(entry for found in everything for entry in found):
             kind, _, share = entry.rpartition("/")
-            results = [found[entry] for found in everything if entry in found]
-            planted, hit = (mean(one[what] for one in results) for what in ("planted", "hit"))
-            cells = [_found(results, score) for score in range(len(SCORES))]
-            rows.append((name, kind, f"{100 * float(share):g}%", f"{hit:.1f} of {planted:.0f}", *cells))
+            rows.append((name, kind, f"{100 * float(share):g}%", *_scores(everything, entry)))
     return markdown(("probe", "damage", "share", "with votes", *SCORES), rows)
 
 
+def network_table(lines: Iterable[Line]) -> str:
+    """The same for each network and data set, at 1% of the probe."""
+    rows: list[tuple[object, ...]] = []
+    for name, runs in _with_damage(lines):
+        for key, some in runs.items():
+            entries = [entry for entry in some[0] if entry.endswith(f"/{_SHARE}")]
+            rows += [(name, *key, entry.partition("/")[0], *_scores(some, entry)) for entry in entries]
+    return markdown(("probe", "network", "data", "damage", "with votes", *SCORES), rows)
+
+
+def _scores(found: Iterable[dict[str, Any]], entry: str) -> list[str]:
+    """How many damaged images have votes, and how well every score finds them."""
+    results = [one[entry] for one in found if entry in one]
+    planted, hit = (mean(one[what] for one in results) for what in ("planted", "hit"))
+    return [f"{hit:.1f} of {planted:.0f}", *(_found(results, score) for score in range(len(SCORES)))]
+
+
+def _draw_noise(arms: Iterable[dict[str, Any]], what: str) -> float:
+    """Standard deviation between trainings without different random samples, pooled over some arms."""
+    return sqrt(mean(variance(one[what] for one in arm["random"]) for arm in arms))
+
+
 def leave_out_table(lines: Iterable[Line]) -> str:
-    """For each network and data set: the test loss and accuracy without the outlier samples, without random ones."""
+    """For each network and data set: the test loss and accuracy without the outlier samples, without random ones.
+
+    The standard error of a difference is that of the trainings: their variance is that between random draws, pooled
+    over the runs and readings of a network and data set.
+    """
     rows = []
     left_out = [line for line in lines if line["kind"] == "leave_out"]
     for (network, data), runs in group(left_out, "network", "data").items():
+        both = [run[reading] for run in runs for reading in _READINGS if "outliers" in run[reading]]
         for reading in _READINGS:
             arms = [run[reading] for run in runs]
             pairs = [arm for arm in arms if "outliers" in arm]
             cells: list[str] = []
-            for what, digits in (("best_loss", 3), ("last_loss", 3), ("best_acc", 4), ("last_acc", 4)):
-                random = [[one[what] for one in arm["random"]] for arm in pairs]
-                gains = [arm["outliers"][what] - mean(draws) for arm, draws in zip(pairs, random, strict=True)]
-                noise = f" (draws ± {mean(stdev(draws) for draws in random):.{digits}f})" if pairs else ""
-                cells += [spread([run["all"][what] for run in runs], digits), spread(gains, digits) + noise]
+            for what, digits in (("best_loss", 3), ("last_loss", 3), ("best_acc", 3), ("last_acc", 3)):
+                gains = [arm["outliers"][what] - mean(one[what] for one in arm["random"]) for arm in pairs]
+                cells += [spread([run["all"][what] for run in runs], digits), "-"]
+                if pairs:
+                    error = _draw_noise(both, what) * sqrt((1 + 1 / len(pairs[0]["random"])) / len(pairs))
+                    cells[-1] = f"{mean(gains):+.{digits}f} (SE {error:.{digits}f})"
             counts = [spread([arm[name] for arm in arms], 1) for name in ("left_out", "wrong", "damaged")]
             rows.append((network, data, reading, f"{len(pairs)} of {len(runs)}", *counts, *cells))
     header = ["network", "data", "reading", "seeds with 20 or more", "outlier samples", "mislabelled", "damaged"]
@@ -198,15 +240,23 @@ def leave_out_table(lines: Iterable[Line]) -> str:
 def tables(lines: Sequence[Line]) -> str:
     """All tables with a heading each; those without lines are left out."""
     measured, left_out = bool(_measured(lines)), any(line["kind"] == "leave_out" for line in lines)
+    damage = measured or left_out
     parts = (
         ("Gradients of outlier samples", gradient_table, measured),
         ("Gradients, layer by layer", layer_table, measured),
         ("Mislabelled samples: AUROC / average precision", mislabelled_table, measured),
-        ("Damaged images, 1% of the probe: AUROC of the votes", damage_table, measured or left_out),
-        ("Damaged images: AUROC / average precision of all scores", scores_table, measured or left_out),
+        ("Damaged images, 1% of the probe: AUROC of the votes", damage_table, damage),
+        ("Damaged images, 1% of the probe: AUROC / average precision of all scores", network_table, damage),
+        ("Damaged images, all shares, over all networks: AUROC / average precision", scores_table, damage),
         ("Outlier samples left out of training", leave_out_table, left_out),
     )
-    return "\n\n".join(f"### {title}\n\n{table(lines)}" for title, table, there in parts if there)
+    return "\n\n".join(f"### {title}\n\n{_folded(table(lines))}" for title, table, there in parts if there)
+
+
+def _folded(table: str) -> str:
+    """A table, out of sight until it is asked for if it is long."""
+    rows = table.count("\n") - 1
+    return f"<details><summary>{rows} rows</summary>\n\n{table}\n\n</details>" if rows > _LONG else table
 
 
 def _draw_ratios(axis: Axes, runs: Sequence[Line], reading: str) -> None:
@@ -214,7 +264,8 @@ def _draw_ratios(axis: Axes, runs: Sequence[Line], reading: str) -> None:
         for (key, _), style in zip(_PROBES, ("o-", "s--"), strict=True):
             points = []
             for place, epoch in enumerate(some[0]["epochs"]):
-                ratios = [ratio for ratio, _, _ in _ratios(some, place, key, "mean", reading) if ratio is not None]
+                measured = [run["epochs"][place] for run in some]
+                ratios = [ratio for ratio, _, _ in _ratios(measured, key, "mean", reading) if ratio is not None]
                 if ratios:
                     points.append((epoch["epoch"], mean(ratios)))
             if points:

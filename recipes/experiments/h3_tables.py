@@ -146,7 +146,7 @@ def _cases(lines: Sequence[Line]) -> Iterator[tuple[str, str, str, list[Line]]]:
 
 
 def contest_table(
-    lines: Sequence[Line], measures: Sequence[str] = ("val_loss", "val_acc", "val_ece", "test_loss")
+    lines: Sequence[Line], measures: Sequence[str] = ("val_loss", "val_acc", "val_ece", "test_loss", "test_acc")
 ) -> str:
     """Over all runs: does the mask of anomaly filters beat the others? For the number of runs, p-values are small."""
     rows = []
