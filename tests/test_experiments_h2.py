@@ -158,7 +158,8 @@ def test_tables_of_known_lines(tmp_path: Path) -> None:
     assert "| training | some | images | noise | 2.0 of 5 | 0.90 ± 0.00 / 0.40 |" in h2_tables.network_table(lines)
     random = [0.9, 1.0, 1.2]
     error = stdev(random) * (4 / 3 / 3) ** 0.5  # of a run less the mean of three draws, over three seeds
-    expected = f"| 1.000 ± 0.000 | {1 - mean(random):+.3f} (SE {error:.3f}) | 2.000 ± 0.000 | +0.000 (SE 0.000) |"
+    gain = f"{1 - mean(random):.3f} ± 0.200 (draws {error:.3f})"
+    expected = f"| 1.000 ± 0.000 | {gain} | 2.000 ± 0.000 | 0.000 ± 0.000 (draws 0.000) |"
     left_out = h2_tables.leave_out_table(lines).splitlines()
     assert "| some | images | ours | 3 of 3 | 30.0 ± 0.0 | 2.0 ± 0.0 | 7.0 ± 0.0 |" in left_out[2]
     assert expected in left_out[2]

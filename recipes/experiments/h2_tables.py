@@ -212,8 +212,8 @@ def _draw_noise(arms: Iterable[dict[str, Any]], what: str) -> float:
 def leave_out_table(lines: Iterable[Line]) -> str:
     """For each network and data set: the test loss and accuracy without the outlier samples, without random ones.
 
-    The standard error of a difference is that of the trainings: their variance is that between random draws, pooled
-    over the runs and readings of a network and data set.
+    Beside the spread over seeds stands the standard error that the draws of random samples alone give the mean: their
+    variance is pooled over the runs and readings of a network and data set.
     """
     rows = []
     left_out = [line for line in lines if line["kind"] == "leave_out"]
@@ -228,12 +228,12 @@ def leave_out_table(lines: Iterable[Line]) -> str:
                 cells += [spread([run["all"][what] for run in runs], digits), "-"]
                 if pairs:
                     error = _draw_noise(both, what) * sqrt((1 + 1 / len(pairs[0]["random"])) / len(pairs))
-                    cells[-1] = f"{mean(gains):+.{digits}f} (SE {error:.{digits}f})"
+                    cells[-1] = f"{spread(gains, digits)} (draws {error:.{digits}f})"
             counts = [spread([arm[name] for arm in arms], 1) for name in ("left_out", "wrong", "damaged")]
             rows.append((network, data, reading, f"{len(pairs)} of {len(runs)}", *counts, *cells))
     header = ["network", "data", "reading", "seeds with 20 or more", "outlier samples", "mislabelled", "damaged"]
     for name in ("test loss at the best epoch", "at the end", "accuracy at the best epoch", "at the end"):
-        header += [name, "without outlier samples, less without random ones"]
+        header += [name, "without outlier samples, less without random ones (standard error from draws)"]
     return markdown(header, rows)
 
 
