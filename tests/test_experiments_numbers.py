@@ -294,8 +294,8 @@ def test_runs_on_all_images_have_a_table_of_their_own() -> None:
     follows = "0.200 → 0.700 | +1.00 / +1.00 | +0.400"
     flat = "0.200 → 0.200 | - / - | +0.000"
     assert rows == [
-        f"| net | some | overfitting | 1.00 → 3.50 | 3 of 8 | {follows} | {follows} | +0.00 | +1.00 | +0.000 |",
-        f"| net | some | augmented | 1.00 → 1.00 | 8 of 8 | {flat} | {flat} | - | - | +0.000 |",
+        f"| net | some | overfitting | 4 | 1.00 → 3.50 | 3 of 8 | {follows} | {follows} | +0.00 | +1.00 | +0.000 |",
+        f"| net | some | augmented | 4 | 1.00 → 1.00 | 8 of 8 | {flat} | {flat} | - | - | +0.000 |",
     ]
     for table in (h1_tables.run_table, h1_tables.signal_table, h1_tables.layer_table):
         assert table([*short, long]) == table(short)

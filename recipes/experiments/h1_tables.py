@@ -164,13 +164,13 @@ def long_table(lines: Sequence[Line]) -> str:
         cells += [_median([_after_best(line, name, "val")]) for name in ("sparsity", "epoch")]
         cells.append(f"{late_change(signal(line, 'sparsity')):+.3f}")
         losses = f"{loss[best]:.2f} → {loss[-1]:.2f}"
-        cell = [line["cell"][name] for name in ("network", "data", "condition")]
+        cell = [line["cell"][name] for name in ("network", "data", "condition", "seed")]
         rows.append((*cell, losses, f"{best + 1} of {len(loss)}", *cells))
     header = (
-        "network", "data", "condition", "validation loss, best → end", "best epoch", "anomaly fraction, best → end",
-        "Spearman after best / given sparsity", "change, second to last quarter", "paper's reading, best → end",
-        "Spearman after best / given sparsity", "change, second to last quarter", "sparsity's Spearman",
-        "epoch number's", "sparsity's change",
+        "network", "data", "condition", "seed", "validation loss, best → end", "best epoch",
+        "anomaly fraction, best → end", "Spearman after best / given sparsity", "change, second to last quarter",
+        "paper's reading, best → end", "Spearman after best / given sparsity", "change, second to last quarter",
+        "sparsity's Spearman", "epoch number's", "sparsity's change",
     )  # fmt: skip
     return markdown(header, rows)
 
