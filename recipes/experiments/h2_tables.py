@@ -209,6 +209,13 @@ def _draw_noise(arms: Iterable[dict[str, Any]], what: str) -> float:
     return sqrt(mean(variance(one[what] for one in arm["random"]) for arm in arms))
 
 
+def _gain(pairs: Sequence[dict[str, Any]], what: str, noise: float) -> str:
+    """What leaving the outlier samples out gives over leaving random ones out, and the noise of that mean."""
+    gains = [arm["outliers"][what] - mean(one[what] for one in arm["random"]) for arm in pairs]
+    error = noise * sqrt((1 + 1 / len(pairs[0]["random"])) / len(pairs))
+    return f"{spread(gains, 3)} (draws {error:.3f})"
+
+
 def leave_out_table(lines: Iterable[Line]) -> str:
     """For each network and data set: the test loss and accuracy without the outlier samples, without random ones.
 
@@ -223,12 +230,9 @@ def leave_out_table(lines: Iterable[Line]) -> str:
             arms = [run[reading] for run in runs]
             pairs = [arm for arm in arms if "outliers" in arm]
             cells: list[str] = []
-            for what, digits in (("best_loss", 3), ("last_loss", 3), ("best_acc", 3), ("last_acc", 3)):
-                gains = [arm["outliers"][what] - mean(one[what] for one in arm["random"]) for arm in pairs]
-                cells += [spread([run["all"][what] for run in runs], digits), "-"]
-                if pairs:
-                    error = _draw_noise(both, what) * sqrt((1 + 1 / len(pairs[0]["random"])) / len(pairs))
-                    cells[-1] = f"{spread(gains, digits)} (draws {error:.{digits}f})"
+            for what in ("best_loss", "last_loss", "best_acc", "last_acc"):
+                cells.append(spread([run["all"][what] for run in runs], 3))
+                cells.append(_gain(pairs, what, _draw_noise(both, what)) if pairs else "-")
             counts = [spread([arm[name] for arm in arms], 1) for name in ("left_out", "wrong", "damaged")]
             rows.append((network, data, reading, f"{len(pairs)} of {len(runs)}", *counts, *cells))
     header = ["network", "data", "reading", "seeds with 20 or more", "outlier samples", "mislabelled", "damaged"]

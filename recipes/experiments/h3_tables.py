@@ -274,10 +274,11 @@ def draw(lines: Sequence[Line]) -> Figure:
     figure = Figure(figsize=(9, 5), layout="constrained")
     panels = (("best", "0"), ("last", "0"), ("last", "3"))
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True)
-    places = {run["key"]: place for place, run in enumerate(sorted(lines, key=_cell))}
-    groups: dict[str, list[int]] = {}
-    for run in lines:
-        groups.setdefault("\n".join(_cell(run)[:2]), []).append(places[run["key"]])
+    in_order = [run for runs in group(lines, "network", "data", "condition", "seed").values() for run in runs]
+    places = {run["key"]: place for place, run in enumerate(in_order)}
+    groups = {
+        "\n".join(key): [places[run["key"]] for run in runs] for key, runs in group(lines, "network", "data").items()
+    }
     handles: dict[str, Any] = {}
     for row, (reading, name) in zip(grid, _READINGS.items(), strict=True):
         for axis, (state, moment) in zip(row, panels, strict=True):
@@ -301,12 +302,6 @@ def draw(lines: Sequence[Line]) -> Figure:
     if handles:
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=8)
     return figure
-
-
-def _cell(run: Line) -> tuple[str, str, str, int]:
-    """What a run is sorted by."""
-    cell = run["cell"]
-    return cell["network"], cell["data"], cell["condition"], cell["seed"]
 
 
 _STYLES = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}
