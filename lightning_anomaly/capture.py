@@ -120,7 +120,7 @@ def compiled_models_eager() -> Iterator[None]:
     """
     global _eager_users
     # Without dynamo loaded there is no compiled model.
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+    if "torch._dynamo" not in sys.modules:
         yield
         return
     if _eager_users == 0:

@@ -371,6 +371,13 @@ def test_the_matrix_is_whole_seed_by_seed() -> None:
     assert len(set(keys)) == 2 * 2 * 2 * 2
     assert keys[:2] == ["measure/lenet5/cifar10/overfitting/0", "measure/lenet5/fashion_mnist/overfitting/0"]
     assert [key.split("/")[1] for key in keys] == ["lenet5"] * 8 + ["alexnet"] * 8
+    epochs = {(job.kind, job.cell.network): job.cell.epochs for job in jobs}
+    assert epochs == {
+        ("measure", "lenet5"): 40,
+        ("leave_out", "lenet5"): 40,
+        ("measure", "alexnet"): 16,
+        ("leave_out", "alexnet"): 16,
+    }
 
 
 def test_the_data_have_to_be_there(tmp_path: Path) -> None:

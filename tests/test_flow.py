@@ -193,7 +193,6 @@ def test_is_not_confused_by_full_backward_hooks() -> None:
     assert observer.flow.norms == {"0": ["1"]}
 
 
-@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch < 2.6 ignores hooks on compiled modules")
 def test_sees_through_a_compiled_model_and_leaves_it_compiled() -> None:
     graphs = []
 
@@ -212,7 +211,6 @@ def test_sees_through_a_compiled_model_and_leaves_it_compiled() -> None:
     assert len(graphs) == 2
 
 
-@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch < 2.6 ignores hooks on compiled modules")
 def test_observers_that_overlap_leave_compiled_models_compiled_in_whatever_order_they_end() -> None:
     graphs = []
 

@@ -399,7 +399,6 @@ def test_follows_a_model_to_another_precision() -> None:
     assert same(bits(model), bits(before))
 
 
-@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch < 2.6 ignores hooks on compiled modules")
 def test_names_are_those_without_compile() -> None:
     model = pretrained()
     compiled = torch.compile(model, backend="eager")
