@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze
-from lightning_anomaly.capture import evaluating, select_layers
+from lightning_anomaly.capture.hooks import evaluating
+from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
 from lightning_anomaly.plots import filter_figure, outlier_figure, verdict_map
 from lightning_anomaly.report import AnomalyReport

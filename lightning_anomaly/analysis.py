@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture import LayerMaps, MapCapture, scripted_note, select_layers
-from lightning_anomaly.cluster import Clustering, cluster_filters
-from lightning_anomaly.judge import outlier_samples, shown_clustering, smallest_share
+from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.layers import scripted_note, select_layers
+from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+from lightning_anomaly.clustering.choice import Clustering, cluster_filters
+from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.progress import track
-from lightning_anomaly.reduce import Reduction, reduce_maps
 from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
-from lightning_anomaly.run import check_inputs, run, usable_layers
 from lightning_anomaly.settings import AnalysisSettings
+from lightning_anomaly.verdicts import outlier_samples, shown_clustering, smallest_share
 
 __all__ = ["analyze", "analyze_layer", "analyze_maps"]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_anomaly.capture import compiled_models_eager, evaluating
-from lightning_anomaly.settings import check_integer
+from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
+from lightning_anomaly.checks import check_integer
 
 __all__ = ["gradient_norms_by_layer", "per_sample_gradient_norms"]
 

@@ -235,7 +235,7 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If the report does not have the layer, or the layer not the filter.
         """
-        from lightning_anomaly import plots  # late, because it imports this file
+        from lightning_anomaly import plots
 
         if layer is None and filter_index is None:
             return plots.verdict_map(self)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture import MapCapture, scripted_note, select_layers
-from lightning_anomaly.run import check_inputs, run, usable_layers
-from lightning_anomaly.settings import check_fraction
+from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.layers import scripted_note, select_layers
+from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.tables import Tabular
 
 __all__ = [

@@ -21,11 +21,12 @@ from torchvision.models import resnet18
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.capture import MapCapture, evaluating, select_layers
-from lightning_anomaly.cluster import cluster_filters
-from lightning_anomaly.mixture import fit_mixtures
-from lightning_anomaly.reduce import reduce_maps
-from lightning_anomaly.starts import cluster_parameters, kmeans, kmeans_plus_plus
+from lightning_anomaly.capture.hooks import MapCapture, evaluating
+from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.clustering.choice import cluster_filters
+from lightning_anomaly.clustering.em import fit_mixtures
+from lightning_anomaly.clustering.kmeans import cluster_parameters, kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.pca import reduce_maps
 from recipes.benchmark_speed import REG_COVAR, Row, timed
 from recipes.data import ImageData, make_loaders
 from recipes.module import Classifier

@@ -27,13 +27,13 @@ from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.backend import has_numba
-from lightning_anomaly.capture import LayerMaps
-from lightning_anomaly.cluster import Clustering, cluster_filters, sklearn_labels
-from lightning_anomaly.judge import outlier_samples
-from lightning_anomaly.mixture import fit_mixtures
-from lightning_anomaly.reduce import reduce_maps
-from lightning_anomaly.starts import cluster_parameters, first_largest, kmeans, kmeans_plus_plus
+from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.clustering.backend import has_numba
+from lightning_anomaly.clustering.choice import Clustering, cluster_filters, sklearn_labels
+from lightning_anomaly.clustering.em import fit_mixtures
+from lightning_anomaly.clustering.kmeans import cluster_parameters, first_largest, kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.verdicts import outlier_samples
 
 __all__ = ["REG_COVAR", "Row", "live_points", "speed", "speed_cuda", "timed"]
 
@@ -187,7 +187,7 @@ def _race(case: Case, filters: int) -> Row:
     workers(delayed(case.theirs)(*arguments) for arguments in case.arguments[:8])  # starts the processes
     for _ in range(case.rounds):
         seconds["numba"].append(timed(case.ours) if has_numba() else float("nan"))
-        with patch("lightning_anomaly.backend.has_numba", lambda: False):
+        with patch("lightning_anomaly.clustering.backend.has_numba", lambda: False):
             seconds["torch"].append(timed(case.ours))
         with _one_thread():
             seconds["loop"].append(scale * timed(lambda: [case.theirs(*arguments) for arguments in case.arguments]))

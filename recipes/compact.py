@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from lightning_anomaly.export import compact
-from lightning_anomaly.mask import mask_filters
+from lightning_anomaly.pruning.compact import compact
+from lightning_anomaly.pruning.mask import mask_filters
 from recipes.networks import NETWORKS
 from recipes.options import one_sentence_errors
 

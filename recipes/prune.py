@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
-from lightning_anomaly.capture import evaluating
+from lightning_anomaly.capture.hooks import evaluating
 from recipes.damage import over_range
 from recipes.data import ImageData, make_loaders, mean_and_std, normalise
 from recipes.module import Classifier

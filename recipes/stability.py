@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
+from lightning_anomaly.capture.hooks import MapCapture, evaluating
+from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.maps import LayerMaps
 from recipes.damage import plant_damage
 from recipes.data import make_loaders, mean_and_std, normalise
 from recipes.module import Classifier

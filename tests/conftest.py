@@ -71,7 +71,7 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param == "compiled":
         pytest.importorskip("numba")
         return True
-    monkeypatch.setattr("lightning_anomaly.backend.has_numba", lambda: False)
+    monkeypatch.setattr("lightning_anomaly.clustering.backend.has_numba", lambda: False)
     return False
 
 

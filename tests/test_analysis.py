@@ -12,11 +12,14 @@ import zoo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import AnalysisSettings, analysis, analyze, mixture
+from lightning_anomaly import AnalysisSettings, analysis, analyze
 from lightning_anomaly.analysis import analyze_layer, analyze_maps
-from lightning_anomaly.capture import LayerMaps, MapCapture, evaluating, select_layers
+from lightning_anomaly.capture.hooks import MapCapture, evaluating
+from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.probe import run
+from lightning_anomaly.clustering import em
 from lightning_anomaly.report import AnomalyReport, LayerReport
-from lightning_anomaly.run import run
 
 DEFAULT = AnalysisSettings(rectify=False)
 PAPER = replace(AnalysisSettings.paper(), rectify=False)
@@ -100,7 +103,7 @@ def test_another_seed_is_another_draw():
 def test_chunk_size_changes_nothing(maps, settings, compiled, monkeypatch):
     def with_chunks(size: int) -> Callable[[LayerMaps], LayerReport]:
         def run(layer: LayerMaps) -> LayerReport:
-            monkeypatch.setattr(mixture, "_CHUNK_BYTES", size)
+            monkeypatch.setattr(em, "_CHUNK_BYTES", size)
             return analyze_layer(layer, replace(settings, max_memory_mb=1))
 
         return run
@@ -132,7 +135,7 @@ def test_both_engines_give_the_same_report_of_a_trained_network(trained, setting
     theirs = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine="sklearn"))
     assert theirs.count > 0
     assert_same_reports(analyze(trained.model, trained.probe[:120], settings=settings), theirs)
-    monkeypatch.setattr("lightning_anomaly.backend.has_numba", lambda: False)
+    monkeypatch.setattr("lightning_anomaly.clustering.backend.has_numba", lambda: False)
     assert_same_reports(analyze(trained.model, trained.probe[:120], settings=settings), theirs)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from trainers import QUIET
 
-from lightning_anomaly.mask import mask_filters
+from lightning_anomaly.pruning.mask import mask_filters
 from recipes.experiments import h3, h3_tables
 from recipes.experiments.cells import Cell, prepare, quick_matrix
 from recipes.experiments.lines import LINES, read_lines

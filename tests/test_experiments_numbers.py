@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from scripted import run, validations
 from sklearn.feature_selection import f_classif
-from test_early_stopping import run, validations
 from trainers import QUIET
 
 from lightning_anomaly.report import ANOMALY, DEAD, NORMAL, LayerReport

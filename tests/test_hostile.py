@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.analysis import analyze_layer, analyze_maps
-from lightning_anomaly.capture import MapCapture
-from lightning_anomaly.cluster import cluster_filters
-from lightning_anomaly.judge import outlier_samples, shown_clustering, smallest_share
-from lightning_anomaly.reduce import reduce_maps
+from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.clustering.choice import cluster_filters
+from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.verdicts import outlier_samples, shown_clustering, smallest_share
 
 FILTERS = 50
 SPECIAL = [
@@ -83,7 +83,7 @@ def test_any_maps_give_a_finite_report(path, monkeypatch):
     if path == "compiled":
         pytest.importorskip("numba")
     else:
-        monkeypatch.setattr("lightning_anomaly.backend.has_numba", lambda: False)
+        monkeypatch.setattr("lightning_anomaly.clustering.backend.has_numba", lambda: False)
     seen = 0
 
     @settings(max_examples=100)

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.settings import check_integer, check_one_of
+from lightning_anomaly.checks import check_integer, check_one_of
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Lightning callbacks: thin shells over the analysis and the mask."""
 
+from lightning_anomaly.callbacks.anomaly_early_stopping import AnomalyEarlyStopping
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.anomaly_prune import AnomalyPruneCallback
-from lightning_anomaly.callbacks.early_stopping import AnomalyEarlyStopping
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 
 __all__ = ["AnomalyEarlyStopping", "AnomalyFilterCallback", "AnomalyPruneCallback", "TwoSampleCallback"]

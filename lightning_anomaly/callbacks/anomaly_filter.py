@@ -6,14 +6,14 @@ import time
 from functools import partial
 from typing import Any, Literal
 
-from lightning_anomaly.callbacks.base import Watcher
-from lightning_anomaly.callbacks.probe import shuffles
-from lightning_anomaly.callbacks.schedule import FigureSchedule
-from lightning_anomaly.callbacks.watch import ValidationWatch, builds_layers_later, shortcomings
-from lightning_anomaly.capture import scripted_note, select_layers
+from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
+from lightning_anomaly.callbacks._figures import FigureSchedule
+from lightning_anomaly.callbacks._probe import ValidationWatch, shortcomings, shuffles
+from lightning_anomaly.callbacks._sustained_rise import rise
+from lightning_anomaly.capture.layers import scripted_note, select_layers
+from lightning_anomaly.checks import check_integer, check_one_of
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.rise import rise
-from lightning_anomaly.settings import AnalysisSettings, Engine, Init, Rule, check_integer, check_one_of
+from lightning_anomaly.settings import AnalysisSettings, Engine, Init, Rule
 
 __all__ = ["AnomalyFilterCallback"]
 
@@ -33,7 +33,7 @@ class AnomalyFilterCallback(Watcher):
     Logged at every validation, as finite floats under `log_key_prefix`: `count` (anomaly filters), `fraction` (of the
     filters whose maps vary), `dead` (filters with the same map for every sample), `sparsity` (fraction of map values
     at most 0), `outlier_samples` (probe samples that are outliers of some filter), `rise` (how far the fraction has
-    risen and stayed above an earlier level, see `rise.py`), `seconds` (taken by the analysis) and
+    risen and stayed above an earlier level, see `_sustained_rise.py`), `seconds` (taken by the analysis) and
     `layer/NAME` (count in each layer).
 
     Args:

@@ -7,13 +7,14 @@ from typing import Any, get_args
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lightning_anomaly.callbacks.masking import TrainerMask, check_maskable
-from lightning_anomaly.callbacks.watchers import ReportReader, validates_everywhere
-from lightning_anomaly.capture import modules_by_name, select_layers
-from lightning_anomaly.choose import Criterion, choose_filters, choose_others, filter_norms
-from lightning_anomaly.mask import FilterMask
-from lightning_anomaly.rise import THRESHOLD
-from lightning_anomaly.settings import check_fraction, check_integer, check_one_of
+from lightning_anomaly.callbacks._processes import validates_everywhere
+from lightning_anomaly.callbacks._reports import ReportReader
+from lightning_anomaly.callbacks._sustained_rise import THRESHOLD
+from lightning_anomaly.callbacks._trainer_mask import TrainerMask, check_maskable
+from lightning_anomaly.capture.layers import modules_by_name, select_layers
+from lightning_anomaly.checks import check_fraction, check_integer, check_one_of
+from lightning_anomaly.pruning.mask import FilterMask
+from lightning_anomaly.pruning.selection import Criterion, choose_filters, choose_others, filter_norms
 
 __all__ = ["AnomalyPruneCallback"]
 
@@ -25,8 +26,8 @@ class AnomalyPruneCallback(ReportReader):
 
     It acts on the reports of the `AnomalyFilterCallback` in the Trainer, wherever that stands in the list, or of one of
     its own with default arguments, which then logs as if it stood there too. Filters are masked when an epoch begins,
-    so that what is validated is what is saved: see `lightning_anomaly.mask` for what is zeroed. Checkpoints stay
-    ordinary ones; resuming from them goes on with the mask.
+    so that what is validated is what is saved: see `lightning_anomaly.pruning.mask` for what is zeroed. Checkpoints
+    stay ordinary ones; resuming from them goes on with the mask.
 
     Within a layer the worst come first: the filter with most votes, a vote being a report that flags it; among equals
     that with most outlier samples in these reports. One filter of each layer is always left.

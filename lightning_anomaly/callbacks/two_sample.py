@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.callbacks.base import Watcher
-from lightning_anomaly.callbacks.watch import builds_layers_later
-from lightning_anomaly.callbacks.watchers import validates_everywhere
-from lightning_anomaly.capture import select_layers
-from lightning_anomaly.run import check_inputs
-from lightning_anomaly.settings import check_fraction
+from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
+from lightning_anomaly.callbacks._processes import validates_everywhere
+from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.probe import check_inputs
+from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
 
 __all__ = ["TwoSampleCallback"]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
 from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
-from lightning_anomaly.settings import check_integer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.style import new_figure
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.settings import check_integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

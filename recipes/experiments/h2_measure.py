@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.capture import LayerMaps
+from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.gradients import gradient_norms_by_layer
 from recipes.experiments.cells import Cell
 from recipes.experiments.detection import SCORES, detection, feature_scores, margins, output_scores

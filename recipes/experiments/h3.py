@@ -34,9 +34,9 @@ import torch
 from torch import nn
 
 from lightning_anomaly import AnalysisSettings, analyze
-from lightning_anomaly.capture import modules_by_name
-from lightning_anomaly.choose import Summary, choose_filters, choose_others, filter_norms, summarise
-from lightning_anomaly.mask import FilterMask, mask_filters
+from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.pruning.mask import FilterMask, mask_filters
+from lightning_anomaly.pruning.selection import Summary, choose_filters, choose_others, filter_norms, summarise
 from lightning_anomaly.report import NORMAL, LayerReport
 from recipes.experiments.cells import Cell, Images, full_matrix, prepare, quick_matrix
 from recipes.experiments.lines import rounded, run_missing

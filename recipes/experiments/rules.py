@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_anomaly.rise import HOLD, THRESHOLD, rise
+from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD, rise
 from recipes.experiments.series import layers_of, signal
 
 __all__ = ["RULES", "TWO_SAMPLE", "Stop", "by_patience", "by_rise", "by_threshold", "replay"]

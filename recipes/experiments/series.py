@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from lightning_anomaly.rise import rise
+from lightning_anomaly.callbacks._sustained_rise import rise
 from recipes.experiments import detection
 from recipes.experiments.statistics import rank_correlation
 
@@ -129,7 +129,7 @@ def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[
 
 
 def sustained_rise(values: Sequence[float]) -> float:
-    """The largest that `anomaly_filters/rise` would have been, see `lightning_anomaly.rise`."""
+    """The largest that `anomaly_filters/rise` would have been, see `lightning_anomaly.callbacks._sustained_rise`."""
     return max(rise(values[:end]) for end in range(1, len(values) + 1))
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
-from lightning_anomaly.callbacks.probe import isolated_random_state, training_batches
-from lightning_anomaly.capture import evaluating
-from lightning_anomaly.mask import FilterMask
+from lightning_anomaly.callbacks._probe import isolated_random_state, training_batches
+from lightning_anomaly.capture.hooks import evaluating
+from lightning_anomaly.pruning.mask import FilterMask
 from recipes.experiments.cells import CONDITIONS, Cell, Images, prepare
 from recipes.experiments.statistics import gradient_disparity, layer_statistics, weight_statistics
 from recipes.module import Classifier

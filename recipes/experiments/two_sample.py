@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_anomaly.capture import MapCapture, evaluating
+from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.two_sample import divided_test, live_filters, random_divisions, share_of_chance
 from recipes.experiments.cells import Cell, prepare
 from recipes.experiments.h1_tables import draw_panels, is_overfitting

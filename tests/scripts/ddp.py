@@ -31,9 +31,9 @@ from lightning_anomaly.callbacks import (
     AnomalyFilterCallback,
     AnomalyPruneCallback,
     TwoSampleCallback,
+    _probe,
     anomaly_filter,
     two_sample,
-    watch,
 )
 
 LIMIT = 25  # seconds for a scenario; it takes about two
@@ -134,7 +134,7 @@ def stops(rank: int, world: int) -> Outcome:
 
 def _fail_from(first: int) -> Callable[..., Any]:
     calls: list[int] = []
-    real = watch.analyze_maps
+    real = _probe.analyze_maps
 
     def analyse(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -147,13 +147,13 @@ def _fail_from(first: int) -> Callable[..., Any]:
 
 def fails(rank: int, world: int) -> Outcome:
     if rank == 0:
-        watch.analyze_maps = _fail_from(2)
+        _probe.analyze_maps = _fail_from(2)
     return fit(world, AnomalyFilterCallback(**PROBE))
 
 
 def fails_and_raises(rank: int, world: int) -> Outcome:
     if rank == 0:
-        watch.analyze_maps = _fail_from(2)
+        _probe.analyze_maps = _fail_from(2)
     return fit(world, AnomalyFilterCallback(**PROBE, on_error="raise"))
 
 

@@ -1,0 +1,80 @@
+"""The base class of the callbacks: one for both of Lightning's package trees."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+
+__all__ = ["AnyCallback", "AnyEarlyStopping", "Watcher", "builds_layers_later"]
+
+# `lightning.pytorch` and `pytorch_lightning` are two class trees; a Trainer of either only accepts its own classes.
+if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
+
+    class AnyCallback(Callback):
+        """A callback for `lightning.pytorch`."""
+
+    class AnyEarlyStopping(EarlyStopping):
+        """An `EarlyStopping` for `lightning.pytorch`."""
+
+else:
+    import pytorch_lightning.callbacks as other
+
+    class AnyCallback(Callback, other.Callback):
+        """A callback for `lightning.pytorch` and `pytorch_lightning`."""
+
+    class _Other(other.EarlyStopping):
+        """Ends the chain of `super().__init__()`: this tree's class would set the same attributes again."""
+
+        def __init__(self) -> None:
+            pass
+
+    class AnyEarlyStopping(EarlyStopping, _Other):
+        """An `EarlyStopping` for `lightning.pytorch` and `pytorch_lightning`."""
+
+
+class Watcher(AnyCallback):
+    """A callback that logs under a prefix of its own, and says each thing once.
+
+    Args:
+        log_key_prefix: What the keys of the logged values begin with.
+
+    Raises:
+        ValueError: If the prefix is no string, or empty.
+    """
+
+    def __init__(self, log_key_prefix: str) -> None:
+        if not isinstance(log_key_prefix, str) or not log_key_prefix:
+            raise ValueError(
+                f"Parameter `log_key_prefix` should be a string of at least one character. Found {log_key_prefix!r}."
+            )
+        self.log_key_prefix = log_key_prefix
+        self._warned: set[str] = set()
+
+    def _check_twins(self, trainer: Any, kind: type[Watcher]) -> None:
+        """Raises ValueError if another callback of this kind in the Trainer logs under the same prefix."""
+        twins = [c for c in trainer.callbacks if isinstance(c, kind) and c is not self]
+        if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
+            raise ValueError(
+                f"Parameter `log_key_prefix` should be different for each {kind.__name__} of a Trainer. "
+                f"Found {self.log_key_prefix!r} twice."
+            )
+
+    def _warn_once(self, key: str, message: str) -> None:
+        """Warns in the first process, unless something with this key has been said."""
+        if key not in self._warned:
+            self._warned.add(key)
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                warnings.warn(message, stacklevel=2)
+
+
+def builds_layers_later(pl_module: Any) -> bool:
+    """Whether a module has a `setup` or `configure_model` of its own, after which it may have other layers."""
+    for hook in ("setup", "configure_model"):
+        owner = next((cls for cls in type(pl_module).__mro__ if hook in vars(cls)), None)
+        if owner is not None and not owner.__module__.startswith(("lightning.", "pytorch_lightning.")):
+            return True
+    return False

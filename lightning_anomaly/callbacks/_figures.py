@@ -1,0 +1,164 @@
+"""Which figures of a report go to a Trainer's loggers, and when."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
+from lightning_anomaly.callbacks._probe import probe_images
+from lightning_anomaly.plots import draw_outliers, filter_figure, outlier_images, verdict_map
+from lightning_anomaly.report import AnomalyReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FigureSchedule", "log_layout", "log_report", "pick_outliers"]
+
+
+class FigureSchedule:
+    """Figures at the 1st, 2nd, 4th, 8th, ... analysis and after the last: few in a long training, close at its start.
+
+    Which analysis is the last is known only afterwards. So of each one the few images stay that its figures would show,
+    until the next; the others go when it ends.
+
+    Args:
+        prefix: What the names of figures and keys begin with.
+        overlay_tags: See `log_layout`.
+        enabled: Whether there are figures at all; the layout of the charts is always logged.
+    """
+
+    def __init__(self, prefix: str, overlay_tags: list[str] | None, enabled: bool) -> None:
+        self._prefix = prefix
+        self._overlay_tags = overlay_tags
+        self._enabled = enabled
+        self._analyses = 0
+        self._images: list[Tensor] = []
+        self.start()
+
+    def start(self) -> None:
+        """Begins a fit."""
+        self._layout_done = False
+        self._pending: tuple[int, Tensor | None] | None = None
+
+    @property
+    def _due(self) -> bool:
+        number = self._analyses + 1
+        return self._enabled and number & (number - 1) == 0
+
+    def keep_images(self, trainer: Any, limit: int, batch: Any) -> None:
+        """Keeps the images of a batch, up to `limit`, until `forget_images`, if there may be figures of them."""
+        # Of several processes each sees a part of the probe, and its images do not travel.
+        wanted = self._enabled and trainer.loggers and trainer.world_size == 1
+        missing = limit - sum(map(len, self._images))
+        images = probe_images(batch) if wanted and missing > 0 else None
+        if images is not None:
+            self._images.append(images[:missing])
+
+    def forget_images(self) -> None:
+        """Drops the images."""
+        self._images = []
+
+    def log(self, trainer: Any, report: AnomalyReport | None, step: int) -> None:
+        """Logs what is due after a validation; `report` is None if nothing was analysed in it."""
+        if not self._layout_done:
+            self._layout_done = log_layout(trainer, self._prefix, self._overlay_tags)
+        if report is None:
+            return
+        self._pending = (step, pick_outliers(report, self._joined_images())) if self._enabled else None
+        if self._due:
+            self._log_pending(trainer, report)
+        self._analyses += 1
+
+    def finish(self, trainer: Any, report: AnomalyReport | None) -> None:
+        """Logs the layout and the figures of the last analysis, if that has not happened."""
+        if not self._layout_done and report is not None:
+            self._layout_done = log_layout(trainer, self._prefix, self._overlay_tags, last_chance=True)
+        if report is not None:
+            self._log_pending(trainer, report)
+
+    def _log_pending(self, trainer: Any, report: AnomalyReport) -> None:
+        if self._pending is not None:
+            step, outliers = self._pending
+            log_report(trainer.loggers, self._prefix, report, outliers, step)
+            self._pending = None
+
+    def _joined_images(self) -> Tensor | None:
+        if len({images.shape[1:] for images in self._images}) != 1:  # none, or of several sizes
+            return None
+        return torch.cat(self._images)
+
+
+def pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None:
+    """The few images of a probe that the figure of the outliers shows.
+
+    Args:
+        report: The report.
+        images: The probe's images `(N, C, H, W)`, None if there are none.
+
+    Returns:
+        What `log_report` takes; None if the images are not those of the report's samples.
+    """
+    if images is None or len(images) != report.n_samples:
+        return None
+    try:
+        return outlier_images(report, images)
+    except Exception as error:  # a picture is not worth a training run
+        warnings.warn(f"The outliers' images could not be taken: {type(error).__name__}: {error}", stacklevel=2)
+        return None
+
+
+def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers: Tensor | None, step: int) -> None:
+    """Log the figures of a report: the clearest anomaly filters, a map of all verdicts, and the outlier images.
+
+    Args:
+        loggers: The Trainer's loggers.
+        prefix: What the figures' names begin with.
+        report: The report.
+        outliers: What `pick_outliers` gave.
+        step: The step to log at.
+    """
+    if not loggers or not report.layers:
+        return
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "filters": lambda: filter_figure(report),
+        "verdicts": lambda: verdict_map(report),
+    }
+    if outliers is not None:
+        figures["outliers"] = lambda: draw_outliers(report, outliers)
+    for name, draw in figures.items():
+        try:
+            figure = draw()
+        except Exception as error:  # a picture is not worth a training run
+            warnings.warn(f"The figure '{name}' could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
+            continue
+        if figure is not None:
+            for logger in loggers:
+                log_figure(logger, f"{prefix}/{name}", figure, step)
+
+
+def log_layout(trainer: Any, prefix: str, tags: list[str] | None, last_chance: bool = False) -> bool:
+    """Lay the losses and the anomaly count into one chart, once their names are known.
+
+    Args:
+        trainer: The Trainer.
+        prefix: What the keys of the logged values begin with.
+        tags: Tags of the losses; None finds them among the logged values.
+        last_chance: Whether to take what there is. A training loss that is logged by epoch has no value yet in the
+            first validation, and TensorBoard takes only one layout from a run.
+
+    Returns:
+        Whether that has happened.
+    """
+    losses = loss_tags(trainer.logged_metrics) if tags is None else tags
+    waiting = len(losses) < 2 or (losses[0].endswith("_step") and trainer.current_epoch == 0)
+    if tags is None and waiting and not last_chance:
+        return False
+    count = f"{prefix}/count"
+    for logger in trainer.loggers:
+        log_overlay_layout(logger, [*losses, count], prefix, apart=[count])
+    return True

@@ -1,0 +1,240 @@
+"""The probe of a validation: its maps are taken while it runs, or of a sample of the training set, and analysed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler, Subset
+
+from lightning_anomaly.analysis import analyze_maps
+from lightning_anomaly.callbacks._processes import first_loader, gather, unpadded_length
+from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
+from lightning_anomaly.capture.maps import pool_maps
+from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.settings import AnalysisSettings
+
+__all__ = [
+    "ValidationWatch",
+    "first_tensor",
+    "isolated_random_state",
+    "probe_images",
+    "run_training_probe",
+    "shortcomings",
+    "shuffles",
+    "training_batches",
+]
+
+_BATCH = 64
+_LARGEST_IMAGE = 64  # pixels; what a figure shows is smaller
+
+
+class ValidationWatch:
+    """Takes the maps of a probe during one validation and analyses them.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: Its module.
+        layers: The layers to watch, by name.
+        probe: `"val"` or `"train"`.
+        probe_size: Number of probe samples over all processes.
+        settings: How to analyse.
+        on_batch: Called with every batch of the probe.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        *,
+        layers: dict[str, nn.Module],
+        probe: str,
+        probe_size: int,
+        settings: AnalysisSettings,
+        on_batch: Callable[[Any], None],
+    ) -> None:
+        self._trainer = trainer
+        self._module = pl_module
+        self._probe = probe
+        self._probe_size = probe_size
+        self._settings = settings
+        self._on_batch = on_batch
+        self._together = trainer.world_size > 1 and dist.is_available() and dist.is_initialized()
+        self._gathered = probe_size
+        if probe == "val" and self._together:
+            self._gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
+        self._probed = False
+        self._failure: Exception | None = None
+        self._capture = MapCapture(
+            layers,
+            limit=-(-probe_size // (trainer.world_size if self._together else 1)),
+            rectify=settings.rectify,
+            max_map_side=settings.max_map_side,
+        )
+
+    def before_batch(self, batch: Any) -> None:
+        """Hooks the layers for the validation step to come, or runs the training probe before the first one."""
+        if self._probe == "train":
+            self._run_training_probe()
+        elif not self._capture.full:
+            self._capture.attach()
+            self._on_batch(batch)
+
+    def after_batch(self) -> None:
+        """Takes the hooks off again; a second call does nothing."""
+        self._capture.remove()
+
+    def analyse(self, notes: Mapping[str, str]) -> tuple[AnomalyReport | None, Exception | None]:
+        """The report, or why there is none. All processes call it and learn the same; none waits for one that failed.
+
+        Args:
+            notes: Notes that the report should have.
+        """
+        probed = True
+        if self._probe == "train":
+            self._run_training_probe()  # for a process without any validation batch
+            probed = self._failure is None
+            if self._together:
+                probed = self._trainer.strategy.reduce_boolean_decision(probed, all=True)
+        report: AnomalyReport | None = None
+        try:
+            if probed:
+                with torch.inference_mode(False), torch.no_grad():
+                    maps = gather(self._capture.maps, self._gathered) if self._together else self._capture.maps
+                    if self._trainer.is_global_zero:
+                        report = analyze_maps(maps, self._settings, notes)
+        except Exception as error:
+            self._failure = error
+        report, told = self._trainer.strategy.broadcast((report, repr(self._failure or "another process failed")))
+        return report, None if report is not None else self._failure or RuntimeError(told)
+
+    def _run_training_probe(self) -> None:
+        # Before the first validation step, where averaged weights are in place whatever the order of the callbacks.
+        if self._probed:
+            return
+        self._probed = True
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                run_training_probe(
+                    self._trainer, self._module, self._capture, self._probe_size, self._settings.seed, self._on_batch
+                )
+        except Exception as error:
+            self._failure = error
+
+
+def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
+    """What a report should be warned about, by a key: its notes, and a probe of fewer than `probe_size` samples."""
+    found = {key: note for key, note in report.notes.items() if key != "few samples"}
+    if report.n_samples < probe_size and report.layers:
+        text = f"The probe has {report.n_samples} samples, fewer than `probe_size = {probe_size}`."
+        found["small probe"] = " ".join([text, report.notes.get("few samples", "")]).strip()
+    return found
+
+
+def first_tensor(batch: Any) -> Tensor | None:
+    """The first floating-point tensor in a batch of tensors, tuples, lists and dicts: the usual input of a model."""
+    if isinstance(batch, Tensor):
+        return batch if batch.is_floating_point() else None
+    if isinstance(batch, Mapping):
+        return next((t for t in map(first_tensor, batch.values()) if t is not None), None)
+    if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
+        return next((t for t in map(first_tensor, batch) if t is not None), None)
+    return None
+
+
+def probe_images(batch: Any) -> Tensor | None:
+    """The images `(n, C, H, W)` of a batch, pooled to at most 64 pixels a side, on the CPU; None if there are none."""
+    tensor = first_tensor(batch)
+    if tensor is None or tensor.ndim != 4:
+        return None
+    return pool_maps(tensor.detach().float(), _LARGEST_IMAGE).cpu().clone()
+
+
+@contextmanager
+def isolated_random_state(seed: int) -> Iterator[None]:
+    """Seeds the random numbers of torch, NumPy and Python inside, and gives their states back at the end.
+
+    Loading a sample may draw random numbers; it then draws the same ones each time and takes none from the training.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def run_training_probe(
+    trainer: Any, pl_module: Any, capture: MapCapture, size: int, seed: int, on_batch: Callable[[Any], None]
+) -> None:
+    """Run a module on a fixed random sample of its training set, as Lightning would in evaluation, and take the maps.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module; it is called with the batch's first floating-point tensor, or with the batch.
+        capture: What takes the maps.
+        size: Number of samples over all processes, each of which runs its share.
+        seed: Seed of the choice.
+        on_batch: Called with every batch.
+    """
+    strategy = trainer.strategy
+    precision = strategy.precision_plugin
+    share = slice(trainer.global_rank, None, trainer.world_size)  # dealt out as `gather` expects it
+    with evaluating(pl_module), taking_alone(capture), isolated_random_state(seed):
+        for batch in training_batches(trainer.train_dataloader, size, seed, share):
+            on_batch(batch)
+            batch = pl_module._on_before_batch_transfer(precision.convert_input(batch))
+            batch = strategy.batch_to_device(batch, dataloader_idx=0)
+            inputs = first_tensor(batch)
+            with precision.forward_context(), capture:
+                pl_module(batch if inputs is None else inputs)
+            if capture.full:
+                break
+
+
+def training_batches(loader: Any, size: int, seed: int, share: slice = slice(None)) -> Iterator[Any]:
+    """Batches of a fixed random sample of a training set.
+
+    Args:
+        loader: A `DataLoader` over a data set that has a length.
+        size: Number of samples; all of them if the set has fewer.
+        seed: Seed of the choice.
+        share: The part of the sample that is wanted.
+
+    Raises:
+        ValueError: If the loader's data set cannot be indexed.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        found = type(loader).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
+        raise ValueError(
+            '`probe = "train"` should be used with one training DataLoader whose data set has `__getitem__` and '
+            f'`__len__`. Found {found}; `probe = "val"` needs neither.'
+        )
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+    # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
+    batch_size = None if loader.batch_sampler is None else loader.batch_size or _BATCH
+    # Its own generator: a DataLoader without one draws its base seed from the global random numbers.
+    return iter(
+        DataLoader(
+            Subset(dataset, chosen[share]),
+            batch_size=batch_size,
+            collate_fn=loader.collate_fn,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    )
+
+
+def shuffles(loaders: Any) -> bool:
+    """Whether the first of a Trainer's loaders draws its samples at random."""
+    return isinstance(getattr(first_loader(loaders), "sampler", None), RandomSampler)

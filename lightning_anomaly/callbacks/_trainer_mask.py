@@ -1,0 +1,170 @@
+"""A mask on the module of a Trainer: where it finds the normalisation layers, and what has to be kept at zero."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from lightning_anomaly.callbacks._averages import mask_averages
+from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.pruning.filter_rows import conv_rows
+from lightning_anomaly.pruning.mask import FilterMask
+from lightning_anomaly.pruning.norms import FlowObserver, NormFlow, is_norm
+
+__all__ = ["TrainerMask", "check_maskable"]
+
+
+class TrainerMask:
+    """The mask of the module that a Trainer fits, from one fit to the next and through checkpoints.
+
+    Attributes:
+        mask: The `FilterMask`; None before the first fit.
+    """
+
+    def __init__(self) -> None:
+        self.mask: FilterMask | None = None
+        self._module: Any = None
+        self._loaded: dict[str, Any] | None = None  # the mask's state, until there is a model to mask
+        self._observer: FlowObserver | None = None
+        self._flow = NormFlow({})
+        self._warned: set[str] = set()
+
+    @property
+    def masked(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}`."""
+        if self.mask is not None:
+            return self.mask.masked
+        return {} if self._loaded is None else dict(self._loaded["filters"])
+
+    @property
+    def count(self) -> int:
+        """Number of masked filters."""
+        return sum(map(len, self.masked.values()))
+
+    @property
+    def parameter_fraction(self) -> float:
+        """Parameters of the masked filters as a fraction of all."""
+        return 0.0 if self.mask is None else self.mask.parameter_fraction
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mask and the flow, as plain values."""
+        empty: dict[str, Any] = {"filters": {}, "norms": {}}
+        return {
+            "mask": self.mask.state_dict() if self.mask is not None else self._loaded or empty,
+            "norms": {conv: list(norms) for conv, norms in self._flow.norms.items()},
+            "shared_norms": list(self._flow.shared),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave, into a new object; the filters are masked when the fit starts."""
+        self._loaded = state["mask"]
+        self._flow = NormFlow(state["norms"], frozenset(state["shared_norms"]))
+
+    def belongs_to(self, pl_module: Any) -> bool:
+        """Whether this is about the module, and not about one that was fitted before."""
+        return self._loaded is not None or self._module in (None, pl_module)
+
+    def start(self, pl_module: Any) -> None:
+        """Begins a fit: masks what a checkpoint had masked."""
+        if self._loaded is not None:
+            self.mask = FilterMask.from_state_dict(pl_module, self._loaded)
+        self._loaded = None
+        self._module = pl_module
+        self.mask = self.mask or FilterMask(pl_module)
+        self._observer = FlowObserver(pl_module)
+
+    def stop(self) -> None:
+        """Ends a fit; a second call does nothing."""
+        self.after_batch()
+        self._observer = None
+
+    def before_batch(self) -> None:
+        """Hooks the model for a validation step, to see which normalisation takes which convolution's output."""
+        if self._observer is not None:
+            self._observer.attach()
+
+    def after_batch(self) -> None:
+        """Takes the hooks off again; a second call does nothing."""
+        if self._observer is not None:
+            self._observer.remove()
+            self._flow = self._observer.flow if self._observer.flow.norms else self._flow
+
+    def add(self, trainer: Any, pl_module: Any, chosen: dict[str, list[int]] | None) -> dict[str, list[int]]:
+        """Masks filters, in all processes.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+            chosen: `{layer: [filter, ...]}` in process 0, which decides for all.
+
+        Returns:
+            What of it was masked; there is a warning for every layer that could not be.
+        """
+        assert self.mask is not None
+        # Also the flow is that of process 0: what another one observed may have been an empty batch.
+        chosen, flow = trainer.strategy.broadcast((chosen, self._flow))
+        has_norms = any(is_norm(module) for module in modules_by_name(pl_module).values())
+        masked: dict[str, list[int]] = {}
+        for layer, filters in (chosen or {}).items():
+            try:
+                self.mask.add({layer: filters}, flow=flow if has_norms else None, optimizers=trainer.optimizers)
+                masked[layer] = filters
+            except ValueError as error:
+                self.warn(trainer, f"AnomalyPruneCallback leaves layer '{layer}' as it is. {error}")
+        self.keep_everywhere(trainer, pl_module)
+        return masked
+
+    def keep_gradients(self) -> None:
+        """Zeroes the gradients of the masked filters."""
+        if self.mask is not None:
+            self.mask.keep_gradients()
+
+    def keep(self, trainer: Any) -> None:
+        """Zeroes the masked filters again, and their part of the optimizers' state."""
+        if self.mask is not None:
+            self.mask.keep(trainer.optimizers)
+
+    def keep_everywhere(self, trainer: Any, pl_module: Any) -> None:
+        """The same, and in averages of the weights."""
+        if self.mask is not None and self.mask.masked:
+            self.mask.keep(trainer.optimizers)
+            for problem in mask_averages(self.mask, trainer, pl_module):
+                self.warn(trainer, problem)
+
+    def check(self, trainer: Any, when: str) -> None:
+        """Warns if masked filters are not at zero."""
+        if self.mask is not None and not self.mask.verify():
+            self.warn(
+                trainer,
+                f"Masked filters were not at zero {when}: something other than an optimizer writes to the weights, "
+                "such as a callback that averages them.",
+            )
+
+    def warn(self, trainer: Any, message: str, key: str | None = None) -> None:
+        """One warning for each key, which is the message by default, in process 0."""
+        if (key or message) not in self._warned:
+            self._warned.add(key or message)
+            if trainer.is_global_zero:
+                warnings.warn(message, stacklevel=2)
+
+
+def check_maskable(layers: Mapping[str, nn.Module]) -> None:
+    """Finds out when a fit begins what could not be masked, rather than in the middle of it.
+
+    Raises:
+        ValueError: If the weight of one of the layers is made from others in a way that cannot be masked.
+    """
+    for name, module in layers.items():
+        if isinstance(module, _ConvNd) and not any(map(is_lazy, module.parameters(recurse=False))):
+            try:
+                conv_rows(name, module, [0])
+            except ValueError as error:
+                raise ValueError(
+                    f"{error} AnomalyPruneCallback cannot mask it: name the other layers in `layers` of an "
+                    "AnomalyFilterCallback."
+                ) from error

@@ -1,0 +1,109 @@
+"""The callback that stops: an EarlyStopping on the rise of the anomaly fraction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch.callbacks.early_stopping as lightning_early_stopping
+import torch
+from torch import Tensor
+
+from lightning_anomaly.callbacks._base import AnyEarlyStopping
+from lightning_anomaly.callbacks._processes import validates_everywhere
+from lightning_anomaly.callbacks._reports import watched_prefixes
+from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD
+from lightning_anomaly.checks import check_fraction, check_integer
+
+__all__ = ["AnomalyEarlyStopping"]
+
+
+class AnomalyEarlyStopping(AnyEarlyStopping):
+    """Stops training when the fraction of anomaly filters has risen and stays up.
+
+    It monitors `<log_key_prefix>/rise`, which an `AnomalyFilterCallback` logs and which is 0 while the fraction is flat
+    or falls: then it never stops a run, however long. It is an `EarlyStopping`, so whatever in Lightning knows one
+    knows this one, and it may stand beside one on `val_loss`.
+
+    Whether a rise means overfitting is the source paper's hypothesis, and an open question: see the recipes for runs in
+    which the network overfits and the fraction falls. In those it does not stop.
+
+    What the defaults cost and find, in simulations of 1,000 runs of 100 validations with 160 filters, each flagged with
+    a constant probability, independently and anew at each validation: at 0.05, 0.1 and 0.3 no run is stopped, at 0.5
+    three are; with 22 filters at 0.05 five. A step from 0.05 to 0.25 is found within `patience` validations in every
+    run, one to 0.15 in 7 of 10, and in 9 of 10 within twice as many. Verdicts that persist make the fraction wander:
+    where each filter keeps its own from one validation to the next with probability 0.8, 48 of 1,000 runs are stopped
+    at 0.05, but 714 at 0.3. A signal that is both high and wandering needs a higher `threshold`: with 0.15 one is.
+
+    Args:
+        threshold: The rise, as a fraction of the filters, that has to be exceeded.
+        patience: Number of validations for which it has to be exceeded, at least 5: the first 5 of a rise are part of
+            the monitored value, which shows no rise that did not last so long.
+        log_key_prefix: That of the `AnomalyFilterCallback`.
+        verbose: Whether the reason is logged when training stops; `stopping_reason_message` has it in any case.
+
+    Raises:
+        ValueError: If an argument is not allowed, or if no `AnomalyFilterCallback` logs under the prefix.
+
+    Examples:
+        >>> stopping = AnomalyEarlyStopping(threshold=0.1)
+        >>> stopping.monitor, stopping.patience
+        ('anomaly_filters/rise', 6)
+    """
+
+    def __init__(
+        self,
+        threshold: float = THRESHOLD,
+        patience: int = 6,
+        log_key_prefix: str = "anomaly_filters",
+        verbose: bool = True,
+    ) -> None:
+        check_fraction("threshold", threshold, zero=True)
+        check_integer("patience", patience, HOLD)
+        super().__init__(
+            monitor=f"{log_key_prefix}/rise",
+            mode="min",
+            patience=patience,
+            divergence_threshold=threshold,
+            verbose=verbose,
+        )
+        self.log_key_prefix = log_key_prefix
+        self._everywhere = True
+        self.stopping_reason_message: str | None = None  # Lightning's own attribute where it has one
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Makes sure that somebody logs what is monitored."""
+        super().setup(trainer, pl_module, stage)
+        prefixes = watched_prefixes(trainer)
+        if stage == "fit" and self.log_key_prefix not in prefixes:
+            raise ValueError(
+                "AnomalyEarlyStopping should be used with an AnomalyFilterCallback of the same `log_key_prefix` in the "
+                f"Trainer, which logs '{self.monitor}'. Found {prefixes or 'none'}."
+            )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Finds out whether there will be anything to stop for."""
+        self._everywhere = validates_everywhere(trainer)
+
+    def _run_early_stopping_check(self, trainer: Any) -> None:
+        """Where nothing is analysed (no validation, `barebones`) there is nothing to stop for, and nothing to say."""
+        if self._everywhere and self.monitor in trainer.callback_metrics:
+            super()._run_early_stopping_check(trainer)
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        """Whether to stop, and why. `wait_count` counts the last values in a row that exceed the threshold."""
+        self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=current.device), current)
+        threshold = self.divergence_threshold
+        assert threshold is not None
+        self.wait_count = self.wait_count + 1 if current > threshold else 0
+        # The first value of a rise appears when it has lasted HOLD validations.
+        lasted = self.wait_count + HOLD - 1
+        if self.wait_count == 0 or lasted < self.patience:
+            return False, None
+        reasons = getattr(lightning_early_stopping, "EarlyStoppingReason", None)
+        if reasons is not None:
+            self.stopping_reason = reasons.DIVERGENCE_THRESHOLD
+        self.stopping_reason_message = (
+            f"Anomaly filters have risen: for {lasted} validations their fraction has been more than {threshold:g} "
+            f"above an earlier level, by now {self.monitor} = {float(current):.3f}."
+        )
+        return True, self.stopping_reason_message

@@ -1,0 +1,179 @@
+"""How maps get out of a model while it runs: hooks on and off, evaluation mode, compiled models run eagerly."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_anomaly.capture.maps import LayerMaps, pool_maps
+
+__all__ = ["MapCapture", "compiled_models_eager", "evaluating", "taking_alone"]
+
+_PIECE = 2**22  # values pooled at a time, 16 MiB in float32
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with every module's own flag and the global random state given back at the end."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:  # not `model.eval()`, which a model may override
+            module.training = False
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+_eager_users = 0
+_eager_stance = ExitStack()
+
+
+@contextmanager
+def compiled_models_eager() -> Iterator[None]:
+    """Runs compiled models eagerly inside, as they ignore hooks that came later.
+
+    Several uses may overlap and end in any order: the first one sets torch's stance, the last one gives it back. A
+    stance of each one's own would be given back in the wrong order, and leave the process eager for good.
+    """
+    global _eager_users
+    # Without dynamo loaded there is no compiled model.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    if _eager_users == 0:
+        _eager_stance.enter_context(torch.compiler.set_stance("force_eager"))
+    _eager_users += 1
+    try:
+        yield
+    finally:
+        _eager_users -= 1
+        if _eager_users == 0:
+            _eager_stance.close()
+
+
+_only: MapCapture | None = None
+
+
+@contextmanager
+def taking_alone(capture: MapCapture) -> Iterator[None]:
+    """No other capture takes maps inside: for whoever runs a model while somebody else's hooks may be on it."""
+    global _only
+    before, _only = _only, capture
+    try:
+        yield
+    finally:
+        _only = before
+
+
+class MapCapture:
+    """Takes the maps of chosen layers out of a model while somebody else runs it.
+
+    Use it as a context manager around a forward pass, or `attach` and `remove` it from two places; the maps of several
+    passes add up, until `limit` samples were seen. Hooks are only on the model in between. If a layer is called several
+    times in one pass, its first call counts.
+
+    Args:
+        layers: The modules to watch, by name.
+        limit: Number of samples to take; None takes all.
+        rectify: Whether negative values are set to zero, before pooling.
+        max_map_side: See `pool_maps`.
+        summary: What is kept of maps `(n, F, ...)` in place of the pooled ones; None keeps those.
+    """
+
+    def __init__(
+        self,
+        layers: dict[str, nn.Module],
+        *,
+        limit: int | None = None,
+        rectify: bool = True,
+        max_map_side: int = 8,
+        summary: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._layers = layers
+        self._limit = sys.maxsize if limit is None else limit
+        self._rectify = rectify
+        self._summary = summary or (lambda maps: pool_maps(maps, max_map_side))
+        self._hooks = ExitStack()
+        self._called: set[str] = set()
+        self.maps: dict[str, LayerMaps] = {name: LayerMaps() for name in layers}
+
+    @property
+    def full(self) -> bool:
+        """Whether some layer has `limit` samples, so that another pass is not needed."""
+        return any(layer.count >= self._limit for layer in self.maps.values())
+
+    def attach(self) -> None:
+        """Puts the hooks on. `remove` must follow, also after an exception."""
+        self.remove()
+        with ExitStack() as hooks:
+            hooks.enter_context(compiled_models_eager())
+            for name, module in self._layers.items():
+                hooks.callback(module.register_forward_hook(self._hook(name)).remove)
+            self._hooks = hooks.pop_all()
+
+    def remove(self) -> None:
+        """Takes the hooks off; a second call does nothing."""
+        self._hooks.close()
+        self._called.clear()
+
+    def __enter__(self) -> MapCapture:
+        self.attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def _hook(self, name: str) -> Any:
+        # A plain function: a model that is deep-copied meanwhile does not copy this object.
+        def take(module: nn.Module, args: Any, output: Any) -> None:
+            if name not in self._called and _only in (None, self):
+                self._called.add(name)
+                try:
+                    self._take(self.maps[name], module, output)
+                except Exception as error:  # the forward pass is not ours to break
+                    self.maps[name].problem = f"taking its maps failed with {error!r}"
+
+        return take
+
+    def _take(self, layer: LayerMaps, module: nn.Module, output: Any) -> None:
+        if layer.count >= self._limit or layer.problem is not None:
+            return
+        if not isinstance(output, Tensor):
+            layer.problem = f"its output is a {type(output).__name__}, not a tensor"
+            return
+        axes = len(module.kernel_size) if isinstance(module, _ConvNd) else None
+        if not 2 <= output.ndim <= 5 or axes not in (None, output.ndim - 2):
+            layer.problem = f"its output has shape {tuple(output.shape)}, not (samples, filters, ...)"
+            return
+        if not output.is_floating_point():
+            layer.problem = f"its output has type {output.dtype}"
+            return
+        maps = output.detach()[: self._limit - layer.count]
+        if maps.numel() == 0:
+            return
+        if layer.batches and maps.shape[1] != layer.batches[0].shape[1]:
+            layer.problem = f"its number of filters changes, from {layer.batches[0].shape[1]} to {maps.shape[1]}"
+            return
+        if layer.size is not None and tuple(maps.shape[2:]) != layer.size:
+            layer.problem = f"the size of its maps changes, from {layer.size} to {tuple(maps.shape[2:])}"
+            return
+        layer.size = tuple(maps.shape[2:])
+        layer.count += len(maps)
+        # In pieces, so that the copy of a large output is small. Always a copy: the model may change its own in place.
+        dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+        for piece in torch.split(maps, max(1, _PIECE // max(1, maps[0].numel()))):
+            copy = piece.to(dtype, copy=True)
+            if self._rectify:
+                copy.clamp_(min=0)
+            zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
+            layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
+            layer.batches.append(self._summary(copy))

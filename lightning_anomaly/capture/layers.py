@@ -1,0 +1,74 @@
+"""Which layers of a model have feature maps, and by what name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+__all__ = ["modules_by_name", "scripted_note", "select_layers"]
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model by the names that they have without `torch.compile`; a parametrization is no layer."""
+    named = {name: module for name, module in model.named_modules() if "parametrizations" not in name.split(".")}
+    return {_clean_name(name): module for name, module in named.items()}
+
+
+def _clean_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def select_layers(
+    model: nn.Module, layers: Iterable[str] | None = None, *, argument: str = "layers"
+) -> dict[str, nn.Module]:
+    """Choose the layers to watch.
+
+    Args:
+        model: The model.
+        layers: Names of modules whose output has shape `(N, F, ...)`. None takes every convolution, lazy and transposed
+            ones included, that accepts hooks (layers of a ScriptModule do not).
+        argument: The name that errors call `layers` by.
+
+    Returns:
+        The modules by name, in the order of `layers` or of the model; empty if the model has no convolution.
+
+    Raises:
+        ValueError: If a name does not exist, if the module accepts no hooks, or if `layers` is empty or a string.
+    """
+    modules = modules_by_name(model)
+    convolutions: dict[str, nn.Module] = {
+        name: module for name, module in modules.items() if isinstance(module, _ConvNd)
+    }
+    if layers is None:
+        return convolutions
+    if isinstance(layers, str) or not (names := list(layers)):
+        raise ValueError(f"Parameter `{argument}` should be a list of layer names or None. Found {layers!r}.")
+    unknown = [name for name in names if name not in modules]
+    if unknown:
+        raise ValueError(
+            f"Parameter `{argument}` should name layers of the model. Found {unknown}, "
+            f"but its convolutions are {list(convolutions)}."
+        )
+    scripted = [name for name in names if isinstance(modules[name], torch.jit.ScriptModule)]
+    if scripted:
+        raise ValueError(
+            f"Parameter `{argument}` should name layers that accept hooks. Found ScriptModules {scripted}."
+        )
+    return {name: modules[name] for name in names}
+
+
+def scripted_note(model: nn.Module) -> dict[str, str]:
+    """A note on the convolutions inside ScriptModules, which accept no hooks; empty if there are none."""
+    scripted = [
+        name
+        for name, module in modules_by_name(model).items()
+        if isinstance(module, torch.jit.ScriptModule)
+        and re.fullmatch(r"Conv(Transpose)?[123]d", str(getattr(module, "original_name", "")))
+    ]
+    if not scripted:
+        return {}
+    return {"scripted": f"Convolutions in ScriptModules are skipped, as these accept no hooks: {scripted}."}

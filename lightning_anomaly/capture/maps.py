@@ -1,0 +1,69 @@
+"""What is kept of the maps of a layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["LayerMaps", "pool_maps"]
+
+_POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
+
+
+def pool_maps(maps: Tensor, max_side: int) -> Tensor:
+    """Average-pool maps that are larger than allowed.
+
+    Args:
+        maps: Feature maps `(N, F, ...)` with up to three axes of pixels.
+        max_side: Largest side of a map with two axes (pixels); one with one or three axes may have at most as many
+            pixels as a square of this side.
+
+    Returns:
+        The maps, each side divided by the smallest whole number that makes it fit. Pixels at the end that do not fill
+        a window are averaged among themselves, so nothing is left out.
+    """
+    axes = maps.ndim - 2
+    if axes == 0:
+        return maps
+    side = max(1, int(max_side ** (2 / axes) + 1e-9))
+    windows = [-(-size // side) for size in maps.shape[2:]]
+    if max(windows) == 1:
+        return maps
+    pooled: Tensor = _POOLS[axes](maps, windows, ceil_mode=True, count_include_pad=False)
+    return pooled
+
+
+@dataclass
+class LayerMaps:
+    """The maps of one layer, gathered batch by batch.
+
+    Attributes:
+        batches: Maps `(n, F, ...)`, pooled, or what is kept of them; float32 or float64, on the device where the model
+            ran.
+        count: Number of samples gathered.
+        size: Sides of a map before pooling (pixels), None until the layer was called.
+        zeros: Number of values that are at most 0 before pooling, of each filter `(F,)`.
+        problem: Why maps could not be taken, if so.
+    """
+
+    batches: list[Tensor] = field(default_factory=list)
+    count: int = 0
+    size: tuple[int, ...] | None = None
+    zeros: Tensor | None = None
+    problem: str | None = None
+
+    @property
+    def sparsity(self) -> Tensor:
+        """Fraction of each filter's values that are at most 0 `(F,)`."""
+        if self.zeros is None or self.size is None:
+            raise RuntimeError("The layer has no maps.")
+        return self.zeros.double() / (self.count * math.prod(self.size))
+
+    @property
+    def maps(self) -> Tensor:
+        """All maps `(N, F, ...)`."""
+        return torch.cat(self.batches)

@@ -1,0 +1,89 @@
+"""A model is run on a probe while its maps are taken, and the layers that gave usable maps are told from the others."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
+from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.progress import track
+
+__all__ = ["check_inputs", "run", "usable_layers"]
+
+_BATCH = 64
+
+
+def check_inputs(inputs: Any, argument: str = "inputs") -> None:
+    """Raises ValueError for what cannot be a probe; the message calls it by the name of the `argument`."""
+    if isinstance(inputs, (np.ndarray, Dataset, DataLoader)):
+        raise ValueError(
+            f"Parameter `{argument}` should be a tensor (N, ...), or a tuple or dict with the arguments of one call. "
+            f"Found {type(inputs).__name__}: for the images of an array give `torch.from_numpy(array)`, for those of a "
+            "data set or loader one tensor of as many as the probe should have."
+        )
+    if isinstance(inputs, Tensor) and (inputs.ndim == 0 or len(inputs) == 0):
+        raise ValueError(f"Parameter `{argument}` should hold samples. Found shape {tuple(inputs.shape)}.")
+
+
+def run(model: nn.Module, inputs: Any, capture: MapCapture, progress: bool | None = False) -> None:
+    """Run a model on a probe in evaluation mode, without gradients; afterwards it is as before.
+
+    Args:
+        model: Any model, on any device.
+        inputs: A tensor `(N, ...)`, in batches, a tuple with the arguments of one call or a dict with its keywords;
+            moved to the model's device.
+        capture: What takes the maps.
+        progress: Whether a bar is shown, see `analyze`.
+    """
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    with evaluating(model), taking_alone(capture), torch.no_grad():
+        total = math.ceil(len(inputs) / _BATCH) if isinstance(inputs, Tensor) else 1
+        for arguments, keywords in track(_calls(inputs, device), total, "feature maps", progress):
+            with capture:
+                model(*arguments, **keywords)
+
+
+def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
+    if isinstance(inputs, Tensor):
+        return (((batch.to(device),), {}) for batch in torch.split(inputs, _BATCH))
+    inputs = move_data_to_device(inputs, device)
+    if isinstance(inputs, Mapping):
+        return iter([((), dict(inputs))])
+    return iter([(inputs if isinstance(inputs, tuple) else (inputs,), {})])
+
+
+def usable_layers(
+    maps: Mapping[str, LayerMaps], expected: int | None = None
+) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
+    """The layers with a map of every sample.
+
+    Args:
+        maps: What a `MapCapture` took.
+        expected: Number of samples; None takes what most layers gave.
+
+    Returns:
+        These layers, the number of samples, and notes on the layers that are left out.
+    """
+    counts = Counter(layer.count for layer in maps.values() if layer.count)
+    n_samples = (counts.most_common(1)[0][0] if counts else 0) if expected is None else expected
+    usable: dict[str, LayerMaps] = {}
+    notes = {}
+    for name, layer in maps.items():
+        problem = layer.problem or (None if layer.batches else "it was never called")
+        if problem is None and layer.count != n_samples:
+            others = "most layers gave" if expected is None else "the samples are"
+            problem = f"it gave {layer.count} maps where {others} {n_samples}"
+        if problem:
+            notes[f"{name} left out"] = f"Layer '{name}' is left out of the analysis: {problem}."
+        else:
+            usable[name] = layer
+    return usable, n_samples, notes

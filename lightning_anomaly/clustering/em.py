@@ -1,0 +1,123 @@
+"""Gaussian mixtures of every filter at once: batched expectation maximisation with full covariances in the plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.clustering.backend import compiled_for
+
+__all__ = ["MixtureFit", "fit_mixtures"]
+
+_CHUNK_BYTES = 2**21  # largest array of a chunk of mixtures in torch's loop, on the CPU
+
+
+@dataclass(frozen=True)
+class MixtureFit:
+    """Fitted mixtures, F filters with S starts each, in scikit-learn's words.
+
+    Attributes:
+        weights: Shares of the components `(F, S, K)`.
+        means: Centres `(F, S, K, 2)`.
+        covariances: Full covariance matrices `(F, S, K, 2, 2)`.
+        lower_bound: Mean log-likelihood of a sample under the mixture before the last M-step (nats) `(F, S)`.
+        labels: Most probable component of each sample under the fitted mixture `(F, S, N)`.
+        n_iter: Iterations done `(F, S)`.
+        converged: Whether the last change of the lower bound was below `tol` `(F, S)`.
+    """
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    lower_bound: Tensor
+    labels: Tensor
+    n_iter: Tensor
+    converged: Tensor
+
+
+def fit_mixtures(
+    points: Tensor,
+    weights: Tensor,
+    means: Tensor,
+    precisions: Tensor,
+    *,
+    max_iter: int = 100,
+    tol: float = 1e-3,
+    reg_covar: float = 1e-6,
+    compiled: bool | None = None,
+) -> MixtureFit:
+    r"""Fit Gaussian mixtures by expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
+
+    The E-step works on residuals that each component whitens, `y = U^T (x - mu)` with `U U^T` its precision; the M-step
+    sums their first and second moments and transforms those back. Whitened residuals are of order one wherever the
+    component matters, so a tight cluster far out loses no digits, unlike with sums of squared coordinates.
+
+    Args:
+        points: Points `(F, N, 2)`, float64 or float32, in units in which `reg_covar` is small.
+        weights: Weights to start from `(F, S, K)`.
+        means: Means to start from `(F, S, K, 2)`.
+        precisions: Inverse covariances to start from `(F, S, K, 2, 2)`.
+        max_iter: Largest number of iterations.
+        tol: A mixture has converged when its lower bound changes by less than this (nats).
+        reg_covar: Added to the variances (squared units of the points).
+        compiled: Whether numba's loop runs instead of torch's: None decides by what is installed and where the points
+            are. Both do the same arithmetic, up to the order of sums.
+
+    Returns:
+        The fit. A mixture's result does not depend on the others.
+
+    Raises:
+        ValueError: If shapes do not fit each other, or `compiled` is True where it cannot be.
+
+    Examples:
+        >>> points = torch.tensor([[[-1.0, 0], [-1, 1], [1, 0], [1, 1]]], dtype=torch.float64)
+        >>> start = torch.tensor([[[[-1.0, 0], [1, 0]]]], dtype=torch.float64)
+        >>> fit = fit_mixtures(points, torch.full((1, 1, 2), 0.5).double(), start, torch.eye(2).expand(1, 1, 2, 2, 2))
+        >>> fit.labels.tolist()
+        [[[0, 0, 1, 1]]]
+    """
+    filters, samples = points.shape[:2]
+    starts, components = weights.shape[1:] if weights.ndim == 3 else (0, 0)
+    expected = [(filters, samples, 2)] + [(filters, starts, components, *rest) for rest in ((), (2,), (2, 2))]
+    found = [tuple(tensor.shape) for tensor in (points, weights, means, precisions)]
+    if found != expected:
+        raise ValueError(
+            "Parameters `points`, `weights`, `means` and `precisions` should have shapes (F, N, 2), (F, S, K), "
+            f"(F, S, K, 2) and (F, S, K, 2, 2). Found {found}."
+        )
+    # U is upper triangular: the last coordinate's precision is its last entry squared.
+    p11, p12, p22 = precisions[..., 0, 0], precisions[..., 0, 1], precisions[..., 1, 1]
+    u22 = p22.sqrt()
+    u12 = p12 / u22
+    u11 = (p11 - u12 * u12).clamp(min=torch.finfo(p11.dtype).eps * p11).sqrt()  # rounding may leave less than nothing
+    factors = torch.stack([u11, u12, u22], 3).to(points.dtype)
+    w, mu, u = (tensor.to(points.dtype) for tensor in (weights, means, factors))
+    if compiled_for(points, compiled):
+        from lightning_anomaly.clustering.engines import numba_em
+
+        threads = torch.get_num_threads()
+        w, mu, u = (tensor.flatten(0, 1).clone() for tensor in (w, mu, u))
+        fitted = numba_em.em(points.numpy(), w.numpy(), mu.numpy(), u.numpy(), max_iter, tol, reg_covar, threads)
+        result = tuple(map(torch.from_numpy, fitted))
+    else:
+        from lightning_anomaly.clustering.engines import torch_em
+
+        result = torch_em.em(points, w, mu, u, max_iter, tol, reg_covar, _CHUNK_BYTES)
+    by_filter = [tensor.reshape(filters, starts, *tensor.shape[1:]) for tensor in result]
+    fitted_weights, fitted_means, fitted_factors, bound, labels, n_iter, converged = by_filter
+    return MixtureFit(fitted_weights, fitted_means, _covariances(fitted_factors), bound, labels, n_iter, converged)
+
+
+def _covariances(factors: Tensor) -> Tensor:
+    """Covariances `(..., 2, 2)` of factors `(..., 3)` of the precisions."""
+    l11, l21, l22 = _inverse(factors)
+    xx, xy, yy = l11 * l11, l11 * l21, l21 * l21 + l22 * l22
+    return torch.stack([xx, xy, xy, yy], -1).reshape(*xx.shape, 2, 2)
+
+
+def _inverse(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The lower triangular L = inverse of U transposed: `l11`, `l21`, `l22`. The covariance is `L L^T`."""
+    u11, u12, u22 = factors.unbind(-1)
+    return 1 / u11, -u12 / (u11 * u22), 1 / u22

@@ -1,0 +1,1 @@
+"""What runs the loops: numba or plain torch."""

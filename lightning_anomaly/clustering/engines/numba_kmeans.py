@@ -1,0 +1,198 @@
+"""The loops of `kmeans.py`, compiled by numba: a filter at a time, with inner loops as in `numba_em.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_anomaly.clustering.backend import in_threads
+from lightning_anomaly.clustering.engines.numba_em import compile_loop, coordinates
+
+__all__ = ["cluster_moments", "kmeans", "kmeans_plus_plus"]
+
+_Array = npt.NDArray[np.float64]
+_Integers = npt.NDArray[np.int64]
+_DRAW = 32  # samples whose squared distances are summed before a draw looks at single ones
+_MIX, _STIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(29)
+
+
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _squared_distance(x: float, y: float, cx: float, cy: float) -> float:
+    dx, dy = x - cx, y - cy
+    return dx * dx + dy * dy
+
+
+@compile_loop(fastmath={"contract", "reassoc"}, forceinline=True)
+def _sums(x: _Array, y: _Array, label: _Integers, k: int) -> tuple[int, float, float]:
+    """Size and sums of one cluster, by the same instructions whatever its number."""
+    size, sx, sy = 0, 0.0, 0.0
+    for i in range(x.size):
+        own = label[i] == k
+        size += own
+        sx += x[i] if own else 0.0
+        sy += y[i] if own else 0.0
+    return size, sx, sy
+
+
+@compile_loop(forceinline=True)
+def _hash(x: float, y: float) -> np.uint64:
+    """64 bits of two doubles, stirred so that sums of a few thousand of them never meet by chance."""
+    h = np.float64(x).view(np.uint64) * _MIX
+    h ^= h >> _SHIFT
+    h = (h + np.float64(y).view(np.uint64)) * _STIR
+    h ^= h >> _SHIFT
+    key: np.uint64 = h * _MIX
+    return key
+
+
+@compile_loop(error_model="numpy")
+def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
+    """The first sample at which the cumulative distance exceeds a share of the whole; the last if none does."""
+    target = uniform * sums.sum()
+    before, b = 0.0, 0
+    while b < sums.size - 1 and before + sums[b] <= target:
+        before += sums[b]
+        b += 1
+    found = distance.size - 1
+    for i in range(b * _DRAW, min(distance.size, b * _DRAW + _DRAW)):
+        if distance[i] > 0.0:
+            before += distance[i]
+            found = i
+            if before > target:
+                break
+    return found
+
+
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _lloyd(
+    xs: _Array, ys: _Array, centres: _Array, max_iter: int, same: float, labels: _Integers, first: int, last: int
+) -> None:
+    """The best of several k-means clusterings of the filters `first` to `last`; `centres` are overwritten.
+
+    A start that comes to the centres of an earlier one would go on as that did, so it ends there.
+    """
+    n, starts, clusters = xs.shape[1], centres.shape[1], centres.shape[2]
+    label, distance = np.empty(n, np.int64), np.empty(n)
+    seen = np.empty(starts * max_iter, np.uint64)
+    for f in range(first, last):
+        x, y = xs[f], ys[f]
+        best = np.inf
+        n_seen = 0
+        for s in range(starts):
+            c = centres[f, s]
+            inertia = np.inf
+            known = False
+            for _ in range(max_iter):
+                second = min(1, clusters - 1)
+                ax, ay, bx, by = c[0, 0], c[0, 1], c[second, 0], c[second, 1]
+                for i in range(n):
+                    d, e = _squared_distance(x[i], y[i], ax, ay), _squared_distance(x[i], y[i], bx, by)
+                    label[i] = 1 if e < d else 0
+                    distance[i] = e if e < d else d
+                for k in range(2, clusters):
+                    ax, ay = c[k, 0], c[k, 1]
+                    for i in range(n):
+                        d = _squared_distance(x[i], y[i], ax, ay)
+                        label[i] = k if d < distance[i] else label[i]
+                        distance[i] = d if d < distance[i] else distance[i]
+                previous = inertia
+                inertia = distance.sum()
+                if not inertia < previous:
+                    break
+                key = np.uint64(0)
+                for k in range(clusters):  # the order of the centres does not matter
+                    key += _hash(c[k, 0], c[k, 1])
+                for j in range(n_seen):
+                    known |= seen[j] == key
+                if known:
+                    break
+                seen[n_seen] = key
+                n_seen += 1
+                moved = False
+                for k in range(clusters):
+                    size, sx, sy = _sums(x, y, label, k)
+                    if size > 0:
+                        sx, sy = sx / size, sy / size
+                        moved |= sx != c[k, 0] or sy != c[k, 1]
+                        c[k, 0], c[k, 1] = sx, sy
+                if not moved:
+                    break
+            if not known and inertia + same * max(1.0, inertia) < best:
+                best = inertia
+                labels[f] = label
+
+
+def kmeans(points: _Array, centres: _Array, max_iter: int, same: float, threads: int) -> _Integers:
+    """Labels `(F, N)` of the best of S k-means clusterings from `centres` `(F, S, K, 2)`."""
+    xs, ys = coordinates(points)
+    labels = np.zeros(xs.shape, np.int64)
+    centres = centres.copy()
+    in_threads(lambda first, last: _lloyd(xs, ys, centres, max_iter, same, labels, first, last), len(xs), threads)
+    return labels
+
+
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _draw(xs: _Array, ys: _Array, uniform: _Array, centres: _Array, first: int, last: int) -> None:
+    """Draw samples of the filters `first` to `last` in proportion to their squared distance from the nearest centre."""
+    n, clusters = xs.shape[1], uniform.shape[1]
+    distance, sums = np.empty(n), np.empty(-(-n // _DRAW))
+    for f in range(first, last):
+        x, y = xs[f], ys[f]
+        for s in range(uniform.shape[0]):
+            for i in range(n):
+                distance[i] = np.inf
+            chosen = min(int(uniform[s, 0] * n), n - 1)
+            for k in range(clusters):
+                if k > 0:
+                    chosen = _inverse(distance, sums, uniform[s, k])
+                cx, cy = x[chosen], y[chosen]
+                centres[f, s, k, 0], centres[f, s, k, 1] = cx, cy
+                for b in range(sums.size):
+                    total = 0.0
+                    for i in range(b * _DRAW, min(n, b * _DRAW + _DRAW)):
+                        d = _squared_distance(x[i], y[i], cx, cy)
+                        d = d if d < distance[i] else distance[i]
+                        distance[i] = d
+                        total += d
+                    sums[b] = total
+
+
+def kmeans_plus_plus(points: _Array, uniform: _Array, threads: int) -> _Array:
+    """Centres `(F, S, K, 2)` drawn from points `(F, N, 2)`, in the order of their coordinates, by numbers `(S, K)`."""
+    in_order = np.sort(np.ascontiguousarray(points).view(np.complex128)[..., 0], axis=1)
+    xs, ys = np.ascontiguousarray(in_order.real), np.ascontiguousarray(in_order.imag)
+    centres = np.empty((len(xs), *uniform.shape, 2))
+    in_threads(lambda first, last: _draw(xs, ys, uniform, centres, first, last), len(xs), threads)
+    return centres
+
+
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array, first: int, last: int) -> None:
+    """Sizes, means and covariances of the clusters of the filters `first` to `last`."""
+    for f in range(first, last):
+        x, y = xs[f], ys[f]
+        for s in range(labels.shape[1]):
+            label = labels[f, s]
+            for k in range(moments.shape[2]):
+                size, sx, sy = _sums(x, y, label, k)
+                if size > 0:
+                    mx, my = sx / size, sy / size
+                    xx, xy, yy = 0.0, 0.0, 0.0
+                    for i in range(x.size):
+                        own = 1.0 if label[i] == k else 0.0
+                        dx, dy = (x[i] - mx) * own, (y[i] - my) * own
+                        xx += dx * dx
+                        xy += dx * dy
+                        yy += dy * dy
+                    out = moments[f, s, k]
+                    out[0], out[1], out[2] = size, mx, my
+                    out[3], out[4], out[5] = xx / size, xy / size, yy / size
+
+
+def cluster_moments(points: _Array, labels: _Integers, clusters: int, threads: int) -> _Array:
+    """Size, mean x, y and covariances xx, xy, yy `(F, S, K, 6)` of the clusters of labels `(F, S, N)`; 0 if empty."""
+    xs, ys = coordinates(points)
+    labels = np.ascontiguousarray(labels)
+    moments = np.zeros((*labels.shape[:2], clusters, 6))
+    in_threads(lambda first, last: _moments(xs, ys, labels, moments, first, last), len(xs), threads)
+    return moments

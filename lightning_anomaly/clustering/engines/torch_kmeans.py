@@ -1,0 +1,125 @@
+"""The loops of `kmeans.py` in torch: many filters at a time, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.clustering.backend import ranges, rows_at_a_time, torch_in_threads
+
+__all__ = ["cluster_moments", "kmeans", "kmeans_plus_plus"]
+
+
+def kmeans_plus_plus(points: Tensor, uniform: Tensor) -> Tensor:
+    """Centres `(F, S, K, 2)` drawn by numbers `(S, K)` from points `(F, N, 2)`, in the order they have."""
+
+    def draw(points: Tensor) -> Tensor:
+        x, y = points.permute(2, 0, 1).contiguous()[:, :, None].expand(-1, -1, len(uniform), -1)
+        step = rows_at_a_time(len(uniform) * points.shape[1], points)
+        return torch.cat(
+            [_draw(*part, uniform) for part in zip(torch.split(x, step), torch.split(y, step), strict=True)]
+        )
+
+    return torch.cat(torch_in_threads(draw, *ranges(points), like=points))
+
+
+def _draw(x: Tensor, y: Tensor, uniform: Tensor) -> Tensor:
+    distance = torch.ones_like(x, memory_format=torch.contiguous_format)
+    centres = []
+    for k in range(uniform.shape[1]):
+        cumulative = distance.cumsum(2)
+        target = uniform[:, k, None] * cumulative[..., -1:]
+        chosen = torch.searchsorted(cumulative, target, right=True).clamp_(max=x.shape[2] - 1)
+        cx, cy = x.gather(2, chosen), y.gather(2, chosen)
+        centres.append(torch.cat([cx, cy], 2))
+        squared, dy = (x - cx).square_(), y - cy
+        squared.addcmul_(dy, dy)
+        distance = squared if k == 0 else torch.minimum(distance, squared, out=squared)
+    return torch.stack(centres, 2)
+
+
+def kmeans(points: Tensor, centres: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
+    """The last centres `(F, S, K, 2)` of k-means of points `(F, N, 2)` from `centres`, and the inertia `(F, S)`."""
+
+    def cluster(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+        found = centres.flatten(0, 1).permute(2, 1, 0).contiguous()
+        inertia = points.new_full((found.shape[2],), torch.inf)
+        with torch.inference_mode():  # spares torch the bookkeeping of views
+            _lloyd(points.transpose(1, 2).contiguous(), found, inertia, max_iter)
+        return found.permute(2, 1, 0).reshape(centres.shape), inertia.view(centres.shape[:2])
+
+    parts = torch_in_threads(cluster, *ranges(points, centres), like=points)
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _lloyd(coordinates: Tensor, found: Tensor, inertia: Tensor, max_iter: int) -> None:
+    """Move centres `(2, K, F * S)` to those of the last assignment of points `(F, 2, N)`; fill in its inertia."""
+    filters, _, samples = coordinates.shape
+    clusters, mixtures = found.shape[1:]
+    starts = mixtures // max(1, filters)
+    step = max(1, min(rows_at_a_time(clusters * samples, coordinates), mixtures))
+    memory = coordinates.new_empty((2 * clusters + 3) * step * samples)  # written over and over, it stays in a cache
+    todo, centres = torch.arange(mixtures, device=found.device), found.clone()
+    for _ in range(max_iter):
+        if not len(todo):
+            break
+        sums, count = torch.empty_like(centres), torch.empty_like(centres[0])
+        total = coordinates.new_empty(len(todo))
+        for owner, *part in zip(
+            torch.split(todo // starts, step),
+            torch.split(centres[..., None], step, 2),
+            torch.split(sums, step, 2),
+            torch.split(count, step, 1),
+            torch.split(total, step),
+            strict=True,
+        ):
+            _assign(coordinates, owner, memory, *part)
+        moved = torch.where(count > 0, sums / count, centres)
+        better = total < inertia[todo]
+        found[:, :, todo], inertia[todo] = centres, total
+        goes_on = better & (moved != centres).any(1).any(0)
+        todo, centres = todo[goes_on], moved[:, :, goes_on]
+
+
+def _assign(
+    coordinates: Tensor, owner: Tensor, memory: Tensor, centres: Tensor, sums: Tensor, count: Tensor, total: Tensor
+) -> None:
+    """Fill in sums `(2, K, B)` and count `(K, B)` of the samples nearest to centres `(2, K, B, 1)`, and the inertia."""
+    clusters, rows, samples = centres.shape[1], len(owner), coordinates.shape[2]
+    arrays = memory[: (2 * clusters + 3) * rows * samples].view(-1, rows, samples)
+    member, product, own, others = arrays.split_with_sizes([clusters, clusters, 2, 1])
+    own, others = own.view(rows, 2, samples), others[0]
+    x, y = torch.index_select(coordinates, 0, owner, out=own).unbind(1)
+    torch.sub(x, centres[0], out=member).square_()
+    torch.sub(y, centres[1], out=product)
+    member.addcmul_(product, product)
+    nearest = torch.amin(member, 0, out=others)
+    torch.sum(nearest, 1, out=total)
+    torch.le(member, nearest, out=member)  # 1 where a centre is the nearest, and 0
+    torch.sum(member, 2, out=count)
+    if owner.device.type != "cpu" or count.sum() > rows * samples:  # of centres equally near, the first
+        torch.sub(1, member[0], out=others)
+        for k in range(1, clusters):
+            others.sub_(member[k].mul_(others))
+        torch.sum(member, 2, out=count)
+    torch.sum(torch.mul(x, member, out=product), 2, out=sums[0])
+    torch.sum(torch.mul(y, member, out=product), 2, out=sums[1])
+
+
+def cluster_moments(points: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    """Size, mean x, y and covariances xx, xy, yy `(F, S, K, 6)` of the clusters of labels `(F, S, N)`; 0 if empty."""
+
+    def moments(points: Tensor, labels: Tensor) -> Tensor:
+        x, y = points.permute(2, 0, 1).contiguous()[:, :, None]
+        rows = []
+        for k in range(clusters):
+            own = (labels == k).to(points.dtype)
+            count = own.sum(2)
+            share = 1 / count.clamp(min=1)
+            mean_x, mean_y = (own * x).sum(2) * share, (own * y).sum(2) * share
+            dx, dy = (x - mean_x[..., None]).mul_(own), (y - mean_y[..., None]).mul_(own)
+            products = [product.sum(2) * share for product in (dx * dx, dx * dy, dy * dy)]
+            rows.append(torch.stack([count, mean_x, mean_y, *products], -1))
+        return torch.stack(rows, 2)
+
+    return torch.cat(torch_in_threads(moments, *ranges(points, labels), like=points))

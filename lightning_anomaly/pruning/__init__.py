@@ -1,0 +1,6 @@
+"""Filters chosen, masked in place, and removed for good."""
+
+from lightning_anomaly.pruning.compact import compact
+from lightning_anomaly.pruning.mask import FilterMask, mask_filters
+
+__all__ = ["FilterMask", "compact", "mask_filters"]

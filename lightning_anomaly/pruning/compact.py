@@ -1,0 +1,237 @@
+"""Masked filters removed for good, by Torch-Pruning, which the extra `compact` brings."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
+from lightning_anomaly.capture.layers import modules_by_name
+
+__all__ = ["compact"]
+
+_TOLERANCE = 1e-4  # how far outputs may be apart (of the largest): sums of other lengths round differently
+# Torch-Pruning's kinds of nodes: layers with weights that can be cut, and what works on each channel by itself.
+_LAYERS = {"CONV", "DEPTHWISE_CONV", "LINEAR", "BN"}
+_CHANNELWISE = {"ELEMENTWISE", "PRELU", "CONCAT", "SPLIT", "RESHAPE", "UNBIND", "EXPAND", "SLICE"}
+
+
+def compact(model: nn.Module, example_input: Any) -> nn.Module:
+    """A copy of a model without its masked filters, smaller and faster, with the same outputs up to rounding.
+
+    Removed are the filters whose weight and bias are zero, as `mask_filters` leaves them, with their BatchNorm channels
+    and the weights behind them that take their output, where nothing else lives in their channels. A filter stays where
+    its output is added to that of a filter that is not masked (residual connections), goes through a norm across
+    channels, comes from a grouped convolution or is an output of the model; a warning says how many stay and where.
+
+    Args:
+        model: The model, which stays as it is.
+        example_input: What to call it with, on its device, to see how layers are connected; a tuple for several
+            arguments.
+
+    Returns:
+        The smaller model, with train/eval flags and `requires_grad` as in the given one.
+
+    Raises:
+        ImportError: If Torch-Pruning is not installed.
+        ValueError: If the model does not run on `example_input`, Torch-Pruning cannot follow it, or it depends on its
+            channels in a way that is not seen in its layers, so that the smaller model fails or gives other outputs.
+
+    Example:
+        >>> from lightning_anomaly.pruning.mask import mask_filters
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        >>> mask = mask_filters(model, {"0": [2, 5]})
+        >>> compact(model, torch.ones(1, 3, 8, 8))
+        Sequential(
+          (0): Conv2d(3, 6, kernel_size=(3, 3), stride=(1, 1))
+          (1): ReLU()
+          (2): Conv2d(6, 4, kernel_size=(3, 3), stride=(1, 1))
+        )
+    """
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise ImportError(
+            "`compact` needs Torch-Pruning, so install it: `pip install torch-pruning`, or this package with its extra "
+            "`compact`."
+        ) from error
+    arguments = example_input if isinstance(example_input, tuple) else (example_input,)
+    smaller = copy.deepcopy(model)
+    masked = _zero_filters(smaller)
+    with _traceable(smaller):
+        expected, silent = _observe(smaller, arguments)
+        try:
+            graph = torch_pruning.DependencyGraph()
+            graph.build_dependency(
+                smaller,
+                arguments,
+                forward_fn=lambda net, given: net(*given),
+                output_transform=lambda output: [tensor for tensor in _tensors(output) if tensor.grad_fn is not None],
+                verbose=False,
+            )
+            for module in modules_by_name(smaller).values():
+                if isinstance(module, _ConvNd) and module in graph.module2node:
+                    _remove(graph, torch_pruning.prune_conv_out_channels, module, silent)
+        except Exception as error:  # it knows most models, but not all
+            raise ValueError(
+                f"Parameter `model` should be one that Torch-Pruning can follow. Found a {type(model).__name__}, on "
+                f"which it failed: {error!r}"
+            ) from error
+        _compare(smaller, arguments, expected)
+    kept = {name: len(filters) for name, filters in _zero_filters(smaller).items()}
+    if kept:
+        warnings.warn(
+            f"{sum(kept.values())} of {sum(map(len, masked.values()))} masked filters stay, as other filters or the "
+            f"model's output share their channels: {kept}.",
+            stacklevel=2,
+        )
+    return smaller
+
+
+@contextmanager
+def _traceable(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and gradients for all parameters, which Torch-Pruning follows; both flags are given back."""
+    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad(), compiled_models_eager():
+            model.requires_grad_(True)
+            yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(learns[name])
+
+
+def _zero_filters(model: nn.Module) -> dict[str, list[int]]:
+    """`{layer: [filter, ...]}` of the filters without any weight, layers without any left out."""
+    convolutions = {name: module for name, module in modules_by_name(model).items() if isinstance(module, _ConvNd)}
+    found = {name: _zero_rows(module).nonzero()[:, 0].tolist() for name, module in convolutions.items()}
+    return {name: filters for name, filters in found.items() if filters}
+
+
+def _zero_rows(module: Any) -> Tensor:
+    """Whether each output channel of a layer is 0 whatever its input, `(F,)` bool on the CPU."""
+    if isinstance(module, _BatchNorm):
+        # Without a weight, a map of zeros stays one where the running mean is 0.
+        parts = [module.running_mean] if module.weight is None else [module.weight, module.bias]
+        rows = [part[:, None] for part in parts if part is not None]
+        count = module.num_features
+    else:
+        weight = module.weight
+        if getattr(module, "transposed", False):  # (inputs, outputs of a group, ...)
+            weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+        rows = [weight.flatten(1)] + ([] if module.bias is None else [module.bias[:, None]])
+        count = len(weight)
+    zero = torch.ones(count, dtype=torch.bool)
+    for part in rows:
+        zero &= (part.detach() == 0).all(1).cpu()
+    return zero
+
+
+def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn.Module, Tensor]]:
+    """The model's output, and of every convolution and linear layer which inputs were exactly 0, `(C,)` bool."""
+    silent: dict[nn.Module, Tensor] = {}
+
+    def look(module: Any, given: tuple[Any, ...]) -> None:
+        axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
+        zero = (given[0].detach().movedim(axis, 0).flatten(1) == 0).all(1).cpu()
+        silent[module] = silent[module] & zero if module in silent else zero
+
+    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    try:
+        with torch.no_grad():
+            return model(*arguments), silent
+    except Exception as error:  # whatever the user's model raises
+        raise ValueError(
+            f"Parameter `example_input` should be what the model is called with. Found {_shapes(arguments)}, with "
+            f"which it failed: {error!r}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _remove(graph: Any, prune: Any, conv: nn.Module, silent: dict[nn.Module, Tensor]) -> None:
+    """Removes those zero filters of a convolution that leave no trace, and what hangs on them in other layers."""
+    filters: list[int] = _zero_rows(conv).nonzero()[:, 0].tolist()
+    group, traced = None, set(filters)
+    while filters and traced:
+        group = graph.get_pruning_group(conv, prune, filters)
+        traced = set()
+        for item in group.items:
+            traced |= {root for root, free in zip(item.root_idxs, _free(graph, item, silent), strict=True) if not free}
+        filters = [index for index in filters if index not in traced]
+    if group is None or not filters or not graph.check_pruning_group(group):
+        return
+    for item in group.items:
+        module = item.dep.target.module
+        if not graph.is_out_channel_pruning_fn(item.dep.handler):
+            left = torch.ones(len(silent[module]), dtype=torch.bool)
+            left[item.idxs] = False
+            silent[module] = silent[module][left]
+    group.prune()
+
+
+def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor]) -> list[bool]:
+    """Whether each channel that a group takes from one of its members may go without a trace."""
+    node, module = item.dep.target, item.dep.target.module
+    never = [False] * len(item.idxs)
+    kind = node.type.name
+    if kind in _LAYERS and ("weight" not in module._parameters or is_parametrized(module)):
+        return never
+    if not graph.is_out_channel_pruning_fn(item.dep.handler):  # a layer that takes the channels
+        ungrouped = kind == "LINEAR" or (kind == "CONV" and module.groups == 1)
+        found: list[bool] = silent[module][item.idxs].tolist() if ungrouped and module in silent else never
+        return found
+    if not node.outputs:
+        return never
+    if kind in _CHANNELWISE:
+        return [True] * len(item.idxs)
+    separate = kind == "DEPTHWISE_CONV" and module.groups == module.in_channels
+    if kind in ("LINEAR", "BN") or (kind == "CONV" and module.groups == 1) or separate:
+        zero: list[bool] = _zero_rows(module)[item.idxs].tolist()
+        return zero
+    return never
+
+
+def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
+    problem = "is another one"
+    try:
+        with torch.no_grad():
+            found = list(_tensors(model(*arguments)))
+        for one, other in zip(found, _tensors(expected), strict=True):
+            if one.shape != other.shape:
+                problem = f"has shape {tuple(one.shape)} instead of {tuple(other.shape)}"
+                break
+            scale = _TOLERANCE * other.abs().max() if other.is_floating_point() and other.numel() else 0.0
+            if not torch.allclose(one, other, rtol=0.0, atol=float(scale), equal_nan=True):
+                problem = f"differs by up to {(one - other).abs().max().item():.2g}"
+                break
+        else:
+            return
+    except Exception as error:  # whatever the user's model raises
+        problem = f"cannot be computed ({type(error).__name__}: {error})"
+    raise ValueError(
+        "Parameter `model` should depend on the channels of its filters through its layers alone. Without the masked "
+        f"filters its output {problem}."
+    )
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (Mapping, list, tuple)):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _tensors(value)
+
+
+def _shapes(arguments: Iterable[Any]) -> list[Any]:
+    return [tuple(a.shape) if isinstance(a, Tensor) else type(a).__name__ for a in arguments]

@@ -1,0 +1,68 @@
+"""Which samples are outliers of a filter, and with them which filters are anomalies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.clustering.choice import Clustering, cluster_sizes
+from lightning_anomaly.clustering.kmeans import first_largest
+
+__all__ = ["outlier_samples", "rare_samples", "shown_clustering", "smallest_share"]
+
+
+def rare_samples(labels: Tensor, rare_fraction: float) -> Tensor:
+    """Samples that lie in a rare cluster: one with at most `rare_fraction` of the samples, beside others.
+
+    Args:
+        labels: Clusters `(..., N)`.
+        rare_fraction: Fraction of the samples, at most 0.5.
+
+    Returns:
+        Whether each sample is in a rare cluster `(..., N)`.
+    """
+    sizes = cluster_sizes(labels).gather(-1, labels)
+    # Tolerates the rounding of rare_fraction * N only; a cluster of all the samples is not rare as the fraction is < 1.
+    return sizes <= rare_fraction * labels.shape[-1] * (1 + 1e-12)
+
+
+def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> Tensor:
+    """The outlier samples of each filter; a filter that has any is an anomaly filter.
+
+    Args:
+        clustering: Clusterings of F filters.
+        rare_fraction: See `rare_samples`.
+        rule: `"vote"`: rare in more than half of the clusterings; `"best"`: rare in the one chosen by
+            Calinski-Harabasz.
+
+    Returns:
+        Whether each sample is an outlier of each filter `(F, N)`.
+    """
+    rare = rare_samples(clustering.labels, rare_fraction)
+    if rare.shape[1] == 0:
+        return rare.any(1)
+    if rule == "best":
+        return rare[torch.arange(len(rare), device=rare.device), clustering.best]
+    return 2 * rare.sum(1) > rare.shape[1]
+
+
+def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: float) -> Tensor:
+    """The clustering that shows the verdict best: position `(F,)`.
+
+    That with the largest Calinski-Harabasz index; for an anomaly filter among those in which all its outliers are rare,
+    or, if there is none, in which most of them are.
+    """
+    if clustering.labels.shape[1] == 0:
+        return clustering.best
+    agreeing = (rare_samples(clustering.labels, rare_fraction) & outliers[:, None]).sum(2)
+    candidates = agreeing == agreeing.amax(1, keepdim=True)
+    return first_largest(torch.where(candidates, clustering.calinski_harabasz, -1.0))
+
+
+def smallest_share(labels: Tensor) -> Tensor:
+    """Share of the samples in the smallest occupied cluster `(...)` of labels `(..., N)`."""
+    if labels.numel() == 0:  # no filter could be clustered
+        return labels.new_zeros(labels.shape[:-1], dtype=torch.float64)
+    sizes = cluster_sizes(labels)
+    samples = labels.shape[-1]
+    return torch.where(sizes > 0, sizes, samples).amin(-1).double() / samples

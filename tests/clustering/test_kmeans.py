@@ -1,0 +1,154 @@
+"""Starts: k-means is scikit-learn's from the same centres, and draws belong to a filter's points alone."""
+
+import numpy as np
+import oracle
+import properties
+import pytest
+import torch
+import zoo
+
+from lightning_anomaly.clustering.kmeans import cluster_parameters, kmeans, kmeans_plus_plus, nearest, random_samples
+from lightning_anomaly.clustering.pca import reduce_maps
+
+DRAWS = [kmeans_plus_plus, random_samples]
+
+
+@pytest.mark.parametrize("n_clusters", [2, 3, 5])
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_kmeans_is_scikit_learn_s_best_clustering_from_the_same_centres(kind, n_clusters, compiled):
+    points = zoo.points(kind, 4, 120)
+    centres = kmeans_plus_plus(points, 6, n_clusters, seed=0)
+    labels = kmeans(points, centres, compiled=compiled)
+    assert labels.shape == (4, 120)
+    for index in range(4):
+        expected, inertia = oracle.best_kmeans(points[index].numpy(), centres[index].numpy())
+        own = [points[index][labels[index] == k] for k in range(n_clusters)]
+        found = sum(((part - part.mean(0)) ** 2).sum().item() for part in own if len(part))
+        assert found == pytest.approx(inertia.min(), rel=1e-9, abs=1e-12)
+        assert np.array_equal(labels[index].numpy(), expected)
+
+
+def test_both_paths_give_the_same_clusterings_on_maps_of_a_trained_network(trained):
+    pytest.importorskip("numba")
+    with torch.no_grad():
+        maps = trained.model[:5](trained.probe)
+    reduction = reduce_maps(maps)
+    points = reduction.points[reduction.live]
+    for n_clusters in (2, 5):
+        centres = kmeans_plus_plus(points, 10, n_clusters, seed=0)
+        assert torch.equal(kmeans(points, centres, compiled=True), kmeans(points, centres, compiled=False))
+
+
+def test_a_cluster_that_loses_its_points_keeps_its_centre(compiled):
+    points = torch.tensor([[[0.0, 0], [0, 1], [10, 0], [10, 1]]], dtype=torch.float64)
+    centres = torch.tensor([[[[0.0, 0.5], [10, 0.5], [100, 100]]]], dtype=torch.float64)
+    assert kmeans(points, centres, compiled=compiled).tolist() == [[0, 0, 1, 1]]
+
+
+def test_equal_distances_go_to_the_first_centre_and_equal_clusterings_to_the_first_start(compiled):
+    points = torch.tensor([[[-1.0, 0], [0, 0], [1, 0]]], dtype=torch.float64)
+    centres = torch.tensor([[[[-1.0, 0], [1, 0]], [[1, 0], [-1, 0]]]], dtype=torch.float64)
+    assert kmeans(points, centres, compiled=compiled).tolist() == [[0, 0, 1]]
+    assert nearest(points, centres).tolist() == [[[0, 0, 1], [1, 0, 0]]]
+
+
+def test_kmeans_leaves_its_arguments_alone(compiled):
+    points = zoo.points("skewed", 2, 40)
+    centres = random_samples(points, 3, 4, seed=0)
+    before = points.clone(), centres.clone()
+    kmeans(points, centres, compiled=compiled)
+    assert torch.equal(points, before[0])
+    assert torch.equal(centres, before[1])
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_centres_are_distinct_samples_wherever_there_are_enough(draw):
+    for kind in ("clustered", "skewed"):
+        points = zoo.points(kind, 3, 50)
+        centres = draw(points, 20, 5, seed=1)
+        assert centres.shape == (3, 20, 5, 2)
+        for index in range(3):
+            samples = {tuple(sample) for sample in points[index].tolist()}
+            for start in centres[index].tolist():
+                assert len({tuple(centre) for centre in start} & samples) == 5
+
+
+def test_kmeans_plus_plus_takes_every_distinct_point_before_it_repeats_one():
+    points = torch.tensor([[[0.0, 0]] * 30 + [[1, 0], [0, 1], [5, 5]]], dtype=torch.float64)
+    for start in kmeans_plus_plus(points, 50, 4, seed=0)[0].tolist():
+        assert len({tuple(centre) for centre in start}) == 4
+    # and with fewer points than centres it gives what there is
+    assert kmeans_plus_plus(points[:, :30], 2, 4, seed=0).tolist() == [[[[0.0, 0]] * 4] * 2]
+
+
+def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance():
+    # From the origin, 1 and 3 away: the second centre lies at 3 in 9 of 10 draws, given that the first is the origin.
+    points = torch.tensor([[[0.0, 0], [1, 0], [0, 3]]], dtype=torch.float64)
+    centres = kmeans_plus_plus(points, 20000, 2, seed=0)[0]
+    first, second = centres.unbind(1)
+    at_origin = (first == 0).all(1)
+    assert at_origin.double().mean().item() == pytest.approx(1 / 3, abs=0.015)
+    assert (second[at_origin, 1] == 3).double().mean().item() == pytest.approx(0.9, abs=0.015)
+
+
+def test_the_first_of_the_random_samples_are_those_of_a_shorter_draw():
+    points = zoo.points("clustered", 2, 40)
+    assert torch.equal(random_samples(points, 5, 6, seed=3)[:, :, :4], random_samples(points, 5, 4, seed=3))
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_draws_depend_on_the_seed_and_on_no_global_state(draw):
+    points = zoo.points("clustered", 2, 40)
+    state = torch.get_rng_state()
+    first = draw(points, 5, 3, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    assert torch.equal(draw(points, 5, 3, seed=0), first)
+    assert not torch.equal(draw(points, 5, 3, seed=1), first)
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_draws_do_not_depend_on_the_order_of_the_samples_not_even_on_a_lattice(draw):
+    generator = torch.Generator().manual_seed(0)
+    lattice = torch.randint(-2, 3, (4, 60, 2), generator=generator).double()  # many equal first coordinates
+    for points in (lattice, zoo.points("sparse", 4, 60), zoo.points("skewed", 4, 60)):
+        order = torch.randperm(60, generator=generator)
+        assert torch.equal(draw(points[:, order], 8, 5, seed=0), draw(points, 8, 5, seed=0))
+
+
+@pytest.mark.parametrize("n_components", [2, 5])
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_cluster_parameters_are_the_clusters_shares_means_and_inverse_covariances(kind, n_components):
+    points = zoo.points(kind, 3, 90)
+    labels = torch.stack([(torch.arange(90) * step) % n_components for step in (1, 3)]).expand(3, 2, 90)
+    weights, means, precisions = cluster_parameters(points, labels, n_components, 1e-2)
+    for index in range(3):
+        for start in range(2):
+            expected = oracle.cluster_parameters(points[index].numpy(), labels[0, start].numpy(), n_components, 1e-2)
+            for found, value in zip((weights, means, precisions), expected, strict=True):
+                np.testing.assert_allclose(found[index, start].numpy(), value, rtol=1e-9, atol=1e-12)
+
+
+def test_an_empty_cluster_gets_finite_parameters():
+    points = zoo.points("clustered", 1, 20)
+    weights, means, precisions = cluster_parameters(points, torch.zeros(1, 1, 20, dtype=torch.int64), 3, 1e-6)
+    assert all(tensor.isfinite().all() for tensor in (weights, means, precisions))
+    assert (weights[0, 0, 1:] < 1e-15).all()
+    assert weights.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_batched_equals_one_at_a_time(kind, compiled):
+    for samples, n_clusters in ((37, 5), (200, 3)):
+        points = zoo.points(kind, 7, samples)
+        for draw in DRAWS:
+            properties.assert_batched_equals_one_at_a_time(lambda p: [draw(p, 4, n_clusters, seed=0)], points)  # noqa: B023
+        centres = random_samples(points, 4, n_clusters, seed=0)
+        properties.assert_batched_equals_one_at_a_time(lambda p, c: [kmeans(p, c, compiled=compiled)], points, centres)
+        labels = nearest(points, centres)
+        properties.assert_batched_equals_one_at_a_time(lambda p, c: [nearest(p, c)], points, centres)
+        properties.assert_batched_equals_one_at_a_time(
+            lambda p, found: cluster_parameters(p, found, n_clusters, 1e-6),  # noqa: B023
+            points,
+            labels,
+        )

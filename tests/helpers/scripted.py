@@ -1,0 +1,49 @@
+"""A training whose anomaly fraction is written down beforehand."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from trainers import SmallNet, loader, quiet_trainer
+
+from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback
+from lightning_anomaly.callbacks._sustained_rise import rise
+
+
+class Scripted(AnomalyFilterCallback):
+    """Logs a given signal instead of analysing."""
+
+    def __init__(self, signal: list[float], **options: Any) -> None:
+        super().__init__(log_figures=False, **options)
+        self.signal = signal
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        pass
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        self.history.append({"signal": self.signal[len(self.history)]})
+        value = rise([entry["signal"] for entry in self.history])
+        pl_module.log(f"{self.log_key_prefix}/rise", value, on_step=False, on_epoch=True, batch_size=1)
+
+
+def run(folder: Path, signal: list[float], *callbacks: Any, **options: Any) -> tuple[AnomalyEarlyStopping, pl.Trainer]:
+    """A training with as many validations as the signal has values, which go on until something stops it."""
+    stopping = AnomalyEarlyStopping(**options)
+    trainer = quiet_trainer(
+        folder,
+        stopping,
+        *callbacks,
+        Scripted(signal),
+        max_epochs=len(signal),
+        limit_train_batches=1,
+        limit_val_batches=1,
+    )
+    trainer.fit(SmallNet(), loader(4), loader(4))
+    return stopping, trainer
+
+
+def validations(trainer: pl.Trainer) -> int:
+    (watching,) = (callback for callback in trainer.callbacks if isinstance(callback, Scripted))
+    return len(watching.history)

@@ -1,0 +1,328 @@
+"""Figures show what the report says, in the order promised, and stay small."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from torch import Tensor
+
+from lightning_anomaly.plots import clearest_filters, filter_figure, outlier_figure, verdict_map
+from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+
+N = 60
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def layer(verdicts, outliers=(), points=None, labels=None, index=None, n_samples=N) -> LayerReport:
+    """A layer with given outliers `{filter: samples}`; everything else is made up."""
+    f = len(verdicts)
+    flagged = torch.zeros(f, n_samples, dtype=torch.bool)
+    for place, samples in dict(outliers).items():
+        flagged[place, samples] = True
+    labels = flagged.long() if labels is None else labels
+    zeros = torch.zeros(f, dtype=torch.float64)
+    return LayerReport(
+        verdicts=tuple(verdicts),
+        n_components=labels.amax(1) + 1,
+        calinski_harabasz=torch.full((f,), 1234.5, dtype=torch.float64) if index is None else index,
+        smallest_share=zeros,
+        labels=labels,
+        points=torch.randn(f, n_samples, 2, generator=rng()) if points is None else points,
+        outliers=flagged,
+        explained=zeros,
+        sparsity=zeros,
+        map_size=(4, 4),
+        analysed_size=(4, 4),
+    )
+
+
+def report(n_samples=N, **layers) -> AnomalyReport:
+    return AnomalyReport({name.replace("__", "."): found for name, found in layers.items()}, n_samples)
+
+
+def far(outliers: list[int], distance: float, spread: float = 1.0, seed: int = 0) -> Tensor:
+    """Samples of one filter `(N, 2)` within a disc, but for the outliers on a small circle far away."""
+    radius, angle = torch.rand(2, N, generator=rng(seed))
+    points = spread * radius[:, None].sqrt() * torch.stack([(7 * angle).cos(), (7 * angle).sin()], 1)
+    points[outliers] = torch.tensor([distance, 0.0])
+    return points
+
+
+def pixels(figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+class TestClearestFilters:
+    def test_wider_gaps_come_first(self):
+        distances = [3.0, 4.2, 2.0, 3.6]
+        points = torch.stack([far([1, 2], distance) for distance in distances])
+        found = clearest_filters(report(conv=layer([ANOMALY] * 4, {i: [1, 2] for i in range(4)}, points)))
+        assert found == [("conv", 1), ("conv", 3), ("conv", 0), ("conv", 2)]
+
+    def test_the_unit_is_the_spread_of_the_others(self):
+        points = torch.stack([far([0], 3.0), 0.5 * far([0], 2.9)])  # the second is the same picture, twice as close
+        found = clearest_filters(report(conv=layer([ANOMALY] * 2, {0: [0], 1: [0]}, points)))
+        assert found == [("conv", 0), ("conv", 1)]
+
+    def test_near_dead_filters_do_not_crowd_out_the_others(self):
+        silent = torch.zeros(N, 2)
+        silent[5, 0] = 7.0
+        points = torch.stack([silent, far([5], 10.0), silent, far([5], 2.0)])
+        found = clearest_filters(report(conv=layer([ANOMALY] * 4, {i: [5] for i in range(4)}, points)))
+        assert found == [("conv", 1), ("conv", 0), ("conv", 2), ("conv", 3)]
+
+    def test_only_anomaly_filters_of_any_layer_up_to_the_limit(self):
+        found = report(a=layer([NORMAL, ANOMALY, DEAD], {1: [3]}), b=layer([NONFINITE, ANOMALY], {1: [3]}))
+        assert sorted(clearest_filters(found)) == [("a", 1), ("b", 1)]
+        assert len(clearest_filters(found, max_filters=1)) == 1
+
+    def test_all_samples_may_be_outliers(self):
+        found = report(a=layer([ANOMALY, ANOMALY], {0: list(range(N)), 1: [3]}))
+        assert clearest_filters(found) == [("a", 1), ("a", 0)]
+
+    def test_limit_is_checked(self):
+        with pytest.raises(ValueError, match="Parameter `max_filters` should be an integer of at least 1"):
+            clearest_filters(report(), max_filters=0)
+
+
+class TestFilterFigure:
+    def test_nothing_to_show_is_none(self):
+        assert filter_figure(report()) is None
+        assert filter_figure(report(conv=layer([NORMAL, DEAD, NONFINITE]))) is None
+
+    def test_rings_lie_on_the_outliers_and_nowhere_else(self):
+        found = layer([NORMAL, ANOMALY], {1: [4, 17, 40]})
+        (axes,) = filter_figure(report(conv=found)).axes
+        (rings,) = (drawn for drawn in axes.collections if drawn.get_label() == "outlier sample")
+        np.testing.assert_array_equal(rings.get_offsets(), found.points[1, [4, 17, 40]].numpy())
+
+    def test_components_are_numbered_and_coloured_by_size(self):
+        labels = torch.tensor([[0] * 5 + [1] * 2 + [2] * (N - 7)])
+        found = layer([ANOMALY], {0: [5, 6]}, labels=labels)
+        (axes,) = filter_figure(report(conv=found)).axes
+        drawn = {part.get_label(): part for part in axes.collections}
+        for name, label in (("component 1", 2), ("component 2", 0), ("component 3", 1)):
+            np.testing.assert_array_equal(drawn[name].get_offsets(), found.points[0, labels[0] == label].numpy())
+        assert len({tuple(drawn[f"component {rank}"].get_facecolor()[0]) for rank in (1, 2, 3)}) == 3
+        assert "component 4" not in drawn
+
+    def test_components_of_many_do_not_look_alike(self):
+        (axes,) = filter_figure(report(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12))).axes
+        looks = {
+            (tuple(part.get_facecolor()[0]), part.get_paths()[0].vertices.tobytes()) for part in axes.collections[:-1]
+        }
+        assert len(looks) == 12
+
+    def test_title_and_axes_say_what_is_shown(self):
+        labels = torch.arange(N)[None] % 3
+        found = report(block__conv1=layer([ANOMALY], {0: [5]}, labels=labels))
+        (axes,) = filter_figure(found).axes
+        assert axes.get_title() == "layer block.conv1\nfilter 0: K = 3, CH = 1,234, 1 outlier"
+        assert axes.get_xlabel() == "first component (its std. dev.)"
+        assert axes.get_ylabel() == "second component (same unit)"
+
+    @pytest.mark.parametrize(("value", "text"), [(0.0, "0,"), (3.14159, "3.14,"), (7.3e34, "7.3e+34,")])
+    def test_index_of_any_size_is_short(self, value, text):
+        found = layer([ANOMALY], {0: [5]}, index=torch.tensor([value], dtype=torch.float64))
+        (axes,) = filter_figure(report(conv=found)).axes
+        assert f"CH = {text}" in axes.get_title()
+
+    def test_panels_are_the_clearest_filters_in_order(self):
+        found = report(conv=layer([ANOMALY] * 9, {i: [i] for i in range(9)}))
+        figure = filter_figure(found, max_filters=4)
+        shown = [axes.get_title().split("\n")[1].split(":")[0] for axes in figure.axes]
+        assert shown == [f"filter {index}" for _, index in clearest_filters(found, 4)]
+        assert figure.get_suptitle() == "Filters with the clearest anomalies: 4 of 9"
+
+    def test_a_component_that_hardly_varies_looks_so(self):
+        points = far([5], 4.0)[None].clone()
+        points[..., 1] *= 1e-17
+        (axes,) = filter_figure(report(conv=layer([ANOMALY], {0: [5]}, points))).axes
+        low, high = axes.get_ylim()
+        assert high - low == pytest.approx(1)
+
+    @pytest.mark.parametrize("count", [1, 2, 6])
+    def test_nothing_lies_outside_or_overlaps(self, count):
+        labels = torch.arange(N).expand(count, N) % 8
+        name = "backbone__with_a_long_name__layer4__2__downsample__0"
+        figure = filter_figure(
+            report(**{name: layer([ANOMALY] * count, {i: [5] for i in range(count)}, labels=labels)})
+        )
+        pixels(figure)
+        renderer = figure.canvas.get_renderer()
+        boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes]
+        boxes.append(figure.legends[0].get_window_extent(renderer))
+        boxes += [label.get_window_extent(renderer) for axes in figure.axes for label in (axes.xaxis.label,)]
+        width, height = figure.get_size_inches() * figure.dpi
+        for place, box in enumerate(boxes):
+            assert box.x0 >= 0
+            assert box.y0 >= 0
+            assert box.x1 <= width
+            assert box.y1 <= height
+            assert not any(box.overlaps(other) for other in boxes[:place])
+
+
+class TestOutlierFigure:
+    found = report(
+        a=layer([ANOMALY, ANOMALY, NORMAL], {0: [7, 30], 1: [30]}), b=layer([ANOMALY, ANOMALY], {0: [30, 9], 1: [9]})
+    )
+    images = torch.randint(0, 256, (N, 3, 5, 4), generator=rng()).to(torch.uint8)
+
+    def captions(self, figure):
+        return [axes.get_title() for axes in figure.axes]
+
+    def test_nothing_to_show_is_none(self):
+        assert outlier_figure(report(conv=layer([NORMAL])), self.images) is None
+
+    def test_most_votes_first_then_earliest(self):
+        figure = outlier_figure(self.found, self.images)
+        assert self.captions(figure) == ["sample 30\n3 votes", "sample 9\n2 votes", "sample 7\n1 vote"]
+        assert figure.get_suptitle().startswith("Outlier samples with most votes: 3 of 3\n")
+        tied = report(conv=layer([ANOMALY], {0: [40, 2, 11]}))
+        assert self.captions(outlier_figure(tied, self.images, 2)) == ["sample 2\n1 vote", "sample 11\n1 vote"]
+
+    def test_the_limit_holds(self):
+        many = report(conv=layer([ANOMALY], {0: list(range(N))}))
+        figure = outlier_figure(many, self.images)
+        assert len(figure.axes) == 16
+        assert figure.get_suptitle().startswith("Outlier samples with most votes: 16 of 60\n")
+        with pytest.raises(ValueError, match="Parameter `max_images` should be an integer of at least 1"):
+            outlier_figure(many, self.images, max_images=0)
+
+    def shown(self, images: Tensor, found: AnomalyReport | None = None) -> list[np.ndarray]:
+        return [np.asarray(axes.images[0].get_array()) for axes in outlier_figure(found or self.found, images).axes]
+
+    def test_bytes_are_shown_as_they_are(self):
+        for image, sample in zip(self.shown(self.images), (30, 9, 7), strict=True):
+            np.testing.assert_array_equal(image, self.images[sample].permute(1, 2, 0).numpy())
+
+    @pytest.mark.parametrize("channels", [1, 2, 4, 6])
+    def test_other_numbers_of_channels_show_the_first(self, channels):
+        images = torch.randint(0, 256, (N, channels, 5, 4), generator=rng()).to(torch.uint8)
+        np.testing.assert_array_equal(self.shown(images)[0], images[30, 0].numpy())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+    def test_a_normalisation_is_undone(self, dtype):
+        images = self.images.clone()
+        images[:, :, 0, 0], images[:, :, 0, 1] = 0, 255
+        images[30], images[9] = 0, 255  # a black and a white image have no range of their own
+        mean, std = torch.tensor([0.1, 0.5, 0.9])[:, None, None], torch.tensor([0.2, 0.3, 0.05])[:, None, None]
+        shown = self.shown(((images / 255 - mean) / std).to(dtype).requires_grad_())
+        for image, sample in zip(shown, (30, 9, 7), strict=True):
+            difference = np.abs(image.astype(int) - images[sample].permute(1, 2, 0).numpy())
+            assert difference.max() <= (0 if dtype == torch.float32 else 3)
+
+    def test_extreme_images_do_not_darken_the_others(self):
+        images = torch.rand(N, 1, 8, 8, generator=rng())
+        images[30] *= 1e6
+        shown = self.shown(images)
+        assert shown[0].mean() > 250
+        assert np.abs(shown[1] - 255 * images[9, 0].numpy()).max() < 12
+
+    def test_images_without_sense_do_no_harm(self):
+        images = torch.randn(N, 3, 5, 4, generator=rng())
+        images[30], images[9], images[7] = torch.nan, torch.inf, -torch.inf
+        assert [image.max() for image in self.shown(images)] == [0, 255, 0]
+        assert [image.max() for image in self.shown(torch.zeros(N, 1, 2, 2))] == [0, 0, 0]
+
+    @pytest.mark.parametrize("shape", [(N, 3, 4), (N - 1, 3, 4, 4), (N, 3, 4, 4, 4), (N, 0, 4, 4)])
+    def test_wrong_shapes_are_refused(self, shape):
+        with pytest.raises(ValueError, match=r"`images` should be of shape \(60, C, H, W\).*Found shape"):
+            outlier_figure(self.found, torch.zeros(shape))
+
+
+class TestVerdictMap:
+    def codes(self, figure):
+        return [mesh.get_array().compressed().tolist() for mesh in figure.axes[0].collections]
+
+    def test_every_filter_is_a_cell_with_its_verdict(self):
+        found = report(a=layer([NORMAL, ANOMALY, DEAD], {1: [5]}), b=layer([NONFINITE] + [NORMAL] * 69, n_samples=N))
+        figure = verdict_map(found)
+        assert self.codes(figure) == [[0, 1, 2], [3] + [0] * 69]
+        assert [mesh.get_array().shape for mesh in figure.axes[0].collections] == [(1, 32), (3, 32)]
+        colours = figure.axes[0].collections[0].to_rgba([0, 1, 2, 3], alpha=1)
+        assert len({tuple(colour) for colour in colours}) == 4
+        for patch, colour in zip(figure.legends[0].get_patches(), colours, strict=True):
+            assert patch.get_facecolor() == pytest.approx(colour)
+
+    def test_legend_and_labels_count(self):
+        found = report(a=layer([NORMAL, ANOMALY, DEAD], {1: [5]}), b=layer([ANOMALY, NORMAL], {0: [5]}))
+        figure = verdict_map(found)
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["normal: 2", "anomaly: 2", "dead: 1"]
+        assert [text.get_text() for text in figure.axes[0].texts] == ["layer a", "1 of 3", "layer b", "1 of 2"]
+        assert figure.axes[0].get_title().startswith("2 of 5 filters are anomaly filters, 50.0% of those")
+
+    def test_long_names_lose_their_beginning(self):
+        figure = verdict_map(AnomalyReport({"encoder." * 20 + "last.conv": layer([NORMAL]), "": layer([NORMAL])}, N))
+        (first, _, second, _) = (text.get_text() for text in figure.axes[0].texts)
+        assert first.startswith("layer …")
+        assert first.endswith("encoder.last.conv")
+        assert len(first) == 36
+        assert second == "the model"
+
+    def test_no_filters_is_a_picture_too(self):
+        figure = verdict_map(report())
+        assert figure.axes[0].get_title() == "No filters were analysed"
+        pixels(figure)
+
+    @pytest.mark.parametrize(("layers", "filters"), [(400, 8), (3, 40_000), (150, 512)])
+    def test_size_is_bounded_and_every_cell_is_kept(self, layers, filters):
+        found = layer([NORMAL, ANOMALY] * (filters // 2), n_samples=1)
+        figure = verdict_map(AnomalyReport({f"layer{i}": found for i in range(layers)}, 1))
+        width, height = figure.get_size_inches()
+        assert width <= 10
+        assert height <= 20
+        assert sum(map(len, self.codes(figure))) == layers * filters
+        if layers > 100:
+            assert len(figure.axes[0].texts) < 2 * layers
+            assert "is named" in figure.axes[0].get_title()
+
+    def test_a_single_anomaly_among_thousands_can_be_seen(self):
+        found = {f"layer{i}": layer([NORMAL] * 512, n_samples=1) for i in range(40)}
+        found["layer20"] = layer([NORMAL] * 300 + [ANOMALY] + [NORMAL] * 211, {300: [0]}, n_samples=1)
+        figure = verdict_map(AnomalyReport(found, 1))
+        image = pixels(figure)[: -int(0.5 * figure.dpi)]  # without the legend
+        assert (np.abs(image - [0xD5, 0x5E, 0x00]) < 40).all(2).sum() >= 4
+
+
+def test_the_users_style_neither_matters_nor_changes():
+    found = report(conv__with_under_scores=layer([ANOMALY, DEAD], {0: [5]}), **{"money$1$": layer([NORMAL])})
+    plain = [pixels(filter_figure(found)), pixels(verdict_map(found))]
+    with matplotlib.style.context(["dark_background", {"font.size": 20, "text.usetex": True}]):
+        before = dict(matplotlib.rcParams)
+        styled = [pixels(filter_figure(found)), pixels(verdict_map(found))]
+        assert dict(matplotlib.rcParams) == before
+    for one, other in zip(plain, styled, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_no_window_knows_the_figures():
+    from matplotlib import pyplot
+
+    verdict_map(report(conv=layer([NORMAL])))
+    assert pyplot.get_fignums() == []
+
+
+def test_matplotlib_is_imported_late():
+    folder = str(Path(__file__).parents[2] / "lightning_anomaly")
+    code = (
+        "import sys, types\n"
+        f"package = types.ModuleType('lightning_anomaly'); package.__path__ = [{folder!r}]\n"
+        "sys.modules['lightning_anomaly'] = package  # without what the package itself imports\n"
+        "callbacks = types.ModuleType('lightning_anomaly.callbacks')\n"
+        f"callbacks.__path__ = [{folder!r} + '/callbacks']; sys.modules['lightning_anomaly.callbacks'] = callbacks\n"
+        "import lightning_anomaly.plots, lightning_anomaly.callbacks._loggers\n"
+        "print([name for name in ('matplotlib', 'PIL', 'lightning') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,382 @@
+"""The smaller model gives what the masked one gives, and only what leaves no trace is removed."""
+
+import copy
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
+from trainers import QUIET, SmallNet, hook_count, loader, quiet_trainer
+
+from lightning_anomaly.pruning.compact import compact
+from lightning_anomaly.pruning.mask import mask_filters
+from recipes.compact import parse, run
+from recipes.networks import NETWORKS
+
+pytestmark = QUIET
+
+pytest.importorskip("torch_pruning")
+
+
+def inputs(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lived_in(model: nn.Module) -> nn.Module:
+    """Parameters and statistics as after a training: none is 0 or 1."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                if tensor is not None:
+                    tensor.data = 0.5 * torch.randn(tensor.shape, generator=generator)
+            module.running_var.data = 0.5 + torch.rand(module.running_var.shape, generator=generator)
+    return model
+
+
+def zeroed(module: Any, filters: Iterable[int]) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter[list(filters)] = 0
+
+
+def filters_of(model: nn.Module) -> dict[str, int]:
+    return {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd)}
+
+
+def assert_same_outputs(model: nn.Module, smaller: nn.Module, *shape: int) -> None:
+    """On images that `compact` has not seen, in evaluation and in training."""
+    images = inputs(*shape, seed=1)
+    for training in (False, True):
+        pair = [copy.deepcopy(net).train(training) for net in (model, smaller)]
+        for net in pair:
+            for module in net.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        with torch.no_grad():
+            expected, found = (net(images) for net in pair)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert expected.abs().max() > 0
+
+
+def assert_untouched(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert hook_count(model) == 0
+
+
+def stays(model: nn.Module, *shape: int, expected: Mapping[str, int]) -> nn.Module:
+    """The smaller model, which must keep `{layer: number}` of its masked filters and say so."""
+    with pytest.warns(UserWarning, match=re.escape(f"share their channels: {dict(expected)}.")):
+        smaller = compact(model, inputs(*shape))
+    assert_same_outputs(model, smaller, *shape)
+    return smaller
+
+
+def every_third(model: nn.Module) -> dict[str, list[int]]:
+    return {name: list(range(0, count - 1, 3)) for name, count in filters_of(model).items()}
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "vgg11", "vgg11_bn"])
+def test_chains_lose_all_masked_filters(name):
+    torch.manual_seed(0)
+    if name in NETWORKS:
+        model = NETWORKS[name](3, 10, 0.5)
+    else:
+        model = torchvision.models.get_model(name, num_classes=10, init_weights=False)
+        model.classifier = nn.Sequential(nn.Linear(512 * 49, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10))  # quicker
+    lived_in(model)
+    filters = every_third(model)
+    mask_filters(model, filters, example_input=inputs(2, 3, 64, 64))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    smaller = compact(model, inputs(2, 3, 64, 64))
+    expected = {layer: count - len(filters[layer]) for layer, count in filters_of(model).items()}
+    assert filters_of(smaller) == expected
+    assert_untouched(model, before)
+    assert_same_outputs(model, smaller, 4, 3, 64, 64)
+
+
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return lived_in(torchvision.models.resnet18(num_classes=10))
+
+
+def test_resnet18_loses_what_no_shortcut_shares():
+    model = resnet()
+    filters = every_third(model)
+    mask_filters(model, filters, example_input=inputs(2, 3, 64, 64))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    smaller = compact(model, inputs(2, 3, 64, 64))  # every third everywhere: no filter has to stay
+    assert all(smaller.get_submodule(name).out_channels < count for name, count in filters_of(model).items())
+    assert_untouched(model, before)
+    assert_same_outputs(model, smaller, 4, 3, 64, 64)
+
+
+def test_resnet18_keeps_a_channel_that_any_member_of_a_shortcut_needs():
+    model = resnet()
+    filters = {"conv1": [1, 2], "layer1.0.conv2": [2, 3], "layer1.1.conv2": [2], "layer1.0.conv1": [0, 5]}
+    mask_filters(model, filters, example_input=inputs(2, 3, 64, 64))
+    smaller = stays(model, 2, 3, 64, 64, expected={"conv1": 1, "layer1.0.conv2": 1})
+    changed = {n: (c, filters_of(smaller)[n]) for n, c in filters_of(model).items() if filters_of(smaller)[n] != c}
+    assert changed == {
+        "conv1": (64, 63),
+        "layer1.0.conv1": (64, 62),
+        "layer1.0.conv2": (64, 63),
+        "layer1.1.conv2": (64, 63),
+    }
+
+
+class TestWhatStays:
+    def test_nothing_is_masked(self):
+        model = NETWORKS["simple_cnn"](1, 3, 0.0)
+        smaller = compact(model, inputs(1, 1, 16, 16))
+        assert smaller is not model
+        assert_untouched(smaller, model.state_dict())
+
+    def test_filters_that_are_silent_on_the_example_only(self):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+        with torch.no_grad():
+            model[0].bias[1] = -1e4
+        assert filters_of(compact(model, inputs(2, 1, 8, 8))) == {"0": 4, "2": 2}
+
+    def test_filters_of_a_shortcut_that_are_silent_on_the_example_only(self):
+        model = Shortcut(lambda x: x)
+        zeroed(model.one, [2])
+        with torch.no_grad():
+            model.two.bias[2] = -1e4
+        assert stays(model, 2, 3, 8, 8, expected={"one": 1}).one.out_channels == 6
+
+    def test_a_function_that_makes_something_of_nothing(self):
+        model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Sigmoid(), nn.Conv2d(5, 2, 3))
+        zeroed(model[0], [1, 2])
+        stays(model, 2, 3, 8, 8, expected={"0": 2})
+
+    def test_a_norm_that_was_not_masked(self):
+        model = lived_in(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 3)))
+        zeroed(model[0], [1])
+        stays(model, 2, 3, 8, 8, expected={"0": 1})
+
+    @pytest.mark.parametrize("norm", [nn.GroupNorm(3, 6), nn.GroupNorm(1, 6), nn.LayerNorm([6, 6, 6])])
+    def test_a_norm_across_channels(self, norm):
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.Conv2d(6, 2, 3))
+        zeroed(model[0], [1, 4])
+        stays(model, 2, 3, 8, 8, expected={"0": 2})
+
+    def test_a_softmax_over_channels(self):
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Softmax(1), nn.Conv2d(6, 2, 3))
+        zeroed(model[0], [1])
+        stays(model, 2, 3, 8, 8, expected={"0": 1})
+
+    def test_the_models_output(self):
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+        for last in (nn.Identity(), nn.ReLU(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())):
+            whole = nn.Sequential(copy.deepcopy(model), last)
+            mask_filters(whole, {"0.0": [3], "0.2": [1]})
+            smaller = stays(whole, 2, 3, 8, 8, expected={"0.2": 1})
+            assert filters_of(smaller) == {"0.0": 5, "0.2": 4}
+
+    def test_grouped_convolutions(self):
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2), nn.Conv2d(6, 2, 1))
+        mask_filters(model, {"0": [1], "2": [0, 4]})
+        stays(model, 2, 3, 8, 8, expected={"0": 1, "2": 2})
+
+    def test_depthwise_convolutions_whose_input_is_needed(self):
+        model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 2, 1))
+        mask_filters(model, {"0": [1, 2], "2": [2, 3]})
+        assert filters_of(stays(model, 2, 3, 8, 8, expected={"0": 1, "2": 1})) == {"0": 5, "2": 5, "3": 2}
+
+    def test_weights_that_are_made_of_others(self):
+        model = nn.Sequential(weight_norm(nn.Conv2d(3, 6, 3)), nn.ReLU(), nn.Conv2d(6, 2, 3))
+        mask_filters(model, {"0": [1]})
+        stays(model, 2, 3, 8, 8, expected={"0": 1})
+
+    def test_functions_that_move_channels(self):
+        class Shuffled(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                x = self[0](x)
+                return self[1](x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2))
+
+        model = Shuffled(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3))
+        zeroed(model[0], [1])
+        stays(model, 2, 3, 8, 8, expected={"0": 1})
+
+
+class Shortcut(nn.Module):
+    def __init__(self, join: Any) -> None:
+        super().__init__()
+        self.one, self.two, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3), nn.LazyConv2d(2, 3)
+        self.join = join
+        self(inputs(1, 3, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.one(x).relu(), self.two(x).relu()
+        joined = self.join(one)
+        return self.last(joined + two if joined is one else self.join(torch.cat([one, two], 1)))
+
+
+class TestWhatGoes:
+    def test_concatenated_channels(self):
+        model = Shortcut(lambda x: x.clone())
+        mask_filters(model, {"one": [1, 2], "two": [0, 2, 5]})
+        smaller = compact(model, inputs(2, 3, 8, 8))
+        assert filters_of(smaller) == {"one": 4, "two": 3, "last": 2}
+        assert smaller.last.in_channels == 7
+        assert_same_outputs(model, smaller, 2, 3, 8, 8)
+
+    def test_depthwise_convolutions_with_the_filters_before(self):
+        model = lived_in(
+            nn.Sequential(
+                *(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU6()),
+                *(nn.Conv2d(6, 6, 3, groups=6, bias=False), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 2, 1)),
+            )
+        )
+        mask_filters(model, {"0": [1, 2], "3": [1, 2]}, example_input=inputs(2, 3, 8, 8))
+        smaller = compact(model, inputs(2, 3, 8, 8))
+        assert filters_of(smaller) == {"0": 4, "3": 4, "6": 2}
+        assert smaller[3].groups == 4
+        assert_same_outputs(model, smaller, 2, 3, 8, 8)
+
+    def test_norms_without_weight_and_activations_with(self):
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=False), nn.PReLU(6), nn.Conv2d(6, 6, 3)),
+            *(nn.BatchNorm2d(6, track_running_stats=False), nn.LeakyReLU(), nn.Conv2d(6, 2, 1)),
+        )
+        mask_filters(model, {"0": [1, 2], "3": [0]}, example_input=inputs(2, 3, 8, 8))
+        smaller = compact(model, inputs(2, 3, 8, 8))
+        assert filters_of(smaller) == {"0": 4, "3": 5, "6": 2}
+        assert_same_outputs(model, smaller, 2, 3, 8, 8)
+
+    @pytest.mark.parametrize("axes", [1, 3])
+    def test_other_numbers_of_axes(self, axes):
+        conv = {1: nn.Conv1d, 3: nn.Conv3d}[axes]
+        model = nn.Sequential(conv(3, 6, 3), nn.ReLU(), conv(6, 6, 3), nn.Flatten(), nn.LazyLinear(2))
+        shape = (2, 3, *[8] * axes)
+        model(inputs(*shape))
+        mask_filters(model, {"0": [1, 2], "2": [0]})
+        smaller = compact(model, inputs(*shape))
+        assert filters_of(smaller) == {"0": 4, "2": 5}
+        assert smaller[4].in_features == 5 * 4**axes
+        assert_same_outputs(model, smaller, *shape)
+
+    def test_transposed_convolutions(self):
+        model = nn.Sequential(nn.ConvTranspose2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.Conv2d(4, 2, 1))
+        mask_filters(model, {"0": [1, 2], "2": [0]})
+        smaller = compact(model, inputs(2, 3, 8, 8))
+        assert filters_of(smaller) == {"0": 4, "2": 3, "3": 2}
+        assert_same_outputs(model, smaller, 2, 3, 8, 8)
+
+
+class TestTheModel:
+    def test_flags_are_those_of_the_given_one(self):
+        model = lived_in(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)))
+        mask_filters(model, {"0": [1]}, example_input=inputs(2, 3, 8, 8))
+        model[0].requires_grad_(False)
+        model[3].bias.requires_grad_(False)
+        model[1].eval()
+        state = torch.random.get_rng_state()
+        with torch.no_grad():
+            smaller = compact(model, inputs(2, 3, 8, 8))
+        assert torch.equal(torch.random.get_rng_state(), state)
+        for one, other in zip(model.modules(), smaller.modules(), strict=True):
+            assert one.training == other.training
+        learns = [{name: p.requires_grad for name, p in net.named_parameters()} for net in (model, smaller)]
+        assert learns[0] == learns[1]
+        assert learns[0]["0.weight"] is False
+        assert hook_count(smaller) == 0
+        assert all(parameter.is_leaf and parameter.grad is None for parameter in smaller.parameters())
+
+    def test_it_can_be_trained_on_and_saved(self, tmp_path):
+        model = NETWORKS["simple_cnn"](1, 3, 0.0)
+        mask_filters(model, {"0": [1, 2]})
+        smaller = compact(model, inputs(1, 1, 16, 16))
+        optimizer = torch.optim.Adam(smaller.parameters())
+        functional.cross_entropy(smaller(inputs(4, 1, 16, 16)), torch.arange(4) % 3).backward()
+        optimizer.step()
+        torch.save(smaller.state_dict(), tmp_path / "weights.pt")
+        assert torch.load(tmp_path / "weights.pt")["0.weight"].shape == (30, 1, 3, 3)
+
+    def test_several_arguments_and_outputs(self):
+        class Several(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head, self.other = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3), nn.Conv2d(6, 1, 1)
+
+            def forward(self, x: Tensor, y: Tensor, scale: float) -> dict[str, Any]:
+                maps = self.conv(x + y) * scale
+                return {"head": self.head(maps), "others": [self.other(maps), 3]}
+
+        model = Several()
+        mask_filters(model, {"conv": [1, 2]})
+        given = (inputs(2, 3, 8, 8), inputs(2, 3, 8, 8, seed=1), 2.0)
+        smaller = compact(model, given)
+        assert smaller.conv.out_channels == 4
+        found, expected = smaller(*given), model(*given)
+        assert torch.allclose(found["head"], expected["head"], atol=1e-6)
+        assert torch.allclose(found["others"][0], expected["others"][0], atol=1e-6)
+
+    def test_a_lightning_module_after_training(self, tmp_path):
+        module = SmallNet()
+        trainer = quiet_trainer(tmp_path, max_epochs=1)
+        trainer.fit(module, loader(), loader())
+        mask_filters(module, {"conv1": [1], "conv2": [0, 5]}, example_input=inputs(2, 1, 8, 8))
+        smaller = compact(module, inputs(2, 1, 8, 8))
+        assert filters_of(smaller) == {"conv1": 3, "conv2": 4}
+        assert_same_outputs(module.eval(), smaller.eval(), 2, 1, 8, 8)
+
+
+class TestErrors:
+    def test_without_the_extra_a_sentence_says_what_to_install(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch_pruning", None)
+        with pytest.raises(
+            ImportError, match=r"^`compact` needs Torch-Pruning, .*: `pip install torch-pruning`, or .*\.$"
+        ):
+            compact(nn.Conv2d(1, 2, 3), inputs(1, 1, 8, 8))
+
+    def test_an_input_that_the_model_does_not_take(self):
+        with pytest.raises(
+            ValueError, match=r"`example_input` should be .* Found \[\(1, 3, 8, 8\)\], with which it fail"
+        ):
+            compact(NETWORKS["lenet5"](1, 10, 0.0), inputs(1, 3, 8, 8))
+
+    def test_a_model_that_knows_its_number_of_channels(self):
+        class Fixed(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                return self[1](self[0](x).view(len(x), 6 * 36))
+
+        model = Fixed(nn.Conv2d(3, 6, 3), nn.Linear(216, 2))
+        mask_filters(model, {"0": [1]})
+        with pytest.raises(
+            ValueError, match=r"through its layers alone\. Without .* its output cannot be computed \(Run"
+        ):
+            compact(model, inputs(2, 3, 8, 8))
+
+    @pytest.mark.filterwarnings("ignore:Masked filters feed normalisation layers")
+    def test_a_model_that_torch_pruning_cannot_follow(self):
+        model = torchvision.models.shufflenet_v2_x0_5(num_classes=2)
+        mask_filters(model, {"stage2.0.branch2.0": [1]}, example_input=inputs(1, 3, 32, 32))
+        with pytest.raises(
+            ValueError, match=r"that Torch-Pruning can follow\. Found a ShuffleNetV2, on which it failed: Z"
+        ):
+            compact(model, inputs(1, 3, 32, 32))
+
+    def test_a_model_that_mixes_its_channels(self):
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LocalResponseNorm(3, alpha=1.0), nn.Conv2d(6, 2, 1))
+        mask_filters(model, {"0": [1]})
+        with pytest.raises(ValueError, match=r"its output differs by up to 0\.\d"):
+            compact(model, inputs(2, 3, 8, 8))
+
+
+def test_the_recipe_measures_what_is_gained(capsys):
+    gain = run(parse(["--networks", "lenet5", "--repeats", "2", "--batch-size", "2", "--side", "32"]))["lenet5"]
+    assert gain.masked == gain.removed == 5
+    assert gain.parameters[1] < gain.parameters[0] == 83_126
+    assert gain.difference < 1e-5
+    assert min(gain.seconds) > 0
+    assert "lenet5: 5 of 5 masked filters removed, 83,126 -> 64,866 parameters (-22%)" in capsys.readouterr().out

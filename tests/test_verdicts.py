@@ -1,0 +1,104 @@
+"""Rare clusters, votes over clusterings, and the clustering that is shown."""
+
+import pytest
+import torch
+
+from lightning_anomaly.clustering.choice import Clustering
+from lightning_anomaly.verdicts import outlier_samples, rare_samples, shown_clustering, smallest_share
+
+
+def sizes(*counts: int) -> torch.Tensor:
+    """Labels with these cluster sizes."""
+    return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+
+
+def clustering(*filters: list[torch.Tensor], index: list[list[float]] | None = None) -> Clustering:
+    labels = torch.stack([torch.stack(own) for own in filters])
+    values = torch.zeros(labels.shape[:2]) if index is None else torch.tensor(index)
+    return Clustering(torch.arange(2, 2 + labels.shape[1]), labels, values.double(), values.argmax(1))
+
+
+def test_a_cluster_of_exactly_the_rare_fraction_is_rare_and_one_with_a_sample_more_is_not():
+    assert rare_samples(sizes(99, 1), 0.01).nonzero().flatten().tolist() == [99]
+    assert not rare_samples(sizes(98, 2), 0.01).any()
+    assert rare_samples(sizes(198, 2), 0.01).nonzero().flatten().tolist() == [198, 199]
+    assert not rare_samples(sizes(197, 3), 0.01).any()
+
+
+@pytest.mark.parametrize("percent", range(1, 51))
+def test_rounding_of_the_fraction_does_not_decide(percent):
+    # 0.29 * 100 is 28.999999999999996, 0.07 * 100 is 7.000000000000001
+    rest = [1] * (100 - percent - 1) if percent == 1 else [100 - percent]
+    if percent > 1:
+        assert rare_samples(sizes(percent, *rest), percent / 100)[:percent].all()
+    if percent < 50:
+        assert not rare_samples(sizes(percent + 1, 99 - percent), percent / 100)[: percent + 1].any()
+
+
+def test_a_cluster_of_all_samples_is_not_rare_even_if_there_are_few():
+    for samples in (1, 2, 3):
+        assert not rare_samples(torch.zeros(samples, dtype=torch.int64), 0.5).any()
+
+
+def test_several_rare_clusters_count_each_by_its_own_size():
+    found = rare_samples(sizes(196, 1, 2, 1), 0.01)
+    assert found.sum() == 4
+    assert rare_samples(torch.stack([sizes(199, 1), sizes(197, 3)]), 0.01).sum(1).tolist() == [1, 0]
+
+
+def test_a_sample_is_an_outlier_by_vote_if_it_is_rare_in_more_than_half_of_the_clusterings():
+    rare, common = sizes(99, 1), sizes(50, 50)
+    cases = [[rare] * n + [common] * (4 - n) for n in range(5)]
+    found = outlier_samples(clustering(*cases), 0.01, "vote")
+    assert found.any(1).tolist() == [False, False, False, True, True]
+    assert found[3].nonzero().flatten().tolist() == [99]
+    odd = outlier_samples(clustering([rare, rare, common], [rare, common, common]), 0.01, "vote")
+    assert odd.any(1).tolist() == [True, False]
+
+
+def test_votes_are_counted_sample_by_sample():
+    # each clustering has a rare sample, but another one each time
+    others = [sizes(99, 1), sizes(1, 99), sizes(99, 1), sizes(1, 99)]
+    assert not outlier_samples(clustering(others), 0.01, "vote").any()
+
+
+def test_the_best_rule_asks_the_clustering_with_the_largest_index_alone():
+    rare, common = sizes(99, 1), sizes(50, 50)
+    found = outlier_samples(
+        clustering([rare, common, common], [rare, rare, common], index=[[3, 2, 1], [1, 2, 3]]), 0.01, "best"
+    )
+    assert found.any(1).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("rule", ["vote", "best"])
+def test_without_clusterings_there_are_no_outliers(rule):
+    none = Clustering(torch.arange(0), torch.zeros(2, 0, 5).long(), torch.zeros(2, 0), torch.zeros(2).long())
+    outliers = outlier_samples(none, 0.01, rule)
+    assert outliers.shape == (2, 5)
+    assert not outliers.any()
+    assert shown_clustering(none, outliers, 0.01).tolist() == [0, 0]
+
+
+def test_a_normal_filter_is_shown_by_the_clustering_with_the_largest_index():
+    common = [sizes(50, 50)] * 3
+    found = clustering(common, common, index=[[1, 3, 2], [2, 2, 1]])
+    assert shown_clustering(found, outlier_samples(found, 0.01, "vote"), 0.01).tolist() == [1, 0]
+
+
+def test_an_anomaly_filter_is_shown_by_the_best_clustering_that_shows_its_outliers():
+    rare, common = sizes(99, 1), sizes(50, 50)
+    found = clustering([common, rare, rare, rare], index=[[9, 1, 3, 2]])
+    assert shown_clustering(found, outlier_samples(found, 0.01, "vote"), 0.01).tolist() == [2]
+
+
+def test_an_anomaly_filter_without_a_clustering_that_shows_all_outliers_is_shown_by_one_that_shows_most():
+    a, b, c = sizes(1, 99), sizes(99, 1), sizes(1, 98, 1)
+    found = clustering([a, c, b, c], index=[[9, 1, 8, 2]])
+    outliers = outlier_samples(found, 0.01, "vote")
+    assert outliers.nonzero().tolist() == [[0, 0], [0, 99]]
+    assert shown_clustering(found, outliers, 0.01).tolist() == [3]
+
+
+def test_the_smallest_share_ignores_empty_clusters():
+    labels = torch.tensor([[0, 0, 0, 2], [1, 1, 1, 1]])
+    assert smallest_share(labels).tolist() == [0.25, 1.0]

@@ -1,0 +1,191 @@
+"""Both of Lightning's package trees, and LightningCLI."""
+
+import contextlib
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_anomaly import AnomalyFilterCallback
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from small import curve, loader, module, quiet
+from trainers import QUIET
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
+]
+
+CLASS_PATH = "lightning_anomaly.AnomalyFilterCallback"
+# A value for each argument, none of them its default.
+GIVEN: dict[str, Any] = {
+    "layers": ["net.0", "net.2"],
+    "probe": "train",
+    "probe_size": 77,
+    "every_n_validations": 2,
+    "log_key_prefix": "mine",
+    "signal_layers": ["net.2"],
+    "log_figures": False,
+    "overlay_tags": ["train_loss", "val_loss"],
+    "on_error": "raise",
+    "max_components": 4,
+    "rare_fraction": 0.03,
+    "rule": "best",
+    "init": "random",
+    "n_init": 3,
+    "rectify": False,
+    "max_map_side": 5,
+    "engine": "sklearn",
+    "seed": 11,
+    "max_memory_mb": 100,
+}
+
+
+def watcher() -> AnomalyFilterCallback:
+    return AnomalyFilterCallback(probe_size=90, log_figures=False)
+
+
+@pytest.mark.parametrize("tree", ["lightning.pytorch", "pytorch_lightning"])
+def test_fit_log_stop_and_resume(tree: str, tmp_path: Path) -> None:
+    pl = pytest.importorskip(tree)
+    callbacks = importlib.import_module(f"{tree}.callbacks")
+    csv = importlib.import_module(f"{tree}.loggers").CSVLogger(tmp_path, name="csv")
+
+    def fit(callback: AnomalyFilterCallback, *others: Any, ckpt_path: str | None = None, **options: Any) -> Any:
+        saves = any(isinstance(other, callbacks.ModelCheckpoint) for other in others)
+        trainer = quiet(tree, callbacks=[callback, *others], enable_checkpointing=saves, **options)
+        assert isinstance(trainer, pl.Trainer)
+        trainer.fit(module(tree), loader(), loader(), ckpt_path=ckpt_path)
+        return trainer
+
+    whole, keep = (
+        watcher(),
+        callbacks.ModelCheckpoint(tmp_path / "whole", monitor="anomaly_filters/count", save_top_k=-1),
+    )
+    trainer = fit(whole, keep, logger=csv, max_epochs=4, log_every_n_steps=1)
+    assert trainer.callback_metrics["anomaly_filters/count"] == whole.report.count > 0  # type: ignore[union-attr]
+    assert "anomaly_filters/count" in (tmp_path / "csv/version_0/metrics.csv").read_text().splitlines()[0]
+
+    first, keep = watcher(), callbacks.ModelCheckpoint(tmp_path / "first")
+    fit(first, keep, max_epochs=2)
+    second = watcher()
+    fit(second, ckpt_path=keep.best_model_path, max_epochs=4)
+    assert curve(second.history) == curve(whole.history)
+
+    stopping = callbacks.EarlyStopping("anomaly_filters/rise", mode="max", patience=2)
+    assert fit(watcher(), stopping, max_epochs=9).current_epoch == 3
+
+
+def test_checkpoint_of_one_tree_resumes_in_the_other(tmp_path: Path) -> None:
+    other = pytest.importorskip("pytorch_lightning")
+    keep = other.callbacks.ModelCheckpoint(tmp_path)
+    trainer = quiet("pytorch_lightning", callbacks=[watcher(), keep], enable_checkpointing=True, max_epochs=2)
+    trainer.fit(module("pytorch_lightning"), loader(), loader())
+    second = watcher()
+    quiet(callbacks=[second]).fit(module(), loader(), loader(), ckpt_path=keep.best_model_path)
+    assert [entry["epoch"] for entry in second.history] == [0, 1, 2]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs the command line in this process, and gives what it printed."""
+    pytest.importorskip("jsonargparse")
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about how Lightning calls it
+    script = importlib.import_module("cli")
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["cli.py", *map(str, arguments)])
+        with torch.random.fork_rng(devices=[]), contextlib.suppress(SystemExit):
+            script.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+TRAINER = [
+    "--seed_everything=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.max_epochs=1",
+    "--trainer.logger=false",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.enable_progress_bar=false",
+]
+
+
+def given(printed: str) -> dict[str, Any]:
+    """What a callback that the command line made has."""
+    found: dict[str, Any] = json.loads(printed.rsplit("given", 1)[1].splitlines()[0])
+    return found
+
+
+def test_every_argument_has_a_value_here() -> None:
+    parameters = inspect.signature(AnomalyFilterCallback).parameters
+    assert list(parameters) == list(GIVEN)
+    assert all(GIVEN[name] != parameter.default for name, parameter in parameters.items())
+
+
+def test_cli_from_yaml_and_back(cli: Callable[..., str], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"trainer": {"callbacks": [{"class_path": CLASS_PATH, "init_args": GIVEN}]}}))
+    quick = "--trainer.callbacks.engine=torch"  # a fit with scikit-learn's engine takes long
+    printed = cli("fit", "--config", config, quick, *TRAINER)
+    assert given(printed) == {**GIVEN, "engine": "torch", "history": 1}
+
+    whole = cli("--config", config, *TRAINER, "--print_config")
+    round_trip = tmp_path / "round_trip.yaml"
+    round_trip.write_text(whole[whole.index("# ") if whole.startswith("# ") else whole.index("seed_everything") :])
+    printed = cli("--config", round_trip)
+    assert given(printed) == {**GIVEN, "history": 0}
+
+
+def test_cli_from_the_command_line(cli: Callable[..., str]) -> None:
+    arguments = [f"--trainer.callbacks={CLASS_PATH}"]
+    arguments += [
+        f"--trainer.callbacks.{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in GIVEN.items()
+    ]
+    printed = cli(*TRAINER, *arguments)
+    assert given(printed) == {**GIVEN, "history": 0}
+
+
+def test_cli_help(cli: Callable[..., str]) -> None:
+    printed = cli("fit", f"--trainer.callbacks.help={CLASS_PATH}")
+    words = " ".join(printed.split())
+    for name in GIVEN:
+        assert f".{name} " in words, name
+    assert "Number of probe samples, over all processes." in words
+    assert "{val,train}" in words
+    assert "(type: bool, default: True)" in words
+    assert "`lightning_anomaly.settings" not in words  # plain types, no names of ours
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("AnomalyPruneCallback", {"at_epoch": [3, 5], "on_rise": 0.2, "min_votes": 1, "max_fraction": 0.3, "seed": 4}),
+        ("AnomalyEarlyStopping", {"threshold": 0.3, "patience": 9, "verbose": False}),
+    ],
+)
+def test_cli_takes_the_other_callbacks(cli: Callable[..., str], tmp_path: Path, name: str, arguments: Any) -> None:
+    path = f"lightning_anomaly.callbacks.{name}"
+    callbacks = [{"class_path": CLASS_PATH}, {"class_path": path, "init_args": arguments}]
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"trainer": {"callbacks": callbacks}}))
+    printed = cli("--config", config, *TRAINER, "--print_config")
+    for argument, value in arguments.items():
+        first = value[0] if isinstance(value, list) else value
+        assert f"{argument}: {json.dumps(value)}" in printed or f"- {first}" in printed, argument
+    config.write_text(printed)
+    assert cli("--config", config, "--print_config") == printed
+    words = " ".join(cli("fit", f"--trainer.callbacks.help={path}").split())
+    assert all(f".{argument} " in words for argument in arguments)

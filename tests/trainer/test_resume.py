@@ -1,0 +1,204 @@
+"""A training that was stopped and goes on has the history and the curve of one that was not."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from network import images
+from run import run_script
+from small import curve, loader, module, quiet
+from torch.utils.data import ConcatDataset, DataLoader
+from trainers import QUIET
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
+]
+
+
+def watcher(**options: Any) -> AnomalyFilterCallback:
+    return AnomalyFilterCallback(**{"probe_size": 90, "log_figures": False, **options})
+
+
+def fit(callbacks: list[Any], ckpt_path: Path | None = None, **options: Any) -> Any:
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    trainer = quiet(callbacks=callbacks, enable_checkpointing=saves, **options)
+    # Six times the same batch: a resumed Lightning begins an epoch's data anew, and here that makes no difference.
+    train = DataLoader(ConcatDataset([images(16)] * 6), batch_size=16)
+    trainer.fit(module(), train, loader(), ckpt_path=None if ckpt_path is None else str(ckpt_path))
+    return trainer
+
+
+def same_weights(one: Any, two: Any) -> bool:
+    pairs = zip(one.lightning_module.state_dict().values(), two.lightning_module.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_stopped_at_an_epochs_end(tmp_path: Path, every: int) -> None:
+    whole = watcher(every_n_validations=every)
+    uninterrupted = fit([whole], max_epochs=7)
+    first = watcher(every_n_validations=every)
+    keep = ModelCheckpoint(tmp_path)
+    fit([first, keep], max_epochs=3)
+    second = watcher(every_n_validations=every)
+    resumed = fit([second], Path(keep.best_model_path), max_epochs=7)
+    assert curve(first.history) == curve(whole.history)[:3]
+    assert curve(second.history) == curve(whole.history)
+    assert len({entry["signal"] for entry in whole.history}) > 1
+    assert same_weights(resumed, uninterrupted)
+    for name in second._metrics:
+        if name != "seconds":
+            key = f"anomaly_filters/{name}"
+            assert resumed.callback_metrics[key] == uninterrupted.callback_metrics[key]
+
+
+class Validations(Callback):
+    """The steps at which Lightning validates."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.steps.append(trainer.global_step)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 6, 7, 9])
+def test_stopped_in_the_middle_of_an_epoch(tmp_path: Path, steps: int) -> None:
+    """Six batches in an epoch, a validation after the third and the sixth, a checkpoint after `steps`."""
+    halves = {"val_check_interval": 0.5, "max_epochs": 4}
+    whole = watcher()
+    uninterrupted = fit([whole], **halves)
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=steps, save_top_k=-1, filename="{step}")
+    fit([watcher(), keep], **halves, max_steps=steps)
+    second, validations = watcher(), Validations()
+    resumed = fit([second, validations], tmp_path / f"step={steps}.ckpt", **halves)
+    # This checkpoint is written before a validation that is due at the same step. A resumed Lightning takes that one
+    # for done, so the entry is missing as its loss is; to validate ourselves would change what others read.
+    assert [entry["step"] for entry in second.history if entry["step"] > steps] == validations.steps
+    assert steps not in validations.steps
+    expected = [entry for entry in curve(whole.history) if entry["step"] != steps]
+    assert curve(second.history) == expected
+    assert same_weights(resumed, uninterrupted)
+
+
+def test_saved_at_a_validation(tmp_path: Path) -> None:
+    halves = {"val_check_interval": 0.5, "max_epochs": 3}
+    whole = watcher()
+    fit([whole, ModelCheckpoint(tmp_path, monitor="anomaly_filters/count", save_top_k=-1, filename="{step}")], **halves)
+    for step in (3, 6, 9):
+        second = watcher()
+        fit([second], tmp_path / f"step={step}.ckpt", **halves)
+        assert curve(second.history) == curve(whole.history), step
+
+
+def test_interrupted_in_a_validation(tmp_path: Path) -> None:
+    class Interrupts(Callback):
+        def on_validation_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    whole = watcher()
+    fit([whole], max_epochs=4)
+    keep = ModelCheckpoint(tmp_path, save_last=True)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit([watcher(), keep, Interrupts()], max_epochs=4)
+    second = watcher()
+    fit([second], tmp_path / "last.ckpt", max_epochs=4)
+    assert curve(second.history) == curve(whole.history)
+
+
+def test_killed_while_writing_a_checkpoint(tmp_path: Path) -> None:
+    status, _ = run_script("killed.py", tmp_path, check=False)
+    assert status == -signal.SIGKILL
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch=0.ckpt", "epoch=1.ckpt", "epoch=2.ckpt"]
+    with pytest.raises((RuntimeError, EOFError, OSError)):
+        torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
+    whole, second = watcher(), watcher()
+    fit([whole], max_epochs=5)
+    fit([second], tmp_path / "epoch=1.ckpt", max_epochs=5)
+    assert curve(second.history) == curve(whole.history)
+
+
+def test_ordinary_checkpoint(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path)
+    trainer = fit([watcher(), keep], max_epochs=2)
+    checkpoint = torch.load(keep.best_model_path, weights_only=True)
+    assert list(checkpoint["state_dict"]) == list(module().state_dict())
+    model = trainer.lightning_module.eval()
+    with torch.no_grad():
+        expected = model(images(4).tensors[0]).flatten()
+    _, printed = run_script("without.py", keep.best_model_path)
+    outputs = [float(word) for word in printed.rsplit("outputs", 1)[1].split()]
+    torch.testing.assert_close(torch.tensor(outputs), expected)
+
+
+def test_other_number_of_callbacks(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path)
+    fit([watcher(), keep], max_epochs=2)
+    path = Path(keep.best_model_path)
+    assert fit([], path, max_epochs=3).current_epoch == 3
+    known, new = watcher(), watcher(log_key_prefix="new")
+    fit([new, known], path, max_epochs=3)
+    assert [entry["epoch"] for entry in known.history] == [0, 1, 2]
+    assert [entry["epoch"] for entry in new.history] == [2]
+
+    without = tmp_path / "without"
+    keep = ModelCheckpoint(without)
+    fit([keep], max_epochs=2)
+    new = watcher()
+    fit([new], Path(keep.best_model_path), max_epochs=3)
+    assert [entry["epoch"] for entry in new.history] == [2]
+
+
+def test_two_prefixes_live_side_by_side(tmp_path: Path) -> None:
+    def both() -> list[AnomalyFilterCallback]:
+        return [watcher(log_key_prefix="one", layers=["net.0"]), watcher(log_key_prefix="two", layers=["net.2"])]
+
+    whole, keep = both(), ModelCheckpoint(tmp_path)
+    trainer = fit([*whole], max_epochs=4)
+    fit([*both(), keep], max_epochs=2)
+    second = both()[::-1]
+    fit(second, Path(keep.best_model_path), max_epochs=4)
+    for before, after in zip(whole, second[::-1], strict=True):
+        assert curve(before.history) == curve(after.history)
+    assert set(whole[0].history[0]["anomaly_filters"]) == {"net.0"}
+    assert {"one/count", "two/count", "one/layer/net.0", "two/layer/net.2"} <= set(trainer.callback_metrics)
+    with pytest.raises((RuntimeError, ValueError), match=r"more than one stateful callback|different for each"):
+        fit([watcher(), watcher()])
+
+
+def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
+    def stopping() -> EarlyStopping:
+        return EarlyStopping("anomaly_filters/dead", mode="max", patience=3)
+
+    unbroken = fit([watcher(), stopping()], max_epochs=20)
+    keep = ModelCheckpoint(tmp_path)
+    fit([watcher(), stopping(), keep], max_epochs=2)
+    resumed = fit([watcher(), stopping()], Path(keep.best_model_path), max_epochs=20)
+    assert resumed.current_epoch == unbroken.current_epoch < 20
+
+
+def test_masks_go_on(tmp_path: Path) -> None:
+    def prune() -> AnomalyPruneCallback:
+        return AnomalyPruneCallback(at_epoch=2, last_reports=2, min_votes=1)
+
+    whole, second, keep = watcher(), watcher(), ModelCheckpoint(tmp_path)
+    unbroken = fit([whole, prune()], max_epochs=6)
+    fit([watcher(), prune(), keep], max_epochs=4)
+    resumed = fit([second, prune()], Path(keep.best_model_path), max_epochs=6)
+    assert curve(second.history) == curve(whole.history)
+    assert same_weights(resumed, unbroken)
+    assert (resumed.lightning_module.net[2].weight.flatten(1) == 0).all(1).any()
