@@ -16,11 +16,11 @@ from torch.utils.data import TensorDataset
 # A script that is run by its path finds the modules beside it, not the packages of the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from recipes.damage import over_range
-from recipes.data import Loader, load_images, make_loaders, mean_and_std, split
-from recipes.module import Classifier
-from recipes.networks import build
-from recipes.options import ignore_warnings, telling_errors
+from recipes.common.damage import over_range
+from recipes.common.data import Loader, load_images, make_loaders, mean_and_std, split
+from recipes.common.module import Classifier
+from recipes.common.networks import build
+from recipes.common.options import ignore_warnings, telling_errors
 
 __all__ = ["ImageClassifier", "Images"]
 

@@ -19,8 +19,8 @@ from torchvision import models
 
 from lightning_anomaly.pruning.compact import compact
 from lightning_anomaly.pruning.mask import mask_filters
-from recipes.networks import NETWORKS
-from recipes.options import one_sentence_errors
+from recipes.common.networks import NETWORKS
+from recipes.common.options import one_sentence_errors
 
 _TORCHVISION = {"vgg11": models.vgg11, "vgg11_bn": models.vgg11_bn, "resnet18": models.resnet18}
 

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback
-from recipes.damage import over_range, with_label_noise
-from recipes.data import ImageData, make_loaders, mean_and_std
-from recipes.module import Classifier
-from recipes.networks import build
-from recipes.options import add_training_options, one_sentence_errors, prepare_data, quiet
+from recipes.common.damage import over_range, with_label_noise
+from recipes.common.data import ImageData, make_loaders, mean_and_std
+from recipes.common.module import Classifier
+from recipes.common.networks import build
+from recipes.common.options import add_training_options, one_sentence_errors, prepare_data, quiet
 
 
 class Failing(pl.Callback):

@@ -20,11 +20,11 @@ from torch.utils.data import TensorDataset
 
 from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
 from lightning_anomaly.capture.hooks import evaluating
-from recipes.damage import over_range
-from recipes.data import ImageData, make_loaders, mean_and_std, normalise
-from recipes.module import Classifier
-from recipes.networks import build
-from recipes.options import SILENT, add_training_options, one_sentence_errors, prepare_data, quiet
+from recipes.common.damage import over_range
+from recipes.common.data import ImageData, make_loaders, mean_and_std, normalise
+from recipes.common.module import Classifier
+from recipes.common.networks import build
+from recipes.common.options import SILENT, add_training_options, one_sentence_errors, prepare_data, quiet
 
 ARMS = ("nothing", "anomaly", "random", "l1")
 

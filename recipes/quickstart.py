@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import TensorDataset
 
 from lightning_anomaly import AnomalyFilterCallback
-from recipes.damage import over_range, plant_damage
-from recipes.data import make_loaders, mean_and_std
-from recipes.module import Classifier
-from recipes.networks import build
-from recipes.options import add_training_options, one_sentence_errors, prepare_data, quiet
+from recipes.common.damage import over_range, plant_damage
+from recipes.common.data import make_loaders, mean_and_std
+from recipes.common.module import Classifier
+from recipes.common.networks import build
+from recipes.common.options import add_training_options, one_sentence_errors, prepare_data, quiet
 
 # Over-exposed images are first marked by `plant_damage` and then given values beyond the range that a uint8 can hold.
 DAMAGE = ("over_exposed", "white", "salt_and_pepper")

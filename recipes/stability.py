@@ -23,11 +23,11 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from recipes.damage import plant_damage
-from recipes.data import make_loaders, mean_and_std, normalise
-from recipes.module import Classifier
-from recipes.networks import build
-from recipes.options import add_training_options, one_sentence_errors, prepare_data, quiet
+from recipes.common.damage import plant_damage
+from recipes.common.data import make_loaders, mean_and_std, normalise
+from recipes.common.module import Classifier
+from recipes.common.networks import build
+from recipes.common.options import add_training_options, one_sentence_errors, prepare_data, quiet
 
 PROBE = 512
 

@@ -7,9 +7,9 @@ import pytest
 from trainers import QUIET
 
 from lightning_anomaly import AnalysisSettings
-from recipes import benchmark
-from recipes.benchmark_cost import exponent
-from recipes.benchmark_speed import live_points, speed
+from recipes.benchmarks import __main__ as benchmark
+from recipes.benchmarks.cost import exponent
+from recipes.benchmarks.speed import live_points, speed
 from recipes.stability import capture
 
 pytestmark = [

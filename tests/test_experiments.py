@@ -9,6 +9,7 @@ import pytest
 import torch
 from trainers import QUIET
 
+from recipes.common.networks import build
 from recipes.experiments import h1, h1_tables, stopping
 from recipes.experiments.cells import (
     CONDITIONS,
@@ -23,7 +24,6 @@ from recipes.experiments.cells import (
 )
 from recipes.experiments.lines import read_lines, rounded, run_missing
 from recipes.experiments.training import READINGS, evaluate, watch, watched_layers
-from recipes.networks import build
 
 pytestmark = QUIET
 NETWORKS = ("lenet5", "simple_cnn", "alexnet")

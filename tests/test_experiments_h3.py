@@ -11,13 +11,13 @@ from torch import nn
 from trainers import QUIET
 
 from lightning_anomaly.pruning.mask import mask_filters
+from recipes.common.networks import build
 from recipes.experiments import h3, h3_tables
 from recipes.experiments.cells import Cell, prepare, quick_matrix
 from recipes.experiments.lines import LINES, read_lines
 from recipes.experiments.measures import MEASURES, Judge
 from recipes.experiments.statistics import median_distances
 from recipes.experiments.training import KeepWeights, evaluate, fit, further_epochs
-from recipes.networks import build
 
 pytestmark = QUIET
 CELL = quick_matrix(("noise30",))[0]

@@ -9,12 +9,12 @@ from sklearn.metrics import roc_auc_score
 from trainers import QUIET
 
 from lightning_anomaly import AnalysisSettings, analyze
+from recipes.common.networks import build
 from recipes.experiments import frozen, search, two_sample
 from recipes.experiments.cells import prepare, quick_matrix
 from recipes.experiments.h1_choice import search_table, two_sample_table
 from recipes.experiments.lines import read_lines
 from recipes.experiments.training import evaluate, every_epoch
-from recipes.networks import build
 
 pytestmark = QUIET
 CELL = quick_matrix(("overfitting",))[0]

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 from trainers import QUIET
 
-from recipes import how_it_works
+from recipes.pictures import how_it_works
 
 pytestmark = [
     *QUIET,

@@ -8,7 +8,7 @@ import torch
 from trainers import QUIET
 
 from recipes import compact, early_stopping, prune
-from recipes.options import one_sentence_errors
+from recipes.common.options import one_sentence_errors
 
 pytestmark = [
     *QUIET,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from recipes.damage import DAMAGES, plant_damage, with_label_noise
-from recipes.data import (
+from recipes.common.damage import DAMAGES, plant_damage, with_label_noise
+from recipes.common.data import (
     ImageData,
     crop_and_flip,
     load_images,

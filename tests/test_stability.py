@@ -3,7 +3,7 @@ import torch
 
 from lightning_anomaly import AnalysisSettings
 from recipes import stability
-from recipes.networks import build
+from recipes.common.networks import build
 
 
 @pytest.fixture(scope="module")

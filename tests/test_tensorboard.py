@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 from trainers import QUIET
 
-from recipes import browser, quickstart
-from recipes.browser import Browser, find_chromium
-from recipes.screenshots import charts, figures, tensorboard
+from recipes import quickstart
+from recipes.pictures import browser
+from recipes.pictures.browser import Browser, find_chromium
+from recipes.pictures.screenshots import charts, figures, tensorboard
 
 EPOCHS = 4
 RUN_COLOUR = (255, 112, 67)  # of the first run in TensorBoard's palette

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from recipes.damage import with_label_noise
-from recipes.data import ImageData, Loader, load_images, make_loaders, mean_and_std, normalise, split
+from recipes.common.damage import with_label_noise
+from recipes.common.data import ImageData, Loader, load_images, make_loaders, mean_and_std, normalise, split
 
 __all__ = [
     "CONDITIONS",
@@ -69,7 +69,7 @@ class Cell:
     """One training. `key` names it; two runs of the same cell are the same run.
 
     Args:
-        network: A name that `recipes.networks.build` takes.
+        network: A name that `recipes.common.networks.build` takes.
         data: A data set's name.
         condition: A key of `CONDITIONS`.
         seed: Of the split, the initial weights and the order of the images.

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipes.common.options import one_sentence_errors
 from recipes.experiments.cells import DATA, Cell, Images, full_matrix, prepare, quick_matrix
 from recipes.experiments.lines import run_missing
 from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.experiments.tables import Line, group, markdown, spread
 from recipes.experiments.training import evaluate, every_epoch, further_epochs
-from recipes.options import one_sentence_errors
 
 __all__ = ["ARMS", "experiment", "frozen_table"]
 

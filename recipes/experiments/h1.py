@@ -11,11 +11,11 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
+from recipes.common.options import one_sentence_errors
 from recipes.experiments.cells import full_matrix, held_out_matrix, long_matrix, quick_matrix
 from recipes.experiments.lines import run_missing
 from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.experiments.training import watch
-from recipes.options import one_sentence_errors
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -15,12 +15,12 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
+from recipes.common.options import one_sentence_errors
 from recipes.experiments.cells import DATA, Cell, make_cell, quick_matrix
 from recipes.experiments.h2_leave_out import leave_out
 from recipes.experiments.h2_measure import measure
 from recipes.experiments.lines import run_missing
 from recipes.experiments.options import add_matrix_options, lines_file
-from recipes.options import one_sentence_errors
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from recipes.data import mean_and_std
+from recipes.common.data import mean_and_std
 from recipes.experiments.cells import Cell, Images
 from recipes.experiments.detection import SCORES
 from recipes.experiments.h2_measure import (

@@ -38,13 +38,13 @@ from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.pruning.mask import FilterMask, mask_filters
 from lightning_anomaly.pruning.selection import Summary, choose_filters, choose_others, filter_norms, summarise
 from lightning_anomaly.report import NORMAL, LayerReport
+from recipes.common.options import one_sentence_errors
 from recipes.experiments.cells import Cell, Images, full_matrix, prepare, quick_matrix
 from recipes.experiments.lines import rounded, run_missing
 from recipes.experiments.measures import MEASURES, Judge, Row
 from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.experiments.statistics import median_distances
 from recipes.experiments.training import evaluate, every_epoch, further_epochs
-from recipes.options import one_sentence_errors
 
 __all__ = ["EPOCHS", "READINGS", "experiment"]
 

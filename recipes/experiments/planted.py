@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from recipes.damage import plant_damage, with_label_noise
-from recipes.data import mean_and_std
+from recipes.common.damage import plant_damage, with_label_noise
+from recipes.common.data import mean_and_std
 from recipes.experiments.cells import Cell, Images, prepare
 
 __all__ = ["MISLABELLED", "SHARES", "Planted", "Probe", "plant"]

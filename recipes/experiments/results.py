@@ -14,10 +14,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from recipes.common.options import one_sentence_errors
 from recipes.experiments import frozen, h1_choice, h1_tables, h2_tables, h3_tables, two_sample
 from recipes.experiments.lines import LINES, read_lines
 from recipes.experiments.stopping import compared_table, stopping_table
-from recipes.options import one_sentence_errors
 
 __all__ = ["BLOCKS", "PICTURES", "RESULTS", "fill"]
 

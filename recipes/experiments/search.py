@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
+from recipes.common.options import one_sentence_errors
 from recipes.experiments.cells import Cell, full_matrix, held_out_matrix, prepare, quick_matrix
 from recipes.experiments.lines import run_missing
 from recipes.experiments.options import add_matrix_options, lines_file
 from recipes.experiments.statistics import tail_gaps
 from recipes.experiments.training import evaluate, every_epoch, logits_of
-from recipes.options import one_sentence_errors
 from recipes.stability import capture, choose
 
 __all__ = ["CANDIDATES", "MATRIX", "Candidate", "add_options", "analyse", "run_missing_cells"]

@@ -9,13 +9,13 @@ import argparse
 from collections.abc import Sequence
 from statistics import mean
 
+from recipes.common.options import one_sentence_errors
 from recipes.experiments.h1_tables import is_overfitting, short_runs
 from recipes.experiments.lines import read_lines
 from recipes.experiments.options import add_line_options, lines_file
 from recipes.experiments.rules import RULES, TWO_SAMPLE, replay
 from recipes.experiments.series import joined
 from recipes.experiments.tables import Line, group, markdown, spread
-from recipes.options import one_sentence_errors
 
 _COMPARED = (
     TWO_SAMPLE,

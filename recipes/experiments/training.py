@@ -17,11 +17,11 @@ from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 from lightning_anomaly.callbacks._probe import isolated_random_state, training_batches
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.pruning.mask import FilterMask
+from recipes.common.module import Classifier
+from recipes.common.networks import build
+from recipes.common.options import SILENT, quiet
 from recipes.experiments.cells import CONDITIONS, Cell, Images, prepare
 from recipes.experiments.statistics import gradient_disparity, layer_statistics, weight_statistics
-from recipes.module import Classifier
-from recipes.networks import build
-from recipes.options import SILENT, quiet
 
 __all__ = [
     "READINGS",

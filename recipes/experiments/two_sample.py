@@ -23,13 +23,13 @@ from torch.nn import functional
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.two_sample import divided_test, live_filters, random_divisions, share_of_chance
+from recipes.common.options import one_sentence_errors
 from recipes.experiments.cells import Cell, prepare
 from recipes.experiments.h1_tables import draw_panels, is_overfitting
 from recipes.experiments.search import add_options, run_missing_cells
 from recipes.experiments.series import best_epoch, layers_of, signal
 from recipes.experiments.tables import Line, group, markdown
 from recipes.experiments.training import every_epoch, watched_layers
-from recipes.options import one_sentence_errors
 
 __all__ = ["RULES", "STATISTICS", "alarm_table", "compare", "draw", "flagged_table", "p_name", "responses"]
 

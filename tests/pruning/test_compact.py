@@ -16,8 +16,8 @@ from trainers import QUIET, SmallNet, hook_count, loader, quiet_trainer
 
 from lightning_anomaly.pruning.compact import compact
 from lightning_anomaly.pruning.mask import mask_filters
+from recipes.common.networks import NETWORKS
 from recipes.compact import parse, run
-from recipes.networks import NETWORKS
 
 pytestmark = QUIET
 

@@ -1,4 +1,4 @@
-"""The torch engine against a loop over scikit-learn, for `recipes/benchmark.py`.
+"""The torch engine against a loop over scikit-learn, for `python -m recipes.benchmarks`.
 
 Both sides get the same points or maps and the same starts, and take their turns in several rounds, so that a machine
 that slows down slows both; a ratio is taken within a round.

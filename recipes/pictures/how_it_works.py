@@ -1,4 +1,4 @@
-"""The method in one picture, from a network trained on digits: `python -m recipes.how_it_works`.
+"""The method in one picture, from a network trained on digits: `python -m recipes.pictures.how_it_works`.
 
 Feature maps of one filter, their first two principal components, the clusters of a mixture, and the verdicts on all
 filters. Two validation images are over-exposed, so that there is something to find.
@@ -24,14 +24,13 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, VERDICT_COLOURS
 from lightning_anomaly.report import LayerReport
-from recipes.damage import over_range
-from recipes.data import load_images, make_loaders, mean_and_std, normalise, split
-from recipes.module import Classifier
-from recipes.networks import build
-from recipes.options import one_sentence_errors, quiet
+from recipes.common.damage import over_range
+from recipes.common.data import load_images, make_loaders, mean_and_std, normalise, split
+from recipes.common.module import Classifier
+from recipes.common.networks import build
+from recipes.common.options import one_sentence_errors, quiet
 from recipes.stability import capture
 
-PICTURE = Path(__file__).parent / "pictures" / "how_it_works.png"
 _DAMAGED = [3, 20]
 _COLUMNS = 16  # cells in a row of the last panel
 
@@ -121,7 +120,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
-    parser.add_argument("--picture", default=str(PICTURE), help="where the PNG file goes, default: the README's")
+    picture = "docs/pictures/how_it_works.png"
+    parser.add_argument("--picture", default=picture, help="where the PNG file goes, default: %(default)s")
     return parser.parse_args(arguments)
 
 
@@ -132,6 +132,7 @@ def run(options: argparse.Namespace) -> AnomalyReport:
     maps = capture(network, probe, settings)
     report = analyze_maps(maps, settings)
     ((name, index),) = clearest_filters(report, 1)
+    Path(options.picture).parent.mkdir(parents=True, exist_ok=True)
     draw(maps[name].maps, report, name, index).savefig(options.picture, dpi=90)
     return report
 

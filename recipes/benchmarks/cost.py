@@ -1,4 +1,4 @@
-"""What an analysis costs as it grows, in a training, and in memory, for `recipes/benchmark.py`."""
+"""What an analysis costs as it grows, in a training, and in memory, for `python -m recipes.benchmarks`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from lightning_anomaly.clustering.choice import cluster_filters
 from lightning_anomaly.clustering.em import fit_mixtures
 from lightning_anomaly.clustering.kmeans import cluster_parameters, kmeans, kmeans_plus_plus
 from lightning_anomaly.clustering.pca import reduce_maps
-from recipes.benchmark_speed import REG_COVAR, Row, timed
-from recipes.data import ImageData, make_loaders
-from recipes.module import Classifier
-from recipes.options import SILENT
+from recipes.benchmarks.speed import REG_COVAR, Row, timed
+from recipes.common.data import ImageData, make_loaders
+from recipes.common.module import Classifier
+from recipes.common.options import SILENT
 from recipes.stability import capture
 
 __all__ = ["exponent", "growth", "overhead", "peak_memory"]

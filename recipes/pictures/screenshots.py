@@ -1,4 +1,4 @@
-"""Run the quickstart and photograph what TensorBoard shows of it: `python -m recipes.screenshots`.
+"""Run the quickstart and photograph what TensorBoard shows of it: `python -m recipes.pictures.screenshots`.
 
 Needs a Chromium (Debian: `apt-get install chromium`). The pictures are those in the README.
 """
@@ -25,8 +25,8 @@ from typing import Any
 from PIL import Image
 
 from recipes import quickstart
-from recipes.browser import Browser
-from recipes.options import one_sentence_errors
+from recipes.common.options import one_sentence_errors
+from recipes.pictures.browser import Browser
 
 __all__ = ["charts", "figures", "parse", "run", "tensorboard"]
 
@@ -161,7 +161,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30, help="epochs of the quickstart, default: %(default)s")
-    parser.add_argument("--pictures", default="recipes/pictures", help="where they go, default: %(default)s")
+    parser.add_argument("--pictures", default="docs/pictures", help="where they go, default: %(default)s")
     return parser.parse_args(arguments)
 
 

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from recipes.data import DATA_SETS, ImageData, load_images, split
-from recipes.networks import NETWORKS
+from recipes.common.data import DATA_SETS, ImageData, load_images, split
+from recipes.common.networks import NETWORKS
 
 __all__ = [
     "SILENT",

@@ -1,4 +1,4 @@
-"""How fast is it, and what does it cost? `python -m recipes.benchmark --data cifar10`, minutes on two cores.
+"""How fast is it, and what does it cost? `python -m recipes.benchmarks --data cifar10`, minutes on two cores.
 
 Compares the torch engine with loops over scikit-learn on the maps of trained networks, measures how the cost grows,
 what the callback adds to a training epoch, and the peak memory for ResNet-18 on 224x224 images.
@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from lightning_anomaly import AnalysisSettings
-from recipes.benchmark_cost import growth, overhead, peak_memory
-from recipes.benchmark_speed import Row, live_points, speed, speed_cuda
-from recipes.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
-from recipes.module import Classifier
-from recipes.networks import build
-from recipes.options import SILENT, one_sentence_errors, quiet
+from recipes.benchmarks.cost import growth, overhead, peak_memory
+from recipes.benchmarks.speed import Row, live_points, speed, speed_cuda
+from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
+from recipes.common.module import Classifier
+from recipes.common.networks import build
+from recipes.common.options import SILENT, one_sentence_errors, quiet
 from recipes.stability import capture
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00")

@@ -1,0 +1,1 @@
+"""What the recipes share: images, damage, networks, the module that is trained, and options."""
