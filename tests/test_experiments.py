@@ -10,8 +10,9 @@ import torch
 from trainers import QUIET
 
 from recipes.common.networks import build
-from recipes.experiments import h1, h1_tables, stopping
-from recipes.experiments.cells import (
+from recipes.experiments.common.fitting import READINGS, evaluate, watch, watched_layers
+from recipes.experiments.common.store import read_lines, rounded, run_missing
+from recipes.experiments.common.trainings import (
     CONDITIONS,
     DATA,
     MATRIX,
@@ -22,8 +23,8 @@ from recipes.experiments.cells import (
     prepare,
     quick_matrix,
 )
-from recipes.experiments.lines import read_lines, rounded, run_missing
-from recipes.experiments.training import READINGS, evaluate, watch, watched_layers
+from recipes.experiments.h1 import stopping, tables
+from recipes.experiments.h1 import watch as h1
 
 pytestmark = QUIET
 NETWORKS = ("lenet5", "simple_cnn", "alexnet")
@@ -161,16 +162,16 @@ def test_quick_stopping_replays_the_trainings_of_h1(quick: Path, tmp_path: Path)
     table = stopping.run(stopping.parse(["--quick", "--lines", str(quick)]))
     assert "| lenet5 | validation loss, patience 3 |" in table
     assert table == stopping.stopping_table(read_lines(quick / "h1-quick.jsonl"))
-    with pytest.raises(FileNotFoundError, match=r"run `python -m recipes.experiments.h1 --quick` first"):
+    with pytest.raises(FileNotFoundError, match=r"run `python -m recipes.experiments.h1.watch --quick` first"):
         stopping.run(stopping.parse(["--quick", "--lines", str(tmp_path)]))
 
 
 def test_tables_and_curves_are_made_of_the_quick_lines(quick: Path) -> None:
     lines = read_lines(quick / "h1-quick.jsonl")
-    assert "| lenet5 | digits | overfitting | 1 |" in h1_tables.run_table(lines)
-    assert h1_tables.signal_table(lines).count("\n") == 1 + len(h1_tables.SOURCES)
-    assert h1_tables.layer_table(lines).count("\n") == 1 + 2
-    figure = h1_tables.draw_curves(lines)
+    assert "| lenet5 | digits | overfitting | 1 |" in tables.run_table(lines)
+    assert tables.signal_table(lines).count("\n") == 1 + len(tables.SOURCES)
+    assert tables.layer_table(lines).count("\n") == 1 + 2
+    figure = tables.draw_curves(lines)
     assert [len(axis.get_lines()) for axis in figure.axes] == [2, 2, 2]
 
 

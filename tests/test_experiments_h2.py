@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from trainers import QUIET
 
 from lightning_anomaly.report import ANOMALY, NORMAL, AnomalyReport, LayerReport
-from recipes.experiments import h2, h2_leave_out, h2_measure, h2_tables
-from recipes.experiments.cells import prepare, quick_matrix
-from recipes.experiments.detection import (
+from recipes.experiments.common.store import read_lines
+from recipes.experiments.common.trainings import prepare, quick_matrix
+from recipes.experiments.h1.layer_statistics import means, medians, rank_correlation, ratio_with_interval
+from recipes.experiments.h2 import leave_out as h2_leave_out
+from recipes.experiments.h2 import measure as h2_measure
+from recipes.experiments.h2 import runs as h2
+from recipes.experiments.h2 import tables as h2_tables
+from recipes.experiments.h2.detection import (
     SCORES,
     auroc,
     average_precision,
@@ -24,9 +29,7 @@ from recipes.experiments.detection import (
     margins,
     output_scores,
 )
-from recipes.experiments.lines import read_lines
-from recipes.experiments.planted import MISLABELLED, Planted, plant
-from recipes.experiments.statistics import means, medians, rank_correlation, ratio_with_interval
+from recipes.experiments.h2.planted import MISLABELLED, Planted, plant
 
 pytestmark = [
     *QUIET,

@@ -12,12 +12,13 @@ from trainers import QUIET
 
 from lightning_anomaly.pruning.mask import mask_filters
 from recipes.common.networks import build
-from recipes.experiments import h3, h3_tables
-from recipes.experiments.cells import Cell, prepare, quick_matrix
-from recipes.experiments.lines import LINES, read_lines
-from recipes.experiments.measures import MEASURES, Judge
-from recipes.experiments.statistics import median_distances
-from recipes.experiments.training import KeepWeights, evaluate, fit, further_epochs
+from recipes.experiments.common.fitting import KeepWeights, evaluate, fit, further_epochs
+from recipes.experiments.common.store import lines_file, read_lines
+from recipes.experiments.common.trainings import Cell, prepare, quick_matrix
+from recipes.experiments.h1.layer_statistics import median_distances
+from recipes.experiments.h3 import masking as h3
+from recipes.experiments.h3 import tables as h3_tables
+from recipes.experiments.h3.measures import MEASURES, Judge
 
 pytestmark = QUIET
 CELL = quick_matrix(("noise30",))[0]
@@ -98,7 +99,7 @@ def test_without_flagged_filters_the_tables_say_so_and_no_more(quick: Path) -> N
 
 
 def test_the_runs_in_the_repository_make_tables() -> None:
-    lines = read_lines(LINES / "h3.jsonl")
+    lines = read_lines(lines_file("h3"))
     assert len({line["key"] for line in lines}) == len(lines)
     assert all(line["measures"] == list(MEASURES) for line in lines)
     text = h3_tables.tables(lines)

@@ -13,8 +13,10 @@ from sklearn.feature_selection import f_classif
 from trainers import QUIET
 
 from lightning_anomaly.report import ANOMALY, DEAD, NORMAL, LayerReport
-from recipes.experiments import h1_choice, h1_tables, results, rules, series, stopping
-from recipes.experiments.statistics import (
+from recipes.experiments import results
+from recipes.experiments.common import curves
+from recipes.experiments.h1 import choice, stopping, stopping_rules, tables
+from recipes.experiments.h1.layer_statistics import (
     calibration_error,
     class_separation,
     gap,
@@ -163,11 +165,11 @@ def line(**curves: list[float]) -> dict[str, Any]:
 
 def test_signals_are_read_from_a_line() -> None:
     some = line(fraction=[0.1, 0.2, 0.4], val_loss=[2.0, 1.0, 3.0])
-    assert series.signal(some, "fraction") == pytest.approx([0.1, 0.2, 0.4])
-    assert series.signal(some, "fraction", "val_paper", "0") == pytest.approx([0.1, 0.2, 0.4])
-    assert series.signal(some, "epoch") == [0, 1, 2]
-    assert series.best_epoch(some) == 1
-    assert series.after_best(some, [5, 6, 7]) == [6, 7]
+    assert curves.signal(some, "fraction") == pytest.approx([0.1, 0.2, 0.4])
+    assert curves.signal(some, "fraction", "val_paper", "0") == pytest.approx([0.1, 0.2, 0.4])
+    assert curves.signal(some, "epoch") == [0, 1, 2]
+    assert curves.best_epoch(some) == 1
+    assert curves.after_best(some, [5, 6, 7]) == [6, 7]
 
 
 def test_partial_correlation_is_that_of_the_matrix_inverse() -> None:
@@ -176,22 +178,22 @@ def test_partial_correlation_is_that_of_the_matrix_inverse() -> None:
     a, b = given + rng.normal(size=40), given + rng.normal(size=40)
     precision = np.linalg.inv(np.corrcoef([scipy.stats.rankdata(values) for values in (a, b, given)]))
     expected = -precision[0, 1] / math.sqrt(precision[0, 0] * precision[1, 1])
-    assert series.partial_correlation(a, b, given) == pytest.approx(expected)
-    assert series.partial_correlation(given, b, given) == 0
-    assert series.partial_correlation(a, b, np.zeros(40)) == pytest.approx(series.correlation(a, b))
+    assert curves.partial_correlation(a, b, given) == pytest.approx(expected)
+    assert curves.partial_correlation(given, b, given) == 0
+    assert curves.partial_correlation(a, b, np.zeros(40)) == pytest.approx(curves.correlation(a, b))
 
 
 def test_a_constant_curve_follows_nothing_and_a_short_one_says_nothing() -> None:
-    assert series.correlation([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]) == 0
-    assert series.correlation([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]) == pytest.approx(1)
-    assert series.correlation([1, 2, 3, 4], [1, 2, 3, 4]) is None
-    assert series.partial_correlation([1, 2, 3, 4], [1, 2, 3, 4], [1, 1, 1, 1]) is None
-    assert series.auroc([1.0, 2.0], [True, True]) is None
-    assert series.auroc([1.0, 2.0, 2.0], [False, True, False]) == 0.75
+    assert curves.correlation([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]) == 0
+    assert curves.correlation([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]) == pytest.approx(1)
+    assert curves.correlation([1, 2, 3, 4], [1, 2, 3, 4]) is None
+    assert curves.partial_correlation([1, 2, 3, 4], [1, 2, 3, 4], [1, 1, 1, 1]) is None
+    assert curves.auroc([1.0, 2.0], [True, True]) is None
+    assert curves.auroc([1.0, 2.0, 2.0], [False, True, False]) == 0.75
 
 
 def test_the_late_change_compares_quarters() -> None:
-    assert series.late_change([9, 9, 1, 3, 0, 0, 5, 7]) == pytest.approx(6 - 2)
+    assert curves.late_change([9, 9, 1, 3, 0, 0, 5, 7]) == pytest.approx(6 - 2)
 
 
 @pytest.mark.parametrize(
@@ -200,23 +202,23 @@ def test_the_late_change_compares_quarters() -> None:
 )
 def test_the_replayed_rule_stops_where_the_callback_does(tmp_path: Path, values: list[float]) -> None:
     early, trainer = run(tmp_path, values, patience=6)
-    replayed = rules.by_rise(values, early.divergence_threshold, 6)
+    replayed = stopping_rules.by_rise(values, early.divergence_threshold, 6)
     assert replayed.last + 1 == validations(trainer)
 
 
 def test_a_step_keeps_the_network_before_it() -> None:
-    assert rules.by_rise([0.1] * 8 + [0.3] * 12) == rules.Stop(13, 7)
-    assert rules.by_rise([0.1] * 12) == rules.Stop(11, 11)
+    assert stopping_rules.by_rise([0.1] * 8 + [0.3] * 12) == stopping_rules.Stop(13, 7)
+    assert stopping_rules.by_rise([0.1] * 12) == stopping_rules.Stop(11, 11)
 
 
 def test_patience_stops_after_as_many_epochs_without_a_new_minimum() -> None:
-    assert rules.by_patience([3, 2, 1, 2, 2, 2, 0], 3) == rules.Stop(5, 2)
-    assert rules.by_patience([3, 2, 1, 2, 2, 0, 1], 3) == rules.Stop(6, 5)
+    assert stopping_rules.by_patience([3, 2, 1, 2, 2, 2, 0], 3) == stopping_rules.Stop(5, 2)
+    assert stopping_rules.by_patience([3, 2, 1, 2, 2, 0, 1], 3) == stopping_rules.Stop(6, 5)
 
 
 def test_a_threshold_stops_at_the_first_value_above_it() -> None:
-    assert rules.by_threshold([0.0, 0.05, 0.06, 0.0], 0.05) == rules.Stop(2, 2)
-    assert rules.by_threshold([0.0, 0.05, 0.05], 0.05) == rules.Stop(2, 2)
+    assert stopping_rules.by_threshold([0.0, 0.05, 0.06, 0.0], 0.05) == stopping_rules.Stop(2, 2)
+    assert stopping_rules.by_threshold([0.0, 0.05, 0.05], 0.05) == stopping_rules.Stop(2, 2)
 
 
 def test_the_rule_of_the_comparison_is_replayed_where_there_was_one() -> None:
@@ -224,22 +226,22 @@ def test_the_rule_of_the_comparison_is_replayed_where_there_was_one() -> None:
     bad["key"], good["key"] = "bad", "good"
     by_chance = [0.3, 0.02, 0.3, 0.3, 0.01, 0.009, 0.3, 0.001]
     compared = [{"key": "bad", "epochs": [{"layers": {}, "p max fraction": chance} for chance in by_chance]}]
-    one, other = series.joined([bad, good], compared)
-    assert series.signal(one, "p max fraction") == by_chance
-    assert series.signal(one, "fraction") == series.signal(bad, "fraction")
+    one, other = curves.joined([bad, good], compared)
+    assert curves.signal(one, "p max fraction") == by_chance
+    assert curves.signal(one, "fraction") == curves.signal(bad, "fraction")
     assert other == good
-    assert rules.replay(one, rules.TWO_SAMPLE)["epochs"] == 6
+    assert stopping_rules.replay(one, stopping_rules.TWO_SAMPLE)["epochs"] == 6
     table = stopping.compared_table([bad, good], compared)
-    assert f"| net | some | {rules.TWO_SAMPLE} | 0.0 | 0.00 | 6 | 1 of 1 | - | 0 of 0 |" in table
-    assert rules.TWO_SAMPLE not in stopping.stopping_table([bad, good])
+    assert f"| net | some | {stopping_rules.TWO_SAMPLE} | 0.0 | 0.00 | 6 | 1 of 1 | - | 0 of 0 |" in table
+    assert stopping_rules.TWO_SAMPLE not in stopping.stopping_table([bad, good])
 
 
 def test_a_rule_is_charged_against_the_best_epoch() -> None:
     some = line(val_loss=[3.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0], test_acc=[0.1, 0.2, 0.5, 0.6, 0.4, 0.4, 0.4, 0.4],
                 test_loss=[3.0, 2.0, 1.5, 1.0, 2.0, 2.0, 2.0, 2.0])  # fmt: skip
-    cost = rules.replay(some, "validation loss, patience 3")
+    cost = stopping_rules.replay(some, "validation loss, patience 3")
     assert cost == pytest.approx({"epochs": 6, "accuracy": 10, "loss": 0.5, "stopped": 1})
-    assert rules.replay(some, "none: train to the end") == pytest.approx(
+    assert stopping_rules.replay(some, "none: train to the end") == pytest.approx(
         {"epochs": 8, "accuracy": 20, "loss": 1.0, "stopped": 0}
     )
 
@@ -257,30 +259,30 @@ RISING = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
 def test_a_signal_is_scored_by_what_it_follows_and_tells() -> None:
-    found = h1_choice.score(runs(RISING, seed=0), "fraction", "val", last=False)
-    assert found == h1_choice.Score(follows=1.0, tells=1.0, runs=2)
-    assert h1_choice.score(runs(RISING, seed=0), "fraction", "val", last=True, sign=-1).worth == -1
-    constant = h1_choice.score(runs([0.2] * 8, seed=0), "fraction", "val", last=False)
+    found = choice.score(runs(RISING, seed=0), "fraction", "val", last=False)
+    assert found == choice.Score(follows=1.0, tells=1.0, runs=2)
+    assert choice.score(runs(RISING, seed=0), "fraction", "val", last=True, sign=-1).worth == -1
+    constant = choice.score(runs([0.2] * 8, seed=0), "fraction", "val", last=False)
     assert (constant.follows, constant.tells) == (0, 0.5)
-    assert h1_choice.score(runs(RISING, seed=0)[:1], "fraction", "val", last=False) is None
+    assert choice.score(runs(RISING, seed=0)[:1], "fraction", "val", last=False) is None
 
 
 def test_smoothing_takes_the_epochs_before() -> None:
-    assert series.smoothed([3.0, 0.0, 6.0, 3.0], 1) == [3.0, 0.0, 6.0, 3.0]
-    assert series.smoothed([3.0, 0.0, 6.0, 3.0], 3) == [3.0, 1.5, 3.0, 3.0]
+    assert curves.smoothed([3.0, 0.0, 6.0, 3.0], 1) == [3.0, 0.0, 6.0, 3.0]
+    assert curves.smoothed([3.0, 0.0, 6.0, 3.0], 3) == [3.0, 1.5, 3.0, 3.0]
 
 
 def test_smoothing_is_chosen_with_the_signal() -> None:
     restless = [value + 0.06 * (-1) ** epoch for epoch, value in enumerate(RISING)]
-    assert h1_choice.score(runs(restless, seed=0), "fraction", "val", last=False, window=3).follows == 1
-    rows = h1_choice.choice_table(
+    assert choice.score(runs(restless, seed=0), "fraction", "val", last=False, window=3).follows == 1
+    rows = choice.choice_table(
         [*runs(restless, seed=0), *runs(RISING, seed=1), *runs(RISING, network="held out", seed=3)]
     )
     assert "| anomaly fraction, mean of 3 epochs | all | +1.00 / 1.00 | +1.00 / 1.00 | +1.00 / 1.00 |" in rows
 
 
 def test_a_signal_is_chosen_on_one_seed_and_reported_on_the_others() -> None:
-    rows = h1_choice.choice_table(
+    rows = choice.choice_table(
         [*runs(RISING[::-1], seed=0), *runs(RISING, seed=1), *runs(RISING[::-1], seed=3, network="held out")]
     ).splitlines()
     assert "seed 0 (2 runs) | other seeds (2 runs) | another network (2 runs)" in rows[0]
@@ -290,16 +292,16 @@ def test_a_signal_is_chosen_on_one_seed_and_reported_on_the_others() -> None:
 
 def test_runs_on_all_images_have_a_table_of_their_own() -> None:
     (long, healthy), short = runs(RISING, seed=4, train_size=50_000), runs(RISING[::-1], seed=0)
-    rows = h1_tables.long_table([*short, healthy, long]).splitlines()[2:]
+    rows = tables.long_table([*short, healthy, long]).splitlines()[2:]
     follows = "0.200 → 0.700 | +1.00 / +1.00 | +0.400"
     flat = "0.200 → 0.200 | - / - | +0.000"
     assert rows == [
         f"| net | some | overfitting | 4 | 1.00 → 3.50 | 3 of 8 | {follows} | {follows} | +0.00 | +1.00 | +0.000 |",
         f"| net | some | augmented | 4 | 1.00 → 1.00 | 8 of 8 | {flat} | {flat} | - | - | +0.000 |",
     ]
-    for table in (h1_tables.run_table, h1_tables.signal_table, h1_tables.layer_table):
+    for table in (tables.run_table, tables.signal_table, tables.layer_table):
         assert table([*short, long]) == table(short)
-    assert [axis.get_lines()[0].get_ydata()[-1] for axis in h1_tables.draw_long([*short, long]).axes] == [3.5, 0.7, 0.7]
+    assert [axis.get_lines()[0].get_ydata()[-1] for axis in tables.draw_long([*short, long]).axes] == [3.5, 0.7, 0.7]
 
 
 def test_every_number_in_the_results_comes_from_a_line() -> None:

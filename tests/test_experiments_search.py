@@ -10,11 +10,12 @@ from trainers import QUIET
 
 from lightning_anomaly import AnalysisSettings, analyze
 from recipes.common.networks import build
-from recipes.experiments import frozen, search, two_sample
-from recipes.experiments.cells import prepare, quick_matrix
-from recipes.experiments.h1_choice import search_table, two_sample_table
-from recipes.experiments.lines import read_lines
-from recipes.experiments.training import evaluate, every_epoch
+from recipes.experiments.common.fitting import evaluate, every_epoch
+from recipes.experiments.common.store import read_lines
+from recipes.experiments.common.trainings import prepare, quick_matrix
+from recipes.experiments.h1 import frozen, search
+from recipes.experiments.h1.choice import search_table, two_sample_table
+from recipes.experiments.two_sample import compare as two_sample
 
 pytestmark = QUIET
 CELL = quick_matrix(("overfitting",))[0]

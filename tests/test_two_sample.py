@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_anomaly import two_sample_test
 from lightning_anomaly.two_sample import _compare, divided_test, random_divisions, rank_test, share_of_chance
 from recipes.common.networks import build
-from recipes.experiments.two_sample import compare, responses
+from recipes.experiments.two_sample.compare import compare, responses
 
 RNG = torch.Generator().manual_seed(0)
 VALUES = torch.randn(5, 60, generator=RNG).relu()  # with many ties

@@ -15,9 +15,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from recipes.common.options import one_sentence_errors
-from recipes.experiments import frozen, h1_choice, h1_tables, h2_tables, h3_tables, two_sample
-from recipes.experiments.lines import LINES, read_lines
-from recipes.experiments.stopping import compared_table, stopping_table
+from recipes.experiments.common.store import lines_file, read_lines
+from recipes.experiments.h1 import choice as h1_choice
+from recipes.experiments.h1 import frozen
+from recipes.experiments.h1 import tables as h1_tables
+from recipes.experiments.h1.stopping import compared_table, stopping_table
+from recipes.experiments.h2 import tables as h2_tables
+from recipes.experiments.h3 import tables as h3_tables
+from recipes.experiments.two_sample import compare as two_sample
 
 __all__ = ["BLOCKS", "PICTURES", "RESULTS", "fill"]
 
@@ -49,7 +54,7 @@ PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
 }
 
 
-def fill(text: str, lines: Path = LINES) -> str:
+def fill(text: str) -> str:
     """The text with every block between markers made anew.
 
     Raises:
@@ -61,7 +66,7 @@ def fill(text: str, lines: Path = LINES) -> str:
 
     def block(match: re.Match[str]) -> str:
         sources, table = BLOCKS[match[1]]
-        results = {source: read_lines(lines / f"{source}.jsonl") for source in sources.split()}
+        results = {source: read_lines(lines_file(source)) for source in sources.split()}
         for source, found in results.items():
             if not found:
                 raise ValueError(f"`{source}.jsonl` should hold at least one result.")
@@ -80,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     """Rewrite RESULTS.md and its pictures."""
     RESULTS.write_text(fill(RESULTS.read_text()))
     for name, (source, draw) in PICTURES.items():
-        draw(read_lines(LINES / f"{source}.jsonl")).savefig(RESULTS.parent / "pictures" / name, dpi=65)
+        draw(read_lines(lines_file(source))).savefig(RESULTS.parent / "pictures" / name, dpi=65)
 
 
 if __name__ == "__main__":

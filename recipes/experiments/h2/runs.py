@@ -1,6 +1,6 @@
-"""H2: do outlier samples drive overfitting? `python -m recipes.experiments.h2 --data-root DIR`.
+"""H2: do outlier samples drive overfitting? `python -m recipes.experiments.h2.runs`.
 
-Two kinds of run for each network, data set and seed, one line each in `lines/h2.jsonl`. A "measure" run trains on
+Two kinds of run for each network, data set and seed, one line each in `h2.jsonl`. A "measure" run trains on
 images of which some are mislabelled, and measures at several epochs whether outlier samples have larger gradients and
 what finds the mislabelled ones, and at the last one what finds damaged images that the network was not trained on. A
 "leave_out" run trains on damaged images too, measures what finds those, and trains again without the outlier samples.
@@ -16,11 +16,11 @@ from operator import attrgetter
 from typing import Any
 
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.cells import DATA, Cell, make_cell, quick_matrix
-from recipes.experiments.h2_leave_out import leave_out
-from recipes.experiments.h2_measure import measure
-from recipes.experiments.lines import run_missing
-from recipes.experiments.options import add_matrix_options, lines_file
+from recipes.experiments.common.options import add_matrix_options, lines_of
+from recipes.experiments.common.store import run_missing
+from recipes.experiments.common.trainings import DATA, Cell, make_cell, quick_matrix
+from recipes.experiments.h2.leave_out import leave_out
+from recipes.experiments.h2.measure import measure
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     else:
         jobs = full_matrix(options.networks, options.seeds)
     work = partial(run_job, root=options.data_root)
-    return run_missing(jobs, attrgetter("key"), work, lines_file(options, "h2"), options.workers)
+    return run_missing(jobs, attrgetter("key"), work, lines_of(options, "h2"), options.workers)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from recipes.experiments.lines import LINES
+from recipes.experiments.common.store import lines_file
 
-__all__ = ["add_line_options", "add_matrix_options", "lines_file"]
+__all__ = ["add_line_options", "add_matrix_options", "lines_of"]
 
 
 def add_line_options(parser: argparse.ArgumentParser, quick: str) -> None:
     """Add the options that say which lines; `quick` is what the quick ones are."""
     parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--lines", default=str(LINES), help="folder of the results, default: the one in the repository")
+    parser.add_argument("--lines", default=None, help="folder of the results, default: beside the scripts")
 
 
 def add_matrix_options(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,6 @@ def add_matrix_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
 
 
-def lines_file(options: argparse.Namespace, experiment: str) -> Path:
-    """The file with the lines of an experiment; quick ones have a file of their own."""
-    return Path(options.lines) / f"{experiment}{'-quick' if options.quick else ''}.jsonl"
+def lines_of(options: argparse.Namespace, experiment: str) -> Path:
+    """The file with the lines of an experiment that the options ask for."""
+    return lines_file(experiment, options.lines, options.quick)

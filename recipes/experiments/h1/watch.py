@@ -1,6 +1,6 @@
-"""H1: does the number of anomaly filters rise with overfitting? `python -m recipes.experiments.h1 --data-root DIR`.
+"""H1: does the number of anomaly filters rise with overfitting? `python -m recipes.experiments.h1.watch`.
 
-Trains every cell and writes what was measured after each epoch to `lines/h1.jsonl`; `stopping` reads the same lines.
+Trains every cell and writes what was measured after each epoch to `h1.jsonl`; `stopping` reads the same lines.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from operator import attrgetter
 from typing import Any
 
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.cells import full_matrix, held_out_matrix, long_matrix, quick_matrix
-from recipes.experiments.lines import run_missing
-from recipes.experiments.options import add_matrix_options, lines_file
-from recipes.experiments.training import watch
+from recipes.experiments.common.fitting import watch
+from recipes.experiments.common.options import add_matrix_options, lines_of
+from recipes.experiments.common.store import run_missing
+from recipes.experiments.common.trainings import full_matrix, held_out_matrix, long_matrix, quick_matrix
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     else:
         cells = held_out_matrix() if options.matrix == "held-out" else long_matrix(options.networks)
     work = partial(watch, root=options.data_root, weights=options.weights)
-    return run_missing(cells, attrgetter("key"), work, lines_file(options, "h1"), options.workers)
+    return run_missing(cells, attrgetter("key"), work, lines_of(options, "h1"), options.workers)
 
 
 if __name__ == "__main__":

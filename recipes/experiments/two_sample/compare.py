@@ -1,10 +1,10 @@
-"""Do filters tell training images from others? `python -m recipes.experiments.two_sample --data-root DIR`.
+"""Do filters tell training images from others? `python -m recipes.experiments.two_sample.compare --data-root DIR`.
 
 As long as a network has not overfitted, its training and its validation images are alike to it, so a filter that gives
 larger values on either is rare: one in a hundred, at a p-value of 1%. This rule flags filters for a difference between
 the two probes, not for a rare cluster in one of them, and needs no labels. All filters see the same images, so by
 chance too many can be found at once; random divisions of the same images say how often. The hidden units of the linear
-layers are judged in the same way. Each training's counts are a line of `lines/two_sample.jsonl`; which of the rules is
+layers are judged in the same way. Each training's counts are a line of `two_sample.jsonl`; which of the rules is
 best is decided on the runs of one seed, see `h1_choice`.
 """
 
@@ -24,12 +24,12 @@ from torch.nn import functional
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.two_sample import divided_test, live_filters, random_divisions, share_of_chance
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.cells import Cell, prepare
-from recipes.experiments.h1_tables import draw_panels, is_overfitting
-from recipes.experiments.search import add_options, run_missing_cells
-from recipes.experiments.series import best_epoch, layers_of, signal
-from recipes.experiments.tables import Line, group, markdown
-from recipes.experiments.training import every_epoch, watched_layers
+from recipes.experiments.common.curves import best_epoch, layers_of, signal
+from recipes.experiments.common.fitting import every_epoch, watched_layers
+from recipes.experiments.common.tables import Line, group, markdown
+from recipes.experiments.common.trainings import Cell, prepare
+from recipes.experiments.h1.search import add_options, run_missing_cells
+from recipes.experiments.h1.tables import draw_panels, is_overfitting
 
 __all__ = ["RULES", "STATISTICS", "alarm_table", "compare", "draw", "flagged_table", "p_name", "responses"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD, rise
-from recipes.experiments.series import layers_of, signal
+from recipes.experiments.common.curves import layers_of, signal
 
 __all__ = ["RULES", "TWO_SAMPLE", "Stop", "by_patience", "by_rise", "by_threshold", "replay"]
 

@@ -1,7 +1,7 @@
-"""Is there a better rule for H1? `python -m recipes.experiments.search --data-root DIR [--weights DIR]`.
+"""Is there a better rule for H1? `python -m recipes.experiments.h1.search`.
 
 Analyses the networks that `h1` trained, epoch by epoch, with other settings and with a rule that has a null of its own;
-each run's counts are a line of `lines/search.jsonl`. Which one is best is decided on the runs of one seed, see
+each run's counts are a line of `search.jsonl`. Which one is best is decided on the runs of one seed, see
 `h1_choice`.
 """
 
@@ -21,11 +21,11 @@ from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.cells import Cell, full_matrix, held_out_matrix, prepare, quick_matrix
-from recipes.experiments.lines import run_missing
-from recipes.experiments.options import add_matrix_options, lines_file
-from recipes.experiments.statistics import tail_gaps
-from recipes.experiments.training import evaluate, every_epoch, logits_of
+from recipes.experiments.common.fitting import evaluate, every_epoch, logits_of
+from recipes.experiments.common.options import add_matrix_options, lines_of
+from recipes.experiments.common.store import run_missing
+from recipes.experiments.common.trainings import Cell, full_matrix, held_out_matrix, prepare, quick_matrix
+from recipes.experiments.h1.layer_statistics import tail_gaps
 from recipes.stability import capture, choose
 
 __all__ = ["CANDIDATES", "MATRIX", "Candidate", "add_options", "analyse", "run_missing_cells"]
@@ -145,7 +145,7 @@ def run_missing_cells(options: argparse.Namespace, experiment: str, follow: Foll
     else:
         cells = full_matrix(options.networks, conditions=MATRIX, seeds=options.seeds)
     work = partial(follow, root=options.data_root, weights=options.weights)
-    return run_missing(cells, attrgetter("key"), work, lines_file(options, experiment), options.workers)
+    return run_missing(cells, attrgetter("key"), work, lines_of(options, experiment), options.workers)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -20,10 +20,16 @@ from tqdm import tqdm
 
 from lightning_anomaly import __version__
 
-__all__ = ["LINES", "read_lines", "rounded", "run_missing"]
+__all__ = ["lines_file", "read_lines", "rounded", "run_missing"]
 
-LINES = Path(__file__).parent / "lines"
+_FOLDERS = {"search": "h1", "frozen": "h1"}  # the others have one of their own name
 Job = TypeVar("Job")
+
+
+def lines_file(experiment: str, folder: str | Path | None = None, quick: bool = False) -> Path:
+    """The file with the lines of an experiment, beside its scripts or in another folder; quick ones have their own."""
+    beside = Path(__file__).parents[1] / _FOLDERS.get(experiment, experiment)
+    return Path(folder or beside) / f"{experiment}{'-quick' if quick else ''}.jsonl"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

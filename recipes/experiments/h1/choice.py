@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from recipes.experiments.h1_tables import SOURCES, is_overfitting, short_runs
-from recipes.experiments.search import CANDIDATES
-from recipes.experiments.series import after_best, auroc, correlation, late_change, layers_of, signal, smoothed
-from recipes.experiments.tables import Line, group, markdown
-from recipes.experiments.two_sample import STATISTICS
+from recipes.experiments.common.curves import after_best, auroc, correlation, late_change, layers_of, signal, smoothed
+from recipes.experiments.common.tables import Line, group, markdown
+from recipes.experiments.h1.search import CANDIDATES
+from recipes.experiments.h1.tables import SOURCES, is_overfitting, short_runs
+from recipes.experiments.two_sample.compare import STATISTICS
 
 __all__ = ["CHOSEN_ON", "Score", "choice_table", "score", "search_table", "two_sample_table"]
 

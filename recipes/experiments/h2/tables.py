@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recipes.experiments.detection import SCORES
-from recipes.experiments.tables import Line, group, markdown, spread
+from recipes.experiments.common.tables import Line, group, markdown, spread
+from recipes.experiments.h2.detection import SCORES
 
 __all__ = [
     "damage_table",

@@ -7,8 +7,7 @@ from statistics import mean, median
 
 from matplotlib.figure import Figure
 
-from recipes.experiments.cells import CONDITIONS, OVERFITTING, Cell
-from recipes.experiments.series import (
+from recipes.experiments.common.curves import (
     after_best,
     auroc,
     best_epoch,
@@ -19,7 +18,8 @@ from recipes.experiments.series import (
     signal,
     sustained_rise,
 )
-from recipes.experiments.tables import Line, group, markdown, spread
+from recipes.experiments.common.tables import Line, group, markdown, spread
+from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING, Cell
 
 __all__ = [
     "SOURCES",

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recipes.experiments.cells import Cell, Images, prepare
-from recipes.experiments.lines import rounded
-from recipes.experiments.statistics import calibration_error
-from recipes.experiments.training import evaluate, logits_of
+from recipes.experiments.common.fitting import evaluate, logits_of
+from recipes.experiments.common.store import rounded
+from recipes.experiments.common.trainings import Cell, Images, prepare
+from recipes.experiments.h1.layer_statistics import calibration_error
 
 __all__ = ["MEASURES", "Judge", "Row"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recipes.common.damage import plant_damage, with_label_noise
 from recipes.common.data import mean_and_std
-from recipes.experiments.cells import Cell, Images, prepare
+from recipes.experiments.common.trainings import Cell, Images, prepare
 
 __all__ = ["MISLABELLED", "SHARES", "Planted", "Probe", "plant"]
 

@@ -1,9 +1,9 @@
-"""Where does a network overfit? `python -m recipes.experiments.frozen --data-root DIR [--weights DIR]`.
+"""Where does a network overfit? `python -m recipes.experiments.h1.frozen`.
 
 Takes the networks of the overfitting runs of `h1` as they were at their best epoch and trains them on for as many
 epochs as `h1` did: all layers, only the linear ones (convolutions frozen), or only the convolutions. If the validation
 loss rises as much with frozen convolutions, then nothing that is seen in their maps can follow it. A line of
-`lines/frozen.jsonl` for each network.
+`frozen.jsonl` for each network.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.cells import DATA, Cell, Images, full_matrix, prepare, quick_matrix
-from recipes.experiments.lines import run_missing
-from recipes.experiments.options import add_matrix_options, lines_file
-from recipes.experiments.tables import Line, group, markdown, spread
-from recipes.experiments.training import evaluate, every_epoch, further_epochs
+from recipes.experiments.common.fitting import evaluate, every_epoch, further_epochs
+from recipes.experiments.common.options import add_matrix_options, lines_of
+from recipes.experiments.common.store import run_missing
+from recipes.experiments.common.tables import Line, group, markdown, spread
+from recipes.experiments.common.trainings import DATA, Cell, Images, full_matrix, prepare, quick_matrix
 
 __all__ = ["ARMS", "experiment", "frozen_table"]
 
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     else:
         cells = full_matrix(options.networks, DATA, ["overfitting"], options.seeds)
     work = partial(experiment, root=options.data_root, weights=options.weights)
-    return run_missing(cells, attrgetter("key"), work, lines_file(options, "frozen"), options.workers)
+    return run_missing(cells, attrgetter("key"), work, lines_of(options, "frozen"), options.workers)
 
 
 if __name__ == "__main__":

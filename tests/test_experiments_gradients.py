@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from lightning_anomaly.gradients import gradient_norms_by_layer, per_sample_gradient_norms
+from recipes.experiments.common.gradients import gradient_norms_by_layer, per_sample_gradient_norms
 
 
 def network() -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""H3: does masking anomaly filters improve generalisation? `python -m recipes.experiments.h3 --data-root DIR`.
+"""H3: does masking anomaly filters improve generalisation? `python -m recipes.experiments.h3.masking`.
 
 Takes every network of the conditions `overfitting` and `noise30` as it is after its last epoch, and as it was at its
 best one, masks the filters that an analysis of the validation probe flags, and measures it right away. The last one
@@ -16,7 +16,7 @@ probe:
   the anomaly mask; both are trained further (last epoch only).
 
 Further training starts a new optimizer with the settings of the training and shows every network the same images in
-the same order, also the one with nothing masked. The results land in `lines/h3.jsonl`.
+the same order, also the one with nothing masked. The results land in `h3.jsonl`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from lightning_anomaly.pruning.mask import FilterMask, mask_filters
 from lightning_anomaly.pruning.selection import Summary, choose_filters, choose_others, filter_norms, summarise
 from lightning_anomaly.report import NORMAL, LayerReport
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.cells import Cell, Images, full_matrix, prepare, quick_matrix
-from recipes.experiments.lines import rounded, run_missing
-from recipes.experiments.measures import MEASURES, Judge, Row
-from recipes.experiments.options import add_matrix_options, lines_file
-from recipes.experiments.statistics import median_distances
-from recipes.experiments.training import evaluate, every_epoch, further_epochs
+from recipes.experiments.common.fitting import evaluate, every_epoch, further_epochs
+from recipes.experiments.common.options import add_matrix_options, lines_of
+from recipes.experiments.common.store import rounded, run_missing
+from recipes.experiments.common.trainings import Cell, Images, full_matrix, prepare, quick_matrix
+from recipes.experiments.h1.layer_statistics import median_distances
+from recipes.experiments.h3.measures import MEASURES, Judge, Row
 
 __all__ = ["EPOCHS", "READINGS", "experiment"]
 
@@ -245,7 +245,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         plain, noisy = quick_matrix(("overfitting", "noise30"))
         cells = [plain, replace(noisy, network="simple_cnn")]  # the first has nothing to mask
     work = partial(experiment, root=options.data_root, weights=options.weights)
-    return run_missing(cells, attrgetter("key"), work, lines_file(options, "h3"), options.workers)
+    return run_missing(cells, attrgetter("key"), work, lines_of(options, "h3"), options.workers)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import torch
 from scipy.stats import rankdata
 
 from lightning_anomaly.callbacks._sustained_rise import rise
-from recipes.experiments import detection
-from recipes.experiments.statistics import rank_correlation
+from recipes.experiments.h1.layer_statistics import rank_correlation
+from recipes.experiments.h2 import detection
 
 __all__ = [
     "SIGNALS",

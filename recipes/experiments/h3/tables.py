@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from recipes.experiments.tables import Line, group, markdown, spread
+from recipes.experiments.common.tables import Line, group, markdown, spread
 
 __all__ = [
     "contest_table",

@@ -1,6 +1,6 @@
-"""When does each rule stop, and what does it cost? `python -m recipes.experiments.stopping`.
+"""When does each rule stop, and what does it cost? `python -m recipes.experiments.h1.stopping`.
 
-Replays the rules of `recipes.experiments.rules` on the trainings that `h1` measured; nothing is trained again.
+Replays the rules of `stopping_rules` on the trainings that `h1` measured; nothing is trained again.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from statistics import mean
 
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.h1_tables import is_overfitting, short_runs
-from recipes.experiments.lines import read_lines
-from recipes.experiments.options import add_line_options, lines_file
-from recipes.experiments.rules import RULES, TWO_SAMPLE, replay
-from recipes.experiments.series import joined
-from recipes.experiments.tables import Line, group, markdown, spread
+from recipes.experiments.common.curves import joined
+from recipes.experiments.common.options import add_line_options, lines_of
+from recipes.experiments.common.store import read_lines
+from recipes.experiments.common.tables import Line, group, markdown, spread
+from recipes.experiments.h1.stopping_rules import RULES, TWO_SAMPLE, replay
+from recipes.experiments.h1.tables import is_overfitting, short_runs
 
 _COMPARED = (
     TWO_SAMPLE,
@@ -81,11 +81,11 @@ def run(options: argparse.Namespace) -> str:
     Raises:
         FileNotFoundError: If `h1` has not been run.
     """
-    lines = read_lines(lines_file(options, "h1"))
+    lines = read_lines(lines_of(options, "h1"))
     if not lines:
         quick = " --quick" if options.quick else ""
         raise FileNotFoundError(
-            f"There are no trainings to replay: run `python -m recipes.experiments.h1{quick}` first."
+            f"There are no trainings to replay: run `python -m recipes.experiments.h1.watch{quick}` first."
         )
     table = stopping_table(lines)
     print(table)

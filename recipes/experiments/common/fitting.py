@@ -20,8 +20,8 @@ from lightning_anomaly.pruning.mask import FilterMask
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
-from recipes.experiments.cells import CONDITIONS, Cell, Images, prepare
-from recipes.experiments.statistics import gradient_disparity, layer_statistics, weight_statistics
+from recipes.experiments.common.trainings import CONDITIONS, Cell, Images, prepare
+from recipes.experiments.h1.layer_statistics import gradient_disparity, layer_statistics, weight_statistics
 
 __all__ = [
     "READINGS",

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from recipes.common.data import mean_and_std
-from recipes.experiments.cells import Cell, Images
-from recipes.experiments.detection import SCORES
-from recipes.experiments.h2_measure import (
+from recipes.experiments.common.fitting import evaluate, fit
+from recipes.experiments.common.trainings import Cell, Images
+from recipes.experiments.h2.detection import SCORES
+from recipes.experiments.h2.measure import (
     READINGS,
     Margins,
     analyze_places,
@@ -20,8 +21,7 @@ from recipes.experiments.h2_measure import (
     reference_features,
     vote_count,
 )
-from recipes.experiments.planted import Planted, plant
-from recipes.experiments.training import evaluate, fit
+from recipes.experiments.h2.planted import Planted, plant
 from recipes.stability import capture
 
 __all__ = ["leave_out", "training_outliers"]

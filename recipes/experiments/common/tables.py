@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from recipes.experiments.cells import CONDITIONS
+from recipes.experiments.common.trainings import CONDITIONS
 
 __all__ = ["Line", "group", "markdown", "spread"]
 

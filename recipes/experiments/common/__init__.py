@@ -1,0 +1,1 @@
+"""What the experiments share: trainings and how they go, lines of results, curves, tables, options."""

@@ -1,0 +1,1 @@
+"""H2: do outlier samples drive overfitting?"""

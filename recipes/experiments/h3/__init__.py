@@ -1,0 +1,1 @@
+"""H3: does masking anomaly filters improve generalisation?"""
