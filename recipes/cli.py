@@ -11,13 +11,12 @@ from typing import Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
-from torch.utils.data import TensorDataset
 
 # A script that is run by its path finds the modules beside it, not the packages of the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from recipes.common.damage import over_range
-from recipes.common.data import Loader, load_images, make_loaders, mean_and_std, split
+from recipes.common.damage import over_expose
+from recipes.common.data import Loader, load_images, make_loaders, split
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import ignore_warnings, telling_errors
@@ -77,9 +76,7 @@ class Images(LightningDataModule):
         images = load_images(data, data_root=data_root, download=download)
         images = split(images, train_size, val_size, seed)
         self._train, self._val = make_loaders(images, batch_size)
-        assert isinstance(self._val.dataset, TensorDataset)
-        first = images.val_images[:over_exposed]
-        self._val.dataset.tensors[0][:over_exposed] = over_range(first, *mean_and_std(images.train_images))
+        over_expose(self._val, images, slice(over_exposed))
 
     def train_dataloader(self) -> Loader:
         """The training images, shuffled."""

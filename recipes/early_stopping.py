@@ -16,30 +16,28 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
-from torch.utils.data import TensorDataset
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback
-from recipes.common.damage import over_range, with_label_noise
-from recipes.common.data import ImageData, make_loaders, mean_and_std
+from recipes.common.damage import over_expose, with_label_noise
+from recipes.common.data import ImageData, Loader, make_loaders
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import add_training_options, one_sentence_errors, prepare_data, quiet
 
 
 class Failing(pl.Callback):
-    """Replaces some validation images when an epoch begins, and notes every validation loss."""
+    """Over-exposes some validation images when an epoch begins, and notes every validation loss."""
 
-    def __init__(self, at_epoch: int | None, dataset: TensorDataset, images: Tensor) -> None:
+    def __init__(self, at_epoch: int | None, loader: Loader, data: ImageData) -> None:
         self.at_epoch = at_epoch
-        self.dataset = dataset
-        self.images = images
+        self.loader = loader
+        self.data = data
         self.losses: list[float] = []
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Breaks the camera."""
         if trainer.current_epoch == self.at_epoch:
-            self.dataset.tensors[0][: len(self.images)] = self.images
+            over_expose(self.loader, self.data, slice(max(1, len(self.data.val_images) // 80)))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Notes the loss."""
@@ -87,9 +85,7 @@ def train(name: str, data: ImageData, options: argparse.Namespace, healthy: bool
     """One training, with everything the same but what the arguments say."""
     pl.seed_everything(options.seed, verbose=False)
     training, validation = make_loaders(data, options.batch_size, augment=healthy)
-    assert isinstance(validation.dataset, TensorDataset)
-    over_exposed = over_range(data.val_images[: max(1, len(data.val_images) // 80)], *mean_and_std(data.train_images))
-    failing = Failing(failing_at, validation.dataset, over_exposed)
+    failing = Failing(failing_at, validation, data)
     watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)), log_figures=False)
     stopping = AnomalyEarlyStopping(options.threshold, options.patience, verbose=False)
     trainer = pl.Trainer(

@@ -15,13 +15,11 @@ from statistics import mean, stdev
 
 import lightning.pytorch as pl
 import torch
-from torch.nn import functional
-from torch.utils.data import TensorDataset
 
 from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
-from lightning_anomaly.capture.hooks import evaluating
-from recipes.common.damage import over_range
+from recipes.common.damage import over_expose
 from recipes.common.data import ImageData, make_loaders, mean_and_std, normalise
+from recipes.common.evaluation import evaluate
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import SILENT, add_training_options, one_sentence_errors, prepare_data, quiet
@@ -58,10 +56,8 @@ def train(data: ImageData, options: argparse.Namespace, arm: str, seed: int) -> 
     """One training from the seed, masking what `arm` says."""
     pl.seed_everything(seed, verbose=False)
     training, validation = make_loaders(data, options.batch_size)
-    mean_, std = mean_and_std(data.train_images)
-    assert isinstance(validation.dataset, TensorDataset)
     damaged = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(seed))[: options.damaged]
-    validation.dataset.tensors[0][damaged] = over_range(data.val_images[damaged], mean_, std)
+    over_expose(validation, data, damaged)
     watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)), log_figures=False)
     prune = AnomalyPruneCallback(
         at_epoch=options.at_epoch,
@@ -78,15 +74,10 @@ def train(data: ImageData, options: argparse.Namespace, arm: str, seed: int) -> 
         **SILENT,
     )
     trainer.fit(module, training, validation)
-    with evaluating(module), torch.no_grad():
-        logits = torch.cat([module(batch) for batch in torch.split(normalise(data.test_images, mean_, std), 512)])
-    masked = sum(map(len, prune.masked.values()))
-    return Outcome(
-        masked=masked,
-        share=0.0 if prune.mask is None else prune.mask.parameter_fraction,
-        loss=functional.cross_entropy(logits, data.test_labels).item(),
-        accuracy=(logits.argmax(1) == data.test_labels).double().mean().item(),
-    )
+    test_images = normalise(data.test_images, *mean_and_std(data.train_images))
+    loss, accuracy = evaluate(module, test_images, data.test_labels)
+    share = 0.0 if prune.mask is None else prune.mask.parameter_fraction
+    return Outcome(sum(map(len, prune.masked.values())), share, loss, accuracy)
 
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:

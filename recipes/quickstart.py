@@ -15,11 +15,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.data import TensorDataset
 
 from lightning_anomaly import AnomalyFilterCallback
-from recipes.common.damage import over_range, plant_damage
-from recipes.common.data import make_loaders, mean_and_std
+from recipes.common.damage import over_expose, plant_damage
+from recipes.common.data import make_loaders
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import add_training_options, one_sentence_errors, prepare_data, quiet
@@ -86,12 +85,8 @@ def run(options: argparse.Namespace) -> AnomalyFilterCallback:
     pl.seed_everything(options.seed, verbose=False)
     data = prepare_data(options)
     images, planted = plant_damage(data.val_images, options.damaged, DAMAGE, options.seed)
-    over_exposed = planted["over_exposed"]
-    originals = data.val_images[over_exposed]
-    data = dataclasses.replace(data, val_images=images)
-    train, val = make_loaders(data, options.batch_size)
-    assert isinstance(val.dataset, TensorDataset)
-    val.dataset.tensors[0][over_exposed] = over_range(originals, *mean_and_std(data.train_images))
+    train, val = make_loaders(dataclasses.replace(data, val_images=images), options.batch_size)
+    over_expose(val, data, planted["over_exposed"])
     watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)))
     logger = TensorBoardLogger(options.log_dir, name="quickstart")
     trainer = pl.Trainer(

@@ -20,11 +20,9 @@ from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.capture.hooks import MapCapture, evaluating
-from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.maps import LayerMaps
 from recipes.common.damage import plant_damage
 from recipes.common.data import make_loaders, mean_and_std, normalise
+from recipes.common.maps import capture, choose
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import add_training_options, one_sentence_errors, prepare_data, quiet
@@ -68,23 +66,6 @@ def damaged_probes(images: Tensor, count: int) -> tuple[Tensor, Tensor]:
         for places in planted.values():
             damaged[[first + place for place in places]] = True
     return torch.cat(probes), damaged
-
-
-def capture(network: nn.Module, images: Tensor, settings: AnalysisSettings) -> dict[str, LayerMaps]:
-    """The maps of every convolution for images `(N, C, H, W)`."""
-    taken = MapCapture(select_layers(network), rectify=settings.rectify, max_map_side=settings.max_map_side)
-    with evaluating(network), torch.no_grad():
-        for batch in torch.split(images, 128):
-            with taken:
-                network(batch)
-    return taken.maps
-
-
-def choose(maps: dict[str, LayerMaps], samples: Tensor) -> dict[str, LayerMaps]:
-    """The maps of some of the samples (sparsity stays that of all)."""
-    return {
-        name: LayerMaps([layer.maps[samples]], len(samples), layer.size, layer.zeros) for name, layer in maps.items()
-    }
 
 
 def measure(

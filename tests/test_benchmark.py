@@ -10,7 +10,7 @@ from lightning_anomaly import AnalysisSettings
 from recipes.benchmarks import __main__ as benchmark
 from recipes.benchmarks.cost import exponent
 from recipes.benchmarks.speed import live_points, speed
-from recipes.stability import capture
+from recipes.common.maps import capture
 
 pytestmark = [
     *QUIET,

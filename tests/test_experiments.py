@@ -9,8 +9,9 @@ import pytest
 import torch
 from trainers import QUIET
 
+from recipes.common.evaluation import evaluate
 from recipes.common.networks import build
-from recipes.experiments.common.fitting import READINGS, evaluate, watch, watched_layers
+from recipes.experiments.common.fitting import READINGS, watch, watched_layers
 from recipes.experiments.common.store import read_lines, rounded, run_missing
 from recipes.experiments.common.trainings import (
     CONDITIONS,

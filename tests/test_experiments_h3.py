@@ -11,8 +11,9 @@ from torch import nn
 from trainers import QUIET
 
 from lightning_anomaly.pruning.mask import mask_filters
+from recipes.common.evaluation import evaluate
 from recipes.common.networks import build
-from recipes.experiments.common.fitting import KeepWeights, evaluate, fit, further_epochs
+from recipes.experiments.common.fitting import KeepWeights, fit, further_epochs
 from recipes.experiments.common.store import lines_file, read_lines
 from recipes.experiments.common.trainings import Cell, prepare, quick_matrix
 from recipes.experiments.h1.layer_statistics import median_distances

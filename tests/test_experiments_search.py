@@ -9,8 +9,9 @@ from sklearn.metrics import roc_auc_score
 from trainers import QUIET
 
 from lightning_anomaly import AnalysisSettings, analyze
+from recipes.common.evaluation import evaluate
 from recipes.common.networks import build
-from recipes.experiments.common.fitting import evaluate, every_epoch
+from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.store import read_lines
 from recipes.experiments.common.trainings import prepare, quick_matrix
 from recipes.experiments.h1 import frozen, search

@@ -28,10 +28,10 @@ from lightning_anomaly import AnalysisSettings
 from recipes.benchmarks.cost import growth, overhead, peak_memory
 from recipes.benchmarks.speed import Row, live_points, speed, speed_cuda
 from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
+from recipes.common.maps import capture
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import SILENT, one_sentence_errors, quiet
-from recipes.stability import capture
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00")
 PARTS = ("speed", "growth", "overhead", "memory")

@@ -23,15 +23,16 @@ from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.probe import run
 from lightning_anomaly.clustering.choice import cluster_filters
 from lightning_anomaly.clustering.em import fit_mixtures
 from lightning_anomaly.clustering.kmeans import cluster_parameters, kmeans, kmeans_plus_plus
 from lightning_anomaly.clustering.pca import reduce_maps
 from recipes.benchmarks.speed import REG_COVAR, Row, timed
 from recipes.common.data import ImageData, make_loaders
+from recipes.common.maps import capture
 from recipes.common.module import Classifier
 from recipes.common.options import SILENT
-from recipes.stability import capture
 
 __all__ = ["exponent", "growth", "overhead", "peak_memory"]
 
@@ -120,7 +121,7 @@ def overhead(name: str, network: nn.Module, data: ImageData, batch_size: int, ba
         "with": lambda: with_it.validate(module, val, verbose=False),
         "without": lambda: without.validate(module, val, verbose=False),
         "hooked": lambda: capture(network, images, watcher.settings),
-        "unhooked": lambda: _forward(network, images),
+        "unhooked": lambda: run(network, images, MapCapture({})),
         "pca": lambda: [reduce_maps(layer.maps) for layer in maps.values()],
         "clustering": lambda: [cluster_filters(own, watcher.settings) for own in points],
     }
@@ -152,12 +153,6 @@ def _in_turn(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
         for key, function in work.items():
             seconds[key].append(timed(function))
     return seconds
-
-
-def _forward(network: nn.Module, images: Tensor) -> None:
-    with evaluating(network), torch.no_grad():
-        for batch in torch.split(images, 128):
-            network(batch)
 
 
 def _figures(module: pl.LightningModule, train: Any, val: Any) -> float:

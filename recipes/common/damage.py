@@ -1,7 +1,7 @@
 """Labels changed and images damaged on purpose, so that there is something true to find.
 
-Functions on tensors that change nothing they are given. What is random takes a seed and draws from a generator of its
-own. Axes: `N` images, `C` channels, `H W` pixels.
+Functions on tensors; all but `over_expose` change nothing they are given. What is random takes a seed and draws from a
+generator of its own. Axes: `N` images, `C` channels, `H W` pixels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import gaussian_blur
+
+from recipes.common.data import ImageData, Loader, mean_and_std
 
 
 def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -60,6 +63,13 @@ def over_range(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     What happens when a picture with another range of values, a 10-bit scan say, slips in among the 8-bit ones.
     """
     return (4 * images.float() / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+
+def over_expose(loader: Loader, data: ImageData, places: Sequence[int] | slice | Tensor) -> None:
+    """Give some images of a loader of the validation part the values of `over_range`, in place."""
+    assert isinstance(loader.dataset, TensorDataset)
+    images = over_range(data.val_images[places], *mean_and_std(data.train_images))
+    loader.dataset.tensors[0][places] = images
 
 
 def plant_damage(

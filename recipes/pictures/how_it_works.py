@@ -26,10 +26,10 @@ from lightning_anomaly.plots.style import COMPONENT_COLOURS, VERDICT_COLOURS
 from lightning_anomaly.report import LayerReport
 from recipes.common.damage import over_range
 from recipes.common.data import load_images, make_loaders, mean_and_std, normalise, split
+from recipes.common.maps import capture
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import one_sentence_errors, quiet
-from recipes.stability import capture
 
 _DAMAGED = [3, 20]
 _COLUMNS = 16  # cells in a row of the last panel

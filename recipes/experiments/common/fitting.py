@@ -17,6 +17,7 @@ from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 from lightning_anomaly.callbacks._probe import isolated_random_state, training_batches
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.pruning.mask import FilterMask
+from recipes.common.evaluation import evaluate, logits_of
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
@@ -25,11 +26,9 @@ from recipes.experiments.h1.layer_statistics import gradient_disparity, layer_st
 
 __all__ = [
     "READINGS",
-    "evaluate",
     "every_epoch",
     "fit",
     "further_epochs",
-    "logits_of",
     "watch",
     "watched_layers",
 ]
@@ -45,19 +44,6 @@ READINGS: dict[str, dict[str, Any]] = {
 _KEPT = {"val_unrectified": ("count", "live"), "val_paper": ("count", "live"), "train": ("count", "live", "separation")}
 _BATCHES = 5  # of the gradient disparity
 _FIXED = 1024  # training images whose predictions are compared from epoch to epoch
-
-
-def logits_of(network: nn.Module, images: Tensor) -> Tensor:
-    """Logits `(N, C)` of images in evaluation mode, without gradients."""
-    with evaluating(network), torch.no_grad():
-        return torch.cat([network(batch) for batch in torch.split(images, 256)])
-
-
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and accuracy."""
-    logits = logits_of(network, images)
-    accuracy = (logits.argmax(1) == labels).double().mean().item()
-    return functional.cross_entropy(logits.double(), labels).item(), accuracy
 
 
 class MixedPrecision(Classifier):

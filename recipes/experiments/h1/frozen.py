@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipes.common.evaluation import evaluate
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.common.fitting import evaluate, every_epoch, further_epochs
+from recipes.experiments.common.fitting import every_epoch, further_epochs
 from recipes.experiments.common.options import add_matrix_options, lines_of
 from recipes.experiments.common.store import run_missing
 from recipes.experiments.common.tables import Line, group, markdown, spread

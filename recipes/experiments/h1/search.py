@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
+from recipes.common.evaluation import evaluate, logits_of
+from recipes.common.maps import capture, choose
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.common.fitting import evaluate, every_epoch, logits_of
+from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.options import add_matrix_options, lines_of
 from recipes.experiments.common.store import run_missing
 from recipes.experiments.common.trainings import Cell, full_matrix, held_out_matrix, prepare, quick_matrix
 from recipes.experiments.h1.layer_statistics import tail_gaps
-from recipes.stability import capture, choose
 
 __all__ = ["CANDIDATES", "MATRIX", "Candidate", "add_options", "analyse", "run_missing_cells"]
 

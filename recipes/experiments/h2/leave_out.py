@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from recipes.common.data import mean_and_std
-from recipes.experiments.common.fitting import evaluate, fit
+from recipes.common.evaluation import evaluate
+from recipes.common.maps import capture
+from recipes.experiments.common.fitting import fit
 from recipes.experiments.common.trainings import Cell, Images
 from recipes.experiments.h2.detection import SCORES
 from recipes.experiments.h2.measure import (
@@ -22,7 +24,6 @@ from recipes.experiments.h2.measure import (
     vote_count,
 )
 from recipes.experiments.h2.planted import Planted, plant
-from recipes.stability import capture
 
 __all__ = ["leave_out", "training_outliers"]
 

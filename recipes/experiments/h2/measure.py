@@ -13,13 +13,14 @@ from torch.nn import functional
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.maps import LayerMaps
-from recipes.experiments.common.fitting import fit, logits_of
+from recipes.common.evaluation import logits_of
+from recipes.common.maps import capture, choose
+from recipes.experiments.common.fitting import fit
 from recipes.experiments.common.gradients import gradient_norms_by_layer
 from recipes.experiments.common.trainings import Cell
 from recipes.experiments.h1.layer_statistics import means, medians, rank_correlation, ratio_with_interval
 from recipes.experiments.h2.detection import SCORES, detection, feature_scores, margins, output_scores
 from recipes.experiments.h2.planted import SHARES, Planted, Probe, plant
-from recipes.stability import capture, choose
 
 __all__ = [
     "READINGS",

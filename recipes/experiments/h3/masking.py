@@ -38,8 +38,9 @@ from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.pruning.mask import FilterMask, mask_filters
 from lightning_anomaly.pruning.selection import Summary, choose_filters, choose_others, filter_norms, summarise
 from lightning_anomaly.report import NORMAL, LayerReport
+from recipes.common.evaluation import evaluate
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.common.fitting import evaluate, every_epoch, further_epochs
+from recipes.experiments.common.fitting import every_epoch, further_epochs
 from recipes.experiments.common.options import add_matrix_options, lines_of
 from recipes.experiments.common.store import rounded, run_missing
 from recipes.experiments.common.trainings import Cell, Images, full_matrix, prepare, quick_matrix

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recipes.experiments.common.fitting import evaluate, logits_of
+from recipes.common.evaluation import evaluate, logits_of
 from recipes.experiments.common.store import rounded
 from recipes.experiments.common.trainings import Cell, Images, prepare
 from recipes.experiments.h1.layer_statistics import calibration_error

@@ -1,0 +1,29 @@
+"""Feature maps of a network for images, to be analysed in more ways than one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lightning_anomaly import AnalysisSettings
+from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.probe import run
+
+__all__ = ["capture", "choose"]
+
+
+def capture(network: nn.Module, images: Tensor, settings: AnalysisSettings) -> dict[str, LayerMaps]:
+    """The maps of every convolution for images `(N, C, H, W)`."""
+    taken = MapCapture(select_layers(network), rectify=settings.rectify, max_map_side=settings.max_map_side)
+    run(network, images, taken)
+    return taken.maps
+
+
+def choose(maps: Mapping[str, LayerMaps], samples: Tensor) -> dict[str, LayerMaps]:
+    """The maps of some of the samples (sparsity stays that of all)."""
+    return {
+        name: LayerMaps([layer.maps[samples]], len(samples), layer.size, layer.zeros) for name, layer in maps.items()
+    }
