@@ -11,7 +11,7 @@ from trainers import QUIET
 
 from recipes.common.evaluation import evaluate
 from recipes.common.networks import build
-from recipes.experiments.common.fitting import READINGS, watch, watched_layers
+from recipes.experiments.common.fitting import watched_layers
 from recipes.experiments.common.store import read_lines, rounded, run_missing
 from recipes.experiments.common.trainings import (
     CONDITIONS,
@@ -26,6 +26,7 @@ from recipes.experiments.common.trainings import (
 )
 from recipes.experiments.h1 import stopping, tables
 from recipes.experiments.h1 import watch as h1
+from recipes.experiments.h1.watch import READINGS, watch
 
 pytestmark = QUIET
 NETWORKS = ("lenet5", "simple_cnn", "alexnet")

@@ -13,23 +13,23 @@ from torch import Tensor, nn
 from trainers import QUIET
 
 from lightning_anomaly.report import ANOMALY, NORMAL, AnomalyReport, LayerReport
+from recipes.experiments.common.ranks import auroc, average_precision, rank_correlation
 from recipes.experiments.common.store import read_lines
 from recipes.experiments.common.trainings import prepare, quick_matrix
-from recipes.experiments.h1.layer_statistics import means, medians, rank_correlation, ratio_with_interval
+from recipes.experiments.h2 import figure as figure_of_h2
 from recipes.experiments.h2 import leave_out as h2_leave_out
 from recipes.experiments.h2 import measure as h2_measure
 from recipes.experiments.h2 import runs as h2
 from recipes.experiments.h2 import tables as h2_tables
 from recipes.experiments.h2.detection import (
     SCORES,
-    auroc,
-    average_precision,
     detection,
     feature_scores,
     margins,
     output_scores,
 )
 from recipes.experiments.h2.planted import MISLABELLED, Planted, plant
+from recipes.experiments.h2.ratios import gradient_ratios, means, medians, ratio_with_interval
 
 pytestmark = [
     *QUIET,
@@ -106,7 +106,7 @@ def test_the_tables_are_made_from_the_lines_alone(lines) -> None:
 
 
 def test_the_figure_has_a_bar_for_every_score(lines, tmp_path: Path) -> None:
-    figure = h2_tables.draw(lines[1])
+    figure = figure_of_h2.draw(lines[1])
     assert len(figure.axes[2].containers) == len(SCORES)
     figure.savefig(tmp_path / "h2.png", dpi=90)
     assert 5_000 < (tmp_path / "h2.png").stat().st_size < 100_000
@@ -167,7 +167,7 @@ def test_tables_of_known_lines(tmp_path: Path) -> None:
     assert "| some | images | ours | 3 of 3 | 30.0 ± 0.0 | 2.0 ± 0.0 | 7.0 ± 0.0 |" in left_out[2]
     assert expected in left_out[2]
     assert "| paper | 0 of 3 | 5.0 ± 0.0 | 0.0 ± 0.0 | 1.0 ± 0.0 | 1.000 ± 0.000 | - |" in left_out[3]
-    h2_tables.draw(lines).savefig(tmp_path / "h2.png")
+    figure_of_h2.draw(lines).savefig(tmp_path / "h2.png")
 
 
 def test_planted_images_are_trained_on_and_known(planted: Planted) -> None:
@@ -303,12 +303,12 @@ def test_gradients_of_outliers_against_the_rest() -> None:
     outliers[0, :4] = outliers[1, 2:4] = True
     norms = {"0": torch.full((40,), 3.0), "9": torch.full((40,), 4.0)}
     norms["0"][:4], norms["9"][:4] = 6.0, 8.0
-    found = h2_measure.gradient_ratios(report_with(outliers), norms, torch.ones(40))
+    found = gradient_ratios(report_with(outliers), norms, torch.ones(40))
     assert found["all"]["n"] == found["0"]["n"] == 4
     assert found["all"]["mean"] == found["all"]["median"] == found["0"]["own"] == [2.0, 2.0, 2.0]
     assert found["all"]["loss"] == [1.0, 1.0, 1.0]
     assert found["spearman"] > 0.9
-    few = h2_measure.gradient_ratios(report_with(outliers[1:]), norms, torch.ones(40))
+    few = gradient_ratios(report_with(outliers[1:]), norms, torch.ones(40))
     assert few["all"] == {"n": 2}
 
 

@@ -16,9 +16,10 @@ from recipes.common.networks import build
 from recipes.experiments.common.fitting import KeepWeights, fit, further_epochs
 from recipes.experiments.common.store import lines_file, read_lines
 from recipes.experiments.common.trainings import Cell, prepare, quick_matrix
-from recipes.experiments.h1.layer_statistics import median_distances
+from recipes.experiments.h3 import figure as figure_of_h3
 from recipes.experiments.h3 import masking as h3
 from recipes.experiments.h3 import tables as h3_tables
+from recipes.experiments.h3.masking import median_distances
 from recipes.experiments.h3.measures import MEASURES, Judge
 
 pytestmark = QUIET
@@ -88,7 +89,7 @@ def test_tables_and_figure_are_made_of_the_quick_lines(quick: Path) -> None:
     nothing = lines[1]["nothing"]["last"]["3"][0][place]
     (row,) = [row for row in h3_tables.loss_table(lines, "default", "3").splitlines() if "simple_cnn" in row]
     assert f"| simple_cnn | digits | noise30 | 1 | {nothing:.2f} | {anomaly:.2f} |" in row
-    figure = h3_tables.draw(lines)
+    figure = figure_of_h3.draw(lines)
     assert len(figure.axes) == 6
 
 
@@ -96,7 +97,7 @@ def test_without_flagged_filters_the_tables_say_so_and_no_more(quick: Path) -> N
     lines = read_lines(quick / "h3-quick.jsonl")[:1]
     assert h3_tables.tables(lines).count("###") == 1
     assert "| 0.0 of 6, 0.0 of 16 (0) |" in h3_tables.tables(lines)
-    h3_tables.draw(lines)
+    figure_of_h3.draw(lines)
 
 
 def test_the_runs_in_the_repository_make_tables() -> None:

@@ -15,17 +15,17 @@ from trainers import QUIET
 from lightning_anomaly.report import ANOMALY, DEAD, NORMAL, LayerReport
 from recipes.experiments import results
 from recipes.experiments.common import curves
+from recipes.experiments.common.gradients import gradient_disparity
 from recipes.experiments.h1 import choice, stopping, stopping_rules, tables
 from recipes.experiments.h1.layer_statistics import (
-    calibration_error,
     class_separation,
     gap,
-    gradient_disparity,
     kurtosis,
     layer_statistics,
     silent_share,
     tail_gaps,
 )
+from recipes.experiments.h3.measures import calibration_error
 
 pytestmark = QUIET
 RNG = torch.Generator().manual_seed(0)

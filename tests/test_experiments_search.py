@@ -15,8 +15,9 @@ from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.store import read_lines
 from recipes.experiments.common.trainings import prepare, quick_matrix
 from recipes.experiments.h1 import frozen, search
-from recipes.experiments.h1.choice import search_table, two_sample_table
+from recipes.experiments.h1.choice import search_table
 from recipes.experiments.two_sample import compare as two_sample
+from recipes.experiments.two_sample import tables as two_sample_tables
 
 pytestmark = QUIET
 CELL = quick_matrix(("overfitting",))[0]
@@ -147,7 +148,7 @@ def test_an_alarm_is_a_p_value_below_one_percent_after_some_epoch() -> None:
         run("augmented", 0, [0.5, 0.01, 0.01], [0.5, 0.5, 0.002]),
         run("overfitting", 1, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
     ]
-    rows = two_sample.alarm_table(found).splitlines()[2:]
+    rows = two_sample_tables.alarm_table(found).splitlines()[2:]
     assert rows == [
         "| net | some | 0 | 2 of 2 / 0 of 1 | 1 of 2 / 1 of 1 | - / - | - / - | - / - | - / - |",
         "| net | some | 1 | 0 of 1 / - | 0 of 1 / - | - / - | - / - | - / - | - / - |",
@@ -165,12 +166,12 @@ def test_a_quick_comparison_gives_lines_and_tables(lines: Path) -> None:
         for _, network in every_epoch(CELL, images, None)
     ]
     assert [epoch["val_loss"] for epoch in found[0]["epochs"]] == pytest.approx(losses, rel=1e-3)
-    assert two_sample_table(found).splitlines()[2].startswith("| lenet5 | digits | seed 0 | 2 |")
-    row = two_sample.flagged_table(found).splitlines()[2]
+    assert two_sample_tables.two_sample_table(found).splitlines()[2].startswith("| lenet5 | digits | seed 0 | 2 |")
+    row = two_sample_tables.flagged_table(found).splitlines()[2]
     layers = found[0]["epochs"][-1]["layers"]["max"]
     count, live = (sum(layer[key] for layer in layers.values()) for key in ("count", "live"))
     assert row.startswith("| lenet5 | digits | overfitting | 1 |")
     assert row.split(" | ")[5].endswith(f"→ {count / live:.3f}")
-    curve = two_sample.draw(found).axes[2].get_lines()[0].get_ydata()
+    curve = two_sample_tables.draw(found).axes[2].get_lines()[0].get_ydata()
     layer = [epoch["layers"]["max"]["3"] for epoch in found[0]["epochs"]]
     assert list(curve) == [each["count"] / each["live"] for each in layer]

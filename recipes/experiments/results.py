@@ -20,9 +20,11 @@ from recipes.experiments.h1 import choice as h1_choice
 from recipes.experiments.h1 import frozen
 from recipes.experiments.h1 import tables as h1_tables
 from recipes.experiments.h1.stopping import compared_table, stopping_table
+from recipes.experiments.h2 import figure as h2_figure
 from recipes.experiments.h2 import tables as h2_tables
+from recipes.experiments.h3 import figure as h3_figure
 from recipes.experiments.h3 import tables as h3_tables
-from recipes.experiments.two_sample import compare as two_sample
+from recipes.experiments.two_sample import tables as two_sample
 
 __all__ = ["BLOCKS", "PICTURES", "RESULTS", "fill"]
 
@@ -36,7 +38,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 long": ("h1", h1_tables.long_table),
     "h1 choice": ("h1", h1_choice.choice_table),
     "h1 search": ("search", h1_choice.search_table),
-    "h1 two samples": ("two_sample", h1_choice.two_sample_table),
+    "h1 two samples": ("two_sample", two_sample.two_sample_table),
     "two samples": ("two_sample", two_sample.flagged_table),
     "two sample alarms": ("two_sample", two_sample.alarm_table),
     "frozen": ("frozen", frozen.frozen_table),
@@ -49,8 +51,8 @@ PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
     "h1.png": ("h1", h1_tables.draw_curves),
     "h1_long.png": ("h1", h1_tables.draw_long),
     "two_sample.png": ("two_sample", two_sample.draw),
-    "h2.png": ("h2", h2_tables.draw),
-    "h3.png": ("h3", h3_tables.draw),
+    "h2.png": ("h2", h2_figure.draw),
+    "h3.png": ("h3", h3_figure.draw),
 }
 
 

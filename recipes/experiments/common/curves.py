@@ -10,8 +10,7 @@ import torch
 from scipy.stats import rankdata
 
 from lightning_anomaly.callbacks._sustained_rise import rise
-from recipes.experiments.h1.layer_statistics import rank_correlation
-from recipes.experiments.h2 import detection
+from recipes.experiments.common import ranks
 
 __all__ = [
     "SIGNALS",
@@ -106,7 +105,7 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rank correlation; 0 if one of them is constant, None for fewer than five values."""
     if len(a) < 5:
         return None
-    value = rank_correlation(*(torch.tensor(values, dtype=torch.float64) for values in (a, b)))
+    value = ranks.rank_correlation(*(torch.tensor(values, dtype=torch.float64) for values in (a, b)))
     return 0.0 if value is None else value
 
 
@@ -148,4 +147,4 @@ def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
     """Probability that a positive run scores above another one, ties counted half; None without both kinds."""
     if len(set(positive)) < 2:
         return None
-    return detection.auroc(torch.tensor(positive), torch.tensor(scores, dtype=torch.float64))
+    return ranks.auroc(torch.tensor(positive), torch.tensor(scores, dtype=torch.float64))

@@ -1,8 +1,9 @@
-"""Per-sample gradient norms: how strongly each single sample pulls at a model's parameters."""
+"""Gradients of single samples and of batches: how strongly they pull at a model's parameters, and how differently."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.checks import check_integer
 
-__all__ = ["gradient_norms_by_layer", "per_sample_gradient_norms"]
+__all__ = ["gradient_disparity", "gradient_norms_by_layer", "per_sample_gradient_norms"]
 
 _BATCH = 64  # samples at once where the gradients would allow more: the activations take memory too
 
@@ -133,3 +134,11 @@ def _layer_of(parameter: str) -> str:
     """The name of the layer that has a parameter, without what `torch.compile` and parametrizations add."""
     parts = [part for part in parameter.split(".")[:-1] if part != "_orig_mod"]
     return ".".join(parts[: parts.index("parametrizations")] if "parametrizations" in parts else parts)
+
+
+def gradient_disparity(gradients: Sequence[Tensor]) -> float:
+    """Mean Euclidean distance between the gradients `(P,)` of different batches.
+
+    Forouzesh and Thiran, "Disparity Between Batches as a Signal for Early Stopping" (2021), without their rescaling.
+    """
+    return torch.stack([(a - b).norm() for a, b in combinations(gradients, 2)]).mean().item()

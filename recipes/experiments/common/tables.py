@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from recipes.experiments.common.trainings import CONDITIONS
+from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING
 
 __all__ = ["Line", "group", "markdown", "spread"]
 
@@ -38,3 +38,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def is_overfitting(line: Line) -> bool:
+    """Whether a training belongs to the conditions that overfit, and not to the healthy controls."""
+    return line["cell"]["condition"] in OVERFITTING

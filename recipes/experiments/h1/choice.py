@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from recipes.experiments.common.curves import after_best, auroc, correlation, late_change, layers_of, signal, smoothed
-from recipes.experiments.common.tables import Line, group, markdown
+from recipes.experiments.common.tables import Line, group, is_overfitting, markdown
 from recipes.experiments.h1.search import CANDIDATES
-from recipes.experiments.h1.tables import SOURCES, is_overfitting, short_runs
-from recipes.experiments.two_sample.compare import STATISTICS
+from recipes.experiments.h1.tables import SOURCES, short_runs
 
-__all__ = ["CHOSEN_ON", "Score", "choice_table", "score", "search_table", "two_sample_table"]
+__all__ = ["CHOSEN_ON", "CONFIDENCE", "Score", "choice_table", "score", "search_table"]
 
 CHOSEN_ON = 0  # the seed
 _SHOWN = 8  # signals, best first
 _WINDOWS = (1, 3)  # epochs over which a signal is averaged
 _ALWAYS = ("anomaly fraction", "anomaly fraction, paper's reading", "sparsity")
-_CONFIDENCE = ("confidence, training less validation", "confidence", "")
+CONFIDENCE = ("confidence, training less validation", "confidence", "")
 _GROWING = ("weight variance", "weight norm", "epoch number")  # grow in any training: controls, not candidates
 
 
@@ -133,24 +132,4 @@ def choice_table(lines: Sequence[Line]) -> str:
 def search_table(lines: Sequence[Line]) -> str:
     """The rules that `search` tries, and a signal from the other end of the network."""
     rules = [(name, "fraction", name) for name in CANDIDATES]
-    return _table(lines, [*rules, _CONFIDENCE], list(CANDIDATES))
-
-
-def two_sample_table(lines: Sequence[Line]) -> str:
-    """For each network and data set: how well the rules of `two_sample` follow and tell, and what else does.
-
-    The runs of the seed on which the rule was chosen stand apart from the others.
-    """
-    confidence, name, reading = _CONFIDENCE
-    columns = [*STATISTICS, (confidence, reading, name, False)]
-    rows = []
-    for key, runs in group(lines, "network", "data").items():
-        parts = {
-            f"seed {CHOSEN_ON}": [run for run in runs if run["cell"]["seed"] == CHOSEN_ON],
-            "others": [run for run in runs if run["cell"]["seed"] != CHOSEN_ON],
-        }
-        for label, some in parts.items():
-            if some:
-                scores = [score(some, name, rule, last) or "-" for _, rule, name, last in columns]
-                rows.append((*key, label, len(some), *scores))
-    return markdown(("network", "data", "seeds", "runs", *(label for label, *_ in columns)), rows)
+    return _table(lines, [*rules, CONFIDENCE], list(CANDIDATES))

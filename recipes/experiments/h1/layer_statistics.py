@@ -1,28 +1,22 @@
-"""Numbers that describe one layer, one set of predictions or one set of gradients: functions on tensors.
+"""Numbers that describe one layer, its report or its weights: functions on tensors.
 
-Axes: `N` samples, `F` filters, `C` classes, `P` parameters.
+Axes: `N` samples, `F` filters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import combinations
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
 
 __all__ = [
-    "calibration_error",
     "class_separation",
     "gap",
-    "gradient_disparity",
     "kurtosis",
     "layer_statistics",
-    "median_distances",
     "silent_share",
     "tail_gaps",
     "weight_statistics",
@@ -133,78 +127,3 @@ def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
 def weight_statistics(weight: Tensor) -> dict[str, float]:
     """Variance and Euclidean norm of a layer's weights."""
     return {"weight_variance": weight.var().item(), "weight_norm": weight.norm().item()}
-
-
-def median_distances(weight: Tensor) -> Tensor:
-    """Sum `(F,)` of the Euclidean distances of each filter of a weight `(F, ...)` to all filters of the layer.
-
-    Smallest for the filter nearest to the layer's geometric median; He et al., "Filter Pruning via Geometric Median for
-    Deep Convolutional Neural Networks Acceleration" (2019).
-    """
-    filters = weight.double().flatten(1)
-    return torch.cdist(filters, filters).sum(1)
-
-
-def gradient_disparity(gradients: Sequence[Tensor]) -> float:
-    """Mean Euclidean distance between the gradients `(P,)` of different batches.
-
-    Forouzesh and Thiran, "Disparity Between Batches as a Signal for Early Stopping" (2021), without their rescaling.
-    """
-    return torch.stack([(a - b).norm() for a, b in combinations(gradients, 2)]).mean().item()
-
-
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error of probabilities `(N, C)`, from bins of equal width of the largest probability.
-
-    The mean over the samples of |accuracy - confidence| of their bin; Guo et al., "On Calibration of Modern Neural
-    Networks" (2017).
-    """
-    confidence, prediction = probabilities.max(1)
-    right = (prediction == labels).double()
-    bin_of = (confidence * bins).long().clamp(max=bins - 1)
-    surplus = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, right - confidence.double())
-    return (surplus.abs().sum() / len(labels)).item()
-
-
-def means(values: Tensor) -> Tensor:
-    """Mean of each row of values `(R, N)`: `(R,)`."""
-    return values.mean(1)
-
-
-def medians(values: Tensor) -> Tensor:
-    """Median of each row of values `(R, N)`, the lower of two: `(R,)`."""
-    return values.median(1).values
-
-
-def ratio_with_interval(
-    group: Tensor, rest: Tensor, reduce: Callable[[Tensor], Tensor] = means, draws: int = 500
-) -> list[float]:
-    """Ratio of the means (or medians) of two groups of values, and the bounds of its 95% bootstrap interval.
-
-    The percentile interval of Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979): both groups are drawn
-    anew with replacement, always in the same way.
-
-    Args:
-        group: Values `(n,)`.
-        rest: Values `(m,)`.
-        reduce: Gives one number for each row, `means` or `medians`.
-        draws: Draws.
-
-    Returns:
-        Ratio, lower and upper bound; not finite where the rest's is 0.
-    """
-    generator = torch.Generator().manual_seed(0)
-    resampled = [
-        reduce(values[torch.randint(len(values), (draws, len(values)), generator=generator)].double())
-        for values in (group, rest)
-    ]
-    bounds = torch.quantile(resampled[0] / resampled[1], torch.tensor([0.025, 0.975], dtype=torch.float64))
-    ratio = reduce(group.double()[None]) / reduce(rest.double()[None])
-    return [ratio.item(), *bounds.tolist()]
-
-
-def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Spearman's correlation of values `(N,)`; None where one of them is constant or not finite."""
-    if not all(torch.isfinite(x).all() and x.min() < x.max() for x in (first, second)):
-        return None
-    return float(spearmanr(first.numpy(), second.numpy()).statistic)

@@ -13,9 +13,9 @@ from recipes.common.options import one_sentence_errors
 from recipes.experiments.common.curves import joined
 from recipes.experiments.common.options import add_line_options, lines_of
 from recipes.experiments.common.store import read_lines
-from recipes.experiments.common.tables import Line, group, markdown, spread
+from recipes.experiments.common.tables import Line, group, is_overfitting, markdown, spread
 from recipes.experiments.h1.stopping_rules import RULES, TWO_SAMPLE, replay
-from recipes.experiments.h1.tables import is_overfitting, short_runs
+from recipes.experiments.h1.tables import short_runs
 
 _COMPARED = (
     TWO_SAMPLE,

@@ -1,4 +1,4 @@
-"""Tables and the figure of H1, made from its lines."""
+"""Tables and the figures of H1, made from its lines."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from recipes.experiments.common.curves import (
     signal,
     sustained_rise,
 )
-from recipes.experiments.common.tables import Line, group, markdown, spread
-from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING, Cell
+from recipes.experiments.common.figures import draw_panels
+from recipes.experiments.common.tables import Line, group, is_overfitting, markdown, spread
+from recipes.experiments.common.trainings import Cell
 
 __all__ = [
     "SOURCES",
     "draw_curves",
     "draw_long",
-    "draw_panels",
-    "is_overfitting",
     "layer_table",
     "long_table",
     "run_table",
@@ -34,7 +33,6 @@ __all__ = [
     "signal_table",
 ]
 
-Panel = tuple[str, str, str, bool]
 # The signals compared: a name, the signal, and the reading that it is taken from.
 SOURCES = (
     ("anomaly fraction", "fraction", "val"),
@@ -52,11 +50,11 @@ SOURCES = (
     ("weight norm", "weight_norm", "val"),
     ("epoch number", "epoch", "val"),
 )
-
-
-def is_overfitting(line: Line) -> bool:
-    """Whether a training belongs to the conditions that overfit, and not to the healthy controls."""
-    return line["cell"]["condition"] in OVERFITTING
+_PANELS = (
+    ("validation loss (nats)", "val_loss", "val", False),
+    ("anomaly fraction", "fraction", "val", False),
+    ("the same, paper's reading", "fraction", "val_paper", False),
+)
 
 
 def short_runs(lines: Iterable[Line]) -> list[Line]:
@@ -183,43 +181,3 @@ def draw_long(lines: Sequence[Line]) -> Figure:
 def draw_curves(lines: Sequence[Line]) -> Figure:
     """The paper's figure: losses and anomaly fraction over the epochs, overfitting and healthy, mean over the seeds."""
     return draw_panels(short_runs(lines), _PANELS)
-
-
-def draw_panels(lines: Sequence[Line], panels: Sequence[Panel]) -> Figure:
-    """Signals over the epochs, one line for each condition, mean over the seeds.
-
-    Args:
-        lines: Trainings; each network and data set is a row.
-        panels: The columns: title, signal and reading as in `series.signal`, and whether of the last layer alone.
-    """
-    groups = group(lines, "network", "data")
-    figure = Figure(figsize=(9, 2.3 * len(groups)), layout="constrained")
-    axes = figure.subplots(len(groups), len(panels), squeeze=False)
-    for row, ((network, data), runs) in zip(axes, groups.items(), strict=True):
-        for (condition,), some in group(runs, "condition").items():
-            colour = f"C{list(CONDITIONS).index(condition)}"
-            style = "-" if condition in OVERFITTING else "--"
-            for axis, (_, name, reading, last) in zip(row, panels, strict=True):
-                curves = [signal(line, name, reading, layers_of(line, reading)[-1] if last else None) for line in some]
-                average = [mean(values) for values in zip(*curves, strict=True)]
-                epochs = range(1, len(average) + 1)
-                axis.plot(epochs, average, style, color=colour, label=condition, linewidth=1.3)
-        row[0].set_ylabel(f"{network}\n{data}")
-        for axis in row:
-            top = max(axis.get_ylim()[1], 0.01)
-            axis.set_ylim(-0.03 * top, top)  # a curve at 0 is seen
-    for axis, panel in zip(axes[0], panels, strict=True):
-        axis.set_title(panel[0], fontsize=10)
-    for axis in axes[-1]:
-        axis.set_xlabel("epoch")
-    lines_of = {str(line.get_label()): line for axis in axes[:, 0] for line in axis.get_lines()}
-    shown = [name for name in CONDITIONS if name in lines_of]
-    figure.legend([lines_of[name] for name in shown], shown, loc="outside lower center", ncols=6, fontsize=8)
-    return figure
-
-
-_PANELS = (
-    ("validation loss (nats)", "val_loss", "val", False),
-    ("anomaly fraction", "fraction", "val", False),
-    ("the same, paper's reading", "fraction", "val_paper", False),
-)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["SCORES", "auroc", "average_precision", "detection", "feature_scores", "margins", "output_scores"]
+from recipes.experiments.common.ranks import auroc, average_precision
+
+__all__ = ["SCORES", "detection", "feature_scores", "margins", "output_scores"]
 
 # Of how many anomaly filters a sample is an outlier, and what it is compared with.
 SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
@@ -68,19 +70,6 @@ def feature_scores(features: Tensor, reference: Tensor, reference_labels: Tensor
     factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64))
     white, white_means = (torch.linalg.solve_triangular(factor, x.T, upper=False).T for x in (features, means))
     return {"neighbour": neighbour, "mahalanobis": torch.cdist(white, white_means).square().min(1).values}
-
-
-def auroc(truth: Tensor, values: Tensor) -> float:
-    """Area under the ROC curve: how often a sample of truth, bool `(N,)`, has a larger value than another one."""
-    chosen, others = values[truth][:, None], values[~truth]
-    return ((chosen > others).double() + (chosen == others).double() / 2).mean().item()
-
-
-def average_precision(truth: Tensor, values: Tensor) -> float:
-    """Mean over the samples of truth, bool `(N,)`, of the precision among all values that are as large or larger."""
-    chosen = values[truth]
-    found = (chosen >= chosen[:, None]).sum(1).double()
-    return (found / (values >= chosen[:, None]).sum(1)).mean().item()
 
 
 def detection(truth: Tensor, scores: Mapping[str, Tensor | None]) -> dict[str, list[float | None]]:

@@ -21,9 +21,9 @@ from recipes.experiments.h2.measure import (
     analyze_places,
     measure_probe,
     reference_features,
-    vote_count,
 )
 from recipes.experiments.h2.planted import Planted, plant
+from recipes.experiments.h2.ratios import vote_count
 
 __all__ = ["leave_out", "training_outliers"]
 

@@ -18,19 +18,17 @@ from recipes.common.maps import capture, choose
 from recipes.experiments.common.fitting import fit
 from recipes.experiments.common.gradients import gradient_norms_by_layer
 from recipes.experiments.common.trainings import Cell
-from recipes.experiments.h1.layer_statistics import means, medians, rank_correlation, ratio_with_interval
 from recipes.experiments.h2.detection import SCORES, detection, feature_scores, margins, output_scores
 from recipes.experiments.h2.planted import SHARES, Planted, Probe, plant
+from recipes.experiments.h2.ratios import gradient_ratios, vote_count
 
 __all__ = [
     "READINGS",
     "Margins",
     "analyze_places",
-    "gradient_ratios",
     "measure",
     "measure_probe",
     "reference_features",
-    "vote_count",
 ]
 
 _MEASURED = 6  # epochs with a measurement
@@ -48,42 +46,9 @@ def log_spaced(last: int, count: int) -> list[int]:
     return sorted({round(last ** (i / (count - 1))) for i in range(count)})
 
 
-def vote_count(report: AnomalyReport) -> Tensor:
-    """Of how many anomaly filters each sample is an outlier `(N,)`."""
-    return torch.tensor(report.outlier_samples)
-
-
 def analyze_places(maps: dict[str, LayerMaps], places: Tensor, reading: str = "ours") -> AnomalyReport:
     """The report on the samples in some places, by a key of `READINGS`; its sparsity is that of all."""
     return analyze_maps(choose(maps, places), READINGS[reading])
-
-
-def gradient_ratios(report: AnomalyReport, layers: dict[str, Tensor], losses: Tensor) -> dict[str, Any]:
-    """Gradient norms of outlier samples against those of the rest, for the outliers of every layer and of any.
-
-    Args:
-        report: Of `N` samples.
-        layers: Their gradient norms `(N,)` in each layer of the network.
-        losses: Their losses `(N,)` (nats).
-
-    Returns:
-        `spearman` of votes and overall norm; for the group "all" and for each convolution the number `n` of outlier
-        samples, the ratio of `mean` and `median` overall norms with its interval, and likewise of the mean `loss` and
-        of the mean norms of the layer's `own` gradients. No ratios where a group has fewer than 3 samples.
-    """
-    overall = torch.stack(list(layers.values())).norm(dim=0)
-    votes = vote_count(report)
-    groups = {"all": votes > 0, **{name: layer.outliers.any(0) for name, layer in report.layers.items()}}
-    found: dict[str, Any] = {"spearman": rank_correlation(votes.double(), overall)}
-    for name, group in groups.items():
-        found[name] = {"n": int(group.sum())}
-        if 3 <= group.sum() <= len(group) - 3:
-            found[name]["mean"] = ratio_with_interval(overall[group], overall[~group], means)
-            found[name]["median"] = ratio_with_interval(overall[group], overall[~group], medians)
-            found[name]["loss"] = ratio_with_interval(losses[group], losses[~group], means)
-            if name in layers:
-                found[name]["own"] = ratio_with_interval(layers[name][group], layers[name][~group], means)
-    return found
 
 
 def measure_probe(

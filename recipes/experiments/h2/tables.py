@@ -1,4 +1,4 @@
-"""Tables and the figure of H2, made from its lines."""
+"""Tables of H2, made from its lines."""
 
 from __future__ import annotations
 
@@ -7,47 +7,50 @@ from math import sqrt
 from statistics import mean, variance
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from recipes.experiments.common.tables import Line, group, markdown, spread
 from recipes.experiments.h2.detection import SCORES
+from recipes.experiments.h2.measure import READINGS
 
 __all__ = [
+    "LAST",
+    "PROBES",
+    "SHARE",
+    "damage_in",
     "damage_table",
-    "draw",
     "gradient_table",
     "layer_table",
     "leave_out_table",
+    "measure_runs",
     "mislabelled_table",
     "network_table",
+    "ratios_of",
     "scores_table",
     "tables",
 ]
 
 Ratios = list[list[float | None]]
-_READINGS = ("ours", "paper")
 # Kind of run, probe, and what it is called where damaged images are looked for.
 _DAMAGED = (
     ("measure", "val", "validation, none in training"),
     ("leave_out", "val", "validation, some in training"),
     ("leave_out", "train", "training"),
 )
-_PROBES = (("train", "training"), ("val", "validation"))
-_LAST = -1  # of the measured epochs
+PROBES = (("train", "training"), ("val", "validation"))
+LAST = -1  # of the measured epochs
 _LONG = 30  # rows of a table
 _EARLY = 2  # the first epochs
-_SHARE = "0.01"  # shown where there is room for one
+SHARE = "0.01"  # shown where there is room for one
 
 
-def _measured(lines: Iterable[Line]) -> list[Line]:
+def measure_runs(lines: Iterable[Line]) -> list[Line]:
+    """The runs of the first kind."""
     return [line for line in lines if line["kind"] == "measure"]
 
 
 def _groups(lines: Iterable[Line]) -> Iterator[tuple[str, str, list[Line], str, str]]:
     """Network, data set, runs, and the key and the name of a probe."""
-    for (network, data), runs in group(_measured(lines), "network", "data").items():
-        for key, name in _PROBES:
+    for (network, data), runs in group(measure_runs(lines), "network", "data").items():
+        for key, name in PROBES:
             yield network, data, runs, key, name
 
 
@@ -55,11 +58,12 @@ def _with_damage(lines: Iterable[Line]) -> Iterator[tuple[str, dict[tuple[str, .
     """The name of a probe with damaged images and, by network and data set, what was found there in each run."""
     for kind, probe, name in _DAMAGED:
         runs = group([line for line in lines if line["kind"] == kind], "network", "data")
-        yield name, {key: [_damage_in(line, probe) for line in some] for key, some in runs.items()}
+        yield name, {key: [damage_in(line, probe) for line in some] for key, some in runs.items()}
 
 
-def _damage_in(line: Line, probe: str) -> dict[str, Any]:
-    place = line if line["kind"] == "leave_out" else line["epochs"][_LAST][probe]
+def damage_in(line: Line, probe: str) -> dict[str, Any]:
+    """What was found of the damaged images in a probe."""
+    place = line if line["kind"] == "leave_out" else line["epochs"][LAST][probe]
     damage: dict[str, Any] = place["damage"]
     return damage[probe] if line["kind"] == "leave_out" else damage
 
@@ -72,7 +76,7 @@ def _near_best(run: Line) -> dict[str, Any]:
     return nearest
 
 
-def _ratios(epochs: Iterable[dict[str, Any]], probe: str, what: str, reading: str, name: str = "all") -> Ratios:
+def ratios_of(epochs: Iterable[dict[str, Any]], probe: str, what: str, reading: str, name: str = "all") -> Ratios:
     """Ratio and interval of a group of outlier samples in some measured epochs, of those in which it has any."""
     groups = [epoch[probe][reading]["gradients"].get(name, {}) for epoch in epochs]
     return [found[what] for found in groups if what in found]
@@ -91,8 +95,8 @@ def gradient_table(lines: Iterable[Line]) -> str:
     """For each network, data set and probe: have outlier samples larger gradients than the rest?"""
     rows = []
     for network, data, runs, key, name in _groups(lines):
-        for reading in _READINGS:
-            best, end = [_near_best(run) for run in runs], [run["epochs"][_LAST] for run in runs]
+        for reading in READINGS:
+            best, end = [_near_best(run) for run in runs], [run["epochs"][LAST] for run in runs]
             last = [epoch[key][reading] for epoch in end]
             first, later = (
                 [epoch for run in runs for epoch in run["epochs"] if (epoch["epoch"] <= _EARLY) == early]
@@ -107,9 +111,9 @@ def gradient_table(lines: Iterable[Line]) -> str:
                     len(runs),
                     spread([one["count"] for one in last], 1),
                     spread([one["gradients"]["all"]["n"] for one in last], 1),
-                    *(_compare(_ratios(epochs, key, "mean", reading)) for epochs in (first, later, best, end)),
-                    _compare(_ratios(end, key, "median", reading)),
-                    spread([ratio for ratio, _, _ in _ratios(end, key, "loss", reading)]),
+                    *(_compare(ratios_of(epochs, key, "mean", reading)) for epochs in (first, later, best, end)),
+                    _compare(ratios_of(end, key, "median", reading)),
+                    spread([ratio for ratio, _, _ in ratios_of(end, key, "loss", reading)]),
                     spread([one["gradients"]["spearman"] for one in last]),
                 )
             )
@@ -125,14 +129,14 @@ def gradient_table(lines: Iterable[Line]) -> str:
 def layer_table(lines: Iterable[Line]) -> str:
     """The same for the outlier samples of each layer, at the last epoch, over all data sets and seeds."""
     rows = []
-    for (network,), runs in group(_measured(lines), "network").items():
-        for key, name in _PROBES:
-            for reading in _READINGS:
-                last = [run["epochs"][_LAST] for run in runs]
+    for (network,), runs in group(measure_runs(lines), "network").items():
+        for key, name in PROBES:
+            for reading in READINGS:
+                last = [run["epochs"][LAST] for run in runs]
                 gradients = [epoch[key][reading]["gradients"] for epoch in last]
                 for layer in [layer for layer in gradients[0] if layer not in ("spearman", "all")]:
                     number = spread([found[layer]["n"] for found in gradients], 1)
-                    ratios = [_ratios(last, key, what, reading, layer) for what in ("mean", "own")]
+                    ratios = [ratios_of(last, key, what, reading, layer) for what in ("mean", "own")]
                     rows.append((network, name, reading, layer, number, *map(_compare, ratios)))
     header = (
         "network", "probe", "reading", "layer", "its outlier samples", "ratio of mean norms",
@@ -154,9 +158,9 @@ def mislabelled_table(lines: Iterable[Line]) -> str:
     """For each network, data set and probe: what finds wrong labels? AUROC and average precision."""
     rows: list[tuple[object, ...]] = []
     for network, data, runs, key, name in _groups(lines):
-        last = [run["epochs"][_LAST] for run in runs]
+        last = [run["epochs"][LAST] for run in runs]
         for epochs, epoch in (([_near_best(run) for run in runs], "nearest to the best"), (last, "last")):
-            found, paper = ([one[key][name]["mislabelled"] for one in epochs] for name in _READINGS)
+            found, paper = ([one[key][name]["mislabelled"] for one in epochs] for name in READINGS)
             hits = f"{mean(one['hit'] for one in found):.1f} of {mean(one['planted'] for one in found):.0f}"
             cells = [_found(found, score) for score in range(len(SCORES))]
             rows.append((network, data, name, epoch, hits, _found(paper, 0), *cells))
@@ -168,7 +172,7 @@ def damage_table(lines: Iterable[Line]) -> str:
     rows: list[tuple[object, ...]] = []
     probes = list(_with_damage(lines))
     entries = [entry for _, runs in probes for some in runs.values() for found in some for entry in found]
-    shown = [entry for entry in dict.fromkeys(entries) if entry.endswith(f"/{_SHARE}")]
+    shown = [entry for entry in dict.fromkeys(entries) if entry.endswith(f"/{SHARE}")]
     for name, runs in probes:
         for key, some in runs.items():
             found = [[one[entry]["auroc"][0] for one in some if entry in one] for entry in shown]
@@ -192,7 +196,7 @@ def network_table(lines: Iterable[Line]) -> str:
     rows: list[tuple[object, ...]] = []
     for name, runs in _with_damage(lines):
         for key, some in runs.items():
-            entries = [entry for entry in some[0] if entry.endswith(f"/{_SHARE}")]
+            entries = [entry for entry in some[0] if entry.endswith(f"/{SHARE}")]
             rows += [(name, *key, entry.partition("/")[0], *_scores(some, entry)) for entry in entries]
     return markdown(("probe", "network", "data", "damage", "with votes", *SCORES), rows)
 
@@ -225,8 +229,8 @@ def leave_out_table(lines: Iterable[Line]) -> str:
     rows = []
     left_out = [line for line in lines if line["kind"] == "leave_out"]
     for (network, data), runs in group(left_out, "network", "data").items():
-        both = [run[reading] for run in runs for reading in _READINGS if "outliers" in run[reading]]
-        for reading in _READINGS:
+        both = [run[reading] for run in runs for reading in READINGS if "outliers" in run[reading]]
+        for reading in READINGS:
             arms = [run[reading] for run in runs]
             pairs = [arm for arm in arms if "outliers" in arm]
             cells: list[str] = []
@@ -243,7 +247,7 @@ def leave_out_table(lines: Iterable[Line]) -> str:
 
 def tables(lines: Sequence[Line]) -> str:
     """All tables with a heading each; those without lines are left out."""
-    measured, left_out = bool(_measured(lines)), any(line["kind"] == "leave_out" for line in lines)
+    measured, left_out = bool(measure_runs(lines)), any(line["kind"] == "leave_out" for line in lines)
     damage = measured or left_out
     parts = (
         ("Gradients of outlier samples", gradient_table, measured),
@@ -261,56 +265,3 @@ def _folded(table: str) -> str:
     """A table, out of sight until it is asked for if it is long."""
     rows = table.count("\n") - 1
     return f"<details><summary>{rows} rows</summary>\n\n{table}\n\n</details>" if rows > _LONG else table
-
-
-def _draw_ratios(axis: Axes, runs: Sequence[Line], reading: str) -> None:
-    for number, ((network, data), some) in enumerate(group(runs, "network", "data").items()):
-        for (key, _), style in zip(_PROBES, ("o-", "s--"), strict=True):
-            points = []
-            for place, epoch in enumerate(some[0]["epochs"]):
-                measured = [run["epochs"][place] for run in some]
-                ratios = [ratio for ratio, _, _ in _ratios(measured, key, "mean", reading) if ratio is not None]
-                if ratios:
-                    points.append((epoch["epoch"], mean(ratios)))
-            if points:
-                label = f"{network}, {data}, {key}"
-                axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3)
-    axis.axhline(1, color="grey", linewidth=0.8)
-    axis.set(xlabel="epoch", title=f"mean gradient norm, outliers / others ({reading})")
-    axis.set_xscale("log")
-    axis.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
-    axis.set_xticks([], minor=True)
-
-
-def draw(lines: Iterable[Line]) -> Figure:
-    """The ratio of mean gradient norms over the epochs, and the AUROC of every score for what was planted."""
-    runs = _measured(lines)
-    figure = Figure(figsize=(12, 4.0), layout="constrained")
-    *left, right = figure.subplots(1, 1 + len(_READINGS), width_ratios=[1, 1, 2])
-    for axis, reading in zip(left, _READINGS, strict=True):
-        _draw_ratios(axis, runs, reading)
-    bars: dict[str, list[dict[str, Any]]] = {}
-    bars["mislabelled"] = [run["epochs"][_LAST]["train"]["ours"]["mislabelled"] for run in runs]
-    for found in (_damage_in(run, "val") for run in runs):
-        for entry in [entry for entry in found if entry.endswith(f"/{_SHARE}")]:
-            bars.setdefault(entry.partition("/")[0], []).append(found[entry])
-    width = 1 / (len(SCORES) + 1)
-    for number, score in enumerate(SCORES):
-        heights = []
-        for results in bars.values():
-            values = [one["auroc"][number] for one in results]
-            heights.append(mean(values) if None not in values else float("nan"))
-        shift = (number - (len(SCORES) - 1) / 2) * width
-        right.bar([place + shift for place in range(len(bars))], heights, width, label=score)
-    right.axhline(0.5, color="grey", linewidth=0.8)
-    right.set_xticks(range(len(bars)), [name.replace("_", "\n") for name in bars], fontsize=7)
-    right.set(
-        ylim=(0, 1.12), title="AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)"
-    )
-    right.legend(fontsize=6, ncols=8, loc="upper center", columnspacing=0.8, handlelength=1)
-    curves = {label: line for axis in left for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    if curves:  # below, where it hides none of them
-        figure.legend(curves.values(), curves.keys(), loc="outside lower center", ncols=6, fontsize=6)
-    for axis in (*left, right):
-        axis.title.set_fontsize(8)
-    return figure

@@ -31,7 +31,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, analyze
 from lightning_anomaly.capture.layers import modules_by_name
@@ -44,10 +44,9 @@ from recipes.experiments.common.fitting import every_epoch, further_epochs
 from recipes.experiments.common.options import add_matrix_options, lines_of
 from recipes.experiments.common.store import rounded, run_missing
 from recipes.experiments.common.trainings import Cell, Images, full_matrix, prepare, quick_matrix
-from recipes.experiments.h1.layer_statistics import median_distances
 from recipes.experiments.h3.measures import MEASURES, Judge, Row
 
-__all__ = ["EPOCHS", "READINGS", "experiment"]
+__all__ = ["EPOCHS", "READINGS", "experiment", "median_distances"]
 
 READINGS = {"default": AnalysisSettings(), "paper": AnalysisSettings.paper()}
 MATRIX = ("overfitting", "noise30")
@@ -174,6 +173,16 @@ class Comparison:
             "pool": [min(found, default=None), max(found, default=None)],
         }
         return [filters for _, filters in nearest], rounded(matching, 4)
+
+
+def median_distances(weight: Tensor) -> Tensor:
+    """Sum `(F,)` of the Euclidean distances of each filter of a weight `(F, ...)` to all filters of the layer.
+
+    Smallest for the filter nearest to the layer's geometric median; He et al., "Filter Pruning via Geometric Median for
+    Deep Convolutional Neural Networks Acceleration" (2019).
+    """
+    filters = weight.double().flatten(1)
+    return torch.cdist(filters, filters).sum(1)
 
 
 def _lean(norms: Sequence[float], lean: float, seed: str) -> list[float]:

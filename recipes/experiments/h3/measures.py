@@ -11,9 +11,8 @@ from torch.nn import functional
 from recipes.common.evaluation import evaluate, logits_of
 from recipes.experiments.common.store import rounded
 from recipes.experiments.common.trainings import Cell, Images, prepare
-from recipes.experiments.h1.layer_statistics import calibration_error
 
-__all__ = ["MEASURES", "Judge", "Row"]
+__all__ = ["MEASURES", "Judge", "Row", "calibration_error"]
 
 MEASURES = (
     "val_loss",
@@ -27,6 +26,19 @@ MEASURES = (
 )
 Row = list[float | None]  # one value for each of MEASURES
 _TEST, _TRAIN, _WRONG = 1024, 512, 512  # at most as many images, as it is done thousands of times
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error of probabilities `(N, C)`, from bins of equal width of the largest probability.
+
+    The mean over the samples of |accuracy - confidence| of their bin; Guo et al., "On Calibration of Modern Neural
+    Networks" (2017).
+    """
+    confidence, prediction = probabilities.max(1)
+    right = (prediction == labels).double()
+    bin_of = (confidence * bins).long().clamp(max=bins - 1)
+    surplus = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, right - confidence.double())
+    return (surplus.abs().sum() / len(labels)).item()
 
 
 @dataclass(frozen=True, eq=False)

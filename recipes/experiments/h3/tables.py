@@ -1,31 +1,33 @@
-"""Tables and the figure of H3, made from its lines."""
+"""Tables of H3, made from its lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import mean
-from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from recipes.experiments.common.tables import Line, group, markdown, spread
 
 __all__ = [
+    "MOMENTS",
+    "READING_NAMES",
+    "average",
     "contest_table",
-    "draw",
+    "flagged_runs",
     "flagged_table",
     "loss_table",
     "matching_table",
     "memory_table",
     "standing",
     "tables",
+    "values",
 ]
 
 ARMS = ("anomaly", "random", "matched", "l1", "fpgm", "sparsest")
 MOMENTS = {"0": "right after masking", "1": "after 1 further epoch", "3": "after 3 further epochs"}
-_READINGS = {"default": "default settings", "paper": "paper's settings"}
+READING_NAMES = {"default": "default settings", "paper": "paper's settings"}
 _LARGER_IS_BETTER = ("val_acc", "test_acc", "train_acc", "wrong_undone")
 _PERMUTATIONS = 20_000
 
@@ -40,7 +42,8 @@ def values(line: Line, reading: str, arm: str, moment: str, measure: str, state:
     return [row[place] for row in rows.get(moment, []) if row[place] is not None]
 
 
-def _average(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> float | None:
+def average(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> float | None:
+    """The mean of `values`; None where there are none."""
     found = values(line, reading, arm, moment, measure, state)
     return mean(found) if found else None
 
@@ -83,7 +86,7 @@ def _against(pairs: Sequence[tuple[float, float]], measure: str) -> str:
     return f"{better} of {decided} ({_p(binomtest(better, decided).pvalue)})" if decided else "-"
 
 
-def _flagged(lines: Iterable[Line], reading: str, moment: str = "0", state: str = "last") -> list[Line]:
+def flagged_runs(lines: Iterable[Line], reading: str, moment: str = "0", state: str = "last") -> list[Line]:
     """The runs in which something was flagged, and the mask measured at that moment."""
     return [line for line in lines if values(line, reading, "anomaly", moment, "val_loss", state)]
 
@@ -103,13 +106,13 @@ def flagged_table(lines: Iterable[Line]) -> str:
     for key, runs in group(lines, "network", "data", "condition").items():
         nothing = [[run["nothing"][state]["0"][0][0] for run in runs] for state in ("best", "last")]
         cells = [
-            f"{_counts(runs, reading, state)} ({len(_flagged(runs, reading, state=state))})"
-            for reading in _READINGS
+            f"{_counts(runs, reading, state)} ({len(flagged_runs(runs, reading, state=state))})"
+            for reading in READING_NAMES
             for state in ("best", "last")
         ]
         rows.append((*key, len(runs), f"{mean(nothing[0]):.2f} → {mean(nothing[1]):.2f}", *cells))
     header = ["network", "data", "condition", "seeds", "validation loss, best → last epoch"]
-    for name in _READINGS.values():
+    for name in READING_NAMES.values():
         header += [f"{name}, best epoch (runs with any)", "last epoch (runs with any)"]
     return markdown(header, rows)
 
@@ -118,9 +121,9 @@ def loss_table(lines: Iterable[Line], reading: str, moment: str, measure: str = 
     """For each network, data set and condition: a measure under every kind of mask, where anything was flagged."""
     digits = 2 if measure.endswith("loss") else 3
     rows = []
-    for key, runs in group(_flagged(lines, reading, moment, state), "network", "data", "condition").items():
+    for key, runs in group(flagged_runs(lines, reading, moment, state), "network", "data", "condition").items():
         cells = [
-            spread([_average(run, reading, arm, moment, measure, state) for run in runs], digits)
+            spread([average(run, reading, arm, moment, measure, state) for run in runs], digits)
             for arm in ("nothing", *ARMS)
         ]
         ranks = [
@@ -138,9 +141,9 @@ def loss_table(lines: Iterable[Line], reading: str, moment: str, measure: str = 
 
 def _cases(lines: Sequence[Line]) -> Iterator[tuple[str, str, str, list[Line]]]:
     """Reading, state, moment and the runs that have them."""
-    for reading in _READINGS:
+    for reading in READING_NAMES:
         for state, moment in (("best", "0"), *(("last", moment) for moment in MOMENTS)):
-            runs = _flagged(lines, reading, moment, state)
+            runs = flagged_runs(lines, reading, moment, state)
             if runs:
                 yield reading, state, moment, runs
 
@@ -158,11 +161,11 @@ def contest_table(
             share, p = permutation_p(masks, measure)
             cells = []
             for arm in (*ARMS[1:], "nothing"):
-                others = [_average(run, reading, arm, moment, measure, state) for run in runs]
+                others = [average(run, reading, arm, moment, measure, state) for run in runs]
                 pairs = [(a, b) for a, b in zip(own, others, strict=True) if b is not None]
                 cells.append(_against(pairs, measure))
             when = "best epoch, " + MOMENTS["0"] if state == "best" else MOMENTS[moment]
-            rows.append((measure, _READINGS[reading], when, len(runs), f"{share:.2f} ({_p(p)})", *cells))
+            rows.append((measure, READING_NAMES[reading], when, len(runs), f"{share:.2f} ({_p(p)})", *cells))
     header = (
         "measure", "reading", "when", "runs", "share of random draws beaten (permutation p)",
         "better than the mean random draw in (sign test p)", "than matched draws", "than l1", "than fpgm",
@@ -172,7 +175,7 @@ def contest_table(
 
 
 def _mislabelled(lines: Iterable[Line], reading: str, moment: str) -> list[Line]:
-    return [line for line in _flagged(lines, reading, moment) if line["cell"]["condition"] != "overfitting"]
+    return [line for line in flagged_runs(lines, reading, moment) if line["cell"]["condition"] != "overfitting"]
 
 
 def memory_table(lines: Sequence[Line], reading: str) -> str:
@@ -183,7 +186,7 @@ def memory_table(lines: Sequence[Line], reading: str) -> str:
             cells = []
             for arm in ("nothing", *ARMS):
                 kept, undone = (
-                    spread([_average(run, reading, arm, moment, name) for run in runs])
+                    spread([average(run, reading, arm, moment, name) for run in runs])
                     for name in ("wrong_kept", "wrong_undone")
                 )
                 cells.append(f"{kept} / {undone}")
@@ -204,7 +207,7 @@ def kind_table(lines: Sequence[Line]) -> str:
             same = sum(a == b for a, b in zip(*losses, strict=True))
             rows.append(
                 (
-                    f"{_READINGS[reading]}, {state} epoch",
+                    f"{READING_NAMES[reading]}, {state} epoch",
                     network,
                     len(runs),
                     spread([sum(one["masked"].values()) for one in found], 1),
@@ -225,18 +228,18 @@ def kind_table(lines: Sequence[Line]) -> str:
 def matching_table(lines: Sequence[Line]) -> str:
     """How well random draws could be matched on the training accuracy right after masking, at the last epoch."""
     rows = []
-    for reading in _READINGS:
-        for (network,), runs in group(_flagged(lines, reading), "network").items():
+    for reading in READING_NAMES:
+        for (network,), runs in group(flagged_runs(lines, reading), "network").items():
             found = [run["readings"][reading]["last"]["matching"] for run in runs]
             usable = [one for one in found if one["matched"]]
             gaps = [abs(mean(one["matched"]) - one["anomaly"]) for one in usable]
             inside = sum(one["pool"][0] <= one["anomaly"] <= one["pool"][1] for one in usable)
             rows.append(
                 (
-                    _READINGS[reading],
+                    READING_NAMES[reading],
                     network,
                     len(runs),
-                    spread([_average(run, reading, "nothing", "0", "train_acc") for run in runs], 3),
+                    spread([average(run, reading, "nothing", "0", "train_acc") for run in runs], 3),
                     spread([one["anomaly"] for one in found], 3),
                     spread([mean(one["matched"]) for one in usable], 3),
                     f"{max(gaps):.3f}" if gaps else "-",
@@ -255,53 +258,15 @@ def tables(lines: Sequence[Line]) -> str:
     parts = [("Flagged filters of each layer's live ones", flagged_table(lines))]
     if any(_cases(lines)):
         parts.append(("What kind of filters is flagged", kind_table(lines)))
-    for reading, name in _READINGS.items():
+    for reading, name in READING_NAMES.items():
         for moment in ("0", "3"):
-            if _flagged(lines, reading, moment):
+            if flagged_runs(lines, reading, moment):
                 parts.append((f"Validation loss, {name}, {MOMENTS[moment]}", loss_table(lines, reading, moment)))
         if _mislabelled(lines, reading, "0"):
             title = f"Mislabelled training images, {name}: wrong label kept / undone"
             parts.append((title, memory_table(lines, reading)))
     if any(_cases(lines)):
         parts.append(("Anomaly mask against the others, over all runs", contest_table(lines)))
-    if any(_flagged(lines, reading) for reading in _READINGS):
+    if any(flagged_runs(lines, reading) for reading in READING_NAMES):
         parts.append(("How well the matched draws match", matching_table(lines)))
     return "\n\n".join(f"### {title}\n\n{table}" for title, table in parts)
-
-
-def draw(lines: Sequence[Line]) -> Figure:
-    """Change of the validation loss by masking in every run: the range of random draws, and the other masks in it."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    panels = (("best", "0"), ("last", "0"), ("last", "3"))
-    grid = figure.subplots(2, len(panels), squeeze=False, sharex=True)
-    in_order = [run for runs in group(lines, "network", "data", "condition", "seed").values() for run in runs]
-    places = {run["key"]: place for place, run in enumerate(in_order)}
-    groups = {
-        "\n".join(key): [places[run["key"]] for run in runs] for key, runs in group(lines, "network", "data").items()
-    }
-    handles: dict[str, Any] = {}
-    for row, (reading, name) in zip(grid, _READINGS.items(), strict=True):
-        for axis, (state, moment) in zip(row, panels, strict=True):
-            for run in _flagged(lines, reading, moment, state):
-                place = places[run["key"]]
-                start = mean(values(run, reading, "nothing", moment, "val_loss", state))
-                random = [loss / start for loss in values(run, reading, "random", moment, "val_loss", state)]
-                axis.plot([place, place], [min(random), max(random)], color="0.8", linewidth=4, solid_capstyle="butt")
-                for arm, style in _STYLES.items():
-                    found = _average(run, reading, arm, moment, "val_loss", state)
-                    if found is not None:
-                        (handles[arm],) = axis.plot(place, found / start, style, markersize=3)
-            for cells in groups.values():
-                axis.axvline(max(cells) + 0.5, color="0.8", linewidth=0.6)
-            axis.axhline(1, color="black", linewidth=0.6)
-            axis.set_xticks([mean(cells) for cells in groups.values()], list(groups), fontsize=6, rotation=90)
-            axis.tick_params("x", length=0)
-            when = "best epoch, " if state == "best" else ""
-            axis.set_title(f"{name}\n{when}{MOMENTS[moment]}", fontsize=8)
-        row[0].set_ylabel("validation loss /\nthat of nothing masked", fontsize=8)
-    if handles:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=8)
-    return figure
-
-
-_STYLES = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}

@@ -13,39 +13,25 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
-from statistics import mean
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.two_sample import divided_test, live_filters, random_divisions, share_of_chance
 from recipes.common.options import one_sentence_errors
-from recipes.experiments.common.curves import best_epoch, layers_of, signal
 from recipes.experiments.common.fitting import every_epoch, watched_layers
-from recipes.experiments.common.tables import Line, group, markdown
 from recipes.experiments.common.trainings import Cell, prepare
 from recipes.experiments.h1.search import add_options, run_missing_cells
-from recipes.experiments.h1.tables import draw_panels, is_overfitting
 
-__all__ = ["RULES", "STATISTICS", "alarm_table", "compare", "draw", "flagged_table", "p_name", "responses"]
+__all__ = ["CHANCE", "RULES", "compare", "follow", "p_name", "responses"]
 
 _SIZE = 1024  # training images, compared with all validation images
-_CHANCE = 0.01  # of a false alarm
+CHANCE = 0.01  # of a false alarm
 # What one number of a sample's map is compared: "units" are those of the hidden linear layers, the others are filters.
 RULES = ("mean", "max", "units")
-# What the tables show: a label, the rule, the statistic, and whether of the last layer alone.
-STATISTICS = (
-    ("filters, largest value", "max", "fraction", False),
-    ("last convolution", "max", "fraction", True),
-    ("mean area", "max", "auc", False),
-    ("last convolution's mean area", "max", "auc", True),
-    ("filters, mean value", "mean", "fraction", False),
-    ("hidden units", "units", "fraction", False),
-)
 
 
 def hidden_layers(network: nn.Sequential) -> list[str]:
@@ -101,7 +87,7 @@ def compare(values: dict[str, dict[str, Tensor]], training: int) -> tuple[Compar
         for of_layer in layers.values():
             live = of_layer[live_filters(of_layer, training)]
             area, p_value = divided_test(live, divisions)
-            counts.append((p_value <= _CHANCE).sum(0).double())
+            counts.append((p_value <= CHANCE).sum(0).double())
             areas.append(area.sum(0))
             lives.append(len(live))
         found[rule] = {
@@ -151,74 +137,6 @@ def follow(cell: Cell, root: str | None = None, weights: str | None = None) -> d
             }
         )
     return {"cell": asdict(cell), "epochs": epochs}
-
-
-def flagged_table(lines: Sequence[Line]) -> str:
-    """For each network, data set and condition: the share of the live filters that tell the images apart.
-
-    By their largest values; after the first epoch, the one with the smallest validation loss and the last one, in all
-    convolutions and in the last one, and of the hidden units; mean over the seeds.
-    """
-    rows = []
-    for key, runs in group(lines, "network", "data", "condition").items():
-        losses = [signal(run, "val_loss") for run in runs]
-        rows.append(
-            (
-                *key,
-                len(runs),
-                f"{mean(map(min, losses)):.2f} → {mean(loss[-1] for loss in losses):.2f}",
-                _course(runs, "max", last=False),
-                _course(runs, "max", last=True),
-                _course(runs, "units", last=False),
-            )
-        )
-    header = ("network", "data", "condition", "seeds", "validation loss, best → end",
-              "filters, first epoch → best → end", "those of the last convolution", "hidden units")  # fmt: skip
-    return markdown(header, rows)
-
-
-def _course(runs: Sequence[Line], rule: str, last: bool) -> str:
-    found = []
-    for run in runs:
-        layers = layers_of(run, rule)
-        if not layers:
-            return "-"
-        values = signal(run, "fraction", rule, layers[-1] if last else None)
-        found.append((values[0], values[best_epoch(run)], values[-1]))
-    return " → ".join(f"{mean(values):.3f}" for values in zip(*found, strict=True))
-
-
-def alarm_table(lines: Sequence[Line]) -> str:
-    """For each network, data set and seed: how many trainings have a p-value below 1% after some epoch.
-
-    Overfitting ones / healthy ones, for each of the statistics.
-    """
-    rows = []
-    for key, runs in group(lines, "network", "data", "seed").items():
-        cells = []
-        for _, rule, statistic, last in STATISTICS:
-            name = p_name(rule, statistic, last)
-            alarms = {
-                bad: [
-                    min(signal(run, name)) < _CHANCE
-                    for run in runs
-                    if is_overfitting(run) == bad and name in run["epochs"][0]
-                ]
-                for bad in (True, False)
-            }
-            cells.append(" / ".join(f"{sum(found)} of {len(found)}" if found else "-" for found in alarms.values()))
-        rows.append((*key, *cells))
-    return markdown(("network", "data", "seed", *(label for label, *_ in STATISTICS)), rows)
-
-
-def draw(lines: Sequence[Line]) -> Figure:
-    """The share of the filters, and of the last convolution's, that tell the images apart, over the epochs."""
-    panels = (
-        ("validation loss (nats)", "val_loss", "max", False),
-        ("filters that tell training images", "fraction", "max", False),
-        ("those of the last convolution", "fraction", "max", True),
-    )
-    return draw_panels(lines, panels)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
