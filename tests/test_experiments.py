@@ -11,6 +11,7 @@ from trainers import QUIET
 
 from recipes.common.evaluation import evaluate
 from recipes.common.networks import build
+from recipes.experiments.__main__ import parse, run
 from recipes.experiments.common.fitting import watched_layers
 from recipes.experiments.common.store import read_lines, rounded, run_missing
 from recipes.experiments.common.trainings import (
@@ -25,7 +26,6 @@ from recipes.experiments.common.trainings import (
     quick_matrix,
 )
 from recipes.experiments.h1 import stopping, tables
-from recipes.experiments.h1 import watch as h1
 from recipes.experiments.h1.watch import READINGS, watch
 
 pytestmark = QUIET
@@ -114,8 +114,7 @@ def test_a_damaged_file_of_lines_is_an_error_that_names_the_line(tmp_path: Path)
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lines")
-    options = h1.parse(["--quick", "--workers", "1", "--lines", str(folder), "--weights", str(folder / "weights")])
-    h1.run(options)
+    run(parse(["h1", "--quick", "--workers", "1", "--lines", str(folder), "--weights", str(folder / "weights")]))
     return folder
 
 
@@ -156,16 +155,16 @@ def test_a_cell_gives_the_same_line_again(quick: Path) -> None:
 
 def test_finished_runs_are_skipped(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (quick / "h1-quick.jsonl").read_bytes()
-    assert len(h1.run(h1.parse(["--quick", "--workers", "1", "--lines", str(quick)]))) == 2
+    assert len(run(parse(["h1", "--quick", "--workers", "1", "--lines", str(quick)]))) == 2
     assert (quick / "h1-quick.jsonl").read_bytes() == before
 
 
 def test_quick_stopping_replays_the_trainings_of_h1(quick: Path, tmp_path: Path) -> None:
-    table = stopping.run(stopping.parse(["--quick", "--lines", str(quick)]))
+    table = run(parse(["stopping", "--quick", "--lines", str(quick)]))
     assert "| lenet5 | validation loss, patience 3 |" in table
     assert table == stopping.stopping_table(read_lines(quick / "h1-quick.jsonl"))
-    with pytest.raises(FileNotFoundError, match=r"run `python -m recipes.experiments.h1.watch --quick` first"):
-        stopping.run(stopping.parse(["--quick", "--lines", str(tmp_path)]))
+    with pytest.raises(FileNotFoundError, match=r"run `python -m recipes.experiments h1 --quick` first"):
+        run(parse(["stopping", "--quick", "--lines", str(tmp_path)]))
 
 
 def test_tables_and_curves_are_made_of_the_quick_lines(quick: Path) -> None:

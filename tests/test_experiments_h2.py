@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainers import QUIET
 
 from lightning_anomaly.report import ANOMALY, NORMAL, AnomalyReport, LayerReport
+from recipes.experiments.__main__ import parse, run
 from recipes.experiments.common.ranks import auroc, average_precision, rank_correlation
 from recipes.experiments.common.store import read_lines
 from recipes.experiments.common.trainings import prepare, quick_matrix
@@ -39,7 +40,7 @@ pytestmark = [
 
 
 def quick(folder: Path) -> list[dict]:
-    return h2.run(h2.parse(["--quick", "--lines", str(folder), "--workers", "1"]))
+    return run(parse(["h2", "--quick", "--lines", str(folder), "--workers", "1"]))
 
 
 @pytest.fixture(scope="module")

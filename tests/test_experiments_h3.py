@@ -13,6 +13,7 @@ from trainers import QUIET
 from lightning_anomaly.pruning.mask import mask_filters
 from recipes.common.evaluation import evaluate
 from recipes.common.networks import build
+from recipes.experiments.__main__ import EXPERIMENTS, parse, run
 from recipes.experiments.common.fitting import KeepWeights, fit, further_epochs
 from recipes.experiments.common.store import lines_file, read_lines
 from recipes.experiments.common.trainings import Cell, prepare, quick_matrix
@@ -30,7 +31,7 @@ CELL = quick_matrix(("noise30",))[0]
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The lines of a quick run that was interrupted after its first cell and went on."""
     folder = tmp_path_factory.mktemp("lines")
-    options = h3.parse(["--quick", "--workers", "1", "--lines", str(folder)])
+    arguments = ["h3", "--quick", "--workers", "1", "--lines", str(folder)]
     whole = h3.experiment
 
     def interrupted(cell: Cell, **arguments: Any) -> dict[str, Any]:
@@ -39,12 +40,12 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return whole(cell, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(h3, "experiment", interrupted)
+        patch.setitem(EXPERIMENTS, "h3", replace(EXPERIMENTS["h3"], work=interrupted))
         with pytest.raises(KeyboardInterrupt):
-            h3.run(options)
+            run(parse(arguments))
     first = (folder / "h3-quick.jsonl").read_text()
     assert first.count("\n") == 1
-    assert len(h3.run(options)) == 2
+    assert len(run(parse(arguments))) == 2
     assert (folder / "h3-quick.jsonl").read_text().startswith(first)
     return folder
 
@@ -75,7 +76,7 @@ def test_a_run_has_every_mask_at_every_moment_with_equal_counts(quick: Path) -> 
 
 def test_finished_runs_are_skipped(quick: Path) -> None:
     before = (quick / "h3-quick.jsonl").read_bytes()
-    assert len(h3.run(h3.parse(["--quick", "--workers", "1", "--lines", str(quick)]))) == 2
+    assert len(run(parse(["h3", "--quick", "--workers", "1", "--lines", str(quick)]))) == 2
     assert (quick / "h3-quick.jsonl").read_bytes() == before
 
 

@@ -11,6 +11,7 @@ from trainers import QUIET
 from lightning_anomaly import AnalysisSettings, analyze
 from recipes.common.evaluation import evaluate
 from recipes.common.networks import build
+from recipes.experiments.__main__ import parse, run
 from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.store import read_lines
 from recipes.experiments.common.trainings import prepare, quick_matrix
@@ -27,8 +28,8 @@ CELL = quick_matrix(("overfitting",))[0]
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Quick lines of the scripts."""
     folder = tmp_path_factory.mktemp("lines")
-    for script in (search, frozen, two_sample):
-        script.run(script.parse(["--quick", "--workers", "1", "--lines", str(folder)]))
+    for name in ("search", "frozen", "two_sample"):
+        run(parse([name, "--quick", "--workers", "1", "--lines", str(folder)]))
     return folder
 
 
@@ -137,16 +138,16 @@ def test_filters_that_respond_to_one_kind_of_images_are_counted_and_dead_ones_ar
 
 
 def test_an_alarm_is_a_p_value_below_one_percent_after_some_epoch() -> None:
-    def run(condition: str, seed: int, p: list[float], p_last: list[float]) -> dict[str, Any]:
+    def alarming(condition: str, seed: int, p: list[float], p_last: list[float]) -> dict[str, Any]:
         cell = {"network": "net", "data": "some", "condition": condition, "seed": seed}
         epochs = [{"p max fraction": one, "p max fraction last": other} for one, other in zip(p, p_last, strict=True)]
         return {"cell": cell, "epochs": epochs}
 
     found = [
-        run("overfitting", 0, [0.5, 0.009, 0.5], [0.5, 0.01, 0.5]),
-        run("noise30", 0, [0.5, 0.02, 0.009], [0.009, 0.5, 0.5]),
-        run("augmented", 0, [0.5, 0.01, 0.01], [0.5, 0.5, 0.002]),
-        run("overfitting", 1, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+        alarming("overfitting", 0, [0.5, 0.009, 0.5], [0.5, 0.01, 0.5]),
+        alarming("noise30", 0, [0.5, 0.02, 0.009], [0.009, 0.5, 0.5]),
+        alarming("augmented", 0, [0.5, 0.01, 0.01], [0.5, 0.5, 0.002]),
+        alarming("overfitting", 1, [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
     ]
     rows = two_sample_tables.alarm_table(found).splitlines()[2:]
     assert rows == [

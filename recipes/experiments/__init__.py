@@ -1,1 +1,1 @@
-"""The source paper's experiments with controls: a script for each hypothesis, one for stopping, one for the tables."""
+"""The source paper's experiments with controls: a folder for each question, with the lines that answer it."""

@@ -1,4 +1,4 @@
-"""Make the tables and pictures of RESULTS.md from the lines: `python -m recipes.experiments.results`.
+"""Make the tables and pictures of RESULTS.md from the lines: `python -m recipes.experiments results`.
 
 The words there are written by hand; what stands between a pair of markers, `<!-- NAME -->` and `<!-- end -->`, is made
 here.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from recipes.common.options import one_sentence_errors
 from recipes.experiments.common.store import lines_file, read_lines
 from recipes.experiments.h1 import choice as h1_choice
 from recipes.experiments.h1 import frozen
@@ -77,18 +76,8 @@ def fill(text: str) -> str:
     return re.sub(r"<!-- (.+?) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    return parser.parse_args(arguments)
-
-
 def run(options: argparse.Namespace) -> None:
     """Rewrite RESULTS.md and its pictures."""
     RESULTS.write_text(fill(RESULTS.read_text()))
     for name, (source, draw) in PICTURES.items():
         draw(read_lines(lines_file(source))).savefig(RESULTS.parent / "pictures" / name, dpi=65)
-
-
-if __name__ == "__main__":
-    one_sentence_errors(run, parse)

@@ -14,6 +14,7 @@ from recipes.common.data import ImageData, Loader, load_images, make_loaders, me
 __all__ = [
     "CONDITIONS",
     "DATA",
+    "FOLLOWED",
     "MATRIX",
     "OVERFITTING",
     "Cell",
@@ -59,6 +60,7 @@ CONDITIONS = {
 }
 OVERFITTING = ("overfitting", "noise10", "noise20", "noise30")  # the others are the healthy controls
 MATRIX = ("overfitting", "noise10", "noise30", "augmented", "regularised", "more_data")
+FOLLOWED = ("overfitting", "noise30", "augmented", "more_data")  # where every epoch's network is taken apart again
 # Epochs and learning rate: long enough for the validation loss of the plain training to rise well above its minimum.
 _SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "vgg11_bn": (16, 5e-4)}
 _LONG = {"lenet5": 50, "simple_cnn": 30, "alexnet": 20}  # epochs over a full data set

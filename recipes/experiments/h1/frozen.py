@@ -1,4 +1,4 @@
-"""Where does a network overfit? `python -m recipes.experiments.h1.frozen`.
+"""Where does a network overfit? `python -m recipes.experiments frozen --data-root DIR`.
 
 Takes the networks of the overfitting runs of `h1` as they were at their best epoch and trains them on for as many
 epochs as `h1` did: all layers, only the linear ones (convolutions frozen), or only the convolutions. If the validation
@@ -8,12 +8,9 @@ loss rises as much with frozen convolutions, then nothing that is seen in their 
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
-from operator import attrgetter
 from statistics import mean
 from typing import Any
 
@@ -21,12 +18,9 @@ import torch
 from torch import nn
 
 from recipes.common.evaluation import evaluate
-from recipes.common.options import one_sentence_errors
 from recipes.experiments.common.fitting import every_epoch, further_epochs
-from recipes.experiments.common.options import add_matrix_options, lines_of
-from recipes.experiments.common.store import run_missing
 from recipes.experiments.common.tables import Line, group, markdown, spread
-from recipes.experiments.common.trainings import DATA, Cell, Images, full_matrix, prepare, quick_matrix
+from recipes.experiments.common.trainings import Cell, Images, prepare
 
 __all__ = ["ARMS", "experiment", "frozen_table"]
 
@@ -106,25 +100,3 @@ def frozen_table(lines: Sequence[Line]) -> str:
     return markdown(
         ("network", "data", "trained", "seeds", "validation loss", "training accuracy", "test accuracy"), rows
     )
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_matrix_options(parser)
-    parser.add_argument("--weights", default=None, help="folder in which `h1` kept weights; trains what is not there")
-    return parser.parse_args(arguments)
-
-
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run what is missing; returns the lines."""
-    if options.quick:
-        cells = quick_matrix(["overfitting"])
-    else:
-        cells = full_matrix(options.networks, DATA, ["overfitting"], options.seeds)
-    work = partial(experiment, root=options.data_root, weights=options.weights)
-    return run_missing(cells, attrgetter("key"), work, lines_of(options, "frozen"), options.workers)
-
-
-if __name__ == "__main__":
-    one_sentence_errors(run, parse)

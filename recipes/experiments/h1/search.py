@@ -1,17 +1,13 @@
-"""Is there a better rule for H1? `python -m recipes.experiments.h1.search`.
+"""Is there a better rule for H1? `python -m recipes.experiments search --data-root DIR`.
 
 Analyses the networks that `h1` trained, epoch by epoch, with other settings and with a rule that has a null of its own;
 each run's counts are a line of `search.jsonl`. Which one is best is decided on the runs of one seed, see
-`h1_choice`.
+`choice`.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -22,17 +18,12 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
 from recipes.common.evaluation import evaluate, logits_of
 from recipes.common.maps import capture, choose
-from recipes.common.options import one_sentence_errors
 from recipes.experiments.common.fitting import every_epoch
-from recipes.experiments.common.options import add_matrix_options, lines_of
-from recipes.experiments.common.store import run_missing
-from recipes.experiments.common.trainings import Cell, full_matrix, held_out_matrix, prepare, quick_matrix
+from recipes.experiments.common.trainings import Cell, prepare
 from recipes.experiments.h1.layer_statistics import tail_gaps
 
-__all__ = ["CANDIDATES", "MATRIX", "Candidate", "add_options", "analyse", "run_missing_cells"]
+__all__ = ["CANDIDATES", "Candidate", "analyse", "follow"]
 
-MATRIX = ("overfitting", "noise30", "augmented", "more_data")
-Follow = Callable[..., dict[str, Any]]
 _MEASURED = 20  # at most about as many epochs of a training
 _CHANCE = 0.01  # of a false alarm, for the rule with a null
 
@@ -128,38 +119,3 @@ def follow(cell: Cell, root: str | None = None, weights: str | None = None) -> d
         if epoch % stride == 0
     ]
     return {"cell": asdict(cell), "epochs": epochs}
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a script that follows trainings."""
-    add_matrix_options(parser)
-    parser.add_argument("--held-out", action="store_true", help="the network that had no part in the choice")
-    parser.add_argument("--weights", default=None, help="folder in which `h1` kept weights; trains what is not there")
-
-
-def run_missing_cells(options: argparse.Namespace, experiment: str, follow: Follow) -> list[dict[str, Any]]:
-    """Follow the trainings that are missing in the lines of an experiment; returns all of them."""
-    if options.quick:
-        cells = quick_matrix()
-    elif options.held_out:
-        cells = held_out_matrix()
-    else:
-        cells = full_matrix(options.networks, conditions=MATRIX, seeds=options.seeds)
-    work = partial(follow, root=options.data_root, weights=options.weights)
-    return run_missing(cells, attrgetter("key"), work, lines_of(options, experiment), options.workers)
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    return parser.parse_args(arguments)
-
-
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run what is missing; returns the lines."""
-    return run_missing_cells(options, "search", follow)
-
-
-if __name__ == "__main__":
-    one_sentence_errors(run, parse)

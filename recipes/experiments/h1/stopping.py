@@ -1,4 +1,4 @@
-"""When does each rule stop, and what does it cost? `python -m recipes.experiments.h1.stopping`.
+"""When does each rule stop, and what does it cost? `python -m recipes.experiments stopping`.
 
 Replays the rules of `stopping_rules` on the trainings that `h1` measured; nothing is trained again.
 """
@@ -9,10 +9,8 @@ import argparse
 from collections.abc import Sequence
 from statistics import mean
 
-from recipes.common.options import one_sentence_errors
 from recipes.experiments.common.curves import joined
-from recipes.experiments.common.options import add_line_options, lines_of
-from recipes.experiments.common.store import read_lines
+from recipes.experiments.common.store import lines_file, read_lines
 from recipes.experiments.common.tables import Line, group, is_overfitting, markdown, spread
 from recipes.experiments.h1.stopping_rules import RULES, TWO_SAMPLE, replay
 from recipes.experiments.h1.tables import short_runs
@@ -68,29 +66,18 @@ def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:
     return markdown(header, rows)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_line_options(parser, quick="on the small trainings of `h1 --quick`")
-    return parser.parse_args(arguments)
-
-
 def run(options: argparse.Namespace) -> str:
     """Print and return the table.
 
     Raises:
         FileNotFoundError: If `h1` has not been run.
     """
-    lines = read_lines(lines_of(options, "h1"))
+    lines = read_lines(lines_file("h1", options.lines, options.quick))
     if not lines:
         quick = " --quick" if options.quick else ""
         raise FileNotFoundError(
-            f"There are no trainings to replay: run `python -m recipes.experiments.h1.watch{quick}` first."
+            f"There are no trainings to replay: run `python -m recipes.experiments h1{quick}` first."
         )
     table = stopping_table(lines)
     print(table)
     return table
-
-
-if __name__ == "__main__":
-    one_sentence_errors(run, parse)

@@ -1,4 +1,4 @@
-"""H3: does masking anomaly filters improve generalisation? `python -m recipes.experiments.h3.masking`.
+"""H3: does masking anomaly filters improve generalisation? `python -m recipes.experiments h3 --data-root DIR`.
 
 Takes every network of the conditions `overfitting` and `noise30` as it is after its last epoch, and as it was at its
 best one, masks the filters that an analysis of the validation probe flags, and measures it right away. The last one
@@ -26,8 +26,6 @@ import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -39,14 +37,13 @@ from lightning_anomaly.pruning.mask import FilterMask, mask_filters
 from lightning_anomaly.pruning.selection import Summary, choose_filters, choose_others, filter_norms, summarise
 from lightning_anomaly.report import NORMAL, LayerReport
 from recipes.common.evaluation import evaluate
-from recipes.common.options import one_sentence_errors
 from recipes.experiments.common.fitting import every_epoch, further_epochs
-from recipes.experiments.common.options import add_matrix_options, lines_of
-from recipes.experiments.common.store import rounded, run_missing
-from recipes.experiments.common.trainings import Cell, Images, full_matrix, prepare, quick_matrix
+from recipes.experiments.common.options import chosen_trainings
+from recipes.experiments.common.store import rounded
+from recipes.experiments.common.trainings import Cell, Images, prepare
 from recipes.experiments.h3.measures import MEASURES, Judge, Row
 
-__all__ = ["EPOCHS", "READINGS", "experiment", "median_distances"]
+__all__ = ["EPOCHS", "READINGS", "experiment", "median_distances", "trainings"]
 
 READINGS = {"default": AnalysisSettings(), "paper": AnalysisSettings.paper()}
 MATRIX = ("overfitting", "noise30")
@@ -240,23 +237,7 @@ def experiment(cell: Cell, root: str | None = None, weights: str | None = None) 
     return result
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_matrix_options(parser)
-    parser.add_argument("--weights", default=None, help="folder in which `h1 --weights` kept every epoch, saves time")
-    return parser.parse_args(arguments)
-
-
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run what is missing of the matrix; returns its lines."""
-    cells = full_matrix(options.networks, conditions=MATRIX, seeds=options.seeds)
-    if options.quick:
-        plain, noisy = quick_matrix(("overfitting", "noise30"))
-        cells = [plain, replace(noisy, network="simple_cnn")]  # the first has nothing to mask
-    work = partial(experiment, root=options.data_root, weights=options.weights)
-    return run_missing(cells, attrgetter("key"), work, lines_of(options, "h3"), options.workers)
-
-
-if __name__ == "__main__":
-    one_sentence_errors(run, parse)
+def trainings(options: argparse.Namespace) -> list[Cell]:
+    """The trainings that the options ask for; of the quick ones the first has nothing to mask."""
+    chosen = chosen_trainings(options, MATRIX, quick=MATRIX)
+    return [*chosen[:-1], replace(chosen[-1], network="simple_cnn")] if options.quick else chosen

@@ -1,17 +1,15 @@
-"""Do filters tell training images from others? `python -m recipes.experiments.two_sample.compare --data-root DIR`.
+"""Do filters tell training images from others? `python -m recipes.experiments two_sample --data-root DIR`.
 
 As long as a network has not overfitted, its training and its validation images are alike to it, so a filter that gives
 larger values on either is rare: one in a hundred, at a p-value of 1%. This rule flags filters for a difference between
 the two probes, not for a rare cluster in one of them, and needs no labels. All filters see the same images, so by
 chance too many can be found at once; random divisions of the same images say how often. The hidden units of the linear
 layers are judged in the same way. Each training's counts are a line of `two_sample.jsonl`; which of the rules is
-best is decided on the runs of one seed, see `h1_choice`.
+best is decided on the runs of one seed, see `h1/choice.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,10 +19,8 @@ from torch.nn import functional
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.two_sample import divided_test, live_filters, random_divisions, share_of_chance
-from recipes.common.options import one_sentence_errors
 from recipes.experiments.common.fitting import every_epoch, watched_layers
 from recipes.experiments.common.trainings import Cell, prepare
-from recipes.experiments.h1.search import add_options, run_missing_cells
 
 __all__ = ["CHANCE", "RULES", "compare", "follow", "p_name", "responses"]
 
@@ -137,19 +133,3 @@ def follow(cell: Cell, root: str | None = None, weights: str | None = None) -> d
             }
         )
     return {"cell": asdict(cell), "epochs": epochs}
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
-    return parser.parse_args(arguments)
-
-
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run what is missing; returns the lines."""
-    return run_missing_cells(options, "two_sample", follow)
-
-
-if __name__ == "__main__":
-    one_sentence_errors(run, parse)
