@@ -1,4 +1,4 @@
-"""What the experiments stand on: their cells, their lines of JSON, and the training that measures every epoch."""
+"""What the experiments stand on: their trainings, their lines of JSON, and the training that measures every epoch."""
 
 import json
 from dataclasses import replace
@@ -33,18 +33,18 @@ NETWORKS = ("lenet5", "simple_cnn", "alexnet")
 
 
 def test_the_full_matrix_has_every_combination_once_and_whole_seeds_first() -> None:
-    cells = full_matrix()
-    assert len(cells) == len({cell.key for cell in cells}) == 3 * len(DATA) * len(MATRIX) * 3
-    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    assert {cell.network for cell in cells} == set(NETWORKS)
+    trainings = full_matrix()
+    assert len(trainings) == len({training.key for training in trainings}) == 3 * len(DATA) * len(MATRIX) * 3
+    assert [training.seed for training in trainings] == sorted(training.seed for training in trainings)
+    assert {training.network for training in trainings} == set(NETWORKS)
     assert set(OVERFITTING) | set(MATRIX) == set(CONDITIONS)
 
 
 def test_what_is_held_out_is_in_no_other_matrix() -> None:
-    seen = {(cell.network, cell.seed) for cell in full_matrix()}
-    assert seen.isdisjoint((cell.network, cell.seed) for cell in held_out_matrix())
-    assert {cell.condition for cell in held_out_matrix()} & set(OVERFITTING) == {"overfitting", "noise20"}
-    assert len({cell.key for cell in [*full_matrix(), *held_out_matrix(), *long_matrix()]}) == 108 + 4 + 24
+    seen = {(training.network, training.seed) for training in full_matrix()}
+    assert seen.isdisjoint((training.network, training.seed) for training in held_out_matrix())
+    assert {training.condition for training in held_out_matrix()} & set(OVERFITTING) == {"overfitting", "noise20"}
+    assert len({training.key for training in [*full_matrix(), *held_out_matrix(), *long_matrix()]}) == 108 + 4 + 24
 
 
 def test_layers_are_watched_behind_their_batchnorm() -> None:
@@ -120,7 +120,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_quick_h1_measures_every_epoch_of_every_reading(quick: Path) -> None:
     lines = read_lines(quick / "h1-quick.jsonl")
-    assert [line["key"] for line in lines] == [cell.key for cell in quick_matrix()]
+    assert [line["key"] for line in lines] == [training.key for training in quick_matrix()]
     for line in lines:
         assert len(line["epochs"]) == 4
         assert line["epochs"][-1]["train_loss"] < line["epochs"][0]["train_loss"]
@@ -134,11 +134,11 @@ def test_quick_h1_measures_every_epoch_of_every_reading(quick: Path) -> None:
 
 def test_what_is_written_is_what_the_kept_weights_give(quick: Path) -> None:
     (line, _) = read_lines(quick / "h1-quick.jsonl")
-    cell = quick_matrix()[0]
-    images = prepare(cell)
+    training = quick_matrix()[0]
+    images = prepare(training)
     for number, epoch in enumerate(line["epochs"]):
-        network = build(cell.network, images.data.channels, images.data.n_classes)
-        network.load_state_dict(torch.load(quick / "weights" / cell.key / f"{number}.pt", weights_only=True))
+        network = build(training.network, images.data.channels, images.data.n_classes)
+        network.load_state_dict(torch.load(quick / "weights" / training.key / f"{number}.pt", weights_only=True))
         for part in ("val", "test"):
             loss, accuracy = evaluate(network, images.normalised(part), getattr(images.data, f"{part}_labels"))
             assert epoch[f"{part}_loss"] == pytest.approx(loss, rel=1e-3)

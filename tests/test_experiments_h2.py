@@ -36,7 +36,7 @@ pytestmark = [
     *QUIET,
     pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
 ]
-(CELL,) = quick_matrix(["overfitting"])
+(TRAINING,) = quick_matrix(["overfitting"])
 
 
 def quick(folder: Path) -> list[dict]:
@@ -51,7 +51,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
 
 @pytest.fixture(scope="module")
 def planted() -> Planted:
-    return plant(CELL, damage=True)
+    return plant(TRAINING, damage=True)
 
 
 def test_quick_measures_every_epoch_on_both_probes(lines) -> None:
@@ -126,7 +126,7 @@ def some_run(seed: int, ratio: float, outliers: float) -> list[dict]:
         "damage": {"noise/0.01": found, "noise/0.05": found},
     }
     seen = {"noise/0.01": {**found, "auroc": [0.9] * 8}}
-    cell = {"network": "some", "data": "images", "seed": seed}
+    training = {"network": "some", "data": "images", "seed": seed}
     better = {**probe, "ours": {**probe["ours"], "gradients": {**gradients, "all": {**group, "mean": shifted}}}}
     epochs = [{"epoch": epoch, "train": better if epoch == 2 else probe, "val": probe} for epoch in (1, 2, 3)]
     trained = {"best_loss": 1.0, "last_loss": 2.0, "best_acc": 0.5, "last_acc": 0.4}
@@ -134,8 +134,8 @@ def some_run(seed: int, ratio: float, outliers: float) -> list[dict]:
     ours = {"left_out": 30, "wrong": 2, "damaged": 7, "outliers": {**trained, "best_loss": outliers}, "random": random}
     arms = {"all": trained, "ours": ours, "paper": {"left_out": 5, "wrong": 0, "damaged": 1}}
     return [
-        {"kind": "measure", "cell": cell, "scores": list(SCORES), "epochs": epochs, "val_losses": [3, 1, 2]},
-        {"kind": "leave_out", "cell": cell, "damage": {"train": seen, "val": seen}, **arms},
+        {"kind": "measure", "cell": training, "scores": list(SCORES), "epochs": epochs, "val_losses": [3, 1, 2]},
+        {"kind": "leave_out", "cell": training, "damage": {"train": seen, "val": seen}, **arms},
     ]
 
 
@@ -176,7 +176,7 @@ def test_planted_images_are_trained_on_and_known(planted: Planted) -> None:
     assert torch.equal(train.images, images.normalised("train")[: len(train.images)])
     assert torch.equal(train.labels, images.data.train_labels[: len(train.labels)])
     assert images.data.train_labels.shape == images.wrong.shape == (256,)
-    plain = prepare(CELL).data
+    plain = prepare(TRAINING).data
     assert torch.equal(images.data.train_labels != plain.train_labels, images.wrong)
     assert 0 < images.wrong.sum() <= round(MISLABELLED * 256)
     assert not train.wrong[128:].any()
@@ -192,8 +192,8 @@ def test_planted_images_are_trained_on_and_known(planted: Planted) -> None:
 
 
 def test_training_images_without_damage(planted: Planted) -> None:
-    plain = plant(CELL, damage=False)
-    assert torch.equal(plain.images.data.train_images, prepare(CELL).data.train_images)
+    plain = plant(TRAINING, damage=False)
+    assert torch.equal(plain.images.data.train_images, prepare(TRAINING).data.train_images)
     assert plain.train.damaged == {}
     assert len(plain.train.images) == 128
     assert torch.equal(plain.images.wrong, planted.images.wrong)
@@ -323,9 +323,9 @@ def test_outlier_samples_are_left_out_and_as_many_random_ones(monkeypatch: pytes
     trained_on, steps = [], []
     fit = h2_leave_out.fit
 
-    def counting(cell, images, callbacks):
+    def counting(training, images, callbacks):
         trained_on.append(images.data.train_labels)
-        module = fit(cell, images, callbacks)
+        module = fit(training, images, callbacks)
         steps.append(module.trainer.global_step)
         return module
 
@@ -335,7 +335,7 @@ def test_outlier_samples_are_left_out_and_as_many_random_ones(monkeypatch: pytes
     monkeypatch.setattr(h2_leave_out, "fit", counting)
     monkeypatch.setattr(h2_leave_out, "training_outliers", first_thirty)
     monkeypatch.setattr(h2_leave_out, "found_damage", lambda *arguments: {})
-    found = h2_leave_out.leave_out(replace(CELL, epochs=2))
+    found = h2_leave_out.leave_out(replace(TRAINING, epochs=2))
     assert [len(labels) for labels in trained_on] == [256, 226, 226, 226]
     assert torch.equal(trained_on[1], trained_on[0][30:])
     assert steps == [4 * 2] * 4
@@ -375,7 +375,7 @@ def test_the_matrix_is_whole_seed_by_seed() -> None:
     assert len(set(keys)) == 2 * 2 * 2 * 2
     assert keys[:2] == ["measure/lenet5/cifar10/overfitting/0", "measure/lenet5/fashion_mnist/overfitting/0"]
     assert [key.split("/")[1] for key in keys] == ["lenet5"] * 8 + ["alexnet"] * 8
-    epochs = {(job.kind, job.cell.network): job.cell.epochs for job in jobs}
+    epochs = {(job.kind, job.training.network): job.training.epochs for job in jobs}
     assert epochs == {
         ("measure", "lenet5"): 40,
         ("leave_out", "lenet5"): 40,

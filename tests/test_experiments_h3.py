@@ -16,7 +16,7 @@ from recipes.common.networks import build
 from recipes.experiments.__main__ import EXPERIMENTS, parse, run
 from recipes.experiments.common.fitting import KeepWeights, fit, further_epochs
 from recipes.experiments.common.store import lines_file, read_lines
-from recipes.experiments.common.trainings import Cell, prepare, quick_matrix
+from recipes.experiments.common.trainings import Training, prepare, quick_matrix
 from recipes.experiments.h3 import figure as figure_of_h3
 from recipes.experiments.h3 import masking as h3
 from recipes.experiments.h3 import tables as h3_tables
@@ -24,20 +24,20 @@ from recipes.experiments.h3.masking import median_distances
 from recipes.experiments.h3.measures import MEASURES, Judge
 
 pytestmark = QUIET
-CELL = quick_matrix(("noise30",))[0]
+TRAINING = quick_matrix(("noise30",))[0]
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lines of a quick run that was interrupted after its first cell and went on."""
+    """The lines of a quick run that was interrupted after its first training and went on."""
     folder = tmp_path_factory.mktemp("lines")
     arguments = ["h3", "--quick", "--workers", "1", "--lines", str(folder)]
     whole = h3.experiment
 
-    def interrupted(cell: Cell, **arguments: Any) -> dict[str, Any]:
-        if cell.network == "simple_cnn":
+    def interrupted(training: Training, **arguments: Any) -> dict[str, Any]:
+        if training.network == "simple_cnn":
             raise KeyboardInterrupt
-        return whole(cell, **arguments)
+        return whole(training, **arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EXPERIMENTS, "h3", replace(EXPERIMENTS["h3"], work=interrupted))
@@ -110,10 +110,10 @@ def test_the_runs_in_the_repository_make_tables() -> None:
 
 
 def test_kept_weights_give_the_line_that_training_gives(tmp_path: Path) -> None:
-    cell = replace(CELL, epochs=2)
-    images = prepare(cell)
-    module = fit(cell, images, [KeepWeights(tmp_path / cell.key)])
-    kept, trained = (h3.states(cell, images, folder) for folder in (str(tmp_path), None))
+    training = replace(TRAINING, epochs=2)
+    images = prepare(training)
+    module = fit(training, images, [KeepWeights(tmp_path / training.key)])
+    kept, trained = (h3.states(training, images, folder) for folder in (str(tmp_path), None))
     assert kept["last"][0] == trained["last"][0] == 2
     assert kept["best"][0] == trained["best"][0]
     for state in ("last", "best"):
@@ -121,17 +121,17 @@ def test_kept_weights_give_the_line_that_training_gives(tmp_path: Path) -> None:
         assert all(torch.equal(a[name], b[name]) for name in a)
     last = module.network.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(value, last[name]) for name, value in kept["last"][1].state_dict().items())
-    (tmp_path / cell.key / "0.pt").unlink()
-    assert h3.states(cell, images, str(tmp_path))["best"][0] == kept["best"][0]
+    (tmp_path / training.key / "0.pt").unlink()
+    assert h3.states(training, images, str(tmp_path))["best"][0] == kept["best"][0]
 
 
 def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:
-    images = prepare(CELL)
+    images = prepare(TRAINING)
     network = build("lenet5", 1, 10)
     before = network[3].weight.detach().clone()
     mask = mask_filters(network, {"0": [1], "3": [0, 5]})
     epochs = []
-    for epoch in further_epochs(CELL, images, network, 2, mask):
+    for epoch in further_epochs(TRAINING, images, network, 2, mask):
         epochs.append(epoch)
         assert mask.verify()
         assert not torch.equal(network[3].weight[1], before[1])
@@ -140,23 +140,23 @@ def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:
 
 
 def test_further_training_goes_the_same_way_each_time_and_its_epochs_are_measured() -> None:
-    images = prepare(CELL)
+    images = prepare(TRAINING)
     torch.manual_seed(0)
     network = build("lenet5", 1, 10)
-    judge = Judge.of(CELL, images)
-    compared = h3.Comparison(CELL, images, judge, network)
+    judge = Judge.of(TRAINING, images)
+    compared = h3.Comparison(TRAINING, images, judge, network)
     rows = compared.rows({"3": [0, 5]}, train=True)
     assert list(rows) == ["0", "1", "3"]
     again, mask = compared.masked({"3": [0, 5]})
     assert rows["0"] == judge.row(again)
-    for _ in further_epochs(CELL, images, again, 3, mask):
+    for _ in further_epochs(TRAINING, images, again, 3, mask):
         pass
     assert rows["3"] == judge.row(again)
 
 
 def test_a_row_measures_what_it_says() -> None:
-    images = prepare(CELL)
-    judge = Judge.of(CELL, images)
+    images = prepare(TRAINING)
+    judge = Judge.of(TRAINING, images)
     network = build("lenet5", 1, 10)
     row = dict(zip(MEASURES, judge.row(network), strict=True))
     loss, accuracy = evaluate(network, images.normalised("test"), images.data.test_labels)
@@ -164,20 +164,20 @@ def test_a_row_measures_what_it_says() -> None:
     wrong = images.wrong
     with torch.no_grad():
         predicted = network(images.normalised("train")[wrong]).argmax(1)
-    true = prepare(replace(CELL, condition="overfitting")).data.train_labels[wrong]
+    true = prepare(replace(TRAINING, condition="overfitting")).data.train_labels[wrong]
     assert (images.data.train_labels[wrong] != true).all()
     assert row["wrong_kept"] == pytest.approx(
         (predicted == images.data.train_labels[wrong]).double().mean().item(), abs=1e-4
     )
     assert row["wrong_undone"] == pytest.approx((predicted == true).double().mean().item(), abs=1e-4)
     assert row["train_acc"] == pytest.approx(judge.train_accuracy(network), abs=1e-4)
-    clean = replace(CELL, condition="overfitting")
+    clean = replace(TRAINING, condition="overfitting")
     assert Judge.of(clean, prepare(clean)).row(network)[-2:] == [None, None]
 
 
 def test_other_masks_have_the_layers_and_counts_of_the_flagged_and_leave_dead_filters_out() -> None:
-    images = prepare(CELL)
-    compared = h3.Comparison(CELL, images, Judge.of(CELL, images), build("lenet5", 1, 10))
+    images = prepare(TRAINING)
+    compared = h3.Comparison(TRAINING, images, Judge.of(TRAINING, images), build("lenet5", 1, 10))
     summary = {"0": [1, 0, 0, 0, 0, -1], "3": [0] * 12 + [2, 5, 0, -1]}
     sparsity = {"0": [0.1, 0.2, 0.3, 0.8, 0.4, 0.9], "3": [i / 16 for i in range(16)]}
     masks = compared.masks({"0": [0], "3": [12, 13]}, summary, sparsity)

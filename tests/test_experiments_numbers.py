@@ -246,10 +246,10 @@ def test_a_rule_is_charged_against_the_best_epoch() -> None:
     )
 
 
-def runs(fraction: list[float], **cell: Any) -> list[dict[str, Any]]:
+def runs(fraction: list[float], **settings: Any) -> list[dict[str, Any]]:
     """An overfitting run whose anomaly fraction is this, and a healthy one in which it is flat."""
     loss = [3.0, 2.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
-    cell = {"network": "net", "data": "some", "train_size": 4000, **cell}
+    cell = {"network": "net", "data": "some", "train_size": 4000, **settings}
     bad = line(fraction=fraction, val_loss=loss) | {"cell": {**cell, "condition": "overfitting"}}
     good = line(fraction=[0.2] * 8, val_loss=sorted(loss)[::-1]) | {"cell": {**cell, "condition": "augmented"}}
     return [bad, good]

@@ -21,7 +21,7 @@ from recipes.experiments.two_sample import compare as two_sample
 from recipes.experiments.two_sample import tables as two_sample_tables
 
 pytestmark = QUIET
-CELL = quick_matrix(("overfitting",))[0]
+TRAINING = quick_matrix(("overfitting",))[0]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_quick_search_counts_flagged_filters_after_every_epoch(lines: Path) ->
 
 
 def test_a_candidate_counts_what_an_analysis_with_its_settings_does() -> None:
-    images = prepare(CELL)
+    images = prepare(TRAINING)
     probes = {"val": images.normalised("val"), "train": images.normalised("train", 128)}
     network = build("simple_cnn", 1, 10)
     found = search.analyse(network, probes)
@@ -64,7 +64,7 @@ def test_a_candidate_counts_what_an_analysis_with_its_settings_does() -> None:
 
 
 def test_a_gap_is_found_where_images_do_not_belong() -> None:
-    images = prepare(CELL)
+    images = prepare(TRAINING)
     val = images.normalised("val")
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3))
     clean = search.analyse(network, {"val": val, "train": val})["gap in the tail, not rectified"]["0"]["count"]
@@ -75,11 +75,11 @@ def test_a_gap_is_found_where_images_do_not_belong() -> None:
 
 
 def test_frozen_layers_stay_and_the_others_learn() -> None:
-    images = prepare(CELL)
+    images = prepare(TRAINING)
     for name, kinds in frozen.ARMS.items():
-        network = build(CELL.network, 1, 10)
+        network = build(TRAINING.network, 1, 10)
         before = {key: value.clone() for key, value in network.state_dict().items()}
-        frozen.train_on(CELL, images, network, kinds, 1)
+        frozen.train_on(TRAINING, images, network, kinds, 1)
         for place, layer in enumerate(network):
             for key, value in layer.state_dict().items():
                 assert torch.equal(value, before[f"{place}.{key}"]) != isinstance(layer, kinds), name
@@ -87,10 +87,10 @@ def test_frozen_layers_stay_and_the_others_learn() -> None:
 
 def test_a_quick_run_starts_from_the_best_epoch(lines: Path) -> None:
     (line,) = read_lines(lines / "frozen-quick.jsonl")
-    images = prepare(CELL)
+    images = prepare(TRAINING)
     losses = [
         evaluate(network, images.normalised("val"), images.data.val_labels)[0]
-        for _, network in every_epoch(CELL, images, None)
+        for _, network in every_epoch(TRAINING, images, None)
     ]
     assert line["best"] == losses.index(min(losses)) + 1
     assert line["start"]["val_loss"] == pytest.approx(min(losses), rel=1e-3)
@@ -101,7 +101,7 @@ def test_a_quick_run_starts_from_the_best_epoch(lines: Path) -> None:
 
 
 def test_responses_are_those_of_the_layers_and_the_logits_those_of_the_network() -> None:
-    images = torch.nn.functional.interpolate(prepare(CELL).normalised("val")[:64], size=32)  # VGG-11 takes no smaller
+    images = torch.nn.functional.interpolate(prepare(TRAINING).normalised("val")[:64], size=32)  # as VGG-11 needs it
     for name, places in (("lenet5", (0, 3)), ("vgg11_bn", (1, 5))):  # of VGG-11 what the BatchNorm gives
         network = build(name, 1, 10)
         values, logits = two_sample.responses(network, images)
@@ -139,9 +139,9 @@ def test_filters_that_respond_to_one_kind_of_images_are_counted_and_dead_ones_ar
 
 def test_an_alarm_is_a_p_value_below_one_percent_after_some_epoch() -> None:
     def alarming(condition: str, seed: int, p: list[float], p_last: list[float]) -> dict[str, Any]:
-        cell = {"network": "net", "data": "some", "condition": condition, "seed": seed}
+        training = {"network": "net", "data": "some", "condition": condition, "seed": seed}
         epochs = [{"p max fraction": one, "p max fraction last": other} for one, other in zip(p, p_last, strict=True)]
-        return {"cell": cell, "epochs": epochs}
+        return {"cell": training, "epochs": epochs}
 
     found = [
         alarming("overfitting", 0, [0.5, 0.009, 0.5], [0.5, 0.01, 0.5]),
@@ -161,10 +161,10 @@ def test_a_quick_comparison_gives_lines_and_tables(lines: Path) -> None:
     assert [len(line["epochs"]) for line in found] == [4, 4]
     for line in found:
         assert list(line["epochs"][0]["layers"]) == list(two_sample.RULES)
-    images = prepare(CELL)
+    images = prepare(TRAINING)
     losses = [
         evaluate(network, images.normalised("val"), images.data.val_labels)[0]
-        for _, network in every_epoch(CELL, images, None)
+        for _, network in every_epoch(TRAINING, images, None)
     ]
     assert [epoch["val_loss"] for epoch in found[0]["epochs"]] == pytest.approx(losses, rel=1e-3)
     assert two_sample_tables.two_sample_table(found).splitlines()[2].startswith("| lenet5 | digits | seed 0 | 2 |")

@@ -1,4 +1,4 @@
-"""How a cell is trained: from the start, epoch by epoch, and on from there."""
+"""How a training goes: from the start, epoch by epoch, and on from there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_anomaly.pruning.mask import FilterMask
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
-from recipes.experiments.common.trainings import CONDITIONS, Cell, Images
+from recipes.experiments.common.trainings import CONDITIONS, Images, Training
 
 __all__ = ["KeepWeights", "every_epoch", "fit", "further_epochs", "watched_layers"]
 
@@ -29,24 +29,26 @@ class MixedPrecision(Classifier):
             return super().training_step(batch, batch_idx)
 
 
-def _build(cell: Cell, images: Images) -> nn.Sequential:
-    """A cell's network, untrained, with the channels last."""
-    network = build(cell.network, images.data.channels, images.data.n_classes, CONDITIONS[cell.condition].dropout)
+def _build(training: Training, images: Images) -> nn.Sequential:
+    """A training's network, untrained, with the channels last."""
+    network = build(
+        training.network, images.data.channels, images.data.n_classes, CONDITIONS[training.condition].dropout
+    )
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # pooling is twice as fast
     return network
 
 
-def fit(cell: Cell, images: Images, callbacks: list[pl.Callback]) -> Classifier:
-    """Train a cell from the start; the same cell gives the same network."""
+def fit(training: Training, images: Images, callbacks: list[pl.Callback]) -> Classifier:
+    """Train from the start; the same training gives the same network."""
     quiet()
-    pl.seed_everything(cell.seed, verbose=False)
-    module = MixedPrecision(_build(cell, images), cell.lr, CONDITIONS[cell.condition].decay / cell.lr)
-    train, val = images.loaders(cell)
+    pl.seed_everything(training.seed, verbose=False)
+    module = MixedPrecision(_build(training, images), training.lr, CONDITIONS[training.condition].decay / training.lr)
+    train, val = images.loaders(training)
     trainer = pl.Trainer(
-        max_epochs=cell.epochs,
-        limit_train_batches=-(-cell.train_size // cell.batch_size),
+        max_epochs=training.epochs,
+        limit_train_batches=-(-training.train_size // training.batch_size),
         callbacks=callbacks,
-        accelerator="cpu",  # where the number of threads is one, the same cell gives the same network
+        accelerator="cpu",  # where the number of threads is one, the same training gives the same network
         num_sanity_val_steps=0,
         inference_mode=False,  # gradients are measured while it validates
         **SILENT,
@@ -69,37 +71,37 @@ class KeepWeights(pl.Callback):
         path.with_suffix(".part").replace(path)
 
 
-def every_epoch(cell: Cell, images: Images, weights: str | None) -> Iterator[tuple[int, nn.Sequential]]:
-    """A cell's network after every epoch; one network, whose weights change from one to the next.
+def every_epoch(training: Training, images: Images, weights: str | None) -> Iterator[tuple[int, nn.Sequential]]:
+    """The network after every epoch of a training; one network, whose weights change from one to the next.
 
     Args:
-        cell: The cell.
+        training: The training.
         images: Its images.
-        weights: A folder in which `h1` kept the weights of every epoch; the cell is trained if they are not there.
+        weights: A folder in which `h1` kept the weights of every epoch; it is trained if they are not there.
 
     Yields:
         Epochs trained, and the network, with the channels last as in training.
     """
-    network = _build(cell, images)
-    names = [f"{epoch}.pt" for epoch in range(cell.epochs)]
+    network = _build(training, images)
+    names = [f"{epoch}.pt" for epoch in range(training.epochs)]
     with TemporaryDirectory() as temporary:
-        folder = Path(weights or temporary) / cell.key
+        folder = Path(weights or temporary) / training.key
         if not all((folder / name).is_file() for name in names):
-            folder = Path(temporary) / cell.key
-            fit(cell, images, [KeepWeights(folder)])
+            folder = Path(temporary) / training.key
+            fit(training, images, [KeepWeights(folder)])
         for epoch, name in enumerate(names, 1):
             network.load_state_dict(torch.load(folder / name, weights_only=True))
             yield epoch, network
 
 
 def further_epochs(
-    cell: Cell, images: Images, network: nn.Module, epochs: int, mask: FilterMask | None = None
+    training: Training, images: Images, network: nn.Module, epochs: int, mask: FilterMask | None = None
 ) -> Iterator[int]:
-    """Train a cell's network on, in place: mixed precision and a new optimizer, the images in the same order always.
+    """Train a network on, in place: mixed precision and a new optimizer, the images in the same order always.
 
     Args:
-        cell: The cell.
-        images: Its images, which are taken as they are, also where the cell augments them.
+        training: The training.
+        images: Its images, which are taken as they are, also where the training augments them.
         network: The network; its parameters that need no gradient stay as they are.
         epochs: Epochs.
         mask: Filters that stay masked.
@@ -107,13 +109,15 @@ def further_epochs(
     Yields:
         The number of further epochs, after each of them.
     """
-    optimizer = Classifier(network, cell.lr, CONDITIONS[cell.condition].decay / cell.lr).configure_optimizers()
+    optimizer = Classifier(
+        network, training.lr, CONDITIONS[training.condition].decay / training.lr
+    ).configure_optimizers()
     inputs = images.normalised("train").contiguous(memory_format=torch.channels_last)
     labels = images.data.train_labels
-    order = torch.Generator().manual_seed(cell.seed)
+    order = torch.Generator().manual_seed(training.seed)
     for epoch in range(1, epochs + 1):
         network.train()
-        for batch in torch.split(torch.randperm(len(labels), generator=order), cell.batch_size):
+        for batch in torch.split(torch.randperm(len(labels), generator=order), training.batch_size):
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16):
                 loss = functional.cross_entropy(network(inputs[batch]), labels[batch])

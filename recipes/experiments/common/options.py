@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from recipes.experiments.common.trainings import (
     MATRIX,
-    Cell,
+    Training,
     full_matrix,
     held_out_matrix,
     long_matrix,
@@ -54,7 +54,7 @@ def chosen_trainings(
     options: argparse.Namespace,
     conditions: Sequence[str] = MATRIX,
     quick: Sequence[str] = ("overfitting", "augmented"),
-) -> list[Cell]:
+) -> list[Training]:
     """The trainings that the options ask for.
 
     Args:

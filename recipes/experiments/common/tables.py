@@ -1,4 +1,4 @@
-"""Lines of results put together: by cell, as mean and spread, as a table in Markdown."""
+"""Lines of results put together: by training, as mean and spread, as a table in Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Line = dict[str, Any]
 
 
 def group(lines: Iterable[Line], *names: str) -> dict[tuple[str, ...], list[Line]]:
-    """The lines by fields of their cells, in alphabetical order, conditions in their own; not in that of the lines."""
+    """The lines by settings of the trainings: alphabetically, conditions in their own order, not as the lines stand."""
     groups: dict[tuple[str, ...], list[Line]] = {}
     for line in lines:
         groups.setdefault(tuple(line["cell"][name] for name in names), []).append(line)

@@ -17,9 +17,9 @@ __all__ = [
     "FOLLOWED",
     "MATRIX",
     "OVERFITTING",
-    "Cell",
     "Condition",
     "Images",
+    "Training",
     "full_matrix",
     "held_out_matrix",
     "long_matrix",
@@ -67,8 +67,8 @@ _LONG = {"lenet5": 50, "simple_cnn": 30, "alexnet": 20}  # epochs over a full da
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training. `key` names it; two runs of the same cell are the same run.
+class Training:
+    """One training. `key` names it; two runs of the same one are the same run.
 
     Args:
         network: A name that `recipes.common.networks.build` takes.
@@ -103,10 +103,10 @@ class Cell:
         return f"{self.network}/{self.data}/{self.condition}/{self.seed}{sizes}"
 
 
-def make_cell(network: str, data: str, condition: str, seed: int) -> Cell:
-    """A cell of the full matrix."""
+def make_training(network: str, data: str, condition: str, seed: int) -> Training:
+    """A training of the full matrix."""
     epochs, lr = _SCHEDULE[network]
-    return Cell(network, data, condition, seed, epochs, lr)
+    return Training(network, data, condition, seed, epochs, lr)
 
 
 def full_matrix(
@@ -114,10 +114,10 @@ def full_matrix(
     data: Sequence[str] = DATA,
     conditions: Sequence[str] = MATRIX,
     seeds: Sequence[int] = (0, 1, 2),
-) -> list[Cell]:
+) -> list[Training]:
     """All combinations, one seed after the other, so that an unfinished matrix is whole in what it has."""
     return [
-        make_cell(network, name, condition, seed)
+        make_training(network, name, condition, seed)
         for seed in seeds
         for network in networks
         for name in data
@@ -125,28 +125,28 @@ def full_matrix(
     ]
 
 
-def held_out_matrix() -> list[Cell]:
+def held_out_matrix() -> list[Training]:
     """What has no part in choosing a signal: another network, another share of wrong labels, another seed."""
     return full_matrix(["vgg11_bn"], ["cifar10"], ["overfitting", "noise20", "augmented", "more_data"], [3])
 
 
-def long_matrix(networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet")) -> list[Cell]:
+def long_matrix(networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet")) -> list[Training]:
     """The paper's likely regime: all training images but the validation ones, for many epochs, seed by seed."""
     orders = ((seed, condition) for seed in (4, 5) for condition in ("overfitting", "augmented"))
-    cells = [cell for seed, condition in orders for cell in full_matrix(networks, DATA, [condition], [seed])]
+    short = [training for seed, condition in orders for training in full_matrix(networks, DATA, [condition], [seed])]
     sizes = {"cifar10": 48_976, "fashion_mnist": 58_976}  # of 50,000 and 60,000, less the validation images
-    return [replace(cell, train_size=sizes[cell.data], epochs=_LONG[cell.network]) for cell in cells]
+    return [replace(plain, train_size=sizes[plain.data], epochs=_LONG[plain.network]) for plain in short]
 
 
-def quick_matrix(conditions: Sequence[str] = ("overfitting", "augmented")) -> list[Cell]:
+def quick_matrix(conditions: Sequence[str] = ("overfitting", "augmented")) -> list[Training]:
     """LeNet-5 for a few epochs on a few hundred digits, once for each condition; it proves nothing."""
-    plain = Cell("lenet5", "digits", "", 0, 4, 1e-3, train_size=256, val_size=192, test_size=128, probe_size=128)
+    plain = Training("lenet5", "digits", "", 0, 4, 1e-3, train_size=256, val_size=192, test_size=128, probe_size=128)
     return [replace(plain, condition=condition) for condition in conditions]
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The images of a cell.
+    """The images of a training.
 
     Attributes:
         data: Images and labels as the network gets to see them, wrong labels included.
@@ -164,10 +164,10 @@ class Images:
         """The first `count` images of the part "train", "val" or "test", float32; None takes all."""
         return normalise(getattr(self.data, f"{part}_images")[:count], self.mean, self.std)
 
-    def loaders(self, cell: Cell) -> tuple[Loader, Loader]:
-        """Training and validation loader; of fewer training images than the cell has, some come again."""
-        epoch_size = max(cell.train_size, len(self.data.train_labels))
-        return make_loaders(self.data, cell.batch_size, CONDITIONS[cell.condition].augment, epoch_size)
+    def loaders(self, training: Training) -> tuple[Loader, Loader]:
+        """Training and validation loader; of fewer training images than an epoch has, some come again."""
+        epoch_size = max(training.train_size, len(self.data.train_labels))
+        return make_loaders(self.data, training.batch_size, CONDITIONS[training.condition].augment, epoch_size)
 
 
 def _load(name: str, root: str | None) -> ImageData:
@@ -176,30 +176,30 @@ def _load(name: str, root: str | None) -> ImageData:
     return load_images(archive if archive.is_file() else name, data_root=root)
 
 
-def prepare(cell: Cell, root: str | None = None) -> Images:
-    """Load, split and mislabel the images of a cell.
+def prepare(training: Training, root: str | None = None) -> Images:
+    """Load, split and mislabel the images of a training.
 
     The validation and test images of a seed are the same in every condition, and the plain training's images are the
     first of those of a larger pool.
 
     Args:
-        cell: The cell.
+        training: The training.
         root: Folder that holds `NAME.npz` in MedMNIST's layout, or torchvision's copy; the digits need none.
 
     Raises:
         FileNotFoundError: If the data are in neither form there.
         ValueError: If the data set is too small.
     """
-    condition = CONDITIONS[cell.condition]
-    data = _load(cell.data, root)
-    available = len(data.train_labels) - (0 if len(data.val_labels) else cell.val_size)
-    size = min(cell.train_size * condition.pool, available)
-    data = split(data, size, cell.val_size, cell.seed)
-    labels, wrong = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, cell.seed)
+    condition = CONDITIONS[training.condition]
+    data = _load(training.data, root)
+    available = len(data.train_labels) - (0 if len(data.val_labels) else training.val_size)
+    size = min(training.train_size * condition.pool, available)
+    data = split(data, size, training.val_size, training.seed)
+    labels, wrong = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, training.seed)
     data = replace(
         data,
         train_labels=labels,
-        test_images=data.test_images[: cell.test_size],
-        test_labels=data.test_labels[: cell.test_size],
+        test_images=data.test_images[: training.test_size],
+        test_labels=data.test_labels[: training.test_size],
     )
     return Images(data, wrong, *mean_and_std(data.train_images))

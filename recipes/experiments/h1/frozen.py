@@ -20,7 +20,7 @@ from torch import nn
 from recipes.common.evaluation import evaluate
 from recipes.experiments.common.fitting import every_epoch, further_epochs
 from recipes.experiments.common.tables import Line, group, markdown, spread
-from recipes.experiments.common.trainings import Cell, Images, prepare
+from recipes.experiments.common.trainings import Images, Training, prepare
 
 __all__ = ["ARMS", "experiment", "frozen_table"]
 
@@ -33,28 +33,28 @@ ARMS: dict[str, tuple[type[nn.Module], ...]] = {
 
 
 def train_on(
-    cell: Cell, images: Images, network: nn.Sequential, learning: tuple[type[nn.Module], ...], epochs: int
+    training: Training, images: Images, network: nn.Sequential, learning: tuple[type[nn.Module], ...], epochs: int
 ) -> None:
     """Train the parameters of some kinds of layers on, in place."""
     for layer in network:
         layer.requires_grad_(isinstance(layer, learning))
-    for _ in further_epochs(cell, images, network, epochs):
+    for _ in further_epochs(training, images, network, epochs):
         pass
 
 
-def experiment(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
-    """Train a cell's network on from its best epoch, in each of ARMS.
+def experiment(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
+    """Train the network of a training on from its best epoch, in each of ARMS.
 
     Args:
-        cell: The cell.
+        training: The training.
         root: See `prepare`.
         weights: See `every_epoch`.
 
     Returns:
-        The cell's settings, its `best` epoch, and the validation loss (nats), test accuracy and training accuracy there
-        (`start`) and after the last epoch of each arm.
+        The training's settings, its `best` epoch, and the validation loss (nats), test accuracy and training accuracy
+        there (`start`) and after the last epoch of each arm.
     """
-    images = prepare(cell, root)
+    images = prepare(training, root)
     parts = {
         part: images.normalised(part).contiguous(memory_format=torch.channels_last) for part in ("val", "test", "train")
     }
@@ -67,14 +67,14 @@ def experiment(cell: Cell, root: str | None = None, weights: str | None = None) 
         }
 
     lowest = float("inf")
-    for epoch, network in every_epoch(cell, images, weights):
+    for epoch, network in every_epoch(training, images, weights):
         loss = evaluate(network, parts["val"], images.data.val_labels)[0]
         if loss < lowest:
             lowest, best, start = loss, epoch, copy.deepcopy(network)
-    found: dict[str, Any] = {"cell": asdict(cell), "best": best, "start": row(start), "arms": {}}
+    found: dict[str, Any] = {"cell": asdict(training), "best": best, "start": row(start), "arms": {}}
     for name, learning in ARMS.items():
         network = copy.deepcopy(start)
-        train_on(cell, images, network, learning, cell.epochs - best)
+        train_on(training, images, network, learning, training.epochs - best)
         found["arms"][name] = row(network)
     return found
 

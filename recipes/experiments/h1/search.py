@@ -19,7 +19,7 @@ from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
 from recipes.common.evaluation import evaluate, logits_of
 from recipes.common.maps import capture, choose
 from recipes.experiments.common.fitting import every_epoch
-from recipes.experiments.common.trainings import Cell, prepare
+from recipes.experiments.common.trainings import Training, prepare
 from recipes.experiments.h1.layer_statistics import tail_gaps
 
 __all__ = ["CANDIDATES", "Candidate", "analyse", "follow"]
@@ -92,30 +92,31 @@ def confidence(network: nn.Module, images: Tensor) -> float:
     return logits_of(network, images).softmax(1).amax(1).mean().item()
 
 
-def follow(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
+def follow(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
     """The counts of a training in the shape of a line of `h1`.
 
     Args:
-        cell: The cell.
+        training: The training.
         root: See `prepare`.
         weights: See `every_epoch`.
 
     Returns:
-        The cell's settings, and `epochs`, at most about twenty: `epoch`, the validation loss, the network's
+        The training's settings, and `epochs`, at most about twenty: `epoch`, the validation loss, the network's
         `confidence` on training images less that on validation images, and `layers`, by candidate and layer.
     """
-    images = prepare(cell, root)
+    images = prepare(training, root)
     val = images.normalised("val").contiguous(memory_format=torch.channels_last)
-    probes = {"val": val[:1024], "train": images.normalised("train", cell.probe_size)}
-    stride = max(1, cell.epochs // _MEASURED)
+    probes = {"val": val[:1024], "train": images.normalised("train", training.probe_size)}
+    stride = max(1, training.epochs // _MEASURED)
     epochs = [
         {
             "epoch": epoch,
             "val_loss": evaluate(network, val, images.data.val_labels)[0],
-            "confidence": confidence(network, probes["train"]) - confidence(network, probes["val"][: cell.probe_size]),
+            "confidence": confidence(network, probes["train"])
+            - confidence(network, probes["val"][: training.probe_size]),
             "layers": analyse(network, probes),
         }
-        for epoch, network in every_epoch(cell, images, weights)
+        for epoch, network in every_epoch(training, images, weights)
         if epoch % stride == 0
     ]
-    return {"cell": asdict(cell), "epochs": epochs}
+    return {"cell": asdict(training), "epochs": epochs}

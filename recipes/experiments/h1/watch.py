@@ -1,6 +1,6 @@
 """H1: does the number of anomaly filters rise with overfitting? `python -m recipes.experiments h1 --data-root DIR`.
 
-Trains every cell and writes what was measured after each epoch to `h1.jsonl`; `stopping` reads the same lines.
+Writes what was measured after each epoch of every training to `h1.jsonl`; `stopping` reads the same lines.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from recipes.common.networks import build
 from recipes.experiments.common.fitting import KeepWeights, fit, watched_layers
 from recipes.experiments.common.gradients import gradient_disparity
 from recipes.experiments.common.trainings import (
-    Cell,
     Images,
+    Training,
     prepare,
 )
 from recipes.experiments.h1.layer_statistics import layer_statistics, weight_statistics
@@ -47,22 +47,26 @@ class Measure(pl.Callback):
     """Writes down every epoch; stands behind the watchers whose reports it reads.
 
     Args:
-        cell: The cell.
+        training: The training.
         images: Its images.
         watchers: The callbacks, by reading.
         convolutions: For each layer that they watch, the convolution that its maps come from.
     """
 
     def __init__(
-        self, cell: Cell, images: Images, watchers: dict[str, AnomalyFilterCallback], convolutions: dict[str, str]
+        self,
+        training: Training,
+        images: Images,
+        watchers: dict[str, AnomalyFilterCallback],
+        convolutions: dict[str, str],
     ) -> None:
         self.watchers, self.convolutions = watchers, convolutions
         self.epochs: list[dict[str, Any]] = []
         self.test = images.normalised("test"), images.data.test_labels
         # An epoch of a larger pool does not see each image, so predictions are compared on a fixed part of them.
         self.fixed = images.normalised("train", _FIXED), images.data.train_labels[:_FIXED]
-        self.labels = {"val": images.data.val_labels[: cell.probe_size]}
-        self.batch_size, self.probe_size = cell.batch_size, cell.probe_size
+        self.labels = {"val": images.data.val_labels[: training.probe_size]}
+        self.batch_size, self.probe_size = training.batch_size, training.probe_size
         self.predictions: Tensor | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -120,23 +124,23 @@ class Measure(pl.Callback):
         return gradient_disparity(gradients)
 
 
-def watch(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
-    """Train a cell and measure every epoch.
+def watch(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
+    """Train, and measure every epoch.
 
     Args:
-        cell: What to train.
+        training: What to train.
         root: See `prepare`.
         weights: Folder to keep every epoch's weights in; None keeps none.
 
     Returns:
-        The cell's settings, and `epochs`: a dict for each.
+        The training's settings, and `epochs`: a dict for each.
     """
-    images = prepare(cell, root)
-    layers = watched_layers(build(cell.network, images.data.channels, images.data.n_classes))
+    images = prepare(training, root)
+    layers = watched_layers(build(training.network, images.data.channels, images.data.n_classes))
     watchers = {
         name: AnomalyFilterCallback(
             layers=list(layers),
-            probe_size=cell.probe_size,
+            probe_size=training.probe_size,
             log_key_prefix=name,
             log_figures=False,
             on_error="raise",
@@ -144,7 +148,7 @@ def watch(cell: Cell, root: str | None = None, weights: str | None = None) -> di
         )
         for name, settings in READINGS.items()
     }
-    measure = Measure(cell, images, watchers, layers)
-    keep = [KeepWeights(Path(weights) / cell.key)] if weights else []
-    fit(cell, images, [*watchers.values(), measure, *keep])
-    return {"cell": asdict(cell), "epochs": measure.epochs}
+    measure = Measure(training, images, watchers, layers)
+    keep = [KeepWeights(Path(weights) / training.key)] if weights else []
+    fit(training, images, [*watchers.values(), measure, *keep])
+    return {"cell": asdict(training), "epochs": measure.epochs}

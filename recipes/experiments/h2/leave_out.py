@@ -13,7 +13,7 @@ from recipes.common.data import mean_and_std
 from recipes.common.evaluation import evaluate
 from recipes.common.maps import capture
 from recipes.experiments.common.fitting import fit
-from recipes.experiments.common.trainings import Cell, Images
+from recipes.experiments.common.trainings import Images, Training
 from recipes.experiments.h2.detection import SCORES
 from recipes.experiments.h2.measure import (
     READINGS,
@@ -85,7 +85,7 @@ def found_damage(network: nn.Sequential, planted: Planted, margins: Margins) -> 
     }
 
 
-def leave_out(cell: Cell, root: str | None = None) -> dict[str, Any]:
+def leave_out(training: Training, root: str | None = None) -> dict[str, Any]:
     """Train with all images, without the outlier samples of that training, and without as many random ones.
 
     Some training images have wrong labels and some are damaged.
@@ -95,21 +95,21 @@ def leave_out(cell: Cell, root: str | None = None) -> dict[str, Any]:
         and for each reading without the `outliers` and without `random` ones, in as many steps; the number `left_out`,
         of which `wrong` are mislabelled and `damaged` damaged. Fewer than 20 are not left out.
     """
-    planted = plant(cell, root, damage=True)
+    planted = plant(training, root, damage=True)
     images = planted.images
     damaged = torch.zeros_like(images.wrong)
     damaged[[place for places in planted.train.damaged.values() for place in places]] = True
 
     def train(part: Images, *watchers: pl.Callback) -> tuple[nn.Sequential, dict[str, float]]:
         history = History(part)
-        network = fit(cell, part, [*watchers, history]).network
+        network = fit(training, part, [*watchers, history]).network
         assert isinstance(network, nn.Sequential)
         return network, history.summary()
 
     margins = Margins(planted.train)
     network, with_all = train(images, margins)
     found: dict[str, Any] = {"scores": list(SCORES), "damage": found_damage(network, planted, margins), "all": with_all}
-    for reading, outliers in training_outliers(network, images, cell.probe_size).items():
+    for reading, outliers in training_outliers(network, images, training.probe_size).items():
         arms: dict[str, Any] = {
             "left_out": int(outliers.sum()),
             "wrong": int((outliers & images.wrong).sum()),
@@ -117,7 +117,7 @@ def leave_out(cell: Cell, root: str | None = None) -> dict[str, Any]:
         }
         if arms["left_out"] >= _FEWEST:
             arms["outliers"] = train(without(images, outliers))[1]
-            generator = torch.Generator().manual_seed(cell.seed)
+            generator = torch.Generator().manual_seed(training.seed)
             orders = [torch.randperm(len(outliers), generator=generator) for _ in range(_RANDOM_DRAWS)]
             arms["random"] = [train(without(images, outliers[order]))[1] for order in orders]
         found[reading] = arms

@@ -17,7 +17,7 @@ from recipes.common.evaluation import logits_of
 from recipes.common.maps import capture, choose
 from recipes.experiments.common.fitting import fit
 from recipes.experiments.common.gradients import gradient_norms_by_layer
-from recipes.experiments.common.trainings import Cell
+from recipes.experiments.common.trainings import Training
 from recipes.experiments.h2.detection import SCORES, detection, feature_scores, margins, output_scores
 from recipes.experiments.h2.planted import SHARES, Planted, Probe, plant
 from recipes.experiments.h2.ratios import gradient_ratios, vote_count
@@ -165,10 +165,10 @@ class Margins(pl.Callback):
 class Measure(pl.Callback):
     """Measures both probes at some of the epochs; stands behind the margins that it reads."""
 
-    def __init__(self, cell: Cell, planted: Planted, margins_so_far: Margins) -> None:
+    def __init__(self, training: Training, planted: Planted, margins_so_far: Margins) -> None:
         self.planted = planted
         self.margins = margins_so_far
-        self.measured = log_spaced(cell.epochs, _MEASURED)
+        self.measured = log_spaced(training.epochs, _MEASURED)
         self.epochs: list[dict[str, Any]] = []
         self.val_losses: list[float] = []
 
@@ -191,14 +191,14 @@ class Measure(pl.Callback):
         )
 
 
-def measure(cell: Cell, root: str | None = None) -> dict[str, Any]:
+def measure(training: Training, root: str | None = None) -> dict[str, Any]:
     """Train on images of which some have wrong labels and none is damaged, and measure at several epochs.
 
     Returns:
         The validation loss of every epoch (nats), and a dict for each measured one.
     """
-    planted = plant(cell, root, damage=False)
+    planted = plant(training, root, damage=False)
     margins_so_far = Margins(planted.train)
-    watcher = Measure(cell, planted, margins_so_far)
-    fit(cell, planted.images, [margins_so_far, watcher])
+    watcher = Measure(training, planted, margins_so_far)
+    fit(training, planted.images, [margins_so_far, watcher])
     return {"scores": list(SCORES), "val_losses": watcher.val_losses, "epochs": watcher.epochs}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recipes.common.damage import plant_damage, with_label_noise
 from recipes.common.data import mean_and_std
-from recipes.experiments.common.trainings import Cell, Images, prepare
+from recipes.experiments.common.trainings import Images, Training, prepare
 
 __all__ = ["MISLABELLED", "SHARES", "Planted", "Probe", "plant"]
 
@@ -65,8 +65,8 @@ class Planted:
     """What a network is trained on, and the two probes.
 
     Attributes:
-        images: The cell's images with wrong labels and, if so, damaged images among the training ones. The validation
-            and the test images are as they were.
+        images: The training's images with wrong labels and, if so, damaged images among those it trains on. The
+            validation and the test images are as they were.
         train: The first training images, with the same damaged ones that the network is trained on, if any.
         val: The first validation images, and damaged ones; the network never sees them.
     """
@@ -76,32 +76,33 @@ class Planted:
     val: Probe
 
 
-def plant(cell: Cell, root: str | None = None, *, damage: bool) -> Planted:
-    """Load the images of a cell and plant mislabelled and damaged ones.
+def plant(training: Training, root: str | None = None, *, damage: bool) -> Planted:
+    """Load the images of a training and plant mislabelled and damaged ones.
 
     Each kind of damage gets as many images as the largest of `SHARES` is of a probe. They lie behind the probe's own,
     so that one kind of damage at a time can be put into the probe although the network was trained on all.
 
     Args:
-        cell: The cell.
+        training: The training.
         root: See `prepare`.
         damage: Whether training images are damaged too.
 
     Raises:
         FileNotFoundError: If the data are not there.
     """
-    images = prepare(cell, root)
+    images = prepare(training, root)
     foreign = None
-    if cell.data in _FOREIGN:
-        foreign = prepare(replace(cell, data=_FOREIGN[cell.data]), root).data.train_images
-    data, size = images.data, cell.probe_size
-    val, val_places = _damage(data.val_images, cell, foreign, seed=cell.seed + 1000)  # other draws than the training's
-    train, places = _damage(data.train_images, cell, foreign, seed=cell.seed)
+    if training.data in _FOREIGN:
+        foreign = prepare(replace(training, data=_FOREIGN[training.data]), root).data.train_images
+    data, size = images.data, training.probe_size
+    # Other draws than those of the training images.
+    val, val_places = _damage(data.val_images, training, foreign, seed=training.seed + 1000)
+    train, places = _damage(data.train_images, training, foreign, seed=training.seed)
     if not damage:
         train, places = data.train_images, {}
     behind = slice(size, size + sum(map(len, val_places.values())))
-    labels, wrong = _mislabel(data.train_labels, data.n_classes, cell.seed, behind)
-    val_labels, val_wrong = _mislabel(data.val_labels, data.n_classes, cell.seed, behind)
+    labels, wrong = _mislabel(data.train_labels, data.n_classes, training.seed, behind)
+    val_labels, val_wrong = _mislabel(data.val_labels, data.n_classes, training.seed, behind)
     planted = Images(replace(data, train_images=train, train_labels=labels), wrong, *mean_and_std(train))
     normalised = replace(planted, data=replace(planted.data, val_images=val)).normalised("val")
     in_train, in_val = slice(behind.stop if damage else size), slice(behind.stop)
@@ -119,12 +120,14 @@ def _mislabel(labels: Tensor, n_classes: int, seed: int, spared: slice) -> tuple
     return noisy, wrong
 
 
-def _damage(images: Tensor, cell: Cell, foreign: Tensor | None, seed: int) -> tuple[Tensor, dict[str, list[int]]]:
+def _damage(
+    images: Tensor, training: Training, foreign: Tensor | None, seed: int
+) -> tuple[Tensor, dict[str, list[int]]]:
     """Damage images behind the first `probe_size` ones; returns all, and the damaged places by kind."""
     kinds = _KINDS if foreign is None else (*_KINDS, "foreign")
-    count = len(kinds) * max(1, round(max(SHARES) * cell.probe_size))
-    behind = slice(cell.probe_size, cell.probe_size + count)
+    count = len(kinds) * max(1, round(max(SHARES) * training.probe_size))
+    behind = slice(training.probe_size, training.probe_size + count)
     damaged, places = plant_damage(images[behind], count, kinds, seed, foreign)
     result = images.clone()
     result[behind] = damaged
-    return result, {kind: [cell.probe_size + place for place in found] for kind, found in places.items()}
+    return result, {kind: [training.probe_size + place for place in found] for kind, found in places.items()}

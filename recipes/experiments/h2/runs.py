@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recipes.experiments.common.trainings import DATA, Cell, make_cell, quick_matrix
+from recipes.experiments.common.trainings import DATA, Training, make_training, quick_matrix
 from recipes.experiments.h2.leave_out import leave_out
 from recipes.experiments.h2.measure import measure
 
@@ -26,30 +26,30 @@ class Job:
 
     Args:
         kind: "measure" or "leave_out".
-        cell: What is trained, before anything is planted or left out.
+        training: What is trained, before anything is planted or left out.
     """
 
     kind: str
-    cell: Cell
+    training: Training
 
     @property
     def key(self) -> str:
         """The name of the run."""
-        return f"{self.kind}/{self.cell.key}"
+        return f"{self.kind}/{self.training.key}"
 
 
 def run_job(job: Job, root: str | None) -> dict[str, Any]:
     """Do one run; returns its settings and what it found."""
-    found = measure(job.cell, root) if job.kind == "measure" else leave_out(job.cell, root)
-    return {"kind": job.kind, "cell": asdict(job.cell), **found}
+    found = measure(job.training, root) if job.kind == "measure" else leave_out(job.training, root)
+    return {"kind": job.kind, "cell": asdict(job.training), **found}
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
     """The runs that the options ask for."""
     if not options.quick:
         return full_matrix(options.networks, options.seeds)
-    (cell,) = quick_matrix(["overfitting"])
-    return [Job(kind, cell) for kind in ("measure", "leave_out")]
+    (training,) = quick_matrix(["overfitting"])
+    return [Job(kind, training) for kind in ("measure", "leave_out")]
 
 
 def full_matrix(networks: Sequence[str], seeds: Sequence[int]) -> list[Job]:
@@ -57,12 +57,12 @@ def full_matrix(networks: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     found = []
     for group in (("lenet5", "simple_cnn"), ("alexnet",)):
         for seed in seeds:
-            cells = [
-                make_cell(network, data, "overfitting", seed)
+            trainings = [
+                make_training(network, data, "overfitting", seed)
                 for network in group
                 if network in networks
                 for data in DATA
             ]
-            found += [Job("measure", cell) for cell in cells]
-            found += [Job("leave_out", cell) for cell in cells]
+            found += [Job("measure", training) for training in trainings]
+            found += [Job("leave_out", training) for training in trainings]
     return found

@@ -40,7 +40,7 @@ from recipes.common.evaluation import evaluate
 from recipes.experiments.common.fitting import every_epoch, further_epochs
 from recipes.experiments.common.options import chosen_trainings
 from recipes.experiments.common.store import rounded
-from recipes.experiments.common.trainings import Cell, Images, prepare
+from recipes.experiments.common.trainings import Images, Training, prepare
 from recipes.experiments.h3.measures import MEASURES, Judge, Row
 
 __all__ = ["EPOCHS", "READINGS", "experiment", "median_distances", "trainings"]
@@ -53,11 +53,11 @@ _SINGLE = ("l1", "fpgm", "sparsest")
 Filters = dict[str, list[int]]
 
 
-def states(cell: Cell, images: Images, weights: str | None) -> dict[str, tuple[int, nn.Module]]:
-    """The networks of a cell after the `last` epoch and after the `best` one, and these epochs.
+def states(training: Training, images: Images, weights: str | None) -> dict[str, tuple[int, nn.Module]]:
+    """The networks of a training after the `last` epoch and after the `best` one, and these epochs.
 
     Args:
-        cell: The cell.
+        training: The training.
         images: Its images.
         weights: See `every_epoch`.
 
@@ -66,7 +66,7 @@ def states(cell: Cell, images: Images, weights: str | None) -> dict[str, tuple[i
     """
     val = images.normalised("val").contiguous(memory_format=torch.channels_last)
     best_loss = float("inf")
-    for epoch, network in every_epoch(cell, images, weights):
+    for epoch, network in every_epoch(training, images, weights):
         loss = evaluate(network, val, images.data.val_labels)[0]
         if loss < best_loss:
             best_loss, best = loss, (epoch, copy.deepcopy(network))
@@ -77,7 +77,7 @@ def states(cell: Cell, images: Images, weights: str | None) -> dict[str, tuple[i
 class Comparison:
     """One network, and the masks that are compared on it; the same mask is measured once."""
 
-    cell: Cell
+    training: Training
     images: Images
     judge: Judge
     network: nn.Module
@@ -95,7 +95,7 @@ class Comparison:
             network, mask = self.masked(filters)
             rows["0"] = self.judge.row(network)
             if train:
-                for epoch in further_epochs(self.cell, self.images, network, max(EPOCHS), mask):
+                for epoch in further_epochs(self.training, self.images, network, max(EPOCHS), mask):
                     if epoch in EPOCHS:
                         rows[str(epoch)] = self.judge.row(network)
         return rows
@@ -111,7 +111,7 @@ class Comparison:
 
     def reading(self, settings: AnalysisSettings, match: bool, further: bool) -> dict[str, Any]:
         """What the settings flag, and the rows of all masks; no rows where nothing is flagged."""
-        report = analyze(self.network, self.judge.images[: self.cell.probe_size], settings=settings)
+        report = analyze(self.network, self.judge.images[: self.training.probe_size], settings=settings)
         summary = summarise(report)
         flagged = choose_filters([summary], {}, min_votes=1, max_fraction=1.0)  # leaves one filter of each layer
         found: dict[str, Any] = {
@@ -148,7 +148,7 @@ class Comparison:
         found = {"anomaly": [flagged]}
         for name, leans in draws.items():
             orders = [
-                {layer: _lean(norms[layer], lean, f"{self.cell.seed} {name} {i} {layer}") for layer in flagged}
+                {layer: _lean(norms[layer], lean, f"{self.training.seed} {name} {i} {layer}") for layer in flagged}
                 for i, lean in enumerate(leans)
             ]
             found[name] = [choose_others(flagged, summary, {}, order, "") for order in orders]
@@ -205,25 +205,25 @@ def _shared(flagged: Filters, mask: Filters) -> float:
     return same / sum(map(len, flagged.values()))
 
 
-def experiment(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
-    """Mask the networks of a cell and measure what that does.
+def experiment(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
+    """Mask the networks of a training and measure what that does.
 
     Args:
-        cell: The cell.
+        training: The training.
         root: See `prepare`.
         weights: See `states`.
 
     Returns:
-        The cell's settings, `epochs` of each state, `nothing`: the rows of the unmasked network by state, and
+        The training's settings, `epochs` of each state, `nothing`: the rows of the unmasked network by state, and
         `readings`: what was flagged and the rows of all masks, by reading and state.
     """
-    images = prepare(cell, root)
-    judge = Judge.of(cell, images, root)
-    found = states(cell, images, weights)
-    by_epoch = {epochs: Comparison(cell, images, judge, network) for epochs, network in found.values()}
+    images = prepare(training, root)
+    judge = Judge.of(training, images, root)
+    found = states(training, images, weights)
+    by_epoch = {epochs: Comparison(training, images, judge, network) for epochs, network in found.values()}
     comparisons = {state: by_epoch[epochs] for state, (epochs, _) in found.items()}
     result: dict[str, Any] = {
-        "cell": asdict(cell),
+        "cell": asdict(training),
         "measures": MEASURES,
         "epochs": {state: epochs for state, (epochs, _) in found.items()},
         "nothing": {state: compared.arm([{}], trained=state == "last") for state, compared in comparisons.items()},
@@ -237,7 +237,7 @@ def experiment(cell: Cell, root: str | None = None, weights: str | None = None) 
     return result
 
 
-def trainings(options: argparse.Namespace) -> list[Cell]:
+def trainings(options: argparse.Namespace) -> list[Training]:
     """The trainings that the options ask for; of the quick ones the first has nothing to mask."""
     chosen = chosen_trainings(options, MATRIX, quick=MATRIX)
     return [*chosen[:-1], replace(chosen[-1], network="simple_cnn")] if options.quick else chosen

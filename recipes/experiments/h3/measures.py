@@ -1,4 +1,4 @@
-"""How well a network does on the images of a cell, in one row of numbers."""
+"""How well a network does on the images of a training, in one row of numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from recipes.common.evaluation import evaluate, logits_of
 from recipes.experiments.common.store import rounded
-from recipes.experiments.common.trainings import Cell, Images, prepare
+from recipes.experiments.common.trainings import Images, Training, prepare
 
 __all__ = ["MEASURES", "Judge", "Row", "calibration_error"]
 
@@ -43,7 +43,7 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Measures networks on the first images of each part of a cell.
+    """Measures networks on the first images of each part of a training.
 
     Attributes:
         images: Validation, test, training and mislabelled training images, one after the other `(N, C, H, W)`.
@@ -58,9 +58,10 @@ class Judge:
     sizes: list[int]
 
     @classmethod
-    def of(cls, cell: Cell, images: Images, root: str | None = None) -> Judge:
-        """The judge of a cell with these images; `root` as in `prepare`."""
-        true = prepare(replace(cell, condition="overfitting"), root).data.train_labels  # same images, no wrong label
+    def of(cls, training: Training, images: Images, root: str | None = None) -> Judge:
+        """The judge of a training with these images; `root` as in `prepare`."""
+        plain = replace(training, condition="overfitting")  # has the same images and no wrong label
+        true = prepare(plain, root).data.train_labels
         train, labels = images.normalised("train"), images.data.train_labels
         wrong = images.wrong.nonzero()[:_WRONG, 0]
         parts = [images.normalised("val"), images.normalised("test", _TEST), train[:_TRAIN], train[wrong]]

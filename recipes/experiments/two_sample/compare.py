@@ -20,7 +20,7 @@ from torch.nn import functional
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.two_sample import divided_test, live_filters, random_divisions, share_of_chance
 from recipes.experiments.common.fitting import every_epoch, watched_layers
-from recipes.experiments.common.trainings import Cell, prepare
+from recipes.experiments.common.trainings import Training, prepare
 
 __all__ = ["CHANCE", "RULES", "compare", "follow", "p_name", "responses"]
 
@@ -62,26 +62,26 @@ def _mean_and_largest(maps: Tensor) -> Tensor:
 Compared = dict[str, dict[str, dict[str, float]]]
 
 
-def compare(values: dict[str, dict[str, Tensor]], training: int) -> tuple[Compared, dict[str, float]]:
+def compare(values: dict[str, dict[str, Tensor]], n_train: int) -> tuple[Compared, dict[str, float]]:
     """Of each layer the live filters, how many of them tell the images apart (`count`), and their mean area (`auc`).
 
     Args:
         values: See `responses`.
-        training: How many of the images are training images; they are the first ones.
+        n_train: How many of the images are training images; they are the first ones.
 
     Returns:
         By rule and layer; `auc` is 0.5 where no filter is live. And how often random divisions of the same images give
         as much or more, by name as in `p_name`: of the fraction of the live filters, and of their mean area.
     """
     some = next(tensor for layers in values.values() for tensor in layers.values())
-    true = torch.arange(some.shape[1])[:, None] < training
-    divisions = torch.cat([true, random_divisions(training, some.shape[1])], 1)  # the true one first
+    true = torch.arange(some.shape[1])[:, None] < n_train
+    divisions = torch.cat([true, random_divisions(n_train, some.shape[1])], 1)  # the true one first
     found: Compared = {}
     by_chance: dict[str, float] = {}
     for rule, layers in values.items():
         counts, areas, lives = [], [], []
         for of_layer in layers.values():
-            live = of_layer[live_filters(of_layer, training)]
+            live = of_layer[live_filters(of_layer, n_train)]
             area, p_value = divided_test(live, divisions)
             counts.append((p_value <= CHANCE).sum(0).double())
             areas.append(area.sum(0))
@@ -103,24 +103,24 @@ def p_name(rule: str, statistic: str, last: bool) -> str:
     return f"p {rule} {statistic}{' last' if last else ''}"
 
 
-def follow(cell: Cell, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
+def follow(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
     """What tells the images apart after every epoch, in the shape of a line of `h1`.
 
     Args:
-        cell: The cell.
+        training: The training.
         root: See `prepare`.
         weights: See `every_epoch`.
 
     Returns:
-        The cell's settings, and `epochs`: the validation loss, the network's `confidence` on training images less that
-        on validation images, and what `compare` finds.
+        The training's settings, and `epochs`: the validation loss, the network's `confidence` on training images less
+        that on validation images, and what `compare` finds.
     """
-    images = prepare(cell, root)
-    size = min(_SIZE, cell.train_size)
+    images = prepare(training, root)
+    size = min(_SIZE, training.train_size)
     both = torch.cat([images.normalised("train", size), images.normalised("val")])
     both = both.contiguous(memory_format=torch.channels_last)
     epochs = []
-    for _, network in every_epoch(cell, images, weights):
+    for _, network in every_epoch(training, images, weights):
         values, logits = responses(network, both)
         layers, by_chance = compare(values, size)
         confidence = logits.softmax(1).amax(1)
@@ -132,4 +132,4 @@ def follow(cell: Cell, root: str | None = None, weights: str | None = None) -> d
                 "layers": layers,
             }
         )
-    return {"cell": asdict(cell), "epochs": epochs}
+    return {"cell": asdict(training), "epochs": epochs}
