@@ -1,42 +1,40 @@
-"""Headless Chromium, driven over the pipe that it offers for debugging: no port, no driver, no Python package.
+"""TensorBoard as a person sees it: a real one, in a headless Chromium that Playwright drives.
 
-Messages of Chrome's DevTools protocol are JSON, each ended by a zero byte; Chromium reads them at its file descriptor 3
-and answers at 4. When the pipe is closed it goes away, so it cannot outlive this process.
+The Chromium is the machine's own (Debian: `apt-get install chromium`); Playwright need not install one.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import fcntl
 import json
 import os
-import select
+import re
 import shutil
 import signal
 import subprocess
-import tempfile
+import sys
+import threading
 import time
-from types import TracebackType
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Browser", "find_chromium"]
+from playwright.sync_api import Page, sync_playwright
+
+__all__ = ["IN_PAGE", "charts", "figures", "find_chromium", "open_page", "tensorboard"]
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_FLAGS = (
-    "--headless",
-    "--no-sandbox",  # it refuses to start as root with one, and only shows pages of this machine
-    "--disable-gpu",
-    "--disable-dev-shm-usage",  # containers have little shared memory
-    "--disable-quic",
-    "--disable-sync",
-    "--disable-breakpad",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
-)
+_TIME_LIMIT = 60  # seconds, for anything that is waited for
+# Everything in TensorBoard's pages hides in shadow trees, which `querySelectorAll` does not enter.
+IN_PAGE = """
+const all = (selector, root = document) => [...root.querySelectorAll("*")].flatMap(element => [
+    ...(element.matches(selector) ? [element] : []),
+    ...(element.shadowRoot ? all(selector, element.shadowRoot) : []),
+]);
+const shown = element => element.getClientRects().length > 0;
+const box = element => (({x, y, width, height}) => ({x, y, width, height}))(element.getBoundingClientRect());
+"""
 
 
 def find_chromium() -> str | None:
@@ -44,138 +42,127 @@ def find_chromium() -> str | None:
     return next((path for path in map(shutil.which, _NAMES) if path), None)
 
 
-class Browser:
-    """One page of a headless Chromium, as a context manager.
-
-    Args:
-        width: Width of the window (pixels).
-        height: Height of the window (pixels).
-        time_limit: The longest that anything may take, from an answer to a condition waited for (seconds).
+@contextlib.contextmanager
+def open_page(width: int, height: int) -> Iterator[Page]:
+    """An empty page of this size (pixels).
 
     Raises:
         FileNotFoundError: If there is no browser on this machine.
-        TimeoutError: By any method, when the time limit is over.
-        RuntimeError: By any method, when the browser is gone or the page's script fails.
     """
+    chromium = find_chromium()
+    if chromium is None:
+        raise FileNotFoundError(f"No browser was found. Looked for {', '.join(_NAMES)}; Debian's is `chromium`.")
+    arguments = ["--disable-gpu", "--disable-sync"]
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=chromium, args=arguments) as browser,
+    ):
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(1000 * _TIME_LIMIT)
+        yield page
 
-    def __init__(self, width: int = 1280, height: int = 800, time_limit: float = 60) -> None:
-        self._size = width, height
-        self.time_limit = time_limit
-        self._number = 0
-        self._session: dict[str, str] = {}
-        self._unread = b""
 
-    def __enter__(self) -> Browser:
-        chromium = find_chromium()
-        if chromium is None:
-            raise FileNotFoundError(f"No browser was found. Looked for {', '.join(_NAMES)}; Debian's is `chromium`.")
-        self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
-        its_input, self._out = _high_pipe()
-        self._in, its_output = _high_pipe()
-        command = [chromium, *_FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
-        # Python can hand a descriptor on, but not under another number.
-        moved = f'exec "$@" 3<&{its_input} 4>&{its_output} {its_input}<&- {its_output}>&-'
-        self._process = subprocess.Popen(
-            ["bash", "-c", moved, "bash", *command],
-            pass_fds=(its_input, its_output),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        os.close(its_input)
-        os.close(its_output)
-        try:
-            target = self._call("Target.createTarget", url="about:blank")["targetId"]
-            session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            self._session = {"sessionId": session}
-            self._call("Page.enable")
-            self.resize(*self._size)
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
+@contextlib.contextmanager
+def tensorboard(log_dir: str | Path, time_limit: float = _TIME_LIMIT) -> Iterator[str]:
+    """Starts a TensorBoard on a free port of this machine, and ends it.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._out)
-        os.close(self._in)
+    Args:
+        log_dir: The log directory.
+        time_limit: The longest that it may take to have read the logs (seconds).
+
+    Yields:
+        Its address, once it has charts and images to show.
+
+    Raises:
+        RuntimeError: If it ends without serving, or is not ready in time.
+    """
+    folder = Path(log_dir).resolve()
+    command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0", "--logdir", folder.name]
+    process = subprocess.Popen(
+        command, cwd=folder.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    end = threading.Timer(time_limit, os.killpg, (process.pid, signal.SIGKILL))
+    end.start()
+    said: list[str] = []
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            if found := re.search(r"http://\S+", line.partition(" at ")[2]):
+                break
+        else:
+            raise RuntimeError(f"TensorBoard did not start within {time_limit:g} seconds:\n{''.join(said)}")
+        # It reads the logs beside serving, and a page that is opened before it has them stays empty.
+        while not _has_all(found[0]):
+            if not end.is_alive():
+                raise RuntimeError(f"TensorBoard found no charts and images in {log_dir} in {time_limit:g} seconds.")
+            time.sleep(0.1)  # between two looks
+        end.cancel()
+        yield found[0]
+    finally:
+        end.cancel()
+        process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
+            process.communicate(timeout=10)
         with contextlib.suppress(ProcessLookupError):  # whatever is left of it
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._profile.cleanup()
-
-    def resize(self, width: int, height: int, scale: float = 1) -> None:
-        """Give the page another size (pixels), each pixel of it drawn by `scale` pixels of a picture."""
-        self._call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=False
-        )
-
-    def open(self, url: str) -> None:
-        """Go to a page; what it loads may come later, see `wait_for`."""
-        answer = self._call("Page.navigate", url=url)
-        if "errorText" in answer:
-            raise RuntimeError(f"{url} could not be opened: {answer['errorText']}")
-
-    def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page, as plain values; a promise is awaited."""
-        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in answer:
-            details = answer["exceptionDetails"]
-            raise RuntimeError(f"{expression}\n{details.get('exception', details).get('description', details)}")
-        return answer["result"].get("value")
-
-    def wait_for(self, expression: str, what: str) -> Any:
-        """Evaluate an expression until its value counts as true in Python, and return that value.
-
-        Args:
-            expression: JavaScript.
-            what: What is waited for, for the error.
-        """
-        end = time.monotonic() + self.time_limit
-        while not (value := self.evaluate(expression)):
-            if time.monotonic() > end:
-                raise TimeoutError(f"Waited {self.time_limit:g} seconds for {what}. Last value: {value!r}")
-            time.sleep(0.05)  # between two looks
-        return value
-
-    def screenshot(self, box: dict[str, float] | None = None) -> bytes:
-        """A PNG of the page, or of the `x`, `y`, `width` and `height` of a part of it (pixels)."""
-        clip = {} if box is None else {"clip": {**box, "scale": 1}, "captureBeyondViewport": True}
-        answer = self._call("Page.captureScreenshot", format="png", **clip)
-        return base64.b64decode(answer["data"])
-
-    def _call(self, method: str, **parameters: Any) -> Any:
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters, **self._session}
-        with contextlib.suppress(BrokenPipeError):  # the answer, which does not come, says so
-            os.write(self._out, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + self.time_limit
-        while (answer := self._receive(method, end)).get("id") != self._number:
-            pass  # an event, which nobody waits for
-        if "error" in answer:
-            raise RuntimeError(f"The browser refused {method}: {answer['error']['message']}")
-        return answer["result"]
-
-    def _receive(self, method: str, end: float) -> Any:
-        while b"\0" not in self._unread:
-            if not select.select([self._in], [], [], max(0.0, end - time.monotonic()))[0]:
-                raise TimeoutError(f"The browser did not answer {method} within {self.time_limit:g} seconds.")
-            read = os.read(self._in, 1 << 20)
-            if not read:
-                raise RuntimeError(f"The browser ended before it answered {method}.")
-            self._unread += read
-        message, _, self._unread = self._unread.partition(b"\0")
-        return json.loads(message)
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
-def _high_pipe() -> tuple[int, int]:
-    """The ends of a pipe, to read and to write, under numbers that are not 3 or 4."""
-    ends = os.pipe()
-    read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
-    for end in ends:
-        os.close(end)
-    return read, write
+def _has_all(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}data/plugins_listing", timeout=10) as answer:
+            listing = json.load(answer)
+    except OSError:
+        return False
+    return all(listing[plugin]["enabled"] for plugin in ("custom_scalars", "images"))
+
+
+def charts(page: Page, address: str) -> dict[str, dict[str, Any]]:
+    """Opens the tab "Custom scalars" and waits until its charts are drawn.
+
+    Returns:
+        For each chart's title: its `curves`, the `points` of each line as drawn (a curve is two lines, one of them
+        smoothed), whether the axes have `labels`, and its `box` in the page.
+    """
+    page.goto(f"{address}#custom_scalars")
+    found = page.wait_for_function(
+        f"""() => {{ {IN_PAGE}
+            const charts = all("tf-custom-scalar-multi-line-chart-card").filter(shown).map(card => ({{
+                title: all("tf-card-heading", card.shadowRoot)[0].displayName,
+                curves: all(".match-list-entry", card.shadowRoot).map(
+                    entry => entry.textContent.trim().split(/\\s+/)[1]),
+                points: [...new Set(all("path.line", card.shadowRoot).map(line => line.getAttribute("d")))]
+                    .filter(path => path).map(path => path.split("L").length),
+                labels: all(".tick-label", card.shadowRoot).map(label => label.textContent),
+                busy: all("tf-line-chart-data-loader", card.shadowRoot)[0].dataLoading,
+                box: box(card),
+            }}));
+            const drawn = chart => chart.curves.length && chart.points.length >= chart.curves.length && !chart.busy;
+            return charts.length && charts.every(drawn) && charts;
+        }}"""
+    )
+    return {chart.pop("title"): chart for chart in found.json_value()}
+
+
+def figures(page: Page, address: str) -> dict[str, dict[str, Any]]:
+    """Opens the tab "Images" in actual size and waits until the images are there.
+
+    Returns:
+        For each image's tag: its `width` and `height` (pixels), its `step`, and its `box` in the page.
+    """
+    page.goto(f"{address}#images")
+    page.get_by_role("checkbox", name="Show actual image size").check()
+    found = page.wait_for_function(
+        f"""() => {{ {IN_PAGE}
+            const images = all("tf-image-loader").filter(shown).map(card => ({{
+                tag: card.tag,
+                image: all("img", card.shadowRoot)[0],
+                step: Number(card.shadowRoot.textContent.match(/\\sstep\\s+([\\d,]+)/)?.[1].replaceAll(",", "")),
+            }}));
+            const ready = ({{image}}) => image?.complete && image.width && image.width == image.naturalWidth;
+            return images.length && images.every(ready) && images.map(({{tag, image, step}}) => (
+                {{tag, step, width: image.naturalWidth, height: image.naturalHeight, box: box(image)}}));
+        }}"""
+    )
+    return {image.pop("tag"): image for image in found.json_value()}
