@@ -73,3 +73,8 @@ def test_only_what_is_asked_for_is_measured(capsys: pytest.CaptureFixture[str]) 
     numbers = benchmark.run(benchmark.parse(["--quick", "--data", "digits", "--parts", "growth"]))
     assert set(numbers) == {"machine", "data", "growth"}
     assert "| growth in |" in capsys.readouterr().out
+
+
+def test_the_images_are_asked_for_as_in_all_recipes() -> None:
+    options = benchmark.parse(["--data-root", "here", "--download"])
+    assert (options.data, options.data_root, options.download) == ("cifar10", "here", True)

@@ -1,4 +1,4 @@
-"""How fast is it, and what does it cost? `python -m recipes.benchmarks --data cifar10`, minutes on two cores.
+"""How fast is it, and what does it cost? `python -m recipes.benchmarks --download`, minutes on two cores.
 
 Compares the torch engine with loops over scikit-learn on the maps of trained networks, measures how the cost grows,
 what the callback adds to a training epoch, and the peak memory for ResNet-18 on 224x224 images.
@@ -31,7 +31,7 @@ from recipes.common.data import ImageData, load_images, make_loaders, mean_and_s
 from recipes.common.maps import capture
 from recipes.common.module import Classifier
 from recipes.common.networks import build
-from recipes.common.options import SILENT, one_sentence_errors, quiet
+from recipes.common.options import SILENT, add_data_options, one_sentence_errors, quiet
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00")
 PARTS = ("speed", "growth", "overhead", "memory")
@@ -74,8 +74,7 @@ QUICK = Sizes(("lenet5",), 400, 1, 64, 2, 1, (16, 32), (64, 128), (2, 3), 4, 32)
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10", help="a data set or an .npz file, as for the other recipes")
-    parser.add_argument("--data-root", default=None, help="where torchvision finds its data sets (./data)")
+    add_data_options(parser, "cifar10")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--picture", default=None, help="write the figure to this PNG file")
     parser.add_argument("--json", default=None, help="write the numbers to this file")
@@ -103,7 +102,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print tables, and return the numbers."""
     quiet()
     sizes = QUICK if options.quick else Sizes()
-    data = load_images(options.data, data_root=options.data_root)
+    data = load_images(options.data, data_root=options.data_root, download=options.download)
     if data.channels == 1:  # ResNet-18 takes three
         data = replace(
             data, train_images=data.train_images.expand(-1, 3, -1, -1), val_images=data.val_images.expand(-1, 3, -1, -1)

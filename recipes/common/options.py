@@ -15,6 +15,7 @@ from recipes.common.networks import NETWORKS
 
 __all__ = [
     "SILENT",
+    "add_data_options",
     "add_training_options",
     "ignore_warnings",
     "one_sentence_errors",
@@ -32,16 +33,21 @@ SILENT: dict[str, Any] = {
 }
 
 
-def add_training_options(
-    parser: argparse.ArgumentParser, *, epochs: int, train_size: int, network: str = "simple_cnn"
-) -> None:
-    """Add the options that say what is trained on what, with a recipe's own defaults."""
+def add_data_options(parser: argparse.ArgumentParser, data: str = "digits") -> None:
+    """Add the options that say which images; `data` is the data set by default."""
     parser.add_argument(
-        "--data", default="digits", help=f"one of {', '.join(DATA_SETS)}, or the path of an .npz in MedMNIST's layout"
+        "--data",
+        default=data,
+        help=f"one of {', '.join(DATA_SETS)}, or the path of an .npz in MedMNIST's layout, default: %(default)s",
     )
     parser.add_argument("--data-root", default=None, help="where torchvision finds or puts its data sets (./data)")
     parser.add_argument("--download", action="store_true", help="let torchvision download the data set")
-    parser.add_argument("--network", default=network, choices=list(NETWORKS), help="default: %(default)s")
+
+
+def add_training_options(parser: argparse.ArgumentParser, *, epochs: int, train_size: int) -> None:
+    """Add the options that say what is trained on what, with a recipe's own defaults."""
+    add_data_options(parser)
+    parser.add_argument("--network", default="simple_cnn", choices=list(NETWORKS), help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=epochs, help="default: %(default)s")
     parser.add_argument("--train-size", type=int, default=train_size, help="training images, default: %(default)s")
     parser.add_argument("--val-size", type=int, default=512, help="validation images, default: %(default)s")
