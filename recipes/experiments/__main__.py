@@ -32,7 +32,7 @@ from typing import Any
 
 from recipes.common.options import one_sentence_errors
 from recipes.experiments import results
-from recipes.experiments.common.options import add_line_options, add_training_options, chosen_trainings
+from recipes.experiments.common.options import add_experiment_options, add_line_options, chosen_trainings
 from recipes.experiments.common.store import lines_file, run_missing
 from recipes.experiments.common.trainings import FOLLOWED
 from recipes.experiments.h1 import frozen, search, stopping, watch
@@ -53,7 +53,7 @@ class Experiment:
         about: What it is about.
         jobs: The jobs that the options ask for, each with a `key`.
         work: The result of a job, given `root`, the folder of the data, and `weights` if there is such an option.
-        matrices: See `add_training_options`.
+        matrices: See `add_experiment_options`.
         weights: Likewise.
     """
 
@@ -103,7 +103,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
     for name, experiment in EXPERIMENTS.items():
         command = add(name, experiment.about, partial(experiment.run, name))
-        add_training_options(command, experiment.matrices, experiment.weights)
+        add_experiment_options(command, experiment.matrices, experiment.weights)
     add_line_options(add("stopping", stopping.__doc__, stopping.run), quick="on the small trainings of `h1 --quick`")
     add("results", results.__doc__, results.run)
     return parser.parse_args(arguments)

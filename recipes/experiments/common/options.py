@@ -14,7 +14,7 @@ from recipes.experiments.common.trainings import (
     quick_matrix,
 )
 
-__all__ = ["add_line_options", "add_training_options", "chosen_trainings"]
+__all__ = ["add_experiment_options", "add_line_options", "chosen_trainings"]
 
 _MATRICES = {
     "full": "all combinations",
@@ -29,7 +29,7 @@ def add_line_options(parser: argparse.ArgumentParser, quick: str) -> None:
     parser.add_argument("--lines", default=None, help="folder of the results, default: beside the experiment")
 
 
-def add_training_options(parser: argparse.ArgumentParser, matrices: Sequence[str], weights: str | None) -> None:
+def add_experiment_options(parser: argparse.ArgumentParser, matrices: Sequence[str], weights: str | None) -> None:
     """Add the options of an experiment that trains.
 
     Args:

@@ -16,7 +16,7 @@ from trainers import QUIET
 
 pytest.importorskip("jsonargparse", reason="LightningCLI is made of it")
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 pytestmark = [
     *QUIET,
