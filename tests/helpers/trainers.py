@@ -18,6 +18,12 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
 ]
 
+# What Lightning says about the few batches that recipes train on in tests.
+SMALL_RUNS = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
+]
+
 
 def images(samples: int = 60, channels: int = 1, side: int = 8, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)

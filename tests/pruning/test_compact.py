@@ -17,7 +17,6 @@ from trainers import QUIET, SmallNet, hook_count, loader, quiet_trainer
 from lightning_anomaly.pruning.compact import compact
 from lightning_anomaly.pruning.mask import mask_filters
 from recipes.common.networks import NETWORKS
-from recipes.compact import parse, run
 
 pytestmark = QUIET
 
@@ -371,12 +370,3 @@ class TestErrors:
         mask_filters(model, {"0": [1]})
         with pytest.raises(ValueError, match=r"its output differs by up to 0\.\d"):
             compact(model, inputs(2, 3, 8, 8))
-
-
-def test_the_recipe_measures_what_is_gained(capsys):
-    gain = run(parse(["--networks", "lenet5", "--repeats", "2", "--batch-size", "2", "--side", "32"]))["lenet5"]
-    assert gain.masked == gain.removed == 5
-    assert gain.parameters[1] < gain.parameters[0] == 83_126
-    assert gain.difference < 1e-5
-    assert min(gain.seconds) > 0
-    assert "lenet5: 5 of 5 masked filters removed, 83,126 -> 64,866 parameters (-22%)" in capsys.readouterr().out

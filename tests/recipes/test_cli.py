@@ -12,16 +12,13 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainers import QUIET
+from trainers import SMALL_RUNS
 
 pytest.importorskip("jsonargparse", reason="LightningCLI is made of it")
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
-]
+pytestmark = SMALL_RUNS
 
 
 def scalars(log_dir: Path) -> dict[str, list[float]]:

@@ -1,42 +1,12 @@
-"""The recipes that prune and stop, small, on real data: overfitting, health and a failing camera."""
-
-import sys
-from pathlib import Path
+"""The recipe that stops, small, on real data: overfitting, health and a failing camera."""
 
 import pytest
-import torch
-from trainers import QUIET
+from trainers import SMALL_RUNS
 
-from recipes import compact, early_stopping, prune
-from recipes.common.options import one_sentence_errors
+from recipes import early_stopping
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
-]
+pytestmark = SMALL_RUNS
 SMALL = ["--val-size", "200", "--batch-size", "20"]
-
-
-def test_pruning_is_compared_with_its_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--epochs", "4", "--at-epoch", "3", "--train-size", "60", "--seeds", "1", "--damaged", "2", *SMALL]
-    outcomes = prune.run(prune.parse([*arguments, "--log-dir", str(tmp_path)]))
-    assert list(outcomes) == ["nothing", "anomaly", "random", "l1"]
-    masked = {arm: run.masked for arm, (run,) in outcomes.items()}
-    assert masked["nothing"] == 0
-    assert masked["anomaly"] == masked["random"] == masked["l1"] > 10
-    shares = {run.share for arm, (run,) in outcomes.items() if arm != "nothing"}
-    assert len(shares) == 1
-    assert len({run.loss for (run,) in outcomes.values()}) == 4
-    assert all(0.1 < run.accuracy <= 1 for (run,) in outcomes.values())
-    said = capsys.readouterr().out
-    assert "simple_cnn on 60 images of digits, 4 epochs, masked before epoch 3, 2 validation images damaged" in said
-    assert "Of 1 seeds, masking anomaly filters ends with a smaller test loss than masking nothing in" in said
-
-
-def test_pruning_says_when_there_is_nothing_to_compare() -> None:
-    runs = {arm: [prune.Outcome(0, 0.0, 1.0, 0.5)] for arm in prune.ARMS}
-    assert prune.verdict(runs) == "No anomaly filter had the votes to be masked, so there is nothing to compare."
-    assert "1.000 +- 0.000" in prune.table(runs)
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +45,3 @@ def test_a_real_rise_stops_the_run_within_patience(outcomes) -> None:
     assert failing.reason is not None
     assert failing.reason.startswith("Anomaly filters have risen: for 6 validations")
     assert failing.reason in str(failing)
-
-
-@pytest.mark.parametrize("recipe", [prune, early_stopping], ids=["prune", "early_stopping"])
-def test_the_options_are_those_of_all_recipes(recipe) -> None:
-    options = recipe.parse(["--data", "cifar10", "--data-root", "here", "--download", "--network", "lenet5"])
-    assert (options.data, options.data_root, options.download, options.network) == ("cifar10", "here", True, "lenet5")
-
-
-def test_a_missing_extra_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    threads = torch.get_num_threads()
-    try:
-        with pytest.raises(
-            SystemExit, match=r"^error: `compact` needs Torch-Pruning, so install it: `pip install torch-"
-        ):
-            one_sentence_errors(compact.run, lambda: compact.parse(["--networks", "lenet5", "--side", "32"]))
-    finally:
-        torch.set_num_threads(threads)

@@ -3,14 +3,11 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from trainers import QUIET
+from trainers import SMALL_RUNS
 
 from recipes.quickstart import describe_find, find, parse, run
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
-]
+pytestmark = SMALL_RUNS
 
 
 @pytest.fixture(scope="module")

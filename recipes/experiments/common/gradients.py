@@ -46,12 +46,6 @@ def per_sample_gradient_norms(
     Raises:
         ValueError: If there are no samples, not as many targets, nothing to train, a loss that is not one number, or a
             BatchNorm without running statistics.
-
-    Examples:
-        >>> linear = nn.Linear(2, 1, bias=False)  # the gradient of its output is the input
-        >>> inputs = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-        >>> per_sample_gradient_norms(linear, lambda outputs, targets: outputs.sum(), inputs, torch.zeros(2))
-        tensor([5., 1.])
     """
     layers = gradient_norms_by_layer(model, loss, inputs, targets, max_memory_mb=max_memory_mb)
     norms: Tensor = torch.linalg.vector_norm(torch.stack(list(layers.values())), dim=0)

@@ -37,12 +37,7 @@ READINGS = {"ours": AnalysisSettings(), "paper": AnalysisSettings.paper()}
 
 
 def log_spaced(last: int, count: int) -> list[int]:
-    """Up to `count` epochs from 1 to `last`, each about as many times the one before.
-
-    Examples:
-        >>> log_spaced(24, 6)
-        [1, 2, 4, 7, 13, 24]
-    """
+    """Up to `count` epochs from 1 to `last`, each about as many times the one before."""
     return sorted({round(last ** (i / (count - 1))) for i in range(count)})
 
 

@@ -4,7 +4,7 @@ import json
 from importlib.metadata import version
 
 import pytest
-from trainers import QUIET
+from trainers import SMALL_RUNS
 
 from lightning_anomaly import AnalysisSettings
 from recipes.benchmarks import __main__ as benchmark
@@ -12,11 +12,7 @@ from recipes.benchmarks.cost import exponent
 from recipes.benchmarks.speed import live_points, speed
 from recipes.common.maps import capture
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
-]
+pytestmark = [*SMALL_RUNS, pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")]
 
 
 @pytest.fixture(scope="module")

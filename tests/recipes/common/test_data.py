@@ -1,26 +1,18 @@
+"""Images are read from every form that they come in, and what is wrong with a file is said."""
+
 import hashlib
 import pickle
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torchvision import datasets
 
-from recipes.common.damage import DAMAGES, plant_damage, with_label_noise
 from recipes.common.data import (
-    ImageData,
-    crop_and_flip,
     load_images,
-    make_loaders,
-    mean_and_std,
-    normalise,
-    split,
-    to_dataset,
 )
 
 RNG = np.random.default_rng(0)
@@ -38,26 +30,6 @@ def grey_arrays(n: int = 12) -> dict[str, Any]:
 def save(path: Path, arrays: dict[str, Any]) -> Path:
     np.savez(path, **arrays)
     return path
-
-
-def numbered(n: int = 40, own_val: int = 0) -> ImageData:
-    """Every image and its label carry the image's number, so that a split can be followed."""
-
-    def part(first: int, count: int) -> tuple[Tensor, Tensor]:
-        numbers = torch.arange(first, first + count)
-        return numbers.to(torch.uint8)[:, None, None, None].repeat(1, 1, 16, 16), numbers
-
-    train, val, test = part(0, n), part(100, own_val), part(200, 5)
-    return ImageData(*train, *val, *test, classes=tuple("c" * 256))
-
-
-@pytest.fixture
-def images() -> Tensor:
-    """Mid-tones without flat areas, which every kind of damage changes."""
-    return torch.randint(40, 120, (30, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-# Reading
 
 
 def test_digits_are_16x16_with_each_pixel_repeated_and_the_full_range() -> None:
@@ -187,9 +159,6 @@ def test_wrong_content_is_described(tmp_path: Path, wrong: dict[str, Any], messa
         load_images(save(tmp_path / "x.npz", grey_arrays() | wrong))
 
 
-# Reading through torchvision
-
-
 def dump(path: Path, content: dict[str, Any]) -> str:
     """Pickle `content` and return the file's MD5 sum."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -297,274 +266,3 @@ def test_failed_download_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(datasets.CIFAR10, "download", fail)
     with pytest.raises(ConnectionError, match=r"The download of cifar10 to the folder `.*` failed: no route to host"):
         load_images("cifar10", data_root=tmp_path, download=True)
-
-
-# Drawing
-
-
-DRAWS: dict[str, Callable[[int], list[Tensor]]] = {
-    "split": lambda seed: [split(numbered(), 20, 10, seed).train_labels, split(numbered(), 20, 10, seed).val_labels],
-    "with_label_noise": lambda seed: list(with_label_noise(torch.arange(100) % 7, 0.3, 7, seed)),
-    "plant_damage": lambda seed: [
-        plant_damage(numbered().train_images, 16, [*DAMAGES, "foreign"], seed, numbered(9).train_images)[0]
-    ],
-}
-
-
-@pytest.mark.parametrize("draw", DRAWS)
-def test_same_seed_gives_the_same_draw_and_another_seed_another(draw: str) -> None:
-    first, again, other = DRAWS[draw](3), DRAWS[draw](3), DRAWS[draw](4)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-
-
-@pytest.mark.parametrize("draw", [*DRAWS, "load_images"])
-def test_global_random_numbers_are_untouched(draw: str) -> None:
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    load_images("digits") if draw == "load_images" else DRAWS[draw](3)
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    assert (np.random.get_state()[1] == numpy_state).all()
-
-
-def test_split_parts_are_disjoint_and_images_stay_with_their_labels() -> None:
-    data = split(numbered(40), 25, 10, seed=1)
-    assert (len(data.train_labels), len(data.val_labels)) == (25, 10)
-    assert len({*data.train_labels.tolist(), *data.val_labels.tolist()}) == 35
-    for images, labels in ((data.train_images, data.train_labels), (data.val_images, data.val_labels)):
-        assert images[:, 0, 0, 0].tolist() == labels.tolist()
-    assert torch.equal(data.test_labels, numbered(40).test_labels)
-
-
-def test_split_without_training_size_takes_all_that_remains() -> None:
-    data = split(numbered(40), None, 10, seed=1)
-    assert sorted(data.train_labels.tolist() + data.val_labels.tolist()) == list(range(40))
-
-
-def test_split_validation_images_do_not_depend_on_the_training_size() -> None:
-    assert torch.equal(split(numbered(), 5, 10, seed=1).val_images, split(numbered(), 30, 10, seed=1).val_images)
-
-
-def test_split_keeps_a_validation_part_of_the_data_itself() -> None:
-    whole = split(numbered(40, own_val=8), None, 100, seed=1)
-    assert sorted(whole.val_labels.tolist()) == list(range(100, 108))
-    assert sorted(whole.train_labels.tolist()) == list(range(40))
-    thinned = split(numbered(40, own_val=8), 20, 6, seed=1)
-    assert len(set(thinned.val_labels.tolist()) & set(range(100, 108))) == 6
-    assert thinned.val_images[:, 0, 0, 0].tolist() == thinned.val_labels.tolist()
-
-
-def test_split_sizes_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"`val_size` should be a positive integer. Found `val_size = 0`"):
-        split(numbered(), 5, 0, seed=0)
-    message = r"between 1 and 30, the images that `val_size = 10` leaves of 40. Found `train_size = 31`"
-    with pytest.raises(ValueError, match=message):
-        split(numbered(), 31, 10, seed=0)
-    with pytest.raises(ValueError, match=r"between 1 and 30, .* Found `train_size = 0`"):
-        split(numbered(), 0, 10, seed=0)
-    with pytest.raises(ValueError, match=r"between 1 and 0, .* Found `train_size = None`"):
-        split(numbered(), None, 40, seed=0)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.333, 1.0])
-@pytest.mark.parametrize("n_classes", [2, 10])
-def test_label_noise_changes_exactly_its_share_and_always_to_another_class(fraction: float, n_classes: int) -> None:
-    labels = torch.arange(203) % n_classes
-    before = labels.clone()
-    noisy, changed = with_label_noise(labels, fraction, n_classes, seed=5)
-    assert torch.equal(labels, before)
-    assert int(changed.sum()) == round(fraction * 203)
-    assert torch.equal(noisy != labels, changed)
-    assert noisy.min() >= 0
-    assert noisy.max() < n_classes
-
-
-def test_label_noise_gives_every_other_class_alike() -> None:
-    noisy, _ = with_label_noise(torch.full((9000,), 4), 1.0, 10, seed=0)
-    counts = torch.bincount(noisy, minlength=10)
-    assert counts[4] == 0
-    assert all(850 < count < 1150 for cls, count in enumerate(counts.tolist()) if cls != 4)
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
-def test_label_noise_fraction_out_of_range(fraction: float) -> None:
-    with pytest.raises(ValueError, match=rf"`fraction` should be between 0 and 1. Found `fraction = {fraction}`"):
-        with_label_noise(torch.arange(3), fraction, 3, seed=0)
-
-
-def test_label_noise_needs_another_class() -> None:
-    with pytest.raises(ValueError, match=r"`n_classes` should be 2 or more. Found `n_classes = 1`"):
-        with_label_noise(torch.zeros(3, dtype=torch.int64), 0.5, 1, seed=0)
-
-
-# Damaging
-
-
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_damage_is_pure_and_keeps_shape_and_type(images: Tensor, kind: str) -> None:
-    before, generator = images.clone(), torch.Generator().manual_seed(0)
-    damaged = DAMAGES[kind](images, generator)
-    assert torch.equal(images, before)
-    assert (damaged.shape, damaged.dtype) == (images.shape, torch.uint8)
-    assert (damaged != images).flatten(1).any(1).all()
-
-
-def test_each_damage_does_what_its_name_says(images: Tensor) -> None:
-    images[0, 0, 0, :3] = torch.tensor([0, 128, 255], dtype=torch.uint8)
-    damaged = {kind: damage(images, torch.Generator().manual_seed(0)) for kind, damage in DAMAGES.items()}
-    assert damaged["noise"].float().mean() == pytest.approx(127.5, abs=2)
-    assert damaged["noise"].unique().numel() == 256
-    changed = (damaged["salt_and_pepper"] != images).any(1)
-    assert changed.float().mean() == pytest.approx(0.25, abs=0.02)
-    extremes = damaged["salt_and_pepper"].permute(0, 2, 3, 1)[changed]
-    assert ((extremes == 0).all(1) | (extremes == 255).all(1)).all()
-    assert damaged["black"].max() == 0
-    assert torch.equal(damaged["over_exposed"].float(), (images.float() * 4).clamp(max=255))
-    assert damaged["saturated"].unique().tolist() == [0, 255]
-    assert damaged["saturated"][0, 0, 0, :3].tolist() == [0, 255, 255]
-    assert damaged["white"].min() == 255
-    assert damaged["blurred"][1:].float().std() < 0.3 * images[1:].float().std()
-    assert damaged["blurred"][1:].float().mean() == pytest.approx(images[1:].float().mean().item(), abs=2)
-    assert torch.equal(damaged["inverted"].int() + images, torch.full_like(images, 255).int())
-
-
-def test_damage_changes_exactly_the_planned_images_in_turn(images: Tensor) -> None:
-    before, kinds = images.clone(), [*DAMAGES, "foreign"]
-    damaged, planted = plant_damage(images, 19, kinds, 7, torch.full((9, 3, 16, 16), 200, dtype=torch.uint8))
-    assert torch.equal(images, before)
-    assert [len(planted[kind]) for kind in kinds] == [3, 2, 2, 2, 2, 2, 2, 2, 2]
-    assert all(places == sorted(places) for places in planted.values())
-    planned = [place for places in planted.values() for place in places]
-    changed = (damaged != images).flatten(1).any(1).nonzero()[:, 0].tolist()
-    assert changed == sorted(planned)
-    assert len(changed) == 19
-    assert (damaged[planted["black"]] == 0).all()
-    assert torch.equal(damaged[planted["inverted"]], 255 - images[planted["inverted"]])
-    assert (damaged[planted["foreign"]] == 200).all()
-
-
-def test_no_damage_leaves_all_images(images: Tensor) -> None:
-    damaged, planted = plant_damage(images, 0, ["black", "foreign"], seed=0)
-    assert torch.equal(damaged, images)
-    assert damaged.data_ptr() != images.data_ptr()
-    assert planted == {"black": [], "foreign": []}
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("foreign_channels", [1, 3])
-def test_foreign_images_are_fitted_in_size_and_channels_and_differ(channels: int, foreign_channels: int) -> None:
-    images = torch.zeros(6, channels, 16, 16, dtype=torch.uint8)
-    levels = torch.tensor([10, 60, 110, 160, 210, 250], dtype=torch.uint8)
-    foreign = levels[:, None, None, None].repeat(1, foreign_channels, 28, 28)
-    damaged, planted = plant_damage(images, 6, ["foreign"], 0, foreign)
-    assert planted == {"foreign": list(range(6))}
-    assert damaged.shape == images.shape
-    assert sorted(damaged[:, 0, 0, 0].tolist()) == levels.tolist()
-    assert torch.equal(damaged, damaged[:, :1, :1, :1].expand_as(damaged))
-
-
-def test_damage_count_out_of_range(images: Tensor) -> None:
-    for count in (-1, 31):
-        with pytest.raises(ValueError, match=rf"`count` should be between 0 and 30. Found `count = {count}`"):
-            plant_damage(images, count, ["black"], seed=0)
-
-
-@pytest.mark.parametrize("kinds", [[], ["black", "rust"], ["black", "black"]])
-def test_damage_kinds_unknown_or_repeated(images: Tensor, kinds: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"`kinds` should be some of noise, .*, foreign, each once. Found `kinds = \["):
-        plant_damage(images, 2, kinds, seed=0)
-
-
-def test_too_few_foreign_images(images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"`foreign` should hold at least 2 images. Found 0"):
-        plant_damage(images, 4, ["black", "foreign"], seed=0)
-    with pytest.raises(ValueError, match=r"`foreign` should hold at least 2 images. Found 1"):
-        plant_damage(images, 4, ["black", "foreign"], 0, images[:1])
-
-
-# Loading
-
-
-def test_normalised_images_have_mean_0_and_deviation_1_per_channel(images: Tensor) -> None:
-    images[:, 1] = images[:, 1] // 2
-    before = images.clone()
-    normalised = normalise(images, *mean_and_std(images))
-    assert torch.equal(images, before)
-    assert normalised.dtype == torch.float32
-    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(normalised.std((0, 2, 3), correction=0), torch.ones(3))
-
-
-def test_constant_images_stay_finite() -> None:
-    images = torch.full((4, 1, 16, 16), 90, dtype=torch.uint8)
-    torch.testing.assert_close(normalise(images, *mean_and_std(images)), torch.zeros(4, 1, 16, 16), atol=1e-4, rtol=0)
-
-
-def test_crop_and_flip_only_shifts_and_mirrors() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(200, 2, 5, 6, generator=generator)
-    before = images.clone()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        augmented = crop_and_flip(images)
-    assert torch.equal(images, before)
-    padded = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="replicate")
-    seen = set()
-    for i in range(200):
-        crops = {
-            (top, left, mirrored): crop.flip(-1) if mirrored else crop
-            for top in range(9)
-            for left in range(9)
-            for crop in [padded[i, :, top : top + 5, left : left + 6]]
-            for mirrored in (False, True)
-        }
-        found = [how for how, crop in crops.items() if torch.equal(crop, augmented[i])]
-        assert found
-        seen |= set(found)
-    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(9))
-    assert {mirrored for _, _, mirrored in seen} == {False, True}
-
-
-def test_loaders_shuffle_training_and_keep_validation_in_order() -> None:
-    data = split(numbered(), 30, 10, seed=0)
-    mean, std = mean_and_std(data.train_images)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        train, val = make_loaders(data, batch_size=8)
-        epochs = [torch.cat([labels for _, labels in train]) for _ in range(2)]
-        images, labels = (torch.cat(parts) for parts in zip(*val, strict=True))
-    assert not torch.equal(*epochs)
-    assert all(torch.equal(epoch.sort().values, data.train_labels.sort().values) for epoch in epochs)
-    assert torch.equal(labels, data.val_labels)
-    assert torch.equal(images, normalise(data.val_images, mean, std))
-    assert [len(labels) for _, labels in val] == [8, 2]
-
-
-def test_an_epoch_of_more_images_than_there_are_takes_all_equally_often() -> None:
-    data = split(numbered(), 10, 10, seed=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        train, _ = make_loaders(data, batch_size=8, epoch_size=25)
-        places = torch.cat([images.flatten(1)[:, 0] for images, _ in train])
-    counts = places.unique(return_counts=True)[1]
-    assert sorted(counts.tolist()) == [2] * 5 + [3] * 5
-
-
-def test_augmentation_leaves_the_dataset_and_validation_alone(images: Tensor) -> None:
-    numbers = torch.arange(30)
-    data = ImageData(images, numbers, images, numbers, images, numbers, classes=("a",) * 30)
-    clean = normalise(images, *mean_and_std(images))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        train, val = make_loaders(data, 30, augment=True)
-        (augmented, labels), (val_images, _) = next(iter(train)), next(iter(val))
-        assert augmented.shape == clean.shape
-        assert (augmented != clean[labels]).flatten(1).any(1).float().mean() > 0.9
-        assert torch.equal(val_images, clean)
-        assert torch.equal(train.dataset[4][0], clean[4])
-
-
-def test_dataset_pairs_normalised_images_with_labels(images: Tensor) -> None:
-    mean, std = mean_and_std(images)
-    image, label = to_dataset(images, torch.arange(30), mean, std)[7]
-    assert torch.equal(image, normalise(images, mean, std)[7])
-    assert label == 7

@@ -2,16 +2,12 @@
 
 from pathlib import Path
 
-import pytest
 from matplotlib.image import imread
-from trainers import QUIET
+from trainers import SMALL_RUNS
 
 from recipes.pictures import how_it_works
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
-]
+pytestmark = SMALL_RUNS
 
 
 def test_the_picture_shows_a_filter_with_the_planted_outliers(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from playwright.sync_api import Page
-from trainers import QUIET
+from trainers import SMALL_RUNS
 
 from recipes import quickstart
 from recipes.pictures import browser
@@ -18,8 +18,7 @@ EPOCHS = 4
 RUN_COLOUR = (255, 112, 67)  # of the first run in TensorBoard's palette
 
 pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
+    *SMALL_RUNS,
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine, nor could CI install Debian's"),
 ]
 

@@ -1,4 +1,4 @@
-"""Per-sample gradient norms against a plain loop over samples, and what must be left alone."""
+"""Per-sample gradient norms against a plain loop over samples, what must be left alone, and batches that differ."""
 
 import copy
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from recipes.experiments.common.gradients import gradient_norms_by_layer, per_sample_gradient_norms
+from recipes.experiments.common.gradients import gradient_disparity, gradient_norms_by_layer, per_sample_gradient_norms
 
 
 def network() -> nn.Sequential:
@@ -42,6 +42,13 @@ def loop(model: nn.Module, loss, inputs: Tensor, targets: Tensor) -> Tensor:
         loss(model(inputs[i : i + 1]), targets[i : i + 1]).backward()
         rows.append(torch.stack([p.grad.norm() for p in model.parameters() if p.requires_grad]))
     return torch.stack(rows)
+
+
+def test_the_norm_of_a_linear_output_is_that_of_the_input() -> None:
+    linear = nn.Linear(2, 1, bias=False)
+    inputs = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    norms = per_sample_gradient_norms(linear, lambda outputs, targets: outputs.sum(), inputs, torch.zeros(2))
+    assert norms.tolist() == [5.0, 1.0]
 
 
 def test_as_a_loop_over_samples() -> None:
@@ -193,3 +200,8 @@ def test_errors_say_what_was_expected() -> None:
         per_sample_gradient_norms(bare, loss, inputs, targets)
     with pytest.raises(ValueError, match=r"parameters that require gradients. Found none"):
         per_sample_gradient_norms(model.requires_grad_(False), loss, inputs, targets)
+
+
+def test_gradient_disparity_is_the_mean_distance_of_pairs() -> None:
+    gradients = [torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0]), torch.tensor([0.0, 8.0])]
+    assert gradient_disparity(gradients) == pytest.approx((5 + 8 + 5) / 3)

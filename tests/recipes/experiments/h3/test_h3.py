@@ -1,4 +1,4 @@
-"""H3 end to end on a few digits, what it compares, and tables that follow from lines alone."""
+"""H3 end to end on a few digits, and what it compares."""
 
 import json
 from dataclasses import replace
@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from quick_lines import quick_lines
 from torch import nn
 from trainers import QUIET
 
-from lightning_anomaly.pruning.mask import mask_filters
-from recipes.common.evaluation import evaluate
 from recipes.common.networks import build
-from recipes.experiments.__main__ import EXPERIMENTS, parse, run
+from recipes.experiments.__main__ import EXPERIMENTS
 from recipes.experiments.common.fitting import KeepWeights, fit, further_epochs
-from recipes.experiments.common.store import lines_file, read_lines
+from recipes.experiments.common.store import read_lines
 from recipes.experiments.common.trainings import Training, prepare, quick_matrix
 from recipes.experiments.h3 import figure as figure_of_h3
 from recipes.experiments.h3 import masking as h3
@@ -31,7 +30,6 @@ TRAINING = quick_matrix(("noise30",))[0]
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The lines of a quick run that was interrupted after its first training and went on."""
     folder = tmp_path_factory.mktemp("lines")
-    arguments = ["h3", "--quick", "--workers", "1", "--lines", str(folder)]
     whole = h3.experiment
 
     def interrupted(training: Training, **arguments: Any) -> dict[str, Any]:
@@ -42,10 +40,10 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EXPERIMENTS, "h3", replace(EXPERIMENTS["h3"], work=interrupted))
         with pytest.raises(KeyboardInterrupt):
-            run(parse(arguments))
+            quick_lines("h3", folder)
     first = (folder / "h3-quick.jsonl").read_text()
     assert first.count("\n") == 1
-    assert len(run(parse(arguments))) == 2
+    assert len(quick_lines("h3", folder)) == 2
     assert (folder / "h3-quick.jsonl").read_text().startswith(first)
     return folder
 
@@ -76,7 +74,7 @@ def test_a_run_has_every_mask_at_every_moment_with_equal_counts(quick: Path) -> 
 
 def test_finished_runs_are_skipped(quick: Path) -> None:
     before = (quick / "h3-quick.jsonl").read_bytes()
-    assert len(run(parse(["h3", "--quick", "--workers", "1", "--lines", str(quick)]))) == 2
+    assert len(quick_lines("h3", quick)) == 2
     assert (quick / "h3-quick.jsonl").read_bytes() == before
 
 
@@ -101,14 +99,6 @@ def test_without_flagged_filters_the_tables_say_so_and_no_more(quick: Path) -> N
     figure_of_h3.draw(lines)
 
 
-def test_the_runs_in_the_repository_make_tables() -> None:
-    lines = read_lines(lines_file("h3"))
-    assert len({line["key"] for line in lines}) == len(lines)
-    assert all(line["measures"] == list(MEASURES) for line in lines)
-    text = h3_tables.tables(lines)
-    assert all(f"| {line['cell']['network']} | {line['cell']['data']} |" in text for line in lines)
-
-
 def test_kept_weights_give_the_line_that_training_gives(tmp_path: Path) -> None:
     training = replace(TRAINING, epochs=2)
     images = prepare(training)
@@ -125,20 +115,6 @@ def test_kept_weights_give_the_line_that_training_gives(tmp_path: Path) -> None:
     assert h3.states(training, images, str(tmp_path))["best"][0] == kept["best"][0]
 
 
-def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:
-    images = prepare(TRAINING)
-    network = build("lenet5", 1, 10)
-    before = network[3].weight.detach().clone()
-    mask = mask_filters(network, {"0": [1], "3": [0, 5]})
-    epochs = []
-    for epoch in further_epochs(TRAINING, images, network, 2, mask):
-        epochs.append(epoch)
-        assert mask.verify()
-        assert not torch.equal(network[3].weight[1], before[1])
-        before = network[3].weight.detach().clone()
-    assert epochs == [1, 2]
-
-
 def test_further_training_goes_the_same_way_each_time_and_its_epochs_are_measured() -> None:
     images = prepare(TRAINING)
     torch.manual_seed(0)
@@ -152,27 +128,6 @@ def test_further_training_goes_the_same_way_each_time_and_its_epochs_are_measure
     for _ in further_epochs(TRAINING, images, again, 3, mask):
         pass
     assert rows["3"] == judge.row(again)
-
-
-def test_a_row_measures_what_it_says() -> None:
-    images = prepare(TRAINING)
-    judge = Judge.of(TRAINING, images)
-    network = build("lenet5", 1, 10)
-    row = dict(zip(MEASURES, judge.row(network), strict=True))
-    loss, accuracy = evaluate(network, images.normalised("test"), images.data.test_labels)
-    assert (row["test_loss"], row["test_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
-    wrong = images.wrong
-    with torch.no_grad():
-        predicted = network(images.normalised("train")[wrong]).argmax(1)
-    true = prepare(replace(TRAINING, condition="overfitting")).data.train_labels[wrong]
-    assert (images.data.train_labels[wrong] != true).all()
-    assert row["wrong_kept"] == pytest.approx(
-        (predicted == images.data.train_labels[wrong]).double().mean().item(), abs=1e-4
-    )
-    assert row["wrong_undone"] == pytest.approx((predicted == true).double().mean().item(), abs=1e-4)
-    assert row["train_acc"] == pytest.approx(judge.train_accuracy(network), abs=1e-4)
-    clean = replace(TRAINING, condition="overfitting")
-    assert Judge.of(clean, prepare(clean)).row(network)[-2:] == [None, None]
 
 
 def test_other_masks_have_the_layers_and_counts_of_the_flagged_and_leave_dead_filters_out() -> None:
@@ -206,20 +161,3 @@ def test_the_filter_nearest_to_the_geometric_median_has_the_smallest_distances()
     conv = nn.Conv2d(1, 4, 1, bias=False)
     conv.weight.data[:, 0, 0, 0] = torch.tensor([0.0, 1.0, 2.0, 9.0])
     assert median_distances(conv.weight.detach()).tolist() == [12, 10, 10, 24]
-
-
-def test_standing_is_the_share_of_other_masks_beaten() -> None:
-    assert h3_tables.standing(1.0, [2.0, 1.0, 0.5, 3.0], "val_loss") == pytest.approx(2.5 / 4)
-    assert h3_tables.standing(1.0, [2.0, 1.0, 0.5, 3.0], "val_acc") == pytest.approx(1.5 / 4)
-
-
-def test_the_permutation_test_finds_masks_that_always_win_and_no_others() -> None:
-    random = torch.Generator().manual_seed(0)
-    others = torch.rand(8, 20, generator=random).tolist()
-    share, p = h3_tables.permutation_p([[-1.0, *draws] for draws in others], "val_loss")
-    assert share == 1
-    assert p < 0.001
-    share, p = h3_tables.permutation_p(others, "val_loss")
-    assert 0.25 < share < 0.75
-    assert p > 0.05
-    assert h3_tables.permutation_p([[1.0, 1.0, 1.0]], "val_loss") == (0.5, 1.0)
