@@ -13,23 +13,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.checks import check_integer
 
-__all__ = ["gradient_disparity", "gradient_norms_by_layer", "per_sample_gradient_norms"]
+__all__ = ["gradient_disparity", "gradient_norms_by_layer"]
 
 _BATCH = 64  # samples at once where the gradients would allow more: the activations take memory too
 
 
-def per_sample_gradient_norms(
+def gradient_norms_by_layer(
     model: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
     inputs: Tensor,
     targets: Tensor,
     *,
     max_memory_mb: int = 256,
-) -> Tensor:
-    """Euclidean norm of the gradient of each sample's own loss with respect to all trainable parameters.
+) -> dict[str, Tensor]:
+    """Euclidean norm of the gradient of each sample's own loss with respect to each layer's trainable parameters.
 
-    The model runs in evaluation mode (no dropout, BatchNorm with its running statistics), so a sample's gradient does
-    not depend on the others. The model's flags, buffers, gradients and the global random state are left as they are.
+    The squares of a sample's norms add up to the square of its overall norm. The model runs in evaluation mode (no
+    dropout, BatchNorm with its running statistics), so a sample's gradient does not depend on the others. The model's
+    flags, buffers, gradients and the global random state are left as they are.
 
     Args:
         model: Any model that takes one tensor, on any device.
@@ -41,31 +42,11 @@ def per_sample_gradient_norms(
             one.
 
     Returns:
-        Norms `(N,)`, on the CPU.
+        Norms `(N,)` by layer, on the CPU, in the model's order; layers without trainable parameters are left out.
 
     Raises:
         ValueError: If there are no samples, not as many targets, nothing to train, a loss that is not one number, or a
             BatchNorm without running statistics.
-    """
-    layers = gradient_norms_by_layer(model, loss, inputs, targets, max_memory_mb=max_memory_mb)
-    norms: Tensor = torch.linalg.vector_norm(torch.stack(list(layers.values())), dim=0)
-    return norms
-
-
-def gradient_norms_by_layer(
-    model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    max_memory_mb: int = 256,
-) -> dict[str, Tensor]:
-    """`per_sample_gradient_norms` of each layer's own parameters, by the layer's name.
-
-    The squares of a sample's norms add up to the square of its overall norm. Arguments and errors are the same.
-
-    Returns:
-        Norms `(N,)` by layer, on the CPU, in the model's order; layers without trainable parameters are left out.
     """
     check_integer("max_memory_mb", max_memory_mb, 1)
     if inputs.ndim == 0 or len(inputs) == 0:

@@ -1,6 +1,7 @@
 """Per-sample gradient norms against a plain loop over samples, what must be left alone, and batches that differ."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from recipes.experiments.common.gradients import gradient_disparity, gradient_norms_by_layer, per_sample_gradient_norms
+from recipes.experiments.common.gradients import gradient_disparity, gradient_norms_by_layer
 
 
 def network() -> nn.Sequential:
@@ -44,17 +45,22 @@ def loop(model: nn.Module, loss, inputs: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def overall_norms(*arguments: Any, **options: Any) -> Tensor:
+    """The norm of each sample's whole gradient, put together from those of its layers."""
+    return torch.stack(list(gradient_norms_by_layer(*arguments, **options).values())).norm(dim=0)
+
+
 def test_the_norm_of_a_linear_output_is_that_of_the_input() -> None:
     linear = nn.Linear(2, 1, bias=False)
     inputs = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-    norms = per_sample_gradient_norms(linear, lambda outputs, targets: outputs.sum(), inputs, torch.zeros(2))
+    norms = overall_norms(linear, lambda outputs, targets: outputs.sum(), inputs, torch.zeros(2))
     assert norms.tolist() == [5.0, 1.0]
 
 
 def test_as_a_loop_over_samples() -> None:
     model, (inputs, targets) = network(), samples()
     expected = loop(model, functional.cross_entropy, inputs, targets)
-    norms = per_sample_gradient_norms(model, functional.cross_entropy, inputs, targets)
+    norms = overall_norms(model, functional.cross_entropy, inputs, targets)
     torch.testing.assert_close(norms, expected.norm(dim=1), rtol=1e-12, atol=0)
 
 
@@ -72,9 +78,9 @@ def test_memory_decides_the_batches_and_nothing_else(monkeypatch: pytest.MonkeyP
     inputs, targets = samples()
     sizes = []
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    one = per_sample_gradient_norms(model, functional.cross_entropy, inputs, targets, max_memory_mb=1)
+    one = overall_norms(model, functional.cross_entropy, inputs, targets, max_memory_mb=1)
     calls = len(sizes)
-    several = per_sample_gradient_norms(model, functional.cross_entropy, inputs, targets)
+    several = overall_norms(model, functional.cross_entropy, inputs, targets)
     assert calls == 11
     assert len(sizes) - calls == 1
     torch.testing.assert_close(one, several, rtol=1e-12, atol=0)
@@ -85,7 +91,7 @@ def test_frozen_parameters_do_not_count_and_shared_ones_count_once() -> None:
     frozen = network()
     frozen[0].requires_grad_(False)
     expected = loop(frozen, functional.cross_entropy, inputs, targets)
-    norms = per_sample_gradient_norms(frozen, functional.cross_entropy, inputs, targets)
+    norms = overall_norms(frozen, functional.cross_entropy, inputs, targets)
     torch.testing.assert_close(norms, expected.norm(dim=1), rtol=1e-12, atol=0)
 
     twice = nn.Linear(8, 8).double()
@@ -93,7 +99,7 @@ def test_frozen_parameters_do_not_count_and_shared_ones_count_once() -> None:
         nn.Conv2d(2, 1, 1).double(), twice, nn.Tanh(), twice, nn.Flatten(), nn.Linear(64, 5).double()
     )
     expected = loop(shared, functional.cross_entropy, inputs, targets)
-    norms = per_sample_gradient_norms(shared, functional.cross_entropy, inputs, targets)
+    norms = overall_norms(shared, functional.cross_entropy, inputs, targets)
     torch.testing.assert_close(norms, expected.norm(dim=1), rtol=1e-12, atol=0)
 
 
@@ -135,9 +141,9 @@ def test_the_model_and_the_random_state_are_untouched(fails: bool) -> None:
     random = torch.get_rng_state()
     if fails:
         with pytest.raises(ValueError, match="no loss today"):
-            per_sample_gradient_norms(model, failing_loss, inputs, targets)
+            overall_norms(model, failing_loss, inputs, targets)
     else:
-        per_sample_gradient_norms(model, functional.cross_entropy, inputs, targets)
+        overall_norms(model, functional.cross_entropy, inputs, targets)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name])
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
@@ -153,9 +159,9 @@ def failing_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_where_gradients_are_off(mode) -> None:
     model, (inputs, targets) = network(), samples()
-    expected = per_sample_gradient_norms(model, functional.cross_entropy, inputs, targets)
+    expected = overall_norms(model, functional.cross_entropy, inputs, targets)
     with mode():
-        found = per_sample_gradient_norms(model, functional.cross_entropy, inputs * 1, targets * 1)
+        found = overall_norms(model, functional.cross_entropy, inputs * 1, targets * 1)
     assert torch.equal(found, expected)
 
 
@@ -166,17 +172,15 @@ def test_random_layers_that_stay_on_draw_for_each_sample() -> None:
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(50, 1), nn.Tanh(), Noisy())
-    norms = per_sample_gradient_norms(
-        model, lambda outputs, targets: outputs.sum(), torch.ones(40, 50), torch.zeros(40)
-    )
+    norms = overall_norms(model, lambda outputs, targets: outputs.sum(), torch.ones(40, 50), torch.zeros(40))
     assert len(norms.unique()) == 2  # dropped or not
 
 
 def test_not_finite_stays_with_its_sample() -> None:
     model, (inputs, targets) = network(), samples()
-    expected = per_sample_gradient_norms(model, functional.cross_entropy, inputs, targets)
+    expected = overall_norms(model, functional.cross_entropy, inputs, targets)
     inputs[3] = torch.nan
-    found = per_sample_gradient_norms(model, functional.cross_entropy, inputs, targets)
+    found = overall_norms(model, functional.cross_entropy, inputs, targets)
     assert found[3].isnan()
     others = torch.arange(11) != 3
     torch.testing.assert_close(found[others], expected[others], rtol=1e-12, atol=0)
@@ -186,20 +190,20 @@ def test_errors_say_what_was_expected() -> None:
     model, (inputs, targets) = network(), samples()
     loss = functional.cross_entropy
     with pytest.raises(ValueError, match=r"`inputs` should hold samples. Found shape \(0, 2, 8, 8\)"):
-        per_sample_gradient_norms(model, loss, inputs[:0], targets[:0])
+        overall_norms(model, loss, inputs[:0], targets[:0])
     with pytest.raises(ValueError, match=r"one target for each of 11 samples. Found shape \(10,\)"):
-        per_sample_gradient_norms(model, loss, inputs, targets[:10])
+        overall_norms(model, loss, inputs, targets[:10])
     with pytest.raises(ValueError, match=r"`loss` should give one number for one sample. Found shape \(1,\)"):
-        per_sample_gradient_norms(model, lambda o, t: functional.cross_entropy(o, t, reduction="none"), inputs, targets)
+        overall_norms(model, lambda o, t: functional.cross_entropy(o, t, reduction="none"), inputs, targets)
     with pytest.raises(
         ValueError, match=r"`max_memory_mb` should be an integer of at least 1. Found `max_memory_mb = 0`"
     ):
-        per_sample_gradient_norms(model, loss, inputs, targets, max_memory_mb=0)
+        overall_norms(model, loss, inputs, targets, max_memory_mb=0)
     bare = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).double()
     with pytest.raises(ValueError, match=r"running statistics in its BatchNorms.*Found \['1'\]"):
-        per_sample_gradient_norms(bare, loss, inputs, targets)
+        overall_norms(bare, loss, inputs, targets)
     with pytest.raises(ValueError, match=r"parameters that require gradients. Found none"):
-        per_sample_gradient_norms(model.requires_grad_(False), loss, inputs, targets)
+        overall_norms(model.requires_grad_(False), loss, inputs, targets)
 
 
 def test_gradient_disparity_is_the_mean_distance_of_pairs() -> None:
