@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._figures import FigureSchedule
 from lightning_anomaly.callbacks._probe import ValidationWatch, shortcomings, shuffles
+from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.capture.layers import scripted_note, select_layers
 from lightning_anomaly.checks import check_integer, check_one_of
@@ -120,14 +121,22 @@ class AnomalyFilterCallback(Watcher):
         self.probe_size = probe_size
         self.every_n_validations = every_n_validations
         self.signal_layers = signal_layers
+        self.overlay_tags = overlay_tags
+        self.log_figures = log_figures
         self.on_error = on_error
+        self._everywhere, self._agreed = True, False
+        self._watch: ValidationWatch | None = None
+        self._subject = Subject()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Starts anew: what is known is about another model."""
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
         self._validations = 0
         self._metrics = dict.fromkeys(_METRICS, 0.0)
-        self._everywhere, self._agreed = True, False
-        self._watch: ValidationWatch | None = None
-        self._figures = FigureSchedule(log_key_prefix, overlay_tags, log_figures)
+        self._warned.clear()
+        self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures)
 
     @property
     def state_key(self) -> str:
@@ -140,6 +149,8 @@ class AnomalyFilterCallback(Watcher):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
+        self._forget()
+        self._subject.load()
         self.history = list(state_dict["history"])
         self._validations = int(state_dict["validations"])
         self._metrics = dict(state_dict["metrics"])
@@ -152,7 +163,9 @@ class AnomalyFilterCallback(Watcher):
             self._watched(pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Checks layer names, now that every layer is there."""
+        """Checks layer names, now that every layer is there, and drops what was found in another model."""
+        if self._subject.changes_to(pl_module):
+            self._forget()
         self._watched(pl_module)
         self._figures.start()
 
@@ -220,6 +233,7 @@ class AnomalyFilterCallback(Watcher):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leaves no hook and no map behind."""
+        self._subject.meet(pl_module)
         if stage == "validate" and not self._agreed:
             self._agree(trainer, False)  # this process was given no batch, and the others wait for its answer
         self._release()
@@ -272,10 +286,10 @@ class AnomalyFilterCallback(Watcher):
         return True
 
     def _remember(self, trainer: Any, analysed: bool) -> None:
-        # Without a report, after a resume for example, what was found last still holds.
+        # Without an analysis what was found last still holds.
         last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
         signal, found = last["signal"], last["anomaly_filters"]
-        if self.report is not None:
+        if analysed and self.report is not None:
             signal = self.report.fraction_in(self.signal_layers or self.report.layers)
             found = self.report.anomaly_filters
         if analysed:  # what is only repeated must not look sustained

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._processes import validates_everywhere
+from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.probe import check_inputs
 from lightning_anomaly.checks import check_fraction
@@ -69,11 +70,17 @@ class TwoSampleCallback(Watcher):
         self.val_inputs = val_inputs
         self.layers = layers
         self.significance = significance
-        self.report: TwoSampleReport | None = None
         self._values: dict[str, float] = {}
         self._everywhere, self._due = True, False
         self._fresh: TwoSampleReport | None = None
         self._failure: Exception | None = None
+        self._subject = Subject()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Starts anew: what is known is about another model."""
+        self.report: TwoSampleReport | None = None
+        self._warned.clear()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
@@ -81,6 +88,11 @@ class TwoSampleCallback(Watcher):
         self._everywhere, self._due, self._values = True, False, {}
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Drops what was found in another model."""
+        if self._subject.changes_to(pl_module):
+            self._forget()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Checks layer names, now that every layer is there, and whether every process validates."""
