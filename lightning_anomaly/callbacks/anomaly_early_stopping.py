@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._base import AnyEarlyStopping
 from lightning_anomaly.callbacks._processes import validates_everywhere
-from lightning_anomaly.callbacks._reports import watched_prefixes
+from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD
 from lightning_anomaly.checks import check_fraction, check_integer
@@ -89,12 +89,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Makes sure that somebody logs what is monitored."""
         super().setup(trainer, pl_module, stage)
-        prefixes = watched_prefixes(trainer)
-        if stage == "fit" and self.log_key_prefix not in prefixes:
-            raise ValueError(
-                "AnomalyEarlyStopping should be used with an AnomalyFilterCallback of the same `log_key_prefix` in the "
-                f"Trainer, which logs '{self.monitor}'. Found {prefixes or 'none'}."
-            )
+        if stage == "fit":
+            find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping")
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Drops what was seen of another model."""
