@@ -18,7 +18,7 @@ from lightning_anomaly.clustering.choice import Clustering, cluster_filters
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
-from lightning_anomaly.settings import AnalysisSettings
+from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.verdicts import outlier_samples, shown_clustering, smallest_share
 
 __all__ = ["analyze", "analyze_layer", "analyze_maps"]
@@ -64,9 +64,7 @@ def analyze(
         >>> report.count, report.layers[""].outliers_of(0)
         (1, [7])
     """
-    settings = AnalysisSettings() if settings is None else settings
-    if not isinstance(settings, AnalysisSettings):
-        raise ValueError(f"Parameter `settings` should be an AnalysisSettings or None. Found {settings!r}.")
+    settings = checked_settings(settings)
     check_inputs(inputs)
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
     run(model, inputs, capture, progress)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from lightning_anomaly.checks import check_integer, check_one_of
 
-__all__ = ["AnalysisSettings", "Engine", "Init", "Rule"]
+__all__ = ["AnalysisSettings", "Engine", "Init", "Rule", "checked_settings"]
 
 Engine = Literal["torch", "sklearn"]
 Init = Literal["kmeans", "random"]
@@ -84,3 +84,16 @@ class AnalysisSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; `AnalysisSettings(**values)` is the way back."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def checked_settings(settings: AnalysisSettings | None) -> AnalysisSettings:
+    """The settings, or the defaults for None.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    if settings is None:
+        return AnalysisSettings()
+    if not isinstance(settings, AnalysisSettings):
+        raise ValueError(f"Parameter `settings` should be an AnalysisSettings or None. Found {settings!r}.")
+    return settings

@@ -169,11 +169,10 @@ class TestModels:
         assert same(load_model(path, f"{HERE}:net"), module.network)
 
     def test_the_callbacks_of_the_package_leave_it_readable(self, tmp_path):
-        from lightning_anomaly import AnomalyFilterCallback, AnomalyPruneCallback
+        from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, AnomalyPruneCallback
 
-        watcher = AnomalyFilterCallback(
-            probe_size=60, n_init=1, max_components=2, rare_fraction=0.25, log_figures=False
-        )
+        settings = AnalysisSettings(n_init=1, max_components=2, rare_fraction=0.25)
+        watcher = AnomalyFilterCallback(probe_size=60, log_figures=False, settings=settings)
         trainer = quiet_trainer(tmp_path, watcher, AnomalyPruneCallback(at_epoch=1, min_votes=1))
         module = SmallNet()
         trainer.fit(module, loader(), loader())

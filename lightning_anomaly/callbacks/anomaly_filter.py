@@ -14,7 +14,7 @@ from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.capture.layers import scripted_note, select_layers
 from lightning_anomaly.checks import check_integer, check_one_of
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.settings import AnalysisSettings, Engine, Init, Rule
+from lightning_anomaly.settings import AnalysisSettings, checked_settings
 
 __all__ = ["AnomalyFilterCallback"]
 
@@ -50,16 +50,8 @@ class AnomalyFilterCallback(Watcher):
         overlay_tags: Tags for the chart that lays losses and anomaly count over each other in TensorBoard; None finds
             the training and the validation loss among what was logged.
         on_error: What a failing analysis does: `"warn"` goes on with the last values, `"raise"` stops the training.
-        max_components: See `AnalysisSettings`, as for the arguments below.
-        rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples.
-        rule: How the mixtures of a filter lead to a verdict, `"vote"` or `"best"`.
-        init: Where mixtures start, `"kmeans"` or `"random"`.
-        n_init: Number of starts.
-        rectify: Whether negative values of the maps are set to zero first.
-        max_map_side: Larger maps are average-pooled (pixels).
-        engine: `"torch"`, or `"sklearn"` for checks.
-        seed: Seed of the starts.
-        max_memory_mb: Bound on the working memory of the analysis (MiB).
+        settings: How to analyse; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
+            `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation. Every process has it.
@@ -88,29 +80,9 @@ class AnomalyFilterCallback(Watcher):
         log_figures: bool = True,
         overlay_tags: list[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
-        max_components: int = 5,
-        rare_fraction: float = 0.02,
-        rule: Rule = "vote",
-        init: Init = "kmeans",
-        n_init: int = 20,
-        rectify: bool = True,
-        max_map_side: int = 8,
-        engine: Engine = "torch",
-        seed: int = 0,
-        max_memory_mb: int = 256,
+        settings: AnalysisSettings | None = None,
     ) -> None:
-        self.settings = AnalysisSettings(
-            max_components=max_components,
-            rare_fraction=rare_fraction,
-            rule=rule,
-            init=init,
-            n_init=n_init,
-            rectify=rectify,
-            max_map_side=max_map_side,
-            engine=engine,
-            seed=seed,
-            max_memory_mb=max_memory_mb,
-        )
+        self.settings = checked_settings(settings)
         check_one_of("probe", probe, ("val", "train"))
         check_one_of("on_error", on_error, ("warn", "raise"))
         check_integer("probe_size", probe_size, self.settings.smallest_probe)

@@ -270,7 +270,7 @@ def watch(cell: Cell, root: str | None = None, weights: str | None = None) -> di
             log_key_prefix=name,
             log_figures=False,
             on_error="raise",
-            **settings,
+            settings=AnalysisSettings(**settings),
         )
         for name, settings in READINGS.items()
     }

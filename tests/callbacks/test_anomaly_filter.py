@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from trainers import QUIET, SmallNet, hook_count, images, loader, plain, quiet_trainer, said, watcher
+from trainers import QUIET, SmallNet, arguments, hook_count, images, loader, plain, quiet_trainer, said, watcher
 
-from lightning_anomaly import AnomalyFilterCallback, AnomalyReport
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, AnomalyReport
 from lightning_anomaly.callbacks import _probe
 
 pytestmark = QUIET
@@ -60,7 +60,20 @@ class Values(pl.Callback):
 )
 def test_the_constructor_names_what_is_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AnomalyFilterCallback(**options)
+        AnomalyFilterCallback(**arguments(options))
+
+
+@pytest.mark.parametrize("settings", [{"rectify": False}, "paper", 3])
+def test_settings_are_nothing_else(settings: Any) -> None:
+    with pytest.raises(ValueError, match=r"`settings` should be an AnalysisSettings or None\. Found "):
+        AnomalyFilterCallback(settings=settings)
+
+
+def test_the_papers_reading_is_a_setting(tmp_path: Any) -> None:
+    callback = AnomalyFilterCallback(probe_size=100, log_figures=False, settings=AnalysisSettings.paper())
+    quiet_trainer(tmp_path, callback, max_epochs=1).fit(SmallNet(), loader(), loader(100))
+    assert callback.report is not None
+    assert AnalysisSettings(**callback.report.settings) == AnalysisSettings.paper()
 
 
 @pytest.mark.parametrize(
