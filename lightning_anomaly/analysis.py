@@ -17,9 +17,17 @@ from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_filters
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.progress import track
-from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
-from lightning_anomaly.verdicts import outlier_samples, shown_clustering, smallest_share
+from lightning_anomaly.verdicts import (
+    ANOMALY,
+    DEAD,
+    NONFINITE,
+    NORMAL,
+    outlier_samples,
+    shown_clustering,
+    smallest_share,
+)
 
 __all__ = ["analyze", "analyze_layer", "analyze_maps"]
 

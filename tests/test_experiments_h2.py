@@ -12,7 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from trainers import QUIET
 
-from lightning_anomaly.report import ANOMALY, NORMAL, AnomalyReport, LayerReport
+from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.verdicts import ANOMALY, NORMAL
 from recipes.experiments import h2, h2_leave_out, h2_measure, h2_tables
 from recipes.experiments.cells import prepare, quick_matrix
 from recipes.experiments.detection import (

@@ -12,7 +12,8 @@ from scripted import run, validations
 from sklearn.feature_selection import f_classif
 from trainers import QUIET
 
-from lightning_anomaly.report import ANOMALY, DEAD, NORMAL, LayerReport
+from lightning_anomaly.report import LayerReport
+from lightning_anomaly.verdicts import ANOMALY, DEAD, NORMAL
 from recipes.experiments import h1_choice, h1_tables, results, rules, series, stopping
 from recipes.experiments.statistics import (
     calibration_error,

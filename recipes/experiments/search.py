@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
+from lightning_anomaly.report import LayerReport
+from lightning_anomaly.verdicts import ANOMALY, NORMAL
 from recipes.experiments.cells import Cell, full_matrix, held_out_matrix, prepare, quick_matrix
 from recipes.experiments.lines import run_missing
 from recipes.experiments.options import add_matrix_options, lines_file

@@ -13,7 +13,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
+from lightning_anomaly.report import LayerReport
+from lightning_anomaly.verdicts import ANOMALY, NORMAL
 
 __all__ = [
     "calibration_error",

@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 from lightning_anomaly.plots import clearest_filters, filter_figure, outlier_figure, verdict_map
-from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.verdicts import ANOMALY, DEAD, NONFINITE, NORMAL
 
 N = 60
 
