@@ -26,7 +26,7 @@ from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.plots import filter_figure, outlier_figure, verdict_map
+from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
 
 _PROBE_SIZE = 512  # as in `AnomalyFilterCallback`
@@ -71,11 +71,8 @@ def run(options: argparse.Namespace) -> AnomalyReport:
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
         report = analyze(model, images)
     print(report)
-    figures = {
-        "verdicts": verdict_map(report),
-        "filters": filter_figure(report),
-        "outliers": outlier_figure(report, images),
-    }
+    shown = outlier_images(report, images)
+    figures = {name: draw(report, shown) for name, draw in FIGURES.items()}
     for name, figure in figures.items():
         if figure is not None:
             figure.savefig(options.output / f"{name}.png")
