@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,95 +14,17 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import scripted_note, select_layers
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
+from lightning_anomaly.rank_test import (
+    DIVISIONS,
+    divided_test,
+    live_filters,
+    random_divisions,
+    rank_test,
+    share_of_chance,
+)
 from lightning_anomaly.tables import Tabular
 
-__all__ = [
-    "LayerComparison",
-    "TwoSampleReport",
-    "divided_test",
-    "live_filters",
-    "random_divisions",
-    "rank_test",
-    "share_of_chance",
-    "two_sample_test",
-]
-
-_EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
-_DIVISIONS = 999
-
-
-def rank_test(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """How well each filter's value tells the samples of one group from those of another.
-
-    The rank test of Mann and Whitney, "On a Test of Whether One of Two Random Variables is Stochastically Larger than
-    the Other" (1947), two-sided, in SciPy's normal approximation with ties. Where both groups are drawn alike, a filter
-    has a p-value of at most 1% with a probability of 1%.
-
-    Args:
-        first: Values of one group `(F, n)`.
-        second: Values of the other one `(F, m)`.
-
-    Returns:
-        The area under the ROC curve `(F,)`: the probability that a sample of the first group has the larger value, ties
-        counted half; and the p-value `(F,)`. 0.5 and 1 for a filter whose values are all the same.
-    """
-    from scipy.stats import mannwhitneyu  # late, because it is slow to import
-
-    both = torch.cat([first, second], 1).cpu().double()  # in this order: not every device has doubles
-    varies = both.amax(1) > both.amin(1)
-    area, p_value = (torch.full((len(both),), value, dtype=torch.float64) for value in (0.5, 1.0))
-    if varies.any():
-        parts = both[varies].tensor_split([first.shape[1]], dim=1)
-        test = mannwhitneyu(*(part.numpy() for part in parts), axis=1, method="asymptotic")
-        area[varies] = torch.from_numpy(test.statistic) / (first.shape[1] * second.shape[1])
-        p_value[varies] = torch.from_numpy(test.pvalue)
-    return area, p_value
-
-
-def random_divisions(n_first: int, n_samples: int) -> Tensor:
-    """Random divisions of samples into two groups, always the same ones.
-
-    Args:
-        n_first: Samples in the first group.
-        n_samples: All samples.
-
-    Returns:
-        Whether each sample is in the first group, bool `(n_samples, 999)`, `n_first` of each column.
-    """
-    noise = torch.rand(n_samples, _DIVISIONS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return noise <= noise.kthvalue(n_first, dim=0).values
-
-
-def divided_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """`rank_test` for many divisions of the same samples at once.
-
-    Args:
-        values: Values of all samples `(F, N)`.
-        first: Divisions, each a column that says which samples are in the first group, as many in each; bool `(N, D)`.
-
-    Returns:
-        Areas and p-values `(F, D)`.
-    """
-    from scipy.stats import rankdata
-
-    n_samples = len(first)
-    n_first = int(first[:, 0].sum())
-    pairs = n_first * (n_samples - n_first)
-    ranks = torch.from_numpy(rankdata(values.cpu().double().numpy(), axis=1)) - (n_samples + 1) / 2
-    deviation = ranks @ first.double()  # of the rank sum from its mean over all divisions
-    spread = (pairs / (n_samples * (n_samples - 1)) * ranks.square().sum(1, keepdim=True)).sqrt()
-    scores = (deviation.abs() - 0.5) / spread  # 0.5: the correction for continuity
-    p_value = torch.where(spread > 0, torch.special.erfc(scores / math.sqrt(2)).clamp_max(1), 1.0)
-    return 0.5 + deviation / pairs, p_value
-
-
-def share_of_chance(found: float, chance: Tensor) -> float:
-    """The p-value of a number among those that random divisions gave `(D,)`: how often these are at least as large.
-
-    The division that was made counts as one of them (Phipson and Smyth, "Permutation P-values Should Never Be Zero",
-    2010).
-    """
-    return (1 + int((chance >= found).sum())) / (1 + len(chance))
+__all__ = ["LayerComparison", "TwoSampleReport", "two_sample_test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +182,7 @@ def two_sample_test(
     n_train, n_val = sizes
     compared = {}
     divisions: Tensor | None = None
-    by_chance = torch.zeros(_DIVISIONS, dtype=torch.int64)
+    by_chance = torch.zeros(DIVISIONS, dtype=torch.int64)
     for name, values in taken[0].items():
         if name in taken[1]:
             both = torch.cat([values, taken[1][name]], 1)
@@ -285,13 +206,6 @@ def two_sample_test(
 def _largest(maps: Tensor) -> Tensor:
     """The largest value of each map: `(n, F, ...)` gives `(n, F)`."""
     return maps.flatten(2).amax(2) if maps.ndim > 2 else maps
-
-
-def live_filters(values: Tensor, n_first: int) -> Tensor:
-    """Which filters can be judged from their values `(F, N)`, see `LayerComparison`; bool `(F,)`."""
-    smaller = min(n_first, values.shape[1] - n_first)
-    others = (values != values.mode(1, keepdim=True).values).sum(1)
-    return values.isfinite().all(1) & (others * smaller >= _EXPECTED * values.shape[1])
 
 
 def _compare(values: Tensor, n_train: int) -> LayerComparison:

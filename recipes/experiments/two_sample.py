@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
-from lightning_anomaly.two_sample import divided_test, live_filters, random_divisions, share_of_chance
+from lightning_anomaly.rank_test import divided_test, live_filters, random_divisions, share_of_chance
 from recipes.experiments.cells import Cell, prepare
 from recipes.experiments.h1_tables import draw_panels, is_overfitting
 from recipes.experiments.search import add_options, run_missing_cells
