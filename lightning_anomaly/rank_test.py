@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor
 
-__all__ = ["DIVISIONS", "divided_test", "live_filters", "random_divisions", "rank_test", "share_of_chance"]
+__all__ = [
+    "DIVISIONS",
+    "divided_test",
+    "enough_samples",
+    "live_filters",
+    "random_divisions",
+    "rank_test",
+    "samples_needed",
+    "samples_to_be_live",
+    "share_of_chance",
+]
 
 _EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
 DIVISIONS = 999
@@ -88,7 +99,47 @@ def share_of_chance(found: float, chance: Tensor) -> float:
 
 
 def live_filters(values: Tensor, n_first: int) -> Tensor:
-    """Which filters can be judged from their values `(F, N)`, see `LayerComparison`; bool `(F,)`."""
+    """Which filters can be judged from their values `(F, N)`; bool `(F,)`.
+
+    Their values are finite, and so many of them are not the commonest one that five of these are expected in the
+    smaller group, as the approximation in `rank_test` needs.
+    """
     smaller = min(n_first, values.shape[1] - n_first)
-    others = (values != values.mode(1, keepdim=True).values).sum(1)
-    return values.isfinite().all(1) & (others * smaller >= _EXPECTED * values.shape[1])
+    return values.isfinite().all(1) & (_uncommon(values) * smaller >= _EXPECTED * values.shape[1])
+
+
+def samples_to_be_live(values: Tensor) -> int | None:
+    """How many samples each group should have, were they like these, for some filter to be live.
+
+    Args:
+        values: Values of all samples `(F, N)`.
+
+    Returns:
+        The number; None if no filter has more than one value.
+    """
+    most = int(_uncommon(values).max())
+    return math.ceil(_EXPECTED * values.shape[1] / most) if most else None
+
+
+def enough_samples(n_first: int, n_second: int, significance: float) -> bool:
+    """Whether a filter that responds to half of the samples is live, and whether a p-value can be so small.
+
+    Args:
+        n_first: Samples in one group.
+        n_second: Samples in the other one.
+        significance: The p-value that `rank_test` should be able to give.
+    """
+    pairs = n_first * n_second
+    # The smallest p-value is that of different values, of which one group has all the larger ones.
+    score = (pairs / 2 - 0.5) / math.sqrt(pairs * (n_first + n_second + 1) / 12)
+    return min(n_first, n_second) / 2 >= _EXPECTED and math.erfc(score / math.sqrt(2)) <= significance
+
+
+def samples_needed(significance: float) -> int:
+    """The smallest number of samples that is enough in each group, however many the other one has."""
+    return next(n for n in itertools.count(1) if enough_samples(n, n, significance))
+
+
+def _uncommon(values: Tensor) -> Tensor:
+    """How many of each filter's values `(F, N)` are not its commonest one `(F,)`."""
+    return (values != values.mode(1, keepdim=True).values).sum(1)

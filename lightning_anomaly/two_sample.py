@@ -17,9 +17,12 @@ from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.rank_test import (
     DIVISIONS,
     divided_test,
+    enough_samples,
     live_filters,
     random_divisions,
     rank_test,
+    samples_needed,
+    samples_to_be_live,
     share_of_chance,
 )
 from lightning_anomaly.tables import Tabular
@@ -154,8 +157,8 @@ def two_sample_test(
         The report. Whatever could not be compared is in its `notes`, each of which is also a warning.
 
     Raises:
-        ValueError: If a layer does not exist, there are no images, they come in another way, or `significance` is not a
-            number in (0, 1].
+        ValueError: If a layer does not exist, there are no images, they come in another way, those of one kind have
+            another shape, or `significance` is not a number in (0, 1].
 
     Examples:
         >>> images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -164,43 +167,81 @@ def two_sample_test(
         {'': [0]}
     """
     check_fraction("significance", significance, zero=False)
-    inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
-    for argument, given in inputs.items():
-        check_inputs(given, argument)
+    check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     notes = scripted_note(model) if layers is None else {}
     if not watched and not notes:
         notes["no layers"] = "The model has no convolution, so there are no filters to compare."
     taken, sizes = [], []
-    for given in inputs.values():
+    for given in (train_inputs, val_inputs):
         capture = MapCapture(watched, summary=_largest)
         run(model, given, capture)
         usable, n_samples, left_out = usable_layers(capture.maps, len(given) if isinstance(given, Tensor) else None)
         notes |= left_out
-        taken.append({name: layer.maps.T for name, layer in usable.items()})
+        taken.append(usable)
         sizes.append(n_samples)
     n_train, n_val = sizes
-    compared = {}
+    compared: dict[str, LayerComparison] = {}
+    values: dict[str, Tensor] = {}
     divisions: Tensor | None = None
     by_chance = torch.zeros(DIVISIONS, dtype=torch.int64)
-    for name, values in taken[0].items():
-        if name in taken[1]:
-            both = torch.cat([values, taken[1][name]], 1)
-            compared[name] = _compare(both, n_train)
-            if divisions is None:
-                divisions = random_divisions(n_train, n_train + n_val)
-            _, p_values = divided_test(both[compared[name].live.to(both.device)], divisions)
-            by_chance += (p_values <= significance).sum(0)
-            nonfinite = int((~both.isfinite().all(1)).sum())
-            if nonfinite:
-                notes[f"{name} nonfinite"] = (
-                    f"Layer '{name}': {nonfinite} of {len(both)} filters have NaN or infinite values and are not "
-                    "compared."
-                )
+    for name in [name for name in taken[0] if name in taken[1]]:
+        layer, other = taken[0][name], taken[1][name]
+        if layer.size != other.size:  # the largest of more values is larger
+            notes[f"{name} left out"] = (
+                f"Layer '{name}' is left out of the analysis: the size of its maps is {layer.size} for training images "
+                f"and {other.size} for validation images."
+            )
+            continue
+        values[name] = both = torch.cat([layer.maps.T, other.maps.T], 1).cpu()
+        compared[name] = _compare(both, n_train)
+        if divisions is None:
+            divisions = random_divisions(n_train, n_train + n_val)
+        _, p_values = divided_test(both[compared[name].live], divisions)
+        by_chance += (p_values <= significance).sum(0)
+        nonfinite = int((~both.isfinite().all(1)).sum())
+        if nonfinite:
+            notes[f"{name} nonfinite"] = (
+                f"Layer '{name}': {nonfinite} of {len(both)} filters have NaN or infinite values and are not compared."
+            )
+    live = sum(int(layer.live.sum()) for layer in compared.values())
+    if values and not (live and enough_samples(n_train, n_val, significance)):
+        notes |= _too_few(torch.cat(list(values.values())), n_train, n_val, significance)
     for note in notes.values():
         warnings.warn(note, stacklevel=2)
-    live = sum(int(layer.live.sum()) for layer in compared.values())
     return TwoSampleReport(compared, n_train, n_val, significance, by_chance.double() / max(1, live), notes)
+
+
+def check_groups(train_inputs: Any, val_inputs: Any) -> None:
+    """Raises ValueError for what cannot be compared."""
+    check_inputs(train_inputs, "train_inputs")
+    check_inputs(val_inputs, "val_inputs")
+    if isinstance(train_inputs, Tensor) and isinstance(val_inputs, Tensor):
+        shapes = tuple(train_inputs.shape[1:]), tuple(val_inputs.shape[1:])
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
+                f"Found {shapes[0]} and {shapes[1]}."
+            )
+
+
+def _too_few(values: Tensor, n_train: int, n_val: int, significance: float) -> dict[str, str]:
+    """What is missing, of values `(F, n_train + n_val)` that cannot tell, and how many images would be enough."""
+    if not enough_samples(n_train, n_val, significance):
+        note = (
+            f"Parameters `train_inputs` and `val_inputs` hold {n_train} and {n_val} images, too few for a rank test at "
+            f"`significance = {significance}`: give at least {samples_needed(significance)} of each."
+        )
+        return {"few images": note}
+    values = values[values.isfinite().all(1)]
+    if not len(values):
+        return {}
+    needed = samples_to_be_live(values)
+    note = (
+        f"None of the {len(values)} filters responds to enough of the {n_train} training and {n_val} validation images "
+        "to be judged: "
+    )
+    return {"none live": note + ("name other `layers`." if needed is None else f"give at least {needed} of each.")}
 
 
 def _largest(maps: Tensor) -> Tensor:
@@ -210,7 +251,6 @@ def _largest(maps: Tensor) -> Tensor:
 
 def _compare(values: Tensor, n_train: int) -> LayerComparison:
     """The filters of a layer from their values on all images `(F, n + m)`, the training images first."""
-    values = values.cpu()
     live = live_filters(values, n_train)
     area, p_value = rank_test(values[:, :n_train], values[:, n_train:])
     area[~live], p_value[~live] = 0.5, 1.0

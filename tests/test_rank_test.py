@@ -6,8 +6,18 @@ import pytest
 import scipy.stats
 import torch
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
-from lightning_anomaly.rank_test import divided_test, random_divisions, rank_test, share_of_chance
+from lightning_anomaly.rank_test import (
+    divided_test,
+    enough_samples,
+    live_filters,
+    random_divisions,
+    rank_test,
+    samples_needed,
+    samples_to_be_live,
+    share_of_chance,
+)
 
 RNG = torch.Generator().manual_seed(0)
 VALUES = torch.randn(5, 60, generator=RNG).relu()  # with many ties
@@ -100,3 +110,44 @@ def test_a_filter_with_one_value_tells_nothing() -> None:
     area, p_value = rank_test(torch.ones(2, 5), torch.ones(2, 7))
     assert area.tolist() == [0.5, 0.5]
     assert p_value.tolist() == [1, 1]
+
+
+def clearest(n_first: int, n_second: int) -> Tensor:
+    """Two filters that tell the groups apart as well as can be: one is silent on the first, one never is."""
+    silent = torch.cat([torch.zeros(n_first), torch.arange(1.0, n_second + 1)])
+    return torch.stack([silent, torch.arange(1.0, n_first + n_second + 1)])
+
+
+def can_tell(n_first: int, n_second: int, significance: float) -> bool:
+    values = clearest(n_first, n_second)
+    p_value = rank_test(values[:, :n_first], values[:, n_first:])[1]
+    return bool((live_filters(values, n_first) & (p_value <= significance)).all())
+
+
+@pytest.mark.parametrize("significance", [1.0, 0.01, 1e-3, 1e-4, 1e-6, 1e-12, 1e-100])
+def test_as_many_samples_as_are_needed_are_enough_and_one_less_is_not(significance: float) -> None:
+    needed = samples_needed(significance)
+    assert [can_tell(n, n, significance) for n in (needed - 1, needed)] == [False, True]
+    for factor in (1, 3, 30):  # of the other group
+        assert enough_samples(needed, factor * needed, significance)
+        assert enough_samples(factor * needed, needed, significance)
+    assert not enough_samples(needed - 1, needed - 1, significance)
+
+
+def test_few_samples_in_one_group_are_too_few_however_many_the_other_has() -> None:
+    assert not enough_samples(9, 10**6, 0.01)
+    assert not enough_samples(10**6, 9, 0.01)
+
+
+@pytest.mark.parametrize("active", [1, 4, 10, 25])
+def test_with_as_many_samples_as_it_says_a_filter_is_live(active: int) -> None:
+    def values(n_samples: int) -> Tensor:
+        """A filter that responds to as large a share of the samples as to `active` of a hundred."""
+        return (torch.arange(n_samples) % 100 < active).double()[None] * torch.arange(1, n_samples + 1)
+
+    assert samples_to_be_live(torch.zeros(3, 100)) is None
+    needed = samples_to_be_live(torch.cat([torch.zeros(1, 100), values(100)]))
+    assert needed == 500 / active
+    enough = 50 * math.ceil(needed / 50)  # whole hundreds of both groups together, so that the share is the same
+    assert live_filters(values(2 * enough), enough).item()
+    assert live_filters(values(100), 50).item() == (needed <= 50)

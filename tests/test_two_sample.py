@@ -123,6 +123,60 @@ def test_filters_with_nan_are_not_judged_and_the_others_are() -> None:
     assert report.filters == {"conv": [1]}
 
 
+BRIGHT, DARK = IMAGES.abs() + 0.1, -IMAGES.abs()  # the filter of `Pair` responds to the one kind alone
+
+
+@pytest.mark.parametrize(("n_train", "n_val"), [(5, 5), (9, 9), (8, 100), (100, 2), (1, 1)])
+@pytest.mark.parametrize("significance", [0.01, 1e-6])
+def test_too_few_images_are_said_with_how_many_are_enough(n_train: int, n_val: int, significance: float) -> None:
+    options = {"layers": ["conv"], "significance": significance}
+    with pytest.warns(
+        UserWarning, match=rf"`train_inputs` and `val_inputs` hold {n_train} and {n_val} images"
+    ) as caught:
+        report = two_sample_test(Pair(), BRIGHT[:n_train], DARK[:n_val], **options)
+    (note,) = report.notes.values()
+    assert [str(warning.message) for warning in caught] == [note]
+    assert f"note: {note}" in str(report)
+    assert report.filters == {}
+    enough = int(re.search(r"at least (\d+) of each\.$", note)[1])
+    told = two_sample_test(Pair(), BRIGHT[:enough], DARK[:enough], **options)  # without a word: warnings are errors
+    assert told.filters == {"conv": [1]}
+    assert told.layers["conv"].p_value[1] <= significance
+    assert told.p_value <= max(significance, 0.001)  # of one filter, which chance finds as often
+    with pytest.warns(UserWarning, match=rf"give at least {enough} of each"):
+        assert two_sample_test(Pair(), BRIGHT[: enough - 1], DARK[: enough - 1], **options).notes
+
+
+def test_filters_that_are_silent_on_nearly_all_images_are_said_with_how_many_are_enough() -> None:
+    images = torch.where(torch.arange(300)[:, None, None, None] % 25 == 0, BRIGHT.repeat(2, 1, 1, 1), -1.0)
+    with pytest.warns(UserWarning, match="None of the 2 filters responds to enough of the 50 training and 50 valid"):
+        report = two_sample_test(Pair(), images[:50], images[50:100], layers=["conv"])
+    (note,) = report.notes.values()
+    assert not report.layers["conv"].live.any()
+    enough = int(re.search(r"give at least (\d+) of each\.$", note)[1])
+    assert enough == 125
+    told = two_sample_test(Pair(), images[:enough], images[enough : 2 * enough], layers=["conv"])
+    assert told.layers["conv"].live.tolist() == [False, True]
+    with pytest.warns(UserWarning, match=r"None of the 2 filters responds .* to be judged: name other `layers`\.$"):
+        two_sample_test(Pair(), DARK[:50], DARK[50:100], layers=["conv"])
+
+
+def test_filters_of_which_none_is_finite_are_not_called_silent() -> None:
+    model = Pair()
+    torch.nn.init.constant_(model.conv.weight, torch.nan)
+    with pytest.warns(UserWarning, match="Layer 'conv': 2 of 2 filters have NaN") as caught:
+        report = two_sample_test(model, IMAGES[:70], IMAGES[70:], layers=["conv"])
+    assert len(caught) == len(report.notes) == 1
+
+
+def test_maps_of_two_sizes_are_not_compared() -> None:
+    with pytest.warns(
+        UserWarning, match=r"'conv' is left out.*: the size of its maps is \(9, 9\) for training images and"
+    ):
+        report = two_sample_test(Pair(), (IMAGES[:70],), (IMAGES[70:, :, :8],), layers=["conv"])
+    assert report.layers == {}
+
+
 def test_samples_that_come_in_parts_are_not_counted_as_so_many_samples() -> None:
     class Frames(nn.Module):
         def __init__(self) -> None:
@@ -187,7 +241,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
     random = torch.get_rng_state()
     two_sample_test(model, IMAGES[:70], IMAGES[70:], layers=["conv"])
     with pytest.raises(RuntimeError):
-        two_sample_test(model, IMAGES[:70], torch.zeros(5, 3, 9, 9), layers=["conv"])
+        two_sample_test(model, IMAGES[:70], (torch.zeros(5, 3, 9, 9),), layers=["conv"])
     assert [module.training for module in model.modules()] == flags
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
@@ -206,6 +260,11 @@ def test_a_model_without_convolutions_gives_an_empty_report_and_a_warning() -> N
     [
         ({"train_inputs": IMAGES[:0]}, r"`train_inputs` should hold samples. Found shape \(0, 1, 9, 9\)"),
         ({"val_inputs": IMAGES.numpy()}, r"`val_inputs` should be a tensor .* Found ndarray"),
+        (
+            {"train_inputs": IMAGES[:, :, :8]},
+            r"`train_inputs` and `val_inputs` should hold images of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)",
+        ),
+        ({"val_inputs": IMAGES.expand(-1, 3, -1, -1)}, r"images of the same shape. Found \(1, 9, 9\) and \(3, 9, 9\)"),
         ({"significance": 0}, r"`significance` should be a number in \(0, 1\]. Found `significance = 0`"),
         ({"layers": ["absent"]}, r"`layers` should name layers of the model. Found \['absent'\]"),
     ],
