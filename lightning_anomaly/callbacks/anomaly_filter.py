@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._figures import FigureSchedule
-from lightning_anomaly.callbacks._probe import ValidationWatch, shortcomings, shuffles
+from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings, shuffles
+from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.capture.layers import scripted_note, select_layers
@@ -23,6 +24,7 @@ _EMPTY_SHARD = (
     "AnomalyFilterCallback has nothing to analyse: some process has no validation batch and runs no validation, and "
     "the others cannot wait for it. Give every process at least one validation batch."
 )
+_NOTHING = "nothing is watched and the logged zeros stand for nothing"
 
 
 class AnomalyFilterCallback(Watcher):
@@ -147,11 +149,11 @@ class AnomalyFilterCallback(Watcher):
             self._warn_once(
                 "no validation",
                 "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
-                "loader, or `limit_val_batches = 0`. Nothing will be analysed.",
+                "loader, or `limit_val_batches = 0`. Nothing will be analysed." + in_vain(trainer, self.log_key_prefix),
             )
         self._agree(trainer, sum(trainer.num_val_batches) > 0)
         if not self._everywhere and trainer.enable_validation:
-            self._warn_once("empty shard", _EMPTY_SHARD)
+            self._warn_once("empty shard", _EMPTY_SHARD + in_vain(trainer, self.log_key_prefix))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepares to take maps, if this validation is to be analysed."""
@@ -249,13 +251,30 @@ class AnomalyFilterCallback(Watcher):
         if report is None:
             if failure is not None and self.on_error == "raise":
                 raise failure
-            self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
+            self._say_why(trainer, failure)
             return False
         self.report = report
-        for key, note in shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size).items():
+        notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
+        if notes and found_nothing(report):
+            told = " ".join(notes.values())
+            notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
+        for key, note in notes.items():
             self._warn_once(key, note)
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
         return True
+
+    def _say_why(self, trainer: Any, failure: Exception | None) -> None:
+        if self.report is not None or any(entry["analysed"] for entry in self.history):
+            self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
+            return
+        advice = (
+            "" if self.probe == "val" else ' Use `probe = "val"`, for which no more is needed than the validation step.'
+        )
+        self._warn_once(
+            "never analysed",
+            f"AnomalyFilterCallback could not analyse, so {_NOTHING}: {failure!r}.{advice}"
+            f"{in_vain(trainer, self.log_key_prefix)}",
+        )
 
     def _remember(self, trainer: Any, analysed: bool) -> None:
         # Without an analysis what was found last still holds.
