@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+import warnings
 from typing import Any, Literal
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._figures import FigureSchedule
 from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings, shuffles
 from lightning_anomaly.callbacks._readers import in_vain
+from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.capture.layers import scripted_note, select_layers
@@ -43,7 +44,8 @@ class AnomalyFilterCallback(Watcher):
         layers: Names of the layers to analyse, as in `model.named_modules()`; None takes every convolution.
         probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
             class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
-            module's `forward` on it in evaluation mode.
+            module's `forward` on it in evaluation mode. If its images change from one validation to the next, there is
+            a warning.
         probe_size: Number of probe samples, over all processes.
         every_n_validations: Analyse at every n-th validation, and log the last values again at the others.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
@@ -100,6 +102,7 @@ class AnomalyFilterCallback(Watcher):
         self.on_error = on_error
         self._everywhere, self._agreed = True, False
         self._watch: ValidationWatch | None = None
+        self._probe_images = ProbeImages()
         self._subject = Subject()
         self._forget()
 
@@ -142,6 +145,7 @@ class AnomalyFilterCallback(Watcher):
             self._forget()
         self._watched(pl_module)
         self._figures.start()
+        self._probe_images = ProbeImages()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Says so if nothing will ever be analysed."""
@@ -184,7 +188,7 @@ class AnomalyFilterCallback(Watcher):
             probe=self.probe,
             probe_size=self.probe_size,
             settings=self.settings,
-            on_batch=partial(self._figures.keep_images, trainer, self.probe_size),
+            on_batch=lambda batch: self._look(trainer, batch),
         )
 
     def on_validation_batch_start(
@@ -260,6 +264,7 @@ class AnomalyFilterCallback(Watcher):
             notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
         for key, note in notes.items():
             self._warn_once(key, note)
+        self._compare_images()
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
         return True
 
@@ -275,6 +280,18 @@ class AnomalyFilterCallback(Watcher):
             f"AnomalyFilterCallback could not analyse, so {_NOTHING}: {failure!r}.{advice}"
             f"{in_vain(trainer, self.log_key_prefix)}",
         )
+
+    def _look(self, trainer: Any, batch: Any) -> None:
+        """Sees a batch of the probe."""
+        self._figures.keep_images(trainer, self.probe_size, batch)
+        if trainer.state.fn == "fit":
+            self._probe_images.look(batch, self.probe_size)
+
+    def _compare_images(self) -> None:
+        """Says once if the probe has changed; in any process, as each has a part of the probe."""
+        if self._probe_images.changed() and not {"shuffled", "changed"} & self._warned:
+            self._warned.add("changed")
+            warnings.warn(CHANGED[self.probe], stacklevel=2)
 
     def _remember(self, trainer: Any, analysed: bool) -> None:
         # Without an analysis what was found last still holds.
@@ -300,4 +317,5 @@ class AnomalyFilterCallback(Watcher):
         if self._watch is not None:
             self._watch.after_batch()
         self._watch = None
+        self._probe_images.forget()
         self._figures.forget_images()
