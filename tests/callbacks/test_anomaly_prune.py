@@ -42,7 +42,7 @@ class Scripted(AnomalyFilterCallback):
     """A watcher whose rise is given."""
 
     def __init__(self, rises: list[float]) -> None:
-        super().__init__(probe_size=60, rare_fraction=0.05, n_init=2, max_components=3, log_figures=False)
+        super().__init__(probe_size=60, log_figures=False, settings=watcher().settings)
         self.rises = rises
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
