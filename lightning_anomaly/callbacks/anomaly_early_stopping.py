@@ -13,7 +13,7 @@ from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD
-from lightning_anomaly.checks import check_fraction, check_integer
+from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
 
 __all__ = ["AnomalyEarlyStopping"]
 
@@ -58,14 +58,12 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         log_key_prefix: str = "anomaly_filters",
         verbose: bool = True,
     ) -> None:
-        check_fraction("threshold", threshold, zero=True)
-        check_integer("patience", patience, HOLD)
         super().__init__(
-            monitor=f"{log_key_prefix}/rise",
+            monitor=f"{check_text('log_key_prefix', log_key_prefix)}/rise",
             mode="min",
-            patience=patience,
-            divergence_threshold=threshold,
-            verbose=verbose,
+            patience=check_integer("patience", patience, HOLD),
+            divergence_threshold=check_fraction("threshold", threshold, zero=True),
+            verbose=check_bool("verbose", verbose),
         )
         self.log_key_prefix = log_key_prefix
         self._everywhere = True

@@ -14,7 +14,7 @@ from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.capture.layers import scripted_note, select_layers
-from lightning_anomaly.checks import check_integer, check_one_of
+from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 
@@ -87,19 +87,15 @@ class AnomalyFilterCallback(Watcher):
         settings: AnalysisSettings | None = None,
     ) -> None:
         self.settings = checked_settings(settings)
-        check_one_of("probe", probe, ("val", "train"))
-        check_one_of("on_error", on_error, ("warn", "raise"))
-        check_integer("probe_size", probe_size, self.settings.smallest_probe)
-        check_integer("every_n_validations", every_n_validations, 1)
         super().__init__(log_key_prefix)
-        self.layers = layers
-        self.probe = probe
-        self.probe_size = probe_size
-        self.every_n_validations = every_n_validations
-        self.signal_layers = signal_layers
-        self.overlay_tags = overlay_tags
-        self.log_figures = log_figures
-        self.on_error = on_error
+        self.layers = check_names("layers", layers, "layer names")
+        self.probe = check_one_of("probe", probe, ("val", "train"))
+        self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
+        self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
+        self.signal_layers = check_names("signal_layers", signal_layers, "layer names")
+        self.overlay_tags = check_names("overlay_tags", overlay_tags, "tags")
+        self.log_figures = check_bool("log_figures", log_figures)
+        self.on_error = check_one_of("on_error", on_error, ("warn", "raise"))
         self._everywhere, self._agreed = True, False
         self._watch: ValidationWatch | None = None
         self._probe_images = ProbeImages()
@@ -246,7 +242,13 @@ class AnomalyFilterCallback(Watcher):
     def _watched(self, pl_module: Any) -> dict[str, Any]:
         if self.signal_layers is not None:
             select_layers(pl_module, self.signal_layers, argument="signal_layers")
-        return select_layers(pl_module, self.layers)
+        watched = select_layers(pl_module, self.layers)
+        if unseen := [name for name in self.signal_layers or [] if name not in watched]:
+            raise ValueError(
+                f"Parameter `signal_layers` should name layers that are analysed, {list(watched)}. Found {unseen}: add "
+                "them to `layers`."
+            )
+        return watched
 
     def _analyse(self, trainer: Any, pl_module: Any, watch: ValidationWatch) -> bool:
         """Sets the report and the metrics; whether that went well."""

@@ -14,7 +14,7 @@ from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import THRESHOLD
 from lightning_anomaly.callbacks._trainer_mask import TrainerMask, check_maskable
 from lightning_anomaly.capture.layers import modules_by_name, select_layers
-from lightning_anomaly.checks import check_fraction, check_integer, check_one_of
+from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.selection import Criterion, choose_filters, choose_others, filter_norms
 
@@ -74,36 +74,28 @@ class AnomalyPruneCallback(Watcher):
         reports_from: str | None = None,
         log_key_prefix: str = "anomaly_prune",
     ) -> None:
-        epochs = [] if at_epoch is None else list(at_epoch) if isinstance(at_epoch, (list, tuple)) else [at_epoch]
-        if at_epoch is not None and not epochs:
+        several = isinstance(at_epoch, (list, tuple, range))
+        epochs: Any = [] if at_epoch is None else at_epoch if several else [at_epoch]
+        if several and not epochs:
             raise ValueError("Parameter `at_epoch` should be an epoch, a list of them, or None. Found `at_epoch = []`.")
-        for epoch in epochs:
-            check_integer("at_epoch", epoch, 1)
         if not epochs and on_rise is None:
             on_rise = THRESHOLD
-        if on_rise is not None:
-            check_fraction("on_rise", on_rise, zero=True)
-        check_integer("last_reports", last_reports, 1)
-        check_integer("min_votes", min_votes, 1)
+        super().__init__(log_key_prefix)
+        self.at_epoch = sorted({check_integer("at_epoch", epoch, 1) for epoch in epochs})
+        self.on_rise = None if on_rise is None else check_fraction("on_rise", on_rise, zero=True)
+        self.last_reports = check_integer("last_reports", last_reports, 1)
+        self.min_votes = check_integer("min_votes", min_votes, 1)
         if min_votes > last_reports:
             raise ValueError(
                 f"Parameter `min_votes` should be at most `last_reports = {last_reports}`. "
                 f"Found `min_votes = {min_votes}`."
             )
-        check_fraction("max_fraction", max_fraction, zero=False)
-        check_one_of("criterion", criterion, get_args(Criterion))
-        check_integer("seed", seed, 0)
-        super().__init__(log_key_prefix)
-        self.at_epoch = sorted(set(epochs))
-        self.on_rise = on_rise
-        self.min_votes = min_votes
-        self.last_reports = last_reports
-        self.max_fraction = max_fraction
-        self.criterion = criterion
-        self.seed = seed
-        self.reports_from = reports_from
+        self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
+        self.criterion = check_one_of("criterion", criterion, get_args(Criterion))
+        self.seed = check_integer("seed", seed, 0)
+        self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
         self._everywhere = True
-        self._reports = LastReports(last_reports)
+        self._reports = LastReports(self.last_reports)
         self._subject = Subject()
         self._forget()
 

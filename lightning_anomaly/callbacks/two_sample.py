@@ -13,7 +13,7 @@ from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.checks import check_fraction
+from lightning_anomaly.checks import check_fraction, check_names
 from lightning_anomaly.two_sample import TwoSampleReport, check_groups, two_sample_test
 
 __all__ = ["TwoSampleCallback"]
@@ -70,7 +70,7 @@ class TwoSampleCallback(Watcher):
         super().__init__(log_key_prefix)
         self.train_inputs = train_inputs
         self.val_inputs = val_inputs
-        self.layers = layers
+        self.layers = check_names("layers", layers, "layer names")
         self.significance = significance
         self._values: dict[str, float] = {}
         self._everywhere, self._due, self._measured = True, False, False

@@ -191,6 +191,8 @@ def test_a_plain_early_stopping_on_the_rise_is_usable(tmp_path: Path) -> None:
         ({"threshold": True}, r"`threshold` should be a number in \[0, 1\]. Found `threshold = True`"),
         ({"threshold": float("nan")}, r"`threshold` should be a number in \[0, 1\]. Found `threshold = nan`"),
         ({"patience": 4}, r"`patience` should be an integer of at least 5. Found `patience = 4`"),
+        ({"verbose": "no"}, r"`verbose` should be True or False. Found `verbose = 'no'`"),
+        ({"log_key_prefix": 3}, r"`log_key_prefix` should be a string of at least one character. Found 3"),
         ({"patience": 6.0}, r"`patience` should be an integer of at least 5. Found `patience = 6.0`"),
     ],
 )

@@ -45,6 +45,12 @@ class Values(pl.Callback):
         ({"every_n_validations": 0}, r"`every_n_validations` should be an integer of at least 1"),
         ({"log_key_prefix": ""}, r"`log_key_prefix` should be a string of at least one character. Found ''"),
         ({"log_key_prefix": 3}, r"`log_key_prefix` should be a string of at least one character. Found 3"),
+        ({"layers": []}, r"`layers` should be a list of layer names or None. Found \[\]"),
+        ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1': give \['conv1'\]"),
+        ({"layers": 3}, r"`layers` should be a list of layer names or None. Found 3"),
+        ({"signal_layers": "conv1"}, r"`signal_layers` should be a list of layer names or None. Found 'conv1'"),
+        ({"overlay_tags": "val_loss"}, r"`overlay_tags` should be a list of tags or None. Found 'val_loss': give \["),
+        ({"log_figures": "no"}, r"`log_figures` should be True or False. Found `log_figures = 'no'`"),
         ({"max_components": 1}, r"`max_components` should be an integer of at least 2. Found `max_components = 1`"),
         ({"rare_fraction": 0.0}, r"`rare_fraction` should be a number in \(0, 0.5\]"),
         ({"rare_fraction": 0.51}, r"`rare_fraction` should be a number in \(0, 0.5\]"),
@@ -83,9 +89,15 @@ def test_the_papers_reading_is_a_setting(tmp_path: Any) -> None:
             {"layers": ["conv9"]},
             r"`layers` should name layers.*Found \['conv9'\].*convolutions are \['conv1', 'conv2'\]",
         ),
-        ({"layers": []}, r"`layers` should be a list of layer names or None. Found \[\]"),
-        ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1'"),
         ({"signal_layers": ["conv9"]}, r"`signal_layers` should name layers.*\['conv1', 'conv2'\]"),
+        (
+            {"layers": ["conv1"], "signal_layers": ["conv1", "conv2"]},
+            r"`signal_layers` should name layers that are analysed, \['conv1'\]. Found \['conv2'\]: add them",
+        ),
+        (
+            {"signal_layers": ["head"]},
+            r"`signal_layers` should name layers that are analysed, \['conv1', 'conv2'\]. Found \['head'\]",
+        ),
     ],
 )
 @pytest.mark.parametrize("built_in_setup", [False, True])

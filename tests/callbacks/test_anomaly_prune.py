@@ -221,6 +221,7 @@ def test_it_tells_at_the_end_what_it_did(tmp_path: Path, caplog: pytest.LogCaptu
         ({"max_fraction": 0}, r"`max_fraction` should be a number in \(0, 1\]. Found `max_fraction = 0`"),
         ({"max_fraction": 1.5}, r"`max_fraction` should be a number in \(0, 1\]. Found `max_fraction = 1.5`"),
         ({"criterion": "l2"}, r"`criterion` should be one of \['anomaly', 'random', 'l1'\]. Found `criterion = 'l2'`"),
+        ({"reports_from": 3}, r"`reports_from` should be a string of at least one character. Found 3"),
         ({"seed": -1}, r"`seed` should be an integer of at least 0. Found `seed = -1`"),
     ],
 )

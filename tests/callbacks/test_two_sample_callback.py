@@ -271,6 +271,7 @@ def test_without_validation_there_is_nothing_to_compare(tmp_path: Path, options:
         ({"train_inputs": (TRAIN,)}, r"`train_inputs` should be a tensor \(N, ...\). Found tuple"),
         ({"val_inputs": None}, r"`val_inputs` should be a tensor \(N, ...\). Found NoneType"),
         ({"log_key_prefix": ""}, "`log_key_prefix` should be a string of at least one character. Found ''"),
+        ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1': give \['conv1'\]"),
         ({"significance": 2}, r"`significance` should be a number in \(0, 1\]. Found `significance = 2`"),
     ],
 )
