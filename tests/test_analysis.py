@@ -568,6 +568,61 @@ def test_a_layer_that_sees_another_number_of_samples_is_left_out_with_a_note():
     }
 
 
+def two_layers() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ([17], "Sample 17 of the probe gives"),
+        ([17, 40], "Samples 17, 40 of the probe give"),
+        ([3, 17, 40, 70, 99, 110, 111], "Samples 3, 17, 40, 70, 99 and 2 more of the probe give"),
+    ],
+    ids=str,
+)
+def test_samples_with_nan_are_named_once_whatever_the_number_of_layers(broken, named):
+    inputs = PROBE.clone()
+    inputs[broken] = torch.nan
+    it = "it" if len(broken) == 1 else "them"
+    assert notes_of(two_layers(), inputs) == {
+        "nonfinite samples": f"{named} NaN or infinite values in 2 of 2 layers, so that 5 of 5 filters are not "
+        f"analysed: leave {it} out."
+    }
+
+
+def test_samples_that_break_some_of_the_layers_are_named_with_their_number():
+    class Overflows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            large = self.first(x).abs().amax((1, 2, 3), keepdim=True) > 1e3
+            return self.second(torch.where(large, torch.inf, self.first(x)))
+
+    inputs = PROBE.clone()
+    inputs[5] *= 1e6
+    assert notes_of(Overflows(), inputs) == {
+        "nonfinite samples": "Sample 5 of the probe gives NaN or infinite values in 1 of 2 layers, so that 2 of 5 "
+        "filters are not analysed: leave it out."
+    }
+
+
+def test_weights_with_nan_are_no_fault_of_the_samples():
+    model, inputs = two_layers(), PROBE.clone()
+    with torch.no_grad():
+        model[2].weight[1] = torch.nan
+    note = "Layer '2': 1 of 2 filters have NaN or infinite values in their maps and are not analysed."
+    assert notes_of(model, inputs) == {"2 nonfinite": note}
+    inputs[17] = torch.nan
+    assert notes_of(model, inputs) == {
+        "0 nonfinite": "Layer '0': 3 of 3 filters have NaN or infinite values in their maps of sample 17 and are not "
+        "analysed.",
+        "2 nonfinite": note.replace("1 of 2", "2 of 2"),
+    }
+
+
 def test_too_few_samples_are_said():
     settings = AnalysisSettings(rare_fraction=0.01)
     notes = notes_of(nn.Conv2d(1, 2, 3), PROBE[:99], settings=settings)

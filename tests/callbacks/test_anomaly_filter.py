@@ -409,6 +409,20 @@ def test_hostile_numbers_never_stop_the_training(tmp_path: Any, kind: str) -> No
         assert all(math.isfinite(seen[key]) for key in seen if key.startswith("anomaly_filters/"))
 
 
+def test_a_validation_image_with_nan_is_named_once(tmp_path: Any) -> None:
+    images_with_nan = images()
+    images_with_nan[17] = math.nan
+    val = DataLoader(TensorDataset(images_with_nan, torch.arange(60) % 3), batch_size=20)
+    trainer = quiet_trainer(tmp_path, watcher(), max_epochs=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(SmallNet(), loader(), val)
+    assert said(caught) == [
+        "Sample 17 of the probe gives NaN or infinite values in 2 of 2 layers, so that 10 of 10 filters are not "
+        "analysed: leave it out."
+    ]
+
+
 @pytest.mark.parametrize(("samples", "batch_size"), [(1, 1), (2, 2), (5, 3)])
 def test_a_handful_of_samples_is_one_warning(tmp_path: Any, samples: int, batch_size: int) -> None:
     callback = watcher()
