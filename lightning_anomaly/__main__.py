@@ -100,11 +100,14 @@ def read_images(path: Path) -> Tensor:
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("it is no archive")
         with np.load(path, allow_pickle=False) as file:
-            arrays = file.files
+            arrays = [name.removesuffix(".npy") for name in file.zip.namelist() if name.endswith(".npy")]
             known = [key for key in ("val_images", "test_images") if key in arrays]
             key = (known or [*arrays, ""])[0]
-            array = file[key][:_PROBE_SIZE] if known or len(arrays) == 1 else None
-    except (ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            array = file[f"{key}.npy"] if known or len(arrays) == 1 else None
+            if isinstance(array, bytes):  # what NumPy gives for a file of another format
+                raise ValueError(f"`{key}` is no array")
+            array = None if array is None else array[:_PROBE_SIZE]
+    except (ValueError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"`{path.name}` should be an .npz archive with an array of images, as `numpy.savez` writes it. Reading "
             f"failed: {error}."
@@ -112,7 +115,7 @@ def read_images(path: Path) -> Tensor:
     if array is None:
         raise ValueError(
             f"`{path.name}` should hold the images as `val_images`, as `test_images`, or as its only array. "
-            f"Found the arrays {arrays}."
+            f"Found the arrays {arrays[:5]}{f' and {len(arrays) - 5} more' if len(arrays) > 5 else ''}."
         )
     grey, colour = array.ndim == 3, array.ndim == 4 and array.shape[-1] in (1, 3)
     if array.dtype == np.uint8 and array.size and (grey or colour):

@@ -55,6 +55,8 @@ def outlier_images(report: ReportFields, images: Tensor, max_images: int = 16) -
         ValueError: If `images` does not hold one image for each probe sample.
     """
     check_integer("max_images", max_images, 1)
+    if not isinstance(images, Tensor):
+        raise ValueError(f"Parameter `images` should be a tensor (N, C, H, W). Found a {type(images).__name__}.")
     if images.ndim != 4 or len(images) != report.n_samples or 0 in images.shape[1:]:
         raise ValueError(
             f"Parameter `images` should be of shape ({report.n_samples}, C, H, W), one image for each probe sample. "

@@ -242,6 +242,10 @@ class TestOutlierFigure:
         with pytest.raises(ValueError, match=r"`images` should be of shape \(60, C, H, W\).*Found shape"):
             outlier_figure(self.found, torch.zeros(shape))
 
+    def test_an_array_is_refused(self):
+        with pytest.raises(ValueError, match=r"`images` should be a tensor \(N, C, H, W\)\. Found a ndarray\."):
+            outlier_figure(self.found, np.zeros((N, 3, 4, 4)))
+
 
 class TestVerdictMap:
     def codes(self, figure):
