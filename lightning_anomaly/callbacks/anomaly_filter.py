@@ -49,7 +49,7 @@ class AnomalyFilterCallback(Watcher):
         probe_size: Number of probe samples, over all processes.
         every_n_validations: Analyse at every n-th validation, and log the last values again at the others.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
-        signal_layers: Names of the layers whose anomaly fraction gives `rise`; None takes all that are analysed.
+        signal_layers: Names of the analysed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         overlay_tags: Tags for the chart that lays losses and anomaly count over each other in TensorBoard; None finds
             the training and the validation loss among what was logged.
