@@ -173,9 +173,9 @@ def two_sample_test(
     if not watched and not notes:
         notes["no layers"] = "The model has no convolution, so there are no filters to compare."
     taken, sizes = [], []
-    for given in (train_inputs, val_inputs):
+    for argument, given in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
         capture = MapCapture(watched, summary=_largest)
-        run(model, given, capture)
+        run(model, given, capture, argument=argument)
         usable, n_samples, left_out = usable_layers(capture.maps, len(given) if isinstance(given, Tensor) else None)
         notes |= left_out
         taken.append(usable)
