@@ -26,7 +26,7 @@ from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.plots import filter_figure, outlier_figure, verdict_map
+from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
 
 _PROBE_SIZE = 512  # as in `AnomalyFilterCallback`
@@ -71,11 +71,8 @@ def run(options: argparse.Namespace) -> AnomalyReport:
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
         report = analyze(model, images)
     print(report)
-    figures = {
-        "verdicts": verdict_map(report),
-        "filters": filter_figure(report),
-        "outliers": outlier_figure(report, images),
-    }
+    shown = outlier_images(report, images)
+    figures = {name: draw(report, shown) for name, draw in FIGURES.items()}
     for name, figure in figures.items():
         if figure is not None:
             figure.savefig(options.output / f"{name}.png")
@@ -103,11 +100,14 @@ def read_images(path: Path) -> Tensor:
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("it is no archive")
         with np.load(path, allow_pickle=False) as file:
-            arrays = file.files
+            arrays = [name.removesuffix(".npy") for name in file.zip.namelist() if name.endswith(".npy")]
             known = [key for key in ("val_images", "test_images") if key in arrays]
             key = (known or [*arrays, ""])[0]
-            array = file[key][:_PROBE_SIZE] if known or len(arrays) == 1 else None
-    except (ValueError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            array = file[f"{key}.npy"] if known or len(arrays) == 1 else None
+            if isinstance(array, bytes):  # what NumPy gives for a file of another format
+                raise ValueError(f"`{key}` is no array")
+            array = None if array is None else array[:_PROBE_SIZE]
+    except (ValueError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"`{path.name}` should be an .npz archive with an array of images, as `numpy.savez` writes it. Reading "
             f"failed: {error}."
@@ -115,7 +115,7 @@ def read_images(path: Path) -> Tensor:
     if array is None:
         raise ValueError(
             f"`{path.name}` should hold the images as `val_images`, as `test_images`, or as its only array. "
-            f"Found the arrays {arrays}."
+            f"Found the arrays {arrays[:5]}{f' and {len(arrays) - 5} more' if len(arrays) > 5 else ''}."
         )
     grey, colour = array.ndim == 3, array.ndim == 4 and array.shape[-1] in (1, 3)
     if array.dtype == np.uint8 and array.size and (grey or colour):

@@ -17,9 +17,17 @@ from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_filters
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.progress import track
-from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
-from lightning_anomaly.settings import AnalysisSettings
-from lightning_anomaly.verdicts import outlier_samples, shown_clustering, smallest_share
+from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.settings import AnalysisSettings, checked_settings
+from lightning_anomaly.verdicts import (
+    ANOMALY,
+    DEAD,
+    NONFINITE,
+    NORMAL,
+    outlier_samples,
+    shown_clustering,
+    smallest_share,
+)
 
 __all__ = ["analyze", "analyze_layer", "analyze_maps"]
 
@@ -52,8 +60,8 @@ def analyze(
         The report. Whatever could not be analysed is in its `notes`, each of which is also a warning.
 
     Raises:
-        ValueError: If a layer does not exist, `inputs` has no samples or holds them in another way, or `settings` are
-            of another kind.
+        ValueError: If a layer does not exist, `inputs` has no samples, holds them in another way or is of another type
+            than the model's weights, `model` is no module or has no weights, or `settings` are of another kind.
 
     Examples:
         >>> inputs = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -64,9 +72,7 @@ def analyze(
         >>> report.count, report.layers[""].outliers_of(0)
         (1, [7])
     """
-    settings = AnalysisSettings() if settings is None else settings
-    if not isinstance(settings, AnalysisSettings):
-        raise ValueError(f"Parameter `settings` should be an AnalysisSettings or None. Found {settings!r}.")
+    settings = checked_settings(settings)
     check_inputs(inputs)
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
     run(model, inputs, capture, progress)
@@ -103,19 +109,47 @@ def analyze_maps(
     usable, n_samples, left_out = usable_layers(maps)
     notes |= left_out
     layers = _analyze_layers(usable, settings, progress)
-    for name, report in layers.items():
-        nonfinite = len(report.filters(NONFINITE))
-        if nonfinite:
-            notes[f"{name} nonfinite"] = (
-                f"Layer '{name}': {nonfinite} of {len(report.verdicts)} filters have NaN or infinite values in their "
-                "maps and are not analysed."
-            )
+    notes |= _nonfinite_notes(usable, layers, n_samples)
     if layers and n_samples < settings.smallest_probe:
         notes["few samples"] = (
             f"The probe has {n_samples} samples; at least {settings.smallest_probe} are needed before a cluster can be "
             f"rare with `rare_fraction = {settings.rare_fraction}` and `max_components = {settings.max_components}`."
         )
     return AnomalyReport(layers, n_samples, settings.to_dict(), notes)
+
+
+def _nonfinite_notes(
+    maps: Mapping[str, LayerMaps], reports: Mapping[str, LayerReport], n_samples: int
+) -> dict[str, str]:
+    """Notes on NaN and infinite values: one on the samples that give them, if it is the same few in all layers."""
+    counts = {name: len(report.filters(NONFINITE)) for name, report in reports.items()}
+    samples = {name: _nonfinite_samples(maps[name]) for name, count in counts.items() if count}
+    few = {name: found for name, found in samples.items() if len(found) < n_samples}
+    if len(few) == len(samples) and len({tuple(found) for found in few.values()}) == 1:
+        found = next(iter(few.values()))
+        gives, them = ("gives", "it") if len(found) == 1 else ("give", "them")
+        return {
+            "nonfinite samples": f"{_listed(found).capitalize()} of the probe {gives} NaN or infinite values in "
+            f"{len(samples)} of {len(reports)} layers, so that {sum(counts.values())} of "
+            f"{sum(len(report.verdicts) for report in reports.values())} filters are not analysed: leave {them} out."
+        }
+    return {
+        f"{name} nonfinite": f"Layer '{name}': {counts[name]} of {len(reports[name].verdicts)} filters have NaN or "
+        f"infinite values in their maps{f' of {_listed(found)}' if name in few else ''} and are not analysed."
+        for name, found in samples.items()
+    }
+
+
+def _nonfinite_samples(layer: LayerMaps) -> list[int]:
+    """The samples with NaN or infinity in the map of some filter."""
+    finite = torch.cat([batch.flatten(1).isfinite().all(1) for batch in layer.batches])
+    found: list[int] = (~finite).nonzero()[:, 0].tolist()
+    return found
+
+
+def _listed(samples: Sequence[int]) -> str:
+    more = f" and {len(samples) - 5} more" if len(samples) > 5 else ""
+    return f"sample{'s' * (len(samples) > 1)} {', '.join(map(str, samples[:5]))}{more}"
 
 
 def analyze_layer(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:

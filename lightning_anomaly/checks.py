@@ -1,27 +1,61 @@
-"""Checks of arguments, whose errors name the argument, what was found and what is allowed."""
+"""Checks of arguments, whose errors name the argument, what was found and what is allowed.
+
+Each gives the value back as Python's own plain type, for NumPy's numbers are welcome too, but a checkpoint that is read
+with `weights_only=True` and JSON know plain values alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_fraction", "check_integer", "check_one_of"]
+__all__ = ["check_bool", "check_fraction", "check_integer", "check_names", "check_one_of", "check_text"]
 
 
-def check_fraction(name: str, value: Any, *, zero: bool) -> None:
-    """Raises ValueError unless `value` is a number from 0 (or, without `zero`, above 0) to 1."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1 or (value == 0 and not zero):
-        allowed = "[0, 1]" if zero else "(0, 1]"
+def check_bool(name: str, value: Any) -> bool:
+    """Raises ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"Parameter `{name}` should be True or False. Found `{name} = {value!r}`.")
+    return value
+
+
+def check_fraction(name: str, value: Any, *, zero: bool, largest: float = 1) -> float:
+    """Raises ValueError unless `value` is a number from 0 (or, without `zero`, above 0) to `largest`."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 <= value <= largest or (value == 0 and not zero):
+        allowed = f"{'[' if zero else '('}0, {largest}]"
         raise ValueError(f"Parameter `{name}` should be a number in {allowed}. Found `{name} = {value!r}`.")
+    return float(value)
 
 
-def check_integer(name: str, value: Any, smallest: int) -> None:
+def check_integer(name: str, value: Any, smallest: int) -> int:
     """Raises ValueError unless `value` is an integer of at least `smallest`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < smallest:
         raise ValueError(f"Parameter `{name}` should be an integer of at least {smallest}. Found `{name} = {value!r}`.")
+    return int(value)
 
 
-def check_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_names(name: str, value: Any, kind: str) -> list[str] | None:
+    """Raises ValueError unless `value` is None or holds strings, at least one; the message calls them `kind`."""
+    if value is None:
+        return None
+    names = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if not names or not all(isinstance(one, str) for one in names):
+        hint = f": give [{value!r}]" if isinstance(value, str) and value else ""
+        raise ValueError(f"Parameter `{name}` should be a list of {kind} or None. Found {value!r}{hint}.")
+    return names
+
+
+def check_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """Raises ValueError unless `value` is one of the strings `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"Parameter `{name}` should be one of {list(allowed)}. Found `{name} = {value!r}`.")
+    return str(value)
+
+
+def check_text(name: str, value: Any) -> str:
+    """Raises ValueError unless `value` is a string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"Parameter `{name}` should be a string of at least one character. Found {value!r}.")
+    return value

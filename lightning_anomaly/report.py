@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
 from lightning_anomaly.tables import Tabular
+from lightning_anomaly.verdicts import ANOMALY, DEAD, NONFINITE, NORMAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["ANOMALY", "DEAD", "NONFINITE", "NORMAL", "AnomalyReport", "LayerReport"]
-
-NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
+__all__ = ["AnomalyReport", "LayerReport"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,17 +235,15 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If the report does not have the layer, or the layer not the filter.
         """
-        from lightning_anomaly import plots
-
         if layer is None and filter_index is None:
-            return plots.verdict_map(self)
+            return verdict_map(self)
         if layer is None:
             raise ValueError(
                 f"Parameter `layer` should be given with `filter_index`, one of {list(self.layers)}. Found None."
             )
         if filter_index is None:
-            return plots.layer_figure(self, layer)
-        return plots.scatter_figure(self, layer, filter_index)
+            return layer_figure(self, layer)
+        return scatter_figure(self, layer, filter_index)
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from lightning_anomaly.checks import check_integer, check_one_of
+from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of
 
-__all__ = ["AnalysisSettings", "Engine", "Init", "Rule"]
+__all__ = ["AnalysisSettings", "Engine", "Init", "Rule", "checked_settings"]
 
 Engine = Literal["torch", "sklearn"]
 Init = Literal["kmeans", "random"]
@@ -56,20 +56,17 @@ class AnalysisSettings:
     max_memory_mb: int = 256
 
     def __post_init__(self) -> None:
-        check_integer("max_components", self.max_components, 2)
-        check_integer("n_init", self.n_init, 1)
-        check_integer("max_map_side", self.max_map_side, 1)
-        check_integer("seed", self.seed, 0)
-        check_integer("max_memory_mb", self.max_memory_mb, 1)
-        fraction = self.rare_fraction
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 0.5:
-            raise ValueError(
-                f"Parameter `rare_fraction` should be a number in (0, 0.5]. Found `rare_fraction = {fraction!r}`."
-            )
-        if not isinstance(self.rectify, bool):
-            raise ValueError(f"Parameter `rectify` should be True or False. Found `rectify = {self.rectify!r}`.")
+        plain: dict[str, Any] = {
+            "rare_fraction": check_fraction("rare_fraction", self.rare_fraction, zero=False, largest=0.5),
+            "rectify": check_bool("rectify", self.rectify),
+        }
+        smallest = {"max_components": 2, "n_init": 1, "max_map_side": 1, "seed": 0, "max_memory_mb": 1}
+        for name, bound in smallest.items():
+            plain[name] = check_integer(name, getattr(self, name), bound)
         for name, allowed in (("rule", Rule), ("init", Init), ("engine", Engine)):
-            check_one_of(name, getattr(self, name), get_args(allowed))
+            plain[name] = check_one_of(name, getattr(self, name), get_args(allowed))
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)  # the way into a frozen dataclass
 
     @classmethod
     def paper(cls) -> AnalysisSettings:
@@ -84,3 +81,16 @@ class AnalysisSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; `AnalysisSettings(**values)` is the way back."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def checked_settings(settings: AnalysisSettings | None) -> AnalysisSettings:
+    """The settings, or the defaults for None.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    if settings is None:
+        return AnalysisSettings()
+    if not isinstance(settings, AnalysisSettings):
+        raise ValueError(f"Parameter `settings` should be an AnalysisSettings or None. Found {settings!r}.")
+    return settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,95 +14,20 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import scripted_note, select_layers
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
+from lightning_anomaly.rank_test import (
+    DIVISIONS,
+    divided_test,
+    enough_samples,
+    live_filters,
+    random_divisions,
+    rank_test,
+    samples_needed,
+    samples_to_be_live,
+    share_of_chance,
+)
 from lightning_anomaly.tables import Tabular
 
-__all__ = [
-    "LayerComparison",
-    "TwoSampleReport",
-    "divided_test",
-    "live_filters",
-    "random_divisions",
-    "rank_test",
-    "share_of_chance",
-    "two_sample_test",
-]
-
-_EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
-_DIVISIONS = 999
-
-
-def rank_test(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """How well each filter's value tells the samples of one group from those of another.
-
-    The rank test of Mann and Whitney, "On a Test of Whether One of Two Random Variables is Stochastically Larger than
-    the Other" (1947), two-sided, in SciPy's normal approximation with ties. Where both groups are drawn alike, a filter
-    has a p-value of at most 1% with a probability of 1%.
-
-    Args:
-        first: Values of one group `(F, n)`.
-        second: Values of the other one `(F, m)`.
-
-    Returns:
-        The area under the ROC curve `(F,)`: the probability that a sample of the first group has the larger value, ties
-        counted half; and the p-value `(F,)`. 0.5 and 1 for a filter whose values are all the same.
-    """
-    from scipy.stats import mannwhitneyu  # late, because it is slow to import
-
-    both = torch.cat([first, second], 1).cpu().double()  # in this order: not every device has doubles
-    varies = both.amax(1) > both.amin(1)
-    area, p_value = (torch.full((len(both),), value, dtype=torch.float64) for value in (0.5, 1.0))
-    if varies.any():
-        parts = both[varies].tensor_split([first.shape[1]], dim=1)
-        test = mannwhitneyu(*(part.numpy() for part in parts), axis=1, method="asymptotic")
-        area[varies] = torch.from_numpy(test.statistic) / (first.shape[1] * second.shape[1])
-        p_value[varies] = torch.from_numpy(test.pvalue)
-    return area, p_value
-
-
-def random_divisions(n_first: int, n_samples: int) -> Tensor:
-    """Random divisions of samples into two groups, always the same ones.
-
-    Args:
-        n_first: Samples in the first group.
-        n_samples: All samples.
-
-    Returns:
-        Whether each sample is in the first group, bool `(n_samples, 999)`, `n_first` of each column.
-    """
-    noise = torch.rand(n_samples, _DIVISIONS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return noise <= noise.kthvalue(n_first, dim=0).values
-
-
-def divided_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """`rank_test` for many divisions of the same samples at once.
-
-    Args:
-        values: Values of all samples `(F, N)`.
-        first: Divisions, each a column that says which samples are in the first group, as many in each; bool `(N, D)`.
-
-    Returns:
-        Areas and p-values `(F, D)`.
-    """
-    from scipy.stats import rankdata
-
-    n_samples = len(first)
-    n_first = int(first[:, 0].sum())
-    pairs = n_first * (n_samples - n_first)
-    ranks = torch.from_numpy(rankdata(values.cpu().double().numpy(), axis=1)) - (n_samples + 1) / 2
-    deviation = ranks @ first.double()  # of the rank sum from its mean over all divisions
-    spread = (pairs / (n_samples * (n_samples - 1)) * ranks.square().sum(1, keepdim=True)).sqrt()
-    scores = (deviation.abs() - 0.5) / spread  # 0.5: the correction for continuity
-    p_value = torch.where(spread > 0, torch.special.erfc(scores / math.sqrt(2)).clamp_max(1), 1.0)
-    return 0.5 + deviation / pairs, p_value
-
-
-def share_of_chance(found: float, chance: Tensor) -> float:
-    """The p-value of a number among those that random divisions gave `(D,)`: how often these are at least as large.
-
-    The division that was made counts as one of them (Phipson and Smyth, "Permutation P-values Should Never Be Zero",
-    2010).
-    """
-    return (1 + int((chance >= found).sum())) / (1 + len(chance))
+__all__ = ["LayerComparison", "TwoSampleReport", "two_sample_test"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,8 +157,8 @@ def two_sample_test(
         The report. Whatever could not be compared is in its `notes`, each of which is also a warning.
 
     Raises:
-        ValueError: If a layer does not exist, there are no images, they come in another way, or `significance` is not a
-            number in (0, 1].
+        ValueError: If a layer does not exist, there are no images, they come in another way, those of one kind have
+            another shape, or `significance` is not a number in (0, 1].
 
     Examples:
         >>> images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -243,43 +167,81 @@ def two_sample_test(
         {'': [0]}
     """
     check_fraction("significance", significance, zero=False)
-    inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
-    for argument, given in inputs.items():
-        check_inputs(given, argument)
+    check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     notes = scripted_note(model) if layers is None else {}
     if not watched and not notes:
         notes["no layers"] = "The model has no convolution, so there are no filters to compare."
     taken, sizes = [], []
-    for given in inputs.values():
+    for argument, given in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
         capture = MapCapture(watched, summary=_largest)
-        run(model, given, capture)
+        run(model, given, capture, argument=argument)
         usable, n_samples, left_out = usable_layers(capture.maps, len(given) if isinstance(given, Tensor) else None)
         notes |= left_out
-        taken.append({name: layer.maps.T for name, layer in usable.items()})
+        taken.append(usable)
         sizes.append(n_samples)
     n_train, n_val = sizes
-    compared = {}
+    compared: dict[str, LayerComparison] = {}
+    values: dict[str, Tensor] = {}
     divisions: Tensor | None = None
-    by_chance = torch.zeros(_DIVISIONS, dtype=torch.int64)
-    for name, values in taken[0].items():
-        if name in taken[1]:
-            both = torch.cat([values, taken[1][name]], 1)
-            compared[name] = _compare(both, n_train)
-            if divisions is None:
-                divisions = random_divisions(n_train, n_train + n_val)
-            _, p_values = divided_test(both[compared[name].live.to(both.device)], divisions)
-            by_chance += (p_values <= significance).sum(0)
-            nonfinite = int((~both.isfinite().all(1)).sum())
-            if nonfinite:
-                notes[f"{name} nonfinite"] = (
-                    f"Layer '{name}': {nonfinite} of {len(both)} filters have NaN or infinite values and are not "
-                    "compared."
-                )
+    by_chance = torch.zeros(DIVISIONS, dtype=torch.int64)
+    for name in [name for name in taken[0] if name in taken[1]]:
+        layer, other = taken[0][name], taken[1][name]
+        if layer.size != other.size:  # the largest of more values is larger
+            notes[f"{name} left out"] = (
+                f"Layer '{name}' is left out of the analysis: the size of its maps is {layer.size} for training images "
+                f"and {other.size} for validation images."
+            )
+            continue
+        values[name] = both = torch.cat([layer.maps.T, other.maps.T], 1).cpu()
+        compared[name] = _compare(both, n_train)
+        if divisions is None:
+            divisions = random_divisions(n_train, n_train + n_val)
+        _, p_values = divided_test(both[compared[name].live], divisions)
+        by_chance += (p_values <= significance).sum(0)
+        nonfinite = int((~both.isfinite().all(1)).sum())
+        if nonfinite:
+            notes[f"{name} nonfinite"] = (
+                f"Layer '{name}': {nonfinite} of {len(both)} filters have NaN or infinite values and are not compared."
+            )
+    live = sum(int(layer.live.sum()) for layer in compared.values())
+    if values and not (live and enough_samples(n_train, n_val, significance)):
+        notes |= _too_few(torch.cat(list(values.values())), n_train, n_val, significance)
     for note in notes.values():
         warnings.warn(note, stacklevel=2)
-    live = sum(int(layer.live.sum()) for layer in compared.values())
     return TwoSampleReport(compared, n_train, n_val, significance, by_chance.double() / max(1, live), notes)
+
+
+def check_groups(train_inputs: Any, val_inputs: Any) -> None:
+    """Raises ValueError for what cannot be compared."""
+    check_inputs(train_inputs, "train_inputs")
+    check_inputs(val_inputs, "val_inputs")
+    if isinstance(train_inputs, Tensor) and isinstance(val_inputs, Tensor):
+        shapes = tuple(train_inputs.shape[1:]), tuple(val_inputs.shape[1:])
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
+                f"Found {shapes[0]} and {shapes[1]}."
+            )
+
+
+def _too_few(values: Tensor, n_train: int, n_val: int, significance: float) -> dict[str, str]:
+    """What is missing, of values `(F, n_train + n_val)` that cannot tell, and how many images would be enough."""
+    if not enough_samples(n_train, n_val, significance):
+        note = (
+            f"Parameters `train_inputs` and `val_inputs` hold {n_train} and {n_val} images, too few for a rank test at "
+            f"`significance = {significance}`: give at least {samples_needed(significance)} of each."
+        )
+        return {"few images": note}
+    values = values[values.isfinite().all(1)]
+    if not len(values):
+        return {}
+    needed = samples_to_be_live(values)
+    note = (
+        f"None of the {len(values)} filters responds to enough of the {n_train} training and {n_val} validation images "
+        "to be judged: "
+    )
+    return {"none live": note + ("name other `layers`." if needed is None else f"give at least {needed} of each.")}
 
 
 def _largest(maps: Tensor) -> Tensor:
@@ -287,16 +249,8 @@ def _largest(maps: Tensor) -> Tensor:
     return maps.flatten(2).amax(2) if maps.ndim > 2 else maps
 
 
-def live_filters(values: Tensor, n_first: int) -> Tensor:
-    """Which filters can be judged from their values `(F, N)`, see `LayerComparison`; bool `(F,)`."""
-    smaller = min(n_first, values.shape[1] - n_first)
-    others = (values != values.mode(1, keepdim=True).values).sum(1)
-    return values.isfinite().all(1) & (others * smaller >= _EXPECTED * values.shape[1])
-
-
 def _compare(values: Tensor, n_train: int) -> LayerComparison:
     """The filters of a layer from their values on all images `(F, n + m)`, the training images first."""
-    values = values.cpu()
     live = live_filters(values, n_train)
     area, p_value = rank_test(values[:, :n_train], values[:, n_train:])
     area[~live], p_value[~live] = 0.5, 1.0

@@ -8,7 +8,18 @@ from torch import Tensor
 from lightning_anomaly.clustering.choice import Clustering, cluster_sizes
 from lightning_anomaly.clustering.kmeans import first_largest
 
-__all__ = ["outlier_samples", "rare_samples", "shown_clustering", "smallest_share"]
+__all__ = [
+    "ANOMALY",
+    "DEAD",
+    "NONFINITE",
+    "NORMAL",
+    "outlier_samples",
+    "rare_samples",
+    "shown_clustering",
+    "smallest_share",
+]
+
+NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
 
 
 def rare_samples(labels: Tensor, rare_fraction: float) -> Tensor:

@@ -1,8 +1,10 @@
 """From a model and a probe to a report: the planted is found, the rest is left alone, the properties hold."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import properties
@@ -379,9 +381,129 @@ def test_inputs_of_another_kind_are_an_error_that_says_what_to_give(inputs, kind
         analyze(nn.Conv2d(1, 1, 1), inputs)
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [None, "images.png", [torch.zeros(30, 1, 8, 8)], (image for image in torch.zeros(3, 1, 8, 8)), 3],
+    ids=["None", "path", "list", "generator", "number"],
+)
+def test_inputs_that_are_neither_a_tensor_nor_arguments_are_an_error_that_says_what_to_give(inputs):
+    message = (
+        rf"^Parameter `inputs` should be a tensor \(N, \.\.\.\)\. Found {type(inputs).__name__}: give the images "
+        r"alone, as one tensor \(`torch\.stack`, `torch\.cat`\), or the arguments of one call in a tuple or dict\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        analyze(nn.Conv2d(1, 1, 1), inputs)
+
+
+@pytest.mark.parametrize("inputs", [(), {}])
+def test_no_arguments_are_no_samples(inputs):
+    with pytest.raises(ValueError, match=rf"`inputs` should hold samples\. Found {re.escape(str(inputs))}\."):
+        analyze(nn.Conv2d(1, 1, 1), inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        ("last.ckpt", r"'last\.ckpt'"),
+        (Path("last.ckpt"), "a PosixPath"),
+        (nn.Conv2d(1, 1, 1).state_dict(), "a OrderedDict"),
+        (lambda images: images, "a function"),
+        (nn.Flatten, "<class 'torch.nn.modules.flatten.Flatten'>"),
+        (None, "a NoneType"),
+    ],
+    ids=["name of a file", "path", "state_dict", "function", "class", "None"],
+)
+def test_a_model_that_is_none_is_an_error_that_says_how_to_get_one(model, found):
+    message = (
+        rf"^Parameter `model` should be a torch\.nn\.Module\. Found {found}: build the model and load the weights of a "
+        r"checkpoint with `model\.load_state_dict`; `python -m lightning_anomaly CHECKPOINT` does both\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        analyze(model, PROBE)
+
+
+def test_a_model_without_weights_is_an_error_that_says_so():
+    message = (
+        r"^Parameter `model` should have weights\. Found it on the meta device, which has none: build it elsewhere, or "
+        r"call `model\.to_empty\(device='cpu'\)` and load its weights\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        analyze(nn.Conv2d(1, 1, 1, device="meta"), PROBE)
+
+
+@pytest.mark.parametrize(
+    ("weights", "inputs", "scaling"),
+    [
+        (torch.float32, torch.uint8, ", scaled as in the training"),
+        (torch.float32, torch.int64, ", scaled as in the training"),
+        (torch.float32, torch.float64, ""),
+        (torch.float32, torch.float16, ""),
+        (torch.float16, torch.float32, ""),
+        (torch.float64, torch.float32, ""),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("first", ["conv", "linear"])
+def test_inputs_of_another_type_than_the_weights_are_an_error_that_says_both(first, weights, inputs, scaling):
+    layers = {"conv": [nn.Conv2d(1, 2, 3)], "linear": [nn.Flatten(), nn.Linear(64, 2)]}[first]
+    model, images = nn.Sequential(*layers, nn.ReLU()).to(weights), PROBE.to(inputs)
+    message = (
+        rf"^Parameter `inputs` should have the type of the model's weights, {weights}\. Found {inputs}: "
+        rf"give `inputs\.to\({weights}\)`{scaling}\.$"
+    )
+    for given in (images, (images,), {"input": images}):
+        with pytest.raises(ValueError, match=message) as error:
+            analyze(model, given)
+        assert isinstance(error.value.__cause__, RuntimeError)
+    with pytest.raises(ValueError, match="Parameter `val_inputs` should have the type"):
+        run(model, images, MapCapture({}), argument="val_inputs")
+
+
+class Words(nn.Module):
+    """Takes integers, for an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.conv = nn.Embedding(10, 4), nn.Conv1d(4, 3, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.conv(self.embedding(words).transpose(1, 2))
+
+
+class Bytes(nn.Module):
+    """Converts its images itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.conv(images.float() / 255)
+
+
+def test_models_that_take_integers_are_analysed():
+    assert analyze(Words(), torch.randint(10, (120, 6))).layers["conv"].map_size == (4,)
+    assert analyze(Bytes(), torch.randint(255, (120, 1, 8, 8), dtype=torch.uint8)).layers["conv"].map_size == (6, 6)
+
+
+def test_a_failure_that_has_another_reason_than_the_type_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="to have 1 channels"):
+        analyze(Bytes(), torch.zeros(120, 2, 8, 8, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="should be the same"):  # no conversion of the inputs would help
+        analyze(Bytes().half(), torch.zeros(120, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="indices"):
+        analyze(Words(), torch.zeros(120, 6))
+
+
 def test_settings_of_another_kind_are_an_error():
     with pytest.raises(ValueError, match=r"`settings` should be an AnalysisSettings or None\. Found {'seed': 1}\."):
         analyze(nn.Conv2d(1, 1, 1), PROBE, settings={"seed": 1})
+
+
+@pytest.mark.parametrize("layers", [3, "conv", [0], [nn.Flatten()]], ids=str)
+def test_layers_that_are_no_list_of_names_are_an_error(layers):
+    with pytest.raises(ValueError, match=r"`layers` should be a list of layer names or None\. Found "):
+        analyze(nn.Conv2d(1, 1, 1), PROBE, layers=layers)
 
 
 def test_a_layer_that_does_not_exist_is_an_error_before_the_model_runs():
@@ -443,6 +565,61 @@ def test_a_layer_that_sees_another_number_of_samples_is_left_out_with_a_note():
 
     assert notes_of(Patches(), PROBE) == {
         "b left out": "Layer 'b' is left out of the analysis: it gave 240 maps where most layers gave 120."
+    }
+
+
+def two_layers() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ([17], "Sample 17 of the probe gives"),
+        ([17, 40], "Samples 17, 40 of the probe give"),
+        ([3, 17, 40, 70, 99, 110, 111], "Samples 3, 17, 40, 70, 99 and 2 more of the probe give"),
+    ],
+    ids=str,
+)
+def test_samples_with_nan_are_named_once_whatever_the_number_of_layers(broken, named):
+    inputs = PROBE.clone()
+    inputs[broken] = torch.nan
+    it = "it" if len(broken) == 1 else "them"
+    assert notes_of(two_layers(), inputs) == {
+        "nonfinite samples": f"{named} NaN or infinite values in 2 of 2 layers, so that 5 of 5 filters are not "
+        f"analysed: leave {it} out."
+    }
+
+
+def test_samples_that_break_some_of_the_layers_are_named_with_their_number():
+    class Overflows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            large = self.first(x).abs().amax((1, 2, 3), keepdim=True) > 1e3
+            return self.second(torch.where(large, torch.inf, self.first(x)))
+
+    inputs = PROBE.clone()
+    inputs[5] *= 1e6
+    assert notes_of(Overflows(), inputs) == {
+        "nonfinite samples": "Sample 5 of the probe gives NaN or infinite values in 1 of 2 layers, so that 2 of 5 "
+        "filters are not analysed: leave it out."
+    }
+
+
+def test_weights_with_nan_are_no_fault_of_the_samples():
+    model, inputs = two_layers(), PROBE.clone()
+    with torch.no_grad():
+        model[2].weight[1] = torch.nan
+    note = "Layer '2': 1 of 2 filters have NaN or infinite values in their maps and are not analysed."
+    assert notes_of(model, inputs) == {"2 nonfinite": note}
+    inputs[17] = torch.nan
+    assert notes_of(model, inputs) == {
+        "0 nonfinite": "Layer '0': 3 of 3 filters have NaN or infinite values in their maps of sample 17 and are not "
+        "analysed.",
+        "2 nonfinite": note.replace("1 of 2", "2 of 2"),
     }
 
 

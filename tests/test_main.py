@@ -1,8 +1,10 @@
 """The command line as people use it, and every mistake of a newcomer's in one sentence."""
 
 import os
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +171,10 @@ class TestModels:
         assert same(load_model(path, f"{HERE}:net"), module.network)
 
     def test_the_callbacks_of_the_package_leave_it_readable(self, tmp_path):
-        from lightning_anomaly import AnomalyFilterCallback, AnomalyPruneCallback
+        from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, AnomalyPruneCallback
 
-        watcher = AnomalyFilterCallback(
-            probe_size=60, n_init=1, max_components=2, rare_fraction=0.25, log_figures=False
-        )
+        settings = AnalysisSettings(n_init=1, max_components=2, rare_fraction=0.25)
+        watcher = AnomalyFilterCallback(probe_size=60, log_figures=False, settings=settings)
         trainer = quiet_trainer(tmp_path, watcher, AnomalyPruneCallback(at_epoch=1, min_votes=1))
         module = SmallNet()
         trainer.fit(module, loader(), loader())
@@ -362,6 +363,35 @@ class TestMistakes:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             read_images(path)
         assert text.startswith("error: ")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({}, r"as `val_images`, as `test_images`, or as its only array\. Found the arrays \[\]\."),
+            ({"read me.txt": b"hello"}, r"or as its only array\. Found the arrays \[\]\."),
+            ({"a.png": b"hello", "b.png": b"hello"}, r"or as its only array\. Found the arrays \[\]\."),
+            ({"x.npy": b"hello"}, r"`some.npz` should be an .npz archive .* Reading failed: `x` is no array\."),
+            (
+                {f"{name}.npy": b"" for name in "abcdefg"},
+                r"Found the arrays \['a', 'b', 'c', 'd', 'e'\] and 2 more\.",
+            ),
+        ],
+        ids=["nothing", "text", "pictures", "another format", "many"],
+    )
+    def test_an_archive_without_an_array(self, content, message, weights, tmp_path, capsys):
+        path = tmp_path / "some.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, text in content.items():
+                archive.writestr(name, text)
+        assert re.search(message, refused(capsys, weights, "--model", f"{HERE}:net", "--data", path))
+
+    def test_an_archive_with_a_password(self, weights, data, capsys):
+        content = bytearray(data.read_bytes())
+        for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            content[content.index(signature) + flags] |= 1
+        data.write_bytes(content)
+        text = refused(capsys, weights, "--model", f"{HERE}:net", "--data", data)
+        assert re.search(r"should be an .npz archive .* Reading failed: .* is encrypted, password required", text)
 
     def test_a_damaged_archive(self, weights, data, capsys):
         content = bytearray(data.read_bytes())

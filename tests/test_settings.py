@@ -3,6 +3,7 @@
 import json
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 
 from lightning_anomaly import AnalysisSettings
@@ -68,6 +69,14 @@ def test_the_smallest_probe_has_room_for_a_rare_cluster_and_two_samples_a_compon
 ):
     settings = AnalysisSettings(rare_fraction=rare_fraction, max_components=max_components)
     assert settings.smallest_probe == smallest
+
+
+def test_settings_of_numpy_s_numbers_are_plain_values():
+    numbers = {"max_components": np.int64(4), "n_init": np.int32(5), "rare_fraction": np.float32(0.25)}
+    settings = AnalysisSettings(rule=np.array(["best"])[0], **numbers)
+    assert settings == AnalysisSettings(max_components=4, n_init=5, rare_fraction=0.25, rule="best")
+    assert {type(value) for value in settings.to_dict().values()} == {int, float, bool, str}
+    assert AnalysisSettings(**json.loads(json.dumps(settings.to_dict()))) == settings
 
 
 def test_settings_are_frozen_and_come_back_from_plain_values():

@@ -1,22 +1,21 @@
-"""The rank test for all filters at once is the oracles' for each; what tells images apart is found, the rest is not."""
+"""What tells the images of one kind from those of another is found, and the rest is not."""
 
 import math
 import re
 import warnings
 
 import pytest
-import scipy.stats
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample import _compare, divided_test, random_divisions, rank_test, share_of_chance
+from lightning_anomaly.rank_test import random_divisions
+from lightning_anomaly.two_sample import _compare
 from recipes.common.networks import build
 from recipes.experiments.two_sample.compare import compare, responses
 
 RNG = torch.Generator().manual_seed(0)
-VALUES = torch.randn(5, 60, generator=RNG).relu()  # with many ties
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
 
 
@@ -36,92 +35,6 @@ class Pair(nn.Module):
         return self.drop(self.norm(self.conv(images)))
 
 
-# the rank test
-
-
-def test_the_area_is_scikit_learns_and_the_p_value_scipys_filter_by_filter() -> None:
-    area, p_value = rank_test(VALUES[:, :20], VALUES[:, 20:])
-    for index, row in enumerate(VALUES.double()):
-        assert area[index].item() == pytest.approx(roc_auc_score([True] * 20 + [False] * 40, row))
-        expected = scipy.stats.mannwhitneyu(row[:20], row[20:], method="asymptotic").pvalue
-        assert p_value[index].item() == pytest.approx(expected)
-
-
-def test_filters_do_not_see_each_other() -> None:
-    together = rank_test(VALUES[:, :20], VALUES[:, 20:])
-    for index in range(len(VALUES)):
-        alone = rank_test(VALUES[index : index + 1, :20], VALUES[index : index + 1, 20:])
-        assert all(torch.equal(one, many[index : index + 1]) for one, many in zip(alone, together, strict=True))
-
-
-def test_swapping_the_groups_turns_the_area_round() -> None:
-    area, p_value = rank_test(VALUES[:, :20], VALUES[:, 20:])
-    swapped, same = rank_test(VALUES[:, 20:], VALUES[:, :20])
-    torch.testing.assert_close(swapped, 1 - area)
-    torch.testing.assert_close(same, p_value)
-
-
-def test_any_increasing_scale_and_any_order_of_the_samples_change_nothing() -> None:
-    before = rank_test(VALUES[:, :20], VALUES[:, 20:])
-    order = torch.cat([torch.randperm(20, generator=RNG), 20 + torch.randperm(40, generator=RNG)])
-    for values in ((3 * VALUES.double() - 7).exp(), VALUES[:, order]):
-        after = rank_test(values[:, :20], values[:, 20:])
-        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-def test_groups_drawn_alike_are_told_apart_as_often_as_chance_says() -> None:
-    values = torch.randn(4000, 200, generator=RNG).relu()
-    _, p_value = rank_test(values[:, :120], values[:, 120:])
-    for chance in (0.01, 0.1, 0.5):
-        assert (p_value <= chance).double().mean().item() == pytest.approx(chance, abs=4 * math.sqrt(chance / 4000))
-
-
-def test_many_divisions_at_once_are_one_at_a_time() -> None:
-    divisions = random_divisions(20, 60)[:, :8]
-    values = torch.cat([VALUES, torch.zeros(1, 60)])
-    areas, p_values = divided_test(values, divisions)
-    for column in range(8):
-        first = divisions[:, column]
-        area, p_value = rank_test(values[:, first], values[:, ~first])
-        torch.testing.assert_close(areas[:, column], area)
-        torch.testing.assert_close(p_values[:, column], p_value)
-    assert divided_test(VALUES[:0], divisions)[1].shape == (0, 8)
-
-
-def test_divisions_are_random_and_always_the_same() -> None:
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    divisions = random_divisions(30, 90)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(divisions, random_divisions(30, 90))
-    assert divisions.sum(0).tolist() == [30] * 999
-    often = divisions.double().mean(1)
-    assert (often - 1 / 3).abs().max() < 5 * math.sqrt(2 / 9 / 999)
-    assert len(divisions.T.unique(dim=0)) == 999
-
-
-def test_the_share_of_chance_counts_the_true_division_too() -> None:
-    chance = torch.tensor([0.0, 0.1, 0.2, 0.2])
-    assert [share_of_chance(found, chance) for found in (0.0, 0.2, 0.3)] == [1.0, 3 / 5, 1 / 5]
-
-
-def test_the_p_value_of_the_share_holds_for_filters_that_depend_on_each_other() -> None:
-    generator = torch.Generator().manual_seed(0)
-    times = 1500
-    found, p_values = [], []
-    divisions = torch.cat([torch.arange(60)[:, None] < 20, random_divisions(20, 60)[:, :199]], 1)
-    for _ in range(times):
-        common = torch.randn(1, 60, generator=generator)
-        values = (common + 0.7 * torch.randn(20, 60, generator=generator)).relu()
-        shares = (divided_test(values, divisions)[1] <= 0.01).double().mean(0)
-        found.append(shares[0].item())
-        p_values.append(share_of_chance(found[-1], shares[1:]))
-    assert sum(share > 0.05 for share in found) > 0.04 * times  # five times what is found on average, and no rarity
-    for p in (0.01, 0.02, 0.05):
-        rate, error = sum(value <= p for value in p_values) / times, math.sqrt(p / times)
-        assert p - 4 * error < rate < p + 3 * error
-
-
 @pytest.mark.parametrize(("n_train", "n_val"), [(100, 1000), (300, 300)])
 @pytest.mark.parametrize("active", [1, 5, 20, 60, 400])
 def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_val: int, active: int) -> None:
@@ -133,15 +46,6 @@ def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_v
     assert rate <= 0.01 + 4 * math.sqrt(0.01 / 3000)
     assert found.live.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
     assert found.live.any() == found.live.all()
-
-
-def test_a_filter_with_one_value_tells_nothing() -> None:
-    area, p_value = rank_test(torch.ones(2, 5), torch.ones(2, 7))
-    assert area.tolist() == [0.5, 0.5]
-    assert p_value.tolist() == [1, 1]
-
-
-# a model
 
 
 def test_the_filter_that_responds_otherwise_is_found_and_no_other() -> None:
@@ -219,6 +123,60 @@ def test_filters_with_nan_are_not_judged_and_the_others_are() -> None:
     assert report.filters == {"conv": [1]}
 
 
+BRIGHT, DARK = IMAGES.abs() + 0.1, -IMAGES.abs()  # the filter of `Pair` responds to the one kind alone
+
+
+@pytest.mark.parametrize(("n_train", "n_val"), [(5, 5), (9, 9), (8, 100), (100, 2), (1, 1)])
+@pytest.mark.parametrize("significance", [0.01, 1e-6])
+def test_too_few_images_are_said_with_how_many_are_enough(n_train: int, n_val: int, significance: float) -> None:
+    options = {"layers": ["conv"], "significance": significance}
+    with pytest.warns(
+        UserWarning, match=rf"`train_inputs` and `val_inputs` hold {n_train} and {n_val} images"
+    ) as caught:
+        report = two_sample_test(Pair(), BRIGHT[:n_train], DARK[:n_val], **options)
+    (note,) = report.notes.values()
+    assert [str(warning.message) for warning in caught] == [note]
+    assert f"note: {note}" in str(report)
+    assert report.filters == {}
+    enough = int(re.search(r"at least (\d+) of each\.$", note)[1])
+    told = two_sample_test(Pair(), BRIGHT[:enough], DARK[:enough], **options)  # without a word: warnings are errors
+    assert told.filters == {"conv": [1]}
+    assert told.layers["conv"].p_value[1] <= significance
+    assert told.p_value <= max(significance, 0.001)  # of one filter, which chance finds as often
+    with pytest.warns(UserWarning, match=rf"give at least {enough} of each"):
+        assert two_sample_test(Pair(), BRIGHT[: enough - 1], DARK[: enough - 1], **options).notes
+
+
+def test_filters_that_are_silent_on_nearly_all_images_are_said_with_how_many_are_enough() -> None:
+    images = torch.where(torch.arange(300)[:, None, None, None] % 25 == 0, BRIGHT.repeat(2, 1, 1, 1), -1.0)
+    with pytest.warns(UserWarning, match="None of the 2 filters responds to enough of the 50 training and 50 valid"):
+        report = two_sample_test(Pair(), images[:50], images[50:100], layers=["conv"])
+    (note,) = report.notes.values()
+    assert not report.layers["conv"].live.any()
+    enough = int(re.search(r"give at least (\d+) of each\.$", note)[1])
+    assert enough == 125
+    told = two_sample_test(Pair(), images[:enough], images[enough : 2 * enough], layers=["conv"])
+    assert told.layers["conv"].live.tolist() == [False, True]
+    with pytest.warns(UserWarning, match=r"None of the 2 filters responds .* to be judged: name other `layers`\.$"):
+        two_sample_test(Pair(), DARK[:50], DARK[50:100], layers=["conv"])
+
+
+def test_filters_of_which_none_is_finite_are_not_called_silent() -> None:
+    model = Pair()
+    torch.nn.init.constant_(model.conv.weight, torch.nan)
+    with pytest.warns(UserWarning, match="Layer 'conv': 2 of 2 filters have NaN") as caught:
+        report = two_sample_test(model, IMAGES[:70], IMAGES[70:], layers=["conv"])
+    assert len(caught) == len(report.notes) == 1
+
+
+def test_maps_of_two_sizes_are_not_compared() -> None:
+    with pytest.warns(
+        UserWarning, match=r"'conv' is left out.*: the size of its maps is \(9, 9\) for training images and"
+    ):
+        report = two_sample_test(Pair(), (IMAGES[:70],), (IMAGES[70:, :, :8],), layers=["conv"])
+    assert report.layers == {}
+
+
 def test_samples_that_come_in_parts_are_not_counted_as_so_many_samples() -> None:
     class Frames(nn.Module):
         def __init__(self) -> None:
@@ -283,7 +241,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
     random = torch.get_rng_state()
     two_sample_test(model, IMAGES[:70], IMAGES[70:], layers=["conv"])
     with pytest.raises(RuntimeError):
-        two_sample_test(model, IMAGES[:70], torch.zeros(5, 3, 9, 9), layers=["conv"])
+        two_sample_test(model, IMAGES[:70], (torch.zeros(5, 3, 9, 9),), layers=["conv"])
     assert [module.training for module in model.modules()] == flags
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
@@ -301,7 +259,15 @@ def test_a_model_without_convolutions_gives_an_empty_report_and_a_warning() -> N
     ("changed", "message"),
     [
         ({"train_inputs": IMAGES[:0]}, r"`train_inputs` should hold samples. Found shape \(0, 1, 9, 9\)"),
+        ({"val_inputs": None}, r"`val_inputs` should be a tensor \(N, \.\.\.\)\. Found NoneType"),
+        ({"val_inputs": IMAGES.double()}, r"`val_inputs` should have the type .* torch.float32. Found torch.float64"),
+        ({"model": "last.ckpt"}, r"`model` should be a torch.nn.Module. Found 'last.ckpt'"),
         ({"val_inputs": IMAGES.numpy()}, r"`val_inputs` should be a tensor .* Found ndarray"),
+        (
+            {"train_inputs": IMAGES[:, :, :8]},
+            r"`train_inputs` and `val_inputs` should hold images of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)",
+        ),
+        ({"val_inputs": IMAGES.expand(-1, 3, -1, -1)}, r"images of the same shape. Found \(1, 9, 9\) and \(3, 9, 9\)"),
         ({"significance": 0}, r"`significance` should be a number in \(0, 1\]. Found `significance = 0`"),
         ({"layers": ["absent"]}, r"`layers` should name layers of the model. Found \['absent'\]"),
     ],

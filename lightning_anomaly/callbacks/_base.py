@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from lightning_anomaly.checks import check_text
+
 __all__ = ["AnyCallback", "AnyEarlyStopping", "Watcher", "builds_layers_later"]
 
 # `lightning.pytorch` and `pytorch_lightning` are two class trees; a Trainer of either only accepts its own classes.
@@ -47,11 +49,7 @@ class Watcher(AnyCallback):
     """
 
     def __init__(self, log_key_prefix: str) -> None:
-        if not isinstance(log_key_prefix, str) or not log_key_prefix:
-            raise ValueError(
-                f"Parameter `log_key_prefix` should be a string of at least one character. Found {log_key_prefix!r}."
-            )
-        self.log_key_prefix = log_key_prefix
+        self.log_key_prefix = check_text("log_key_prefix", log_key_prefix)
         self._warned: set[str] = set()
 
     def _check_twins(self, trainer: Any, kind: type[Watcher]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
 from lightning_anomaly.callbacks._probe import probe_images
-from lightning_anomaly.plots import draw_outliers, filter_figure, outlier_images, verdict_map
+from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = ["FigureSchedule", "log_layout", "log_report", "pick_outliers"]
 
@@ -113,7 +112,7 @@ def pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None
 
 
 def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers: Tensor | None, step: int) -> None:
-    """Log the figures of a report: the clearest anomaly filters, a map of all verdicts, and the outlier images.
+    """Log the figures of a report.
 
     Args:
         loggers: The Trainer's loggers.
@@ -124,15 +123,9 @@ def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers:
     """
     if not loggers or not report.layers:
         return
-    figures: dict[str, Callable[[], Figure | None]] = {
-        "filters": lambda: filter_figure(report),
-        "verdicts": lambda: verdict_map(report),
-    }
-    if outliers is not None:
-        figures["outliers"] = lambda: draw_outliers(report, outliers)
-    for name, draw in figures.items():
+    for name, draw in FIGURES.items():
         try:
-            figure = draw()
+            figure = draw(report, outliers)
         except Exception as error:  # a picture is not worth a training run
             warnings.warn(f"The figure '{name}' could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
             continue

@@ -18,14 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["as_loggers", "log_figure", "log_overlay_layout", "loss_tags"]
-
-
-def as_loggers(loggers: Any) -> list[Any]:
-    """None, one logger or several, as a list."""
-    if loggers is None:
-        return []
-    return list(loggers) if isinstance(loggers, Iterable) else [loggers]
+__all__ = ["log_figure", "log_overlay_layout", "loss_tags"]
 
 
 def log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:

@@ -23,6 +23,7 @@ from lightning_anomaly.settings import AnalysisSettings
 __all__ = [
     "ValidationWatch",
     "first_tensor",
+    "found_nothing",
     "isolated_random_state",
     "probe_images",
     "run_training_probe",
@@ -137,6 +138,11 @@ def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
     return found
 
 
+def found_nothing(report: AnomalyReport) -> bool:
+    """Whether no filter could have been found, for want of layers or samples."""
+    return not report.layers or "few samples" in report.notes
+
+
 def first_tensor(batch: Any) -> Tensor | None:
     """The first floating-point tensor in a batch of tensors, tuples, lists and dicts: the usual input of a model."""
     if isinstance(batch, Tensor):
@@ -219,7 +225,7 @@ def training_batches(loader: Any, size: int, seed: int, share: slice = slice(Non
         found = type(loader).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
         raise ValueError(
             '`probe = "train"` should be used with one training DataLoader whose data set has `__getitem__` and '
-            f'`__len__`. Found {found}; `probe = "val"` needs neither.'
+            f"`__len__`. Found {found}."
         )
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:size].tolist()
     # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.

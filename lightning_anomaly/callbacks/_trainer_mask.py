@@ -28,7 +28,6 @@ class TrainerMask:
 
     def __init__(self) -> None:
         self.mask: FilterMask | None = None
-        self._module: Any = None
         self._loaded: dict[str, Any] | None = None  # the mask's state, until there is a model to mask
         self._observer: FlowObserver | None = None
         self._flow = NormFlow({})
@@ -65,16 +64,11 @@ class TrainerMask:
         self._loaded = state["mask"]
         self._flow = NormFlow(state["norms"], frozenset(state["shared_norms"]))
 
-    def belongs_to(self, pl_module: Any) -> bool:
-        """Whether this is about the module, and not about one that was fitted before."""
-        return self._loaded is not None or self._module in (None, pl_module)
-
     def start(self, pl_module: Any) -> None:
         """Begins a fit: masks what a checkpoint had masked."""
         if self._loaded is not None:
             self.mask = FilterMask.from_state_dict(pl_module, self._loaded)
         self._loaded = None
-        self._module = pl_module
         self.mask = self.mask or FilterMask(pl_module)
         self._observer = FlowObserver(pl_module)
 

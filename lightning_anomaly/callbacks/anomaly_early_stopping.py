@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._base import AnyEarlyStopping
 from lightning_anomaly.callbacks._processes import validates_everywhere
-from lightning_anomaly.callbacks._reports import watched_prefixes
+from lightning_anomaly.callbacks._reports import find_watcher
+from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD
-from lightning_anomaly.checks import check_fraction, check_integer
+from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
 
 __all__ = ["AnomalyEarlyStopping"]
 
@@ -57,28 +58,46 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         log_key_prefix: str = "anomaly_filters",
         verbose: bool = True,
     ) -> None:
-        check_fraction("threshold", threshold, zero=True)
-        check_integer("patience", patience, HOLD)
         super().__init__(
-            monitor=f"{log_key_prefix}/rise",
+            monitor=f"{check_text('log_key_prefix', log_key_prefix)}/rise",
             mode="min",
-            patience=patience,
-            divergence_threshold=threshold,
-            verbose=verbose,
+            patience=check_integer("patience", patience, HOLD),
+            divergence_threshold=check_fraction("threshold", threshold, zero=True),
+            verbose=check_bool("verbose", verbose),
         )
         self.log_key_prefix = log_key_prefix
         self._everywhere = True
-        self.stopping_reason_message: str | None = None  # Lightning's own attribute where it has one
+        self._subject = Subject()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Starts anew: what is known is about another model."""
+        self.wait_count, self.stopped_epoch = 0, 0
+        self.best_score = torch.tensor(torch.inf)
+        self.stopping_reason_message: str | None = None  # Lightning's own attributes, where it has them
+        if reasons := _stopping_reasons():
+            self.stopping_reason = reasons.NOT_STOPPED
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self._forget()
+        self._subject.load()
+        super().load_state_dict(state_dict)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Makes sure that somebody logs what is monitored."""
         super().setup(trainer, pl_module, stage)
-        prefixes = watched_prefixes(trainer)
-        if stage == "fit" and self.log_key_prefix not in prefixes:
-            raise ValueError(
-                "AnomalyEarlyStopping should be used with an AnomalyFilterCallback of the same `log_key_prefix` in the "
-                f"Trainer, which logs '{self.monitor}'. Found {prefixes or 'none'}."
-            )
+        if stage == "fit":
+            find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping")
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Drops what was seen of another model."""
+        if self._subject.changes_to(pl_module):
+            self._forget()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Remembers whom a checkpoint was loaded for."""
+        self._subject.meet(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Finds out whether there will be anything to stop for."""
@@ -99,11 +118,15 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         lasted = self.wait_count + HOLD - 1
         if self.wait_count == 0 or lasted < self.patience:
             return False, None
-        reasons = getattr(lightning_early_stopping, "EarlyStoppingReason", None)
-        if reasons is not None:
+        if reasons := _stopping_reasons():
             self.stopping_reason = reasons.DIVERGENCE_THRESHOLD
         self.stopping_reason_message = (
             f"Anomaly filters have risen: for {lasted} validations their fraction has been more than {threshold:g} "
             f"above an earlier level, by now {self.monitor} = {float(current):.3f}."
         )
         return True, self.stopping_reason_message
+
+
+def _stopping_reasons() -> Any:
+    """Lightning's enumeration of reasons; None before it had one."""
+    return getattr(lightning_early_stopping, "EarlyStoppingReason", None)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+import warnings
 from typing import Any, Literal
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._figures import FigureSchedule
-from lightning_anomaly.callbacks._probe import ValidationWatch, shortcomings, shuffles
+from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings, shuffles
+from lightning_anomaly.callbacks._readers import in_vain
+from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
+from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.capture.layers import scripted_note, select_layers
-from lightning_anomaly.checks import check_integer, check_one_of
+from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.settings import AnalysisSettings, Engine, Init, Rule
+from lightning_anomaly.settings import AnalysisSettings, checked_settings
 
 __all__ = ["AnomalyFilterCallback"]
 
@@ -22,6 +25,7 @@ _EMPTY_SHARD = (
     "AnomalyFilterCallback has nothing to analyse: some process has no validation batch and runs no validation, and "
     "the others cannot wait for it. Give every process at least one validation batch."
 )
+_NOTHING = "nothing is watched and the logged zeros stand for nothing"
 
 
 class AnomalyFilterCallback(Watcher):
@@ -40,25 +44,18 @@ class AnomalyFilterCallback(Watcher):
         layers: Names of the layers to analyse, as in `model.named_modules()`; None takes every convolution.
         probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
             class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
-            module's `forward` on it in evaluation mode.
+            module's `forward` on it in evaluation mode. If its images change from one validation to the next, there is
+            a warning.
         probe_size: Number of probe samples, over all processes.
         every_n_validations: Analyse at every n-th validation, and log the last values again at the others.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
-        signal_layers: Names of the layers whose anomaly fraction gives `rise`; None takes all that are analysed.
+        signal_layers: Names of the analysed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         overlay_tags: Tags for the chart that lays losses and anomaly count over each other in TensorBoard; None finds
             the training and the validation loss among what was logged.
         on_error: What a failing analysis does: `"warn"` goes on with the last values, `"raise"` stops the training.
-        max_components: See `AnalysisSettings`, as for the arguments below.
-        rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples.
-        rule: How the mixtures of a filter lead to a verdict, `"vote"` or `"best"`.
-        init: Where mixtures start, `"kmeans"` or `"random"`.
-        n_init: Number of starts.
-        rectify: Whether negative values of the maps are set to zero first.
-        max_map_side: Larger maps are average-pooled (pixels).
-        engine: `"torch"`, or `"sklearn"` for checks.
-        seed: Seed of the starts.
-        max_memory_mb: Bound on the working memory of the analysis (MiB).
+        settings: How to analyse; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
+            `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation. Every process has it.
@@ -87,47 +84,32 @@ class AnomalyFilterCallback(Watcher):
         log_figures: bool = True,
         overlay_tags: list[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
-        max_components: int = 5,
-        rare_fraction: float = 0.02,
-        rule: Rule = "vote",
-        init: Init = "kmeans",
-        n_init: int = 20,
-        rectify: bool = True,
-        max_map_side: int = 8,
-        engine: Engine = "torch",
-        seed: int = 0,
-        max_memory_mb: int = 256,
+        settings: AnalysisSettings | None = None,
     ) -> None:
-        self.settings = AnalysisSettings(
-            max_components=max_components,
-            rare_fraction=rare_fraction,
-            rule=rule,
-            init=init,
-            n_init=n_init,
-            rectify=rectify,
-            max_map_side=max_map_side,
-            engine=engine,
-            seed=seed,
-            max_memory_mb=max_memory_mb,
-        )
-        check_one_of("probe", probe, ("val", "train"))
-        check_one_of("on_error", on_error, ("warn", "raise"))
-        check_integer("probe_size", probe_size, self.settings.smallest_probe)
-        check_integer("every_n_validations", every_n_validations, 1)
+        self.settings = checked_settings(settings)
         super().__init__(log_key_prefix)
-        self.layers = layers
-        self.probe = probe
-        self.probe_size = probe_size
-        self.every_n_validations = every_n_validations
-        self.signal_layers = signal_layers
-        self.on_error = on_error
+        self.layers = check_names("layers", layers, "layer names")
+        self.probe = check_one_of("probe", probe, ("val", "train"))
+        self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
+        self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
+        self.signal_layers = check_names("signal_layers", signal_layers, "layer names")
+        self.overlay_tags = check_names("overlay_tags", overlay_tags, "tags")
+        self.log_figures = check_bool("log_figures", log_figures)
+        self.on_error = check_one_of("on_error", on_error, ("warn", "raise"))
+        self._everywhere, self._agreed = True, False
+        self._watch: ValidationWatch | None = None
+        self._probe_images = ProbeImages()
+        self._subject = Subject()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Starts anew: what is known is about another model."""
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
         self._validations = 0
         self._metrics = dict.fromkeys(_METRICS, 0.0)
-        self._everywhere, self._agreed = True, False
-        self._watch: ValidationWatch | None = None
-        self._figures = FigureSchedule(log_key_prefix, overlay_tags, log_figures)
+        self._warned.clear()
+        self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures)
 
     @property
     def state_key(self) -> str:
@@ -140,6 +122,8 @@ class AnomalyFilterCallback(Watcher):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
+        self._forget()
+        self._subject.load()
         self.history = list(state_dict["history"])
         self._validations = int(state_dict["validations"])
         self._metrics = dict(state_dict["metrics"])
@@ -152,9 +136,12 @@ class AnomalyFilterCallback(Watcher):
             self._watched(pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Checks layer names, now that every layer is there."""
+        """Checks layer names, now that every layer is there, and drops what was found in another model."""
+        if self._subject.changes_to(pl_module):
+            self._forget()
         self._watched(pl_module)
         self._figures.start()
+        self._probe_images = ProbeImages()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Says so if nothing will ever be analysed."""
@@ -162,11 +149,11 @@ class AnomalyFilterCallback(Watcher):
             self._warn_once(
                 "no validation",
                 "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
-                "loader, or `limit_val_batches = 0`. Nothing will be analysed.",
+                "loader, or `limit_val_batches = 0`. Nothing will be analysed." + in_vain(trainer, self.log_key_prefix),
             )
         self._agree(trainer, sum(trainer.num_val_batches) > 0)
         if not self._everywhere and trainer.enable_validation:
-            self._warn_once("empty shard", _EMPTY_SHARD)
+            self._warn_once("empty shard", _EMPTY_SHARD + in_vain(trainer, self.log_key_prefix))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepares to take maps, if this validation is to be analysed."""
@@ -197,7 +184,7 @@ class AnomalyFilterCallback(Watcher):
             probe=self.probe,
             probe_size=self.probe_size,
             settings=self.settings,
-            on_batch=partial(self._figures.keep_images, trainer, self.probe_size),
+            on_batch=lambda batch: self._look(trainer, batch),
         )
 
     def on_validation_batch_start(
@@ -220,6 +207,7 @@ class AnomalyFilterCallback(Watcher):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leaves no hook and no map behind."""
+        self._subject.meet(pl_module)
         if stage == "validate" and not self._agreed:
             self._agree(trainer, False)  # this process was given no batch, and the others wait for its answer
         self._release()
@@ -254,7 +242,13 @@ class AnomalyFilterCallback(Watcher):
     def _watched(self, pl_module: Any) -> dict[str, Any]:
         if self.signal_layers is not None:
             select_layers(pl_module, self.signal_layers, argument="signal_layers")
-        return select_layers(pl_module, self.layers)
+        watched = select_layers(pl_module, self.layers)
+        if unseen := [name for name in self.signal_layers or [] if name not in watched]:
+            raise ValueError(
+                f"Parameter `signal_layers` should name layers that are analysed, {list(watched)}. Found {unseen}: add "
+                "them to `layers`."
+            )
+        return watched
 
     def _analyse(self, trainer: Any, pl_module: Any, watch: ValidationWatch) -> bool:
         """Sets the report and the metrics; whether that went well."""
@@ -263,19 +257,49 @@ class AnomalyFilterCallback(Watcher):
         if report is None:
             if failure is not None and self.on_error == "raise":
                 raise failure
-            self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
+            self._say_why(trainer, failure)
             return False
         self.report = report
-        for key, note in shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size).items():
+        notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
+        if notes and found_nothing(report):
+            told = " ".join(notes.values())
+            notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
+        for key, note in notes.items():
             self._warn_once(key, note)
+        self._compare_images()
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
         return True
 
+    def _say_why(self, trainer: Any, failure: Exception | None) -> None:
+        if self.report is not None or any(entry["analysed"] for entry in self.history):
+            self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
+            return
+        advice = (
+            "" if self.probe == "val" else ' Use `probe = "val"`, for which no more is needed than the validation step.'
+        )
+        self._warn_once(
+            "never analysed",
+            f"AnomalyFilterCallback could not analyse, so {_NOTHING}: {failure!r}.{advice}"
+            f"{in_vain(trainer, self.log_key_prefix)}",
+        )
+
+    def _look(self, trainer: Any, batch: Any) -> None:
+        """Sees a batch of the probe."""
+        self._figures.keep_images(trainer, self.probe_size, batch)
+        if trainer.state.fn == "fit":
+            self._probe_images.look(batch, self.probe_size)
+
+    def _compare_images(self) -> None:
+        """Says once if the probe has changed; in any process, as each has a part of the probe."""
+        if self._probe_images.changed() and not {"shuffled", "changed"} & self._warned:
+            self._warned.add("changed")
+            warnings.warn(CHANGED[self.probe], stacklevel=2)
+
     def _remember(self, trainer: Any, analysed: bool) -> None:
-        # Without a report, after a resume for example, what was found last still holds.
+        # Without an analysis what was found last still holds.
         last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
         signal, found = last["signal"], last["anomaly_filters"]
-        if self.report is not None:
+        if analysed and self.report is not None:
             signal = self.report.fraction_in(self.signal_layers or self.report.layers)
             found = self.report.anomaly_filters
         if analysed:  # what is only repeated must not look sustained
@@ -295,4 +319,5 @@ class AnomalyFilterCallback(Watcher):
         if self._watch is not None:
             self._watch.after_batch()
         self._watch = None
+        self._probe_images.forget()
         self._figures.forget_images()

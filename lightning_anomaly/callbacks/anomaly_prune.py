@@ -7,12 +7,14 @@ from typing import Any, get_args
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_anomaly.callbacks._base import Watcher
 from lightning_anomaly.callbacks._processes import validates_everywhere
-from lightning_anomaly.callbacks._reports import ReportReader
+from lightning_anomaly.callbacks._reports import LastReports, find_watcher
+from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import THRESHOLD
 from lightning_anomaly.callbacks._trainer_mask import TrainerMask, check_maskable
 from lightning_anomaly.capture.layers import modules_by_name, select_layers
-from lightning_anomaly.checks import check_fraction, check_integer, check_one_of
+from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.selection import Criterion, choose_filters, choose_others, filter_norms
 
@@ -21,13 +23,12 @@ __all__ = ["AnomalyPruneCallback"]
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
-class AnomalyPruneCallback(ReportReader):
+class AnomalyPruneCallback(Watcher):
     """Masks anomaly filters during training: their output is exactly 0 from then on, to the end.
 
-    It acts on the reports of the `AnomalyFilterCallback` in the Trainer, wherever that stands in the list, or of one of
-    its own with default arguments, which then logs as if it stood there too. Filters are masked when an epoch begins,
-    so that what is validated is what is saved: see `lightning_anomaly.pruning.mask` for what is zeroed. Checkpoints
-    stay ordinary ones; resuming from them goes on with the mask.
+    It acts on the reports of the `AnomalyFilterCallback` in the Trainer, wherever that stands in the list. Filters are
+    masked when an epoch begins, so that what is validated is what is saved: see `lightning_anomaly.pruning.mask` for
+    what is zeroed. Checkpoints stay ordinary ones; resuming from them goes on with the mask.
 
     Within a layer the worst come first: the filter with most votes, a vote being a report that flags it; among equals
     that with most outlier samples in these reports. One filter of each layer is always left.
@@ -53,8 +54,8 @@ class AnomalyPruneCallback(ReportReader):
         events: One plain dict each time it acted: `epoch` and `filters`, those masked then, `{layer: [filter, ...]}`.
 
     Raises:
-        ValueError: If an argument is not allowed, or when a fit begins whose strategy shards parameters or one of whose
-            layers cannot be masked.
+        ValueError: If an argument is not allowed, or when a fit begins without an `AnomalyFilterCallback` in the
+            Trainer, with a strategy that shards parameters, or with a layer that cannot be masked.
 
     Examples:
         >>> AnomalyPruneCallback(at_epoch=5).describe()
@@ -73,40 +74,36 @@ class AnomalyPruneCallback(ReportReader):
         reports_from: str | None = None,
         log_key_prefix: str = "anomaly_prune",
     ) -> None:
-        epochs = [] if at_epoch is None else list(at_epoch) if isinstance(at_epoch, (list, tuple)) else [at_epoch]
-        if at_epoch is not None and not epochs:
+        several = isinstance(at_epoch, (list, tuple, range))
+        epochs: Any = [] if at_epoch is None else at_epoch if several else [at_epoch]
+        if several and not epochs:
             raise ValueError("Parameter `at_epoch` should be an epoch, a list of them, or None. Found `at_epoch = []`.")
-        for epoch in epochs:
-            check_integer("at_epoch", epoch, 1)
         if not epochs and on_rise is None:
             on_rise = THRESHOLD
-        if on_rise is not None:
-            check_fraction("on_rise", on_rise, zero=True)
-        check_integer("last_reports", last_reports, 1)
-        check_integer("min_votes", min_votes, 1)
+        super().__init__(log_key_prefix)
+        self.at_epoch = sorted({check_integer("at_epoch", epoch, 1) for epoch in epochs})
+        self.on_rise = None if on_rise is None else check_fraction("on_rise", on_rise, zero=True)
+        self.last_reports = check_integer("last_reports", last_reports, 1)
+        self.min_votes = check_integer("min_votes", min_votes, 1)
         if min_votes > last_reports:
             raise ValueError(
                 f"Parameter `min_votes` should be at most `last_reports = {last_reports}`. "
                 f"Found `min_votes = {min_votes}`."
             )
-        check_fraction("max_fraction", max_fraction, zero=False)
-        check_one_of("criterion", criterion, get_args(Criterion))
-        check_integer("seed", seed, 0)
-        super().__init__(reports_from, last_reports)
-        self.at_epoch = sorted(set(epochs))
-        self.on_rise = on_rise
-        self.min_votes = min_votes
-        self.max_fraction = max_fraction
-        self.criterion = criterion
-        self.seed = seed
-        self.log_key_prefix = log_key_prefix
+        self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
+        self.criterion = check_one_of("criterion", criterion, get_args(Criterion))
+        self.seed = check_integer("seed", seed, 0)
+        self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
         self._everywhere = True
+        self._reports = LastReports(self.last_reports)
+        self._subject = Subject()
         self._forget()
 
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
-        self.forget()
+        self._reports.restart([])
         self._trained = TrainerMask()
+        self._warned.clear()
         self.events: list[dict[str, Any]] = []
         self._done: list[int] = []  # epochs of `at_epoch` that are behind
         self._armed = True  # whether a rise would be news
@@ -129,12 +126,13 @@ class AnomalyPruneCallback(ReportReader):
     def state_dict(self) -> dict[str, Any]:
         """The mask, what was done and what the next decision rests on, as plain values."""
         own = {"events": list(self.events), "done": list(self._done), "armed": self._armed}
-        return {**super().state_dict(), **self._trained.state_dict(), **own}
+        return {"summaries": list(self._reports.summaries), **self._trained.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave; the filters are masked when the fit begins."""
         self._forget()
-        super().load_state_dict(state_dict)
+        self._subject.load()
+        self._reports.restart(state_dict["summaries"])
         self._trained.load_state_dict(state_dict)
         self.events = list(state_dict["events"])
         self._done = list(state_dict["done"])
@@ -143,9 +141,10 @@ class AnomalyPruneCallback(ReportReader):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds who watches, and refuses what cannot work."""
         self._everywhere = True
-        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
+        self._check_twins(trainer, AnomalyPruneCallback)
+        self._reports.watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback")
         if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
             raise ValueError(
                 "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, such "
@@ -161,15 +160,14 @@ class AnomalyPruneCallback(ReportReader):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Masks again what a checkpoint, or an earlier fit of this model, had masked."""
-        super().on_fit_start(trainer, pl_module)
-        check_maskable(select_layers(pl_module, None if self.watcher is None else self.watcher.layers))
-        if not self._trained.belongs_to(pl_module):
+        watcher = self._reports.watcher
+        check_maskable(select_layers(pl_module, None if watcher is None else watcher.layers))
+        if self._subject.changes_to(pl_module):
             self._forget()
         self._trained.start(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Masks what is only there by now: the optimizers' state and averaged weights of a checkpoint."""
-        super().on_train_start(trainer, pl_module)
         self._everywhere = validates_everywhere(trainer)
         # A fit of the same model by another Trainer counts its epochs from 0 again.
         self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
@@ -178,12 +176,13 @@ class AnomalyPruneCallback(ReportReader):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Masks, if it is time."""
         epoch = trainer.current_epoch
-        risen = self.on_rise is not None and self.rise > self.on_rise
+        risen = self.on_rise is not None and self._reports.rise > self.on_rise
         if (risen and self._armed) or any(asked <= epoch and asked not in self._done for asked in self.at_epoch):
-            if len(self.summaries) < self.min_votes:
+            known = len(self._reports.summaries)
+            if known < self.min_votes:
                 self._trained.warn(
                     trainer,
-                    f"AnomalyPruneCallback has {len(self.summaries)} reports as epoch {epoch} begins, fewer than "
+                    f"AnomalyPruneCallback has {known} reports as epoch {epoch} begins, fewer than "
                     f"`min_votes = {self.min_votes}`. It masks when it has them.",
                     key="few reports",
                 )
@@ -204,7 +203,6 @@ class AnomalyPruneCallback(ReportReader):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Makes sure that averaged weights are validated masked."""
-        super().on_validation_start(trainer, pl_module)
         if trainer.state.fn == "fit":
             self._trained.keep_everywhere(trainer, pl_module)
 
@@ -212,7 +210,6 @@ class AnomalyPruneCallback(ReportReader):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Watches, in the first batch of each loader, which normalisation follows which convolution."""
-        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
         if batch_idx == 0:
             self._trained.before_batch()
 
@@ -220,7 +217,6 @@ class AnomalyPruneCallback(ReportReader):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Takes the hooks off again, and checks that masked filters are at zero in what is validated."""
-        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
         if batch_idx == 0:
             self._trained.after_batch()
             if trainer.state.fn == "fit":
@@ -228,7 +224,6 @@ class AnomalyPruneCallback(ReportReader):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Logs how much is masked."""
-        super().on_validation_epoch_end(trainer, pl_module)
         if trainer.sanity_checking or trainer.barebones:
             return
         values = {"masked": float(self._trained.count), "masked_fraction": self._trained.parameter_fraction}
@@ -237,20 +232,23 @@ class AnomalyPruneCallback(ReportReader):
             pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
                           sync_dist=self._everywhere, reduce_fx="max")  # fmt: skip
 
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Remembers a new report. By now the watcher has it, wherever it stands in the list."""
+        if trainer.state.fn == "fit":
+            self._reports.look()
+
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Tells what it did."""
-        super().on_fit_end(trainer, pl_module)
         self._trained.check(trainer, "at the end of the fit")
         rank_zero_info(self.describe())
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves no hook behind."""
-        super().on_exception(trainer, pl_module, exception)
         self._trained.stop()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leaves no hook behind."""
-        super().teardown(trainer, pl_module, stage)
+        self._subject.meet(pl_module)
         self._trained.stop()
 
     def describe(self) -> str:
@@ -266,8 +264,9 @@ class AnomalyPruneCallback(ReportReader):
 
     def _choose(self, trainer: Any, modules: dict[str, nn.Module]) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` to mask, worst first."""
-        chosen = choose_filters(self.summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
-        last = self.summaries[-1]
+        summaries = self._reports.summaries
+        chosen = choose_filters(summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
+        last = summaries[-1]
         for layer in list(chosen):
             size = getattr(modules.get(layer), "out_channels", None)
             if size != len(last[layer]):

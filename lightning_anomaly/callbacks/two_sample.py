@@ -10,12 +10,15 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._processes import validates_everywhere
+from lightning_anomaly.callbacks._readers import in_vain
+from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.probe import check_inputs
-from lightning_anomaly.checks import check_fraction
-from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
+from lightning_anomaly.checks import check_fraction, check_names
+from lightning_anomaly.two_sample import TwoSampleReport, check_groups, two_sample_test
 
 __all__ = ["TwoSampleCallback"]
+
+_NOTHING = "nothing is watched and the logged fraction of 0 and p-value of 1 stand for nothing"
 
 
 class TwoSampleCallback(Watcher):
@@ -59,28 +62,39 @@ class TwoSampleCallback(Watcher):
         significance: float = 0.01,
         log_key_prefix: str = "two_sample",
     ) -> None:
+        check_groups(train_inputs, val_inputs)
         for name, inputs in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
-            check_inputs(inputs, name)
             if not isinstance(inputs, Tensor):
                 raise ValueError(f"Parameter `{name}` should be a tensor (N, ...). Found {type(inputs).__name__}.")
         check_fraction("significance", significance, zero=False)
         super().__init__(log_key_prefix)
         self.train_inputs = train_inputs
         self.val_inputs = val_inputs
-        self.layers = layers
+        self.layers = check_names("layers", layers, "layer names")
         self.significance = significance
-        self.report: TwoSampleReport | None = None
         self._values: dict[str, float] = {}
-        self._everywhere, self._due = True, False
+        self._everywhere, self._due, self._measured = True, False, False
         self._fresh: TwoSampleReport | None = None
         self._failure: Exception | None = None
+        self._subject = Subject()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Starts anew: what is known is about another model."""
+        self.report: TwoSampleReport | None = None
+        self._warned.clear()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
         self._check_twins(trainer, TwoSampleCallback)
-        self._everywhere, self._due, self._values = True, False, {}
+        self._everywhere, self._due, self._measured, self._values = True, False, False, {}
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Drops what was found in another model."""
+        if self._subject.changes_to(pl_module):
+            self._forget()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Checks layer names, now that every layer is there, and whether every process validates."""
@@ -90,7 +104,8 @@ class TwoSampleCallback(Watcher):
             self._warn_once(
                 "no validation",
                 "TwoSampleCallback compares at validations, and this Trainer, or a process of it, has none: no "
-                "validation loader, no batch in it, or `limit_val_batches = 0`. Nothing will be compared.",
+                "validation loader, no batch in it, or `limit_val_batches = 0`. Nothing will be compared."
+                + in_vain(trainer, self.log_key_prefix),
             )
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -121,10 +136,9 @@ class TwoSampleCallback(Watcher):
         if together:
             compared = trainer.strategy.reduce_boolean_decision(compared, all=True)
         if compared and self._fresh is not None:
-            self._take(self._fresh)
+            self._take(trainer, self._fresh)
         else:
-            reason = "another process failed" if self._failure is None else repr(self._failure)
-            self._warn_once("failed", f"TwoSampleCallback could not compare and logs its last values: {reason}")
+            self._say_why(trainer, "another process failed" if self._failure is None else repr(self._failure))
         for name, value in self._values.items():
             # All processes log the same, and the largest of equal numbers is that number without rounding.
             pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
@@ -146,9 +160,24 @@ class TwoSampleCallback(Watcher):
         except Exception as error:  # a monitor never kills a training
             self._failure = error
 
-    def _take(self, report: TwoSampleReport) -> None:
+    def _take(self, trainer: Any, report: TwoSampleReport) -> None:
         self.report = report
-        for key, note in report.notes.items():
-            self._warn_once(key, note)
+        if any(layer.live.any() for layer in report.layers.values()):
+            self._measured = True
+            for key, note in report.notes.items():
+                self._warn_once(key, note)
+        else:
+            told = " ".join(report.notes.values())
+            self._warn_once("none live", f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}")
         self._values |= {"count": float(report.count), "fraction": report.fraction, "p_value": report.p_value}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.layers}
+
+    def _say_why(self, trainer: Any, reason: str) -> None:
+        if self._measured:
+            self._warn_once("failed", f"TwoSampleCallback could not compare and logs its last values: {reason}")
+            return
+        self._warn_once(
+            "never compared",
+            f"TwoSampleCallback could not compare, so {_NOTHING}: {reason}. Give `train_inputs` and `val_inputs` as "
+            f"the module's `forward` takes them.{in_vain(trainer, self.log_key_prefix)}",
+        )

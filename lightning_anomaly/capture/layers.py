@@ -9,11 +9,23 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_anomaly.checks import check_names
+
 __all__ = ["modules_by_name", "scripted_note", "select_layers"]
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a model by the names that they have without `torch.compile`; a parametrization is no layer."""
+    """The layers of a model by the names that they have without `torch.compile`; a parametrization is no layer.
+
+    Raises:
+        ValueError: If `model` is no module: the name of a file, say, or a state_dict.
+    """
+    if not isinstance(model, nn.Module):
+        found = repr(model) if isinstance(model, (str, type)) else f"a {type(model).__name__}"
+        raise ValueError(
+            f"Parameter `model` should be a torch.nn.Module. Found {found}: build the model and load the weights of a "
+            "checkpoint with `model.load_state_dict`; `python -m lightning_anomaly CHECKPOINT` does both."
+        )
     named = {name: module for name, module in model.named_modules() if "parametrizations" not in name.split(".")}
     return {_clean_name(name): module for name, module in named.items()}
 
@@ -37,16 +49,15 @@ def select_layers(
         The modules by name, in the order of `layers` or of the model; empty if the model has no convolution.
 
     Raises:
-        ValueError: If a name does not exist, if the module accepts no hooks, or if `layers` is empty or a string.
+        ValueError: If a name does not exist, if the module accepts no hooks, or if `layers` is empty or no list.
     """
     modules = modules_by_name(model)
     convolutions: dict[str, nn.Module] = {
         name: module for name, module in modules.items() if isinstance(module, _ConvNd)
     }
-    if layers is None:
+    names = check_names(argument, layers, "layer names")
+    if names is None:
         return convolutions
-    if isinstance(layers, str) or not (names := list(layers)):
-        raise ValueError(f"Parameter `{argument}` should be a list of layer names or None. Found {layers!r}.")
     unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(

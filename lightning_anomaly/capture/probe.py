@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
@@ -30,11 +33,20 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
             f"Found {type(inputs).__name__}: for the images of an array give `torch.from_numpy(array)`, for those of a "
             "data set or loader one tensor of as many as the probe should have."
         )
+    if not isinstance(inputs, (Tensor, tuple, Mapping)):
+        raise ValueError(
+            f"Parameter `{argument}` should be a tensor (N, ...). Found {type(inputs).__name__}: give the images "
+            "alone, as one tensor (`torch.stack`, `torch.cat`), or the arguments of one call in a tuple or dict."
+        )
     if isinstance(inputs, Tensor) and (inputs.ndim == 0 or len(inputs) == 0):
         raise ValueError(f"Parameter `{argument}` should hold samples. Found shape {tuple(inputs.shape)}.")
+    if not isinstance(inputs, Tensor) and not inputs:
+        raise ValueError(f"Parameter `{argument}` should hold samples. Found {inputs!r}.")
 
 
-def run(model: nn.Module, inputs: Any, capture: MapCapture, progress: bool | None = False) -> None:
+def run(
+    model: nn.Module, inputs: Any, capture: MapCapture, progress: bool | None = False, *, argument: str = "inputs"
+) -> None:
     """Run a model on a probe in evaluation mode, without gradients; afterwards it is as before.
 
     Args:
@@ -43,13 +55,52 @@ def run(model: nn.Module, inputs: Any, capture: MapCapture, progress: bool | Non
             moved to the model's device.
         capture: What takes the maps.
         progress: Whether a bar is shown, see `analyze`.
+        argument: The name that errors call `inputs` by.
+
+    Raises:
+        ValueError: If the model is on the meta device, or its weights are of another type than the inputs.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if device.type == "meta" and capture.maps:
+        raise ValueError(
+            "Parameter `model` should have weights. Found it on the meta device, which has none: build it elsewhere, "
+            "or call `model.to_empty(device='cpu')` and load its weights."
+        )
     with evaluating(model), taking_alone(capture), torch.no_grad():
         total = math.ceil(len(inputs) / _BATCH) if isinstance(inputs, Tensor) else 1
         for arguments, keywords in track(_calls(inputs, device), total, "feature maps", progress):
             with capture:
-                model(*arguments, **keywords)
+                try:
+                    model(*arguments, **keywords)
+                except RuntimeError as error:
+                    types = {value.dtype for value in (*arguments, *keywords.values()) if isinstance(value, Tensor)}
+                    _refuse_type(argument, types, error)
+                    raise
+
+
+def _refuse_type(argument: str, types: set[torch.dtype], error: RuntimeError) -> None:
+    """Raises ValueError if a model failed because a layer was given inputs of another type than its weights.
+
+    The layer is sought where the error comes from. The types of the model's parameters alone do not tell: it may take
+    integers, for an embedding, or convert its inputs itself; and hooks would take transformers off their fast path.
+
+    Args:
+        argument: The name of the inputs.
+        types: Their types.
+        error: What the model raised.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        layer = frame.f_locals.get("self")
+        weight = layer.weight if isinstance(layer, (_ConvNd, nn.Linear, _NormBase)) else None
+        if weight is None or not weight.is_floating_point():
+            continue
+        for value in frame.f_locals.values():
+            if isinstance(value, Tensor) and value.dtype in types - {weight.dtype}:
+                scaling = "" if value.is_floating_point() else ", scaled as in the training"
+                raise ValueError(
+                    f"Parameter `{argument}` should have the type of the model's weights, {weight.dtype}. Found "
+                    f"{value.dtype}: give `{argument}.to({weight.dtype})`{scaling}."
+                ) from error
 
 
 def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -58,7 +109,7 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
     inputs = move_data_to_device(inputs, device)
     if isinstance(inputs, Mapping):
         return iter([((), dict(inputs))])
-    return iter([(inputs if isinstance(inputs, tuple) else (inputs,), {})])
+    return iter([(inputs, {})])
 
 
 def usable_layers(

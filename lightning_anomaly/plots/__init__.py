@@ -4,11 +4,23 @@ Every function returns a `matplotlib.figure.Figure` that no window knows of, or 
 pyplot is not used, and matplotlib's settings, which may be the user's own, neither change nor matter.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.filters import clearest_filters, filter_figure, layer_figure, scatter_figure
 from lightning_anomaly.plots.samples import draw_outliers, outlier_figure, outlier_images
 from lightning_anomaly.plots.verdicts import verdict_map
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
+    "FIGURES",
     "clearest_filters",
     "draw_outliers",
     "filter_figure",
@@ -18,3 +30,11 @@ __all__ = [
     "scatter_figure",
     "verdict_map",
 ]
+
+# What loggers and the command line are given, by name: each draws a report and, if its images are known, what
+# `outlier_images` took of them.
+FIGURES: Mapping[str, Callable[[ReportFields, Tensor | None], Figure | None]] = {
+    "verdicts": lambda report, _: verdict_map(report),
+    "filters": lambda report, _: filter_figure(report),
+    "outliers": lambda report, shown: None if shown is None else draw_outliers(report, shown),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
+from lightning_anomaly.plots.fields import LayerFields, ReportFields
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
-from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+from lightning_anomaly.verdicts import ANOMALY, DEAD, NONFINITE, NORMAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +26,7 @@ _CLEAR = 5.0  # a gap that nobody misses (spreads of the other samples)
 _COMPARED = 100  # outliers of one filter whose distances are looked at: bounds the memory
 
 
-def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[str, int]]:
+def clearest_filters(report: ReportFields, max_filters: int = 6) -> list[tuple[str, int]]:
     """The anomaly filters whose outliers lie most clearly apart from the other samples.
 
     As an eye judges it, by the gap: the distance from an outlier to the nearest sample that is none, the median over
@@ -41,9 +43,13 @@ def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[
         `(layer, filter)` pairs, the clearest first.
     """
     check_integer("max_filters", max_filters, 1)
+    return _clearest(report.layers, max_filters)
+
+
+def _clearest(layers: Mapping[str, LayerFields], max_filters: int) -> list[tuple[str, int]]:
     clearness = {
         (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
-        for name, layer in report.layers.items()
+        for name, layer in layers.items()
         for index in layer.filters(ANOMALY)
     }
     return sorted(clearness, key=clearness.__getitem__, reverse=True)[:max_filters]
@@ -61,7 +67,7 @@ def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
     return min(_CLEAR, gap.item()), spread.item()
 
 
-def filter_figure(report: AnomalyReport, max_filters: int = 6) -> Figure | None:
+def filter_figure(report: ReportFields, max_filters: int = 6) -> Figure | None:
     """Scatter plots of the filters with the clearest anomalies.
 
     A panel shows all probe samples of a filter on its two principal components, coloured by the component of the
@@ -80,7 +86,7 @@ def filter_figure(report: AnomalyReport, max_filters: int = 6) -> Figure | None:
     return _panels(report, chosen, f"Filters with the clearest anomalies: {len(chosen)} of {report.count}")
 
 
-def layer_figure(report: AnomalyReport, layer: str, max_filters: int = 6) -> Figure:
+def layer_figure(report: ReportFields, layer: str, max_filters: int = 6) -> Figure:
     """Scatter plots of one layer's filters, as in `filter_figure`.
 
     Args:
@@ -96,15 +102,14 @@ def layer_figure(report: AnomalyReport, layer: str, max_filters: int = 6) -> Fig
         ValueError: If the report does not have the layer.
     """
     own = _layer_of(report, layer)
-    alone = AnomalyReport({layer: own}, report.n_samples)
-    anomalies = clearest_filters(alone, max_filters)
+    anomalies = _clearest({layer: own}, max_filters)
     others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in own.filters(verdict)]
     chosen = (anomalies + others)[:max_filters]
-    title = f"{alone.count} of {len(own.verdicts)} filters are anomaly filters; shown are {len(chosen)}"
+    title = f"{len(own.filters(ANOMALY))} of {len(own.verdicts)} filters are anomaly filters; shown are {len(chosen)}"
     return _panels(report, chosen, f"{layer_text(layer, 40)}: {title}")
 
 
-def scatter_figure(report: AnomalyReport, layer: str, filter_index: int) -> Figure:
+def scatter_figure(report: ReportFields, layer: str, filter_index: int) -> Figure:
     """The scatter plot of one filter, as in `filter_figure`.
 
     Args:
@@ -128,7 +133,7 @@ def scatter_figure(report: AnomalyReport, layer: str, filter_index: int) -> Figu
     return _panels(report, [(layer, filter_index)], None)
 
 
-def _layer_of(report: AnomalyReport, layer: str) -> LayerReport:
+def _layer_of(report: ReportFields, layer: str) -> LayerFields:
     if layer not in report.layers:
         raise ValueError(
             f"Parameter `layer` should be one of the report's layers, {list(report.layers)}. Found `layer = {layer!r}`."
@@ -136,7 +141,7 @@ def _layer_of(report: AnomalyReport, layer: str) -> LayerReport:
     return report.layers[layer]
 
 
-def _panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: str | None) -> Figure:
+def _panels(report: ReportFields, chosen: list[tuple[str, int]], title: str | None) -> Figure:
     """One panel for each `(layer, filter)`, and one legend for all."""
     columns = min(3, len(chosen))
     rows = math.ceil(len(chosen) / columns)
@@ -163,7 +168,7 @@ def _panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: str | N
     return figure
 
 
-def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
+def _draw_filter(axes: Axes, name: str, layer: LayerFields, index: int) -> None:
     points, labels, outliers = layer.points[index], layer.labels[index], layer.outliers[index]
     counts = labels.bincount()
     components = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())].tolist()
@@ -201,7 +206,7 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
     axes.tick_params(colors="black", labelsize=8)  # fixed here because ticks are made when the figure is rendered
 
 
-def _verdict_text(layer: LayerReport, index: int) -> str:
+def _verdict_text(layer: LayerFields, index: int) -> str:
     if layer.verdicts[index] in (DEAD, NONFINITE):
         return layer.verdicts[index]
     count = int(layer.outliers[index].sum())

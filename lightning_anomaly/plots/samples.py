@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
+from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.style import new_figure
-from lightning_anomaly.report import AnomalyReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Figure | None:
+def outlier_figure(report: ReportFields, images: Tensor, max_images: int = 16) -> Figure | None:
     """The images of the outlier samples, those with most votes first.
 
     A sample's votes are the anomaly filters that it is an outlier of; at equal votes the earlier sample comes first.
@@ -40,7 +40,7 @@ def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) 
     return draw_outliers(report, outlier_images(report, images, max_images))
 
 
-def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Tensor:
+def outlier_images(report: ReportFields, images: Tensor, max_images: int = 16) -> Tensor:
     """What `outlier_figure` shows: all that has to be kept of a probe to draw it later.
 
     Args:
@@ -55,6 +55,8 @@ def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) 
         ValueError: If `images` does not hold one image for each probe sample.
     """
     check_integer("max_images", max_images, 1)
+    if not isinstance(images, Tensor):
+        raise ValueError(f"Parameter `images` should be a tensor (N, C, H, W). Found a {type(images).__name__}.")
     if images.ndim != 4 or len(images) != report.n_samples or 0 in images.shape[1:]:
         raise ValueError(
             f"Parameter `images` should be of shape ({report.n_samples}, C, H, W), one image for each probe sample. "
@@ -63,7 +65,7 @@ def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) 
     return _displayed(images, _most_voted(report)[:max_images])
 
 
-def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
+def draw_outliers(report: ReportFields, shown: Tensor) -> Figure | None:
     """Draw what `outlier_images` gave for the same report; None if that is nothing."""
     outliers, votes = _most_voted(report), report.outlier_samples
     chosen = outliers[: len(shown)]
@@ -85,7 +87,7 @@ def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
     return figure
 
 
-def _most_voted(report: AnomalyReport) -> list[int]:
+def _most_voted(report: ReportFields) -> list[int]:
     """The outlier samples, those with most votes first."""
     votes = report.outlier_samples
     return sorted((sample for sample in range(len(votes)) if votes[sample]), key=lambda sample: -votes[sample])

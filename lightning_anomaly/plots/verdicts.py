@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from lightning_anomaly.plots.fields import LayerFields, ReportFields
 from lightning_anomaly.plots.style import VERDICT_COLOURS, layer_text, new_figure
-from lightning_anomaly.report import ANOMALY, NONFINITE, AnomalyReport, LayerReport
+from lightning_anomaly.verdicts import ANOMALY, NONFINITE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ _TALLEST = 18.0  # (inches)
 _ROWS = (32, 64, 128, 256)  # cells in a row; smaller ones would be hard to see
 
 
-def verdict_map(report: AnomalyReport) -> Figure:
+def verdict_map(report: ReportFields) -> Figure:
     """A map of all filters, one cell each, coloured by verdict: a block of rows for every layer.
 
     Cells get smaller with the number of filters, and names of layers are left out where there is no room for all, so
@@ -62,7 +63,7 @@ def _block_height(size: int, columns: int) -> float:
     return max(_LINE, math.ceil(size / columns) * _MAP_WIDTH / columns)
 
 
-def _map_title(report: AnomalyReport, size: int, columns: int, named: int) -> str:
+def _map_title(report: ReportFields, size: int, columns: int, named: int) -> str:
     if not size:
         return "No filters were analysed"
     unnamed = f"; one layer in {named} is named" if named > 1 else ""
@@ -72,7 +73,7 @@ def _map_title(report: AnomalyReport, size: int, columns: int, named: int) -> st
     )
 
 
-def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float, columns: int) -> None:
+def _draw_block(axes: Axes, layer: LayerFields, top: float, height: float, columns: int) -> None:
     import numpy as np
     from matplotlib.colors import ListedColormap
 
@@ -92,7 +93,7 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float, colum
     )
 
 
-def _verdict_legend(figure: Figure, report: AnomalyReport) -> None:
+def _verdict_legend(figure: Figure, report: ReportFields) -> None:
     from matplotlib.patches import Patch
 
     counts = {

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from lightning_anomaly.capture.layers import modules_by_name
 
 __all__ = ["compact"]
 
+_NAMED = 3  # layers that a warning names
 _TOLERANCE = 1e-4  # how far outputs may be apart (of the largest): sums of other lengths round differently
 # Torch-Pruning's kinds of nodes: layers with weights that can be cut, and what works on each channel by itself.
 _LAYERS = {"CONV", "DEPTHWISE_CONV", "LINEAR", "BN"}
@@ -84,14 +86,15 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         except Exception as error:  # it knows most models, but not all
             raise ValueError(
                 f"Parameter `model` should be one that Torch-Pruning can follow. Found a {type(model).__name__}, on "
-                f"which it failed: {error!r}"
+                f"which it failed: {error!r}; the masked model itself gives the outputs that a smaller one would."
             ) from error
         _compare(smaller, arguments, expected)
     kept = {name: len(filters) for name, filters in _zero_filters(smaller).items()}
     if kept:
+        more = f" and more in {len(kept) - _NAMED} others" if len(kept) > _NAMED else ""
         warnings.warn(
             f"{sum(kept.values())} of {sum(map(len, masked.values()))} masked filters stay, as other filters or the "
-            f"model's output share their channels: {kept}.",
+            f"model's output share their channels: {dict(islice(kept.items(), _NAMED))}{more}.",
             stacklevel=2,
         )
     return smaller

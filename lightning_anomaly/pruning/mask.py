@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.pruning.filter_rows import Rows, conv_rows, norm_rows
 from lightning_anomaly.pruning.norms import NormFlow, is_norm, observe_flow
+from lightning_anomaly.report import AnomalyReport
 
 
 def mask_filters(
     model: nn.Module,
-    filters: Mapping[str, Iterable[int]],
+    filters: AnomalyReport | Mapping[str, Iterable[int]],
     *,
     flow: NormFlow | None = None,
     example_input: Any = None,
@@ -37,7 +38,8 @@ def mask_filters(
 
     Args:
         model: The model, changed in place.
-        filters: `{layer: [filter, ...]}`, layers by their name in `model.named_modules()`.
+        filters: `{layer: [filter, ...]}`, layers by their name in `model.named_modules()`; a report stands for its
+            anomaly filters.
         flow: Which normalisation layer takes which convolution's output, from a `FlowObserver`.
         example_input: Instead of `flow`: what to call the model with once to see it, a tuple for several arguments.
             Neither is needed by a model without normalisation layers.
@@ -47,8 +49,9 @@ def mask_filters(
         The mask, which keeps, reports and restores.
 
     Raises:
-        ValueError: A layer or filter does not exist, a whole layer would be masked, a layer's parameters cannot be
-            masked (a parametrization other than weight_norm per filter, a lazy layer), or its norm is not known.
+        ValueError: An argument is of another kind, a layer or filter does not exist, a whole layer would be masked, a
+            layer's parameters cannot be masked (a parametrization other than weight_norm per filter, a lazy layer), or
+            its norm is not known.
 
     Example:
         >>> import torch
@@ -101,7 +104,7 @@ class FilterMask:
 
     def add(
         self,
-        filters: Mapping[str, Iterable[int]],
+        filters: AnomalyReport | Mapping[str, Iterable[int]],
         *,
         flow: NormFlow | None = None,
         example_input: Any = None,
@@ -109,6 +112,13 @@ class FilterMask:
     ) -> None:
         """Masks more filters; those that are masked already stay so. Arguments and errors as in `mask_filters`."""
         modules = modules_by_name(self._model)
+        filters = filters.anomaly_filters if isinstance(filters, AnomalyReport) else filters
+        if not isinstance(filters, Mapping):
+            raise ValueError(
+                "Parameter `filters` should be `{layer: [filter, ...]}` or an AnomalyReport. "
+                f"Found a {type(filters).__name__}."
+            )
+        optimizers = _as_list(optimizers)
         new = {layer: self._check(modules, layer, indices) for layer, indices in filters.items()}
         new = {layer: indices for layer, indices in new.items() if indices}
         unseen = [layer for layer in new if layer not in self._norms]
@@ -157,7 +167,7 @@ class FilterMask:
             optimizers: Optimizers whose state belongs to the masked filters; in it every tensor of a parameter's shape
                 is zeroed like the parameter, anything else (step counts, factored averages) is left alone.
         """
-        states = [optimizer.state for optimizer in optimizers]
+        states = [optimizer.state for optimizer in _as_list(optimizers)]
         for rows in self._rows:
             rows.zero()
             for state in states:
@@ -221,6 +231,11 @@ class FilterMask:
             convs = [name for name, module in modules.items() if isinstance(module, _ConvNd)]
             raise ValueError(f"Parameter `filters` should name convolutions of the model, {convs}. Found {found}.")
         count = module.out_channels
+        if not isinstance(indices, Iterable):
+            raise ValueError(
+                f"Parameter `filters` should hold a list of filters for layer '{layer}', such as [{indices!r}]. "
+                f"Found {indices!r}."
+            )
         asked = list(indices)
         for index in asked:
             if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= int(index) < count:
@@ -236,6 +251,15 @@ class FilterMask:
                 f"Found {len(asked)} to mask and {len(before)} masked before, of the {count} it has."
             )
         return sorted(after - before)
+
+
+def _as_list(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    if isinstance(optimizers, Optimizer):
+        raise ValueError(
+            f"Parameter `optimizers` should be a list of optimizers. Found a {type(optimizers).__name__}: give "
+            "`[optimizer]`."
+        )
+    return list(optimizers)
 
 
 def _norms_behind(

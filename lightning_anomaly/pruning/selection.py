@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from lightning_anomaly.report import ANOMALY, NORMAL, AnomalyReport
+from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.verdicts import ANOMALY, NORMAL
 
 __all__ = ["Criterion", "Summary", "choose_filters", "choose_others", "filter_norms", "summarise"]
 

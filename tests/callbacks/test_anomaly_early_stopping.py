@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from scripted import Scripted, run, validations
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
-from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyPruneCallback
+from lightning_anomaly.callbacks import AnomalyEarlyStopping
 from lightning_anomaly.callbacks._sustained_rise import HOLD, rise
 
 pytestmark = QUIET
@@ -191,6 +191,8 @@ def test_a_plain_early_stopping_on_the_rise_is_usable(tmp_path: Path) -> None:
         ({"threshold": True}, r"`threshold` should be a number in \[0, 1\]. Found `threshold = True`"),
         ({"threshold": float("nan")}, r"`threshold` should be a number in \[0, 1\]. Found `threshold = nan`"),
         ({"patience": 4}, r"`patience` should be an integer of at least 5. Found `patience = 4`"),
+        ({"verbose": "no"}, r"`verbose` should be True or False. Found `verbose = 'no'`"),
+        ({"log_key_prefix": 3}, r"`log_key_prefix` should be a string of at least one character. Found 3"),
         ({"patience": 6.0}, r"`patience` should be an integer of at least 5. Found `patience = 6.0`"),
     ],
 )
@@ -201,21 +203,13 @@ def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
 
 def test_without_anybody_who_watches_it_says_so(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, AnomalyEarlyStopping())
-    with pytest.raises(
-        ValueError, match=r"AnomalyFilterCallback of the same `log_key_prefix`.*'anomaly_filters/rise'.*none"
-    ):
+    message = "AnomalyEarlyStopping should be used with an AnomalyFilterCallback with `log_key_prefix = "
+    with pytest.raises(ValueError, match=message + r"'anomaly_filters'` among the Trainer's callbacks. Found none"):
         trainer.fit(SmallNet(), loader(), loader())
     trainer = quiet_trainer(tmp_path, AnomalyEarlyStopping(log_key_prefix="mine"), watcher())
-    with pytest.raises(ValueError, match=r"logs 'mine/rise'. Found \['anomaly_filters'\]"):
+    with pytest.raises(ValueError, match=message + r"'mine'` .* Found \['anomaly_filters'\]"):
         trainer.fit(SmallNet(), loader(), loader())
     trainer.validate(SmallNet(), loader(), verbose=False)  # nothing to stop
-
-
-def test_a_prune_callback_that_watches_by_itself_is_enough(tmp_path: Path) -> None:
-    trainer = quiet_trainer(tmp_path, AnomalyEarlyStopping(), AnomalyPruneCallback(), max_epochs=1)
-    with pytest.warns(UserWarning, match="The probe has 60 samples"):
-        trainer.fit(SmallNet(), loader(), loader())
-    assert "anomaly_filters/rise" in trainer.callback_metrics
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")

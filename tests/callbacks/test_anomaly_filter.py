@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from trainers import QUIET, SmallNet, hook_count, images, loader, plain, quiet_trainer, said, watcher
+from trainers import QUIET, SmallNet, arguments, hook_count, images, loader, plain, quiet_trainer, said, watcher
 
-from lightning_anomaly import AnomalyFilterCallback, AnomalyReport
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, AnomalyReport
 from lightning_anomaly.callbacks import _probe
 
 pytestmark = QUIET
@@ -45,6 +45,12 @@ class Values(pl.Callback):
         ({"every_n_validations": 0}, r"`every_n_validations` should be an integer of at least 1"),
         ({"log_key_prefix": ""}, r"`log_key_prefix` should be a string of at least one character. Found ''"),
         ({"log_key_prefix": 3}, r"`log_key_prefix` should be a string of at least one character. Found 3"),
+        ({"layers": []}, r"`layers` should be a list of layer names or None. Found \[\]"),
+        ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1': give \['conv1'\]"),
+        ({"layers": 3}, r"`layers` should be a list of layer names or None. Found 3"),
+        ({"signal_layers": "conv1"}, r"`signal_layers` should be a list of layer names or None. Found 'conv1'"),
+        ({"overlay_tags": "val_loss"}, r"`overlay_tags` should be a list of tags or None. Found 'val_loss': give \["),
+        ({"log_figures": "no"}, r"`log_figures` should be True or False. Found `log_figures = 'no'`"),
         ({"max_components": 1}, r"`max_components` should be an integer of at least 2. Found `max_components = 1`"),
         ({"rare_fraction": 0.0}, r"`rare_fraction` should be a number in \(0, 0.5\]"),
         ({"rare_fraction": 0.51}, r"`rare_fraction` should be a number in \(0, 0.5\]"),
@@ -60,7 +66,20 @@ class Values(pl.Callback):
 )
 def test_the_constructor_names_what_is_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AnomalyFilterCallback(**options)
+        AnomalyFilterCallback(**arguments(options))
+
+
+@pytest.mark.parametrize("settings", [{"rectify": False}, "paper", 3])
+def test_settings_are_nothing_else(settings: Any) -> None:
+    with pytest.raises(ValueError, match=r"`settings` should be an AnalysisSettings or None\. Found "):
+        AnomalyFilterCallback(settings=settings)
+
+
+def test_the_papers_reading_is_a_setting(tmp_path: Any) -> None:
+    callback = AnomalyFilterCallback(probe_size=100, log_figures=False, settings=AnalysisSettings.paper())
+    quiet_trainer(tmp_path, callback, max_epochs=1).fit(SmallNet(), loader(), loader(100))
+    assert callback.report is not None
+    assert AnalysisSettings(**callback.report.settings) == AnalysisSettings.paper()
 
 
 @pytest.mark.parametrize(
@@ -70,9 +89,15 @@ def test_the_constructor_names_what_is_wrong(options: dict[str, Any], message: s
             {"layers": ["conv9"]},
             r"`layers` should name layers.*Found \['conv9'\].*convolutions are \['conv1', 'conv2'\]",
         ),
-        ({"layers": []}, r"`layers` should be a list of layer names or None. Found \[\]"),
-        ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1'"),
         ({"signal_layers": ["conv9"]}, r"`signal_layers` should name layers.*\['conv1', 'conv2'\]"),
+        (
+            {"layers": ["conv1"], "signal_layers": ["conv1", "conv2"]},
+            r"`signal_layers` should name layers that are analysed, \['conv1'\]. Found \['conv2'\]: add them",
+        ),
+        (
+            {"signal_layers": ["head"]},
+            r"`signal_layers` should name layers that are analysed, \['conv1', 'conv2'\]. Found \['head'\]",
+        ),
     ],
 )
 @pytest.mark.parametrize("built_in_setup", [False, True])
@@ -382,6 +407,20 @@ def test_hostile_numbers_never_stop_the_training(tmp_path: Any, kind: str) -> No
     assert trainer.current_epoch == len(callback.history) == 4
     for seen in values.seen:
         assert all(math.isfinite(seen[key]) for key in seen if key.startswith("anomaly_filters/"))
+
+
+def test_a_validation_image_with_nan_is_named_once(tmp_path: Any) -> None:
+    images_with_nan = images()
+    images_with_nan[17] = math.nan
+    val = DataLoader(TensorDataset(images_with_nan, torch.arange(60) % 3), batch_size=20)
+    trainer = quiet_trainer(tmp_path, watcher(), max_epochs=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(SmallNet(), loader(), val)
+    assert said(caught) == [
+        "Sample 17 of the probe gives NaN or infinite values in 2 of 2 layers, so that 10 of 10 filters are not "
+        "analysed: leave it out."
+    ]
 
 
 @pytest.mark.parametrize(("samples", "batch_size"), [(1, 1), (2, 2), (5, 3)])

@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from acting import GeluNet, fit, leak, probe_loader, pruner, training_loader
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from trainers import QUIET, hook_count, quiet_trainer, watcher
@@ -43,7 +42,7 @@ class Scripted(AnomalyFilterCallback):
     """A watcher whose rise is given."""
 
     def __init__(self, rises: list[float]) -> None:
-        super().__init__(probe_size=60, rare_fraction=0.05, n_init=2, max_components=3, log_figures=False)
+        super().__init__(probe_size=60, log_figures=False, settings=watcher().settings)
         self.rises = rises
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -113,7 +112,9 @@ def test_votes_are_counted_over_the_last_reports(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, prune, watching, max_epochs=4, num_sanity_val_steps=0)
     trainer.fit(GeluNet(), training_loader(), probe_loader())
     reports = [entry["anomaly_filters"] for entry in watching.history[:3]]
-    flagged = [{n: [i for i, c in enumerate(counts) if c > 0] for n, counts in s.items()} for s in prune.summaries]
+    flagged = [
+        {n: [i for i, c in enumerate(counts) if c > 0] for n, counts in s.items()} for s in prune._reports.summaries
+    ]
     flagged = [{n: filters for n, filters in summary.items() if filters} for summary in flagged]
     assert flagged == [entry["anomaly_filters"] for entry in watching.history[1:]]
     for layer, filters in prune.masked.items():
@@ -165,26 +166,14 @@ def test_controls_mask_as_many_in_each_layer(tmp_path: Path, criterion: Any) -> 
         assert masked("random", seed=1)[0] != found
 
 
-def test_with_no_watcher_in_the_trainer_it_has_its_own_which_logs_and_keeps_its_state(tmp_path: Path) -> None:
-    prune = AnomalyPruneCallback(at_epoch=1, min_votes=1)
-    checkpoint = ModelCheckpoint(tmp_path / "own", save_last=True)
-    trainer = quiet_trainer(tmp_path, prune, checkpoint, max_epochs=2)
-    with pytest.warns(UserWarning, match="The probe has 60 samples"):
-        trainer.fit(GeluNet(), training_loader(), probe_loader())
-    assert {"anomaly_filters/count", "anomaly_filters/rise", "anomaly_prune/masked"} <= set(trainer.callback_metrics)
-    assert prune.own is not None
-    assert prune.own.report is not None
-    assert len(prune.own.history) == 2
-    state = torch.load(tmp_path / "own" / "last.ckpt", weights_only=True)["callbacks"][prune.state_key]
-    assert state["watcher"]["history"][0]["epoch"] == 0
-    again, checkpoint = (
-        AnomalyPruneCallback(at_epoch=1, min_votes=1),
-        ModelCheckpoint(tmp_path / "again", save_last=True),
+def test_without_anybody_who_watches_it_says_so(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, AnomalyPruneCallback(at_epoch=1))
+    message = (
+        "AnomalyPruneCallback should be used with an AnomalyFilterCallback among the Trainer's callbacks. Found none"
     )
-    trainer = quiet_trainer(tmp_path, again, checkpoint, max_epochs=3)
-    with pytest.warns(UserWarning, match=r"The probe has 60|The dirpath has changed"):
-        trainer.fit(GeluNet(), training_loader(), probe_loader(), ckpt_path=tmp_path / "own" / "last.ckpt")
-    assert [entry["epoch"] for entry in again.own.history] == [0, 1, 2]
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(GeluNet(), training_loader(), probe_loader())
+    trainer.validate(GeluNet(), probe_loader(), verbose=False)  # nothing to mask
 
 
 def test_of_several_watchers_it_takes_the_one_that_is_named(tmp_path: Path) -> None:
@@ -195,7 +184,7 @@ def test_of_several_watchers_it_takes_the_one_that_is_named(tmp_path: Path) -> N
         trainer.fit(GeluNet(), training_loader(), probe_loader())
         assert list(prune.masked) == [layer]
     trainer = quiet_trainer(tmp_path, pruner(1, reports_from="three"), one, two)
-    with pytest.raises(ValueError, match=r"`log_key_prefix = 'three'` should be among .* only \['one', 'two'\]"):
+    with pytest.raises(ValueError, match=r"with `log_key_prefix = 'three'` among .* Found \['one', 'two'\]"):
         trainer.fit(GeluNet(), training_loader(), probe_loader())
 
 
@@ -232,6 +221,7 @@ def test_it_tells_at_the_end_what_it_did(tmp_path: Path, caplog: pytest.LogCaptu
         ({"max_fraction": 0}, r"`max_fraction` should be a number in \(0, 1\]. Found `max_fraction = 0`"),
         ({"max_fraction": 1.5}, r"`max_fraction` should be a number in \(0, 1\]. Found `max_fraction = 1.5`"),
         ({"criterion": "l2"}, r"`criterion` should be one of \['anomaly', 'random', 'l1'\]. Found `criterion = 'l2'`"),
+        ({"reports_from": 3}, r"`reports_from` should be a string of at least one character. Found 3"),
         ({"seed": -1}, r"`seed` should be an integer of at least 0. Found `seed = -1`"),
     ],
 )

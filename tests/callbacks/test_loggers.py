@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from lightning_anomaly.callbacks._loggers import as_loggers, log_figure, log_overlay_layout, loss_tags
+from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
 
 LOSSES, COUNT = ["train_loss_epoch", "val_loss"], "anomaly_filters/count"
 
@@ -268,10 +268,3 @@ class TestLossTags:
 
     def test_an_iterator_will_do(self):
         assert loss_tags(iter({"train_loss": 1, "val_loss": 2})) == ["train_loss", "val_loss"]
-
-
-def test_as_loggers(tmp_path):
-    one, two = CSVLogger(tmp_path), DummyLogger()
-    assert as_loggers(None) == []
-    assert as_loggers(one) == [one]
-    assert as_loggers((one, two)) == [one, two]

@@ -114,7 +114,7 @@ def test_a_failing_comparison_is_a_warning_and_the_last_values_are_logged_again(
 
 def test_images_that_the_model_cannot_take_do_not_stop_a_training(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="could not compare"):
-        model, values = fit(tmp_path, TwoSampleCallback(images(40, channels=3), VAL), max_epochs=2)
+        model, values = fit(tmp_path, TwoSampleCallback(images(40, channels=3), images(80, channels=3)), max_epochs=2)
     nothing = {"count": 0, "fraction": 0, "p_value": 1, "layer/conv1": 0, "layer/conv2": 0}
     assert values.seen == [{f"two_sample/{name}": value for name, value in nothing.items()}] * 2
     assert hook_count(model) == 0
@@ -266,10 +266,12 @@ def test_without_validation_there_is_nothing_to_compare(tmp_path: Path, options:
     ("changed", "message"),
     [
         ({"train_inputs": TRAIN[:0]}, "`train_inputs` should hold samples"),
+        ({"val_inputs": VAL[:, :, 1:]}, r"should hold images of the same shape. Found \(1, 8, 8\) and \(1, 7, 8\)"),
         ({"val_inputs": loader()}, "`val_inputs` should be a tensor .* Found DataLoader"),
         ({"train_inputs": (TRAIN,)}, r"`train_inputs` should be a tensor \(N, ...\). Found tuple"),
         ({"val_inputs": None}, r"`val_inputs` should be a tensor \(N, ...\). Found NoneType"),
         ({"log_key_prefix": ""}, "`log_key_prefix` should be a string of at least one character. Found ''"),
+        ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1': give \['conv1'\]"),
         ({"significance": 2}, r"`significance` should be a number in \(0, 1\]. Found `significance = 2`"),
     ],
 )

@@ -1,6 +1,7 @@
 """Small nets, loaders over fixed images, and Trainers that say only what a test asks about."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import AnomalyFilterCallback
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 
 # What Lightning says about loaders without workers, which these tests have on purpose; what torch says to Lightning.
 QUIET = [
@@ -73,9 +74,15 @@ class SmallNet(pl.LightningModule):
 
 def watcher(**options: Any) -> AnomalyFilterCallback:
     """The callback with a probe of all 60 samples and few starts, which is quick."""
-    return AnomalyFilterCallback(
-        **{"probe_size": 60, "rare_fraction": 0.05, "n_init": 2, "max_components": 3, "log_figures": False, **options}
-    )
+    quick = {"probe_size": 60, "rare_fraction": 0.05, "n_init": 2, "max_components": 3, "log_figures": False}
+    return AnomalyFilterCallback(**arguments({**quick, **options}))
+
+
+def arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an `AnomalyFilterCallback`, with those of `AnalysisSettings` among them put into `settings`."""
+    names = {field.name for field in fields(AnalysisSettings)}
+    settings = AnalysisSettings(**{name: value for name, value in options.items() if name in names})
+    return {**{name: value for name, value in options.items() if name not in names}, "settings": settings}
 
 
 def quiet_trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:

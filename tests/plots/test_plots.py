@@ -13,7 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 from lightning_anomaly.plots import clearest_filters, filter_figure, outlier_figure, verdict_map
-from lightning_anomaly.report import ANOMALY, DEAD, NONFINITE, NORMAL, AnomalyReport, LayerReport
+from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.verdicts import ANOMALY, DEAD, NONFINITE, NORMAL
 
 N = 60
 
@@ -240,6 +241,10 @@ class TestOutlierFigure:
     def test_wrong_shapes_are_refused(self, shape):
         with pytest.raises(ValueError, match=r"`images` should be of shape \(60, C, H, W\).*Found shape"):
             outlier_figure(self.found, torch.zeros(shape))
+
+    def test_an_array_is_refused(self):
+        with pytest.raises(ValueError, match=r"`images` should be a tensor \(N, C, H, W\)\. Found a ndarray\."):
+            outlier_figure(self.found, np.zeros((N, 3, 4, 4)))
 
 
 class TestVerdictMap:

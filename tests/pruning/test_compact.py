@@ -157,6 +157,17 @@ class TestWhatStays:
         zeroed(model[0], [1, 2])
         stays(model, 2, 3, 8, 8, expected={"0": 2})
 
+    def test_of_many_layers_the_warning_names_a_few(self):
+        model = nn.Sequential(*[layer for _ in range(20) for layer in (nn.Conv2d(3, 3, 1), nn.Sigmoid())])
+        for conv in model[::2]:
+            zeroed(conv, [1])
+        with pytest.warns(UserWarning, match="masked filters stay") as caught:
+            compact(model, inputs(1, 3, 4, 4))
+        assert [str(warning.message) for warning in caught] == [
+            "20 of 20 masked filters stay, as other filters or the model's output share their channels: "
+            "{'0': 1, '2': 1, '4': 1} and more in 17 others."
+        ]
+
     def test_a_norm_that_was_not_masked(self):
         model = lived_in(nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 3)))
         zeroed(model[0], [1])
@@ -338,6 +349,10 @@ class TestErrors:
         ):
             compact(nn.Conv2d(1, 2, 3), inputs(1, 1, 8, 8))
 
+    def test_what_is_no_model(self):
+        with pytest.raises(ValueError, match=r"`model` should be a torch\.nn\.Module\. Found 'last\.ckpt'"):
+            compact("last.ckpt", inputs(1, 1, 8, 8))
+
     def test_an_input_that_the_model_does_not_take(self):
         with pytest.raises(
             ValueError, match=r"`example_input` should be .* Found \[\(1, 3, 8, 8\)\], with which it fail"
@@ -360,9 +375,10 @@ class TestErrors:
     def test_a_model_that_torch_pruning_cannot_follow(self):
         model = torchvision.models.shufflenet_v2_x0_5(num_classes=2)
         mask_filters(model, {"stage2.0.branch2.0": [1]}, example_input=inputs(1, 3, 32, 32))
-        with pytest.raises(
-            ValueError, match=r"that Torch-Pruning can follow\. Found a ShuffleNetV2, on which it failed: Z"
-        ):
+        message = (
+            r"that Torch-Pruning can follow\. Found a ShuffleNetV2, on which it failed: Z.*; the masked model itself g"
+        )
+        with pytest.raises(ValueError, match=message):
             compact(model, inputs(1, 3, 32, 32))
 
     def test_a_model_that_mixes_its_channels(self):

@@ -2,12 +2,14 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_anomaly import AnomalyReport, analyze
 from lightning_anomaly.pruning.mask import FilterMask, mask_filters
 from lightning_anomaly.pruning.norms import FlowObserver, NormFlow
 
@@ -439,6 +441,61 @@ def test_bad_filters_are_refused_and_touch_nothing(filters: dict, message: str) 
     with pytest.raises(ValueError, match=message):
         mask_filters(model, {"conv2": [0], **filters}, example_input=IMAGES)
     assert same(bits(model), before)
+
+
+def planted() -> tuple[nn.Module, AnomalyReport]:
+    """Two filters, of which the first answers to one sample far more than to the others, and a report on them."""
+    conv = nn.Conv2d(1, 2, 1, bias=False)
+    with torch.no_grad():
+        conv.weight[:] = torch.tensor([1.0, 0.0])[:, None, None, None]
+    images = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[7] *= 30
+    return conv, analyze(conv, images)
+
+
+def test_a_report_stands_for_its_anomaly_filters() -> None:
+    conv, report = planted()
+    assert report.anomaly_filters == {"": [0]}
+    mask = mask_filters(conv, report)
+    assert mask.masked == {"": [0]}
+    assert conv.weight.count_nonzero() == 0
+    mask.add(report)
+    assert mask.masked == {"": [0]}
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        (["conv1"], r"`filters` should be `{layer: \[filter, \.\.\.\]}` or an AnomalyReport\. Found a list\.$"),
+        ("conv1", r"`filters` should be `{layer: \[filter, \.\.\.\]}` or an AnomalyReport\. Found a str\.$"),
+        (None, r"`filters` should be `{layer: \[filter, \.\.\.\]}` or an AnomalyReport\. Found a NoneType\.$"),
+        ({"conv1": 3}, r"`filters` should hold a list of filters for layer 'conv1', such as \[3\]\. Found 3\.$"),
+    ],
+    ids=str,
+)
+def test_filters_of_another_kind_are_refused_and_touch_nothing(filters: Any, message: str) -> None:
+    model = pretrained()
+    before = bits(model)
+    with pytest.raises(ValueError, match=message):
+        mask_filters(model, filters, example_input=IMAGES)
+    assert same(bits(model), before)
+
+
+def test_a_single_optimizer_is_refused_before_anything_is_masked() -> None:
+    model = pretrained()
+    before, optimizer = bits(model), torch.optim.SGD(model.parameters(), 0.1)
+    message = r"`optimizers` should be a list of optimizers\. Found a SGD: give `\[optimizer\]`\.$"
+    with pytest.raises(ValueError, match=message):
+        mask_filters(model, FILTERS, example_input=IMAGES, optimizers=optimizer)
+    assert same(bits(model), before)
+    with pytest.raises(ValueError, match=message):
+        FilterMask(model).keep(optimizer)
+
+
+@pytest.mark.parametrize("model", ["last.ckpt", nn.Conv2d(1, 1, 1).state_dict()], ids=["file", "state_dict"])
+def test_what_is_no_model_is_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match=r"Parameter `model` should be a torch\.nn\.Module\. Found "):
+        mask_filters(model, {"0": [1]})
 
 
 def test_never_masks_a_whole_layer_not_even_bit_by_bit() -> None:

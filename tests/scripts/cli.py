@@ -27,9 +27,9 @@ def main() -> None:
     for index, callback in enumerate(cli.trainer.callbacks):
         if isinstance(callback, AnomalyFilterCallback):
             given = config["trainer"]["callbacks"][index]["init_args"].as_dict()
-            made = {**callback.settings.to_dict(), **vars(callback)}
-            assert all(made[name] == value for name, value in given.items() if name in made), made
-            print("given", json.dumps({**given, "history": len(callback.history)}))
+            made = {name: getattr(callback, name) for name in given} | {"settings": callback.settings.to_dict()}
+            assert all(made[name] == value for name, value in given.items() if name != "settings"), made
+            print("given", json.dumps({**made, "history": len(callback.history)}))
 
 
 if __name__ == "__main__":

@@ -191,6 +191,13 @@ def one_sees_nan(rank: int, world: int) -> Outcome:
     return fit(world, AnomalyFilterCallback(**PROBE), val=DataLoader(val, batch_size=8))
 
 
+def one_sees_other_images(rank: int, world: int) -> Outcome:
+    """In process 1 the images are others in every epoch."""
+    model = module()
+    model.on_after_batch_transfer = lambda batch, _: [batch[0] + rank * model.current_epoch, batch[1]]
+    return fit(world, AnomalyFilterCallback(**PROBE), model=model)
+
+
 def every_second(rank: int, world: int) -> Outcome:
     return fit(world, AnomalyFilterCallback(**PROBE, every_n_validations=2))
 

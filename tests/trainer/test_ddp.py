@@ -24,7 +24,15 @@ SCENARIOS = [
         "stops",
         "fails",
     ),
-    *("fails_and_raises", "train_probe_fails", "other_size", "other_layers", "one_sees_nan", "every_second"),
+    *(
+        "fails_and_raises",
+        "train_probe_fails",
+        "other_size",
+        "other_layers",
+        "one_sees_nan",
+        "one_sees_other_images",
+        "every_second",
+    ),
     *("prunes", "stops_itself", "compares", "compares_empty", "compares_empty_iterable", "compares_and_fails"),
 ]
 
@@ -188,6 +196,13 @@ def test_layer_that_one_process_never_reaches(outcomes: Path) -> None:
 def test_nan_in_one_process(outcomes: Path) -> None:
     first, _ = pair(outcomes, "one_sees_nan")
     assert {verdict for layer in first["report"]["layers"].values() for verdict in layer["verdicts"]} == {"nonfinite"}
+
+
+def test_images_that_change_in_one_process_are_said_there(outcomes: Path) -> None:
+    first, second = seen(outcomes, "one_sees_other_images")
+    assert not {"error"} & {*first, *second}, (first, second)
+    assert first["warnings"] == []
+    assert ["validation images of the probe changed" in warning for warning in second["warnings"]] == [True]
 
 
 def test_every_second_validation(outcomes: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_anomaly import AnomalyFilterCallback
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from small import curve, loader, module, quiet
@@ -36,16 +36,18 @@ GIVEN: dict[str, Any] = {
     "log_figures": False,
     "overlay_tags": ["train_loss", "val_loss"],
     "on_error": "raise",
-    "max_components": 4,
-    "rare_fraction": 0.03,
-    "rule": "best",
-    "init": "random",
-    "n_init": 3,
-    "rectify": False,
-    "max_map_side": 5,
-    "engine": "sklearn",
-    "seed": 11,
-    "max_memory_mb": 100,
+    "settings": {
+        "max_components": 4,
+        "rare_fraction": 0.03,
+        "rule": "best",
+        "init": "random",
+        "n_init": 3,
+        "rectify": False,
+        "max_map_side": 5,
+        "engine": "sklearn",
+        "seed": 11,
+        "max_memory_mb": 100,
+    },
 }
 
 
@@ -132,14 +134,17 @@ def test_every_argument_has_a_value_here() -> None:
     parameters = inspect.signature(AnomalyFilterCallback).parameters
     assert list(parameters) == list(GIVEN)
     assert all(GIVEN[name] != parameter.default for name, parameter in parameters.items())
+    defaults = AnalysisSettings().to_dict()
+    assert list(defaults) == list(GIVEN["settings"])
+    assert all(GIVEN["settings"][name] != default for name, default in defaults.items())
 
 
 def test_cli_from_yaml_and_back(cli: Callable[..., str], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"trainer": {"callbacks": [{"class_path": CLASS_PATH, "init_args": GIVEN}]}}))
-    quick = "--trainer.callbacks.engine=torch"  # a fit with scikit-learn's engine takes long
+    quick = "--trainer.callbacks.settings.engine=torch"  # a fit with scikit-learn's engine takes long
     printed = cli("fit", "--config", config, quick, *TRAINER)
-    assert given(printed) == {**GIVEN, "engine": "torch", "history": 1}
+    assert given(printed) == {**GIVEN, "settings": {**GIVEN["settings"], "engine": "torch"}, "history": 1}
 
     whole = cli("--config", config, *TRAINER, "--print_config")
     round_trip = tmp_path / "round_trip.yaml"
@@ -148,11 +153,19 @@ def test_cli_from_yaml_and_back(cli: Callable[..., str], tmp_path: Path) -> None
     assert given(printed) == {**GIVEN, "history": 0}
 
 
+def test_cli_takes_the_papers_reading_by_its_name(cli: Callable[..., str]) -> None:
+    paper = f"--trainer.callbacks.settings={CLASS_PATH.rpartition('.')[0]}.AnalysisSettings.paper"
+    printed = cli(*TRAINER, f"--trainer.callbacks={CLASS_PATH}", paper)
+    assert given(printed)["settings"] == AnalysisSettings.paper().to_dict()
+
+
 def test_cli_from_the_command_line(cli: Callable[..., str]) -> None:
+    plain = {name: value for name, value in GIVEN.items() if name != "settings"}
+    plain |= {f"settings.{name}": value for name, value in GIVEN["settings"].items()}
     arguments = [f"--trainer.callbacks={CLASS_PATH}"]
     arguments += [
         f"--trainer.callbacks.{name}={value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in GIVEN.items()
+        for name, value in plain.items()
     ]
     printed = cli(*TRAINER, *arguments)
     assert given(printed) == {**GIVEN, "history": 0}
@@ -166,7 +179,9 @@ def test_cli_help(cli: Callable[..., str]) -> None:
     assert "Number of probe samples, over all processes." in words
     assert "{val,train}" in words
     assert "(type: bool, default: True)" in words
-    assert "`lightning_anomaly.settings" not in words  # plain types, no names of ours
+    words = " ".join(cli("fit", f"--trainer.callbacks.help={CLASS_PATH}", "--trainer.callbacks.settings.help").split())
+    for name in GIVEN["settings"]:
+        assert f".{name} " in words, name
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
+from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from network import images
@@ -43,6 +44,16 @@ def fit(callbacks: list[Any], ckpt_path: Path | None = None, **options: Any) -> 
 def same_weights(one: Any, two: Any) -> bool:
     pairs = zip(one.lightning_module.state_dict().values(), two.lightning_module.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_arguments_that_are_numpy_s_numbers_leave_a_checkpoint_of_plain_values(tmp_path: Path) -> None:
+    prune = AnomalyPruneCallback(np.int64(1), min_votes=np.int64(1), max_fraction=np.float32(0.5), seed=np.int64(3))
+    stopping = AnomalyEarlyStopping(threshold=np.float32(0.5), patience=np.int64(6))
+    keep = ModelCheckpoint(tmp_path)
+    fit([watcher(probe_size=np.int64(90), every_n_validations=np.int64(1)), stopping, prune, keep], max_epochs=2)
+    states = torch.load(keep.best_model_path, weights_only=True)["callbacks"]
+    assert states[prune.state_key]["done"] == [1]
+    assert states[stopping.state_key]["patience"] == 6
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_anomaly.report import ANOMALY, NORMAL, LayerReport
+from lightning_anomaly.report import LayerReport
+from lightning_anomaly.verdicts import ANOMALY, NORMAL
 
 __all__ = [
     "class_separation",

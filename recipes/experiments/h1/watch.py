@@ -30,11 +30,11 @@ from recipes.experiments.h1.layer_statistics import layer_statistics, weight_sta
 
 __all__ = ["READINGS", "watch"]
 
-# What is read from every epoch: the default, its variants, and the literal reading of the paper.
+# What is read from every epoch, by arguments of the callback: the default, its variants, and the paper's reading.
 READINGS: dict[str, dict[str, Any]] = {
     "val": {},
-    "val_unrectified": {"rectify": False},
-    "val_paper": AnalysisSettings.paper().to_dict(),
+    "val_unrectified": {"settings": AnalysisSettings(rectify=False)},
+    "val_paper": {"settings": AnalysisSettings.paper()},
     "train": {"probe": "train"},
 }
 # What is kept of the statistics of the others than the default: all of them would be megabytes.
@@ -144,9 +144,9 @@ def watch(training: Training, root: str | None = None, weights: str | None = Non
             log_key_prefix=name,
             log_figures=False,
             on_error="raise",
-            **settings,
+            **arguments,
         )
-        for name, settings in READINGS.items()
+        for name, arguments in READINGS.items()
     }
     measure = Measure(training, images, watchers, layers)
     keep = [KeepWeights(Path(weights) / training.key)] if weights else []

@@ -8,7 +8,8 @@ import scipy.stats
 import torch
 from sklearn.feature_selection import f_classif
 
-from lightning_anomaly.report import ANOMALY, DEAD, NORMAL, LayerReport
+from lightning_anomaly.report import LayerReport
+from lightning_anomaly.verdicts import ANOMALY, DEAD, NORMAL
 from recipes.experiments.h1.layer_statistics import (
     class_separation,
     gap,

@@ -1,0 +1,36 @@
+"""Whose state a callback holds: that of the module of this fit, or of one that was fitted before."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+__all__ = ["Subject"]
+
+
+class Subject:
+    """The module that a callback has learnt something about, from one fit to the next and through checkpoints."""
+
+    def __init__(self) -> None:
+        self._module: weakref.ref[Any] | None = None
+        self._loaded = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a callback, in another process for example, meets a copy of the module, if any.
+        return {"_module": None, "_loaded": self._loaded}
+
+    def load(self) -> None:
+        """Says that a checkpoint has brought what is known: about the next module."""
+        self._loaded = True
+
+    def meet(self, pl_module: Any) -> None:
+        """Finds out whom a checkpoint was loaded for."""
+        if self._loaded:
+            self._module, self._loaded = weakref.ref(pl_module), False
+
+    def changes_to(self, pl_module: Any) -> bool:
+        """Whether what is known is about another module; from now on it is about this one."""
+        self.meet(pl_module)
+        before = None if self._module is None else self._module()
+        self._module = weakref.ref(pl_module)
+        return before is not pl_module

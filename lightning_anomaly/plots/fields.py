@@ -1,0 +1,69 @@
+"""What pictures know of a report: its fields. Its class knows the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+__all__ = ["LayerFields", "ReportFields"]
+
+
+class LayerFields(Protocol):
+    """The fields of a `LayerReport`."""
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """One for each of F filters."""
+
+    @property
+    def n_components(self) -> Tensor:
+        """Components of the clustering shown `(F,)`."""
+
+    @property
+    def calinski_harabasz(self) -> Tensor:
+        """Its index `(F,)`."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Its clusters `(F, N)`."""
+
+    @property
+    def points(self) -> Tensor:
+        """What was clustered `(F, N, 2)`."""
+
+    @property
+    def outliers(self) -> Tensor:
+        """Whether each sample is an outlier of each filter `(F, N)`."""
+
+    @property
+    def explained(self) -> Tensor:
+        """Fraction of the maps' variance that the points hold `(F,)`."""
+
+    def filters(self, verdict: str) -> list[int]:
+        """The filters with a verdict."""
+
+
+class ReportFields(Protocol):
+    """The fields of an `AnomalyReport`."""
+
+    @property
+    def layers(self) -> Mapping[str, LayerFields]:
+        """Layers by name."""
+
+    @property
+    def n_samples(self) -> int:
+        """Number of probe samples, N."""
+
+    @property
+    def count(self) -> int:
+        """Number of anomaly filters."""
+
+    @property
+    def fraction(self) -> float:
+        """The same, as a fraction of the filters that could be clustered."""
+
+    @property
+    def outlier_samples(self) -> list[int]:
+        """Of how many filters each sample is an outlier."""

@@ -1,0 +1,229 @@
+"""Where nothing can be watched, it is said once, with those in the Trainer who wait for it."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
+
+from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
+from lightning_anomaly.callbacks import _probe
+from lightning_anomaly.callbacks import two_sample as two_sample_file
+from lightning_anomaly.callbacks._readers import in_vain
+
+pytestmark = QUIET
+TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
+
+
+class NoForward(SmallNet):
+    """Its steps call its layers; `forward` is not written."""
+
+    forward = pl.LightningModule.forward
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(SmallNet.forward(self, batch[0]), batch[1])
+
+
+class Generator(NoForward):
+    """Its `forward` takes no images, but what it makes them of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent = nn.Linear(5, 64)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv1(self.latent(z).reshape(-1, 1, 8, 8))
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(loader().dataset)
+
+
+def stopping() -> EarlyStopping:
+    return EarlyStopping("two_sample/p_value", mode="max", divergence_threshold=0.01, patience=10**9)
+
+
+def fit(folder: Path, *callbacks: Any, module: Any = None, train: Any = None, **options: Any) -> pl.Trainer:
+    torch.manual_seed(0)
+    trainer = quiet_trainer(folder, *callbacks, **options)
+    trainer.fit(SmallNet() if module is None else module, loader(80) if train is None else train, loader(seed=1))
+    return trainer
+
+
+# who reads
+
+
+@pytest.mark.parametrize("name", ["lightning.pytorch", "pytorch_lightning"])
+def test_callbacks_of_both_trees_that_read_our_keys_are_named(name: str) -> None:
+    tree = pytest.importorskip(name).callbacks
+
+    class Trainer:
+        callbacks = [
+            tree.EarlyStopping("mine/p_value"),
+            tree.EarlyStopping("val_loss"),
+            tree.ModelCheckpoint(monitor="mine/fraction"),
+            tree.ModelCheckpoint(),
+            tree.ModelCheckpoint(monitor="mine_too/fraction"),
+            tree.LambdaCallback(),
+        ]
+
+    assert in_vain(Trainer, "mine") == (
+        " EarlyStopping on 'mine/p_value' will never have a reason to stop and ModelCheckpoint on 'mine/fraction' has "
+        "nothing to rank by."
+    )
+    assert in_vain(Trainer, "other") == ""
+
+
+# comparing
+
+
+@pytest.mark.parametrize(("module", "channels"), [(NoForward, 1), (Generator, 1), (SmallNet, 3)])
+def test_a_module_that_takes_other_images_or_none_is_said_not_to_be_watched(
+    tmp_path: Path, module: Any, channels: int
+) -> None:
+    compared = TwoSampleCallback(images(60, channels), images(80, channels, seed=1))
+    others = stopping(), ModelCheckpoint(tmp_path, monitor="two_sample/fraction", mode="max")
+    with pytest.warns(UserWarning, match="could not compare") as caught:
+        trainer = fit(tmp_path, compared, *others, module=module(), max_epochs=3)
+    (text,) = said(caught)
+    assert text.startswith(
+        "TwoSampleCallback could not compare, so nothing is watched and the logged fraction of 0 and p-value of 1 "
+        "stand for nothing: "
+    )
+    assert text.endswith(
+        "Give `train_inputs` and `val_inputs` as the module's `forward` takes them. EarlyStopping on "
+        "'two_sample/p_value' will never have a reason to stop and ModelCheckpoint on 'two_sample/fraction' has "
+        "nothing to rank by."
+    )
+    assert "last values" not in text
+    assert trainer.current_epoch == 3
+    assert hook_count(trainer.lightning_module) == 0
+
+
+def test_values_that_were_measured_once_are_said_to_be_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, module, real = TwoSampleCallback(TRAIN, VAL), SmallNet(), two_sample_file.two_sample_test
+    works = [False, True, False]
+
+    def sometimes(*args: Any, **kwargs: Any) -> Any:
+        return real(*args, **kwargs) if works.pop(0) else 1 / 0
+
+    monkeypatch.setattr(two_sample_file, "two_sample_test", sometimes)
+    with pytest.warns(UserWarning, match="could not compare") as caught:
+        fit(tmp_path, compared, module=module, max_epochs=3)
+    first, second = said(caught)
+    assert first.startswith("TwoSampleCallback could not compare, so nothing is watched and")
+    assert (
+        second == "TwoSampleCallback could not compare and logs its last values: ZeroDivisionError('division by zero')"
+    )
+
+
+def test_values_of_an_earlier_fit_are_not_the_last_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, module = TwoSampleCallback(TRAIN, VAL), SmallNet()
+    fit(tmp_path, compared, module=module)
+    monkeypatch.setattr(two_sample_file, "two_sample_test", lambda *_, **__: 1 / 0)
+    with pytest.warns(UserWarning, match="could not compare, so nothing is watched"):
+        fit(tmp_path, compared, module=module)
+
+
+@pytest.mark.parametrize("others", [(), (stopping,)], ids=["alone", "with a reader"])
+def test_too_few_images_are_one_warning(tmp_path: Path, others: Any) -> None:
+    compared = TwoSampleCallback(TRAIN[:5], VAL[:5])
+    with pytest.warns(UserWarning, match="hold 5 and 5 images, .* give at least 10 of each") as caught:
+        fit(tmp_path, compared, *(other() for other in others), max_epochs=3)
+    (text,) = said(caught)
+    assert "So nothing is watched and the logged fraction of 0 and p-value of 1 stand for nothing." in text
+    assert ("EarlyStopping on 'two_sample/p_value' will never have a reason to stop." in text) == bool(others)
+    assert list(compared.report.notes) == ["few images"]
+    fit(tmp_path, TwoSampleCallback(TRAIN[:10], VAL[:10]), stopping())  # without a word: warnings are errors
+
+
+def test_few_images_of_which_some_filters_can_tell_are_not_called_nothing(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="hold 8 and 8 images") as caught:
+        fit(tmp_path, compared := TwoSampleCallback(TRAIN[:8], VAL[:8]), stopping())
+    assert any(layer.live.any() for layer in compared.report.layers.values())
+    assert said(caught) == list(compared.report.notes.values())
+
+
+def test_a_network_without_live_filters_is_one_warning(tmp_path: Path) -> None:
+    class Silent(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if self.training else x * 0)
+
+    with pytest.warns(UserWarning, match="None of the 10 filters responds to enough of the 60 training") as caught:
+        fit(tmp_path, TwoSampleCallback(TRAIN, VAL), stopping(), module=Silent())
+    (text,) = said(caught)
+    assert text.endswith("EarlyStopping on 'two_sample/p_value' will never have a reason to stop.")
+
+
+# analysing
+
+
+def test_a_training_probe_that_cannot_be_drawn_is_said_not_to_be_watched(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="could not analyse") as caught:
+        fit(tmp_path, watcher(probe="train"), AnomalyEarlyStopping(), train=DataLoader(Stream(), 20), max_epochs=3)
+    (text,) = said(caught)
+    assert text.startswith(
+        "AnomalyFilterCallback could not analyse, so nothing is watched and the logged zeros stand for nothing: "
+        'ValueError(\'`probe = "train"` should be used with'
+    )
+    assert 'Found DataLoader over Stream.\'). Use `probe = "val"`' in text
+    assert text.endswith("AnomalyEarlyStopping on 'anomaly_filters/rise' will never have a reason to stop.")
+
+
+@pytest.mark.parametrize("module", [NoForward, Generator])
+def test_a_training_probe_of_a_module_that_takes_no_images_is_said_not_to_be_watched(
+    tmp_path: Path, module: Any
+) -> None:
+    with pytest.warns(UserWarning, match=r'nothing is watched .* Use `probe = "val"`, .* step\.$') as caught:
+        fit(tmp_path, ours := watcher(probe="train"), module=module())
+    assert len(said(caught)) == 1
+    assert ours.report is None
+    if module is NoForward:
+        fit(tmp_path, ours := watcher(), module=module())  # the advice is good: not a word
+        assert ours.report.n_samples == 60
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_what_a_checkpoint_brought_is_said_to_be_the_last_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = ModelCheckpoint(tmp_path)
+    fit(tmp_path, watcher(), saves, max_epochs=1)
+    monkeypatch.setattr(_probe, "analyze_maps", lambda *_: 1 / 0)
+    trainer = quiet_trainer(tmp_path, watcher(), ModelCheckpoint(tmp_path), max_epochs=2)
+    with pytest.warns(UserWarning, match="could not analyse and logs its last values"):
+        trainer.fit(SmallNet(), loader(80), loader(seed=1), ckpt_path=saves.best_model_path)
+
+
+def test_a_model_without_maps_and_a_probe_too_small_name_who_waits(tmp_path: Path) -> None:
+    class Flat(SmallNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Identity(), nn.Identity()
+            self.norm, self.head = nn.Identity(), nn.Linear(1, 3)
+
+    waits = " So nothing is watched and the logged zeros stand for nothing. EarlyStopping on 'anomaly_filters/count' "
+    for module, ours, reason in (
+        (Flat, watcher(), "The model has no convolution"),
+        (SmallNet, watcher(probe_size=200, rare_fraction=0.01), "60 samples, fewer than .* at least 100 are needed"),
+    ):
+        with pytest.warns(UserWarning, match=reason) as caught:
+            fit(tmp_path, ours, EarlyStopping("anomaly_filters/count", patience=100), module=module())
+        (text,) = said(caught)
+        assert waits in text
+
+
+def test_without_validation_those_who_wait_are_named(tmp_path: Path) -> None:
+    for ours, key in ((watcher(), "anomaly_filters/rise"), (TwoSampleCallback(TRAIN, VAL), "two_sample/p_value")):
+        reads = AnomalyEarlyStopping() if key == "anomaly_filters/rise" else stopping()
+        reads.strict = False
+        with pytest.warns(UserWarning, match=rf"Nothing will be .*ed\. {type(reads).__name__} on '{key}' will never"):
+            fit(tmp_path, ours, reads, limit_val_batches=0)

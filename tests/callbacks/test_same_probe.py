@@ -1,0 +1,210 @@
+"""Images that change from one validation to the next are noticed, whoever changes them; those that stay say nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
+
+from lightning_anomaly.callbacks._same_probe import ProbeImages
+
+pytestmark = QUIET
+MESSAGE = "The validation images of the probe changed from one validation to the next"
+
+
+class Augmented(TensorDataset):
+    """Its images are changed anew each time that they are loaded."""
+
+    def __init__(self, change: Callable[[Tensor, torch.Generator], Tensor], seed: int = 0) -> None:
+        super().__init__(images(seed=seed), torch.arange(60) % 3)
+        self.change, self.generator = change, torch.Generator().manual_seed(0)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return self.change(image, self.generator), label
+
+
+def flip(image: Tensor, generator: torch.Generator) -> Tensor:
+    return image.flip(-1) if torch.rand((), generator=generator) < 0.5 else image
+
+
+def noise(image: Tensor, generator: torch.Generator) -> Tensor:
+    return image + 0.02 * torch.randn(image.shape, generator=generator)
+
+
+def erase(image: Tensor, generator: torch.Generator) -> Tensor:
+    image = image.clone()
+    row, column = torch.randint(6, (2,), generator=generator).tolist()
+    image[:, row : row + 3, column : column + 3] = 0
+    return image
+
+
+def rounding(image: Tensor, generator: torch.Generator) -> Tensor:
+    return image * (1 + 1e-5 * torch.randn(image.shape, generator=generator))
+
+
+class Reloads(SmallNet):
+    """Loads its validation set anew for every epoch, by a function of how often it did."""
+
+    def __init__(self, load: Callable[[int], Any]) -> None:
+        super().__init__()
+        self.load, self.times = load, 0
+
+    def val_dataloader(self) -> Any:
+        self.times += 1
+        return self.load(self.times)
+
+
+def fit(folder: Path, ours: Any, module: Any = None, val: Any = None, **options: Any) -> pl.LightningModule:
+    torch.manual_seed(0)
+    module = SmallNet() if module is None else module
+    reloads = {"reload_dataloaders_every_n_epochs": 1} if isinstance(module, Reloads) else {}
+    trainer = quiet_trainer(folder, ours, **{"max_epochs": 4, **reloads, **options})
+    trainer.fit(module, loader(80), None if reloads else val or loader(seed=1))
+    return module
+
+
+def first(samples: int, batch_size: int = 25) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(images(100)[:samples], torch.arange(samples) % 3), batch_size)
+
+
+# what changes
+
+
+@pytest.mark.parametrize("change", [flip, noise, erase])
+def test_a_validation_set_that_augments_at_random_is_said_once(tmp_path: Path, change: Any) -> None:
+    with pytest.warns(UserWarning, match=f"{MESSAGE}, so the anomaly counts are not comparable.*`probe = ") as caught:
+        fit(tmp_path, watcher(), val=DataLoader(Augmented(change), 20))
+    assert len(said(caught)) == 1
+
+
+def test_other_images_after_a_reload_are_said_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=MESSAGE) as caught:
+        fit(tmp_path, watcher(), Reloads(lambda times: loader(seed=times)))
+    assert len(said(caught)) == 1
+
+
+def test_more_images_are_other_ones_if_they_are_in_the_probe(tmp_path: Path) -> None:
+    ours = watcher(probe_size=80)
+    with pytest.warns(UserWarning, match=f"{MESSAGE}|fewer than `probe_size = 80`") as caught:
+        fit(tmp_path, ours, Reloads(lambda times: first(50 + 10 * times)))
+    assert [text.startswith(MESSAGE) for text in said(caught)] == [False, True]
+    fit(tmp_path, watcher(probe_size=60), Reloads(lambda times: first(50 + 10 * times)))  # not a word
+
+
+def test_images_that_the_module_augments_in_validation_too_are_said_once(tmp_path: Path) -> None:
+    class OnDevice(SmallNet):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [batch[0] + torch.rand(()), batch[1]]
+
+    with pytest.warns(UserWarning, match=MESSAGE):
+        fit(tmp_path, watcher(), OnDevice())
+
+
+def test_a_training_probe_that_augments_with_numbers_of_its_own_is_said_once(tmp_path: Path) -> None:
+    train = DataLoader(Augmented(flip), 20)
+    trainer = quiet_trainer(tmp_path, watcher(probe="train"), max_epochs=3)
+    with pytest.warns(UserWarning, match=r"^The training images of the probe changed.*`probe = \"val\"`") as caught:
+        trainer.fit(SmallNet(), train, loader(seed=1))
+    assert len(said(caught)) == 1
+
+
+# what stays
+
+
+class AugmentsTraining(SmallNet):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        x, y = batch
+        return [x + torch.rand(()) if self.trainer.training else x, y]
+
+
+class OtherSanityCheck(SmallNet):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        x, y = batch
+        return [x + 1 if self.trainer.sanity_checking else x, y]
+
+
+class ChangesItsInput(SmallNet):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        batch[0].mul_(self.current_epoch)
+
+
+@pytest.mark.parametrize(
+    "module", [AugmentsTraining, OtherSanityCheck, ChangesItsInput, lambda: Reloads(lambda times: loader(seed=1))]
+)
+@pytest.mark.parametrize("probe", ["val", "train"])
+def test_images_that_stay_are_not_a_word(tmp_path: Path, module: Any, probe: str) -> None:
+    ours = watcher(probe=probe)
+    fit(tmp_path, ours, module())
+    assert len(ours.history) == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"limit_val_batches": 2},
+        {"val_check_interval": 0.5},
+        {"precision": "bf16-true"},
+        {"precision": "bf16-mixed"},
+        {"precision": "64-true"},
+        {"val": DataLoader(Augmented(rounding), 20)},
+        {"val": [loader(seed=1), DataLoader(Augmented(noise), 20)]},  # the second loader is not the probe
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("every", [1, 2])
+def test_images_that_stay_are_not_a_word_however_they_are_validated(
+    tmp_path: Path, options: dict[str, Any], every: int
+) -> None:
+    fit(tmp_path, watcher(probe_size=40, every_n_validations=every), **options)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_another_fit_starts_anew(tmp_path: Path) -> None:
+    saves, ours = ModelCheckpoint(tmp_path), watcher()
+    trainer = quiet_trainer(tmp_path, ours, saves, max_epochs=2)
+    trainer.fit(SmallNet(), loader(80), loader(seed=1))
+    trainer.validate(SmallNet(), loader(seed=2), verbose=False)
+    fit(tmp_path, ours, val=loader(seed=3))
+    resumed = quiet_trainer(tmp_path, watcher(), ModelCheckpoint(tmp_path), max_epochs=4)
+    resumed.fit(SmallNet(), loader(80), loader(seed=4), ckpt_path=saves.best_model_path)
+
+
+# the pixels
+
+
+def test_batches_of_any_kind_are_looked_at_and_the_batches_themselves_are_let_go() -> None:
+    seen = ProbeImages()
+    batches = [
+        None,
+        "text",
+        {"x": torch.arange(5)},
+        torch.tensor(1.0),
+        torch.rand(0, 1, 8, 8),
+        torch.rand(3, 0),
+        torch.rand(4),
+        torch.rand(2, 7),
+        torch.rand(2, 1, 3, 4, 5),
+        torch.rand(2, 3, 40, 50).to(memory_format=torch.channels_last),
+        torch.eye(3).to_sparse(),
+        torch.nested.nested_tensor([torch.rand(2), torch.rand(3)], layout=torch.jagged),
+        torch.full((2, 3), torch.nan),
+        torch.full((2, 3), torch.inf),
+    ]
+    for times in range(3):
+        for batch in batches:
+            seen.look(batch, 100)
+        assert not seen.changed(), times
+    large = torch.rand(16, 3, 224, 224)
+    seen.look(large, 10)
+    assert sum(kept.numel() for kept in seen._now) == 10 * 3 * 4 * 4
+    large.zero_()
+    assert seen._now[0].max() > 0
+    assert seen.changed()

@@ -1,0 +1,135 @@
+"""A callback that is used again for another model knows nothing of the first; for the same model it goes on."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from acting import GeluNet, probe_loader, pruner, training_loader
+from lightning.pytorch.callbacks import ModelCheckpoint
+from scripted import Scripted
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
+
+from lightning_anomaly.callbacks import AnomalyEarlyStopping, TwoSampleCallback
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+def fit(folder: Path, module: Any, *callbacks: Any, **options: Any) -> pl.Trainer:
+    pl.seed_everything(0, verbose=False)
+    trainer = quiet_trainer(folder, *callbacks, **{"num_sanity_val_steps": 0, **options})
+    trainer.fit(module, loader(), loader(seed=1))
+    return trainer
+
+
+def lasts(folder: Path, signal: Scripted, stopping: AnomalyEarlyStopping, values: list[float]) -> int:
+    """The epochs that a training of a new model lasts whose anomaly fraction takes the values."""
+    signal.signal = [*values, *[values[-1]] * len(signal.history)]  # were the history kept, there would be values
+    options: Any = {"max_epochs": len(values), "limit_train_batches": 1, "limit_val_batches": 1}
+    return fit(folder, SmallNet(), signal, stopping, **options).current_epoch
+
+
+def test_a_healthy_second_fold_is_not_stopped_by_the_history_of_the_first(tmp_path: Path) -> None:
+    signal, stopping = Scripted([]), AnomalyEarlyStopping()
+    assert lasts(tmp_path, signal, stopping, [0.0] * 12) == 12
+    assert lasts(tmp_path, signal, stopping, [0.4] * 12) == 12
+    assert [entry["signal"] for entry in signal.history] == [0.4] * 12
+
+
+def test_a_stop_of_the_first_fold_leaves_nothing_for_the_second(tmp_path: Path) -> None:
+    signal, stopping = Scripted([]), AnomalyEarlyStopping()
+    assert lasts(tmp_path, signal, stopping, [0.0] * 8 + [0.5] * 12) == 14
+    assert stopping.wait_count > 0
+    assert stopping.stopped_epoch > 0
+    assert lasts(tmp_path, signal, stopping, [0.1] * 12) == 12
+    assert (stopping.wait_count, stopping.stopped_epoch, stopping.stopping_reason_message) == (0, 0, None)
+
+
+def test_the_same_module_keeps_its_history(tmp_path: Path) -> None:
+    module, callback = SmallNet(), watcher()
+    fit(tmp_path, module, callback)
+    fit(tmp_path, module, callback, max_epochs=1)
+    assert [entry["epoch"] for entry in callback.history] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("reuse", [lambda callback: callback, copy.deepcopy], ids=["same", "copy"])
+def test_another_module_has_a_history_of_its_own(tmp_path: Path, reuse: Any) -> None:
+    callback = watcher()
+    fit(tmp_path, SmallNet(), callback, max_epochs=3)
+    callback = reuse(callback)
+    fit(tmp_path, SmallNet(), callback)
+    assert [entry["epoch"] for entry in callback.history] == [0, 1]
+    fresh = watcher()
+    fit(tmp_path, SmallNet(), fresh)
+    assert [entry["signal"] for entry in callback.history] == [entry["signal"] for entry in fresh.history]
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise ArithmeticError
+
+
+def test_nothing_of_the_first_model_is_logged_if_the_second_cannot_be_analysed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = watcher()
+    fit(tmp_path, SmallNet(), callback, max_epochs=1)
+    assert callback.report is not None
+    monkeypatch.setattr("lightning_anomaly.callbacks._probe.analyze_maps", broken)
+    with pytest.warns(UserWarning, match="could not analyse"):
+        trainer = fit(tmp_path, SmallNet(), callback, max_epochs=1)
+    assert callback.report is None
+    assert trainer.callback_metrics["anomaly_filters/sparsity"] == 0
+    assert callback.history[0]["anomaly_filters"] == {}
+
+
+def test_a_checkpoint_brings_its_history_to_another_module(tmp_path: Path) -> None:
+    keep, used = ModelCheckpoint(tmp_path), watcher()
+    fit(tmp_path, SmallNet(), watcher(), keep)
+    fit(tmp_path, SmallNet(), used, max_epochs=1)
+    trainer = quiet_trainer(tmp_path, used, max_epochs=4)
+    trainer.fit(SmallNet(), loader(), loader(seed=1), ckpt_path=keep.best_model_path)
+    assert [entry["epoch"] for entry in used.history] == [0, 1, 2, 3]
+    fit(tmp_path, SmallNet(), used, max_epochs=1)
+    assert [entry["epoch"] for entry in used.history] == [0]
+
+
+def test_a_checkpoint_that_was_validated_belongs_to_the_module_that_was(tmp_path: Path) -> None:
+    keep, used, module = ModelCheckpoint(tmp_path), watcher(), SmallNet()
+    fit(tmp_path, SmallNet(), watcher(), keep)
+    quiet_trainer(tmp_path, used).validate(module, loader(seed=1), ckpt_path=keep.best_model_path, verbose=False)
+    fit(tmp_path, SmallNet(), used, max_epochs=1)
+    assert [entry["epoch"] for entry in used.history] == [0]
+
+
+def test_a_warning_about_the_first_model_is_said_of_the_second_too(tmp_path: Path) -> None:
+    callback = watcher(probe_size=100)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="fewer than `probe_size = 100`") as caught:
+            fit(tmp_path, SmallNet(), callback)
+        assert len(said(caught)) == 1
+
+
+def test_a_comparison_of_the_first_model_is_not_the_report_of_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callback = TwoSampleCallback(images(40) + 0.3, images(40, seed=1))
+    fit(tmp_path, SmallNet(), callback, max_epochs=1)
+    assert callback.report is not None
+    monkeypatch.setattr("lightning_anomaly.callbacks.two_sample.two_sample_test", broken)
+    with pytest.warns(UserWarning, match="could not compare"):
+        fit(tmp_path, SmallNet(), callback, max_epochs=1)
+    assert callback.report is None
+
+
+def test_masks_and_reports_of_the_first_model_do_not_act_on_the_second(tmp_path: Path) -> None:
+    callback, prune = watcher(), pruner(1)
+    for _ in range(2):
+        quiet_trainer(tmp_path, callback, prune, num_sanity_val_steps=0).fit(
+            GeluNet(), training_loader(), probe_loader()
+        )
+        assert [event["epoch"] for event in prune.events] == [1]

@@ -1,0 +1,153 @@
+"""The rank test for all filters at once is the oracles' for each, and chance is counted right."""
+
+import math
+
+import pytest
+import scipy.stats
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from lightning_anomaly.rank_test import (
+    divided_test,
+    enough_samples,
+    live_filters,
+    random_divisions,
+    rank_test,
+    samples_needed,
+    samples_to_be_live,
+    share_of_chance,
+)
+
+RNG = torch.Generator().manual_seed(0)
+VALUES = torch.randn(5, 60, generator=RNG).relu()  # with many ties
+
+
+def test_the_area_is_scikit_learns_and_the_p_value_scipys_filter_by_filter() -> None:
+    area, p_value = rank_test(VALUES[:, :20], VALUES[:, 20:])
+    for index, row in enumerate(VALUES.double()):
+        assert area[index].item() == pytest.approx(roc_auc_score([True] * 20 + [False] * 40, row))
+        expected = scipy.stats.mannwhitneyu(row[:20], row[20:], method="asymptotic").pvalue
+        assert p_value[index].item() == pytest.approx(expected)
+
+
+def test_filters_do_not_see_each_other() -> None:
+    together = rank_test(VALUES[:, :20], VALUES[:, 20:])
+    for index in range(len(VALUES)):
+        alone = rank_test(VALUES[index : index + 1, :20], VALUES[index : index + 1, 20:])
+        assert all(torch.equal(one, many[index : index + 1]) for one, many in zip(alone, together, strict=True))
+
+
+def test_swapping_the_groups_turns_the_area_round() -> None:
+    area, p_value = rank_test(VALUES[:, :20], VALUES[:, 20:])
+    swapped, same = rank_test(VALUES[:, 20:], VALUES[:, :20])
+    torch.testing.assert_close(swapped, 1 - area)
+    torch.testing.assert_close(same, p_value)
+
+
+def test_any_increasing_scale_and_any_order_of_the_samples_change_nothing() -> None:
+    before = rank_test(VALUES[:, :20], VALUES[:, 20:])
+    order = torch.cat([torch.randperm(20, generator=RNG), 20 + torch.randperm(40, generator=RNG)])
+    for values in ((3 * VALUES.double() - 7).exp(), VALUES[:, order]):
+        after = rank_test(values[:, :20], values[:, 20:])
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_groups_drawn_alike_are_told_apart_as_often_as_chance_says() -> None:
+    values = torch.randn(4000, 200, generator=RNG).relu()
+    _, p_value = rank_test(values[:, :120], values[:, 120:])
+    for chance in (0.01, 0.1, 0.5):
+        assert (p_value <= chance).double().mean().item() == pytest.approx(chance, abs=4 * math.sqrt(chance / 4000))
+
+
+def test_many_divisions_at_once_are_one_at_a_time() -> None:
+    divisions = random_divisions(20, 60)[:, :8]
+    values = torch.cat([VALUES, torch.zeros(1, 60)])
+    areas, p_values = divided_test(values, divisions)
+    for column in range(8):
+        first = divisions[:, column]
+        area, p_value = rank_test(values[:, first], values[:, ~first])
+        torch.testing.assert_close(areas[:, column], area)
+        torch.testing.assert_close(p_values[:, column], p_value)
+    assert divided_test(VALUES[:0], divisions)[1].shape == (0, 8)
+
+
+def test_divisions_are_random_and_always_the_same() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    divisions = random_divisions(30, 90)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(divisions, random_divisions(30, 90))
+    assert divisions.sum(0).tolist() == [30] * 999
+    often = divisions.double().mean(1)
+    assert (often - 1 / 3).abs().max() < 5 * math.sqrt(2 / 9 / 999)
+    assert len(divisions.T.unique(dim=0)) == 999
+
+
+def test_the_share_of_chance_counts_the_true_division_too() -> None:
+    chance = torch.tensor([0.0, 0.1, 0.2, 0.2])
+    assert [share_of_chance(found, chance) for found in (0.0, 0.2, 0.3)] == [1.0, 3 / 5, 1 / 5]
+
+
+def test_the_p_value_of_the_share_holds_for_filters_that_depend_on_each_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    times = 1500
+    found, p_values = [], []
+    divisions = torch.cat([torch.arange(60)[:, None] < 20, random_divisions(20, 60)[:, :199]], 1)
+    for _ in range(times):
+        common = torch.randn(1, 60, generator=generator)
+        values = (common + 0.7 * torch.randn(20, 60, generator=generator)).relu()
+        shares = (divided_test(values, divisions)[1] <= 0.01).double().mean(0)
+        found.append(shares[0].item())
+        p_values.append(share_of_chance(found[-1], shares[1:]))
+    assert sum(share > 0.05 for share in found) > 0.04 * times  # five times what is found on average, and no rarity
+    for p in (0.01, 0.02, 0.05):
+        rate, error = sum(value <= p for value in p_values) / times, math.sqrt(p / times)
+        assert p - 4 * error < rate < p + 3 * error
+
+
+def test_a_filter_with_one_value_tells_nothing() -> None:
+    area, p_value = rank_test(torch.ones(2, 5), torch.ones(2, 7))
+    assert area.tolist() == [0.5, 0.5]
+    assert p_value.tolist() == [1, 1]
+
+
+def clearest(n_first: int, n_second: int) -> Tensor:
+    """Two filters that tell the groups apart as well as can be: one is silent on the first, one never is."""
+    silent = torch.cat([torch.zeros(n_first), torch.arange(1.0, n_second + 1)])
+    return torch.stack([silent, torch.arange(1.0, n_first + n_second + 1)])
+
+
+def can_tell(n_first: int, n_second: int, significance: float) -> bool:
+    values = clearest(n_first, n_second)
+    p_value = rank_test(values[:, :n_first], values[:, n_first:])[1]
+    return bool((live_filters(values, n_first) & (p_value <= significance)).all())
+
+
+@pytest.mark.parametrize("significance", [1.0, 0.01, 1e-3, 1e-4, 1e-6, 1e-12, 1e-100])
+def test_as_many_samples_as_are_needed_are_enough_and_one_less_is_not(significance: float) -> None:
+    needed = samples_needed(significance)
+    assert [can_tell(n, n, significance) for n in (needed - 1, needed)] == [False, True]
+    for factor in (1, 3, 30):  # of the other group
+        assert enough_samples(needed, factor * needed, significance)
+        assert enough_samples(factor * needed, needed, significance)
+    assert not enough_samples(needed - 1, needed - 1, significance)
+
+
+def test_few_samples_in_one_group_are_too_few_however_many_the_other_has() -> None:
+    assert not enough_samples(9, 10**6, 0.01)
+    assert not enough_samples(10**6, 9, 0.01)
+
+
+@pytest.mark.parametrize("active", [1, 4, 10, 25])
+def test_with_as_many_samples_as_it_says_a_filter_is_live(active: int) -> None:
+    def values(n_samples: int) -> Tensor:
+        """A filter that responds to as large a share of the samples as to `active` of a hundred."""
+        return (torch.arange(n_samples) % 100 < active).double()[None] * torch.arange(1, n_samples + 1)
+
+    assert samples_to_be_live(torch.zeros(3, 100)) is None
+    needed = samples_to_be_live(torch.cat([torch.zeros(1, 100), values(100)]))
+    assert needed == 500 / active
+    enough = 50 * math.ceil(needed / 50)  # whole hundreds of both groups together, so that the share is the same
+    assert live_filters(values(2 * enough), enough).item()
+    assert live_filters(values(100), 50).item() == (needed <= 50)
