@@ -1,0 +1,97 @@
+"""The house has stairs that go one way: a file imports from its own room and from those before it."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
+ROOMS = [
+    "checks",
+    "progress",
+    "tables",
+    "settings",
+    "capture",
+    "clustering",
+    "verdicts",
+    "plots",
+    "report",
+    "analysis",
+    "rank_test",
+    "two_sample",
+    "pruning",
+    "checkpoint",
+    "__main__",
+    "callbacks",
+]
+MEETS_MODULES = {"capture", "pruning", "analysis", "two_sample", "checkpoint", "__main__", "callbacks"}
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(file): ast.parse(file.read_text()) for file in PACKAGE.rglob("*.py")}
+
+
+def imported(tree: ast.Module) -> list[str]:
+    """Everything that is imported, at the top or late, for types or not: modules, and names in them."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def own(tree: ast.Module) -> set[str]:
+    """The modules of the package that are imported."""
+    found = set()
+    for name in imported(tree):
+        while name not in MODULES and "." in name:
+            name = name.rpartition(".")[0]
+        if name in MODULES and name != PACKAGE.name:
+            found.add(name)
+    return found
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_every_file_is_in_a_room() -> None:
+    assert {room(module) for module in MODULES if module != PACKAGE.name} == set(ROOMS)
+
+
+def test_imports_go_one_way_from_room_to_room() -> None:
+    wrong = [
+        (module, other)
+        for module, tree in MODULES.items()
+        if module != PACKAGE.name
+        for other in own(tree)
+        if ROOMS.index(room(other)) > ROOMS.index(room(module))
+    ]
+    assert wrong == []
+
+
+def test_no_circle_of_files() -> None:
+    # A folder's list of names is no file of its own: what it imports is imported with whatever in it is.
+    files = {module: own(tree) for module, tree in MODULES.items() if module != PACKAGE.name}
+    assert len(list(TopologicalSorter(files).static_order())) >= len(files)
+
+
+def test_only_callbacks_know_trainers() -> None:
+    knowing = {room(m) for m, tree in MODULES.items() for name in imported(tree) if "lightning.pytorch" in name}
+    assert knowing == {"callbacks"}
+
+
+def test_mathematics_sees_tensors() -> None:
+    meeting = {
+        room(module)
+        for module, tree in MODULES.items()
+        for name in imported(tree)
+        if module != PACKAGE.name and name in ("torch.nn", "torch.nn.Module")
+    }
+    assert meeting <= MEETS_MODULES
