@@ -1,19 +1,11 @@
-"""Runs scenarios in one and in two processes, each with a time limit, and writes down what every process saw.
+"""Runs scenarios in one and in two processes, and writes down what every process saw.
 
-`python ddp.py FOLDER SCENARIO ...` leaves `SCENARIO-PROCESSES-RANK.json` for each process; one that is not done in time
-is killed and leaves none. The processes are forked, so that only this one pays for the imports.
+`python ddp.py FOLDER SCENARIO ...` leaves `SCENARIO-PROCESSES-RANK.json` for each process, see `forked.py`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
 import sys
-import time
-import traceback
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from forked import LIMIT, Outcome, run_forked
 from lightning.pytorch.strategies import DDPStrategy
 from network import images
 from small import loader, module, quiet
@@ -36,10 +29,8 @@ from lightning_anomaly.callbacks import (
     two_sample,
 )
 
-LIMIT = 25  # seconds for a scenario; it takes about two
 PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False}
 ONE_AND_TWO = ("val_probe", "whole_set", "train_probe", "compares")  # run in one process too, for comparison
-Outcome = dict[str, Any]
 
 
 def trainer(world: int, callbacks: list[Any], **options: Any) -> pl.Trainer:
@@ -265,49 +256,9 @@ def spawned() -> None:
     print("count", fitter.callback_metrics["anomaly_filters/count"].item())
 
 
-def _process(folder: Path, scenario: str, rank: int, world: int, port: int) -> None:
-    """One process of a scenario; never returns."""
-    os.setpgid(0, 0)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
-                   "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if world > 1 else {}  # fmt: skip
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            outcome = globals()[scenario](rank, world)
-        except Exception as error:
-            outcome = {"error": repr(error), "trace": traceback.format_exc()}
-    ours = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    outcome["warnings"] = [
-        message for message in ours if any(word in message for word in ("nomaly", "probe", "Layer", "TwoSample"))
-    ]
-    partial = folder / f"{scenario}-{world}-{rank}.partial"
-    partial.write_text(json.dumps(outcome))
-    partial.rename(partial.with_suffix(".json"))
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def main(folder: Path, scenarios: list[str]) -> None:
-    torch.set_num_threads(1)
-    for scenario in scenarios:
-        for world in (1, 2) if scenario in ONE_AND_TWO else (2,):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            started = time.monotonic()
-            running = set()
-            for rank in range(world):
-                pid = os.fork()
-                if pid == 0:
-                    _process(folder, scenario, rank, world, port)
-                running.add(pid)
-            while running and time.monotonic() - started < LIMIT:
-                running -= {pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]}
-                time.sleep(0.02)
-            for pid in running:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            print(f"{scenario} {world}: {time.monotonic() - started:.1f} s, {len(running)} killed", flush=True)
+def main(folder: Path, names: list[str]) -> None:
+    worlds = {name: (1, 2) if name in ONE_AND_TWO else (2,) for name in names}
+    run_forked(folder, [(name, globals()[name], world) for name in names for world in worlds[name]])
 
 
 if __name__ == "__main__":
