@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from lightning_anomaly.callbacks._processes import may_skip_validations, validates_everywhere
 from lightning_anomaly.checks import check_text
 
 __all__ = ["AnyCallback", "AnyEarlyStopping", "Watcher", "builds_layers_later"]
@@ -39,7 +41,7 @@ else:
 
 
 class Watcher(AnyCallback):
-    """A callback that logs under a prefix of its own, and says each thing once.
+    """A callback that logs under a prefix of its own, with all processes where all take part, and says each thing once.
 
     Args:
         log_key_prefix: What the keys of the logged values begin with.
@@ -50,7 +52,16 @@ class Watcher(AnyCallback):
 
     def __init__(self, log_key_prefix: str) -> None:
         self.log_key_prefix = check_text("log_key_prefix", log_key_prefix)
+        self._everywhere = True
         self._warned: set[str] = set()
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begins anew."""
+        self._everywhere = True
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Finds out whether all processes validate."""
+        self._everywhere = validates_everywhere(trainer)
 
     def _check_twins(self, trainer: Any, kind: type[Watcher]) -> None:
         """Raises ValueError if another callback of this kind in the Trainer logs under the same prefix."""
@@ -60,6 +71,18 @@ class Watcher(AnyCallback):
                 f"Parameter `log_key_prefix` should be different for each {kind.__name__} of a Trainer. "
                 f"Found {self.log_key_prefix!r} twice."
             )
+
+    def _together(self, trainer: Any) -> bool:
+        """Whether every process runs the hooks of this validation, so that they can wait for each other in them."""
+        return self._everywhere if trainer.state.fn == "fit" else not may_skip_validations(trainer)
+
+    def _log(self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "") -> None:
+        """Logs values of a validation, which are the same in all processes; the one named `prog_bar` there as well."""
+        together = self._together(trainer)
+        for name, value in values.items():
+            # The largest of equal numbers is that number, without the rounding of a mean.
+            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
+                          prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
 
     def _warn_once(self, key: str, message: str) -> None:
         """Warns in the first process, unless something with this key has been said."""

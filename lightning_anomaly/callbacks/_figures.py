@@ -62,25 +62,20 @@ class FigureSchedule:
         """Drops the images."""
         self._images = []
 
-    def log(self, trainer: Any, report: AnomalyReport | None, step: int) -> None:
-        """Logs what is due after a validation; `report` is None if nothing was analysed in it."""
+    def lay_out(self, trainer: Any, last_chance: bool = False) -> None:
+        """Logs the layout of the charts, if that has not happened; see `log_layout`, and when to call it."""
         if not self._layout_done:
-            self._layout_done = log_layout(trainer, self._prefix, self._overlay_tags)
-        if report is None:
-            return
+            self._layout_done = log_layout(trainer, self._prefix, self._overlay_tags, last_chance)
+
+    def log(self, trainer: Any, report: AnomalyReport, step: int) -> None:
+        """Logs the figures that are due after an analysis."""
         self._pending = (step, pick_outliers(report, self._joined_images())) if self._enabled else None
         if self._due:
-            self._log_pending(trainer, report)
+            self.finish(trainer, report)
         self._analyses += 1
 
-    def finish(self, trainer: Any, report: AnomalyReport | None) -> None:
-        """Logs the layout and the figures of the last analysis, if that has not happened."""
-        if not self._layout_done and report is not None:
-            self._layout_done = log_layout(trainer, self._prefix, self._overlay_tags, last_chance=True)
-        if report is not None:
-            self._log_pending(trainer, report)
-
-    def _log_pending(self, trainer: Any, report: AnomalyReport) -> None:
+    def finish(self, trainer: Any, report: AnomalyReport) -> None:
+        """Logs the figures of the last analysis, if that has not happened."""
         if self._pending is not None:
             step, outliers = self._pending
             log_report(trainer.loggers, self._prefix, report, outliers, step)
@@ -137,6 +132,12 @@ def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers:
 def log_layout(trainer: Any, prefix: str, tags: list[str] | None, last_chance: bool = False) -> bool:
     """Lay the losses and the anomaly count into one chart, once their names are known.
 
+    Call it in all processes, and only in `on_validation_end` and `on_fit_end`. Reading `trainer.logged_metrics` reduces
+    what was logged with `sync_dist=True` and is not reduced yet: a collective call, which one process must not make
+    alone, nor all of them earlier than Lightning would. In `on_validation_end` Lightning has just reduced all of this
+    validation and keeps the results until the next; what training has logged in this epoch is in another collection,
+    which is only read in hooks of training. In `on_fit_end`, where it is read, it is empty again.
+
     Args:
         trainer: The Trainer.
         prefix: What the keys of the logged values begin with.
@@ -152,6 +153,7 @@ def log_layout(trainer: Any, prefix: str, tags: list[str] | None, last_chance: b
     if tags is None and waiting and not last_chance:
         return False
     count = f"{prefix}/count"
-    for logger in trainer.loggers:
-        log_overlay_layout(logger, [*losses, count], prefix, apart=[count])
+    if trainer.is_global_zero:
+        for logger in trainer.loggers:
+            log_overlay_layout(logger, [*losses, count], prefix, apart=[count])
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._processes import first_loader, gather, unpadded_length
+from lightning_anomaly.callbacks._processes import decided_by_first, first_loader, gather, unpadded_length
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
-from lightning_anomaly.capture.maps import pool_maps
+from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 
@@ -103,17 +103,23 @@ class ValidationWatch:
             probed = self._failure is None
             if self._together:
                 probed = self._trainer.strategy.reduce_boolean_decision(probed, all=True)
-        report: AnomalyReport | None = None
-        try:
-            if probed:
-                with torch.inference_mode(False), torch.no_grad():
-                    maps = gather(self._capture.maps, self._gathered) if self._together else self._capture.maps
-                    if self._trainer.is_global_zero:
-                        report = analyze_maps(maps, self._settings, notes)
-        except Exception as error:
-            self._failure = error
-        report, told = self._trainer.strategy.broadcast((report, repr(self._failure or "another process failed")))
-        return report, None if report is not None else self._failure or RuntimeError(told)
+        maps: Mapping[str, LayerMaps] = self._capture.maps
+        with torch.inference_mode(False), torch.no_grad():
+            if probed and self._together:
+                try:
+                    maps = gather(maps, self._gathered)
+                except Exception as error:
+                    probed, self._failure = False, error
+
+            def analyse() -> AnomalyReport:
+                if not probed:
+                    raise self._failure or RuntimeError("another process failed")
+                return analyze_maps(maps, self._settings, notes)
+
+            try:
+                return decided_by_first(self._trainer, analyse), None
+            except Exception as error:
+                return None, self._failure or error
 
     def _run_training_probe(self) -> None:
         # Before the first validation step, where averaged weights are in place whatever the order of the callbacks.
@@ -195,20 +201,31 @@ def run_training_probe(
     """
     strategy = trainer.strategy
     precision = strategy.precision_plugin
-    share = slice(trainer.global_rank, None, trainer.world_size)  # dealt out as `gather` expects it
+
+    def forward(batch: Any, watching: AbstractContextManager[object]) -> None:
+        batch = pl_module._on_before_batch_transfer(precision.convert_input(batch))
+        batch = strategy.batch_to_device(batch, dataloader_idx=0)
+        inputs = first_tensor(batch)
+        with precision.forward_context(), watching:
+            pl_module(batch if inputs is None else inputs)
+
+    # Dealt out as `gather` expects it, so that process 0 has as many samples as any.
+    own, most = (
+        training_batches(trainer.train_dataloader, size, seed, slice(rank, None, trainer.world_size))
+        for rank in (trainer.global_rank, 0)
+    )
     with evaluating(pl_module), taking_alone(capture), isolated_random_state(seed):
-        for batch in training_batches(trainer.train_dataloader, size, seed, share):
+        for batch in own:
             on_batch(batch)
-            batch = pl_module._on_before_batch_transfer(precision.convert_input(batch))
-            batch = strategy.batch_to_device(batch, dataloader_idx=0)
-            inputs = first_tensor(batch)
-            with precision.forward_context(), capture:
-                pl_module(batch if inputs is None else inputs)
+            forward(batch, capture)
             if capture.full:
-                break
+                return
+        if len(own) < len(most):  # what the module does with a batch may communicate: all processes do it as often
+            for batch in training_batches(trainer.train_dataloader, 1, seed):
+                forward(batch, nullcontext())
 
 
-def training_batches(loader: Any, size: int, seed: int, share: slice = slice(None)) -> Iterator[Any]:
+def training_batches(loader: Any, size: int, seed: int, share: slice = slice(None)) -> DataLoader[Any]:
     """Batches of a fixed random sample of a training set.
 
     Args:
@@ -231,13 +248,11 @@ def training_batches(loader: Any, size: int, seed: int, share: slice = slice(Non
     # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
     batch_size = None if loader.batch_sampler is None else loader.batch_size or _BATCH
     # Its own generator: a DataLoader without one draws its base seed from the global random numbers.
-    return iter(
-        DataLoader(
-            Subset(dataset, chosen[share]),
-            batch_size=batch_size,
-            collate_fn=loader.collate_fn,
-            generator=torch.Generator().manual_seed(seed),
-        )
+    return DataLoader(
+        Subset(dataset, chosen[share]),
+        batch_size=batch_size,
+        collate_fn=loader.collate_fn,
+        generator=torch.Generator().manual_seed(seed),
     )
 
 

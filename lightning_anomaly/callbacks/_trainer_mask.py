@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -11,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.callbacks._averages import mask_averages
+from lightning_anomaly.callbacks._processes import decided_by_first
 from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
@@ -22,16 +22,19 @@ __all__ = ["TrainerMask", "check_maskable"]
 class TrainerMask:
     """The mask of the module that a Trainer fits, from one fit to the next and through checkpoints.
 
+    Args:
+        warn: Takes a key and a message, which it says once for each key.
+
     Attributes:
         mask: The `FilterMask`; None before the first fit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warn: Callable[[str, str], None]) -> None:
         self.mask: FilterMask | None = None
         self._loaded: dict[str, Any] | None = None  # the mask's state, until there is a model to mask
         self._observer: FlowObserver | None = None
         self._flow = NormFlow({})
-        self._warned: set[str] = set()
+        self._warn = warn
 
     @property
     def masked(self) -> dict[str, list[int]]:
@@ -88,28 +91,29 @@ class TrainerMask:
             self._observer.remove()
             self._flow = self._observer.flow if self._observer.flow.norms else self._flow
 
-    def add(self, trainer: Any, pl_module: Any, chosen: dict[str, list[int]] | None) -> dict[str, list[int]]:
+    def add(self, trainer: Any, pl_module: Any, choose: Callable[[], dict[str, list[int]]]) -> dict[str, list[int]]:
         """Masks filters, in all processes.
 
         Args:
             trainer: The Trainer.
             pl_module: Its module.
-            chosen: `{layer: [filter, ...]}` in process 0, which decides for all.
+            choose: Gives `{layer: [filter, ...]}`, in process 0 for all.
 
         Returns:
             What of it was masked; there is a warning for every layer that could not be.
         """
         assert self.mask is not None
         # Also the flow is that of process 0: what another one observed may have been an empty batch.
-        chosen, flow = trainer.strategy.broadcast((chosen, self._flow))
+        chosen, flow = decided_by_first(trainer, lambda: (choose(), self._flow))
         has_norms = any(is_norm(module) for module in modules_by_name(pl_module).values())
         masked: dict[str, list[int]] = {}
-        for layer, filters in (chosen or {}).items():
+        for layer, filters in chosen.items():
             try:
                 self.mask.add({layer: filters}, flow=flow if has_norms else None, optimizers=trainer.optimizers)
                 masked[layer] = filters
             except ValueError as error:
-                self.warn(trainer, f"AnomalyPruneCallback leaves layer '{layer}' as it is. {error}")
+                message = f"AnomalyPruneCallback leaves layer '{layer}' as it is. {error}"
+                self._warn(message, message)
         self.keep_everywhere(trainer, pl_module)
         return masked
 
@@ -128,23 +132,16 @@ class TrainerMask:
         if self.mask is not None and self.mask.masked:
             self.mask.keep(trainer.optimizers)
             for problem in mask_averages(self.mask, trainer, pl_module):
-                self.warn(trainer, problem)
+                self._warn(problem, problem)
 
-    def check(self, trainer: Any, when: str) -> None:
+    def check(self, when: str) -> None:
         """Warns if masked filters are not at zero."""
         if self.mask is not None and not self.mask.verify():
-            self.warn(
-                trainer,
+            self._warn(
+                f"not at zero {when}",
                 f"Masked filters were not at zero {when}: something other than an optimizer writes to the weights, "
                 "such as a callback that averages them.",
             )
-
-    def warn(self, trainer: Any, message: str, key: str | None = None) -> None:
-        """One warning for each key, which is the message by default, in process 0."""
-        if (key or message) not in self._warned:
-            self._warned.add(key or message)
-            if trainer.is_global_zero:
-                warnings.warn(message, stacklevel=2)
 
 
 def check_maskable(layers: Mapping[str, nn.Module]) -> None:

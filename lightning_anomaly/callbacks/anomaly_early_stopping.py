@@ -105,7 +105,12 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     def _run_early_stopping_check(self, trainer: Any) -> None:
         """Where nothing is analysed (no validation, `barebones`) there is nothing to stop for, and nothing to say."""
-        if self._everywhere and self.monitor in trainer.callback_metrics:
+        if not self._everywhere:
+            return
+        # Read first, then ask the others: reading may reduce what was logged, and where a progress bar has done so in
+        # the one process that shows it, the others have yet to answer.
+        found = self.monitor in trainer.callback_metrics
+        if trainer.strategy.reduce_boolean_decision(found, all=True):
             super()._run_early_stopping_check(trainer)
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:

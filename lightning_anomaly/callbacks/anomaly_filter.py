@@ -22,8 +22,9 @@ __all__ = ["AnomalyFilterCallback"]
 
 _METRICS = ("count", "fraction", "dead", "sparsity", "outlier_samples", "rise", "seconds")
 _EMPTY_SHARD = (
-    "AnomalyFilterCallback has nothing to analyse: some process has no validation batch and runs no validation, and "
-    "the others cannot wait for it. Give every process at least one validation batch."
+    "AnomalyFilterCallback has nothing to analyse: some process has no validation batch, or may have none where "
+    "`allow_zero_length_dataloader_with_multiple_devices` is set, and then runs no validation; the others cannot wait "
+    "for it. Give every process at least one validation batch, and leave that unset."
 )
 _NOTHING = "nothing is watched and the logged zeros stand for nothing"
 
@@ -96,7 +97,6 @@ class AnomalyFilterCallback(Watcher):
         self.overlay_tags = check_names("overlay_tags", overlay_tags, "tags")
         self.log_figures = check_bool("log_figures", log_figures)
         self.on_error = check_one_of("on_error", on_error, ("warn", "raise"))
-        self._everywhere, self._agreed = True, False
         self._watch: ValidationWatch | None = None
         self._probe_images = ProbeImages()
         self._subject = Subject()
@@ -130,7 +130,7 @@ class AnomalyFilterCallback(Watcher):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
-        self._everywhere, self._agreed = True, False
+        super().setup(trainer, pl_module, stage)
         self._check_twins(trainer, AnomalyFilterCallback)
         if not builds_layers_later(pl_module):
             self._watched(pl_module)
@@ -151,20 +151,20 @@ class AnomalyFilterCallback(Watcher):
                 "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
                 "loader, or `limit_val_batches = 0`. Nothing will be analysed." + in_vain(trainer, self.log_key_prefix),
             )
-        self._agree(trainer, sum(trainer.num_val_batches) > 0)
+        super().on_train_start(trainer, pl_module)
         if not self._everywhere and trainer.enable_validation:
             self._warn_once("empty shard", _EMPTY_SHARD + in_vain(trainer, self.log_key_prefix))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepares to take maps, if this validation is to be analysed."""
         self._release()
+        if trainer.sanity_checking or trainer.barebones:
+            return
+        if not self._together(trainer):
+            self._warn_once("empty shard", _EMPTY_SHARD)
+            return
         fitting = trainer.state.fn == "fit"
-        if not fitting and not self._agreed:  # `trainer.validate()`, in which no earlier hook has the loaders
-            self._agree(trainer, True)
-            if not self._everywhere:
-                self._warn_once("empty shard", _EMPTY_SHARD)
-        due = self._everywhere and (not fitting or self._validations % self.every_n_validations == 0)
-        if trainer.sanity_checking or trainer.barebones or not due:
+        if fitting and self._validations % self.every_n_validations:
             return
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
@@ -208,8 +208,6 @@ class AnomalyFilterCallback(Watcher):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leaves no hook and no map behind."""
         self._subject.meet(pl_module)
-        if stage == "validate" and not self._agreed:
-            self._agree(trainer, False)  # this process was given no batch, and the others wait for its answer
         self._release()
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -218,26 +216,26 @@ class AnomalyFilterCallback(Watcher):
             return
         analysed = self._watch is not None and self._analyse(trainer, pl_module, self._watch)
         if trainer.state.fn == "fit":
-            self._validations += 1
+            if self._everywhere:  # the number is the same in all processes, so that all find the same one due
+                self._validations += 1
             self._remember(trainer, analysed)
-        for name, value in self._metrics.items():
-            # All processes log the same, and the largest of equal numbers is that number without rounding.
-            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
-                          prog_bar=name == "count", sync_dist=self._everywhere, reduce_fx="max")  # fmt: skip
-        if trainer.is_global_zero and trainer.state.fn == "fit":
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning puts this validation's values
-            self._figures.log(trainer, self.report if analysed else None, step)
+            if analysed and self.report is not None and trainer.is_global_zero:
+                # At the step where Lightning puts this validation's values.
+                self._figures.log(trainer, self.report, trainer.fit_loop.epoch_loop._batches_that_stepped)
+        self._log(trainer, pl_module, self._metrics, prog_bar="count")
         self._release()
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Logs figures of the last analysis, if that has not happened."""
-        if trainer.is_global_zero:
-            self._figures.finish(trainer, self.report)
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Lays the curves over each other, in a chart."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.barebones:
+            self._figures.lay_out(trainer)
 
-    def _agree(self, trainer: Any, batches: bool) -> None:
-        """Finds out whether all processes validate: Lightning skips it, hooks and all, in one without a batch."""
-        self._everywhere = trainer.strategy.reduce_boolean_decision(batches, all=True)
-        self._agreed = True
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Logs the chart and the figures of the last analysis, if that has not happened."""
+        if self.report is not None:
+            self._figures.lay_out(trainer, last_chance=True)
+            if trainer.is_global_zero:
+                self._figures.finish(trainer, self.report)
 
     def _watched(self, pl_module: Any) -> dict[str, Any]:
         if self.signal_layers is not None:

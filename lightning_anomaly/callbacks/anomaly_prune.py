@@ -8,7 +8,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_anomaly.callbacks._base import Watcher
-from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._reports import LastReports, find_watcher
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import THRESHOLD
@@ -94,7 +93,6 @@ class AnomalyPruneCallback(Watcher):
         self.criterion = check_one_of("criterion", criterion, get_args(Criterion))
         self.seed = check_integer("seed", seed, 0)
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
-        self._everywhere = True
         self._reports = LastReports(self.last_reports)
         self._subject = Subject()
         self._forget()
@@ -102,7 +100,7 @@ class AnomalyPruneCallback(Watcher):
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
         self._reports.restart([])
-        self._trained = TrainerMask()
+        self._trained = TrainerMask(self._warn_once)
         self._warned.clear()
         self.events: list[dict[str, Any]] = []
         self._done: list[int] = []  # epochs of `at_epoch` that are behind
@@ -140,7 +138,7 @@ class AnomalyPruneCallback(Watcher):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds who watches, and refuses what cannot work."""
-        self._everywhere = True
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._check_twins(trainer, AnomalyPruneCallback)
@@ -152,8 +150,8 @@ class AnomalyPruneCallback(Watcher):
             )
         late = [epoch for epoch in self.at_epoch if 0 <= (trainer.max_epochs or -1) <= epoch]
         if late and not trainer.fast_dev_run:
-            self._trained.warn(
-                trainer,
+            self._warn_once(
+                "late",
                 f"Parameter `at_epoch` should be below `max_epochs = {trainer.max_epochs}`, as filters are masked when "
                 f"an epoch begins. Found {late}, when nothing will happen.",
             )
@@ -168,7 +166,7 @@ class AnomalyPruneCallback(Watcher):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Masks what is only there by now: the optimizers' state and averaged weights of a checkpoint."""
-        self._everywhere = validates_everywhere(trainer)
+        super().on_train_start(trainer, pl_module)
         # A fit of the same model by another Trainer counts its epochs from 0 again.
         self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
         self._trained.keep_everywhere(trainer, pl_module)
@@ -180,15 +178,13 @@ class AnomalyPruneCallback(Watcher):
         if (risen and self._armed) or any(asked <= epoch and asked not in self._done for asked in self.at_epoch):
             known = len(self._reports.summaries)
             if known < self.min_votes:
-                self._trained.warn(
-                    trainer,
+                self._warn_once(
+                    "few reports",
                     f"AnomalyPruneCallback has {known} reports as epoch {epoch} begins, fewer than "
                     f"`min_votes = {self.min_votes}`. It masks when it has them.",
-                    key="few reports",
                 )
                 return
-            chosen = self._choose(trainer, modules_by_name(pl_module)) if trainer.is_global_zero else None
-            masked = self._trained.add(trainer, pl_module, chosen)
+            masked = self._trained.add(trainer, pl_module, lambda: self._choose(epoch, modules_by_name(pl_module)))
             self.events = [*self.events, {"epoch": epoch, "filters": masked}]
             self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
         self._armed = not risen
@@ -220,17 +216,14 @@ class AnomalyPruneCallback(Watcher):
         if batch_idx == 0:
             self._trained.after_batch()
             if trainer.state.fn == "fit":
-                self._trained.check(trainer, "in a validation")
+                self._trained.check("in a validation")
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Logs how much is masked."""
         if trainer.sanity_checking or trainer.barebones:
             return
         values = {"masked": float(self._trained.count), "masked_fraction": self._trained.parameter_fraction}
-        for name, value in values.items():
-            # All processes log the same, and the largest of equal numbers is that number without rounding.
-            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
-                          sync_dist=self._everywhere, reduce_fx="max")  # fmt: skip
+        self._log(trainer, pl_module, values)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Remembers a new report. By now the watcher has it, wherever it stands in the list."""
@@ -239,7 +232,7 @@ class AnomalyPruneCallback(Watcher):
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Tells what it did."""
-        self._trained.check(trainer, "at the end of the fit")
+        self._trained.check("at the end of the fit")
         rank_zero_info(self.describe())
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -262,7 +255,7 @@ class AnomalyPruneCallback(Watcher):
             lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or 'no filter had the votes'}")
         return "\n".join(lines)
 
-    def _choose(self, trainer: Any, modules: dict[str, nn.Module]) -> dict[str, list[int]]:
+    def _choose(self, epoch: int, modules: dict[str, nn.Module]) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` to mask, worst first."""
         summaries = self._reports.summaries
         chosen = choose_filters(summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
@@ -272,8 +265,8 @@ class AnomalyPruneCallback(Watcher):
             if size != len(last[layer]):
                 found = "no convolution" if size is None else f"one with {size} filters"
                 found = found if layer in modules else "none"
-                self._trained.warn(
-                    trainer,
+                self._warn_once(
+                    f"layer {layer}",
                     f"AnomalyPruneCallback masks nothing in layer '{layer}', of which there is a report on "
                     f"{len(last[layer])} filters: the model has {found} of this name.",
                 )
@@ -281,4 +274,4 @@ class AnomalyPruneCallback(Watcher):
         if self.criterion == "anomaly":
             return chosen
         norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
-        return choose_others(chosen, last, self.masked, norms, f"{self.seed} {trainer.current_epoch}")
+        return choose_others(chosen, last, self.masked, norms, f"{self.seed} {epoch}")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
-from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.capture.layers import select_layers
@@ -73,7 +72,7 @@ class TwoSampleCallback(Watcher):
         self.layers = check_names("layers", layers, "layer names")
         self.significance = significance
         self._values: dict[str, float] = {}
-        self._everywhere, self._due, self._measured = True, False, False
+        self._due, self._measured = False, False
         self._fresh: TwoSampleReport | None = None
         self._failure: Exception | None = None
         self._subject = Subject()
@@ -86,8 +85,9 @@ class TwoSampleCallback(Watcher):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
+        super().setup(trainer, pl_module, stage)
         self._check_twins(trainer, TwoSampleCallback)
-        self._everywhere, self._due, self._measured, self._values = True, False, False, {}
+        self._due, self._measured, self._values = False, False, {}
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)
 
@@ -99,7 +99,7 @@ class TwoSampleCallback(Watcher):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Checks layer names, now that every layer is there, and whether every process validates."""
         select_layers(pl_module, self.layers)
-        self._everywhere = validates_everywhere(trainer)
+        super().on_train_start(trainer, pl_module)
         if not self._everywhere and not trainer.barebones:
             self._warn_once(
                 "no validation",
@@ -130,19 +130,14 @@ class TwoSampleCallback(Watcher):
             return
         if self._due:  # a process without any validation batch
             self._compare(trainer, pl_module)
-        # In `trainer.validate()` some process may have no batch and run no hook, and must not be waited for.
-        together = trainer.state.fn == "fit"
         compared = self._fresh is not None
-        if together:
+        if self._together(trainer):
             compared = trainer.strategy.reduce_boolean_decision(compared, all=True)
         if compared and self._fresh is not None:
             self._take(trainer, self._fresh)
         else:
             self._say_why(trainer, "another process failed" if self._failure is None else repr(self._failure))
-        for name, value in self._values.items():
-            # All processes log the same, and the largest of equal numbers is that number without rounding.
-            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
-                          prog_bar=name == "fraction", sync_dist=together, reduce_fx="max")  # fmt: skip
+        self._log(trainer, pl_module, self._values, prog_bar="fraction")
 
     def _compare(self, trainer: Any, pl_module: Any) -> None:
         self._due, self._fresh, self._failure = False, None, None

@@ -98,6 +98,7 @@ def empty_validate(rank: int, world: int) -> Outcome:
     one = DataLoader(Subset(images(96), range(96) if rank == 0 else range(0)), batch_size=8)
     trainer(world, [callback], use_distributed_sampler=False).validate(model, one, verbose=False)
     seen = callback.report
+    model.allow_zero_length_dataloader_with_multiple_devices = False  # so that it is known that both have some
     (logged,) = trainer(world, [callback]).validate(model, loader(), verbose=False)
     del logged["anomaly_filters/seconds"], logged["val_loss"]  # each process has its own
     return {"seen": seen, "logged": logged, "samples": callback.report.n_samples if callback.report else 0}

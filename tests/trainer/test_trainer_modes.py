@@ -23,6 +23,10 @@ INTERVALS = {
     "each epoch": ({}, 4),
     "twice an epoch": ({"val_check_interval": 0.5}, 8),
     "every second epoch": ({"check_val_every_n_epoch": 2}, 2),
+    "never before": (
+        {"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0},
+        2,
+    ),  # when a fit begins, no loader is there
     "by steps": ({"check_val_every_n_epoch": None, "val_check_interval": 3}, 5),
 }
 
