@@ -56,8 +56,18 @@ class Watcher(AnyCallback):
         self._warned: set[str] = set()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begins anew."""
+        """Begins anew, and says so if what is found will be lost."""
         self._everywhere = True
+        # `ddp_spawn`, `ddp_notebook` and the like: nothing of a callback comes back from the processes they start.
+        launcher = type(getattr(trainer.strategy, "launcher", None))
+        if any(kind.__name__ == "_MultiProcessingLauncher" for kind in launcher.__mro__):
+            self._warn_once(
+                "started by Lightning",
+                f"{type(self).__name__} works in copies here, in the processes that the strategy starts, and what they "
+                "know is gone when these end: the one given to the Trainer stays as it was. Read what you need in a "
+                "hook, such as `on_fit_end`; what was logged is in `trainer.callback_metrics`. In a script, "
+                '`strategy="ddp"` keeps it all.',
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Finds out whether all processes validate."""

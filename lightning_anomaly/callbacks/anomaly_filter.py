@@ -59,7 +59,8 @@ class AnomalyFilterCallback(Watcher):
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
 
     Attributes:
-        report: The last `AnomalyReport`, None before the first validation. Every process has it.
+        report: The last `AnomalyReport`, None before the first validation. Every process of the fit has it; none is
+            left where the strategy ends them with it, as `ddp_spawn` and `ddp_notebook` do.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or
             the last values again), `signal` (the fraction in the signal layers) and `anomaly_filters`. It outlives a
             resume. A checkpoint written between a training step and the validation due at it, as ModelCheckpoint's

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -249,12 +250,13 @@ def compares_and_fails(rank: int, world: int) -> Outcome:
     return _compare(world, model=module())
 
 
-def spawned() -> None:
-    """Processes that Lightning starts itself, to which it sends the callback pickled."""
+def started(strategy: str) -> None:
+    """Processes that Lightning starts itself, to which the callback comes pickled or with all memory."""
+    warnings.simplefilter("always")
     callback = AnomalyFilterCallback(**PROBE)
-    fitter = quiet(devices=2, strategy="ddp_spawn", callbacks=[callback], max_epochs=1)
+    fitter = quiet(devices=2, strategy=strategy, callbacks=[callback], max_epochs=1)
     fitter.fit(module(), loader(), loader())
-    print("count", fitter.callback_metrics["anomaly_filters/count"].item())
+    print("report", callback.report, "count", fitter.callback_metrics["anomaly_filters/count"].item())
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -263,7 +265,7 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["spawned"]:
-        spawned()
+    if sys.argv[1] == "started":
+        started(sys.argv[2])
     else:
         main(Path(sys.argv[1]), sys.argv[2:])

@@ -223,6 +223,11 @@ def test_anomaly_early_stopping_in_both(outcomes: Path) -> None:
     assert first["epochs"] == 3  # of 9
 
 
-def test_processes_that_lightning_spawns() -> None:
-    _, printed = run_script("ddp.py", "spawned", timeout=120)
-    assert float(printed.rsplit("count", 1)[1]) > 0
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_processes_that_lightning_starts(strategy: str) -> None:
+    _, printed = run_script("ddp.py", "started", strategy, timeout=120)
+    report, count = printed.rsplit("report", 1)[1].split("count")
+    assert float(count) > 0
+    assert report.strip() == "None"
+    # Spawned processes are without warnings, as the script that starts them is; forked ones have its filters.
+    assert printed.count("AnomalyFilterCallback works in copies here") == (strategy == "ddp_fork")
