@@ -28,6 +28,7 @@ from recipes.experiments.two_sample import tables as two_sample
 __all__ = ["BLOCKS", "PICTURES", "RESULTS", "fill"]
 
 RESULTS = Path(__file__).parents[1] / "RESULTS.md"
+DRAWN = Path(__file__).parents[2] / "docs" / "pictures"
 Lines = list[dict[str, Any]]
 # What is made of which files of lines.
 BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
@@ -80,4 +81,4 @@ def run(options: argparse.Namespace) -> None:
     """Rewrite RESULTS.md and its pictures."""
     RESULTS.write_text(fill(RESULTS.read_text()))
     for name, (source, draw) in PICTURES.items():
-        draw(read_lines(lines_file(source))).savefig(RESULTS.parent / "pictures" / name, dpi=65)
+        draw(read_lines(lines_file(source))).savefig(DRAWN / name, dpi=65)
