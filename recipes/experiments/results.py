@@ -1,4 +1,4 @@
-"""Make the tables and pictures of RESULTS.md from the lines: `python -m recipes.experiments results`.
+"""Make the tables and pictures of docs/results/ from the lines: `python -m recipes.experiments results`.
 
 The words there are written by hand; what stands between a pair of markers, `<!-- NAME -->` and `<!-- end -->`, is made
 here.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ from recipes.experiments.h3 import figure as h3_figure
 from recipes.experiments.h3 import tables as h3_tables
 from recipes.experiments.two_sample import tables as two_sample
 
-__all__ = ["BLOCKS", "PICTURES", "RESULTS", "fill"]
+__all__ = ["BLOCKS", "PICTURES", "fill", "read_pages"]
 
-RESULTS = Path(__file__).parents[1] / "RESULTS.md"
-DRAWN = Path(__file__).parents[2] / "docs" / "pictures"
+DOCS = Path(__file__).parents[2] / "docs"
 Lines = list[dict[str, Any]]
 # What is made of which files of lines.
 BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
@@ -56,15 +55,21 @@ PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
 }
 
 
-def fill(text: str) -> str:
-    """The text with every block between markers made anew.
+def read_pages() -> dict[Path, str]:
+    """The pages of results and what they say."""
+    return {page: page.read_text() for page in sorted((DOCS / "results").glob("*.md"))}
+
+
+def fill(pages: Mapping[Path, str]) -> dict[Path, str]:
+    """The pages with every block between markers made anew.
 
     Raises:
-        ValueError: If a marker names no block, or a block has no marker.
+        ValueError: If a marker names no block, or a block does not stand in exactly one place.
     """
-    found = re.findall(r"<!-- (.+?) -->\n(?:.*?)<!-- end -->", text, flags=re.DOTALL)
-    if sorted(found) != sorted(BLOCKS):
-        raise ValueError(f"The markers in RESULTS.md should be {sorted(BLOCKS)}. Found {sorted(found)}.")
+    marked = re.compile(r"<!-- (.+?) -->\n.*?<!-- end -->", flags=re.DOTALL)
+    found = sorted(name for text in pages.values() for name in marked.findall(text))
+    if found != sorted(BLOCKS):
+        raise ValueError(f"The markers in docs/results should be {sorted(BLOCKS)}. Found {found}.")
 
     def block(match: re.Match[str]) -> str:
         sources, table = BLOCKS[match[1]]
@@ -74,11 +79,12 @@ def fill(text: str) -> str:
                 raise ValueError(f"`{source}.jsonl` should hold at least one result.")
         return f"<!-- {match[1]} -->\n{table(*results.values())}\n<!-- end -->"
 
-    return re.sub(r"<!-- (.+?) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+    return {page: marked.sub(block, text) for page, text in pages.items()}
 
 
 def run(options: argparse.Namespace) -> None:
-    """Rewrite RESULTS.md and its pictures."""
-    RESULTS.write_text(fill(RESULTS.read_text()))
+    """Rewrite the tables of the pages, and their pictures."""
+    for page, text in fill(read_pages()).items():
+        page.write_text(text)
     for name, (source, draw) in PICTURES.items():
-        draw(read_lines(lines_file(source))).savefig(DRAWN / name, dpi=65)
+        draw(read_lines(lines_file(source))).savefig(DOCS / "pictures" / name, dpi=65)

@@ -262,6 +262,6 @@ def tables(lines: Sequence[Line]) -> str:
 
 
 def _folded(table: str) -> str:
-    """A table, out of sight until it is asked for if it is long."""
+    """A table, out of sight until it is asked for if it is long; MkDocs takes `markdown="1"` to read it as a table."""
     rows = table.count("\n") - 1
-    return f"<details><summary>{rows} rows</summary>\n\n{table}\n\n</details>" if rows > _LONG else table
+    return f'<details markdown="1"><summary>{rows} rows</summary>\n\n{table}\n\n</details>' if rows > _LONG else table

@@ -1,4 +1,6 @@
-"""The tables of the results are made from the lines."""
+"""What the results say is what the lines say."""
+
+from pathlib import Path
 
 import pytest
 
@@ -6,10 +8,10 @@ from recipes.experiments import results
 
 
 def test_every_number_in_the_results_comes_from_a_line() -> None:
-    text = results.RESULTS.read_text()
-    assert results.fill(text) == text
+    pages = results.read_pages()
+    assert results.fill(pages) == pages
 
 
 def test_results_without_a_block_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"The markers in RESULTS.md should be .*'h1 runs'.*Found \[\]"):
-        results.fill("# Nothing\n")
+    with pytest.raises(ValueError, match=r"The markers in docs/results should be .*'h1 runs'.*Found \[\]"):
+        results.fill({Path("nothing.md"): "# Nothing\n"})
