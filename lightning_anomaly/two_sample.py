@@ -141,7 +141,7 @@ def two_sample_test(
 
     **Give training images as validation sees them, without augmentation**, and of both kinds as they come, drawn at
     random: whatever else sets the two apart is found as well. It finds strong overfitting, and none in linear layers;
-    see `recipes/RESULTS.md` for where it did and where it did not.
+    see `docs/results/two_sample.md` for where it did and where it did not.
 
     The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
     afterwards as before, also after an exception.

@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import re
+import shlex
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,10 +44,21 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 @every_page
 def test_commands_run_modules_that_exist(page: Path) -> None:
-    for name in re.findall(r"python -m ((?:recipes|lightning_anomaly)[\w.]*)", page.read_text()):
+    for name in re.findall(r"python -m\s((?:recipes|lightning_anomaly)[\w.]*)", page.read_text()):
         spec = find_spec(name.rstrip("."))
         assert spec is not None, name
         assert spec.submodule_search_locations is None or find_spec(f"{name}.__main__") is not None, name
+
+
+@every_page
+def test_commands_have_the_options_that_they_are_given(page: Path) -> None:
+    for name, given in re.findall(
+        r"^    .*python -m ((?:recipes|lightning_anomaly)[\w.]*)(.*)$", page.read_text(), re.M
+    ):
+        module = importlib.import_module(name)
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{name}.__main__")
+        module.parse(shlex.split(given))
 
 
 @every_page

@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 
 from recipes.experiments.common.store import lines_file, read_lines
 from recipes.experiments.h1 import choice as h1_choice
-from recipes.experiments.h1 import frozen
+from recipes.experiments.h1 import frozen, stopping
 from recipes.experiments.h1 import tables as h1_tables
-from recipes.experiments.h1.stopping import compared_table, stopping_table
 from recipes.experiments.h2 import figure as h2_figure
 from recipes.experiments.h2 import tables as h2_tables
 from recipes.experiments.h3 import figure as h3_figure
@@ -41,8 +40,8 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "two samples": ("two_sample", two_sample.flagged_table),
     "two sample alarms": ("two_sample", two_sample.alarm_table),
     "frozen": ("frozen", frozen.frozen_table),
-    "stopping": ("h1", stopping_table),
-    "stopping two samples": ("h1 two_sample", compared_table),
+    "stopping": ("h1", stopping.stopping_table),
+    "stopping two samples": ("h1 two_sample", stopping.compared_table),
     "h2": ("h2", h2_tables.tables),
     "h3": ("h3", h3_tables.tables),
 }
@@ -50,6 +49,7 @@ PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
     "h1.png": ("h1", h1_tables.draw_curves),
     "h1_long.png": ("h1", h1_tables.draw_long),
     "two_sample.png": ("two_sample", two_sample.draw),
+    "stopping.png": ("h1", stopping.draw),
     "h2.png": ("h2", h2_figure.draw),
     "h3.png": ("h3", h3_figure.draw),
 }

@@ -9,6 +9,8 @@ import argparse
 from collections.abc import Sequence
 from statistics import mean
 
+from matplotlib.figure import Figure
+
 from recipes.experiments.common.curves import joined
 from recipes.experiments.common.store import lines_file, read_lines
 from recipes.experiments.common.tables import Line, group, is_overfitting, markdown, spread
@@ -64,6 +66,26 @@ def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:
         "stopped", "healthy: accuracy lost", "stopped",
     )  # fmt: skip
     return markdown(header, rows)
+
+
+def draw(lines: Sequence[Line]) -> Figure:
+    """The accuracy that each rule gives away in each network, in overfitting trainings and in healthy ones."""
+    rules = [rule for rule in RULES if rule != TWO_SAMPLE]
+    networks = group(short_runs(lines), "network")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
+    for axis, ((network,), runs) in zip(axes, networks.items(), strict=True):
+        for kind, marker, shift in (("overfitting", "o", -0.15), ("healthy", "s", 0.15)):
+            some = [line for line in runs if is_overfitting(line) == (kind == "overfitting")]
+            lost = [mean(float(replay(line, rule)["accuracy"]) for line in some) for rule in rules]
+            places = [place + shift for place in range(len(rules))]
+            axis.plot(lost, places, marker, markersize=5, label=f"{kind} trainings")
+        axis.set(title=network, xlabel="accuracy lost (points)")
+        axis.grid(axis="y", linewidth=0.5, alpha=0.4)
+    axes[0].set_yticks(range(len(rules)), rules)
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
 
 
 def run(options: argparse.Namespace) -> str:

@@ -1,4 +1,4 @@
-"""What the results say is what the lines say."""
+"""The tables of the results are made from the lines."""
 
 from pathlib import Path
 

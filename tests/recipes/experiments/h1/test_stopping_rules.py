@@ -61,3 +61,12 @@ def test_a_rule_is_charged_against_the_best_epoch() -> None:
     assert stopping_rules.replay(some, "none: train to the end") == pytest.approx(
         {"epochs": 8, "accuracy": 20, "loss": 1.0, "stopped": 0}
     )
+
+
+def test_the_figure_shows_what_each_rule_costs() -> None:
+    bad, good = runs(RISING, seed=0)
+    (axis,) = stopping.draw([bad, good]).axes
+    rules = [label.get_text() for label in axis.get_yticklabels()]
+    for training, points in zip((bad, good), axis.get_lines(), strict=True):
+        costs = [stopping_rules.replay(training, rule)["accuracy"] for rule in rules]
+        assert points.get_xdata().tolist() == pytest.approx(costs)
