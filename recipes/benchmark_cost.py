@@ -25,7 +25,8 @@ from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.clustering.choice import cluster_filters
 from lightning_anomaly.clustering.em import fit_mixtures
-from lightning_anomaly.clustering.kmeans import cluster_parameters, kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from recipes.benchmark_speed import REG_COVAR, Row, timed
 from recipes.data import ImageData, make_loaders

@@ -31,8 +31,10 @@ from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.clustering.backend import has_numba
 from lightning_anomaly.clustering.choice import Clustering, cluster_filters, sklearn_labels
 from lightning_anomaly.clustering.em import fit_mixtures
-from lightning_anomaly.clustering.kmeans import cluster_parameters, first_largest, kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.clustering.ties import first_largest
 from lightning_anomaly.verdicts import outlier_samples
 
 __all__ = ["REG_COVAR", "Row", "live_points", "speed", "speed_cuda", "timed"]

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.backend import compiled_for, torch_in_threads
+from lightning_anomaly.clustering.backend import compiled_for
 from lightning_anomaly.clustering.em import fit_mixtures
-from lightning_anomaly.clustering.kmeans import (
-    cluster_moments,
-    cluster_parameters,
-    first_largest,
-    kmeans,
-    kmeans_plus_plus,
-    nearest,
-    random_samples,
-)
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus, random_samples
+from lightning_anomaly.clustering.moments import calinski_harabasz, cluster_parameters
+from lightning_anomaly.clustering.threads import torch_in_threads
+from lightning_anomaly.clustering.ties import first_largest, nearest
 from lightning_anomaly.settings import AnalysisSettings
 
-__all__ = ["Clustering", "calinski_harabasz", "cluster_filters", "cluster_sizes"]
+__all__ = ["Clustering", "cluster_filters"]
 
 _REG_COVAR = 1e-6  # scikit-learn's default; the points have unit spread
 _TOL = 1e-3  # scikit-learn's default
@@ -133,42 +127,6 @@ def sklearn_labels(points: Any, weights: Any, means: Any, precisions: Any) -> An
             labels.append(mixture.fit_predict(points))
         bounds.append(mixture.lower_bound_)
     return labels[int(first_largest(torch.tensor(bounds, dtype=torch.float64)))]
-
-
-def cluster_sizes(labels: Tensor) -> Tensor:
-    """Number of samples in each cluster `(..., K)` of labels `(..., N)`, K one more than the largest label."""
-    clusters = int(labels.max()) + 1 if labels.numel() else 0
-    sizes = torch.zeros(*labels.shape[:-1], clusters, dtype=torch.int64, device=labels.device)
-    return sizes.scatter_add_(-1, labels, torch.ones_like(labels))
-
-
-def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
-    """The Calinski-Harabasz index, [SSB / (k - 1)] / [SSW / (N - k)] with k occupied clusters.
-
-    Calinski and Harabasz, "A dendrite method for cluster analysis" (1974); as in scikit-learn, 1 if SSW is 0.
-
-    Args:
-        points: Points `(F, N, 2)`.
-        labels: Clusters `(F, M, N)`.
-
-    Returns:
-        The index `(F, M)`; 0 where it is not defined, with one occupied cluster or as many as samples.
-    """
-    samples = points.shape[1]
-    clusters = int(labels.max()) + 1 if labels.numel() else 0
-    if clusters == 0:
-        return points.new_zeros(labels.shape[:2])
-    centre = points.transpose(1, 2).contiguous().mean(2)[:, None]
-    sizes, means, covariances = cluster_moments(points - centre, labels, clusters)
-    occupied = (sizes > 0).sum(2)
-    # One by one: `sum` adds in an order that depends on the number of clusters, which other filters have a part in.
-    within, between = (
-        reduce(torch.add, (sizes * squares).unbind(2))
-        for squares in (covariances[..., 0] + covariances[..., 2], means.square().sum(3))
-    )
-    ratio = between * (samples - occupied) / (within * (occupied - 1))
-    index = torch.where(within > 0, ratio, 1.0).clamp(max=torch.finfo(points.dtype).max)
-    return torch.where((occupied > 1) & (occupied < samples), index, 0.0)
 
 
 def _index_sklearn(points: Tensor, labels: Tensor) -> Tensor:

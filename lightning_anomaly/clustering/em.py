@@ -95,16 +95,16 @@ def fit_mixtures(
     factors = torch.stack([u11, u12, u22], 3).to(points.dtype)
     w, mu, u = (tensor.to(points.dtype) for tensor in (weights, means, factors))
     if compiled_for(points, compiled):
-        from lightning_anomaly.clustering.engines import numba_em
+        from lightning_anomaly.clustering.engines import _numba_em
 
         threads = torch.get_num_threads()
         w, mu, u = (tensor.flatten(0, 1).clone() for tensor in (w, mu, u))
-        fitted = numba_em.em(points.numpy(), w.numpy(), mu.numpy(), u.numpy(), max_iter, tol, reg_covar, threads)
+        fitted = _numba_em.em(points.numpy(), w.numpy(), mu.numpy(), u.numpy(), max_iter, tol, reg_covar, threads)
         result = tuple(map(torch.from_numpy, fitted))
     else:
-        from lightning_anomaly.clustering.engines import torch_em
+        from lightning_anomaly.clustering.engines import _torch_em
 
-        result = torch_em.em(points, w, mu, u, max_iter, tol, reg_covar, _CHUNK_BYTES)
+        result = _torch_em.em(points, w, mu, u, max_iter, tol, reg_covar, _CHUNK_BYTES)
     by_filter = [tensor.reshape(filters, starts, *tensor.shape[1:]) for tensor in result]
     fitted_weights, fitted_means, fitted_factors, bound, labels, n_iter, converged = by_filter
     return MixtureFit(fitted_weights, fitted_means, _covariances(fitted_factors), bound, labels, n_iter, converged)

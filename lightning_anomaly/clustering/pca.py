@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.clustering.backend import ranges, torch_in_threads
+from lightning_anomaly.clustering.threads import ranges, torch_in_threads
 
 __all__ = ["Reduction", "reduce_maps"]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lightning_anomaly.clustering import em
 from lightning_anomaly.clustering.em import MixtureFit, fit_mixtures
-from lightning_anomaly.clustering.kmeans import cluster_parameters, kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.moments import cluster_parameters
 
 PARAMETERS = ["weights", "means", "covariances", "lower_bound"]
 FIELDS = [*PARAMETERS, "labels", "n_iter", "converged"]

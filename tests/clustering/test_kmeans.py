@@ -7,8 +7,10 @@ import pytest
 import torch
 import zoo
 
-from lightning_anomaly.clustering.kmeans import cluster_parameters, kmeans, kmeans_plus_plus, nearest, random_samples
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus, random_samples
+from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.clustering.ties import nearest
 
 DRAWS = [kmeans_plus_plus, random_samples]
 
@@ -114,27 +116,6 @@ def test_draws_do_not_depend_on_the_order_of_the_samples_not_even_on_a_lattice(d
     for points in (lattice, zoo.points("sparse", 4, 60), zoo.points("skewed", 4, 60)):
         order = torch.randperm(60, generator=generator)
         assert torch.equal(draw(points[:, order], 8, 5, seed=0), draw(points, 8, 5, seed=0))
-
-
-@pytest.mark.parametrize("n_components", [2, 5])
-@pytest.mark.parametrize("kind", zoo.KINDS)
-def test_cluster_parameters_are_the_clusters_shares_means_and_inverse_covariances(kind, n_components):
-    points = zoo.points(kind, 3, 90)
-    labels = torch.stack([(torch.arange(90) * step) % n_components for step in (1, 3)]).expand(3, 2, 90)
-    weights, means, precisions = cluster_parameters(points, labels, n_components, 1e-2)
-    for index in range(3):
-        for start in range(2):
-            expected = oracle.cluster_parameters(points[index].numpy(), labels[0, start].numpy(), n_components, 1e-2)
-            for found, value in zip((weights, means, precisions), expected, strict=True):
-                np.testing.assert_allclose(found[index, start].numpy(), value, rtol=1e-9, atol=1e-12)
-
-
-def test_an_empty_cluster_gets_finite_parameters():
-    points = zoo.points("clustered", 1, 20)
-    weights, means, precisions = cluster_parameters(points, torch.zeros(1, 1, 20, dtype=torch.int64), 3, 1e-6)
-    assert all(tensor.isfinite().all() for tensor in (weights, means, precisions))
-    assert (weights[0, 0, 1:] < 1e-15).all()
-    assert weights.sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)

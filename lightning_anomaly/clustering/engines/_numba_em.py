@@ -15,7 +15,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from lightning_anomaly.clustering.backend import in_threads
+from lightning_anomaly.clustering.threads import in_threads
 
 __all__ = ["compile_loop", "coordinates", "em"]
 

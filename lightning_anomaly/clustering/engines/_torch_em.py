@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.backend import ranges, rows_at_a_time, torch_in_threads
+from lightning_anomaly.clustering.threads import ranges, rows_at_a_time, torch_in_threads
 
 __all__ = ["em"]
 

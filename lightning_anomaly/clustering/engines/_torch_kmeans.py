@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.backend import ranges, rows_at_a_time, torch_in_threads
+from lightning_anomaly.clustering.threads import ranges, rows_at_a_time, torch_in_threads
 
 __all__ = ["cluster_moments", "kmeans", "kmeans_plus_plus"]
 

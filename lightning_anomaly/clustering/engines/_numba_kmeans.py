@@ -1,12 +1,12 @@
-"""The loops of `kmeans.py`, compiled by numba: a filter at a time, with inner loops as in `numba_em.py`."""
+"""The loops of `kmeans.py`, compiled by numba: a filter at a time, with inner loops as in `_numba_em.py`."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_anomaly.clustering.backend import in_threads
-from lightning_anomaly.clustering.engines.numba_em import compile_loop, coordinates
+from lightning_anomaly.clustering.engines._numba_em import compile_loop, coordinates
+from lightning_anomaly.clustering.threads import in_threads
 
 __all__ = ["cluster_moments", "kmeans", "kmeans_plus_plus"]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.clustering.backend import ranges, torch_in_threads
 from lightning_anomaly.clustering.choice import cluster_filters
+from lightning_anomaly.clustering.threads import ranges, torch_in_threads
 
 
 def test_each_thread_works_alone_and_the_setting_is_as_before(two_threads):

@@ -1,0 +1,92 @@
+"""Sizes, means and covariances of clusters, and what follows from them: mixtures to start from, and the index."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.clustering.backend import compiled_for
+from lightning_anomaly.clustering.engines import _torch_kmeans
+
+__all__ = ["calinski_harabasz", "cluster_moments", "cluster_parameters", "cluster_sizes"]
+
+
+def cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sizes, means and covariances of clusters.
+
+    Args:
+        points: Points `(F, N, 2)`.
+        labels: Labels `(F, S, N)` from 0 to `n_clusters - 1`.
+        n_clusters: Number of clusters, K.
+
+    Returns:
+        Sizes `(F, S, K)`, means `(F, S, K, 2)` and covariances xx, xy, yy `(F, S, K, 3)`; zeros for empty clusters.
+    """
+    if compiled_for(points, None):
+        from lightning_anomaly.clustering.engines import _numba_kmeans
+
+        threads = torch.get_num_threads()
+        moments = torch.from_numpy(_numba_kmeans.cluster_moments(points.numpy(), labels.numpy(), n_clusters, threads))
+        return moments[..., 0], moments[..., 1:3], moments[..., 3:]
+    moments = _torch_kmeans.cluster_moments(points, labels, n_clusters)
+    return moments[..., 0], moments[..., 1:3], moments[..., 3:]
+
+
+def cluster_parameters(points: Tensor, labels: Tensor, n_components: int, reg_covar: float) -> tuple[Tensor, ...]:
+    """Weights, means and precisions of the clusters of a hard clustering: one M-step.
+
+    Args:
+        points: Points `(F, N, 2)`.
+        labels: Labels `(F, S, N)` from 0 to `n_components - 1`.
+        n_components: Number of components, K.
+        reg_covar: Added to the variances.
+
+    Returns:
+        Weights `(F, S, K)`, means `(F, S, K, 2)`, precisions `(F, S, K, 2, 2)`.
+    """
+    sizes, means, covariances = cluster_moments(points, labels, n_components)
+    count = sizes + 10 * torch.finfo(points.dtype).eps  # as scikit-learn does, in moments too
+    share = (sizes / count)[..., None]
+    xx, xy, yy = (covariances * share).unbind(-1)
+    xx, yy = xx + reg_covar, yy + reg_covar
+    determinant = xx * yy - xy * xy
+    precisions = torch.stack([yy, -xy, -xy, xx], -1).reshape(*xx.shape, 2, 2) / determinant[..., None, None]
+    return count / count.sum(2, keepdim=True), means * share, precisions
+
+
+def cluster_sizes(labels: Tensor) -> Tensor:
+    """Number of samples in each cluster `(..., K)` of labels `(..., N)`, K one more than the largest label."""
+    clusters = int(labels.max()) + 1 if labels.numel() else 0
+    sizes = torch.zeros(*labels.shape[:-1], clusters, dtype=torch.int64, device=labels.device)
+    return sizes.scatter_add_(-1, labels, torch.ones_like(labels))
+
+
+def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
+    """The Calinski-Harabasz index, [SSB / (k - 1)] / [SSW / (N - k)] with k occupied clusters.
+
+    Calinski and Harabasz, "A dendrite method for cluster analysis" (1974); as in scikit-learn, 1 if SSW is 0.
+
+    Args:
+        points: Points `(F, N, 2)`.
+        labels: Clusters `(F, M, N)`.
+
+    Returns:
+        The index `(F, M)`; 0 where it is not defined, with one occupied cluster or as many as samples.
+    """
+    samples = points.shape[1]
+    clusters = int(labels.max()) + 1 if labels.numel() else 0
+    if clusters == 0:
+        return points.new_zeros(labels.shape[:2])
+    centre = points.transpose(1, 2).contiguous().mean(2)[:, None]
+    sizes, means, covariances = cluster_moments(points - centre, labels, clusters)
+    occupied = (sizes > 0).sum(2)
+    # One by one: `sum` adds in an order that depends on the number of clusters, which other filters have a part in.
+    within, between = (
+        reduce(torch.add, (sizes * squares).unbind(2))
+        for squares in (covariances[..., 0] + covariances[..., 2], means.square().sum(3))
+    )
+    ratio = between * (samples - occupied) / (within * (occupied - 1))
+    index = torch.where(within > 0, ratio, 1.0).clamp(max=torch.finfo(points.dtype).max)
+    return torch.where((occupied > 1) & (occupied < samples), index, 0.0)
