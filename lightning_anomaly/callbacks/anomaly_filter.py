@@ -56,7 +56,7 @@ class AnomalyFilterCallback(Watcher):
         n_init: Number of starts.
         rectify: Whether negative values of the maps are set to zero first.
         max_map_side: Larger maps are average-pooled (pixels).
-        engine: `"torch"`, or `"sklearn"` for checks.
+        engine: `"auto"`, `"numba"`, `"torch"`, or `"sklearn"` for checks.
         seed: Seed of the starts.
         max_memory_mb: Bound on the working memory of the analysis (MiB).
 
@@ -94,7 +94,7 @@ class AnomalyFilterCallback(Watcher):
         n_init: int = 20,
         rectify: bool = True,
         max_map_side: int = 8,
-        engine: Engine = "torch",
+        engine: Engine = "auto",
         seed: int = 0,
         max_memory_mb: int = 256,
     ) -> None:

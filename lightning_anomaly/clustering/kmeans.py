@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.backend import compiled_for
-from lightning_anomaly.clustering.engines import _torch_kmeans
-from lightning_anomaly.clustering.ties import SAME, first_largest, in_order, nearest
+from lightning_anomaly.clustering.engines import Engine
+from lightning_anomaly.clustering.ties import in_order
 
 __all__ = ["kmeans", "kmeans_plus_plus", "random_samples"]
 
 _MAX_ITER = 300  # scikit-learn's default for KMeans
 
 
-def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Tensor:
+def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: Engine) -> Tensor:
     """Draw starting centres by k-means++ (Arthur and Vassilvitskii, 2007).
 
     All filters use the same uniform random numbers, each on its own points in the order of their first coordinate, so
@@ -25,17 +24,12 @@ def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int) ->
         n_init: Number of draws, S.
         n_clusters: Number of centres, K. The first k of them are a draw for k centres.
         seed: Seed of the random numbers.
+        engine: What runs the loop.
 
     Returns:
         Centres `(F, S, K, 2)`.
     """
-    uniform = _uniform(n_init, n_clusters, seed).to(points)
-    if compiled_for(points, None):
-        from lightning_anomaly.clustering.engines import _numba_kmeans
-
-        threads = torch.get_num_threads()
-        return torch.from_numpy(_numba_kmeans.kmeans_plus_plus(points.numpy(), uniform.numpy(), threads))
-    return _torch_kmeans.kmeans_plus_plus(in_order(points), uniform)
+    return engine.kmeans_plus_plus(points, _uniform(n_init, n_clusters, seed).to(points))
 
 
 def random_samples(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Tensor:
@@ -44,26 +38,19 @@ def random_samples(points: Tensor, n_init: int, n_clusters: int, seed: int) -> T
     return in_order(points)[:, order]
 
 
-def kmeans(points: Tensor, centres: Tensor, *, compiled: bool | None = None) -> Tensor:
+def kmeans(points: Tensor, centres: Tensor, engine: Engine) -> Tensor:
     """Lloyd's algorithm from several starts; the clustering with the smallest inertia.
 
     Args:
         points: Points `(F, N, 2)`.
         centres: Starts `(F, S, K, 2)`.
-        compiled: See `fit_mixtures`.
+        engine: What runs the loop.
 
     Returns:
         Labels `(F, N)` of the best start, the first of those equal up to rounding. A cluster that loses all its points
         keeps its centre.
     """
-    if compiled_for(points, compiled):
-        from lightning_anomaly.clustering.engines import _numba_kmeans
-
-        threads = torch.get_num_threads()
-        return torch.from_numpy(_numba_kmeans.kmeans(points.numpy(), centres.numpy(), _MAX_ITER, SAME, threads))
-    found, inertia = _torch_kmeans.kmeans(points, centres, _MAX_ITER)
-    best = first_largest(-inertia)[:, None, None, None].expand(-1, 1, *found.shape[2:])
-    return nearest(points, found.gather(1, best))[:, 0]
+    return engine.kmeans(points, centres, _MAX_ITER)
 
 
 def _uniform(rows: int, columns: int, seed: int) -> Tensor:

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.backend import compiled_for
-from lightning_anomaly.clustering.engines import _torch_kmeans
+if TYPE_CHECKING:  # an engine knows these functions
+    from lightning_anomaly.clustering.engines import Engine
 
-__all__ = ["calinski_harabasz", "cluster_moments", "cluster_parameters", "cluster_sizes"]
-
-
-def cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sizes, means and covariances of clusters.
-
-    Args:
-        points: Points `(F, N, 2)`.
-        labels: Labels `(F, S, N)` from 0 to `n_clusters - 1`.
-        n_clusters: Number of clusters, K.
-
-    Returns:
-        Sizes `(F, S, K)`, means `(F, S, K, 2)` and covariances xx, xy, yy `(F, S, K, 3)`; zeros for empty clusters.
-    """
-    if compiled_for(points, None):
-        from lightning_anomaly.clustering.engines import _numba_kmeans
-
-        threads = torch.get_num_threads()
-        moments = torch.from_numpy(_numba_kmeans.cluster_moments(points.numpy(), labels.numpy(), n_clusters, threads))
-        return moments[..., 0], moments[..., 1:3], moments[..., 3:]
-    moments = _torch_kmeans.cluster_moments(points, labels, n_clusters)
-    return moments[..., 0], moments[..., 1:3], moments[..., 3:]
+__all__ = ["calinski_harabasz", "cluster_parameters", "cluster_sizes"]
 
 
-def cluster_parameters(points: Tensor, labels: Tensor, n_components: int, reg_covar: float) -> tuple[Tensor, ...]:
+def cluster_parameters(
+    points: Tensor, labels: Tensor, n_components: int, reg_covar: float, engine: Engine
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and precisions of the clusters of a hard clustering: one M-step.
 
     Args:
@@ -42,11 +24,13 @@ def cluster_parameters(points: Tensor, labels: Tensor, n_components: int, reg_co
         labels: Labels `(F, S, N)` from 0 to `n_components - 1`.
         n_components: Number of components, K.
         reg_covar: Added to the variances.
+        engine: What sums up the moments.
 
     Returns:
         Weights `(F, S, K)`, means `(F, S, K, 2)`, precisions `(F, S, K, 2, 2)`.
     """
-    sizes, means, covariances = cluster_moments(points, labels, n_components)
+    moments = engine.cluster_moments(points, labels, n_components)
+    sizes, means, covariances = moments[..., 0], moments[..., 1:3], moments[..., 3:]
     count = sizes + 10 * torch.finfo(points.dtype).eps  # as scikit-learn does, in moments too
     share = (sizes / count)[..., None]
     xx, xy, yy = (covariances * share).unbind(-1)
@@ -63,7 +47,7 @@ def cluster_sizes(labels: Tensor) -> Tensor:
     return sizes.scatter_add_(-1, labels, torch.ones_like(labels))
 
 
-def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
+def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
     """The Calinski-Harabasz index, [SSB / (k - 1)] / [SSW / (N - k)] with k occupied clusters.
 
     Calinski and Harabasz, "A dendrite method for cluster analysis" (1974); as in scikit-learn, 1 if SSW is 0.
@@ -71,6 +55,7 @@ def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
     Args:
         points: Points `(F, N, 2)`.
         labels: Clusters `(F, M, N)`.
+        engine: What sums up the moments.
 
     Returns:
         The index `(F, M)`; 0 where it is not defined, with one occupied cluster or as many as samples.
@@ -80,7 +65,8 @@ def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
     if clusters == 0:
         return points.new_zeros(labels.shape[:2])
     centre = points.transpose(1, 2).contiguous().mean(2)[:, None]
-    sizes, means, covariances = cluster_moments(points - centre, labels, clusters)
+    moments = engine.cluster_moments(points - centre, labels, clusters)
+    sizes, means, covariances = moments[..., 0], moments[..., 1:3], moments[..., 3:]
     occupied = (sizes > 0).sum(2)
     # One by one: `sum` adds in an order that depends on the number of clusters, which other filters have a part in.
     within, between = (

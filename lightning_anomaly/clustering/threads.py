@@ -14,8 +14,8 @@ __all__ = ["in_threads", "ranges", "rows_at_a_time", "torch_in_threads"]
 _Found = TypeVar("_Found")
 
 
-def in_threads(work: Callable[[int, int], None], count: int, threads: int) -> None:
-    """Split `count` pieces of work among threads, in ranges short enough to even out what they cost.
+def in_threads(work: Callable[[int, int], None], count: int) -> None:
+    """Split `count` pieces of work among as many threads as torch uses, in ranges that even out what they cost.
 
     The threads are Python's own (the compiled loops release the interpreter lock) and end with each call: numba's
     OpenMP pool would abort any process that forks afterwards, as a `DataLoader` with workers does.
@@ -23,8 +23,8 @@ def in_threads(work: Callable[[int, int], None], count: int, threads: int) -> No
     Args:
         work: Does the pieces from its first argument up to its second.
         count: Number of pieces.
-        threads: Number of threads.
     """
+    threads = torch.get_num_threads()
     step = max(1, min(64, count // (4 * threads)))
     if threads == 1 or count <= step:
         work(0, count)
