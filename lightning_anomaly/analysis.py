@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import scripted_note, select_layers
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
-from lightning_anomaly.clustering.choice import Clustering, cluster_filters
+from lightning_anomaly.clustering.choice import Clustering, cluster_layers
+from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
@@ -29,9 +29,7 @@ from lightning_anomaly.verdicts import (
     smallest_share,
 )
 
-__all__ = ["analyze", "analyze_layer", "analyze_maps"]
-
-_TOGETHER = 1000  # filters that are clustered together, of as many layers as it takes
+__all__ = ["analyze", "analyze_maps"]
 
 
 def analyze(
@@ -108,7 +106,17 @@ def analyze_maps(
         )
     usable, n_samples, left_out = usable_layers(maps)
     notes |= left_out
-    layers = _analyze_layers(usable, settings, progress)
+    device = next((layer.batches[0].device for layer in usable.values()), torch.device("cpu"))
+    engine, note = choose_engine(settings.engine, device)
+    if note and usable:
+        notes["engine"] = note
+    reduced = (
+        (name, reduce_maps(layer.maps, engine, max_memory_mb=settings.max_memory_mb))
+        for name, layer in track(usable.items(), len(usable), "clustering", progress)
+    )
+    layers: dict[str, LayerReport] = {}
+    for name, reduction, clustering in cluster_layers(reduced, settings, engine):
+        layers[name] = _report(usable[name], reduction, clustering, settings)
     notes |= _nonfinite_notes(usable, layers, n_samples)
     if layers and n_samples < settings.smallest_probe:
         notes["few samples"] = (
@@ -152,79 +160,9 @@ def _listed(samples: Sequence[int]) -> str:
     return f"sample{'s' * (len(samples) > 1)} {', '.join(map(str, samples[:5]))}{more}"
 
 
-def analyze_layer(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:
-    """Reduce, cluster and judge the filters of one layer.
-
-    Args:
-        layer: The layer's maps as a `MapCapture` took them.
-        settings: See `AnalysisSettings`.
-
-    Returns:
-        The layer's report.
-    """
-    return _analyze_layers({"": layer}, settings, False)[""]
-
-
-@dataclass(frozen=True, eq=False)
-class _Reduced:
-    """A layer between reduction and clustering: its maps are no longer needed."""
-
-    layer: LayerMaps
-    analysed_size: tuple[int, ...]
-    reduction: Reduction
-    live: Tensor
-    points: Tensor
-
-
-def _analyze_layers(
-    layers: Mapping[str, LayerMaps], settings: AnalysisSettings, progress: bool | None
-) -> dict[str, LayerReport]:
-    """The reports of layers with the same number of samples.
-
-    Consecutive layers are clustered together until there are enough filters: a small layer costs little more than the
-    start of its operations, and a filter's result does not depend on the others.
-    """
-    reports: dict[str, LayerReport] = {}
-    waiting: dict[str, _Reduced] = {}
-
-    def cluster() -> None:
-        if waiting:
-            clustering = cluster_filters(torch.cat([reduced.points for reduced in waiting.values()]), settings)
-            for part, (name, reduced) in zip(
-                _split(clustering, [len(reduced.live) for reduced in waiting.values()]), waiting.items(), strict=True
-            ):
-                reports[name] = _report(reduced, part, settings)
-            waiting.clear()
-
-    for name, layer in track(layers.items(), len(layers), "clustering", progress):
-        reduced = _reduce(layer, settings)
-        if any(other.points.device != reduced.points.device for other in waiting.values()):
-            cluster()
-        waiting[name] = reduced
-        if sum(len(other.live) for other in waiting.values()) >= _TOGETHER:
-            cluster()
-    cluster()
-    return reports
-
-
-def _reduce(layer: LayerMaps, settings: AnalysisSettings) -> _Reduced:
-    maps = layer.maps
-    reduction = reduce_maps(maps, engine=settings.engine, max_memory_mb=settings.max_memory_mb)
+def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:
+    """Judge the filters of one layer; the clustering is that of the live ones."""
     live = reduction.live.nonzero()[:, 0]
-    points = reduction.points if reduction.points.device.type != "mps" else reduction.points.cpu()
-    return _Reduced(layer, tuple(maps.shape[2:]), reduction, live, points[live])
-
-
-def _split(clustering: Clustering, sizes: Sequence[int]) -> Iterable[Clustering]:
-    """The clusterings of consecutive filters, so many at a time."""
-    parts = (clustering.labels, clustering.calinski_harabasz, clustering.best)
-    for labels, index, best in zip(*(part.split_with_sizes(list(sizes)) for part in parts), strict=True):
-        yield Clustering(clustering.n_components, labels, index, best)
-
-
-def _report(reduced: _Reduced, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:
-    """Judge the filters of one layer."""
-    reduction, live, points = reduced.reduction, reduced.live, reduced.points
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
     shown = shown_clustering(clustering, outliers, settings.rare_fraction)
     rows = torch.arange(len(live), device=live.device)
@@ -241,7 +179,7 @@ def _report(reduced: _Reduced, clustering: Clustering, settings: AnalysisSetting
         index = clustering.calinski_harabasz[rows, shown]
     else:  # too few samples for any mixture
         labels, n_components = torch.zeros_like(outliers, dtype=torch.int64), torch.zeros_like(shown)
-        index = points.new_zeros(len(live))
+        index = reduction.points.new_zeros(len(live))
     anomaly = per_filter(outliers.any(1)).tolist()
     verdicts = [ANOMALY if flagged else NORMAL for flagged in anomaly]
     verdicts = [DEAD if dead else verdict for verdict, dead in zip(verdicts, reduction.constant.tolist(), strict=True)]
@@ -255,7 +193,7 @@ def _report(reduced: _Reduced, clustering: Clustering, settings: AnalysisSetting
         points=reduction.points.float().cpu(),
         outliers=per_filter(outliers),
         explained=reduction.explained.cpu(),
-        sparsity=reduced.layer.sparsity.cpu(),
-        map_size=reduced.layer.size or (),
-        analysed_size=reduced.analysed_size,
+        sparsity=layer.sparsity.cpu(),
+        map_size=layer.size or (),
+        analysed_size=tuple(layer.batches[0].shape[2:]),
     )

@@ -9,7 +9,7 @@ from lightning_anomaly.checks import check_bool, check_fraction, check_integer, 
 
 __all__ = ["AnalysisSettings", "Engine", "Init", "Rule", "checked_settings"]
 
-Engine = Literal["torch", "sklearn"]
+Engine = Literal["auto", "numba", "torch", "sklearn"]  # each but the first a file in `clustering/engines`
 Init = Literal["kmeans", "random"]
 Rule = Literal["vote", "best"]
 
@@ -32,7 +32,8 @@ class AnalysisSettings:
         rectify: Whether negative values of the maps are set to zero first, as a ReLU behind the layer would do.
         max_map_side: Larger maps are average-pooled until no side is larger (pixels). Maps with one or three axes are
             pooled to at most as many pixels as a square of this side has.
-        engine: `"torch"` fits all filters at once; `"sklearn"` loops over scikit-learn's own estimators, for checks.
+        engine: `"numba"` runs compiled loops on the CPU, `"torch"` plain torch where the maps are, `"sklearn"`
+            scikit-learn's own estimators, for checks. `"auto"` is numba if that can be imported, else torch.
         seed: Seed of the starts. No global random number is drawn.
         max_memory_mb: Bound on the working memory of the analysis beyond the maps themselves (MiB).
 
@@ -51,7 +52,7 @@ class AnalysisSettings:
     n_init: int = 20
     rectify: bool = True
     max_map_side: int = 8
-    engine: Engine = "torch"
+    engine: Engine = "auto"
     seed: int = 0
     max_memory_mb: int = 256
 

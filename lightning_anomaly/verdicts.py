@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.choice import Clustering, cluster_sizes
-from lightning_anomaly.clustering.kmeans import first_largest
+from lightning_anomaly.clustering.choice import Clustering
+from lightning_anomaly.clustering.moments import cluster_sizes
+from lightning_anomaly.clustering.ties import first_largest
 
 __all__ = [
     "ANOMALY",

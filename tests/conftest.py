@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_anomaly.clustering.engines import Engine, load_engine
+
 pytest.register_assert_rewrite("properties")
 
 torch.set_num_threads(1)
@@ -65,14 +67,18 @@ def trained() -> Trained:
     return Trained(model, probe, damaged)
 
 
-@pytest.fixture(params=["torch", "compiled"])
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+@pytest.fixture(params=["torch", "numba"])
+def engine_name(request: pytest.FixtureRequest) -> str:
     """Runs a test on plain torch and on the compiled loops; without numba on torch alone."""
-    if request.param == "compiled":
+    if request.param == "numba":
         pytest.importorskip("numba")
-        return True
-    monkeypatch.setattr("lightning_anomaly.clustering.backend.has_numba", lambda: False)
-    return False
+    return request.param
+
+
+@pytest.fixture
+def engine(engine_name: str) -> Engine:
+    """The same as an object, for functions below `analyze_maps`."""
+    return load_engine(engine_name)
 
 
 @pytest.fixture

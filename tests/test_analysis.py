@@ -14,13 +14,14 @@ import zoo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import AnalysisSettings, analysis, analyze
-from lightning_anomaly.analysis import analyze_layer, analyze_maps
+from lightning_anomaly import AnalysisSettings, analyze
+from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import run
-from lightning_anomaly.clustering import em
+from lightning_anomaly.clustering import choice
+from lightning_anomaly.clustering.engines import _torch_em
 from lightning_anomaly.report import AnomalyReport, LayerReport
 
 DEFAULT = AnalysisSettings(rectify=False)
@@ -38,7 +39,7 @@ def _seeded() -> Iterator[None]:
 
 
 def analyse(settings: AnalysisSettings) -> Callable[[LayerMaps], LayerReport]:
-    return lambda layer: analyze_layer(layer, settings)
+    return lambda layer: zoo.analysed(layer, settings)
 
 
 @pytest.fixture(scope="session")
@@ -60,24 +61,28 @@ def maps(kind: str, real: Tensor) -> Tensor:
 
 @KINDS
 @READINGS
-def test_filters_do_not_see_each_other(maps, settings, compiled):
+def test_filters_do_not_see_each_other(maps, settings, engine_name):
+    settings = replace(settings, engine=engine_name)
     properties.assert_filters_do_not_see_each_other(analyse(settings), zoo.captured, maps)
 
 
-def test_filters_do_not_see_each_other_with_two_threads(two_threads, compiled):
-    maps, settings = zoo.maps("skewed", 3, 150, (4, 4)), replace(DEFAULT, n_init=2, max_components=3)
+def test_filters_do_not_see_each_other_with_two_threads(two_threads, engine_name):
+    maps = zoo.maps("skewed", 3, 150, (4, 4))
+    settings = replace(DEFAULT, n_init=2, max_components=3, engine=engine_name)
     properties.assert_filters_do_not_see_each_other(analyse(settings), zoo.captured, maps)
 
 
 @KINDS
 @READINGS
-def test_permuting_filters_permutes_verdicts(maps, settings, compiled):
+def test_permuting_filters_permutes_verdicts(maps, settings, engine_name):
+    settings = replace(settings, engine=engine_name)
     properties.assert_permuting_filters_permutes_verdicts(analyse(settings), zoo.captured, maps)
 
 
 @KINDS
 @READINGS
-def test_permuting_samples_permutes_labels(maps, settings, compiled):
+def test_permuting_samples_permutes_labels(maps, settings, engine_name):
+    settings = replace(settings, engine=engine_name)
     properties.assert_permuting_samples_permutes_labels(analyse(settings), zoo.captured, maps)
 
 
@@ -90,23 +95,26 @@ def test_scaling_and_shifting_change_nothing(maps, scale, shift):
 
 @KINDS
 @READINGS
-def test_same_seed_same_report(maps, settings, compiled):
+def test_same_seed_same_report(maps, settings, engine_name):
+    settings = replace(settings, engine=engine_name)
     properties.assert_same_seed_same_report(analyse(settings), zoo.captured(maps))
 
 
 def test_another_seed_is_another_draw():
     layer = zoo.captured(zoo.maps("skewed", 8, 120, (5, 5)))
-    first, second = (analyze_layer(layer, replace(PAPER, seed=seed)) for seed in (0, 1))
+    first, second = (zoo.analysed(layer, replace(PAPER, seed=seed)) for seed in (0, 1))
     assert not torch.equal(first.labels, second.labels)
 
 
 @KINDS
 @READINGS
-def test_chunk_size_changes_nothing(maps, settings, compiled, monkeypatch):
+def test_chunk_size_changes_nothing(maps, settings, engine_name, monkeypatch):
+    settings = replace(settings, engine=engine_name)
+
     def with_chunks(size: int) -> Callable[[LayerMaps], LayerReport]:
         def run(layer: LayerMaps) -> LayerReport:
-            monkeypatch.setattr(em, "_CHUNK_BYTES", size)
-            return analyze_layer(layer, replace(settings, max_memory_mb=1))
+            monkeypatch.setattr(_torch_em, "_CHUNK_BYTES", size)
+            return zoo.analysed(layer, replace(settings, max_memory_mb=1))
 
         return run
 
@@ -124,7 +132,7 @@ def test_the_split_into_batches_changes_nothing(maps):
 @KINDS
 @READINGS
 def test_every_report_is_finite(maps, settings):
-    properties.assert_finite(analyze_layer(zoo.captured(maps), settings))
+    properties.assert_finite(zoo.analysed(zoo.captured(maps), settings))
 
 
 # engines
@@ -132,13 +140,13 @@ def test_every_report_is_finite(maps, settings):
 
 @READINGS
 @pytest.mark.parametrize("rectify", [True, False])
-def test_both_engines_give_the_same_report_of_a_trained_network(trained, settings, rectify, no_processes, monkeypatch):
+def test_every_engine_gives_the_same_report_of_a_trained_network(trained, settings, rectify, no_processes):
     settings = replace(settings, rectify=rectify)
     theirs = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine="sklearn"))
     assert theirs.count > 0
-    assert_same_reports(analyze(trained.model, trained.probe[:120], settings=settings), theirs)
-    monkeypatch.setattr("lightning_anomaly.clustering.backend.has_numba", lambda: False)
-    assert_same_reports(analyze(trained.model, trained.probe[:120], settings=settings), theirs)
+    for engine in ("auto", "torch"):
+        ours = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine=engine))
+        assert_same_reports(ours, theirs)
 
 
 def assert_same_reports(ours: AnomalyReport, theirs: AnomalyReport) -> None:
@@ -155,21 +163,22 @@ def assert_same_reports(ours: AnomalyReport, theirs: AnomalyReport) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 6, 1000])
-def test_layers_clustered_together_are_as_one_at_a_time(monkeypatch, compiled, together):
-    monkeypatch.setattr(analysis, "_TOGETHER", together)
+def test_layers_clustered_together_are_as_one_at_a_time(monkeypatch, engine_name, together):
+    monkeypatch.setattr(choice, "_TOGETHER", together)
     layers = {kind: zoo.captured(zoo.maps(kind, 4, 60, (4, 4))) for kind in zoo.KINDS}
     layers["dead"] = zoo.captured(torch.ones(60, 3, 4, 4, dtype=torch.float64))
-    report = analyze_maps(layers, replace(DEFAULT, n_init=3))
+    settings = replace(DEFAULT, n_init=3, engine=engine_name)
+    report = analyze_maps(layers, settings)
     assert list(report.layers) == list(layers)
     for name, layer in layers.items():
-        properties.assert_same(report.layers[name], analyze_layer(layer, replace(DEFAULT, n_init=3)))
+        properties.assert_same(report.layers[name], zoo.analysed(layer, settings))
 
 
 def test_the_processes_of_the_sklearn_engine_give_what_its_loop_gives(monkeypatch):
     layer, settings = zoo.captured(zoo.maps("skewed", 3, 60, (3, 3))), AnalysisSettings(engine="sklearn")
-    parallel = analyze_layer(layer, settings)
+    parallel = zoo.analysed(layer, settings)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    properties.assert_same(analyze_layer(layer, settings), parallel)
+    properties.assert_same(zoo.analysed(layer, settings), parallel)
 
 
 def test_over_exposed_images_are_what_the_trained_network_s_outliers_are(trained):
@@ -214,7 +223,7 @@ def planted_network() -> nn.Module:
     return nn.Sequential(conv, nn.ReLU())
 
 
-@pytest.mark.parametrize("engine", ["torch", "sklearn"])
+@pytest.mark.parametrize("engine", ["auto", "torch", "sklearn"])
 @pytest.mark.parametrize("rule", ["vote", "best"])
 def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine, no_processes):
     settings = AnalysisSettings(rule=rule, engine=engine, rare_fraction=0.01)

@@ -5,10 +5,10 @@ the filters that they were given, and fail if these are fewer than they claim.
 """
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import properties
-import pytest
 import torch
 import zoo
 from hypothesis import given, settings
@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.analysis import analyze_layer, analyze_maps
+from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.clustering.choice import cluster_filters
+from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.verdicts import outlier_samples, shown_clustering, smallest_share
 
+AUTO, _ = choose_engine("auto", torch.device("cpu"))
 FILTERS = 50
 SPECIAL = [
     0.0, -0.0, 1.0, -1.0, 1 + 1e-7, 1 + 2e-16, 3.0, 1e-8, 1e-30, -1e-30, 1e30, -1e30, 1e-160, 1e160,
@@ -78,12 +80,7 @@ def all_finite(*tensors: Tensor) -> bool:
     return all(tensor.isfinite().all() for tensor in tensors)
 
 
-@pytest.mark.parametrize("path", ["torch", "compiled"])
-def test_any_maps_give_a_finite_report(path, monkeypatch):
-    if path == "compiled":
-        pytest.importorskip("numba")
-    else:
-        monkeypatch.setattr("lightning_anomaly.clustering.backend.has_numba", lambda: False)
+def test_any_maps_give_a_finite_report(engine_name):
     seen = 0
 
     @settings(max_examples=100)
@@ -91,7 +88,7 @@ def test_any_maps_give_a_finite_report(path, monkeypatch):
     def check(maps: Tensor, how: AnalysisSettings) -> None:
         nonlocal seen
         seen += maps.shape[1]
-        report = analyze_layer(zoo.captured(maps), how)
+        report = zoo.analysed(zoo.captured(maps), replace(how, engine=engine_name))
         properties.assert_finite(report)
         finite = maps.transpose(0, 1).flatten(1).isfinite().all(1)
         assert report.filters("nonfinite") == (~finite).nonzero().flatten().tolist()
@@ -108,7 +105,7 @@ def test_any_maps_reduce_to_finite_points():
     def check(maps: Tensor) -> None:
         nonlocal seen
         seen += maps.shape[1]
-        reduction = reduce_maps(maps)
+        reduction = reduce_maps(maps, AUTO)
         assert all_finite(reduction.points, reduction.explained)
         assert not (reduction.constant & ~reduction.finite).any()
         live = reduction.points[reduction.live]
@@ -129,9 +126,9 @@ def test_any_points_of_unit_spread_give_clusterings():
     def check(maps: Tensor, how: AnalysisSettings) -> None:
         nonlocal seen
         seen += maps.shape[1]
-        reduction = reduce_maps(maps)
+        reduction = reduce_maps(maps, AUTO)
         points = reduction.points[reduction.live]
-        clustering = cluster_filters(points, how)
+        clustering = cluster_filters(points, how, AUTO)
         assert all_finite(clustering.calinski_harabasz)
         assert ((clustering.labels >= 0) & (clustering.labels < clustering.n_components[:, None])).all()
         outliers = outlier_samples(clustering, how.rare_fraction, how.rule)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.backend import compiled_for, torch_in_threads
-from lightning_anomaly.clustering.em import fit_mixtures
-from lightning_anomaly.clustering.kmeans import (
-    cluster_moments,
-    cluster_parameters,
-    first_largest,
-    kmeans,
-    kmeans_plus_plus,
-    nearest,
-    random_samples,
-)
+from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
+from lightning_anomaly.clustering.engines import Engine
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus, random_samples
+from lightning_anomaly.clustering.moments import cluster_parameters
+from lightning_anomaly.clustering.pca import Reduction
+from lightning_anomaly.clustering.ties import first_largest, nearest
 from lightning_anomaly.settings import AnalysisSettings
 
-__all__ = ["Clustering", "calinski_harabasz", "cluster_filters", "cluster_sizes"]
+__all__ = ["Clustering", "cluster_filters", "cluster_layers"]
 
-_REG_COVAR = 1e-6  # scikit-learn's default; the points have unit spread
-_TOL = 1e-3  # scikit-learn's default
-_MAX_ITER = 100  # scikit-learn's default
+_TOGETHER = 1000  # filters that are clustered together, of as many layers as it takes
 
 
 @dataclass(frozen=True)
@@ -47,12 +39,52 @@ class Clustering:
     best: Tensor
 
 
-def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
+def cluster_layers(
+    layers: Iterable[tuple[str, Reduction]], settings: AnalysisSettings, engine: Engine
+) -> Iterator[tuple[str, Reduction, Clustering]]:
+    """Cluster the live filters of one layer after the other.
+
+    Consecutive layers are clustered together until there are enough filters: a small layer costs little more than the
+    start of its operations, and a filter's result does not depend on the others.
+
+    Args:
+        layers: Names and points of layers with the same number of samples.
+        settings: See `AnalysisSettings`.
+        engine: What runs the loops.
+
+    Yields:
+        Each layer with the clusterings of its live filters.
+    """
+    for batch in _batches(layers):
+        points = [reduction.points[reduction.live] for _, reduction in batch]
+        found = cluster_filters(torch.cat(points), settings, engine)
+        sizes = list(map(len, points))
+        parts = (torch.split(part, sizes) for part in (found.labels, found.calinski_harabasz, found.best))
+        for (name, reduction), labels, index, best in zip(batch, *parts, strict=True):
+            yield name, reduction, Clustering(found.n_components, labels, index, best)
+
+
+def _batches(layers: Iterable[tuple[str, Reduction]]) -> Iterator[list[tuple[str, Reduction]]]:
+    """Consecutive layers on the same device, with enough filters together."""
+    batch: list[tuple[str, Reduction]] = []
+    filters = 0
+    for name, reduction in layers:
+        if batch and (filters >= _TOGETHER or batch[0][1].points.device != reduction.points.device):
+            yield batch
+            batch, filters = [], 0
+        batch.append((name, reduction))
+        filters += int(reduction.live.sum())
+    if batch:
+        yield batch
+
+
+def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) -> Clustering:
     """Fit mixtures with 2 to `settings.max_components` components to each filter's points.
 
     Args:
         points: Points of live filters `(F, N, 2)`, in units of their spread.
         settings: See `AnalysisSettings`.
+        engine: What runs the loops.
 
     Returns:
         The clusterings. Fewer samples than `max_components + 1` allow fewer components; fewer than 3 allow none, which
@@ -63,122 +95,33 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings) -> Clustering:
     # Working memory: a few arrays (F, S, N), such as the labels of all random starts; the rest works in small pieces.
     bytes_per_filter = 8 * samples * settings.n_init * 4
     step = max(1, settings.max_memory_mb * 2**20 // bytes_per_filter)
-    parts = [_cluster(points[first : first + step], numbers, settings) for first in range(0, filters, step)]
+    parts = [_cluster(points[first : first + step], numbers, settings, engine) for first in range(0, filters, step)]
     labels = torch.cat([part[0] for part in parts]) if parts else points.new_zeros(0, len(numbers), samples).long()
     index = torch.cat([part[1] for part in parts]) if parts else points.new_zeros(0, len(numbers))
     best = first_largest(index) if len(numbers) else torch.zeros(filters, dtype=torch.int64, device=points.device)
     return Clustering(torch.tensor(list(numbers), dtype=torch.int64), labels, index, best)
 
 
-def _cluster(points: Tensor, numbers: range, settings: AnalysisSettings) -> tuple[Tensor, Tensor]:
+def _cluster(points: Tensor, numbers: range, settings: AnalysisSettings, engine: Engine) -> tuple[Tensor, Tensor]:
     if not len(numbers):
         return points.new_zeros(len(points), 0, points.shape[1]).long(), points.new_zeros(len(points), 0)
-    draw = kmeans_plus_plus if settings.init == "kmeans" else random_samples
-    centres = draw(points, settings.n_init, numbers[-1], settings.seed)
-    fit = _fit_sklearn if settings.engine == "sklearn" else _fit
+    if settings.init == "kmeans":
+        centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
+    else:
+        centres = random_samples(points, settings.n_init, numbers[-1], settings.seed)
 
     def cluster(k: int) -> Tensor:
-        return fit(points, _start(points, centres[:, :, :k], settings))
+        """Labels `(F, N)` of the fit with the largest lower bound."""
+        fit = fit_mixtures(points, *_start(points, centres[:, :, :k], settings, engine), engine)
+        return fit.labels[torch.arange(len(points), device=points.device), first_largest(fit.lower_bound)]
 
-    if settings.engine == "sklearn" or compiled_for(points, None):  # these use all threads for each number
-        labels = torch.stack([cluster(k) for k in numbers], 1)
-    else:  # the largest number, which takes the longest, first
-        labels = torch.stack(torch_in_threads(cluster, reversed(numbers), like=points)[::-1], 1)
-    return labels, _index_sklearn(points, labels) if settings.engine == "sklearn" else calinski_harabasz(points, labels)
+    labels = torch.stack(engine.each(cluster, numbers, points), 1)
+    return labels, engine.calinski_harabasz(points, labels)
 
 
-def _start(points: Tensor, centres: Tensor, settings: AnalysisSettings) -> tuple[Tensor, ...]:
+def _start(
+    points: Tensor, centres: Tensor, settings: AnalysisSettings, engine: Engine
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and precisions to start from, one start a filter for k-means and `n_init` for random samples."""
-    labels = kmeans(points, centres)[:, None] if settings.init == "kmeans" else nearest(points, centres)
-    return cluster_parameters(points, labels, centres.shape[2], _REG_COVAR)
-
-
-def _fit(points: Tensor, start: tuple[Tensor, ...]) -> Tensor:
-    """Labels `(F, N)` of the fit with the largest lower bound."""
-    fit = fit_mixtures(points, *start, max_iter=_MAX_ITER, tol=_TOL, reg_covar=_REG_COVAR)
-    return fit.labels[torch.arange(len(points), device=points.device), first_largest(fit.lower_bound)]
-
-
-def _fit_sklearn(points: Tensor, start: tuple[Tensor, ...]) -> Tensor:
-    """As `_fit`, by scikit-learn, on all cores."""
-    from joblib import Parallel, delayed
-
-    arrays = [tensor.cpu().numpy() for tensor in (points, *start)]
-    labels = Parallel(n_jobs=-1)(delayed(sklearn_labels)(*filter_arrays) for filter_arrays in zip(*arrays, strict=True))
-    return torch.stack([torch.from_numpy(label) for label in labels]).to(points.device)
-
-
-def sklearn_labels(points: Any, weights: Any, means: Any, precisions: Any) -> Any:
-    """Labels `(N,)` of one filter's points `(N, 2)` by scikit-learn's `GaussianMixture` from S starts `(S, K, ...)`."""
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
-    bounds, labels = [], []
-    for weight, mean, precision in zip(weights, means, precisions, strict=True):
-        mixture = GaussianMixture(
-            len(weight),
-            weights_init=weight / weight.sum(),
-            means_init=mean,
-            precisions_init=precision,
-            init_params="random_from_data",  # whatever it draws is replaced by the start given
-            random_state=0,
-            max_iter=_MAX_ITER,
-            tol=_TOL,
-            reg_covar=_REG_COVAR,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # as in `fit_mixtures`, it may end at `max_iter`
-            labels.append(mixture.fit_predict(points))
-        bounds.append(mixture.lower_bound_)
-    return labels[int(first_largest(torch.tensor(bounds, dtype=torch.float64)))]
-
-
-def cluster_sizes(labels: Tensor) -> Tensor:
-    """Number of samples in each cluster `(..., K)` of labels `(..., N)`, K one more than the largest label."""
-    clusters = int(labels.max()) + 1 if labels.numel() else 0
-    sizes = torch.zeros(*labels.shape[:-1], clusters, dtype=torch.int64, device=labels.device)
-    return sizes.scatter_add_(-1, labels, torch.ones_like(labels))
-
-
-def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
-    """The Calinski-Harabasz index, [SSB / (k - 1)] / [SSW / (N - k)] with k occupied clusters.
-
-    Calinski and Harabasz, "A dendrite method for cluster analysis" (1974); as in scikit-learn, 1 if SSW is 0.
-
-    Args:
-        points: Points `(F, N, 2)`.
-        labels: Clusters `(F, M, N)`.
-
-    Returns:
-        The index `(F, M)`; 0 where it is not defined, with one occupied cluster or as many as samples.
-    """
-    samples = points.shape[1]
-    clusters = int(labels.max()) + 1 if labels.numel() else 0
-    if clusters == 0:
-        return points.new_zeros(labels.shape[:2])
-    centre = points.transpose(1, 2).contiguous().mean(2)[:, None]
-    sizes, means, covariances = cluster_moments(points - centre, labels, clusters)
-    occupied = (sizes > 0).sum(2)
-    # One by one: `sum` adds in an order that depends on the number of clusters, which other filters have a part in.
-    within, between = (
-        reduce(torch.add, (sizes * squares).unbind(2))
-        for squares in (covariances[..., 0] + covariances[..., 2], means.square().sum(3))
-    )
-    ratio = between * (samples - occupied) / (within * (occupied - 1))
-    index = torch.where(within > 0, ratio, 1.0).clamp(max=torch.finfo(points.dtype).max)
-    return torch.where((occupied > 1) & (occupied < samples), index, 0.0)
-
-
-def _index_sklearn(points: Tensor, labels: Tensor) -> Tensor:
-    from sklearn.metrics import calinski_harabasz_score
-
-    def index(own: Any, label: Any) -> float:
-        return float(calinski_harabasz_score(own, label)) if 1 < len(set(label.tolist())) < len(own) else 0.0
-
-    values = [
-        [index(own, label) for label in filter_labels]
-        for own, filter_labels in zip(points.cpu().numpy(), labels.cpu().numpy(), strict=True)
-    ]
-    return torch.tensor(values, dtype=points.dtype, device=points.device)
+    labels = kmeans(points, centres, engine)[:, None] if settings.init == "kmeans" else nearest(points, centres)
+    return cluster_parameters(points, labels, centres.shape[2], REG_COVAR, engine.cluster_moments)

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.backend import compiled_for
+from lightning_anomaly.clustering.engines import Engine
 
-__all__ = ["MixtureFit", "fit_mixtures"]
+__all__ = ["MAX_ITER", "REG_COVAR", "TOL", "MixtureFit", "fit_mixtures"]
 
-_CHUNK_BYTES = 2**21  # largest array of a chunk of mixtures in torch's loop, on the CPU
+# scikit-learn's defaults
+MAX_ITER = 100
+TOL = 1e-3
+REG_COVAR = 1e-6  # the points have unit spread
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,11 @@ def fit_mixtures(
     weights: Tensor,
     means: Tensor,
     precisions: Tensor,
+    engine: Engine,
     *,
-    max_iter: int = 100,
-    tol: float = 1e-3,
-    reg_covar: float = 1e-6,
-    compiled: bool | None = None,
+    max_iter: int = MAX_ITER,
+    tol: float = TOL,
+    reg_covar: float = REG_COVAR,
 ) -> MixtureFit:
     r"""Fit Gaussian mixtures by expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
 
@@ -59,22 +62,23 @@ def fit_mixtures(
         weights: Weights to start from `(F, S, K)`.
         means: Means to start from `(F, S, K, 2)`.
         precisions: Inverse covariances to start from `(F, S, K, 2, 2)`.
+        engine: What runs the loop. All do the same arithmetic, up to the order of sums.
         max_iter: Largest number of iterations.
         tol: A mixture has converged when its lower bound changes by less than this (nats).
         reg_covar: Added to the variances (squared units of the points).
-        compiled: Whether numba's loop runs instead of torch's: None decides by what is installed and where the points
-            are. Both do the same arithmetic, up to the order of sums.
 
     Returns:
         The fit. A mixture's result does not depend on the others.
 
     Raises:
-        ValueError: If shapes do not fit each other, or `compiled` is True where it cannot be.
+        ValueError: If shapes do not fit each other.
 
     Examples:
+        >>> from lightning_anomaly.clustering.engines import load_engine
         >>> points = torch.tensor([[[-1.0, 0], [-1, 1], [1, 0], [1, 1]]], dtype=torch.float64)
         >>> start = torch.tensor([[[[-1.0, 0], [1, 0]]]], dtype=torch.float64)
-        >>> fit = fit_mixtures(points, torch.full((1, 1, 2), 0.5).double(), start, torch.eye(2).expand(1, 1, 2, 2, 2))
+        >>> weights, precisions = torch.full((1, 1, 2), 0.5).double(), torch.eye(2).expand(1, 1, 2, 2, 2)
+        >>> fit = fit_mixtures(points, weights, start, precisions, load_engine("torch"))
         >>> fit.labels.tolist()
         [[[0, 0, 1, 1]]]
     """
@@ -94,19 +98,8 @@ def fit_mixtures(
     u11 = (p11 - u12 * u12).clamp(min=torch.finfo(p11.dtype).eps * p11).sqrt()  # rounding may leave less than nothing
     factors = torch.stack([u11, u12, u22], 3).to(points.dtype)
     w, mu, u = (tensor.to(points.dtype) for tensor in (weights, means, factors))
-    if compiled_for(points, compiled):
-        from lightning_anomaly.clustering.engines import numba_em
-
-        threads = torch.get_num_threads()
-        w, mu, u = (tensor.flatten(0, 1).clone() for tensor in (w, mu, u))
-        fitted = numba_em.em(points.numpy(), w.numpy(), mu.numpy(), u.numpy(), max_iter, tol, reg_covar, threads)
-        result = tuple(map(torch.from_numpy, fitted))
-    else:
-        from lightning_anomaly.clustering.engines import torch_em
-
-        result = torch_em.em(points, w, mu, u, max_iter, tol, reg_covar, _CHUNK_BYTES)
-    by_filter = [tensor.reshape(filters, starts, *tensor.shape[1:]) for tensor in result]
-    fitted_weights, fitted_means, fitted_factors, bound, labels, n_iter, converged = by_filter
+    fitted = engine.em(points, w, mu, u, max_iter=max_iter, tol=tol, reg_covar=reg_covar)
+    fitted_weights, fitted_means, fitted_factors, bound, labels, n_iter, converged = fitted
     return MixtureFit(fitted_weights, fitted_means, _covariances(fitted_factors), bound, labels, n_iter, converged)
 
 

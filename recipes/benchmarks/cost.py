@@ -26,7 +26,9 @@ from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.probe import run
 from lightning_anomaly.clustering.choice import cluster_filters
 from lightning_anomaly.clustering.em import fit_mixtures
-from lightning_anomaly.clustering.kmeans import cluster_parameters, kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from recipes.benchmarks.speed import REG_COVAR, Row, timed
 from recipes.common.data import ImageData, make_loaders
@@ -54,18 +56,20 @@ def growth(
     settings, on 512 samples or 512 filters; components run k-means and mixtures of one number of them on both.
     """
     settings = AnalysisSettings()
+    engine, _ = choose_engine(settings.engine, points.device)
     drawn = torch.randint(len(points), (max(filters),), generator=torch.Generator().manual_seed(0))
     probe, some = min(512, points.shape[1]), drawn[:512]
     many = points[drawn, :probe]
 
     def one_number(k: int) -> None:
         own = many[:512]
-        centres = kmeans_plus_plus(own, settings.n_init, k, settings.seed)
-        fit_mixtures(own, *cluster_parameters(own, kmeans(own, centres)[:, None], k, REG_COVAR))
+        centres = kmeans_plus_plus(own, settings.n_init, k, settings.seed, engine)
+        start = cluster_parameters(own, kmeans(own, centres, engine)[:, None], k, REG_COVAR, engine.cluster_moments)
+        fit_mixtures(own, *start, engine)
 
     work: dict[str, dict[int, Callable[[], Any]]] = {
-        "filters": {n: partial(cluster_filters, many[:n], settings) for n in filters},
-        "samples": {n: partial(cluster_filters, points[some, :n], settings) for n in samples},
+        "filters": {n: partial(cluster_filters, many[:n], settings, engine) for n in filters},
+        "samples": {n: partial(cluster_filters, points[some, :n], settings, engine) for n in samples},
         "components": {k: partial(one_number, k) for k in components},
     }
     table: list[Row] = []
@@ -116,14 +120,15 @@ def overhead(name: str, network: nn.Module, data: ImageData, batch_size: int, ba
     with_it, without = pl.Trainer(callbacks=[watcher], **SILENT), pl.Trainer(**SILENT)
     images = torch.cat([batch[0] for batch in val]).to(module.device)
     maps = capture(network, images, watcher.settings)
-    points = [(reduction.points[reduction.live]) for reduction in (reduce_maps(m.maps) for m in maps.values())]
+    engine, _ = choose_engine(watcher.settings.engine, images.device)
+    points = [(reduction.points[reduction.live]) for reduction in (reduce_maps(m.maps, engine) for m in maps.values())]
     work: dict[str, Callable[[], Any]] = {
         "with": lambda: with_it.validate(module, val, verbose=False),
         "without": lambda: without.validate(module, val, verbose=False),
         "hooked": lambda: capture(network, images, watcher.settings),
         "unhooked": lambda: run(network, images, MapCapture({})),
-        "pca": lambda: [reduce_maps(layer.maps) for layer in maps.values()],
-        "clustering": lambda: [cluster_filters(own, watcher.settings) for own in points],
+        "pca": lambda: [reduce_maps(layer.maps, engine) for layer in maps.values()],
+        "clustering": lambda: [cluster_filters(own, watcher.settings, engine) for own in points],
     }
     for function in work.values():
         function()

@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from statistics import median
 from typing import Any, cast
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,18 +29,20 @@ from torch import Tensor
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.clustering.backend import has_numba
-from lightning_anomaly.clustering.choice import Clustering, cluster_filters, sklearn_labels
-from lightning_anomaly.clustering.em import fit_mixtures
-from lightning_anomaly.clustering.kmeans import cluster_parameters, first_largest, kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.choice import Clustering, cluster_filters
+from lightning_anomaly.clustering.em import MAX_ITER, REG_COVAR, TOL, fit_mixtures
+from lightning_anomaly.clustering.engines import choose_engine, load_engine
+from lightning_anomaly.clustering.engines.sklearn_engine import fit_filter
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.clustering.ties import first_largest
 from lightning_anomaly.verdicts import outlier_samples
 
 __all__ = ["REG_COVAR", "Row", "live_points", "speed", "speed_cuda", "timed"]
 
 Row = dict[str, Any]
 Maps = Mapping[str, LayerMaps]
-REG_COVAR = 1e-6  # as in `cluster_filters`
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -57,7 +60,7 @@ def live_points(maps: Maps) -> tuple[Tensor, list[Tensor]]:
     """Points `(F, N, 2)` of the live filters of all layers, and each one's maps `(N, P)`."""
     points, rows = [], []
     for layer in maps.values():
-        reduction = reduce_maps(layer.maps)
+        reduction = reduce_maps(layer.maps, load_engine("torch"))
         points.append(reduction.points[reduction.live])
         rows += list(layer.maps.flatten(2).double()[:, reduction.live].unbind(1))
     return torch.cat(points), rows
@@ -76,7 +79,7 @@ def _one_thread() -> Iterator[None]:
 
 def plain_mixtures(points: Any, starts: Iterable[Sequence[Any]]) -> list[Any]:
     """Labels `(N,)` for each number of components, of one filter's points `(N, 2)` from given starts."""
-    return [sklearn_labels(points, *start) for start in starts]
+    return [fit_filter(points, *start, max_iter=MAX_ITER, tol=TOL, reg_covar=REG_COVAR)[4][0] for start in starts]
 
 
 def plain_analysis(rows: Any, starts: Sequence[Sequence[Any]] | None, centres: Any) -> tuple[list[Any], list[float]]:
@@ -103,34 +106,38 @@ def _kmeans_start(points: Any, centres: Any) -> list[Any]:
         fits = [KMeans(len(own), init=own, n_init=1, tol=0).fit(points) for own in centres]
     labels = min(fits, key=lambda fit: float(fit.inertia_)).labels_
     tensors = torch.from_numpy(points)[None], torch.from_numpy(labels).long()[None, None]
-    return [tensor[0].numpy() for tensor in cluster_parameters(*tensors, centres.shape[1], REG_COVAR)]
+    return [
+        tensor[0].numpy()
+        for tensor in cluster_parameters(*tensors, centres.shape[1], REG_COVAR, load_engine("torch").cluster_moments)
+    ]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to do in four ways: on all live filters by this package, on some of them by scikit-learn."""
+    """One thing to do in four ways: on all live filters by an engine of ours, on some of them by scikit-learn."""
 
     name: str
-    ours: Callable[[], Any]
+    ours: Callable[[Any], Any]
     theirs: Callable[..., Any]
     arguments: Sequence[tuple[Any, ...]]
     rounds: int
 
 
 def speed(network: str, maps: Maps, subset: int, rounds: int) -> list[Row]:
-    """Time the torch engine, with numba and without, against loops over scikit-learn on the same maps and starts.
+    """Time the engines of numba and torch against loops over scikit-learn on the same maps and starts.
 
     scikit-learn gets a random subset of the live filters; its time is scaled to all of them.
     """
     settings = AnalysisSettings()
+    engine, _ = choose_engine(settings.engine, torch.device("cpu"))
     points, rows = live_points(maps)
     chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:subset].sort().values.tolist()
-    centres = kmeans_plus_plus(points, settings.n_init, settings.max_components, settings.seed)
+    centres = kmeans_plus_plus(points, settings.n_init, settings.max_components, settings.seed, engine)
     numbers = range(2, settings.max_components + 1)
     starts = []
     for k in numbers:
-        labels = kmeans(points, centres[:, :, :k])[:, None]
-        starts.append(cluster_parameters(points, labels, k, REG_COVAR))
+        labels = kmeans(points, centres[:, :, :k], engine)[:, None]
+        starts.append(cluster_parameters(points, labels, k, REG_COVAR, engine.cluster_moments))
     own_points = [points[i].numpy() for i in chosen]
     own_rows = [rows[i].numpy() for i in chosen]
     own_starts = [[[tensor[i].numpy() for tensor in start] for start in starts] for i in chosen]
@@ -138,21 +145,21 @@ def speed(network: str, maps: Maps, subset: int, rounds: int) -> list[Row]:
     cases = [
         Case(
             "mixtures",
-            lambda: [fit_mixtures(points, *start) for start in starts],
+            lambda name: [fit_mixtures(points, *start, load_engine(name)) for start in starts],
             plain_mixtures,
             list(zip(own_points, own_starts, strict=True)),
             rounds,
         ),
         Case(
             "analysis, starts given to scikit-learn",
-            lambda: analyze_maps(maps, settings),
+            lambda name: analyze_maps(maps, replace(settings, engine=name)),
             plain_analysis,
             list(zip(own_rows, own_starts, own_centres, strict=True)),
             rounds,
         ),
         Case(
             "analysis, k-means by scikit-learn too",
-            lambda: analyze_maps(maps, settings),
+            lambda name: analyze_maps(maps, replace(settings, engine=name)),
             plain_analysis,
             [(own, None, own_centre) for own, own_centre in zip(own_rows, own_centres, strict=True)],
             1,
@@ -166,7 +173,7 @@ def speed(network: str, maps: Maps, subset: int, rounds: int) -> list[Row]:
 
 def _agreement(points: Tensor, found: Sequence[tuple[list[Any], list[float]]], settings: AnalysisSettings) -> Row:
     """Shares of filters for which both sides give the same number of components, verdict and outlier samples."""
-    ours = cluster_filters(points, settings)
+    ours = cluster_filters(points, settings, choose_engine(settings.engine, points.device)[0])
     labels = torch.stack([torch.from_numpy(np.stack(own)) for own, _ in found])
     index = torch.tensor([index for _, index in found], dtype=torch.float64)
     theirs = Clustering(ours.n_components, labels, index, first_largest(index))
@@ -183,12 +190,13 @@ def _race(case: Case, filters: int) -> Row:
     scale = filters / len(case.arguments)
     workers = Parallel(n_jobs=-1)
     seconds: dict[str, list[float]] = {"numba": [], "torch": [], "loop": [], "joblib": []}
-    case.ours()  # compiles, or loads what was compiled
+    engines = ["numba", "torch"] if find_spec("numba") else ["torch"]
+    for name in engines:
+        case.ours(name)  # compiles, or loads what was compiled
     workers(delayed(case.theirs)(*arguments) for arguments in case.arguments[:8])  # starts the processes
     for _ in range(case.rounds):
-        seconds["numba"].append(timed(case.ours) if has_numba() else float("nan"))
-        with patch("lightning_anomaly.clustering.backend.has_numba", lambda: False):
-            seconds["torch"].append(timed(case.ours))
+        for name in ("numba", "torch"):
+            seconds[name].append(timed(partial(case.ours, name)) if name in engines else float("nan"))
         with _one_thread():
             seconds["loop"].append(scale * timed(lambda: [case.theirs(*arguments) for arguments in case.arguments]))
         seconds["joblib"].append(
@@ -205,16 +213,16 @@ def _race(case: Case, filters: int) -> Row:
 
 
 def speed_cuda(network: str, maps: Maps, rounds: int) -> Row:
-    """The same work on the GPU: seconds of the mixtures and of the whole analysis, by the device's own events."""
+    """The same by torch on the GPU: seconds of the clustering and of the whole analysis, by the device's own events."""
     moved = {
         name: replace(layer, batches=[layer.maps.cuda()], zeros=None if layer.zeros is None else layer.zeros.cuda())
         for name, layer in maps.items()
     }
-    settings = AnalysisSettings()
+    settings, engine = AnalysisSettings(engine="torch"), load_engine("torch")
     event = cast(Any, torch.cuda.Event)  # whether it is typed depends on the version of torch
     points, _ = live_points(moved)
     work: dict[str, Callable[[], Any]] = {
-        "clustering": lambda: cluster_filters(points, settings),
+        "clustering": lambda: cluster_filters(points, settings, engine),
         "analysis": lambda: analyze_maps(moved, settings),
     }
     row: Row = {"network": network, "device": torch.cuda.get_device_name(), "filters": len(points)}

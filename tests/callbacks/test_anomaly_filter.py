@@ -59,7 +59,7 @@ class Values(pl.Callback):
         ({"n_init": 0}, r"`n_init` should be an integer of at least 1"),
         ({"rectify": 1}, r"`rectify` should be True or False"),
         ({"max_map_side": 0}, r"`max_map_side` should be an integer of at least 1"),
-        ({"engine": "jax"}, r"`engine` should be one of \['torch', 'sklearn'\]"),
+        ({"engine": "jax"}, r"`engine` should be one of \['auto', 'numba', 'torch', 'sklearn'\]"),
         ({"seed": -1}, r"`seed` should be an integer of at least 0"),
         ({"max_memory_mb": 0}, r"`max_memory_mb` should be an integer of at least 1"),
     ],

@@ -1,5 +1,7 @@
 """Starts: k-means is scikit-learn's from the same centres, and draws belong to a filter's points alone."""
 
+from functools import partial
+
 import numpy as np
 import oracle
 import properties
@@ -7,18 +9,22 @@ import pytest
 import torch
 import zoo
 
-from lightning_anomaly.clustering.kmeans import cluster_parameters, kmeans, kmeans_plus_plus, nearest, random_samples
+from lightning_anomaly.clustering.engines import choose_engine, load_engine
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus, random_samples
+from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.clustering.ties import nearest
 
-DRAWS = [kmeans_plus_plus, random_samples]
+AUTO, _ = choose_engine("auto", torch.device("cpu"))
+DRAWS = [partial(kmeans_plus_plus, engine=AUTO), random_samples]
 
 
 @pytest.mark.parametrize("n_clusters", [2, 3, 5])
 @pytest.mark.parametrize("kind", zoo.KINDS)
-def test_kmeans_is_scikit_learn_s_best_clustering_from_the_same_centres(kind, n_clusters, compiled):
+def test_kmeans_is_scikit_learn_s_best_clustering_from_the_same_centres(kind, n_clusters, engine):
     points = zoo.points(kind, 4, 120)
-    centres = kmeans_plus_plus(points, 6, n_clusters, seed=0)
-    labels = kmeans(points, centres, compiled=compiled)
+    centres = kmeans_plus_plus(points, 6, n_clusters, seed=0, engine=engine)
+    labels = kmeans(points, centres, engine)
     assert labels.shape == (4, 120)
     for index in range(4):
         expected, inertia = oracle.best_kmeans(points[index].numpy(), centres[index].numpy())
@@ -28,35 +34,36 @@ def test_kmeans_is_scikit_learn_s_best_clustering_from_the_same_centres(kind, n_
         assert np.array_equal(labels[index].numpy(), expected)
 
 
-def test_both_paths_give_the_same_clusterings_on_maps_of_a_trained_network(trained):
+def test_both_engines_give_the_same_clusterings_on_maps_of_a_trained_network(trained):
     pytest.importorskip("numba")
     with torch.no_grad():
         maps = trained.model[:5](trained.probe)
-    reduction = reduce_maps(maps)
+    reduction = reduce_maps(maps, AUTO)
     points = reduction.points[reduction.live]
     for n_clusters in (2, 5):
-        centres = kmeans_plus_plus(points, 10, n_clusters, seed=0)
-        assert torch.equal(kmeans(points, centres, compiled=True), kmeans(points, centres, compiled=False))
+        centres = kmeans_plus_plus(points, 10, n_clusters, seed=0, engine=AUTO)
+        plain, fast = (kmeans(points, centres, load_engine(name)) for name in ("torch", "numba"))
+        assert torch.equal(plain, fast)
 
 
-def test_a_cluster_that_loses_its_points_keeps_its_centre(compiled):
+def test_a_cluster_that_loses_its_points_keeps_its_centre(engine):
     points = torch.tensor([[[0.0, 0], [0, 1], [10, 0], [10, 1]]], dtype=torch.float64)
     centres = torch.tensor([[[[0.0, 0.5], [10, 0.5], [100, 100]]]], dtype=torch.float64)
-    assert kmeans(points, centres, compiled=compiled).tolist() == [[0, 0, 1, 1]]
+    assert kmeans(points, centres, engine).tolist() == [[0, 0, 1, 1]]
 
 
-def test_equal_distances_go_to_the_first_centre_and_equal_clusterings_to_the_first_start(compiled):
+def test_equal_distances_go_to_the_first_centre_and_equal_clusterings_to_the_first_start(engine):
     points = torch.tensor([[[-1.0, 0], [0, 0], [1, 0]]], dtype=torch.float64)
     centres = torch.tensor([[[[-1.0, 0], [1, 0]], [[1, 0], [-1, 0]]]], dtype=torch.float64)
-    assert kmeans(points, centres, compiled=compiled).tolist() == [[0, 0, 1]]
+    assert kmeans(points, centres, engine).tolist() == [[0, 0, 1]]
     assert nearest(points, centres).tolist() == [[[0, 0, 1], [1, 0, 0]]]
 
 
-def test_kmeans_leaves_its_arguments_alone(compiled):
+def test_kmeans_leaves_its_arguments_alone(engine):
     points = zoo.points("skewed", 2, 40)
     centres = random_samples(points, 3, 4, seed=0)
     before = points.clone(), centres.clone()
-    kmeans(points, centres, compiled=compiled)
+    kmeans(points, centres, engine)
     assert torch.equal(points, before[0])
     assert torch.equal(centres, before[1])
 
@@ -75,16 +82,16 @@ def test_centres_are_distinct_samples_wherever_there_are_enough(draw):
 
 def test_kmeans_plus_plus_takes_every_distinct_point_before_it_repeats_one():
     points = torch.tensor([[[0.0, 0]] * 30 + [[1, 0], [0, 1], [5, 5]]], dtype=torch.float64)
-    for start in kmeans_plus_plus(points, 50, 4, seed=0)[0].tolist():
+    for start in kmeans_plus_plus(points, 50, 4, seed=0, engine=AUTO)[0].tolist():
         assert len({tuple(centre) for centre in start}) == 4
     # and with fewer points than centres it gives what there is
-    assert kmeans_plus_plus(points[:, :30], 2, 4, seed=0).tolist() == [[[[0.0, 0]] * 4] * 2]
+    assert kmeans_plus_plus(points[:, :30], 2, 4, seed=0, engine=AUTO).tolist() == [[[[0.0, 0]] * 4] * 2]
 
 
 def test_kmeans_plus_plus_draws_in_proportion_to_the_squared_distance():
     # From the origin, 1 and 3 away: the second centre lies at 3 in 9 of 10 draws, given that the first is the origin.
     points = torch.tensor([[[0.0, 0], [1, 0], [0, 3]]], dtype=torch.float64)
-    centres = kmeans_plus_plus(points, 20000, 2, seed=0)[0]
+    centres = kmeans_plus_plus(points, 20000, 2, seed=0, engine=AUTO)[0]
     first, second = centres.unbind(1)
     at_origin = (first == 0).all(1)
     assert at_origin.double().mean().item() == pytest.approx(1 / 3, abs=0.015)
@@ -116,39 +123,18 @@ def test_draws_do_not_depend_on_the_order_of_the_samples_not_even_on_a_lattice(d
         assert torch.equal(draw(points[:, order], 8, 5, seed=0), draw(points, 8, 5, seed=0))
 
 
-@pytest.mark.parametrize("n_components", [2, 5])
 @pytest.mark.parametrize("kind", zoo.KINDS)
-def test_cluster_parameters_are_the_clusters_shares_means_and_inverse_covariances(kind, n_components):
-    points = zoo.points(kind, 3, 90)
-    labels = torch.stack([(torch.arange(90) * step) % n_components for step in (1, 3)]).expand(3, 2, 90)
-    weights, means, precisions = cluster_parameters(points, labels, n_components, 1e-2)
-    for index in range(3):
-        for start in range(2):
-            expected = oracle.cluster_parameters(points[index].numpy(), labels[0, start].numpy(), n_components, 1e-2)
-            for found, value in zip((weights, means, precisions), expected, strict=True):
-                np.testing.assert_allclose(found[index, start].numpy(), value, rtol=1e-9, atol=1e-12)
-
-
-def test_an_empty_cluster_gets_finite_parameters():
-    points = zoo.points("clustered", 1, 20)
-    weights, means, precisions = cluster_parameters(points, torch.zeros(1, 1, 20, dtype=torch.int64), 3, 1e-6)
-    assert all(tensor.isfinite().all() for tensor in (weights, means, precisions))
-    assert (weights[0, 0, 1:] < 1e-15).all()
-    assert weights.sum().item() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("kind", zoo.KINDS)
-def test_batched_equals_one_at_a_time(kind, compiled):
+def test_batched_equals_one_at_a_time(kind, engine):
     for samples, n_clusters in ((37, 5), (200, 3)):
         points = zoo.points(kind, 7, samples)
-        for draw in DRAWS:
+        for draw in (partial(kmeans_plus_plus, engine=engine), random_samples):
             properties.assert_batched_equals_one_at_a_time(lambda p: [draw(p, 4, n_clusters, seed=0)], points)  # noqa: B023
         centres = random_samples(points, 4, n_clusters, seed=0)
-        properties.assert_batched_equals_one_at_a_time(lambda p, c: [kmeans(p, c, compiled=compiled)], points, centres)
+        properties.assert_batched_equals_one_at_a_time(lambda p, c: [kmeans(p, c, engine)], points, centres)
         labels = nearest(points, centres)
         properties.assert_batched_equals_one_at_a_time(lambda p, c: [nearest(p, c)], points, centres)
         properties.assert_batched_equals_one_at_a_time(
-            lambda p, found: cluster_parameters(p, found, n_clusters, 1e-6),  # noqa: B023
+            lambda p, found: cluster_parameters(p, found, n_clusters, 1e-6, engine.cluster_moments),  # noqa: B023
             points,
             labels,
         )

@@ -8,7 +8,10 @@ import torch
 import zoo
 
 from lightning_anomaly.clustering import pca
+from lightning_anomaly.clustering.engines import _torch_pca, load_engine
 from lightning_anomaly.clustering.pca import reduce_maps
+
+TORCH = load_engine("torch")
 
 # A map's pixels, and samples: fewer and more than pixels, below and above the size from which directions are iterated.
 SHAPES = [
@@ -30,7 +33,7 @@ def up_to_sign(found, expected) -> np.ndarray:
 
 
 def parts(maps) -> tuple[torch.Tensor, ...]:
-    reduction = reduce_maps(maps.transpose(0, 1))
+    reduction = reduce_maps(maps.transpose(0, 1), TORCH)
     return reduction.points, reduction.explained, reduction.constant, reduction.finite
 
 
@@ -52,7 +55,7 @@ def spectrum(eigenvalues: list[float], samples: int, pixels: int) -> torch.Tenso
 def test_scores_are_scikit_learn_s_up_to_sign(kind, size, samples, dtype):
     # Asked for are 1e-5 of the first axis's spread; 6e-12 was measured, so 1e-9 has room for other BLAS libraries.
     maps = zoo.maps(kind, 3, samples, size).to(dtype)
-    reduction = reduce_maps(maps)
+    reduction = reduce_maps(maps, TORCH)
     for index in range(3):
         expected = oracle.pca_scores(maps[:, index].numpy())
         assert (up_to_sign(reduction.points[index].numpy(), expected) < 1e-9).all()
@@ -64,7 +67,7 @@ def test_scores_are_scikit_learn_s_up_to_sign(kind, size, samples, dtype):
 def test_scores_are_scikit_learn_s_when_the_third_eigenvalue_is_close_to_the_second(second, gap, samples, pixels):
     # An axis is only defined up to rounding / gap: both libraries' axes differ by that much from the true one.
     maps = spectrum([1.0, second, second * (1 - gap)], samples, pixels)
-    points = reduce_maps(maps[:, None]).points[0].numpy()
+    points = reduce_maps(maps[:, None], TORCH).points[0].numpy()
     assert (up_to_sign(points, oracle.pca_scores(maps.numpy())) < 1e-11 + 1e-14 / gap).all()
 
 
@@ -74,7 +77,7 @@ def test_scores_are_scikit_learn_s_when_the_third_eigenvalue_is_close_to_the_sec
 def test_the_plane_holds_the_two_largest_variances_however_close_the_third(second, gap, samples, pixels):
     # With equal eigenvalues the axes are arbitrary, but the variance they capture and their being uncorrelated are not.
     maps = spectrum([1.0, second, second * (1 - gap)], samples, pixels)
-    reduction = reduce_maps(maps[:, None])
+    reduction = reduce_maps(maps[:, None], TORCH)
     variance = reduction.points[0].square().mean(0)
     torch.testing.assert_close(variance, torch.tensor([1.0, second], dtype=torch.float64), rtol=1e-9, atol=0)
     assert (reduction.points[0, :, 0] * reduction.points[0, :, 1]).mean().abs() < 1e-9
@@ -85,49 +88,49 @@ def test_iteration_that_does_not_converge_ends_in_a_full_decomposition(monkeypat
     maps = torch.randn(100, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     exact = [oracle.pca_scores(maps[:, index].numpy()) for index in range(3)]
     for rounds in (12, 1, 0):
-        monkeypatch.setattr(pca, "_ROUNDS", rounds)
-        points = reduce_maps(maps).points.numpy()
+        monkeypatch.setattr(_torch_pca, "_ROUNDS", rounds)
+        points = reduce_maps(maps, TORCH).points.numpy()
         assert max(up_to_sign(points[index], exact[index]).max() for index in range(3)) < 1e-9
 
 
 def test_each_axis_points_to_its_largest_loading():
     maps = zoo.maps("skewed", 3, 50, (3, 3))
-    ours, theirs = reduce_maps(maps), reduce_maps(maps, engine="sklearn")
+    ours, theirs = reduce_maps(maps, TORCH), reduce_maps(maps, load_engine("sklearn"))
     torch.testing.assert_close(ours.points, theirs.points, rtol=0, atol=1e-9)
-    torch.testing.assert_close(reduce_maps(-maps).points.abs(), ours.points.abs(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(reduce_maps(-maps, TORCH).points.abs(), ours.points.abs(), rtol=0, atol=1e-9)
     for index in range(3):
         rows = maps[:, index].flatten(1) - maps[:, index].flatten(1).mean(0)
         loadings = rows.T @ ours.points[index]
         assert (loadings.gather(0, loadings.abs().argmax(0, keepdim=True)) > 0).all()
 
 
-@pytest.mark.parametrize("engine", ["torch", "sklearn"])
+@pytest.mark.parametrize("engine_name", ["torch", "sklearn"])
 @pytest.mark.parametrize(("size", "samples"), [((2, 2), 50), ((5, 5), 61), ((8, 8), 300)])
 def test_equal_maps_are_exactly_equal_points(size, samples, engine):
     """Else rounding decides among equal centres of a random start. Fewer samples than pixels: only nearly equal."""
     maps = zoo.maps("sparse", 4, samples, size)
     maps[::3] = maps[1]
-    points = reduce_maps(maps, engine=engine).points
+    points = reduce_maps(maps, engine).points
     for index in range(4):
         distinct = len(maps[:, index].flatten(1).unique(dim=0))
         assert distinct < 0.7 * samples
         assert len(points[index].unique(dim=0)) == distinct
 
 
-@pytest.mark.parametrize("engine", ["torch", "sklearn"])
+@pytest.mark.parametrize("engine_name", ["torch", "sklearn"])
 def test_points_are_centred_and_have_unit_spread_along_the_first_axis(engine):
     for kind in zoo.KINDS:
-        points = reduce_maps(zoo.maps(kind, 3, 40, (4, 4)), engine=engine).points
+        points = reduce_maps(zoo.maps(kind, 3, 40, (4, 4)), engine).points
         assert points.dtype == torch.float64
         assert points.mean(1).abs().max() < 1e-12
         torch.testing.assert_close(points[..., 0].square().mean(1), torch.ones(3).double(), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("engine", ["torch", "sklearn"])
+@pytest.mark.parametrize("engine_name", ["torch", "sklearn"])
 def test_maps_of_one_pixel_lie_on_a_line(engine):
     for shape in ((30, 2, 1, 1), (30, 2)):
         maps = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-        reduction = reduce_maps(maps, engine=engine)
+        reduction = reduce_maps(maps, engine)
         flat = maps.reshape(30, 2).double()
         expected = ((flat - flat.mean(0)) / flat.std(0, correction=0)).T
         torch.testing.assert_close(reduction.points[..., 0], expected, rtol=0, atol=1e-12)
@@ -136,10 +139,10 @@ def test_maps_of_one_pixel_lie_on_a_line(engine):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3])
-@pytest.mark.parametrize("engine", ["torch", "sklearn"])
+@pytest.mark.parametrize("engine_name", ["torch", "sklearn"])
 def test_very_few_samples_are_reduced_too(engine, samples):
     maps = torch.randn(samples, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    reduction = reduce_maps(maps, engine=engine)
+    reduction = reduce_maps(maps, engine)
     assert reduction.points.shape == (2, samples, 2)
     assert reduction.points.isfinite().all()
     assert reduction.constant.tolist() == [samples == 1] * 2
@@ -150,13 +153,13 @@ def test_a_filter_is_constant_if_only_rounding_is_left(dtype):
     eps = torch.finfo(dtype).eps
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20)[:, None].expand(40, 4)
     maps = torch.stack([3 + 3 * size * eps * sign for size in (0, 1, 2, 32)], 1).to(dtype)
-    assert reduce_maps(maps).constant.tolist() == [True, True, True, False]
+    assert reduce_maps(maps, TORCH).constant.tolist() == [True, True, True, False]
 
 
 def test_a_filter_with_nan_or_infinity_is_told_apart_and_its_points_are_zero():
     maps = torch.randn(20, 5, 3, 3, generator=torch.Generator().manual_seed(0))
     maps[3, 1, 0, 0], maps[3, 2, 0, 0], maps[:, 3], maps[0, 4, 1, 1] = torch.nan, torch.inf, 2.0, -torch.inf
-    reduction = reduce_maps(maps)
+    reduction = reduce_maps(maps, TORCH)
     assert reduction.finite.tolist() == [True, False, False, True, False]
     assert reduction.constant.tolist() == [False, False, False, True, False]
     assert reduction.live.tolist() == [True, False, False, False, False]
@@ -167,7 +170,7 @@ def test_a_filter_with_nan_or_infinity_is_told_apart_and_its_points_are_zero():
 def test_the_maps_are_left_alone():
     maps = zoo.maps("clustered", 2, 20, (3, 3))
     before = maps.clone()
-    reduce_maps(maps)
+    reduce_maps(maps, TORCH)
     assert torch.equal(maps, before)
 
 
@@ -191,7 +194,7 @@ def test_the_memory_bound_changes_nothing_and_cuts_the_work_into_pieces(monkeypa
     seen = []
     work = pca._reduce
     monkeypatch.setattr(pca, "_reduce", lambda maps, *rest: seen.append(maps.shape[1]) or work(maps, *rest))
-    reductions = [reduce_maps(maps, max_memory_mb=mb) for mb in (256, 1, 2)]
+    reductions = [reduce_maps(maps, TORCH, max_memory_mb=mb) for mb in (256, 1, 2)]
     assert seen == [9, 3, 3, 3, 6, 3]
     for reduction in reductions[1:]:
         assert torch.equal(reduction.points, reductions[0].points)
@@ -201,6 +204,6 @@ def test_the_memory_bound_changes_nothing_and_cuts_the_work_into_pieces(monkeypa
 @pytest.mark.parametrize("scale", [1e-300, 1e-10, 1e10, 1e300])
 def test_no_scale_overflows_or_underflows(scale):
     maps = zoo.maps("skewed", 3, 40, (4, 4))
-    reduction, scaled = reduce_maps(maps), reduce_maps(maps * scale)
+    reduction, scaled = reduce_maps(maps, TORCH), reduce_maps(maps * scale, TORCH)
     assert torch.equal(scaled.live, reduction.live)
     torch.testing.assert_close(scaled.points, reduction.points, rtol=0, atol=1e-9)

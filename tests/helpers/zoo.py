@@ -5,8 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_anomaly import AnalysisSettings
+from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.report import LayerReport
 
 
 def _clustered(filters: int, samples: int, generator: torch.Generator) -> Tensor:
@@ -74,3 +77,8 @@ def captured(values: Tensor, *, batch: int | None = None, max_map_side: int = 10
         with capture:
             layer(part)
     return capture.maps["layer"]
+
+
+def analysed(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:
+    """The report of one layer."""
+    return analyze_maps({"layer": layer}, settings).layers["layer"]

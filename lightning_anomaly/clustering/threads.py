@@ -1,48 +1,21 @@
-"""What the numbers are computed with: numba's compiled loops or plain torch, and how many threads."""
+"""How work is spread: over threads, and in operations of a size that suits the caches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["compiled_for", "has_numba", "in_threads", "ranges", "rows_at_a_time", "torch_in_threads"]
+__all__ = ["in_threads", "ranges", "rows_at_a_time", "torch_in_threads"]
 
 _Found = TypeVar("_Found")
 
 
-@cache
-def has_numba() -> bool:
-    """Whether numba can be imported; it comes with the extra `lightning-anomaly[fast]`."""
-    return find_spec("numba") is not None
-
-
-def compiled_for(points: Tensor, compiled: bool | None) -> bool:
-    """Decide what runs: the compiled loops take float64 on the CPU, where numba is installed.
-
-    Args:
-        points: The points to cluster.
-        compiled: True or False decide; None takes the compiled loops where they can run.
-
-    Raises:
-        ValueError: If `compiled` is True and they cannot run.
-    """
-    possible = has_numba() and points.device.type == "cpu" and points.dtype == torch.float64
-    if compiled and not possible:
-        raise ValueError(
-            "Parameter `compiled` should be True only with numba installed and float64 points on the CPU. "
-            f"Found {points.dtype} on {points.device}, numba {'installed' if has_numba() else 'missing'}."
-        )
-    return possible if compiled is None else compiled
-
-
-def in_threads(work: Callable[[int, int], None], count: int, threads: int) -> None:
-    """Split `count` pieces of work among threads, in ranges short enough to even out what they cost.
+def in_threads(work: Callable[[int, int], None], count: int) -> None:
+    """Split `count` pieces of work among as many threads as torch uses, in ranges that even out what they cost.
 
     The threads are Python's own (the compiled loops release the interpreter lock) and end with each call: numba's
     OpenMP pool would abort any process that forks afterwards, as a `DataLoader` with workers does.
@@ -50,8 +23,8 @@ def in_threads(work: Callable[[int, int], None], count: int, threads: int) -> No
     Args:
         work: Does the pieces from its first argument up to its second.
         count: Number of pieces.
-        threads: Number of threads.
     """
+    threads = torch.get_num_threads()
     step = max(1, min(64, count // (4 * threads)))
     if threads == 1 or count <= step:
         work(0, count)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.clustering.backend import ranges, torch_in_threads
 from lightning_anomaly.clustering.choice import cluster_filters
+from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.clustering.threads import ranges, torch_in_threads
 
 
 def test_each_thread_works_alone_and_the_setting_is_as_before(two_threads):
@@ -37,17 +38,15 @@ def test_a_range_for_each_thread_and_one_for_no_filters(two_threads):
     assert [own.shape for own in ranges(torch.zeros(0, 2))[0]] == [(0, 2)]
 
 
-def test_the_number_of_threads_changes_nothing(trained, compiled):
-    from lightning_anomaly.clustering.pca import reduce_maps
-
+def test_the_number_of_threads_changes_nothing(trained, engine):
     with torch.no_grad():
         maps = trained.model[:5](trained.probe)
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         try:
-            reduction = reduce_maps(maps)
-            clustering = cluster_filters(reduction.points[reduction.live], AnalysisSettings(n_init=5))
+            reduction = reduce_maps(maps, engine)
+            clustering = cluster_filters(reduction.points[reduction.live], AnalysisSettings(n_init=5), engine)
         finally:
             torch.set_num_threads(1)
         found.append((reduction.points, clustering.labels, clustering.calinski_harabasz))

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from lightning_anomaly.clustering.backend import in_threads
+from lightning_anomaly.clustering.threads import in_threads
 
 __all__ = ["compile_loop", "coordinates", "em"]
 
@@ -221,7 +221,7 @@ def _em(
 
 
 def em(
-    points: _Array, weights: _Array, means: _Array, factors: _Array, max_iter: int, tol: float, reg: float, threads: int
+    points: _Array, weights: _Array, means: _Array, factors: _Array, max_iter: int, tol: float, reg: float
 ) -> tuple[npt.NDArray[Any], ...]:
     """Run EM in place on `weights` `(F * S, K)`, `means` `(F * S, K, 2)` and `factors` `(F * S, K, 3)` of S starts.
 
@@ -236,7 +236,7 @@ def em(
     labels = np.empty((mixtures, xs.shape[1]), np.int64)
     factors *= _SCALE
     arguments = (xs, ys, weights, means, factors, max_iter, tol, reg, bounds, n_iter, converged, labels)
-    in_threads(lambda first, last: _em(*arguments, first, last), mixtures, threads)
+    in_threads(lambda first, last: _em(*arguments, first, last), mixtures)
     factors /= _SCALE
     return weights, means, factors, bounds, labels, n_iter, converged
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.backend import ranges, rows_at_a_time, torch_in_threads
+from lightning_anomaly.clustering.threads import ranges, rows_at_a_time, torch_in_threads
+from lightning_anomaly.clustering.ties import first_largest, in_order, nearest
 
 __all__ = ["cluster_moments", "kmeans", "kmeans_plus_plus"]
 
 
 def kmeans_plus_plus(points: Tensor, uniform: Tensor) -> Tensor:
-    """Centres `(F, S, K, 2)` drawn by numbers `(S, K)` from points `(F, N, 2)`, in the order they have."""
+    """See `Engine`."""
 
     def draw(points: Tensor) -> Tensor:
         x, y = points.permute(2, 0, 1).contiguous()[:, :, None].expand(-1, -1, len(uniform), -1)
@@ -20,7 +21,7 @@ def kmeans_plus_plus(points: Tensor, uniform: Tensor) -> Tensor:
             [_draw(*part, uniform) for part in zip(torch.split(x, step), torch.split(y, step), strict=True)]
         )
 
-    return torch.cat(torch_in_threads(draw, *ranges(points), like=points))
+    return torch.cat(torch_in_threads(draw, *ranges(in_order(points)), like=points))
 
 
 def _draw(x: Tensor, y: Tensor, uniform: Tensor) -> Tensor:
@@ -38,8 +39,8 @@ def _draw(x: Tensor, y: Tensor, uniform: Tensor) -> Tensor:
     return torch.stack(centres, 2)
 
 
-def kmeans(points: Tensor, centres: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
-    """The last centres `(F, S, K, 2)` of k-means of points `(F, N, 2)` from `centres`, and the inertia `(F, S)`."""
+def kmeans(points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
+    """See `Engine`."""
 
     def cluster(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
         found = centres.flatten(0, 1).permute(2, 1, 0).contiguous()
@@ -49,7 +50,9 @@ def kmeans(points: Tensor, centres: Tensor, max_iter: int) -> tuple[Tensor, Tens
         return found.permute(2, 1, 0).reshape(centres.shape), inertia.view(centres.shape[:2])
 
     parts = torch_in_threads(cluster, *ranges(points, centres), like=points)
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    found, inertia = (torch.cat(part) for part in zip(*parts, strict=True))
+    best = first_largest(-inertia)[:, None, None, None].expand(-1, 1, *found.shape[2:])
+    return nearest(points, found.gather(1, best))[:, 0]
 
 
 def _lloyd(coordinates: Tensor, found: Tensor, inertia: Tensor, max_iter: int) -> None:
@@ -107,7 +110,7 @@ def _assign(
 
 
 def cluster_moments(points: Tensor, labels: Tensor, clusters: int) -> Tensor:
-    """Size, mean x, y and covariances xx, xy, yy `(F, S, K, 6)` of the clusters of labels `(F, S, N)`; 0 if empty."""
+    """See `Engine`."""
 
     def moments(points: Tensor, labels: Tensor) -> Tensor:
         x, y = points.permute(2, 0, 1).contiguous()[:, :, None]

@@ -1,12 +1,13 @@
-"""The loops of `kmeans.py`, compiled by numba: a filter at a time, with inner loops as in `numba_em.py`."""
+"""The loops of `kmeans.py`, compiled by numba: a filter at a time, with inner loops as in `_numba_em.py`."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_anomaly.clustering.backend import in_threads
-from lightning_anomaly.clustering.engines.numba_em import compile_loop, coordinates
+from lightning_anomaly.clustering.engines._numba_em import compile_loop, coordinates
+from lightning_anomaly.clustering.threads import in_threads
+from lightning_anomaly.clustering.ties import SAME
 
 __all__ = ["cluster_moments", "kmeans", "kmeans_plus_plus"]
 
@@ -122,12 +123,12 @@ def _lloyd(
                 labels[f] = label
 
 
-def kmeans(points: _Array, centres: _Array, max_iter: int, same: float, threads: int) -> _Integers:
+def kmeans(points: _Array, centres: _Array, max_iter: int) -> _Integers:
     """Labels `(F, N)` of the best of S k-means clusterings from `centres` `(F, S, K, 2)`."""
     xs, ys = coordinates(points)
     labels = np.zeros(xs.shape, np.int64)
     centres = centres.copy()
-    in_threads(lambda first, last: _lloyd(xs, ys, centres, max_iter, same, labels, first, last), len(xs), threads)
+    in_threads(lambda first, last: _lloyd(xs, ys, centres, max_iter, SAME, labels, first, last), len(xs))
     return labels
 
 
@@ -157,12 +158,12 @@ def _draw(xs: _Array, ys: _Array, uniform: _Array, centres: _Array, first: int, 
                     sums[b] = total
 
 
-def kmeans_plus_plus(points: _Array, uniform: _Array, threads: int) -> _Array:
+def kmeans_plus_plus(points: _Array, uniform: _Array) -> _Array:
     """Centres `(F, S, K, 2)` drawn from points `(F, N, 2)`, in the order of their coordinates, by numbers `(S, K)`."""
     in_order = np.sort(np.ascontiguousarray(points).view(np.complex128)[..., 0], axis=1)
     xs, ys = np.ascontiguousarray(in_order.real), np.ascontiguousarray(in_order.imag)
     centres = np.empty((len(xs), *uniform.shape, 2))
-    in_threads(lambda first, last: _draw(xs, ys, uniform, centres, first, last), len(xs), threads)
+    in_threads(lambda first, last: _draw(xs, ys, uniform, centres, first, last), len(xs))
     return centres
 
 
@@ -189,10 +190,10 @@ def _moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array, first: 
                     out[3], out[4], out[5] = xx / size, xy / size, yy / size
 
 
-def cluster_moments(points: _Array, labels: _Integers, clusters: int, threads: int) -> _Array:
+def cluster_moments(points: _Array, labels: _Integers, clusters: int) -> _Array:
     """Size, mean x, y and covariances xx, xy, yy `(F, S, K, 6)` of the clusters of labels `(F, S, N)`; 0 if empty."""
     xs, ys = coordinates(points)
     labels = np.ascontiguousarray(labels)
     moments = np.zeros((*labels.shape[:2], clusters, 6))
-    in_threads(lambda first, last: _moments(xs, ys, labels, moments, first, last), len(xs), threads)
+    in_threads(lambda first, last: _moments(xs, ys, labels, moments, first, last), len(xs))
     return moments

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.backend import ranges, rows_at_a_time, torch_in_threads
+from lightning_anomaly.clustering.threads import ranges, rows_at_a_time, torch_in_threads
 
 __all__ = ["em"]
 
@@ -17,6 +17,7 @@ _LN2 = math.log(2)
 _SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(_SCALE y)^2: torch's `exp2` takes half the time of its `exp`
 _LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi) and what scaled factors add to the logarithm of a density
 _CHECK_EVERY = 8  # iterations between two looks at who has converged, where looking means waiting for a GPU
+_CHUNK_BYTES = 2**21  # largest array of the E-step on the CPU
 _ALIGN = 64  # rows are padded to whole vectors
 
 
@@ -28,7 +29,6 @@ def em(
     max_iter: int,
     tol: float,
     reg: float,
-    chunk_bytes: int,
 ) -> tuple[Tensor, ...]:
     """EM of S mixtures for each filter of points `(F, N, 2)`; a mixture leaves the batch when it has converged.
 
@@ -37,15 +37,14 @@ def em(
         weights: Weights to start from `(F, S, K)`.
         means: Means to start from `(F, S, K, 2)`.
         factors: Upper triangular factors of the precisions `(F, S, K, 3)`.
-        max_iter: See `fit_mixtures`, as for `tol` and `reg`.
+        max_iter: See `fit_mixtures`, as for `tol` and `reg`, its `reg_covar`.
         tol: See there.
         reg: See there.
-        chunk_bytes: Size of the E-step's arrays on the CPU (bytes).
 
     Returns:
         Weights, means, factors, lower bounds `(F * S,)`, labels `(F * S, N)`, iterations and convergence.
     """
-    fit = partial(_em, max_iter=max_iter, tol=tol, reg=reg, chunk_bytes=chunk_bytes)
+    fit = partial(_em, max_iter=max_iter, tol=tol, reg=reg)
     fitted = torch_in_threads(fit, *ranges(points, weights, means, factors), like=points)
     return tuple(torch.cat(part) for part in zip(*fitted, strict=True))
 
@@ -58,7 +57,6 @@ def _em(
     max_iter: int,
     tol: float,
     reg: float,
-    chunk_bytes: int,
 ) -> tuple[Tensor, ...]:
     weights, means, factors = (tensor.flatten(0, 1) for tensor in (weights, means, factors))
     mixtures, components = weights.shape
@@ -69,7 +67,7 @@ def _em(
     row = components * (samples + padding)
     rows = rows_at_a_time(row, points)
     if on_cpu:
-        rows = max(1, min(rows, chunk_bytes // (row * points.element_size())))
+        rows = max(1, min(rows, _CHUNK_BYTES // (row * points.element_size())))
     # Means, u11, u22, u12 and weights in one tensor (6, K, F * S), along whose last axis the M-step's operations go; in
     # float64 also for float32 points: it costs nothing, and a determinant is a difference.
     parts = [*means.unbind(2), *(factors[..., [0, 2, 1]] * _SCALE).unbind(2), weights]

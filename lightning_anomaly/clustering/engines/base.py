@@ -1,0 +1,110 @@
+"""What an engine does: the operations that take the time, each on many filters at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.clustering.moments import calinski_harabasz
+
+__all__ = ["Engine"]
+
+
+class Engine(ABC):
+    """The loops of an analysis; the mathematics around them is the same for every engine.
+
+    Points are float64, in units of their spread, on the device that `device` names. No operation changes its arguments,
+    and each gives a filter exactly what it would give that filter alone.
+    """
+
+    @abstractmethod
+    def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores on the first two principal components `(F, N, 2)` and the components' axes.
+
+        Args:
+            rows: Maps `(F, N, P)` as rows of pixels, centred, of filters that are not constant.
+
+        Returns:
+            The scores, the second ones zero if there is one pixel only, and axes `(F, P, 2)` of any length. Which of
+            its two directions an axis has does not matter. More rows of zeros may follow the P.
+        """
+
+    @abstractmethod
+    def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
+        """Centres drawn by k-means++.
+
+        Args:
+            points: Points `(F, N, 2)`.
+            uniform: A random number from 0 to 1 for each centre `(S, K)`. It chooses among the points in the order of
+                their first coordinate, equals in that of their second.
+
+        Returns:
+            Centres `(F, S, K, 2)`.
+        """
+
+    @abstractmethod
+    def kmeans(self, points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
+        """Lloyd's algorithm from several starts, each until its inertia no longer falls.
+
+        Args:
+            points: Points `(F, N, 2)`.
+            centres: Starts `(F, S, K, 2)`.
+            max_iter: Largest number of iterations.
+
+        Returns:
+            Labels `(F, N)` of the start with the smallest inertia, the first of those equal up to rounding. Of equally
+            near centres the first counts; one that loses all its points stays where it is.
+        """
+
+    @abstractmethod
+    def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
+        """Size, mean x, y and covariances xx, xy, yy `(F, S, K, 6)` of clusters, zeros for empty ones.
+
+        Args:
+            points: Points `(F, N, 2)`.
+            labels: Labels `(F, S, N)` from 0 to `n_clusters - 1`.
+            n_clusters: Number of clusters, K.
+        """
+
+    @abstractmethod
+    def em(
+        self,
+        points: Tensor,
+        weights: Tensor,
+        means: Tensor,
+        factors: Tensor,
+        *,
+        max_iter: int,
+        tol: float,
+        reg_covar: float,
+    ) -> tuple[Tensor, ...]:
+        """Expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
+
+        Args:
+            points: Points `(F, N, 2)`.
+            weights: Weights to start from `(F, S, K)`.
+            means: Means to start from `(F, S, K, 2)`.
+            factors: `u11`, `u12` and `u22` of the upper triangular U with `U U^T` the precision to start from
+                `(F, S, K, 3)`.
+            max_iter: See `fit_mixtures`, as for `tol` and `reg_covar`.
+            tol: See there.
+            reg_covar: See there.
+
+        Returns:
+            Weights, means, factors, and as in `MixtureFit` lower bounds, labels, iterations and convergence.
+        """
+
+    def calinski_harabasz(self, points: Tensor, labels: Tensor) -> Tensor:
+        """The index `(F, M)` of clusterings `(F, M, N)` of points `(F, N, 2)`, see `moments.calinski_harabasz`."""
+        return calinski_harabasz(points, labels, self.cluster_moments)
+
+    def each(self, work: Callable[[int], Tensor], numbers: Sequence[int], points: Tensor) -> list[Tensor]:
+        """The results of work on points for each number of components: in turn, as an operation uses all threads."""
+        return [work(number) for number in numbers]
+
+    def device(self, maps: torch.device) -> torch.device:
+        """Where to work on maps that lie on a device."""
+        return torch.device("cpu")

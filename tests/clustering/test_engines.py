@@ -1,0 +1,124 @@
+"""One interface: who is chosen, what is said about it, and that every engine is one."""
+
+import sys
+from dataclasses import replace
+from typing import get_args
+
+import oracle
+import properties
+import pytest
+import torch
+import zoo
+
+from lightning_anomaly import AnalysisSettings
+from lightning_anomaly.analysis import analyze_maps
+from lightning_anomaly.clustering import engines
+from lightning_anomaly.clustering.em import fit_mixtures
+from lightning_anomaly.clustering.engines import Engine, choose_engine, load_engine
+from lightning_anomaly.clustering.engines.torch_engine import TorchEngine
+from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.moments import cluster_parameters
+from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.settings import Engine as EngineName
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
+
+
+@pytest.fixture
+def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if numba were not installed."""
+    monkeypatch.setitem(sys.modules, "numba", None)
+    for name in ("numba_engine", "_numba_em", "_numba_kmeans"):
+        monkeypatch.delitem(sys.modules, f"{engines.__name__}.{name}", raising=False)
+        monkeypatch.delattr(engines, name, raising=False)
+
+
+def test_every_name_of_the_settings_but_auto_is_an_engine():
+    pytest.importorskip("numba")
+    auto, *names = get_args(EngineName)
+    assert auto == AnalysisSettings().engine == "auto"
+    loaded = [load_engine(name) for name in names]
+    assert all(isinstance(engine, Engine) for engine in loaded)
+    assert len({type(engine) for engine in loaded}) == len(names)
+
+
+def test_auto_is_numba_on_the_cpu_and_nothing_is_said():
+    pytest.importorskip("numba")
+    engine, note = choose_engine("auto", CPU)
+    assert type(engine) is type(load_engine("numba"))
+    assert note is None
+
+
+def test_auto_takes_the_maps_of_a_gpu_to_the_cpu_and_says_so():
+    pytest.importorskip("numba")
+    engine, note = choose_engine("auto", GPU)
+    assert engine.device(GPU) == CPU
+    assert note.startswith("The maps are on cuda:1 and are taken to the CPU, where numba clusters the filters")
+    assert '`engine = "torch"` clusters them where they are' in note
+
+
+def test_torch_stays_where_the_maps_are_unless_there_are_no_doubles():
+    engine, note = choose_engine("torch", GPU)
+    assert note is None
+    assert engine.device(GPU) == GPU
+    assert engine.device(torch.device("mps")) == CPU
+
+
+def test_maps_go_where_the_engine_wants_them():
+    class Recording(TorchEngine):
+        def __init__(self):
+            self.asked = []
+
+        def device(self, maps):
+            self.asked.append(maps)
+            return CPU
+
+    engine = Recording()
+    reduce_maps(zoo.maps("skewed", 2, 20, (2, 2)), engine)
+    assert engine.asked == [CPU]
+
+
+def test_without_numba_auto_is_torch_and_the_report_says_what_that_costs_and_how_to_get_it(without_numba):
+    layers = {kind: zoo.captured(zoo.maps(kind, 3, 60, (3, 3))) for kind in ("clustered", "sparse")}
+    settings = AnalysisSettings(n_init=3)
+    report, plain = (analyze_maps(layers, replace(settings, engine=name)) for name in ("auto", "torch"))
+    assert report.notes.keys() - plain.notes.keys() == {"engine"}
+    assert "plain torch clusters the filters, which takes four to five times as long" in report.notes["engine"]
+    assert 'pip install "lightning-anomaly[fast]"' in report.notes["engine"]
+    for name, layer in report.layers.items():
+        properties.assert_same(layer, plain.layers[name])
+
+
+def test_without_a_layer_nothing_is_said_about_the_engine(without_numba):
+    assert list(analyze_maps({}, AnalysisSettings()).notes) == ["no layers"]
+
+
+def test_an_engine_whose_package_is_missing_is_an_error_that_names_it(without_numba):
+    with pytest.raises(ValueError, match=r"`engine` should name an engine .* Found `engine = 'numba'`.*of numba"):
+        choose_engine("numba", CPU)
+
+
+def test_numba_takes_nothing_but_doubles():
+    pytest.importorskip("numba")
+    engine, points = load_engine("numba"), zoo.points("clustered", 2, 30).float()
+    with pytest.raises(ValueError, match=r"`points` should be float64 and on the CPU .*Found torch\.float32 on cpu\."):
+        kmeans_plus_plus(points, 2, 3, 0, engine)
+
+
+@pytest.mark.parametrize("n_starts", [1, 3])
+def test_the_sklearn_engine_fits_from_the_start_that_it_is_given(n_starts, no_processes):
+    engine = load_engine("sklearn")
+    points = zoo.points("skewed", 2, 80)
+    centres = kmeans_plus_plus(points, n_starts, 3, 0, engine)
+    labels = torch.stack([kmeans(points, centres[:, [s]], engine) for s in range(n_starts)], 1)
+    start = cluster_parameters(points, labels, 3, 1e-6, engine.cluster_moments)
+    fit = fit_mixtures(points, *start, engine)
+    for f in range(2):
+        for s in range(n_starts):
+            expected = oracle.fit_mixture(points[f].numpy(), *(tensor[f, s].numpy() for tensor in start))
+            for name in ("weights", "means", "covariances", "lower_bound"):
+                torch.testing.assert_close(
+                    getattr(fit, name)[f, s], torch.as_tensor(getattr(expected, name)), rtol=0, atol=1e-10
+                )
+            assert fit.labels[f, s].tolist() == expected.labels.tolist()
+            assert (fit.n_iter[f, s], fit.converged[f, s]) == (expected.n_iter, expected.converged)
