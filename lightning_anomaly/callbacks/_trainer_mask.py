@@ -14,7 +14,7 @@ from lightning_anomaly.callbacks._processes import decided_by_first
 from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
-from lightning_anomaly.pruning.norms import FlowObserver, NormFlow, is_norm
+from lightning_anomaly.pruning.norms import FlowObserver, NormFlow, is_norm, plain_norms
 
 __all__ = ["TrainerMask", "check_maskable"]
 
@@ -58,14 +58,16 @@ class TrainerMask:
         empty: dict[str, Any] = {"filters": {}, "norms": {}}
         return {
             "mask": self.mask.state_dict() if self.mask is not None else self._loaded or empty,
-            "norms": {conv: list(norms) for conv, norms in self._flow.norms.items()},
+            "norms": plain_norms(self._flow.norms),
             "shared_norms": list(self._flow.shared),
+            "lost_norms": {layer: list(norms) for layer, norms in self._flow.lost.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave, into a new object; the filters are masked when the fit starts."""
         self._loaded = state["mask"]
-        self._flow = NormFlow(state["norms"], frozenset(state["shared_norms"]))
+        # Checkpoints of before functions were followed have nothing on what was lost.
+        self._flow = NormFlow(state["norms"], frozenset(state["shared_norms"]), state.get("lost_norms", {}))
 
     def start(self, pl_module: Any) -> None:
         """Begins a fit: masks what a checkpoint had masked."""
@@ -81,7 +83,7 @@ class TrainerMask:
         self._observer = None
 
     def before_batch(self) -> None:
-        """Hooks the model for a validation step, to see which normalisation takes which convolution's output."""
+        """Hooks the model for a validation step, to see which normalisation is behind which convolution."""
         if self._observer is not None:
             self._observer.attach()
 
@@ -89,7 +91,8 @@ class TrainerMask:
         """Takes the hooks off again; a second call does nothing."""
         if self._observer is not None:
             self._observer.remove()
-            self._flow = self._observer.flow if self._observer.flow.norms else self._flow
+            flow = self._observer.flow
+            self._flow = flow if flow.norms else self._flow
 
     def add(self, trainer: Any, pl_module: Any, choose: Callable[[], dict[str, list[int]]]) -> dict[str, list[int]]:
         """Masks filters, in all processes.
@@ -106,16 +109,22 @@ class TrainerMask:
         # Also the flow is that of process 0: what another one observed may have been an empty batch.
         chosen, flow = decided_by_first(trainer, lambda: (choose(), self._flow))
         has_norms = any(is_norm(module) for module in modules_by_name(pl_module).values())
-        masked: dict[str, list[int]] = {}
-        for layer, filters in chosen.items():
-            try:
-                self.mask.add({layer: filters}, flow=flow if has_norms else None, optimizers=trainer.optimizers)
-                masked[layer] = filters
-            except ValueError as error:
-                message = f"AnomalyPruneCallback leaves layer '{layer}' as it is. {error}"
-                self._warn(message, message)
+        masked = self._add(trainer, chosen, flow if has_norms else None) if chosen else {}
         self.keep_everywhere(trainer, pl_module)
         return masked
+
+    def _add(self, trainer: Any, chosen: dict[str, list[int]], flow: NormFlow | None) -> dict[str, list[int]]:
+        assert self.mask is not None
+        try:
+            self.mask.add(chosen, flow=flow, optimizers=trainer.optimizers)  # all at once: at most one warning
+            return chosen
+        except ValueError as error:
+            if len(chosen) > 1:
+                parts = [self._add(trainer, {layer: filters}, flow) for layer, filters in chosen.items()]
+                return {layer: filters for part in parts for layer, filters in part.items()}
+            message = f"AnomalyPruneCallback leaves layer '{next(iter(chosen))}' as it is. {error}"
+            self._warn(message, message)
+            return {}
 
     def keep_gradients(self) -> None:
         """Zeroes the gradients of the masked filters."""

@@ -1,4 +1,4 @@
-"""Where the values of a filter are: its rows in the parameters of its convolution and of the norm behind that."""
+"""Where the values of a filter are: its rows in the parameters of its convolution and of the norms behind that."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Rows:
     Attributes:
         owner: The module that has the tensor, which may be replaced there (`load_state_dict(assign=True)`).
         name: The tensor's attribute in `owner`.
-        filters: The filters.
+        filters: The filters; of a norm, its channels.
         index: Where they are in the tensor, one entry per indexed axis.
         fill: What they are set to; None if they are only remembered.
         saved: What they were before; None if that is not known.
@@ -141,13 +141,13 @@ def _weight_norm(conv: Any) -> tuple[nn.Module, str, str] | None:
 
 
 @_editing()
-def norm_rows(name: str, norm: Any, filters: list[int]) -> list[Rows]:
-    """The rows of a BatchNorm or InstanceNorm that belong to some of the filters before it.
+def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
+    """The rows of a BatchNorm or InstanceNorm that belong to some of its channels.
 
     Args:
         name: The layer's name, for errors.
         norm: The layer.
-        filters: Filters from 0 to `norm.num_features - 1`.
+        channels: Channels from 0 to `norm.num_features - 1`.
 
     Returns:
         Rows of the weight and bias, and of the running statistics.
@@ -161,12 +161,12 @@ def norm_rows(name: str, norm: Any, filters: list[int]) -> list[Rows]:
             "Parameter `filters` should name layers that are followed by a norm with plain parameters. Found "
             f"'{name}' with {_parameter_names(norm)}."
         )
-    channels = (torch.tensor(filters),)
+    index = (torch.tensor(channels),)
     # Statistics are remembered, as those of a map of zeros would blow up a restored filter. Without a weight the output
     # in evaluation is (0 - running mean) / std: it is 0 where the running mean is.
     fills = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0 if norm.weight is None else None, "running_var": None}
     present = {attribute: fill for attribute, fill in fills.items() if getattr(norm, attribute) is not None}
-    return [Rows(norm, attribute, filters, channels, fill) for attribute, fill in present.items()]
+    return [Rows(norm, attribute, channels, index, fill) for attribute, fill in present.items()]
 
 
 def _refuse_lazy(layer: str, module: nn.Module) -> None:

@@ -8,15 +8,24 @@ from numbers import Integral
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.pruning.filter_rows import Rows, conv_rows, norm_rows
-from lightning_anomaly.pruning.norms import NormFlow, is_norm, observe_flow
+from lightning_anomaly.pruning.norms import Fed, NormFlow, fed_name, is_norm, observe_flow, passes_zeros, plain_norms
+from lightning_anomaly.pruning.spread import spread_zeros
 from lightning_anomaly.report import AnomalyReport
+
+# Whether the way to a norm that is left alone was followed: what there is to say.
+_WARNINGS = {
+    True: "Masked filters feed normalisation layers that depend on other channels or inputs too: {}. Their output is "
+    "exactly 0 before these layers, but this is not promised after them, where the outputs of other filters may change "
+    "as well.",
+    False: "Masked filters feed normalisation layers behind operations that could not be followed: {}. These are left "
+    "as they are, and what they make of the filters may be a constant other than 0.",
+}
 
 
 def mask_filters(
@@ -29,10 +38,15 @@ def mask_filters(
 ) -> FilterMask:
     """Sets filters to zero in place, so that their output is exactly 0 in training and in evaluation.
 
-    Zeroed are the filter's weight and bias, the weight and bias of the BatchNorm or InstanceNorm that takes its output,
-    and its rows in the optimizers' state. A norm without weight gets a running mean of 0 instead: the statistics of a
-    map of zeros, which training leaves as they are. Nothing is renamed, hooked or registered, so a checkpoint of the
-    model is an ordinary one. Masking is by parameter: a shared module or tied parameter is masked wherever it is used.
+    Zeroed are the filter's weight and bias, the channels of BatchNorm and InstanceNorm behind it, which would make a
+    constant of its zeros, and the rows of all these in the optimizers' state. Behind it is what depends on masked
+    filters alone: through activations, pooling, concatenation, convolutions of single channels and other such norms,
+    but not in a sum with a filter that is not masked. A norm that mixes channels stays as it is, and so does one behind
+    operations that cannot be followed: there is a warning. A norm without weight gets a running mean of 0 instead: the
+    statistics of a map of zeros, which training leaves as they are.
+
+    Nothing is renamed, hooked or registered, so a checkpoint of the model is an ordinary one. Masking is by parameter:
+    a shared module or tied parameter is masked wherever it is used.
 
     While training goes on, call the mask's `keep_gradients` before and `keep` after every optimizer step.
 
@@ -40,7 +54,7 @@ def mask_filters(
         model: The model, changed in place.
         filters: `{layer: [filter, ...]}`, layers by their name in `model.named_modules()`; a report stands for its
             anomaly filters.
-        flow: Which normalisation layer takes which convolution's output, from a `FlowObserver`.
+        flow: Which normalisation layers are behind which convolutions, from a `FlowObserver`.
         example_input: Instead of `flow`: what to call the model with once to see it, a tuple for several arguments.
             Neither is needed by a model without normalisation layers.
         optimizers: Optimizers whose state belongs to the masked filters.
@@ -77,7 +91,8 @@ class FilterMask:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._filters: dict[str, list[int]] = {}
-        self._norms: dict[str, list[str]] = {}
+        self._norms: dict[str, list[Fed]] = {}  # as in a `NormFlow`, those that may be masked
+        self._zeros: dict[str, set[int]] = {}  # all that is 0 because of the filters
         self._rows: list[Rows] = []
 
     @property
@@ -121,37 +136,34 @@ class FilterMask:
         optimizers = _as_list(optimizers)
         new = {layer: self._check(modules, layer, indices) for layer, indices in filters.items()}
         new = {layer: indices for layer, indices in new.items() if indices}
-        unseen = [layer for layer in new if layer not in self._norms]
-        if unseen and flow is None and any(is_norm(module) for module in modules.values()):
-            if example_input is None:
-                raise ValueError(
-                    "Parameter `flow` or `example_input` should be given for a model with normalisation layers, which "
-                    "may follow a masked layer. Found neither."
-                )
-            flow = observe_flow(self._model, example_input)
-        behind, unpromised = _norms_behind(modules, unseen, flow)
-        norms = {**self._norms, **behind}
+        flow = self._known_flow(modules, list(new), flow, example_input)
+        masked = self.masked
+        for layer, indices in new.items():
+            masked[layer] = sorted([*masked.get(layer, []), *indices])
+        zeros, ends = spread_zeros(flow, masked, modules)
         rows: list[Rows] = []
         for layer, indices in new.items():
             rows += conv_rows(layer, modules[layer], indices)
-            for norm in norms[layer]:
-                rows += norm_rows(norm, modules[norm], indices)
+        for layer, channels in zeros.items():
+            fresh = sorted(channels - self._zeros.get(layer, set()))
+            if fresh and is_norm(modules[layer]):
+                rows += norm_rows(layer, modules[layer], fresh)
         # Everything is checked by now: the model is either masked as asked or not touched.
         for added in rows:
             added.saved = added.read()
             added.zero()
-        for layer, indices in new.items():
-            self._filters[layer] = sorted([*self._filters.get(layer, []), *indices])
-            self._norms[layer] = norms[layer]
+        news = [end for end in ends if end.layer not in self._zeros]
+        self._filters, self._zeros, self._norms = masked, zeros, _maskable(flow, modules)
         self._rows += rows
         self.keep(optimizers)
-        if unpromised:
-            warnings.warn(
-                "Masked filters feed normalisation layers that depend on other channels or inputs too: "
-                f"{', '.join(unpromised)}. Their output is exactly 0 before these layers, but this is not promised "
-                "after them, where the outputs of other filters may change as well.",
-                stacklevel=3,
-            )
+        for followed, message in _WARNINGS.items():
+            names = [
+                f"'{end.layer}' -> '{end.norm}' ({type(modules[end.norm]).__name__})"
+                for end in news
+                if end.followed is followed
+            ]
+            if names:
+                warnings.warn(message.format(", ".join(names)), stacklevel=3)
 
     def keep_gradients(self) -> None:
         """Zeroes the masked filters' gradients. Call it before gradients are clipped and the optimizer steps."""
@@ -193,11 +205,14 @@ class FilterMask:
         # Backwards: where two masked layers share a tensor, the first one saw it unmasked.
         for rows in reversed(self._rows):
             rows.restore()
-        self._rows, self._filters, self._norms = [], {}, {}
+        self._rows, self._filters, self._norms, self._zeros = [], {}, {}, {}
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The mask in plain values: `{"filters": {layer: [filter, ...]}, "norms": {layer: [norm, ...]}}`."""
-        return {"filters": self.masked, "norms": {layer: list(norms) for layer, norms in self._norms.items()}}
+        """The mask in plain values: `{"filters": {layer: [filter, ...]}, "norms": {layer: [fed, ...]}}`.
+
+        `norms` is that of a `NormFlow`, without the norms that are left alone.
+        """
+        return {"filters": self.masked, "norms": plain_norms(self._norms)}
 
     @classmethod
     def from_state_dict(cls, model: nn.Module, state: Mapping[str, Any]) -> FilterMask:
@@ -213,7 +228,7 @@ class FilterMask:
         Raises:
             ValueError: The state is not one, or the model does not have its layers.
         """
-        if set(state) != {"filters", "norms"} or set(state["filters"]) != set(state["norms"]):
+        if set(state) != {"filters", "norms"} or not set(state["filters"]) <= set(state["norms"]):
             raise ValueError(
                 f"Parameter `state` should be what `FilterMask.state_dict()` gave. Found `state = {state}`."
             )
@@ -252,6 +267,28 @@ class FilterMask:
             )
         return sorted(after - before)
 
+    def _known_flow(
+        self, modules: Mapping[str, nn.Module], layers: list[str], flow: NormFlow | None, example_input: Any
+    ) -> NormFlow:
+        """What is known of the model by now, which is enough for the layers."""
+        unseen = [layer for layer in layers if layer not in self._norms]
+        if flow is None and unseen and any(is_norm(module) for module in modules.values()):
+            if example_input is None:
+                raise ValueError(
+                    "Parameter `flow` or `example_input` should be given for a model with normalisation layers, which "
+                    "may follow a masked layer. Found neither."
+                )
+            flow = observe_flow(self._model, example_input)
+        flow = flow or NormFlow(dict.fromkeys(unseen, ()))
+        for layer in unseen:
+            if layer not in flow.norms:
+                raise ValueError(
+                    f"Parameter `flow` (or the pass with `example_input`) should have seen a call of layer '{layer}'. "
+                    f"Found calls of {list(flow.norms)}."
+                )
+        before = {layer: feds for layer, feds in self._norms.items() if layer in modules}  # others are gone
+        return NormFlow({**before, **flow.norms}, flow.shared, flow.lost)
+
 
 def _as_list(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     if isinstance(optimizers, Optimizer):
@@ -262,30 +299,7 @@ def _as_list(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     return list(optimizers)
 
 
-def _norms_behind(
-    modules: Mapping[str, nn.Module], layers: Iterable[str], flow: NormFlow | None
-) -> tuple[dict[str, list[str]], list[str]]:
-    """The norms to mask with each layer, and those that cannot be, as text."""
-    norms: dict[str, list[str]] = {layer: [] for layer in layers}
-    others: list[str] = []
-    if flow is None:
-        return norms, others
-    for layer, behind in norms.items():
-        if layer not in flow.norms:
-            raise ValueError(
-                f"Parameter `flow` (or the pass with `example_input`) should have seen a call of layer '{layer}'. "
-                f"Found calls of {list(flow.norms)}."
-            )
-        for name in flow.norms[layer]:
-            norm = modules.get(name)
-            channels = getattr(modules[layer], "out_channels", 0)
-            if norm is None or not is_norm(norm) or getattr(norm, "num_features", channels) != channels:
-                raise ValueError(
-                    f"Parameter `flow` should name normalisation layers of the model, of {channels} channels behind "
-                    f"layer '{layer}'. Found '{name}'."
-                )
-            if isinstance(norm, _NormBase) and name not in flow.shared:
-                behind.append(name)
-            else:
-                others.append(f"'{layer}' -> '{name}' ({type(norm).__name__})")
-    return norms, others
+def _maskable(flow: NormFlow, modules: Mapping[str, nn.Module]) -> dict[str, list[Fed]]:
+    """The norms of a flow, without those that are left alone."""
+    passing = {name for name, module in modules.items() if passes_zeros(module)}.difference(flow.shared)
+    return {layer: [fed for fed in feds if fed_name(fed) in passing] for layer, feds in flow.norms.items()}

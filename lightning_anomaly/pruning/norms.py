@@ -1,12 +1,12 @@
-"""Which normalisation layer takes which convolution's output, found by watching a forward pass."""
+"""Which normalisation layers are behind which convolutions, found by watching a forward pass."""
 
 from __future__ import annotations
 
 import re
-import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,16 +17,10 @@ from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.capture.operations import watching_operations
+from lightning_anomaly.pruning.origins import Origin, OriginTracker, all_of, is_followed
 
-# Layers that turn a channel of zeros into a channel of zeros and leave the channels where they are: a normalisation
-# layer behind one of them still sees the convolution's filters. Matched by exact type: a subclass may do anything.
-_CARRIERS: frozenset[type[nn.Module]] = frozenset(
-    {nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh}
-    | {nn.Hardswish, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.LocalResponseNorm}
-    | {nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d}
-    | {nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d}
-    | {nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d}
-)
+Fed = str | Sequence[Any]  # see `NormFlow.norms`
 
 
 @dataclass(frozen=True)
@@ -34,25 +28,30 @@ class NormFlow:
     """What an observed forward pass showed; may also be written by hand.
 
     Attributes:
-        norms: `{convolution: [normalisation layer, ...]}`. One that was called and feeds none has `[]`.
-        shared: Normalisation layers that took something else as well: another convolution's output, or what is none.
+        norms: `{layer: [fed, ...]}`, of every convolution that was called and of whatever else passes zeros on: the
+            layers that its output reaches as zeros where it is 0. `fed` is a name if channel `i` is channel `i` there,
+            and else `[name, channels, channels there]`. These are normalisation layers, which are themselves such a
+            layer once they are masked, and convolutions in groups without bias, whose channels are then groups. What
+            several layers feed is 0 if all of them are.
+        shared: Layers that took something else in another call.
+        lost: `{layer: [norm, ...]}`: the normalisation layers behind operations that could not be followed.
     """
 
-    norms: Mapping[str, Sequence[str]]
+    norms: Mapping[str, Sequence[Fed]]
     shared: Collection[str] = frozenset()
+    lost: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class FlowObserver:
-    """Watches any forward pass of a model and notes which normalisation layer takes which convolution's output.
+    """Watches any forward pass of a model and notes which normalisation layers are behind which convolutions.
 
-    What counts is the tensor itself, not the order of definition: the layer's input *is* the convolution's output, a
-    view of it with the channels in their place, or what an activation, dropout or pooling module made of it. A tensor
-    written to in between (`x += shortcut`) is no longer the convolution's output. Functions such as
-    `torch.nn.functional.relu` cannot be seen, so what is behind them is not found; in inference mode neither can views
-    and writes.
+    What counts are the tensors themselves, not the order of definition. A filter is followed through modules, functions
+    and methods as long as its zeros stay zeros (activations, dropout, pooling, gates, convolutions of single channels),
+    wherever its channel goes (concatenation, slices, shuffles). In a sum, as behind a shortcut, a channel is 0 only
+    where all filters in it are, and never if something else is in it.
 
     Use it as a context manager, or `attach` and `remove` it from two places; what several passes showed adds up.
-    The model is only hooked in between, and only tensors that the pass itself keeps alive are looked at.
+    The model is only watched in between, and only tensors that the pass itself keeps alive are looked at.
 
     Args:
         model: The model whose forward pass will be observed; nothing is attached to it yet.
@@ -61,30 +60,49 @@ class FlowObserver:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._hooks = ExitStack()
-        self._sources: dict[str, set[str | None]] = {}  # normalisation layer -> the convolutions it was fed by
-        self._called: dict[str, list[str]] = {}
-        # Weak references by id: a dead one leaves at once, so a reused id is never taken for the tensor it once was.
-        self._alive: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+        self._tracker = OriginTracker()
+        self._convolutions: dict[str, None] = {}  # those that were called, in order
+        self._sizes: dict[str, int] = {}  # the layers from which filters are followed, with their numbers of channels
+        # What other layers were called with, each different input once: see `_origins`.
+        self._inputs: dict[str, dict[tuple[Origin, ...], None]] = {}
 
     @property
     def flow(self) -> NormFlow:
         """What the passes observed so far have shown."""
-        shared = frozenset(norm for norm, sources in self._sources.items() if len(sources) > 1)
-        return NormFlow(norms={conv: list(norms) for conv, norms in self._called.items()}, shared=shared)
+        norms: dict[str, list[Fed]] = {conv: [] for conv in self._convolutions}
+        lost: dict[str, list[str]] = {}
+        for name, inputs in self._inputs.items():
+            feeding: dict[str, dict[tuple[int, int], None]] = {}
+            losing: dict[str, None] = {}
+            for index, origin in ((index, origin) for origins in inputs for index, origin in enumerate(origins)):
+                if is_followed(origin) and not self._has_whole_layer(origin):
+                    for layer, channel in sorted(origin):
+                        feeding.setdefault(layer, {})[channel, index] = None
+                elif origin and all(channel is None for _, channel in origin):  # otherwise a sum with what is followed
+                    losing |= dict.fromkeys(sorted(layer for layer, _ in origin))
+            for layer, pairs in feeding.items():
+                channels, there = (list(part) for part in zip(*pairs, strict=True))
+                same = channels == there == list(range(max(self._sizes[layer], *map(len, inputs))))
+                norms.setdefault(layer, []).append(name if same else [name, channels, there])
+            for layer in losing:
+                lost.setdefault(layer, []).append(name)
+        shared = frozenset(name for name, inputs in self._inputs.items() if len(inputs) > 1)
+        return NormFlow(norms=norms, shared=shared, lost=lost)
 
     def attach(self) -> None:
-        """Registers the hooks. `remove` must follow, also after an exception."""
+        """Starts to watch. `remove` must follow, also after an exception."""
         self.remove()
         with ExitStack() as hooks:
             hooks.enter_context(compiled_models_eager())
             for name, module in modules_by_name(self._model).items():
                 self._watch(hooks, name, module)
+            hooks.enter_context(watching_operations(self._tracker))
             self._hooks = hooks.pop_all()
 
     def remove(self) -> None:
-        """Takes every hook off the model; a second call does nothing."""
+        """Stops and takes every hook off the model; a second call does nothing."""
         self._hooks.close()
-        self._alive.clear()
+        self._tracker = OriginTracker()
 
     def __enter__(self) -> FlowObserver:
         self.attach()
@@ -95,59 +113,58 @@ class FlowObserver:
 
     def _watch(self, hooks: ExitStack, name: str, module: nn.Module) -> None:
         # The hooks are plain functions: a model that is deep-copied meanwhile does not copy this observer.
+        def called(module: nn.Module, args: Any, kwargs: Any) -> None:
+            tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+            origins = () if tensor is None else self._origins(module, tensor)
+            self._inputs.setdefault(name, {})[origins] = None
+
+        def returned(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(module, _ConvNd):
+                self._convolutions[name] = None
+            if isinstance(module, _ConvNd) or (isinstance(module, _NormBase) and any(self._inputs.get(name, ()))):
+                self._sizes[name] = channel_count(module) or 0
+            if isinstance(output, Tensor):
+                self._start(module, name, output)
+
+        if is_norm(module) or passes_zeros(module):
+            hooks.callback(module.register_forward_pre_hook(called, with_kwargs=True).remove)
+        if is_norm(module) or isinstance(module, _ConvNd):
+            hooks.callback(module.register_forward_hook(returned).remove)
+
+    def _origins(self, module: nn.Module, tensor: Tensor) -> tuple[Origin, ...]:
+        """What each channel of a layer's input is made of, or group of channels; `()` if of nothing that is followed.
+
+        Of a layer that mixes channels, in whatever place they are: what there is in its input.
+        """
+        axis = _channel_axis(module, tensor)
+        if not 0 <= axis < tensor.dim():  # the layer itself will have something to say about it
+            return ()
+        origins: list[Origin]
         if isinstance(module, _ConvNd):
+            channels = self._tracker.channels(tensor, axis)
+            groups = zip(*[iter(channels)] * (module.in_channels // module.groups), strict=False)
+            origins = [origin if is_followed(origin := all_of(*group)) else None for group in groups]
+        elif isinstance(module, _NormBase):
+            origins = self._tracker.channels(tensor, axis)
+        else:
+            origins = self._tracker.distinct(tensor)
+        return tuple(origins) if any(origins) else ()
 
-            def conv_called(module: nn.Module, args: Any, output: Any) -> None:
-                self._called.setdefault(name, [])
-                self._follow(output, name)
+    def _has_whole_layer(self, origin: Iterable[tuple[str, int]]) -> bool:
+        """Whether a sum is never 0, as a layer is never masked as a whole."""
+        counts = Counter(layer for layer, _ in origin)
+        return any(count == self._sizes[layer] > 1 for layer, count in counts.items())
 
-            hooks.callback(module.register_forward_hook(conv_called).remove)
-        elif is_norm(module):
-
-            def norm_called(module: nn.Module, args: Any, kwargs: Any) -> None:
-                conv = self._source(args, kwargs, any_view=not isinstance(module, _NormBase))
-                self._sources.setdefault(name, set()).add(conv)
-                if conv is not None and name not in self._called[conv]:
-                    self._called[conv].append(name)
-
-            hooks.callback(module.register_forward_pre_hook(norm_called, with_kwargs=True).remove)
-        elif type(module) in _CARRIERS:
-            source: str | None = None
-
-            def carrier_called(module: nn.Module, args: Any, kwargs: Any) -> None:
-                nonlocal source  # looked up before the call, which may write to its input in place
-                source = self._source(args, kwargs)
-
-            def carrier_returned(module: nn.Module, args: Any, output: Any) -> None:
-                if source is not None:
-                    self._follow(output, source)
-
-            hooks.callback(module.register_forward_pre_hook(carrier_called, with_kwargs=True).remove)
-            hooks.callback(module.register_forward_hook(carrier_returned).remove)
-
-    def _follow(self, tensor: Any, conv: str) -> None:
-        if isinstance(tensor, Tensor):
-            key = id(tensor)
-            reference = weakref.ref(tensor, lambda _: self._alive.pop(key, None))
-            self._alive[key] = (reference, _writes(tensor), conv)
-
-    def _source(self, args: tuple[Any, ...], kwargs: dict[str, Any], any_view: bool = False) -> str | None:
-        tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if tensor is None:
-            return None
-        base = tensor._base
-        # Same sizes and steps of the first two axes, samples and channels: still one row per filter (`flatten(2)`).
-        if base is not None and not any_view and _channels(base) != _channels(tensor):
-            base = None
-        for candidate in (tensor, base):
-            reference, writes, conv = self._alive.get(id(candidate), (None, 0, ""))
-            if reference is not None and reference() is candidate and writes == _writes(tensor):
-                return conv
-        return None
+    def _start(self, module: nn.Module, name: str, output: Tensor) -> None:
+        axis = _channel_axis(module, output)
+        if name in self._sizes and output.shape[axis : axis + 1] == (self._sizes[name],):
+            self._tracker.start(output, name, axis)
+        else:
+            self._tracker.forget(output)
 
 
 def observe_flow(model: nn.Module, example_input: Any) -> NormFlow:
-    """Runs one forward pass and returns which normalisation layer takes which convolution's output.
+    """Runs one forward pass and returns which normalisation layers are behind which convolutions.
 
     The pass runs in evaluation mode, without gradients and on copies of the buffers; train/eval flags, buffers,
     gradients, hooks and torch's random state are as before, also after an exception.
@@ -179,13 +196,32 @@ def is_norm(module: nn.Module) -> bool:
     if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
         return True
     named = re.search(r"Norm(\dd)?$", type(module).__name__) is not None
-    return named and type(module) not in _CARRIERS and next(module.children(), None) is None
+    return named and type(module) is not nn.LocalResponseNorm and next(module.children(), None) is None
 
 
-def _channels(tensor: Tensor) -> tuple[object, ...]:
-    return (tensor.shape[:2], tensor.stride()[:2], tensor.storage_offset())
+def fed_name(fed: Fed) -> str:
+    """The name of a layer that is fed by another one."""
+    return fed if isinstance(fed, str) else str(fed[0])
 
 
-def _writes(tensor: Tensor) -> int:
-    """How often a tensor was written to in place, which tensors of inference mode do not count."""
-    return 0 if tensor.is_inference() else tensor._version
+def plain_norms(norms: Mapping[str, Sequence[Fed]]) -> dict[str, list[Any]]:
+    """The `norms` of a `NormFlow` in strings and lists."""
+    return {layer: [fed if isinstance(fed, str) else list(fed) for fed in feds] for layer, feds in norms.items()}
+
+
+def passes_zeros(module: nn.Module) -> bool:
+    """Whether a layer makes zeros of zeros, channel by channel or group by group: a norm does once it is masked."""
+    return isinstance(module, _NormBase) or (isinstance(module, _ConvNd) and module.groups > 1 and module.bias is None)
+
+
+def channel_count(module: Any) -> int | None:
+    """How many channels a layer gives; None if that is not known of a norm."""
+    count: int | None = module.out_channels if isinstance(module, _ConvNd) else getattr(module, "num_features", None)
+    return count
+
+
+def _channel_axis(module: nn.Module, tensor: Tensor) -> int:
+    """Where the channels are, also without an axis of samples, which convolutions and InstanceNorm can do without."""
+    if isinstance(module, _ConvNd):
+        return tensor.dim() - len(module.kernel_size) - 1
+    return 1 if tensor.shape[1:2] == (getattr(module, "num_features", None),) else 0

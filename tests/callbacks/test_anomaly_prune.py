@@ -11,6 +11,7 @@ import torch
 from acting import GeluNet, fit, leak, probe_loader, pruner, training_loader
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from trainers import QUIET, hook_count, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback
@@ -332,6 +333,7 @@ def test_no_hook_stays_after_an_exception(tmp_path: Path, exception: Any) -> Non
     with pytest.raises((exception, SystemExit)):
         fit(tmp_path, model, pruner(1))
     assert hook_count(model) == 0
+    assert _get_current_dispatch_mode() is None
 
 
 @pytest.mark.filterwarnings("ignore:.*Nothing will be analysed")

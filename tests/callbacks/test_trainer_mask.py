@@ -242,6 +242,77 @@ def test_a_norm_that_mixes_channels_is_left_with_a_warning(tmp_path: Path) -> No
     assert model.maps(PROBE)["conv1"][:, prune.masked["conv1"]].count_nonzero() == 0
 
 
+class FunctionalNet(GeluNet):
+    """Its norm is behind a function, and another one behind a concatenation."""
+
+    def __init__(self, between: Any = nn.functional.relu, **options: Any) -> None:
+        super().__init__(**options)
+        self.between = between
+        self.behind = nn.BatchNorm2d(7)
+        self.conv2 = nn.Conv2d(7, 8, 3)
+        for norm in (self.norm1, self.behind):
+            nn.init.constant_(norm.bias, 0.5)
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        conv1 = self.conv1(x)
+        norm1 = self.norm1(self.between(conv1))
+        conv2 = self.conv2(self.behind(torch.cat([x, norm1], 1)))
+        return {"conv1": conv1, "norm1": norm1, "conv2": conv2, "up": self.up(conv2.relu())}
+
+
+def behind(model: FunctionalNet) -> list[int]:
+    """The filters of the first convolution that are masked in the norm behind the concatenation."""
+    return [channel - 1 for channel in model.behind.bias.eq(0).nonzero().flatten().tolist()]
+
+
+def test_norms_behind_functions_are_masked_with_the_filter(tmp_path: Path) -> None:
+    prune, model = pruner(1), FunctionalNet()
+    seen = Watching(prune)
+    fit(tmp_path, model, prune, seen, max_epochs=4)
+    assert seen.batches == 3 * 3
+    assert leak(model, prune.masked) == 0
+    assert behind(model) == prune.masked["conv1"]
+
+
+def test_a_norm_behind_what_cannot_be_followed_is_left_with_one_warning(tmp_path: Path) -> None:
+    prune, model = pruner([1, 2]), FunctionalNet(between=torch.sigmoid)
+    with pytest.warns(UserWarning, match=r"could not be followed: 'conv1' -> 'norm1' \(BatchNorm2d\)\. ") as caught:
+        fit(tmp_path, model, prune, max_epochs=3)
+    assert len([warning for warning in caught if "Masked filters" in str(warning.message)]) == 1
+    assert model.maps(PROBE)["conv1"][:, prune.masked["conv1"]].count_nonzero() == 0
+    assert model.norm1.bias.count_nonzero() == 6
+
+
+def test_a_resumed_run_masks_the_same_norms(tmp_path: Path) -> None:
+    first, saving = pruner(1), ModelCheckpoint(tmp_path / "saved", save_last=True)
+    fit(tmp_path, FunctionalNet(), first, saving)
+    prune, model = pruner([1, 2]), FunctionalNet()  # masks as the resumed epoch begins, on what was seen before
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        fit(tmp_path, model, prune, max_epochs=4, ckpt_path=tmp_path / "saved" / "last.ckpt")
+    assert len(prune.masked["conv1"]) >= len(first.masked["conv1"])
+    assert leak(model, prune.masked) == 0
+    assert behind(model) == prune.masked["conv1"]
+
+
+def test_a_checkpoint_of_before_functions_were_followed_is_taken(tmp_path: Path) -> None:
+    first, saving = pruner(1), ModelCheckpoint(tmp_path / "saved", save_last=True)
+    fit(tmp_path, FunctionalNet(), first, saving)
+    path = tmp_path / "saved" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    state = checkpoint["callbacks"][first.state_key]
+    norms = {"conv1": [], "conv2": [], "up": []}
+    state["mask"] = {"filters": state["mask"]["filters"], "norms": dict(norms)}
+    state["norms"] = norms
+    del state["lost_norms"]
+    torch.save(checkpoint, path)
+    prune, model = pruner([1, 3], max_fraction=0.8), FunctionalNet()
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        fit(tmp_path, model, prune, max_epochs=4, ckpt_path=path)
+    assert [event["epoch"] for event in prune.events] == [1, 3]
+    assert leak(model, prune.masked) == 0
+    assert behind(model) == prune.masked["conv1"]
+
+
 def test_a_layer_that_validation_never_calls_is_left_with_a_warning(tmp_path: Path) -> None:
     """Watched on training images, it is in the report; but which norm follows it was never seen."""
 

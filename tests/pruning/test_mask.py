@@ -253,6 +253,210 @@ def test_a_norm_that_is_shared_is_left_alone_with_a_warning() -> None:
     assert model.bn.weight.count_nonzero() == 6
 
 
+class Block(nn.Module):
+    """`function(self, x)` with a first and a second convolution, and a norm of `channels`."""
+
+    def __init__(self, function, channels: int = 6, **norm: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+            self.norm = nn.BatchNorm2d(channels, **norm)
+            nn.init.normal_(self.norm.running_mean, std=0.1)
+            if self.norm.affine:
+                nn.init.normal_(self.norm.weight)
+                nn.init.normal_(self.norm.bias)
+        self.function = function
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def silent(model: nn.Module) -> list[int]:
+    """The channels of a model's output that are exactly 0, in training and in evaluation alike."""
+    found = []
+    for training in (True, False):
+        output = copy.deepcopy(model).train(training)(IMAGES)
+        zero = output.transpose(0, 1).flatten(1).count_nonzero(1) == 0
+        assert not (output.flatten(2).std(2).amax(0)[~zero] < 1e-4).any()  # nor is any other one constant
+        found.append(zero.nonzero().flatten().tolist())
+    assert found[0] == found[1]
+    return found[0]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    "between",
+    [
+        F.relu,
+        F.leaky_relu,
+        F.gelu,
+        F.silu,
+        torch.tanh,
+        lambda x: F.relu_(x),
+        lambda x: F.max_pool2d(x, 2),
+        lambda x: F.avg_pool2d(x, 3, padding=1),
+        lambda x: F.dropout(x, 0.1, training=True),
+        lambda x: F.interpolate(x, scale_factor=2),
+        lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    ],
+    ids=["relu", "leaky_relu", "gelu", "silu", "tanh", "relu_", "max_pool", "avg_pool", "dropout", "nearest", "gate"],
+)
+def test_outputs_are_0_behind_a_norm_behind_a_function(between, affine: bool) -> None:
+    model = Block(lambda net, x: net.norm(between(net.first(x))), affine=affine)
+    before = bits(model)
+    mask = mask_filters(model, {"first": [1, 4]}, example_input=IMAGES)
+    assert silent(model) == [1, 4]
+    assert mask.parameter_count == 2 * (27 + 1 + 2 * affine)
+    mask.restore()
+    assert same(bits(model), before)
+
+
+def test_outputs_are_0_behind_the_norm_of_a_concatenation() -> None:
+    model = Block(lambda net, x: net.norm(torch.cat([x, net.first(x), F.relu(net.second(x))], 1)), 15)
+    before = bits(model)
+    mask = mask_filters(model, {"second": [0, 5]}, example_input=IMAGES)
+    assert silent(model) == [9, 14]
+    mask.add({"first": [2], "second": [1]})
+    assert silent(model) == [5, 9, 10, 14]
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    for _ in range(3):
+        model.train()(IMAGES).square().sum().backward()
+        mask.keep_gradients()
+        assert model.norm.bias.grad[[5, 9, 10, 14]].count_nonzero() == 0
+        optimizer.step()
+        mask.keep([optimizer])
+    assert mask.verify()
+    assert silent(model) == [5, 9, 10, 14]
+    model.norm.bias.data[5] = 1
+    assert not mask.verify()
+    mask.restore()
+    after = bits(model)
+    assert torch.equal(after["norm.weight"][[5, 9, 10, 14]], before["norm.weight"][[5, 9, 10, 14]])
+    assert torch.equal(after["norm.running_var"][[5, 9, 10, 14]], before["norm.running_var"][[5, 9, 10, 14]])
+
+
+def test_a_sum_is_0_where_all_in_it_is_and_else_left_alone_without_a_warning() -> None:
+    model = Block(lambda net, x: net.norm(net.first(x) + F.relu(net.second(x))))
+    before = bits(model)
+    mask = mask_filters(model, {"first": [1, 2], "second": [3]}, example_input=IMAGES)
+    assert silent(model) == []
+    assert all(torch.equal(model.norm.state_dict()[name], before[f"norm.{name}"]) for name in ("weight", "bias"))
+    mask.add({"second": [2]})  # now there is nothing else in channel 2
+    assert silent(model) == [2]
+    again = FilterMask.from_state_dict(model, json.loads(json.dumps(mask.state_dict())))
+    again.add({"second": [1]})
+    assert silent(model) == [1, 2]
+
+
+def test_a_shortcut_around_a_filter_leaves_the_norm_behind_alone_without_a_warning() -> None:
+    model = Block(lambda net, x: net.norm(net.first(x)[:, :3] + x), 3)
+    mask_filters(model, {"first": [1]}, example_input=IMAGES)
+    assert silent(model) == []
+
+
+class PreActivation(nn.Module):
+    """Two blocks of norm, activation and convolution around which their input goes, in two widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm1, self.conv1 = nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1)
+        self.norm2, self.conv2, self.norm3 = nn.BatchNorm2d(6), nn.Conv2d(6, 9, 3, padding=1), nn.BatchNorm2d(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.conv1(F.relu(self.norm1(x)))
+        x = F.pad(x, (0, 0, 0, 0, 1, 2)) + self.conv2(F.relu(self.norm2(x)))  # zeros for the new channels
+        return self.norm3(x)
+
+
+def test_outputs_are_0_in_pre_activation_blocks_where_nothing_else_is_added() -> None:
+    torch.manual_seed(0)
+    model = PreActivation()
+    for norm in (model.norm1, model.norm2, model.norm3):
+        nn.init.normal_(norm.bias)
+    mask_filters(model, {"stem": [0, 3], "conv1": [2, 3], "conv2": [0, 1, 4]}, example_input=IMAGES)
+    assert model.norm1.bias.eq(0).nonzero().flatten().tolist() == [0, 3]  # of the stem alone
+    assert model.norm2.bias.eq(0).nonzero().flatten().tolist() == [3]  # of both sides
+    assert silent(model) == [0, 4]  # 0: padding; 4: channel 3 of the other side
+
+
+def test_outputs_are_0_behind_all_norms_on_the_way() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, groups=6, bias=False),
+        nn.BatchNorm2d(6),
+        nn.Hardswish(),
+        nn.BatchNorm2d(6),
+    )
+    for layer in (1, 4, 6):
+        nn.init.normal_(model[layer].bias)
+    mask = mask_filters(model, {"0": [1], "3": [4]}, example_input=IMAGES)
+    assert silent(model) == [1, 4]
+    assert silent(model[:2]) == [1]
+    assert mask.masked == {"0": [1], "3": [4]}
+    assert mask.parameter_count == (27 + 1 + 2) + 9 + 2 * (2 + 2)
+
+
+@pytest.mark.parametrize(
+    "between", [torch.sigmoid, lambda x: x + 1, lambda x: x.softmax(1)], ids=["sigmoid", "+1", "softmax"]
+)
+def test_what_cannot_be_followed_gives_one_warning_that_names_the_norm(between) -> None:
+    model = Block(lambda net, x: net.norm(between(net.first(x))) + net.norm.weight.sum() * between(net.second(x)))
+    before = bits(model.norm)
+    with pytest.warns(
+        UserWarning, match=r"behind operations that could not be followed: 'first' -> 'norm' \(BatchN"
+    ) as caught:
+        mask = mask_filters(model, {"first": [1], "second": [2]}, example_input=IMAGES)
+    assert len(caught) == 1
+    assert same(bits(model.norm), before)
+    mask.add({"first": [2]})  # known by now
+    assert model.first(IMAGES)[:, [1, 2]].count_nonzero() == 0
+
+
+def test_a_mask_of_before_functions_were_followed_is_taken() -> None:
+    model = Block(lambda net, x: net.behind(F.relu(net.norm(net.first(x)))))
+    model.behind = nn.BatchNorm2d(6)
+    nn.init.zeros_(model.norm.bias)
+    nn.init.normal_(model.behind.bias)
+    mask = FilterMask.from_state_dict(model, {"filters": {"first": [1]}, "norms": {"first": ["norm"]}})
+    assert mask.masked == {"first": [1]}
+    assert model.norm.weight[1] == 0
+    mask.add({"first": [2]}, example_input=IMAGES)  # known, so that there is no pass
+    assert model.behind.bias.count_nonzero() == 6
+    with FlowObserver(model) as observer:
+        model(IMAGES)
+    mask.add({"first": [4]}, flow=observer.flow)
+    assert silent(model) == [1, 2, 4]
+
+
+def test_a_masked_layer_that_is_gone_is_no_obstacle_to_masking_others() -> None:
+    model = Block(lambda net, x: net.norm(net.first(x) + F.relu(net.second(x))))
+    mask = mask_filters(model, {"first": [1]}, example_input=IMAGES)
+    del model.first
+    model.function = lambda net, x: net.norm(F.relu(net.second(x)))
+    mask.add({"second": [2]}, example_input=IMAGES)
+    assert mask.masked == {"first": [1], "second": [2]}
+    assert silent(model) == [2]
+
+
+@pytest.mark.parametrize(
+    "fed",
+    [["norm", [0, 1], [5, 6]], ["norm", [0, 6], [4, 5]], ["norm", [0], [-1]], ["second", [0], [0]], "second"],
+    ids=str,
+)
+def test_a_place_that_is_none_is_refused_and_touches_nothing(fed) -> None:
+    model = Block(lambda net, x: net.norm(net.first(x)))
+    before = bits(model)
+    with pytest.raises(ValueError, match=r"name normalisation layers of the model, of 6 channels .* 'first'\. Found '"):
+        mask_filters(model, {"first": [0]}, flow=NormFlow({"first": [fed]}))
+    assert same(bits(model), before)
+
+
 def test_the_other_filters_keep_their_bits() -> None:
     model = pretrained().eval()
     before = model.maps(IMAGES)

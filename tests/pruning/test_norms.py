@@ -1,4 +1,4 @@
-"""The norm behind a convolution is the one that takes its output, wherever it stands."""
+"""The norms behind a convolution are those that its output reaches, wherever they stand."""
 
 import copy
 import gc
@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.pruning.norms import FlowObserver, NormFlow, modules_by_name, observe_flow
+from lightning_anomaly.pruning.spread import spread_zeros
 
 IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -38,6 +39,17 @@ def norms(model: nn.Module) -> dict[str, list[str]]:
     return dict(observe_flow(model, IMAGES).norms)
 
 
+def observed_outside(model: nn.Module) -> NormFlow:
+    """As in a pass that somebody else makes, with the state of gradients as it is."""
+    with FlowObserver(model) as observer:
+        model.eval()(IMAGES)
+    return observer.flow
+
+
+def zeros(flow: NormFlow, model: nn.Module, **filters: list[int]) -> dict[str, set[int]]:
+    return spread_zeros(flow, filters, modules_by_name(model))[0]
+
+
 def hook_count(model: nn.Module) -> int:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
     kinds += ("_forward_hooks_always_called", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
@@ -57,8 +69,25 @@ def test_finds_the_norm_by_what_flows_and_not_by_position() -> None:
 
 
 def test_a_norm_defined_right_behind_but_fed_by_something_else_is_not_found() -> None:
+    model = Net(lambda net, x: net.bn(net.skip(x)) + net.conv(x), conv=conv(), bn=nn.BatchNorm2d(4), skip=conv())
+    assert norms(model) == {"conv": [], "skip": ["bn"]}
+
+
+def test_the_norm_of_a_sum_is_behind_all_that_is_in_the_sum() -> None:
     model = Net(lambda net, x: net.bn(net.conv(x) + net.skip(x)), conv=conv(), bn=nn.BatchNorm2d(4), skip=conv())
-    assert norms(model) == {"conv": [], "skip": []}
+    flow = observe_flow(model, IMAGES)
+    assert flow == NormFlow({"conv": ["bn"], "skip": ["bn"]})
+    assert zeros(flow, model, conv=[1, 2], skip=[2, 3]) == {"conv": {1, 2}, "skip": {2, 3}, "bn": {2}}
+
+
+@pytest.mark.parametrize("other", [lambda net, x: x[:, :1], lambda net, x: net.linear(x)], ids=["input", "linear"])
+def test_the_norm_of_a_sum_with_something_else_is_behind_nothing(other) -> None:
+    model = Net(
+        lambda net, x: net.bn(net.conv(x) + other(net, x)), conv=conv(), bn=nn.BatchNorm2d(4), linear=nn.Linear(6, 6)
+    )
+    model.conv = nn.Conv2d(3, 3, 3, padding=1)
+    model.bn = nn.BatchNorm2d(3)
+    assert observe_flow(model, IMAGES) == NormFlow({"conv": []})
 
 
 def test_finds_the_norm_of_an_output_that_also_goes_elsewhere() -> None:
@@ -101,20 +130,110 @@ def test_finds_the_norm_behind_a_layer_that_keeps_zeros_and_channels(between: nn
 
 
 @pytest.mark.parametrize(
-    "between", [nn.Sigmoid(), nn.ChannelShuffle(2), nn.Softplus(), nn.BatchNorm2d(4)], ids=lambda m: type(m).__name__
+    "between",
+    [F.relu, torch.tanh, lambda x: F.dropout(x, 0.5), lambda x: F.max_pool2d(x, 2), lambda x: x * torch.sigmoid(x)],
+    ids=["relu", "tanh", "dropout", "max_pool2d", "swish"],
 )
-def test_does_not_look_behind_other_layers(between: nn.Module) -> None:
+def test_finds_the_norm_behind_a_function_that_keeps_zeros_and_channels(between) -> None:
+    model = Net(lambda net, x: net.bn(between(net.conv(x))), conv=conv(), bn=nn.BatchNorm2d(4))
+    assert observe_flow(model, IMAGES) == NormFlow({"conv": ["bn"]})
+    with torch.inference_mode():
+        assert observed_outside(model) == NormFlow({"conv": ["bn"]})
+
+
+@pytest.mark.parametrize("between", [nn.Sigmoid(), nn.Softplus(), nn.Softmax(1)], ids=lambda m: type(m).__name__)
+def test_does_not_look_behind_other_layers_and_says_so(between: nn.Module) -> None:
     model = nn.Sequential(conv(), between, nn.BatchNorm2d(4))
-    assert "2" not in norms(model)["0"]
+    assert observe_flow(model, IMAGES) == NormFlow({"0": []}, lost={"0": ["2"]})
 
 
-def test_a_tensor_written_to_in_between_is_no_output_of_the_convolution_any_more() -> None:
+def test_finds_the_norm_behind_a_norm_which_makes_zeros_too_once_it_is_masked() -> None:
+    model = nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+    assert observe_flow(model, IMAGES) == NormFlow({"0": ["1"], "1": ["3"]})
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm([4, 6, 6])], ids=lambda m: type(m).__name__)
+def test_nothing_is_behind_a_norm_that_mixes_channels(norm: nn.Module) -> None:
+    model = nn.Sequential(conv(), norm, nn.ReLU(), nn.BatchNorm2d(4))
+    assert observe_flow(model, IMAGES) == NormFlow({"0": ["1"]})
+
+
+def test_finds_the_place_of_each_channel_in_a_concatenation() -> None:
+    model = Net(
+        lambda net, x: net.bn(torch.cat([F.relu(net.a(x)), x, net.b(x)], 1)[:, 2:]),
+        a=conv(),
+        b=conv(),
+        bn=nn.BatchNorm2d(9),
+    )
+    assert norms(model) == {"a": [["bn", [2, 3], [0, 1]]], "b": [["bn", [0, 1, 2, 3], [5, 6, 7, 8]]]}
+
+
+def test_finds_every_norm_of_a_dense_block() -> None:
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        features = [net.a(x)]
+        features.append(net.b(F.relu(net.bn1(torch.cat(features, 1)))))
+        return net.bn2(torch.cat(features, 1))
+
+    model = Net(forward, a=conv(), b=conv(4), bn1=nn.BatchNorm2d(4), bn2=nn.BatchNorm2d(8))
+    first, second = ["bn2", [0, 1, 2, 3], [0, 1, 2, 3]], ["bn2", [0, 1, 2, 3], [4, 5, 6, 7]]
+    assert norms(model) == {"a": ["bn1", first], "b": [second]}
+
+
+@pytest.mark.parametrize(
+    "shuffle", [nn.ChannelShuffle(2), lambda x: x.view(2, 2, 2, 6, 6).transpose(1, 2).flatten(1, 2)]
+)
+def test_finds_the_place_of_each_channel_in_a_shuffle(shuffle) -> None:
+    model = Net(lambda net, x: net.bn(shuffle(net.conv(x))), conv=conv(), bn=nn.BatchNorm2d(4))
+    assert norms(model) == {"conv": [["bn", [0, 2, 1, 3], [0, 1, 2, 3]]]}
+
+
+def test_a_filter_may_become_several_channels() -> None:
+    model = Net(lambda net, x: net.bn(net.pool(net.conv(x)).flatten(1)), conv=conv(), pool=nn.AdaptiveAvgPool2d(2))
+    model.bn = nn.BatchNorm1d(16)
+    flow = observe_flow(model, IMAGES)
+    assert zeros(flow, model, conv=[2]) == {"conv": {2}, "bn": {8, 9, 10, 11}}
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_looks_behind_a_convolution_of_single_channels(multiplier: int) -> None:
+    model = nn.Sequential(
+        conv(),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4 * multiplier, 3, groups=4, bias=False),
+        nn.BatchNorm2d(4 * multiplier),
+    )
+    flow = observe_flow(model, IMAGES)
+    assert flow == NormFlow({"0": ["1"], "3": ["4"], "1": ["3"]})
+    behind = {i * multiplier + k for i in (0, 2) for k in range(multiplier)}
+    assert zeros(flow, model, **{"0": [0, 2]}) == {"0": {0, 2}, "1": {0, 2}, "3": behind, "4": behind}
+
+
+def test_a_group_of_channels_is_zero_if_all_are() -> None:
+    model = nn.Sequential(conv(), nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6))
+    flow = observe_flow(model, IMAGES)
+    assert zeros(flow, model, **{"0": [0, 2, 3]}) == {"0": {0, 2, 3}, "1": {3, 4, 5}, "2": {3, 4, 5}}
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3)], ids=["bias", "one group"])
+def test_does_not_look_behind_another_convolution(layer: nn.Module) -> None:
+    model = nn.Sequential(conv(), layer, nn.BatchNorm2d(4))
+    assert observe_flow(model, IMAGES) == NormFlow({"0": [], "1": ["2"]})
+
+
+def test_a_tensor_written_to_in_between_is_the_sum_that_it_is_then() -> None:
     def forward(net: nn.Module, x: Tensor) -> Tensor:
         y = net.conv(x)
-        y += net.skip(x)
+        y += net.skip(x) if net.both else x.mean(1, keepdim=True)
         return net.bn(y)
 
-    assert norms(Net(forward, conv=conv(), skip=conv(), bn=nn.BatchNorm2d(4))) == {"conv": [], "skip": []}
+    model = Net(forward, conv=conv(), skip=conv(), bn=nn.BatchNorm2d(4))
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            model.both = False
+            assert observed_outside(model).norms == {"conv": []}
+            model.both = True
+            assert observed_outside(model).norms == {"conv": ["bn"], "skip": ["bn"]}
 
 
 def test_batch_norm_takes_a_view_only_with_the_channels_in_their_place() -> None:
@@ -164,7 +283,7 @@ def test_keeps_no_output_alive() -> None:
         for _ in range(20):
             model(IMAGES)
         gc.collect()
-        assert observer._alive == {}
+        assert len(observer._tracker) == 0
 
 
 def test_watches_any_pass_and_adds_up_what_several_show() -> None:
@@ -300,7 +419,7 @@ def test_observing_leaves_no_trace(inference: bool) -> None:
     buffers = [id(buffer) for buffer in model.buffers()]
     random_state = torch.get_rng_state(), random.getstate()
     with torch.inference_mode(inference):
-        assert observe_flow(model, IMAGES).norms == {"conv": ["bn"]}
+        assert observe_flow(model, IMAGES).norms == {"conv": ["bn"], "bn": ["frozen"]}
     assert [module.training for module in model.modules()] == flags
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
