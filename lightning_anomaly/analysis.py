@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.layers import scripted_note, select_layers
+from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
@@ -74,7 +74,7 @@ def analyze(
     check_inputs(inputs)
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
     run(model, inputs, capture, progress)
-    report = analyze_maps(capture.maps, settings, scripted_note(model) if layers is None else None, progress=progress)
+    report = analyze_maps(capture.maps, settings, unseen_layers(model, layers), progress=progress)
     for note in report.notes.values():
         warnings.warn(note, stacklevel=2)
     return report
@@ -99,11 +99,6 @@ def analyze_maps(
         The report. Layers without usable maps are left out of it and named in its notes.
     """
     notes = dict(notes or {})
-    if not maps and not notes:
-        notes["no layers"] = (
-            "The model has no convolution, so there are no filters to analyse: name layers whose output has shape "
-            "(N, F, ...) as `layers`, if there are any."
-        )
     usable, n_samples, left_out = usable_layers(maps)
     notes |= left_out
     device = next((layer.batches[0].device for layer in usable.values()), torch.device("cpu"))

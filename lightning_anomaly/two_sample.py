@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.layers import scripted_note, select_layers
+from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.rank_test import (
@@ -169,9 +169,7 @@ def two_sample_test(
     check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
-    notes = scripted_note(model) if layers is None else {}
-    if not watched and not notes:
-        notes["no layers"] = "The model has no convolution, so there are no filters to compare."
+    notes = unseen_layers(model, layers)
     taken, sizes = [], []
     for argument, given in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
         capture = MapCapture(watched, summary=_largest)

@@ -249,7 +249,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
 
 
 def test_a_model_without_convolutions_gives_an_empty_report_and_a_warning() -> None:
-    with pytest.warns(UserWarning, match="no convolution, so there are no filters to compare"):
+    with pytest.warns(UserWarning, match="no convolution, so there are no filters to analyse"):
         report = two_sample_test(nn.Linear(3, 2), torch.rand(20, 3), torch.rand(30, 3))
     assert (report.count, report.fraction, report.p_value, report.filters) == (0, 0.0, 1.0, {})
     assert "note: The model has no convolution" in str(report)

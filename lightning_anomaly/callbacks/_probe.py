@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._processes import decided_by_first, first_loader, gather, unpadded_length
-from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
+from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
+from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 
@@ -214,7 +215,7 @@ def run_training_probe(
         training_batches(trainer.train_dataloader, size, seed, slice(rank, None, trainer.world_size))
         for rank in (trainer.global_rank, 0)
     )
-    with evaluating(pl_module), taking_alone(capture), isolated_random_state(seed):
+    with probing(pl_module, capture), isolated_random_state(seed):
         for batch in own:
             on_batch(batch)
             forward(batch, capture)

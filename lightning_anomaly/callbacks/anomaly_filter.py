@@ -13,7 +13,7 @@ from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
-from lightning_anomaly.capture.layers import scripted_note, select_layers
+from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
@@ -252,7 +252,7 @@ class AnomalyFilterCallback(Watcher):
     def _analyse(self, trainer: Any, pl_module: Any, watch: ValidationWatch) -> bool:
         """Sets the report and the metrics; whether that went well."""
         started = time.perf_counter()
-        report, failure = watch.analyse(scripted_note(pl_module) if self.layers is None else {})
+        report, failure = watch.analyse(unseen_layers(pl_module, self.layers))
         if report is None:
             if failure is not None and self.on_error == "raise":
                 raise failure

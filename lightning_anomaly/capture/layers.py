@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_anomaly.checks import check_names
 
-__all__ = ["modules_by_name", "scripted_note", "select_layers"]
+__all__ = ["modules_by_name", "select_layers", "unseen_layers"]
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
@@ -72,14 +72,21 @@ def select_layers(
     return {name: modules[name] for name in names}
 
 
-def scripted_note(model: nn.Module) -> dict[str, str]:
-    """A note on the convolutions inside ScriptModules, which accept no hooks; empty if there are none."""
+def unseen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, str]:
+    """Notes on what is not watched where `select_layers` takes every convolution; empty if that is none of them."""
+    if layers is not None:
+        return {}
     scripted = [
         name
         for name, module in modules_by_name(model).items()
         if isinstance(module, torch.jit.ScriptModule)
         and re.fullmatch(r"Conv(Transpose)?[123]d", str(getattr(module, "original_name", "")))
     ]
-    if not scripted:
-        return {}
-    return {"scripted": f"Convolutions in ScriptModules are skipped, as these accept no hooks: {scripted}."}
+    if scripted:
+        return {"scripted": f"Convolutions in ScriptModules are skipped, as these accept no hooks: {scripted}."}
+    if not select_layers(model):
+        return {
+            "no layers": "The model has no convolution, so there are no filters to analyse: name layers whose output "
+            "has shape (N, F, ...) as `layers`, if there are any."
+        }
+    return {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.progress import track
 
-__all__ = ["check_inputs", "run", "usable_layers"]
+__all__ = ["check_inputs", "probing", "run", "usable_layers"]
 
 _BATCH = 64
 
@@ -42,6 +43,13 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
         raise ValueError(f"Parameter `{argument}` should hold samples. Found shape {tuple(inputs.shape)}.")
     if not isinstance(inputs, Tensor) and not inputs:
         raise ValueError(f"Parameter `{argument}` should hold samples. Found {inputs!r}.")
+
+
+@contextmanager
+def probing(model: nn.Module, capture: MapCapture) -> Iterator[None]:
+    """What holds while a model is run for its maps: evaluation mode, no gradients, and no other capture takes any."""
+    with evaluating(model), taking_alone(capture), torch.no_grad():
+        yield
 
 
 def run(
@@ -66,7 +74,7 @@ def run(
             "Parameter `model` should have weights. Found it on the meta device, which has none: build it elsewhere, "
             "or call `model.to_empty(device='cpu')` and load its weights."
         )
-    with evaluating(model), taking_alone(capture), torch.no_grad():
+    with probing(model, capture):
         total = math.ceil(len(inputs) / _BATCH) if isinstance(inputs, Tensor) else 1
         for arguments, keywords in track(_calls(inputs, device), total, "feature maps", progress):
             with capture:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from lightning_anomaly.capture import hooks
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
-from lightning_anomaly.capture.layers import modules_by_name, scripted_note, select_layers
+from lightning_anomaly.capture.layers import modules_by_name, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -112,9 +112,9 @@ def scripted() -> nn.Module:
 def test_convolutions_of_a_script_module_are_skipped_with_a_note(scripted):
     model = nn.Sequential(nn.Conv2d(1, 1, 1), scripted)
     assert list(select_layers(model)) == ["0"]
-    note = scripted_note(model)["scripted"]
+    note = unseen_layers(model)["scripted"]
     assert note == "Convolutions in ScriptModules are skipped, as these accept no hooks: ['1.0', '1.2']."
-    assert scripted_note(network()) == {}
+    assert unseen_layers(network()) == {}
     with MapCapture(select_layers(model)) as taken:
         model(IMAGES)
     assert taken.maps["0"].count == 6
