@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout,
 from lightning_anomaly.callbacks._probe import probe_images
 from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["FigureSchedule", "log_layout", "log_report", "pick_outliers"]
 

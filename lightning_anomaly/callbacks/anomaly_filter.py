@@ -38,7 +38,7 @@ class AnomalyFilterCallback(Watcher):
     Logged at every validation, as finite floats under `log_key_prefix`: `count` (anomaly filters), `fraction` (of the
     filters whose maps vary), `dead` (filters with the same map for every sample), `sparsity` (fraction of map values
     at most 0), `outlier_samples` (probe samples that are outliers of some filter), `rise` (how far the fraction has
-    risen and stayed above an earlier level, see `_sustained_rise.py`), `seconds` (taken by the analysis) and
+    risen and stayed above an earlier level), `seconds` (taken by the analysis) and
     `layer/NAME` (count in each layer).
 
     Args:
