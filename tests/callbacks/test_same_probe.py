@@ -157,7 +157,7 @@ def test_images_that_stay_are_not_a_word(tmp_path: Path, module: Any, probe: str
         {"val": DataLoader(Augmented(rounding), 20)},
         {"val": [loader(seed=1), DataLoader(Augmented(noise), 20)]},  # the second loader is not the probe
     ],
-    ids=str,
+    ids=["fewer batches", "twice an epoch", "bf16-true", "bf16-mixed", "64-true", "rounding", "a second loader"],
 )
 @pytest.mark.parametrize("every", [1, 2])
 def test_images_that_stay_are_not_a_word_however_they_are_validated(
