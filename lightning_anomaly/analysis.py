@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_anomaly.browser import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
@@ -39,6 +41,7 @@ def analyze(
     layers: Iterable[str] | None = None,
     settings: AnalysisSettings | None = None,
     progress: bool | None = None,
+    keep_images: bool = False,
 ) -> AnomalyReport:
     """Run a model on a probe and analyse the filters of its convolutions.
 
@@ -53,6 +56,8 @@ def analyze(
         settings: See `AnalysisSettings`; None takes the defaults.
         progress: Whether bars on stderr show how far the work is. None shows them when it has taken two seconds, where
             stderr is a terminal or a notebook's.
+        keep_images: Whether the report keeps small images of the probe and some of the maps, for `report.browse()` and
+            `report.save_html(path)`.
 
     Returns:
         The report. Whatever could not be analysed is in its `notes`, each of which is also a warning.
@@ -75,6 +80,8 @@ def analyze(
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
     run(model, inputs, capture, progress)
     report = analyze_maps(capture.maps, settings, unseen_layers(model, layers), progress=progress)
+    if keep_images:
+        report = replace(report, pictures=take_pictures(report.layers, capture.maps, inputs))
     for note in report.notes.values():
         warnings.warn(note, stacklevel=2)
     return report

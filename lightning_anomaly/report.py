@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lightning_anomaly.browser import BrowserFile, Pictures, write_page
 from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
 from lightning_anomaly.tables import Tabular
 from lightning_anomaly.verdicts import ANOMALY, DEAD, NONFINITE, NORMAL
@@ -91,12 +94,14 @@ class AnomalyReport(Tabular):
         n_samples: Number of probe samples, N.
         settings: The analysis settings as plain values.
         notes: What could not be analysed and why, as sentences, by a key that stays the same from report to report.
+        pictures: Images of the samples and some of the maps, where they were kept; not in `to_dict`.
     """
 
     layers: Mapping[str, LayerReport]
     n_samples: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    pictures: Pictures | None = None
 
     def _by_layer(self, verdict: str) -> dict[str, list[int]]:
         found = {name: layer.filters(verdict) for name, layer in self.layers.items()}
@@ -161,7 +166,7 @@ class AnomalyReport(Tabular):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python values: dicts, lists, strings and numbers."""
+        """Everything but pictures as plain Python values: dicts, lists, strings and numbers."""
         layers = {}
         for name, layer in self.layers.items():
             tensors = {key: getattr(layer, key).tolist() for key in _TENSORS}
@@ -244,6 +249,52 @@ class AnomalyReport(Tabular):
         if filter_index is None:
             return layer_figure(self, layer)
         return scatter_figure(self, layer, filter_index)
+
+    def save_html(
+        self,
+        path: str | Path,
+        images: Tensor | None = None,
+        labels: Sequence[Any] | None = None,
+        title: str = "Anomaly filters",
+        history: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Writes the filter browser: one HTML file to open, send and keep, that needs no server and no network.
+
+        It shows every filter's points; hover one to see the sample's image and the filter's map of it. Images are kept
+        by `analyze(..., keep_images=True)`, as some of the maps are, or given here.
+
+        Args:
+            path: Where to write it.
+            images: The probe: images `(N, C, H, W)`, which are shown as `plots.outlier_figure` shows them, volumes
+                `(N, C, D, H, W)`, of which the middle slice is shown, or signals `(N, C, L)` or `(N, L)`, as curves.
+                None takes those that were kept.
+            labels: A name or number for each sample, by which points can be coloured.
+            title: The heading.
+            history: `AnomalyFilterCallback.history`, for the curves over the epochs.
+
+        Raises:
+            ValueError: If `images` or `labels` do not have one entry for each probe sample.
+        """
+        write_page(self, path, images, labels, title, history)
+
+    def browse(
+        self,
+        images: Tensor | None = None,
+        labels: Sequence[Any] | None = None,
+        title: str = "Anomaly filters",
+        history: Sequence[Mapping[str, Any]] | None = None,
+    ) -> BrowserFile:
+        """The filter browser, written to a temporary file: a notebook shows it in place, a console the file's path.
+
+        Args:
+            images: See `save_html`, as for the other arguments.
+            labels: See there.
+            title: See there.
+            history: See there.
+        """
+        path = Path(tempfile.mkdtemp(prefix="lightning_anomaly_")) / "browser.html"
+        self.save_html(path, images, labels, title, history)
+        return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []

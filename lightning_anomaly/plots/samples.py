@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,7 +63,7 @@ def outlier_images(report: ReportFields, images: Tensor, max_images: int = 16) -
             f"Parameter `images` should be of shape ({report.n_samples}, C, H, W), one image for each probe sample. "
             f"Found shape {tuple(images.shape)}."
         )
-    return _displayed(images, _most_voted(report)[:max_images])
+    return displayed(images, _most_voted(report)[:max_images])
 
 
 def draw_outliers(report: ReportFields, shown: Tensor) -> Figure | None:
@@ -93,12 +94,12 @@ def _most_voted(report: ReportFields) -> list[int]:
     return sorted((sample for sample in range(len(votes)) if votes[sample]), key=lambda sample: -votes[sample])
 
 
-def _displayed(images: Tensor, chosen: list[int]) -> Tensor:
-    """The chosen images as uint8 `(n, H, W, C)` with one or three channels."""
+def displayed(images: Tensor, chosen: Sequence[int]) -> Tensor:
+    """The chosen images as uint8 `(n, H, W, C)` with one or three channels, scaled as `outlier_figure` says."""
     images = images.detach()
     if images.shape[1] != 3:
         images = images[:, :1]
-    shown = images[chosen].cpu()
+    shown = images[list(chosen)].cpu()
     if images.dtype != torch.uint8:
         pixels = images.flatten(2)
         # Half a tenth of the images at either end may be out of the ordinary.

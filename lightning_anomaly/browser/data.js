@@ -1,0 +1,123 @@
+// The packed report: an index that is read at once, and blocks of points and maps that are unpacked when first needed.
+
+function bytesOf(name) {
+  const text = atob(document.getElementById(name).textContent);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+async function unpack(name) {
+  const stream = new Blob([bytesOf(name)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
+
+export class Report {
+  static async open() {
+    const index = JSON.parse(new TextDecoder().decode(await unpack("index")));
+    return new Report(index, index.images ? await createImageBitmap(new Blob([bytesOf("sprite")])) : null);
+  }
+
+  constructor(index, sprite) {
+    Object.assign(this, index);
+    this.sprite = sprite;
+    this.filters = this.layers.flatMap((layer, number) =>
+      layer.verdicts.map((_, filter) => ({ layer: number, filter })),
+    );
+    this.blocks = new Map();
+  }
+
+  /** A block, unpacked once. */
+  block(name, read) {
+    if (!this.blocks.has(name)) this.blocks.set(name, unpack(name).then(read));
+    return this.blocks.get(name);
+  }
+
+  verdict({ layer, filter }) {
+    return this.layers[layer].verdict_names[this.layers[layer].verdicts[filter]];
+  }
+
+  outliers({ layer, filter }) {
+    return this.layers[layer].outliers[filter] ?? [];
+  }
+
+  /** The filters that a sample is an outlier of. */
+  filtersOf(sample) {
+    return this.layers.flatMap((layer, number) =>
+      Object.entries(layer.outliers)
+        .filter(([, samples]) => samples.includes(sample))
+        .map(([filter]) => ({ layer: number, filter: Number(filter) })),
+    );
+  }
+
+  label(sample) {
+    return this.labels ? this.labels.names[this.labels.of[sample]] : null;
+  }
+
+  /** The points of a filter: samples, x, y, clusters (0 is the largest) and whether each is an outlier. */
+  async points({ layer, filter }) {
+    const all = await this.block(`points-${layer}`, (buffer) => readPoints(buffer, this.layers[layer].verdicts.length));
+    const [begin, end] = [all.starts[filter], all.starts[filter + 1]];
+    const samples = new Uint32Array(end - begin);
+    for (let i = 0, sample = 0; i < samples.length; i++) samples[i] = sample += all.steps[begin + i];
+    const [lowX, highX, lowY, highY] = all.ranges.subarray(4 * filter, 4 * filter + 4);
+    const place = (low, high, lower, upper) =>
+      Float32Array.from(samples, (_, i) => low + ((high - low) * (lower[begin + i] + 256 * upper[begin + i])) / 4095);
+    return {
+      samples,
+      x: place(lowX, highX, all.lowX, all.highX),
+      y: place(lowY, highY, all.lowY, all.highY),
+      clusters: ranked(all.clusters.subarray(begin, end)),
+      outliers: all.outliers.subarray(begin, end),
+    };
+  }
+
+  /** What gives the map of a sample: `{height, width, levels}` with levels 0 to 15, or null where it was not kept. */
+  async maps({ layer, filter }) {
+    const shape = this.layers[layer].maps;
+    if (!shape) return () => null;
+    const buffer = await this.block(`maps-${layer}`, (bytes) => bytes);
+    const { kept, height, width } = shape;
+    const bytes = Math.ceil((height * width) / 2);
+    const filters = this.layers[layer].verdicts.length;
+    const samples = new Uint32Array(buffer, 4 * filter * kept, kept);
+    return (sample) => {
+      const found = samples.indexOf(sample);
+      if (found < 0) return null;
+      const packed = new Uint8Array(buffer, 4 * filters * kept + (filter * kept + found) * bytes, bytes);
+      const levels = Uint8Array.from({ length: height * width }, (_, i) => (packed[i >> 1] >> (4 * (i & 1))) & 15);
+      return { height, width, levels };
+    };
+  }
+}
+
+function readPoints(buffer, filters) {
+  const starts = new Uint32Array(buffer, 0, filters + 1);
+  const count = starts[filters];
+  let offset = starts.byteLength;
+  const take = (Type, length) => {
+    const values = new Type(buffer, offset, length);
+    offset += values.byteLength;
+    return values;
+  };
+  return {
+    starts,
+    ranges: take(Float32Array, 4 * filters),
+    steps: take(Uint32Array, count),
+    lowX: take(Uint8Array, count),
+    highX: take(Uint8Array, count),
+    lowY: take(Uint8Array, count),
+    highY: take(Uint8Array, count),
+    clusters: take(Uint8Array, count),
+    outliers: take(Uint8Array, count),
+  };
+}
+
+/** Clusters by size, the largest first, as the figures of a report number them. */
+function ranked(clusters) {
+  const sizes = new Map();
+  for (const cluster of clusters) sizes.set(cluster, (sizes.get(cluster) ?? 0) + 1);
+  const order = [...sizes.keys()].sort((a, b) => sizes.get(b) - sizes.get(a) || a - b);
+  const ranks = new Map(order.map((cluster, rank) => [cluster, rank]));
+  return Uint8Array.from(clusters, (cluster) => ranks.get(cluster));
+}

@@ -1,0 +1,42 @@
+// Elements, made of text: nothing that comes out of a report is ever read as HTML.
+
+/** An element with attributes; functions become listeners, an object `style` custom properties and the like. */
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(name, value);
+    else if (name === "style") for (const [key, text] of Object.entries(value)) element.style.setProperty(key, text);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** An element of a drawing. */
+export function makeSvg(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+/** A labelled choice; `options` are pairs of a value and its text. */
+export function choice(label, options, chosen, change) {
+  const list = make(
+    "select",
+    { change: () => change(list.value) },
+    options.map(([value, text]) => make("option", { value, selected: value === chosen }, text)),
+  );
+  return make("label", { class: "choice" }, make("span", {}, label), list);
+}
+
+/** A canvas of so many CSS pixels, sharp on any screen. */
+export function sharpCanvas(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  const context = canvas.getContext("2d");
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  return context;
+}

@@ -1,0 +1,134 @@
+// Colours, and the small pictures: of samples, of maps, of a filter's points.
+
+// Okabe and Ito's colours, which colour-blind readers can tell apart; on dark ground the light blue comes first.
+const LIGHT = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B8A800"];
+const DARK = ["#56B4E9", "#E69F00", "#00B886", "#CC79A7", "#4A90D9", "#F0743C", "#F0E442"];
+export const SHAPES = ["circle", "square", "diamond", "triangle", "cross"];
+const VERDICT_LIGHT = { normal: "#BCD3E8", anomaly: "#D55E00", dead: "#4D4D4D", nonfinite: "#E8D820" };
+const VERDICT_DARK = { normal: "#35506B", anomaly: "#F0743C", dead: "#9A9A9A", nonfinite: "#F0E442" };
+// Viridis, whose lightness rises evenly.
+const VIRIDIS =
+  "440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e 1f988b 22a884 35b779 54c568 7ad151 a5db36 d2e21b fde725"
+    .split(" ")
+    .map((colour) => [0, 2, 4].map((place) => Number.parseInt(colour.slice(place, place + 2), 16)));
+
+const darkness = window.matchMedia("(prefers-color-scheme: dark)");
+export const onThemeChange = (redraw) => darkness.addEventListener("change", redraw);
+export const groupColour = (group) => (darkness.matches ? DARK : LIGHT)[group % LIGHT.length];
+export const groupShape = (group) => SHAPES[Math.floor(group / LIGHT.length) % SHAPES.length];
+export const verdictColour = (verdict) => (darkness.matches ? VERDICT_DARK : VERDICT_LIGHT)[verdict] ?? "#CC79A7";
+export const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
+
+/** Draws a sample's image onto a canvas, pixel by pixel. */
+export function drawImage(canvas, report, sample) {
+  const { width, height, columns } = report.images;
+  canvas.width = width;
+  canvas.height = height;
+  const [left, top] = [(sample % columns) * width, Math.floor(sample / columns) * height];
+  canvas.getContext("2d").drawImage(report.sprite, left, top, width, height, 0, 0, width, height);
+}
+
+/** Draws a map onto a canvas, pixel by pixel. */
+export function drawMap(canvas, map) {
+  canvas.width = map.width;
+  canvas.height = map.height;
+  const pixels = new ImageData(map.width, map.height);
+  for (const [i, level] of map.levels.entries()) pixels.data.set([...VIRIDIS[level], 255], 4 * i);
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+/** Adds a mark to a path. */
+export function mark(context, shape, x, y, radius) {
+  const r = radius;
+  if (shape === "circle") {
+    context.moveTo(x + r, y);
+    context.arc(x, y, r, 0, 2 * Math.PI);
+  } else if (shape === "square") {
+    context.rect(x - 0.88 * r, y - 0.88 * r, 1.76 * r, 1.76 * r);
+  } else {
+    const corners = {
+      diamond: [
+        [0, -1.25],
+        [1.25, 0],
+        [0, 1.25],
+        [-1.25, 0],
+      ],
+      triangle: [
+        [0, -1.2],
+        [1.1, 0.8],
+        [-1.1, 0.8],
+      ],
+      cross: [
+        [-1, -0.35],
+        [-0.35, -0.35],
+        [-0.35, -1],
+        [0.35, -1],
+        [0.35, -0.35],
+        [1, -0.35],
+        [1, 0.35],
+        [0.35, 0.35],
+        [0.35, 1],
+        [-0.35, 1],
+        [-0.35, 0.35],
+        [-1, 0.35],
+      ],
+    }[shape];
+    context.moveTo(x + corners[0][0] * r, y + corners[0][1] * r);
+    for (const [dx, dy] of corners.slice(1)) context.lineTo(x + dx * r, y + dy * r);
+    context.closePath();
+  }
+}
+
+/** What an axis shows: all values with a margin, and at least one unit, so that what hardly varies looks so. */
+export function extent(values) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  if (low > high) return [-0.5, 0.5];
+  const [middle, size] = [(low + high) / 2, Math.max(1, high - low)];
+  return [middle - 0.57 * size, middle + 0.57 * size];
+}
+
+/** Five or so round numbers between two. */
+export function ticks(low, high) {
+  const rough = (high - low) / 5;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => {
+    const value = (first + i) * step;
+    return [value, (Object.is(value, -0) ? 0 : value).toFixed(digits).replace("-", "−")];
+  });
+}
+
+/** A filter's points in a few pixels, with a ring around the outliers or around one sample. */
+export function drawMiniature(context, width, height, points, ringed = null) {
+  const [lowX, highX] = extent(points.x);
+  const [lowY, highY] = extent(points.y);
+  const across = (i) => ((points.x[i] - lowX) / (highX - lowX)) * width;
+  const down = (i) => height - ((points.y[i] - lowY) / (highY - lowY)) * height;
+  context.clearRect(0, 0, width, height);
+  context.globalAlpha = 0.7;
+  const radius = points.samples.length > 1000 ? 1 : 1.7;
+  const groups = points.clusters.reduce((most, cluster) => Math.max(most, cluster + 1), 0);
+  for (let group = 0; group < groups; group++) {
+    context.fillStyle = groupColour(group);
+    context.beginPath();
+    for (const [i, cluster] of points.clusters.entries()) {
+      if (cluster === group) mark(context, "circle", across(i), down(i), radius);
+    }
+    context.fill();
+  }
+  context.globalAlpha = 1;
+  context.strokeStyle = ink("--ink");
+  context.lineWidth = 1.2;
+  context.beginPath();
+  points.samples.forEach((sample, i) => {
+    if (ringed === null ? points.outliers[i] : sample === ringed)
+      mark(context, "circle", across(i), down(i), ringed === null ? 4 : 6);
+  });
+  context.stroke();
+}

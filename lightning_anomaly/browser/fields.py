@@ -1,0 +1,57 @@
+"""What the browser knows of a report: its fields, as the pictures in `plots` do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lightning_anomaly.browser.pictures import Pictures
+from lightning_anomaly.plots.fields import LayerFields, ReportFields
+
+__all__ = ["BrowsedLayer", "BrowsedReport"]
+
+
+class BrowsedLayer(LayerFields, Protocol):
+    """The fields of a `LayerReport`."""
+
+    @property
+    def smallest_share(self) -> Tensor:
+        """Share of the samples in the smallest cluster `(F,)`."""
+
+    @property
+    def sparsity(self) -> Tensor:
+        """Fraction of the maps' values that are at most 0 `(F,)`."""
+
+    @property
+    def map_size(self) -> tuple[int, ...]:
+        """Sides of a map in the network (pixels)."""
+
+    @property
+    def analysed_size(self) -> tuple[int, ...]:
+        """Sides of the map that was analysed (pixels)."""
+
+
+class BrowsedReport(ReportFields, Protocol):
+    """The fields of an `AnomalyReport`."""
+
+    @property
+    def layers(self) -> Mapping[str, BrowsedLayer]:
+        """Layers by name."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How it was analysed, as plain values."""
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What could not be analysed and why."""
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of map values that are at most 0."""
+
+    @property
+    def pictures(self) -> Pictures | None:
+        """Images and maps, where they were kept."""

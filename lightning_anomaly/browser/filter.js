@@ -1,0 +1,260 @@
+// One filter: its points, what is under the pointer, what is known of it, and its samples.
+import { choice, make } from "./dom.js";
+import { choiceText, chosenFilters } from "./filters.js";
+import { address, filterAddress, groupMark, imageOf, mapOf, sampleAddress, sampleTile, verdictBadge } from "./parts.js";
+import { Scatter } from "./scatter.js";
+import { count, facts, layerText, number, VERDICTS, votesText } from "./words.js";
+
+const LEGEND = 35; // entries: as many as there are marks
+
+/** The page, and what keys do on it. `query.pin` is the pinned sample, `query.by` what colours the points. */
+export async function filterPage(report, place, query) {
+  const { pin: pinned = null, by = "cluster", ...chosen } = query;
+  const [points, map] = await Promise.all([report.points(place), report.maps(place)]);
+  const own = report.layers[place.layer];
+  const same = (other) => other.layer === place.layer && other.filter === place.filter;
+  let list = chosenFilters(report, chosen);
+  if (!list.some(same)) list = report.filters;
+  const at = list.findIndex(same);
+  const go = (other, pin = null) => {
+    window.location.hash = filterAddress(report, other, { ...chosen, by: query.by, pin });
+  };
+  const step = (by_) => list[at + by_] && go(list[at + by_]);
+  const pin = (sample) => go(place, sample);
+  const stepButton = (by_, text, title) =>
+    make(
+      "button",
+      { type: "button", class: "step", title, "aria-label": title, disabled: !list[at + by_], click: () => step(by_) },
+      text,
+    );
+
+  const heading = make(
+    "div",
+    { class: "title-row" },
+    make(
+      "div",
+      {},
+      make(
+        "h1",
+        {},
+        `Filter ${place.filter} `,
+        make(
+          "span",
+          { class: "of-layer" },
+          "of ",
+          make("a", { href: address(["filters"], { layer: place.layer }) }, layerText(own.name)),
+        ),
+      ),
+      make("p", { class: "verdict" }, verdictBadge(report.verdict(place)), ` ${VERDICTS[report.verdict(place)] ?? ""}`),
+    ),
+    make(
+      "div",
+      { class: "steps" },
+      stepButton(-1, "←", "previous filter (left arrow)"),
+      make(
+        "span",
+        { class: "quiet" },
+        `${number(at + 1)} of ${number(list.length)}, ${choiceText(report, list === report.filters ? {} : chosen)}`,
+      ),
+      stepButton(1, "→", "next filter (right arrow)"),
+    ),
+  );
+  const inspector = make("div", { class: "inspector", "aria-live": "polite" });
+  const show = (sample, isPinned) =>
+    inspector.replaceChildren(...inspected(report, place, points, map, sample, isPinned));
+  const known = make(
+    "dl",
+    { class: "facts" },
+    facts(report, place).flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]),
+  );
+  show(null, false);
+
+  if (!points.samples.length) {
+    const empty = make(
+      "p",
+      { class: "empty-state" },
+      `${VERDICTS[report.verdict(place)] ?? ""} There are no points to show.`,
+    );
+    return {
+      content: [
+        heading,
+        make("div", { class: "filter" }, make("div", { class: "panel" }, empty), make("div", { class: "side" }, known)),
+        ...strips(report, place, map, pin),
+      ],
+      keys: stepKeys(step),
+    };
+  }
+  const description = `Points of ${count(points.samples.length, "sample")}, ${count(
+    points.outliers.reduce((sum, flag) => sum + flag, 0),
+    "outlier",
+  )} ringed`;
+  const scatter = new Scatter(points, { show, pin, description });
+  const repin = (sample) => scatter.setPinned(sample === null ? null : Number(sample));
+  repin(pinned);
+  const labelled = report.labels && by === "label";
+  if (labelled) scatter.colourBy(Array.from(points.samples, (sample) => report.labels.of[sample]));
+  const toolbar = make(
+    "div",
+    { class: "toolbar" },
+    report.labels
+      ? choice(
+          "Colour by",
+          [
+            ["cluster", "cluster"],
+            ["label", "label"],
+          ],
+          by,
+          (value) => {
+            window.location.hash = filterAddress(report, place, {
+              ...chosen,
+              pin: scatter.pinned,
+              by: value === "cluster" ? null : value,
+            });
+          },
+        )
+      : null,
+    groupLegend(report, scatter, labelled),
+    scatter.buttons(),
+  );
+  return {
+    content: [
+      heading,
+      make(
+        "div",
+        { class: "filter" },
+        make("div", { class: "panel" }, toolbar, scatter.element),
+        make("div", { class: "side" }, inspector, known),
+      ),
+      ...strips(report, place, map, pin),
+    ],
+    keys: { ...stepKeys(step), ...pointKeys(scatter, points, pin) },
+    repin,
+  };
+}
+
+const stepKeys = (step) => ({ ArrowLeft: () => step(-1), ArrowRight: () => step(1) });
+
+function pointKeys(scatter, points, pin) {
+  const order = [...points.samples.keys()].sort((a, b) => points.x[a] - points.x[b] || a - b);
+  const through = (places) => (by) => {
+    if (!places.length) return;
+    const at = places.findIndex((i) => points.samples[i] === scatter.pinned);
+    pin(points.samples[places[at < 0 ? (by > 0 ? 0 : places.length - 1) : (at + by + places.length) % places.length]]);
+  };
+  const [outlier, point] = [through(order.filter((i) => points.outliers[i])), through(order)];
+  return {
+    o: () => outlier(1),
+    O: () => outlier(-1),
+    ".": () => point(1),
+    ",": () => point(-1),
+    "+": () => scatter.zoom(1.5),
+    "-": () => scatter.zoom(1 / 1.5),
+    0: () => scatter.reset(),
+    Escape: () => pin(null),
+  };
+}
+
+/** The sample under the pointer, or else the pinned one: its image beside the filter's map of it. */
+function inspected(report, place, points, map, sample, isPinned) {
+  const i = sample === null ? -1 : points.samples.indexOf(sample);
+  if (sample === null) {
+    return points.samples.length
+      ? [
+          make(
+            "p",
+            { class: "hint" },
+            "Hover a point to see its sample. Click to pin it. Scroll to zoom, drag to move.",
+          ),
+        ]
+      : [];
+  }
+  const label = report.label(sample);
+  const has = (content, caption) => make("figure", {}, content, make("figcaption", {}, caption));
+  const pictures = [];
+  if (report.images) pictures.push(has(imageOf(report, sample), "image"));
+  if (report.layers[place.layer].maps) pictures.push(has(mapOf(map(sample), sample), "this filter's map"));
+  return [
+    make(
+      "div",
+      { class: "inspected" },
+      make("a", { class: "sample-link", href: sampleAddress(sample) }, `Sample ${sample}`),
+      isPinned ? make("span", { class: "quiet" }, "pinned") : null,
+    ),
+    pictures.length ? make("div", { class: "pair" }, pictures) : null,
+    make(
+      "p",
+      {},
+      label === null ? null : make("span", { class: "label cut", title: label }, label),
+      standing(report.votes[sample], points, i),
+    ),
+  ];
+}
+
+/** What a sample is to this filter and to the others; `i` is the place of its point, less than 0 if that was left out. */
+function standing(votes, points, i) {
+  if (i >= 0 && points.outliers[i]) {
+    return votes > 1
+      ? `An outlier of this filter and of ${count(votes - 1, "other")}.`
+      : "An outlier of this filter alone.";
+  }
+  const where = i >= 0 ? `In cluster ${points.clusters[i] + 1}` : "Its point is not in this file";
+  return `${where}; ${votesText(votes)}.`;
+}
+
+function groupLegend(report, scatter, labelled) {
+  const sizes = new Map();
+  for (const group of scatter.groups) sizes.set(group, (sizes.get(group) ?? 0) + 1);
+  const groups = [...sizes.keys()].sort((a, b) => a - b);
+  const entry = (group) => {
+    const text = labelled ? report.labels.names[group] : `cluster ${group + 1}`;
+    const button = make(
+      "button",
+      { type: "button", class: "entry", "aria-pressed": "false", title: `show ${text} alone` },
+      groupMark(group),
+      make("span", { class: "cut" }, text),
+      make("span", { class: "quiet" }, number(sizes.get(group))),
+    );
+    button.addEventListener("click", () => {
+      const alone = scatter.only === group ? null : group;
+      scatter.emphasise(alone);
+      for (const other of button.parentElement.querySelectorAll(".entry"))
+        other.setAttribute("aria-pressed", String(other === button && alone !== null));
+    });
+    return button;
+  };
+  return make(
+    "div",
+    { class: "groups" },
+    groups.slice(0, LEGEND).map(entry),
+    groups.length > LEGEND ? make("span", { class: "quiet" }, `and ${groups.length - LEGEND} more`) : null,
+    make("span", { class: "quiet ring-entry" }, make("i", { class: "ring", "aria-hidden": "true" }), "outlier"),
+    labelled ? null : make("span", { class: "quiet" }, "ellipses: two standard deviations of a cluster's points"),
+  );
+}
+
+function strips(report, place, map, pin) {
+  const own = report.layers[place.layer];
+  const outliers = report.outliers(place);
+  const tiles = (samples) =>
+    make(
+      "div",
+      { class: "strip" },
+      samples.map((sample) =>
+        sampleTile(report, sample, String(sample), { map: map(sample), click: () => pin(sample) }),
+      ),
+    );
+  const strip = (title, about, samples) =>
+    make(
+      "section",
+      { class: "strip-section" },
+      make("h2", {}, title, " ", make("span", { class: "quiet" }, about)),
+      tiles(samples),
+    );
+  const found = [];
+  if (outliers.length) found.push(strip("Outliers", count(outliers.length, "sample"), outliers.slice(0, 40)));
+  if (own.maps) {
+    found.push(strip("Most active", "largest mean of the map", own.most[place.filter]));
+    found.push(strip("Least active", "smallest mean of the map", own.least[place.filter]));
+  }
+  return found;
+}

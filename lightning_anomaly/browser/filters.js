@@ -1,0 +1,70 @@
+// All filters as small pictures, chosen by layer and verdict, in several orders.
+import { choice, make } from "./dom.js";
+import { address, filterCard, pages } from "./parts.js";
+import { count, layerText, verdictsOf } from "./words.js";
+
+export const CARDS = 24; // at once
+
+const by = (value) => (report) => (a, b) => value(report, a) - value(report, b);
+const column = (name, sign) =>
+  by((report, { layer, filter }) => sign * (report.layers[layer][name][filter] ?? -sign * Number.MAX_VALUE));
+const ORDERS = {
+  network: ["order of the network", null],
+  clearest: [
+    "most isolated outliers",
+    by((report, { layer, filter }) => report.layers[layer].clearest[filter] ?? Number.MAX_VALUE),
+  ],
+  outliers: ["most outliers", by((report, place) => -report.outliers(place).length)],
+  apart: ["clusters furthest apart (CH)", column("calinski_harabasz", -1)],
+  sparse: ["most sparse", column("sparsity", -1)],
+  explained: ["best explained", column("explained", -1)],
+};
+
+/** The filters that an address asks for, in its order. */
+export function chosenFilters(report, { layer, verdict, sort }) {
+  const found = report.filters.filter(
+    (place) => (!layer || place.layer === Number(layer)) && (!verdict || report.verdict(place) === verdict),
+  );
+  const order = ORDERS[sort]?.[1];
+  return order ? found.sort(order(report)) : found;
+}
+
+/** What is chosen, in words. */
+export function choiceText(report, { layer, verdict, sort }) {
+  const parts = [verdict ? `${verdict} filters` : "all filters"];
+  if (layer && report.layers[layer]) parts.push(`of ${layerText(report.layers[layer].name)}`);
+  if (ORDERS[sort]?.[1]) parts.push(`by ${ORDERS[sort][0]}`);
+  return parts.join(" ");
+}
+
+export function filtersPage(report, query) {
+  const change = (name) => (value) => {
+    window.location.hash = address(["filters"], { ...query, [name]: value === "network" ? "" : value });
+  };
+  const found = chosenFilters(report, query);
+  const verdicts = verdictsOf(report).map(([verdict, amount]) => [verdict, `${verdict} (${amount})`]);
+  return [
+    make("h1", {}, "Filters"),
+    make(
+      "div",
+      { class: "choices" },
+      choice("Verdict", [["", "any"], ...verdicts], query.verdict ?? "", change("verdict")),
+      choice(
+        "Layer",
+        [["", "all"], ...report.layers.map((layer, place) => [String(place), layerText(layer.name)])],
+        query.layer ?? "",
+        change("layer"),
+      ),
+      choice(
+        "Sort by",
+        Object.entries(ORDERS).map(([key, [text]]) => [key, text]),
+        query.sort ?? "network",
+        change("sort"),
+      ),
+      make("span", { class: "quiet", role: "status" }, count(found.length, "filter")),
+    ),
+    found.length
+      ? pages(found, CARDS, (place) => filterCard(report, place, query), "cards")
+      : make("p", { class: "empty-state" }, "No filter is like that. Choose another verdict or layer."),
+  ];
+}

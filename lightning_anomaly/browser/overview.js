@@ -1,0 +1,275 @@
+// The whole network: its numbers, its curves, every layer as a row of cells.
+import { make, makeSvg, sharpCanvas } from "./dom.js";
+import { ticks, verdictColour } from "./draw.js";
+import { address, filterAddress, sampleTile, swatch } from "./parts.js";
+import { count, layerText, number, percent, VERDICTS, verdictsOf } from "./words.js";
+
+const TOP_SAMPLES = 12;
+
+export function overview(report) {
+  const flagged = report.votes.filter((votes) => votes > 0).length;
+  const tile = (value, text, href) =>
+    make(href ? "a" : "div", { class: "stat", href }, make("b", {}, value), make("span", {}, text));
+  return [
+    make(
+      "section",
+      { class: "stats" },
+      tile(
+        number(report.count),
+        `anomaly ${report.count === 1 ? "filter" : "filters"} of ${number(report.filters.length)}`,
+        address(["filters"], { verdict: "anomaly", sort: "clearest" }),
+      ),
+      tile(percent(report.fraction), "of the filters whose maps vary are anomaly filters"),
+      tile(
+        number(flagged),
+        `of ${count(report.samples, "sample")} ${flagged === 1 ? "is an outlier" : "are outliers"} of some filter`,
+        address(["samples"]),
+      ),
+      tile(percent(report.sparsity), "of the maps' values are zero or less"),
+    ),
+    report.history ? make("section", {}, make("h2", {}, "Over the training"), curves(report.history)) : null,
+    make("section", {}, make("h2", {}, "Layers"), legend(report), layers(report)),
+    make("section", {}, make("h2", {}, "Samples that stand out"), samples(report)),
+    report.notes.length
+      ? make(
+          "section",
+          {},
+          make("h2", {}, "Notes"),
+          make(
+            "ul",
+            { class: "notes" },
+            report.notes.map((note) => make("li", {}, note)),
+          ),
+        )
+      : null,
+    make(
+      "details",
+      {},
+      make("summary", {}, "How it was analysed"),
+      make(
+        "dl",
+        { class: "settings" },
+        Object.entries(report.settings).flatMap(([key, value]) => [make("dt", {}, key), make("dd", {}, value)]),
+      ),
+    ),
+  ];
+}
+
+function legend(report) {
+  return make(
+    "ul",
+    { class: "legend" },
+    verdictsOf(report).map(([verdict, amount]) =>
+      make(
+        "li",
+        { title: VERDICTS[verdict] ?? "" },
+        make(
+          "a",
+          { href: address(["filters"], { verdict }) },
+          swatch(verdictColour(verdict)),
+          `${verdict} `,
+          make("span", { class: "quiet" }, number(amount)),
+        ),
+      ),
+    ),
+  );
+}
+
+function layers(report) {
+  if (!report.filters.length)
+    return make("p", { class: "empty-state" }, "No layer was analysed. The notes below say why.");
+  const size = report.filters.length > 4000 ? 7 : 11;
+  const rows = report.layers.map((layer, place) => {
+    const anomalies = layer.verdicts.filter((code) => layer.verdict_names[code] === "anomaly").length;
+    const sparsity = layer.sparsity.filter((value) => value !== null);
+    const mean = sparsity.length ? sparsity.reduce((sum, value) => sum + value, 0) / sparsity.length : null;
+    const about = `${anomalies} of ${layer.verdicts.length}`;
+    return make(
+      "div",
+      { class: "layer" },
+      make(
+        "a",
+        { class: "layer-name cut", title: layerText(layer.name), href: address(["filters"], { layer: place }) },
+        layer.name || "the model",
+      ),
+      make("span", { class: "layer-count", title: "anomaly filters" }, about),
+      make(
+        "span",
+        { class: "layer-sparsity quiet", title: "zero or less, of its maps' values" },
+        mean === null ? "" : percent(mean),
+      ),
+      cells(report, place, size),
+    );
+  });
+  const heading = make(
+    "div",
+    { class: "layer layer-heading quiet" },
+    make("span", {}, "layer"),
+    make("span", { class: "layer-count" }, "anomaly"),
+    make("span", { class: "layer-sparsity" }, "sparsity"),
+    make("span", {}, "a cell is a filter: click one"),
+  );
+  return make("div", { class: "layers" }, heading, rows);
+}
+
+/** The filters of a layer on one canvas: tens of thousands of elements would be too many. */
+function cells(report, place, size) {
+  const layer = report.layers[place];
+  const canvas = make("canvas", {
+    class: "cells",
+    role: "img",
+    "aria-label": `${layer.verdicts.length} filters of ${layerText(layer.name)}`,
+  });
+  const box = make("div", { class: "cell-box" }, canvas);
+  let columns = 1;
+  const draw = () => {
+    if (!box.clientWidth) return;
+    columns = Math.max(1, Math.floor(box.clientWidth / size));
+    const height = Math.ceil(layer.verdicts.length / columns) * size;
+    canvas.style.height = `${height}px`;
+    const context = sharpCanvas(canvas, box.clientWidth, height);
+    layer.verdicts.forEach((code, filter) => {
+      context.fillStyle = verdictColour(layer.verdict_names[code]);
+      context.fillRect((filter % columns) * size, Math.floor(filter / columns) * size, size - 1.5, size - 1.5);
+    });
+  };
+  const at = (event) => {
+    const filter = Math.floor(event.offsetY / size) * columns + Math.floor(event.offsetX / size);
+    return event.offsetX < columns * size && filter < layer.verdicts.length ? filter : null;
+  };
+  canvas.addEventListener("pointermove", (event) => {
+    const filter = at(event);
+    const outliers = filter === null ? 0 : report.outliers({ layer: place, filter }).length;
+    canvas.title =
+      filter === null
+        ? ""
+        : `filter ${filter}: ${report.verdict({ layer: place, filter })}${outliers ? `, ${count(outliers, "outlier")}` : ""}`;
+    canvas.style.cursor = filter === null ? "" : "pointer";
+  });
+  canvas.addEventListener("click", (event) => {
+    const filter = at(event);
+    if (filter !== null) window.location.hash = filterAddress(report, { layer: place, filter });
+  });
+  new ResizeObserver(draw).observe(box);
+  return box;
+}
+
+function samples(report) {
+  const found = report.votes.map((votes, sample) => ({ votes, sample })).filter(({ votes }) => votes > 0);
+  if (!found.length) return make("p", { class: "empty-state" }, "No sample is an outlier of any filter.");
+  found.sort((a, b) => b.votes - a.votes || a.sample - b.sample);
+  return [
+    make(
+      "div",
+      { class: "tiles" },
+      found
+        .slice(0, TOP_SAMPLES)
+        .map(({ votes, sample }) =>
+          sampleTile(report, sample, [make("strong", {}, String(sample)), ` ${count(votes, "filter")}`]),
+        ),
+    ),
+    make(
+      "p",
+      {},
+      make(
+        "a",
+        { href: address(["samples"]) },
+        found.length > TOP_SAMPLES ? `All ${number(found.length)} of them` : "All samples",
+      ),
+    ),
+  ];
+}
+
+/** Losses above, counts below, over the same epochs: two scales in one chart would press one of them flat. */
+function curves({ epochs, counts, losses }) {
+  const series = Object.entries(losses).filter(([, values]) => values.some((value) => value !== null));
+  const colours = ["var(--first)", "var(--second)", "var(--fourth)"];
+  return make(
+    "div",
+    { class: "curves" },
+    series.length
+      ? chart(
+          epochs,
+          series.map(([name, values], i) => ({
+            name,
+            values,
+            colour: colours[i % 3],
+            dash: ["", "6 3", "2 3"][i % 3],
+          })),
+        )
+      : null,
+    chart(epochs, [{ name: "anomaly filters", values: counts, colour: "var(--third)", dash: "" }]),
+  );
+}
+
+function chart(epochs, series) {
+  const width = Math.min(560, window.innerWidth - 60); // so that letters are of one size on all screens
+  const [height, left, right, top, bottom] = [190, 44, 12, 10, 30];
+  const values = series.flatMap((one) => one.values).filter((value) => value !== null);
+  const lowest = Math.min(0, ...values);
+  const highest = lowest + 1.05 * Math.max(1e-6, Math.max(...values) - lowest);
+  const x = (i) => left + (epochs.length > 1 ? i / (epochs.length - 1) : 0.5) * (width - left - right);
+  const y = (value) => height - bottom - ((value - lowest) / (highest - lowest)) * (height - top - bottom);
+  const text = (content, attributes) => makeSvg("text", attributes, content);
+  const parts = ticks(lowest, highest).map(([value, told]) =>
+    makeSvg(
+      "g",
+      {},
+      makeSvg("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
+      text(told, { x: left - 6, y: y(value) + 4, "text-anchor": "end" }),
+    ),
+  );
+  const every = Math.max(1, Math.ceil(epochs.length / 8));
+  for (let i = 0; i < epochs.length; i += every) {
+    parts.push(text(String(epochs[i]), { x: x(i), y: height - 10, "text-anchor": "middle" }));
+  }
+  for (const { name, values: own, colour, dash } of series) {
+    const known = own.map((value, i) => [value, i]).filter(([value]) => value !== null);
+    parts.push(
+      makeSvg("polyline", {
+        points: known.map(([value, i]) => `${x(i)},${y(value)}`).join(" "),
+        stroke: colour,
+        "stroke-dasharray": dash,
+      }),
+    );
+    for (const [value, i] of known)
+      parts.push(
+        makeSvg(
+          "circle",
+          { cx: x(i), cy: y(value), r: 2.5, fill: colour },
+          makeSvg("title", {}, `${name}, epoch ${epochs[i]}: ${number(value)}`),
+        ),
+      );
+  }
+  const names = make(
+    "figcaption",
+    {},
+    series.map(({ name, colour, dash }) =>
+      make(
+        "span",
+        {},
+        makeSvg(
+          "svg",
+          { class: "dash", viewBox: "0 0 22 8", "aria-hidden": "true" },
+          makeSvg("line", { x1: 0, x2: 22, y1: 4, y2: 4, stroke: colour, "stroke-dasharray": dash }),
+        ),
+        name,
+      ),
+    ),
+    make("span", { class: "quiet" }, "over epochs"),
+  );
+  return make(
+    "figure",
+    { class: "chart" },
+    names,
+    makeSvg(
+      "svg",
+      {
+        viewBox: `0 0 ${width} ${height}`,
+        role: "img",
+        "aria-label": `${series.map((one) => one.name).join(" and ")} over epochs`,
+      },
+      ...parts,
+    ),
+  );
+}

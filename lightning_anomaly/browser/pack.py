@@ -1,0 +1,230 @@
+"""All of a report in few bytes: an index that a page reads at once, and blocks of each layer, unpacked on demand."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_anomaly.browser.fields import BrowsedLayer, BrowsedReport
+from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
+from lightning_anomaly.plots import clearest_filters
+
+__all__ = ["Packed", "pack"]
+
+_POINTS = 4_000_000  # of all filters together
+_LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
+_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A report as a page takes it.
+
+    Attributes:
+        index: What is read at once: plain values.
+        sprite: All images in one PNG file, None without images.
+        blocks: Points, and maps if there are any, of each layer by name: bytes compressed with zlib.
+    """
+
+    index: dict[str, Any]
+    sprite: bytes | None
+    blocks: dict[str, bytes]
+
+
+def pack(
+    report: BrowsedReport,
+    pictures: Pictures,
+    labels: Sequence[Any] | None,
+    title: str,
+    history: Sequence[Mapping[str, Any]] | None,
+) -> Packed:
+    """Pack a report.
+
+    Args:
+        report: The report.
+        pictures: Images and maps.
+        labels: A name or number for each sample.
+        title: The page's heading.
+        history: Entries as `AnomalyFilterCallback.history` has them, where `"losses"` may be a dict of losses.
+    """
+    filters = sum(len(layer.verdicts) for layer in report.layers.values())
+    count = min(report.n_samples, max(1, _POINTS // max(1, filters)))
+    shown = torch.zeros(report.n_samples, dtype=torch.bool)
+    shown[even_order(report.n_samples)[:count]] = True
+    ranks = {place: rank for rank, place in enumerate(clearest_filters(report, max(1, filters)))}
+    layers, blocks = [], {}
+    for number, (name, layer) in enumerate(report.layers.items()):
+        kept = pictures.maps.get(name)
+        blocks[f"points-{number}"] = _points(layer, shown)
+        if kept is not None:
+            blocks[f"maps-{number}"] = _maps(kept)
+        layers.append(_layer(name, layer, kept, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
+    index = {
+        "title": title,
+        "samples": report.n_samples,
+        "count": report.count,
+        "fraction": report.fraction,
+        "sparsity": report.sparsity,
+        "votes": report.outlier_samples,
+        "layers": layers,
+        "labels": _labels(labels),
+        "settings": {key: str(value) for key, value in report.settings.items()},
+        "notes": [*report.notes.values(), *_left_out(report, pictures, count)],
+        "history": _history(history),
+        "images": None,
+    }
+    if pictures.images is None:
+        return Packed(index, None, blocks)
+    index["images"], sprite = _sprite(pictures.images)
+    return Packed(index, sprite, blocks)
+
+
+def _layer(name: str, layer: BrowsedLayer, kept: KeptMaps | None, ranks: list[int | None]) -> dict[str, Any]:
+    known = list(dict.fromkeys(layer.verdicts))
+    found: dict[str, Any] = {
+        "name": name,
+        "verdict_names": known,
+        "verdicts": [known.index(verdict) for verdict in layer.verdicts],
+        "clearest": ranks,
+        "outliers": _rows(layer.outliers),
+        "map_size": list(layer.map_size),
+        "analysed_size": list(layer.analysed_size),
+        "maps": None,
+    }
+    for column in _COLUMNS:
+        found[column] = [_short(value) for value in getattr(layer, column).tolist()]
+    if kept is not None:
+        found["maps"] = {"kept": kept.maps.shape[1], "height": kept.maps.shape[2], "width": kept.maps.shape[3]}
+        found["most"], found["least"] = kept.most.tolist(), kept.least.tolist()
+    return found
+
+
+def _rows(flags: Tensor) -> dict[str, list[int]]:
+    """The places of what is true in each row, of rows that have any."""
+    rows: dict[str, list[int]] = {}
+    for row, place in flags.nonzero().tolist():
+        rows.setdefault(str(row), []).append(place)
+    return rows
+
+
+def _short(value: float) -> float | None:
+    """Four digits of a number; JSON has no other than finite ones."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _points(layer: BrowsedLayer, shown: Tensor) -> bytes:
+    """The points of a layer's filters, of each those of the samples `shown` and of its outliers.
+
+    One after another: where each filter's points begin `(F + 1,)` in uint32; the smallest x, largest x, smallest y and
+    largest y of each filter `(F, 4)` in float32; steps from sample to sample in uint32; coordinates x in uint16, low
+    bytes before high ones, which compress; y likewise; clusters and whether it is an outlier, a byte each.
+    """
+    points = layer.points.nan_to_num(0.0, 0.0, 0.0)
+    included = shown | layer.outliers
+    spread = (points.amax(1) > points.amin(1)).any(1) if points.shape[1] else torch.zeros(len(points), dtype=torch.bool)
+    included &= spread[:, None]  # dead filters have no points worth a picture
+    rows, samples = included.nonzero(as_tuple=True)
+    starts = torch.zeros(len(included) + 1, dtype=torch.int64)
+    starts[1:] = included.sum(1).cumsum(0)
+    ranges = points.new_zeros(len(points), 2, 2)
+    if points.shape[1]:
+        ranges = torch.stack([points.amin(1), points.amax(1)], 2)
+    low, high = ranges[rows].unbind(2)
+    levels = ((points[rows, samples] - low) / (high - low).clamp_min(1e-30) * _LEVELS).round().clamp(0, _LEVELS)
+    steps = samples.diff(prepend=samples.new_zeros(1))
+    begins = starts[:-1][starts[:-1] < len(samples)]
+    steps[begins] = samples[begins]
+    parts = [
+        starts.numpy().astype("<u4"),
+        ranges.flatten(1).numpy().astype("<f4"),
+        steps.numpy().astype("<u4"),
+        *(plane for axis in (0, 1) for plane in _planes(levels[:, axis].numpy().astype(np.uint16))),
+        layer.labels[rows, samples].clamp(0, 255).numpy().astype(np.uint8),
+        layer.outliers[rows, samples].numpy().astype(np.uint8),
+    ]
+    return zlib.compress(b"".join(part.tobytes() for part in parts))
+
+
+def _planes(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    return (values & 255).astype(np.uint8), (values >> 8).astype(np.uint8)
+
+
+def _maps(kept: KeptMaps) -> bytes:
+    """Samples `(F, M)` in uint32, then maps with two pixels a byte, the first in the lower half."""
+    pixels = kept.maps.flatten(2).to(torch.int16)
+    levels = ((pixels * 15 + 127) // 255).to(torch.uint8)
+    if levels.shape[2] % 2:
+        levels = torch.nn.functional.pad(levels, (0, 1))
+    packed = levels[..., ::2] | (levels[..., 1::2] << 4)
+    return zlib.compress(kept.samples.numpy().astype("<u4").tobytes() + packed.numpy().tobytes())
+
+
+def _labels(labels: Sequence[Any] | None) -> dict[str, Any] | None:
+    if labels is None:
+        return None
+    values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    try:
+        names = sorted(set(values))
+    except TypeError:  # of several types
+        names = sorted(set(values), key=str)
+    places = {name: place for place, name in enumerate(names)}
+    return {"names": [str(name) for name in names], "of": [places[value] for value in values]}
+
+
+def _history(history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """The curves: epochs and, at each of them, counts and losses."""
+    if not history:
+        return None
+    losses = list(dict.fromkeys(name for entry in history for name in entry.get("losses", {})))
+    return {
+        "epochs": [entry["epoch"] for entry in history],
+        "counts": [_short(entry["metrics"]["count"]) for entry in history],
+        "losses": {name: [_short(entry.get("losses", {}).get(name, math.nan)) for entry in history] for name in losses},
+    }
+
+
+def _left_out(report: BrowsedReport, pictures: Pictures, count: int) -> list[str]:
+    """Sentences on what the page does not have."""
+    notes = []
+    if count < report.n_samples:
+        notes.append(
+            f"To keep this file small, a filter shows the points of {count:,} samples, spread evenly over the "
+            f"{report.n_samples:,} of the probe, and of its outliers. All counts are of all samples."
+        )
+    kept = [maps.samples.shape[1] for maps in pictures.maps.values()]
+    if kept and min(kept) < report.n_samples:
+        few = f"{min(kept):,}" if min(kept) == max(kept) else f"{min(kept):,} to {max(kept):,}"
+        notes.append(
+            f"To keep this file small, the maps of {few} of {report.n_samples:,} samples are kept for each filter: of "
+            "its outliers, of its most and least active samples, and of others."
+        )
+    return notes
+
+
+def _sprite(images: Tensor) -> tuple[dict[str, int], bytes]:
+    """All images side by side, row by row, in a PNG file, and how to find one in it."""
+    from PIL import Image
+
+    count, height, width, channels = images.shape
+    columns = max(1, min(count, round(math.sqrt(count * height / width))))
+    rows = -(-count // columns)
+    padded = torch.zeros(rows * columns, height, width, channels, dtype=torch.uint8)
+    padded[:count] = images
+    sheet = padded.reshape(rows, columns, height, width, channels).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+    file = io.BytesIO()
+    Image.fromarray(sheet.squeeze(2).numpy()).save(file, format="png")
+    return {"height": height, "width": width, "columns": columns}, file.getvalue()
+
+
+def index_bytes(index: Mapping[str, Any]) -> bytes:
+    """The index as compressed JSON."""
+    return zlib.compress(json.dumps(index, separators=(",", ":"), allow_nan=False).encode())

@@ -1,0 +1,112 @@
+// What several pages are made of.
+import { make, sharpCanvas } from "./dom.js";
+import { drawImage, drawMap, drawMiniature, groupColour, groupShape, mark, verdictColour } from "./draw.js";
+import { count, layerText } from "./words.js";
+
+const MINIATURE = [150, 110];
+const BESIDE_MAP = [96, 96];
+
+/** The address of a page; `query` has what is not as usual. */
+export function address(parts, query = {}) {
+  const search = new URLSearchParams(
+    Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== ""),
+  );
+  return `#/${parts.map(encodeURIComponent).join("/")}${search.size ? `?${search}` : ""}`;
+}
+
+export const filterAddress = (report, { layer, filter }, query) =>
+  address(["filter", report.layers[layer].name, filter], query);
+export const sampleAddress = (sample) => address(["sample", sample]);
+
+/** A sample's image, or its number where there are no images. */
+export function imageOf(report, sample) {
+  if (!report.images) return make("span", { class: "no-image" }, String(sample));
+  const canvas = make("canvas", { class: "pixels", role: "img", "aria-label": `image of sample ${sample}` });
+  drawImage(canvas, report, sample);
+  return canvas;
+}
+
+/** A map, or that it is not in the file. */
+export function mapOf(map, sample) {
+  if (!map) return make("span", { class: "no-image" }, "map not kept");
+  const canvas = make("canvas", { class: "pixels map", role: "img", "aria-label": `map of sample ${sample}` });
+  drawMap(canvas, map);
+  return canvas;
+}
+
+export function verdictBadge(verdict) {
+  return make("span", { class: "badge" }, swatch(verdictColour(verdict)), verdict);
+}
+
+export function swatch(colour) {
+  return make("i", { class: "swatch", style: { background: colour }, "aria-hidden": "true" });
+}
+
+/** The mark of a group of points. */
+export function groupMark(group) {
+  const canvas = make("canvas", { class: "mark", "aria-hidden": "true" });
+  const context = sharpCanvas(canvas, 14, 14);
+  context.fillStyle = groupColour(group);
+  mark(context, groupShape(group), 7, 7, 4.6);
+  context.fill();
+  return canvas;
+}
+
+/** A filter as a small picture with its name, that leads to it. */
+export function filterCard(report, place, query = {}, ringed = null) {
+  const canvas = make("canvas", { class: "miniature", "aria-hidden": "true" });
+  const outliers = report.outliers(place).length;
+  const picture = make("span", { class: "card-picture" }, canvas);
+  const withMap = ringed !== null && report.layers[place.layer].maps;
+  const size = withMap ? BESIDE_MAP : MINIATURE;
+  canvas.style.aspectRatio = size.join(" / ");
+  const context = sharpCanvas(canvas, ...size);
+  const draw = async () => {
+    const points = await report.points(place);
+    if (points.samples.length) drawMiniature(context, ...size, points, ringed);
+    else canvas.classList.add("empty");
+    if (withMap) picture.append(mapOf((await report.maps(place))(ringed), ringed));
+  };
+  draw();
+  return make(
+    "a",
+    { class: "card", href: filterAddress(report, place, query) },
+    picture,
+    make("strong", {}, `filter ${place.filter}`),
+    make(
+      "span",
+      { class: "quiet cut", title: layerText(report.layers[place.layer].name) },
+      layerText(report.layers[place.layer].name),
+    ),
+    make(
+      "span",
+      { class: "card-foot" },
+      verdictBadge(report.verdict(place)),
+      outliers ? make("span", { class: "quiet" }, count(outliers, "outlier")) : null,
+    ),
+  );
+}
+
+/** A sample as a small image with a caption, that leads to it or, with `click`, is chosen. */
+export function sampleTile(report, sample, caption, { map = null, click = null } = {}) {
+  const pictures = make("span", { class: "tile-pictures" }, imageOf(report, sample), map ? mapOf(map, sample) : null);
+  const text = make("span", { class: "tile-text" }, caption);
+  return click
+    ? make("button", { type: "button", class: "tile", title: `sample ${sample}`, click }, pictures, text)
+    : make("a", { class: "tile", title: `sample ${sample}`, href: sampleAddress(sample) }, pictures, text);
+}
+
+/** Some of many, and a button for more. */
+export function pages(items, size, draw, className) {
+  const list = make("div", { class: className });
+  const more = make("button", { type: "button", class: "more", click: () => add() });
+  let shown = 0;
+  const add = () => {
+    list.append(...items.slice(shown, shown + size).map(draw));
+    shown = Math.min(items.length, shown + size);
+    more.hidden = shown === items.length;
+    more.textContent = `Show more (${items.length - shown} left)`;
+  };
+  add();
+  return make("div", {}, list, more);
+}

@@ -1,0 +1,185 @@
+"""What is kept of a probe so that it can be seen later: its images, small, and of each filter some of its maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_anomaly.capture.maps import LayerMaps, pool_maps
+from lightning_anomaly.plots.samples import displayed
+
+__all__ = ["KeptMaps", "Pictures", "even_order", "probe_images", "take_pictures"]
+
+_SIDE = 64  # of an image or a map's picture, at most (pixels)
+_PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
+_MAP_SIDE = 8  # (pixels)
+_MAP_BYTES = (1_500_000, 12_000_000)  # for the maps of all filters, two pixels a byte: of most networks, and at most
+_FILTER_BYTES = 450  # what a filter may take in networks of more filters
+_STRIP = 8  # most and least active samples
+_CURVE = (48, 64)  # height and width of a signal's picture (pixels)
+_CURVE_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))  # Okabe and Ito's, for up to three channels
+
+
+@dataclass(frozen=True, eq=False)
+class KeptMaps:
+    """Some maps of a layer's filters, on the CPU.
+
+    Attributes:
+        samples: Which samples' maps are kept `(F, M)`: a filter's outliers, its most and least active samples, then
+            samples spread evenly over the probe.
+        maps: These maps `(F, M, height, width)` in uint8. Of a volume the middle slice; a signal has a height of one,
+            a single value both. From 0 to 255 goes the range of the filter's ordinary maps, so that one over-exposed
+            image does not leave all others dark.
+        most: The samples with the largest mean of a map `(F, S)`, the largest first.
+        least: The samples with the smallest mean `(F, S)`, the smallest first.
+    """
+
+    samples: Tensor
+    maps: Tensor
+    most: Tensor
+    least: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The pictures of a probe.
+
+    Attributes:
+        images: uint8 images `(N, height, width, channels)` with one or three channels; None where samples are nothing
+            that can be drawn.
+        maps: `{layer: KeptMaps}`.
+    """
+
+    images: Tensor | None
+    maps: Mapping[str, KeptMaps]
+
+
+class _Outliers(Protocol):
+    @property
+    def outliers(self) -> Tensor: ...
+
+
+def take_pictures(layers: Mapping[str, _Outliers], maps: Mapping[str, LayerMaps], inputs: Any) -> Pictures:
+    """Keep what can be seen of a probe.
+
+    Args:
+        layers: The layers of its report.
+        maps: The maps that were analysed, of these layers and maybe others.
+        inputs: The probe as a model takes it: a tensor, or a tuple, list or dict with one, or None.
+    """
+    filters = sum(len(layer.outliers) for layer in layers.values())
+    room = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * filters)) // max(1, filters)
+    kept = {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
+    samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
+    tensor = _tensor_of(inputs, samples)
+    return Pictures(None if tensor is None else probe_images(tensor), kept)
+
+
+def _tensor_of(inputs: Any, samples: int) -> Tensor | None:
+    """The first tensor with as many samples."""
+    if isinstance(inputs, Tensor):
+        return inputs if 2 <= inputs.ndim <= 5 and len(inputs) == samples and inputs.numel() else None
+    if isinstance(inputs, Mapping):
+        inputs = list(inputs.values())
+    if isinstance(inputs, (list, tuple)):
+        return next((t for t in (_tensor_of(i, samples) for i in inputs) if t is not None), None)
+    return None
+
+
+def probe_images(inputs: Tensor) -> Tensor:
+    """Small pictures of samples.
+
+    Args:
+        inputs: Images `(N, C, H, W)`, whose channels and values are shown as `outlier_figure` shows them; volumes
+            `(N, C, D, H, W)`, of which the middle slice is shown; signals `(N, C, L)` or `(N, L)`, drawn as curves of
+            up to three channels.
+
+    Returns:
+        uint8 images `(N, height, width, channels)`, on the CPU. Images of at most 64 pixels a side keep every pixel as
+        long as there are fewer than about a thousand.
+    """
+    inputs = inputs.detach()
+    if inputs.ndim < 4:
+        return _curves(inputs.reshape(len(inputs), -1, inputs.shape[-1])[:, : len(_CURVE_COLOURS)])
+    if inputs.ndim == 5:
+        inputs = inputs[:, :, inputs.shape[2] // 2]
+    side = max(1, min(_SIDE, math.isqrt(_PIXELS // len(inputs))))
+    window = -(-max(inputs.shape[2:]) // side)
+    if window > 1:
+        channels = inputs if inputs.shape[1] == 3 else inputs[:, :1]
+        inputs = torch.cat(
+            [
+                functional.avg_pool2d(part.float(), window, ceil_mode=True, count_include_pad=False).cpu()
+                for part in torch.split(channels, 64)
+            ]
+        )
+        if channels.dtype == torch.uint8:
+            inputs = inputs.round().to(torch.uint8)
+    return displayed(inputs, range(len(inputs)))
+
+
+def _curves(signals: Tensor) -> Tensor:
+    """Drawings `(N, height, width, 3)` of signals `(N, C, L)`; all have one scale, that of ordinary signals."""
+    height, width = _CURVE
+    signals = signals.float().cpu()
+    finite = signals.nan_to_num(math.nan, math.nan, math.nan)
+    low, high = finite.amin((1, 2)).nanquantile(0.05), finite.amax((1, 2)).nanquantile(0.95)
+    rows = ((finite - low) / (high - low).clamp_min(1e-12)).nan_to_num(0.5).clamp(0, 1) * (height - 1)
+    if rows.shape[2] < width:
+        rows = functional.interpolate(rows, width, mode="linear", align_corners=True)
+    top, bottom = functional.adaptive_max_pool1d(rows, width), -functional.adaptive_max_pool1d(-rows, width)
+    # From one column to the next the curve is connected.
+    top[..., 1:], bottom[..., 1:] = (
+        torch.maximum(top[..., 1:], bottom[..., :-1]),
+        torch.minimum(bottom[..., 1:], top[..., :-1]),
+    )
+    drawn = torch.full((len(signals), height, width, 3), 255, dtype=torch.uint8)
+    ruler = torch.arange(height - 1, -1, -1)[:, None]
+    for channel in reversed(range(rows.shape[1])):
+        inside = (ruler >= bottom[:, channel, None].round()) & (ruler <= top[:, channel, None].round())
+        drawn[inside] = torch.tensor(_CURVE_COLOURS[channel], dtype=torch.uint8)
+    return drawn
+
+
+def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
+    """Keep some maps `(N, F, ...)`, of each filter as many as `room` bytes hold at two pixels a byte."""
+    count, filters = maps.shape[:2]
+    if maps.ndim == 5:
+        maps = maps[:, :, maps.shape[2] // 2]
+    maps = pool_maps(maps, _MAP_SIDE).nan_to_num(0.0, 0.0, 0.0).transpose(0, 1)  # (F, N, ...)
+    shape = (1, 1, *maps.shape[2:])[-2:]
+    maps = maps.reshape(filters, count, *shape)
+    activity = maps.mean((2, 3), dtype=torch.float64)
+    strip = min(_STRIP, count)
+    most = activity.argsort(dim=1, descending=True, stable=True)[:, :strip]
+    least = activity.argsort(dim=1, stable=True)[:, :strip]
+    order = even_order(count).to(maps.device)
+    score = (1 - order.argsort().double() / count).repeat(filters, 1)
+    score.scatter_(1, torch.cat([most, least], 1), 2.0)
+    score = torch.where(outliers.to(maps.device), 3.0, score)
+    size = min(count, max(1, room // -(-math.prod(shape) // 2)))
+    samples = score.topk(size, 1).indices.sort(1).values
+    low = _quantile(maps.amin((2, 3)), 0.05)
+    high = _quantile(maps.amax((2, 3)), 0.95)
+    # A filter that is silent for nearly all samples has no ordinary maps: its largest value is the brightest.
+    high = torch.where(high > low, high, maps.amax((1, 2, 3))[:, None, None, None])
+    chosen = maps.gather(1, samples[..., None, None].expand(-1, -1, *shape))
+    codes = ((chosen - low) / (high - low).clamp_min(1e-30)).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return KeptMaps(samples.cpu(), codes.cpu(), most.cpu(), least.cpu())
+
+
+def _quantile(values: Tensor, fraction: float) -> Tensor:
+    """Of the rows of `(F, N)`, as `(F, 1, 1, 1)`."""
+    place = 1 + round(fraction * (values.shape[1] - 1))
+    return values.kthvalue(place, 1).values[:, None, None, None]
+
+
+def even_order(count: int) -> Tensor:
+    """The numbers below `count` in an order whose every beginning is spread evenly over them."""
+    return (torch.arange(count, dtype=torch.float64) * (math.sqrt(5) - 1) / 2).frac().argsort()

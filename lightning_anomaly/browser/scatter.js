@@ -1,0 +1,315 @@
+// The scatter plot of one filter: hover, pin, zoom and pan.
+import { make, sharpCanvas } from "./dom.js";
+import { extent, groupColour, groupShape, ink, mark, ticks } from "./draw.js";
+
+const MARGIN = { left: 46, right: 12, top: 12, bottom: 40 };
+const REACH = 18; // how far from a point the pointer still finds it (pixels)
+const RADIUS = 3.4;
+
+export class Scatter {
+  /** `show(sample, pinned)` is called with what is under the pointer, or else pinned, or null; `pin(sample)` on a click. */
+  constructor(points, { show, pin, description }) {
+    this.points = points;
+    this.show = show;
+    this.pin = pin;
+    this.groups = points.clusters;
+    this.ellipses = ellipsesOf(points);
+    this.hovered = this.pinned = null;
+    this.only = null;
+    this.pointers = new Map();
+    this.canvas = make("canvas", { class: "scatter", role: "img", "aria-label": description });
+    this.element = make("div", { class: "plot" }, this.canvas);
+    this.listen();
+    this.reset();
+    new ResizeObserver(() => this.draw()).observe(this.element);
+  }
+
+  buttons() {
+    const button = (text, title, click) => make("button", { type: "button", title, "aria-label": title, click }, text);
+    return make(
+      "div",
+      { class: "zoom" },
+      button("+", "Zoom in (key +)", () => this.zoom(1.5)),
+      button("−", "Zoom out (key −)", () => this.zoom(1 / 1.5)),
+      button("⟲", "Show all points (key 0)", () => this.reset()),
+    );
+  }
+
+  reset() {
+    const [lowX, highX] = extent(this.points.x);
+    const [lowY, highY] = extent(this.points.y);
+    this.view = { lowX, highX, lowY, highY };
+    this.draw();
+  }
+
+  /** Colours by groups, one for each point. */
+  colourBy(groups) {
+    this.groups = groups;
+    this.only = null;
+    this.draw();
+  }
+
+  /** Dims all groups but one; null dims none. */
+  emphasise(group) {
+    this.only = group;
+    this.draw();
+  }
+
+  /** Pins a sample, or nothing. */
+  setPinned(sample) {
+    this.pinned = sample;
+    this.told();
+  }
+
+  told() {
+    const sample = this.hovered ?? this.pinned;
+    this.show(sample, sample !== null && sample === this.pinned);
+    this.draw();
+  }
+
+  get area() {
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    const { left, right, top, bottom } = MARGIN;
+    return { left, top, width: Math.max(1, width - left - right), height: Math.max(1, height - top - bottom) };
+  }
+
+  across(x) {
+    return this.area.left + ((x - this.view.lowX) / (this.view.highX - this.view.lowX)) * this.area.width;
+  }
+
+  down(y) {
+    return this.area.top + ((this.view.highY - y) / (this.view.highY - this.view.lowY)) * this.area.height;
+  }
+
+  /** The sample nearest to a place on the canvas, if it is near. */
+  nearest(left, top) {
+    let [found, least] = [null, REACH ** 2];
+    this.points.samples.forEach((sample, i) => {
+      const distance = (this.across(this.points.x[i]) - left) ** 2 + (this.down(this.points.y[i]) - top) ** 2;
+      if (distance < least && (this.only === null || this.groups[i] === this.only)) [found, least] = [sample, distance];
+    });
+    return found;
+  }
+
+  /** Magnifies about a place on the canvas, its middle if none is given. */
+  zoom(factor, left = null, top = null) {
+    const { area, view } = this;
+    const [u, v] = left === null ? [0.5, 0.5] : [(left - area.left) / area.width, 1 - (top - area.top) / area.height];
+    const scaled = (low, high, at) => {
+      const [fixed, size] = [low + at * (high - low), (high - low) / factor];
+      return [fixed - at * size, fixed + (1 - at) * size];
+    };
+    [view.lowX, view.highX] = scaled(view.lowX, view.highX, u);
+    [view.lowY, view.highY] = scaled(view.lowY, view.highY, v);
+    this.draw();
+  }
+
+  pan(right, down) {
+    const { area, view } = this;
+    const [dx, dy] = [(right / area.width) * (view.highX - view.lowX), (down / area.height) * (view.highY - view.lowY)];
+    view.lowX -= dx;
+    view.highX -= dx;
+    view.lowY += dy;
+    view.highY += dy;
+    this.draw();
+  }
+
+  listen() {
+    const place = (event) => {
+      const box = this.canvas.getBoundingClientRect();
+      return [event.clientX - box.left, event.clientY - box.top];
+    };
+    this.canvas.addEventListener("pointerdown", (event) => {
+      this.canvas.setPointerCapture(event.pointerId);
+      this.pointers.set(event.pointerId, place(event));
+      this.moved = 0;
+    });
+    this.canvas.addEventListener("pointermove", (event) => {
+      const [left, top] = place(event);
+      if (!this.pointers.has(event.pointerId)) {
+        this.hover(this.nearest(left, top));
+        return;
+      }
+      const [oldLeft, oldTop] = this.pointers.get(event.pointerId);
+      const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
+      this.pointers.set(event.pointerId, [left, top]);
+      this.moved += Math.abs(left - oldLeft) + Math.abs(top - oldTop);
+      if (other) {
+        const before = Math.hypot(oldLeft - other[0], oldTop - other[1]);
+        const after = Math.hypot(left - other[0], top - other[1]);
+        this.zoom(after / Math.max(1, before), (left + other[0]) / 2, (top + other[1]) / 2);
+      } else if (this.moved > 4) this.pan(left - oldLeft, top - oldTop);
+    });
+    this.canvas.addEventListener("pointerup", (event) => {
+      this.pointers.delete(event.pointerId);
+      if (this.moved > 4) return;
+      const sample = this.nearest(...place(event));
+      this.pin(sample === this.pinned ? null : sample);
+    });
+    this.canvas.addEventListener("pointercancel", (event) => this.pointers.delete(event.pointerId));
+    this.canvas.addEventListener("pointerleave", () => this.hover(null));
+    this.canvas.addEventListener("dblclick", () => this.reset());
+    this.canvas.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        this.zoom(Math.exp(-event.deltaY / 300), ...place(event));
+      },
+      { passive: false },
+    );
+  }
+
+  hover(sample) {
+    this.canvas.classList.toggle("over-point", sample !== null);
+    if (sample === this.hovered) return;
+    this.hovered = sample;
+    this.told();
+  }
+
+  draw() {
+    const { clientWidth: width, clientHeight: height } = this.canvas;
+    if (!width) return;
+    const context = sharpCanvas(this.canvas, width, height);
+    const { area, points } = this;
+    const { lowX, highX, lowY, highY } = this.view;
+    Object.assign(this.canvas.dataset, { view: [lowX, highX, lowY, highY], area: Object.values(area) });
+    this.drawAxes(context, height);
+    context.save();
+    context.beginPath();
+    context.rect(area.left, area.top, area.width, area.height);
+    context.clip();
+    const scale = [area.width / (highX - lowX), area.height / (highY - lowY)];
+    for (const { group, x, y, outline } of this.groups === points.clusters ? this.ellipses : []) {
+      context.beginPath();
+      for (const [dx, dy] of outline) context.lineTo(this.across(x + dx), this.down(y + dy));
+      context.closePath();
+      context.strokeStyle = context.fillStyle = groupColour(group);
+      context.globalAlpha = this.only === null || this.only === group ? 0.09 : 0.02;
+      context.fill();
+      context.globalAlpha *= 7;
+      context.lineWidth = 1.2;
+      context.stroke();
+    }
+    const radius = points.samples.length > 2000 ? RADIUS / 2 : RADIUS;
+    const groups = [...new Set(this.groups)].sort((a, b) => a - b);
+    for (const group of groups) {
+      context.globalAlpha = this.only === null || this.only === group ? 0.75 : 0.08;
+      context.fillStyle = groupColour(group);
+      context.beginPath();
+      points.samples.forEach((_, i) => {
+        if (this.groups[i] === group) {
+          mark(
+            context,
+            groupShape(group),
+            area.left + (points.x[i] - lowX) * scale[0],
+            area.top + (highY - points.y[i]) * scale[1],
+            radius,
+          );
+        }
+      });
+      context.fill();
+    }
+    context.globalAlpha = 1;
+    context.strokeStyle = ink("--ink");
+    context.lineWidth = 1.3;
+    context.beginPath();
+    for (const [i, flag] of points.outliers.entries()) {
+      if (flag) mark(context, "circle", this.across(points.x[i]), this.down(points.y[i]), 7);
+    }
+    context.stroke();
+    for (const [sample, size] of [
+      [this.pinned, 3],
+      [this.hovered, 2],
+    ])
+      this.drawChosen(context, sample, size);
+    context.restore();
+  }
+
+  /** A ring of the accent's colour around a sample, with its number beside it. */
+  drawChosen(context, sample, lineWidth) {
+    const i = sample === null ? -1 : this.points.samples.indexOf(sample);
+    if (i < 0) return;
+    const [left, top] = [this.across(this.points.x[i]), this.down(this.points.y[i])];
+    context.strokeStyle = ink("--accent");
+    context.lineWidth = lineWidth;
+    context.beginPath();
+    mark(context, "circle", left, top, 9.5);
+    context.stroke();
+    context.font = `600 12px ${ink("--font")}`;
+    const aside = left > this.area.left + this.area.width - 60;
+    context.textAlign = aside ? "right" : "left";
+    context.textBaseline = "middle";
+    context.lineWidth = 4;
+    context.strokeStyle = ink("--card");
+    context.strokeText(sample, left + (aside ? -14 : 14), top);
+    context.fillStyle = ink("--ink");
+    context.fillText(sample, left + (aside ? -14 : 14), top);
+  }
+
+  drawAxes(context, height) {
+    const { area, view } = this;
+    context.font = `11px ${ink("--font")}`;
+    context.fillStyle = ink("--quiet");
+    context.strokeStyle = ink("--line");
+    context.lineWidth = 1;
+    context.textAlign = "center";
+    context.textBaseline = "top";
+    for (const [value, text] of ticks(view.lowX, view.highX)) {
+      const left = Math.round(this.across(value)) + 0.5;
+      line(context, left, area.top, left, area.top + area.height);
+      context.fillText(text, left, area.top + area.height + 6);
+    }
+    context.textAlign = "right";
+    context.textBaseline = "middle";
+    for (const [value, text] of ticks(view.lowY, view.highY)) {
+      const top = Math.round(this.down(value)) + 0.5;
+      line(context, area.left, top, area.left + area.width, top);
+      context.fillText(text, area.left - 7, top);
+    }
+    context.textAlign = "center";
+    context.textBaseline = "alphabetic";
+    context.fillText("first component (its standard deviation)", area.left + area.width / 2, height - 6);
+    context.save();
+    context.translate(11, area.top + area.height / 2);
+    context.rotate(-Math.PI / 2);
+    context.fillText("second component (same unit)", 0, 0);
+    context.restore();
+  }
+}
+
+function line(context, x1, y1, x2, y2) {
+  context.beginPath();
+  context.moveTo(x1, y1);
+  context.lineTo(x2, y2);
+  context.stroke();
+}
+
+/** For each cluster of at least three samples an outline two standard deviations from its mean, as steps from that. */
+function ellipsesOf({ x, y, clusters }) {
+  const sums = new Map();
+  clusters.forEach((group, i) => {
+    const sum = sums.get(group) ?? { count: 0, x: 0, y: 0, xx: 0, xy: 0, yy: 0 };
+    sums.set(group, sum);
+    sum.count += 1;
+    sum.x += x[i];
+    sum.y += y[i];
+    sum.xx += x[i] * x[i];
+    sum.xy += x[i] * y[i];
+    sum.yy += y[i] * y[i];
+  });
+  return [...sums]
+    .filter(([, sum]) => sum.count > 2)
+    .map(([group, sum]) => {
+      const [mx, my] = [sum.x / sum.count, sum.y / sum.count];
+      const [xx, xy, yy] = [sum.xx / sum.count - mx * mx, sum.xy / sum.count - mx * my, sum.yy / sum.count - my * my];
+      // Cholesky's factor of the covariance takes a circle to the ellipse.
+      const a = Math.sqrt(Math.max(0, xx));
+      const b = a > 0 ? xy / a : 0;
+      const c = Math.sqrt(Math.max(0, yy - b * b));
+      const outline = Array.from({ length: 49 }, (_, i) => {
+        const angle = (i / 24) * Math.PI;
+        return [2 * a * Math.cos(angle), 2 * (b * Math.cos(angle) + c * Math.sin(angle))];
+      });
+      return { group, x: mx, y: my, outline };
+    });
+}
