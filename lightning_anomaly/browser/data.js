@@ -58,8 +58,7 @@ export class Report {
   async points({ layer, filter }) {
     const all = await this.block(`points-${layer}`, (buffer) => readPoints(buffer, this.layers[layer].verdicts.length));
     const [begin, end] = [all.starts[filter], all.starts[filter + 1]];
-    const samples = new Uint32Array(end - begin);
-    for (let i = 0, sample = 0; i < samples.length; i++) samples[i] = sample += all.steps[begin + i];
+    const samples = summed(all.steps.subarray(begin, end));
     const [lowX, highX, lowY, highY] = all.ranges.subarray(4 * filter, 4 * filter + 4);
     const place = (low, high, lower, upper) =>
       Float32Array.from(samples, (_, i) => low + ((high - low) * (lower[begin + i] + 256 * upper[begin + i])) / 4095);
@@ -80,7 +79,8 @@ export class Report {
     const { kept, height, width } = shape;
     const bytes = Math.ceil((height * width) / 2);
     const filters = this.layers[layer].verdicts.length;
-    const samples = new Uint32Array(buffer, 4 * filter * kept, kept);
+    const steps = new Uint32Array(buffer, 4 * filter * kept, kept);
+    const samples = summed(steps);
     return (sample) => {
       const found = samples.indexOf(sample);
       if (found < 0) return null;
@@ -111,6 +111,14 @@ function readPoints(buffer, filters) {
     clusters: take(Uint8Array, count),
     outliers: take(Uint8Array, count),
   };
+}
+
+function summed(steps) {
+  let sum = 0;
+  return Uint32Array.from(steps, (step) => {
+    sum += step;
+    return sum;
+  });
 }
 
 /** Clusters by size, the largest first, as the figures of a report number them. */

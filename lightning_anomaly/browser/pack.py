@@ -21,6 +21,8 @@ from lightning_anomaly.plots import clearest_filters
 __all__ = ["Packed", "pack"]
 
 _POINTS = 4_000_000  # of all filters together
+_MAP_BYTES = (1_500_000, 12_000_000)  # of all maps, compressed: of most networks, and at most
+_FILTER_BYTES = 450  # that each filter adds to the maps in networks of more filters
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
@@ -62,12 +64,13 @@ def pack(
     shown[even_order(report.n_samples)[:count]] = True
     ranks = {place: rank for rank, place in enumerate(clearest_filters(report, max(1, filters)))}
     layers, blocks = [], {}
+    maps = _fitting_maps(pictures.maps)
     for number, (name, layer) in enumerate(report.layers.items()):
-        kept = pictures.maps.get(name)
+        layers.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
         blocks[f"points-{number}"] = _points(layer, shown)
-        if kept is not None:
-            blocks[f"maps-{number}"] = _maps(kept)
-        layers.append(_layer(name, layer, kept, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
+        if name in maps:
+            amount, blocks[f"maps-{number}"] = maps[name]
+            layers[-1] |= _kept(pictures.maps[name], amount)
     index = {
         "title": title,
         "samples": report.n_samples,
@@ -78,7 +81,7 @@ def pack(
         "layers": layers,
         "labels": _labels(labels),
         "settings": {key: str(value) for key, value in report.settings.items()},
-        "notes": [*report.notes.values(), *_left_out(report, pictures, count)],
+        "notes": [*report.notes.values(), *_left_out(report.n_samples, count, [amount for amount, _ in maps.values()])],
         "history": _history(history),
         "images": None,
     }
@@ -88,7 +91,7 @@ def pack(
     return Packed(index, sprite, blocks)
 
 
-def _layer(name: str, layer: BrowsedLayer, kept: KeptMaps | None, ranks: list[int | None]) -> dict[str, Any]:
+def _layer(name: str, layer: BrowsedLayer, ranks: list[int | None]) -> dict[str, Any]:
     known = list(dict.fromkeys(layer.verdicts))
     found: dict[str, Any] = {
         "name": name,
@@ -102,10 +105,16 @@ def _layer(name: str, layer: BrowsedLayer, kept: KeptMaps | None, ranks: list[in
     }
     for column in _COLUMNS:
         found[column] = [_short(value) for value in getattr(layer, column).tolist()]
-    if kept is not None:
-        found["maps"] = {"kept": kept.maps.shape[1], "height": kept.maps.shape[2], "width": kept.maps.shape[3]}
-        found["most"], found["least"] = kept.most.tolist(), kept.least.tolist()
     return found
+
+
+def _kept(kept: KeptMaps, amount: int) -> dict[str, Any]:
+    height, width = kept.maps.shape[2:]
+    return {
+        "maps": {"kept": amount, "height": height, "width": width},
+        "most": kept.most.tolist(),
+        "least": kept.least.tolist(),
+    }
 
 
 def _rows(flags: Tensor) -> dict[str, list[int]]:
@@ -158,14 +167,41 @@ def _planes(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndar
     return (values & 255).astype(np.uint8), (values >> 8).astype(np.uint8)
 
 
-def _maps(kept: KeptMaps) -> bytes:
-    """Samples `(F, M)` in uint32, then maps with two pixels a byte, the first in the lower half."""
-    pixels = kept.maps.flatten(2).to(torch.int16)
-    levels = ((pixels * 15 + 127) // 255).to(torch.uint8)
+def _fitting_maps(kept: Mapping[str, KeptMaps]) -> dict[str, tuple[int, bytes]]:
+    """The maps of each layer that fit into a page: of how many samples, and packed.
+
+    What surely fits is packed first. Maps have many zeros, so that as a rule more do, which is then tried.
+    """
+    filters = sum(len(maps.samples) for maps in kept.values())
+    budget = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * filters))
+    bytes_each = {name: 4 + -(-math.prod(maps.maps.shape[2:]) // 2) for name, maps in kept.items()}
+    room: float = budget / max(1, filters)
+    fitting: dict[str, tuple[int, bytes]] = {}
+    for _ in range(2):
+        packed = {}
+        for name, maps in kept.items():
+            amount = min(maps.samples.shape[1], max(1, int(room / bytes_each[name])))
+            packed[name] = amount, _maps(maps, amount)
+        size = sum(len(content) for _, content in packed.values())
+        if not fitting or size <= budget:
+            fitting = packed
+        room *= 0.9 * budget / max(1, size)
+    return fitting
+
+
+def _maps(kept: KeptMaps, amount: int) -> bytes:
+    """The first M maps by sample.
+
+    Steps from sample to sample `(F, M)` in uint32, then maps with two pixels a byte, the first in the lower half.
+    """
+    samples, order = kept.samples[:, :amount].sort(1)
+    steps = samples.diff(dim=1, prepend=samples.new_zeros(len(samples), 1))
+    levels = kept.maps.flatten(2).gather(1, order[..., None].expand(-1, -1, kept.maps[0, 0].numel()))
+    levels = levels.clamp(max=247).add(8) // 17  # 255 is 15 times 17
     if levels.shape[2] % 2:
         levels = torch.nn.functional.pad(levels, (0, 1))
     packed = levels[..., ::2] | (levels[..., 1::2] << 4)
-    return zlib.compress(kept.samples.numpy().astype("<u4").tobytes() + packed.numpy().tobytes())
+    return zlib.compress(steps.numpy().astype("<u4").tobytes() + packed.numpy().tobytes())
 
 
 def _labels(labels: Sequence[Any] | None) -> dict[str, Any] | None:
@@ -192,19 +228,18 @@ def _history(history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | No
     }
 
 
-def _left_out(report: BrowsedReport, pictures: Pictures, count: int) -> list[str]:
-    """Sentences on what the page does not have."""
+def _left_out(samples: int, count: int, kept: Sequence[int]) -> list[str]:
+    """Sentences on what the page does not have: points of more than `count` samples, and maps."""
     notes = []
-    if count < report.n_samples:
+    if count < samples:
         notes.append(
             f"To keep this file small, a filter shows the points of {count:,} samples, spread evenly over the "
-            f"{report.n_samples:,} of the probe, and of its outliers. All counts are of all samples."
+            f"{samples:,} of the probe, and of its outliers. All counts are of all samples."
         )
-    kept = [maps.samples.shape[1] for maps in pictures.maps.values()]
-    if kept and min(kept) < report.n_samples:
+    if kept and min(kept) < samples:
         few = f"{min(kept):,}" if min(kept) == max(kept) else f"{min(kept):,} to {max(kept):,}"
         notes.append(
-            f"To keep this file small, the maps of {few} of {report.n_samples:,} samples are kept for each filter: of "
+            f"To keep this file small, the maps of {few} of {samples:,} samples are kept for each filter: of "
             "its outliers, of its most and least active samples, and of others."
         )
     return notes

@@ -19,8 +19,7 @@ __all__ = ["KeptMaps", "Pictures", "even_order", "probe_images", "take_pictures"
 _SIDE = 64  # of an image or a map's picture, at most (pixels)
 _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
 _MAP_SIDE = 8  # (pixels)
-_MAP_BYTES = (1_500_000, 12_000_000)  # for the maps of all filters, two pixels a byte: of most networks, and at most
-_FILTER_BYTES = 450  # what a filter may take in networks of more filters
+_MAP_BYTES = 64_000_000  # of all maps together
 _STRIP = 8  # most and least active samples
 _CURVE = (48, 64)  # height and width of a signal's picture (pixels)
 _CURVE_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))  # Okabe and Ito's, for up to three channels
@@ -31,8 +30,8 @@ class KeptMaps:
     """Some maps of a layer's filters, on the CPU.
 
     Attributes:
-        samples: Which samples' maps are kept `(F, M)`: a filter's outliers, its most and least active samples, then
-            samples spread evenly over the probe.
+        samples: Which samples' maps are kept `(F, M)`, the most wanted first: a filter's outliers, its most and least
+            active samples, then samples spread evenly over the probe.
         maps: These maps `(F, M, height, width)` in uint8. Of a volume the middle slice; a signal has a height of one,
             a single value both. From 0 to 255 goes the range of the filter's ordinary maps, so that one over-exposed
             image does not leave all others dark.
@@ -74,7 +73,7 @@ def take_pictures(layers: Mapping[str, _Outliers], maps: Mapping[str, LayerMaps]
         inputs: The probe as a model takes it: a tensor, or a tuple, list or dict with one, or None.
     """
     filters = sum(len(layer.outliers) for layer in layers.values())
-    room = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * filters)) // max(1, filters)
+    room = _MAP_BYTES // max(1, filters)
     kept = {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
     samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
     tensor = _tensor_of(inputs, samples)
@@ -148,7 +147,7 @@ def _curves(signals: Tensor) -> Tensor:
 
 
 def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
-    """Keep some maps `(N, F, ...)`, of each filter as many as `room` bytes hold at two pixels a byte."""
+    """Keep some maps `(N, F, ...)`, of each filter as many as `room` bytes hold."""
     count, filters = maps.shape[:2]
     if maps.ndim == 5:
         maps = maps[:, :, maps.shape[2] // 2]
@@ -163,8 +162,8 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     score = (1 - order.argsort().double() / count).repeat(filters, 1)
     score.scatter_(1, torch.cat([most, least], 1), 2.0)
     score = torch.where(outliers.to(maps.device), 3.0, score)
-    size = min(count, max(1, room // -(-math.prod(shape) // 2)))
-    samples = score.topk(size, 1).indices.sort(1).values
+    size = min(count, max(1, room // math.prod(shape)))
+    samples = score.argsort(dim=1, descending=True, stable=True)[:, :size]
     low = _quantile(maps.amin((2, 3)), 0.05)
     high = _quantile(maps.amax((2, 3)), 0.95)
     # A filter that is silent for nearly all samples has no ordinary maps: its largest value is the brightest.
