@@ -171,7 +171,7 @@ function inspected(report, place, points, map, sample, isPinned) {
   const label = report.label(sample);
   const has = (content, caption) => make("figure", {}, content, make("figcaption", {}, caption));
   const pictures = [];
-  if (report.images) pictures.push(has(imageOf(report, sample), "image"));
+  if (report.images) pictures.push(has(imageOf(report, sample), "sample"));
   if (report.layers[place.layer].maps) pictures.push(has(mapOf(map(sample), sample), "this filter's map"));
   return [
     make(

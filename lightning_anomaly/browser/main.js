@@ -115,6 +115,13 @@ async function start() {
   heading(report, dialog);
   window.addEventListener("hashchange", () => show(report, false));
   onThemeChange(() => show(report));
+  document.addEventListener("click", (event) => {
+    // In a notebook's frame, which has no address, a link would lead to the notebook.
+    const link = event.target.closest("a[href^='#']");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    window.location.hash = link.getAttribute("href");
+  });
   window.addEventListener("keydown", (event) => {
     const writing = event.target.matches?.("select, input, textarea");
     if (writing || event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;

@@ -29,7 +29,11 @@ export function imageOf(report, sample) {
 /** A map, or that it is not in the file. */
 export function mapOf(map, sample) {
   if (!map) return make("span", { class: "no-image" }, "map not kept");
-  const canvas = make("canvas", { class: "pixels map", role: "img", "aria-label": `map of sample ${sample}` });
+  const canvas = make("canvas", {
+    class: map.height === 1 ? "pixels row" : "pixels",
+    role: "img",
+    "aria-label": `map of sample ${sample}`,
+  });
   drawMap(canvas, map);
   return canvas;
 }

@@ -1,0 +1,137 @@
+"""A real Chromium that opens pages from disk, and a report with images to put into one."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from torch import Tensor
+
+from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+class Probed(NamedTuple):
+    """A report with images, of a network with anomaly filters, and the probe."""
+
+    report: AnomalyReport
+    probe: Tensor
+
+
+@pytest.fixture(scope="session")
+def probed(trained: Any) -> Probed:
+    report = analyze(trained.model, trained.probe, settings=AnalysisSettings(n_init=2), keep_images=True)
+    assert report.count > 3
+    return Probed(report, trained.probe)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no Chromium on this machine, nor could CI install Debian's")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page as a user sees it. Whatever it asks the network for or complains about is in `faults`."""
+
+    def __init__(self, page: Any, file: Path) -> None:
+        self.page = page
+        self.file = file
+        self.faults: list[str] = []
+        page.on("console", lambda message: self.faults.append(message.text))
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("dialog", lambda dialog: (self.faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("request", self._requested)
+
+    def _requested(self, request: Any) -> None:
+        if request.url.partition("#")[0] != self.file.as_uri() and not request.url.startswith("blob:"):
+            self.faults.append(f"asked for {request.url}")
+
+    def open(self, address: str = "") -> "Opened":
+        self.page.goto("about:blank")
+        self.page.goto(self.file.as_uri() + address)
+        self.page.wait_for_selector("html[data-ready]")
+        return self
+
+    def go(self, address: str) -> None:
+        """To another address, as a link would lead, until its page is there."""
+        self.page.evaluate("address => { window.location.hash = address; }", address)
+        self.settle()
+
+    def press(self, key: str) -> None:
+        self.page.keyboard.press(key)
+        self.settle()
+
+    def settle(self) -> None:
+        """Until what was asked for is drawn."""
+        wait = "setTimeout(() => requestAnimationFrame(() => setTimeout(done, 30)), 30)"
+        self.page.evaluate(f"new Promise(done => {wait})")
+
+    def text(self, selector: str = "main") -> str:
+        return self.page.inner_text(selector)
+
+    @property
+    def hash(self) -> str:
+        return self.page.evaluate("window.location.hash")
+
+    def place_of(self, point: Tensor) -> tuple[float, float]:
+        """Where a point of the filter shown is on the screen (pixels)."""
+        canvas = self.page.locator("canvas.scatter")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        low_x, high_x, low_y, high_y = map(float, canvas.get_attribute("data-view").split(","))
+        left, top, width, height = map(float, canvas.get_attribute("data-area").split(","))
+        x, y = point.tolist()
+        return (
+            box["x"] + left + (x - low_x) / (high_x - low_x) * width,
+            box["y"] + top + (high_y - y) / (high_y - low_y) * height,
+        )
+
+    def pixels(self, selector: str) -> list[list[list[int]]]:
+        """The red, green and blue of a canvas, as it was drawn and not as it is scaled, row by row."""
+        return self.page.eval_on_selector(
+            selector,
+            """canvas => {
+                const {width, height} = canvas;
+                const data = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+                const pixel = i => Array.from(data.slice(4 * i, 4 * i + 3));
+                return Array.from({length: height}, (_, row) =>
+                    Array.from({length: width}, (_, column) => pixel(row * width + column)));
+            }""",
+        )
+
+
+@pytest.fixture
+def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
+    """Writes a report with `save_html` and opens it; at the end no page may have complained or left its file."""
+    pages: list[Opened] = []
+
+    def write_and_open(
+        report: AnomalyReport,
+        address: str = "",
+        *,
+        name: str = "browser.html",
+        width: int = 1280,
+        scheme: str = "light",
+        **options: Any,
+    ) -> Opened:
+        file = tmp_path / name
+        report.save_html(file, **options)
+        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        pages.append(Opened(page, file))
+        return pages[-1].open(address)
+
+    yield write_and_open
+    faults = [fault for page in pages for fault in page.faults]
+    for page in pages:
+        page.page.close()
+    assert faults == []

@@ -1,0 +1,235 @@
+"""What goes into a page and what stays out, without opening one."""
+
+import base64
+import json
+import re
+import zlib
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_anomaly import AnomalyReport, analyze
+from lightning_anomaly.browser import Pictures, take_pictures
+from lightning_anomaly.browser.pictures import even_order, probe_images
+from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.report import LayerReport
+
+
+def blocks_of(path: Path) -> dict[str, bytes]:
+    found = re.findall(r'<script type="text/plain" id="([\w-]+)">([^<]*)<', path.read_text())
+    return {name: base64.b64decode(text) for name, text in found}
+
+
+def index_of(path: Path) -> dict:
+    return json.loads(zlib.decompress(blocks_of(path)["index"]))
+
+
+def made_up(filters: int, samples: int, outliers: int = 0, seed: int = 0) -> AnomalyReport:
+    """A layer of filters with random points, of which the first ones are outliers of every filter."""
+    generator = torch.Generator().manual_seed(seed)
+    flagged = torch.zeros(filters, samples, dtype=torch.bool)
+    flagged[:, :outliers] = True
+    numbers = torch.rand(filters, generator=generator, dtype=torch.float64)
+    layer = LayerReport(
+        verdicts=("anomaly" if outliers else "normal",) * filters,
+        n_components=torch.full((filters,), 2),
+        calinski_harabasz=numbers,
+        smallest_share=numbers,
+        labels=torch.randint(0, 3, (filters, samples), generator=generator),
+        points=torch.randn(filters, samples, 2, generator=generator),
+        outliers=flagged,
+        explained=numbers,
+        sparsity=numbers,
+        map_size=(8, 8),
+        analysed_size=(8, 8),
+    )
+    return AnomalyReport({"conv": layer}, samples)
+
+
+def read_points(content: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Samples `(n,)`, points `(n, 2)` and clusters with outliers marked `(n, 2)` of each filter: the format, anew."""
+    raw = zlib.decompress(content)
+    starts = np.frombuffer(raw, "<u4", filters + 1)
+    count, offset = int(starts[-1]), 4 * (filters + 1)
+    ranges = np.frombuffer(raw, "<f4", 4 * filters, offset).reshape(filters, 2, 2)
+    steps = np.frombuffer(raw, "<u4", count, offset + 16 * filters)
+    planes = np.frombuffer(raw, np.uint8, offset=offset + 16 * filters + 4 * count).reshape(6, count)
+    levels = np.stack([planes[0] + 256.0 * planes[1], planes[2] + 256.0 * planes[3]], 1)
+    found = []
+    for own, (begin, end) in zip(ranges, pairwise(starts), strict=True):
+        place = own[:, 0] + (own[:, 1] - own[:, 0]) * levels[begin:end] / 4095
+        found.append((steps[begin:end].cumsum(), place, planes[4:, begin:end].T))
+    return found
+
+
+class TestPoints:
+    def test_they_come_back_to_a_four_thousandth_of_their_range(self, tmp_path):
+        report = made_up(5, 300, outliers=2)
+        report.save_html(tmp_path / "a.html")
+        layer = report.layers["conv"]
+        for index, (samples, points, marks) in enumerate(read_points(blocks_of(tmp_path / "a.html")["points-0"], 5)):
+            assert samples.tolist() == list(range(300))
+            size = layer.points[index].amax(0) - layer.points[index].amin(0)
+            error = np.abs(points - layer.points[index].numpy()) / size.numpy()
+            assert error.max() <= 0.5 / 4095 + 1e-6
+            assert marks[:, 0].tolist() == layer.labels[index].tolist()
+            assert marks[:, 1].tolist() == layer.outliers[index].tolist()
+
+    def test_too_many_are_thinned_evenly_but_for_outliers_and_the_page_says_so(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("lightning_anomaly.browser.pack._POINTS", 5 * 100)
+        report = made_up(5, 1000, outliers=3)
+        report.save_html(tmp_path / "a.html")
+        found = read_points(blocks_of(tmp_path / "a.html")["points-0"], 5)
+        for samples, _, marks in found:
+            assert {0, 1, 2} <= set(samples.tolist())
+            assert 100 <= len(samples) <= 103
+            assert marks[:, 1].sum() == 3
+            assert np.diff(samples).max() < 25
+        notes = index_of(tmp_path / "a.html")["notes"]
+        assert any("the points of 100 samples" in note and "1,000 of the probe" in note for note in notes)
+
+    def test_all_there_no_note(self, tmp_path):
+        made_up(2, 50).save_html(tmp_path / "a.html")
+        assert index_of(tmp_path / "a.html")["notes"] == []
+
+    def test_infinite_and_missing_numbers_are_no_error(self, tmp_path):
+        report = made_up(3, 50)
+        layer = report.layers["conv"]
+        layer.calinski_harabasz[0], layer.sparsity[1], layer.points[2, 5] = torch.inf, torch.nan, torch.nan
+        report.save_html(tmp_path / "a.html")
+        told = index_of(tmp_path / "a.html")["layers"][0]
+        assert told["calinski_harabasz"][0] is None
+        assert told["sparsity"][1] is None
+
+
+class TestMaps:
+    def take(self, maps: Tensor, outliers: Tensor) -> Pictures:
+        layer = replace(made_up(*outliers.shape).layers["conv"], outliers=outliers)
+        return take_pictures({"conv": layer}, {"conv": LayerMaps([maps], len(maps), tuple(maps.shape[2:]))}, None)
+
+    def test_outliers_come_first_then_the_most_and_least_active(self):
+        maps = torch.arange(100.0)[:, None, None, None].expand(-1, 2, 4, 4).clone()
+        outliers = torch.zeros(2, 100, dtype=torch.bool)
+        outliers[1, [50, 60]] = True
+        kept = self.take(maps, outliers).maps["conv"]
+        assert kept.most.tolist() == [list(range(99, 91, -1))] * 2
+        assert kept.least.tolist() == [list(range(8))] * 2
+        assert set(kept.samples[1, :2].tolist()) == {50, 60}
+        assert set(kept.samples[1, 2:18].tolist()) == {*range(8), *range(92, 100)}
+        assert kept.samples.sort(1).values.tolist() == [list(range(100))] * 2
+
+    def test_one_over_exposed_image_does_not_darken_the_others(self):
+        maps = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        maps[3] *= 1000
+        kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool)).maps["conv"]
+        others = kept.maps[0, kept.samples[0] != 3]
+        assert others.float().mean() == pytest.approx(127, abs=12)
+        assert kept.maps[0, kept.samples[0] == 3].float().mean() > 250
+
+    def test_a_filter_that_answers_to_one_sample_alone_is_not_dark_there(self):
+        maps = torch.zeros(100, 1, 2, 2)
+        maps[7, 0, 0, 0] = 5
+        kept = self.take(maps, torch.zeros(1, 100, dtype=torch.bool)).maps["conv"]
+        assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 0], [0, 0]]]
+        assert kept.maps.sum() == 255
+
+    def test_they_keep_to_their_room(self, monkeypatch):
+        monkeypatch.setattr("lightning_anomaly.browser.pictures._MAP_BYTES", 3 * 16 * 10)
+        maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        assert self.take(maps, torch.zeros(3, 100, dtype=torch.bool)).maps["conv"].maps.shape == (3, 10, 4, 4)
+
+    def test_a_page_takes_as_many_as_fit(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("lightning_anomaly.browser.pack._MAP_BYTES", (20_000, 20_000))
+        outliers = torch.zeros(4, 500, dtype=torch.bool)
+        maps = torch.rand(500, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        amounts = []
+        for sparse in (maps, maps * (maps > 0.8)):
+            report = replace(made_up(4, 500), pictures=self.take(sparse, outliers))
+            report.save_html(tmp_path / "a.html")
+            assert len(blocks_of(tmp_path / "a.html")["maps-0"]) <= 20_000
+            amounts.append(index_of(tmp_path / "a.html")["layers"][0]["maps"]["kept"])
+            assert any(f"the maps of {amounts[-1]} of 500 samples" in n for n in index_of(tmp_path / "a.html")["notes"])
+        assert 500 > amounts[1] > 1.5 * amounts[0] > 150
+
+    def test_packed_pixels_are_the_nearest_of_sixteen_levels(self, tmp_path):
+        outliers = torch.zeros(2, 30, dtype=torch.bool)
+        pictures = self.take(torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0)), outliers)
+        replace(made_up(2, 30), pictures=pictures).save_html(tmp_path / "a.html")
+        raw = zlib.decompress(blocks_of(tmp_path / "a.html")["maps-0"])
+        kept = pictures.maps["conv"]
+        samples = np.frombuffer(raw, "<u4", 60).reshape(2, 30).cumsum(1)
+        assert samples.tolist() == [list(range(30))] * 2
+        packed = np.frombuffer(raw, np.uint8, offset=240).reshape(2, 30, 5)
+        levels = np.stack([packed & 15, packed >> 4], 3).reshape(2, 30, 10)[..., :9]
+        ordered = kept.maps.flatten(2).gather(1, kept.samples.argsort(1)[..., None].expand(-1, -1, 9))
+        assert levels.tolist() == (ordered.float() / 17).round().int().tolist()
+
+
+class TestImages:
+    def test_small_uint8_images_keep_every_pixel(self):
+        images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        assert torch.equal(probe_images(images), images.permute(0, 2, 3, 1))
+
+    def test_large_images_are_pooled_and_many_are_smaller(self):
+        assert probe_images(torch.zeros(2, 3, 224, 100)).shape == (2, 56, 25, 3)
+        assert probe_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)
+
+    def test_pooling_averages(self):
+        images = torch.zeros(1, 1, 128, 128, dtype=torch.uint8)
+        images[..., ::2] = 200
+        assert probe_images(images).unique().tolist() == [100]
+
+    def test_of_a_dict_or_tuple_the_first_tensor_with_as_many_samples_is_taken(self):
+        images = torch.rand(30, 1, 4, 4)
+        outliers = made_up(1, 30).layers
+        maps = {"conv": LayerMaps([torch.rand(30, 1, 4, 4)], 30, (4, 4))}
+        for inputs in (images, (torch.rand(2), images), {"flags": None, "images": images}):
+            assert take_pictures(outliers, maps, inputs).images.shape == (30, 4, 4, 1)
+        assert take_pictures(outliers, maps, (torch.rand(2),)).images is None
+
+
+def test_every_beginning_of_the_even_order_is_spread() -> None:
+    order = even_order(1000)
+    assert sorted(order.tolist()) == list(range(1000))
+    for count in (10, 100, 333):
+        assert order[:count].sort().values.diff().max() <= 3 * 1000 / count
+
+
+class TestReport:
+    def test_pictures_are_kept_on_request_only_and_never_in_a_dict(self, trained, probed):
+        assert analyze(trained.model, trained.probe[:100]).pictures is None
+        assert probed.report.pictures.images.shape == (400, 8, 8, 1)
+        again = AnomalyReport.from_dict(json.loads(json.dumps(probed.report.to_dict())))
+        assert again.pictures is None
+        assert again.to_dict() == probed.report.to_dict()
+
+    def test_wrong_images_and_labels_are_named(self, tmp_path):
+        report = made_up(2, 50)
+        with pytest.raises(ValueError, match=r"`labels` should have 50 entries.*Found 3\."):
+            report.save_html(tmp_path / "a.html", labels=["a", "b", "c"])
+        with pytest.raises(ValueError, match=r"`images` should be of shape \(50, .*Found shape \(49, 1, 4, 4\)"):
+            report.save_html(tmp_path / "a.html", images=torch.zeros(49, 1, 4, 4))
+        assert not (tmp_path / "a.html").exists()
+
+    def test_labels_are_numbered_in_their_own_order(self, tmp_path):
+        report = made_up(1, 12)
+        for labels, names in (
+            (torch.arange(12), [str(place) for place in range(12)]),
+            (["b", "a"] * 6, ["a", "b"]),
+            ([2, "a"] * 6, ["2", "a"]),
+        ):
+            report.save_html(tmp_path / "a.html", labels=labels)
+            told = index_of(tmp_path / "a.html")["labels"]
+            assert told["names"] == names
+            values = labels.tolist() if isinstance(labels, Tensor) else labels
+            assert [names[place] for place in told["of"]] == [str(value) for value in values]
+
+    def test_the_same_report_gives_the_same_file(self, probed, tmp_path):
+        for name in ("a", "b"):
+            probed.report.save_html(tmp_path / name)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
