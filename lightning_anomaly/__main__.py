@@ -1,4 +1,4 @@
-"""A quick look at a trained model: prints the table of its anomaly filters and draws them.
+"""A quick look at a trained model: prints the table of its anomaly filters and draws them, also to be browsed.
 
 The model is built from `--model` with the arguments that a Lightning checkpoint stores, or those of `--model-args`, and
 gets the checkpoint's weights. It then sees the first 512 images of an .npz file: of its array `val_images`, else
@@ -44,7 +44,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--model-args", type=_json_object, default={}, metavar="JSON", help="""such as '{"channels": 3}'"""
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("anomaly_filters"), help="folder for the figures, default: %(default)s"
+        "--output",
+        type=Path,
+        default=Path("anomaly_filters"),
+        help="folder for all files, default: %(default)s",
     )
     return parser.parse_args(arguments)
 
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> AnomalyReport:
     _make_folder(options.output)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
-        report = analyze(model, images)
+        report = analyze(model, images, keep_images=True)
     print(report)
     shown = outlier_images(report, images)
     figures = {name: draw(report, shown) for name, draw in FIGURES.items()}
@@ -77,6 +80,9 @@ def run(options: argparse.Namespace) -> AnomalyReport:
         if figure is not None:
             figure.savefig(options.output / f"{name}.png")
     drawn = ", ".join(f"{name}.png" for name, figure in figures.items() if figure is not None)
+    browser = options.output / "browser.html"
+    report.save_html(browser, title=f"{options.model} on {options.data.name}")
+    print(f"every filter with its images: open {browser}")
     print(f"figures in {options.output}: {drawn}")
     return report
 

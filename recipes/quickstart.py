@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> AnomalyFilterCallback:
     images, planted = plant_damage(data.val_images, options.damaged, DAMAGE, options.seed)
     train, val = make_loaders(dataclasses.replace(data, val_images=images), options.batch_size)
     over_expose(val, data, planted["over_exposed"])
-    watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)))
+    watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)), browser=True)
     logger = TensorBoardLogger(options.log_dir, name="quickstart")
     trainer = pl.Trainer(
         max_epochs=options.epochs, logger=logger, callbacks=[watcher], num_sanity_val_steps=0, accelerator="auto"
@@ -105,9 +106,8 @@ def run(options: argparse.Namespace) -> AnomalyFilterCallback:
     if options.picture:
         title = f"{options.network}, {len(data.train_images)} images of {options.data}, {options.damaged} damaged"
         draw_curves(logger.log_dir, title, options.picture)
-    print(
-        f"\nLook at it:  tensorboard --logdir {shlex.quote(options.log_dir)}   (tab 'Custom scalars' has the overlay)"
-    )
+    print(f"\nHover every filter's points:  open {Path(logger.log_dir) / 'anomaly_filters' / 'browser.html'}")
+    print(f"Look at it:  tensorboard --logdir {shlex.quote(options.log_dir)}   (tab 'Custom scalars' has the overlay)")
     return watcher
 
 

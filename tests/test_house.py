@@ -14,6 +14,7 @@ ROOMS = [
     "clustering",
     "verdicts",
     "plots",
+    "browser",
     "report",
     "analysis",
     "rank_test",

@@ -107,9 +107,10 @@ class TestItWorks:
         assert lines[0].startswith("layer  filters  anomaly")
         assert lines[2].split()[:2] == ["0", "4"]
         drawn = sorted(path.name for path in (tmp_path / "a" / "b").iterdir())
-        assert drawn == ["filters.png", "outliers.png", "verdicts.png"]
+        assert drawn == ["browser.html", "filters.png", "outliers.png", "verdicts.png"]
+        assert f"every filter with its images: open {tmp_path / 'a' / 'b' / 'browser.html'}" in lines
         assert lines[-1] == f"figures in {tmp_path / 'a' / 'b'}: verdicts.png, filters.png, outliers.png"
-        assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "a" / "b").iterdir())
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "a" / "b").glob("*.png"))
 
     def test_notes_are_in_the_table_and_not_warned_of(self, weights, tmp_path, capsys):
         np.savez(tmp_path / "few.npz", np.random.default_rng(0).random((8, 1, 8, 8)))

@@ -17,7 +17,7 @@ from lightning_anomaly.browser.fields import BrowsedReport
 from lightning_anomaly.browser.pack import index_bytes, pack
 from lightning_anomaly.browser.pictures import Pictures, probe_images
 
-__all__ = ["write_page"]
+__all__ = ["page_text", "write_page"]
 
 # In the order of their imports. In the page they are one module, so no two of them have a name in common.
 _CODE = ("dom.js", "data.js", "words.js", "draw.js", "scatter.js", "parts.js", "overview.js", "filters.js", "filter.js",
@@ -46,16 +46,17 @@ def write_page(
     pictures = report.pictures or Pictures(None, {})
     if images is not None:
         pictures = Pictures(probe_images(images), pictures.maps)
-    Path(path).write_text(_page(report, pictures, labels, title, history), encoding="utf-8")
+    Path(path).write_text(page_text(report, pictures, labels, title, history), encoding="utf-8")
 
 
-def _page(
+def page_text(
     report: BrowsedReport,
     pictures: Pictures,
-    labels: Sequence[Any] | None,
-    title: str,
-    history: Sequence[Mapping[str, Any]] | None,
+    labels: Sequence[Any] | None = None,
+    title: str = "Anomaly filters",
+    history: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
+    """A report as an HTML page, with given pictures."""
     packed = pack(report, pictures, labels, title, history)
     blocks = {"index": index_bytes(packed.index), **packed.blocks}
     if packed.sprite is not None:

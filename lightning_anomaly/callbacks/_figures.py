@@ -26,12 +26,14 @@ class FigureSchedule:
         prefix: What the names of figures and keys begin with.
         overlay_tags: See `log_layout`.
         enabled: Whether there are figures at all; the layout of the charts is always logged.
+        keep_images: Whether images are kept even so, for somebody else.
     """
 
-    def __init__(self, prefix: str, overlay_tags: list[str] | None, enabled: bool) -> None:
+    def __init__(self, prefix: str, overlay_tags: list[str] | None, enabled: bool, keep_images: bool = False) -> None:
         self._prefix = prefix
         self._overlay_tags = overlay_tags
         self._enabled = enabled
+        self._keeps = enabled or keep_images
         self._analyses = 0
         self._images: list[Tensor] = []
         self.start()
@@ -49,7 +51,7 @@ class FigureSchedule:
     def keep_images(self, trainer: Any, limit: int, batch: Any) -> None:
         """Keeps the images of a batch, up to `limit`, until `forget_images`, if there may be figures of them."""
         # Of several processes each sees a part of the probe, and its images do not travel.
-        wanted = self._enabled and trainer.loggers and trainer.world_size == 1
+        wanted = self._keeps and trainer.loggers and trainer.world_size == 1
         missing = limit - sum(map(len, self._images))
         images = probe_images(batch) if wanted and missing > 0 else None
         if images is not None:
@@ -66,7 +68,7 @@ class FigureSchedule:
 
     def log(self, trainer: Any, report: AnomalyReport, step: int) -> None:
         """Logs the figures that are due after an analysis."""
-        self._pending = (step, pick_outliers(report, self._joined_images())) if self._enabled else None
+        self._pending = (step, pick_outliers(report, self.images)) if self._enabled else None
         if self._due:
             self.finish(trainer, report)
         self._analyses += 1
@@ -78,8 +80,10 @@ class FigureSchedule:
             log_report(trainer.loggers, self._prefix, report, outliers, step)
             self._pending = None
 
-    def _joined_images(self) -> Tensor | None:
-        if len({images.shape[1:] for images in self._images}) != 1:  # none, or of several sizes
+    @property
+    def images(self) -> Tensor | None:
+        """The images kept `(N, C, H, W)`; None if there are none, or of several sizes."""
+        if len({images.shape[1:] for images in self._images}) != 1:
             return None
         return torch.cat(self._images)
 

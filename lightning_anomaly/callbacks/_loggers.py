@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["log_figure", "log_overlay_layout", "loss_tags"]
+__all__ = ["log_figure", "log_overlay_layout", "log_page", "loss_tags"]
 
 
 def log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
@@ -54,6 +54,44 @@ def _log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
         experiment.log_figure(figure_name=name, figure=figure, step=step)  # Comet
     elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):
         _write(os.path.join(os.path.dirname(table), file), _png(figure))  # CSVLogger
+    else:
+        return False
+    return True
+
+
+def log_page(logger: Any, name: str, page: str, step: int) -> bool:
+    """Gives an HTML page to a logger: W&B, MLflow, Comet, or a file beside those of TensorBoard and CSVLogger.
+
+    Only the newest page is kept where that is a file, as it has the whole training in it.
+
+    Args:
+        logger: Any logger; one that knows no pages is left alone.
+        name: Name of the page; slashes make folders of it.
+        page: The page as text.
+        step: The step it belongs to.
+
+    Returns:
+        Whether the logger took it. If it fails, the error becomes a warning.
+    """
+    return _guarded(logger, "a page", lambda: _log_page(logger, name, page, step))
+
+
+def _log_page(logger: Any, name: str, page: str, step: int) -> bool:
+    experiment: Any = getattr(logger, "experiment", None)
+    file = f"{_file_name(name)}.html"
+    if _can(logger, "log_image"):
+        import wandb
+
+        # Not as a string, which may be a path; without `inject`, which adds a style sheet from the network.
+        logger.log_metrics({name: wandb.Html(io.StringIO(page), inject=False)}, step)
+    elif _can(experiment, "log_text") and hasattr(type(logger), "run_id"):
+        experiment.log_text(logger.run_id, page, file)  # MLflow's client
+    elif _can(experiment, "log_asset_data"):
+        experiment.log_asset_data(page, name=file, overwrite=True, step=step)  # Comet
+    elif _can(experiment, "add_figure") and isinstance(folder := getattr(experiment, "log_dir", None), str):
+        _write(os.path.join(folder, file), page.encode())  # TensorBoard
+    elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):
+        _write(os.path.join(os.path.dirname(table), file), page.encode())  # CSVLogger
     else:
         return False
     return True

@@ -104,18 +104,18 @@ class ValidationWatch:
             probed = self._failure is None
             if self._together:
                 probed = self._trainer.strategy.reduce_boolean_decision(probed, all=True)
-        maps: Mapping[str, LayerMaps] = self._capture.maps
+        self.maps: Mapping[str, LayerMaps] = self._capture.maps
         with torch.inference_mode(False), torch.no_grad():
             if probed and self._together:
                 try:
-                    maps = gather(maps, self._gathered)
+                    self.maps = gather(self.maps, self._gathered)
                 except Exception as error:
                     probed, self._failure = False, error
 
             def analyse() -> AnomalyReport:
                 if not probed:
                     raise self._failure or RuntimeError("another process failed")
-                return analyze_maps(maps, self._settings, notes)
+                return analyze_maps(self.maps, self._settings, notes)
 
             try:
                 return decided_by_first(self._trainer, analyse), None

@@ -7,6 +7,7 @@ import warnings
 from typing import Any, Literal
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
+from lightning_anomaly.callbacks._browser import BrowserSchedule, remember_losses
 from lightning_anomaly.callbacks._figures import FigureSchedule
 from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings, shuffles
 from lightning_anomaly.callbacks._readers import in_vain
@@ -57,6 +58,10 @@ class AnomalyFilterCallback(Watcher):
         on_error: What a failing analysis does: `"warn"` goes on with the last values, `"raise"` stops the training.
         settings: How to analyse; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
+        browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
+            its image and its map, see `AnomalyReport.save_html`. It is `anomaly_filters/browser.html` beside the files
+            of TensorBoard or CSVLogger; W&B, MLflow and Comet store it, and other loggers do not take it. With several
+            processes it has no images.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation. Every process of the fit has it; none is
@@ -87,6 +92,7 @@ class AnomalyFilterCallback(Watcher):
         overlay_tags: list[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         settings: AnalysisSettings | None = None,
+        browser: bool = False,
     ) -> None:
         self.settings = checked_settings(settings)
         super().__init__(log_key_prefix)
@@ -98,6 +104,7 @@ class AnomalyFilterCallback(Watcher):
         self.overlay_tags = check_names("overlay_tags", overlay_tags, "tags")
         self.log_figures = check_bool("log_figures", log_figures)
         self.on_error = check_one_of("on_error", on_error, ("warn", "raise"))
+        self.browser = check_bool("browser", browser)
         self._watch: ValidationWatch | None = None
         self._probe_images = ProbeImages()
         self._subject = Subject()
@@ -110,7 +117,8 @@ class AnomalyFilterCallback(Watcher):
         self._validations = 0
         self._metrics = dict.fromkeys(_METRICS, 0.0)
         self._warned.clear()
-        self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures)
+        self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self.browser)
+        self._browser = BrowserSchedule(self.log_key_prefix, self.browser)
 
     @property
     def state_key(self) -> str:
@@ -142,6 +150,7 @@ class AnomalyFilterCallback(Watcher):
             self._forget()
         self._watched(pl_module)
         self._figures.start()
+        self._browser.start()
         self._probe_images = ProbeImages()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -220,9 +229,11 @@ class AnomalyFilterCallback(Watcher):
             if self._everywhere:  # the number is the same in all processes, so that all find the same one due
                 self._validations += 1
             self._remember(trainer, analysed)
-            if analysed and self.report is not None and trainer.is_global_zero:
+            if analysed and self._watch is not None and self.report is not None and trainer.is_global_zero:
                 # At the step where Lightning puts this validation's values.
-                self._figures.log(trainer, self.report, trainer.fit_loop.epoch_loop._batches_that_stepped)
+                step = trainer.fit_loop.epoch_loop._batches_that_stepped
+                self._figures.log(trainer, self.report, step)
+                self._browser.take(trainer, self.report, self._watch.maps, self._figures.images, step)
         self._log(trainer, pl_module, self._metrics, prog_bar="count")
         self._release()
 
@@ -230,13 +241,20 @@ class AnomalyFilterCallback(Watcher):
         """Lays the curves over each other, in a chart."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.barebones:
             self._figures.lay_out(trainer)
+            if self.browser:
+                remember_losses(self.history, trainer)
+                if trainer.is_global_zero:
+                    self._browser.write(trainer, self.history)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Logs the chart and the figures of the last analysis, if that has not happened."""
         if self.report is not None:
             self._figures.lay_out(trainer, last_chance=True)
+            if self.browser:
+                remember_losses(self.history, trainer, last=True)
             if trainer.is_global_zero:
                 self._figures.finish(trainer, self.report)
+                self._browser.write(trainer, self.history, last=True)
 
     def _watched(self, pl_module: Any) -> dict[str, Any]:
         if self.signal_layers is not None:

@@ -1,0 +1,81 @@
+"""When the filter browser of a training is written, and what it shows of the losses."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_anomaly.browser import Pictures, page_text, take_pictures
+from lightning_anomaly.callbacks._loggers import log_page, loss_tags
+from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.report import AnomalyReport
+
+__all__ = ["BrowserSchedule", "remember_losses"]
+
+
+class BrowserSchedule:
+    """The browser at the 1st, 2nd, 4th, 8th, ... analysis and after the last, beside the figures.
+
+    Args:
+        prefix: What the file's name begins with.
+        enabled: Whether it is written at all.
+    """
+
+    def __init__(self, prefix: str, enabled: bool) -> None:
+        self._prefix = prefix
+        self._enabled = enabled
+        self._analyses = 0
+        self.start()
+
+    def start(self) -> None:
+        """Begins a fit."""
+        self._pending: tuple[AnomalyReport, Pictures, int] | None = None
+
+    def take(
+        self, trainer: Any, report: AnomalyReport, maps: Mapping[str, LayerMaps], images: Tensor | None, step: int
+    ) -> None:
+        """Keeps what the browser shows of an analysis, in process 0, until the next."""
+        if not self._enabled or not trainer.loggers:
+            return
+        self._analyses += 1
+        try:
+            self._pending = report, take_pictures(report.layers, maps, images), step
+        except Exception as error:  # a picture is not worth a training run
+            warnings.warn(f"The browser's images could not be taken: {type(error).__name__}: {error}", stacklevel=2)
+
+    def write(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
+        """Gives the browser to the loggers, in process 0, if it is due or the last one was not."""
+        due = last or self._analyses & (self._analyses - 1) == 0
+        if self._pending is None or not due:
+            return
+        report, pictures, step = self._pending
+        self._pending = None
+        try:
+            page = page_text(report, pictures, title=f"Anomaly filters, step {step:,}", history=history)
+        except Exception as error:
+            warnings.warn(f"The browser could not be made: {type(error).__name__}: {error}", stacklevel=2)
+            return
+        for logger in trainer.loggers:
+            log_page(logger, f"{self._prefix}/browser", page, step)
+
+
+def remember_losses(history: list[dict[str, Any]], trainer: Any, last: bool = False) -> None:
+    """Puts losses into the entries that they belong to; call it in all processes, where `log_layout` is called.
+
+    A validation loss is known when its validation ends. An epoch's mean of the training loss is known only after the
+    validation in it: it is seen in the next epoch, or at the end.
+    """
+    if not history:
+        return
+    metrics = trainer.logged_metrics
+    for name in loss_tags(metrics):
+        of_validation = name in loss_tags(["loss", name])[1:]
+        if of_validation and last:
+            continue  # it is there already
+        late = not of_validation and not last and not name.endswith("_step")
+        owners = [entry for entry in history if not late or entry["epoch"] < trainer.current_epoch]
+        if owners:
+            owners[-1].setdefault("losses", {})[name] = float(metrics[name])

@@ -1,0 +1,172 @@
+"""The filter browser of a training: when it is written, where, and what is in it."""
+
+import base64
+import json
+import re
+import sys
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
+
+from lightning_anomaly.callbacks._browser import remember_losses
+from lightning_anomaly.callbacks._loggers import log_page
+
+pytestmark = QUIET
+
+
+def index_of(page: str) -> dict[str, Any]:
+    found = re.search(r'id="index">([^<]*)<', page)
+    assert found is not None
+    return json.loads(zlib.decompress(base64.b64decode(found[1])))
+
+
+@pytest.mark.parametrize("make", [TensorBoardLogger, CSVLogger])
+def test_it_lies_beside_the_files_of_the_logger(make: Any, tmp_path: Path) -> None:
+    logger = make(tmp_path)
+    probe = loader(seed=1)
+    probe.dataset.tensors[0][7] *= 20
+    ours = watcher(browser=True)
+    quiet_trainer(tmp_path, ours, logger=logger, max_epochs=3).fit(SmallNet(), loader(), probe)
+    (file,) = tmp_path.rglob("*.html")
+    assert file == Path(logger.log_dir) / "anomaly_filters" / "browser.html"
+    index = index_of(file.read_text())
+    assert index["votes"] == ours.report.outlier_samples
+    assert index["title"] == "Anomaly filters, step 8"
+    assert index["images"] == {"height": 8, "width": 8, "columns": 8}
+    assert index["layers"][0]["maps"]["kept"] == 60
+    assert index["history"]["epochs"] == [0, 1, 2]
+    assert index["history"]["counts"] == [entry["metrics"]["count"] for entry in ours.history]
+    losses = index["history"]["losses"]
+    assert set(losses) == {"train_loss", "val_loss"}
+    assert all(value is not None for values in losses.values() for value in values)
+
+
+class Notes(Logger):
+    """Notes the step of each page in the title."""
+
+    name, version = "notes", "0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.titles: list[str] = []
+
+    @property
+    def experiment(self) -> Any:
+        titles = self.titles
+
+        class Experiment:
+            def log_asset_data(self, data: str, name: str, overwrite: bool, step: int) -> None:
+                assert (name, overwrite) == ("anomaly_filters/browser.html", True)
+                assert index_of(data)["title"] == f"Anomaly filters, step {step}"
+                titles.append(index_of(data)["title"].rpartition(" ")[2])
+
+        return Experiment()
+
+    def log_metrics(self, metrics: Any, step: Any = None) -> None:
+        pass
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def test_it_is_written_at_the_steps_of_the_figures_and_at_the_end(tmp_path: Path) -> None:
+    logger = Notes()
+    quiet_trainer(tmp_path, watcher(browser=True), logger=logger, max_epochs=6).fit(
+        SmallNet(), loader(), loader(seed=1)
+    )
+    assert logger.titles == ["2", "5", "11", "17"]  # the 1st, 2nd, 4th and the last of six
+
+
+def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    ours = watcher()
+    quiet_trainer(tmp_path, ours, logger=logger).fit(SmallNet(), loader(), loader(seed=1))
+    assert not list(tmp_path.rglob("*.html"))
+    assert all("losses" not in entry for entry in ours.history)
+
+
+def test_the_losses_are_those_of_their_epochs(tmp_path: Path) -> None:
+    class Losses(SmallNet):
+        """Losses that tell the epoch."""
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("train_loss", 10.0 + self.current_epoch, on_step=False, on_epoch=True)
+            return self.loss(batch)
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0])
+            self.log("val_loss", 20.0 + self.current_epoch)
+
+    ours = watcher(browser=True)
+    quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path), max_epochs=3).fit(Losses(), loader(), loader(seed=1))
+    assert [entry["losses"] for entry in ours.history] == [
+        {"train_loss": 10.0 + epoch, "val_loss": 20.0 + epoch} for epoch in range(3)
+    ]
+
+
+def test_a_loss_of_a_step_is_known_at_once_and_two_validations_of_an_epoch_share_its_mean() -> None:
+    history: list[dict[str, Any]] = [{"epoch": 0}, {"epoch": 0}, {"epoch": 1}]
+    step = {"train_loss_step": torch.tensor(3.0), "val_loss": torch.tensor(2.0)}
+    remember_losses(history, SimpleNamespace(logged_metrics=step, current_epoch=1))
+    assert history == [{"epoch": 0}, {"epoch": 0}, {"epoch": 1, "losses": {"train_loss_step": 3.0, "val_loss": 2.0}}]
+    history = [{"epoch": 0}, {"epoch": 0}, {"epoch": 1}]
+    remember_losses(history, SimpleNamespace(logged_metrics={"train_loss": torch.tensor(3.0)}, current_epoch=1))
+    assert history == [{"epoch": 0}, {"epoch": 0, "losses": {"train_loss": 3.0}}, {"epoch": 1}]
+
+
+def test_a_failing_browser_is_a_warning_and_the_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> str:
+        raise ValueError("no page today")
+
+    monkeypatch.setattr("lightning_anomaly.callbacks._browser.page_text", fail)
+    ours = watcher(browser=True)
+    with pytest.warns(UserWarning, match="The browser could not be made: ValueError: no page today"):
+        quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path)).fit(SmallNet(), loader(), loader(seed=1))
+    assert len(ours.history) == 2
+
+
+class TestLogPage:
+    def test_wandb_gets_html_without_anything_from_the_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Html:
+            def __init__(self, data: Any, inject: bool = True) -> None:
+                self.page, self.inject = data.read(), inject
+
+        class Wandb(Notes):
+            def log_image(self) -> None: ...
+
+            def log_metrics(self, metrics: Any, step: Any = None) -> None:
+                self.got = metrics, step
+
+        monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Html=Html))
+        logger = Wandb()
+        assert log_page(logger, "anomaly_filters/browser", "<p>", 7)
+        ((name, html),) = logger.got[0].items()
+        assert (name, html.page, html.inject, logger.got[1]) == ("anomaly_filters/browser", "<p>", False, 7)
+
+    def test_mlflow_gets_an_artifact(self) -> None:
+        calls: list[Any] = []
+
+        class Client:
+            def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
+                calls.append((run_id, text, artifact_file))
+
+        class Mlflow(Notes):
+            run_id = property(lambda self: "run 1")
+            experiment = property(lambda self: Client())
+
+        assert log_page(Mlflow(), "anomaly_filters/browser", "<p>", 7)
+        assert calls == [("run 1", "<p>", "anomaly_filters/browser.html")]
+
+    def test_others_are_left_alone(self) -> None:
+        class Plain(Notes):
+            experiment = property(lambda self: object())
+
+        assert not log_page(Plain(), "anomaly_filters/browser", "<p>", 7)
