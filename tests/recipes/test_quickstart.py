@@ -43,11 +43,17 @@ def test_picture_is_written(finished) -> None:
     assert Path(finished[1] / "curves.png").stat().st_size > 10_000
 
 
+def test_a_filter_browser_lies_beside_the_event_files(finished) -> None:
+    (page,) = finished[1].rglob("*.html")
+    assert page == next(finished[1].glob("quickstart/version_*")) / "anomaly_filters" / "browser.html"
+
+
 def test_undamaged_digits_are_found_to_have_no_outliers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     callback = run(parse(["--epochs", "6", "--damaged", "0", "--log-dir", str(tmp_path)]))
     assert callback.report.count == 0
     said = capsys.readouterr().out
     assert "0 validation images were damaged; 0 images are outliers" in said
+    assert f"open {tmp_path / 'quickstart' / 'version_0' / 'anomaly_filters' / 'browser.html'}" in said
     assert "precision" not in said
 
 
