@@ -163,6 +163,7 @@ def two_sample_test(
     Examples:
         >>> images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         >>> conv = nn.Conv2d(1, 1, 3)
+        >>> _ = nn.init.ones_(conv.weight)
         >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
         {'': [0]}
     """
