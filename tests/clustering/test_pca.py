@@ -8,12 +8,12 @@ import torch
 import zoo
 
 from lightning_anomaly.clustering import pca
-from lightning_anomaly.clustering.engines import _torch_pca, load_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.pca import reduce_maps
 
 TORCH = load_engine("torch")
 
-# A map's pixels, and samples: fewer and more than pixels, below and above the size from which directions are iterated.
+# A map's pixels, and samples: fewer and more than pixels.
 SHAPES = [
     ((1, 2), 60),
     ((4, 4), 60),
@@ -84,15 +84,6 @@ def test_the_plane_holds_the_two_largest_variances_however_close_the_third(secon
     assert reduction.explained.item() == pytest.approx((1 + second) / maps.square().sum().item(), rel=1e-9)
 
 
-def test_iteration_that_does_not_converge_ends_in_a_full_decomposition(monkeypatch):
-    maps = torch.randn(100, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    exact = [oracle.pca_scores(maps[:, index].numpy()) for index in range(3)]
-    for rounds in (12, 1, 0):
-        monkeypatch.setattr(_torch_pca, "_ROUNDS", rounds)
-        points = reduce_maps(maps, TORCH).points.numpy()
-        assert max(up_to_sign(points[index], exact[index]).max() for index in range(3)) < 1e-9
-
-
 def test_each_axis_points_to_its_largest_loading():
     maps = zoo.maps("skewed", 3, 50, (3, 3))
     ours, theirs = reduce_maps(maps, TORCH), reduce_maps(maps, load_engine("sklearn"))
@@ -105,9 +96,9 @@ def test_each_axis_points_to_its_largest_loading():
 
 
 @pytest.mark.parametrize("engine_name", ["torch", "sklearn"])
-@pytest.mark.parametrize(("size", "samples"), [((2, 2), 50), ((5, 5), 61), ((8, 8), 300)])
+@pytest.mark.parametrize(("size", "samples"), [((2, 2), 50), ((5, 5), 61), ((8, 8), 300), ((8, 8), 40)])
 def test_equal_maps_are_exactly_equal_points(size, samples, engine):
-    """Else rounding decides among equal centres of a random start. Fewer samples than pixels: only nearly equal."""
+    """Else rounding decides among equal centres of a random start."""
     maps = zoo.maps("sparse", 4, samples, size)
     maps[::3] = maps[1]
     points = reduce_maps(maps, engine).points

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.moments import calinski_harabasz
+from lightning_anomaly.clustering.pca import principal_components
 
 __all__ = ["Engine"]
 
@@ -20,7 +21,6 @@ class Engine(ABC):
     and each gives a filter exactly what it would give that filter alone.
     """
 
-    @abstractmethod
     def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Scores on the first two principal components `(F, N, 2)` and the components' axes.
 
@@ -31,6 +31,7 @@ class Engine(ABC):
             The scores, the second ones zero if there is one pixel only, and axes `(F, P, 2)` of any length. Which of
             its two directions an axis has does not matter. More rows of zeros may follow the P.
         """
+        return principal_components(rows)
 
     @abstractmethod
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:

@@ -7,18 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engines import _numba_em, _numba_kmeans, _torch_pca
+from lightning_anomaly.clustering.engines import _numba_em, _numba_kmeans
 from lightning_anomaly.clustering.engines.base import Engine
 
 __all__ = ["ENGINE"]
 
 
 class NumbaEngine(Engine):
-    """A filter at a time in compiled code. The decomposition is LAPACK's, by way of torch."""
-
-    def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Engine`."""
-        return _torch_pca.pca(rows)
+    """A filter at a time, in compiled code."""
 
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
         """See `Engine`."""

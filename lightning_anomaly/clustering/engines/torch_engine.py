@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engines import _torch_em, _torch_kmeans, _torch_pca
+from lightning_anomaly.clustering.engines import _torch_em, _torch_kmeans
 from lightning_anomaly.clustering.engines.base import Engine
 from lightning_anomaly.clustering.threads import torch_in_threads
 
@@ -16,10 +16,6 @@ __all__ = ["ENGINE", "TorchEngine"]
 
 class TorchEngine(Engine):
     """Batched operations; float32 points are taken too, and give float32 results."""
-
-    def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Engine`."""
-        return _torch_pca.pca(rows)
 
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
         """See `Engine`."""
