@@ -16,6 +16,7 @@ from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 
@@ -141,6 +142,8 @@ class AnomalyFilterCallback(Watcher):
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
         self._check_twins(trainer, AnomalyFilterCallback)
+        if self.settings.engine != "auto":
+            load_engine(self.settings.engine)
         if not builds_layers_later(pl_module):
             self._watched(pl_module)
 
