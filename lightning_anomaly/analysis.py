@@ -16,6 +16,7 @@ from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_filters
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
+from lightning_anomaly.isolation import isolated_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
@@ -254,6 +255,7 @@ def _report(reduced: _Reduced, clustering: Clustering, settings: AnalysisSetting
         labels=per_filter(labels),
         points=reduction.points.float().cpu(),
         outliers=per_filter(outliers),
+        isolated=per_filter(isolated_samples(points, settings.rare_fraction)),
         explained=reduction.explained.cpu(),
         sparsity=reduced.layer.sparsity.cpu(),
         map_size=reduced.layer.size or (),

@@ -23,7 +23,7 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def layer(verdicts, outliers=(), points=None, labels=None, index=None, n_samples=N) -> LayerReport:
+def layer(verdicts, outliers=(), points=None, labels=None, index=None, isolated=None, n_samples=N) -> LayerReport:
     """A layer with given outliers `{filter: samples}`; everything else is made up."""
     f = len(verdicts)
     flagged = torch.zeros(f, n_samples, dtype=torch.bool)
@@ -39,6 +39,7 @@ def layer(verdicts, outliers=(), points=None, labels=None, index=None, n_samples
         labels=labels,
         points=torch.randn(f, n_samples, 2, generator=rng()) if points is None else points,
         outliers=flagged,
+        isolated=torch.zeros(f, n_samples, dtype=torch.bool) if isolated is None else isolated,
         explained=zeros,
         sparsity=zeros,
         map_size=(4, 4),
