@@ -18,7 +18,7 @@ _GAUSSIAN = 0.75  # weight of the first before anything is seen; the others shar
 _FEWEST = 20  # gaps below a set without which its tail is not judged
 _STEPS = 4  # of the centre; more change nothing
 _SILENT = 1e-9  # distances that are zero but for rounding, in units of the largest
-_TOGETHER = 2**21  # values held at once
+_TOGETHER = 2**19  # values held at once
 
 
 def isolated_samples(points: Tensor, rare_fraction: float, residuals: Tensor | None = None) -> Tensor:
@@ -76,17 +76,14 @@ def _distances(points: Tensor) -> Tensor:
     It is the silent point of a filter that is silent for more than half of the samples, turns with the points, and is
     moved by a few outliers as little as a median.
     """
-    distances = _distances_from_mean(points, torch.ones_like(points[..., 0]))
+    x, y = (part.contiguous() for part in points.unbind(2))
+    distances = ((x - x.mean(1, keepdim=True)).square() + (y - y.mean(1, keepdim=True)).square()).sqrt()
     for _ in range(_STEPS):
-        inner = distances <= distances.median(1, keepdim=True).values
-        distances = _distances_from_mean(points, inner.double())
+        inner = (distances <= distances.median(1, keepdim=True).values).double()
+        number = inner.sum(1, keepdim=True)
+        means = [(part * inner).sum(1, keepdim=True) / number for part in (x, y)]
+        distances = ((x - means[0]).square() + (y - means[1]).square()).sqrt()
     return distances
-
-
-def _distances_from_mean(points: Tensor, weights: Tensor) -> Tensor:
-    # A running sum adds up a filter's own values in their order, however many filters there are.
-    total = (weights[..., None] * points).cumsum(1)[:, -1:]
-    return (points - total / weights.sum(1)[:, None, None]).square().sum(2).sqrt()
 
 
 def _set_apart(distances: Tensor, sizes: int, level: float) -> Tensor:

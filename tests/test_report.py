@@ -68,6 +68,28 @@ def test_the_fraction_is_of_the_filters_that_could_be_clustered(report):
     assert layer("dead", "nonfinite").fraction == 0
 
 
+def test_isolated_filters_are_listed_counted_and_shown(report):
+    apart = torch.zeros(3, 6, dtype=torch.bool)
+    apart[0, 4], apart[1, :2] = True, True
+    found = AnomalyReport({"conv0": layer("normal"), "conv1": layer("normal", "anomaly", "dead", isolated=apart)}, 6)
+    assert found.isolated == {"conv1": [0, 1]}
+    assert found.metrics()["isolated"] == 2
+    assert [line.split()[:4] for line in str(found).splitlines()[2:4]] == [
+        ["conv0", "1", "0", "0"],
+        ["conv1", "3", "1", "2"],
+    ]
+    assert AnomalyReport.from_dict(found.to_dict()).isolated == found.isolated
+
+
+def test_values_of_an_earlier_version_have_no_isolated_filters(report):
+    values = report.to_dict()
+    for own in values["layers"].values():
+        del own["isolated"]
+    again = AnomalyReport.from_dict(values)
+    assert again.isolated == {}
+    assert again.to_dict() == report.to_dict()
+
+
 def test_outlier_samples_count_the_filters_that_each_sample_is_an_outlier_of(report):
     assert report.outlier_samples == [1, 0, 1, 0, 0, 3]
     assert EMPTY.outlier_samples == []

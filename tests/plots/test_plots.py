@@ -269,6 +269,20 @@ class TestVerdictMap:
         assert [text.get_text() for text in figure.axes[0].texts] == ["layer a", "1 of 3", "layer b", "1 of 2"]
         assert figure.axes[0].get_title().startswith("2 of 5 filters are anomaly filters, 50.0% of those")
 
+    def test_filters_that_set_samples_apart_have_shades_of_their_own(self):
+        apart = torch.zeros(4, N, dtype=torch.bool)
+        apart[[1, 3], 5] = True
+        figure = verdict_map(report(a=layer([NORMAL, NORMAL, ANOMALY, ANOMALY], {2: [5], 3: [5]}, isolated=apart)))
+        assert self.codes(figure) == [[0, 4, 1, 5]]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+            "normal: 1",
+            "anomaly: 1",
+            "dead: 0",
+            "normal, isolated: 1",
+            "anomaly, isolated: 1",
+        ]
+        assert len({patch.get_facecolor() for patch in figure.legends[0].get_patches()}) == 5
+
     def test_long_names_lose_their_beginning(self):
         figure = verdict_map(AnomalyReport({"encoder." * 20 + "last.conv": layer([NORMAL]), "": layer([NORMAL])}, N))
         (first, _, second, _) = (text.get_text() for text in figure.axes[0].texts)
