@@ -18,6 +18,7 @@ from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
+from lightning_anomaly.isolation import isolated_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
@@ -194,6 +195,7 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
         labels=per_filter(labels),
         points=reduction.points.float().cpu(),
         outliers=per_filter(outliers),
+        isolated=per_filter(isolated_samples(reduction.points[live], settings.rare_fraction)),
         explained=reduction.explained.cpu(),
         sparsity=layer.sparsity.cpu(),
         map_size=layer.size or (),

@@ -38,6 +38,7 @@ class LayerReport:
         points: What was clustered: scores on two principal components, in units of the first one's standard deviation
             `(F, N, 2)`.
         outliers: Whether each probe sample is an outlier of each filter `(F, N)`.
+        isolated: Whether each filter sets each probe sample apart from all others `(F, N)`, see `isolated_samples`.
         explained: Fraction of the maps' variance that the two components hold `(F,)`.
         sparsity: Fraction of the maps' values that are at most 0 `(F,)`.
         map_size: Sides of a map in the network (pixels).
@@ -51,6 +52,7 @@ class LayerReport:
     labels: Tensor
     points: Tensor
     outliers: Tensor
+    isolated: Tensor
     explained: Tensor
     sparsity: Tensor
     map_size: tuple[int, ...]
@@ -63,6 +65,12 @@ class LayerReport:
     def outliers_of(self, filter_index: int) -> list[int]:
         """The probe samples that are outliers of a filter."""
         found: list[int] = self.outliers[filter_index].nonzero()[:, 0].tolist()
+        return found
+
+    @property
+    def isolated_filters(self) -> list[int]:
+        """The filters that set any sample apart."""
+        found: list[int] = self.isolated.any(1).nonzero()[:, 0].tolist()
         return found
 
     @property
@@ -79,10 +87,11 @@ _TENSORS = {
     "labels": torch.int64,
     "points": torch.float32,
     "outliers": torch.bool,
+    "isolated": torch.bool,
     "explained": torch.float64,
     "sparsity": torch.float64,
 }
-_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "explained", "sparsity")
+_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,6 +132,16 @@ class AnomalyReport(Tabular):
         return self._by_layer(NONFINITE)
 
     @property
+    def isolated(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}` of filters that set one or a few samples apart from all others.
+
+        The rule has false alarms in at most 1% of filters without outliers, sparse and heavy-tailed ones included, of
+        which a clustering flags many: see `isolated_samples`. Layers without any are left out.
+        """
+        found = {name: layer.isolated_filters for name, layer in self.layers.items()}
+        return {name: filters for name, filters in found.items() if filters}
+
+    @property
     def count(self) -> int:
         """Number of anomaly filters."""
         return sum(map(len, self.anomaly_filters.values()))
@@ -155,10 +174,14 @@ class AnomalyReport(Tabular):
         return result
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that are logged: count, fraction, dead, sparsity, outlier_samples and layer/NAME (counts)."""
+        """The numbers that are logged.
+
+        They are count, fraction, isolated, dead, sparsity, outlier_samples and layer/NAME (counts).
+        """
         return {
             "count": float(self.count),
             "fraction": self.fraction,
+            "isolated": float(sum(map(len, self.isolated.values()))),
             "dead": float(sum(map(len, self.dead_filters.values()))),
             "sparsity": self.sparsity,
             "outlier_samples": float(sum(votes > 0 for votes in self.outlier_samples)),
@@ -207,7 +230,7 @@ class AnomalyReport(Tabular):
         """The filters as a pandas DataFrame, one row each.
 
         Columns are layer, filter, verdict and, as in `LayerReport`, n_components, calinski_harabasz, smallest_share,
-        outliers (their number), explained and sparsity.
+        outliers and isolated (numbers of samples), explained and sparsity.
 
         Raises:
             ImportError: If pandas is not installed; the package does not ask for it.
@@ -223,7 +246,7 @@ class AnomalyReport(Tabular):
             columns["verdict"] += layer.verdicts
             for key in _COLUMNS:
                 values = getattr(layer, key)
-                columns[key] += (values.sum(1) if key == "outliers" else values).tolist()
+                columns[key] += (values.sum(1) if values.ndim == 2 else values).tolist()
         return DataFrame(columns)
 
     def plot(self, layer: str | None = None, filter_index: int | None = None) -> Figure:
@@ -298,7 +321,8 @@ class AnomalyReport(Tabular):
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = []
-        rows.append(("layer", "filters", "anomaly", "dead", "sparsity", "maps", "anomaly filters (outlier samples)"))
+        last = "anomaly filters (outlier samples)"
+        rows.append(("layer", "filters", "anomaly", "isolated", "dead", "sparsity", "maps", last))
         for name, layer in self.layers.items():
             anomalies = layer.filters(ANOMALY)
             listed = ", ".join(f"{index} ({int(layer.outliers[index].sum())})" for index in anomalies[:6])
@@ -307,6 +331,7 @@ class AnomalyReport(Tabular):
                     name or "(the model)",
                     str(len(layer.verdicts)),
                     str(len(anomalies)),
+                    str(len(layer.isolated_filters)),
                     str(len(layer.filters(DEAD))),
                     f"{layer.sparsity.mean().item():.2f}",
                     _size_text(layer),
@@ -326,7 +351,9 @@ class AnomalyReport(Tabular):
 
 def _layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
     filters = len(values["verdicts"])
-    shapes = {"points": (filters, -1, 2), "labels": (filters, -1), "outliers": (filters, -1)}  # also of no samples
+    shapes = {"points": (filters, -1, 2)} | dict.fromkeys(("labels", "outliers", "isolated"), (filters, -1))
+    # Also of no samples; reports of earlier versions do not know which filters set samples apart.
+    values = {"isolated": [[False] * len(row) for row in values["outliers"]], **values}
     return LayerReport(
         verdicts=tuple(values["verdicts"]),
         map_size=tuple(values["map_size"]),

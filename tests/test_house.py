@@ -13,6 +13,7 @@ ROOMS = [
     "capture",
     "clustering",
     "verdicts",
+    "isolation",
     "plots",
     "browser",
     "report",

@@ -25,6 +25,7 @@ def layer(*verdicts: str, outliers: dict[int, list[int]] | None = None, samples:
         "labels": found.long(),
         "points": torch.randn(filters, samples, 2, generator=generator),
         "outliers": found,
+        "isolated": torch.zeros(filters, samples, dtype=torch.bool),
         "explained": torch.rand(filters, generator=generator, dtype=torch.float64),
         "sparsity": torch.full((filters,), 0.25, dtype=torch.float64),
         "map_size": (8, 8),
@@ -67,6 +68,28 @@ def test_the_fraction_is_of_the_filters_that_could_be_clustered(report):
     assert layer("dead", "nonfinite").fraction == 0
 
 
+def test_isolated_filters_are_listed_counted_and_shown(report):
+    apart = torch.zeros(3, 6, dtype=torch.bool)
+    apart[0, 4], apart[1, :2] = True, True
+    found = AnomalyReport({"conv0": layer("normal"), "conv1": layer("normal", "anomaly", "dead", isolated=apart)}, 6)
+    assert found.isolated == {"conv1": [0, 1]}
+    assert found.metrics()["isolated"] == 2
+    assert [line.split()[:4] for line in str(found).splitlines()[2:4]] == [
+        ["conv0", "1", "0", "0"],
+        ["conv1", "3", "1", "2"],
+    ]
+    assert AnomalyReport.from_dict(found.to_dict()).isolated == found.isolated
+
+
+def test_values_of_an_earlier_version_have_no_isolated_filters(report):
+    values = report.to_dict()
+    for own in values["layers"].values():
+        del own["isolated"]
+    again = AnomalyReport.from_dict(values)
+    assert again.isolated == {}
+    assert again.to_dict() == report.to_dict()
+
+
 def test_outlier_samples_count_the_filters_that_each_sample_is_an_outlier_of(report):
     assert report.outlier_samples == [1, 0, 1, 0, 0, 3]
     assert EMPTY.outlier_samples == []
@@ -80,6 +103,7 @@ def test_metrics_are_finite_floats(report):
     assert report.metrics() == {
         "count": 3.0,
         "fraction": 0.6,
+        "isolated": 0.0,
         "dead": 1.0,
         "sparsity": pytest.approx(2 / 6),
         "outlier_samples": 3.0,
@@ -159,11 +183,11 @@ def test_print_gives_a_table(report, capsys):
     print(report)
     lines = capsys.readouterr().out.splitlines()
     words = [" ".join(line.split()) for line in lines]
-    assert words[0] == "layer filters anomaly dead sparsity maps anomaly filters (outlier samples)"
+    assert words[0] == "layer filters anomaly isolated dead sparsity maps anomaly filters (outlier samples)"
     assert set(words[1]) == {"-"}
-    assert words[2] == "conv1 3 1 1 0.25 32x32 pooled to 8x8 1 (2)"
-    assert words[3].startswith("conv2 2 0 0 0.82 1 pooled to 8x8")
-    assert words[4] == "conv3 2 2 0 0.25 8x8 0 (1), 1 (2)"
+    assert words[2] == "conv1 3 1 0 1 0.25 32x32 pooled to 8x8 1 (2)"
+    assert words[3].startswith("conv2 2 0 0 0 0.82 1 pooled to 8x8")
+    assert words[4] == "conv3 2 2 0 0 0.25 8x8 0 (1), 1 (2)"
     assert "3 anomaly filters (60.0% of those with varying maps), 3 of 6 probe samples" in lines[5]
     assert lines[6] == "note: Layer 'conv9' is left out of the analysis: it was never called."
     assert not any(line != line.rstrip() for line in lines)
@@ -222,6 +246,7 @@ class TestFrame:
             "calinski_harabasz",
             "smallest_share",
             "outliers",
+            "isolated",
             "explained",
             "sparsity",
         ]
@@ -242,7 +267,7 @@ class TestFrame:
 
     def test_an_empty_report_has_the_columns(self):
         pytest.importorskip("pandas")
-        assert EMPTY.to_frame().shape == (0, 9)
+        assert EMPTY.to_frame().shape == (0, 10)
 
     def test_without_pandas_a_sentence_says_what_to_install(self, report, monkeypatch):
         monkeypatch.setitem(sys.modules, "pandas", None)

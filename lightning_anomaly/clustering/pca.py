@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from lightning_anomaly.clustering.engines import Engine
 from lightning_anomaly.clustering.threads import ranges, torch_in_threads
 
-if TYPE_CHECKING:  # an engine knows these functions
-    from lightning_anomaly.clustering.engines import Engine
-
-__all__ = ["Reduction", "principal_components", "reduce_maps"]
-
-_LINE = 8  # values in a cache line
+__all__ = ["Reduction", "reduce_maps"]
 
 
 @dataclass(frozen=True)
@@ -106,27 +100,6 @@ def _each(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 def _sum_of_squares(row: Tensor) -> Tensor:
     return row.square().sum()
-
-
-def principal_components(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """See `Engine.pca`: by the eigenvectors of the smaller of the two Gram matrices.
-
-    LAPACK computes all of them: iterating for the first two took two to five times as long, for 25 to 256 pixels.
-    """
-    samples, pixels = rows.shape[1:]
-    if pixels == 1:
-        return torch.cat([rows, torch.zeros_like(rows)], 2), rows.new_ones(len(rows), 1, 2)
-    # What BLAS and LAPACK round depends on where a matrix lies in memory: zeros put every filter on whole cache lines.
-    rows = functional.pad(rows, (0, -pixels % _LINE, 0, -samples % _LINE))
-    # Scores are products with the maps in both cases, so that equal maps are exactly equal points.
-    if samples < pixels:
-        values, vectors = (part[..., -2:] for part in torch.linalg.eigh(rows @ rows.transpose(1, 2)))
-        smallest = torch.finfo(rows.dtype).eps * values[:, 1:]  # rounding may leave less than nothing
-        axes = rows.transpose(1, 2) @ vectors / values.clamp(min=smallest).sqrt()[:, None]
-    else:
-        axes = torch.linalg.eigh(rows.transpose(1, 2) @ rows).eigenvectors[:, :, -2:]
-    axes = axes.flip(2)
-    return (rows @ axes)[:, :samples], axes
 
 
 def _signs(axes: Tensor) -> Tensor:

@@ -38,6 +38,10 @@ class LayerFields(Protocol):
         """Whether each sample is an outlier of each filter `(F, N)`."""
 
     @property
+    def isolated(self) -> Tensor:
+        """Whether each filter sets each sample apart from all others `(F, N)`."""
+
+    @property
     def explained(self) -> Tensor:
         """Fraction of the maps' variance that the points hold `(F,)`."""
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 COMPONENT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 # Told apart by lightness too: pale, strong, dark.
 VERDICT_COLOURS = {NORMAL: "#C6DBEF", ANOMALY: "#D55E00", DEAD: "#4D4D4D", NONFINITE: "#F0E442"}
+# Of the filters that set samples apart from all others.
+ISOLATED_COLOURS = {NORMAL: "#0072B2", ANOMALY: "#CC79A7"}
 _STYLE = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "figure.dpi": 100}
 
 

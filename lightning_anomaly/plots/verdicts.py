@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.plots.fields import LayerFields, ReportFields
-from lightning_anomaly.plots.style import VERDICT_COLOURS, layer_text, new_figure
+from lightning_anomaly.plots.style import ISOLATED_COLOURS, VERDICT_COLOURS, layer_text, new_figure
 from lightning_anomaly.verdicts import ANOMALY, NONFINITE
 
 if TYPE_CHECKING:
@@ -17,11 +18,15 @@ _MAP_WIDTH = 6.4  # the cells (inches)
 _LINE, _SPACE = 0.15, 0.07  # least height of a layer, a line of text, and the space below it (inches)
 _SPARE = 5.0  # height that large layers may take beyond that, before cells get smaller (inches)
 _TALLEST = 18.0  # (inches)
+_COLOURS = VERDICT_COLOURS | {f"{verdict}, isolated": colour for verdict, colour in ISOLATED_COLOURS.items()}
+_ALWAYS = tuple(verdict for verdict in VERDICT_COLOURS if verdict != NONFINITE)  # in the legend
 _ROWS = (32, 64, 128, 256)  # cells in a row; smaller ones would be hard to see
 
 
 def verdict_map(report: ReportFields) -> Figure:
     """A map of all filters, one cell each, coloured by verdict: a block of rows for every layer.
+
+    Filters that set samples apart from all others (`isolated`) have a colour of their own for each verdict.
 
     Cells get smaller with the number of filters, and names of layers are left out where there is no room for all, so
     that the picture stays within 10 x 20 inches.
@@ -79,14 +84,14 @@ def _draw_block(axes: Axes, layer: LayerFields, top: float, height: float, colum
 
     rows = max(1, math.ceil(len(layer.verdicts) / columns))
     codes = np.full(rows * columns, -1)
-    codes[: len(layer.verdicts)] = [list(VERDICT_COLOURS).index(verdict) for verdict in layer.verdicts]
+    codes[: len(layer.verdicts)] = [list(_COLOURS).index(kind) for kind in _kinds(layer)]
     axes.pcolormesh(
         np.linspace(0, _MAP_WIDTH, columns + 1),
         np.linspace(top, top + height, rows + 1),
         np.ma.masked_less(codes.reshape(rows, columns), 0),
-        cmap=ListedColormap(list(VERDICT_COLOURS.values())),
+        cmap=ListedColormap(list(_COLOURS.values())),
         vmin=-0.5,
-        vmax=len(VERDICT_COLOURS) - 0.5,
+        vmax=len(_COLOURS) - 0.5,
         edgecolors="white",
         linewidth=8 * _MAP_WIDTH / columns if height / rows > 0.04 else 0,
         antialiased=True,
@@ -96,9 +101,13 @@ def _draw_block(axes: Axes, layer: LayerFields, top: float, height: float, colum
 def _verdict_legend(figure: Figure, report: ReportFields) -> None:
     from matplotlib.patches import Patch
 
-    counts = {
-        verdict: sum(len(layer.filters(verdict)) for layer in report.layers.values()) for verdict in VERDICT_COLOURS
-    }
-    shown = [verdict for verdict in VERDICT_COLOURS if counts[verdict] or verdict != NONFINITE]
-    patches = [Patch(facecolor=VERDICT_COLOURS[verdict], label=f"{verdict}: {counts[verdict]}") for verdict in shown]
+    counts = Counter(kind for layer in report.layers.values() for kind in _kinds(layer))
+    shown = [kind for kind in _COLOURS if counts[kind] or kind in _ALWAYS]
+    patches = [Patch(facecolor=_COLOURS[kind], label=f"{kind}: {counts[kind]}") for kind in shown]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(shown))
+
+
+def _kinds(layer: LayerFields) -> list[str]:
+    """The verdict of each filter, and whether it sets samples apart: keys of `_COLOURS`."""
+    apart = layer.isolated.any(1).tolist()
+    return [f"{verdict}, isolated" if own else verdict for verdict, own in zip(layer.verdicts, apart, strict=True)]

@@ -59,6 +59,7 @@ def made_up(layers: dict[str, int], samples: int, side: int) -> AnomalyReport:
             labels=torch.randint(0, 4, (filters, samples), generator=generator),
             points=torch.randn(filters, samples, 2, generator=generator),
             outliers=outliers,
+            isolated=torch.zeros_like(outliers),
             explained=numbers,
             sparsity=numbers,
             map_size=(4, 4),

@@ -43,6 +43,7 @@ def made_up(filters: int, samples: int, outliers: int = 0, seed: int = 0) -> Ano
         labels=torch.randint(0, 3, (filters, samples), generator=generator),
         points=torch.randn(filters, samples, 2, generator=generator),
         outliers=flagged,
+        isolated=torch.zeros_like(flagged),
         explained=numbers,
         sparsity=numbers,
         map_size=(8, 8),

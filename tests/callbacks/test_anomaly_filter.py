@@ -21,7 +21,7 @@ from lightning_anomaly.callbacks import _probe
 
 pytestmark = QUIET
 
-METRICS = {"count", "fraction", "dead", "sparsity", "outlier_samples", "rise", "seconds"}
+METRICS = {"count", "fraction", "isolated", "dead", "sparsity", "outlier_samples", "rise", "seconds"}
 LAYERS = {"layer/conv1", "layer/conv2"}
 
 

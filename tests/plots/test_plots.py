@@ -23,7 +23,7 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def layer(verdicts, outliers=(), points=None, labels=None, index=None, n_samples=N) -> LayerReport:
+def layer(verdicts, outliers=(), points=None, labels=None, index=None, isolated=None, n_samples=N) -> LayerReport:
     """A layer with given outliers `{filter: samples}`; everything else is made up."""
     f = len(verdicts)
     flagged = torch.zeros(f, n_samples, dtype=torch.bool)
@@ -39,6 +39,7 @@ def layer(verdicts, outliers=(), points=None, labels=None, index=None, n_samples
         labels=labels,
         points=torch.randn(f, n_samples, 2, generator=rng()) if points is None else points,
         outliers=flagged,
+        isolated=torch.zeros(f, n_samples, dtype=torch.bool) if isolated is None else isolated,
         explained=zeros,
         sparsity=zeros,
         map_size=(4, 4),
@@ -267,6 +268,20 @@ class TestVerdictMap:
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["normal: 2", "anomaly: 2", "dead: 1"]
         assert [text.get_text() for text in figure.axes[0].texts] == ["layer a", "1 of 3", "layer b", "1 of 2"]
         assert figure.axes[0].get_title().startswith("2 of 5 filters are anomaly filters, 50.0% of those")
+
+    def test_filters_that_set_samples_apart_have_shades_of_their_own(self):
+        apart = torch.zeros(4, N, dtype=torch.bool)
+        apart[[1, 3], 5] = True
+        figure = verdict_map(report(a=layer([NORMAL, NORMAL, ANOMALY, ANOMALY], {2: [5], 3: [5]}, isolated=apart)))
+        assert self.codes(figure) == [[0, 4, 1, 5]]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+            "normal: 1",
+            "anomaly: 1",
+            "dead: 0",
+            "normal, isolated: 1",
+            "anomaly, isolated: 1",
+        ]
+        assert len({patch.get_facecolor() for patch in figure.legends[0].get_patches()}) == 5
 
     def test_long_names_lose_their_beginning(self):
         figure = verdict_map(AnomalyReport({"encoder." * 20 + "last.conv": layer([NORMAL]), "": layer([NORMAL])}, N))

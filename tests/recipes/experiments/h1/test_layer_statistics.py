@@ -100,6 +100,7 @@ def layer(**changes: Any) -> LayerReport:
         "verdicts": (NORMAL, ANOMALY, ANOMALY, NORMAL, DEAD),
         "points": points,
         "outliers": outliers,
+        "isolated": torch.zeros_like(outliers),
         "sparsity": torch.tensor([0.1, 0.9, 0.2, 0.3, 1.0], dtype=torch.float64),
         "map_size": (4, 4),
         "analysed_size": (4, 4),

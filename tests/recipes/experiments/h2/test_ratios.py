@@ -37,6 +37,7 @@ def report_with(outliers: Tensor) -> AnomalyReport:
         labels=outliers.long(),
         points=torch.zeros(*outliers.shape, 2),
         outliers=outliers,
+        isolated=torch.zeros_like(outliers),
         explained=torch.ones(filters),
         sparsity=torch.zeros(filters),
         map_size=(1, 1),

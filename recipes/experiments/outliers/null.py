@@ -1,0 +1,180 @@
+"""How often a filter is flagged that has nothing to find, and how often one with outliers is found.
+
+    python -m recipes.experiments.outliers.null
+
+Filters of known distributions, with and without planted samples, under the default settings, the literal reading of
+the paper and the rule for isolated samples; a Markdown table. Points are two independent values of one distribution;
+maps are 8 x 8 such values. Axes: `F` filters, `N` samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from lightning_anomaly import AnalysisSettings
+from lightning_anomaly.clustering.choice import cluster_filters
+from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.isolation import isolated_samples
+from lightning_anomaly.verdicts import outlier_samples
+
+__all__ = ["DISTRIBUTIONS", "NULLS", "PLANTED", "RULES", "Planted", "draw", "flagged", "rows"]
+
+_ENGINE = choose_engine("auto", torch.device("cpu"))[0]
+
+
+def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def _gaussian(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _student(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    chi_squared = torch.stack([_gaussian(shape, generator).square() for _ in range(3)]).sum(0)
+    return _gaussian(shape, generator) / (chi_squared / 3).sqrt()
+
+
+def _sparse_exponential(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return torch.where(_uniform(shape, generator) < 0.9, 0.0, -_uniform(shape, generator).log())
+
+
+def _rectified(zeros: float) -> Callable[[tuple[int, ...], Generator], Tensor]:
+    threshold = torch.special.ndtri(torch.tensor(zeros, dtype=torch.float64))
+    return lambda shape, generator: (_gaussian(shape, generator) - threshold).clamp(min=0)
+
+
+DISTRIBUTIONS: dict[str, Callable[[tuple[int, ...], Generator], Tensor]] = {
+    "Gaussian": _gaussian,
+    "uniform": _uniform,
+    "lognormal": lambda shape, generator: _gaussian(shape, generator).exp(),
+    "Student t3": _student,
+    "exponential, 90% zeros": _sparse_exponential,
+    **{f"ReLU, {zeros}% zeros": _rectified(zeros / 100) for zeros in (50, 70, 80, 85, 90, 95)},
+}
+# Whether maps of them, and the distribution.
+NULLS = [(False, name) for name in DISTRIBUTIONS if name != "ReLU, 50% zeros"]
+NULLS += [(True, name) for name in DISTRIBUTIONS if name[:4] in ("Gaus", "ReLU")]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Samples that do not belong to a filter's distribution.
+
+    Args:
+        name: The distribution.
+        count: How many samples.
+        distance: In standard deviations of the distribution: of the points along the first axis, from zero, with a
+            tenth of a standard deviation between them; in maps, what is added to every value.
+        maps: Whether they are planted in maps.
+    """
+
+    name: str
+    count: int
+    distance: float
+    maps: bool = False
+
+
+PLANTED = [
+    *(Planted("Gaussian", 1, distance) for distance in (6, 7, 8, 10)),
+    *(Planted("Gaussian", 4, distance) for distance in (5, 6, 8)),
+    Planted("ReLU, 70% zeros", 1, 15),
+    Planted("ReLU, 90% zeros", 1, 30),
+    *(Planted("ReLU, 90% zeros", 4, distance) for distance in (15, 20, 30)),
+    Planted("ReLU, 90% zeros", 10, 15),
+    Planted("ReLU, 95% zeros", 4, 30),
+    Planted("exponential, 90% zeros", 4, 30),
+    Planted("lognormal", 1, 100),
+    *(Planted("lognormal", 4, distance) for distance in (30, 60)),
+    Planted("Student t3", 1, 50),
+    *(Planted("Student t3", 4, distance) for distance in (15, 30)),
+    *(Planted("ReLU, 50% zeros", 1, distance, maps=True) for distance in (4, 6, 8)),
+    Planted("ReLU, 90% zeros", 4, 8, maps=True),
+]
+
+
+def draw(name: str, filters: int, samples: int, seed: int, maps: bool, planted: Planted | None = None) -> Tensor:
+    """Points `(F, N, 2)` of filters without structure, or with samples planted at the first places.
+
+    Args:
+        name: A key of `DISTRIBUTIONS`.
+        filters: F.
+        samples: N.
+        seed: Of all draws.
+        maps: Whether to reduce maps of 8 x 8 values instead of drawing points.
+        planted: What to plant.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = DISTRIBUTIONS[name]((filters, samples, 8, 8) if maps else (filters, samples, 2), generator)
+    if planted is not None:
+        std = DISTRIBUTIONS[name]((100_000,), torch.Generator().manual_seed(0)).std()
+        if maps:
+            values[:, : planted.count] += planted.distance * std
+        else:
+            spread = _gaussian((filters, planted.count, 2), generator) / 10
+            values[:, : planted.count] = std * (spread + torch.tensor([planted.distance, 0.0]))
+    return reduce_maps(values.transpose(0, 1), _ENGINE).points if maps else values
+
+
+def _clustered(settings: AnalysisSettings) -> Callable[[Tensor], Tensor]:
+    def outliers(points: Tensor) -> Tensor:
+        centred = points - points.mean(1, keepdim=True)
+        scaled = centred / centred[..., :1].std(1, correction=0, keepdim=True)
+        return outlier_samples(cluster_filters(scaled, settings, _ENGINE), settings.rare_fraction, settings.rule)
+
+    return outliers
+
+
+# Which samples `(F, N)` of points `(F, N, 2)` are outliers.
+RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "default": _clustered(AnalysisSettings()),
+    "paper": _clustered(AnalysisSettings.paper()),
+    "isolated": lambda points: isolated_samples(points, AnalysisSettings().rare_fraction),
+}
+
+
+def flagged(points: Tensor, rule: str) -> float:
+    """Share of the filters that have outliers."""
+    return RULES[rule](points).any(1).double().mean().item()
+
+
+def rows(filters: int, samples: int, seed: int, rules: Iterable[str]) -> Iterator[list[str]]:
+    """The table, row by row: what is drawn, and the share of the filters that each rule flags.
+
+    Args:
+        filters: F of each row.
+        samples: N.
+        seed: Of all draws.
+        rules: Keys of `RULES`.
+    """
+    cases: list[tuple[bool, str, Planted | None]] = [(maps, name, None) for maps, name in NULLS]
+    cases += [(planted.maps, planted.name, planted) for planted in PLANTED]
+    for maps, name, planted in cases:
+        points = draw(name, filters, samples, seed, maps, planted)
+        what = "nothing" if planted is None else f"{planted.count} at {planted.distance:g}"
+        shares = [f"{100 * flagged(points, rule):.1f}%" for rule in rules]
+        yield [("maps, " if maps else "") + name, what, *shares]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="False alarms and detection of the verdicts on filters.")
+    parser.add_argument("--filters", type=int, default=400, help="of each row, default: %(default)s")
+    parser.add_argument("--samples", type=int, default=512, help="probe samples, default: %(default)s")
+    parser.add_argument("--seed", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES), help="default: all")
+    options = parser.parse_args()
+    print("| filters | planted | " + " | ".join(options.rules) + " |")
+    print("| --- | --- |" + " ---: |" * len(options.rules))
+    for row in rows(options.filters, options.samples, options.seed, options.rules):
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
