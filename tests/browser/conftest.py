@@ -28,7 +28,7 @@ def probed(trained: Any) -> Probed:
     return Probed(report, trained.probe)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # a process can have one Playwright at a time, and other tests have theirs
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

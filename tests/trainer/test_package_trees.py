@@ -48,6 +48,7 @@ GIVEN: dict[str, Any] = {
         "seed": 11,
         "max_memory_mb": 100,
     },
+    "browser": True,
 }
 
 

@@ -38,8 +38,8 @@ class Engine(ABC):
             return torch.cat([rows, torch.zeros_like(rows)], 2), rows.new_ones(len(rows), 1, 2)
         # What BLAS and LAPACK round depends on where a matrix lies in memory: zeros put filters on whole cache lines.
         rows = functional.pad(rows, (0, -pixels % _LINE, 0, -samples % _LINE))
-        # All eigenvectors: iterating for the first two took two to five times as long, for 25 to 256 pixels. By those of
-        # the smaller Gram matrix, scores are products with the maps in both cases, so that equal maps are exactly equal points.
+        # All eigenvectors: iterating for the first two took two to five times as long, for 25 to 256 pixels. Scores are
+        # products with the maps, whichever Gram matrix is the smaller, so that equal maps are exactly equal points.
         if samples < pixels:
             values, vectors = (part[..., -2:] for part in torch.linalg.eigh(rows @ rows.transpose(1, 2)))
             smallest = torch.finfo(rows.dtype).eps * values[:, 1:]  # rounding may leave less than nothing
