@@ -3,8 +3,8 @@
     python -m recipes.experiments.outliers.null
 
 Filters of known distributions, with and without planted samples, under the default settings, the literal reading of
-the paper and the rule for isolated samples; a Markdown table. Points are two independent values of one distribution;
-maps are 8 x 8 such values. Axes: `F` filters, `N` samples.
+the paper and the rule for isolated samples; a Markdown table. A sample has one value of a distribution, as a filter
+with maps of one pixel gives it, points have two independent ones, and maps 8 x 8. Axes: `F` filters, `N` samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.isolation import isolated_samples
 from lightning_anomaly.verdicts import outlier_samples
 
-__all__ = ["DISTRIBUTIONS", "NULLS", "PLANTED", "RULES", "Planted", "draw", "flagged", "rows"]
+__all__ = ["DISTRIBUTIONS", "NULLS", "PLANTED", "RULES", "SHAPES", "Planted", "draw", "flagged", "rows"]
 
 _ENGINE = choose_engine("auto", torch.device("cpu"))[0]
 
@@ -58,9 +58,10 @@ DISTRIBUTIONS: dict[str, Callable[[tuple[int, ...], Generator], Tensor]] = {
     "exponential, 90% zeros": _sparse_exponential,
     **{f"ReLU, {zeros}% zeros": _rectified(zeros / 100) for zeros in (50, 70, 80, 85, 90, 95)},
 }
-# Whether maps of them, and the distribution.
-NULLS = [(False, name) for name in DISTRIBUTIONS if name != "ReLU, 50% zeros"]
-NULLS += [(True, name) for name in DISTRIBUTIONS if name[:4] in ("Gaus", "ReLU")]
+SHAPES: dict[str, tuple[int, ...]] = {"values": (1,), "points": (2,), "maps": (8, 8)}
+# The kind of samples and the distribution.
+NULLS = [(kind, name) for kind in ("values", "points") for name in DISTRIBUTIONS if name != "ReLU, 50% zeros"]
+NULLS += [("maps", name) for name in DISTRIBUTIONS if name == "Gaussian" or name.startswith("ReLU")]
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,15 @@ class Planted:
     Args:
         name: The distribution.
         count: How many samples.
-        distance: In standard deviations of the distribution: of the points along the first axis, from zero, with a
-            tenth of a standard deviation between them; in maps, what is added to every value.
-        maps: Whether they are planted in maps.
+        distance: In standard deviations of the distribution: of values from zero, and of points along the first axis,
+            with a tenth of a standard deviation between them; in maps, what is added to every value.
+        kind: A key of `SHAPES`.
     """
 
     name: str
     count: int
     distance: float
-    maps: bool = False
+    kind: str = "points"
 
 
 PLANTED = [
@@ -94,12 +95,15 @@ PLANTED = [
     *(Planted("lognormal", 4, distance) for distance in (30, 60)),
     Planted("Student t3", 1, 50),
     *(Planted("Student t3", 4, distance) for distance in (15, 30)),
-    *(Planted("ReLU, 50% zeros", 1, distance, maps=True) for distance in (4, 6, 8)),
-    Planted("ReLU, 90% zeros", 4, 8, maps=True),
+    Planted("Gaussian", 1, 8, kind="values"),
+    Planted("Gaussian", 4, 6, kind="values"),
+    *(Planted("ReLU, 90% zeros", 4, distance, kind="values") for distance in (15, 30)),
+    *(Planted("ReLU, 50% zeros", 1, distance, kind="maps") for distance in (4, 6, 8)),
+    Planted("ReLU, 90% zeros", 4, 8, kind="maps"),
 ]
 
 
-def draw(name: str, filters: int, samples: int, seed: int, maps: bool, planted: Planted | None = None) -> Tensor:
+def draw(name: str, filters: int, samples: int, seed: int, kind: str, planted: Planted | None = None) -> Tensor:
     """Points `(F, N, 2)` of filters without structure, or with samples planted at the first places.
 
     Args:
@@ -107,19 +111,22 @@ def draw(name: str, filters: int, samples: int, seed: int, maps: bool, planted: 
         filters: F.
         samples: N.
         seed: Of all draws.
-        maps: Whether to reduce maps of 8 x 8 values instead of drawing points.
+        kind: A key of `SHAPES`.
         planted: What to plant.
     """
     generator = torch.Generator().manual_seed(seed)
-    values = DISTRIBUTIONS[name]((filters, samples, 8, 8) if maps else (filters, samples, 2), generator)
+    values = DISTRIBUTIONS[name]((filters, samples, *SHAPES[kind]), generator)
     if planted is not None:
         std = DISTRIBUTIONS[name]((100_000,), torch.Generator().manual_seed(0)).std()
-        if maps:
-            values[:, : planted.count] += planted.distance * std
+        outliers = values[:, : planted.count]
+        if kind == "maps":
+            outliers += planted.distance * std
         else:
-            spread = _gaussian((filters, planted.count, 2), generator) / 10
-            values[:, : planted.count] = std * (spread + torch.tensor([planted.distance, 0.0]))
-    return reduce_maps(values.transpose(0, 1), _ENGINE).points if maps else values
+            outliers[:] = std / 10 * _gaussian(tuple(outliers.shape), generator)
+            outliers[..., 0] += std * planted.distance
+    if kind == "maps":
+        return reduce_maps(values.transpose(0, 1), _ENGINE).points
+    return torch.nn.functional.pad(values, (0, 2 - values.shape[2]))
 
 
 def _clustered(settings: AnalysisSettings) -> Callable[[Tensor], Tensor]:
@@ -153,13 +160,13 @@ def rows(filters: int, samples: int, seed: int, rules: Iterable[str]) -> Iterato
         seed: Of all draws.
         rules: Keys of `RULES`.
     """
-    cases: list[tuple[bool, str, Planted | None]] = [(maps, name, None) for maps, name in NULLS]
-    cases += [(planted.maps, planted.name, planted) for planted in PLANTED]
-    for maps, name, planted in cases:
-        points = draw(name, filters, samples, seed, maps, planted)
+    cases: list[tuple[str, str, Planted | None]] = [(kind, name, None) for kind, name in NULLS]
+    cases += [(planted.kind, planted.name, planted) for planted in PLANTED]
+    for kind, name, planted in cases:
+        points = draw(name, filters, samples, seed, kind, planted)
         what = "nothing" if planted is None else f"{planted.count} at {planted.distance:g}"
         shares = [f"{100 * flagged(points, rule):.1f}%" for rule in rules]
-        yield [("maps, " if maps else "") + name, what, *shares]
+        yield [kind, name, what, *shares]
 
 
 def main() -> None:
@@ -170,8 +177,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES), help="default: all")
     options = parser.parse_args()
-    print("| filters | planted | " + " | ".join(options.rules) + " |")
-    print("| --- | --- |" + " ---: |" * len(options.rules))
+    print("| samples are | distribution | planted | " + " | ".join(options.rules) + " |")
+    print("| --- | --- | --- |" + " ---: |" * len(options.rules))
     for row in rows(options.filters, options.samples, options.seed, options.rules):
         print("| " + " | ".join(row) + " |", flush=True)
 
