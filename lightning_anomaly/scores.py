@@ -74,12 +74,14 @@ class Ordinary:
     Attributes:
         used: Which of the layer's numbers tell anything `(F * S,)`: those that are finite and vary.
         knots: Sorted values of the reference in each of the V that do `(V, Q)`.
+        beyond: How many knots are at most as large as each `(V, Q)`.
         tails: Directions of the tails.
         values: Directions of the normal scores.
     """
 
     used: Tensor
     knots: Tensor
+    beyond: Tensor
     tails: _Directions
     values: _Directions
 
@@ -102,8 +104,11 @@ class Ordinary:
         ordered = flat[:, used].T.sort(1).values
         places = torch.linspace(0, len(flat) - 1, min(len(flat), _KNOTS)).round().long()
         knots = ordered[:, places].contiguous()
-        tails, values = _tails_and_values(flat[:, used], knots)
-        return cls(used, knots, _Directions.fit(tails, _TAIL_DIRECTIONS), _Directions.fit(values, _VALUE_DIRECTIONS))
+        beyond = torch.searchsorted(knots, knots, right=True)
+        tails, values = _tails_and_values(flat[:, used], knots, beyond)
+        return cls(
+            used, knots, beyond, _Directions.fit(tails, _TAIL_DIRECTIONS), _Directions.fit(values, _VALUE_DIRECTIONS)
+        )
 
     def lengths(self, statistics: Tensor, strongest: int = 0) -> tuple[Tensor, Tensor]:
         """How far samples are from what is ordinary.
@@ -119,7 +124,7 @@ class Ordinary:
         """
         flat = statistics.flatten(1).float()[:, self.used]
         finite = flat.isfinite().all(1)
-        tails, values = _tails_and_values(flat.nan_to_num(), self.knots)
+        tails, values = _tails_and_values(flat.nan_to_num(), self.knots, self.beyond)
         lengths = torch.stack([self.tails.lengths(tails), self.values.lengths(values)], 1)
         lengths[~finite] = torch.inf
         full = tails.new_zeros(len(tails), len(self.used))
@@ -130,15 +135,18 @@ class Ordinary:
 
     def to(self, device: torch.device) -> Ordinary:
         """The same on another device."""
-        return Ordinary(self.used.to(device), self.knots.to(device), self.tails.to(device), self.values.to(device))
+        used, knots, beyond = (part.to(device) for part in (self.used, self.knots, self.beyond))
+        return Ordinary(used, knots, beyond, self.tails.to(device), self.values.to(device))
 
 
-def _tails_and_values(flat: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
+def _tails_and_values(flat: Tensor, knots: Tensor, beyond: Tensor) -> tuple[Tensor, Tensor]:
     """-log of the two-sided tail probabilities and normal scores, `(n, V)` each, of values `(n, V)` among knots."""
     own = flat.T.contiguous()
-    # Twice the mid-rank: what is equal has equal ranks.
-    rank = torch.searchsorted(knots, own) + torch.searchsorted(knots, own, right=True)
     count = knots.shape[1]
+    # Twice the mid-rank: what is equal has equal ranks.
+    left = torch.searchsorted(knots, own)
+    place = left.clamp(max=count - 1)
+    rank = left + torch.where(knots.gather(1, place) == own, beyond.gather(1, place), left)
     level = (torch.arange(2 * count + 1, dtype=torch.float64) / (2 * count)).clamp(0.5 / count, 1 - 0.5 / count)
     tail = -(2 * torch.minimum(level, 1 - level)).log()
     score = torch.special.ndtri(level)

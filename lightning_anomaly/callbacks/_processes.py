@@ -159,5 +159,5 @@ def _interleave(
     rows = torch.stack([parts[r][i] for _, r, i in order[:limit]])
     # Sparsity is that of all samples seen, which may be a few more than those kept.
     share = len(rows) / sum(counts)
-    maps, statistics = rows.split([math.prod(shape[1:]), len(STATISTICS)], 2)
+    maps, statistics = torch.split(rows, [math.prod(shape[1:]), len(STATISTICS)], 2)
     return LayerMaps([maps.reshape(-1, *shape)], len(rows), size, zeros.double() * share, statistics=[statistics])

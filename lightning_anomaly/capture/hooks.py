@@ -103,7 +103,7 @@ class MapCapture:
         self._limit = sys.maxsize if limit is None else limit
         self._rectify = rectify
         self._summary = summary or (lambda maps: pool_maps(maps, max_map_side))
-        self._with_statistics = summary is None
+        self._for_analysis = summary is None
         self._hooks = ExitStack()
         self._called: set[str] = set()
         self.maps: dict[str, LayerMaps] = {name: LayerMaps() for name in layers}
@@ -174,10 +174,11 @@ class MapCapture:
         dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
         for piece in torch.split(maps, max(1, _PIECE // max(1, maps[0].numel()))):
             copy = piece.to(dtype, copy=True)
-            if self._with_statistics:
+            if self._for_analysis:
                 layer.statistics.append(map_statistics(copy))
             if self._rectify:
                 copy.clamp_(min=0)
-            zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
-            layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
+            if self._for_analysis:
+                zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
+                layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
             layer.batches.append(self._summary(copy))
