@@ -7,6 +7,8 @@ from lightning_anomaly.callbacks import (
     AnomalyPruneCallback,
     TwoSampleCallback,
 )
+from lightning_anomaly.find_outliers import find_outliers
+from lightning_anomaly.outlier_report import OutlierReport
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
@@ -19,8 +21,10 @@ __all__ = [
     "AnomalyFilterCallback",
     "AnomalyPruneCallback",
     "AnomalyReport",
+    "OutlierReport",
     "TwoSampleCallback",
     "TwoSampleReport",
     "analyze",
+    "find_outliers",
     "two_sample_test",
 ]

@@ -1,14 +1,19 @@
 """A quick look at a trained model: prints the table of its anomaly filters and draws them, also to be browsed.
 
+`python -m lightning_anomaly outliers CHECKPOINT ...` looks for images that do not belong: prints and draws those that
+belong least and writes them into a table.
+
 The model is built from `--model` with the arguments that a Lightning checkpoint stores, or those of `--model-args`, and
-gets the checkpoint's weights. It then sees the first 512 images of an .npz file: of its array `val_images`, else
-`test_images`, else of the only array that it has. uint8 images, (N, H, W) or (N, H, W, 3) as in MedMNIST, are scaled to
-0..1; floating-point ones, (N, C, H, W), are taken as they are, so normalise them like the training images.
+gets the checkpoint's weights. It then sees the first 512 images of an .npz file, or for `outliers` all of them: of its
+array `val_images`, else `test_images`, else of the only array that it has. uint8 images, (N, H, W) or (N, H, W, 3) as
+in MedMNIST, are scaled to 0..1; floating-point ones, (N, C, H, W), are taken as they are, so normalise them like the
+training images.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 import warnings
@@ -26,6 +31,8 @@ from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
+from lightning_anomaly.find_outliers import find_outliers
+from lightning_anomaly.outlier_report import OutlierReport
 from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
 
@@ -34,7 +41,10 @@ _PROBE_SIZE = 512  # as in `AnomalyFilterCallback`
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m lightning_anomaly", description=__doc__)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    outliers = given[:1] == ["outliers"]
+    prog = "python -m lightning_anomaly" + " outliers" * outliers
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a state_dict or a Lightning checkpoint, as a file")
     parser.add_argument(
         "--model", required=True, metavar="MODULE:CLASS", help="what builds the model: a class or function"
@@ -43,13 +53,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model-args", type=_json_object, default={}, metavar="JSON", help="""such as '{"channels": 3}'"""
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("anomaly_filters"),
-        help="folder for all files, default: %(default)s",
-    )
-    return parser.parse_args(arguments)
+    folder = Path("outliers" if outliers else "anomaly_filters")
+    parser.add_argument("--output", type=Path, default=folder, help="folder for what is written, default: %(default)s")
+    if outliers:
+        parser.add_argument(
+            "--reference", type=Path, metavar="FILE.npz", help="ordinary images, default: some of these"
+        )
+        parser.add_argument("--top", type=_positive, default=50, help="images to list and draw, default: %(default)s")
+    parser.set_defaults(run=run_outliers if outliers else run)
+    return parser.parse_args(given[outliers:])
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it should be a positive integer. Found '{text}'.")
+    return int(text)
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -87,14 +105,36 @@ def run(options: argparse.Namespace) -> AnomalyReport:
     return report
 
 
-def read_images(path: Path) -> Tensor:
-    """Read the probe from an .npz file, as the module's docstring says.
+def run_outliers(options: argparse.Namespace) -> OutlierReport:
+    """Score all images, print the table and write those that belong least."""
+    model = load_model(options.checkpoint, options.model, options.model_args)
+    images = read_images(options.data, None)
+    reference = None if options.reference is None else read_images(options.reference, None)
+    _try(model, images[:2], options)
+    _make_folder(options.output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
+        report = find_outliers(model, images, reference)
+    print(report)
+    rows = report.rows(options.top)
+    with (options.output / "outliers.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "filters": " ".join(map(str, row["filters"]))} for row in rows)
+    report.plot(options.top).savefig(options.output / "outliers.png")
+    print(f"in {options.output}: outliers.csv, outliers.png")
+    return report
+
+
+def read_images(path: Path, limit: int | None = _PROBE_SIZE) -> Tensor:
+    """Read images from an .npz file, as the module's docstring says.
 
     Args:
         path: The file.
+        limit: Number of images at most; None takes all.
 
     Returns:
-        Images `(N, C, H, W)` in float32, at most 512.
+        Images `(N, C, H, W)` in float32.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -112,7 +152,7 @@ def read_images(path: Path) -> Tensor:
             array = file[f"{key}.npy"] if known or len(arrays) == 1 else None
             if isinstance(array, bytes):  # what NumPy gives for a file of another format
                 raise ValueError(f"`{key}` is no array")
-            array = None if array is None else array[:_PROBE_SIZE]
+            array = None if array is None else array[:limit]
     except (ValueError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"`{path.name}` should be an .npz archive with an array of images, as `numpy.savez` writes it. Reading "
@@ -160,7 +200,8 @@ def _make_folder(folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run; what a user got wrong ends in one sentence instead of a traceback."""
     try:
-        run(parse(arguments))
+        options = parse(arguments)
+        options.run(options)
     except (ValueError, FileNotFoundError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
 

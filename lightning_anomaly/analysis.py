@@ -21,6 +21,7 @@ from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.isolation import isolated_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.scores import layer_scores
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.verdicts import (
     ANOMALY,
@@ -200,4 +201,5 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
         sparsity=layer.sparsity.cpu(),
         map_size=layer.size or (),
         analysed_size=tuple(layer.batches[0].shape[2:]),
+        outlier_scores=layer_scores(torch.cat(layer.statistics)) if layer.statistics else torch.zeros(0),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ class LayerReport:
         sparsity: Fraction of the maps' values that are at most 0 `(F,)`.
         map_size: Sides of a map in the network (pixels).
         analysed_size: Sides of the map that was analysed, smaller where maps were pooled (pixels).
+        outlier_scores: How far each probe sample is from the others by all the layer's filters `(N,)`, see `scores.py`;
+            empty in a report from before there were any.
     """
 
     verdicts: tuple[str, ...]
@@ -57,6 +60,7 @@ class LayerReport:
     sparsity: Tensor
     map_size: tuple[int, ...]
     analysed_size: tuple[int, ...]
+    outlier_scores: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def filters(self, verdict: str) -> list[int]:
         """The filters with a verdict."""
@@ -173,10 +177,27 @@ class AnomalyReport(Tabular):
         result: list[int] = votes.tolist()
         return result
 
+    @property
+    def outlier_scores(self) -> list[float]:
+        """How far each probe sample is from the others in the layer where it is farthest, N numbers; 0 without any.
+
+        They rank the samples, without any label: the larger, the less a sample belongs to the others. An ordinary one
+        has less than about 5; one with NaN or infinite maps has infinity.
+        """
+        scores = [layer.outlier_scores for layer in self.layers.values() if len(layer.outlier_scores)]
+        result: list[float] = (torch.stack(scores).amax(0) if scores else torch.zeros(self.n_samples)).tolist()
+        return result
+
+    @property
+    def by_outlier_score(self) -> list[int]:
+        """The probe samples, the one with the largest score first; at equal scores the one with more votes."""
+        scores, votes = self.outlier_scores, self.outlier_samples
+        return sorted(range(self.n_samples), key=lambda sample: (-scores[sample], -votes[sample]))
+
     def metrics(self) -> dict[str, float]:
         """The numbers that are logged.
 
-        They are count, fraction, isolated, dead, sparsity, outlier_samples and layer/NAME (counts).
+        They are count, fraction, isolated, dead, sparsity, outlier_samples, outlier_score and layer/NAME (counts).
         """
         return {
             "count": float(self.count),
@@ -185,6 +206,7 @@ class AnomalyReport(Tabular):
             "dead": float(sum(map(len, self.dead_filters.values()))),
             "sparsity": self.sparsity,
             "outlier_samples": float(sum(votes > 0 for votes in self.outlier_samples)),
+            "outlier_score": max(filter(math.isfinite, self.outlier_scores), default=0.0),
             **{f"layer/{name}": float(len(layer.filters(ANOMALY))) for name, layer in self.layers.items()},
         }
 
@@ -194,7 +216,8 @@ class AnomalyReport(Tabular):
         for name, layer in self.layers.items():
             tensors = {key: getattr(layer, key).tolist() for key in _TENSORS}
             sizes = {"map_size": list(layer.map_size), "analysed_size": list(layer.analysed_size)}
-            layers[name] = {"verdicts": list(layer.verdicts), **tensors, **sizes}
+            scores = {"outlier_scores": layer.outlier_scores.tolist()}
+            layers[name] = {"verdicts": list(layer.verdicts), **tensors, **sizes, **scores}
         return {
             "n_samples": self.n_samples,
             "settings": dict(self.settings),
@@ -346,7 +369,10 @@ class AnomalyReport(Tabular):
             f"{self.count} anomaly filters ({100 * self.fraction:.1f}% of those with varying maps), "
             f"{outliers} of {self.n_samples} probe samples are outliers of at least one"
         )
-        return [found, *(f"note: {note}" for note in self.notes.values())]
+        scores = self.outlier_scores
+        listed = [f"{i} ({scores[i]:.1f}, {_votes_text(self.outlier_samples[i])})" for i in self.by_outlier_score[:5]]
+        largest = [f"largest outlier scores: samples {', '.join(listed)}"] if any(scores) else []
+        return [found, *largest, *(f"note: {note}" for note in self.notes.values())]
 
 
 def _layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
@@ -358,11 +384,16 @@ def _layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
         verdicts=tuple(values["verdicts"]),
         map_size=tuple(values["map_size"]),
         analysed_size=tuple(values["analysed_size"]),
+        outlier_scores=torch.tensor(values.get("outlier_scores", []), dtype=torch.float32),
         **{
             key: torch.tensor(values[key], dtype=dtype).reshape(shapes.get(key, (filters,)))
             for key, dtype in _TENSORS.items()
         },
     )
+
+
+def _votes_text(votes: int) -> str:
+    return f"{votes} vote{'s' * (votes != 1)}"
 
 
 def _size_text(layer: LayerReport) -> str:

@@ -1,7 +1,7 @@
 """Train a small network until it overfits, and watch its filters: `python -m recipes.quickstart`.
 
 By default scikit-learn's digits, which need no download. A few validation images are damaged first, so that there is
-something true to find: at the end the recipe says which of them the outlier votes found.
+something true to find: at the end the recipe says which of them the outlier votes and the outlier scores found.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_anomaly import AnomalyFilterCallback
+from lightning_anomaly import AnomalyFilterCallback, AnomalyReport
 from recipes.common.damage import over_expose, plant_damage
 from recipes.common.data import make_loaders
 from recipes.common.module import Classifier
@@ -57,6 +57,18 @@ def describe_find(votes: Sequence[int], planted: Mapping[str, Sequence[int]]) ->
     lines += [f"  not found: {', '.join(missed)}"] if missed else []
     lines += [f"precision {precision:.2f}, recall {recall:.2f}"] if kind_of else []
     return "\n".join(lines)
+
+
+def describe_scores(report: AnomalyReport, planted: Mapping[str, Sequence[int]]) -> str:
+    """Which images have the largest outlier scores, and how many of the damaged ones are among as many, in words."""
+    kind_of = {image: kind for kind, images in planted.items() for image in images}
+    first = report.by_outlier_score[: len(kind_of)]
+    lines = [f"by outlier score, {len({*first} & {*kind_of})} of the {len(kind_of)} are the first {len(kind_of)}:"]
+    lines += [
+        f"  image {image:3d}: score {report.outlier_scores[image]:5.1f}, {kind_of.get(image, 'not damaged')}"
+        for image in report.by_outlier_score[: len(kind_of) + 2]
+    ]
+    return "\n".join(lines) if kind_of else ""
 
 
 def draw_curves(log_dir: str, title: str, path: str) -> None:
@@ -102,7 +114,7 @@ def run(options: argparse.Namespace) -> AnomalyFilterCallback:
     report = watcher.report
     if report is not None:
         print(report)
-        print(f"\n{describe_find(report.outlier_samples, planted)}")
+        print(f"\n{describe_find(report.outlier_samples, planted)}\n{describe_scores(report, planted)}")
     if options.picture:
         title = f"{options.network}, {len(data.train_images)} images of {options.data}, {options.damaged} damaged"
         draw_curves(logger.log_dir, title, options.picture)

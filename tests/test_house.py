@@ -14,10 +14,13 @@ ROOMS = [
     "clustering",
     "verdicts",
     "isolation",
+    "scores",
     "plots",
     "browser",
     "report",
+    "outlier_report",
     "analysis",
+    "find_outliers",
     "rank_test",
     "two_sample",
     "pruning",
@@ -25,7 +28,7 @@ ROOMS = [
     "__main__",
     "callbacks",
 ]
-MEETS_MODULES = {"capture", "pruning", "analysis", "two_sample", "checkpoint", "__main__", "callbacks"}
+MEETS_MODULES = {"capture", "pruning", "analysis", "find_outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
 
 
 def name_of(file: Path) -> str:

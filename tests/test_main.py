@@ -1,5 +1,6 @@
 """The command line as people use it, and every mistake of a newcomer's in one sentence."""
 
+import csv
 import os
 import re
 import subprocess
@@ -135,6 +136,46 @@ class TestItWorks:
         assert done.returncode == 0
         assert done.stdout.endswith("figures in anomaly_filters: verdicts.png, filters.png, outliers.png\n")
         assert (tmp_path / "anomaly_filters" / "verdicts.png").exists()
+
+
+class TestOutliers:
+    def test_they_are_listed_written_and_drawn(self, weights, data, tmp_path, capsys):
+        folder = tmp_path / "found"
+        command("outliers", weights, "--model", f"{HERE}:net", "--data", data, "--top", 5, "--output", folder)
+        out, err = capsys.readouterr()
+        assert err == ""
+        lines = out.splitlines()
+        assert {lines[2].split()[0], lines[3].split()[0]} == {"7", "60"}  # the two that are ramps
+        assert lines[-1] == f"in {folder}: outliers.csv, outliers.png"
+        with (folder / "outliers.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == ["position", "score", "p_value", "found", "layer", "filters"]
+        assert len(rows) == 5
+        assert {rows[0]["position"], rows[1]["position"]} == {"7", "60"}
+        assert (folder / "outliers.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_reference_may_have_a_file_of_its_own(self, weights, data, tmp_path, capsys):
+        np.savez(tmp_path / "two.npz", np.load(data)["val_images"][[7, 8]])
+        two = tmp_path / "two.npz"
+        command("outliers", weights, "--model", f"{HERE}:net", "--data", two, "--reference", data, "--output", tmp_path)
+        assert capsys.readouterr().out.splitlines()[2].split()[0] == "0"
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (["--top", "0"], "argument --top: it should be a positive integer. Found '0'."),
+            (["--top", "-3"], "argument --top: it should be a positive integer. Found '-3'."),
+        ],
+    )
+    def test_a_wrong_number_is_named(self, weights, data, capsys, given, message):
+        with pytest.raises(SystemExit):
+            command("outliers", weights, "--model", f"{HERE}:net", "--data", data, *given)
+        assert capsys.readouterr().err.strip().endswith(message)
+
+    def test_too_few_images_are_one_sentence(self, weights, tmp_path):
+        np.savez(tmp_path / "few.npz", np.zeros((8, 8, 8), dtype=np.uint8))
+        with pytest.raises(SystemExit, match=r"^error: Parameter `inputs` should hold at least 100 images"):
+            command("outliers", weights, "--model", f"{HERE}:net", "--data", tmp_path / "few.npz", "--output", tmp_path)
 
 
 def same(model: nn.Module, other: nn.Module) -> bool:

@@ -34,13 +34,16 @@ def layer(*verdicts: str, outliers: dict[int, list[int]] | None = None, samples:
     return LayerReport(verdicts=verdicts, **(fields | values))
 
 
+SCORES = torch.tensor([2.0, 0.5, math.inf, 9.0, 0.5, 1.0])
+
+
 @pytest.fixture
 def report() -> AnomalyReport:
     return AnomalyReport(
         {
-            "conv1": layer("normal", "anomaly", "dead", outliers={1: [2, 5]}, map_size=(32, 32)),
+            "conv1": layer("normal", "anomaly", "dead", outliers={1: [2, 5]}, map_size=(32, 32), outlier_scores=SCORES),
             "conv2": layer("nonfinite", "normal", sparsity=torch.tensor([0.9, 0.75]).double(), map_size=()),
-            "conv3": layer("anomaly", "anomaly", outliers={0: [5], 1: [5, 0]}),
+            "conv3": layer("anomaly", "anomaly", outliers={0: [5], 1: [5, 0]}, outlier_scores=SCORES.flip(0)),
         },
         6,
         {"max_components": 5, "engine": "torch"},
@@ -95,6 +98,24 @@ def test_outlier_samples_count_the_filters_that_each_sample_is_an_outlier_of(rep
     assert EMPTY.outlier_samples == []
 
 
+def test_a_sample_s_outlier_score_is_that_of_the_layer_where_it_is_farthest(report):
+    assert report.outlier_scores == [2, 0.5, math.inf, math.inf, 0.5, 2]
+    assert report.by_outlier_score == [2, 3, 5, 0, 1, 4]  # at equal scores by votes, then by place
+    assert EMPTY.outlier_scores == EMPTY.by_outlier_score == []
+    assert "largest outlier scores: samples 2 (inf, 1 vote), 3 (inf, 0 votes), 5 (2.0, 3 votes)," in str(report)
+
+
+def test_a_report_without_scores_is_loaded_and_has_zeros(report):
+    values = report.to_dict()
+    for own in values["layers"].values():
+        del own["outlier_scores"]
+    old = AnomalyReport.from_dict(values)
+    assert old.outlier_scores == [0] * 6
+    assert old.by_outlier_score[:3] == [5, 0, 2]
+    assert old.metrics()["outlier_score"] == 0
+    assert "outlier scores" not in str(old)
+
+
 def test_sparsity_is_the_mean_over_filters_without_nan(report):
     assert report.sparsity == pytest.approx((5 * 0.25 + 0.75) / 6)
 
@@ -107,6 +128,7 @@ def test_metrics_are_finite_floats(report):
         "dead": 1.0,
         "sparsity": pytest.approx(2 / 6),
         "outlier_samples": 3.0,
+        "outlier_score": 2.0,
         "layer/conv1": 1.0,
         "layer/conv2": 0.0,
         "layer/conv3": 2.0,
@@ -189,7 +211,8 @@ def test_print_gives_a_table(report, capsys):
     assert words[3].startswith("conv2 2 0 0 0 0.82 1 pooled to 8x8")
     assert words[4] == "conv3 2 2 0 0 0.25 8x8 0 (1), 1 (2)"
     assert "3 anomaly filters (60.0% of those with varying maps), 3 of 6 probe samples" in lines[5]
-    assert lines[6] == "note: Layer 'conv9' is left out of the analysis: it was never called."
+    assert lines[6].startswith("largest outlier scores: samples 2 (inf, 1 vote), ")
+    assert lines[7] == "note: Layer 'conv9' is left out of the analysis: it was never called."
     assert not any(line != line.rstrip() for line in lines)
 
 

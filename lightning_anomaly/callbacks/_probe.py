@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._processes import decided_by_first, first_loader, gather, unpadded_length
 from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.images import first_tensor
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.report import AnomalyReport
@@ -23,7 +24,6 @@ from lightning_anomaly.settings import AnalysisSettings
 
 __all__ = [
     "ValidationWatch",
-    "first_tensor",
     "found_nothing",
     "isolated_random_state",
     "probe_images",
@@ -148,17 +148,6 @@ def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
 def found_nothing(report: AnomalyReport) -> bool:
     """Whether no filter could have been found, for want of layers or samples."""
     return not report.layers or "few samples" in report.notes
-
-
-def first_tensor(batch: Any) -> Tensor | None:
-    """The first floating-point tensor in a batch of tensors, tuples, lists and dicts: the usual input of a model."""
-    if isinstance(batch, Tensor):
-        return batch if batch.is_floating_point() else None
-    if isinstance(batch, Mapping):
-        return next((t for t in map(first_tensor, batch.values()) if t is not None), None)
-    if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
-        return next((t for t in map(first_tensor, batch) if t is not None), None)
-    return None
 
 
 def probe_images(batch: Any) -> Tensor | None:

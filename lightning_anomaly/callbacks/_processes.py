@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
 
 __all__ = [
     "decided_by_first",
@@ -123,10 +124,12 @@ def gather(maps: Mapping[str, LayerMaps], limit: int) -> Mapping[str, LayerMaps]
         ((size, dtype, shape),) = shapes
         counts = [count for count, *_ in told]
         try:
-            padded = torch.zeros(max(counts), *shape, dtype=dtype, device=device)
+            pixels = math.prod(shape[1:])  # the statistics of a map travel behind it
+            padded = torch.zeros(max(counts), shape[0], pixels + len(STATISTICS), dtype=dtype, device=device)
             zeros = torch.zeros(shape[0], dtype=torch.int64, device=device)
             if layer.zeros is not None:
-                padded[: layer.count] = layer.maps.to(device)
+                padded[: layer.count, :, :pixels] = layer.maps.reshape(-1, shape[0], pixels).to(device)
+                padded[: layer.count, :, pixels:] = torch.cat(layer.statistics).to(device)
                 zeros += layer.zeros.to(device)
             parts = [torch.empty_like(padded) for _ in range(world)]
         except Exception as error:
@@ -139,7 +142,7 @@ def gather(maps: Mapping[str, LayerMaps], limit: int) -> Mapping[str, LayerMaps]
         dist.all_reduce(zeros)
         if rank == 0:
             try:
-                joined[name] = _interleave(parts, counts, limit, size, zeros)
+                joined[name] = _interleave(parts, counts, limit, size, shape, zeros)
             except Exception as error:
                 failure = error
     if failure is not None:
@@ -147,11 +150,14 @@ def gather(maps: Mapping[str, LayerMaps], limit: int) -> Mapping[str, LayerMaps]
     return joined if rank == 0 else maps
 
 
-def _interleave(parts: list[Tensor], counts: list[int], limit: int, size: tuple[int, ...], zeros: Tensor) -> LayerMaps:
-    """The maps of a layer out of those of all processes, `counts` of them in each."""
+def _interleave(
+    parts: list[Tensor], counts: list[int], limit: int, size: tuple[int, ...], shape: tuple[int, ...], zeros: Tensor
+) -> LayerMaps:
+    """The maps of a layer, of `shape` each, and their statistics out of those of all processes, `counts` in each."""
     world = len(parts)
     order = sorted((i * world + r, r, i) for r, count in enumerate(counts) for i in range(count))
     rows = torch.stack([parts[r][i] for _, r, i in order[:limit]])
     # Sparsity is that of all samples seen, which may be a few more than those kept.
     share = len(rows) / sum(counts)
-    return LayerMaps([rows], len(rows), size, zeros.double() * share)
+    maps, statistics = torch.split(rows, [math.prod(shape[1:]), len(STATISTICS)], 2)
+    return LayerMaps([maps.reshape(-1, *shape)], len(rows), size, zeros.double() * share, statistics=[statistics])

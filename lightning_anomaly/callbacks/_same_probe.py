@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.callbacks._probe import first_tensor
+from lightning_anomaly.capture.images import first_tensor
 
 __all__ = ["CHANGED", "ProbeImages"]
 

@@ -22,7 +22,7 @@ from lightning_anomaly.settings import AnalysisSettings, checked_settings
 
 __all__ = ["AnomalyFilterCallback"]
 
-_METRICS = ("count", "fraction", "isolated", "dead", "sparsity", "outlier_samples", "rise", "seconds")
+_METRICS = ("count", "fraction", "isolated", "dead", "sparsity", "outlier_samples", "outlier_score", "rise", "seconds")
 _EMPTY_SHARD = (
     "AnomalyFilterCallback has nothing to analyse: some process has no validation batch, or may have none where "
     "`allow_zero_length_dataloader_with_multiple_devices` is set, and then runs no validation; the others cannot wait "
@@ -41,8 +41,8 @@ class AnomalyFilterCallback(Watcher):
     filters whose maps vary), `isolated` (filters that set one or a few samples apart from all others, by a rule with
     hardly any false alarm, also where filters are sparse), `dead` (filters with the same map for every sample),
     `sparsity` (fraction of map values at most 0), `outlier_samples` (probe samples that are outliers of some filter),
-    `rise` (how far the fraction has risen and stayed above an earlier level), `seconds`
-    (taken by the analysis) and `layer/NAME` (count in each layer).
+    `outlier_score` (the largest of a probe sample), `rise` (how far the fraction has risen and stayed above an earlier
+    level), `seconds` (taken by the analysis) and `layer/NAME` (count in each layer).
 
     Args:
         layers: Names of the layers to analyse, as in `model.named_modules()`; None takes every convolution.

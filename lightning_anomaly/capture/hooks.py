@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_anomaly.capture.maps import LayerMaps, pool_maps
+from lightning_anomaly.capture.maps import LayerMaps, map_statistics, pool_maps
 
 __all__ = ["MapCapture", "compiled_models_eager", "evaluating", "taking_alone"]
 
@@ -86,7 +86,8 @@ class MapCapture:
         limit: Number of samples to take; None takes all.
         rectify: Whether negative values are set to zero, before pooling.
         max_map_side: See `pool_maps`.
-        summary: What is kept of maps `(n, F, ...)` in place of the pooled ones; None keeps those.
+        summary: What is kept of maps `(n, F, ...)` in place of the pooled ones; None keeps those, and statistics of
+            the maps before they are rectified.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class MapCapture:
         self._limit = sys.maxsize if limit is None else limit
         self._rectify = rectify
         self._summary = summary or (lambda maps: pool_maps(maps, max_map_side))
+        self._for_analysis = summary is None
         self._hooks = ExitStack()
         self._called: set[str] = set()
         self.maps: dict[str, LayerMaps] = {name: LayerMaps() for name in layers}
@@ -172,8 +174,11 @@ class MapCapture:
         dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
         for piece in torch.split(maps, max(1, _PIECE // max(1, maps[0].numel()))):
             copy = piece.to(dtype, copy=True)
+            if self._for_analysis:
+                layer.statistics.append(map_statistics(copy))
             if self._rectify:
                 copy.clamp_(min=0)
-            zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
-            layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
+            if self._for_analysis:
+                zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
+                layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
             layer.batches.append(self._summary(copy))

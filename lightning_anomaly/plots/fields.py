@@ -71,3 +71,11 @@ class ReportFields(Protocol):
     @property
     def outlier_samples(self) -> list[int]:
         """Of how many filters each sample is an outlier."""
+
+    @property
+    def outlier_scores(self) -> list[float]:
+        """How far each sample is from the others."""
+
+    @property
+    def by_outlier_score(self) -> list[int]:
+        """The samples, the one with the largest score first."""

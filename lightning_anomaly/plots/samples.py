@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def outlier_figure(report: ReportFields, images: Tensor, max_images: int = 16) -> Figure | None:
-    """The images of the outlier samples, those with most votes first.
+    """The images of the samples with the largest outlier scores, with their scores and votes.
 
-    A sample's votes are the anomaly filters that it is an outlier of; at equal votes the earlier sample comes first.
+    A sample's votes are the anomaly filters that it is an outlier of; at equal scores more votes come first, then the
+    earlier sample.
 
     Args:
         report: The report.
@@ -32,8 +33,8 @@ def outlier_figure(report: ReportFields, images: Tensor, max_images: int = 16) -
         max_images: Number of images to show at most.
 
     Returns:
-        The figure, each image under the caption of its place in the probe and its votes; None if no sample is an
-        outlier.
+        The figure, each image under the caption of its place in the probe, its score and its votes; None if no sample
+        has any.
 
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
@@ -50,7 +51,7 @@ def outlier_images(report: ReportFields, images: Tensor, max_images: int = 16) -
         max_images: Number of images at most.
 
     Returns:
-        uint8 images `(n, H, W, C)` with one or three channels, on the CPU; `n` is 0 if no sample is an outlier.
+        uint8 images `(n, H, W, C)` with one or three channels, on the CPU; `n` is 0 if no sample has any score or vote.
 
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
@@ -63,35 +64,42 @@ def outlier_images(report: ReportFields, images: Tensor, max_images: int = 16) -
             f"Parameter `images` should be of shape ({report.n_samples}, C, H, W), one image for each probe sample. "
             f"Found shape {tuple(images.shape)}."
         )
-    return displayed(images, _most_voted(report)[:max_images])
+    return displayed(images, _outlying(report)[:max_images])
 
 
 def draw_outliers(report: ReportFields, shown: Tensor) -> Figure | None:
     """Draw what `outlier_images` gave for the same report; None if that is nothing."""
-    outliers, votes = _most_voted(report), report.outlier_samples
-    chosen = outliers[: len(shown)]
+    scores, votes = report.outlier_scores, report.outlier_samples
+    chosen = _outlying(report)[: len(shown)]
     if not chosen:
         return None
-    columns = min(8, len(chosen), max(4, math.ceil(math.sqrt(len(chosen)))))
-    rows = math.ceil(len(chosen) / columns)
-    with new_figure(max(5.0, 1.5 * columns), 1.8 * rows + 0.8) as figure:  # the heading needs as much
-        for place, (sample, image) in enumerate(zip(chosen, shown, strict=True)):
+    captions = [f"sample {i}\nscore {scores[i]:.1f}\n{votes[i]} vote{'s' * (votes[i] != 1)}" for i in chosen]
+    return gallery(
+        shown,
+        captions,
+        f"Samples with the largest outlier scores: {len(chosen)} of {report.n_samples}\n"
+        "(a vote is an anomaly filter that a sample is an outlier of)",
+    )
+
+
+def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
+    """Images uint8 `(n, H, W, C)` with one or three channels in rows, each under its caption of up to three lines."""
+    columns = min(8, len(images), max(4, math.ceil(math.sqrt(len(images)))))
+    rows = math.ceil(len(images) / columns)
+    with new_figure(max(5.0, 1.5 * columns), 2.0 * rows + 0.8) as figure:  # the heading needs as much
+        for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(f"sample {sample}\n{votes[sample]} vote{'s' * (votes[sample] != 1)}")
+            axes.set_title(caption)
             axes.axis("off")
-        figure.suptitle(
-            f"Outlier samples with most votes: {len(chosen)} of {len(outliers)}\n"
-            f"(a vote is an anomaly filter that a sample is an outlier of)",
-            fontsize=10,
-        )
+        figure.suptitle(heading, fontsize=10)
     return figure
 
 
-def _most_voted(report: ReportFields) -> list[int]:
-    """The outlier samples, those with most votes first."""
-    votes = report.outlier_samples
-    return sorted((sample for sample in range(len(votes)) if votes[sample]), key=lambda sample: -votes[sample])
+def _outlying(report: ReportFields) -> list[int]:
+    """The samples with any score or vote, the largest score first."""
+    scores, votes = report.outlier_scores, report.outlier_samples
+    return [sample for sample in report.by_outlier_score if scores[sample] > 0 or votes[sample]]
 
 
 def displayed(images: Tensor, chosen: Sequence[int]) -> Tensor:

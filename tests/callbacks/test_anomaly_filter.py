@@ -21,7 +21,7 @@ from lightning_anomaly.callbacks import _probe
 
 pytestmark = QUIET
 
-METRICS = {"count", "fraction", "isolated", "dead", "sparsity", "outlier_samples", "rise", "seconds"}
+METRICS = {"count", "fraction", "isolated", "dead", "sparsity", "outlier_samples", "outlier_score", "rise", "seconds"}
 LAYERS = {"layer/conv1", "layer/conv2"}
 
 
@@ -598,7 +598,7 @@ def test_between_validations_few_images_are_kept_and_after_the_fit_none(tmp_path
     ours = watcher(log_figures=True)
     logger = TensorBoardLogger(tmp_path)
     quiet_trainer(tmp_path, ours, Look(), logger=logger, max_epochs=6).fit(SmallNet(), loader(), probe)
-    assert kept == [None, None, (2, 8, 8, 1), None, (2, 8, 8, 1), (2, 8, 8, 1)]
+    assert kept == [None, None, (16, 8, 8, 1), None, (16, 8, 8, 1), (16, 8, 8, 1)]
     assert ours._figures._pending is None
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -189,16 +190,31 @@ class TestOutlierFigure:
 
     def test_most_votes_first_then_earliest(self):
         figure = outlier_figure(self.found, self.images)
-        assert self.captions(figure) == ["sample 30\n3 votes", "sample 9\n2 votes", "sample 7\n1 vote"]
-        assert figure.get_suptitle().startswith("Outlier samples with most votes: 3 of 3\n")
+        captions = [
+            f"sample {sample}\nscore 0.0\n{votes}" for sample, votes in ((30, "3 votes"), (9, "2 votes"), (7, "1 vote"))
+        ]
+        assert self.captions(figure) == captions
+        assert figure.get_suptitle().startswith("Samples with the largest outlier scores: 3 of 60\n")
         tied = report(conv=layer([ANOMALY], {0: [40, 2, 11]}))
-        assert self.captions(outlier_figure(tied, self.images, 2)) == ["sample 2\n1 vote", "sample 11\n1 vote"]
+        assert self.captions(outlier_figure(tied, self.images, 2)) == [
+            "sample 2\nscore 0.0\n1 vote",
+            "sample 11\nscore 0.0\n1 vote",
+        ]
+
+    def test_larger_scores_come_before_more_votes(self):
+        scores = torch.linspace(-1, 1, N)[torch.randperm(N, generator=rng())]
+        found = report(conv=replace(layer([ANOMALY], {0: [40, 2, 11]}), outlier_scores=scores))
+        figure = outlier_figure(found, self.images, max_images=4)
+        first = scores.argsort(descending=True)[:4].tolist()
+        assert [caption.split("\n")[0] for caption in self.captions(figure)] == [f"sample {sample}" for sample in first]
+        shown = outlier_figure(found, self.images, max_images=60)  # none that is ordinary, unless it has votes
+        assert len(shown.axes) == len({*scores.argsort()[30:].tolist(), 40, 2, 11})
 
     def test_the_limit_holds(self):
         many = report(conv=layer([ANOMALY], {0: list(range(N))}))
         figure = outlier_figure(many, self.images)
         assert len(figure.axes) == 16
-        assert figure.get_suptitle().startswith("Outlier samples with most votes: 16 of 60\n")
+        assert figure.get_suptitle().startswith("Samples with the largest outlier scores: 16 of 60\n")
         with pytest.raises(ValueError, match="Parameter `max_images` should be an integer of at least 1"):
             outlier_figure(many, self.images, max_images=0)
 

@@ -5,7 +5,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from trainers import SMALL_RUNS
 
-from recipes.quickstart import describe_find, find, parse, run
+from recipes.quickstart import describe_find, describe_scores, find, parse, run
 
 pytestmark = SMALL_RUNS
 
@@ -37,6 +37,15 @@ def test_the_votes_find_the_over_exposed_images_and_no_other(finished) -> None:
     found, precision, _ = find(votes, over_exposed)
     assert set(found) == over_exposed
     assert precision == 1
+
+
+def test_all_six_damaged_images_have_the_largest_scores(finished) -> None:
+    report = finished[0].report
+    assert set(report.by_outlier_score[:6]) == {159, 172, 137, 195, 235, 269}  # where seed 0 plants them
+    planted = {"over_exposed": [159, 172], "white": [137, 195], "salt_and_pepper": [235, 269]}
+    said = describe_scores(report, planted).splitlines()
+    assert said[0] == "by outlier score, 6 of the 6 are the first 6:"
+    assert [line.rpartition(", ")[2] for line in said[7:]] == ["not damaged"] * 2
 
 
 def test_picture_is_written(finished) -> None:

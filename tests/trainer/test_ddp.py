@@ -95,6 +95,8 @@ def test_number_of_processes_does_not_matter(outcomes: Path, scenario: str) -> N
         # A convolution over other batches rounds otherwise; a repeated sample counts in the share of zeros.
         assert layer["sparsity"] == pytest.approx(other["sparsity"], abs=0.01)
         assert layer["explained"] == pytest.approx(other["explained"], abs=1e-4)
+        # So it may change the order of two nearly equal values, and with it a rank.
+        assert layer["outlier_scores"] == pytest.approx(other["outlier_scores"], abs=0.2)
 
 
 def test_uneven_shards(outcomes: Path) -> None:

@@ -1,0 +1,158 @@
+"""What was found in a data set: scores, what says so, and which images are found at a false discovery rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.checks import check_integer
+from lightning_anomaly.plots.samples import gallery
+from lightning_anomaly.tables import Tabular
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+__all__ = ["OutlierReport"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OutlierReport(Tabular):
+    """How little each image of a data set belongs to a reference. `print(report)` gives a table.
+
+    Attributes:
+        scores: The larger, the less an image belongs `(N,)`, by its position in the data set; infinity where it gives
+            NaN or infinite values.
+        p_values: How often an image of the reference has a score as large `(N,)`.
+        layers: Names of the layers that judge.
+        layer: Which of them has the largest score `(N,)`.
+        filters: The filters of that layer that the image is most extreme in `(N, 3)`, -1 where there are no more.
+        n_reference: Number of images in the reference.
+        false_discovery_rate: The share of ordinary images that is accepted among those found.
+        images: The images with the largest scores, uint8 `(n, H, W, C)`; None if they are no images.
+        notes: What could not be used and why, as sentences.
+    """
+
+    scores: Tensor
+    p_values: Tensor
+    layers: tuple[str, ...]
+    layer: Tensor
+    filters: Tensor
+    n_reference: int
+    false_discovery_rate: float
+    images: Tensor | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def found(self) -> list[int]:
+        """Positions of the images that do not belong, the largest score first.
+
+        On average at most a share of `false_discovery_rate` of them does belong, if the reference holds no outlier.
+        """
+        ordered = self.p_values.sort().values
+        allowed = self.false_discovery_rate * torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
+        below = (ordered <= allowed).nonzero()
+        return [] if not len(below) else self._by_score(self.p_values <= ordered[below[-1, 0]])
+
+    @property
+    def fewest(self) -> int:
+        """How many images must stand out of all others before any can be found.
+
+        For fewer no p-value can be small enough, as it is at least one in half of the reference.
+        """
+        least = 1 / (1 + self.n_reference // 2)
+        return max(1, -int(-least * len(self.scores) // self.false_discovery_rate))
+
+    def top(self, k: int) -> list[int]:
+        """Positions of the k images with the largest scores, the largest first.
+
+        Raises:
+            ValueError: If `k` is not a positive integer.
+        """
+        return self._by_score(torch.ones(len(self.scores), dtype=torch.bool))[: check_integer("k", k, 1)]
+
+    def _by_score(self, chosen: Tensor) -> list[int]:
+        positions = chosen.nonzero()[:, 0]
+        ordered: list[int] = positions[self.scores[positions].argsort(descending=True, stable=True)].tolist()
+        return ordered
+
+    def to_frame(self, k: int | None = None) -> DataFrame:
+        """The images as a pandas DataFrame, the largest score first, one row each.
+
+        Columns are position, score, p_value, found, layer and filters.
+
+        Args:
+            k: Number of images; None takes all.
+
+        Raises:
+            ImportError: If pandas is not installed; the package does not ask for it.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ImportError("`OutlierReport.to_frame` needs pandas, so install it: `pip install pandas`.") from error
+        return DataFrame(self.rows(k))
+
+    def rows(self, k: int | None = None) -> list[dict[str, Any]]:
+        """The same as plain values."""
+        found = {*self.found}
+        return [
+            {
+                "position": position,
+                "score": self.scores[position].item(),
+                "p_value": self.p_values[position].item(),
+                "found": position in found,
+                "layer": self.layers[int(self.layer[position])],
+                "filters": [index for index in self.filters[position].tolist() if index >= 0],
+            }
+            for position in self.top(len(self.scores) if k is None else k)
+        ]
+
+    def plot(self, k: int = 32) -> Figure:
+        """Draws the k images with the largest scores, of at most 64.
+
+        Raises:
+            ValueError: If `k` is not a positive integer, or the model does not take images.
+        """
+        if self.images is None:
+            raise ValueError("`OutlierReport.plot` draws images (C, H, W), and this model was given something else.")
+        positions = self.top(k)[: len(self.images)]
+        captions = [
+            f"image {i}\nscore {self.scores[i].item():.1f}\n{_cut(self.layers[int(self.layer[i])])}" for i in positions
+        ]
+        heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"
+        return gallery(self.images[: len(positions)], captions, f"{heading}\n(below them the layer that says so)")
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("position", "score", "p-value", "layer", "filters")]
+        for row in self.rows(10):
+            filters = ", ".join(map(str, row["filters"]))
+            rows.append(
+                (
+                    str(row["position"]),
+                    f"{row['score']:.1f}",
+                    f"{row['p_value']:.4f}",
+                    row["layer"] or "(the model)",
+                    filters,
+                )
+            )
+        return rows
+
+    def _sentences(self) -> list[str]:
+        found = (
+            f"{len(self.found)} of {len(self.scores)} images do not belong to a reference of {self.n_reference}, at a "
+            f"false discovery rate of {100 * self.false_discovery_rate:g}%"
+        )
+        too_few = (
+            f"fewer than {self.fewest} cannot be found at this rate, however far they are: give a larger reference, or "
+            "look at the largest scores"
+        )
+        return [found, *[too_few] * (self.fewest > 1), *(f"note: {note}" for note in self.notes.values())]
+
+
+def _cut(name: str, length: int = 16) -> str:
+    return name if len(name) <= length else "…" + name[1 - length :]

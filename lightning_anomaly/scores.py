@@ -1,0 +1,179 @@
+"""How far each sample is from what is ordinary, without a label, by what all the filters of a layer make of it.
+
+A map is summed up in five numbers (`map_statistics`), a sample in those of all filters of a layer. Each number counts
+only as its rank among those of the reference samples, so that no filter's scale or shape matters, in two ways: as the
+normal score of the rank, which knows on which side it lies, and as the negative logarithm of its two-sided tail
+probability, which knows how extreme it is. Both vectors are measured in the directions in which the reference varies
+most (a squared Mahalanobis distance in principal components): the scores tell a combination of values that is out of
+the ordinary, the tails a pattern of extreme filters that is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Ordinary", "in_spreads", "layer_scores"]
+
+_KNOTS = 512  # ranks are told apart this finely
+_TAIL_DIRECTIONS = 10
+_VALUE_DIRECTIONS = 50
+_OVERSAMPLING = 14
+_ROUNDS = 4
+_FEWEST = 8  # samples; of fewer nothing is ordinary
+
+
+@dataclass(frozen=True, eq=False)
+class _Directions:
+    """Where vectors vary most.
+
+    Attributes:
+        mean: Of the vectors `(V,)`.
+        axes: Their first principal components, each divided by the standard deviation along it `(V, k)`.
+    """
+
+    mean: Tensor
+    axes: Tensor
+
+    @classmethod
+    def fit(cls, vectors: Tensor, count: int) -> _Directions:
+        """Of vectors `(N, V)`: at most `count` directions, without those in which nothing varies.
+
+        By a randomised singular value decomposition with power iterations (Halko, Martinsson and Tropp, "Finding
+        structure with randomness", 2011, algorithm 4.4), whose random numbers are those of the values, not the samples.
+        """
+        vectors = vectors.double()
+        mean = vectors.mean(0)
+        centred = vectors - mean
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(vectors.shape[1], count + _OVERSAMPLING, generator=generator, dtype=torch.float64)
+        basis = torch.linalg.qr(centred @ start)[0]
+        for _ in range(_ROUNDS):
+            basis = torch.linalg.qr(centred @ (centred.T @ basis))[0]
+        _, singular, axes = torch.linalg.svd(basis.T @ centred, full_matrices=False)
+        spread = singular[:count] / len(vectors) ** 0.5
+        varies = spread > 1e-6 * spread[:1]
+        return cls(mean.float(), (axes[:count].T[:, varies] / spread[varies]).float())
+
+    def lengths(self, vectors: Tensor) -> Tensor:
+        """Squared Mahalanobis distances from the mean in these directions `(n,)` of vectors `(n, V)`."""
+        return ((vectors - self.mean) @ self.axes).square().sum(1)
+
+    def to(self, device: torch.device) -> _Directions:
+        """The same on another device."""
+        return _Directions(self.mean.to(device), self.axes.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Ordinary:
+    """What is ordinary in a layer, learnt from reference samples.
+
+    Attributes:
+        used: Which of the layer's numbers tell anything `(F * S,)`: those that are finite and vary.
+        knots: Sorted values of the reference in each of the V that do `(V, Q)`.
+        beyond: How many knots are at most as large as each `(V, Q)`.
+        tails: Directions of the tails.
+        values: Directions of the normal scores.
+    """
+
+    used: Tensor
+    knots: Tensor
+    beyond: Tensor
+    tails: _Directions
+    values: _Directions
+
+    @classmethod
+    def fit(cls, statistics: Tensor) -> Ordinary | None:
+        """Learn from statistics `(N, F, S)` on the CPU; None if too few samples are finite or nothing varies.
+
+        A number that is NaN or infinite in more than half of the samples is left out, and so is a sample in which
+        another one is.
+        """
+        flat = statistics.flatten(1).float()
+        finite = flat.isfinite()
+        known = finite.sum(0) * 2 > len(flat)
+        flat = flat[finite[:, known].all(1)]
+        if len(flat) < _FEWEST:
+            return None
+        used = known & (flat != flat[:1]).any(0)
+        if not used.any():
+            return None
+        ordered = flat[:, used].T.sort(1).values
+        places = torch.linspace(0, len(flat) - 1, min(len(flat), _KNOTS)).round().long()
+        knots = ordered[:, places].contiguous()
+        beyond = torch.searchsorted(knots, knots, right=True)
+        tails, values = _tails_and_values(flat[:, used], knots, beyond)
+        return cls(
+            used, knots, beyond, _Directions.fit(tails, _TAIL_DIRECTIONS), _Directions.fit(values, _VALUE_DIRECTIONS)
+        )
+
+    def lengths(self, statistics: Tensor, strongest: int = 0) -> tuple[Tensor, Tensor]:
+        """How far samples are from what is ordinary.
+
+        Args:
+            statistics: Statistics `(n, F, S)`, on the device that `to` moved this to.
+            strongest: How many filters to name for each sample.
+
+        Returns:
+            Squared distances `(n, 2)` of the tails and of the normal scores, infinite for samples that have NaN or
+            infinite values; and the filters with the longest tails `(n, strongest)`, the longest first, -1 where there
+            are no more.
+        """
+        flat = statistics.flatten(1).float()[:, self.used]
+        finite = flat.isfinite().all(1)
+        tails, values = _tails_and_values(flat.nan_to_num(), self.knots, self.beyond)
+        lengths = torch.stack([self.tails.lengths(tails), self.values.lengths(values)], 1)
+        lengths[~finite] = torch.inf
+        full = tails.new_zeros(len(tails), len(self.used))
+        full[:, self.used] = tails
+        by_filter = full.view(len(full), *statistics.shape[1:]).sum(2)
+        filters = by_filter.topk(min(strongest, by_filter.shape[1]), 1).indices
+        return lengths, functional.pad(filters, (0, strongest - filters.shape[1]), value=-1)
+
+    def to(self, device: torch.device) -> Ordinary:
+        """The same on another device."""
+        used, knots, beyond = (part.to(device) for part in (self.used, self.knots, self.beyond))
+        return Ordinary(used, knots, beyond, self.tails.to(device), self.values.to(device))
+
+
+def _tails_and_values(flat: Tensor, knots: Tensor, beyond: Tensor) -> tuple[Tensor, Tensor]:
+    """-log of the two-sided tail probabilities and normal scores, `(n, V)` each, of values `(n, V)` among knots."""
+    own = flat.T.contiguous()
+    count = knots.shape[1]
+    # Twice the mid-rank: what is equal has equal ranks.
+    left = torch.searchsorted(knots, own)
+    place = left.clamp(max=count - 1)
+    rank = left + torch.where(knots.gather(1, place) == own, beyond.gather(1, place), left)
+    level = (torch.arange(2 * count + 1, dtype=torch.float64) / (2 * count)).clamp(0.5 / count, 1 - 0.5 / count)
+    tail = -(2 * torch.minimum(level, 1 - level)).log()
+    score = torch.special.ndtri(level)
+    return tail.to(knots)[rank].T, score.to(knots)[rank].T
+
+
+def in_spreads(lengths: Tensor, reference: Tensor) -> Tensor:
+    """Scores `(n,)` of lengths `(n, 2)`: how many spreads they are above the median of a reference `(m, 2)`, summed.
+
+    The spread is the median absolute deviation times 1.4826, which is the standard deviation of a normal distribution.
+    """
+    reference = reference[reference.isfinite().all(1)]
+    median = reference.median(0).values
+    spread = 1.4826 * (reference - median).abs().median(0).values
+    spread = torch.where(spread > 0, spread, (reference - median).square().mean(0).sqrt())
+    return ((lengths - median) / torch.where(spread > 0, spread, 1)).sum(1)
+
+
+def layer_scores(statistics: Tensor) -> Tensor:
+    """Outlier scores `(N,)` of samples among themselves, from a layer's statistics `(N, F, S)`.
+
+    A sample with NaN or infinite values has an infinite score, unless most samples have: then the filter is left out.
+    All are 0 where nothing can be told.
+    """
+    statistics = statistics.cpu()
+    ordinary = Ordinary.fit(statistics)
+    if ordinary is None:
+        return torch.zeros(len(statistics))
+    lengths, _ = ordinary.lengths(statistics)
+    return in_spreads(lengths, lengths)

@@ -1,0 +1,194 @@
+"""Outliers of whole data sets: found, at a rate that holds, from whatever holds the images, and nothing is changed."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from lightning_anomaly import OutlierReport, find_outliers
+
+
+def images(count: int, seed: int = 0, damaged: tuple[int, ...] = ()) -> Tensor:
+    """Smooth images; those damaged are noise."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 1, 4, 4, generator=generator)
+    found = nn.functional.interpolate(coarse, size=(12, 12), mode="bilinear", align_corners=False)
+    found[list(damaged)] = torch.randn(len(damaged), 1, 12, 12, generator=generator)
+    return found
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(), nn.Conv2d(8, 6, 3)
+    )
+
+
+class Sizes(Dataset[Tensor]):
+    def __init__(self, *sides: int) -> None:
+        self.sides = sides
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.rand(1, self.sides[index], self.sides[index])
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self):
+        return iter(images(200))
+
+
+def test_images_that_do_not_belong_are_found_with_a_reference_and_without(net):
+    planted = (5, 71, 100, 101)
+    inputs = images(120, 1, planted)
+    report = find_outliers(net, inputs, images(1000))
+    assert set(report.top(4)) == set(report.found) == set(planted)
+    assert report.scores.argmax() == report.top(1)[0]
+    assert set(find_outliers(net, images(400, 1, planted)).top(4)) == set(planted)
+
+
+def test_on_clean_images_the_false_discovery_rate_holds(net):
+    """Without outliers, something is found in at most a share of the data sets that is the rate."""
+    reports = [find_outliers(net, images(100, 100 + seed), images(1000, seed)) for seed in range(40)]
+    p_values = torch.cat([report.p_values for report in reports])
+    for level in (0.02, 0.1, 0.3, 0.6):  # four standard errors of images that are scored by the same reference
+        assert (p_values <= level).double().mean().item() == pytest.approx(level, abs=0.3 * math.sqrt(level / 10))
+    for rate in (0.1, 0.3):
+        share = sum(bool(replace(report, false_discovery_rate=rate).found) for report in reports) / len(reports)
+        assert share <= rate + 2 * math.sqrt(rate * (1 - rate) / len(reports))
+
+
+def test_a_reference_out_of_the_inputs_is_compared_with_its_other_half(net):
+    report = find_outliers(net, images(300))
+    assert report.n_reference == 300
+    for level in (0.1, 0.5):
+        assert (report.p_values <= level).double().mean().item() == pytest.approx(level, abs=0.01)
+    assert report.found == []
+    assert report.fewest == 20
+
+
+def test_loaders_and_tensors_say_the_same_whatever_the_order_and_the_batches(net):
+    inputs, reference = images(250, 1, (7,)), images(200)
+    data = TensorDataset(torch.arange(250), inputs)
+    for loader in (DataLoader(data, 16, shuffle=True, drop_last=True), DataLoader(data, 100)):
+        for own, other in ((loader, reference), (loader, DataLoader(TensorDataset(reference), 32))):
+            found = find_outliers(net, own, other)
+            torch.testing.assert_close(found.scores, find_outliers(net, inputs, reference).scores, rtol=0.02, atol=0.05)
+    assert find_outliers(net, loader, seed=3).top(1) == find_outliers(net, inputs, seed=3).top(1) == [7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_find_the_same(net, dtype):
+    inputs = images(200, 1, (7, 8))
+    assert set(find_outliers(net.to(dtype), inputs, images(300)).top(2)) == {7, 8}
+
+
+def test_nothing_is_changed(net):
+    net.train()
+    net[1].eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    state, inputs = torch.get_rng_state(), images(200)
+    find_outliers(net, DataLoader(TensorDataset(inputs), 32))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert [module.training for module in net] == [True, False, True, True, True, True]
+    assert not any(module._forward_hooks for module in net)
+    assert torch.equal(inputs, images(200))
+
+
+def test_the_report_says_which_layer_and_filters_and_shows_the_images(net):
+    report = find_outliers(net, images(200, 1, (7,)), images(300), layers=["0", "5"])
+    frame = report.to_frame(3)
+    assert list(frame["position"]) == report.top(3)
+    assert frame["position"][0] == 7
+    assert bool(frame["found"][0]) == (7 in report.found)
+    assert frame["layer"][0] in ("0", "5")
+    assert len(set(frame["filters"][0])) == 3
+    assert max(frame["filters"][0]) < 8
+    assert len(report.to_frame()) == 200
+    lines = str(report).splitlines()
+    assert lines[2].split()[0] == "7"
+    assert "of 200 images do not belong to a reference of 300, at a false discovery rate of 10%" in lines[12]
+    figure = report.plot(5)
+    assert isinstance(figure, Figure)
+    assert [axes.get_title().split("\n")[0] for axes in figure.axes] == [f"image {i}" for i in report.top(5)]
+    assert [len(report.top(k)) for k in (1, 1000)] == [1, 200]
+    with pytest.raises(ValueError, match="Parameter `k` should be an integer of at least 1"):
+        report.top(0)
+
+
+def test_benjamini_and_hochberg_s_rule():
+    p_values = torch.tensor([0.9, 0.04, 0.001, 0.02, 0.5, 0.03], dtype=torch.float64)
+    nothing = torch.zeros(6, dtype=torch.int64)
+    scores = torch.tensor([0.0, 3.0, 9.0, 5.0, 1.0, 4.0])
+    report = OutlierReport(scores, p_values, ("conv",), nothing, nothing[:, None], 100, 0.06)
+    assert report.found == [2, 3, 5, 1]  # 0.02 and 0.03 are too large in their places, 0.04 is as small as 4/6 of 0.06
+    assert replace(report, false_discovery_rate=0.05).found == [2]
+    assert replace(report, false_discovery_rate=0.005).found == []
+
+
+def test_images_with_nan_are_infinite_and_noted(net):
+    inputs = images(200, 1)
+    inputs[[3, 9]] = math.nan
+    with pytest.warns(UserWarning, match="^2 of the 200 images give NaN or infinite values, the first at position 3:"):
+        report = find_outliers(net, inputs, images(150))
+    assert set(report.top(2)) == {3, 9}
+    assert report.scores[[3, 9]].isinf().all()
+    assert report.scores[4:9].isfinite().all()
+
+
+def test_what_is_no_image_is_scored_too(net):
+    series = nn.Conv1d(2, 4, 3)
+    inputs = torch.randn(150, 2, 20, generator=torch.Generator().manual_seed(0))
+    inputs[11] *= 9
+    report = find_outliers(series, inputs)
+    assert report.top(1) == [11]
+    with pytest.raises(ValueError, match=r"`OutlierReport\.plot` draws images"):
+        report.plot()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reference", "message"),
+    [
+        (DataLoader(Stream()), None, "`inputs` should be a loader over a data set with a length.* Found Stream: give"),
+        (DataLoader(Sizes(12, 12, 9), 1), images(100), r"one size. Found \(1, 12, 12\) and \(1, 9, 9\): resize them"),
+        (DataLoader(Sizes(12, 9), 2), images(100), "`inputs` should hold images of one size. Found several in one"),
+        (images(99), None, "Parameter `inputs` should hold at least 100 images to learn from. Found 99."),
+        (images(5), images(99), "Parameter `reference` should hold at least 100 images to learn from. Found 99."),
+        (images(5) * math.nan, images(150) * math.nan, "`reference` should give maps that are finite and vary"),
+        (images(5), torch.rand(150, 1, 9, 9), r"of the same shape. Found \(1, 12, 12\) and \(1, 9, 9\)."),
+        (images(150).byte(), None, "`inputs` should hold floating-point images.*Found torch.uint8."),
+        (images(150)[:0], None, "Parameter `inputs` should hold images. Found none."),
+        (np.zeros((150, 1, 12, 12)), None, "should be a tensor .* or one DataLoader.* Found ndarray."),
+        ([DataLoader(TensorDataset(images(150)))], None, "should be a tensor .* or one DataLoader.* Found list."),
+    ],
+)
+def test_what_cannot_be_scored_is_one_sentence(net, inputs, reference, message):
+    with pytest.raises(ValueError, match=message):
+        find_outliers(net, inputs, reference)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"false_discovery_rate": 0}, "Parameter `false_discovery_rate` should be a number in"),
+        ({"seed": -1}, "Parameter `seed` should be an integer of at least 0."),
+        ({"layers": ["conv9"]}, "Parameter `layers` should name layers of the model."),
+    ],
+)
+def test_bad_arguments_are_named(net, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        find_outliers(net, images(100), **arguments)
+
+
+def test_a_model_without_convolutions_is_refused():
+    with pytest.raises(ValueError, match="Parameter `model` should have a convolution, or `layers` should be named"):
+        find_outliers(nn.Linear(2, 2), torch.rand(150, 2))

@@ -1,0 +1,131 @@
+"""Outlier scores: by ranks alone, the same for all who have the same samples, and large for what does not belong."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from lightning_anomaly.scores import Ordinary, _Directions, in_spreads, layer_scores
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def statistics(samples: int = 200, filters: int = 12, seed: int = 0, noise: float = 0.1) -> Tensor:
+    """Five numbers of each filter that depend on six causes, so that there are combinations out of the ordinary."""
+    causes = torch.randn(samples, 6, generator=rng(seed))
+    mix = torch.randn(6, filters * 5, generator=rng(1))
+    own = noise * torch.randn(samples, filters * 5, generator=rng(seed + 2))
+    return (causes @ mix + own).unflatten(1, (filters, 5))
+
+
+def first(scores: Tensor, count: int = 1) -> set[int]:
+    return set(scores.argsort(descending=True)[:count].tolist())
+
+
+def test_an_extreme_sample_comes_first_by_both_lengths():
+    planted = statistics()
+    planted[7] *= 10
+    scores = layer_scores(planted)
+    assert first(scores) == {7}
+    assert scores[7] > 1.5 * scores[torch.arange(200) != 7].max()
+
+
+def test_a_combination_out_of_the_ordinary_is_far_by_its_normal_scores_alone():
+    planted = statistics()
+    planted[30] = torch.stack([statistics()[i, :, i % 5] for i in range(5)], 1)  # each number for itself is ordinary
+    ordinary = Ordinary.fit(planted)
+    assert ordinary is not None
+    tails, values = ordinary.lengths(planted)[0].unbind(1)
+    assert first(values) == {30}
+    assert values[30] > 3 * values.median()
+    assert tails[30] < tails.quantile(0.9)
+
+
+def test_several_alike_do_not_hide_each_other():
+    planted = statistics(512, noise=1)
+    planted[[4, 99, 300, 301, 480]] += 20
+    assert first(layer_scores(planted), 5) == {4, 99, 300, 301, 480}
+
+
+def test_only_ranks_count():
+    ordinary = statistics()
+    scores = layer_scores(ordinary)
+    torch.testing.assert_close(layer_scores((ordinary / 4).exp()), scores, rtol=1e-4, atol=1e-4)
+    scales = torch.logspace(-9, 9, 12)[:, None]
+    torch.testing.assert_close(layer_scores(ordinary * scales - 3 * scales), scores, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_follow_their_samples_and_equal_samples_have_equal_scores():
+    ordinary = statistics()
+    ordinary[20:26] = ordinary[20].clone()
+    scores, order = layer_scores(ordinary), torch.randperm(200, generator=rng(5))
+    torch.testing.assert_close(layer_scores(ordinary[order]), scores[order], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(scores[20:26], scores[20].expand(6))
+
+
+def test_samples_are_scored_one_by_one():
+    ordinary = Ordinary.fit(statistics(700))
+    assert ordinary is not None
+    lengths, filters = ordinary.lengths(statistics(50, seed=9), strongest=3)
+    for sample in (0, 17, 49):
+        alone = ordinary.lengths(statistics(50, seed=9)[sample : sample + 1], strongest=3)
+        torch.testing.assert_close(alone[0][0], lengths[sample])
+        assert alone[1][0].tolist() == filters[sample].tolist()
+
+
+def test_the_filters_that_say_so_are_named():
+    ordinary = Ordinary.fit(statistics())
+    assert ordinary is not None
+    odd = statistics()[:1].clone()
+    odd[0, 9], odd[0, 3] = 1e3, -1e3
+    _, filters = ordinary.lengths(odd, strongest=2)
+    assert set(filters[0].tolist()) == {3, 9}
+
+
+@pytest.mark.parametrize("values", [7, 64])
+def test_lengths_are_scikit_learn_s_whitened_components(values):
+    vectors = torch.randn(300, values, generator=rng(), dtype=torch.float64) * torch.logspace(0, -1, values)
+    ours = _Directions.fit(vectors, 10).lengths(vectors.float())
+    whitened = PCA(min(10, values), whiten=True).fit_transform(vectors.numpy())
+    theirs = np.square(whitened).sum(1) * 300 / 299  # scikit-learn divides by N - 1
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=0.02 if values > 24 else 1e-4)
+
+
+def test_spreads_above_the_median_are_summed_and_infinite_ones_have_no_part_in_it():
+    reference = torch.tensor([[0.0, 10.0], [1.0, 10.0], [2.0, 10.0], [3.0, 10.0], [4.0, 60.0], [math.inf, math.inf]])
+    scores = in_spreads(torch.tensor([[2.0, 10.0], [2 + 1.4826, 10.0], [2.0, 10 + 500**0.5]]), reference)
+    torch.testing.assert_close(scores, torch.tensor([0.0, 1.0, 1.0]))
+
+
+def test_a_sample_with_nan_is_infinite_and_changes_nothing_for_others():
+    planted = statistics()
+    planted[7, 2, 1], planted[50, 0, 0] = math.nan, math.inf
+    scores = layer_scores(planted)
+    others = torch.tensor([i for i in range(200) if i not in (7, 50)])
+    assert scores[[7, 50]].isinf().all()
+    torch.testing.assert_close(scores[others], layer_scores(statistics()[others]))
+
+
+def test_a_filter_with_nan_everywhere_is_left_out():
+    planted = statistics()
+    planted[:, 4] = math.nan
+    kept = torch.tensor([i for i in range(12) if i != 4])
+    torch.testing.assert_close(layer_scores(planted), layer_scores(statistics()[:, kept]))
+
+
+@pytest.mark.parametrize(
+    "nothing", [torch.ones(50, 3, 5), torch.full((50, 3, 5), math.nan), statistics(7), torch.zeros(0, 3, 5)]
+)
+def test_where_nothing_can_be_told_scores_are_zero(nothing):
+    assert layer_scores(nothing).tolist() == [0] * len(nothing)
+
+
+def test_global_random_numbers_are_not_drawn():
+    before = torch.get_rng_state()
+    layer_scores(statistics())
+    assert torch.equal(torch.get_rng_state(), before)
