@@ -18,7 +18,7 @@ from recipes import quickstart
 from recipes.common.options import one_sentence_errors
 from recipes.pictures.browser import IN_PAGE, charts, figures, open_page, tensorboard
 
-_WIDTH, _HEIGHT = 1480, 2000  # pixels
+_WIDTH, _HEIGHT = 1480, 3000  # pixels
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -194,10 +194,12 @@ class Experiment:
 
 
 def ours(names: Iterable[str], figures: bool = True, **options: Any) -> Iterator[Any]:
-    """Callbacks of ours."""
+    """Callbacks of ours; one that is alone writes the filter browser too."""
+    names = list(names)
     for name in names:
         if name == "filter":
-            yield AnomalyFilterCallback(**{"probe_size": SAMPLES, "log_figures": figures, **options})
+            drawn = {"log_figures": figures, "browser": figures and len(names) == 1}
+            yield AnomalyFilterCallback(**{"probe_size": SAMPLES, **drawn, **options})
         elif name == "two_sample":
             yield TwoSampleCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2))
         elif name == "prune":

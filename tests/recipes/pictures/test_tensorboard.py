@@ -28,7 +28,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Page]]
     """A TensorBoard over the logs of a quickstart, and a browser."""
     log_dir = tmp_path_factory.mktemp("tensorboard") / "logs"
     quickstart.run(quickstart.parse(["--epochs", str(EPOCHS), "--log-dir", str(log_dir)]))
-    with tensorboard(log_dir) as address, open_page(1480, 2000) as empty:
+    with tensorboard(log_dir) as address, open_page(1480, 3000) as empty:
         yield address, empty
 
 
