@@ -21,7 +21,7 @@ from lightning_anomaly.plots import clearest_filters
 __all__ = ["Packed", "pack"]
 
 _POINTS = 4_000_000  # of all filters together
-_MAP_BYTES = (1_400_000, 12_000_000)  # of all maps, compressed: of most networks, and at most
+_MAP_BYTES = (1_400_000, 11_000_000)  # of all maps, compressed: of most networks, and at most
 _FILTER_BYTES = 450  # that each filter adds to the maps in networks of more filters
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")

@@ -243,7 +243,9 @@ class TestEverywhere:
         page = opened(probed.report)
         cells = "canvas.cells >> nth=0"
         light = page.pixels(cells)
+        page.page.eval_on_selector("main > *", "element => { element.dataset.old = true; }")
         page.page.emulate_media(color_scheme="dark")
+        page.page.wait_for_selector("main > *:first-child:not([data-old])")
         page.settle()
         assert page.pixels(cells) != light
 
@@ -283,9 +285,16 @@ class TestEverywhere:
         probed.report.save_html(tmp_path / "browser.html")
         page = chromium.new_page()
         page.goto((tmp_path / "browser.html").as_uri())
-        page.wait_for_selector("html[data-ready]")
-        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 1\">')")
-        page.evaluate("new Promise(done => setTimeout(done, 100))")
+        page.wait_for_selector("html[data-shown]")
+        violated = page.evaluate(
+            """() => new Promise(done => {
+                const violated = [];
+                addEventListener("securitypolicyviolation", event => violated.push(event.effectiveDirective));
+                addEventListener("error", () => setTimeout(() => done(violated)), true); // behind the handler's turn
+                document.body.insertAdjacentHTML("beforeend", '<img src="x" onerror="window.ran = true">');
+            })"""
+        )
+        assert sorted(violated) == ["img-src", "script-src-attr"]
         assert page.evaluate("window.ran") is None
         page.close()
 
@@ -385,7 +394,7 @@ def test_a_notebook_shows_the_page_itself_and_a_console_its_path(probed, chromiu
     page = chromium.new_page()
     page.goto(notebook.as_uri())
     frame = page.frame_locator("iframe")
-    frame.locator("html[data-ready]").wait_for()
+    frame.locator("html[data-shown]").wait_for()
     frame.get_by_role("link", name="Filters", exact=True).click()
     assert frame.locator("h1").inner_text() == "Filters"
     frame.locator("a.card").first.click()
