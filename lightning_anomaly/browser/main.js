@@ -15,7 +15,7 @@ const PAGES = [
 ];
 const HELP = [
   ["←  →", "previous, next filter or sample"],
-  ["o  O", "pin the next, the previous outlier of a filter"],
+  ["o  O", "pin the next, the previous outlier or isolated sample of a filter"],
   [".  ,", "pin the next, the previous point, from left to right"],
   ["+  −  0", "zoom in, zoom out, show all points"],
   ["1  2  3", "overview, filters, samples"],
