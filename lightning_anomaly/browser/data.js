@@ -41,10 +41,20 @@ export class Report {
     return this.layers[layer].outliers[filter] ?? [];
   }
 
-  /** The filters that a sample is an outlier of. */
-  filtersOf(sample) {
+  /** The samples that a filter sets apart from all others. */
+  isolated({ layer, filter }) {
+    return this.layers[layer].isolated[filter] ?? [];
+  }
+
+  /** The verdict of a filter, and whether it sets samples apart from all others. */
+  kind(place) {
+    return this.verdict(place) + (this.isolated(place).length ? ", isolated" : "");
+  }
+
+  /** The filters of which a sample is among the `"outliers"`, or the `"isolated"`. */
+  filtersOf(sample, which) {
     return this.layers.flatMap((layer, number) =>
-      Object.entries(layer.outliers)
+      Object.entries(layer[which])
         .filter(([, samples]) => samples.includes(sample))
         .map(([filter]) => ({ layer: number, filter: Number(filter) })),
     );
@@ -54,7 +64,7 @@ export class Report {
     return this.labels ? this.labels.names[this.labels.of[sample]] : null;
   }
 
-  /** The points of a filter: samples, x, y, clusters (0 is the largest) and whether each is an outlier. */
+  /** The points of a filter: samples, x, y, clusters (0 is the largest), whether each is an outlier or isolated. */
   async points({ layer, filter }) {
     const all = await this.block(`points-${layer}`, (buffer) => readPoints(buffer, this.layers[layer].verdicts.length));
     const [begin, end] = [all.starts[filter], all.starts[filter + 1]];
@@ -67,7 +77,8 @@ export class Report {
       x: place(lowX, highX, all.lowX, all.highX),
       y: place(lowY, highY, all.lowY, all.highY),
       clusters: ranked(all.clusters.subarray(begin, end)),
-      outliers: all.outliers.subarray(begin, end),
+      outliers: all.marks.subarray(begin, end).map((mark) => mark & 1),
+      isolated: all.marks.subarray(begin, end).map((mark) => mark >> 1),
     };
   }
 
@@ -109,7 +120,7 @@ function readPoints(buffer, filters) {
     lowY: take(Uint8Array, count),
     highY: take(Uint8Array, count),
     clusters: take(Uint8Array, count),
-    outliers: take(Uint8Array, count),
+    marks: take(Uint8Array, count),
   };
 }
 

@@ -3,7 +3,7 @@ import { choice, make } from "./dom.js";
 import { choiceText, chosenFilters } from "./filters.js";
 import { address, filterAddress, groupMark, imageOf, mapOf, sampleAddress, sampleTile, verdictBadge } from "./parts.js";
 import { Scatter } from "./scatter.js";
-import { count, facts, layerText, number, VERDICTS, votesText } from "./words.js";
+import { count, facts, layerText, number, scoreText, VERDICTS, votesText } from "./words.js";
 
 const LEGEND = 35; // entries: as many as there are marks
 
@@ -45,7 +45,7 @@ export async function filterPage(report, place, query) {
           make("a", { href: address(["filters"], { layer: place.layer }) }, layerText(own.name)),
         ),
       ),
-      make("p", { class: "verdict" }, verdictBadge(report.verdict(place)), ` ${VERDICTS[report.verdict(place)] ?? ""}`),
+      make("p", { class: "verdict" }, verdictBadge(report.kind(place)), ` ${VERDICTS[report.kind(place)] ?? ""}`),
     ),
     make(
       "div",
@@ -141,7 +141,7 @@ function pointKeys(scatter, points, pin) {
     const at = places.findIndex((i) => points.samples[i] === scatter.pinned);
     pin(points.samples[places[at < 0 ? (by > 0 ? 0 : places.length - 1) : (at + by + places.length) % places.length]]);
   };
-  const [outlier, point] = [through(order.filter((i) => points.outliers[i])), through(order)];
+  const [outlier, point] = [through(order.filter((i) => points.outliers[i] || points.isolated[i])), through(order)];
   return {
     o: () => outlier(1),
     O: () => outlier(-1),
@@ -186,6 +186,8 @@ function inspected(report, place, points, map, sample, isPinned) {
       {},
       label === null ? null : make("span", { class: "label cut", title: label }, label),
       standing(report.votes[sample], points, i),
+      i >= 0 && points.isolated[i] ? " Apart from all other samples." : null,
+      report.scores ? ` Outlier score ${scoreText(report.scores[sample])}.` : null,
     ),
   ];
 }
@@ -228,6 +230,14 @@ function groupLegend(report, scatter, labelled) {
     groups.slice(0, LEGEND).map(entry),
     groups.length > LEGEND ? make("span", { class: "quiet" }, `and ${groups.length - LEGEND} more`) : null,
     make("span", { class: "quiet ring-entry" }, make("i", { class: "ring", "aria-hidden": "true" }), "outlier"),
+    scatter.points.isolated.includes(1)
+      ? make(
+          "span",
+          { class: "quiet ring-entry" },
+          make("i", { class: "ring apart", "aria-hidden": "true" }),
+          "isolated",
+        )
+      : null,
     labelled ? null : make("span", { class: "quiet" }, "ellipses: two standard deviations of a cluster's points"),
   );
 }
@@ -250,7 +260,9 @@ function strips(report, place, map, pin) {
       make("h2", {}, title, " ", make("span", { class: "quiet" }, about)),
       tiles(samples),
     );
+  const isolated = report.isolated(place).filter((sample) => !outliers.includes(sample));
   const found = [];
+  if (isolated.length) found.push(strip("Isolated", "apart from all others", isolated.slice(0, 40)));
   if (outliers.length) found.push(strip("Outliers", count(outliers.length, "sample"), outliers.slice(0, 40)));
   if (own.maps) {
     found.push(strip("Most active", "largest mean of the map", own.most[place.filter]));

@@ -1,7 +1,7 @@
 // All filters as small pictures, chosen by layer and verdict, in several orders.
 import { choice, make } from "./dom.js";
 import { address, filterCard, pages } from "./parts.js";
-import { count, layerText, verdictsOf } from "./words.js";
+import { count, kindsOf, layerText } from "./words.js";
 
 export const CARDS = 24; // at once
 
@@ -20,10 +20,14 @@ const ORDERS = {
   explained: ["best explained", column("explained", -1)],
 };
 
+/** Isolated samples are found beside the verdict. */
+const hasVerdict = (report, place, verdict) =>
+  verdict === "isolated" ? report.isolated(place).length > 0 : report.verdict(place) === verdict;
+
 /** The filters that an address asks for, in its order. */
 export function chosenFilters(report, { layer, verdict, sort }) {
   const found = report.filters.filter(
-    (place) => (!layer || place.layer === Number(layer)) && (!verdict || report.verdict(place) === verdict),
+    (place) => (!layer || place.layer === Number(layer)) && (!verdict || hasVerdict(report, place, verdict)),
   );
   const order = ORDERS[sort]?.[1];
   return order ? found.sort(order(report)) : found;
@@ -42,7 +46,10 @@ export function filtersPage(report, query) {
     window.location.hash = address(["filters"], { ...query, [name]: value === "network" ? "" : value });
   };
   const found = chosenFilters(report, query);
-  const verdicts = verdictsOf(report).map(([verdict, amount]) => [verdict, `${verdict} (${amount})`]);
+  const isolated = report.filters.filter((place) => report.isolated(place).length).length;
+  const amounts = kindsOf(report, (place) => report.verdict(place));
+  if (isolated) amounts.splice(1, 0, ["isolated", isolated]);
+  const verdicts = amounts.map(([verdict, amount]) => [verdict, `${verdict} (${amount})`]);
   return [
     make("h1", {}, "Filters"),
     make(

@@ -15,7 +15,7 @@ const PAGES = [
 ];
 const HELP = [
   ["←  →", "previous, next filter or sample"],
-  ["o  O", "pin the next, the previous outlier of a filter"],
+  ["o  O", "pin the next, the previous outlier or isolated sample of a filter"],
   [".  ,", "pin the next, the previous point, from left to right"],
   ["+  −  0", "zoom in, zoom out, show all points"],
   ["1  2  3", "overview, filters, samples"],
@@ -94,6 +94,7 @@ async function show(report, anew = true) {
   const name = JSON.stringify([path, others]);
   if (!anew && name === current.name && current.repin) {
     current.repin(pin); // the plot stays as it is, zoomed maybe
+    document.documentElement.dataset.shown = window.location.hash;
     return;
   }
   const next = await pageOf(report, page, rest, query);
@@ -107,6 +108,7 @@ async function show(report, anew = true) {
     if (link.dataset.page === section) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  document.documentElement.dataset.shown = window.location.hash; // for whoever waits for it
 }
 
 async function start() {
@@ -140,7 +142,6 @@ async function start() {
     action();
   });
   await show(report);
-  document.documentElement.dataset.ready = "true";
 }
 
 start().catch((error) => {

@@ -1,13 +1,14 @@
 // The whole network: its numbers, its curves, every layer as a row of cells.
 import { make, makeSvg, sharpCanvas } from "./dom.js";
 import { ticks, verdictColour } from "./draw.js";
-import { address, filterAddress, sampleTile, swatch } from "./parts.js";
-import { count, layerText, number, percent, VERDICTS, verdictsOf } from "./words.js";
+import { address, byStanding, filterAddress, sampleCaption, sampleTile, swatch } from "./parts.js";
+import { count, kindsOf, layerText, number, percent, VERDICTS } from "./words.js";
 
 const TOP_SAMPLES = 12;
 
 export function overview(report) {
   const flagged = report.votes.filter((votes) => votes > 0).length;
+  const isolated = report.filters.filter((place) => report.isolated(place).length).length;
   const tile = (value, text, href) =>
     make(href ? "a" : "div", { class: "stat", href }, make("b", {}, value), make("span", {}, text));
   return [
@@ -16,10 +17,14 @@ export function overview(report) {
       { class: "stats" },
       tile(
         number(report.count),
-        `anomaly ${report.count === 1 ? "filter" : "filters"} of ${number(report.filters.length)}`,
+        `anomaly ${report.count === 1 ? "filter" : "filters"} of ${number(report.filters.length)}, ${percent(report.fraction)} of those whose maps vary`,
         address(["filters"], { verdict: "anomaly", sort: "clearest" }),
       ),
-      tile(percent(report.fraction), "of the filters whose maps vary are anomaly filters"),
+      tile(
+        number(isolated),
+        `${isolated === 1 ? "filter sets" : "filters set"} samples apart from all others`,
+        address(["filters"], { verdict: "isolated" }),
+      ),
       tile(
         number(flagged),
         `of ${count(report.samples, "sample")} ${flagged === 1 ? "is an outlier" : "are outliers"} of some filter`,
@@ -59,15 +64,15 @@ function legend(report) {
   return make(
     "ul",
     { class: "legend" },
-    verdictsOf(report).map(([verdict, amount]) =>
+    kindsOf(report).map(([kind, amount]) =>
       make(
         "li",
-        { title: VERDICTS[verdict] ?? "" },
+        { title: VERDICTS[kind] ?? "" },
         make(
           "a",
-          { href: address(["filters"], { verdict }) },
-          swatch(verdictColour(verdict)),
-          `${verdict} `,
+          { href: address(["filters"], { verdict: kind.split(", ").at(-1) }) },
+          swatch(verdictColour(kind)),
+          `${kind} `,
           make("span", { class: "quiet" }, number(amount)),
         ),
       ),
@@ -128,8 +133,8 @@ function cells(report, place, size) {
     const height = Math.ceil(layer.verdicts.length / columns) * size;
     canvas.style.height = `${height}px`;
     const context = sharpCanvas(canvas, box.clientWidth, height);
-    layer.verdicts.forEach((code, filter) => {
-      context.fillStyle = verdictColour(layer.verdict_names[code]);
+    layer.verdicts.forEach((_, filter) => {
+      context.fillStyle = verdictColour(report.kind({ layer: place, filter }));
       context.fillRect((filter % columns) * size, Math.floor(filter / columns) * size, size - 1.5, size - 1.5);
     });
   };
@@ -143,7 +148,7 @@ function cells(report, place, size) {
     canvas.title =
       filter === null
         ? ""
-        : `filter ${filter}: ${report.verdict({ layer: place, filter })}${outliers ? `, ${count(outliers, "outlier")}` : ""}`;
+        : `filter ${filter}: ${report.kind({ layer: place, filter })}${outliers ? `, ${count(outliers, "outlier")}` : ""}`;
     canvas.style.cursor = filter === null ? "" : "pointer";
   });
   canvas.addEventListener("click", (event) => {
@@ -154,19 +159,20 @@ function cells(report, place, size) {
   return box;
 }
 
+/** The samples that stand out: by their scores, or, where there are none, those with votes. */
+function prominent(report) {
+  const all = byStanding(report);
+  return report.scores ? all : all.filter((sample) => report.votes[sample] > 0);
+}
+
 function samples(report) {
-  const found = report.votes.map((votes, sample) => ({ votes, sample })).filter(({ votes }) => votes > 0);
+  const found = prominent(report);
   if (!found.length) return make("p", { class: "empty-state" }, "No sample is an outlier of any filter.");
-  found.sort((a, b) => b.votes - a.votes || a.sample - b.sample);
   return [
     make(
       "div",
       { class: "tiles" },
-      found
-        .slice(0, TOP_SAMPLES)
-        .map(({ votes, sample }) =>
-          sampleTile(report, sample, [make("strong", {}, String(sample)), ` ${count(votes, "filter")}`]),
-        ),
+      found.slice(0, TOP_SAMPLES).map((sample) => sampleTile(report, sample, sampleCaption(report, sample))),
     ),
     make(
       "p",
@@ -174,7 +180,7 @@ function samples(report) {
       make(
         "a",
         { href: address(["samples"]) },
-        found.length > TOP_SAMPLES ? `All ${number(found.length)} of them` : "All samples",
+        report.scores ? "All samples by outlier score" : `All ${number(found.length)} of them`,
       ),
     ),
   ];

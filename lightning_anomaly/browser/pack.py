@@ -21,7 +21,7 @@ from lightning_anomaly.plots import clearest_filters
 __all__ = ["Packed", "pack"]
 
 _POINTS = 4_000_000  # of all filters together
-_MAP_BYTES = (1_400_000, 12_000_000)  # of all maps, compressed: of most networks, and at most
+_MAP_BYTES = (1_400_000, 11_000_000)  # of all maps, compressed: of most networks, and at most
 _FILTER_BYTES = 450  # that each filter adds to the maps in networks of more filters
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
@@ -78,6 +78,7 @@ def pack(
         "fraction": _short(report.fraction),
         "sparsity": _short(report.sparsity),
         "votes": report.outlier_samples,
+        "scores": _scores(report.outlier_scores),
         "layers": layers,
         "labels": _labels(labels),
         "settings": {key: str(value) for key, value in report.settings.items()},
@@ -99,6 +100,7 @@ def _layer(name: str, layer: BrowsedLayer, ranks: list[int | None]) -> dict[str,
         "verdicts": [known.index(verdict) for verdict in layer.verdicts],
         "clearest": ranks,
         "outliers": _rows(layer.outliers),
+        "isolated": _rows(layer.isolated),
         "map_size": list(layer.map_size),
         "analysed_size": list(layer.analysed_size),
         "maps": None,
@@ -117,6 +119,11 @@ def _kept(kept: KeptMaps, amount: int) -> dict[str, Any]:
     }
 
 
+def _scores(scores: Sequence[float]) -> list[float | None] | None:
+    """Short ones, None for infinite ones; None if no sample has any, as in reports from before there were scores."""
+    return [_short(score) for score in scores] if any(scores) else None
+
+
 def _rows(flags: Tensor) -> dict[str, list[int]]:
     """The places of what is true in each row, of rows that have any."""
     rows: dict[str, list[int]] = {}
@@ -131,14 +138,15 @@ def _short(value: float) -> float | None:
 
 
 def _points(layer: BrowsedLayer, shown: Tensor) -> bytes:
-    """The points of a layer's filters, of each those of the samples `shown` and of its outliers.
+    """The points of a layer's filters, of each those of the samples `shown` and of those that it sets apart.
 
     One after another: where each filter's points begin `(F + 1,)` in uint32; the smallest x, largest x, smallest y and
     largest y of each filter `(F, 4)` in float32; steps from sample to sample in uint32; coordinates x in uint16, low
-    bytes before high ones, which compress; y likewise; clusters and whether it is an outlier, a byte each.
+    bytes before high ones, which compress; y likewise; clusters, and 1 for an outlier plus 2 for an isolated sample, a
+    byte each.
     """
     points = layer.points.nan_to_num(0.0, 0.0, 0.0)
-    included = shown | layer.outliers
+    included = shown | layer.outliers | layer.isolated
     spread = (points.amax(1) > points.amin(1)).any(1) if points.shape[1] else torch.zeros(len(points), dtype=torch.bool)
     included &= spread[:, None]  # dead filters have no points worth a picture
     rows, samples = included.nonzero(as_tuple=True)
@@ -158,7 +166,7 @@ def _points(layer: BrowsedLayer, shown: Tensor) -> bytes:
         steps.numpy().astype("<u4"),
         *(plane for axis in (0, 1) for plane in _planes(levels[:, axis].numpy().astype(np.uint16))),
         layer.labels[rows, samples].clamp(0, 255).numpy().astype(np.uint8),
-        layer.outliers[rows, samples].numpy().astype(np.uint8),
+        (layer.outliers[rows, samples] + 2 * layer.isolated[rows, samples]).numpy().astype(np.uint8),
     ]
     return zlib.compress(b"".join(part.tobytes() for part in parts))
 

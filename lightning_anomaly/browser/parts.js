@@ -1,7 +1,7 @@
 // What several pages are made of.
 import { make, sharpCanvas } from "./dom.js";
 import { drawImage, drawMap, drawMiniature, groupColour, groupShape, mark, verdictColour } from "./draw.js";
-import { count, layerText } from "./words.js";
+import { count, layerText, scoreText } from "./words.js";
 
 const MINIATURE = [150, 110];
 const BESIDE_MAP = [96, 96];
@@ -85,7 +85,7 @@ export function filterCard(report, place, query = {}, ringed = null) {
     make(
       "span",
       { class: "card-foot" },
-      verdictBadge(report.verdict(place)),
+      verdictBadge(report.kind(place)),
       outliers ? make("span", { class: "quiet" }, count(outliers, "outlier")) : null,
     ),
   );
@@ -98,6 +98,21 @@ export function sampleTile(report, sample, caption, { map = null, click = null }
   return click
     ? make("button", { type: "button", class: "tile", title: `sample ${sample}`, click }, pictures, text)
     : make("a", { class: "tile", title: `sample ${sample}`, href: sampleAddress(sample) }, pictures, text);
+}
+
+/** The samples, the largest score first, at equal scores more votes. */
+export function byStanding(report) {
+  const score = (sample) => (report.scores ? (report.scores[sample] ?? Number.MAX_VALUE) : 0);
+  return report.votes
+    .map((_, sample) => sample)
+    .sort((a, b) => score(b) - score(a) || report.votes[b] - report.votes[a] || a - b);
+}
+
+/** A sample's number, score and votes. */
+export function sampleCaption(report, sample) {
+  const told = make("span", { class: "quiet" }, count(report.votes[sample], "vote"));
+  const score = report.scores ? ` score ${scoreText(report.scores[sample])} ` : " ";
+  return [make("strong", {}, String(sample)), score, report.scores ? make("br") : null, told];
 }
 
 /** Some of many, and a button for more. */

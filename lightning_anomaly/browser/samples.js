@@ -1,25 +1,29 @@
 // The samples of the probe, and one of them with the filters it is an outlier of.
 import { choice, make } from "./dom.js";
 import { CARDS } from "./filters.js";
-import { address, filterCard, imageOf, pages, sampleAddress, sampleTile } from "./parts.js";
-import { count, layerText, number, votesText } from "./words.js";
+import { address, byStanding, filterCard, imageOf, pages, sampleAddress, sampleCaption, sampleTile } from "./parts.js";
+import { count, layerText, number, scoreText, votesText } from "./words.js";
 
 const TILES = 96;
 
-function chosenSamples(report, { show = "outliers", sort = "votes", label }) {
-  const found = report.votes
-    .map((votes, sample) => ({ votes, sample }))
-    .filter(
-      ({ votes, sample }) => (show === "all" || votes > 0) && (!label || report.labels?.of[sample] === Number(label)),
-    );
-  return sort === "votes" ? found.sort((a, b) => b.votes - a.votes || a.sample - b.sample) : found;
+function chosenSamples(report, { show, sort, label }) {
+  const orders = {
+    number: (a, b) => a - b,
+    votes: (a, b) => report.votes[b] - report.votes[a],
+  };
+  const found = byStanding(report).filter(
+    (sample) => (show === "all" || report.votes[sample] > 0) && (!label || report.labels?.of[sample] === Number(label)),
+  );
+  return orders[sort] ? found.sort(orders[sort]) : found;
 }
 
 export function samplesPage(report, query) {
-  const change = (name, usual) => (value) => {
-    window.location.hash = address(["samples"], { ...query, [name]: value === usual ? "" : value });
+  const change = (name) => (value) => {
+    window.location.hash = address(["samples"], { ...query, [name]: value === usual[name] ? "" : value });
   };
-  const found = chosenSamples(report, query);
+  const usual = report.scores ? { show: "all", sort: "score" } : { show: "outliers", sort: "votes" };
+  const chosen = { ...usual, ...query };
+  const found = chosenSamples(report, chosen);
   return [
     make("h1", {}, "Samples"),
     make(
@@ -31,43 +35,42 @@ export function samplesPage(report, query) {
           ["outliers", "outliers"],
           ["all", "all samples"],
         ],
-        query.show ?? "outliers",
-        change("show", "outliers"),
+        chosen.show,
+        change("show"),
       ),
       report.labels
         ? choice(
             "Label",
             [["", "any"], ...report.labels.names.map((name, place) => [String(place), name])],
             query.label ?? "",
-            change("label", ""),
+            change("label"),
           )
         : null,
       choice(
         "Sort by",
-        [
-          ["votes", "most votes"],
-          ["number", "number"],
-        ],
-        query.sort ?? "votes",
-        change("sort", "votes"),
+        [...(report.scores ? [["score", "largest score"]] : []), ["votes", "most votes"], ["number", "number"]],
+        chosen.sort,
+        change("sort"),
       ),
       make("span", { class: "quiet", role: "status" }, count(found.length, "sample")),
     ),
-    make("p", { class: "quiet" }, "A vote is a filter that a sample is an outlier of."),
+    make(
+      "p",
+      { class: "quiet" },
+      report.scores
+        ? "A score is how far a sample is from the others in the layer where it is farthest; an ordinary one has less than about 5. "
+        : null,
+      "A vote is a filter that a sample is an outlier of.",
+    ),
     found.length
-      ? pages(
-          found,
-          TILES,
-          ({ votes, sample }) =>
-            sampleTile(report, sample, [make("strong", {}, String(sample)), ` ${count(votes, "vote")}`]),
-          "tiles",
-        )
+      ? pages(found, TILES, (sample) => sampleTile(report, sample, sampleCaption(report, sample)), "tiles")
       : make("p", { class: "empty-state" }, "No sample is an outlier of any filter. Show all samples to look at them."),
   ];
 }
 
 export function samplePage(report, sample) {
-  const filters = report.filtersOf(sample);
+  const filters = report.filtersOf(sample, "outliers");
+  const apart = report.filtersOf(sample, "isolated");
   const layers = new Set(filters.map(({ layer }) => layer));
   const label = report.label(sample);
   const step = (by) => {
@@ -113,6 +116,15 @@ export function samplePage(report, sample) {
           {},
           `It is ${votesText(report.votes[sample])}${filters.length ? ` in ${count(layers.size, "layer")}: ${[...layers].map((layer) => layerText(report.layers[layer].name)).join(", ")}` : ""}.`,
         ),
+        report.scores
+          ? make(
+              "p",
+              {},
+              "Its outlier score is ",
+              make("strong", {}, scoreText(report.scores[sample])),
+              ", and an ordinary sample's less than about 5.",
+            )
+          : null,
         report.images
           ? null
           : make(
@@ -123,11 +135,16 @@ export function samplePage(report, sample) {
       ),
     ),
   ];
-  if (filters.length) {
-    content.push(
-      make("h2", {}, "The filters it is an outlier of"),
-      pages(filters, CARDS, (place) => filterCard(report, place, { pin: sample }, sample), "cards"),
+  const section = (title, places) =>
+    make(
+      "section",
+      {},
+      make("h2", {}, title),
+      pages(places, CARDS, (place) => filterCard(report, place, { pin: sample }, sample), "cards"),
     );
-  }
+  if (apart.length) content.push(section("The filters that set it apart from all others", apart));
+  const others = filters.filter((place) => !report.isolated(place).includes(sample));
+  const title = apart.length ? "Other filters that it is an outlier of" : "The filters it is an outlier of";
+  if (others.length) content.push(section(title, others));
   return { content, keys: { ArrowLeft: () => step(-1), ArrowRight: () => step(1) } };
 }

@@ -216,6 +216,9 @@ export class Scatter {
     for (const [i, flag] of points.outliers.entries()) {
       if (flag) mark(context, "circle", this.across(points.x[i]), this.down(points.y[i]), 7);
     }
+    for (const [i, flag] of points.isolated.entries()) {
+      if (flag) mark(context, "square", this.across(points.x[i]), this.down(points.y[i]), 12);
+    }
     context.stroke();
     for (const [sample, size] of [
       [this.pinned, 3],

@@ -13,19 +13,22 @@ export const percent = (share) => (share === null ? "unknown" : `${short.format(
 export const count = (amount, one, many = `${one}s`) => `${whole.format(amount)} ${amount === 1 ? one : many}`;
 export const layerText = (name) => (name ? `layer ${name}` : "the model");
 
-/** How verdicts are called and drawn, in this order; a verdict that is not among them still gets its own name. */
+/** What verdicts mean, in the order in which they are told. */
 export const VERDICTS = {
+  "anomaly, isolated": "A few samples lie in a cluster of their own, and some apart from all others.",
   anomaly: "A few samples lie in a cluster of their own.",
+  "normal, isolated": "No cluster is rare, but some samples lie apart from all others.",
   normal: "No sample stands apart.",
   dead: "Its map is the same for every sample, so there is nothing to cluster.",
   nonfinite: "Its maps have NaN or infinite values, so it was not analysed.",
 };
 
-export const verdictsOf = (report) => {
+/** How many filters there are of each kind, or of each that `of` gives. */
+export const kindsOf = (report, of = (place) => report.kind(place)) => {
   const found = new Map();
   for (const place of report.filters) {
-    const verdict = report.verdict(place);
-    found.set(verdict, (found.get(verdict) ?? 0) + 1);
+    const kind = of(place);
+    found.set(kind, (found.get(kind) ?? 0) + 1);
   }
   const names = [...new Set([...Object.keys(VERDICTS), ...found.keys()])];
   return names.filter((name) => found.has(name)).map((name) => [name, found.get(name)]);
@@ -37,6 +40,8 @@ export function facts(report, { layer, filter }) {
   const outliers = report.outliers({ layer, filter }).length;
   const told = [];
   if (outliers) told.push(["Outliers", `${count(outliers, "sample")} of ${number(report.samples)}`]);
+  const isolated = report.isolated({ layer, filter }).length;
+  if (isolated) told.push(["Isolated", `${count(isolated, "sample")}, apart from all others`]);
   if (own.n_components[filter]) {
     const chosen = outliers ? "the largest index of those that show its outliers" : "the largest index";
     told.push(["Clusters", `K = ${own.n_components[filter]}: ${chosen}`]);
@@ -53,6 +58,9 @@ export function facts(report, { layer, filter }) {
   told.push(["Map", pooled ? `${size}, analysed as ${own.analysed_size.join(" × ")}` : size]);
   return told;
 }
+
+/** An outlier score; infinite ones, of samples with NaN or infinite maps, are packed as null. */
+export const scoreText = (score) => (score === null ? "∞" : score.toFixed(1));
 
 /** Votes of a sample. */
 export const votesText = (votes) => (votes ? `an outlier of ${count(votes, "filter")}` : "an outlier of no filter");

@@ -31,6 +31,11 @@ from recipes.common.options import one_sentence_errors
 from recipes.pictures.browser import open_page
 
 _KEPT_VALUES = 64_000_000  # what an analysis keeps of all maps
+_DRAWN = """() => new Promise(done => {
+    const cells = [...document.querySelectorAll("canvas.cells")];
+    const look = () => cells.every(canvas => canvas.style.height) ? done() : requestAnimationFrame(look);
+    look();
+})"""
 _VIEWS = ("#/filters?sort=clearest", "#/filter/{layer}/0", "#/samples", "#/sample/3")
 
 
@@ -84,8 +89,8 @@ def measure(name: str, report: AnomalyReport, page: Page, folder: Path) -> dict[
     page.goto("about:blank")
     opening = time.perf_counter()
     page.goto(file.as_uri())
-    page.wait_for_selector("html[data-ready]")
-    page.wait_for_function("[...document.querySelectorAll('canvas.cells')].every(canvas => canvas.clientHeight > 0)")
+    page.wait_for_selector("html[data-shown]")
+    page.evaluate(_DRAWN)
     drawn = time.perf_counter()
     for address in _VIEWS:
         page.evaluate("address => { window.location.hash = address; }", address.format(layer=next(iter(report.layers))))

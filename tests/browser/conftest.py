@@ -59,7 +59,7 @@ class Opened:
     def open(self, address: str = "") -> "Opened":
         self.page.goto("about:blank")
         self.page.goto(self.file.as_uri() + address)
-        self.page.wait_for_selector("html[data-ready]")
+        self.settle()
         return self
 
     def go(self, address: str) -> None:
@@ -72,9 +72,19 @@ class Opened:
         self.settle()
 
     def settle(self) -> None:
-        """Until what was asked for is drawn."""
-        wait = "setTimeout(() => requestAnimationFrame(() => setTimeout(done, 30)), 30)"
-        self.page.evaluate(f"new Promise(done => {wait})")
+        """Until what the address names is drawn: canvases are when they get their sizes."""
+        self.page.evaluate(  # Playwright's own waiting evaluates text, which the page's policy forbids
+            """() => new Promise((done, fail) => {
+                setTimeout(() => fail(new Error("nothing is shown")), 30000);
+                const all = (selector, drawn) => [...document.querySelectorAll(selector)].every(drawn);
+                const look = () =>
+                    document.documentElement.dataset.shown === window.location.hash
+                    && all("canvas.cells", canvas => canvas.style.height)
+                    && all("canvas.scatter", canvas => canvas.dataset.view)
+                        ? done() : requestAnimationFrame(look);
+                look();
+            })"""
+        )
 
     def text(self, selector: str = "main") -> str:
         return self.page.inner_text(selector)

@@ -71,6 +71,7 @@ def read_points(content: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarr
 class TestPoints:
     def test_they_come_back_to_a_four_thousandth_of_their_range(self, tmp_path):
         report = made_up(5, 300, outliers=2)
+        report.layers["conv"].isolated[3, 7] = True
         report.save_html(tmp_path / "a.html")
         layer = report.layers["conv"]
         for index, (samples, points, marks) in enumerate(read_points(blocks_of(tmp_path / "a.html")["points-0"], 5)):
@@ -79,17 +80,20 @@ class TestPoints:
             error = np.abs(points - layer.points[index].numpy()) / size.numpy()
             assert error.max() <= 0.5 / 4095 + 1e-6
             assert marks[:, 0].tolist() == layer.labels[index].tolist()
-            assert marks[:, 1].tolist() == layer.outliers[index].tolist()
+            assert (marks[:, 1] & 1).tolist() == layer.outliers[index].tolist()
+            assert (marks[:, 1] >> 1).tolist() == layer.isolated[index].tolist()
 
     def test_too_many_are_thinned_evenly_but_for_outliers_and_the_page_says_so(self, tmp_path, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.browser.pack._POINTS", 5 * 100)
         report = made_up(5, 1000, outliers=3)
+        report.layers["conv"].isolated[:, 1] = True
         report.save_html(tmp_path / "a.html")
         found = read_points(blocks_of(tmp_path / "a.html")["points-0"], 5)
         for samples, _, marks in found:
             assert {0, 1, 2} <= set(samples.tolist())
             assert 100 <= len(samples) <= 103
-            assert marks[:, 1].sum() == 3
+            assert (marks[:, 1] & 1).sum() == 3
+            assert (marks[:, 1] >> 1).sum() == 1
             assert np.diff(samples).max() < 25
         notes = index_of(tmp_path / "a.html")["notes"]
         assert any("the points of 100 samples" in note and "1,000 of the probe" in note for note in notes)
@@ -216,6 +220,14 @@ class TestReport:
         with pytest.raises(ValueError, match=r"`images` should be of shape \(50, .*Found shape \(49, 1, 4, 4\)"):
             report.save_html(tmp_path / "a.html", images=torch.zeros(49, 1, 4, 4))
         assert not (tmp_path / "a.html").exists()
+
+    def test_scores_are_there_if_there_are_any_and_infinite_ones_are_told(self, tmp_path):
+        report = made_up(1, 3)
+        report.save_html(tmp_path / "a.html")
+        assert index_of(tmp_path / "a.html")["scores"] is None
+        layer = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5]))
+        replace(report, layers={"conv": layer}).save_html(tmp_path / "a.html")
+        assert index_of(tmp_path / "a.html")["scores"] == [1.235, None, 0.5]
 
     def test_labels_are_numbered_in_their_own_order(self, tmp_path):
         report = made_up(1, 12)

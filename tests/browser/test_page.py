@@ -1,5 +1,6 @@
 """The browser as a user meets it: opened from disk, hovered, clicked, keyed, linked to."""
 
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
@@ -22,6 +23,13 @@ def address(layer: str, index: int, query: str = "") -> str:
     return f"#/filter/{quote(layer, safe='')}/{index}{query}"
 
 
+def ones(conv: nn.Module) -> nn.Module:
+    """Adds up what it sees, so that no filter is dead."""
+    nn.init.ones_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
 class TestOverview:
     def test_it_says_what_was_found(self, probed, opened):
         report = probed.report
@@ -33,6 +41,30 @@ class TestOverview:
         assert f"{outliers}\nof 400 samples are outliers of some filter" in text
         for layer in report.layers.values():
             assert f"{len(layer.filters('anomaly'))} of {len(layer.verdicts)}" in text
+
+    def test_isolated_filters_are_counted_and_told_from_the_others(self, probed, opened):
+        report = probed.report
+        page = opened(report)
+        total = sum(len(layer.isolated_filters) for layer in report.layers.values())
+        assert f"{total}\nfilters set samples apart from all others" in page.text()
+        kinds = [
+            (layer.verdicts[index], index in layer.isolated_filters)
+            for layer in report.layers.values()
+            for index in range(len(layer.verdicts))
+        ]
+        for verdict in ("anomaly", "normal"):
+            for isolated, name in ((True, f"{verdict}, isolated"), (False, verdict)):
+                expected = f"{name} {kinds.count((verdict, isolated))}"
+                assert (expected in page.text(".legend").split("\n")) == ((verdict, isolated) in kinds)
+        page.go("#/filters?verdict=isolated")
+        assert page.text("[role=status]") == f"{total} filters"
+        layer, index = next(
+            (name, own.isolated_filters[0]) for name, own in report.layers.items() if own.isolated.any()
+        )
+        sample = int(report.layers[layer].isolated[index].nonzero()[0])
+        page.go(address(layer, index, f"?pin={sample}"))
+        assert "Apart from all other samples." in page.text(".inspector")
+        assert "isolated" in page.text(".groups")
 
     def test_a_cell_leads_to_its_filter(self, probed, opened):
         page = opened(probed.report)
@@ -119,12 +151,13 @@ class TestFilter:
         assert f"2 of {len(order)}" in page.text(".steps")
         page.press("ArrowLeft")
         assert page.hash.startswith(address(*order[0]))
-        outliers = report.layers[order[0][0]].outliers_of(order[0][1])
+        own, index = report.layers[order[0][0]], order[0][1]
+        apart = set((own.outliers | own.isolated)[index].nonzero()[:, 0].tolist())
         seen = set()
-        for _ in outliers:
+        for _ in apart:
             page.press("o")
             seen.add(int(page.text(".sample-link").removeprefix("Sample ")))
-        assert seen == set(outliers)
+        assert seen == apart
 
     def test_zooming_survives_a_pin_and_is_undone(self, probed, opened):
         layer, index, _ = flagged(probed.report)
@@ -168,9 +201,11 @@ class TestFilter:
         page = opened(report, address(layer, index))
         kept = report.pictures.maps[layer]
         strips = [strip.split() for strip in page.page.locator(".strip").all_inner_texts()]
-        expected = [report.layers[layer].outliers_of(index), kept.most[index].tolist(), kept.least[index].tolist()]
-        assert strips == [[str(sample) for sample in samples] for samples in expected]
-        page.page.locator(".strip").nth(1).locator("button").first.click()
+        own = report.layers[layer]
+        isolated = (own.isolated & ~own.outliers)[index].nonzero()[:, 0].tolist()
+        expected = [isolated, own.outliers_of(index), kept.most[index].tolist(), kept.least[index].tolist()]
+        assert strips == [[str(sample) for sample in samples] for samples in expected if samples]
+        page.page.locator("section", has_text="Most active").locator("button").first.click()
         page.settle()
         assert page.text(".inspected").startswith(f"Sample {int(kept.most[index, 0])}\n")
 
@@ -196,16 +231,40 @@ class TestLists:
     def test_a_choice_without_filters_says_so(self, probed, opened):
         assert "No filter is like that" in opened(probed.report, "#/filters?verdict=dead&layer=0").text()
 
-    def test_samples_are_sorted_by_votes_and_lead_to_their_filters_and_back(self, probed, opened):
+    def test_samples_are_sorted_by_score_and_by_votes(self, probed, opened):
+        report = probed.report
+        votes, scores = report.outlier_samples, report.outlier_scores
+        page = opened(report, "#/samples")
+        tiles = page.page.locator("a.tile").all_inner_texts()
+        expected = [
+            f"{i} score {scores[i]:.1f}\n{votes[i]} vote{'s' * (votes[i] != 1)}" for i in report.by_outlier_score
+        ]
+        assert [tile.strip() for tile in tiles] == expected[: len(tiles)]
+        page.page.get_by_label("Sort by").select_option("votes")
+        page.settle()
+        assert page.hash == "#/samples?sort=votes"
+        tiles = page.page.locator("a.tile").all_inner_texts()
+        counts = [int(tile.split("\n")[1].split()[0]) for tile in tiles]
+        assert counts == sorted(votes, reverse=True)[: len(counts)]
+
+    def test_without_scores_the_samples_with_most_votes_come_first(self, probed, opened):
+        layers = {name: replace(layer, outlier_scores=torch.zeros(0)) for name, layer in probed.report.layers.items()}
+        votes = probed.report.outlier_samples
+        first = max(range(400), key=lambda sample: (votes[sample], -sample))
+        page = opened(replace(probed.report, layers=layers), "#/samples")
+        assert page.text("a.tile >> nth=0") == f"{first} {votes[first]} votes"
+        assert page.text("[role=status]") == f"{sum(count > 0 for count in votes)} samples"
+
+    def test_a_sample_leads_to_its_filters_and_back(self, probed, opened):
         report = probed.report
         votes = report.outlier_samples
-        first = max(range(400), key=lambda sample: (votes[sample], -sample))
+        first = report.by_outlier_score[0]
         page = opened(report, "#/samples")
-        assert page.text("a.tile >> nth=0") == f"{first} {votes[first]} votes"
         page.page.locator("a.tile").first.click()
         page.settle()
         assert page.text("h1") == f"Sample {first}"
         assert f"an outlier of {votes[first]} filters" in page.text(".sample")
+        assert f"outlier score is {report.outlier_scores[first]:.1f}" in page.text(".sample")
         page.page.locator("a.card").first.click()
         page.settle()
         assert page.text(".inspected") == f"Sample {first}\npinned"
@@ -243,7 +302,9 @@ class TestEverywhere:
         page = opened(probed.report)
         cells = "canvas.cells >> nth=0"
         light = page.pixels(cells)
+        page.page.eval_on_selector("main > *", "element => { element.dataset.old = true; }")
         page.page.emulate_media(color_scheme="dark")
+        page.page.wait_for_selector("main > *:first-child:not([data-old])")
         page.settle()
         assert page.pixels(cells) != light
 
@@ -283,9 +344,16 @@ class TestEverywhere:
         probed.report.save_html(tmp_path / "browser.html")
         page = chromium.new_page()
         page.goto((tmp_path / "browser.html").as_uri())
-        page.wait_for_selector("html[data-ready]")
-        page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 1\">')")
-        page.evaluate("new Promise(done => setTimeout(done, 100))")
+        page.wait_for_selector("html[data-shown]")
+        violated = page.evaluate(
+            """() => new Promise(done => {
+                const violated = [];
+                addEventListener("securitypolicyviolation", event => violated.push(event.effectiveDirective));
+                addEventListener("error", () => setTimeout(() => done(violated)), true); // behind the handler's turn
+                document.body.insertAdjacentHTML("beforeend", '<img src="x" onerror="window.ran = true">');
+            })"""
+        )
+        assert sorted(violated) == ["img-src", "script-src-attr"]
         assert page.evaluate("window.ran") is None
         page.close()
 
@@ -320,7 +388,7 @@ class TestOtherInputs:
     def test_signals_are_drawn_as_curves(self, opened):
         time = torch.linspace(0, 1, 200)
         signals = torch.stack([torch.sin(2 * torch.pi * (1 + place % 5) * time) for place in range(60)])[:, None]
-        report = analyze(nn.Conv1d(1, 4, 5), signals, settings=self.SETTINGS, keep_images=True)
+        report = analyze(ones(nn.Conv1d(1, 4, 5)), signals, settings=self.SETTINGS, keep_images=True)
         page = opened(report, "#/sample/0")
         drawn = torch.tensor(page.pixels(".big-image canvas")).sum(2) < 700
         heights = drawn.float().argmax(0)  # from the top, column by column: one period of a sine
@@ -330,7 +398,7 @@ class TestOtherInputs:
 
     def test_volumes_show_their_middle_slice(self, opened):
         volumes = torch.rand(60, 1, 5, 6, 7, generator=torch.Generator().manual_seed(0)).mul(255).to(torch.uint8)
-        report = analyze(_AsFloat(nn.Conv3d(1, 2, 3)), volumes, settings=self.SETTINGS, keep_images=True)
+        report = analyze(_AsFloat(ones(nn.Conv3d(1, 2, 3))), volumes, settings=self.SETTINGS, keep_images=True)
         page = opened(report, "#/sample/9")
         assert page.pixels(".big-image canvas") == volumes[9, 0, 2, :, :, None].expand(-1, -1, 3).tolist()
         page.go("#/filter/conv/0?pin=9")
@@ -340,7 +408,7 @@ class TestOtherInputs:
         images = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         images[4] = torch.nan
         with pytest.warns(UserWarning, match="NaN"):
-            report = analyze(nn.Conv2d(3, 2, 3), images, settings=self.SETTINGS, keep_images=True)
+            report = analyze(ones(nn.Conv2d(3, 2, 3)), images, settings=self.SETTINGS, keep_images=True)
         page = opened(report)
         assert "nonfinite" in page.text(".legend")
         page.go("#/filter//0")
@@ -352,7 +420,7 @@ class TestOtherInputs:
         images = torch.rand(10_000, 1, 6, 6, generator=torch.Generator().manual_seed(0))
         images[1234] *= 20
         settings = AnalysisSettings(n_init=1, max_components=2)
-        report = analyze(nn.Conv2d(1, 2, 3), images, settings=settings, keep_images=True)
+        report = analyze(ones(nn.Conv2d(1, 2, 3)), images, settings=settings, keep_images=True)
         page = opened(report, "#/filter//0")
         page.page.mouse.move(*page.place_of(report.layers[""].points[0, 1234]))
         assert page.text(".sample-link") == "Sample 1234"
@@ -385,7 +453,7 @@ def test_a_notebook_shows_the_page_itself_and_a_console_its_path(probed, chromiu
     page = chromium.new_page()
     page.goto(notebook.as_uri())
     frame = page.frame_locator("iframe")
-    frame.locator("html[data-ready]").wait_for()
+    frame.locator("html[data-shown]").wait_for()
     frame.get_by_role("link", name="Filters", exact=True).click()
     assert frame.locator("h1").inner_text() == "Filters"
     frame.locator("a.card").first.click()

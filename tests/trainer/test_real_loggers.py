@@ -4,6 +4,7 @@ W&B, MLflow and Comet are the extra `loggers`, which `.ci/run` installs; without
 """
 
 import csv
+import io
 import json
 import re
 import zipfile
@@ -170,6 +171,30 @@ def test_scalars_and_figures_of_a_fit_are_there(
         assert set(logged) == set(found.scalars["val_loss"])
     names = {f"anomaly_filters/{name}" for name in ("filters", "outliers", "verdicts")}
     assert found.figures == dict.fromkeys(names, SHOWN)
+
+
+def pages(folder: Path) -> list[str]:
+    """The HTML pages below a folder and in the archives there, by name, that have the filter browser's data."""
+    found = [(file.name, file.read_bytes()) for file in folder.rglob("*") if file.is_file()]
+    for name, content in list(found):
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                found += [(member, archive.read(member)) for member in archive.namelist()]
+    start = b"<!doctype html>"
+    return [name for name, content in found if content.startswith(start) and b'id="points-0"' in content]
+
+
+@pytest.mark.parametrize("make", [tensorboard, table, wandb, mlflow, comet], ids=lambda make: make.__name__)
+def test_the_filter_browser_is_there(make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger, read = make(tmp_path, monkeypatch)
+    probe = loader(seed=1)
+    probe.dataset.tensors[0][7] *= 20
+    ours = watcher(log_figures=True, browser=True)
+    quiet_trainer(tmp_path, ours, logger=logger, max_epochs=EPOCHS).fit(SmallNet(), loader(), probe)
+    read()  # which ends the run
+    # W&B and Comet keep all of them; the others the newest.
+    assert len(pages(tmp_path)) == (len(SHOWN) if make in (wandb, comet) else 1)
 
 
 def test_several_loggers_share_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
