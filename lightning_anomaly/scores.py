@@ -92,6 +92,12 @@ class Ordinary:
         A number that is NaN or infinite in more than half of the samples is left out, and so is a sample in which
         another one is.
         """
+        learnt = cls._learn(statistics)
+        return None if learnt is None else learnt[0]
+
+    @classmethod
+    def _learn(cls, statistics: Tensor) -> tuple[Ordinary, Tensor] | None:
+        """As `fit`, with the squared distances `(m, 2)` of the samples that were not left out, in their order."""
         flat = statistics.flatten(1).float()
         finite = flat.isfinite()
         known = finite.sum(0) * 2 > len(flat)
@@ -106,9 +112,13 @@ class Ordinary:
         knots = ordered[:, places].contiguous()
         beyond = torch.searchsorted(knots, knots, right=True)
         tails, values = _tails_and_values(flat[:, used], knots, beyond)
-        return cls(
+        ordinary = cls(
             used, knots, beyond, _Directions.fit(tails, _TAIL_DIRECTIONS), _Directions.fit(values, _VALUE_DIRECTIONS)
         )
+        return ordinary, ordinary._measure(tails, values)
+
+    def _measure(self, tails: Tensor, values: Tensor) -> Tensor:
+        return torch.stack([self.tails.lengths(tails), self.values.lengths(values)], 1)
 
     def lengths(self, statistics: Tensor, strongest: int = 0) -> tuple[Tensor, Tensor]:
         """How far samples are from what is ordinary.
@@ -125,7 +135,7 @@ class Ordinary:
         flat = statistics.flatten(1).float()[:, self.used]
         finite = flat.isfinite().all(1)
         tails, values = _tails_and_values(flat.nan_to_num(), self.knots, self.beyond)
-        lengths = torch.stack([self.tails.lengths(tails), self.values.lengths(values)], 1)
+        lengths = self._measure(tails, values)
         lengths[~finite] = torch.inf
         full = tails.new_zeros(len(tails), len(self.used))
         full[:, self.used] = tails
@@ -172,8 +182,10 @@ def layer_scores(statistics: Tensor) -> Tensor:
     All are 0 where nothing can be told.
     """
     statistics = statistics.cpu()
-    ordinary = Ordinary.fit(statistics)
-    if ordinary is None:
+    learnt = Ordinary._learn(statistics)
+    if learnt is None:
         return torch.zeros(len(statistics))
-    lengths, _ = ordinary.lengths(statistics)
+    ordinary, lengths = learnt
+    if len(lengths) < len(statistics):  # those that were left out have to be measured too
+        lengths, _ = ordinary.lengths(statistics)
     return in_spreads(lengths, lengths)
