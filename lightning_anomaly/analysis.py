@@ -16,7 +16,7 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
-from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.engines import Engine, choose_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.isolation import isolated_samples
 from lightning_anomaly.progress import track
@@ -120,7 +120,7 @@ def analyze_maps(
     )
     layers: dict[str, LayerReport] = {}
     for name, reduction, clustering in cluster_layers(reduced, settings, engine):
-        layers[name] = _report(usable[name], reduction, clustering, settings)
+        layers[name] = _report(usable[name], reduction, clustering, settings, engine)
     notes |= _nonfinite_notes(usable, layers, n_samples)
     if layers and n_samples < settings.smallest_probe:
         notes["few samples"] = (
@@ -164,7 +164,9 @@ def _listed(samples: Sequence[int]) -> str:
     return f"sample{'s' * (len(samples) > 1)} {', '.join(map(str, samples[:5]))}{more}"
 
 
-def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:
+def _report(
+    layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings, engine: Engine
+) -> LayerReport:
     """Judge the filters of one layer; the clustering is that of the live ones."""
     live = reduction.live.nonzero()[:, 0]
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
@@ -201,5 +203,5 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
         sparsity=layer.sparsity.cpu(),
         map_size=layer.size or (),
         analysed_size=tuple(layer.batches[0].shape[2:]),
-        outlier_scores=layer_scores(torch.cat(layer.statistics)) if layer.statistics else torch.zeros(0),
+        outlier_scores=layer_scores(torch.cat(layer.statistics), engine) if layer.statistics else torch.zeros(0),
     )
