@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -91,13 +92,38 @@ def find_outliers(
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
     seed = check_integer("seed", seed, 0)
     search = _Search(model, layers, seed, progress)
-    references = in_all(lambda: search.reference_share(inputs, reference))
-    shares = in_all(lambda: search.scores_share(references))
-    report = search.report(references, shares, rate)
+    with _buffers_of_first(model):
+        references = in_all(lambda: search.reference_share(inputs, reference))
+        shares = in_all(lambda: search.scores_share(references))
+    report = in_all(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
+    assert report is not None
     if search.rank == 0:
         for note in report.notes.values():
             warnings.warn(note, stacklevel=2)
     return report
+
+
+@contextmanager
+def _buffers_of_first(model: nn.Module) -> Iterator[None]:
+    """Buffers are those of process 0 inside: a BatchNorm's differ between the processes of a training."""
+    rank, world = rank_and_world()
+    if world == 1:
+        yield
+        return
+    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    first = in_all(lambda: {name: buffer.cpu() for name, buffer in own.items()} if rank == 0 else {})[0]
+    try:
+        _set_buffers(model, first)
+        yield
+    finally:
+        _set_buffers(model, own)
+
+
+@torch.no_grad()
+def _set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        if name in values:
+            buffer.copy_(values[name])
 
 
 @dataclass(frozen=True)
@@ -186,7 +212,7 @@ class _Search:
         return _Scores(*_joined(scored), self._runner.notes)
 
     def report(self, references: Sequence[_Reference], shares: Sequence[_Scores], rate: float) -> OutlierReport:
-        """Bring everything together."""
+        """Bring everything together, in one process for all."""
         images, n = self._images, len(self._images)
         positions, found = _joined([*self._known, *((own.positions, own.found) for own in shares)])
         order = positions.argsort()
