@@ -169,6 +169,7 @@ def _report(
 ) -> LayerReport:
     """Judge the filters of one layer; the clustering is that of the live ones."""
     live = reduction.live.nonzero()[:, 0]
+    statistics = torch.cat(layer.statistics) if layer.statistics else None
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
     shown = shown_clustering(clustering, outliers, settings.rare_fraction)
     rows = torch.arange(len(live), device=live.device)
@@ -198,10 +199,16 @@ def _report(
         labels=per_filter(labels),
         points=reduction.points.float().cpu(),
         outliers=per_filter(outliers),
-        isolated=per_filter(isolated_samples(reduction.points[live], settings.rare_fraction)),
+        isolated=per_filter(
+            isolated_samples(
+                reduction.points[live],
+                settings.rare_fraction,
+                None if statistics is None else statistics.transpose(0, 1)[live.to(statistics.device), :, 2:4],
+            )
+        ),
         explained=reduction.explained.cpu(),
         sparsity=layer.sparsity.cpu(),
         map_size=layer.size or (),
         analysed_size=tuple(layer.batches[0].shape[2:]),
-        outlier_scores=layer_scores(torch.cat(layer.statistics), engine) if layer.statistics else torch.zeros(0),
+        outlier_scores=torch.zeros(0) if statistics is None else layer_scores(statistics, engine),
     )
