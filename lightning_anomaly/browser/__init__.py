@@ -6,6 +6,6 @@ into `page.html` with `page.css` and the JavaScript beside it, and `notebook.py`
 
 from lightning_anomaly.browser.notebook import BrowserFile
 from lightning_anomaly.browser.page import page_text, write_page
-from lightning_anomaly.browser.pictures import KeptMaps, Pictures, take_pictures
+from lightning_anomaly.browser.pictures import KeptMaps, Pictures, join_pictures, take_pictures
 
-__all__ = ["BrowserFile", "KeptMaps", "Pictures", "page_text", "take_pictures", "write_page"]
+__all__ = ["BrowserFile", "KeptMaps", "Pictures", "join_pictures", "page_text", "take_pictures", "write_page"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.plots.samples import displayed
 
-__all__ = ["KeptMaps", "Pictures", "even_order", "probe_images", "take_pictures"]
+__all__ = ["KeptMaps", "Pictures", "even_order", "join_pictures", "probe_images", "take_pictures"]
 
 _SIDE = 64  # of an image or a map's picture, at most (pixels)
 _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
@@ -64,20 +64,44 @@ class _Outliers(Protocol):
     def outliers(self) -> Tensor: ...
 
 
-def take_pictures(layers: Mapping[str, _Outliers], maps: Mapping[str, LayerMaps], inputs: Any) -> Pictures:
+def take_pictures(
+    layers: Mapping[str, _Outliers], maps: Mapping[str, LayerMaps], inputs: Any, n_filters: int | None = None
+) -> Pictures:
     """Keep what can be seen of a probe.
 
     Args:
         layers: The layers of its report.
         maps: The maps that were analysed, of these layers and maybe others.
         inputs: The probe as a model takes it: a tensor, or a tuple, list or dict with one, or None.
+        n_filters: Number of filters of the network, if the layers have some of them only: see `join_pictures`.
     """
-    filters = sum(len(layer.outliers) for layer in layers.values())
-    room = _MAP_BYTES // max(1, filters)
+    if n_filters is None:
+        n_filters = sum(len(layer.outliers) for layer in layers.values())
+    room = _MAP_BYTES // max(1, n_filters)
     kept = {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
     samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
     tensor = _tensor_of(inputs, samples)
     return Pictures(None if tensor is None else probe_images(tensor), kept)
+
+
+def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pictures:
+    """The pictures of all filters out of those of shares of them.
+
+    Args:
+        parts: Pictures of the first filters of each layer, of the next ones, and so on; their images do not count.
+        inputs: See `take_pictures`.
+        n_samples: Number of probe samples, N.
+    """
+    layers: dict[str, list[KeptMaps]] = {}
+    for part in parts:
+        for name, kept in part.maps.items():
+            layers.setdefault(name, []).append(kept)
+    maps = {
+        name: KeptMaps(*(torch.cat([getattr(one, field.name) for one in kept]) for field in fields(KeptMaps)))
+        for name, kept in layers.items()
+    }
+    tensor = _tensor_of(inputs, n_samples)
+    return Pictures(None if tensor is None else probe_images(tensor), maps)
 
 
 def _tensor_of(inputs: Any, samples: int) -> Tensor | None:

@@ -49,10 +49,13 @@ class FigureSchedule:
         return self._enabled and number & (number - 1) == 0
 
     def keep_images(self, trainer: Any, limit: int, batch: Any) -> None:
-        """Keeps the images of a batch, up to `limit`, until `forget_images`, if there may be figures of them."""
-        # Of several processes each sees a part of the probe, and its images do not travel.
-        wanted = self._keeps and trainer.loggers and trainer.world_size == 1
-        missing = limit - sum(map(len, self._images))
+        """Keeps the images of a batch, of up to `limit` over all processes, if there may be figures of them.
+
+        They are kept until `forget_images`.
+        """
+        # Of several processes each sees a part of the probe, and only the first one has to have a logger.
+        wanted = self._keeps and (trainer.loggers or trainer.world_size > 1)
+        missing = -(-limit // trainer.world_size) - sum(map(len, self._images))
         images = probe_images(batch) if wanted and missing > 0 else None
         if images is not None:
             self._images.append(images[:missing])
@@ -66,9 +69,9 @@ class FigureSchedule:
         if not self._layout_done:
             self._layout_done = log_layout(trainer, self._prefix, self._overlay_tags, last_chance)
 
-    def log(self, trainer: Any, report: AnomalyReport, step: int) -> None:
-        """Logs the figures that are due after an analysis."""
-        self._pending = (step, pick_outliers(report, self.images)) if self._enabled else None
+    def log(self, trainer: Any, report: AnomalyReport, images: Tensor | None, step: int) -> None:
+        """Logs the figures that are due after an analysis of a probe with these images `(N, C, H, W)`."""
+        self._pending = (step, pick_outliers(report, images)) if self._enabled else None
         if self._due:
             self.finish(trainer, report)
         self._analyses += 1
