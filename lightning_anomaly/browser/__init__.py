@@ -2,10 +2,23 @@
 
 `pictures.py` keeps the images of a probe and some of the maps, `pack.py` makes all of a report small, and `page.py`
 puts that into `page.html` with `page.css` and the JavaScript that `report_page.py` names; `notebook.py` shows the file.
+`outlier_page.py` makes a page of what `find_outliers` found.
 """
 
 from lightning_anomaly.browser.notebook import BrowserFile
-from lightning_anomaly.browser.pictures import KeptMaps, Pictures, take_pictures
+from lightning_anomaly.browser.outlier_page import OUTLIERS, write_outlier_page
+from lightning_anomaly.browser.pictures import KeptMaps, Pictures, drawn, shrink, take_pictures
 from lightning_anomaly.browser.report_page import page_text, write_page
 
-__all__ = ["BrowserFile", "KeptMaps", "Pictures", "page_text", "take_pictures", "write_page"]
+__all__ = [
+    "OUTLIERS",
+    "BrowserFile",
+    "KeptMaps",
+    "Pictures",
+    "drawn",
+    "page_text",
+    "shrink",
+    "take_pictures",
+    "write_outlier_page",
+    "write_page",
+]
