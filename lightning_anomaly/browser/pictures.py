@@ -116,11 +116,12 @@ def shrink(samples: Tensor, side: int) -> Tensor:
         side: Pixels of a side at most.
 
     Returns:
-        Images `(N, C, H, W)` with one or three channels, or signals `(N, C, L)` with one to three.
+        Images `(N, C, H, W)` with one or three channels, or signals `(N, C, L)` with one to three, of which long ones
+        are the largest and the smallest value in each column of the picture.
     """
     samples = samples.detach()
     if samples.ndim < 4:
-        return samples.reshape(len(samples), -1, samples.shape[-1])[:, : len(_CURVE_COLOURS)].cpu()
+        return _bounds(samples.reshape(len(samples), -1, samples.shape[-1])[:, : len(_CURVE_COLOURS)]).cpu()
     if samples.ndim == 5:
         samples = samples[:, :, samples.shape[2] // 2]
     if samples.shape[1] != 3:
@@ -135,6 +136,16 @@ def shrink(samples: Tensor, side: int) -> Tensor:
 def drawn(samples: Tensor, ordinary: Tensor) -> Tensor:
     """What `shrink` gave as uint8 images `(N, height, width, channels)`, scaled to the range of `ordinary` samples."""
     return displayed(samples, ordinary) if samples.ndim == 4 else _curves(samples, ordinary)
+
+
+def _bounds(signals: Tensor) -> Tensor:
+    """Signals `(N, C, L)` without what no picture of them shows."""
+    width = _CURVE[1]
+    if signals.shape[2] <= 2 * width:
+        return signals
+    finite = signals.float().nan_to_num(math.nan, math.nan, math.nan)
+    bounds = [functional.adaptive_max_pool1d(side.nan_to_num(-math.inf), width) for side in (finite, -finite)]
+    return torch.stack([bounds[0], -bounds[1]], 3).flatten(2)  # infinite where no value is finite
 
 
 def _curves(signals: Tensor, ordinary: Tensor) -> Tensor:
