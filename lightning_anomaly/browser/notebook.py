@@ -30,5 +30,5 @@ class BrowserFile:
     def _repr_html_(self) -> str:
         # The page itself and not its address: a notebook's server does not serve the file, and this can be sent along.
         page = escape(self.path.read_text(encoding="utf-8"))
-        style = f"width:100%;height:{_HEIGHT}px;border:1px solid #8884;border-radius:8px"
+        style = f"box-sizing:border-box;width:100%;height:{_HEIGHT}px;border:1px solid #8884;border-radius:8px"
         return f'<iframe title="Browser of a report" style="{style}" srcdoc="{page}"></iframe>'
