@@ -47,7 +47,8 @@ def test_the_paper_s_reading_is_a_plain_loop_over_scikit_learn_s_defaults_up_to_
     monkeypatch.setattr(cluster, "KMeans", kmeans)
     maps = trained.model[:3](trained.probe)
     found = []
-    for filter_maps, start in zip(maps.double().transpose(0, 1).numpy(), drawn(maps), strict=True):
+    for filter_maps, own_start in zip(maps.double().transpose(0, 1).numpy(), drawn(maps), strict=True):
+        start = own_start
         found.append(outliers_by_hand(filter_maps))
     settings = replace(AnalysisSettings.paper(), engine=engine_name)
     report = analyze(trained.model, trained.probe, layers=["2"], settings=settings)
