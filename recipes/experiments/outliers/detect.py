@@ -24,6 +24,7 @@ from torchvision.io import encode_png
 from lightning_anomaly import AnalysisSettings, find_outliers
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.scores import layer_scores
 from recipes.common.evaluation import logits_of
 from recipes.common.maps import capture, choose
@@ -55,6 +56,7 @@ NETWORKS = ("lenet5", "simple_cnn", "alexnet", "vgg11_bn", "resnet18")
 CONDITIONS = ("augmented", "overfitting", "damaged")  # healthy, overfitting, and that with damaged images in training
 CHOSEN_ON = 0  # seed
 _SETTINGS = AnalysisSettings(rule="vote")
+_ENGINE, _ = choose_engine(_SETTINGS.engine, torch.device("cpu"))
 MEASURES = ("auroc", "precision", "false_positives")
 _RECALL = 0.95
 _FEWER = {"vgg11_bn": (2000, 10), "resnet18": (1000, 10)}  # training images and epochs of the slow ones
@@ -175,7 +177,7 @@ def _in_probe(
             found["score"] = torch.tensor(report.outlier_scores)
             found["votes"] = torch.tensor(report.outlier_samples)
         else:  # as in the report, without clustering
-            by_layer = [layer_scores(torch.cat(layer.statistics)) for layer in chosen.values()]
+            by_layer = [layer_scores(torch.cat(layer.statistics), _ENGINE) for layer in chosen.values()]
             found["score"] = torch.stack(by_layer).amax(0)
         yield measured(places >= probe.size, found)
 
