@@ -160,7 +160,9 @@ def analyze_share(maps: Mapping[str, LayerMaps], settings: AnalysisSettings, *, 
         layers[name] = _report(own[name], reduction, clustering, settings)
         if layers[name].filters(NONFINITE):
             nonfinite[name] = _nonfinite_samples(own[name])
-    scores = {name: layer_scores(torch.cat(layer.statistics)) for name, layer in usable.items() if layer.statistics}
+    scores = {
+        name: layer_scores(torch.cat(layer.statistics), engine) for name, layer in usable.items() if layer.statistics
+    }
     return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out, note if usable else None)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_anomaly.browser import drawn
+from lightning_anomaly.callbacks._images import probe_images
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
-from lightning_anomaly.callbacks._probe import probe_images
 from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
 
@@ -85,7 +86,7 @@ class FigureSchedule:
 
     @property
     def images(self) -> Tensor | None:
-        """The images kept `(N, C, H, W)`; None if there are none, or of several sizes."""
+        """The images `(N, C, H, W)` or signals `(N, C, L)` kept; None if there are none, or of several sizes."""
         if len({images.shape[1:] for images in self._images}) != 1:
             return None
         return torch.cat(self._images)
@@ -96,7 +97,8 @@ def pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None
 
     Args:
         report: The report.
-        images: The probe's images `(N, C, H, W)`, None if there are none.
+        images: The probe's images `(N, C, H, W)`, or signals `(N, C, L)`, of which curves are shown; None if there are
+            none.
 
     Returns:
         What `log_report` takes; None if the images are not those of the report's samples.
@@ -104,6 +106,8 @@ def pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None
     if images is None or len(images) != report.n_samples:
         return None
     try:
+        if images.ndim == 3:
+            images = drawn(images, images).permute(0, 3, 1, 2)
         return outlier_images(report, images)
     except Exception as error:  # a picture is not worth a training run
         warnings.warn(f"The outliers' images could not be taken: {type(error).__name__}: {error}", stacklevel=2)
