@@ -26,6 +26,7 @@ from torchvision.models import resnet18
 
 from lightning_anomaly import AnalysisSettings
 from recipes.benchmarks.cost import growth, overhead, peak_memory
+from recipes.benchmarks.peers import peers
 from recipes.benchmarks.speed import Row, live_points, speed, speed_cuda
 from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
 from recipes.common.maps import capture
@@ -34,7 +35,7 @@ from recipes.common.networks import build
 from recipes.common.options import SILENT, add_data_options, one_sentence_errors, quiet
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00")
-PARTS = ("speed", "growth", "overhead", "memory")
+PARTS = ("speed", "growth", "overhead", "memory", "peers")
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         whole = split(data, sizes.train if options.quick else None, sizes.probe, 0)
         for name in sizes.networks[:3]:  # the paper's
             found("overhead", [overhead(name, build(name, 3, data.n_classes), whole, 64, sizes.batches, 5)])
-    for name in sizes.networks if {"speed", "growth"}.intersection(options.parts) else []:
+    for name in sizes.networks if {"speed", "growth", "peers"}.intersection(options.parts) else []:
         network, images = train(name, part, sizes)
         maps = capture(network, images[: sizes.probe], AnalysisSettings())
         if "speed" in options.parts:
             found("speed", speed(name, maps, sizes.subset, sizes.rounds))
             if torch.cuda.is_available():
                 found("cuda", [speed_cuda(name, maps, sizes.rounds)])
+        if "peers" in options.parts and name == sizes.networks[0]:
+            found("peers", peers(name, live_points(maps)[0], sizes.subset, sizes.rounds))
         if "growth" in options.parts and name == sizes.networks[0]:
             points, _ = live_points(capture(network, images, AnalysisSettings()))
             found("growth", growth(points, sizes.filters, sizes.samples, sizes.components, sizes.rounds))
@@ -187,6 +190,15 @@ def tables(numbers: Mapping[str, Any]) -> str:
             f"\n(an epoch of {row['train_images']} images in batches of {row['batch_size']}, scaled from "
             f"{row['timed_batches']} batches; a probe of {row['probe']})"
         )
+    if _rows(numbers, "peers"):
+        lines += ["", "| network, live filters | what | who | seconds | CPU seconds | clusters as scikit-learn's |"]
+        lines += ["|" + " --- |" * 6]
+    for row in _rows(numbers, "peers"):
+        cells = [row["said"], "", ""]
+        if "said" not in row:
+            same = f"{row['same_clusters']:.3f}" if "same_clusters" in row else ""
+            cells = [f"{row['seconds']:.3g}", f"{row['cpu_seconds']:.3g}", same]
+        lines.append(f"| {row['network']}, {row['filters']} | {row['task']} | {row['peer']} | {' | '.join(cells)} |")
     for row in _rows(numbers, "memory"):
         lines.append(
             f"\n{row['network']}, {row['images']} images of {row['side']}x{row['side']}: the peak of the process is "

@@ -39,7 +39,7 @@ from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.clustering.ties import first_largest
 from lightning_anomaly.verdicts import outlier_samples
 
-__all__ = ["REG_COVAR", "Row", "live_points", "speed", "speed_cuda", "timed"]
+__all__ = ["REG_COVAR", "Row", "live_points", "one_thread", "plain_mixtures", "speed", "speed_cuda", "timed"]
 
 Row = dict[str, Any]
 Maps = Mapping[str, LayerMaps]
@@ -67,7 +67,8 @@ def live_points(maps: Maps) -> tuple[Tensor, list[Tensor]]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """One thread for torch, BLAS and OpenMP inside."""
     threads = torch.get_num_threads()
     with threadpool_limits(1):
         torch.set_num_threads(1)
@@ -197,7 +198,7 @@ def _race(case: Case, filters: int) -> Row:
     for _ in range(case.rounds):
         for name in ("numba", "torch"):
             seconds[name].append(timed(partial(case.ours, name)) if name in engines else float("nan"))
-        with _one_thread():
+        with one_thread():
             seconds["loop"].append(scale * timed(lambda: [case.theirs(*arguments) for arguments in case.arguments]))
         seconds["joblib"].append(
             scale * timed(lambda: workers(delayed(case.theirs)(*arguments) for arguments in case.arguments))
