@@ -282,8 +282,10 @@ def _once(maps: Maps, settings: AnalysisSettings, engine: Engine) -> dict[str, f
     labels = []
     for k in range(2, largest + 1):
         start_labels = timed("k-means", partial(kmeans, points, centres[:, :, :k], engine))[:, None]
-        start = timed("starts", partial(cluster_parameters, points, start_labels, k, REG_COVAR, engine.cluster_moments))
-        labels.append(timed("em", partial(fit_mixtures, points, *start, engine=engine)).labels[:, 0])
+        weights, means, precisions = timed(
+            "starts", partial(cluster_parameters, points, start_labels, k, REG_COVAR, engine.cluster_moments)
+        )
+        labels.append(timed("em", partial(fit_mixtures, points, weights, means, precisions, engine)).labels[:, 0])
     timed("calinski-harabasz", lambda: engine.calinski_harabasz(points, torch.stack(labels, 1)))
     timed("isolated", lambda: isolated_samples(points, settings.rare_fraction))
     timed("scores", lambda: [layer_scores(torch.cat(layer.statistics), engine) for layer in maps.values()])
