@@ -80,7 +80,11 @@ def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize(
     ("prefix", "monitor"),
-    [(None, "two_sample/confidence_auc"), ("two_sample", "two_sample/confidence_auc"), ("anomaly_filters", "anomaly_filters/rise")],
+    [
+        (None, "two_sample/confidence_auc"),
+        ("two_sample", "two_sample/confidence_auc"),
+        ("anomaly_filters", "anomaly_filters/rise"),
+    ],
 )
 def test_of_two_callbacks_it_takes_the_one_with_the_prefix_and_else_the_output(
     tmp_path: Path, prefix: str | None, monitor: str
