@@ -104,8 +104,8 @@ def analyse_together(
     shown: _Shown | None = None
     packed = torch.empty(0, dtype=torch.uint8)
     try:
-        own_maps = exchange_maps(maps, told, limit)
-        share = analyze_share(own_maps, settings)
+        own_maps, statistics = exchange_maps(maps, told, limit)
+        share = analyze_share(own_maps, settings, statistics)
         filters = sum(next(own[name].filters for own in told if own[name].filters) for name in share.names)
         pictures = pictures_of(share.layers, own_maps, None, filters) if wanted.pictures else None
         kept = images[: len(places[rank])] if wanted.images and images is not None else None
