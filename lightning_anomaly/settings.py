@@ -24,11 +24,11 @@ class AnalysisSettings:
         rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples. With 2%, ten images of
             512 that do not belong may sit in one cluster and still be found.
         rule: Which of a filter's mixtures decide whether a sample in a rare cluster is an outlier. `"index"` lets the
-            Calinski-Harabasz index decide: each mixture votes with its index, and 55% of the votes are needed, so that
-            one whose index is well above the others' decides alone and of near-equal ones most must agree. `"best"`,
-            the paper's reading, asks only the mixture with the largest index, and its verdict changes with whatever
-            changes the choice between two near-equal ones. `"vote"` needs more than half of the mixtures, whatever
-            their index.
+            Calinski-Harabasz index decide: each mixture votes with its index, and more than two thirds of the votes are
+            needed, so that one whose index is more than twice the others' together decides alone and of near-equal ones
+            most must agree. `"best"`, the paper's reading, asks only the mixture with the largest index, and its
+            verdict changes with whatever changes the choice between two near-equal ones. `"vote"` needs more than half
+            of the mixtures, whatever their index.
         init: `"kmeans"` starts each mixture from the best of `n_init` k-means clusterings; `"random"` runs it from
             `n_init` random starts and keeps the one with the largest lower bound.
         n_init: Number of starts.

@@ -20,7 +20,7 @@ __all__ = [
     "smallest_share",
 ]
 
-_SHARE = 0.55  # of the votes, for `rule="index"`; with half of them verdicts are less stable, see `docs/method.md`
+_SHARE = 2 / 3  # of the votes, for `rule="index"`; with half of them verdicts are less stable, see `docs/method.md`
 
 NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
 
@@ -46,8 +46,8 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
     Args:
         clustering: Clusterings of F filters.
         rare_fraction: See `rare_samples`.
-        rule: `"index"`: rare in clusterings that have more than 55% of the sum of the Calinski-Harabasz indices;
-            `"best"`: rare in the one with the largest; `"vote"`: in more than half of them.
+        rule: `"index"`: rare in clusterings that have more than two thirds of the sum of the Calinski-Harabasz
+            indices; `"best"`: rare in the one with the largest; `"vote"`: in more than half of them.
 
     Returns:
         Whether each sample is an outlier of each filter `(F, N)`.

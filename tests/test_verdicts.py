@@ -77,14 +77,15 @@ def test_by_index_a_clustering_well_above_the_others_decides_alone_and_of_near_e
         labels = [rare if letter == "r" else common for letter in rares]
         return bool(outlier_samples(clustering(labels, index=[index]), 0.01, "index").any())
 
-    # alone, if the others have no more than nine elevenths of its index together
-    assert flagged("rccc", [11, 3, 3, 2.9])
-    assert not flagged("rccc", [11, 3, 3, 3.1])
-    assert not flagged("crrr", [11, 3, 3, 3])
-    # of equals three of four; eleven of twenty are just not enough
+    # alone, if the others have less than half of its index together
+    assert flagged("rccc", [12, 2, 2, 1.9])
+    assert not flagged("rccc", [12, 2, 2, 2.1])
+    assert not flagged("crrr", [12, 2, 2, 2])
+    # of equals three of four; two thirds are just not enough
     assert [flagged("r" * n + "c" * (4 - n), [7.0] * 4) for n in range(5)] == [False, False, False, True, True]
-    assert not flagged("r" * 11 + "c" * 9, [1 / 3] * 20)
-    assert flagged("r" * 12 + "c" * 8, [1 / 3] * 20)
+    assert not flagged("rrc", [1 / 3] * 3)
+    assert not flagged("rccc", [12, 2, 2, 2])
+    assert flagged("rrrrc", [1 / 3] * 5)
     # whatever the unit, also where there is no index
     for unit in (1e-30, 1e30):
         assert flagged("rccc", [10 * unit, unit, unit, unit])
