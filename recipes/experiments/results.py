@@ -22,6 +22,8 @@ from recipes.experiments.h2 import figure as h2_figure
 from recipes.experiments.h2 import tables as h2_tables
 from recipes.experiments.h3 import figure as h3_figure
 from recipes.experiments.h3 import tables as h3_tables
+from recipes.experiments.output import tables as output
+from recipes.experiments.stability import tables as stability
 from recipes.experiments.two_sample import tables as two_sample
 
 __all__ = ["BLOCKS", "PICTURES", "fill", "read_pages"]
@@ -39,6 +41,10 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 two samples": ("two_sample", two_sample.two_sample_table),
     "two samples": ("two_sample", two_sample.flagged_table),
     "two sample alarms": ("two_sample", two_sample.alarm_table),
+    "output rules": ("output", output.output_rules),
+    "output scores": ("output", output.output_scores),
+    "output runs": ("output", output.output_runs),
+    "stability": ("stability", stability.stability_table),
     "frozen": ("frozen", frozen.frozen_table),
     "stopping": ("h1", stopping.stopping_table),
     "stopping two samples": ("h1 two_sample", stopping.compared_table),
