@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from statistics import mean
 from typing import Any
@@ -32,6 +32,7 @@ from recipes.experiments.common.ranks import auroc, average_precision
 from recipes.experiments.common.trainings import DATA, Training, make_training, quick_matrix
 from recipes.experiments.h2.measure import draws_of
 from recipes.experiments.h2.planted import SHARES
+from recipes.experiments.outliers.grouped import grouped_scores
 from recipes.experiments.outliers.planted import Planted, plant
 from recipes.experiments.outliers.rivals import RIVALS, cleanvision_scores, network_scores, pixel_scores
 
@@ -50,16 +51,15 @@ __all__ = [
     "was_chosen_on",
 ]
 
-SCORES = ("score", "votes", *RIVALS)
-NETWORKS = ("lenet5", "simple_cnn", "alexnet", "vgg11_bn", "resnet18")
+SCORES = ("score", "votes", *RIVALS, "grouped")
+NETWORKS = ("lenet5", "simple_cnn", "alexnet", "resnet18", "vgg11_bn")
+_SMALL = NETWORKS[:2]
 CONDITIONS = ("augmented", "overfitting", "damaged")  # healthy, overfitting, and that with damaged images in training
 CHOSEN_ON = 0  # seed
 _SETTINGS = AnalysisSettings(rule="vote")
 MEASURES = ("auroc", "precision", "false_positives")
 _RECALL = 0.95
-_FEWER = {"vgg11_bn": (2000, 10), "resnet18": (1000, 10)}  # training images and epochs of the slow ones
-_SMALL = ("lenet5", "simple_cnn")
-_VOTED = (0.01,)  # shares for which larger networks have votes, as clustering takes most of the time there
+_FEWER = {"vgg11_bn": (2000, 8), "resnet18": (1000, 8)}  # training images and epochs of the slow ones
 _SHOWN = 3  # undamaged images in the gallery
 
 
@@ -71,13 +71,15 @@ def was_chosen_on(network: str, data: str) -> bool:
 def full_matrix(networks: Sequence[str] = NETWORKS, seeds: Sequence[int] = (0, 1, 2)) -> list[Training]:
     """All combinations, one seed after the other, so that an unfinished matrix is whole in what it has.
 
-    Of seed 0 only those on which the score was chosen.
+    The slow networks come last, one data set after the other. Of seed 0 only what the score was chosen on.
     """
+    slow = [network for network in networks if network in _FEWER]
+    places = [(network, data) for network in networks if network not in slow for data in DATA]
+    places += [(network, data) for data in DATA for network in slow]
     found = [
         make_training(network, data, condition, seed)
         for seed in seeds
-        for network in networks
-        for data in DATA
+        for network, data in places
         for condition in CONDITIONS
         if seed != CHOSEN_ON or was_chosen_on(network, data)
     ]
@@ -136,7 +138,7 @@ def experiment(training: Training, root: str | None, weights: str | None = None)
         "train": _loss_and_accuracy(logits[~planted.bad], data.train_labels[~planted.bad]),
         "val": _loss_and_accuracy(own_logits[probe.clean], probe.labels[probe.clean]),
         "probe": {
-            f"{kind}/{share}": averaged(list(_in_probe(planted, maps, alone, kind, share, training.network in _SMALL)))
+            f"{kind}/{share}": averaged(list(_in_probe(planted, maps, alone, kind, share, training.network)))
             for kind in [*probe.damaged, "mixed"]
             for share in SHARES
             if kind != "mixed" or probe.damaged_count(share) > 1
@@ -160,24 +162,35 @@ def _loss_and_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 def _in_probe(
     planted: Planted, maps: Mapping[str, LayerMaps], alone: Mapping[str, Tensor | None], kind: str, share: float,
-    small: bool,
+    network: str,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """What finds one kind and share of damage in the probe; of a small network two draws of a single image."""
+    """What finds one kind and share of damage in the probe; in a small network, two draws of a single image.
+
+    Clustering takes most of the time, so larger networks have votes at 1% only, and the slow ones only with all kinds
+    mixed; larger networks have the grouped score at 5% only.
+    """
     probe = planted.probe
+    small = network in _SMALL
+    voted = small or (share == 0.01 and (kind == "mixed" or network not in _FEWER))
     for draw in range(draws_of(probe, share) if small else 1):
         places = probe.with_damage(kind, share, draw)
         chosen = choose(maps, places)
         found: dict[str, Tensor | None] = {
             name: None if scores is None else scores[places] for name, scores in alone.items()
         }
-        if small or share in _VOTED:
+        if voted:
             report = analyze_maps(chosen, _SETTINGS)
             found["score"] = torch.tensor(report.outlier_scores)
             found["votes"] = torch.tensor(report.outlier_samples)
         else:  # as in the report, without clustering
-            by_layer = [layer_scores(torch.cat(layer.statistics)) for layer in chosen.values()]
-            found["score"] = torch.stack(by_layer).amax(0)
+            found["score"] = _over_layers(layer_scores, chosen)
+        if small or share == max(SHARES):
+            found["grouped"] = _over_layers(grouped_scores, chosen)
         yield measured(places >= probe.size, found)
+
+
+def _over_layers(score: Callable[[Tensor], Tensor], maps: Mapping[str, LayerMaps]) -> Tensor:
+    return torch.stack([score(torch.cat(layer.statistics)) for layer in maps.values()]).amax(0)
 
 
 def measured(truth: Tensor, scores: Mapping[str, Tensor | None]) -> dict[str, Any]:

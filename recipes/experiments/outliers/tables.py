@@ -22,6 +22,7 @@ __all__ = [
 
 ALL_KINDS = (*KINDS, "foreign", "mixed")
 _MEASURES = dict(zip(MEASURES, ("AUROC", "average precision", "false positives at 95% recall"), strict=True))
+_OF_PROBES = ("votes", "grouped")  # these alone
 _HEADER = ("outlier score", *SCORES[1:])
 
 
@@ -43,7 +44,7 @@ def values_of(
         measure: One of `MEASURES`.
     """
     found = [
-        result[measure][SCORES.index(score)]
+        dict(zip(SCORES, result[measure], strict=False)).get(score)
         for line in lines
         for key, result in line["probe"].items()
         if kind in (None, key.partition("/")[0]) and share in (None, float(key.partition("/")[2]))
@@ -116,6 +117,7 @@ def trained_on_table(lines: Sequence[Line]) -> str:
 
     Of all kinds together, and what `find_outliers` reports at a false discovery rate of 10%.
     """
+    places = [place for place, name in enumerate(SCORES) if name not in _OF_PROBES]
     rows = []
     for key, runs in group([line for line in lines if line["trained_on"]], "network", "data").items():
         found = [run["trained_on"]["mixed"] for run in runs]
@@ -128,6 +130,6 @@ def trained_on_table(lines: Sequence[Line]) -> str:
         planted = ", ".join(
             f"{one['planted']} of {run['cell']['train_size']}" for one, run in zip(found, runs, strict=True)
         )
-        rows.append((*key, planted, *(both(place) for place, name in enumerate(SCORES) if name != "votes"), reports))
-    header = ("network", "data", "damaged", *(name for name in _HEADER if name != "votes"), "right of those reported")
+        rows.append((*key, planted, *map(both, places), reports))
+    header = ("network", "data", "damaged", *(_HEADER[place] for place in places), "right of those reported")
     return markdown(header, rows)
