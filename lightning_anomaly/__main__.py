@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
@@ -37,6 +38,7 @@ from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
 
 _PROBE_SIZE = 512  # as in `AnomalyFilterCallback`
+_BATCH = 64
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -108,13 +110,13 @@ def run(options: argparse.Namespace) -> AnomalyReport:
 def run_outliers(options: argparse.Namespace) -> OutlierReport:
     """Score all images, print the table and write those that belong least."""
     model = load_model(options.checkpoint, options.model, options.model_args)
-    images = read_images(options.data, None)
-    reference = None if options.reference is None else read_images(options.reference, None)
-    _try(model, images[:2], options)
+    array = _read_array(options.data)
+    reference = None if options.reference is None else _loader(_read_array(options.reference))
+    _try(model, _as_images(array[:2]), options)
     _make_folder(options.output)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
-        report = find_outliers(model, images, reference)
+        report = find_outliers(model, _loader(array), reference)
     print(report)
     rows = report.rows(options.top)
     with (options.output / "outliers.csv").open("w", newline="") as file:
@@ -122,24 +124,56 @@ def run_outliers(options: argparse.Namespace) -> OutlierReport:
         writer.writeheader()
         writer.writerows({**row, "filters": " ".join(map(str, row["filters"]))} for row in rows)
     report.plot(options.top).savefig(options.output / "outliers.png")
+    gallery = options.output / "outliers.html"
+    report.save_html(gallery, title=f"{options.model} on {options.data.name}")
+    print(f"to look through them and tick some: open {gallery}")
     print(f"in {options.output}: outliers.csv, outliers.png")
     return report
 
 
-def read_images(path: Path, limit: int | None = _PROBE_SIZE) -> Tensor:
-    """Read images from an .npz file, as the module's docstring says.
+class _Converted(Dataset[Tensor]):
+    """Images that become float32 one by one: those of a large file together take four times its memory."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return _as_images(self._array[index : index + 1])[0]
+
+
+def _loader(array: Any) -> DataLoader[Tensor]:
+    return DataLoader(_Converted(array), batch_size=_BATCH)
+
+
+def read_images(path: Path) -> Tensor:
+    """Read the probe from an .npz file, as the module's docstring says.
 
     Args:
         path: The file.
-        limit: Number of images at most; None takes all.
 
     Returns:
-        Images `(N, C, H, W)` in float32.
+        The first images of it `(N, C, H, W)` in float32.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file or the array is of another kind.
     """
+    return _as_images(_read_array(path)[:_PROBE_SIZE])
+
+
+def _as_images(array: Any) -> Tensor:
+    """An array that `_read_array` gave, as a model takes it `(N, C, H, W)`."""
+    if array.dtype != np.uint8:
+        return torch.from_numpy(array.astype(np.float32))
+    tensor = torch.from_numpy(array).float() / 255
+    return tensor[:, None] if array.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
+
+
+def _read_array(path: Path) -> Any:
+    """The images of a file, of one of the kinds that the module's docstring names; errors as in `read_images`."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file `{path}`: give the path of an .npz file with images as `--data`.")
     try:
@@ -152,7 +186,6 @@ def read_images(path: Path, limit: int | None = _PROBE_SIZE) -> Tensor:
             array = file[f"{key}.npy"] if known or len(arrays) == 1 else None
             if isinstance(array, bytes):  # what NumPy gives for a file of another format
                 raise ValueError(f"`{key}` is no array")
-            array = None if array is None else array[:limit]
     except (ValueError, IndexError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"`{path.name}` should be an .npz archive with an array of images, as `numpy.savez` writes it. Reading "
@@ -164,11 +197,9 @@ def read_images(path: Path, limit: int | None = _PROBE_SIZE) -> Tensor:
             f"Found the arrays {arrays[:5]}{f' and {len(arrays) - 5} more' if len(arrays) > 5 else ''}."
         )
     grey, colour = array.ndim == 3, array.ndim == 4 and array.shape[-1] in (1, 3)
-    if array.dtype == np.uint8 and array.size and (grey or colour):
-        tensor = torch.from_numpy(array).float() / 255
-        return tensor[:, None] if grey else tensor.permute(0, 3, 1, 2).contiguous()
-    if array.dtype.kind == "f" and array.size and array.ndim == 4:
-        return torch.from_numpy(array.astype(np.float32))
+    integer = array.dtype == np.uint8 and (grey or colour)
+    if array.size and (integer or (array.dtype.kind == "f" and array.ndim == 4)):
+        return array
     raise ValueError(
         f"`{key}` in `{path.name}` should be uint8 of shape (N, H, W) or (N, H, W, 3), or floating-point of shape "
         f"(N, C, H, W), and not empty. Found {array.dtype} of shape {array.shape}."

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_anomaly.browser import OUTLIERS, drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_integer
+from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.outlier_report import OutlierReport
-from lightning_anomaly.plots.samples import displayed
+from lightning_anomaly.processes import in_all, rank_and_world
 from lightning_anomaly.progress import track
-from lightning_anomaly.scores import Ordinary, in_spreads
+from lightning_anomaly.scores import Ordinary, Spread
 
 __all__ = ["find_outliers"]
 
 _REFERENCE = 4000  # images that what is ordinary is learnt from, where none are given
 _SMALLEST_REFERENCE = 100
 _FILTERS = 3  # named for each image
-_SHOWN = 64  # images that the report keeps for its gallery
+_SIDE = 128  # of an image that the report keeps, at most (pixels)
 _ORDINARY = 256  # images of the reference that tell their range from black to white
 
 Statistics = dict[str, Tensor]  # (n, F, 5) of each layer
+Judgement = tuple[Tensor, Tensor, Tensor, Tensor]  # scores, p-values and layers (n,), filters (n, 3)
 
 
 def find_outliers(
@@ -50,6 +56,9 @@ def find_outliers(
     "Testing for outliers with conformal p-values", 2023). So it says how rare such an image is among those of the
     reference, and if there are outliers in that, it is too large. The halves of the reference are measured by each
     other. Images are read once, the reference twice if it is a part of them; nothing of an image is kept but its score.
+
+    Where processes are connected (`torch.distributed`, as under a Trainer's strategy), all of them call this with the
+    same arguments. Each runs every so many-th batch, and all get the report that one process alone would give.
 
     The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
     afterwards as before, also after an exception.
@@ -72,6 +81,7 @@ def find_outliers(
     Raises:
         ValueError: If images are of several sizes or have no length, the reference has fewer than 100 or gives NaN, a
             layer does not exist, the model has no convolution, or an argument is not allowed.
+        RuntimeError: If another process fails.
 
     Examples:
         >>> images = torch.rand(300, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -81,87 +91,196 @@ def find_outliers(
     """
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
     seed = check_integer("seed", seed, 0)
-    images = ImageSource(inputs, "inputs")
-    others = images if reference is None else ImageSource(reference, "reference")
-    watched = select_layers(model, layers)
-    if not watched:
-        raise ValueError("Parameter `model` should have a convolution, or `layers` should be named. Found none.")
-    if images.shape != others.shape:
-        raise ValueError(
-            "Parameters `inputs` and `reference` should hold images of the same shape. "
-            f"Found {images.shape} and {others.shape}."
+    search = _Search(model, layers, seed, progress)
+    with _buffers_of_first(model):
+        references = in_all(lambda: search.reference_share(inputs, reference))
+        shares = in_all(lambda: search.scores_share(references))
+    report = in_all(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
+    assert report is not None
+    if search.rank == 0:
+        for note in report.notes.values():
+            warnings.warn(note, stacklevel=2)
+    return report
+
+
+@contextmanager
+def _buffers_of_first(model: nn.Module) -> Iterator[None]:
+    """Buffers are those of process 0 inside: a BatchNorm's differ between the processes of a training."""
+    rank, world = rank_and_world()
+    if world == 1:
+        yield
+        return
+    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    first = in_all(lambda: {name: buffer.cpu() for name, buffer in own.items()} if rank == 0 else {})[0]
+    try:
+        _set_buffers(model, first)
+        yield
+    finally:
+        _set_buffers(model, own)
+
+
+@torch.no_grad()
+def _set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        if name in values:
+            buffer.copy_(values[name])
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What one process knows of the reference: the statistics of its batches, and how many images there are in all."""
+
+    batches: list[Statistics]
+    images: int
+    notes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What one process found: positions `(n,)` of its images and what was said of them."""
+
+    positions: Tensor
+    found: Judgement
+    notes: dict[str, str]
+
+
+class _Search:
+    """One search, in the order of its methods; what they return is brought together between them.
+
+    Args:
+        model: See `find_outliers`, as for the others.
+        layers: See there.
+        seed: See there.
+        progress: See there; only the first process has a bar.
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[str] | None, seed: int, progress: bool | None) -> None:
+        self._model, self._layers, self._seed = model, layers, seed
+        self.rank, self._world = rank_and_world()
+        self._progress = progress if self.rank == 0 else False
+
+    def reference_share(self, inputs: Any, reference: Any) -> _Reference:
+        """Check everything, and run this process's share of the reference."""
+        images = self._images = ImageSource(inputs, "inputs")
+        others = self._others = images if reference is None else ImageSource(reference, "reference")
+        watched = select_layers(self._model, self._layers)
+        if not watched:
+            raise ValueError("Parameter `model` should have a convolution, or `layers` should be named. Found none.")
+        if images.shape != others.shape:
+            raise ValueError(
+                "Parameters `inputs` and `reference` should hold images of the same shape. "
+                f"Found {images.shape} and {others.shape}."
+            )
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(self._seed))
+        if len(order) < _SMALLEST_REFERENCE:
+            raise ValueError(
+                f"Parameter `{others.argument}` should hold at least {_SMALLEST_REFERENCE} images to learn from. "
+                f"Found {len(order)}."
+            )
+        self._chosen = (order if reference is not None else order[:_REFERENCE]).tolist()
+        self._runner = _Runner(self._model, watched, self._progress)
+        share = self._share(others, self._chosen)
+        batches = [
+            {name: own.cpu() for name, own in statistics.items()}
+            for _, statistics in self._runner.statistics(others, share, "reference")
+        ]
+        return _Reference(batches, len(images), self._runner.notes)
+
+    def scores_share(self, references: Sequence[_Reference]) -> _Scores:
+        """Learn from the whole reference, and score this process's share of the images."""
+        numbers = [own.images for own in references]
+        if len({*numbers}) > 1:
+            raise ValueError(
+                "Parameter `inputs` should hold all images in every process, each of which takes its share of them. "
+                f"Found {numbers} images in the processes."
+            )
+        images, chosen, middle = self._images, self._chosen, len(self._chosen) // 2
+        in_turn = zip_longest(*(own.batches for own in references))  # batch i is that of process i % world
+        batches = [own for turn in in_turn for own in turn if own is not None]
+        self._names, halves = _learn(batches, middle, self._runner.device, self._others.argument)
+        rest: Sequence[int] = range(len(images))
+        self._known: list[tuple[Tensor, Judgement]] = []
+        if self._others is images:
+            own = zip(halves, (chosen[middle:], chosen[:middle]), strict=True)
+            self._known = [(torch.tensor(positions), half.own) for half, positions in own]
+            taken = {*chosen}
+            rest = [position for position in rest if position not in taken]
+        scored = [
+            (positions, halves[0].judge(statistics))
+            for positions, statistics in self._runner.statistics(images, self._share(images, rest), "outlier scores")
+        ]
+        return _Scores(*_joined(scored), self._runner.notes)
+
+    def report(self, references: Sequence[_Reference], shares: Sequence[_Scores], rate: float) -> OutlierReport:
+        """Bring everything together, in one process for all."""
+        images, n = self._images, len(self._images)
+        positions, found = _joined([*self._known, *((own.positions, own.found) for own in shares)])
+        order = positions.argsort()
+        scores, p_values, layer, filters = (part[order] for part in found)
+        notes = unseen_layers(self._model, self._layers)
+        for said in (*(own.notes for own in references), *(own.notes for own in shares)):
+            notes |= said
+        infinite = scores.isinf().nonzero()[:, 0].tolist()
+        if infinite:
+            notes["nonfinite images"] = (
+                f"{len(infinite)} of the {n} images give NaN or infinite values, the first at position "
+                f"{infinite[0]}: their scores are infinite."
+            )
+        shown = scores.argsort(descending=True, stable=True)[:OUTLIERS].tolist()
+        return OutlierReport(
+            scores=scores,
+            p_values=p_values,
+            layers=self._names,
+            layer=layer,
+            filters=filters,
+            n_reference=len(self._chosen),
+            false_discovery_rate=rate,
+            images=_pictures(images, shown, self._others, self._chosen[:_ORDINARY]),
+            notes=notes,
         )
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
-    if len(order) < _SMALLEST_REFERENCE:
-        raise ValueError(
-            f"Parameter `{others.argument}` should hold at least {_SMALLEST_REFERENCE} images to learn from. "
-            f"Found {len(order)}."
-        )
-    chosen = (order if reference is not None else order[:_REFERENCE]).tolist()
-    runner = _Runner(model, watched, progress)
-    names, halves = _learn(runner, others, chosen)
-    found = _Found(len(images))
-    rest: list[int] | range = range(len(images))
-    if reference is None:
-        middle = len(chosen) // 2
-        for half, own in zip(halves, (chosen[middle:], chosen[:middle]), strict=True):
-            found.write(torch.tensor(own), half.own)
-        taken = {*chosen}
-        rest = [position for position in rest if position not in taken]
-    for positions, statistics in runner.statistics(images, rest, "outlier scores"):
-        found.write(positions, halves[0].judge(statistics))
-    notes = unseen_layers(model, layers) | runner.notes
-    infinite = found.scores.isinf().nonzero()[:, 0].tolist()
-    if infinite:
-        notes["nonfinite images"] = (
-            f"{len(infinite)} of the {len(images)} images give NaN or infinite values, the first at position "
-            f"{infinite[0]}: their scores are infinite."
-        )
-    for note in notes.values():
-        warnings.warn(note, stacklevel=2)
-    shown = found.scores.argsort(descending=True, stable=True)[:_SHOWN].tolist()
-    both = torch.cat([others.take(chosen[:_ORDINARY]), images.take(shown)]).float()
-    return OutlierReport(
-        scores=found.scores,
-        p_values=found.p_values,
-        layers=names,
-        layer=found.layer,
-        filters=found.filters,
-        n_reference=len(chosen),
-        false_discovery_rate=rate,
-        images=displayed(both, list(range(len(both) - len(shown), len(both)))) if both.ndim == 4 else None,
-        notes=notes,
+
+    def _share(self, images: ImageSource, positions: Sequence[int]) -> list[int]:
+        """The positions that this process reads: the same batches as one process alone would make, dealt out."""
+        batches = torch.split(torch.as_tensor(positions, dtype=torch.int64), images.batch_size)
+        return [position for batch in batches[self.rank :: self._world] for position in batch.tolist()]
+
+
+def _joined(parts: Sequence[tuple[Tensor, Judgement]]) -> tuple[Tensor, Judgement]:
+    """Positions and judgements of all batches."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    empty = nothing, (torch.zeros(0), nothing.double(), nothing, torch.zeros(0, _FILTERS, dtype=torch.int64))
+    positions, found = zip(empty, *parts, strict=True)
+    scores, p_values, layer, filters = (torch.cat(part) for part in zip(*found, strict=True))
+    return torch.cat(positions), (scores, p_values, layer, filters)
+
+
+def _pictures(images: ImageSource, shown: list[int], others: ImageSource, ordinary: list[int]) -> Tensor | None:
+    """Small pictures of the images shown, scaled as ordinary ones; None if they are nothing that can be drawn."""
+    if not 1 <= len(images.shape) <= 4:
+        return None
+    chosen, known = (
+        torch.cat([shrink(batch, _SIDE) for _, batch in source.batches(positions)])
+        for source, positions in ((images, shown), (others, ordinary))
     )
+    return drawn(chosen, known)
 
 
-class _Found:
-    """What is known of N images, in any order."""
-
-    def __init__(self, images: int) -> None:
-        self.scores, self.p_values = torch.zeros(images), torch.ones(images, dtype=torch.float64)
-        self.layer = torch.zeros(images, dtype=torch.int64)
-        self.filters = torch.zeros(images, _FILTERS, dtype=torch.int64)
-
-    def write(self, positions: Tensor, found: tuple[Tensor, ...]) -> None:
-        """Takes what `_Half.judge` gave."""
-        self.scores[positions], self.p_values[positions], self.layer[positions], self.filters[positions] = found
-
-
-def _learn(runner: _Runner, images: ImageSource, chosen: list[int]) -> tuple[tuple[str, ...], tuple[_Half, _Half]]:
+def _learn(
+    batches: Sequence[Statistics], middle: int, device: torch.device, argument: str
+) -> tuple[tuple[str, ...], tuple[_Half, _Half]]:
     """The layers that can judge, and what is ordinary in them by each half of the reference."""
-    batches = [own for _, own in runner.statistics(images, chosen, "reference")]
     names = [name for name in batches[0] if all(name in batch for batch in batches)]
-    taken = {name: torch.cat([batch[name].cpu() for batch in batches]) for name in names}
-    middle = len(chosen) // 2
-    first = {name: (Ordinary.fit(own[:middle]), own[middle:]) for name, own in taken.items()}
-    second = {name: (Ordinary.fit(own[middle:]), own[:middle]) for name, own in taken.items()}
+    taken = {name: torch.cat([batch[name] for batch in batches]) for name in names}
+    engine, _ = choose_engine("auto", torch.device("cpu"))
+    first = {name: (Ordinary.fit(own[:middle], engine), own[middle:]) for name, own in taken.items()}
+    second = {name: (Ordinary.fit(own[middle:], engine), own[:middle]) for name, own in taken.items()}
     usable = tuple(name for name in names if first[name][0] is not None and second[name][0] is not None)
     if not usable:
         raise ValueError(
-            f"Parameter `{images.argument}` should give maps that are finite and vary from image to image. Found none "
-            "in any layer: look for NaN in the images and in the weights."
+            f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
+            "layer: look for NaN in the images and in the weights."
         )
-    halves = [_Half({name: half[name] for name in usable}, runner.device) for half in (first, second)]
+    halves = [_Half({name: half[name] for name in usable}, device) for half in (first, second)]
     return usable, (halves[0], halves[1])
 
 
@@ -176,7 +295,7 @@ class _Runner:
         self.notes: dict[str, str] = {}
 
     def statistics(
-        self, images: ImageSource, positions: list[int] | range, what: str
+        self, images: ImageSource, positions: Sequence[int], what: str
     ) -> Iterator[tuple[Tensor, Statistics]]:
         """Positions `(n,)` and statistics of each batch."""
         batches = track(images.batches(positions), math.ceil(len(positions) / images.batch_size), what, self._progress)
@@ -202,27 +321,25 @@ class _Half:
 
     def __init__(self, layers: Mapping[str, tuple[Ordinary | None, Tensor]], device: torch.device) -> None:
         self._ordinary = {name: own.to(device) for name, (own, _) in layers.items() if own is not None}
-        measured = {name: statistics.to(device) for name, (_, statistics) in layers.items()}
-        self._lengths = {name: own.lengths(measured[name])[0] for name, own in self._ordinary.items()}
-        scores, layer, filters = self._scores(measured)
+        found = [own.lengths(layers[name][1].to(device), _FILTERS) for name, own in self._ordinary.items()]
+        self._spreads = [Spread.fit(lengths) for lengths, _ in found]
+        scores, layer, filters = self._strongest(found)
         self._sorted = scores.sort().values
         self.own = scores, self._larger(scores).double() / len(scores), layer, filters
 
-    def judge(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def judge(self, statistics: Statistics) -> Judgement:
         """Scores, p-values and strongest layers `(n,)`, and that layer's strongest filters `(n, 3)`."""
-        scores, layer, filters = self._scores(statistics)
+        found = [ordinary.lengths(statistics[name], _FILTERS) for name, ordinary in self._ordinary.items()]
+        scores, layer, filters = self._strongest(found)
         return scores, (1 + self._larger(scores)).double() / (1 + len(self._sorted)), layer, filters
 
     def _larger(self, scores: Tensor) -> Tensor:
         """How many of the other half have scores at least as large."""
         return len(self._sorted) - torch.searchsorted(self._sorted, scores)
 
-    def _scores(self, statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
-        scores, filters = [], []
-        for name, ordinary in self._ordinary.items():
-            lengths, strongest = ordinary.lengths(statistics[name], _FILTERS)
-            scores.append(in_spreads(lengths, self._lengths[name]))
-            filters.append(strongest)
+    def _strongest(self, found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, layers and filters, from lengths and filters in every layer."""
+        scores = [own.scores(lengths) for own, (lengths, _) in zip(self._spreads, found, strict=True)]
         largest, layer = torch.stack(scores).max(0)
-        strongest = torch.stack(filters)[layer, torch.arange(len(layer), device=layer.device)]
+        strongest = torch.stack([filters for _, filters in found])[layer, torch.arange(len(layer), device=layer.device)]
         return largest.cpu(), layer.cpu(), strongest.cpu()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["AnomalyReport", "LayerReport"]
+__all__ = ["AnomalyReport", "LayerReport", "join_layers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +96,14 @@ _TENSORS = {
     "sparsity": torch.float64,
 }
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
+
+
+def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
+    """One report of the filters of several on the same layer, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors: dict[str, Any] = {key: torch.cat([getattr(part, key) for part in parts]) for key in _TENSORS}
+    return replace(parts[0], verdicts=tuple(verdict for part in parts for verdict in part.verdicts), **tensors)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

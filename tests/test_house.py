@@ -7,6 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 ROOMS = [
     "checks",
+    "processes",
     "progress",
     "tables",
     "settings",
@@ -22,6 +23,7 @@ ROOMS = [
     "analysis",
     "find_outliers",
     "rank_test",
+    "confidence",
     "two_sample",
     "pruning",
     "checkpoint",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from trainers import QUIET, SmallNet, loader, quiet_trainer
 
+from lightning_anomaly import __main__ as program
 from lightning_anomaly.__main__ import main, read_images
 from lightning_anomaly.checkpoint import load_model
 
@@ -147,6 +148,8 @@ class TestOutliers:
         lines = out.splitlines()
         assert {lines[2].split()[0], lines[3].split()[0]} == {"7", "60"}  # the two that are ramps
         assert lines[-1] == f"in {folder}: outliers.csv, outliers.png"
+        assert lines[-2] == f"to look through them and tick some: open {folder / 'outliers.html'}"
+        assert (folder / "outliers.html").read_text().startswith("<!doctype html>")
         with (folder / "outliers.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert list(rows[0]) == ["position", "score", "p_value", "found", "layer", "filters"]
@@ -159,6 +162,14 @@ class TestOutliers:
         two = tmp_path / "two.npz"
         command("outliers", weights, "--model", f"{HERE}:net", "--data", two, "--reference", data, "--output", tmp_path)
         assert capsys.readouterr().out.splitlines()[2].split()[0] == "0"
+
+    def test_images_are_converted_one_by_one(self, weights, data, tmp_path, monkeypatch):
+        real, sizes = program._as_images, []
+        monkeypatch.setattr(program, "_as_images", lambda array: sizes.append(len(array)) or real(array))
+        command("outliers", weights, "--model", f"{HERE}:net", "--data", data, "--output", tmp_path)
+        assert len(sizes) > len(np.load(data)["val_images"])
+        assert sizes[0] == 2  # a try
+        assert set(sizes[1:]) == {1}
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -379,7 +390,7 @@ class TestMistakes:
                 r"as `val_images`, as `test_images`, or as its only array\. Found the arrays \['a', 'b'\]\.",
             ),
             ({"x": np.array([{}, {}])}, r"Reading failed: Object arrays cannot be loaded"),
-            ({"x": np.float32(3)}, r"Reading failed: too many indices"),
+            ({"x": np.float32(3)}, r"Found float32 of shape \(\)"),
             (
                 {"x": np.zeros((5, 3, 8, 8), np.uint8)},
                 r"`x` in `some.npz` should be uint8 .* Found uint8 of shape \(5, 3",

@@ -1,6 +1,7 @@
 """Outlier scores: by ranks alone, the same for all who have the same samples, and large for what does not belong."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,12 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from lightning_anomaly.scores import Ordinary, _Directions, in_spreads, layer_scores
+from lightning_anomaly import scores
+from lightning_anomaly.clustering.engines import load_engine
+from lightning_anomaly.scores import Ordinary, Spread, _Directions
+
+ENGINE = load_engine("torch")  # every engine gives the same ranks, see clustering/test_ranks.py
+layer_scores = partial(scores.layer_scores, engine=ENGINE)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -38,7 +44,7 @@ def test_an_extreme_sample_comes_first_by_both_lengths():
 def test_a_combination_out_of_the_ordinary_is_far_by_its_normal_scores_alone():
     planted = statistics()
     planted[30] = torch.stack([statistics()[i, :, i % 5] for i in range(5)], 1)  # each number for itself is ordinary
-    ordinary = Ordinary.fit(planted)
+    ordinary = Ordinary.fit(planted, ENGINE)
     assert ordinary is not None
     tails, values = ordinary.lengths(planted)[0].unbind(1)
     assert first(values) == {30}
@@ -50,6 +56,15 @@ def test_several_alike_do_not_hide_each_other():
     planted = statistics(512, noise=1)
     planted[[4, 99, 300, 301, 480]] += 20
     assert first(layer_scores(planted), 5) == {4, 99, 300, 301, 480}
+
+
+@pytest.mark.parametrize("samples", [200, 512])
+@pytest.mark.parametrize("filters", [12, 60])
+def test_a_twentieth_that_is_alike_does_not_hide_itself(samples, filters):
+    ordinary = statistics(samples, filters, noise=1)
+    alike = range(0, samples, 20)
+    ordinary[alike] = 0.1 * ordinary[alike] + 6 * torch.randn(filters, 5, generator=rng(3))
+    assert first(layer_scores(ordinary), len(alike)) == {*alike}
 
 
 def test_only_ranks_count():
@@ -69,7 +84,7 @@ def test_scores_follow_their_samples_and_equal_samples_have_equal_scores():
 
 
 def test_samples_are_scored_one_by_one():
-    ordinary = Ordinary.fit(statistics(700))
+    ordinary = Ordinary.fit(statistics(700), ENGINE)
     assert ordinary is not None
     lengths, filters = ordinary.lengths(statistics(50, seed=9), strongest=3)
     for sample in (0, 17, 49):
@@ -79,7 +94,7 @@ def test_samples_are_scored_one_by_one():
 
 
 def test_the_filters_that_say_so_are_named():
-    ordinary = Ordinary.fit(statistics())
+    ordinary = Ordinary.fit(statistics(), ENGINE)
     assert ordinary is not None
     odd = statistics()[:1].clone()
     odd[0, 9], odd[0, 3] = 1e3, -1e3
@@ -98,8 +113,8 @@ def test_lengths_are_scikit_learn_s_whitened_components(values):
 
 def test_spreads_above_the_median_are_summed_and_infinite_ones_have_no_part_in_it():
     reference = torch.tensor([[0.0, 10.0], [1.0, 10.0], [2.0, 10.0], [3.0, 10.0], [4.0, 60.0], [math.inf, math.inf]])
-    scores = in_spreads(torch.tensor([[2.0, 10.0], [2 + 1.4826, 10.0], [2.0, 10 + 500**0.5]]), reference)
-    torch.testing.assert_close(scores, torch.tensor([0.0, 1.0, 1.0]))
+    found = Spread.fit(reference).scores(torch.tensor([[2.0, 10.0], [2 + 1.4826, 10.0], [2.0, 10 + 500**0.5]]))
+    torch.testing.assert_close(found, torch.tensor([0.0, 1.0, 1.0]))
 
 
 def test_a_sample_with_nan_is_infinite_and_changes_nothing_for_others():

@@ -53,9 +53,9 @@ def test_the_checks_serve_other_arguments_too():
         check_one_of("probe", None, ("val", "train"))
 
 
-def test_the_paper_s_reading_is_one_random_start_up_to_8_components_and_the_best_index():
+def test_the_paper_s_reading_is_one_kmeans_start_up_to_8_components_and_the_best_index():
     paper = AnalysisSettings.paper()
-    assert (paper.max_components, paper.init, paper.n_init, paper.rule) == (8, "random", 1, "best")
+    assert (paper.max_components, paper.init, paper.n_init, paper.rule) == (8, "kmeans", 1, "best")
     assert paper.rectify
     assert paper.rare_fraction == 0.01
 

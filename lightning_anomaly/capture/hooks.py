@@ -86,8 +86,8 @@ class MapCapture:
         limit: Number of samples to take; None takes all.
         rectify: Whether negative values are set to zero, before pooling.
         max_map_side: See `pool_maps`.
-        summary: What is kept of maps `(n, F, ...)` in place of the pooled ones; None keeps those, and statistics of
-            the maps before they are rectified.
+        summary: What is kept of maps `(n, F, ...)` in place of the pooled ones, a tensor of its own; None keeps those,
+            and statistics of the maps before they are rectified.
     """
 
     def __init__(
@@ -170,10 +170,12 @@ class MapCapture:
             return
         layer.size = tuple(maps.shape[2:])
         layer.count += len(maps)
-        # In pieces, so that the copy of a large output is small. Always a copy: the model may change its own in place.
+        # In pieces, so that the copy of a large output is small. What is changed or kept is a copy: the model may
+        # change its own in place.
+        changed = self._rectify or self._for_analysis
         dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
         for piece in torch.split(maps, max(1, _PIECE // max(1, maps[0].numel()))):
-            copy = piece.to(dtype, copy=True)
+            copy = piece.to(dtype, copy=changed)
             if self._for_analysis:
                 layer.statistics.append(map_statistics(copy))
             if self._rectify:

@@ -52,15 +52,16 @@ def map_statistics(maps: Tensor, coarse_side: int = 8) -> Tensor:
     """
     pixels = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
     pooled = pool_maps(maps, coarse_side)
-    own = _deviation(pixels)
-    coarse = own if pooled is maps else _deviation(pooled.flatten(2))
-    return torch.stack([pixels.mean(2), own, pixels.amax(2), pixels.amin(2), coarse], 2)
+    mean, own = _mean_and_deviation(pixels)
+    _, coarse = (mean, own) if pooled is maps else _mean_and_deviation(pooled.flatten(2))
+    return torch.stack([mean, own, pixels.amax(2), pixels.amin(2), coarse], 2)
 
 
-def _deviation(pixels: Tensor) -> Tensor:
-    """Standard deviation over the last axis; on a CPU 20 times as fast as `torch.std`."""
-    deviation: Tensor = torch.linalg.vector_norm(pixels - pixels.mean(2, keepdim=True), dim=2) / pixels.shape[2] ** 0.5
-    return deviation
+def _mean_and_deviation(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the last axis; on a CPU 20 times as fast as `torch.std_mean`."""
+    mean = pixels.mean(2)
+    deviation: Tensor = torch.linalg.vector_norm(pixels - mean[:, :, None], dim=2) / pixels.shape[2] ** 0.5
+    return mean, deviation
 
 
 @dataclass
@@ -94,4 +95,4 @@ class LayerMaps:
     @property
     def maps(self) -> Tensor:
         """All maps `(N, F, ...)`."""
-        return torch.cat(self.batches)
+        return self.batches[0] if len(self.batches) == 1 else torch.cat(self.batches)

@@ -28,7 +28,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if numba were not installed."""
     monkeypatch.setitem(sys.modules, "numba", None)
-    for name in ("numba_engine", "_numba_em", "_numba_kmeans"):
+    for name in ("numba_engine", "_numba_em", "_numba_kmeans", "_numba_ranks"):
         monkeypatch.delitem(sys.modules, f"{engines.__name__}.{name}", raising=False)
         monkeypatch.delattr(engines, name, raising=False)
 

@@ -25,7 +25,7 @@ from lightning_anomaly.callbacks import (
     AnomalyFilterCallback,
     AnomalyPruneCallback,
     TwoSampleCallback,
-    _probe,
+    _together,
     anomaly_filter,
     two_sample,
 )
@@ -127,7 +127,7 @@ def stops(rank: int, world: int) -> Outcome:
 
 def _fail_from(first: int) -> Callable[..., Any]:
     calls: list[int] = []
-    real = _probe.analyze_maps
+    real = _together.analyze_share
 
     def analyse(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -140,13 +140,13 @@ def _fail_from(first: int) -> Callable[..., Any]:
 
 def fails(rank: int, world: int) -> Outcome:
     if rank == 0:
-        _probe.analyze_maps = _fail_from(2)
+        _together.analyze_share = _fail_from(2)
     return fit(world, AnomalyFilterCallback(**PROBE))
 
 
 def fails_and_raises(rank: int, world: int) -> Outcome:
     if rank == 0:
-        _probe.analyze_maps = _fail_from(2)
+        _together.analyze_share = _fail_from(2)
     return fit(world, AnomalyFilterCallback(**PROBE, on_error="raise"))
 
 

@@ -118,6 +118,25 @@ class Engine(ABC):
         """The index `(F, M)` of clusterings `(F, M, N)` of points `(F, N, 2)`, see `moments.calinski_harabasz`."""
         return calinski_harabasz(points, labels, self.cluster_moments)
 
+    def look_up(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:
+        """What tables hold for the ranks of values among others.
+
+        Args:
+            values: Values `(n, V)`, float32; NaN counts as the smallest or the largest.
+            knots: What each is ranked among, sorted `(V, Q)`, float32.
+            beyond: How many knots are at most as large as each `(V, Q)`, int32.
+            tables: Tables `(T, 2 Q + 1)`, float32, with an entry for twice each mid-rank: of the knots that equal a
+                value, half are below it.
+
+        Returns:
+            The entries `(T, n, V)`, on the device of the values; the same for every engine.
+        """
+        own = values.T.contiguous()
+        left = torch.searchsorted(knots, own)
+        place = left.clamp(max=knots.shape[1] - 1)
+        rank = left + torch.where(knots.gather(1, place) == own, beyond.gather(1, place), left)
+        return tables[:, rank].transpose(1, 2)
+
     def each(self, work: Callable[[int], Tensor], numbers: Sequence[int], points: Tensor) -> list[Tensor]:
         """The results of work on points for each number of components: in turn, as an operation uses all threads."""
         return [work(number) for number in numbers]

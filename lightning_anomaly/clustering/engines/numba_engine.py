@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engines import _numba_em, _numba_kmeans
+from lightning_anomaly.clustering.engines import _numba_em, _numba_kmeans, _numba_ranks
 from lightning_anomaly.clustering.engines.base import Engine
 
 __all__ = ["ENGINE"]
@@ -43,6 +43,13 @@ class NumbaEngine(Engine):
         w, mu, u = (tensor.flatten(0, 1).clone().numpy() for tensor in (weights, means, factors))
         fitted = _numba_em.em(_array(points), w, mu, u, max_iter, tol, reg_covar)
         return tuple(torch.from_numpy(part).reshape(*weights.shape[:2], *part.shape[1:]) for part in fitted)
+
+    def look_up(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:
+        """See `Engine`."""
+        if values.device.type != "cpu":
+            return super().look_up(values, knots, beyond, tables)
+        arrays = (part.numpy() for part in (values.contiguous(), knots, beyond, tables))
+        return torch.from_numpy(_numba_ranks.look_up(*arrays)).transpose(1, 2)
 
 
 def _array(points: Tensor) -> Any:

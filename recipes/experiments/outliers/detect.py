@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from statistics import mean
 from typing import Any
@@ -24,6 +24,7 @@ from torchvision.io import encode_png
 from lightning_anomaly import AnalysisSettings, find_outliers
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.scores import layer_scores
 from recipes.common.evaluation import logits_of
 from recipes.common.maps import capture, choose
@@ -32,7 +33,6 @@ from recipes.experiments.common.ranks import auroc, average_precision
 from recipes.experiments.common.trainings import DATA, Training, make_training, quick_matrix
 from recipes.experiments.h2.measure import draws_of
 from recipes.experiments.h2.planted import SHARES
-from recipes.experiments.outliers.grouped import grouped_scores
 from recipes.experiments.outliers.planted import Planted, plant
 from recipes.experiments.outliers.rivals import RIVALS, cleanvision_scores, network_scores, pixel_scores
 
@@ -51,12 +51,13 @@ __all__ = [
     "was_chosen_on",
 ]
 
-SCORES = ("score", "votes", *RIVALS, "grouped")
+SCORES = ("score", "votes", *RIVALS)
 NETWORKS = ("lenet5", "simple_cnn", "alexnet", "resnet18", "vgg11_bn")
 _SMALL = NETWORKS[:2]
 CONDITIONS = ("augmented", "overfitting", "damaged")  # healthy, overfitting, and that with damaged images in training
 CHOSEN_ON = 0  # seed
 _SETTINGS = AnalysisSettings(rule="vote")
+_ENGINE, _ = choose_engine(_SETTINGS.engine, torch.device("cpu"))
 MEASURES = ("auroc", "precision", "false_positives")
 _RECALL = 0.95
 _FEWER = {"vgg11_bn": (2000, 8), "resnet18": (1000, 8)}  # training images and epochs of the slow ones
@@ -167,7 +168,7 @@ def _in_probe(
     """What finds one kind and share of damage in the probe; in a small network, two draws of a single image.
 
     Clustering takes most of the time, so larger networks have votes at 1% only, and the slow ones only with all kinds
-    mixed; larger networks have the grouped score at 5% only.
+    mixed.
     """
     probe = planted.probe
     small = network in _SMALL
@@ -183,14 +184,9 @@ def _in_probe(
             found["score"] = torch.tensor(report.outlier_scores)
             found["votes"] = torch.tensor(report.outlier_samples)
         else:  # as in the report, without clustering
-            found["score"] = _over_layers(layer_scores, chosen)
-        if small or share == max(SHARES):
-            found["grouped"] = _over_layers(grouped_scores, chosen)
+            by_layer = [layer_scores(torch.cat(layer.statistics), _ENGINE) for layer in chosen.values()]
+            found["score"] = torch.stack(by_layer).amax(0)
         yield measured(places >= probe.size, found)
-
-
-def _over_layers(score: Callable[[Tensor], Tensor], maps: Mapping[str, LayerMaps]) -> Tensor:
-    return torch.stack([score(torch.cat(layer.statistics)) for layer in maps.values()]).amax(0)
 
 
 def measured(truth: Tensor, scores: Mapping[str, Tensor | None]) -> dict[str, Any]:

@@ -31,9 +31,9 @@ def draw(lines: Sequence[Line]) -> Figure:
     some = reported(lines)
     shown = [runs[0] for runs in group([line for line in some if line["gallery"]], "network").values()]
     figure = Figure(figsize=(13, 4.2 + _HEIGHT * len(shown)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[4.2, _HEIGHT * max(1, len(shown))])
-    _draw_areas(upper, some)
-    _draw_galleries(lower, shown)
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[4.2, _HEIGHT * max(1, len(shown))])
+    _draw_areas(parts[0, 0], some)
+    _draw_galleries(parts[1, 0], shown)
     return figure
 
 

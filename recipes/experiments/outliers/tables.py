@@ -22,7 +22,6 @@ __all__ = [
 
 ALL_KINDS = (*KINDS, "foreign", "mixed")
 _MEASURES = dict(zip(MEASURES, ("AUROC", "average precision", "false positives at 95% recall"), strict=True))
-_OF_PROBES = ("votes", "grouped")  # these alone
 _HEADER = ("outlier score", *SCORES[1:])
 
 
@@ -44,7 +43,7 @@ def values_of(
         measure: One of `MEASURES`.
     """
     found = [
-        dict(zip(SCORES, result[measure], strict=False)).get(score)
+        result[measure][SCORES.index(score)]
         for line in lines
         for key, result in line["probe"].items()
         if kind in (None, key.partition("/")[0]) and share in (None, float(key.partition("/")[2]))
@@ -117,7 +116,7 @@ def trained_on_table(lines: Sequence[Line]) -> str:
 
     Of all kinds together, and what `find_outliers` reports at a false discovery rate of 10%.
     """
-    places = [place for place, name in enumerate(SCORES) if name not in _OF_PROBES]
+    places = [place for place, name in enumerate(SCORES) if name != "votes"]
     rows = []
     for key, runs in group([line for line in lines if line["trained_on"]], "network", "data").items():
         found = [run["trained_on"]["mixed"] for run in runs]
