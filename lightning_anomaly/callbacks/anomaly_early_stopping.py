@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch.callbacks.early_stopping as lightning_early_stopping
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import AnyEarlyStopping
