@@ -210,11 +210,10 @@ def tables(numbers: Mapping[str, Any]) -> str:
         lines += ["", "| network, live filters | what | who | seconds | CPU seconds | clusters as scikit-learn's |"]
         lines += ["|" + " --- |" * 6]
     for row in _rows(numbers, "peers"):
-        said = f"{row['said']} | |"
-        if "said" not in row:
-            same = f"{row['same_clusters']:.3f}" if "same_clusters" in row else ""
-            said = f"{row['seconds']:.3g} | {row['cpu_seconds']:.3g} | {same}"
-        lines.append(f"| {row['network']}, {row['filters']} | {row['task']} | {row['peer']} | {said} |")
+        measured = [f"{row[key]:.3g}" for key in ("seconds", "cpu_seconds", "same_clusters") if key in row]
+        columns = [f"{row['network']}, {row['filters']}", row["task"], row["peer"], *measured]
+        columns += [row["said"]] if "said" in row else []
+        lines.append(f"| {' | '.join(columns + [''] * (6 - len(columns)))} |")
     for row in _rows(numbers, "memory"):
         lines.append(
             f"\n{row['network']}, {row['images']} images of {row['side']}x{row['side']}: the peak of the process is "
