@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lightning_anomaly.analysis import Share, analyze_share, join_shares
 from lightning_anomaly.browser import Pictures, join_pictures, take_pictures
-from lightning_anomaly.callbacks._exchange import OtherFailed, agree, exchange, raise_told, tell_all
 from lightning_anomaly.callbacks._map_exchange import ToldLayer, exchange_maps
 from lightning_anomaly.callbacks._shares import sample_places
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.processes import OtherFailed, agree, exchange, raise_told, tell_all
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings
 
