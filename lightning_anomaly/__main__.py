@@ -124,6 +124,9 @@ def run_outliers(options: argparse.Namespace) -> OutlierReport:
         writer.writeheader()
         writer.writerows({**row, "filters": " ".join(map(str, row["filters"]))} for row in rows)
     report.plot(options.top).savefig(options.output / "outliers.png")
+    gallery = options.output / "outliers.html"
+    report.save_html(gallery, title=f"{options.model} on {options.data.name}")
+    print(f"to look through them and tick some: open {gallery}")
     print(f"in {options.output}: outliers.csv, outliers.png")
     return report
 

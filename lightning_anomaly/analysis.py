@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
-from lightning_anomaly.clustering.engines import Engine, choose_engine
+from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.isolation import isolated_samples
 from lightning_anomaly.progress import track
-from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.report import AnomalyReport, LayerReport, join_layers
 from lightning_anomaly.scores import layer_scores
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.verdicts import (
@@ -33,7 +33,7 @@ from lightning_anomaly.verdicts import (
     smallest_share,
 )
 
-__all__ = ["analyze", "analyze_maps"]
+__all__ = ["Share", "analyze", "analyze_maps", "analyze_share", "join_shares"]
 
 
 def analyze(
@@ -107,35 +107,112 @@ def analyze_maps(
     Returns:
         The report. Layers without usable maps are left out of it and named in its notes.
     """
-    notes = dict(notes or {})
+    return join_shares([analyze_share(maps, settings, progress=progress)], settings, notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What was found in some filters of each layer.
+
+    Attributes:
+        names: The layers with usable maps, in the network's order.
+        layers: `{layer: LayerReport}` of these filters, without outlier scores; layers that none of them is in are left
+            out.
+        outlier_scores: Those of layers `{layer: (N,)}`, which take the statistics of all filters.
+        nonfinite: Which samples have NaN or infinite values in the maps of these filters `{layer: (N,)}`.
+        n_samples: Number of probe samples, N.
+        left_out: Notes on layers without usable maps.
+        engine: What there is to say about the engine, if anything.
+    """
+
+    names: tuple[str, ...]
+    layers: Mapping[str, LayerReport]
+    outlier_scores: Mapping[str, Tensor]
+    nonfinite: Mapping[str, Tensor]
+    n_samples: int
+    left_out: Mapping[str, str]
+    engine: str | None
+
+
+def analyze_share(
+    maps: Mapping[str, LayerMaps],
+    settings: AnalysisSettings,
+    statistics: Mapping[str, Tensor] | None = None,
+    *,
+    progress: bool | None = False,
+) -> Share:
+    """Analyse some of the filters of a network, or all of them.
+
+    Args:
+        maps: Their maps `(N, F, ...)` by layer, F possibly zero.
+        settings: See `AnalysisSettings`.
+        statistics: Statistics of all filters of those layers whose outlier scores are wanted `(N, F, 5)`; None takes
+            what is with the maps.
+        progress: See `analyze`.
+
+    Returns:
+        What was found; for `join_shares`, as no filter's result depends on another filter.
+    """
     usable, n_samples, left_out = usable_layers(maps)
-    notes |= left_out
+    own = {name: layer for name, layer in usable.items() if layer.batches[0].shape[1]}
     device = next((layer.batches[0].device for layer in usable.values()), torch.device("cpu"))
     engine, note = choose_engine(settings.engine, device)
-    if note and usable:
-        notes["engine"] = note
     reduced = (
         (name, reduce_maps(layer.maps, engine, max_memory_mb=settings.max_memory_mb))
-        for name, layer in track(usable.items(), len(usable), "clustering", progress)
+        for name, layer in track(own.items(), len(own), "clustering", progress)
     )
     layers: dict[str, LayerReport] = {}
+    nonfinite: dict[str, Tensor] = {}
     for name, reduction, clustering in cluster_layers(reduced, settings, engine):
-        layers[name] = _report(usable[name], reduction, clustering, settings, engine)
-    notes |= _nonfinite_notes(usable, layers, n_samples)
-    if layers and n_samples < settings.smallest_probe:
-        notes["few samples"] = (
-            f"The probe has {n_samples} samples; at least {settings.smallest_probe} are needed before a cluster can be "
-            f"rare with `rare_fraction = {settings.rare_fraction}` and `max_components = {settings.max_components}`."
+        layers[name] = _report(own[name], reduction, clustering, settings)
+        if layers[name].filters(NONFINITE):
+            nonfinite[name] = _nonfinite_samples(own[name])
+    if statistics is None:
+        statistics = {name: torch.cat(layer.statistics) for name, layer in usable.items() if layer.statistics}
+    scores = {name: layer_scores(own, engine) for name, own in statistics.items() if name in usable}
+    return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out, note if usable else None)
+
+
+def join_shares(
+    shares: Sequence[Share], settings: AnalysisSettings, notes: Mapping[str, str] | None = None
+) -> AnomalyReport:
+    """The report of all filters of a network out of shares of them.
+
+    Args:
+        shares: What was found in the first filters of each layer, in the next ones, and so on.
+        settings: Those of the analysis.
+        notes: Notes of the caller's that the report should also have.
+    """
+    first = shares[0]
+    scores = {name: found for share in shares for name, found in share.outlier_scores.items()}
+    layers = {
+        name: replace(
+            join_layers([share.layers[name] for share in shares if name in share.layers]),
+            outlier_scores=scores.get(name, torch.zeros(0)),
         )
-    return AnomalyReport(layers, n_samples, settings.to_dict(), notes)
+        for name in first.names
+    }
+    notes = {**(notes or {}), **first.left_out}
+    if first.engine:
+        notes["engine"] = first.engine
+    notes |= _nonfinite_notes(shares, layers)
+    if layers and first.n_samples < settings.smallest_probe:
+        notes["few samples"] = (
+            f"The probe has {first.n_samples} samples; at least {settings.smallest_probe} are needed before a cluster "
+            f"can be rare with `rare_fraction = {settings.rare_fraction}` and `max_components = "
+            f"{settings.max_components}`."
+        )
+    return AnomalyReport(layers, first.n_samples, settings.to_dict(), notes)
 
 
-def _nonfinite_notes(
-    maps: Mapping[str, LayerMaps], reports: Mapping[str, LayerReport], n_samples: int
-) -> dict[str, str]:
+def _nonfinite_notes(shares: Sequence[Share], reports: Mapping[str, LayerReport]) -> dict[str, str]:
     """Notes on NaN and infinite values: one on the samples that give them, if it is the same few in all layers."""
+    n_samples = shares[0].n_samples
     counts = {name: len(report.filters(NONFINITE)) for name, report in reports.items()}
-    samples = {name: _nonfinite_samples(maps[name]) for name, count in counts.items() if count}
+    samples: dict[str, list[int]] = {}
+    for name in (name for name, count in counts.items() if count):
+        masks = [share.nonfinite[name] for share in shares if name in share.nonfinite]
+        samples[name] = torch.stack(masks).any(0).nonzero()[:, 0].tolist()
     few = {name: found for name, found in samples.items() if len(found) < n_samples}
     if len(few) == len(samples) and len({tuple(found) for found in few.values()}) == 1:
         found = next(iter(few.values()))
@@ -152,11 +229,9 @@ def _nonfinite_notes(
     }
 
 
-def _nonfinite_samples(layer: LayerMaps) -> list[int]:
-    """The samples with NaN or infinity in the map of some filter."""
-    finite = torch.cat([batch.flatten(1).isfinite().all(1) for batch in layer.batches])
-    found: list[int] = (~finite).nonzero()[:, 0].tolist()
-    return found
+def _nonfinite_samples(layer: LayerMaps) -> Tensor:
+    """Which samples have NaN or infinity in the map of some filter `(N,)`, on the CPU."""
+    return torch.cat([~batch.flatten(1).isfinite().all(1) for batch in layer.batches]).cpu()
 
 
 def _listed(samples: Sequence[int]) -> str:
@@ -164,9 +239,7 @@ def _listed(samples: Sequence[int]) -> str:
     return f"sample{'s' * (len(samples) > 1)} {', '.join(map(str, samples[:5]))}{more}"
 
 
-def _report(
-    layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings, engine: Engine
-) -> LayerReport:
+def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:
     """Judge the filters of one layer; the clustering is that of the live ones."""
     live = reduction.live.nonzero()[:, 0]
     statistics = torch.cat(layer.statistics) if layer.statistics else None
@@ -210,5 +283,4 @@ def _report(
         sparsity=layer.sparsity.cpu(),
         map_size=layer.size or (),
         analysed_size=tuple(layer.batches[0].shape[2:]),
-        outlier_scores=torch.zeros(0) if statistics is None else layer_scores(statistics, engine),
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_anomaly.browser import OUTLIERS, drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
@@ -22,7 +23,6 @@ from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.outlier_report import OutlierReport
-from lightning_anomaly.plots.samples import displayed
 from lightning_anomaly.processes import in_all, rank_and_world
 from lightning_anomaly.progress import track
 from lightning_anomaly.scores import Ordinary, Spread
@@ -32,8 +32,8 @@ __all__ = ["find_outliers"]
 _REFERENCE = 4000  # images that what is ordinary is learnt from, where none are given
 _SMALLEST_REFERENCE = 100
 _FILTERS = 3  # named for each image
-_SHOWN = 64  # images that the report keeps for its gallery
 _TOGETHER = 4  # batches that are judged in one operation
+_SIDE = 128  # of an image that the report keeps, at most (pixels)
 _ORDINARY = 256  # images of the reference that tell their range from black to white
 
 Statistics = dict[str, Tensor]  # (n, F, 5) of each layer
@@ -225,8 +225,7 @@ class _Search:
                 f"{len(infinite)} of the {n} images give NaN or infinite values, the first at position "
                 f"{infinite[0]}: their scores are infinite."
             )
-        shown = scores.argsort(descending=True, stable=True)[:_SHOWN].tolist()
-        both = torch.cat([self._others.take(self._chosen[:_ORDINARY]), images.take(shown)]).float()
+        shown = scores.argsort(descending=True, stable=True)[:OUTLIERS].tolist()
         return OutlierReport(
             scores=scores,
             p_values=p_values,
@@ -235,7 +234,7 @@ class _Search:
             filters=filters,
             n_reference=len(self._chosen),
             false_discovery_rate=rate,
-            images=displayed(both, list(range(len(both) - len(shown), len(both)))) if both.ndim == 4 else None,
+            images=_pictures(images, shown, self._others, self._chosen[:_ORDINARY]),
             notes=notes,
         )
 
@@ -264,6 +263,17 @@ def _joined(parts: Sequence[tuple[Tensor, Judgement]]) -> tuple[Tensor, Judgemen
     positions, found = zip(empty, *parts, strict=True)
     scores, p_values, layer, filters = (torch.cat(part) for part in zip(*found, strict=True))
     return torch.cat(positions), (scores, p_values, layer, filters)
+
+
+def _pictures(images: ImageSource, shown: list[int], others: ImageSource, ordinary: list[int]) -> Tensor | None:
+    """Small pictures of the images shown, scaled as ordinary ones; None if they are nothing that can be drawn."""
+    if not 1 <= len(images.shape) <= 4:
+        return None
+    chosen, known = (
+        torch.cat([shrink(batch, _SIDE) for _, batch in source.batches(positions)])
+        for source, positions in ((images, shown), (others, ordinary))
+    )
+    return drawn(chosen, known)
 
 
 def _learn(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lightning_anomaly.browser import BrowserFile, write_outlier_page
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.samples import gallery
 from lightning_anomaly.tables import Tabular
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 __all__ = ["OutlierReport"]
+
+_DRAWN = 64  # images in a figure, at most
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,7 +38,8 @@ class OutlierReport(Tabular):
         filters: The filters of that layer that the image is most extreme in `(N, 3)`, -1 where there are no more.
         n_reference: Number of images in the reference.
         false_discovery_rate: The share of ordinary images that is accepted among those found.
-        images: The images with the largest scores, uint8 `(n, H, W, C)`; None if they are no images.
+        images: Small pictures of the images with the largest scores, uint8 `(n, H, W, C)`; None if they are nothing
+            that can be drawn.
         notes: What could not be used and why, as sentences.
     """
 
@@ -116,16 +122,47 @@ class OutlierReport(Tabular):
         """Draws the k images with the largest scores, of at most 64.
 
         Raises:
-            ValueError: If `k` is not a positive integer, or the model does not take images.
+            ValueError: If `k` is not a positive integer, or the model takes nothing that can be drawn.
         """
         if self.images is None:
-            raise ValueError("`OutlierReport.plot` draws images (C, H, W), and this model was given something else.")
-        positions = self.top(k)[: len(self.images)]
+            raise ValueError(
+                "`OutlierReport.plot` draws images, signals and volumes, and this model was given something else."
+            )
+        positions = self.top(k)[: min(_DRAWN, len(self.images))]
         captions = [
             f"image {i}\nscore {self.scores[i].item():.1f}\n{_cut(self.layers[int(self.layer[i])])}" for i in positions
         ]
         heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"
         return gallery(self.images[: len(positions)], captions, f"{heading}\n(below them the layer that says so)")
+
+    def save_html(
+        self, path: str | Path, labels: Sequence[Any] | None = None, title: str = "Images that do not belong"
+    ) -> None:
+        """Writes a ranked gallery as one HTML file, which needs no server and no network.
+
+        It has the 256 images with the largest scores, by layer or all, to tick those that are to go; what is ticked is
+        saved as a CSV file with the columns of `rows`. A browser remembers what was ticked.
+
+        Args:
+            path: Where to write it.
+            labels: A name or number for each image of the data set: its file or its class. A column of the CSV file.
+            title: The heading.
+
+        Raises:
+            ValueError: If `labels` does not have one entry for each image.
+        """
+        write_outlier_page(self, path, self._sentences(), labels, title)
+
+    def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
+        """The same, written to a temporary file: a notebook shows it in place, a console the file's path.
+
+        Args:
+            labels: See `save_html`.
+            title: See there.
+        """
+        path = Path(tempfile.mkdtemp(prefix="lightning_anomaly_")) / "outliers.html"
+        self.save_html(path, labels, title)
+        return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("position", "score", "p-value", "layer", "filters")]
@@ -144,8 +181,8 @@ class OutlierReport(Tabular):
 
     def _sentences(self) -> list[str]:
         found = (
-            f"{len(self.found)} of {len(self.scores)} images do not belong to a reference of {self.n_reference}, at a "
-            f"false discovery rate of {100 * self.false_discovery_rate:g}%"
+            f"{len(self.found):,} of {len(self.scores):,} images do not belong to a reference of "
+            f"{self.n_reference:,}, at a false discovery rate of {100 * self.false_discovery_rate:g}%"
         )
         too_few = (
             f"fewer than {self.fewest} cannot be found at this rate, however far they are: give a larger reference, or "

@@ -1,10 +1,10 @@
-"""Which filters tell training images from validation images: a rank test for every filter, and a report."""
+"""Whether a network tells training images from validation images, by its output, and by which of its filters."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
+from lightning_anomaly.confidence import Confidences, compare_confidences
 from lightning_anomaly.rank_test import (
     DIVISIONS,
     divided_test,
@@ -39,16 +40,18 @@ class LayerComparison:
             for most) that five of these are expected in the smaller group, as the rank test's approximation needs.
         auc: Probability that a training image has a larger value than a validation image `(F,)`, see `rank_test`.
         p_value: Of the rank test `(F,)`, 1 where a filter is not live.
+        share_p_value: How often random divisions of the same images find as large a share of the layer's live filters.
     """
 
     live: Tensor
     auc: Tensor
     p_value: Tensor
+    share_p_value: float = 1.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TwoSampleReport(Tabular):
-    """Which filters respond to training images otherwise than to validation images. `print(report)` gives a table.
+    """Whether the output is surer of training images, and which filters tell them apart. `print(report)` gives a table.
 
     Attributes:
         layers: `{layer: LayerComparison}` in the network's order.
@@ -57,6 +60,11 @@ class TwoSampleReport(Tabular):
         significance: The p-value up to which a filter counts.
         chance: The `fraction` that each of 999 random divisions of the same images into two groups gives `(999,)`.
         notes: What could not be compared and why, as sentences.
+        confidence_auc: Probability that the output is surer of a training image than of a validation image, by the
+            largest softmax probability, ties counted half; 0.5 if the output could not be compared.
+        confidence_gap: Mean of that probability over the training images less that over the validation images; 0
+            likewise.
+        confidence_p_value: Of the rank test between the two; 1 likewise.
     """
 
     layers: Mapping[str, LayerComparison]
@@ -65,6 +73,35 @@ class TwoSampleReport(Tabular):
     significance: float
     chance: Tensor
     notes: Mapping[str, str] = field(default_factory=dict)
+    confidence_auc: float = 0.5
+    confidence_gap: float = 0.0
+    confidence_p_value: float = 1.0
+
+    @property
+    def compares_output(self) -> bool:
+        """Whether the output could be compared; else a note says why not."""
+        return not {"output", "few images"} & set(self.notes)
+
+    @property
+    def telling_layers(self) -> dict[str, float]:
+        """`{layer: share of its live filters that tell the images apart}`, the largest share first.
+
+        Only layers of which random divisions give such a share at most `significance` of the times.
+        """
+        shares = {
+            name: self.fraction_in([name])
+            for name, layer in self.layers.items()
+            if layer.share_p_value <= self.significance and self._told(layer).any()
+        }
+        return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+
+    @property
+    def where(self) -> str:
+        """In which layers the images are told apart, in words."""
+        shares = [f"'{name}' ({100 * share:.0f}%)" for name, share in self.telling_layers.items()]
+        if shares:
+            return f"in units of {', '.join(shares)}"
+        return "in no single unit: the output alone" if self.compares_output else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:
@@ -119,7 +156,11 @@ class TwoSampleReport(Tabular):
             f"images from the {self.n_val} validation images; {100 * self.p_value:.1f}% of random divisions of these "
             "images find as many"
         )
-        return [found, *(f"note: {note}" for note in self.notes.values())]
+        sure = (
+            f"the output is surer of a training image than of a validation image in {100 * self.confidence_auc:.1f}% "
+            f"of pairs (p = {self.confidence_p_value:.2g}), by {self.confidence_gap:+.3f} on average"
+        )
+        return [*[sure] * self.compares_output, found, *(f"note: {note}" for note in self.notes.values())]
 
 
 def two_sample_test(
@@ -130,24 +171,28 @@ def two_sample_test(
     layers: Iterable[str] | None = None,
     significance: float = 0.01,
 ) -> TwoSampleReport:
-    """Find the filters that respond to training images otherwise than to validation images.
+    """Find out whether a network knows its training images: by its output, and by which filters.
 
-    As long as a network treats both alike, `significance` of its filters are found by chance; a share well above it
-    says that convolutions have learnt the training images themselves, and in which layers. Filters of a network see the
-    same images, so by chance too they are found together: none for most images, a tenth of them for a few. The report's
-    `p_value` knows that: it compares the share with those of random divisions of the same images. What is compared is a
-    filter's largest rectified value on an image: of a convolution with a BatchNorm behind it, name the BatchNorm in
-    `layers`.
+    The output says *whether*: a network that overfits is surer of training images, by its largest softmax probability.
+    `confidence_auc` is 0.5 where it treats both alike. Its p-value depends on the number of images; the area does not.
+
+    The filters say *where*. As long as a network treats both alike, `significance` of its filters are found by chance;
+    a share well above it says that convolutions have learnt the training images themselves, and in which layers.
+    Filters of a network see the same images, so by chance too they are found together: none for most images, a tenth of
+    them for a few. The report's `p_value` knows that: it compares the share with those of random divisions of the same
+    images. What is compared is a filter's largest rectified value on an image: of a convolution with a BatchNorm behind
+    it, name the BatchNorm in `layers`.
 
     **Give training images as validation sees them, without augmentation**, and of both kinds as they come, drawn at
-    random: whatever else sets the two apart is found as well. It finds strong overfitting, and none in linear layers;
-    see `docs/results/two_sample.md` for where it did and where it did not.
+    random: whatever else sets the two apart is found as well. Filters show strong overfitting of convolutions, and none
+    of linear layers, unless `layers` names them; see `docs/results/two_sample.md`.
 
     The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
     afterwards as before, also after an exception.
 
     Args:
-        model: Any model, on any device.
+        model: Any model, on any device. Its output is compared if it is logits `(N, C)`, or `(N, C, ...)`, of which the
+            mean over the positions counts; of another kind, a note says so.
         train_inputs: Images that it was trained on; as `inputs` of `analyze`.
         val_inputs: Images that it was not trained on, likewise. A few hundred of each kind are enough.
         layers: Names of the layers to compare; None takes every convolution.
@@ -162,23 +207,27 @@ def two_sample_test(
 
     Examples:
         >>> images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-        >>> conv = nn.Conv2d(1, 1, 3)
+        >>> conv = nn.Conv2d(1, 2, 3)
         >>> _ = nn.init.ones_(conv.weight)
         >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
-        {'': [0]}
+        {'': [0, 1]}
     """
     check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     notes = unseen_layers(model, layers)
-    taken, sizes = [], []
+    taken, sizes, sure = [], [], []
     for argument, given in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
-        capture = MapCapture(watched, summary=_largest)
-        run(model, given, capture, argument=argument)
+        capture, confidences = MapCapture(watched, summary=_largest), Confidences()
+        run(model, given, capture, argument=argument, take_output=confidences.take)
         usable, n_samples, left_out = usable_layers(capture.maps, len(given) if isinstance(given, Tensor) else None)
         notes |= left_out
+        n_samples = n_samples or sum(map(len, confidences.batches))  # where no layer says how many
         taken.append(usable)
         sizes.append(n_samples)
+        sure.append(confidences.of(n_samples))
+        if confidences.problem is not None:
+            notes["output"] = f"The output is not compared: {confidences.problem}."
     n_train, n_val = sizes
     compared: dict[str, LayerComparison] = {}
     values: dict[str, Tensor] = {}
@@ -197,18 +246,27 @@ def two_sample_test(
         if divisions is None:
             divisions = random_divisions(n_train, n_train + n_val)
         _, p_values = divided_test(both[compared[name].live], divisions)
-        by_chance += (p_values <= significance).sum(0)
+        of_layer = (p_values <= significance).sum(0)
+        by_chance += of_layer
+        compared[name] = _with_share(compared[name], of_layer, significance)
         nonfinite = int((~both.isfinite().all(1)).sum())
         if nonfinite:
             notes[f"{name} nonfinite"] = (
                 f"Layer '{name}': {nonfinite} of {len(both)} filters have NaN or infinite values and are not compared."
             )
     live = sum(int(layer.live.sum()) for layer in compared.values())
-    if values and not (live and enough_samples(n_train, n_val, significance)):
-        notes |= _too_few(torch.cat(list(values.values())), n_train, n_val, significance)
+    enough = enough_samples(n_train, n_val, significance)
+    if (values or "output" not in notes) and not (live and enough):
+        notes |= _too_few(list(values.values()), n_train, n_val, significance)
     for note in notes.values():
         warnings.warn(note, stacklevel=2)
-    return TwoSampleReport(compared, n_train, n_val, significance, by_chance.double() / max(1, live), notes)
+    chance = by_chance.double() / max(1, live)
+    report = TwoSampleReport(compared, n_train, n_val, significance, chance, notes)
+    first, second = sure
+    if first is None or second is None or not enough:
+        return report
+    area, gap, p_value = compare_confidences(first, second)
+    return replace(report, confidence_auc=area, confidence_gap=gap, confidence_p_value=p_value)
 
 
 def check_groups(train_inputs: Any, val_inputs: Any) -> None:
@@ -224,15 +282,15 @@ def check_groups(train_inputs: Any, val_inputs: Any) -> None:
             )
 
 
-def _too_few(values: Tensor, n_train: int, n_val: int, significance: float) -> dict[str, str]:
-    """What is missing, of values `(F, n_train + n_val)` that cannot tell, and how many images would be enough."""
+def _too_few(layers: list[Tensor], n_train: int, n_val: int, significance: float) -> dict[str, str]:
+    """What is missing, of layers' values `(F, n_train + n_val)` that cannot tell, and how many images are enough."""
     if not enough_samples(n_train, n_val, significance):
         note = (
             f"Parameters `train_inputs` and `val_inputs` hold {n_train} and {n_val} images, too few for a rank test at "
             f"`significance = {significance}`: give at least {samples_needed(significance)} of each."
         )
         return {"few images": note}
-    values = values[values.isfinite().all(1)]
+    values = torch.cat([own[own.isfinite().all(1)] for own in layers]) if layers else torch.zeros(0, 1)
     if not len(values):
         return {}
     needed = samples_to_be_live(values)
@@ -254,3 +312,9 @@ def _compare(values: Tensor, n_train: int) -> LayerComparison:
     area, p_value = rank_test(values[:, :n_train], values[:, n_train:])
     area[~live], p_value[~live] = 0.5, 1.0
     return LayerComparison(live, area, p_value)
+
+
+def _with_share(layer: LayerComparison, by_chance: Tensor, significance: float) -> LayerComparison:
+    """The layer with the p-value of its share, given how many of its filters random divisions find `(999,)`."""
+    told = int((layer.live & (layer.p_value <= significance)).sum())
+    return replace(layer, share_p_value=share_of_chance(told, by_chance))

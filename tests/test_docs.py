@@ -92,4 +92,9 @@ def test_the_tutorial_was_run_and_holds_its_pictures() -> None:
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
-    assert file.stat().st_size < 500_000
+    assert (
+        sum('<iframe title="Browser of a report"' in "".join(o.get("data", {}).get("text/html", "")) for o in outputs)
+        == 1
+    )
+    assert "/tmp/" not in file.read_text()
+    assert file.stat().st_size < 1_500_000

@@ -30,6 +30,17 @@ def net() -> nn.Sequential:
     )
 
 
+class Flattened(nn.Module):
+    """Takes samples of any shape as signals."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.flatten(1)[:, None])
+
+
 class Sizes(Dataset[Tensor]):
     def __init__(self, *sides: int) -> None:
         self.sides = sides
@@ -151,8 +162,25 @@ def test_what_is_no_image_is_scored_too(net):
     inputs[11] *= 9
     report = find_outliers(series, inputs)
     assert report.top(1) == [11]
+    assert report.images.shape == (150, 48, 64, 3)  # curves
+    assert len(report.plot().axes) == 32
+
+
+def test_what_cannot_be_drawn_is_scored_too():
+    inputs = torch.randn(150, 1, 2, 2, 2, 4, generator=torch.Generator().manual_seed(0))
+    report = find_outliers(Flattened(nn.Conv1d(1, 4, 3)), inputs, layers=["model"])
+    assert report.scores.isfinite().all()
+    assert report.images is None
     with pytest.raises(ValueError, match=r"`OutlierReport\.plot` draws images"):
         report.plot()
+
+
+def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
+    inputs = images(400)[..., None].expand(-1, -1, -1, -1, 30).flatten(3).repeat_interleave(20, 2)  # 240x360
+    inputs[:300] *= 100
+    report = find_outliers(nn.Conv2d(1, 2, 3), inputs, inputs[300:])
+    assert report.images.shape == (256, 80, 120, 1)
+    assert ((report.images == 0) | (report.images == 255)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ ROOMS = [
     "analysis",
     "find_outliers",
     "rank_test",
+    "confidence",
     "two_sample",
     "pruning",
     "checkpoint",

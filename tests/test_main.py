@@ -148,6 +148,8 @@ class TestOutliers:
         lines = out.splitlines()
         assert {lines[2].split()[0], lines[3].split()[0]} == {"7", "60"}  # the two that are ramps
         assert lines[-1] == f"in {folder}: outliers.csv, outliers.png"
+        assert lines[-2] == f"to look through them and tick some: open {folder / 'outliers.html'}"
+        assert (folder / "outliers.html").read_text().startswith("<!doctype html>")
         with (folder / "outliers.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert list(rows[0]) == ["position", "score", "p_value", "found", "layer", "filters"]

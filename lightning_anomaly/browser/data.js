@@ -1,21 +1,9 @@
 // The packed report: an index that is read at once, and blocks of points and maps that are unpacked when first needed.
-
-function bytesOf(name) {
-  const text = atob(document.getElementById(name).textContent);
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return bytes;
-}
-
-async function unpack(name) {
-  const stream = new Blob([bytesOf(name)]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Response(stream).arrayBuffer();
-}
+import { openIndex, unpack } from "./unpack.js";
 
 export class Report {
   static async open() {
-    const index = JSON.parse(new TextDecoder().decode(await unpack("index")));
-    return new Report(index, index.images ? await createImageBitmap(new Blob([bytesOf("sprite")])) : null);
+    return new Report(...(await openIndex()));
   }
 
   constructor(index, sprite) {

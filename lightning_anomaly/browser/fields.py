@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.plots.fields import LayerFields, ReportFields
 
-__all__ = ["BrowsedLayer", "BrowsedReport"]
+__all__ = ["BrowsedLayer", "BrowsedOutliers", "BrowsedReport"]
 
 
 class BrowsedLayer(LayerFields, Protocol):
@@ -55,3 +55,26 @@ class BrowsedReport(ReportFields, Protocol):
     @property
     def pictures(self) -> Pictures | None:
         """Images and maps, where they were kept."""
+
+
+class BrowsedOutliers(Protocol):
+    """The fields of an `OutlierReport`."""
+
+    @property
+    def scores(self) -> Tensor:
+        """The larger, the less an image belongs `(N,)`."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that judge."""
+
+    @property
+    def false_discovery_rate(self) -> float:
+        """The share of ordinary images that is accepted among those found."""
+
+    @property
+    def images(self) -> Tensor | None:
+        """Those with the largest scores, uint8 `(n, H, W, C)`."""
+
+    def rows(self, k: int | None = None) -> list[dict[str, Any]]:
+        """What is known of the k images with the largest scores."""

@@ -1,7 +1,17 @@
 // One filter: its points, what is under the pointer, what is known of it, and its samples.
 import { choice, make } from "./dom.js";
 import { choiceText, chosenFilters } from "./filters.js";
-import { address, filterAddress, groupMark, imageOf, mapOf, sampleAddress, sampleTile, verdictBadge } from "./parts.js";
+import {
+  address,
+  filterAddress,
+  groupMark,
+  imageOf,
+  mapOf,
+  sampleAddress,
+  sampleTile,
+  stepper,
+  verdictBadge,
+} from "./parts.js";
 import { Scatter } from "./scatter.js";
 import { count, facts, layerText, number, scoreText, VERDICTS, votesText } from "./words.js";
 
@@ -15,19 +25,12 @@ export async function filterPage(report, place, query) {
   const same = (other) => other.layer === place.layer && other.filter === place.filter;
   let list = chosenFilters(report, chosen);
   if (!list.some(same)) list = report.filters;
-  const at = list.findIndex(same);
   const go = (other, pin = null) => {
     window.location.hash = filterAddress(report, other, { ...chosen, by: query.by, pin });
   };
-  const step = (by_) => list[at + by_] && go(list[at + by_]);
   const pin = (sample) => go(place, sample);
-  const stepButton = (by_, text, title) =>
-    make(
-      "button",
-      { type: "button", class: "step", title, "aria-label": title, disabled: !list[at + by_], click: () => step(by_) },
-      text,
-    );
-
+  const about = `, ${choiceText(report, list === report.filters ? {} : chosen)}`;
+  const { element: steps, step } = stepper(list, list.find(same), "filter", (next) => go(next), about);
   const heading = make(
     "div",
     { class: "title-row" },
@@ -47,21 +50,11 @@ export async function filterPage(report, place, query) {
       ),
       make("p", { class: "verdict" }, verdictBadge(report.kind(place)), ` ${VERDICTS[report.kind(place)] ?? ""}`),
     ),
-    make(
-      "div",
-      { class: "steps" },
-      stepButton(-1, "←", "previous filter (left arrow)"),
-      make(
-        "span",
-        { class: "quiet" },
-        `${number(at + 1)} of ${number(list.length)}, ${choiceText(report, list === report.filters ? {} : chosen)}`,
-      ),
-      stepButton(1, "→", "next filter (right arrow)"),
-    ),
+    steps,
   );
   const inspector = make("div", { class: "inspector", "aria-live": "polite" });
   const show = (sample, isPinned) =>
-    inspector.replaceChildren(...inspected(report, place, points, map, sample, isPinned));
+    inspector.replaceChildren(...inspected(report, place, points, map, sample, isPinned).filter(Boolean));
   const known = make(
     "dl",
     { class: "facts" },
@@ -172,7 +165,7 @@ function inspected(report, place, points, map, sample, isPinned) {
   const has = (content, caption) => make("figure", {}, content, make("figcaption", {}, caption));
   const pictures = [];
   if (report.images) pictures.push(has(imageOf(report, sample), "sample"));
-  if (report.layers[place.layer].maps) pictures.push(has(mapOf(map(sample), sample), "this filter's map"));
+  if (report.layers[place.layer].maps) pictures.push(has(mapOf(map(sample), sample), "filter's map"));
   return [
     make(
       "div",
@@ -238,7 +231,9 @@ function groupLegend(report, scatter, labelled) {
           "isolated",
         )
       : null,
-    labelled ? null : make("span", { class: "quiet" }, "ellipses: two standard deviations of a cluster's points"),
+    labelled
+      ? null
+      : make("span", { class: "quiet ellipse-note" }, "ellipses: two standard deviations of a cluster's points"),
   );
 }
 

@@ -13,7 +13,7 @@ _HEIGHT = 760  # pixels
 
 @dataclass(frozen=True, repr=False)
 class BrowserFile:
-    """The browser of a report as a file.
+    """The page of a report as a file.
 
     Attributes:
         path: Where it is.
@@ -30,5 +30,5 @@ class BrowserFile:
     def _repr_html_(self) -> str:
         # The page itself and not its address: a notebook's server does not serve the file, and this can be sent along.
         page = escape(self.path.read_text(encoding="utf-8"))
-        style = f"width:100%;height:{_HEIGHT}px;border:1px solid #8884;border-radius:8px"
-        return f'<iframe title="Filter browser" style="{style}" srcdoc="{page}"></iframe>'
+        style = f"box-sizing:border-box;width:100%;height:{_HEIGHT}px;border:1px solid #8884;border-radius:8px"
+        return f'<iframe title="Browser of a report" style="{style}" srcdoc="{page}"></iframe>'

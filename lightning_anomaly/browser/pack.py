@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,7 @@ from lightning_anomaly.browser.fields import BrowsedLayer, BrowsedReport
 from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
 
-__all__ = ["Packed", "pack"]
+__all__ = ["pack"]
 
 _POINTS = 4_000_000  # of all filters together
 _MAP_BYTES = (1_400_000, 11_000_000)  # of all maps, compressed: of most networks, and at most
@@ -27,28 +24,13 @@ _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest 
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """A report as a page takes it.
-
-    Attributes:
-        index: What is read at once: plain values.
-        sprite: All images in one PNG file, None without images.
-        blocks: Points, and maps if there are any, of each layer by name: bytes compressed with zlib.
-    """
-
-    index: dict[str, Any]
-    sprite: bytes | None
-    blocks: dict[str, bytes]
-
-
 def pack(
     report: BrowsedReport,
     pictures: Pictures,
     labels: Sequence[Any] | None,
     title: str,
     history: Sequence[Mapping[str, Any]] | None,
-) -> Packed:
+) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Pack a report.
 
     Args:
@@ -57,6 +39,10 @@ def pack(
         labels: A name or number for each sample.
         title: The page's heading.
         history: Entries as `AnomalyFilterCallback.history` has them, where `"losses"` may be a dict of losses.
+
+    Returns:
+        The index, which is read at once: plain values. And by name points, and maps if there are any, of each layer:
+        bytes compressed with zlib.
     """
     filters = sum(len(layer.verdicts) for layer in report.layers.values())
     count = min(report.n_samples, max(1, _POINTS // max(1, filters)))
@@ -84,12 +70,8 @@ def pack(
         "settings": {key: str(value) for key, value in report.settings.items()},
         "notes": [*report.notes.values(), *_left_out(report.n_samples, count, [amount for amount, _ in maps.values()])],
         "history": _history(history),
-        "images": None,
     }
-    if pictures.images is None:
-        return Packed(index, None, blocks)
-    index["images"], sprite = _sprite(pictures.images)
-    return Packed(index, sprite, blocks)
+    return index, blocks
 
 
 def _layer(name: str, layer: BrowsedLayer, ranks: list[int | None]) -> dict[str, Any]:
@@ -120,8 +102,9 @@ def _kept(kept: KeptMaps, amount: int) -> dict[str, Any]:
 
 
 def _scores(scores: Sequence[float]) -> list[float | None] | None:
-    """Short ones, None for infinite ones; None if no sample has any, as in reports from before there were scores."""
-    return [_short(score) for score in scores] if any(scores) else None
+    """None for infinite ones; None if no sample has any, as in reports from before there were scores."""
+    # Whole, as what is rounded twice may read otherwise than in the report's table.
+    return [score if math.isfinite(score) else None for score in scores] if any(scores) else None
 
 
 def _rows(flags: Tensor) -> dict[str, list[int]]:
@@ -251,23 +234,3 @@ def _left_out(samples: int, count: int, kept: Sequence[int]) -> list[str]:
             "its outliers, of its most and least active samples, and of others."
         )
     return notes
-
-
-def _sprite(images: Tensor) -> tuple[dict[str, int], bytes]:
-    """All images side by side, row by row, in a PNG file, and how to find one in it."""
-    from PIL import Image
-
-    count, height, width, channels = images.shape
-    columns = max(1, min(count, round(math.sqrt(count * height / width))))
-    rows = -(-count // columns)
-    padded = torch.zeros(rows * columns, height, width, channels, dtype=torch.uint8)
-    padded[:count] = images
-    sheet = padded.reshape(rows, columns, height, width, channels).transpose(1, 2).flatten(0, 1).flatten(1, 2)
-    file = io.BytesIO()
-    Image.fromarray(sheet.squeeze(2).numpy()).save(file, format="png")
-    return {"height": height, "width": width, "columns": columns}, file.getvalue()
-
-
-def index_bytes(index: Mapping[str, Any]) -> bytes:
-    """The index as compressed JSON."""
-    return zlib.compress(json.dumps(index, separators=(",", ":"), allow_nan=False).encode())

@@ -1,84 +1,76 @@
-"""The page: template, style, code and data in one file that refers to nothing outside itself."""
+"""A page: template, style, code and data in one file that refers to nothing outside itself."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import json
+import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_anomaly.browser.fields import BrowsedReport
-from lightning_anomaly.browser.pack import index_bytes, pack
-from lightning_anomaly.browser.pictures import Pictures, probe_images
-
-__all__ = ["page_text", "write_page"]
-
-# In the order of their imports. In the page they are one module, so no two of them have a name in common.
-_CODE = ("dom.js", "data.js", "words.js", "draw.js", "scatter.js", "parts.js", "overview.js", "filters.js", "filter.js",
-         "samples.js", "main.js")  # fmt: skip
+__all__ = ["assemble"]
 
 
-def write_page(
-    report: BrowsedReport,
-    path: str | Path,
-    images: Tensor | None = None,
-    labels: Sequence[Any] | None = None,
-    title: str = "Anomaly filters",
-    history: Sequence[Mapping[str, Any]] | None = None,
-) -> None:
-    """Write a report as an HTML file, see `AnomalyReport.save_html`."""
-    if labels is not None and len(labels) != report.n_samples:
-        raise ValueError(
-            f"Parameter `labels` should have {report.n_samples} entries, one for each probe sample. "
-            f"Found {len(labels)}."
-        )
-    if images is not None and not (2 <= images.ndim <= 5 and len(images) == report.n_samples and images.numel()):
-        raise ValueError(
-            f"Parameter `images` should be of shape ({report.n_samples}, ...), one image, signal or volume for each "
-            f"probe sample. Found shape {tuple(images.shape)}."
-        )
-    pictures = report.pictures or Pictures(None, {})
-    if images is not None:
-        pictures = Pictures(probe_images(images), pictures.maps)
-    Path(path).write_text(page_text(report, pictures, labels, title, history), encoding="utf-8")
-
-
-def page_text(
-    report: BrowsedReport,
-    pictures: Pictures,
-    labels: Sequence[Any] | None = None,
-    title: str = "Anomaly filters",
-    history: Sequence[Mapping[str, Any]] | None = None,
+def assemble(
+    code: Sequence[str], index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
 ) -> str:
-    """A report as an HTML page, with given pictures."""
-    packed = pack(report, pictures, labels, title, history)
-    blocks = {"index": index_bytes(packed.index), **packed.blocks}
-    if packed.sprite is not None:
-        blocks["sprite"] = packed.sprite
-    code, style = _code(), _text("page.css")
+    """A page as text.
+
+    Args:
+        code: Files of JavaScript, in the order of their imports. In the page they are one module, so no two of them
+            have a name in common.
+        index: What the page reads at once, plain values; it has a `"title"`.
+        images: uint8 images `(N, height, width, channels)` with one or three channels, which become one PNG file.
+        blocks: What it unpacks when needed: bytes compressed with zlib, by name.
+    """
+    placed, sprite = (None, {}) if images is None else _sprite(images)
+    content = {"index": _packed({**index, "images": placed}), **(blocks or {}), **sprite}
+    module, style = _module(code), _text("page.css")
     parts = {
-        "TITLE": escape(title),
-        "CODE_HASH": _hash(code),
+        "TITLE": escape(index["title"]),
+        "CODE_HASH": _hash(module),
         "STYLE_HASH": _hash(style),
         "STYLE": style,
         "DATA": "\n".join(
-            f'<script type="text/plain" id="{name}">{base64.b64encode(content).decode()}</script>'
-            for name, content in blocks.items()
+            f'<script type="text/plain" id="{name}">{base64.b64encode(block).decode()}</script>'
+            for name, block in content.items()
         ),
-        "CODE": code,
+        "CODE": module,
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _text("page.html"))
 
 
-def _code() -> str:
-    """The modules as one: they import only from each other."""
-    text = "\n".join(_text(name) for name in _CODE)
+def _packed(index: Mapping[str, Any]) -> bytes:
+    return zlib.compress(json.dumps(index, separators=(",", ":"), allow_nan=False).encode())
+
+
+def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
+    """How to find an image in the sprite, and the sprite: all images side by side, row by row, in a PNG file."""
+    from PIL import Image
+
+    count, height, width, channels = images.shape
+    columns = max(1, min(count, round(math.sqrt(count * height / width))))
+    rows = -(-count // columns)
+    padded = torch.zeros(rows * columns, height, width, channels, dtype=torch.uint8)
+    padded[:count] = images
+    sheet = padded.reshape(rows, columns, height, width, channels).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+    file = io.BytesIO()
+    Image.fromarray(sheet.squeeze(2).numpy()).save(file, format="png")
+    return {"height": height, "width": width, "columns": columns}, {"sprite": file.getvalue()}
+
+
+def _module(code: Sequence[str]) -> str:
+    """The files as one module: they import only from each other."""
+    text = "\n".join(map(_text, code))
     return re.sub(r"^export ", "", re.sub(r"^import [^;]*;\n", "", text, flags=re.MULTILINE), flags=re.MULTILINE)
 
 

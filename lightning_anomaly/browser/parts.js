@@ -1,7 +1,7 @@
 // What several pages are made of.
 import { make, sharpCanvas } from "./dom.js";
 import { drawImage, drawMap, drawMiniature, groupColour, groupShape, mark, verdictColour } from "./draw.js";
-import { count, layerText, scoreText } from "./words.js";
+import { count, layerText, number, scoreText } from "./words.js";
 
 const MINIATURE = [150, 110];
 const BESIDE_MAP = [96, 96];
@@ -19,9 +19,9 @@ export const filterAddress = (report, { layer, filter }, query) =>
 export const sampleAddress = (sample) => address(["sample", sample]);
 
 /** A sample's image, or its number where there are no images. */
-export function imageOf(report, sample) {
+export function imageOf(report, sample, name = `image of sample ${sample}`) {
   if (!report.images) return make("span", { class: "no-image" }, String(sample));
-  const canvas = make("canvas", { class: "pixels", role: "img", "aria-label": `image of sample ${sample}` });
+  const canvas = make("canvas", { class: "pixels", role: "img", "aria-label": name });
   drawImage(canvas, report, sample);
   return canvas;
 }
@@ -93,7 +93,8 @@ export function filterCard(report, place, query = {}, ringed = null) {
 
 /** A sample as a small image with a caption, that leads to it or, with `click`, is chosen. */
 export function sampleTile(report, sample, caption, { map = null, click = null } = {}) {
-  const pictures = make("span", { class: "tile-pictures" }, imageOf(report, sample), map ? mapOf(map, sample) : null);
+  const shown = [report.images ? imageOf(report, sample) : null, map ? mapOf(map, sample) : null].filter(Boolean);
+  const pictures = shown.length ? make("span", { class: "tile-pictures" }, shown) : null;
   const text = make("span", { class: "tile-text" }, caption);
   return click
     ? make("button", { type: "button", class: "tile", title: `sample ${sample}`, click }, pictures, text)
@@ -113,6 +114,33 @@ export function sampleCaption(report, sample) {
   const told = make("span", { class: "quiet" }, count(report.votes[sample], "vote"));
   const score = report.scores ? ` score ${scoreText(report.scores[sample])} ` : " ";
   return [make("strong", {}, String(sample)), score, report.scores ? make("br") : null, told];
+}
+
+/** Buttons from one of a list to the next, and `step(by)` for keys; `about` says what the list is. */
+export function stepper(list, item, what, go, about = "") {
+  const at = list.indexOf(item);
+  const step = (by) => list[at + by] !== undefined && go(list[at + by]);
+  const button = (by, text, title) =>
+    make(
+      "button",
+      {
+        type: "button",
+        class: "step",
+        title,
+        "aria-label": title,
+        disabled: list[at + by] === undefined,
+        click: () => step(by),
+      },
+      text,
+    );
+  const element = make(
+    "div",
+    { class: "steps" },
+    button(-1, "←", `previous ${what} (left arrow)`),
+    make("span", { class: "quiet" }, `${number(at + 1)} of ${number(list.length)}${about}`),
+    button(1, "→", `next ${what} (right arrow)`),
+  );
+  return { element, step };
 }
 
 /** Some of many, and a button for more. */

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.plots.samples import displayed
 
-__all__ = ["KeptMaps", "Pictures", "even_order", "probe_images", "take_pictures"]
+__all__ = ["KeptMaps", "Pictures", "drawn", "even_order", "join_pictures", "probe_images", "shrink", "take_pictures"]
 
 _SIDE = 64  # of an image or a map's picture, at most (pixels)
 _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
@@ -64,20 +64,44 @@ class _Outliers(Protocol):
     def outliers(self) -> Tensor: ...
 
 
-def take_pictures(layers: Mapping[str, _Outliers], maps: Mapping[str, LayerMaps], inputs: Any) -> Pictures:
+def take_pictures(
+    layers: Mapping[str, _Outliers], maps: Mapping[str, LayerMaps], inputs: Any, n_filters: int | None = None
+) -> Pictures:
     """Keep what can be seen of a probe.
 
     Args:
         layers: The layers of its report.
         maps: The maps that were analysed, of these layers and maybe others.
         inputs: The probe as a model takes it: a tensor, or a tuple, list or dict with one, or None.
+        n_filters: Number of filters of the network, if the layers have some of them only: see `join_pictures`.
     """
-    filters = sum(len(layer.outliers) for layer in layers.values())
-    room = _MAP_BYTES // max(1, filters)
+    if n_filters is None:
+        n_filters = sum(len(layer.outliers) for layer in layers.values())
+    room = _MAP_BYTES // max(1, n_filters)
     kept = {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
     samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
     tensor = _tensor_of(inputs, samples)
     return Pictures(None if tensor is None else probe_images(tensor), kept)
+
+
+def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pictures:
+    """The pictures of all filters out of those of shares of them.
+
+    Args:
+        parts: Pictures of the first filters of each layer, of the next ones, and so on; their images do not count.
+        inputs: See `take_pictures`.
+        n_samples: Number of probe samples, N.
+    """
+    layers: dict[str, list[KeptMaps]] = {}
+    for part in parts:
+        for name, kept in part.maps.items():
+            layers.setdefault(name, []).append(kept)
+    maps = {
+        name: KeptMaps(*(torch.cat([getattr(one, field.name) for one in kept]) for field in fields(KeptMaps)))
+        for name, kept in layers.items()
+    }
+    tensor = _tensor_of(inputs, n_samples)
+    return Pictures(None if tensor is None else probe_images(tensor), maps)
 
 
 def _tensor_of(inputs: Any, samples: int) -> Tensor | None:
@@ -103,32 +127,56 @@ def probe_images(inputs: Tensor) -> Tensor:
         uint8 images `(N, height, width, channels)`, on the CPU. Images of at most 64 pixels a side keep every pixel as
         long as there are fewer than about a thousand.
     """
-    inputs = inputs.detach()
-    if inputs.ndim < 4:
-        return _curves(inputs.reshape(len(inputs), -1, inputs.shape[-1])[:, : len(_CURVE_COLOURS)])
-    if inputs.ndim == 5:
-        inputs = inputs[:, :, inputs.shape[2] // 2]
     side = max(1, min(_SIDE, math.isqrt(_PIXELS // len(inputs))))
-    window = -(-max(inputs.shape[2:]) // side)
+    small = torch.cat([shrink(part, side) for part in torch.split(inputs, 64)])
+    return drawn(small, small)
+
+
+def shrink(samples: Tensor, side: int) -> Tensor:
+    """Samples of whatever kind as `drawn` takes them, in no more pixels than are shown, on the CPU.
+
+    Args:
+        samples: Images, volumes or signals, see `probe_images`.
+        side: Pixels of a side at most.
+
+    Returns:
+        Images `(N, C, H, W)` with one or three channels, or signals `(N, C, L)` with one to three, of which long ones
+        are the largest and the smallest value in each column of the picture.
+    """
+    samples = samples.detach()
+    if samples.ndim < 4:
+        return _bounds(samples.reshape(len(samples), -1, samples.shape[-1])[:, : len(_CURVE_COLOURS)]).cpu()
+    if samples.ndim == 5:
+        samples = samples[:, :, samples.shape[2] // 2]
+    if samples.shape[1] != 3:
+        samples = samples[:, :1]
+    window = -(-max(samples.shape[2:]) // side)
     if window > 1:
-        channels = inputs if inputs.shape[1] == 3 else inputs[:, :1]
-        inputs = torch.cat(
-            [
-                functional.avg_pool2d(part.float(), window, ceil_mode=True, count_include_pad=False).cpu()
-                for part in torch.split(channels, 64)
-            ]
-        )
-        if channels.dtype == torch.uint8:
-            inputs = inputs.round().to(torch.uint8)
-    return displayed(inputs, range(len(inputs)))
+        pooled = functional.avg_pool2d(samples.float(), window, ceil_mode=True, count_include_pad=False)
+        samples = pooled.round().to(torch.uint8) if samples.dtype == torch.uint8 else pooled
+    return samples.cpu()
 
 
-def _curves(signals: Tensor) -> Tensor:
+def drawn(samples: Tensor, ordinary: Tensor) -> Tensor:
+    """What `shrink` gave as uint8 images `(N, height, width, channels)`, scaled to the range of `ordinary` samples."""
+    return displayed(samples, ordinary) if samples.ndim == 4 else _curves(samples, ordinary)
+
+
+def _bounds(signals: Tensor) -> Tensor:
+    """Signals `(N, C, L)` without what no picture of them shows."""
+    width = _CURVE[1]
+    if signals.shape[2] <= 2 * width:
+        return signals
+    finite = signals.float().nan_to_num(math.nan, math.nan, math.nan)
+    bounds = [functional.adaptive_max_pool1d(side.nan_to_num(-math.inf), width) for side in (finite, -finite)]
+    return torch.stack([bounds[0], -bounds[1]], 3).flatten(2)  # infinite where no value is finite
+
+
+def _curves(signals: Tensor, ordinary: Tensor) -> Tensor:
     """Drawings `(N, height, width, 3)` of signals `(N, C, L)`; all have one scale, that of ordinary signals."""
     height, width = _CURVE
-    signals = signals.float().cpu()
-    finite = signals.nan_to_num(math.nan, math.nan, math.nan)
-    low, high = finite.amin((1, 2)).nanquantile(0.05), finite.amax((1, 2)).nanquantile(0.95)
+    finite, known = (values.float().nan_to_num(math.nan, math.nan, math.nan) for values in (signals, ordinary))
+    low, high = known.amin((1, 2)).nanquantile(0.05), known.amax((1, 2)).nanquantile(0.95)
     rows = ((finite - low) / (high - low).clamp_min(1e-12)).nan_to_num(0.5).clamp(0, 1) * (height - 1)
     if rows.shape[2] < width:
         rows = functional.interpolate(rows, width, mode="linear", align_corners=True)

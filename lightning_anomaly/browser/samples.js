@@ -1,8 +1,18 @@
 // The samples of the probe, and one of them with the filters it is an outlier of.
 import { choice, make } from "./dom.js";
 import { CARDS } from "./filters.js";
-import { address, byStanding, filterCard, imageOf, pages, sampleAddress, sampleCaption, sampleTile } from "./parts.js";
-import { count, layerText, number, scoreText, votesText } from "./words.js";
+import {
+  address,
+  byStanding,
+  filterCard,
+  imageOf,
+  pages,
+  sampleAddress,
+  sampleCaption,
+  sampleTile,
+  stepper,
+} from "./parts.js";
+import { count, layerText, scoreText, votesText } from "./words.js";
 
 const TILES = 96;
 
@@ -73,36 +83,12 @@ export function samplePage(report, sample) {
   const apart = report.filtersOf(sample, "isolated");
   const layers = new Set(filters.map(({ layer }) => layer));
   const label = report.label(sample);
-  const step = (by) => {
-    const next = sample + by;
-    if (next >= 0 && next < report.samples) window.location.hash = sampleAddress(next);
-  };
-  const stepButton = (by, text, title) =>
-    make(
-      "button",
-      {
-        type: "button",
-        class: "step",
-        title,
-        "aria-label": title,
-        disabled: sample + by < 0 || sample + by >= report.samples,
-        click: () => step(by),
-      },
-      text,
-    );
+  const samples = report.votes.map((_, place) => place);
+  const { element, step } = stepper(samples, sample, "sample", (next) => {
+    window.location.hash = sampleAddress(next);
+  });
   const content = [
-    make(
-      "div",
-      { class: "title-row" },
-      make("h1", {}, `Sample ${sample}`),
-      make(
-        "div",
-        { class: "steps" },
-        stepButton(-1, "←", "previous sample (left arrow)"),
-        make("span", { class: "quiet" }, `${number(sample + 1)} of ${number(report.samples)}`),
-        stepButton(1, "→", "next sample (right arrow)"),
-      ),
-    ),
+    make("div", { class: "title-row" }, make("h1", {}, `Sample ${sample}`), element),
     make(
       "div",
       { class: "sample" },

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from lightning_anomaly.browser import Pictures, page_text, take_pictures
+from lightning_anomaly.browser import Pictures, page_text
 from lightning_anomaly.callbacks._loggers import log_page, loss_tags
-from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.report import AnomalyReport
 
 __all__ = ["BrowserSchedule", "remember_losses"]
@@ -34,17 +30,15 @@ class BrowserSchedule:
         """Begins a fit."""
         self._pending: tuple[AnomalyReport, Pictures, int] | None = None
 
-    def take(
-        self, trainer: Any, report: AnomalyReport, maps: Mapping[str, LayerMaps], images: Tensor | None, step: int
-    ) -> None:
-        """Keeps what the browser shows of an analysis, in process 0, until the next."""
+    def take(self, trainer: Any, report: AnomalyReport, pictures: Pictures | str | None, step: int) -> None:
+        """Keeps what the browser shows of an analysis, in process 0, until the next: `pictures`, or why none are."""
         if not self._enabled or not trainer.loggers:
             return
         self._analyses += 1
-        try:
-            self._pending = report, take_pictures(report.layers, maps, images), step
-        except Exception as error:  # a picture is not worth a training run
-            warnings.warn(f"The browser's images could not be taken: {type(error).__name__}: {error}", stacklevel=2)
+        if isinstance(pictures, Pictures):
+            self._pending = report, pictures, step
+        else:
+            warnings.warn(f"The browser's images could not be taken: {pictures}", stacklevel=2)
 
     def write(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Gives the browser to the loggers, in process 0, if it is due or the last one was not."""

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_anomaly.browser import drawn
+from lightning_anomaly.callbacks._images import probe_images
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
-from lightning_anomaly.callbacks._probe import probe_images
 from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
 
@@ -49,10 +50,13 @@ class FigureSchedule:
         return self._enabled and number & (number - 1) == 0
 
     def keep_images(self, trainer: Any, limit: int, batch: Any) -> None:
-        """Keeps the images of a batch, up to `limit`, until `forget_images`, if there may be figures of them."""
-        # Of several processes each sees a part of the probe, and its images do not travel.
-        wanted = self._keeps and trainer.loggers and trainer.world_size == 1
-        missing = limit - sum(map(len, self._images))
+        """Keeps the images of a batch, of up to `limit` over all processes, if there may be figures of them.
+
+        They are kept until `forget_images`.
+        """
+        # Of several processes each sees a part of the probe, and only the first one has to have a logger.
+        wanted = self._keeps and (trainer.loggers or trainer.world_size > 1)
+        missing = -(-limit // trainer.world_size) - sum(map(len, self._images))
         images = probe_images(batch) if wanted and missing > 0 else None
         if images is not None:
             self._images.append(images[:missing])
@@ -66,9 +70,9 @@ class FigureSchedule:
         if not self._layout_done:
             self._layout_done = log_layout(trainer, self._prefix, self._overlay_tags, last_chance)
 
-    def log(self, trainer: Any, report: AnomalyReport, step: int) -> None:
-        """Logs the figures that are due after an analysis."""
-        self._pending = (step, pick_outliers(report, self.images)) if self._enabled else None
+    def log(self, trainer: Any, report: AnomalyReport, images: Tensor | None, step: int) -> None:
+        """Logs the figures that are due after an analysis of a probe with these images `(N, C, H, W)`."""
+        self._pending = (step, pick_outliers(report, images)) if self._enabled else None
         if self._due:
             self.finish(trainer, report)
         self._analyses += 1
@@ -82,7 +86,7 @@ class FigureSchedule:
 
     @property
     def images(self) -> Tensor | None:
-        """The images kept `(N, C, H, W)`; None if there are none, or of several sizes."""
+        """The images `(N, C, H, W)` or signals `(N, C, L)` kept; None if there are none, or of several sizes."""
         if len({images.shape[1:] for images in self._images}) != 1:
             return None
         return torch.cat(self._images)
@@ -93,7 +97,8 @@ def pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None
 
     Args:
         report: The report.
-        images: The probe's images `(N, C, H, W)`, None if there are none.
+        images: The probe's images `(N, C, H, W)`, or signals `(N, C, L)`, of which curves are shown; None if there are
+            none.
 
     Returns:
         What `log_report` takes; None if the images are not those of the report's samples.
@@ -101,6 +106,8 @@ def pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None
     if images is None or len(images) != report.n_samples:
         return None
     try:
+        if images.ndim == 3:
+            images = drawn(images, images).permute(0, 3, 1, 2)
         return outlier_images(report, images)
     except Exception as error:  # a picture is not worth a training run
         warnings.warn(f"The outliers' images could not be taken: {type(error).__name__}: {error}", stacklevel=2)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._processes import decided_by_first, first_loader, gather, unpadded_length
+from lightning_anomaly.callbacks._processes import first_loader, unpadded_length
+from lightning_anomaly.callbacks._together import Found, Wanted, analyse_together, pictures_of
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor
-from lightning_anomaly.capture.maps import LayerMaps, pool_maps
+from lightning_anomaly.capture.maps import pool_maps
 from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
@@ -92,35 +93,36 @@ class ValidationWatch:
         """Takes the hooks off again; a second call does nothing."""
         self._capture.remove()
 
-    def analyse(self, notes: Mapping[str, str]) -> tuple[AnomalyReport | None, Exception | None]:
-        """The report, or why there is none. All processes call it and learn the same; none waits for one that failed.
+    def analyse(self, notes: Mapping[str, str], images: Tensor | None, wanted: Wanted) -> Found:
+        """What was found. All processes call it and learn the same; none waits for one that failed.
 
         Args:
             notes: Notes that the report should have.
+            images: This process's images of the probe.
+            wanted: What is to be shown.
+
+        Raises:
+            Exception: If there is no report, in all processes.
         """
-        probed = True
         if self._probe == "train":
             self._run_training_probe()  # for a process without any validation batch
-            probed = self._failure is None
-            if self._together:
-                probed = self._trainer.strategy.reduce_boolean_decision(probed, all=True)
-        self.maps: Mapping[str, LayerMaps] = self._capture.maps
+        maps = self._capture.maps
         with torch.inference_mode(False), torch.no_grad():
-            if probed and self._together:
-                try:
-                    self.maps = gather(self.maps, self._gathered)
-                except Exception as error:
-                    probed, self._failure = False, error
+            if self._together:
+                return analyse_together(
+                    maps,
+                    images,
+                    self._settings,
+                    notes,
+                    limit=self._gathered,
+                    wanted=wanted,
+                    failure=self._failure,
+                )
 
-            def analyse() -> AnomalyReport:
-                if not probed:
-                    raise self._failure or RuntimeError("another process failed")
-                return analyze_maps(self.maps, self._settings, notes)
-
-            try:
-                return decided_by_first(self._trainer, analyse), None
-            except Exception as error:
-                return None, self._failure or error
+            if self._failure is not None:
+                raise self._failure
+            report = analyze_maps(maps, self._settings, notes)
+            return Found(report, images, pictures_of(report.layers, maps, images) if wanted.pictures else None)
 
     def _run_training_probe(self) -> None:
         # Before the first validation step, where averaged weights are in place whatever the order of the callbacks.
@@ -199,7 +201,7 @@ def run_training_probe(
         with precision.forward_context(), watching:
             pl_module(batch if inputs is None else inputs)
 
-    # Dealt out as `gather` expects it, so that process 0 has as many samples as any.
+    # Dealt out as `sample_places` expects it, so that process 0 has as many samples as any.
     own, most = (
         training_batches(trainer.train_dataloader, size, seed, slice(rank, None, trainer.world_size))
         for rank in (trainer.global_rank, 0)

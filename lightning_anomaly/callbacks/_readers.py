@@ -7,12 +7,14 @@ from typing import Any
 __all__ = ["in_vain"]
 
 
-def in_vain(trainer: Any, prefix: str) -> str:
+def in_vain(trainer: Any, prefix: str, part: str = "", but: str | None = None) -> str:
     """What becomes of the Trainer's callbacks that monitor a key under a prefix where nothing is watched.
 
     Args:
         trainer: The Trainer. Its callbacks may be of either of Lightning's package trees, or somebody else's.
         prefix: What the keys begin with.
+        part: What they go on with.
+        but: What others go on with, which stand for something.
 
     Returns:
         A sentence with a space before it; empty if none of the keys is monitored.
@@ -20,7 +22,9 @@ def in_vain(trainer: Any, prefix: str) -> str:
     told = []
     for callback in trainer.callbacks:
         key = getattr(callback, "monitor", None)
-        if isinstance(key, str) and key.startswith(f"{prefix}/"):
+        if not isinstance(key, str) or (but is not None and key.startswith(f"{prefix}/{but}")):
+            continue
+        if key.startswith(f"{prefix}/{part}"):
             # Only what stops has patience. With finite patience it stops a training for nothing, so not "never fires".
             fate = "will never have a reason to stop" if hasattr(callback, "patience") else "has nothing to rank by"
             told.append(f"{type(callback).__name__} on '{key}' {fate}")

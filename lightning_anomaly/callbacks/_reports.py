@@ -11,13 +11,14 @@ from lightning_anomaly.report import AnomalyReport
 __all__ = ["LastReports", "find_watcher"]
 
 
-def find_watcher(trainer: Any, prefix: str | None, asking: str) -> AnomalyFilterCallback:
+def find_watcher(trainer: Any, prefix: str | None, asking: str, other: str = "") -> AnomalyFilterCallback:
     """The AnomalyFilterCallback of a Trainer, wherever it stands in the list.
 
     Args:
         trainer: The Trainer.
         prefix: Its `log_key_prefix`; None takes the first one.
         asking: The callback that cannot do without it, for the error.
+        other: What would do in its place, likewise.
 
     Raises:
         ValueError: If the Trainer has none with this prefix.
@@ -28,7 +29,7 @@ def find_watcher(trainer: Any, prefix: str | None, asking: str) -> AnomalyFilter
             return watcher
     wanted = "" if prefix is None else f" with `log_key_prefix = {prefix!r}`"
     raise ValueError(
-        f"{asking} should be used with an AnomalyFilterCallback{wanted} among the Trainer's callbacks. "
+        f"{asking} should be used with {other}an AnomalyFilterCallback{wanted} among the Trainer's callbacks. "
         f"Found {[watcher.log_key_prefix for watcher in watchers] or 'none'}."
     )
 

@@ -1,94 +1,161 @@
-"""The callback that stops: an EarlyStopping on the rise of the anomaly fraction."""
+"""The callback that stops: an EarlyStopping on what the network's output or its anomaly filters say of overfitting."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import lightning.pytorch.callbacks.early_stopping as lightning_early_stopping
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import AnyEarlyStopping
+from lightning_anomaly.callbacks._output_rise import WINDOW, output_rise
 from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD
+from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
 
 __all__ = ["AnomalyEarlyStopping"]
 
 
+@dataclass(frozen=True)
+class _Signal:
+    """What can be watched.
+
+    Attributes:
+        name: Its key, behind the prefix.
+        threshold: What has to be exceeded.
+        patience: For how many validations.
+        hold: How many of these are part of the value already.
+    """
+
+    name: str
+    threshold: float
+    patience: int
+    hold: int
+
+
+_RISE = _Signal("rise", THRESHOLD, 6, HOLD)
+_OUTPUT = _Signal("confidence_auc", 0.03, 1, 1)
+
+
 class AnomalyEarlyStopping(AnyEarlyStopping):
-    """Stops training when the fraction of anomaly filters has risen and stays up.
+    """Stops a training that overfits, by a signal that needs no validation labels.
 
-    It monitors `<log_key_prefix>/rise`, which an `AnomalyFilterCallback` logs and which is 0 while the fraction is flat
-    or falls: then it never stops a run, however long. It is an `EarlyStopping`, so whatever in Lightning knows one
-    knows this one, and it may stand beside one on `val_loss`.
+    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_auc`: the probability that the network is
+    surer of a training image than of a validation image, near 0.5 as long as it treats both alike. It stops when the
+    mean of the last three validations is 0.03 above the lowest such mean before. So it has to see a training from its
+    beginning; with about 1,000 images of each kind chance moves that mean by half as much. See
+    `docs/results/stopping_output.md` for what it cost and found.
 
-    Whether a rise means overfitting is the source paper's hypothesis, and an open question: see the recipes for runs in
-    which the network overfits and the fraction falls. In those it does not stop.
+    **Beside an `AnomalyFilterCallback` alone** it watches `<log_key_prefix>/rise`, which is 0 while the fraction of
+    anomaly filters is flat or falls: then it never stops a run, however long. Whether a rise means overfitting is the
+    source paper's hypothesis; in our trainings it did not. What the defaults cost and find there, in simulations of
+    1,000 runs of 100 validations with 160 filters, each flagged with a constant probability, independently and anew at
+    each validation: at 0.05, 0.1 and 0.3 no run is stopped, at 0.5 three are; with 22 filters at 0.05 five. A step from
+    0.05 to 0.25 is found within `patience` validations in every run, one to 0.15 in 7 of 10, and in 9 of 10 within
+    twice as many. Verdicts that persist make the fraction wander: where each filter keeps its own from one validation
+    to the next with probability 0.8, 48 of 1,000 runs are stopped at 0.05, but 714 at 0.3. A signal that is both high
+    and wandering needs a higher `threshold`: with 0.15 one is.
 
-    What the defaults cost and find, in simulations of 1,000 runs of 100 validations with 160 filters, each flagged with
-    a constant probability, independently and anew at each validation: at 0.05, 0.1 and 0.3 no run is stopped, at 0.5
-    three are; with 22 filters at 0.05 five. A step from 0.05 to 0.25 is found within `patience` validations in every
-    run, one to 0.15 in 7 of 10, and in 9 of 10 within twice as many. Verdicts that persist make the fraction wander:
-    where each filter keeps its own from one validation to the next with probability 0.8, 48 of 1,000 runs are stopped
-    at 0.05, but 714 at 0.3. A signal that is both high and wandering needs a higher `threshold`: with 0.15 one is.
+    Which signal it watches is said when the fit begins, and why it stopped, in one sentence, when it does. It is an
+    `EarlyStopping`, so whatever in Lightning knows one knows this one, and it may stand beside one on `val_loss`. The
+    weights stay those of the last epoch; a `ModelCheckpoint` keeps others.
 
     Args:
-        threshold: The rise, as a fraction of the filters, that has to be exceeded.
-        patience: Number of validations for which it has to be exceeded, at least 5: the first 5 of a rise are part of
-            the monitored value, which shows no rise that did not last so long.
-        log_key_prefix: That of the `AnomalyFilterCallback`.
-        verbose: Whether the reason is logged when training stops; `stopping_reason_message` has it in any case.
+        threshold: The rise that has to be exceeded; None takes 0.03 for the output, and 0.05, as a fraction of the
+            filters, for anomaly filters.
+        patience: Number of validations in a row for which it has to; None takes 1 for the output, and 6 for anomaly
+            filters, at least 5: the first 5 of a rise are part of the value, which shows none that lasted less.
+        log_key_prefix: That of the callback to watch; None takes the first TwoSampleCallback of the Trainer, and
+            without one the first AnomalyFilterCallback.
+        verbose: Whether it says what it watches, and why it stops; `stopping_reason_message` has that in any case.
 
     Raises:
-        ValueError: If an argument is not allowed, or if no `AnomalyFilterCallback` logs under the prefix.
+        ValueError: If an argument is not allowed, or if there is no callback that it could watch.
 
     Examples:
-        >>> stopping = AnomalyEarlyStopping(threshold=0.1)
-        >>> stopping.monitor, stopping.patience
-        ('anomaly_filters/rise', 6)
+        >>> stopping = AnomalyEarlyStopping()  # `TwoSampleCallback(train_images, val_images)` stands beside it
+        >>> stopping.stopping_reason_message is None
+        True
     """
 
     def __init__(
         self,
-        threshold: float = THRESHOLD,
-        patience: int = 6,
-        log_key_prefix: str = "anomaly_filters",
+        threshold: float | None = None,
+        patience: int | None = None,
+        log_key_prefix: str | None = None,
         verbose: bool = True,
     ) -> None:
-        super().__init__(
-            monitor=f"{check_text('log_key_prefix', log_key_prefix)}/rise",
-            mode="min",
-            patience=check_integer("patience", patience, HOLD),
-            divergence_threshold=check_fraction("threshold", threshold, zero=True),
-            verbose=check_bool("verbose", verbose),
-        )
-        self.log_key_prefix = log_key_prefix
+        self._threshold = None if threshold is None else check_fraction("threshold", threshold, zero=True)
+        self._patience = None if patience is None else check_integer("patience", patience, 1)
+        self.log_key_prefix = None if log_key_prefix is None else check_text("log_key_prefix", log_key_prefix)
+        super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose))
+        # Until there is a Trainer. Two of these in one have two keys for their state, if their arguments differ.
+        self._watch(*(("two_sample", _OUTPUT) if self.log_key_prefix is None else (self.log_key_prefix, _RISE)))
         self._everywhere = True
         self._subject = Subject()
         self._forget()
 
+    def _watch(self, prefix: str, signal: _Signal) -> None:
+        self._signal = signal
+        self._compared: TwoSampleCallback | None = None
+        self.monitor = f"{prefix}/{signal.name}"
+        self.divergence_threshold = signal.threshold if self._threshold is None else self._threshold
+        self.patience = signal.patience if self._patience is None else self._patience
+
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
         self.wait_count, self.stopped_epoch = 0, 0
+        self._areas: list[float] = []
         self.best_score = torch.tensor(torch.inf)
         self.stopping_reason_message: str | None = None  # Lightning's own attributes, where it has them
         if reasons := _stopping_reasons():
             self.stopping_reason = reasons.NOT_STOPPED
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed fit needs, in plain types."""
+        return {**super().state_dict(), "areas": list(self._areas)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
         self._forget()
         self._subject.load()
         super().load_state_dict(state_dict)
+        self._areas = list(state_dict.get("areas", ()))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Makes sure that somebody logs what is monitored."""
-        super().setup(trainer, pl_module, stage)
+        """Finds out what there is to watch, and says so."""
         if stage == "fit":
-            find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping")
+            self._choose(trainer)
+        super().setup(trainer, pl_module, stage)
+
+    def _choose(self, trainer: Any) -> None:
+        """Takes the signal of the callback with the prefix, or of the first one.
+
+        Raises:
+            ValueError: If there is none, or `patience` does not fit the signal.
+        """
+        compared = [callback for callback in trainer.callbacks if isinstance(callback, TwoSampleCallback)]
+        compared = [own for own in compared if self.log_key_prefix in (None, own.log_key_prefix)]
+        if compared:
+            self._watch(compared[0].log_key_prefix, _OUTPUT)
+            self._compared = compared[0]
+        else:
+            watcher = find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping", "a TwoSampleCallback or ")
+            self._watch(watcher.log_key_prefix, _RISE)
+        check_integer("patience", self.patience, self._signal.hold)
+        if self.verbose:
+            what = "it" if self._signal is _RISE else f"the rise of its mean over {WINDOW} validations"
+            rank_zero_info(
+                f"AnomalyEarlyStopping watches '{self.monitor}' and stops when {what} has been above "
+                f"{self.divergence_threshold:g} for {self.patience} validation{'s' * (self.patience > 1)} in a row."
+            )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Drops what was seen of another model."""
@@ -116,20 +183,34 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         """Whether to stop, and why. `wait_count` counts the last values in a row that exceed the threshold."""
         self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=current.device), current)
+        if self._signal is _OUTPUT:
+            self._areas.append(float(current))
+            current = torch.tensor(output_rise(self._areas))
         threshold = self.divergence_threshold
         assert threshold is not None
         self.wait_count = self.wait_count + 1 if current > threshold else 0
         # The first value of a rise appears when it has lasted HOLD validations.
-        lasted = self.wait_count + HOLD - 1
+        lasted = self.wait_count + self._signal.hold - 1
         if self.wait_count == 0 or lasted < self.patience:
             return False, None
         if reasons := _stopping_reasons():
             self.stopping_reason = reasons.DIVERGENCE_THRESHOLD
-        self.stopping_reason_message = (
-            f"Anomaly filters have risen: for {lasted} validations their fraction has been more than {threshold:g} "
-            f"above an earlier level, by now {self.monitor} = {float(current):.3f}."
-        )
+        self.stopping_reason_message = self._why(lasted, threshold, float(current))
         return True, self.stopping_reason_message
+
+    def _why(self, lasted: int, threshold: float, value: float) -> str:
+        if self._signal is _RISE:
+            return (
+                f"Anomaly filters have risen: for {lasted} validations their fraction has been more than {threshold:g} "
+                f"above an earlier level, by now {self.monitor} = {value:.3f}."
+            )
+        report = None if self._compared is None else self._compared.report
+        return (
+            f"The network knows its training images: over the last {WINDOW} validations it was surer of a training "
+            f"image than of a validation image in {100 * fmean(self._areas[-WINDOW:]):.1f}% of pairs ({self.monitor}), "
+            f"{100 * value:.1f} points above its lowest level, and the two are told apart "
+            f"{'by its output' if report is None else report.where}."
+        )
 
 
 def _stopping_reasons() -> Any:

@@ -14,6 +14,7 @@ from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
+from lightning_anomaly.callbacks._together import Found, Wanted
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.clustering.engines import load_engine
@@ -62,12 +63,12 @@ class AnomalyFilterCallback(Watcher):
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
             its image and its map, see `AnomalyReport.save_html`. It is `anomaly_filters/browser.html` beside the files
-            of TensorBoard or CSVLogger; W&B, MLflow and Comet store it, and other loggers do not take it. With several
-            processes it has no images.
+            of TensorBoard or CSVLogger; W&B, MLflow and Comet store it, and other loggers do not take it.
 
     Attributes:
-        report: The last `AnomalyReport`, None before the first validation. Every process of the fit has it; none is
-            left where the strategy ends them with it, as `ddp_spawn` and `ddp_notebook` do.
+        report: The last `AnomalyReport`, None before the first validation. Every process of the fit has it, with points
+            and labels only in process 0; none is left where the strategy ends them, as `ddp_spawn` and `ddp_notebook`
+            do.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or
             the last values again), `signal` (the fraction in the signal layers) and `anomaly_filters`. It outlives a
             resume. A checkpoint written between a training step and the validation due at it, as ModelCheckpoint's
@@ -228,16 +229,16 @@ class AnomalyFilterCallback(Watcher):
         """Analyses what was taken, and logs."""
         if trainer.sanity_checking or trainer.barebones:
             return
-        analysed = self._watch is not None and self._analyse(trainer, pl_module, self._watch)
+        found = None if self._watch is None else self._analyse(trainer, pl_module, self._watch)
         if trainer.state.fn == "fit":
             if self._everywhere:  # the number is the same in all processes, so that all find the same one due
                 self._validations += 1
-            self._remember(trainer, analysed)
-            if analysed and self._watch is not None and self.report is not None and trainer.is_global_zero:
+            self._remember(trainer, analysed=found is not None)
+            if found is not None and trainer.is_global_zero:
                 # At the step where Lightning puts this validation's values.
                 step = trainer.fit_loop.epoch_loop._batches_that_stepped
-                self._figures.log(trainer, self.report, step)
-                self._browser.take(trainer, self.report, self._watch.maps, self._figures.images, step)
+                self._figures.log(trainer, found.report, found.images, step)
+                self._browser.take(trainer, found.report, found.pictures, step)
         self._log(trainer, pl_module, self._metrics, prog_bar="count")
         self._release()
 
@@ -271,16 +272,19 @@ class AnomalyFilterCallback(Watcher):
             )
         return watched
 
-    def _analyse(self, trainer: Any, pl_module: Any, watch: ValidationWatch) -> bool:
-        """Sets the report and the metrics; whether that went well."""
+    def _analyse(self, trainer: Any, pl_module: Any, watch: ValidationWatch) -> Found | None:
+        """Sets the report and the metrics, if there is anything to set them to."""
         started = time.perf_counter()
-        report, failure = watch.analyse(unseen_layers(pl_module, self.layers))
-        if report is None:
-            if failure is not None and self.on_error == "raise":
-                raise failure
+        shows = trainer.state.fn == "fit" and bool(trainer.loggers)
+        wanted = Wanted(shows and (self.log_figures or self.browser), shows and self.browser)
+        try:
+            found = watch.analyse(unseen_layers(pl_module, self.layers), self._figures.images, wanted)
+        except Exception as failure:
+            if self.on_error == "raise":
+                raise
             self._say_why(trainer, failure)
-            return False
-        self.report = report
+            return None
+        self.report = report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if notes and found_nothing(report):
             told = " ".join(notes.values())
@@ -289,9 +293,9 @@ class AnomalyFilterCallback(Watcher):
             self._warn_once(key, note)
         self._compare_images()
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
-        return True
+        return found
 
-    def _say_why(self, trainer: Any, failure: Exception | None) -> None:
+    def _say_why(self, trainer: Any, failure: Exception) -> None:
         if self.report is not None or any(entry["analysed"] for entry in self.history):
             self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
             return
@@ -316,7 +320,7 @@ class AnomalyFilterCallback(Watcher):
             self._warned.add("changed")
             warnings.warn(CHANGED[self.probe], stacklevel=2)
 
-    def _remember(self, trainer: Any, analysed: bool) -> None:
+    def _remember(self, trainer: Any, *, analysed: bool) -> None:
         # Without an analysis what was found last still holds.
         last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
         signal, found = last["signal"], last["anomaly_filters"]

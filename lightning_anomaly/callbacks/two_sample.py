@@ -1,4 +1,4 @@
-"""The callback that compares: logs how many filters tell training images from validation images."""
+"""The callback that compares: logs whether the output, and which filters, tell training from validation images."""
 
 from __future__ import annotations
 
@@ -18,17 +18,27 @@ from lightning_anomaly.two_sample import TwoSampleReport, check_groups, two_samp
 __all__ = ["TwoSampleCallback"]
 
 _NOTHING = "nothing is watched and the logged fraction of 0 and p-value of 1 stand for nothing"
+_NO_FILTER = _NOTHING.replace("nothing", "no filter", 1)
+# What is logged besides the layers, and what it is where nothing was compared.
+_NEUTRAL = {
+    "count": 0.0,
+    "fraction": 0.0,
+    "p_value": 1.0,
+    "confidence_auc": 0.5,
+    "confidence_gap": 0.0,
+    "confidence_p_value": 1.0,
+}
 
 
 class TwoSampleCallback(Watcher):
-    """Logs at every validation how many filters respond to training images otherwise than to validation images.
+    """Logs at every validation whether the output, and which filters, tell training images from validation images.
 
     See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
-    as finite floats under `log_key_prefix`: `count`, `fraction` (of the live filters), `p_value` (how often random
-    divisions of the same images give such a fraction; 1 before the first comparison) and `layer/NAME` (the fraction in
-    each layer). A plain `EarlyStopping(monitor="two_sample/p_value", mode="max", divergence_threshold=0.01,
-    patience=10**9)` stops a training when chance would give such a fraction less than once in a hundred times. It looks
-    at every validation, at the same images, so it stops somewhat more than one healthy training in a hundred.
+    as finite floats under `log_key_prefix`, of the output: `confidence_auc` (probability that it is surer of a training
+    image than of a validation image; 0.5 where it treats both alike), `confidence_gap` (by how much on average) and
+    `confidence_p_value`; of the filters: `count`, `fraction` (of the live ones), `p_value` (how often random divisions
+    of the same images give such a fraction) and `layer/NAME` (the fraction in each layer). No label is needed. An
+    `AnomalyEarlyStopping` beside it stops by `confidence_auc`.
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
     precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook
@@ -114,8 +124,7 @@ class TwoSampleCallback(Watcher):
         if self._due:
             # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
             layers = select_layers(pl_module, self.layers)
-            for name in ("count", "fraction", "p_value", *(f"layer/{layer}" for layer in layers)):
-                self._values.setdefault(name, float(name == "p_value"))
+            self._values = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in layers} | self._values
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -157,14 +166,19 @@ class TwoSampleCallback(Watcher):
 
     def _take(self, trainer: Any, report: TwoSampleReport) -> None:
         self.report = report
-        if any(layer.live.any() for layer in report.layers.values()):
-            self._measured = True
-            for key, note in report.notes.items():
-                self._warn_once(key, note)
-        else:
-            told = " ".join(report.notes.values())
+        live = any(layer.live.any() for layer in report.layers.values())
+        self._measured |= live or report.compares_output
+        told = " ".join(report.notes.values())
+        if not (live or report.compares_output):
             self._warn_once("none live", f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}")
-        self._values |= {"count": float(report.count), "fraction": report.fraction, "p_value": report.p_value}
+        elif not live and report.layers:
+            vain = in_vain(trainer, self.log_key_prefix, but="confidence")
+            self._warn_once("none live", f"{told} So {_NO_FILTER}.{vain}")
+        else:
+            for key, note in report.notes.items():
+                vain = in_vain(trainer, self.log_key_prefix, "confidence") if key == "output" else ""
+                self._warn_once(key, note + vain)
+        self._values |= {name: float(getattr(report, name)) for name in _NEUTRAL}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.layers}
 
     def _say_why(self, trainer: Any, reason: str) -> None:

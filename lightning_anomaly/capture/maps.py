@@ -95,4 +95,4 @@ class LayerMaps:
     @property
     def maps(self) -> Tensor:
         """All maps `(N, F, ...)`."""
-        return torch.cat(self.batches)
+        return self.batches[0] if len(self.batches) == 1 else torch.cat(self.batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,7 +53,13 @@ def probing(model: nn.Module, capture: MapCapture) -> Iterator[None]:
 
 
 def run(
-    model: nn.Module, inputs: Any, capture: MapCapture, progress: bool | None = False, *, argument: str = "inputs"
+    model: nn.Module,
+    inputs: Any,
+    capture: MapCapture,
+    progress: bool | None = False,
+    *,
+    argument: str = "inputs",
+    take_output: Callable[[Any], object] | None = None,
 ) -> None:
     """Run a model on a probe in evaluation mode, without gradients; afterwards it is as before.
 
@@ -64,6 +70,7 @@ def run(
         capture: What takes the maps.
         progress: Whether a bar is shown, see `analyze`.
         argument: The name that errors call `inputs` by.
+        take_output: Called with what the model returns, batch by batch.
 
     Raises:
         ValueError: If the model is on the meta device, or its weights are of another type than the inputs.
@@ -79,11 +86,13 @@ def run(
         for arguments, keywords in track(_calls(inputs, device), total, "feature maps", progress):
             with capture:
                 try:
-                    model(*arguments, **keywords)
+                    output = model(*arguments, **keywords)
                 except RuntimeError as error:
                     types = {value.dtype for value in (*arguments, *keywords.values()) if isinstance(value, Tensor)}
                     _refuse_type(argument, types, error)
                     raise
+            if take_output is not None:
+                take_output(output)
 
 
 def _refuse_type(argument: str, types: set[torch.dtype], error: RuntimeError) -> None:

@@ -64,7 +64,7 @@ def outlier_images(report: ReportFields, images: Tensor, max_images: int = 16) -
             f"Parameter `images` should be of shape ({report.n_samples}, C, H, W), one image for each probe sample. "
             f"Found shape {tuple(images.shape)}."
         )
-    return displayed(images, _outlying(report)[:max_images])
+    return displayed(images[_outlying(report)[:max_images]], images)
 
 
 def draw_outliers(report: ReportFields, shown: Tensor) -> Figure | None:
@@ -102,14 +102,18 @@ def _outlying(report: ReportFields) -> list[int]:
     return [sample for sample in report.by_outlier_score if scores[sample] > 0 or votes[sample]]
 
 
-def displayed(images: Tensor, chosen: Sequence[int]) -> Tensor:
-    """The chosen images as uint8 `(n, H, W, C)` with one or three channels, scaled as `outlier_figure` says."""
-    images = images.detach()
+def displayed(images: Tensor, ordinary: Tensor) -> Tensor:
+    """Images `(n, C, H, W)` as uint8 `(n, H, W, C)` with one or three channels, scaled as `outlier_figure` says.
+
+    Args:
+        images: The images.
+        ordinary: Images whose range goes from black to white, of the same channels and type.
+    """
+    shown, ordinary = images.detach().cpu(), ordinary.detach()
     if images.shape[1] != 3:
-        images = images[:, :1]
-    shown = images[list(chosen)].cpu()
+        shown, ordinary = shown[:, :1], ordinary[:, :1]
     if images.dtype != torch.uint8:
-        pixels = images.flatten(2)
+        pixels = ordinary.flatten(2)
         # Half a tenth of the images at either end may be out of the ordinary.
         low = pixels.amin(2).float().cpu().nanquantile(0.05, dim=0)[:, None, None]
         high = pixels.amax(2).float().cpu().nanquantile(0.95, dim=0)[:, None, None]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings
@@ -24,6 +26,11 @@ def capture(network: nn.Module, images: Tensor, settings: AnalysisSettings) -> d
 
 def choose(maps: Mapping[str, LayerMaps], samples: Tensor) -> dict[str, LayerMaps]:
     """The maps of some of the samples (sparsity stays that of all)."""
+
+    def chosen(batches: list[Tensor]) -> list[Tensor]:
+        return [torch.cat(batches)[samples]] if batches else []
+
     return {
-        name: LayerMaps([layer.maps[samples]], len(samples), layer.size, layer.zeros) for name, layer in maps.items()
+        name: replace(layer, batches=chosen(layer.batches), statistics=chosen(layer.statistics), count=len(samples))
+        for name, layer in maps.items()
     }

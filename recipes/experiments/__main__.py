@@ -11,9 +11,12 @@ and WEIGHTS gets gigabytes:
     python -m recipes.experiments search --data-root DIR --weights WEIGHTS
     python -m recipes.experiments two_sample --data-root DIR --weights WEIGHTS
     python -m recipes.experiments two_sample --data-root DIR --matrix held-out
+    python -m recipes.experiments output --data-root DIR --weights WEIGHTS
+    python -m recipes.experiments stability --data-root DIR --weights WEIGHTS
     python -m recipes.experiments frozen --data-root DIR --weights WEIGHTS
     python -m recipes.experiments h2 --data-root DIR
     python -m recipes.experiments h3 --data-root DIR --weights WEIGHTS
+    python -m recipes.experiments outliers --data-root DIR
 
 What is made of the lines:
 
@@ -38,6 +41,9 @@ from recipes.experiments.common.trainings import FOLLOWED
 from recipes.experiments.h1 import frozen, search, stopping, watch
 from recipes.experiments.h2 import runs
 from recipes.experiments.h3 import masking
+from recipes.experiments.outliers import detect
+from recipes.experiments.output import follow as output
+from recipes.experiments.stability import measure as stability
 from recipes.experiments.two_sample import compare
 
 __all__ = ["EXPERIMENTS", "Experiment", "parse", "run"]
@@ -55,6 +61,7 @@ class Experiment:
         work: The result of a job, given `root`, the folder of the data, and `weights` if there is such an option.
         matrices: See `add_experiment_options`.
         weights: Likewise.
+        networks: Likewise.
     """
 
     about: str | None
@@ -62,6 +69,7 @@ class Experiment:
     work: Callable[..., dict[str, Any]]
     matrices: tuple[str, ...] = ("full",)
     weights: str | None = _READ
+    networks: tuple[str, ...] = ("lenet5", "simple_cnn", "alexnet")
 
     def run(self, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         """Run what is missing; returns the lines of all that the options ask for."""
@@ -83,9 +91,18 @@ EXPERIMENTS = {
     ),
     "search": Experiment(search.__doc__, _followed, search.follow, ("full", "held-out")),
     "two_sample": Experiment(compare.__doc__, _followed, compare.follow, ("full", "held-out")),
+    "output": Experiment(output.__doc__, output.jobs, output.follow),
+    "stability": Experiment(stability.__doc__, _followed, stability.measure),
     "frozen": Experiment(frozen.__doc__, _overfitting, frozen.experiment),
     "h2": Experiment(runs.__doc__, runs.jobs, runs.run_job, weights=None),
     "h3": Experiment(masking.__doc__, masking.trainings, masking.experiment),
+    "outliers": Experiment(
+        detect.__doc__,
+        detect.trainings,
+        detect.experiment,
+        weights="folder that keeps the trained networks, to measure them again",
+        networks=detect.NETWORKS,
+    ),
 }
 
 
@@ -103,7 +120,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
     for name, experiment in EXPERIMENTS.items():
         command = add(name, experiment.about, partial(experiment.run, name))
-        add_experiment_options(command, experiment.matrices, experiment.weights)
+        add_experiment_options(command, experiment.matrices, experiment.weights, experiment.networks)
     add_line_options(add("stopping", stopping.__doc__, stopping.run), quick="on the small trainings of `h1 --quick`")
     add("results", results.__doc__, results.run)
     return parser.parse_args(arguments)

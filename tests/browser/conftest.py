@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from torch import Tensor
 
-from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from lightning_anomaly import AnalysisSettings, AnomalyReport, OutlierReport, analyze
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -122,11 +122,11 @@ class Opened:
 
 @pytest.fixture
 def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Writes a report with `save_html` and opens it; at the end no page may have complained or left its file."""
+    """Writes any report with `save_html` and opens it; at the end no page may have complained or left its file."""
     pages: list[Opened] = []
 
     def write_and_open(
-        report: AnomalyReport,
+        report: AnomalyReport | OutlierReport,
         address: str = "",
         *,
         name: str = "browser.html",

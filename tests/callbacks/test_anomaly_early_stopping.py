@@ -107,7 +107,7 @@ def may_stop(signals: torch.Tensor, threshold: float) -> torch.Tensor:
 
 def stopped(signal: list[float], **options: Any) -> int | None:
     """After how many validations the callback decides to stop, without a Trainer."""
-    stopping = AnomalyEarlyStopping(**options)
+    stopping = AnomalyEarlyStopping(log_key_prefix="anomaly_filters", **options)
     for end in range(1, len(signal) + 1):
         if stopping._evaluate_stopping_criteria(torch.tensor(rise(signal[:end])))[0]:
             return end
@@ -190,10 +190,10 @@ def test_a_plain_early_stopping_on_the_rise_is_usable(tmp_path: Path) -> None:
         ({"threshold": "low"}, r"`threshold` should be a number in \[0, 1\]. Found `threshold = 'low'`"),
         ({"threshold": True}, r"`threshold` should be a number in \[0, 1\]. Found `threshold = True`"),
         ({"threshold": float("nan")}, r"`threshold` should be a number in \[0, 1\]. Found `threshold = nan`"),
-        ({"patience": 4}, r"`patience` should be an integer of at least 5. Found `patience = 4`"),
+        ({"patience": 0}, r"`patience` should be an integer of at least 1. Found `patience = 0`"),
         ({"verbose": "no"}, r"`verbose` should be True or False. Found `verbose = 'no'`"),
         ({"log_key_prefix": 3}, r"`log_key_prefix` should be a string of at least one character. Found 3"),
-        ({"patience": 6.0}, r"`patience` should be an integer of at least 5. Found `patience = 6.0`"),
+        ({"patience": 6.0}, r"`patience` should be an integer of at least 1. Found `patience = 6.0`"),
     ],
 )
 def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
@@ -203,13 +203,16 @@ def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
 
 def test_without_anybody_who_watches_it_says_so(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, AnomalyEarlyStopping())
-    message = "AnomalyEarlyStopping should be used with an AnomalyFilterCallback with `log_key_prefix = "
-    with pytest.raises(ValueError, match=message + r"'anomaly_filters'` among the Trainer's callbacks. Found none"):
+    message = "AnomalyEarlyStopping should be used with a TwoSampleCallback or an AnomalyFilterCallback "
+    with pytest.raises(ValueError, match=message + r"among the Trainer's callbacks. Found none"):
         trainer.fit(SmallNet(), loader(), loader())
     trainer = quiet_trainer(tmp_path, AnomalyEarlyStopping(log_key_prefix="mine"), watcher())
-    with pytest.raises(ValueError, match=message + r"'mine'` .* Found \['anomaly_filters'\]"):
+    with pytest.raises(ValueError, match=message + r"with `log_key_prefix = 'mine'` .* Found \['anomaly_filters'\]"):
         trainer.fit(SmallNet(), loader(), loader())
     trainer.validate(SmallNet(), loader(), verbose=False)  # nothing to stop
+    trainer = quiet_trainer(tmp_path, AnomalyEarlyStopping(patience=4), watcher())
+    with pytest.raises(ValueError, match=r"`patience` should be an integer of at least 5. Found `patience = 4`"):
+        trainer.fit(SmallNet(), loader(), loader())
 
 
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")

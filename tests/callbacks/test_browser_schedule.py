@@ -1,6 +1,7 @@
 """The filter browser of a training: when it is written, where, and what is in it."""
 
 import base64
+import io
 import json
 import re
 import sys
@@ -9,12 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
+from lightning_anomaly.browser.pictures import probe_images as browsed
 from lightning_anomaly.callbacks._browser import remember_losses
+from lightning_anomaly.callbacks._images import probe_images
 from lightning_anomaly.callbacks._loggers import log_page
 
 pytestmark = QUIET
@@ -24,6 +31,12 @@ def index_of(page: str) -> dict[str, Any]:
     found = re.search(r'id="index">([^<]*)<', page)
     assert found is not None
     return json.loads(zlib.decompress(base64.b64decode(found[1])))
+
+
+def sprite_of(page: str) -> Image.Image:
+    found = re.search(r'id="sprite">([^<]*)<', page)
+    assert found is not None
+    return Image.open(io.BytesIO(base64.b64decode(found[1])))
 
 
 @pytest.mark.parametrize("make", [TensorBoardLogger, CSVLogger])
@@ -45,6 +58,61 @@ def test_it_lies_beside_the_files_of_the_logger(make: Any, tmp_path: Path) -> No
     losses = index["history"]["losses"]
     assert set(losses) == {"train_loss", "val_loss"}
     assert all(value is not None for values in losses.values() for value in values)
+
+
+class Other(SmallNet):
+    """The same for signals or volumes."""
+
+    def __init__(self, conv: type[nn.Module]) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv1, self.conv2 = conv(1, 4, 3), conv(4, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv2(self.conv1(x).relu()).relu().flatten(2).mean(2))
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape"), [(nn.Conv1d, (1, 200)), (nn.Conv3d, (1, 5, 9, 12))], ids=["signals", "volumes"]
+)
+def test_signals_and_volumes_are_seen_too(conv: type[nn.Module], shape: tuple[int, ...], tmp_path: Path) -> None:
+    inputs = torch.randn(60, *shape, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+    inputs[7] *= 20
+    probe = DataLoader(TensorDataset(inputs, torch.arange(60) % 3), batch_size=20)
+    logger = CSVLogger(tmp_path)
+    quiet_trainer(tmp_path, watcher(browser=True, log_figures=True), logger=logger, max_epochs=1).fit(
+        Other(conv), probe, probe
+    )
+    folder = Path(logger.log_dir) / "anomaly_filters"
+    assert [file.name for file in folder.glob("outliers/*.png")] == ["step=000002.png"]
+    page = (folder / "browser.html").read_text()
+    expected = browsed(inputs)
+    count, height, width, channels = expected.shape
+    told = index_of(page)
+    assert {key: told["images"][key] for key in ("height", "width")} == {"height": height, "width": width}
+    assert told["layers"][0]["maps"]["kept"] == count
+    sheet = torch.from_numpy(np.array(sprite_of(page))).reshape(-1, height, told["images"]["columns"], width, channels)
+    assert torch.equal(sheet.transpose(1, 2).flatten(0, 1)[:count], expected)
+
+
+def test_long_signals_are_kept_as_what_their_picture_shows() -> None:
+    signals = torch.randn(4, 5, 100_000, generator=torch.Generator().manual_seed(0)).cumsum(2)
+    signals[1, 0, 500] = torch.nan
+    signals[2] = torch.inf
+    kept = probe_images((signals, torch.zeros(4)))
+    assert kept.shape == (4, 3, 128)
+    assert torch.equal(kept[0].amax(1), signals[0, :3].amax(1))
+    assert torch.equal(kept[0].amin(1), signals[0, :3].amin(1))
+    assert kept[1].isfinite().all()
+    assert torch.equal(browsed(kept), browsed(signals))
+
+
+def test_what_cannot_be_drawn_is_left_out() -> None:
+    assert probe_images(torch.zeros(4)) is None
+    assert probe_images(torch.zeros(4, 0)) is None
+    assert probe_images({"ids": torch.zeros(4, dtype=torch.int64)}) is None
+    assert probe_images(torch.zeros(4, 3).to_sparse()) is None
 
 
 class Notes(Logger):

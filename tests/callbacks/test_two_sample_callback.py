@@ -11,7 +11,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, watcher
+from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
 from untouched import FrozenNorm, same, train
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
@@ -19,6 +19,7 @@ from lightning_anomaly.callbacks import two_sample as two_sample_file
 
 pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
+OUTPUT = {"confidence_auc": 0.5, "confidence_gap": 0.0, "confidence_p_value": 1.0}  # where it was not compared
 
 
 class Values(pl.Callback):
@@ -52,6 +53,9 @@ def test_it_logs_what_the_test_finds_at_every_validation(tmp_path: Path) -> None
             "two_sample/count": report.count,
             "two_sample/fraction": report.fraction,
             "two_sample/p_value": report.p_value,
+            "two_sample/confidence_auc": report.confidence_auc,
+            "two_sample/confidence_gap": report.confidence_gap,
+            "two_sample/confidence_p_value": report.confidence_p_value,
             "two_sample/layer/conv1": report.fraction_in(["conv1"]),
             "two_sample/layer/conv2": report.fraction_in(["conv2"]),
         }
@@ -64,7 +68,8 @@ def test_it_logs_what_the_test_finds_at_every_validation(tmp_path: Path) -> None
 def test_layers_significance_and_prefix_are_the_users(tmp_path: Path) -> None:
     compared = TwoSampleCallback(TRAIN, VAL, layers=["conv2"], significance=0.2, log_key_prefix="two_sample_too")
     _, values = fit(tmp_path, compared, max_epochs=1)
-    assert set(values.seen[0]) == {f"two_sample_too/{name}" for name in ("count", "fraction", "p_value", "layer/conv2")}
+    logged = ("count", "fraction", "p_value", "layer/conv2", *OUTPUT)
+    assert set(values.seen[0]) == {f"two_sample_too/{name}" for name in logged}
     assert compared.report is not None
     assert compared.report.significance == 0.2
 
@@ -115,7 +120,7 @@ def test_a_failing_comparison_is_a_warning_and_the_last_values_are_logged_again(
 def test_images_that_the_model_cannot_take_do_not_stop_a_training(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="could not compare"):
         model, values = fit(tmp_path, TwoSampleCallback(images(40, channels=3), images(80, channels=3)), max_epochs=2)
-    nothing = {"count": 0, "fraction": 0, "p_value": 1, "layer/conv1": 0, "layer/conv2": 0}
+    nothing = {"count": 0, "fraction": 0, "p_value": 1, "layer/conv1": 0, "layer/conv2": 0, **OUTPUT}
     assert values.seen == [{f"two_sample/{name}": value for name, value in nothing.items()}] * 2
     assert hook_count(model) == 0
 
@@ -217,7 +222,7 @@ def test_several_validation_loaders_are_one_validation(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, compared, values, max_epochs=2)
     trainer.fit(SmallNet(), loader(80), [loader(seed=1), loader(seed=2)])
     assert len(values.seen) == 2
-    logged = ("count", "fraction", "p_value", "layer/conv1", "layer/conv2")
+    logged = ("count", "fraction", "p_value", "layer/conv1", "layer/conv2", *OUTPUT)
     assert set(values.seen[0]) == {f"two_sample/{name}" for name in logged}
 
 
@@ -278,3 +283,20 @@ def test_without_validation_there_is_nothing_to_compare(tmp_path: Path, options:
 def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TwoSampleCallback(**{"train_inputs": TRAIN, "val_inputs": VAL, **changed})
+
+
+def test_a_model_with_another_output_is_told_once_who_waits_for_it(tmp_path: Path) -> None:
+    class Scores(SmallNet):
+        def forward(self, x: Tensor) -> Any:
+            return {"scores": super().forward(x)}
+
+        def loss(self, batch: Any) -> Tensor:
+            return nn.functional.cross_entropy(self(batch[0])["scores"], batch[1])
+
+    reader = EarlyStopping("two_sample/confidence_auc", mode="min", patience=100)
+    with pytest.warns(UserWarning, match="The output is not compared: it is a dict") as caught:
+        _, values = fit(tmp_path, TwoSampleCallback(TRAIN, VAL), reader, module=Scores(), max_epochs=2)
+    (text,) = said(caught)
+    assert text.endswith("EarlyStopping on 'two_sample/confidence_auc' will never have a reason to stop.")
+    assert all(seen[f"two_sample/{name}"] == value for seen in values.seen for name, value in OUTPUT.items())
+    assert values.seen[-1]["two_sample/count"] > 0

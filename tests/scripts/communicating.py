@@ -35,8 +35,7 @@ from lightning_anomaly import (
     analyze,
     two_sample_test,
 )
-from lightning_anomaly.callbacks import _probe, _processes, anomaly_prune, two_sample
-from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.callbacks import _map_exchange, _probe, _together, anomaly_prune, two_sample
 from lightning_anomaly.plots import filter_figure
 
 LIMIT = 60  # seconds for a scenario, of up to four fits; it takes about four
@@ -311,21 +310,34 @@ def every_second_epoch(rank: int, world: int) -> Outcome:
 
 def analysis_fails(rank: int, world: int) -> Outcome:
     if rank == 0:
-        _probe.analyze_maps = _break
+        _together.analyze_share = _break
     return {"fit": run(ours(ALL))}
 
 
-def gathering_fails(rank: int, world: int) -> Outcome:
+def analysis_of_another_fails(rank: int, world: int) -> Outcome:
+    if rank == 1:
+        _together.analyze_share = _break
+    return {"fit": run(ours(ALL))}
+
+
+def sending_fails(rank: int, world: int) -> Outcome:
     """Process 1 has no memory for what it would send."""
     if rank == 1:
-        LayerMaps.maps = property(_break)
-    return {"fit": run(ours(("filter", "prune", "stopping")))}
+        _map_exchange._Route.parts = _break
+    return {"fit": run(ours(ALL))}
+
+
+def receiving_fails(rank: int, world: int) -> Outcome:
+    """Process 0 has no memory for its maps, when it has got those of the first layer."""
+    if rank == 0:
+        _map_exchange._Route.joined = _break
+    return {"fit": run(ours(ALL))}
 
 
 def joining_fails(rank: int, world: int) -> Outcome:
-    """Process 0 has no memory for the maps of all, when it has got those of the first layer."""
-    if rank == 0:
-        _processes._interleave = _break
+    """Process 1 has no memory for the report, when all have done their share."""
+    if rank == 1:
+        _together.join_shares = _break
     return {"fit": run(ours(ALL))}
 
 
@@ -421,7 +433,9 @@ SCENARIOS: dict[str, Callable[[int, int], Outcome]] = {
                 one_logger,
                 every_second_epoch,
                 analysis_fails,
-                gathering_fails,
+                analysis_of_another_fails,
+                sending_fails,
+                receiving_fails,
                 joining_fails,
             ),
             *(comparison_fails, choice_fails, training_probe_fails, uneven_training_probe, no_value_to_monitor),

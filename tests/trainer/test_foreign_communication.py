@@ -15,7 +15,7 @@ from communicating import combinations
 from run import run_script
 
 COMBINATIONS = ["_".join(names) for names in combinations()]
-FIGURES = {"anomaly_filters/filters", "anomaly_filters/verdicts"}
+FIGURES = {"anomaly_filters/filters", "anomaly_filters/verdicts", "anomaly_filters/outliers"}
 
 Outcome = dict[str, Any]
 
@@ -98,9 +98,11 @@ def test_an_epoch_without_validation_before_the_first(outcomes: Path) -> None:
     ("scenario", "who", "why"),
     [
         ("analysis_fails", "AnomalyFilterCallback", "no memory is left"),
-        ("gathering_fails", "AnomalyFilterCallback", "another process failed"),
-        ("joining_fails", "AnomalyFilterCallback", "no memory is left"),
-        ("training_probe_fails", "AnomalyFilterCallback", "another process failed"),
+        ("analysis_of_another_fails", "AnomalyFilterCallback", "process 1 failed: MemoryError('no memory is left')"),
+        ("sending_fails", "AnomalyFilterCallback", "process 1 failed: MemoryError('no memory is left')"),
+        ("receiving_fails", "AnomalyFilterCallback", "no memory is left"),
+        ("joining_fails", "AnomalyFilterCallback", "another process failed"),
+        ("training_probe_fails", "AnomalyFilterCallback", "process 1 failed: MemoryError('no memory is left')"),
         ("comparison_fails", "TwoSampleCallback", "another process failed"),
     ],
 )

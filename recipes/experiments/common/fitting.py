@@ -17,7 +17,7 @@ from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
 from recipes.experiments.common.trainings import CONDITIONS, Images, Training
 
-__all__ = ["KeepWeights", "every_epoch", "fit", "further_epochs", "watched_layers"]
+__all__ = ["KeepWeights", "every_epoch", "fit", "further_epochs", "trained", "watched_layers"]
 
 
 class MixedPrecision(Classifier):
@@ -38,8 +38,8 @@ def _build(training: Training, images: Images) -> nn.Sequential:
     return network
 
 
-def fit(training: Training, images: Images, callbacks: list[pl.Callback]) -> Classifier:
-    """Train from the start; the same training gives the same network."""
+def fit(training: Training, images: Images, callbacks: list[pl.Callback], *, validate: bool = True) -> Classifier:
+    """Train from the start, validating after every epoch or never; the same training gives the same network."""
     quiet()
     pl.seed_everything(training.seed, verbose=False)
     module = MixedPrecision(_build(training, images), training.lr, CONDITIONS[training.condition].decay / training.lr)
@@ -47,6 +47,7 @@ def fit(training: Training, images: Images, callbacks: list[pl.Callback]) -> Cla
     trainer = pl.Trainer(
         max_epochs=training.epochs,
         limit_train_batches=-(-training.train_size // training.batch_size),
+        limit_val_batches=None if validate else 0,
         callbacks=callbacks,
         accelerator="cpu",  # where the number of threads is one, the same training gives the same network
         num_sanity_val_steps=0,
@@ -55,6 +56,28 @@ def fit(training: Training, images: Images, callbacks: list[pl.Callback]) -> Cla
     )
     trainer.fit(module, train, val)
     return module
+
+
+def trained(training: Training, images: Images, weights: str | None = None) -> nn.Sequential:
+    """The network after the last epoch, in evaluation mode, with the channels last as in training.
+
+    Args:
+        training: The training.
+        images: Its images.
+        weights: A folder that keeps its weights, `KEY.pt`. It is trained if they are not there, and they are kept.
+    """
+    path = None if weights is None else Path(weights) / f"{training.key}.pt"
+    if path is None or not path.is_file():
+        network = fit(training, images, [], validate=False).network
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(network.state_dict(), path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+    else:
+        network = _build(training, images)
+        network.load_state_dict(torch.load(path, weights_only=True))
+    assert isinstance(network, nn.Sequential)
+    return network.eval()
 
 
 class KeepWeights(pl.Callback):

@@ -29,18 +29,21 @@ def add_line_options(parser: argparse.ArgumentParser, quick: str) -> None:
     parser.add_argument("--lines", default=None, help="folder of the results, default: beside the experiment")
 
 
-def add_experiment_options(parser: argparse.ArgumentParser, matrices: Sequence[str], weights: str | None) -> None:
+def add_experiment_options(
+    parser: argparse.ArgumentParser, matrices: Sequence[str], weights: str | None, networks: Sequence[str]
+) -> None:
     """Add the options of an experiment that trains.
 
     Args:
         parser: Gets the options.
         matrices: Which sets of trainings there are to choose from, "full" first.
         weights: What the folder of weights is for; None for an experiment without one.
+        networks: Which ones are trained by default.
     """
     add_line_options(parser, quick="a few small trainings on digits, to see it work")
     parser.add_argument("--data-root", default=None, help="folder that holds NAME.npz or torchvision's copy (./data)")
     parser.add_argument("--workers", type=int, default=None, help="trainings at a time, default: one for each core")
-    parser.add_argument("--networks", nargs="+", default=["lenet5", "simple_cnn", "alexnet"], help="default: all three")
+    parser.add_argument("--networks", nargs="+", default=list(networks), help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: %(default)s")
     parser.set_defaults(matrix="full")
     if len(matrices) > 1:

@@ -57,12 +57,14 @@ CONDITIONS = {
     "augmented": Condition(augment=True, dropout=0.5),
     "regularised": Condition(dropout=0.5, decay=0.001),
     "more_data": Condition(pool=10),
+    "damaged": Condition(),  # of `outliers` only: some of the training images do not belong
 }
-OVERFITTING = ("overfitting", "noise10", "noise20", "noise30")  # the others are the healthy controls
+OVERFITTING = ("overfitting", "noise10", "noise20", "noise30", "damaged")  # the others are the healthy controls
 MATRIX = ("overfitting", "noise10", "noise30", "augmented", "regularised", "more_data")
 FOLLOWED = ("overfitting", "noise30", "augmented", "more_data")  # where every epoch's network is taken apart again
 # Epochs and learning rate: long enough for the validation loss of the plain training to rise well above its minimum.
-_SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "vgg11_bn": (16, 5e-4)}
+_SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "vgg11_bn": (16, 5e-4),
+             "resnet18": (8, 1e-3)}  # fmt: skip
 _LONG = {"lenet5": 50, "simple_cnn": 30, "alexnet": 20}  # epochs over a full data set
 
 

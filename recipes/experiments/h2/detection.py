@@ -48,8 +48,12 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     return logits[given] - logits.masked_fill(given, -torch.inf).max(1).values
 
 
-def feature_scores(features: Tensor, reference: Tensor, reference_labels: Tensor) -> dict[str, Tensor]:
+def feature_scores(
+    features: Tensor, reference: Tensor, reference_labels: Tensor, *, own: bool = False
+) -> dict[str, Tensor]:
     """Distances `(N,)` of features `(N, D)` from those of reference samples `(M, D)` with labels `(M,)`.
+
+    With `own` the features are those of the reference, and none is its own neighbour.
 
     Returns:
         `neighbour`, the distance to the fifth nearest one after scaling every sample to length 1 (Sun et al., "Out-of-
@@ -60,7 +64,9 @@ def feature_scores(features: Tensor, reference: Tensor, reference_labels: Tensor
     """
     features, reference = features.double(), reference.double()
     distances = torch.cdist(functional.normalize(features), functional.normalize(reference))
-    neighbour = distances.kthvalue(min(_NEIGHBOUR, len(reference)), dim=1).values
+    if own:
+        distances.fill_diagonal_(torch.inf)
+    neighbour = distances.kthvalue(min(_NEIGHBOUR, len(reference) - own), dim=1).values
     members = functional.one_hot(reference_labels).double()
     members = members[:, members.sum(0) > 0]
     means = (members / members.sum(0)).T @ reference

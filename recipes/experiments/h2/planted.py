@@ -11,11 +11,11 @@ from recipes.common.damage import plant_damage, with_label_noise
 from recipes.common.data import mean_and_std
 from recipes.experiments.common.trainings import Images, Training, prepare
 
-__all__ = ["MISLABELLED", "SHARES", "Planted", "Probe", "plant"]
+__all__ = ["KINDS", "MISLABELLED", "SHARES", "Planted", "Probe", "damage_behind", "foreign_images", "plant"]
 
 SHARES = (0.002, 0.01, 0.05)  # of the probe's images, of one kind at a time
 MISLABELLED = 0.05  # of all labels
-_KINDS = ("noise", "salt_and_pepper", "black", "over_exposed", "blurred", "inverted")
+KINDS = ("noise", "salt_and_pepper", "black", "over_exposed", "blurred", "inverted")
 _FOREIGN = {"cifar10": "fashion_mnist", "fashion_mnist": "cifar10"}
 
 
@@ -91,13 +91,11 @@ def plant(training: Training, root: str | None = None, *, damage: bool) -> Plant
         FileNotFoundError: If the data are not there.
     """
     images = prepare(training, root)
-    foreign = None
-    if training.data in _FOREIGN:
-        foreign = prepare(replace(training, data=_FOREIGN[training.data]), root).data.train_images
+    foreign = foreign_images(training, root)
     data, size = images.data, training.probe_size
     # Other draws than those of the training images.
-    val, val_places = _damage(data.val_images, training, foreign, seed=training.seed + 1000)
-    train, places = _damage(data.train_images, training, foreign, seed=training.seed)
+    val, val_places = damage_behind(data.val_images, training, foreign, seed=training.seed + 1000)
+    train, places = damage_behind(data.train_images, training, foreign, seed=training.seed)
     if not damage:
         train, places = data.train_images, {}
     behind = slice(size, size + sum(map(len, val_places.values())))
@@ -113,6 +111,13 @@ def plant(training: Training, root: str | None = None, *, damage: bool) -> Plant
     )
 
 
+def foreign_images(training: Training, root: str | None) -> Tensor | None:
+    """Images of another data set; None where there is no other, of the digits."""
+    if training.data not in _FOREIGN:
+        return None
+    return prepare(replace(training, data=_FOREIGN[training.data]), root).data.train_images
+
+
 def _mislabel(labels: Tensor, n_classes: int, seed: int, spared: slice) -> tuple[Tensor, Tensor]:
     """Give 5% of the labels another class, but not those that are spared; returns the labels and which are wrong."""
     noisy, wrong = with_label_noise(labels, MISLABELLED, n_classes, seed)
@@ -120,11 +125,11 @@ def _mislabel(labels: Tensor, n_classes: int, seed: int, spared: slice) -> tuple
     return noisy, wrong
 
 
-def _damage(
+def damage_behind(
     images: Tensor, training: Training, foreign: Tensor | None, seed: int
 ) -> tuple[Tensor, dict[str, list[int]]]:
     """Damage images behind the first `probe_size` ones; returns all, and the damaged places by kind."""
-    kinds = _KINDS if foreign is None else (*_KINDS, "foreign")
+    kinds = KINDS if foreign is None else (*KINDS, "foreign")
     count = len(kinds) * max(1, round(max(SHARES) * training.probe_size))
     behind = slice(training.probe_size, training.probe_size + count)
     damaged, places = plant_damage(images[behind], count, kinds, seed, foreign)

@@ -1,0 +1,57 @@
+"""The page of an `OutlierReport`: a ranked gallery to tick images in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_anomaly.browser.fields import BrowsedOutliers
+from lightning_anomaly.browser.page import assemble
+
+__all__ = ["OUTLIERS", "write_outlier_page"]
+
+OUTLIERS = 256  # images on the page
+_CODE = ("dom.js", "unpack.js", "words.js", "draw.js", "parts.js", "ranking.js", "shell.js", "outliers.js")
+
+
+def write_outlier_page(
+    report: BrowsedOutliers, path: str | Path, sentences: Sequence[str], labels: Sequence[Any] | None, title: str
+) -> None:
+    """Write a report as an HTML file, see `OutlierReport.save_html`.
+
+    Args:
+        report: The report.
+        path: Where to write it.
+        sentences: What was found, in words.
+        labels: A name or number for each image of the data set.
+        title: The page's heading.
+    """
+    if labels is not None and len(labels) != len(report.scores):
+        raise ValueError(
+            f"Parameter `labels` should have {len(report.scores)} entries, one for each image. Found {len(labels)}."
+        )
+    names = labels.tolist() if isinstance(labels, Tensor) else labels
+    rows = report.rows(OUTLIERS)
+    for row in rows:
+        row["score"] = row["score"] if math.isfinite(row["score"]) else None  # JSON has no infinity
+        if names is not None:
+            row["label"] = str(names[row["position"]])
+    images = None if report.images is None else report.images[: len(rows)]
+    index = {
+        "title": title,
+        "sentences": list(sentences),
+        "layers": report.layers,
+        "rate": report.false_discovery_rate,
+        "total": len(report.scores),
+        "pictured": 0 if images is None else len(images),
+        "rows": rows,
+        # By which a browser keeps what was ticked: the same for the same ranking, whatever it is called.
+        "key": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
+    }
+    Path(path).write_text(assemble(_CODE, index, images), encoding="utf-8")

@@ -1,0 +1,73 @@
+// What `find_outliers` found, the image that belongs least first, and what a reader has ticked of it.
+import { openIndex } from "./unpack.js";
+
+export class Ranking {
+  static async open() {
+    return new Ranking(...(await openIndex()));
+  }
+
+  constructor(index, sprite) {
+    Object.assign(this, index);
+    this.sprite = sprite;
+    for (const [rank, row] of this.rows.entries()) row.rank = rank;
+    this.store = `lightning_anomaly.ticked.${this.key}`;
+    const known = new Set(this.rows.map((row) => row.position));
+    this.ticked = new Set(this.remembered().filter((position) => known.has(position)));
+  }
+
+  /** What was ticked when this file was last open; a frame without a storage of its own remembers nothing. */
+  remembered() {
+    try {
+      return JSON.parse(window.localStorage.getItem(this.store)) ?? [];
+    } catch {
+      return [];
+    }
+  }
+
+  tick(rows, on) {
+    for (const { position } of rows) {
+      if (on) this.ticked.add(position);
+      else this.ticked.delete(position);
+    }
+    try {
+      if (this.ticked.size) window.localStorage.setItem(this.store, JSON.stringify([...this.ticked]));
+      else window.localStorage.removeItem(this.store);
+    } catch {
+      // It is known until the page is closed.
+    }
+  }
+
+  /** The rows that an address asks for. A layer has a sign before its name, as that of the model itself is empty. */
+  chosen({ layer, show }) {
+    const shown = { found: (row) => row.found, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
+    return this.rows.filter((row) => (layer === undefined || `=${row.layer}` === layer) && shown(row));
+  }
+
+  /** The layers that any row has, in the network's order, and how many have it. */
+  amounts() {
+    const found = this.layers.map((name) => [name, this.rows.filter((row) => row.layer === name).length]);
+    return found.filter(([, amount]) => amount);
+  }
+
+  /** What is ticked as a table, with the columns of `OutlierReport.rows` in Python's words. */
+  csv() {
+    const columns = {
+      position: (row) => row.position,
+      score: (row) => row.score ?? "inf",
+      p_value: (row) => row.p_value,
+      found: (row) => (row.found ? "True" : "False"),
+      layer: (row) => row.layer,
+      filters: (row) => row.filters.join(" "),
+      ...(this.rows.some((row) => "label" in row) ? { label: (row) => row.label } : {}),
+    };
+    const ticked = this.rows.filter((row) => this.ticked.has(row.position));
+    const lines = [Object.keys(columns), ...ticked.map((row) => Object.values(columns).map((of) => of(row)))];
+    return lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");
+  }
+}
+
+/** A cell as Python's csv module writes it. */
+function quoted(value) {
+  const text = String(value);
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}

@@ -1,0 +1,56 @@
+"""The page of an `AnomalyReport`: its filters and the samples of its probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_anomaly.browser.fields import BrowsedReport
+from lightning_anomaly.browser.pack import pack
+from lightning_anomaly.browser.page import assemble
+from lightning_anomaly.browser.pictures import Pictures, probe_images
+
+__all__ = ["page_text", "write_page"]
+
+_CODE = ("dom.js", "unpack.js", "data.js", "words.js", "draw.js", "scatter.js", "parts.js", "overview.js", "filters.js",
+         "filter.js", "samples.js", "shell.js", "main.js")  # fmt: skip
+
+
+def write_page(
+    report: BrowsedReport,
+    path: str | Path,
+    images: Tensor | None = None,
+    labels: Sequence[Any] | None = None,
+    title: str = "Anomaly filters",
+    history: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Write a report as an HTML file, see `AnomalyReport.save_html`."""
+    if labels is not None and len(labels) != report.n_samples:
+        raise ValueError(
+            f"Parameter `labels` should have {report.n_samples} entries, one for each probe sample. "
+            f"Found {len(labels)}."
+        )
+    if images is not None and not (2 <= images.ndim <= 5 and len(images) == report.n_samples and images.numel()):
+        raise ValueError(
+            f"Parameter `images` should be of shape ({report.n_samples}, ...), one image, signal or volume for each "
+            f"probe sample. Found shape {tuple(images.shape)}."
+        )
+    pictures = report.pictures or Pictures(None, {})
+    if images is not None:
+        pictures = Pictures(probe_images(images), pictures.maps)
+    Path(path).write_text(page_text(report, pictures, labels, title, history), encoding="utf-8")
+
+
+def page_text(
+    report: BrowsedReport,
+    pictures: Pictures,
+    labels: Sequence[Any] | None = None,
+    title: str = "Anomaly filters",
+    history: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """A report as an HTML page, with given pictures."""
+    index, blocks = pack(report, pictures, labels, title, history)
+    return assemble(_CODE, index, pictures.images, blocks)

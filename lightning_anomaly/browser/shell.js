@@ -1,0 +1,129 @@
+// From the address to a page, and the keys: what the browsers of all reports have in common.
+import { make } from "./dom.js";
+import { onThemeChange } from "./draw.js";
+import { address } from "./parts.js";
+
+const main = document.getElementById("main");
+let current = { keys: {} };
+let turn = 0;
+
+function helpDialog(help) {
+  const rows = help.map(([key, text]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, text)]);
+  const dialog = make(
+    "dialog",
+    { "aria-label": "Keys" },
+    make("h2", {}, "Keys"),
+    make("dl", { class: "keys" }, rows.flat()),
+    make("form", { method: "dialog" }, make("button", { autofocus: true }, "Close")),
+  );
+  document.body.append(dialog);
+  return dialog;
+}
+
+function heading(report, sections, dialog) {
+  document.getElementById("top").replaceChildren(
+    make("a", { class: "brand cut", href: address([sections[0][0]]), title: report.title }, report.title),
+    make(
+      "nav",
+      { "aria-label": "Pages" },
+      sections.map(([page, text]) => make("a", { href: address([page]), "data-page": page }, text)),
+    ),
+    make(
+      "button",
+      { type: "button", class: "help", title: "Keys (?)", "aria-label": "Keys", click: () => dialog.showModal() },
+      "?",
+    ),
+  );
+}
+
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part; // a link that was cut
+  }
+}
+
+const nothing = (sections) => ({
+  content: [
+    make("p", { class: "empty-state" }, "This report has nothing of that name. "),
+    make("p", {}, make("a", { href: address([sections[0][0]]) }, `To the ${sections[0][1].toLowerCase()}`)),
+  ],
+});
+
+async function show(report, { sections, pageOf }, anew = true) {
+  const mine = ++turn;
+  const [path, search = ""] = window.location.hash.replace(/^#\/?/, "").split("?");
+  const [page, ...rest] = path.split("/").map(decoded);
+  const query = Object.fromEntries(new URLSearchParams(search));
+  const { pin = null, ...others } = query;
+  const name = JSON.stringify([path, others]);
+  if (!anew && name === current.name && current.repin) {
+    current.repin(pin); // the plot stays as it is, zoomed maybe
+    document.documentElement.dataset.shown = window.location.hash;
+    return;
+  }
+  const next = (await pageOf(report, page || sections[0][0], rest, query)) ?? nothing(sections);
+  if (mine !== turn) return; // another page was asked for meanwhile
+  const kept = current.path === path ? window.scrollY : 0;
+  current = { keys: {}, ...next, name, path };
+  main.replaceChildren(...next.content.filter(Boolean));
+  window.scrollTo(0, kept);
+  for (const link of document.querySelectorAll("[data-page]")) {
+    if (link.dataset.page === next.section) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.documentElement.dataset.shown = window.location.hash; // for whoever waits for it
+}
+
+async function start(browser) {
+  const { open, sections, help } = browser;
+  const report = await open();
+  const dialog = helpDialog(help);
+  heading(report, sections, dialog);
+  window.addEventListener("hashchange", () => show(report, browser, false));
+  onThemeChange(() => show(report, browser));
+  document.addEventListener("click", (event) => {
+    // In a notebook's frame, which has no address, a link would lead to the notebook.
+    const link = event.target.closest("a[href^='#']");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    window.location.hash = link.getAttribute("href");
+  });
+  window.addEventListener("keydown", (event) => {
+    const writing = event.target.matches?.("select, textarea, input:not([type='checkbox'])");
+    if (writing || event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
+    const section = sections[Number(event.key) - 1];
+    const action =
+      current.keys[event.key] ??
+      (event.key === "?"
+        ? () => dialog.showModal()
+        : section
+          ? () => {
+              window.location.hash = address([section[0]]);
+            }
+          : null);
+    if (!action) return;
+    event.preventDefault();
+    action();
+  });
+  await show(report, browser);
+}
+
+/**
+ * Shows what the address names, always. A browser has `open()`, which gives the report; `sections`, pairs of a page and
+ * its name, the first of which is shown first; `help`, pairs of a key and what it does; and `pageOf(report, page, rest,
+ * query)`, which gives a page or null: its `content`, its `section`, and maybe `keys` and `repin(sample)`.
+ */
+export function run(browser) {
+  start(browser).catch((error) => {
+    main.replaceChildren(
+      make(
+        "p",
+        { class: "empty-state" },
+        `This file could not be unpacked: ${error.message}. A browser of 2023 or later is needed.`,
+      ),
+    );
+    throw error;
+  });
+}

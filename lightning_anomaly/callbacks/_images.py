@@ -1,0 +1,29 @@
+"""The samples of a probe as figures and the browser show them, taken batch by batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.browser import shrink
+from lightning_anomaly.capture.images import first_tensor
+
+__all__ = ["probe_images"]
+
+_LARGEST_IMAGE = 64  # pixels; what is shown is smaller
+
+
+def probe_images(batch: Any) -> Tensor | None:
+    """The samples of a batch, small and on the CPU; None if they are nothing that can be drawn.
+
+    Returns:
+        Images, or the middle slices of volumes, `(n, C, H, W)` of at most 64 pixels a side; or signals `(n, C, L)`.
+    """
+    tensor = first_tensor(batch)
+    if tensor is None or tensor.is_nested or tensor.layout is not torch.strided:
+        return None
+    if not 2 <= tensor.ndim <= 5 or not tensor.numel():
+        return None
+    return shrink(tensor.float(), _LARGEST_IMAGE).clone()  # the model may change its input in place

@@ -1,0 +1,69 @@
+"""How sure a network is of its answers, and whether it is surer of one group of samples than of another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.rank_test import rank_test
+
+__all__ = ["Confidences", "compare_confidences"]
+
+
+class Confidences:
+    """Takes the largest softmax probability of each sample out of what a model returns, batch by batch.
+
+    Attributes:
+        batches: Confidences `(n,)` of the batches, on the CPU.
+        problem: Why there are none, if so.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
+        self.problem: str | None = None
+
+    def take(self, output: Any) -> None:
+        """Takes those of a batch from logits `(n, C)`, or `(n, C, ...)`, of which it is the mean over the positions.
+
+        Where the C values of a sample are probabilities, no softmax is taken of them.
+        """
+        if self.problem is not None:
+            return
+        if not isinstance(output, Tensor):
+            self.problem = f"it is a {type(output).__name__}, not a tensor of logits"
+        elif not output.is_floating_point():
+            self.problem = f"it has type {output.dtype}"
+        elif output.ndim < 2 or output.shape[1] < 2:
+            self.problem = f"it has shape {tuple(output.shape)}, not (samples, classes, ...)"
+        if self.problem is None:
+            scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
+            # Not to rounding: of an output in bfloat16 the sum is 1 to two digits.
+            if scores.min() < 0 or (scores.sum(1) - 1).abs().max() > 0.02:
+                scores = scores.softmax(1)
+            self.batches.append(scores.amax(1).flatten(1).mean(1).cpu() if scores.ndim > 2 else scores.amax(1).cpu())
+
+    def of(self, n_samples: int) -> Tensor | None:
+        """The confidences `(n_samples,)`; None if some are missing or not finite, and `problem` says why."""
+        found = torch.cat(self.batches) if self.batches else torch.zeros(0)
+        if self.problem is None and len(found) != n_samples:
+            self.problem = f"it has {len(found)} samples where the inputs have {n_samples}"
+        if self.problem is None and not found.isfinite().all():
+            self.problem = f"it is NaN for {int((~found.isfinite()).sum())} of {n_samples} samples"
+        return found if self.problem is None else None
+
+
+def compare_confidences(first: Tensor, second: Tensor) -> tuple[float, float, float]:
+    """Compare confidences `(n,)` of one group with those `(m,)` of another.
+
+    Returns:
+        The area under the ROC curve, the probability that a sample of the first group has the larger one; the mean of
+        the first group less that of the second; and the two-sided p-value of the rank test, see `rank_test`.
+
+    Examples:
+        >>> compare_confidences(torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0.5, 0.6, 0.75]))[0]
+        0.8888888888888888
+    """
+    area, p_value = rank_test(first[None], second[None])
+    return area.item(), (first.double().mean() - second.double().mean()).item(), p_value.item()

@@ -1,0 +1,106 @@
+"""Does the output tell overfitting, and when? `python -m recipes.experiments output --data-root DIR`.
+
+A network that overfits is surer of its training images than of validation images. After every epoch of a training, the
+area under the ROC curve between 1,024 images of each kind, by numbers that need no label (the largest softmax
+probability, the entropy, the margin, the energy) and by one that needs them (the loss), with fewer images too, beside
+the losses and accuracies that say when to stop. Each training is a line of `output.jsonl`. The rule is chosen on seed 0
+of LeNet-5 and the simple CNN on CIFAR-10, which therefore come first, and reported on all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly.capture.hooks import evaluating
+from lightning_anomaly.confidence import compare_confidences
+from recipes.experiments.common.fitting import every_epoch
+from recipes.experiments.common.options import chosen_trainings
+from recipes.experiments.common.trainings import DATA, FOLLOWED, Training, prepare
+
+__all__ = ["SCORES", "SIZES", "compare_outputs", "follow", "jobs"]
+
+_SIZE = 1024  # images of each kind
+SIZES = (128, 256, 512)  # fewer of them
+
+
+def _margin(logits: Tensor) -> Tensor:
+    largest = logits.softmax(1).topk(2, 1).values
+    return largest[:, 0] - largest[:, 1]
+
+
+# How sure a network is of a sample, from logits `(N, C)`.
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "confidence": lambda logits: logits.softmax(1).amax(1),
+    "entropy": lambda logits: (logits.softmax(1) * logits.log_softmax(1)).sum(1),
+    "margin": _margin,
+    "energy": lambda logits: logits.logsumexp(1),
+}
+
+
+def jobs(options: argparse.Namespace) -> list[Training]:
+    """The trainings that the options ask for: one seed after the other, and of each CIFAR-10 first."""
+    chosen = chosen_trainings(options, conditions=FOLLOWED)
+    return chosen if options.quick else sorted(chosen, key=lambda own: (own.seed, DATA.index(own.data)))
+
+
+def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels: Tensor) -> dict[str, float]:
+    """What logits `(n, C)` of training images and `(m, C)` of validation images say of the two.
+
+    Returns:
+        The area, `confidence_gap` and `confidence_p_value` of the largest softmax probability, as the package has them;
+        the areas by the other `SCORES`, of the `loss` (the smaller, the surer), and of fewer images of each kind.
+    """
+    found: dict[str, float] = {}
+    for name, score in SCORES.items():
+        found[f"{name}_auc"], gap, p_value = compare_confidences(score(train), score(val))
+        if name == "confidence":
+            found |= {"confidence_gap": gap, "confidence_p_value": p_value}
+    losses = [
+        functional.cross_entropy(logits, labels, reduction="none")
+        for logits, labels in ((train, train_labels), (val, val_labels))
+    ]
+    found["loss_auc"] = 1 - compare_confidences(*losses)[0]
+    sure = SCORES["confidence"]
+    for size in SIZES:
+        found[f"confidence_auc {size}"] = compare_confidences(sure(train[:size]), sure(val[:size]))[0]
+    return found
+
+
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
+    with evaluating(network), torch.no_grad():
+        return torch.cat([network(batch) for batch in torch.split(images, 256)]).double()
+
+
+def follow(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
+    """What the output says after every epoch.
+
+    Args:
+        training: The training.
+        root: See `prepare`.
+        weights: See `every_epoch`.
+
+    Returns:
+        The training's settings, and `epochs`: losses (nats) and accuracies, and what `compare_outputs` finds.
+    """
+    images = prepare(training, root)
+    parts = {
+        part: images.normalised(part, size).contiguous(memory_format=torch.channels_last)
+        for part, size in (("train", _SIZE), ("val", None), ("test", None))
+    }
+    labels = {"train": images.data.train_labels[:_SIZE], "val": images.data.val_labels, "test": images.data.test_labels}
+    epochs = []
+    for _, network in every_epoch(training, images, weights):
+        logits = {part: _logits(network, own) for part, own in parts.items()}
+        row: dict[str, float] = {}
+        for part, own in logits.items():
+            row[f"{part}_loss"] = functional.cross_entropy(own, labels[part]).item()
+            row[f"{part}_acc"] = (own.argmax(1) == labels[part]).double().mean().item()
+        epochs.append(row | compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"]))
+    return {"cell": asdict(training), "epochs": epochs}

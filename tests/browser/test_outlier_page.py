@@ -1,0 +1,268 @@
+"""The page of `find_outliers` as a user meets it: looked through, ticked, saved as a table."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_anomaly import OutlierReport
+
+HOSTILE = '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
+
+
+def made_up(images: int = 300, layers: tuple[str, ...] = ("conv1", "conv2"), kept: int = 256) -> OutlierReport:
+    """Scores in no order, of which the largest tenth has small p-values; small coloured pictures."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 30 * torch.rand(images, generator=generator)
+    return OutlierReport(
+        scores=scores,
+        p_values=torch.where(scores > 27, 0.0005, 0.7).double(),
+        layers=layers,
+        layer=torch.arange(images) % len(layers),
+        filters=torch.stack([torch.arange(images) % 7, torch.arange(images) % 5, torch.full((images,), -1)], 1),
+        n_reference=4000,
+        false_discovery_rate=0.1,
+        images=torch.randint(0, 256, (kept, 6, 5, 3), generator=generator, dtype=torch.uint8),
+    )
+
+
+def cards(page: Any) -> list[int]:
+    """The positions of the images shown."""
+    return page.page.eval_on_selector_all("[data-position]", "boxes => boxes.map(box => Number(box.dataset.position))")
+
+
+def saved(page: Any) -> list[dict[str, str]]:
+    """What the button saves."""
+    with page.page.expect_download() as download:
+        page.page.get_by_role("button", name="Save as CSV").click()
+    assert download.value.suggested_filename == "ticked.csv"
+    with Path(download.value.path()).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class TestGallery:
+    def test_the_largest_scores_come_first_each_with_its_picture(self, opened):
+        report = made_up()
+        page = opened(report, title="Fruit")
+        assert page.page.title() == "Fruit"
+        assert cards(page) == report.top(48)
+        page.page.get_by_role("button", name="Show more").click()
+        assert cards(page) == report.top(96)
+        first = report.rows(1)[0]
+        lines = page.text(".outlier >> nth=0").split("\n")
+        assert [line for line in lines if line.strip()] == [
+            "1", "found", f"image {first['position']}", f"score {first['score']:.1f}", "p-value 0.0005",
+            f"layer {first['layer']}", f"filters {first['filters'][0]}, {first['filters'][1]}",
+        ]  # fmt: skip
+        for place in (0, 1, 47):
+            assert page.pixels(f".outlier >> nth={place} >> canvas") == report.images[place].tolist()
+        assert f"{len(report.found)} of 300 images do not belong to a reference of 4,000" in page.text()
+
+    def test_it_has_256_of_them(self, opened):
+        page = opened(made_up())
+        assert "256 images of 300" in page.text(".choices")
+        for _ in range(5):
+            page.page.get_by_role("button", name="Show more").click()
+        assert cards(page) == made_up().top(256)
+
+    def test_it_is_filtered_by_layer_and_by_what_was_found(self, opened):
+        report = made_up()
+        rows = report.rows(256)
+        page = opened(report)
+        amount = sum(row["layer"] == "conv2" for row in rows)
+        page.page.get_by_label("Strongest layer").select_option(label=f"layer conv2 ({amount})")
+        page.settle()
+        assert cards(page) == [row["position"] for row in rows if row["layer"] == "conv2"][:48]
+        page.page.get_by_label("Show").select_option(label=f"found ({len(report.found)})")
+        page.settle()
+        expected = [row["position"] for row in rows if row["layer"] == "conv2" and row["found"]]
+        assert cards(page) == expected
+        assert 0 < len(expected) < len(report.found)
+        link = page.hash
+        page.open(link)
+        assert cards(page) == expected
+        page.go("#/gallery?show=ticked")
+        assert "No image is ticked" in page.text()
+
+    def test_a_layer_without_a_name_can_be_chosen(self, opened):
+        page = opened(made_up(layers=("", "conv")))
+        page.page.get_by_label("Strongest layer").select_option(index=1)
+        page.settle()
+        assert all("the model" in text for text in page.page.locator(".outlier").all_inner_texts())
+
+    def test_nothing_found_is_said(self, opened):
+        report = replace(made_up(), p_values=torch.ones(300, dtype=torch.float64))
+        assert "No image is found at this rate" in opened(report, "#/gallery?show=found").text()
+
+
+class TestTicks:
+    def test_what_is_ticked_is_saved_as_the_rows_of_the_report(self, opened):
+        report = made_up()
+        page = opened(report)
+        assert page.text(".ticked-bar") == "Tick images to save them as a list."
+        for place in (3, 0):
+            page.page.locator(".tick").nth(place).click()
+        assert "2 images ticked" in page.text(".ticked-bar")
+        rows = report.rows(4)
+        assert saved(page) == [
+            {**{key: str(value) for key, value in row.items()}, "filters": " ".join(map(str, row["filters"]))}
+            for row in (rows[0], rows[3])
+        ]
+        page.page.get_by_role("button", name="Untick all").click()
+        assert page.text(".ticked-bar") == "Tick images to save them as a list."
+        assert page.page.locator(":checked[data-position]").count() == 0
+
+    def test_all_that_is_shown_is_ticked_at_once(self, opened):
+        report = made_up()
+        page = opened(report, "#/gallery?layer=%3Dconv1")
+        page.page.get_by_role("button", name="Tick all").click()
+        expected = [str(row["position"]) for row in report.rows(256) if row["layer"] == "conv1"]
+        assert [row["position"] for row in saved(page)] == expected
+
+    def test_it_is_remembered_by_the_ranking(self, opened):
+        report = made_up()
+        page = opened(report)
+        page.page.locator(".tick").nth(5).click()
+        page.page.reload()
+        page.settle()
+        assert page.page.locator(":checked[data-position]").count() == 1
+        page.go("#/gallery?show=ticked")
+        assert cards(page) == [report.top(6)[5]]
+        replace(report, scores=report.scores + 1).save_html(page.file)
+        page.open("#/gallery?show=ticked")
+        assert cards(page) == []
+
+    def test_labels_are_a_column(self, opened):
+        report = made_up()
+        page = opened(report, labels=[f"{place}.png" for place in range(300)])
+        page.page.locator(".tick").first.click()
+        (row,) = saved(page)
+        assert row["label"] == f"{row['position']}.png"
+
+    def test_of_labels_each_image_has_one(self, tmp_path):
+        with pytest.raises(ValueError, match=r"`labels` should have 300 entries, one for each image. Found 2\."):
+            made_up().save_html(tmp_path / "a.html", labels=["a", "b"])
+
+
+class TestImage:
+    def test_one_image_and_the_next(self, opened):
+        report = made_up()
+        rows = report.rows(256)
+        page = opened(report)
+        page.page.locator(".outlier-picture").nth(1).click()
+        page.settle()
+        assert page.text("h1") == f"Image {rows[1]['position']}"
+        assert page.pixels(".big-image canvas") == report.images[1].tolist()
+        assert "2 of 256" in page.text(".steps")
+        text = page.text(".facts")
+        assert "0.0005: 0.05% of ordinary images" in text
+        assert "yes: it does not belong, at a false discovery rate of 10%" in text
+        page.press("ArrowRight")
+        assert page.hash == f"#/image/{rows[2]['position']}"
+        page.press("Escape")
+        assert page.text("h1") == "Images that belong least"
+
+    def test_steps_keep_to_what_was_chosen(self, opened):
+        report = made_up()
+        own = [row["position"] for row in report.rows(256) if row["layer"] == "conv2"]
+        page = opened(report, "#/gallery?layer=%3Dconv2")
+        page.page.locator(".outlier-picture").first.click()
+        page.settle()
+        page.press("ArrowRight")
+        assert page.text("h1") == f"Image {own[1]}"
+
+    def test_what_is_not_there_is_said(self, opened):
+        report = made_up()
+        page = opened(report)
+        last = report.top(300)[-1]
+        for wrong in (f"#/image/{last}", "#/image/x", "#/image", "#/elsewhere"):
+            page.go(wrong)
+            assert "nothing of that name" in page.text(), wrong
+
+
+def test_it_is_used_by_keyboard_alone(opened):
+    report = made_up()
+    page = opened(report)
+    for key in ("ArrowRight", "ArrowRight", "x"):
+        page.press(key)
+    assert page.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.press("Enter")
+    assert page.text("h1") == f"Image {report.top(2)[1]}"
+    assert "1 image ticked" in page.text(".ticked-bar")
+    page.press("x")
+    assert page.page.locator(":checked").count() == 0
+    page.press("x")
+    with page.page.expect_download():
+        page.press("s")
+    page.press("?")
+    assert page.page.locator("dialog[open]").count() == 1
+    page.press("Escape")
+    assert page.page.locator("dialog[open]").count() == 0
+    page.press("1")
+    assert page.text("h1") == "Images that belong least"
+
+
+@pytest.mark.parametrize("width", [360, 820, 1280])
+def test_no_page_is_wider_than_its_window(opened, width):
+    report = made_up(layers=("features.denseblock4.denselayer16.conv2" * 3, "a"))
+    page = opened(report, width=width, labels=["/a/long/path/" * 9] * 300, title="A long title " * 12)
+    for place in ("", f"#/image/{report.top(1)[0]}"):
+        page.go(place)
+        assert page.page.evaluate("document.documentElement.scrollWidth") <= width, place
+
+
+def test_dark_where_the_system_is(opened):
+    page = opened(made_up(), scheme="dark")
+    colour = page.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert max(int(value) for value in colour.removeprefix("rgb(").removesuffix(")").split(",")) < 60
+
+
+def test_hostile_names_stay_text(opened):
+    report = replace(made_up(layers=(HOSTILE,)), notes={"a": HOSTILE})
+    page = opened(report, labels=[HOSTILE] * 300, title=HOSTILE, name="<img src=x onerror=alert(1)>.html")
+    assert page.page.title() == " ".join(HOSTILE.split())
+    for place in ("", f"#/image/{report.top(1)[0]}"):
+        page.go(place)
+        assert page.page.locator("img, b").count() == 0
+        assert HOSTILE.strip() in page.text("#top")
+    assert HOSTILE.strip() in page.text(".facts")
+    page.press("x")
+    (row,) = saved(page)
+    assert row["layer"] == row["label"] == HOSTILE
+
+
+def test_without_pictures_and_with_few(opened):
+    page = opened(replace(made_up(), images=None))
+    assert len(cards(page)) == 48
+    assert page.page.locator("main canvas").count() == 0
+    page = opened(made_up(kept=2), name="few.html")
+    assert page.page.locator("main canvas").count() == 2
+    assert page.text(".outlier >> nth=2").startswith("no picture")
+
+
+def test_infinite_scores_are_infinite(opened):
+    report = made_up()
+    report.scores[7] = torch.inf
+    page = opened(report)
+    assert "score ∞" in page.text(".outlier >> nth=0")
+    page.page.locator(".tick").first.click()
+    assert saved(page)[0]["score"] == "inf"
+
+
+def test_a_notebook_shows_it_in_place(chromium, tmp_path):
+    shown = made_up().browse(title="In a notebook")
+    assert str(shown).endswith("outliers.html")
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<!doctype html><meta charset=utf-8>{shown._repr_html_()}", encoding="utf-8")
+    page = chromium.new_page()
+    page.goto(notebook.as_uri())
+    frame = page.frame_locator("iframe")
+    frame.locator(".outlier-picture").nth(2).click()
+    assert frame.locator("h1").inner_text() == f"Image {made_up().top(3)[2]}"
+    frame.get_by_label("Tick this image").check()
+    with page.expect_download():
+        frame.get_by_role("button", name="Save as CSV").click()
+    page.close()

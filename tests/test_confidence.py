@@ -1,0 +1,143 @@
+"""Whether the output is surer of one kind of images than of the other, and with what chance of a false alarm."""
+
+import re
+
+import pytest
+import torch
+from scipy.stats import mannwhitneyu
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly import two_sample_test
+from lightning_anomaly.confidence import Confidences, compare_confidences
+from lightning_anomaly.rank_test import divided_test, share_of_chance
+
+RNG = torch.Generator().manual_seed(0)
+IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
+
+
+class Answers(nn.Module):
+    """A convolution whose output is given in some way."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.answer = answer
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1)))
+            self.conv.bias.zero_()
+
+    def forward(self, images: Tensor):
+        return self.answer(self.conv(images))
+
+
+def logits(maps: Tensor) -> Tensor:
+    return maps.mean((2, 3)) * 5
+
+
+@pytest.mark.parametrize("inputs", [lambda own: own, lambda own: (own,)], ids=["tensor", "tuple"])
+def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_probability(inputs) -> None:
+    model = Answers(logits)
+    train, val = IMAGES[:70] * 1.5, IMAGES[70:]
+    report = two_sample_test(model, inputs(train), inputs(val))
+    with torch.no_grad():
+        sure = [model(own).double().softmax(1).amax(1) for own in (train, val)]
+    assert report.confidence_auc == pytest.approx(roc_auc_score([True] * 70 + [False] * 80, torch.cat(sure)), abs=1e-3)
+    assert report.confidence_gap == pytest.approx((sure[0].mean() - sure[1].mean()).item(), abs=1e-6)
+    assert report.confidence_p_value == pytest.approx(mannwhitneyu(*sure).pvalue, rel=0.05)
+    assert report.confidence_auc > 0.55
+    assert f"surer of a training image than of a validation image in {100 * report.confidence_auc:.1f}%" in str(report)
+    turned = two_sample_test(model, inputs(val), inputs(train))
+    assert turned.confidence_auc == pytest.approx(1 - report.confidence_auc)
+    assert turned.confidence_gap == -report.confidence_gap
+
+
+def test_ties_count_half_and_equal_confidences_say_nothing() -> None:
+    assert compare_confidences(torch.ones(5), torch.ones(9)) == (0.5, 0.0, 1.0)
+    assert compare_confidences(torch.tensor([0.5, 1]), torch.tensor([0.5, 0.5]))[0] == 0.75
+
+
+def test_of_many_positions_it_is_the_mean_and_probabilities_are_taken_as_they_are() -> None:
+    maps = torch.randn(4, 3, 5, 6, generator=RNG)
+    found = {}
+    for name, output in (("logits", maps), ("probabilities", maps.softmax(1)), ("logarithms", maps.log_softmax(1))):
+        sure = Confidences()
+        sure.take(output[:3])
+        sure.take(output[3:])
+        found[name] = sure.of(4)
+        torch.testing.assert_close(found[name], maps.softmax(1).amax(1).mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (lambda maps: {"logits": logits(maps)}, "it is a dict, not a tensor of logits"),
+        (lambda maps: logits(maps)[:, :1], "it has shape (64, 1), not (samples, classes, ...)"),
+        (lambda maps: logits(maps).sum(), "it has shape (), not (samples, classes, ...)"),
+        (lambda maps: logits(maps).argmax(1)[:, None], "it has type torch.int64"),
+        (lambda maps: logits(maps)[1:], "it has 78 samples where the inputs have 80"),
+        (lambda maps: logits(maps) * torch.nan, "it is NaN for 80 of 80 samples"),
+    ],
+)
+def test_another_kind_of_output_is_one_note_and_the_filters_are_as_before(answer, problem: str) -> None:
+    as_ever = two_sample_test(Answers(logits), IMAGES[:70] * 2, IMAGES[70:])
+    with pytest.warns(UserWarning, match="The output is not compared") as caught:
+        report = two_sample_test(Answers(answer), IMAGES[:70] * 2, IMAGES[70:])
+    assert report.notes == {"output": f"The output is not compared: {problem}."}
+    assert len(caught) == 1
+    assert (report.confidence_auc, report.confidence_gap, report.confidence_p_value) == (0.5, 0.0, 1.0)
+    assert "surer" not in str(report)
+    assert not report.compares_output
+    assert report.filters == as_ever.filters != {}
+
+
+def test_a_network_without_convolutions_has_an_output_too() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(81, 5))
+    with pytest.warns(UserWarning, match="The model has no convolution"):
+        report = two_sample_test(model, IMAGES[:70] * 3, IMAGES[70:])
+    assert report.confidence_auc > 0.6
+    assert (report.layers, list(report.notes), report.n_train, report.n_val) == ({}, ["no layers"], 70, 80)
+    assert report.where == "in no single unit: the output alone"
+
+
+def test_where_the_images_are_told_apart_is_said_by_layer() -> None:
+    train, val = IMAGES[:70], IMAGES[70:]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Flatten(), nn.Linear(81, 40), nn.ReLU(), nn.Linear(40, 5))
+    assert two_sample_test(plain, train, val, layers=["1"]).telling_layers == {}
+    report = two_sample_test(plain, train + 1, val, layers=["1"])
+    (name,) = report.telling_layers
+    assert name == "1"
+    assert report.telling_layers["1"] == report.fraction_in(["1"]) > 0.3
+    assert re.fullmatch(r"in units of '1' \(\d+%\)", report.where)
+
+
+def test_the_p_values_of_output_and_filters_are_right_on_images_that_a_trained_network_never_saw(trained) -> None:
+    unseen = torch.tensor(load_digits().images[1200:], dtype=torch.float32)[:, None] / 16  # 597 images
+    n = 300
+    noise = torch.rand(len(unseen), 1000, generator=torch.Generator().manual_seed(7))
+    divisions = noise <= noise.kthvalue(n, dim=0).values
+    reports = [two_sample_test(trained.model, unseen[own], unseen[~own]) for own in divisions.T[:3]]
+
+    model = trained.model
+    sure = model(unseen).softmax(1).amax(1)
+    compared = [compare_confidences(sure[own], sure[~own]) for own in divisions.T]
+    assert [report.confidence_p_value for report in reports] == pytest.approx([p for *_, p in compared[:3]], rel=1e-3)
+    output = torch.tensor([p_value for *_, p_value in compared])
+
+    layers = [model[:1], model[:3], model[:7]]
+    values = torch.cat([functional.relu(part(unseen)).amax((2, 3)).T for part in layers])
+    told = divided_test(values[torch.cat([layer.live for layer in reports[0].layers.values()])], divisions)[1] <= 0.01
+    fractions = told.double().mean(0)
+    # What each of the divisions would report: its share among those of the divisions that every report is made of.
+    filters = torch.tensor([share_of_chance(own, reports[0].chance) for own in fractions.tolist()])
+    assert [report.fraction for report in reports] == pytest.approx(fractions[:3].tolist())
+    for p_values in (output, filters):
+        for level in (0.01, 0.05):
+            allowed = 1000 * level + 4 * (1000 * level * (1 - level)) ** 0.5
+            assert (p_values <= level).sum() <= allowed
+    assert (output <= 0.01).sum() >= 2  # right, not merely cautious
+    assert (output <= 0.5).sum() == pytest.approx(500, abs=60)
