@@ -5,7 +5,7 @@ only as its rank among those of the reference samples, so that no filter's scale
 normal score of the rank, which knows on which side it lies, and as the negative logarithm of its two-sided tail
 probability, which knows how extreme it is. Both vectors are measured in the directions in which the reference varies
 most (a squared Mahalanobis distance in principal components): the scores tell a combination of values that is out of
-the ordinary, the tails a pattern of extreme filters that is.
+the ordinary, the tails a pattern of extreme filters that is. Reference samples that are far out themselves have no say.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ _TAIL_DIRECTIONS = 10
 _VALUE_DIRECTIONS = 50
 _OVERSAMPLING = 14
 _ROUNDS = 4
+_STEPS = 2
+_SAMPLES_A_DIRECTION = 5
+_FAR = 10  # spreads from the median at which a sample has no say
 _FEWEST = 8  # samples; of fewer nothing is ordinary
 
 
@@ -114,12 +117,15 @@ class Ordinary:
         if not used.any():
             return None
         flat = flat[:, used]
-        ordered = torch.from_numpy(np.sort(flat.T.numpy()))  # with wide vectors ten times as fast as torch's
-        places = torch.linspace(0, len(flat) - 1, min(len(flat), _KNOTS)).round().long()
-        knots = ordered[:, places].contiguous()
+        knots = _knots(flat)
         beyond = _beyond(knots)
         tails, values = _tails_and_values(flat, knots, beyond, engine)
-        directions = _Directions.fit(tails, _TAIL_DIRECTIONS), _Directions.fit(values, _VALUE_DIRECTIONS)
+        near = _not_far_out(tails, values)
+        if not near.all():
+            knots = _knots(flat[near])
+            beyond = _beyond(knots)
+            tails, values = _tails_and_values(flat, knots, beyond, engine)
+        directions = _Directions.fit(tails[near], _TAIL_DIRECTIONS), _Directions.fit(values[near], _VALUE_DIRECTIONS)
         ordinary = cls(used, knots, beyond, *directions, engine)
         return ordinary, ordinary._measure(tails, values)
 
@@ -156,6 +162,38 @@ class Ordinary:
         """The same on another device."""
         used, knots, beyond = (part.to(device) for part in (self.used, self.knots, self.beyond))
         return Ordinary(used, knots, beyond, self.tails.to(device), self.values.to(device), self.engine)
+
+
+def _not_far_out(tails: Tensor, values: Tensor) -> Tensor:
+    """Which samples may say what is ordinary, bool `(m,)`, of their tails and values `(m, V)`.
+
+    Many samples that do not belong, and are alike, make a direction of their own, in which they are ordinary. So it is
+    learnt from the half that is least out of it, and that half chosen anew by what was learnt; all that are not far out
+    by that count in the end (a reweighted minimum covariance determinant: Rousseeuw and Van Driessen, "A fast algorithm
+    for the minimum covariance determinant estimator", 1999).
+    """
+    scores = tails.mean(1)
+    for _ in range(_STEPS):
+        half = scores.argsort(stable=True)[: -(-len(scores) // 2)]
+        most = max(1, len(half) // _SAMPLES_A_DIRECTION)
+        lengths = torch.stack(
+            [
+                _Directions.fit(vectors[half], min(count, most)).lengths(vectors)
+                for vectors, count in ((tails, _TAIL_DIRECTIONS), (values, _VALUE_DIRECTIONS))
+            ],
+            1,
+        )
+        scores = Spread.fit(lengths[half]).scores(lengths)
+    near = scores < _FAR
+    near[half] = True
+    return near
+
+
+def _knots(flat: Tensor) -> Tensor:
+    """Sorted values of samples `(n, V)`, evenly thinned out to at most Q: `(V, Q)`."""
+    ordered = torch.from_numpy(np.sort(flat.T.numpy()))  # with wide vectors ten times as fast as torch's
+    places = torch.linspace(0, len(flat) - 1, min(len(flat), _KNOTS)).round().long()
+    return ordered[:, places].contiguous()
 
 
 def _beyond(knots: Tensor) -> Tensor:

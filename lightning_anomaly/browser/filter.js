@@ -54,7 +54,7 @@ export async function filterPage(report, place, query) {
   );
   const inspector = make("div", { class: "inspector", "aria-live": "polite" });
   const show = (sample, isPinned) =>
-    inspector.replaceChildren(...inspected(report, place, points, map, sample, isPinned));
+    inspector.replaceChildren(...inspected(report, place, points, map, sample, isPinned).filter(Boolean));
   const known = make(
     "dl",
     { class: "facts" },
@@ -165,7 +165,7 @@ function inspected(report, place, points, map, sample, isPinned) {
   const has = (content, caption) => make("figure", {}, content, make("figcaption", {}, caption));
   const pictures = [];
   if (report.images) pictures.push(has(imageOf(report, sample), "sample"));
-  if (report.layers[place.layer].maps) pictures.push(has(mapOf(map(sample), sample), "this filter's map"));
+  if (report.layers[place.layer].maps) pictures.push(has(mapOf(map(sample), sample), "filter's map"));
   return [
     make(
       "div",
@@ -231,7 +231,9 @@ function groupLegend(report, scatter, labelled) {
           "isolated",
         )
       : null,
-    labelled ? null : make("span", { class: "quiet" }, "ellipses: two standard deviations of a cluster's points"),
+    labelled
+      ? null
+      : make("span", { class: "quiet ellipse-note" }, "ellipses: two standard deviations of a cluster's points"),
   );
 }
 

@@ -93,7 +93,8 @@ export function filterCard(report, place, query = {}, ringed = null) {
 
 /** A sample as a small image with a caption, that leads to it or, with `click`, is chosen. */
 export function sampleTile(report, sample, caption, { map = null, click = null } = {}) {
-  const pictures = make("span", { class: "tile-pictures" }, imageOf(report, sample), map ? mapOf(map, sample) : null);
+  const shown = [report.images ? imageOf(report, sample) : null, map ? mapOf(map, sample) : null].filter(Boolean);
+  const pictures = shown.length ? make("span", { class: "tile-pictures" }, shown) : null;
   const text = make("span", { class: "tile-text" }, caption);
   return click
     ? make("button", { type: "button", class: "tile", title: `sample ${sample}`, click }, pictures, text)

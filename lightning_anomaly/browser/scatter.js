@@ -213,12 +213,13 @@ export class Scatter {
     context.strokeStyle = ink("--ink");
     context.lineWidth = 1.3;
     context.beginPath();
-    for (const [i, flag] of points.outliers.entries()) {
-      if (flag) mark(context, "circle", this.across(points.x[i]), this.down(points.y[i]), 7);
-    }
-    for (const [i, flag] of points.isolated.entries()) {
-      if (flag) mark(context, "square", this.across(points.x[i]), this.down(points.y[i]), 12);
-    }
+    const ring = (flags, shape, size) => {
+      const marked = [...flags.keys()].filter((i) => flags[i]);
+      for (const i of marked)
+        mark(context, shape, this.across(points.x[i]), this.down(points.y[i]), marked.length > 50 ? size / 2 : size);
+    };
+    ring(points.outliers, "circle", 7);
+    ring(points.isolated, "square", 12);
     context.stroke();
     for (const [sample, size] of [
       [this.pinned, 3],

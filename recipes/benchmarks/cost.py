@@ -36,7 +36,7 @@ from recipes.common.maps import capture
 from recipes.common.module import Classifier
 from recipes.common.options import SILENT
 
-__all__ = ["exponent", "growth", "overhead", "peak_memory"]
+__all__ = ["exponent", "growth", "overhead", "peak_memory", "resident_peak"]
 
 _WARM = 3  # batches before the epoch is timed
 _AT_ONCE = 8  # images in a forward pass while memory is measured: activations must not hide what the analysis takes
@@ -206,5 +206,10 @@ def _resident_peak(side: int, images: int, watched: bool) -> tuple[float, str]:
             with taken:
                 network(torch.randn(_AT_ONCE, 3, side, side))
     said = str(analyze_maps(taken.maps, AnalysisSettings())) if watched else ""
+    return resident_peak(), said
+
+
+def resident_peak() -> float:
+    """The most memory that this process has had so far (MiB), in the books of Linux."""
     (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) / 1024, said
+    return int(peak.split()[1]) / 1024

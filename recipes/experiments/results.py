@@ -22,6 +22,10 @@ from recipes.experiments.h2 import figure as h2_figure
 from recipes.experiments.h2 import tables as h2_tables
 from recipes.experiments.h3 import figure as h3_figure
 from recipes.experiments.h3 import tables as h3_tables
+from recipes.experiments.outliers import figure as outliers_figure
+from recipes.experiments.outliers import tables as outliers_tables
+from recipes.experiments.output import tables as output
+from recipes.experiments.stability import tables as stability
 from recipes.experiments.two_sample import tables as two_sample
 
 __all__ = ["BLOCKS", "PICTURES", "fill", "read_pages"]
@@ -39,11 +43,20 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 two samples": ("two_sample", two_sample.two_sample_table),
     "two samples": ("two_sample", two_sample.flagged_table),
     "two sample alarms": ("two_sample", two_sample.alarm_table),
+    "output rules": ("output", output.output_rules),
+    "output scores": ("output", output.output_scores),
+    "output runs": ("output", output.output_runs),
+    "stability": ("stability", stability.stability_table),
     "frozen": ("frozen", frozen.frozen_table),
     "stopping": ("h1", stopping.stopping_table),
     "stopping two samples": ("h1 two_sample", stopping.compared_table),
     "h2": ("h2", h2_tables.tables),
     "h3": ("h3", h3_tables.tables),
+    "outliers": ("outliers", outliers_tables.all_table),
+    "outliers by kind": ("outliers", outliers_tables.kind_table),
+    "outliers, what does better": ("outliers", outliers_tables.wins_table),
+    "outliers by network": ("outliers", outliers_tables.network_table),
+    "outliers trained on": ("outliers", outliers_tables.trained_on_table),
 }
 PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
     "h1.png": ("h1", h1_tables.draw_curves),
@@ -52,6 +65,7 @@ PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
     "stopping.png": ("h1", stopping.draw),
     "h2.png": ("h2", h2_figure.draw),
     "h3.png": ("h3", h3_figure.draw),
+    "outliers.png": ("outliers", outliers_figure.draw),
 }
 
 

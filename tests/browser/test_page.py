@@ -263,6 +263,7 @@ class TestLists:
         page.page.locator("a.tile").first.click()
         page.settle()
         assert page.text("h1") == f"Sample {first}"
+        assert "(0 left)" not in page.text()
         assert f"an outlier of {votes[first]} filters" in page.text(".sample")
         assert f"outlier score is {report.outlier_scores[first]:.1f}" in page.text(".sample")
         page.page.locator("a.card").first.click()
@@ -288,6 +289,17 @@ class TestEverywhere:
         for place in self.PAGES:
             page.go(place)
             assert page.page.evaluate("document.documentElement.scrollWidth") <= width, place
+
+    def test_on_a_phone_the_image_stands_above_the_plot(self, probed, opened):
+        layer, index, sample = flagged(probed.report)
+        page = opened(probed.report, address(layer, index), width=390)
+        plot = page.page.locator("canvas.scatter").bounding_box()["y"]
+        page.page.mouse.click(*page.place_of(probed.report.layers[layer].points[index, sample]))
+        page.settle()
+        box = page.page.locator(".pair").bounding_box()
+        assert box["y"] + box["height"] < page.page.locator("canvas.scatter").bounding_box()["y"]
+        page.page.evaluate("window.scrollTo(0, 0)")
+        assert page.page.locator("canvas.scatter").bounding_box()["y"] == plot  # it has not moved away
 
     def test_dark_where_the_system_is(self, probed, opened):
         def grounds(scheme: str) -> list[int]:
@@ -371,6 +383,7 @@ class TestOtherInputs:
         page.page.mouse.move(*page.place_of(report.layers[layer].points[index, sample]))
         assert page.text(".sample-link") == f"Sample {sample}"
         assert page.page.locator(".inspector canvas").count() == 0
+        assert "null" not in page.text(".inspector")
         page.go(f"#/sample/{sample}")
         assert "no images" in page.text()
 

@@ -72,7 +72,7 @@ def measure_probe(
         **output,
         "gradient": torch.stack(list(layers.values())).norm(dim=0),
         "aum": None if margin is None else -margin[used],
-        **feature_scores(logits_of(network[:-1], images), **reference),
+        **feature_scores(logits_of(network[:-1], images), reference["reference"], reference["reference_labels"]),
     }
 
     def find(report: AnomalyReport, places: Tensor, truth: Tensor) -> dict[str, Any]:

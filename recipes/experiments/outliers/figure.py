@@ -17,7 +17,7 @@ from recipes.experiments.outliers.tables import ALL_KINDS, reported, values_of
 
 __all__ = ["draw", "unpacked"]
 
-_ROWS = 4  # of the gallery
+_HEIGHT = 1.5  # of a gallery (inches)
 
 
 def unpacked(line: Line) -> Tensor:
@@ -29,11 +29,11 @@ def unpacked(line: Line) -> Tensor:
 def draw(lines: Sequence[Line]) -> Figure:
     """The mean AUROC of every score for each kind of damage, and galleries of one training in each network."""
     some = reported(lines)
-    shown = [runs[0] for runs in group([line for line in some if line["gallery"]], "network", "data").values()][-_ROWS:]
-    figure = Figure(figsize=(11, 4.2 + 1.45 * len(shown)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[4.2, 1.45 * max(1, len(shown))])
-    _draw_areas(upper, some)
-    _draw_galleries(lower, shown)
+    shown = [runs[0] for runs in group([line for line in some if line["gallery"]], "network").values()]
+    figure = Figure(figsize=(13, 4.2 + _HEIGHT * len(shown)), layout="constrained")
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[4.2, _HEIGHT * max(1, len(shown))])
+    _draw_areas(parts[0, 0], some)
+    _draw_galleries(parts[1, 0], shown)
     return figure
 
 
@@ -48,7 +48,7 @@ def _draw_areas(figure: SubFigure, lines: Sequence[Line]) -> None:
     axes.set_xticks(range(len(ALL_KINDS) + 1), [*ALL_KINDS, "all"], fontsize=8)
     axes.set_yticks(range(len(SCORES)), ["outlier score", *SCORES[1:]], fontsize=8)
     axes.set_title(
-        "Mean AUROC, over networks, data sets, conditions and shares that had no part in the choice", fontsize=9
+        "Mean AUROC, over networks, data sets, conditions and shares that had no part in the choice", fontsize=10
     )
     figure.colorbar(image, ax=axes)
 
@@ -65,10 +65,10 @@ def _draw_galleries(figure: SubFigure, lines: Sequence[Line]) -> None:
         captions = zip(gallery["kinds"], gallery["scores"], gallery["ranks"], strict=True)
         for axes, image, (kind, score, rank) in zip(row, unpacked(line), captions, strict=False):
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(f"{kind or 'not damaged'}\nscore {score:.0f}, rank {rank}", fontsize=6)
-        row[0].text(-0.1, 0.5, f"{cell['network']}\n{cell['data']}", transform=row[0].transAxes, ha="right", fontsize=7)
+            axes.set_title(f"{kind or 'not damaged'}\n{score:.0f}, rank {rank}", fontsize=8)
+        row[0].text(-0.1, 0.5, f"{cell['network']}\n{cell['data']}", transform=row[0].transAxes, ha="right", fontsize=8)
     figure.suptitle(
         "Training images of networks that were trained on the damaged ones: of each kind the one with the median "
-        "score, and the undamaged ones with the largest",
-        fontsize=9,
+        "score, and the undamaged ones with the largest: score, rank among all",
+        fontsize=10,
     )

@@ -60,9 +60,9 @@ def plant(training: Training, root: str | None = None) -> Planted:
     data, foreign = images.data, foreign_images(training, root)
     damaged: dict[str, list[int]] = {}
     if training.condition == "damaged":
-        kinds = KINDS if foreign is None else (*KINDS, "foreign")
         count = min(DAMAGED, len(data.train_images) // _SMALLEST)
-        train, damaged = plant_damage(data.train_images, count, kinds, training.seed, foreign)
+        every = KINDS if foreign is None else (*KINDS, "foreign")
+        train, damaged = plant_damage(data.train_images, count, every, training.seed, foreign)
         images = Images(replace(data, train_images=train), images.wrong, *mean_and_std(train))
     val, places = damage_behind(data.val_images, training, foreign, seed=training.seed + 1000)
     kinds = [*places]

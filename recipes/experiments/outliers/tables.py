@@ -116,6 +116,7 @@ def trained_on_table(lines: Sequence[Line]) -> str:
 
     Of all kinds together, and what `find_outliers` reports at a false discovery rate of 10%.
     """
+    places = [place for place, name in enumerate(SCORES) if name != "votes"]
     rows = []
     for key, runs in group([line for line in lines if line["trained_on"]], "network", "data").items():
         found = [run["trained_on"]["mixed"] for run in runs]
@@ -128,6 +129,6 @@ def trained_on_table(lines: Sequence[Line]) -> str:
         planted = ", ".join(
             f"{one['planted']} of {run['cell']['train_size']}" for one, run in zip(found, runs, strict=True)
         )
-        rows.append((*key, planted, *(both(place) for place, name in enumerate(SCORES) if name != "votes"), reports))
-    header = ("network", "data", "damaged", *(name for name in _HEADER if name != "votes"), "right of those reported")
+        rows.append((*key, planted, *map(both, places), reports))
+    header = ("network", "data", "damaged", *(_HEADER[place] for place in places), "right of those reported")
     return markdown(header, rows)

@@ -1,5 +1,6 @@
 """What finds images that do not belong: end to end on a few digits, and its parts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recipes.experiments.outliers import detect, figure, tables
 from recipes.experiments.outliers.planted import Planted, plant
 
 pytestmark = QUIET
+SETTINGS = AnalysisSettings(rule="vote")
 HEALTHY, OVERFITTING, DAMAGED = quick_matrix(detect.CONDITIONS)
 
 
@@ -46,7 +48,7 @@ def test_the_damaged_images_are_trained_on_and_those_of_the_probe_are_not(plante
     for one in (plain, planted):
         assert torch.equal(one.pixels[:128], one.images.data.val_images[:128])
         assert (one.pixels[128:] != one.images.data.val_images[128:164]).flatten(1).any(1).all()
-        assert sorted(sum(one.probe.damaged.values(), [])) == [*range(128, 164)]
+        assert sorted(place for places in one.probe.damaged.values() for place in places) == [*range(128, 164)]
         assert one.pixels[one.probe.damaged["black"]].max() == 0
         torch.testing.assert_close(
             one.probe.images, (one.pixels / 255 - one.images.mean[:, None, None]) / one.images.std[:, None, None]
@@ -54,14 +56,8 @@ def test_the_damaged_images_are_trained_on_and_those_of_the_probe_are_not(plante
 
 
 def test_another_seed_begins_with_another_kind() -> None:
-    first = [[*plant(training).probe.damaged][0] for training in detect_seeds(3)]
+    first = [next(iter(plant(replace(HEALTHY, seed=seed)).probe.damaged)) for seed in range(3)]
     assert first == ["noise", "over_exposed", "noise"]  # by threes through six kinds
-
-
-def detect_seeds(count: int) -> list[Any]:
-    from dataclasses import replace
-
-    return [replace(HEALTHY, seed=seed) for seed in range(count)]
 
 
 def test_the_score_in_a_line_is_that_of_an_analysis_of_the_probe(
@@ -70,7 +66,7 @@ def test_the_score_in_a_line_is_that_of_an_analysis_of_the_probe(
     network = trained(DAMAGED, planted.images, str(folder / "weights"))
     for kind, share in (("noise", 0.01), ("inverted", 0.05), ("mixed", 0.05)):
         places = planted.probe.with_damage(kind, share)
-        report = analyze(network, planted.probe.images[places], settings=AnalysisSettings(rule="vote"))
+        report = analyze(network, planted.probe.images[places], settings=SETTINGS)
         found = lines[2]["probe"][f"{kind}/{share}"]
         truth = places >= 128
         assert found["planted"] == truth.sum()
@@ -84,14 +80,11 @@ def test_the_same_cell_without_clustering_has_the_same_score(folder: Path, lines
     planted = plant(HEALTHY)
     maps = detect.capture(trained(HEALTHY, planted.images, str(folder / "weights")), planted.probe.images, SETTINGS)
     with_votes, without = (
-        next(iter(detect._in_probe(planted, maps, {}, "blurred", 0.05, small))) for small in (True, False)
+        next(detect._in_probe(planted, maps, {}, "blurred", 0.05, treated_as)) for treated_as in ("lenet5", "alexnet")
     )
     assert with_votes["auroc"][1] is not None
     assert without["auroc"][1] is None
     assert with_votes["auroc"][0] == without["auroc"][0] == lines[0]["probe"]["blurred/0.05"]["auroc"][0]
-
-
-SETTINGS = AnalysisSettings(rule="vote")
 
 
 def test_measures_of_a_perfect_a_useless_and_a_half_right_score() -> None:
@@ -115,9 +108,10 @@ def test_false_positives_are_those_before_nineteen_of_twenty() -> None:
 
 
 def test_draws_are_averaged_number_by_number() -> None:
-    one = {"planted": 1, **dict.fromkeys(detect.MEASURES, [0.5, None])}
-    other = {"planted": 1, **dict.fromkeys(detect.MEASURES, [1.0, 1.0])}
-    assert detect.averaged([one, other]) == {"planted": 1, **dict.fromkeys(detect.MEASURES, [0.75, None])}
+    one, other, both = (
+        {"planted": 1, **dict.fromkeys(detect.MEASURES, values)} for values in ([0.5, None], [1.0, 1.0], [0.75, None])
+    )
+    assert detect.averaged([one, other]) == both
 
 
 def test_the_matrix_is_whole_seed_by_seed_and_of_the_choosing_seed_only_what_was_chosen_on() -> None:
@@ -125,6 +119,10 @@ def test_the_matrix_is_whole_seed_by_seed_and_of_the_choosing_seed_only_what_was
     keys = [training.key for training in matrix]
     assert len(set(keys)) == len(keys) == 6 + 2 * 5 * 2 * 3
     assert [training.seed for training in matrix] == [0] * 6 + [1] * 30 + [2] * 30
+    assert [training.network for training in matrix[6:36]] == [
+        *(network for network in ("lenet5", "simple_cnn", "alexnet") for _ in range(6)),
+        *(network for _ in range(2) for network in ("resnet18", "vgg11_bn") for _ in range(3)),  # data set by data set
+    ]
     assert all(detect.was_chosen_on(training.network, training.data) for training in matrix[:6])
     assert {training.condition for training in matrix} == set(detect.CONDITIONS)
     assert [job.key for job in detect.trainings(parse(["outliers", "--seeds", "1"]))] == keys[6:36]
@@ -154,11 +152,8 @@ def test_a_quick_run_finds_black_digits_and_its_lines_give_tables_and_a_figure(l
     assert tables.trained_on_table(lines).splitlines()[2].startswith("| lenet5 | digits | 12 of 256 |")
 
     images = figure.unpacked(lines[2])
-    data = plant(DAMAGED)
     assert images.shape == (9, 16, 16, 1)
-    place = data.damaged["black"]
-    assert images[[*lines[2]["gallery"]["kinds"]].index("black")].max() == 0
-    assert len(place) == 2
+    assert images[lines[2]["gallery"]["kinds"].index("black")].max() == 0
     drawn = figure.draw(lines)
     texts = [axes.get_title() for part in drawn.subfigs for axes in part.axes]
     assert sum(text.startswith("not damaged") for text in texts) == 3
