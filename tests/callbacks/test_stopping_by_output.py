@@ -81,9 +81,9 @@ def test_the_rise_is_over_the_lowest_level_whenever_that_was() -> None:
 
 def test_threshold_and_patience_are_the_user_s(tmp_path: Path) -> None:
     gaps = [0.5] * 3 + [0.59] * 6
-    assert run(tmp_path, gaps)[1] == 5
+    assert run(tmp_path, gaps)[1] == 4
     assert run(tmp_path, gaps, threshold=0.07)[1] == 6
-    assert run(tmp_path, gaps, patience=3)[1] == 7
+    assert run(tmp_path, gaps, patience=3)[1] == 6
 
 
 def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
