@@ -41,17 +41,17 @@ class _Signal:
 
 
 _RISE = _Signal("rise", THRESHOLD, 6, HOLD)
-_OUTPUT = _Signal("confidence_auc", 0.03, 1, 1)
+_OUTPUT = _Signal("confidence_gap", 0.025, 1, 1)
 
 
 class AnomalyEarlyStopping(AnyEarlyStopping):
     """Stops a training that overfits, by a signal that needs no validation labels.
 
-    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_auc`: the probability that the network is
-    surer of a training image than of a validation image, near 0.5 as long as it treats both alike. It stops when the
-    mean of the last three validations is 0.03 above the lowest such mean before. So it has to see a training from its
-    beginning; with about 1,000 images of each kind chance moves that mean by half as much. See
-    `docs/results/stopping_output.md` for what it cost and found.
+    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_gap`: the mean of the network's largest
+    softmax probability on training images less that on validation images, near 0 as long as it treats both alike. It
+    stops when the mean of the last three validations is 0.025 above the lowest such mean before. So it has to see a
+    training from its beginning, and about 1,000 images of each kind. See `docs/results/stopping_output.md` for what it
+    cost and found.
 
     **Beside an `AnomalyFilterCallback` alone** it watches `<log_key_prefix>/rise`, which is 0 while the fraction of
     anomaly filters is flat or falls: then it never stops a run, however long. Whether a rise means overfitting is the
@@ -68,7 +68,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     weights stay those of the last epoch; a `ModelCheckpoint` keeps others.
 
     Args:
-        threshold: The rise that has to be exceeded; None takes 0.03 for the output, and 0.05, as a fraction of the
+        threshold: The rise that has to be exceeded; None takes 0.025 for the output, and 0.05, as a fraction of the
             filters, for anomaly filters.
         patience: Number of validations in a row for which it has to; None takes 1 for the output, and 6 for anomaly
             filters, at least 5: the first 5 of a rise are part of the value, which shows none that lasted less.
@@ -112,7 +112,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
         self.wait_count, self.stopped_epoch = 0, 0
-        self._areas: list[float] = []
+        self._gaps: list[float] = []
         self.best_score = torch.tensor(torch.inf)
         self.stopping_reason_message: str | None = None  # Lightning's own attributes, where it has them
         if reasons := _stopping_reasons():
@@ -120,14 +120,14 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed fit needs, in plain types."""
-        return {**super().state_dict(), "areas": list(self._areas)}
+        return {**super().state_dict(), "gaps": list(self._gaps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
         self._forget()
         self._subject.load()
         super().load_state_dict(state_dict)
-        self._areas = list(state_dict.get("areas", ()))
+        self._gaps = list(state_dict.get("gaps", ()))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds out what there is to watch, and says so."""
@@ -184,8 +184,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         """Whether to stop, and why. `wait_count` counts the last values in a row that exceed the threshold."""
         self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=current.device), current)
         if self._signal is _OUTPUT:
-            self._areas.append(float(current))
-            current = torch.tensor(output_rise(self._areas))
+            self._gaps.append(float(current))
+            current = torch.tensor(output_rise(self._gaps))
         threshold = self.divergence_threshold
         assert threshold is not None
         self.wait_count = self.wait_count + 1 if current > threshold else 0
@@ -205,11 +205,11 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
                 f"above an earlier level, by now {self.monitor} = {value:.3f}."
             )
         report = None if self._compared is None else self._compared.report
+        gap, where = fmean(self._gaps[-WINDOW:]), "by its output" if report is None else report.where
         return (
-            f"The network knows its training images: over the last {WINDOW} validations it was surer of a training "
-            f"image than of a validation image in {100 * fmean(self._areas[-WINDOW:]):.1f}% of pairs ({self.monitor}), "
-            f"{100 * value:.1f} points above its lowest level, and the two are told apart "
-            f"{'by its output' if report is None else report.where}."
+            f"The network knows its training images: over the last {WINDOW} validations it was surer of them than of "
+            f"validation images by {gap:.3f} on average ({self.monitor}), {value:.3f} more than at its lowest level, and "
+            f"the two are told apart {where}."
         )
 
 

@@ -43,6 +43,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 two samples": ("two_sample", two_sample.two_sample_table),
     "two samples": ("two_sample", two_sample.flagged_table),
     "two sample alarms": ("two_sample", two_sample.alarm_table),
+    "output gap": ("two_sample", output.gap_rules),
     "output rules": ("output", output.output_rules),
     "output scores": ("output", output.output_scores),
     "output runs": ("output", output.output_runs),

@@ -21,11 +21,11 @@ pytestmark = QUIET
 
 
 class Written(TwoSampleCallback):
-    """Logs a given area instead of comparing."""
+    """Logs a given gap instead of comparing."""
 
-    def __init__(self, areas: list[float], **options: Any) -> None:
+    def __init__(self, gaps: list[float], **options: Any) -> None:
         super().__init__(images(20), images(20, seed=1), **options)
-        self.areas = areas
+        self.gaps = gaps
         self.validations = 0
 
     def on_validation_batch_start(self, *arguments: Any, **keywords: Any) -> None:
@@ -34,31 +34,31 @@ class Written(TwoSampleCallback):
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
             self.validations = trainer.current_epoch + 1
-            area = self.areas[trainer.current_epoch]
-            pl_module.log(f"{self.log_key_prefix}/confidence_auc", area, on_step=False, on_epoch=True, batch_size=1)
+            gap = self.gaps[trainer.current_epoch]
+            pl_module.log(f"{self.log_key_prefix}/confidence_gap", gap, on_step=False, on_epoch=True, batch_size=1)
 
 
-def run(folder: Path, areas: list[float], *callbacks: Any, **options: Any) -> tuple[AnomalyEarlyStopping, int]:
+def run(folder: Path, gaps: list[float], *callbacks: Any, **options: Any) -> tuple[AnomalyEarlyStopping, int]:
     """What stopped, and after how many validations the training ended."""
-    stopping, written = AnomalyEarlyStopping(**options), Written(areas)
-    trainer = quiet_trainer(folder, stopping, *callbacks, written, max_epochs=len(areas), limit_train_batches=1)
+    stopping, written = AnomalyEarlyStopping(**options), Written(gaps)
+    trainer = quiet_trainer(folder, stopping, *callbacks, written, max_epochs=len(gaps), limit_train_batches=1)
     trainer.fit(SmallNet(), loader(4), loader(4))
     return stopping, written.validations
 
 
 def test_it_stops_when_the_mean_of_three_has_risen_above_its_lowest(tmp_path: Path) -> None:
-    stopping, ended = run(tmp_path, [0.54, 0.53, 0.52, 0.53, 0.54, 0.56, 0.6, 0.6])
+    stopping, ended = run(tmp_path, [0.04, 0.03, 0.02, 0.03, 0.03, 0.04, 0.13, 0.1])
     assert ended == 7
     assert stopping.stopped_epoch == 6
     assert stopping.stopping_reason_message == (
-        "The network knows its training images: over the last 3 validations it was surer of a training image than of "
-        "a validation image in 56.7% of pairs (two_sample/confidence_auc), 4.0 points above its lowest level, and the "
-        "two are told apart by its output."
+        "The network knows its training images: over the last 3 validations it was surer of them than of validation "
+        "images by 0.067 on average (two_sample/confidence_gap), 0.040 more than at its lowest level, and the two are "
+        "told apart by its output."
     )
 
 
 @pytest.mark.parametrize(
-    "areas",
+    "gaps",
     [
         [0.5] * 8,
         [0.58] * 8,
@@ -67,30 +67,30 @@ def test_it_stops_when_the_mean_of_three_has_risen_above_its_lowest(tmp_path: Pa
     ],
     ids=["constant", "unlucky division", "falling", "fluctuating"],
 )
-def test_it_does_not_stop_a_healthy_training(tmp_path: Path, areas: list[float]) -> None:
-    stopping, ended = run(tmp_path, areas)
+def test_it_does_not_stop_a_healthy_training(tmp_path: Path, gaps: list[float]) -> None:
+    stopping, ended = run(tmp_path, gaps)
     assert ended == 8
     assert stopping.stopping_reason_message is None
 
 
 def test_the_rise_is_over_the_lowest_level_whenever_that_was() -> None:
     assert output_rise([]) == output_rise([0.1, 0.9]) == output_rise([0.1, 0.9, 0.2]) == 0
-    areas = [0.5, 0.5, 0.56, 0.47, 0.5, 0.5, 0.53, 0.53, 0.53]
-    assert output_rise(areas) == pytest.approx(0.53 - 0.49)
+    gaps = [0.5, 0.5, 0.56, 0.47, 0.5, 0.5, 0.53, 0.53, 0.53]
+    assert output_rise(gaps) == pytest.approx(0.53 - 0.49)
 
 
 def test_threshold_and_patience_are_the_user_s(tmp_path: Path) -> None:
-    areas = [0.5] * 3 + [0.59] * 6
-    assert run(tmp_path, areas)[1] == 5
-    assert run(tmp_path, areas, threshold=0.07)[1] == 6
-    assert run(tmp_path, areas, patience=3)[1] == 7
+    gaps = [0.5] * 3 + [0.59] * 6
+    assert run(tmp_path, gaps)[1] == 4
+    assert run(tmp_path, gaps, threshold=0.07)[1] == 6
+    assert run(tmp_path, gaps, patience=3)[1] == 6
 
 
 def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run(tmp_path, [0.5])
-    said = "AnomalyEarlyStopping watches 'two_sample/confidence_auc' and stops when the rise of its mean over 3 "
-    assert said + "validations has been above 0.03 for 1 validation in a row." in caplog.messages
+    said = "AnomalyEarlyStopping watches 'two_sample/confidence_gap' and stops when the rise of its mean over 3 "
+    assert said + "validations has been above 0.025 for 1 validation in a row." in caplog.messages
     caplog.clear()
     with caplog.at_level(logging.INFO):
         run(tmp_path, [0.5], verbose=False)
@@ -100,8 +100,8 @@ def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize(
     ("prefix", "monitor"),
     [
-        (None, "two_sample/confidence_auc"),
-        ("two_sample", "two_sample/confidence_auc"),
+        (None, "two_sample/confidence_gap"),
+        ("two_sample", "two_sample/confidence_gap"),
         ("anomaly_filters", "anomaly_filters/rise"),
     ],
 )
@@ -119,11 +119,11 @@ def test_one_for_each_signal_may_stand_in_a_trainer(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_stops_where_the_whole_one_does(tmp_path: Path) -> None:
-    areas = [0.5] * 4 + [0.6] * 6
+    gaps = [0.5] * 4 + [0.6] * 6
     options = {"threshold": 0.06, "patience": 3}
-    _, whole = run(tmp_path / "whole", areas, **options)
-    run(tmp_path, areas[:6], ModelCheckpoint(tmp_path, save_last=True), **options)
-    stopping, written = AnomalyEarlyStopping(**options), Written(areas)
+    _, whole = run(tmp_path / "whole", gaps, **options)
+    run(tmp_path, gaps[:6], ModelCheckpoint(tmp_path, save_last=True), **options)
+    stopping, written = AnomalyEarlyStopping(**options), Written(gaps)
     trainer = quiet_trainer(
         tmp_path, stopping, written, ModelCheckpoint(tmp_path / "second"), max_epochs=10, limit_train_batches=1
     )
@@ -170,9 +170,9 @@ def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(tm
     assert keep.best_model_path
     assert compared.report is not None
     if known:
-        last = trainer.callback_metrics["two_sample/confidence_auc"].item()
-        assert last == pytest.approx(compared.report.confidence_auc)
-        assert last > 0.53
+        last = trainer.callback_metrics["two_sample/confidence_gap"].item()
+        assert last == pytest.approx(compared.report.confidence_gap)
+        assert last > 0.02
         assert str(stopping.stopping_reason_message).endswith("apart in no single unit: the output alone.")
         # The weights are the last epoch's: nothing was restored.
         with torch.no_grad():

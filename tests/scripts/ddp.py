@@ -258,7 +258,7 @@ def output_stops(rank: int, world: int) -> Outcome:
 
     def knows_later(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        return replace(real(*args, **kwargs), confidence_auc=0.6 if rank == 0 and len(calls) > 3 else 0.5)
+        return replace(real(*args, **kwargs), confidence_gap=0.1 if rank == 0 and len(calls) > 3 else 0.0)
 
     two_sample.two_sample_test = knows_later
     stopping = AnomalyEarlyStopping()

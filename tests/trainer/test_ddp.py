@@ -174,7 +174,7 @@ def test_early_stopping_by_the_output_stops_both(outcomes: Path) -> None:
     assert first["epochs"] == second["epochs"] == 4
     assert first["metrics"] == second["metrics"]
     assert first["reason"] == second["reason"]
-    assert "in 53.3% of pairs (two_sample/confidence_auc), 3.3 points above its lowest level" in first["reason"]
+    assert "by 0.033 on average (two_sample/confidence_gap), 0.033 more than at its lowest level" in first["reason"]
 
 
 def test_early_stopping_stops_both(outcomes: Path) -> None:

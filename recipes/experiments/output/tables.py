@@ -11,9 +11,10 @@ from recipes.experiments.common.tables import Line, is_overfitting, markdown
 from recipes.experiments.h1.stopping_rules import by_patience
 from recipes.experiments.output.follow import SIZES
 
-__all__ = ["RULES", "chosen_on", "first_above", "output_rules", "output_runs", "output_scores"]
+__all__ = ["RULES", "chosen_on", "first_above", "gap_rules", "output_rules", "output_runs", "output_scores"]
 
-RISE = 0.03
+_TRIED = (0.015, 0.02, 0.025, 0.03, 0.04)
+RISE = 0.025  # of the gap, see `AnomalyEarlyStopping`
 
 
 def first_above(values: Sequence[float], threshold: float) -> int | None:
@@ -21,7 +22,7 @@ def first_above(values: Sequence[float], threshold: float) -> int | None:
     return next((place for place, value in enumerate(values) if value > threshold), None)
 
 
-def _rises(line: Line, name: str = "confidence_auc") -> list[float]:
+def _rises(line: Line, name: str = "confidence_gap") -> list[float]:
     values = signal(line, name)
     return [output_rise(values[:end]) for end in range(1, len(values) + 1)]
 
@@ -34,10 +35,11 @@ def _patience(line: Line, patience: int) -> int | None:
 
 # Where each rule stops a training, if it does; the network is the one of that epoch.
 RULES: dict[str, Callable[[Line], int | None]] = {
-    "output, rise of 0.03 (`AnomalyEarlyStopping`)": lambda line: first_above(_rises(line), RISE),
-    "output, area above 0.55": lambda line: first_above(signal(line, "confidence_auc"), 0.55),
-    "output, p-value below 1%": lambda line: first_above([-p for p in signal(line, "confidence_p_value")], -0.01),
-    "mean confidence gap, above 0.03": lambda line: first_above(signal(line, "confidence_gap"), 0.03),
+    "gap, rise of 0.025 (`AnomalyEarlyStopping`)": lambda line: first_above(_rises(line), RISE),
+    "gap, above 0.025": lambda line: first_above(signal(line, "confidence_gap"), RISE),
+    "area, rise of 0.03": lambda line: first_above(_rises(line, "confidence_auc"), 0.03),
+    "area, above 0.55": lambda line: first_above(signal(line, "confidence_auc"), 0.55),
+    "area, p-value below 1%": lambda line: first_above([-p for p in signal(line, "confidence_p_value")], -0.01),
     "loss with labels, rise of 0.03": lambda line: first_above(_rises(line, "loss_auc"), RISE),
     "validation loss, patience 3": lambda line: _patience(line, 3),
     "validation loss, patience 5": lambda line: _patience(line, 5),
@@ -87,33 +89,74 @@ def output_rules(lines: Sequence[Line]) -> str:
     return markdown(header, rows)
 
 
+def gap_rules(lines: Sequence[Line]) -> str:
+    """For each part and rise of the gap: how many trainings of `two_sample` it stops, and the loss there over the best.
+
+    Args:
+        lines: Those of `two_sample`, in which the gap is called `confidence`.
+    """
+    rows = []
+    for name, some in _parts(lines).items():
+        for rise in _TRIED:
+            ends = [(line, first_above(_rises(line, "confidence"), rise)) for line in some]
+            bad = [(line, end) for line, end in ends if is_overfitting(line)]
+            good = [end is not None for line, end in ends if not is_overfitting(line)]
+            ratios = [
+                signal(line, "val_loss")[-1 if end is None else end] / min(signal(line, "val_loss"))
+                for line, end in bad
+            ]
+            spent = [(len(line["epochs"]) if end is None else end + 1) / len(line["epochs"]) for line, end in bad]
+            rows.append(
+                (
+                    name,
+                    f"{rise:g}",
+                    f"{sum(end is not None for _, end in bad)} of {len(bad)}",
+                    f"{sum(good)} of {len(good)}",
+                    f"{median(ratios):.2f}",
+                    f"{max(ratios):.2f}",
+                    f"{100 * mean(spent):.0f}%",
+                )
+            )
+    header = ("trainings", "rise", "overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest",
+              "epochs spent")  # fmt: skip
+    return markdown(header, rows)
+
+
 def output_runs(lines: Sequence[Line]) -> str:
     """Each training: its losses, the areas, and where it is stopped."""
     rows = []
     for line in sorted(lines, key=lambda own: (not is_overfitting(own), own["key"])):
         loss, area, best = signal(line, "val_loss"), signal(line, "confidence_auc"), best_epoch(line)
+        gap = signal(line, "confidence_gap")
         stop = first_above(_rises(line), RISE)
         rows.append(
             (
                 line["key"],
                 f"{loss[best]:.2f} → {loss[-1]:.2f}",
                 best + 1,
+                f"{gap[0]:.3f} → {gap[best]:.3f} → {gap[-1]:.3f}",
                 f"{area[0]:.3f} → {area[best]:.3f} → {area[-1]:.3f}",
                 f"{max(_rises(line)):.3f}",
                 "-" if stop is None else stop + 1,
                 "-" if stop is None else f"{loss[stop] / loss[best]:.2f}",
             )
         )
-    header = ("training", "validation loss, best → end", "best epoch", "area, first epoch → best → end",
-              "largest rise", "stopped after epoch", "loss over the best")  # fmt: skip
+    header = ("training", "validation loss, best → end", "best epoch", "gap, first epoch → best → end",
+              "area", "largest rise of the gap", "stopped after epoch", "loss over the best")  # fmt: skip
     return markdown(header, rows)
 
 
 def output_scores(lines: Sequence[Line]) -> str:
     """How far each number rises: the least in an overfitting training on CIFAR-10, and the most in a healthy one."""
-    names = {f"largest softmax probability, {size} images": f"confidence_auc {size}" for size in SIZES}
-    names |= {"largest softmax probability, 1024 images": "confidence_auc", "entropy": "entropy_auc",
-              "margin": "margin_auc", "energy": "energy_auc", "loss, with labels": "loss_auc"}  # fmt: skip
+    names = {"gap of the largest softmax probability": "confidence_gap"}
+    names |= {f"area by the same, {size} images": f"confidence_auc {size}" for size in SIZES}
+    names |= {
+        "area by the same, 1024 images": "confidence_auc",
+        "area by the entropy": "entropy_auc",
+        "area by the margin": "margin_auc",
+        "area by the energy": "energy_auc",
+        "area by the loss, with labels": "loss_auc",
+    }
     some = [line for line in lines if line["cell"]["data"] == "cifar10"]
     rows = []
     for label, name in names.items():
