@@ -134,13 +134,20 @@ class Share:
     engine: str | None
 
 
-def analyze_share(maps: Mapping[str, LayerMaps], settings: AnalysisSettings, *, progress: bool | None = False) -> Share:
+def analyze_share(
+    maps: Mapping[str, LayerMaps],
+    settings: AnalysisSettings,
+    statistics: Mapping[str, Tensor] | None = None,
+    *,
+    progress: bool | None = False,
+) -> Share:
     """Analyse some of the filters of a network, or all of them.
 
     Args:
-        maps: Their maps `(N, F, ...)` by layer, F possibly zero. A layer's outlier scores are those of the statistics
-            that are with its maps; without any it gets none.
+        maps: Their maps `(N, F, ...)` by layer, F possibly zero.
         settings: See `AnalysisSettings`.
+        statistics: Statistics of all filters of those layers whose outlier scores are wanted `(N, F, 5)`; None takes
+            what is with the maps.
         progress: See `analyze`.
 
     Returns:
@@ -160,9 +167,9 @@ def analyze_share(maps: Mapping[str, LayerMaps], settings: AnalysisSettings, *, 
         layers[name] = _report(own[name], reduction, clustering, settings)
         if layers[name].filters(NONFINITE):
             nonfinite[name] = _nonfinite_samples(own[name])
-    scores = {
-        name: layer_scores(torch.cat(layer.statistics), engine) for name, layer in usable.items() if layer.statistics
-    }
+    if statistics is None:
+        statistics = {name: torch.cat(layer.statistics) for name, layer in usable.items() if layer.statistics}
+    scores = {name: layer_scores(own, engine) for name, own in statistics.items() if name in usable}
     return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out, note if usable else None)
 
 
@@ -235,6 +242,7 @@ def _listed(samples: Sequence[int]) -> str:
 def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:
     """Judge the filters of one layer; the clustering is that of the live ones."""
     live = reduction.live.nonzero()[:, 0]
+    statistics = torch.cat(layer.statistics) if layer.statistics else None
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
     shown = shown_clustering(clustering, outliers, settings.rare_fraction)
     rows = torch.arange(len(live), device=live.device)
@@ -264,7 +272,13 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
         labels=per_filter(labels),
         points=reduction.points.float().cpu(),
         outliers=per_filter(outliers),
-        isolated=per_filter(isolated_samples(reduction.points[live], settings.rare_fraction)),
+        isolated=per_filter(
+            isolated_samples(
+                reduction.points[live],
+                settings.rare_fraction,
+                None if statistics is None else statistics.transpose(0, 1)[live.to(statistics.device), :, 2:4],
+            )
+        ),
         explained=reduction.explained.cpu(),
         sparsity=layer.sparsity.cpu(),
         map_size=layer.size or (),

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ __all__ = ["find_outliers"]
 _REFERENCE = 4000  # images that what is ordinary is learnt from, where none are given
 _SMALLEST_REFERENCE = 100
 _FILTERS = 3  # named for each image
+_TOGETHER = 4  # batches that are judged in one operation
 _SIDE = 128  # of an image that the report keeps, at most (pixels)
 _ORDINARY = 256  # images of the reference that tell their range from black to white
 
@@ -182,7 +183,7 @@ class _Search:
         share = self._share(others, self._chosen)
         batches = [
             {name: own.cpu() for name, own in statistics.items()}
-            for _, statistics in self._runner.statistics(others, share, "reference")
+            for _, statistics in _together(self._runner.statistics(others, share, "reference"))
         ]
         return _Reference(batches, len(images), self._runner.notes)
 
@@ -195,9 +196,9 @@ class _Search:
                 f"Found {numbers} images in the processes."
             )
         images, chosen, middle = self._images, self._chosen, len(self._chosen) // 2
-        in_turn = zip_longest(*(own.batches for own in references))  # batch i is that of process i % world
-        batches = [own for turn in in_turn for own in turn if own is not None]
-        self._names, halves = _learn(batches, middle, self._runner.device, self._others.argument)
+        in_turn = zip_longest(*(own.batches for own in references))  # part i is that of process i % world
+        parts = [own for turn in in_turn for own in turn if own is not None]
+        self._names, halves = _learn(parts, middle, self._runner.device, self._others.argument)
         rest: Sequence[int] = range(len(images))
         self._known: list[tuple[Tensor, Judgement]] = []
         if self._others is images:
@@ -205,10 +206,8 @@ class _Search:
             self._known = [(torch.tensor(positions), half.own) for half, positions in own]
             taken = {*chosen}
             rest = [position for position in rest if position not in taken]
-        scored = [
-            (positions, halves[0].judge(statistics))
-            for positions, statistics in self._runner.statistics(images, self._share(images, rest), "outlier scores")
-        ]
+        batches = self._runner.statistics(images, self._share(images, rest), "outlier scores")
+        scored = [(positions, halves[0].judge(statistics)) for positions, statistics in _together(batches)]
         return _Scores(*_joined(scored), self._runner.notes)
 
     def report(self, references: Sequence[_Reference], shares: Sequence[_Scores], rate: float) -> OutlierReport:
@@ -240,9 +239,21 @@ class _Search:
         )
 
     def _share(self, images: ImageSource, positions: Sequence[int]) -> list[int]:
-        """The positions that this process reads: the same batches as one process alone would make, dealt out."""
-        batches = torch.split(torch.as_tensor(positions, dtype=torch.int64), images.batch_size)
-        return [position for batch in batches[self.rank :: self._world] for position in batch.tolist()]
+        """The positions that this process reads: the batches that one process alone would make, dealt out.
+
+        As many at a time as are judged together, so that also these operations are the same.
+        """
+        parts = torch.split(torch.as_tensor(positions, dtype=torch.int64), _TOGETHER * images.batch_size)
+        return [position for part in parts[self.rank :: self._world] for position in part.tolist()]
+
+
+def _together(batches: Iterable[tuple[Tensor, Statistics]]) -> Iterator[tuple[Tensor, Statistics]]:
+    """Several batches in one."""
+    batches = iter(batches)
+    while some := list(islice(batches, _TOGETHER)):
+        names = [name for name in some[0][1] if all(name in statistics for _, statistics in some)]
+        statistics = {name: torch.cat([own[name] for _, own in some]) for name in names}
+        yield torch.cat([positions for positions, _ in some]), statistics
 
 
 def _joined(parts: Sequence[tuple[Tensor, Judgement]]) -> tuple[Tensor, Judgement]:
@@ -270,7 +281,8 @@ def _learn(
 ) -> tuple[tuple[str, ...], tuple[_Half, _Half]]:
     """The layers that can judge, and what is ordinary in them by each half of the reference."""
     names = [name for name in batches[0] if all(name in batch for batch in batches)]
-    taken = {name: torch.cat([batch[name] for batch in batches]) for name in names}
+    # Out of the batches, which are not needed any more: this is most of the memory.
+    taken = {name: torch.cat([batch.pop(name) for batch in batches]) for name in names}
     engine, _ = choose_engine("auto", torch.device("cpu"))
     first = {name: (Ordinary.fit(own[:middle], engine), own[middle:]) for name, own in taken.items()}
     second = {name: (Ordinary.fit(own[middle:], engine), own[:middle]) for name, own in taken.items()}
@@ -321,25 +333,33 @@ class _Half:
 
     def __init__(self, layers: Mapping[str, tuple[Ordinary | None, Tensor]], device: torch.device) -> None:
         self._ordinary = {name: own.to(device) for name, (own, _) in layers.items() if own is not None}
-        found = [own.lengths(layers[name][1].to(device), _FILTERS) for name, own in self._ordinary.items()]
+        measured = {name: statistics.to(device) for name, (_, statistics) in layers.items()}
+        found = self._measure(measured)
         self._spreads = [Spread.fit(lengths) for lengths, _ in found]
-        scores, layer, filters = self._strongest(found)
+        scores, layer, filters = self._strongest(measured, found)
         self._sorted = scores.sort().values
         self.own = scores, self._larger(scores).double() / len(scores), layer, filters
 
     def judge(self, statistics: Statistics) -> Judgement:
         """Scores, p-values and strongest layers `(n,)`, and that layer's strongest filters `(n, 3)`."""
-        found = [ordinary.lengths(statistics[name], _FILTERS) for name, ordinary in self._ordinary.items()]
-        scores, layer, filters = self._strongest(found)
+        scores, layer, filters = self._strongest(statistics, self._measure(statistics))
         return scores, (1 + self._larger(scores)).double() / (1 + len(self._sorted)), layer, filters
+
+    def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
+        return [ordinary.lengths(statistics[name]) for name, ordinary in self._ordinary.items()]
 
     def _larger(self, scores: Tensor) -> Tensor:
         """How many of the other half have scores at least as large."""
         return len(self._sorted) - torch.searchsorted(self._sorted, scores)
 
-    def _strongest(self, found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, layers and filters, from lengths and filters in every layer."""
+    def _strongest(
+        self, statistics: Statistics, found: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, layers and filters, from lengths and tails in every layer."""
         scores = [own.scores(lengths) for own, (lengths, _) in zip(self._spreads, found, strict=True)]
         largest, layer = torch.stack(scores).max(0)
-        strongest = torch.stack([filters for _, filters in found])[layer, torch.arange(len(layer), device=layer.device)]
-        return largest.cpu(), layer.cpu(), strongest.cpu()
+        filters = layer.new_zeros(len(layer), _FILTERS)
+        for place, (name, ordinary) in enumerate(self._ordinary.items()):
+            own = layer == place
+            filters[own] = ordinary.strongest(found[place][1][own], statistics[name].shape[1], _FILTERS)
+        return largest.cpu(), layer.cpu(), filters.cpu()

@@ -6,6 +6,7 @@ the outermost samples and the next one whether the tail that the other samples h
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ _SILENT = 1e-9  # distances that are zero but for rounding, in units of the larg
 _TOGETHER = 2**19  # values held at once
 
 
-def isolated_samples(points: Tensor, rare_fraction: float, residuals: Tensor | None = None) -> Tensor:
+def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | None = None) -> Tensor:
     """The samples that each filter sets apart from all others: none for most filters.
 
     The samples are ordered by their distance from the centre of the densest half, `r_1 >= r_2 >= ...`. For every set of
@@ -49,8 +50,9 @@ def isolated_samples(points: Tensor, rare_fraction: float, residuals: Tensor | N
     Args:
         points: Points `(F, N, 2)`; neither scale nor rotation matters.
         rare_fraction: Largest set, as a fraction of the samples.
-        residuals: How far each sample's map is from what the two components hold of it `(F, N)`, a second distance that
-            is treated in the same way. Half of the false alarms are then its own.
+        extremes: Largest and smallest value of each map before it is rectified `(F, N, 2)`. Each in units of its median
+            absolute deviation, they are treated as points too, and half of the false alarms are then theirs. One that
+            is the same for most samples is left out. They tell what the two components of a rectified map hide.
 
     Returns:
         Whether each sample is set apart `(F, N)`; it depends on no other filter.
@@ -60,14 +62,21 @@ def isolated_samples(points: Tensor, rare_fraction: float, residuals: Tensor | N
     if sizes == 0 or samples // 2 <= _FEWEST or len(points) == 0:
         return torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
     step = max(1, _TOGETHER // (len(_SHAPES) * (samples // 2)))
-    distances = [torch.cat([_distances(part) for part in torch.split(points.double(), step)])]
-    if residuals is not None:
-        distances.append(residuals.double())
-    level = FALSE_ALARMS / len(distances)
+    views = [points.double().cpu()]
+    if extremes is not None:
+        views.append(torch.stack([_scaled(part) for part in extremes.double().cpu().unbind(2)], 2))
+    level = FALSE_ALARMS / len(views)
     found = [
-        torch.cat([_set_apart(part, sizes, level) for part in torch.split(distance, step)]) for distance in distances
+        torch.cat([_set_apart(_distances(part), sizes, level) for part in torch.split(view, step)]) for view in views
     ]
-    return torch.stack(found).any(0)
+    return torch.stack(found).any(0).to(points.device)
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """Values `(F, N)` from their median, in units of the median absolute deviation; 0 where that is 0."""
+    centred = values - _median(values)
+    spread = _median(centred.abs())
+    return torch.where(spread > 0, centred / spread, 0)
 
 
 def _distances(points: Tensor) -> Tensor:
@@ -79,18 +88,24 @@ def _distances(points: Tensor) -> Tensor:
     x, y = (part.contiguous() for part in points.unbind(2))
     distances = ((x - x.mean(1, keepdim=True)).square() + (y - y.mean(1, keepdim=True)).square()).sqrt()
     for _ in range(_STEPS):
-        inner = (distances <= distances.median(1, keepdim=True).values).double()
+        inner = (distances <= _median(distances)).double()
         number = inner.sum(1, keepdim=True)
         means = [(part * inner).sum(1, keepdim=True) / number for part in (x, y)]
         distances = ((x - means[0]).square() + (y - means[1]).square()).sqrt()
     return distances
 
 
+def _median(rows: Tensor) -> Tensor:
+    """The lower median of each row `(F, 1)`; NumPy's selection is ten times as fast as torch's."""
+    middle = (rows.shape[1] - 1) // 2
+    return torch.from_numpy(np.partition(rows.numpy(), middle)[:, middle : middle + 1])
+
+
 def _set_apart(distances: Tensor, sizes: int, level: float) -> Tensor:
     """Whether each sample is among the outermost `k <= sizes` ones that have a gap behind them `(F, N)`."""
     distances = distances / distances.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     active = (distances > _SILENT).sum(1)
-    ordered = distances.topk(distances.shape[1] // 2 + 1, dim=1).values
+    ordered = torch.from_numpy(np.sort(distances.numpy()))[:, (distances.shape[1] - 1) // 2 :].flip(1)
     k = torch.arange(1, sizes + 1, device=distances.device, dtype=torch.float64)
     significant = _gap_probabilities(ordered, active, distances.shape[1], sizes) <= level / (k * (1 / k).sum())
     largest = torch.where(significant, k, 0).amax(1).long()[:, None]

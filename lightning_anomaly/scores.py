@@ -132,31 +132,40 @@ class Ordinary:
     def _measure(self, tails: Tensor, values: Tensor) -> Tensor:
         return torch.stack([self.tails.lengths(tails), self.values.lengths(values)], 1)
 
-    def lengths(self, statistics: Tensor, strongest: int = 0) -> tuple[Tensor, Tensor]:
+    def lengths(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """How far samples are from what is ordinary.
 
         Args:
             statistics: Statistics `(n, F, S)`, on the device that `to` moved this to.
-            strongest: How many filters to name for each sample.
 
         Returns:
             Squared distances `(n, 2)` of the tails and of the normal scores, infinite for samples that have NaN or
-            infinite values; and the filters with the longest tails `(n, strongest)`, the longest first, -1 where there
-            are no more.
+            infinite values; and the tails `(n, V)`, for `strongest`.
         """
         flat = statistics.flatten(1).float()
-        whole = len(self.knots) == flat.shape[1]
-        flat = flat if whole else flat[:, self.used]
+        if len(self.knots) < len(self.used):
+            flat = flat[:, self.used]
         tails, values = _tails_and_values(flat, self.knots, self.beyond, self.engine)
         lengths = self._measure(tails, values)
         lengths[~flat.abs().amax(1).isfinite()] = torch.inf
-        full = tails
-        if not whole:
-            full = tails.new_zeros(len(tails), len(self.used))
-            full[:, self.used] = tails
-        by_filter = full.view(len(full), *statistics.shape[1:]).sum(2)
-        filters = by_filter.topk(min(strongest, by_filter.shape[1]), 1).indices
-        return lengths, functional.pad(filters, (0, strongest - filters.shape[1]), value=-1)
+        return lengths, tails
+
+    def strongest(self, tails: Tensor, filters: int, count: int) -> Tensor:
+        """The filters with the longest tails, the longest first.
+
+        Args:
+            tails: As `lengths` gives them, of the samples in question `(n, V)`.
+            filters: Number of the layer's filters, F.
+            count: How many to name for each sample.
+
+        Returns:
+            Their indices `(n, count)`, -1 where there are no more.
+        """
+        full = tails.new_zeros(len(tails), len(self.used))
+        full[:, self.used] = tails
+        by_filter = full.view(len(full), filters, len(self.used) // filters).sum(2)
+        found = by_filter.topk(min(count, filters), 1).indices
+        return functional.pad(found, (0, count - found.shape[1]), value=-1)
 
     def to(self, device: torch.device) -> Ordinary:
         """The same on another device."""

@@ -11,7 +11,7 @@ __all__ = ["AnalysisSettings", "Engine", "Init", "Rule", "checked_settings"]
 
 Engine = Literal["auto", "numba", "torch", "sklearn"]  # each but the first a file in `clustering/engines`
 Init = Literal["kmeans", "random"]
-Rule = Literal["vote", "best"]
+Rule = Literal["index", "vote", "best"]
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,12 @@ class AnalysisSettings:
             verdict is a property of the filter; with up to 8 it begins to depend on which samples are in the probe.
         rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples. With 2%, ten images of
             512 that do not belong may sit in one cluster and still be found.
-        rule: `"vote"` calls a sample an outlier if it lies in a rare cluster in more than half of a filter's mixtures;
-            `"best"`, the paper's reading, asks only the mixture with the largest Calinski-Harabasz index, and its
-            verdict changes with whatever changes the choice between two near-equal indices.
+        rule: Which of a filter's mixtures decide whether a sample in a rare cluster is an outlier. `"index"` lets the
+            Calinski-Harabasz index decide: each mixture votes with its index, and more than two thirds of the votes are
+            needed, so that one whose index is more than twice the others' together decides alone and of near-equal ones
+            most must agree. `"best"`, the paper's reading, asks only the mixture with the largest index, and its
+            verdict changes with whatever changes the choice between two near-equal ones. `"vote"` needs more than half
+            of the mixtures, whatever their index.
         init: `"kmeans"` starts each mixture from the best of `n_init` k-means clusterings; `"random"` runs it from
             `n_init` random starts and keeps the one with the largest lower bound.
         n_init: Number of starts.
@@ -47,7 +50,7 @@ class AnalysisSettings:
 
     max_components: int = 5
     rare_fraction: float = 0.02
-    rule: Rule = "vote"
+    rule: Rule = "index"
     init: Init = "kmeans"
     n_init: int = 20
     rectify: bool = True

@@ -100,7 +100,7 @@ class TwoSampleReport(Tabular):
         """In which layers the images are told apart, in words."""
         shares = [f"'{name}' ({100 * share:.0f}%)" for name, share in self.telling_layers.items()]
         if shares:
-            return f"in {', '.join(shares)} of the filters"
+            return f"in units of {', '.join(shares)}"
         return "in no single unit: the output alone" if self.compares_output else "nowhere"
 
     @property

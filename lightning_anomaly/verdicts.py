@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.choice import Clustering
 from lightning_anomaly.clustering.moments import cluster_sizes
-from lightning_anomaly.clustering.ties import first_largest
+from lightning_anomaly.clustering.ties import SAME, first_largest
 
 __all__ = [
     "ANOMALY",
@@ -19,6 +19,8 @@ __all__ = [
     "shown_clustering",
     "smallest_share",
 ]
+
+_SHARE = 2 / 3  # of the votes, for `rule="index"`; with half of them verdicts are less stable, see `docs/method.md`
 
 NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
 
@@ -44,8 +46,8 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
     Args:
         clustering: Clusterings of F filters.
         rare_fraction: See `rare_samples`.
-        rule: `"vote"`: rare in more than half of the clusterings; `"best"`: rare in the one chosen by
-            Calinski-Harabasz.
+        rule: `"index"`: rare in clusterings that have more than two thirds of the sum of the Calinski-Harabasz
+            indices; `"best"`: rare in the one with the largest; `"vote"`: in more than half of them.
 
     Returns:
         Whether each sample is an outlier of each filter `(F, N)`.
@@ -55,7 +57,12 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
         return rare.any(1)
     if rule == "best":
         return rare[torch.arange(len(rare), device=rare.device), clustering.best]
-    return 2 * rare.sum(1) > rare.shape[1]
+    if rule == "vote":
+        return 2 * rare.sum(1) > rare.shape[1]
+    index = clustering.calinski_harabasz
+    # In units of the largest, so that no sum is too large. Where none is defined nothing is rare.
+    votes = index / index.amax(1, keepdim=True).clamp(min=torch.finfo(index.dtype).tiny)
+    return (rare * votes[:, :, None]).sum(1) > (_SHARE + SAME) * votes.sum(1, keepdim=True)
 
 
 def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: float) -> Tensor:

@@ -72,7 +72,7 @@ def describe_scores(report: AnomalyReport, planted: Mapping[str, Sequence[int]])
 
 
 def draw_curves(log_dir: str, title: str, path: str) -> None:
-    """Draw the losses and the anomaly count that TensorBoard's event files hold, over the same epochs."""
+    """Draw the losses and both counts of filters that TensorBoard's event files hold, over the same epochs."""
     events = EventAccumulator(log_dir)
     events.Reload()
     figure = Figure(figsize=(8, 4.2), layout="constrained")
@@ -83,12 +83,14 @@ def draw_curves(log_dir: str, title: str, path: str) -> None:
     losses.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=title)
     losses.set_ylim(bottom=0)
     counts = losses.twinx()
-    values = [event.value for event in events.Scalars("anomaly_filters/count")]
-    counts.plot(range(1, len(values) + 1), values, color="#009E73", linestyle="--", label="anomaly_filters/count")
-    counts.set_ylabel("anomaly filters")
+    for tag, colour in (("anomaly_filters/count", "#009E73"), ("anomaly_filters/isolated", "#CC79A7")):
+        values = [event.value for event in events.Scalars(tag)]
+        counts.plot(range(1, len(values) + 1), values, color=colour, linestyle="--", label=tag)
+    counts.set_ylabel("filters")
     counts.set_ylim(bottom=0)
     lines = [*losses.get_lines(), *counts.get_lines()]
-    losses.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    labels = [str(line.get_label()) for line in lines]
+    losses.legend(lines, labels, loc="center right", bbox_to_anchor=(1, 0.28), ncols=2)
     figure.savefig(path, dpi=110)
 
 
@@ -107,10 +109,10 @@ def run(options: argparse.Namespace) -> AnomalyFilterCallback:
     )
     network = build(options.network, data.channels, data.n_classes)
     trainer.fit(Classifier(network, options.lr), train, val)
-    counts = [int(entry["metrics"]["count"]) for entry in watcher.history]
+    counts = {key: [int(entry["metrics"][key]) for entry in watcher.history] for key in ("count", "isolated")}
     print(f"\n{options.network} on {len(data.train_images)} images of {options.data}, {options.epochs} epochs")
     print(f"val_loss {trainer.callback_metrics['val_loss']:.3f}, val_acc {trainer.callback_metrics['val_acc']:.3f}")
-    print(f"anomaly filters by epoch: {counts}\n")
+    print(f"anomaly filters by epoch: {counts['count']}\nisolated ones: {counts['isolated']}\n")
     report = watcher.report
     if report is not None:
         print(report)

@@ -129,11 +129,14 @@ def run(options: argparse.Namespace) -> list[dict[str, float | str]]:
         for settings in (
             AnalysisSettings(rare_fraction=fraction),
             AnalysisSettings(rare_fraction=fraction, rectify=False),
+            AnalysisSettings(rare_fraction=fraction, rule="vote"),
             AnalysisSettings(rare_fraction=fraction, rule="best"),
+            replace(AnalysisSettings.paper(), rare_fraction=fraction),
             AnalysisSettings(rare_fraction=fraction, rule="best", max_components=8, init="random", n_init=1),
         ):
             maps = "rectified" if settings.rectify else "unrectified"
-            name = f"{settings.rule}, K <= {settings.max_components}, {settings.init}, {maps}"
+            starts = f"{settings.n_init} {settings.init}"
+            name = f"{settings.rule}, K <= {settings.max_components}, {starts}, {maps}"
             found = measure(network.cpu(), images, damaged, settings, options.repeats)
             rows.append({"settings": name, "rare": fraction, "damaged": count, **found})
             print(rows[-1], flush=True)

@@ -224,7 +224,7 @@ def planted_network() -> nn.Module:
 
 
 @pytest.mark.parametrize("engine", ["auto", "torch", "sklearn"])
-@pytest.mark.parametrize("rule", ["vote", "best"])
+@pytest.mark.parametrize("rule", ["index", "vote", "best"])
 def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine, no_processes):
     settings = AnalysisSettings(rule=rule, engine=engine, rare_fraction=0.01)
     with pytest.warns(
@@ -644,7 +644,7 @@ def test_too_few_samples_are_said():
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 6, 7])
-@pytest.mark.parametrize("rule", ["vote", "best"])
+@pytest.mark.parametrize("rule", ["index", "vote", "best"])
 def test_even_a_handful_of_samples_gives_a_report(samples, rule):
     for rare_fraction in (0.01, 0.5):
         settings = AnalysisSettings(rule=rule, rare_fraction=rare_fraction)

@@ -112,7 +112,7 @@ def test_where_the_images_are_told_apart_is_said_by_layer() -> None:
     (name,) = report.telling_layers
     assert name == "1"
     assert report.telling_layers["1"] == report.fraction_in(["1"]) > 0.3
-    assert re.fullmatch(r"in '1' \(\d+%\) of the filters", report.where)
+    assert re.fullmatch(r"in units of '1' \(\d+%\)", report.where)
 
 
 def test_the_p_values_of_output_and_filters_are_right_on_images_that_a_trained_network_never_saw(trained) -> None:

@@ -37,7 +37,7 @@ some_settings = st.builds(
     AnalysisSettings,
     max_components=st.integers(2, 8),
     rare_fraction=st.sampled_from([0.01, 0.1, 0.5]),
-    rule=st.sampled_from(["vote", "best"]),
+    rule=st.sampled_from(["index", "vote", "best"]),
     init=st.sampled_from(["kmeans", "random"]),
     n_init=st.integers(1, 4),
     seed=st.integers(0, 3),

@@ -86,11 +86,11 @@ def test_scores_follow_their_samples_and_equal_samples_have_equal_scores():
 def test_samples_are_scored_one_by_one():
     ordinary = Ordinary.fit(statistics(700), ENGINE)
     assert ordinary is not None
-    lengths, filters = ordinary.lengths(statistics(50, seed=9), strongest=3)
+    lengths, tails = ordinary.lengths(statistics(50, seed=9))
     for sample in (0, 17, 49):
-        alone = ordinary.lengths(statistics(50, seed=9)[sample : sample + 1], strongest=3)
+        alone = ordinary.lengths(statistics(50, seed=9)[sample : sample + 1])
         torch.testing.assert_close(alone[0][0], lengths[sample])
-        assert alone[1][0].tolist() == filters[sample].tolist()
+        assert torch.equal(alone[1][0], tails[sample])
 
 
 def test_the_filters_that_say_so_are_named():
@@ -98,8 +98,10 @@ def test_the_filters_that_say_so_are_named():
     assert ordinary is not None
     odd = statistics()[:1].clone()
     odd[0, 9], odd[0, 3] = 1e3, -1e3
-    _, filters = ordinary.lengths(odd, strongest=2)
-    assert set(filters[0].tolist()) == {3, 9}
+    _, tails = ordinary.lengths(odd)
+    assert set(ordinary.strongest(tails, 12, 2)[0].tolist()) == {3, 9}
+    assert ordinary.strongest(tails, 12, 14)[0].tolist()[12:] == [-1, -1]
+    assert ordinary.strongest(tails[:0], 12, 2).shape == (0, 2)
 
 
 @pytest.mark.parametrize("values", [7, 64])

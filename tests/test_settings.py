@@ -37,7 +37,8 @@ def test_rectify_is_true_or_false():
 
 
 @pytest.mark.parametrize(
-    ("name", "allowed"), [("rule", "vote.*best"), ("init", "kmeans.*random"), ("engine", "auto.*numba.*torch.*sklearn")]
+    ("name", "allowed"),
+    [("rule", "index.*vote.*best"), ("init", "kmeans.*random"), ("engine", "auto.*numba.*torch.*sklearn")],
 )
 def test_an_unknown_choice_is_an_error_that_lists_the_choices(name, allowed):
     with pytest.raises(ValueError, match=rf"`{name}` should be one of \['{allowed}'\]\. Found `{name} = 'other'`"):

@@ -70,7 +70,29 @@ def test_the_best_rule_asks_the_clustering_with_the_largest_index_alone():
     assert found.any(1).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("rule", ["vote", "best"])
+def test_by_index_a_clustering_well_above_the_others_decides_alone_and_of_near_equal_ones_most_must_agree():
+    rare, common = sizes(99, 1), sizes(50, 50)
+
+    def flagged(rares: str, index: list[float]) -> bool:
+        labels = [rare if letter == "r" else common for letter in rares]
+        return bool(outlier_samples(clustering(labels, index=[index]), 0.01, "index").any())
+
+    # alone, if the others have less than half of its index together
+    assert flagged("rccc", [12, 2, 2, 1.9])
+    assert not flagged("rccc", [12, 2, 2, 2.1])
+    assert not flagged("crrr", [12, 2, 2, 2])
+    # of equals three of four; two thirds are just not enough
+    assert [flagged("r" * n + "c" * (4 - n), [7.0] * 4) for n in range(5)] == [False, False, False, True, True]
+    assert not flagged("rrc", [1 / 3] * 3)
+    assert not flagged("rccc", [12, 2, 2, 2])
+    assert flagged("rrrrc", [1 / 3] * 5)
+    # whatever the unit, also where there is no index
+    for unit in (1e-30, 1e30):
+        assert flagged("rccc", [10 * unit, unit, unit, unit])
+    assert not flagged("cccc", [0.0] * 4)
+
+
+@pytest.mark.parametrize("rule", ["index", "vote", "best"])
 def test_without_clusterings_there_are_no_outliers(rule):
     none = Clustering(torch.arange(0), torch.zeros(2, 0, 5).long(), torch.zeros(2, 0), torch.zeros(2).long())
     outliers = outlier_samples(none, 0.01, rule)

@@ -17,7 +17,7 @@ const VERDICT_DARK = {
   "normal, isolated": "#56B4E9",
   anomaly: "#F0743C",
   "anomaly, isolated": "#E7A3C6",
-  dead: "#9A9A9A",
+  dead: "#7A756C",
   nonfinite: "#F0E442",
 };
 // Viridis, whose lightness rises evenly.

@@ -102,8 +102,9 @@ def _kept(kept: KeptMaps, amount: int) -> dict[str, Any]:
 
 
 def _scores(scores: Sequence[float]) -> list[float | None] | None:
-    """Short ones, None for infinite ones; None if no sample has any, as in reports from before there were scores."""
-    return [_short(score) for score in scores] if any(scores) else None
+    """None for infinite ones; None if no sample has any, as in reports from before there were scores."""
+    # Whole, as what is rounded twice may read otherwise than in the report's table.
+    return [score if math.isfinite(score) else None for score in scores] if any(scores) else None
 
 
 def _rows(flags: Tensor) -> dict[str, list[int]]:

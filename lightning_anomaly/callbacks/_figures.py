@@ -138,7 +138,7 @@ def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers:
 
 
 def log_layout(trainer: Any, prefix: str, tags: list[str] | None, last_chance: bool = False) -> bool:
-    """Lay the losses and the anomaly count into one chart, once their names are known.
+    """Lay the losses and the numbers of anomaly and of isolated filters into one chart, once their names are known.
 
     Call it in all processes, and only in `on_validation_end` and `on_fit_end`. Reading `trainer.logged_metrics` reduces
     what was logged with `sync_dist=True` and is not reduced yet: a collective call, which one process must not make
@@ -160,8 +160,8 @@ def log_layout(trainer: Any, prefix: str, tags: list[str] | None, last_chance: b
     waiting = len(losses) < 2 or (losses[0].endswith("_step") and trainer.current_epoch == 0)
     if tags is None and waiting and not last_chance:
         return False
-    count = f"{prefix}/count"
+    counts = [f"{prefix}/count", f"{prefix}/isolated"]
     if trainer.is_global_zero:
         for logger in trainer.loggers:
-            log_overlay_layout(logger, [*losses, count], prefix, apart=[count])
+            log_overlay_layout(logger, [*losses, *counts], prefix, apart=counts)
     return True

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_anomaly.callbacks._exchange import agree, exchange
 from lightning_anomaly.callbacks._shares import filter_ranges, sample_places, scorers
 from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
+from lightning_anomaly.processes import agree, exchange
 
 __all__ = ["ToldLayer", "exchange_maps"]
 
@@ -50,7 +50,7 @@ class ToldLayer:
 
 def exchange_maps(
     maps: Mapping[str, LayerMaps], told: Sequence[Mapping[str, ToldLayer]], limit: int
-) -> dict[str, LayerMaps]:
+) -> tuple[dict[str, LayerMaps], dict[str, Tensor]]:
     """The maps of this process's filters, in the order in which one process would have seen the samples.
 
     Layer by layer, and what has been sent is dropped, so that a process never holds much more than its own maps. All
@@ -62,8 +62,8 @@ def exchange_maps(
         limit: Number of samples to keep of all.
 
     Returns:
-        The maps by layer `(N, F, ...)`, F the number of this process's filters, which may be zero. With those of a
-        layer whose outlier scores are this process's are the statistics of all its filters.
+        The maps by layer `(N, F, ...)`, F the number of this process's filters, which may be zero; and the statistics
+        of all filters of the layers whose outlier scores are this process's `(N, F, 5)`.
 
     Raises:
         Exception: If the layers differ between processes or one fails, in all of them; see `agree`.
@@ -71,6 +71,7 @@ def exchange_maps(
     if any(list(own) != list(told[0]) for own in told):
         raise RuntimeError(f"The layers differ between processes: {[list(own) for own in told]}.")
     joined: dict[str, LayerMaps] = {}
+    statistics: dict[str, Tensor] = {}
     usable: dict[str, tuple[Any, ...]] = {}
     for name in maps:
         problem = next((own[name].problem for own in told if own[name].problem is not None), None)
@@ -89,7 +90,9 @@ def exchange_maps(
         maps[name].batches.clear()
         maps[name].statistics.clear()
         try:
-            joined[name] = route.joined(came, size)
+            joined[name], every = route.joined(came, size)
+            if route.scores:
+                statistics[name] = every
             zeros = torch.stack([layer.zeros for layer in layers if layer.zeros is not None]).sum(0)
             # Sparsity is that of all samples seen, which may be a few more than those kept.
             share = joined[name].count / sum(layer.count for layer in layers)
@@ -97,7 +100,7 @@ def exchange_maps(
         except Exception as error:
             failure = error
     agree(failure)
-    return joined
+    return joined, statistics
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,20 @@ class _Route:
         return self._ranges[dist.get_rank()]
 
     @property
-    def _widths(self) -> tuple[int, int]:
-        """How many values of maps and of statistics this process gets of each sample."""
+    def scores(self) -> bool:
+        """Whether this process scores the samples."""
+        return dist.get_rank() == self.scorer
+
+    @property
+    def _widths(self) -> tuple[int, int, int]:
+        """How many values this process gets of each sample: maps, their statistics, the statistics of all filters."""
         first, last = self.filters
-        scores = dist.get_rank() == self.scorer
-        return (last - first) * math.prod(self.shape[1:]), scores * self.shape[0] * len(STATISTICS)
+        numbers = len(STATISTICS)
+        return (
+            (last - first) * math.prod(self.shape[1:]),
+            (last - first) * numbers,
+            self.scores * self.shape[0] * numbers,
+        )
 
     @property
     def lengths(self) -> list[int]:
@@ -136,28 +148,28 @@ class _Route:
         return [len(places) * sum(self._widths) for places in self.places]
 
     def parts(self, layer: LayerMaps) -> list[Tensor]:
-        """What goes to each process: the maps of its filters, then the statistics, flat."""
+        """What goes to each process, flat: the maps of its filters, their statistics, and those of all if it scores."""
         samples = len(self.places[dist.get_rank()])
         if not samples:
             return [torch.empty(0)] * len(self.places)
+        statistics = torch.cat(layer.statistics)[:samples]
         parts = []
         for rank, (first, last) in enumerate(self._ranges):
-            part = torch.cat([batch[:, first:last] for batch in layer.batches])[:samples].flatten()
-            if rank == self.scorer:
-                part = torch.cat([part, torch.cat(layer.statistics)[:samples].flatten()])
-            parts.append(part)
+            maps = torch.cat([batch[:, first:last] for batch in layer.batches])[:samples]
+            part = [maps.flatten(), statistics[:, first:last].flatten()]
+            parts.append(torch.cat([*part, statistics.flatten()] if rank == self.scorer else part))
         return parts
 
-    def joined(self, came: Sequence[Tensor], size: tuple[int, ...] | None) -> LayerMaps:
-        """The maps out of what came from each process."""
+    def joined(self, came: Sequence[Tensor], size: tuple[int, ...] | None) -> tuple[LayerMaps, Tensor]:
+        """The maps out of what came from each process, and the statistics of all filters, of none without a score."""
         samples = sum(map(len, self.places))
-        first, last = self.filters
-        maps, statistics = (came[0].new_empty(samples, width) for width in self._widths)
+        found = [came[0].new_empty(samples, width) for width in self._widths]
         for part, places in zip(came, self.places, strict=True):
-            own_maps, own_statistics = torch.split(part, [len(places) * width for width in self._widths])
-            maps[places.to(part.device)] = own_maps.view(len(places), maps.shape[1])
-            statistics[places.to(part.device)] = own_statistics.view(len(places), statistics.shape[1])
+            pieces = torch.split(part, [len(places) * width for width in self._widths])
+            for whole, piece in zip(found, pieces, strict=True):
+                whole[places.to(part.device)] = piece.view(len(places), whole.shape[1])
+        first, last = self.filters
+        maps, own, every = found
         layer = LayerMaps([maps.view(samples, last - first, *self.shape[1:])], samples, size)
-        if statistics.numel():
-            layer.statistics.append(statistics.view(samples, self.shape[0], len(STATISTICS)))
-        return layer
+        layer.statistics.append(own.view(samples, last - first, len(STATISTICS)))
+        return layer, every.view(samples, -1, len(STATISTICS))

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lightning_anomaly.analysis import Share, analyze_share, join_shares
 from lightning_anomaly.browser import Pictures, join_pictures, take_pictures
-from lightning_anomaly.callbacks._exchange import OtherFailed, agree, exchange, raise_told, tell_all
 from lightning_anomaly.callbacks._map_exchange import ToldLayer, exchange_maps
 from lightning_anomaly.callbacks._shares import sample_places
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.processes import OtherFailed, agree, exchange, raise_told, tell_all
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings
 
@@ -104,8 +104,8 @@ def analyse_together(
     shown: _Shown | None = None
     packed = torch.empty(0, dtype=torch.uint8)
     try:
-        own_maps = exchange_maps(maps, told, limit)
-        share = analyze_share(own_maps, settings)
+        own_maps, statistics = exchange_maps(maps, told, limit)
+        share = analyze_share(own_maps, settings, statistics)
         filters = sum(next(own[name].filters for own in told if own[name].filters) for name in share.names)
         pictures = pictures_of(share.layers, own_maps, None, filters) if wanted.pictures else None
         kept = images[: len(places[rank])] if wanted.images and images is not None else None

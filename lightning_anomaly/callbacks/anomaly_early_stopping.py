@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import lightning.pytorch.callbacks.early_stopping as lightning_early_stopping
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import AnyEarlyStopping
+from lightning_anomaly.callbacks._output_rise import WINDOW, output_rise
 from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks._subject import Subject
@@ -39,16 +41,17 @@ class _Signal:
 
 
 _RISE = _Signal("rise", THRESHOLD, 6, HOLD)
-_OUTPUT = _Signal("confidence_auc", 0.55, 2, 1)
+_OUTPUT = _Signal("confidence_gap", 0.025, 1, 1)
 
 
 class AnomalyEarlyStopping(AnyEarlyStopping):
     """Stops a training that overfits, by a signal that needs no validation labels.
 
-    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_auc`: the probability that the network is
-    surer of a training image than of a validation image, which is 0.5 as long as it treats both alike. It stops when
-    that has been above 0.55 for two validations in a row. See `docs/results/stopping_output.md` for what that cost and
-    found, and where it finds nothing.
+    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_gap`: the mean of the network's largest
+    softmax probability on training images less that on validation images, near 0 as long as it treats both alike. It
+    stops when the mean of the last three validations is 0.025 above the lowest such mean before. So it has to see a
+    training from its beginning, and about 1,000 images of each kind. See `docs/results/stopping_output.md` for what it
+    cost and found.
 
     **Beside an `AnomalyFilterCallback` alone** it watches `<log_key_prefix>/rise`, which is 0 while the fraction of
     anomaly filters is flat or falls: then it never stops a run, however long. Whether a rise means overfitting is the
@@ -65,10 +68,10 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     weights stay those of the last epoch; a `ModelCheckpoint` keeps others.
 
     Args:
-        threshold: What the signal has to exceed; None takes 0.55 for the output and 0.05, as a fraction of the filters,
-            for the rise.
-        patience: Number of validations in a row for which it has to; None takes 2 for the output and 6 for the rise,
-            which is at least 5: the first 5 of a rise are part of the value, which shows none that did not last so long.
+        threshold: The rise that has to be exceeded; None takes 0.025 for the output, and 0.05, as a fraction of the
+            filters, for anomaly filters.
+        patience: Number of validations in a row for which it has to; None takes 1 for the output, and 6 for anomaly
+            filters, at least 5: the first 5 of a rise are part of the value, which shows none that lasted less.
         log_key_prefix: That of the callback to watch; None takes the first TwoSampleCallback of the Trainer, and
             without one the first AnomalyFilterCallback.
         verbose: Whether it says what it watches, and why it stops; `stopping_reason_message` has that in any case.
@@ -109,16 +112,22 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
         self.wait_count, self.stopped_epoch = 0, 0
+        self._gaps: list[float] = []
         self.best_score = torch.tensor(torch.inf)
         self.stopping_reason_message: str | None = None  # Lightning's own attributes, where it has them
         if reasons := _stopping_reasons():
             self.stopping_reason = reasons.NOT_STOPPED
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed fit needs, in plain types."""
+        return {**super().state_dict(), "gaps": list(self._gaps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
         self._forget()
         self._subject.load()
         super().load_state_dict(state_dict)
+        self._gaps = list(state_dict.get("gaps", ()))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds out what there is to watch, and says so."""
@@ -142,8 +151,9 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
             self._watch(watcher.log_key_prefix, _RISE)
         check_integer("patience", self.patience, self._signal.hold)
         if self.verbose:
+            what = "it" if self._signal is _RISE else f"the rise of its mean over {WINDOW} validations"
             rank_zero_info(
-                f"AnomalyEarlyStopping watches '{self.monitor}' and stops when it has been above "
+                f"AnomalyEarlyStopping watches '{self.monitor}' and stops when {what} has been above "
                 f"{self.divergence_threshold:g} for {self.patience} validation{'s' * (self.patience > 1)} in a row."
             )
 
@@ -173,6 +183,9 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         """Whether to stop, and why. `wait_count` counts the last values in a row that exceed the threshold."""
         self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=current.device), current)
+        if self._signal is _OUTPUT:
+            self._gaps.append(float(current))
+            current = torch.tensor(output_rise(self._gaps))
         threshold = self.divergence_threshold
         assert threshold is not None
         self.wait_count = self.wait_count + 1 if current > threshold else 0
@@ -185,18 +198,18 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         self.stopping_reason_message = self._why(lasted, threshold, float(current))
         return True, self.stopping_reason_message
 
-    def _why(self, lasted: int, threshold: float, current: float) -> str:
-        validations = f"for {lasted} validation{'s' * (lasted > 1)}"
+    def _why(self, lasted: int, threshold: float, value: float) -> str:
         if self._signal is _RISE:
             return (
-                f"Anomaly filters have risen: {validations} their fraction has been more than {threshold:g} above an "
-                f"earlier level, by now {self.monitor} = {current:.3f}."
+                f"Anomaly filters have risen: for {lasted} validations their fraction has been more than {threshold:g} "
+                f"above an earlier level, by now {self.monitor} = {value:.3f}."
             )
         report = None if self._compared is None else self._compared.report
+        gap, where = fmean(self._gaps[-WINDOW:]), "by its output" if report is None else report.where
         return (
-            f"The network knows its training images: {validations} it has been surer of a training image than of a "
-            f"validation image in more than {100 * threshold:g}% of pairs, by now {self.monitor} = {current:.3f}"
-            f"{'' if report is None else f'; they are told apart {report.where}'}."
+            f"The network knows its training images: over the last {WINDOW} validations it was surer of them than of "
+            f"validation images by {gap:.3f} on average ({self.monitor}), {value:.3f} more than at its lowest level, and "
+            f"the two are told apart {where}."
         )
 
 

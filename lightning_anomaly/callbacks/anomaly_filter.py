@@ -56,8 +56,8 @@ class AnomalyFilterCallback(Watcher):
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
         signal_layers: Names of the analysed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
-        overlay_tags: Tags for the chart that lays losses and anomaly count over each other in TensorBoard; None finds
-            the training and the validation loss among what was logged.
+        overlay_tags: Tags for the chart that lays losses and counts over each other in TensorBoard; None finds the
+            training and the validation loss among what was logged.
         on_error: What a failing analysis does: `"warn"` goes on with the last values, `"raise"` stops the training.
         settings: How to analyse; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.

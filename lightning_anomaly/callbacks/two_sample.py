@@ -38,7 +38,7 @@ class TwoSampleCallback(Watcher):
     image than of a validation image; 0.5 where it treats both alike), `confidence_gap` (by how much on average) and
     `confidence_p_value`; of the filters: `count`, `fraction` (of the live ones), `p_value` (how often random divisions
     of the same images give such a fraction) and `layer/NAME` (the fraction in each layer). No label is needed. An
-    `AnomalyEarlyStopping` beside it stops by `confidence_auc`.
+    `AnomalyEarlyStopping` beside it stops by `confidence_gap`.
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
     precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook

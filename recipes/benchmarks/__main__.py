@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -22,11 +23,13 @@ import lightning.pytorch as pl
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import resnet18, resnet50
 
 from lightning_anomaly import AnalysisSettings
 from recipes.benchmarks.cost import growth, overhead, peak_memory
-from recipes.benchmarks.speed import Row, live_points, speed, speed_cuda
+from recipes.benchmarks.device import Subject, device_tables, measure_device, noise
+from recipes.benchmarks.peers import peers
+from recipes.benchmarks.speed import Row, live_points, speed
 from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
 from recipes.common.maps import capture
 from recipes.common.module import Classifier
@@ -34,7 +37,7 @@ from recipes.common.networks import build
 from recipes.common.options import SILENT, add_data_options, one_sentence_errors, quiet
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00")
-PARTS = ("speed", "growth", "overhead", "memory")
+PARTS = ("speed", "growth", "overhead", "memory", "peers")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_options(parser, "cifar10")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default=None, help="what it costs there, and nothing else")
     parser.add_argument("--picture", default=None, help="write the figure to this PNG file")
     parser.add_argument("--json", default=None, help="write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; the numbers say nothing")
@@ -118,25 +122,43 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.json:
             Path(options.json).write_text(json.dumps(numbers, indent=1) + "\n")
 
+    if options.device:
+        measure_device(torch.device(options.device), subjects(data, options.quick, sizes), found)
+        return numbers
     if "memory" in options.parts:
         found("memory", [peak_memory(sizes.side, sizes.probe)])
     if "overhead" in options.parts:
         whole = split(data, sizes.train if options.quick else None, sizes.probe, 0)
         for name in sizes.networks[:3]:  # the paper's
             found("overhead", [overhead(name, build(name, 3, data.n_classes), whole, 64, sizes.batches, 5)])
-    for name in sizes.networks if {"speed", "growth"}.intersection(options.parts) else []:
+    for name in sizes.networks if {"speed", "growth", "peers"}.intersection(options.parts) else []:
         network, images = train(name, part, sizes)
         maps = capture(network, images[: sizes.probe], AnalysisSettings())
         if "speed" in options.parts:
             found("speed", speed(name, maps, sizes.subset, sizes.rounds))
-            if torch.cuda.is_available():
-                found("cuda", [speed_cuda(name, maps, sizes.rounds)])
+        if "peers" in options.parts and name == sizes.networks[0]:
+            found("peers", peers(name, live_points(maps)[0], sizes.subset, sizes.rounds))
         if "growth" in options.parts and name == sizes.networks[0]:
             points, _ = live_points(capture(network, images, AnalysisSettings()))
             found("growth", growth(points, sizes.filters, sizes.samples, sizes.components, sizes.rounds))
     if options.picture:
         draw(numbers, options.picture)
     return numbers
+
+
+def subjects(data: ImageData, quick: bool, sizes: Sizes) -> list[Subject]:
+    """What is trained on a device: AlexNet on the images, and ResNet-50 on as many of noise."""
+    first = sizes.networks[0]
+    train, val = make_loaders(split(data, sizes.train if quick else None, sizes.probe, 0), 128)
+    name, make = (
+        ("lenet5", partial(build, "lenet5", 3, 10)) if quick else ("resnet50", partial(resnet50, num_classes=10))
+    )
+    large = noise(64 * (sizes.batches + 4) if quick else 50_000, sizes.side, 64), noise(sizes.probe, sizes.side, 64)
+    batches = 1 if quick else sizes.batches
+    return [
+        Subject(first, partial(build, first, 3, data.n_classes), train, val, batches, sizes.rounds),
+        Subject(f"{name} on noise", make, *large, batches, sizes.rounds),
+    ]
 
 
 def machine() -> dict[str, Any]:
@@ -167,9 +189,6 @@ def tables(numbers: Mapping[str, Any]) -> str:
             f"| {row['network']}, {row['filters']} ({row['subset']} by scikit-learn) | {row['case']} | {seconds} | "
             f"{ratios[0]} | {ratios[1]} | {row['same_k']:.3f} | {row['same_verdict']:.3f} |"
         )
-    for row in _rows(numbers, "cuda"):
-        lines.append(f"\n{row['network']} on {row['device']}: {row['filters']} filters, clustering "
-                     f"{row['clustering_seconds']:.3g} s, analysis {row['analysis_seconds']:.3g} s")  # fmt: skip
     if _rows(numbers, "growth"):
         lines += ["", "| growth in | seconds | exponent |", "| --- | --- | --- |"]
     for row in _rows(numbers, "growth"):
@@ -187,13 +206,21 @@ def tables(numbers: Mapping[str, Any]) -> str:
             f"\n(an epoch of {row['train_images']} images in batches of {row['batch_size']}, scaled from "
             f"{row['timed_batches']} batches; a probe of {row['probe']})"
         )
+    if _rows(numbers, "peers"):
+        lines += ["", "| network, live filters | what | who | seconds | CPU seconds | clusters as scikit-learn's |"]
+        lines += ["|" + " --- |" * 6]
+    for row in _rows(numbers, "peers"):
+        measured = [f"{row[key]:.3g}" for key in ("seconds", "cpu_seconds", "same_clusters") if key in row]
+        columns = [f"{row['network']}, {row['filters']}", row["task"], row["peer"], *measured]
+        columns += [row["said"]] if "said" in row else []
+        lines.append(f"| {' | '.join(columns + [''] * (6 - len(columns)))} |")
     for row in _rows(numbers, "memory"):
         lines.append(
             f"\n{row['network']}, {row['images']} images of {row['side']}x{row['side']}: the peak of the process is "
             f"{row['analysed_mib']:.0f} MiB instead of {row['alone_mib']:.0f}, {row['extra_mib']:.0f} MiB more. "
             f"The report says:\n{row['said']}"
         )
-    return "\n".join(lines)
+    return "\n".join(lines + device_tables(numbers))
 
 
 def _rows(numbers: Mapping[str, Any], part: str) -> list[Row]:

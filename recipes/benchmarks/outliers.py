@@ -1,8 +1,8 @@
 """What does `find_outliers` cost beside a plain forward pass? `python -m recipes.benchmarks.outliers --download`.
 
 A network with random weights is run on all training images, in batches of 64 on both sides: alone and by
-`find_outliers`, in turn. Then each once in a fresh process, whose peak of memory the kernel keeps (Linux). Minutes on
-two cores.
+`find_outliers`, in turn, each time in a fresh process, whose peak of memory the kernel keeps (Linux). Minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +30,7 @@ from recipes.common.networks import NETWORKS, build
 from recipes.common.options import add_data_options, one_sentence_errors
 
 _BATCH = 64  # as `find_outliers` takes of a tensor
+_WARM = 200
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,57 +56,44 @@ def search(network: nn.Module, images: Tensor) -> None:
     find_outliers(network, images, progress=False)
 
 
-def seconds(work: Callable[[], None]) -> tuple[float, float]:
-    """Seconds by the clock, and of all cores."""
-    begun = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - begun[0], time.process_time() - begun[1]
-
-
-def peak(options: argparse.Namespace, work: Callable[[nn.Module, Tensor], None]) -> float:
-    """Peak of a process that does nothing else (MiB)."""
-    work(*prepare(options))
-    return resident_peak()
-
-
-def prepare(options: argparse.Namespace) -> tuple[nn.Module, Tensor]:
-    """The network and the images as it takes them."""
+def measure(options: argparse.Namespace, work: Callable[[nn.Module, Tensor], None]) -> tuple[float, float, float]:
+    """Seconds by the clock and of all cores that the work takes, and the peak of a process that does it (MiB)."""
     data = load_images(options.data, data_root=options.data_root, download=options.download)
     torch.manual_seed(0)
     network = build(options.network, data.channels, data.n_classes)
-    return network, normalise(data.train_images[: options.images], *mean_and_std(data.train_images))
+    images = normalise(data.train_images[: options.images], *mean_and_std(data.train_images))
+    del data
+    work(network, images[:_WARM])  # compiles, or loads what was compiled
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    begun = time.perf_counter(), time.process_time()
+    work(network, images)
+    return time.perf_counter() - begun[0], time.process_time() - begun[1], resident_peak()
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print a table, and return the numbers."""
-    network, images = prepare(options)
     sides = {"forward": forward, "find_outliers": search}
-    forward(network, images[:_BATCH])
-    search(network, images[:200])  # compiles, or loads what was compiled
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
     for _ in range(options.rounds):
         for name, work in sides.items():
-            times[name].append(seconds(partial(work, network, images)))
-    del network, images
-    peaks = {}
-    for name, work in sides.items():
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            peaks[name] = pool.submit(peak, options, work).result()
-    n = len(times["forward"])
-    ratios = [[times["find_outliers"][i][kind] / times["forward"][i][kind] for i in range(n)] for kind in (0, 1)]
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                found[name].append(pool.submit(measure, options, work).result())
+            print(name, *(f"{number:.2f}" for number in found[name][-1]), flush=True)
+    pairs = list(zip(*found.values(), strict=True))
+    clock, processor = ([theirs[kind] / ours[kind] for ours, theirs in pairs] for kind in (0, 1))
     numbers = {
         "machine": machine(),
         "data": Path(options.data).stem,
         "network": options.network,
         "images": options.images or len(load_images(options.data, data_root=options.data_root).train_images),
-        "rounds": n,
-        "forward_seconds": median(clock for clock, _ in times["forward"]),
-        "find_outliers_seconds": median(clock for clock, _ in times["find_outliers"]),
-        "ratio": median(ratios[0]),
-        "ratio_of_processor_time": median(ratios[1]),
-        "ratio_of_processor_time_range": [min(ratios[1]), max(ratios[1])],
-        "peak_mib": peaks["find_outliers"],
-        "extra_mib": peaks["find_outliers"] - peaks["forward"],
+        "rounds": len(pairs),
+        "forward_seconds": median(ours[0] for ours, _ in pairs),
+        "find_outliers_seconds": median(theirs[0] for _, theirs in pairs),
+        "ratio": median(clock),
+        "ratio_of_processor_time": median(processor),
+        "ratio_of_processor_time_range": [min(processor), max(processor)],
+        "peak_mib": median(theirs[2] for _, theirs in pairs),
+        "extra_mib": median(theirs[2] - ours[2] for ours, theirs in pairs),
     }
     rows = [(key, f"{value:.2f}") for key, value in numbers.items() if isinstance(value, float)]
     print(text_table([(f"{numbers['network']}, {numbers['images']} images", "median"), *rows], []))

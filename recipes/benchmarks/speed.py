@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.clustering.ties import first_largest
 from lightning_anomaly.verdicts import outlier_samples
 
-__all__ = ["REG_COVAR", "Row", "live_points", "speed", "speed_cuda", "timed"]
+__all__ = ["REG_COVAR", "Row", "live_points", "one_thread", "plain_mixtures", "speed", "timed"]
 
 Row = dict[str, Any]
 Maps = Mapping[str, LayerMaps]
@@ -67,7 +67,8 @@ def live_points(maps: Maps) -> tuple[Tensor, list[Tensor]]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """One thread for torch, BLAS and OpenMP inside."""
     threads = torch.get_num_threads()
     with threadpool_limits(1):
         torch.set_num_threads(1)
@@ -197,7 +198,7 @@ def _race(case: Case, filters: int) -> Row:
     for _ in range(case.rounds):
         for name in ("numba", "torch"):
             seconds[name].append(timed(partial(case.ours, name)) if name in engines else float("nan"))
-        with _one_thread():
+        with one_thread():
             seconds["loop"].append(scale * timed(lambda: [case.theirs(*arguments) for arguments in case.arguments]))
         seconds["joblib"].append(
             scale * timed(lambda: workers(delayed(case.theirs)(*arguments) for arguments in case.arguments))
@@ -209,32 +210,4 @@ def _race(case: Case, filters: int) -> Row:
             ratios = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
             row[f"{ours}_over_{theirs}"] = median(ratios)
             row[f"{ours}_over_{theirs}_range"] = [min(ratios), max(ratios)]
-    return row
-
-
-def speed_cuda(network: str, maps: Maps, rounds: int) -> Row:
-    """The same by torch on the GPU: seconds of the clustering and of the whole analysis, by the device's own events."""
-    moved = {
-        name: replace(layer, batches=[layer.maps.cuda()], zeros=None if layer.zeros is None else layer.zeros.cuda())
-        for name, layer in maps.items()
-    }
-    settings, engine = AnalysisSettings(engine="torch"), load_engine("torch")
-    event = cast(Any, torch.cuda.Event)  # whether it is typed depends on the version of torch
-    points, _ = live_points(moved)
-    work: dict[str, Callable[[], Any]] = {
-        "clustering": lambda: cluster_filters(points, settings, engine),
-        "analysis": lambda: analyze_maps(moved, settings),
-    }
-    row: Row = {"network": network, "device": torch.cuda.get_device_name(), "filters": len(points)}
-    for name, function in work.items():
-        function()
-        milliseconds = []
-        for _ in range(rounds):
-            begun, ended = event(enable_timing=True), event(enable_timing=True)
-            begun.record()
-            function()
-            ended.record()
-            torch.cuda.synchronize()
-            milliseconds.append(begun.elapsed_time(ended))
-        row[f"{name}_seconds"] = median(milliseconds) / 1000
     return row

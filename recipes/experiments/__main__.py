@@ -12,6 +12,7 @@ and WEIGHTS gets gigabytes:
     python -m recipes.experiments two_sample --data-root DIR --weights WEIGHTS
     python -m recipes.experiments two_sample --data-root DIR --matrix held-out
     python -m recipes.experiments output --data-root DIR --weights WEIGHTS
+    python -m recipes.experiments stability --data-root DIR --weights WEIGHTS
     python -m recipes.experiments frozen --data-root DIR --weights WEIGHTS
     python -m recipes.experiments h2 --data-root DIR
     python -m recipes.experiments h3 --data-root DIR --weights WEIGHTS
@@ -42,6 +43,7 @@ from recipes.experiments.h2 import runs
 from recipes.experiments.h3 import masking
 from recipes.experiments.outliers import detect
 from recipes.experiments.output import follow as output
+from recipes.experiments.stability import measure as stability
 from recipes.experiments.two_sample import compare
 
 __all__ = ["EXPERIMENTS", "Experiment", "parse", "run"]
@@ -90,6 +92,7 @@ EXPERIMENTS = {
     "search": Experiment(search.__doc__, _followed, search.follow, ("full", "held-out")),
     "two_sample": Experiment(compare.__doc__, _followed, compare.follow, ("full", "held-out")),
     "output": Experiment(output.__doc__, output.jobs, output.follow),
+    "stability": Experiment(stability.__doc__, _followed, stability.measure),
     "frozen": Experiment(frozen.__doc__, _overfitting, frozen.experiment),
     "h2": Experiment(runs.__doc__, runs.jobs, runs.run_job, weights=None),
     "h3": Experiment(masking.__doc__, masking.trainings, masking.experiment),

@@ -24,6 +24,8 @@ from recipes.experiments.h3 import figure as h3_figure
 from recipes.experiments.h3 import tables as h3_tables
 from recipes.experiments.outliers import figure as outliers_figure
 from recipes.experiments.outliers import tables as outliers_tables
+from recipes.experiments.output import tables as output
+from recipes.experiments.stability import tables as stability
 from recipes.experiments.two_sample import tables as two_sample
 
 __all__ = ["BLOCKS", "PICTURES", "fill", "read_pages"]
@@ -41,6 +43,11 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 two samples": ("two_sample", two_sample.two_sample_table),
     "two samples": ("two_sample", two_sample.flagged_table),
     "two sample alarms": ("two_sample", two_sample.alarm_table),
+    "output gap": ("two_sample", output.gap_rules),
+    "output rules": ("output", output.output_rules),
+    "output scores": ("output", output.output_scores),
+    "output runs": ("output", output.output_runs),
+    "stability": ("stability", stability.stability_table),
     "frozen": ("frozen", frozen.frozen_table),
     "stopping": ("h1", stopping.stopping_table),
     "stopping two samples": ("h1 two_sample", stopping.compared_table),

@@ -55,7 +55,7 @@ class Values(pl.Callback):
         ({"max_components": 1}, r"`max_components` should be an integer of at least 2. Found `max_components = 1`"),
         ({"rare_fraction": 0.0}, r"`rare_fraction` should be a number in \(0, 0.5\]"),
         ({"rare_fraction": 0.51}, r"`rare_fraction` should be a number in \(0, 0.5\]"),
-        ({"rule": "most"}, r"`rule` should be one of \['vote', 'best'\]"),
+        ({"rule": "most"}, r"`rule` should be one of \['index', 'vote', 'best'\]"),
         ({"init": "zero"}, r"`init` should be one of \['kmeans', 'random'\]"),
         ({"n_init": 0}, r"`n_init` should be an integer of at least 1"),
         ({"rectify": 1}, r"`rectify` should be True or False"),

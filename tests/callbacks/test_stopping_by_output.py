@@ -15,16 +15,17 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer
 
 from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
+from lightning_anomaly.callbacks._output_rise import output_rise
 
 pytestmark = QUIET
 
 
 class Written(TwoSampleCallback):
-    """Logs a given area instead of comparing."""
+    """Logs a given gap instead of comparing."""
 
-    def __init__(self, areas: list[float], **options: Any) -> None:
+    def __init__(self, gaps: list[float], **options: Any) -> None:
         super().__init__(images(20), images(20, seed=1), **options)
-        self.areas = areas
+        self.gaps = gaps
         self.validations = 0
 
     def on_validation_batch_start(self, *arguments: Any, **keywords: Any) -> None:
@@ -33,45 +34,63 @@ class Written(TwoSampleCallback):
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
             self.validations = trainer.current_epoch + 1
-            area = self.areas[trainer.current_epoch]
-            pl_module.log(f"{self.log_key_prefix}/confidence_auc", area, on_step=False, on_epoch=True, batch_size=1)
+            gap = self.gaps[trainer.current_epoch]
+            pl_module.log(f"{self.log_key_prefix}/confidence_gap", gap, on_step=False, on_epoch=True, batch_size=1)
 
 
-def run(folder: Path, areas: list[float], *callbacks: Any, **options: Any) -> tuple[AnomalyEarlyStopping, int]:
+def run(folder: Path, gaps: list[float], *callbacks: Any, **options: Any) -> tuple[AnomalyEarlyStopping, int]:
     """What stopped, and after how many validations the training ended."""
-    stopping, written = AnomalyEarlyStopping(**options), Written(areas)
-    trainer = quiet_trainer(folder, stopping, *callbacks, written, max_epochs=len(areas), limit_train_batches=1)
+    stopping, written = AnomalyEarlyStopping(**options), Written(gaps)
+    trainer = quiet_trainer(folder, stopping, *callbacks, written, max_epochs=len(gaps), limit_train_batches=1)
     trainer.fit(SmallNet(), loader(4), loader(4))
     return stopping, written.validations
 
 
-def test_it_stops_at_the_second_of_two_validations_above_the_threshold(tmp_path: Path) -> None:
-    stopping, ended = run(tmp_path, [0.5, 0.56, 0.54, 0.56, 0.57, 0.6, 0.6])
-    assert ended == 5
-    assert stopping.stopped_epoch == 4
+def test_it_stops_when_the_mean_of_three_has_risen_above_its_lowest(tmp_path: Path) -> None:
+    stopping, ended = run(tmp_path, [0.04, 0.03, 0.02, 0.03, 0.03, 0.04, 0.13, 0.1])
+    assert ended == 7
+    assert stopping.stopped_epoch == 6
     assert stopping.stopping_reason_message == (
-        "The network knows its training images: for 2 validations it has been surer of a training image than of a "
-        "validation image in more than 55% of pairs, by now two_sample/confidence_auc = 0.570."
+        "The network knows its training images: over the last 3 validations it was surer of them than of validation "
+        "images by 0.067 on average (two_sample/confidence_gap), 0.040 more than at its lowest level, and the two are "
+        "told apart by its output."
     )
 
 
-@pytest.mark.parametrize("areas", [[0.5] * 8, [0.55] * 8, [0.3, 0.4, 0.6, 0.5, 0.6, 0.5, 0.54, 0.56]], ids=str)
-def test_it_does_not_stop_a_healthy_training(tmp_path: Path, areas: list[float]) -> None:
-    stopping, ended = run(tmp_path, areas)
+@pytest.mark.parametrize(
+    "gaps",
+    [
+        [0.5] * 8,
+        [0.58] * 8,
+        [0.6, 0.58, 0.56, 0.54, 0.52, 0.5, 0.48, 0.47],
+        [0.5, 0.52, 0.55, 0.5, 0.53, 0.55, 0.5, 0.5],
+    ],
+    ids=["constant", "unlucky division", "falling", "fluctuating"],
+)
+def test_it_does_not_stop_a_healthy_training(tmp_path: Path, gaps: list[float]) -> None:
+    stopping, ended = run(tmp_path, gaps)
     assert ended == 8
     assert stopping.stopping_reason_message is None
 
 
+def test_the_rise_is_over_the_lowest_level_whenever_that_was() -> None:
+    assert output_rise([]) == output_rise([0.1, 0.9]) == output_rise([0.1, 0.9, 0.2]) == 0
+    gaps = [0.5, 0.5, 0.56, 0.47, 0.5, 0.5, 0.53, 0.53, 0.53]
+    assert output_rise(gaps) == pytest.approx(0.53 - 0.49)
+
+
 def test_threshold_and_patience_are_the_user_s(tmp_path: Path) -> None:
-    assert run(tmp_path, [0.5, 0.56, 0.6, 0.7, 0.7], threshold=0.65)[1] == 5
-    assert run(tmp_path, [0.5, 0.56, 0.6, 0.7, 0.7], patience=1)[1] == 2
+    gaps = [0.5] * 3 + [0.59] * 6
+    assert run(tmp_path, gaps)[1] == 4
+    assert run(tmp_path, gaps, threshold=0.07)[1] == 6
+    assert run(tmp_path, gaps, patience=3)[1] == 6
 
 
 def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run(tmp_path, [0.5])
-    said = "AnomalyEarlyStopping watches 'two_sample/confidence_auc' and stops when it has been above 0.55 for 2 "
-    assert said + "validations in a row." in caplog.messages
+    said = "AnomalyEarlyStopping watches 'two_sample/confidence_gap' and stops when the rise of its mean over 3 "
+    assert said + "validations has been above 0.025 for 1 validation in a row." in caplog.messages
     caplog.clear()
     with caplog.at_level(logging.INFO):
         run(tmp_path, [0.5], verbose=False)
@@ -81,8 +100,8 @@ def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize(
     ("prefix", "monitor"),
     [
-        (None, "two_sample/confidence_auc"),
-        ("two_sample", "two_sample/confidence_auc"),
+        (None, "two_sample/confidence_gap"),
+        ("two_sample", "two_sample/confidence_gap"),
         ("anomaly_filters", "anomaly_filters/rise"),
     ],
 )
@@ -100,11 +119,11 @@ def test_one_for_each_signal_may_stand_in_a_trainer(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_stops_where_the_whole_one_does(tmp_path: Path) -> None:
-    areas = [0.5] * 4 + [0.6] * 6
-    options = {"threshold": 0.55, "patience": 4}
-    _, whole = run(tmp_path / "whole", areas, **options)
-    run(tmp_path, areas[:6], ModelCheckpoint(tmp_path, save_last=True), **options)
-    stopping, written = AnomalyEarlyStopping(**options), Written(areas)
+    gaps = [0.5] * 4 + [0.6] * 6
+    options = {"threshold": 0.06, "patience": 3}
+    _, whole = run(tmp_path / "whole", gaps, **options)
+    run(tmp_path, gaps[:6], ModelCheckpoint(tmp_path, save_last=True), **options)
+    stopping, written = AnomalyEarlyStopping(**options), Written(gaps)
     trainer = quiet_trainer(
         tmp_path, stopping, written, ModelCheckpoint(tmp_path / "second"), max_epochs=10, limit_train_batches=1
     )
@@ -140,10 +159,10 @@ class ByHeart(pl.LightningModule):
 @pytest.mark.parametrize("known", [True, False])
 def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(tmp_path: Path, known: bool) -> None:
     torch.manual_seed(0)
-    train, unseen = images(60), images(120, seed=1)
-    compared, stopping = TwoSampleCallback(train if known else unseen[:60], unseen[60:]), AnomalyEarlyStopping()
+    train, unseen = images(60), images(1500, seed=1)
+    compared, stopping = TwoSampleCallback(train if known else unseen[:750], unseen[750:]), AnomalyEarlyStopping()
     keep = ModelCheckpoint(tmp_path, monitor="sureness", mode="min", save_top_k=1)
-    model, without_labels = ByHeart(), DataLoader(TensorDataset(unseen[60:]), batch_size=20)
+    model, without_labels = ByHeart(), DataLoader(TensorDataset(unseen[750:]), batch_size=250)
     trainer = quiet_trainer(tmp_path, compared, stopping, keep, max_epochs=60)
     with pytest.warns(UserWarning, match="The model has no convolution"):
         trainer.fit(model, loader(60, shuffle=True), without_labels)
@@ -151,12 +170,12 @@ def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(tm
     assert keep.best_model_path
     assert compared.report is not None
     if known:
-        last = trainer.callback_metrics["two_sample/confidence_auc"].item()
-        assert last == pytest.approx(compared.report.confidence_auc)
-        assert last > 0.55
+        last = trainer.callback_metrics["two_sample/confidence_gap"].item()
+        assert last == pytest.approx(compared.report.confidence_gap)
+        assert last > 0.02
         assert str(stopping.stopping_reason_message).endswith("apart in no single unit: the output alone.")
         # The weights are the last epoch's: nothing was restored.
         with torch.no_grad():
-            sure = model(unseen[60:]).softmax(1).amax(1).mean().item()
+            sure = model(unseen[750:]).softmax(1).amax(1).mean().item()
         assert sure == pytest.approx(trainer.callback_metrics["sureness"].item(), rel=1e-5)
         assert sure > keep.best_model_score.item()

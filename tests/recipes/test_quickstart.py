@@ -27,7 +27,7 @@ def test_event_files_hold_the_count_and_both_losses_at_the_same_steps(finished) 
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     overlay = layout.category[0].chart[0].multiline.tag
-    assert list(overlay) == ["^train_loss$", "^val_loss$", "^anomaly_filters/count$"]
+    assert list(overlay) == ["^train_loss$", "^val_loss$", "^anomaly_filters/count$", "^anomaly_filters/isolated$"]
 
 
 def test_the_votes_find_the_over_exposed_images_and_no_other(finished) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -210,10 +211,10 @@ def stops_itself(rank: int, world: int) -> Outcome:
     return fit(world, AnomalyFilterCallback(**PROBE), (AnomalyEarlyStopping(threshold=0.2, patience=5),), max_epochs=9)
 
 
-def _compare(world: int, val: Any = None, model: Any = None, **options: Any) -> Outcome:
+def _compare(world: int, val: Any = None, model: Any = None, callbacks: Any = (), **options: Any) -> Outcome:
     inputs = images(96).tensors[0]
     compared = TwoSampleCallback(inputs[:40] + 0.3, inputs[40:])
-    fitter = trainer(world, [compared], **options)
+    fitter = trainer(world, [compared, *callbacks], **options)
     fitter.fit(module(lr=0.0) if model is None else model, loader(), loader() if val is None else val)
     metrics = {k: v.item() for k, v in fitter.callback_metrics.items() if k.startswith("two_sample")}
     filters = compared.report.filters if compared.report else None
@@ -248,6 +249,21 @@ def compares_and_fails(rank: int, world: int) -> Outcome:
 
     two_sample.two_sample_test = fails_later
     return _compare(world, model=module())
+
+
+def output_stops(rank: int, world: int) -> Outcome:
+    """The output is said to know the training images from the fourth validation on, by process 0 alone."""
+    calls: list[int] = []
+    real = two_sample.two_sample_test
+
+    def knows_later(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return replace(real(*args, **kwargs), confidence_gap=0.1 if rank == 0 and len(calls) > 3 else 0.0)
+
+    two_sample.two_sample_test = knows_later
+    stopping = AnomalyEarlyStopping()
+    outcome = _compare(world, callbacks=(stopping,), max_epochs=9)
+    return {**outcome, "reason": stopping.stopping_reason_message}
 
 
 def started(strategy: str) -> None:

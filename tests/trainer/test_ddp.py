@@ -34,6 +34,7 @@ SCENARIOS = [
         "every_second",
     ),
     *("prunes", "stops_itself", "compares", "compares_empty", "compares_empty_iterable", "compares_and_fails"),
+    "output_stops",
 ]
 
 Outcome = dict[str, Any]
@@ -166,6 +167,14 @@ def test_a_comparison_that_fails_in_one_process_goes_on_in_both_with_the_last_va
     assert first["filters"] == second["filters"]
     assert first["metrics"]["two_sample/count"] == sum(map(len, first["filters"].values()))
     assert [("another process failed" in warning) for warning in first["warnings"]] == [True]
+
+
+def test_early_stopping_by_the_output_stops_both(outcomes: Path) -> None:
+    first, second = seen(outcomes, "output_stops")
+    assert first["epochs"] == second["epochs"] == 4
+    assert first["metrics"] == second["metrics"]
+    assert first["reason"] == second["reason"]
+    assert "by 0.033 on average (two_sample/confidence_gap), 0.033 more than at its lowest level" in first["reason"]
 
 
 def test_early_stopping_stops_both(outcomes: Path) -> None:

@@ -45,18 +45,20 @@ def _sparse_exponential(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.where(_uniform(shape, generator) < 0.9, 0.0, -_uniform(shape, generator).log())
 
 
-def _rectified(zeros: float) -> Callable[[tuple[int, ...], Generator], Tensor]:
+def _below_zero(zeros: float) -> Callable[[tuple[int, ...], Generator], Tensor]:
+    """Gaussian values of which a share is below zero, to be rectified."""
     threshold = torch.special.ndtri(torch.tensor(zeros, dtype=torch.float64))
-    return lambda shape, generator: (_gaussian(shape, generator) - threshold).clamp(min=0)
+    return lambda shape, generator: _gaussian(shape, generator) - threshold
 
 
+# Before they are rectified, which those named after a ReLU are.
 DISTRIBUTIONS: dict[str, Callable[[tuple[int, ...], Generator], Tensor]] = {
     "Gaussian": _gaussian,
     "uniform": _uniform,
     "lognormal": lambda shape, generator: _gaussian(shape, generator).exp(),
     "Student t3": _student,
     "exponential, 90% zeros": _sparse_exponential,
-    **{f"ReLU, {zeros}% zeros": _rectified(zeros / 100) for zeros in (50, 70, 80, 85, 90, 95)},
+    **{f"ReLU, {zeros}% zeros": _below_zero(zeros / 100) for zeros in (50, 70, 80, 85, 90, 95)},
 }
 SHAPES: dict[str, tuple[int, ...]] = {"values": (1,), "points": (2,), "maps": (8, 8)}
 # The kind of samples and the distribution.
@@ -103,8 +105,10 @@ PLANTED = [
 ]
 
 
-def draw(name: str, filters: int, samples: int, seed: int, kind: str, planted: Planted | None = None) -> Tensor:
-    """Points `(F, N, 2)` of filters without structure, or with samples planted at the first places.
+def draw(
+    name: str, filters: int, samples: int, seed: int, kind: str, planted: Planted | None = None
+) -> tuple[Tensor, Tensor]:
+    """Filters without structure, or with samples planted at the first places.
 
     Args:
         name: A key of `DISTRIBUTIONS`.
@@ -113,24 +117,34 @@ def draw(name: str, filters: int, samples: int, seed: int, kind: str, planted: P
         seed: Of all draws.
         kind: A key of `SHAPES`.
         planted: What to plant.
+
+    Returns:
+        Points `(F, N, 2)`, and the largest and smallest value of each sample before rectification `(F, N, 2)`.
     """
     generator = torch.Generator().manual_seed(seed)
     values = DISTRIBUTIONS[name]((filters, samples, *SHAPES[kind]), generator)
     if planted is not None:
-        std = DISTRIBUTIONS[name]((100_000,), torch.Generator().manual_seed(0)).std()
+        std = _rectified(name, DISTRIBUTIONS[name]((100_000,), torch.Generator().manual_seed(0))).std()
         outliers = values[:, : planted.count]
         if kind == "maps":
             outliers += planted.distance * std
         else:
             outliers[:] = std / 10 * _gaussian(tuple(outliers.shape), generator)
             outliers[..., 0] += std * planted.distance
+    pixels = values.flatten(2)
+    extremes = torch.stack([pixels.amax(2), pixels.amin(2)], 2)
+    values = _rectified(name, values)
     if kind == "maps":
-        return reduce_maps(values.transpose(0, 1), _ENGINE).points
-    return torch.nn.functional.pad(values, (0, 2 - values.shape[2]))
+        return reduce_maps(values.transpose(0, 1), _ENGINE).points, extremes
+    return torch.nn.functional.pad(values, (0, 2 - values.shape[2])), extremes
 
 
-def _clustered(settings: AnalysisSettings) -> Callable[[Tensor], Tensor]:
-    def outliers(points: Tensor) -> Tensor:
+def _rectified(name: str, values: Tensor) -> Tensor:
+    return values.clamp(min=0) if name.startswith("ReLU") else values
+
+
+def _clustered(settings: AnalysisSettings) -> Callable[[Tensor, Tensor], Tensor]:
+    def outliers(points: Tensor, extremes: Tensor) -> Tensor:
         centred = points - points.mean(1, keepdim=True)
         scaled = centred / centred[..., :1].std(1, correction=0, keepdim=True)
         return outlier_samples(cluster_filters(scaled, settings, _ENGINE), settings.rare_fraction, settings.rule)
@@ -138,17 +152,17 @@ def _clustered(settings: AnalysisSettings) -> Callable[[Tensor], Tensor]:
     return outliers
 
 
-# Which samples `(F, N)` of points `(F, N, 2)` are outliers.
-RULES: dict[str, Callable[[Tensor], Tensor]] = {
+# Which samples `(F, N)` are outliers, from what `draw` gives.
+RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "default": _clustered(AnalysisSettings()),
     "paper": _clustered(AnalysisSettings.paper()),
-    "isolated": lambda points: isolated_samples(points, AnalysisSettings().rare_fraction),
+    "isolated": lambda points, extremes: isolated_samples(points, AnalysisSettings().rare_fraction, extremes),
 }
 
 
-def flagged(points: Tensor, rule: str) -> float:
-    """Share of the filters that have outliers."""
-    return RULES[rule](points).any(1).double().mean().item()
+def flagged(drawn: tuple[Tensor, Tensor], rule: str) -> float:
+    """Share of the filters that have outliers, of what `draw` gives."""
+    return RULES[rule](*drawn).any(1).double().mean().item()
 
 
 def rows(filters: int, samples: int, seed: int, rules: Iterable[str]) -> Iterator[list[str]]:
@@ -163,9 +177,9 @@ def rows(filters: int, samples: int, seed: int, rules: Iterable[str]) -> Iterato
     cases: list[tuple[str, str, Planted | None]] = [(kind, name, None) for kind, name in NULLS]
     cases += [(planted.kind, planted.name, planted) for planted in PLANTED]
     for kind, name, planted in cases:
-        points = draw(name, filters, samples, seed, kind, planted)
+        drawn = draw(name, filters, samples, seed, kind, planted)
         what = "nothing" if planted is None else f"{planted.count} at {planted.distance:g}"
-        shares = [f"{100 * flagged(points, rule):.1f}%" for rule in rules]
+        shares = [f"{100 * flagged(drawn, rule):.1f}%" for rule in rules]
         yield [kind, name, what, *shares]
 
 

@@ -37,9 +37,34 @@ def test_every_part_measures_something(measured) -> None:
     assert overhead["train_images"] == 400
     parts = ("capture", "pca", "clustering", "rest")
     assert sum(overhead[f"{part}_seconds"] for part in parts) == pytest.approx(overhead["added_seconds"])
+    by_peer = {(row["task"], row["peer"]): row for row in numbers["peers"]}
+    for task in ("mixtures", "k-means"):
+        assert by_peer[task, "scikit-learn, a loop"]["seconds"] > by_peer[task, "ours, torch"]["seconds"] > 0
+        for engine in ("numba", "torch"):
+            assert by_peer[task, f"ours, {engine}"]["same_clusters"] == 1
+    for task, peer in (("mixtures", "gmm-gpu, float32"), ("k-means", "torch-kmeans, float64")):
+        row = by_peer[task, peer]
+        assert row["same_clusters"] > 0.5 if "seconds" in row else "pip install" in row["said"]
     (memory,) = numbers["memory"]
     assert memory["extra_mib"] == memory["analysed_mib"] - memory["alone_mib"] > 0
     assert "16x16 pooled to 8x8" in memory["said"]
+
+
+def test_what_it_costs_on_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = benchmark.run(benchmark.parse(["--quick", "--data", "digits", "--device", "cpu"]))
+    networks = ["lenet5", "lenet5 on noise"]
+    rows = numbers["training"]
+    assert [row["network"] for row in rows] == [network for network in networks for _ in range(3)]
+    assert [row["engine"] for row in rows[:3]] == ["without the callback", "auto", "torch"]
+    for row in rows[1:3]:
+        assert row["added_seconds"] > 0
+        assert row["analysis_seconds"] > 0
+    for row in numbers["steps"]:
+        assert row["analysis"] > 0.5 * (row["pca"] + row["em"])
+    assert all("aten::" in name for row in numbers["profile"] for name, _, _ in row["longest"])
+    assert [(row["with"], row["without"]) for row in numbers["waits"]] == [(0, 0)] * 2
+    assert [(row["backend"], row["same"]) for row in numbers["shared"]] == [("gloo", True)] * 2
+    assert "| lenet5 on noise | CPU | torch |" in capsys.readouterr().out
 
 
 def test_the_numbers_are_written_and_drawn(measured) -> None:

@@ -1,0 +1,89 @@
+"""What the output says after every epoch, and when rules stop by it."""
+
+from typing import Any
+
+import pytest
+import torch
+from quick_lines import quick_lines
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional
+
+from recipes.experiments.__main__ import EXPERIMENTS, parse
+from recipes.experiments.output import follow as output
+from recipes.experiments.output import tables
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return quick_lines("output", tmp_path_factory.mktemp("lines"))
+
+
+def test_areas_are_scikit_learn_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, val = (scale * torch.randn(n, 5, generator=generator).double() for scale, n in ((2, 300), (1, 200)))
+    labels = [torch.randint(5, (n,), generator=generator) for n in (300, 200)]
+    found = output.compare_outputs(train, val, *labels)
+    truth, both = [True] * 300 + [False] * 200, torch.cat([train, val])
+    assert found["confidence_auc"] == pytest.approx(roc_auc_score(truth, both.softmax(1).amax(1)))
+    entropy = torch.distributions.Categorical(logits=both).entropy()
+    assert found["entropy_auc"] == pytest.approx(roc_auc_score(truth, -entropy))
+    losses = functional.cross_entropy(both, torch.cat(labels), reduction="none")
+    assert found["loss_auc"] == pytest.approx(roc_auc_score(truth, -losses))
+    assert found["confidence_auc 256"] != found["confidence_auc"]
+    small = output.compare_outputs(train[:128], val[:128], labels[0][:128], labels[1][:128])
+    assert found["confidence_auc 128"] == small["confidence_auc"]
+
+
+def test_seeds_come_one_after_the_other_and_cifar10_first() -> None:
+    keys = [
+        job.key for job in EXPERIMENTS["output"].jobs(parse(["output", "--networks", "lenet5", "--seeds", "0", "1"]))
+    ]
+    assert [key.split("/")[1::2] for key in keys[::4]] == [
+        ["cifar10", "0"], ["fashion_mnist", "0"], ["cifar10", "1"], ["fashion_mnist", "1"]
+    ]  # fmt: skip
+    assert len(keys) == 16
+
+
+def line(condition: str, areas: list[float], losses: list[float], seed: int = 0) -> dict[str, Any]:
+    cell = {"network": "lenet5", "data": "cifar10", "condition": condition, "seed": seed}
+    epochs = [
+        {"confidence_auc": area, "confidence_gap": area - 0.5, "confidence_p_value": 0.5, "loss_auc": 0.5, "val_loss": loss,
+         "test_acc": 1 / (1 + loss)} for area, loss in zip(areas, losses, strict=True)
+    ]  # fmt: skip
+    return {"key": f"lenet5/cifar10/{condition}/{seed}", "cell": cell, "epochs": epochs}
+
+
+def test_rules_stop_where_they_say_and_count_what_they_stop() -> None:
+    bad = line("overfitting", [0.5, 0.5, 0.5, 0.56, 0.58, 0.6], [2.0, 1.0, 1.1, 1.2, 1.3, 2.0])
+    good = line("augmented", [0.56] * 6, [2.0, 1.9, 1.8, 1.7, 1.6, 1.5])
+    stops = {name: (rule(bad), rule(good)) for name, rule in tables.RULES.items()}
+    assert stops["gap, rise of 0.025 (`AnomalyEarlyStopping`)"] == (4, None)
+    assert stops["area, rise of 0.03"] == (4, None)
+    assert stops["area, above 0.55"] == (3, 0)
+    assert stops["validation loss, patience 3"] == (4, None)
+    assert stops["validation loss, patience 10"] == (None, None)
+    rows = {row.split(" | ")[1]: row for row in tables.output_rules([bad, good]).splitlines()[2:]}
+    rise = rows["gap, rise of 0.025 (`AnomalyEarlyStopping`)"]
+    assert rise.startswith("| chosen on: cifar10 | ")
+    assert rise.endswith(" | 1 of 1 | 0 of 1 | 1.30 | 1.30 | 83% | 6.5 |")
+    assert rows["none: train to the end"].endswith(" | 0 of 1 | 0 of 1 | 2.00 | 2.00 | 100% | 16.7 |")
+    (row,) = [row for row in tables.output_runs([bad, good]).splitlines() if "overfitting" in row]
+    assert row.endswith("| 1.00 → 2.00 | 2 | 0.000 → 0.000 → 0.100 | 0.500 → 0.500 → 0.600 | 0.080 | 5 | 1.30 |")
+    assert (
+        tables.output_rules([line("overfitting", [0.5] * 5, [1.0] * 5, seed=1)]).splitlines()[2].startswith("| others")
+    )
+
+
+def test_the_gap_of_two_sample_s_lines_is_judged_in_the_same_way() -> None:
+    bad = line("overfitting", [0.5] * 3 + [0.6] * 3, [2.0, 1.0, 1.1, 1.2, 1.3, 2.0])
+    good = line("augmented", [0.5] * 6, [2.0, 1.9, 1.8, 1.7, 1.6, 1.5])
+    for own in (bad, good):
+        own["epochs"] = [{**epoch, "confidence": epoch["confidence_gap"]} for epoch in own["epochs"]]
+    (row,) = [row for row in tables.gap_rules([bad, good]).splitlines() if " 0.025 " in row]
+    assert row == "| chosen on: cifar10 | 0.025 | 1 of 1 | 0 of 1 | 1.20 | 1.20 | 67% |"
+
+
+def test_a_quick_run_gives_lines_and_tables(lines: list[dict[str, Any]]) -> None:
+    assert [len(line["epochs"]) for line in lines] == [4, 4]
+    assert tables.output_runs(lines).splitlines()[2].startswith("| lenet5/digits/overfitting/0/256x4 |")
+    assert len(tables.output_rules(lines).splitlines()) == 2 + len(tables.RULES)
