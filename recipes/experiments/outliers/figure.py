@@ -69,7 +69,7 @@ def _draw_galleries(figure: SubFigure, lines: Sequence[Line]) -> None:
             axes.set_title(f"{kind or 'not damaged'}\n{score:.0f}, rank {rank}", fontsize=8)
         row[0].text(-0.1, 0.5, f"{cell['network']}\n{cell['data']}", transform=row[0].transAxes, ha="right", fontsize=8)
     figure.suptitle(
-        "Training images of networks that were trained on the damaged ones: of each kind the one with the median score,\n"
-        "and the undamaged ones with the largest. Above each its score, and its rank among all training images",
+        "Training images of networks that were trained on the damaged ones: of each kind the one with the median\n"
+        "score, and the undamaged ones with the largest. Above each its score, and its rank among all training images",
         fontsize=10,
     )
