@@ -44,7 +44,8 @@ def _draw_areas(figure: SubFigure, lines: Sequence[Line]) -> None:
     image = axes.imshow(table, cmap="RdYlBu", vmin=0, vmax=1, aspect="auto")
     for row, values in enumerate(table):
         for column, value in enumerate(values):
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+            colour = "black" if 0.15 < value < 0.85 else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
     axes.set_xticks(range(len(ALL_KINDS) + 1), [*ALL_KINDS, "all"], fontsize=8)
     axes.set_yticks(range(len(SCORES)), ["outlier score", *SCORES[1:]], fontsize=8)
     axes.set_title(
@@ -68,7 +69,7 @@ def _draw_galleries(figure: SubFigure, lines: Sequence[Line]) -> None:
             axes.set_title(f"{kind or 'not damaged'}\n{score:.0f}, rank {rank}", fontsize=8)
         row[0].text(-0.1, 0.5, f"{cell['network']}\n{cell['data']}", transform=row[0].transAxes, ha="right", fontsize=8)
     figure.suptitle(
-        "Training images of networks that were trained on the damaged ones: of each kind the one with the median "
-        "score, and the undamaged ones with the largest: score, rank among all",
+        "Training images of networks that were trained on the damaged ones: of each kind the one with the median\n"
+        "score, and the undamaged ones with the largest. Above each its score, and its rank among all training images",
         fontsize=10,
     )
