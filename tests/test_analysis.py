@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import AnalysisSettings, analyze
-from lightning_anomaly.analysis import analyze_maps
+from lightning_anomaly.analysis import analyze_maps, analyze_share, join_shares
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import LayerMaps
@@ -694,3 +695,25 @@ def test_every_filter_dead_gives_a_report():
     assert report.layers[""].verdicts == ("dead",) * 3
     assert (report.count, report.fraction) == (0, 0.0)
     properties.assert_finite(report.layers[""])
+
+
+@pytest.mark.parametrize("cuts", [(3,), (0, 2, 6)], ids=["two shares", "one without filters"])
+def test_shares_of_the_filters_join_to_the_report_of_all(cuts: tuple[int, ...]) -> None:
+    values = zoo.maps("sparse", 6, 100, (4, 4)).float()
+    values[:, 1] = 0
+    values[7, 4] = torch.nan
+    layers = {"first": zoo.captured(values), "second": zoo.captured(values[:, :1])}
+    bounds = [0, *cuts, 6]
+    shares = []
+    for first, last in pairwise(bounds):
+        own = {}
+        for name, layer in layers.items():
+            assert layer.zeros is not None
+            maps, zeros = layer.maps[:, first:last], layer.zeros[first:last]
+            statistics = layer.statistics if first == 0 < last else []  # who scores the samples has those of all
+            own[name] = LayerMaps([maps], layer.count, layer.size, zeros, statistics=statistics)
+        shares.append(analyze_share(own, DEFAULT))
+    expected = analyze_maps(layers, DEFAULT, {"from": "the caller"})
+    joined = join_shares(shares, DEFAULT, {"from": "the caller"})
+    assert repr(joined.to_dict()) == repr(expected.to_dict())  # nan is nan
+    assert len(joined.notes) == 2  # the caller's, and one on what is not finite

@@ -208,8 +208,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         gap, where = fmean(self._gaps[-WINDOW:]), "by its output" if report is None else report.where
         return (
             f"The network knows its training images: over the last {WINDOW} validations it was surer of them than of "
-            f"validation images by {gap:.3f} on average ({self.monitor}), {value:.3f} more than at its lowest level, and "
-            f"the two are told apart {where}."
+            f"validation images by {gap:.3f} on average ({self.monitor}), {value:.3f} more than at its lowest level, "
+            f"and the two are told apart {where}."
         )
 
 

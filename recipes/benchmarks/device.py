@@ -8,36 +8,22 @@ more often with the callback than without; and an analysis shared over NCCL by o
 
 from __future__ import annotations
 
-import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
-from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._together import Wanted, analyse_together
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
-from lightning_anomaly.clustering.engines import Engine, choose_engine
-from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
-from lightning_anomaly.clustering.moments import cluster_parameters
-from lightning_anomaly.clustering.pca import reduce_maps
-from lightning_anomaly.isolation import isolated_samples
-from lightning_anomaly.scores import layer_scores
 from recipes.benchmarks.speed import Row
+from recipes.benchmarks.steps import now, profiled, shared, steps
 from recipes.common.module import Classifier
 from recipes.common.options import SILENT
 
@@ -46,7 +32,6 @@ __all__ = ["Subject", "device_tables", "measure_device", "noise"]
 Maps = Mapping[str, LayerMaps]
 _ENGINES = ("auto", "torch")
 _WARM = 3  # batches of each epoch before it is timed
-_SHOWN = 12  # operations of the profile
 
 
 @dataclass(frozen=True)
@@ -116,17 +101,17 @@ class _Clock(pl.Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Starts at the first batch that counts."""
         if batch_idx == _WARM:
-            self._begun = _now()
+            self._begun = now()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Ends the training part of the epoch."""
-        now = _now()
-        self.batches.append((now - self._begun) / max(1, trainer.num_training_batches - _WARM))
-        self._begun = now
+        ended = now()
+        self.batches.append((ended - self._begun) / max(1, trainer.num_training_batches - _WARM))
+        self._begun = ended
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Ends the validation."""
-        self.validations.append(_now() - self._begun)
+        self.validations.append(now() - self._begun)
 
 
 class _Waits:
@@ -162,10 +147,10 @@ def measure_device(device: torch.device, subjects: Sequence[Subject], found: Cal
         row = {"network": subject.name, "device": name}
         found("training", [{**row, **own} for own in _trainings(device, subject)])
         maps = _maps(device, subject)
-        found("steps", [{**row, **_steps(maps, engine, subject.rounds)} for engine in _ENGINES])
-        found("profile", [{**row, **_profile(maps)}])
+        found("steps", [{**row, **steps(maps, engine, subject.rounds)} for engine in _ENGINES])
+        found("profile", [{**row, **profiled(maps)}])
         found("waits", [{**row, **_waits(device, subject)}])
-        found("shared", [{**row, **_shared(maps)}])
+        found("shared", [{**row, **shared(maps)}])
 
 
 def device_tables(numbers: Mapping[str, Any]) -> list[str]:
@@ -173,7 +158,7 @@ def device_tables(numbers: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     rows = numbers.get("training", [])
     if rows:
-        columns = ("epoch_seconds", "validation_seconds", "added_seconds", "analysis_seconds")
+        columns = ["epoch_seconds", "validation_seconds", "added_seconds", "analysis_seconds"]
         heading = [
             "network",
             "device",
@@ -186,11 +171,11 @@ def device_tables(numbers: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} | {100 * row['share']:.2f}% |")
     rows = numbers.get("steps", [])
     if rows:
-        steps = [key for key in rows[0] if isinstance(rows[0][key], float)]
-        lines += ["", f"| {' | '.join(['network', 'engine', *(f'{step} (s)' for step in steps)])} |"]
-        lines += ["|" + " --- |" * (2 + len(steps))]
+        columns = [key for key in rows[0] if isinstance(rows[0][key], float)]
+        lines += ["", f"| {' | '.join(['network', 'engine', *(f'{step} (s)' for step in columns)])} |"]
+        lines += ["|" + " --- |" * (2 + len(columns))]
     for row in rows:
-        cells = [row["network"], row["engine"], *(f"{row[step]:.3g}" for step in steps)]
+        cells = [row["network"], row["engine"], *(f"{row[step]:.3g}" for step in columns)]
         lines.append(f"| {' | '.join(cells)} |")
     for row in numbers.get("profile", []):
         lines += ["", f"{row['network']}, plain torch: {row['launches']} launches, {row['waits']} waits; longest:"]
@@ -252,68 +237,6 @@ def _maps(device: torch.device, subject: Subject) -> Maps:
     return taken
 
 
-def _steps(maps: Maps, name: str, rounds: int) -> Row:
-    """Seconds of the steps of an analysis, and of all of it."""
-    settings = replace(AnalysisSettings(), engine=name)  # type: ignore[arg-type]
-    device = next(iter(maps.values())).batches[0].device
-    engine, _ = choose_engine(name, device)
-    taken: dict[str, list[float]] = {}
-    with torch.no_grad():
-        for _ in range(1 + rounds):
-            for step, seconds in _once(maps, settings, engine).items():
-                taken.setdefault(step, []).append(seconds)
-    return {"engine": f"{name} ({type(engine).__name__})"} | {step: median(own[1:]) for step, own in taken.items()}
-
-
-def _once(maps: Maps, settings: AnalysisSettings, engine: Engine) -> dict[str, float]:
-    seconds: dict[str, float] = {}
-
-    def timed(step: str, work: Callable[[], Any]) -> Any:
-        begun = _now()
-        result = work()
-        seconds[step] = seconds.get(step, 0.0) + _now() - begun
-        return result
-
-    timed("to the engine's device", lambda: [m.maps.to(engine.device(m.batches[0].device)) for m in maps.values()])
-    reductions = timed("pca", lambda: [reduce_maps(layer.maps, engine) for layer in maps.values()])
-    points = torch.cat([reduction.points[reduction.live] for reduction in reductions])
-    largest = settings.max_components
-    centres = timed("k-means++", lambda: kmeans_plus_plus(points, settings.n_init, largest, settings.seed, engine))
-    labels = []
-    for k in range(2, largest + 1):
-        start_labels = timed("k-means", partial(kmeans, points, centres[:, :, :k], engine))[:, None]
-        weights, means, precisions = timed(
-            "starts", partial(cluster_parameters, points, start_labels, k, REG_COVAR, engine.cluster_moments)
-        )
-        labels.append(timed("em", partial(fit_mixtures, points, weights, means, precisions, engine)).labels[:, 0])
-    timed("calinski-harabasz", lambda: engine.calinski_harabasz(points, torch.stack(labels, 1)))
-    timed("isolated", lambda: isolated_samples(points, settings.rare_fraction))
-    timed("scores", lambda: [layer_scores(torch.cat(layer.statistics), engine) for layer in maps.values()])
-    timed("analysis", lambda: analyze_maps(maps, settings))
-    return seconds
-
-
-def _profile(maps: Maps) -> Row:
-    """What the profiler sees of an analysis by plain torch: launches, waits, and the operations that take longest."""
-    settings = replace(AnalysisSettings(), engine="torch")
-    cuda = torch.cuda.is_available()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
-    with torch.no_grad(), profile(activities=activities) as seen:
-        analyze_maps(maps, settings)
-    events = seen.key_averages()
-    counts = {event.key: event.count for event in events}
-
-    def microseconds(event: Any) -> float:
-        return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
-
-    longest = sorted(events, key=microseconds, reverse=True)[:_SHOWN]
-    return {
-        "launches": sum(count for key, count in counts.items() if "LaunchKernel" in key),
-        "waits": sum(count for key, count in counts.items() if key.endswith("Synchronize")),
-        "longest": [(event.key, event.count, microseconds(event) / 1e6) for event in longest],
-    }
-
-
 def _waits(device: torch.device, subject: Subject) -> Row:
     """How often the batches of an epoch wait for the GPU, without the callback and with it; it should not matter."""
 
@@ -336,35 +259,3 @@ def _waits(device: torch.device, subject: Subject) -> Row:
         trainer.fit(Classifier(subject.make()), subject.train, subject.val)
         counted.append(counts.waits.count)
     return {"without": counted[0], "with": counted[1]}
-
-
-def _shared(maps: Maps) -> Row:
-    """An analysis shared by one process, over NCCL on a GPU: seconds, and whether it finds what `analyze_maps` does."""
-    device = next(iter(maps.values())).batches[0].device
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    expected = analyze_maps(maps, AnalysisSettings())
-    own = {
-        name: LayerMaps([layer.maps], layer.count, layer.size, layer.zeros, None, [torch.cat(layer.statistics)])
-        for name, layer in maps.items()
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group(backend, init_method=f"file://{Path(folder) / 'meet'}", rank=0, world_size=1)
-        try:
-            begun = _now()
-            found = analyse_together(own, None, AnalysisSettings(), {}, limit=expected.n_samples, wanted=Wanted())
-            seconds = _now() - begun
-        finally:
-            dist.destroy_process_group()
-    same = all(
-        layer.verdicts == found.report.layers[name].verdicts
-        and torch.equal(layer.labels, found.report.layers[name].labels)
-        for name, layer in expected.layers.items()
-    )
-    return {"backend": backend, "seconds": seconds, "same": same}
-
-
-def _now() -> float:
-    """The time (seconds), when the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

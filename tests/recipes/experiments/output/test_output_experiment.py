@@ -47,8 +47,8 @@ def test_seeds_come_one_after_the_other_and_cifar10_first() -> None:
 def line(condition: str, areas: list[float], losses: list[float], seed: int = 0) -> dict[str, Any]:
     cell = {"network": "lenet5", "data": "cifar10", "condition": condition, "seed": seed}
     epochs = [
-        {"confidence_auc": area, "confidence_gap": area - 0.5, "confidence_p_value": 0.5, "loss_auc": 0.5, "val_loss": loss,
-         "test_acc": 1 / (1 + loss)} for area, loss in zip(areas, losses, strict=True)
+        {"confidence_auc": area, "confidence_gap": area - 0.5, "confidence_p_value": 0.5, "loss_auc": 0.5,
+         "val_loss": loss, "test_acc": 1 / (1 + loss)} for area, loss in zip(areas, losses, strict=True)
     ]  # fmt: skip
     return {"key": f"lenet5/cifar10/{condition}/{seed}", "cell": cell, "epochs": epochs}
 
