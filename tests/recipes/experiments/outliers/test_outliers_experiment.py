@@ -117,15 +117,15 @@ def test_draws_are_averaged_number_by_number() -> None:
 def test_the_matrix_is_whole_seed_by_seed_and_of_the_choosing_seed_only_what_was_chosen_on() -> None:
     matrix = detect.full_matrix()
     keys = [training.key for training in matrix]
-    assert len(set(keys)) == len(keys) == 6 + 2 * 5 * 2 * 3
-    assert [training.seed for training in matrix] == [0] * 6 + [1] * 30 + [2] * 30
-    assert [training.network for training in matrix[6:36]] == [
+    assert len(set(keys)) == len(keys) == 6 + 2 * (5 * 2 - 1) * 3
+    assert [training.seed for training in matrix] == [0] * 6 + [1] * 27 + [2] * 27
+    assert [training.network for training in matrix[6:33]] == [
         *(network for network in ("lenet5", "simple_cnn", "alexnet") for _ in range(6)),
-        *(network for _ in range(2) for network in ("resnet18", "vgg11_bn") for _ in range(3)),  # data set by data set
+        *(network for network in ("resnet18", "vgg11_bn", "resnet18") for _ in range(3)),  # data set by data set
     ]
     assert all(detect.was_chosen_on(training.network, training.data) for training in matrix[:6])
     assert {training.condition for training in matrix} == set(detect.CONDITIONS)
-    assert [job.key for job in detect.trainings(parse(["outliers", "--seeds", "1"]))] == keys[6:36]
+    assert [job.key for job in detect.trainings(parse(["outliers", "--seeds", "1"]))] == keys[6:33]
 
 
 def test_a_quick_run_finds_black_digits_and_its_lines_give_tables_and_a_figure(lines: list[dict[str, Any]]) -> None:
