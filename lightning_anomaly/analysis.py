@@ -197,9 +197,10 @@ def join_shares(
         notes["engine"] = first.engine
     notes |= _nonfinite_notes(shares, layers)
     if layers and first.n_samples < settings.smallest_probe:
+        number = first.n_samples
         notes["few samples"] = (
-            f"The probe has {first.n_samples} samples; at least {settings.smallest_probe} are needed before a cluster "
-            f"can be rare with `rare_fraction = {settings.rare_fraction}` and `max_components = "
+            f"The probe has {number} sample{'s' * (number != 1)}; at least {settings.smallest_probe} are needed before "
+            f"a cluster can be rare with `rare_fraction = {settings.rare_fraction}` and `max_components = "
             f"{settings.max_components}`."
         )
     return AnomalyReport(layers, first.n_samples, settings.to_dict(), notes)
