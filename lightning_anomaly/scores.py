@@ -11,7 +11,6 @@ the ordinary, the tails a pattern of extreme filters that is. Reference samples 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -218,7 +217,6 @@ def _tails_and_values(flat: Tensor, knots: Tensor, beyond: Tensor, engine: Engin
     return tail, score
 
 
-@cache
 def _tables(knots: int) -> Tensor:
     """-log of the two-sided tail probability and normal score of twice each mid-rank among Q knots `(2, 2 Q + 1)`."""
     level = (torch.arange(2 * knots + 1, dtype=torch.float64) / (2 * knots)).clamp(0.5 / knots, 1 - 0.5 / knots)

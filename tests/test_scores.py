@@ -13,7 +13,7 @@ from lightning_anomaly import scores
 from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.scores import Ordinary, Spread, _Directions
 
-ENGINE = load_engine("torch")  # every engine gives the same ranks, see clustering/test_ranks.py
+ENGINE = load_engine("torch")  # every engine gives the same ranks, see clustering/test_rank_search.py
 layer_scores = partial(scores.layer_scores, engine=ENGINE)
 
 
