@@ -649,7 +649,7 @@ def test_too_few_samples_are_said():
 def test_even_a_handful_of_samples_gives_a_report(samples, rule):
     for rare_fraction in (0.01, 0.5):
         settings = AnalysisSettings(rule=rule, rare_fraction=rare_fraction)
-        with pytest.warns(UserWarning, match=f"The probe has {samples} samples; at least"):
+        with pytest.warns(UserWarning, match=f"The probe has {samples} samples?; at least"):
             report = analyze(nn.Conv2d(1, 3, 3), PROBE[:samples], settings=settings)
         properties.assert_finite(report.layers[""])
         assert report.outlier_samples == report.layers[""].outliers.sum(0).tolist()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from statistics import mean
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.io import encode_png
+from torchvision.transforms.functional import to_pil_image
 
 from lightning_anomaly import AnalysisSettings, find_outliers
 from lightning_anomaly.analysis import analyze_maps
@@ -248,8 +249,9 @@ def _gallery(planted: Planted, scores: Tensor) -> dict[str, Any]:
     ordinary = order[~planted.bad[order]][:_SHOWN].tolist()
     places = [*shown.values(), *ordinary]
     strip = torch.cat([*planted.images.data.train_images[places]], 2)
+    to_pil_image(strip).save(written := io.BytesIO(), "PNG")
     return {
-        "png": base64.b64encode(encode_png(strip).numpy().tobytes()).decode(),
+        "png": base64.b64encode(written.getvalue()).decode(),
         "kinds": [*shown, *[""] * len(ordinary)],
         "scores": [scores[place].item() for place in places],
         "ranks": [int(rank[place]) for place in places],

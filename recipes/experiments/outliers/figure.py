@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from statistics import mean
 
 import torch
 from matplotlib.figure import Figure, SubFigure
+from PIL import Image
 from torch import Tensor
-from torchvision.io import decode_png
+from torchvision.transforms.functional import pil_to_tensor
 
 from recipes.experiments.common.tables import Line, group
 from recipes.experiments.outliers.detect import SCORES
@@ -22,7 +24,7 @@ _HEIGHT = 1.5  # of a gallery (inches)
 
 def unpacked(line: Line) -> Tensor:
     """The images of a training's gallery, uint8 `(n, H, W, C)`."""
-    strip = decode_png(torch.frombuffer(bytearray(base64.b64decode(line["gallery"]["png"])), dtype=torch.uint8))
+    strip = pil_to_tensor(Image.open(io.BytesIO(base64.b64decode(line["gallery"]["png"]))))
     return torch.stack(strip.permute(1, 2, 0).chunk(len(line["gallery"]["kinds"]), 1))
 
 
