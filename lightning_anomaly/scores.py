@@ -116,14 +116,10 @@ class Ordinary:
         if not used.any():
             return None
         flat = flat[:, used]
-        knots = _knots(flat)
-        beyond = _beyond(knots)
-        tails, values = _tails_and_values(flat, knots, beyond, engine)
+        knots, beyond, tails, values = _ranked(flat, flat, engine)
         near = _not_far_out(tails, values)
         if not near.all():
-            knots = _knots(flat[near])
-            beyond = _beyond(knots)
-            tails, values = _tails_and_values(flat, knots, beyond, engine)
+            knots, beyond, tails, values = _ranked(flat, flat[near], engine)
         directions = _Directions.fit(tails[near], _TAIL_DIRECTIONS), _Directions.fit(values[near], _VALUE_DIRECTIONS)
         ordinary = cls(used, knots, beyond, *directions, engine)
         return ordinary, ordinary._measure(tails, values)
@@ -195,6 +191,13 @@ def _not_far_out(tails: Tensor, values: Tensor) -> Tensor:
     near = scores < _FAR
     near[half] = True
     return near
+
+
+def _ranked(flat: Tensor, reference: Tensor, engine: Engine) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Knots of a reference and how many are at most as large as each, and among them `flat`'s tails and values."""
+    knots = _knots(reference)
+    beyond = _beyond(knots)
+    return knots, beyond, *_tails_and_values(flat, knots, beyond, engine)
 
 
 def _knots(flat: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from lightning_anomaly.callbacks._processes import first_loader, unpadded_length
 from lightning_anomaly.callbacks._together import Found, Wanted, analyse_together, pictures_of
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor
-from lightning_anomaly.capture.maps import pool_maps
 from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
@@ -27,7 +26,6 @@ __all__ = [
     "ValidationWatch",
     "found_nothing",
     "isolated_random_state",
-    "probe_images",
     "run_training_probe",
     "shortcomings",
     "shuffles",
@@ -35,7 +33,6 @@ __all__ = [
 ]
 
 _BATCH = 64
-_LARGEST_IMAGE = 64  # pixels; what a figure shows is smaller
 
 
 class ValidationWatch:
@@ -150,14 +147,6 @@ def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
 def found_nothing(report: AnomalyReport) -> bool:
     """Whether no filter could have been found, for want of layers or samples."""
     return not report.layers or "few samples" in report.notes
-
-
-def probe_images(batch: Any) -> Tensor | None:
-    """The images `(n, C, H, W)` of a batch, pooled to at most 64 pixels a side, on the CPU; None if there are none."""
-    tensor = first_tensor(batch)
-    if tensor is None or tensor.ndim != 4:
-        return None
-    return pool_maps(tensor.detach().float(), _LARGEST_IMAGE).cpu().clone()
 
 
 @contextmanager

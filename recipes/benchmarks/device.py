@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.settings import Engine
 from recipes.benchmarks.speed import Row
 from recipes.benchmarks.steps import now, profiled, shared, steps
 from recipes.common.module import Classifier
@@ -30,7 +31,7 @@ from recipes.common.options import SILENT
 __all__ = ["Subject", "device_tables", "measure_device", "noise"]
 
 Maps = Mapping[str, LayerMaps]
-_ENGINES = ("auto", "torch")
+_ENGINES: tuple[Engine, ...] = ("auto", "torch")
 _WARM = 3  # batches of each epoch before it is timed
 
 
@@ -218,9 +219,8 @@ def _trainings(device: torch.device, subject: Subject) -> Iterator[Row]:
         }
 
 
-def _watcher(subject: Subject, engine: str) -> AnomalyFilterCallback:
-    settings = replace(AnalysisSettings(), engine=engine)  # type: ignore[arg-type]
-    return AnomalyFilterCallback(probe_size=subject.probe, settings=settings)
+def _watcher(subject: Subject, engine: Engine) -> AnomalyFilterCallback:
+    return AnomalyFilterCallback(probe_size=subject.probe, settings=AnalysisSettings(engine=engine))
 
 
 def _maps(device: torch.device, subject: Subject) -> Maps:

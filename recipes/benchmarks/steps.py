@@ -26,6 +26,7 @@ from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.isolation import isolated_samples
 from lightning_anomaly.scores import layer_scores
+from lightning_anomaly.settings import Engine as EngineName
 from recipes.benchmarks.speed import Row
 
 __all__ = ["now", "profiled", "shared", "steps"]
@@ -34,9 +35,9 @@ Maps = Mapping[str, LayerMaps]
 _SHOWN = 12  # operations of the profile
 
 
-def steps(maps: Maps, name: str, rounds: int) -> Row:
+def steps(maps: Maps, name: EngineName, rounds: int) -> Row:
     """Seconds of the steps of an analysis, and of all of it."""
-    settings = replace(AnalysisSettings(), engine=name)  # type: ignore[arg-type]
+    settings = AnalysisSettings(engine=name)
     device = next(iter(maps.values())).batches[0].device
     engine, _ = choose_engine(name, device)
     taken: dict[str, list[float]] = {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -25,3 +27,17 @@ def run_script(
     )
     assert done.returncode == 0 or not check, done.stdout[-4000:]
     return done.returncode, done.stdout
+
+
+def run_processes(name: str, folder: Path, *arguments: object, timeout: float) -> Path:
+    """The folder with what each process of a script's scenarios left there, see `forked.py`, and what was printed."""
+    _, printed = run_script(name, folder, *arguments, timeout=timeout)
+    (folder / "printed.txt").write_text(printed)
+    return folder
+
+
+def outcomes_of(folder: Path, scenario: str, world: int = 2) -> list[dict[str, Any]]:
+    """What each process of a scenario saw; that one left nothing, as it did not end in time, fails."""
+    files = [folder / f"{scenario}-{world}-{rank}.json" for rank in range(world)]
+    assert all(file.exists() for file in files), (folder / "printed.txt").read_text()[-3000:]
+    return [json.loads(file.read_text()) for file in files]

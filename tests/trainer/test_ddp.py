@@ -1,6 +1,5 @@
 """Two processes on the CPU (gloo). Each scenario is killed if it takes too long, and then its tests fail."""
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from run import run_script
+from run import outcomes_of, run_processes, run_script
 
 SCENARIOS = [
     *(
@@ -43,16 +42,7 @@ Outcome = dict[str, Any]
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    _, printed = run_script("ddp.py", folder, *SCENARIOS, timeout=400)
-    (folder / "printed.txt").write_text(printed)
-    return folder
-
-
-def seen(folder: Path, scenario: str, world: int = 2) -> list[Outcome]:
-    """What each process saw."""
-    files = [folder / f"{scenario}-{world}-{rank}.json" for rank in range(world)]
-    assert all(file.exists() for file in files), (folder / "printed.txt").read_text()[-3000:]
-    return [json.loads(file.read_text()) for file in files]
+    return run_processes("ddp.py", folder, *SCENARIOS, timeout=400)
 
 
 def without_points(report: Outcome | None) -> Outcome | None:
@@ -68,7 +58,7 @@ def without_points(report: Outcome | None) -> Outcome | None:
 
 def pair(folder: Path, scenario: str) -> tuple[Outcome, Outcome]:
     """What the two processes of a fit without errors saw: in everything that is logged or decided, the same."""
-    first, second = seen(folder, scenario)
+    first, second = outcomes_of(folder, scenario)
     assert not {"error"} & {*first, *second}, (first, second)
     for key in ("epochs", "weights"):
         assert first[key] == second[key], key
@@ -94,7 +84,7 @@ def test_both_see_the_same(outcomes: Path) -> None:
 
 @pytest.mark.parametrize("scenario", ["val_probe", "whole_set", "train_probe"])
 def test_number_of_processes_does_not_matter(outcomes: Path, scenario: str) -> None:
-    (alone,) = seen(outcomes, scenario, world=1)
+    (alone,) = outcomes_of(outcomes, scenario, world=1)
     first, _ = pair(outcomes, scenario)
     one, two = alone["report"], first["report"]
     assert one["n_samples"] == two["n_samples"] == {"val_probe": 90, "whole_set": 95, "train_probe": 81}[scenario]
@@ -126,7 +116,7 @@ def test_a_process_whose_validation_yields_nothing(outcomes: Path) -> None:
 
 def test_a_process_that_runs_no_validation(outcomes: Path) -> None:
     # Lightning skips it there, so whoever waits for that process waits for ever.
-    first, second = seen(outcomes, "empty")
+    first, second = outcomes_of(outcomes, "empty")
     assert not {"error"} & {*first, *second}, (first, second)
     assert first["epochs"] == second["epochs"] == 3
     assert first["report"] is second["report"] is None
@@ -136,7 +126,7 @@ def test_a_process_that_runs_no_validation(outcomes: Path) -> None:
 
 
 def test_validate_where_one_process_has_no_batch(outcomes: Path) -> None:
-    first, second = seen(outcomes, "empty_validate")
+    first, second = outcomes_of(outcomes, "empty_validate")
     assert not {"error"} & {*first, *second}, (first, second)
     assert first["seen"] is second["seen"] is None
     assert any("has no validation batch" in warning for warning in first["warnings"])
@@ -145,23 +135,23 @@ def test_validate_where_one_process_has_no_batch(outcomes: Path) -> None:
 
 
 def test_processes_compare_the_same_images(outcomes: Path) -> None:
-    (alone,) = seen(outcomes, "compares", world=1)
+    (alone,) = outcomes_of(outcomes, "compares", world=1)
     assert alone["metrics"]["two_sample/count"] == sum(map(len, alone["filters"].values())) > 0
     for scenario in ("compares", "compares_empty_iterable"):
-        for outcome in seen(outcomes, scenario):
+        for outcome in outcomes_of(outcomes, scenario):
             assert outcome == {**alone, "filters": outcome["filters"], "metrics": outcome["metrics"]}
             assert outcome["metrics"]["two_sample/count"] == sum(map(len, outcome["filters"].values())) > 0
-    assert [outcome["filters"] for outcome in seen(outcomes, "compares")] == [alone["filters"]] * 2
+    assert [outcome["filters"] for outcome in outcomes_of(outcomes, "compares")] == [alone["filters"]] * 2
 
 
 def test_a_process_without_validation_batches_is_not_waited_for_in_a_comparison(outcomes: Path) -> None:
-    first, second = seen(outcomes, "compares_empty")
+    first, second = outcomes_of(outcomes, "compares_empty")
     assert first["metrics"] == second["metrics"] == {}
     assert [("Nothing will be compared" in warning) for warning in first["warnings"]] == [True]
 
 
 def test_a_comparison_that_fails_in_one_process_goes_on_in_both_with_the_last_values(outcomes: Path) -> None:
-    first, second = seen(outcomes, "compares_and_fails")
+    first, second = outcomes_of(outcomes, "compares_and_fails")
     assert first["epochs"] == second["epochs"] == 3
     assert first["metrics"] == second["metrics"]
     assert first["filters"] == second["filters"]
@@ -170,7 +160,7 @@ def test_a_comparison_that_fails_in_one_process_goes_on_in_both_with_the_last_va
 
 
 def test_early_stopping_by_the_output_stops_both(outcomes: Path) -> None:
-    first, second = seen(outcomes, "output_stops")
+    first, second = outcomes_of(outcomes, "output_stops")
     assert first["epochs"] == second["epochs"] == 4
     assert first["metrics"] == second["metrics"]
     assert first["reason"] == second["reason"]
@@ -192,7 +182,7 @@ def test_failing_analysis_goes_on_in_both(outcomes: Path) -> None:
 
 
 def test_failing_analysis_stops_both(outcomes: Path) -> None:
-    first, second = seen(outcomes, "fails_and_raises")
+    first, second = outcomes_of(outcomes, "fails_and_raises")
     assert first["error"] == "ArithmeticError('the analysis broke')"
     assert "the analysis broke" in second["error"]
 
@@ -222,7 +212,7 @@ def test_nan_in_one_process(outcomes: Path) -> None:
 
 
 def test_images_that_change_in_one_process_are_said_there(outcomes: Path) -> None:
-    first, second = seen(outcomes, "one_sees_other_images")
+    first, second = outcomes_of(outcomes, "one_sees_other_images")
     assert not {"error"} & {*first, *second}, (first, second)
     assert first["warnings"] == []
     assert ["validation images of the probe changed" in warning for warning in second["warnings"]] == [True]

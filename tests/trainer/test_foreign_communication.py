@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from communicating import combinations
-from run import run_script
+from run import outcomes_of, run_processes
 
 COMBINATIONS = ["_".join(names) for names in combinations()]
 FIGURES = {"anomaly_filters/filters", "anomaly_filters/verdicts", "anomaly_filters/outliers"}
@@ -23,16 +23,12 @@ Outcome = dict[str, Any]
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("communicating")
-    _, printed = run_script("communicating.py", folder, timeout=600)
-    (folder / "printed.txt").write_text(printed)
-    return folder
+    return run_processes("communicating.py", folder, timeout=600)
 
 
 def both(folder: Path, scenario: str) -> tuple[Outcome, Outcome]:
     """What the two processes said and heard: all that was said, and each asked of the other what that asked of it."""
-    files = [folder / f"{scenario}-2-{rank}.json" for rank in range(2)]
-    assert all(file.exists() for file in files), (folder / "printed.txt").read_text()[-3000:]
-    first, second = (json.loads(file.read_text()) for file in files)
+    first, second = outcomes_of(folder, scenario)
     for outcome in (first, second):
         assert "error" not in outcome, outcome["trace"]
     for one, two in zip(fits(first), fits(second), strict=True):

@@ -1,6 +1,5 @@
 """Outliers of a data set, found by two processes on the CPU (gloo): as by one process alone, or one error in both."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from run import run_script
+from run import outcomes_of, run_processes
 
 Outcome = dict[str, Any]
 
@@ -17,22 +16,13 @@ Outcome = dict[str, Any]
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searches")
     names = ("data_module", "norms", "few_images", "half", "fails", "differs")
-    _, printed = run_script("searches.py", folder, *names, timeout=200)
-    (folder / "printed.txt").write_text(printed)
-    return folder
-
-
-def seen(folder: Path, scenario: str, world: int = 2) -> list[Outcome]:
-    """What each process saw."""
-    files = [folder / f"{scenario}-{world}-{rank}.json" for rank in range(world)]
-    assert all(file.exists() for file in files), (folder / "printed.txt").read_text()[-3000:]
-    return [json.loads(file.read_text()) for file in files]
+    return run_processes("searches.py", folder, *names, timeout=200)
 
 
 @pytest.mark.parametrize("scenario", ["data_module", "few_images", "half"])
 def test_both_get_what_one_process_alone_gets_to_the_bit(outcomes: Path, scenario: str) -> None:
-    (alone,) = seen(outcomes, scenario, world=1)
-    first, second = seen(outcomes, scenario)
+    (alone,) = outcomes_of(outcomes, scenario, world=1)
+    first, second = outcomes_of(outcomes, scenario)
     assert "scores" in alone, alone
     assert first == alone
     assert second == {**alone, "warnings": []}  # the first process says it
@@ -41,14 +31,14 @@ def test_both_get_what_one_process_alone_gets_to_the_bit(outcomes: Path, scenari
 
 
 def test_all_judge_by_the_first_process_s_norms_and_have_their_own_back(outcomes: Path) -> None:
-    first, second = seen(outcomes, "norms")
+    first, second = outcomes_of(outcomes, "norms")
     assert "scores" in first, first
     assert first == second
     assert set(first["top"]) == {3, 40, 61}
 
 
 def test_where_one_process_fails_the_other_does_not_wait_for_it(outcomes: Path) -> None:
-    first, second = seen(outcomes, "fails")
+    first, second = outcomes_of(outcomes, "fails")
     cases = [case for case in first if case.startswith(("reference", "images"))]
     assert {*cases} == {case for case in second if case.startswith(("reference", "images"))}
     for case in cases:
@@ -61,6 +51,6 @@ def test_where_one_process_fails_the_other_does_not_wait_for_it(outcomes: Path) 
 
 
 def test_processes_that_hold_other_images_are_told(outcomes: Path) -> None:
-    for outcome in seen(outcomes, "differs"):
+    for outcome in outcomes_of(outcomes, "differs"):
         assert "should hold all images in every process" in outcome["error"]
         assert "Found [150, 149] images" in outcome["error"]

@@ -1,29 +1,23 @@
 """Several processes analyse their shares of the filters; process 0 finds what one alone would, to the bit."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from run import run_script
+from run import outcomes_of, run_processes
 from sharing import SCENARIOS
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharing")
-    _, printed = run_script("sharing.py", folder, timeout=300)
-    (folder / "printed.txt").write_text(printed)
-    return folder
+    return run_processes("sharing.py", folder, timeout=300)
 
 
 def seen(folder: Path, scenario: str) -> list[dict[str, object]]:
-    world = SCENARIOS[scenario][0]
-    files = [folder / f"{scenario}-{world}-{rank}.json" for rank in range(world)]
-    assert all(file.exists() for file in files), (folder / "printed.txt").read_text()[-3000:]
-    found = [json.loads(file.read_text()) for file in files]
+    found = outcomes_of(folder, scenario, SCENARIOS[scenario][0])
     for outcome in found:
         assert "error" not in outcome, outcome["trace"]
     return found

@@ -15,11 +15,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.confidence import compare_confidences
+from recipes.common.evaluation import logits_of
 from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.options import chosen_trainings
 from recipes.experiments.common.trainings import DATA, FOLLOWED, Training, prepare
@@ -73,11 +73,6 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     return found
 
 
-def _logits(network: nn.Module, images: Tensor) -> Tensor:
-    with evaluating(network), torch.no_grad():
-        return torch.cat([network(batch) for batch in torch.split(images, 256)]).double()
-
-
 def follow(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
     """What the output says after every epoch.
 
@@ -97,7 +92,7 @@ def follow(training: Training, root: str | None = None, weights: str | None = No
     labels = {"train": images.data.train_labels[:_SIZE], "val": images.data.val_labels, "test": images.data.test_labels}
     epochs = []
     for _, network in every_epoch(training, images, weights):
-        logits = {part: _logits(network, own) for part, own in parts.items()}
+        logits = {part: logits_of(network, own).double() for part, own in parts.items()}
         row: dict[str, float] = {}
         for part, own in logits.items():
             row[f"{part}_loss"] = functional.cross_entropy(own, labels[part]).item()
