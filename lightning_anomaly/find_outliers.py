@@ -21,23 +21,18 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_integer
-from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outlier_report import OutlierReport
 from lightning_anomaly.processes import in_all, rank_and_world
 from lightning_anomaly.progress import track
-from lightning_anomaly.scores import Ordinary, Spread
 
 __all__ = ["find_outliers"]
 
 _REFERENCE = 4000  # images that what is ordinary is learnt from, where none are given
 _SMALLEST_REFERENCE = 100
-_FILTERS = 3  # named for each image
 _TOGETHER = 4  # batches that are judged in one operation
 _SIDE = 128  # of an image that the report keeps, at most (pixels)
 _ORDINARY = 256  # images of the reference that tell their range from black to white
-
-Statistics = dict[str, Tensor]  # (n, F, 5) of each layer
-Judgement = tuple[Tensor, Tensor, Tensor, Tensor]  # scores, p-values and layers (n,), filters (n, 3)
 
 
 def find_outliers(
@@ -198,7 +193,7 @@ class _Search:
         images, chosen, middle = self._images, self._chosen, len(self._chosen) // 2
         in_turn = zip_longest(*(own.batches for own in references))  # part i is that of process i % world
         parts = [own for turn in in_turn for own in turn if own is not None]
-        self._names, halves = _learn(parts, middle, self._runner.device, self._others.argument)
+        self._names, halves = learn_halves(parts, middle, self._runner.device, self._others.argument)
         rest: Sequence[int] = range(len(images))
         self._known: list[tuple[Tensor, Judgement]] = []
         if self._others is images:
@@ -259,7 +254,7 @@ def _together(batches: Iterable[tuple[Tensor, Statistics]]) -> Iterator[tuple[Te
 def _joined(parts: Sequence[tuple[Tensor, Judgement]]) -> tuple[Tensor, Judgement]:
     """Positions and judgements of all batches."""
     nothing = torch.zeros(0, dtype=torch.int64)
-    empty = nothing, (torch.zeros(0), nothing.double(), nothing, torch.zeros(0, _FILTERS, dtype=torch.int64))
+    empty = nothing, (torch.zeros(0), nothing.double(), nothing, torch.zeros(0, FILTERS, dtype=torch.int64))
     positions, found = zip(empty, *parts, strict=True)
     scores, p_values, layer, filters = (torch.cat(part) for part in zip(*found, strict=True))
     return torch.cat(positions), (scores, p_values, layer, filters)
@@ -274,26 +269,6 @@ def _pictures(images: ImageSource, shown: list[int], others: ImageSource, ordina
         for source, positions in ((images, shown), (others, ordinary))
     )
     return drawn(chosen, known)
-
-
-def _learn(
-    batches: Sequence[Statistics], middle: int, device: torch.device, argument: str
-) -> tuple[tuple[str, ...], tuple[_Half, _Half]]:
-    """The layers that can judge, and what is ordinary in them by each half of the reference."""
-    names = [name for name in batches[0] if all(name in batch for batch in batches)]
-    # Out of the batches, which are not needed any more: this is most of the memory.
-    taken = {name: torch.cat([batch.pop(name) for batch in batches]) for name in names}
-    engine, _ = choose_engine("auto", torch.device("cpu"))
-    first = {name: (Ordinary.fit(own[:middle], engine), own[middle:]) for name, own in taken.items()}
-    second = {name: (Ordinary.fit(own[middle:], engine), own[:middle]) for name, own in taken.items()}
-    usable = tuple(name for name in names if first[name][0] is not None and second[name][0] is not None)
-    if not usable:
-        raise ValueError(
-            f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
-            "layer: look for NaN in the images and in the weights."
-        )
-    halves = [_Half({name: half[name] for name in usable}, device) for half in (first, second)]
-    return usable, (halves[0], halves[1])
 
 
 class _Runner:
@@ -318,48 +293,3 @@ class _Runner:
             usable, _, notes = usable_layers(capture.maps, len(batch))
             self.notes |= notes
             yield places, {name: layer.maps for name, layer in usable.items()}
-
-
-class _Half:
-    """What is ordinary, learnt from one half of the reference and measured against the other.
-
-    Args:
-        layers: What was learnt of each layer, and the statistics of the other half.
-        device: Where images are judged.
-
-    Attributes:
-        own: What `judge` says of the other half, each image being one of those that it is compared with.
-    """
-
-    def __init__(self, layers: Mapping[str, tuple[Ordinary | None, Tensor]], device: torch.device) -> None:
-        self._ordinary = {name: own.to(device) for name, (own, _) in layers.items() if own is not None}
-        measured = {name: statistics.to(device) for name, (_, statistics) in layers.items()}
-        found = self._measure(measured)
-        self._spreads = [Spread.fit(lengths) for lengths, _ in found]
-        scores, layer, filters = self._strongest(measured, found)
-        self._sorted = scores.sort().values
-        self.own = scores, self._larger(scores).double() / len(scores), layer, filters
-
-    def judge(self, statistics: Statistics) -> Judgement:
-        """Scores, p-values and strongest layers `(n,)`, and that layer's strongest filters `(n, 3)`."""
-        scores, layer, filters = self._strongest(statistics, self._measure(statistics))
-        return scores, (1 + self._larger(scores)).double() / (1 + len(self._sorted)), layer, filters
-
-    def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
-        return [ordinary.lengths(statistics[name]) for name, ordinary in self._ordinary.items()]
-
-    def _larger(self, scores: Tensor) -> Tensor:
-        """How many of the other half have scores at least as large."""
-        return len(self._sorted) - torch.searchsorted(self._sorted, scores)
-
-    def _strongest(
-        self, statistics: Statistics, found: Sequence[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, layers and filters, from lengths and tails in every layer."""
-        scores = [own.scores(lengths) for own, (lengths, _) in zip(self._spreads, found, strict=True)]
-        largest, layer = torch.stack(scores).max(0)
-        filters = layer.new_zeros(len(layer), _FILTERS)
-        for place, (name, ordinary) in enumerate(self._ordinary.items()):
-            own = layer == place
-            filters[own] = ordinary.strongest(found[place][1][own], statistics[name].shape[1], _FILTERS)
-        return largest.cpu(), layer.cpu(), filters.cpu()

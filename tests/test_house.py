@@ -16,6 +16,7 @@ ROOMS = [
     "verdicts",
     "isolation",
     "scores",
+    "conformal",
     "plots",
     "browser",
     "report",

@@ -1,0 +1,83 @@
+"""What is ordinary, learnt from one half of a reference and measured against the other: scores with p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.scores import Ordinary, Spread
+
+__all__ = ["FILTERS", "Half", "Judgement", "Statistics", "learn_halves"]
+
+FILTERS = 3  # named for each image
+
+Statistics = dict[str, Tensor]  # (n, F, 5) of each layer
+Judgement = tuple[Tensor, Tensor, Tensor, Tensor]  # scores, p-values and layers (n,), filters (n, 3)
+
+
+def learn_halves(
+    batches: Sequence[Statistics], middle: int, device: torch.device, argument: str
+) -> tuple[tuple[str, ...], tuple[Half, Half]]:
+    """The layers that can judge, and what is ordinary in them by each half of the reference."""
+    names = [name for name in batches[0] if all(name in batch for batch in batches)]
+    # Out of the batches, which are not needed any more: this is most of the memory.
+    taken = {name: torch.cat([batch.pop(name) for batch in batches]) for name in names}
+    engine, _ = choose_engine("auto", torch.device("cpu"))
+    first = {name: (Ordinary.fit(own[:middle], engine), own[middle:]) for name, own in taken.items()}
+    second = {name: (Ordinary.fit(own[middle:], engine), own[:middle]) for name, own in taken.items()}
+    usable = tuple(name for name in names if first[name][0] is not None and second[name][0] is not None)
+    if not usable:
+        raise ValueError(
+            f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
+            "layer: look for NaN in the images and in the weights."
+        )
+    halves = [Half({name: half[name] for name in usable}, device) for half in (first, second)]
+    return usable, (halves[0], halves[1])
+
+
+class Half:
+    """What is ordinary, learnt from one half of the reference and measured against the other.
+
+    Args:
+        layers: What was learnt of each layer, and the statistics of the other half.
+        device: Where images are judged.
+
+    Attributes:
+        own: What `judge` says of the other half, each image being one of those that it is compared with.
+    """
+
+    def __init__(self, layers: Mapping[str, tuple[Ordinary | None, Tensor]], device: torch.device) -> None:
+        self._ordinary = {name: own.to(device) for name, (own, _) in layers.items() if own is not None}
+        measured = {name: statistics.to(device) for name, (_, statistics) in layers.items()}
+        found = self._measure(measured)
+        self._spreads = [Spread.fit(lengths) for lengths, _ in found]
+        scores, layer, filters = self._strongest(measured, found)
+        self._sorted = scores.sort().values
+        self.own = scores, self._larger(scores).double() / len(scores), layer, filters
+
+    def judge(self, statistics: Statistics) -> Judgement:
+        """Scores, p-values and strongest layers `(n,)`, and that layer's strongest filters `(n, 3)`."""
+        scores, layer, filters = self._strongest(statistics, self._measure(statistics))
+        return scores, (1 + self._larger(scores)).double() / (1 + len(self._sorted)), layer, filters
+
+    def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
+        return [ordinary.lengths(statistics[name]) for name, ordinary in self._ordinary.items()]
+
+    def _larger(self, scores: Tensor) -> Tensor:
+        """How many of the other half have scores at least as large."""
+        return len(self._sorted) - torch.searchsorted(self._sorted, scores)
+
+    def _strongest(
+        self, statistics: Statistics, found: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, layers and filters, from lengths and tails in every layer."""
+        scores = [own.scores(lengths) for own, (lengths, _) in zip(self._spreads, found, strict=True)]
+        largest, layer = torch.stack(scores).max(0)
+        filters = layer.new_zeros(len(layer), FILTERS)
+        for place, (name, ordinary) in enumerate(self._ordinary.items()):
+            own = layer == place
+            filters[own] = ordinary.strongest(found[place][1][own], statistics[name].shape[1], FILTERS)
+        return largest.cpu(), layer.cpu(), filters.cpu()
