@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.layers import select_layers, unseen_layers
+from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
+from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.confidence import Confidences, compare_confidences
@@ -65,6 +66,8 @@ class TwoSampleReport(Tabular):
         confidence_gap: Mean of that probability over the training images less that over the validation images; 0
             likewise.
         confidence_p_value: Of the rank test between the two; 1 likewise.
+        units: The units of the linear layers, likewise `{layer: LayerComparison}`; none where `layers` were named. They
+            have no part in `count`, `fraction` and `p_value`.
     """
 
     layers: Mapping[str, LayerComparison]
@@ -76,6 +79,7 @@ class TwoSampleReport(Tabular):
     confidence_auc: float = 0.5
     confidence_gap: float = 0.0
     confidence_p_value: float = 1.0
+    units: Mapping[str, LayerComparison] = field(default_factory=dict)
 
     @property
     def compares_output(self) -> bool:
@@ -84,13 +88,13 @@ class TwoSampleReport(Tabular):
 
     @property
     def telling_layers(self) -> dict[str, float]:
-        """`{layer: share of its live filters that tell the images apart}`, the largest share first.
+        """`{layer: share of its live filters or units that tell the images apart}`, the largest share first.
 
         Only layers of which random divisions give such a share at most `significance` of the times.
         """
         shares = {
             name: self.fraction_in([name])
-            for name, layer in self.layers.items()
+            for name, layer in self._all.items()
             if layer.share_p_value <= self.significance and self._told(layer).any()
         }
         return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
@@ -131,17 +135,21 @@ class TwoSampleReport(Tabular):
         return share_of_chance(self.fraction, self.chance)
 
     def fraction_in(self, layers: Iterable[str]) -> float:
-        """`fraction` over some of the layers; a name that the report does not have counts nothing."""
-        chosen = [self.layers[name] for name in layers if name in self.layers]
+        """`fraction` over some of the layers, linear ones too; a name that the report does not have counts nothing."""
+        chosen = [self._all[name] for name in layers if name in self._all]
         live = sum(int(layer.live.sum()) for layer in chosen)
         return sum(int(self._told(layer).sum()) for layer in chosen) / live if live else 0.0
+
+    @property
+    def _all(self) -> dict[str, LayerComparison]:
+        return {**self.layers, **self.units}
 
     def _told(self, layer: LayerComparison) -> Tensor:
         return layer.live & (layer.p_value <= self.significance)
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("layer", "filters", "live", "tell them apart", "fraction", "mean area")]
-        for name, layer in self.layers.items():
+        for name, layer in self._all.items():
             live = int(layer.live.sum())
             area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
             told = int(self._told(layer).sum())
@@ -181,11 +189,12 @@ def two_sample_test(
     Filters of a network see the same images, so by chance too they are found together: none for most images, a tenth of
     them for a few. The report's `p_value` knows that: it compares the share with those of random divisions of the same
     images. What is compared is a filter's largest rectified value on an image: of a convolution with a BatchNorm behind
-    it, name the BatchNorm in `layers`.
+    it, name the BatchNorm in `layers`. The units of linear layers with outputs `(N, F)` are judged in the same way, for
+    `where`.
 
     **Give training images as validation sees them, without augmentation**, and of both kinds as they come, drawn at
-    random: whatever else sets the two apart is found as well. Filters show strong overfitting of convolutions, and none
-    of linear layers, unless `layers` names them; see `docs/results/two_sample.md`.
+    random: whatever else sets the two apart is found as well. Filters show strong overfitting of convolutions, single
+    units hardly any; see `docs/results/two_sample.md`.
 
     The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
     afterwards as before, also after an exception.
@@ -195,7 +204,7 @@ def two_sample_test(
             mean over the positions counts; of another kind, a note says so.
         train_inputs: Images that it was trained on; as `inputs` of `analyze`.
         val_inputs: Images that it was not trained on, likewise. A few hundred of each kind are enough.
-        layers: Names of the layers to compare; None takes every convolution.
+        layers: Names of the layers to compare; None takes every convolution, and for `where` the linear layers.
         significance: The p-value up to which a filter counts.
 
     Returns:
@@ -215,23 +224,28 @@ def two_sample_test(
     check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
+    linear = linear_layers(model) if layers is None else {}
     notes = unseen_layers(model, layers)
-    taken, sizes, sure = [], [], []
+    taken, sizes, sure, units = [], [], [], []
     for argument, given in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
-        capture, confidences = MapCapture(watched, summary=_largest), Confidences()
+        capture, confidences = MapCapture({**watched, **linear}, summary=_largest), Confidences()
         run(model, given, capture, argument=argument, take_output=confidences.take)
-        usable, n_samples, left_out = usable_layers(capture.maps, len(given) if isinstance(given, Tensor) else None)
+        maps = {name: capture.maps[name] for name in watched}
+        usable, n_samples, left_out = usable_layers(maps, len(given) if isinstance(given, Tensor) else None)
         notes |= left_out
         n_samples = n_samples or sum(map(len, confidences.batches))  # where no layer says how many
         taken.append(usable)
         sizes.append(n_samples)
         sure.append(confidences.of(n_samples))
+        fitting, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
+        units.append({name: layer for name, layer in fitting.items() if layer.size == ()})
         if confidences.problem is not None:
             notes["output"] = f"The output is not compared: {confidences.problem}."
     n_train, n_val = sizes
+    judged = all(taken) or all(units)  # else there may be no sample
+    divisions = random_divisions(n_train, n_train + n_val) if judged else torch.zeros(0, DIVISIONS, dtype=torch.bool)
     compared: dict[str, LayerComparison] = {}
     values: dict[str, Tensor] = {}
-    divisions: Tensor | None = None
     by_chance = torch.zeros(DIVISIONS, dtype=torch.int64)
     for name in [name for name in taken[0] if name in taken[1]]:
         layer, other = taken[0][name], taken[1][name]
@@ -241,18 +255,14 @@ def two_sample_test(
                 f"and {other.size} for validation images."
             )
             continue
-        values[name] = both = torch.cat([layer.maps.T, other.maps.T], 1).cpu()
-        compared[name] = _compare(both, n_train)
-        if divisions is None:
-            divisions = random_divisions(n_train, n_train + n_val)
-        _, p_values = divided_test(both[compared[name].live], divisions)
-        of_layer = (p_values <= significance).sum(0)
+        values[name] = _values(layer, other)
+        compared[name], of_layer = _beside_chance(values[name], n_train, divisions, significance)
         by_chance += of_layer
-        compared[name] = _with_share(compared[name], of_layer, significance)
-        nonfinite = int((~both.isfinite().all(1)).sum())
+        nonfinite = int((~values[name].isfinite().all(1)).sum())
         if nonfinite:
             notes[f"{name} nonfinite"] = (
-                f"Layer '{name}': {nonfinite} of {len(both)} filters have NaN or infinite values and are not compared."
+                f"Layer '{name}': {nonfinite} of {len(values[name])} filters have NaN or infinite values and are not "
+                "compared."
             )
     live = sum(int(layer.live.sum()) for layer in compared.values())
     enough = enough_samples(n_train, n_val, significance)
@@ -260,8 +270,19 @@ def two_sample_test(
         notes |= _too_few(list(values.values()), n_train, n_val, significance)
     for note in notes.values():
         warnings.warn(note, stacklevel=2)
-    chance = by_chance.double() / max(1, live)
-    report = TwoSampleReport(compared, n_train, n_val, significance, chance, notes)
+    report = TwoSampleReport(
+        compared,
+        n_train,
+        n_val,
+        significance,
+        by_chance.double() / max(1, live),
+        notes,
+        units={
+            name: _beside_chance(_values(units[0][name], units[1][name]), n_train, divisions, significance)[0]
+            for name in units[0]
+            if name in units[1]
+        },
+    )
     first, second = sure
     if first is None or second is None or not enough:
         return report
@@ -306,6 +327,11 @@ def _largest(maps: Tensor) -> Tensor:
     return maps.flatten(2).amax(2) if maps.ndim > 2 else maps
 
 
+def _values(layer: LayerMaps, other: LayerMaps) -> Tensor:
+    """The values of a layer's filters `(F, n + m)` on the CPU."""
+    return torch.cat([layer.maps.T, other.maps.T], 1).cpu()
+
+
 def _compare(values: Tensor, n_train: int) -> LayerComparison:
     """The filters of a layer from their values on all images `(F, n + m)`, the training images first."""
     live = live_filters(values, n_train)
@@ -314,7 +340,12 @@ def _compare(values: Tensor, n_train: int) -> LayerComparison:
     return LayerComparison(live, area, p_value)
 
 
-def _with_share(layer: LayerComparison, by_chance: Tensor, significance: float) -> LayerComparison:
-    """The layer with the p-value of its share, given how many of its filters random divisions find `(999,)`."""
+def _beside_chance(
+    values: Tensor, n_train: int, divisions: Tensor, significance: float
+) -> tuple[LayerComparison, Tensor]:
+    """As `_compare`, with the p-value of the share; and how many filters each random division finds `(999,)`."""
+    layer = _compare(values, n_train)
+    _, p_values = divided_test(values[layer.live], divisions)
+    by_chance = (p_values <= significance).sum(0)
     told = int((layer.live & (layer.p_value <= significance)).sum())
-    return replace(layer, share_p_value=share_of_chance(told, by_chance))
+    return replace(layer, share_p_value=share_of_chance(told, by_chance)), by_chance

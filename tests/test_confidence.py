@@ -99,7 +99,41 @@ def test_a_network_without_convolutions_has_an_output_too() -> None:
         report = two_sample_test(model, IMAGES[:70] * 3, IMAGES[70:])
     assert report.confidence_auc > 0.6
     assert (report.layers, list(report.notes), report.n_train, report.n_val) == ({}, ["no layers"], 70, 80)
+    assert list(report.units) == ["1"]
     assert report.where == "in no single unit: the output alone"
+
+
+def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_filters() -> None:
+    class Tokens(nn.Module):
+        """A convolution, a linear layer over the positions of its map, and two over the image."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.mix = nn.Conv2d(1, 4, 2), nn.Linear(4, 4)
+            self.hidden, self.head = nn.Linear(256, 30), nn.Linear(30, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.mix(self.conv(x).flatten(2).transpose(1, 2))
+            return self.head(self.hidden(tokens.flatten(1)).relu())
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Tokens()
+    train, val = IMAGES[:70] * 2, IMAGES[70:]
+    report, convolution = two_sample_test(model, train, val), two_sample_test(model, train, val, layers=["conv"])
+    named = two_sample_test(model, train, val, layers=["hidden"])
+    assert list(report.layers) == ["conv"]
+    assert list(report.units) == ["hidden", "head"]
+    assert (convolution.units, named.units) == ({}, {})
+    assert torch.equal(report.units["hidden"].p_value, named.layers["hidden"].p_value)
+    assert report.units["hidden"].share_p_value == named.layers["hidden"].share_p_value <= 0.01
+    assert (report.filters, report.fraction, report.p_value) == (
+        convolution.filters, convolution.fraction, convolution.p_value
+    )  # fmt: skip
+    assert report.fraction_in(["hidden"]) == named.fraction > 0
+    assert report.telling_layers["hidden"] == named.fraction
+    assert "'hidden'" in report.where
+    assert [row for row in str(report).splitlines() if row.lstrip().startswith("hidden")]
 
 
 def test_where_the_images_are_told_apart_is_said_by_layer() -> None:

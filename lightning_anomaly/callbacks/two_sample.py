@@ -37,8 +37,8 @@ class TwoSampleCallback(Watcher):
     as finite floats under `log_key_prefix`, of the output: `confidence_auc` (probability that it is surer of a training
     image than of a validation image; 0.5 where it treats both alike), `confidence_gap` (by how much on average) and
     `confidence_p_value`; of the filters: `count`, `fraction` (of the live ones), `p_value` (how often random divisions
-    of the same images give such a fraction) and `layer/NAME` (the fraction in each layer). No label is needed. An
-    `AnomalyEarlyStopping` beside it stops by `confidence_gap`.
+    of the same images give such a fraction) and `layer/NAME` (the fraction in each layer, also of the units of linear
+    ones). No label is needed. An `AnomalyEarlyStopping` beside it stops by `confidence_gap`.
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
     precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook
@@ -47,7 +47,8 @@ class TwoSampleCallback(Watcher):
     Args:
         train_inputs: Images of the training set as `forward` gets them in validation, a tensor `(n, ...)`.
         val_inputs: Images of the validation set, likewise `(m, ...)`.
-        layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution.
+        layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution, and the
+            units of linear layers for `layer/NAME` alone.
         significance: The p-value up to which a filter counts.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
 
@@ -179,7 +180,7 @@ class TwoSampleCallback(Watcher):
                 vain = in_vain(trainer, self.log_key_prefix, "confidence") if key == "output" else ""
                 self._warn_once(key, note + vain)
         self._values |= {name: float(getattr(report, name)) for name in _NEUTRAL}
-        self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.layers}
+        self._values |= {f"layer/{name}": report.fraction_in([name]) for name in (*report.layers, *report.units)}
 
     def _say_why(self, trainer: Any, reason: str) -> None:
         if self._measured:

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_anomaly.checks import check_names
 
-__all__ = ["modules_by_name", "select_layers", "unseen_layers"]
+__all__ = ["linear_layers", "modules_by_name", "select_layers", "unseen_layers"]
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
@@ -70,6 +70,11 @@ def select_layers(
             f"Parameter `{argument}` should name layers that accept hooks. Found ScriptModules {scripted}."
         )
     return {name: modules[name] for name in names}
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers of a model that accept hooks, by name, whatever the shape of their output."""
+    return {name: module for name, module in modules_by_name(model).items() if isinstance(module, nn.Linear)}
 
 
 def unseen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, str]:

@@ -58,6 +58,7 @@ def test_it_logs_what_the_test_finds_at_every_validation(tmp_path: Path) -> None
             "two_sample/confidence_p_value": report.confidence_p_value,
             "two_sample/layer/conv1": report.fraction_in(["conv1"]),
             "two_sample/layer/conv2": report.fraction_in(["conv2"]),
+            "two_sample/layer/head": report.fraction_in(["head"]),
         }
     )
     assert report.count > 0
@@ -222,7 +223,7 @@ def test_several_validation_loaders_are_one_validation(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, compared, values, max_epochs=2)
     trainer.fit(SmallNet(), loader(80), [loader(seed=1), loader(seed=2)])
     assert len(values.seen) == 2
-    logged = ("count", "fraction", "p_value", "layer/conv1", "layer/conv2", *OUTPUT)
+    logged = ("count", "fraction", "p_value", "layer/conv1", "layer/conv2", "layer/head", *OUTPUT)
     assert set(values.seen[0]) == {f"two_sample/{name}" for name in logged}
 
 
