@@ -173,7 +173,8 @@ def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(tm
         last = trainer.callback_metrics["two_sample/confidence_gap"].item()
         assert last == pytest.approx(compared.report.confidence_gap)
         assert last > 0.02
-        assert str(stopping.stopping_reason_message).endswith("apart in no single unit: the output alone.")
+        assert list(compared.report.telling_layers) == ["network.1"]  # the hidden linear layer
+        assert str(stopping.stopping_reason_message).endswith(f" told apart {compared.report.where}.")
         # The weights are the last epoch's: nothing was restored.
         with torch.no_grad():
             sure = model(unseen[750:]).softmax(1).amax(1).mean().item()
