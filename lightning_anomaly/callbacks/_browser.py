@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from lightning_anomaly.browser import Pictures, page_text
+from lightning_anomaly.callbacks._figures import is_due
 from lightning_anomaly.callbacks._loggers import log_page, loss_tags
 from lightning_anomaly.report import AnomalyReport
 
@@ -42,8 +43,7 @@ class BrowserSchedule:
 
     def write(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Gives the browser to the loggers, in process 0, if it is due or the last one was not."""
-        due = last or self._analyses & (self._analyses - 1) == 0
-        if self._pending is None or not due:
+        if self._pending is None or not (last or is_due(self._analyses)):
             return
         report, pictures, step = self._pending
         self._pending = None

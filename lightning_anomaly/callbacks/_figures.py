@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,10 +13,14 @@ from torch import Tensor
 from lightning_anomaly.browser import drawn
 from lightning_anomaly.callbacks._images import probe_images
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
-from lightning_anomaly.plots import FIGURES, outlier_images
+from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
+from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.report import AnomalyReport
 
-__all__ = ["FigureSchedule", "log_layout", "log_report", "pick_outliers"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FigureSchedule", "is_due", "log_comparisons", "log_layout", "log_report", "pick_outliers"]
 
 
 class FigureSchedule:
@@ -46,8 +52,7 @@ class FigureSchedule:
 
     @property
     def _due(self) -> bool:
-        number = self._analyses + 1
-        return self._enabled and number & (number - 1) == 0
+        return self._enabled and is_due(self._analyses + 1)
 
     def keep_images(self, trainer: Any, limit: int, batch: Any) -> None:
         """Keeps the images of a batch, of up to `limit` over all processes, if there may be figures of them.
@@ -92,6 +97,11 @@ class FigureSchedule:
         return torch.cat(self._images)
 
 
+def is_due(number: int) -> bool:
+    """Whether a figure belongs to the 1st, 2nd, 4th, 8th, ... of something."""
+    return number & (number - 1) == 0
+
+
 def pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None:
     """The few images of a probe that the figure of the outliers shows.
 
@@ -127,14 +137,26 @@ def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers:
     if not loggers or not report.layers:
         return
     for name, draw in FIGURES.items():
-        try:
-            figure = draw(report, outliers)
-        except Exception as error:  # a picture is not worth a training run
-            warnings.warn(f"The figure '{name}' could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
-            continue
-        if figure is not None:
-            for logger in loggers:
-                log_figure(logger, f"{prefix}/{name}", figure, step)
+        _log_drawn(loggers, prefix, name, partial(draw, report, outliers), step)
+
+
+def log_comparisons(
+    loggers: list[Any], prefix: str, history: Sequence[ComparisonFields], significance: float, step: int
+) -> None:
+    """Log the figure of all comparisons so far, as `PREFIX/layers`; see `log_report` and `comparison_figure`."""
+    if loggers:
+        _log_drawn(loggers, prefix, "layers", lambda: comparison_figure(history, significance), step)
+
+
+def _log_drawn(loggers: list[Any], prefix: str, name: str, draw: Callable[[], Figure | None], step: int) -> None:
+    try:
+        figure = draw()
+    except Exception as error:  # a picture is not worth a training run
+        warnings.warn(f"The figure '{name}' could not be drawn: {type(error).__name__}: {error}", stacklevel=3)
+        return
+    if figure is not None:
+        for logger in loggers:
+            log_figure(logger, f"{prefix}/{name}", figure, step)
 
 
 def log_layout(trainer: Any, prefix: str, tags: list[str] | None, last_chance: bool = False) -> bool:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
+from lightning_anomaly.callbacks._figures import is_due, log_comparisons
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._subject import Subject
-from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.checks import check_fraction, check_names
+from lightning_anomaly.capture.layers import linear_layers, select_layers
+from lightning_anomaly.checks import check_bool, check_fraction, check_names
+from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.two_sample import TwoSampleReport, check_groups, two_sample_test
 
 __all__ = ["TwoSampleCallback"]
@@ -51,9 +53,15 @@ class TwoSampleCallback(Watcher):
             units of linear layers for `layer/NAME` alone.
         significance: The p-value up to which a filter counts.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
+        log_figures: Whether a figure goes to the loggers, at the 1st, 2nd, 4th, 8th, ... validation and after the last:
+            all validations so far, of the output the area, and of every layer the fraction.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (what was found in this
+            process; of several, which differ where BatchNorms do, the largest is logged), `compares_output` (whether
+            the output could be compared) and `share_p_values` (of each layer with filters that could be judged, how
+            often random divisions find as many there). It outlives a resume.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -71,6 +79,7 @@ class TwoSampleCallback(Watcher):
         layers: list[str] | None = None,
         significance: float = 0.01,
         log_key_prefix: str = "two_sample",
+        log_figures: bool = True,
     ) -> None:
         check_groups(train_inputs, val_inputs)
         for name, inputs in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
@@ -82,6 +91,7 @@ class TwoSampleCallback(Watcher):
         self.val_inputs = val_inputs
         self.layers = check_names("layers", layers, "layer names")
         self.significance = significance
+        self.log_figures = check_bool("log_figures", log_figures)
         self._values: dict[str, float] = {}
         self._due, self._measured = False, False
         self._fresh: TwoSampleReport | None = None
@@ -92,7 +102,26 @@ class TwoSampleCallback(Watcher):
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
         self.report: TwoSampleReport | None = None
+        self.history: list[ComparisonFields] = []
+        self._undrawn: int | None = None  # the step of the last validation, if no figure has it
         self._warned.clear()
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint."""
+        return f"TwoSampleCallback[{self.log_key_prefix}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history, whose last values are logged again if the next comparison fails; in plain types."""
+        return {"history": list(self.history)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self._forget()
+        self._subject.load()
+        self.history = list(state_dict["history"])
+        self._values = dict(self.history[-1]["metrics"]) if self.history else {}
+        self._measured = any(entry["compares_output"] or entry["share_p_values"] for entry in self.history)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
@@ -106,6 +135,15 @@ class TwoSampleCallback(Watcher):
         """Drops what was found in another model."""
         if self._subject.changes_to(pl_module):
             self._forget()
+        self._undrawn = None
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Logs the figure of the last validation, if that has not happened."""
+        self._draw(trainer)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Remembers whom a checkpoint was loaded for."""
+        self._subject.meet(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Checks layer names, now that every layer is there, and whether every process validates."""
@@ -124,8 +162,10 @@ class TwoSampleCallback(Watcher):
         self._due = self._everywhere and not trainer.sanity_checking and not trainer.barebones
         if self._due:
             # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
-            layers = select_layers(pl_module, self.layers)
-            self._values = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in layers} | self._values
+            neutral = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in select_layers(pl_module, self.layers)}
+            units = linear_layers(pl_module) if self.layers is None else {}
+            known = {*neutral, *(f"layer/{layer}" for layer in units)}
+            self._values = {key: value for key, value in (neutral | self._values).items() if key in known}
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -135,7 +175,7 @@ class TwoSampleCallback(Watcher):
             self._compare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Logs."""
+        """Logs, and remembers."""
         if trainer.sanity_checking or trainer.barebones or not self._everywhere:
             return
         if self._due:  # a process without any validation batch
@@ -143,10 +183,13 @@ class TwoSampleCallback(Watcher):
         compared = self._fresh is not None
         if self._together(trainer):
             compared = trainer.strategy.reduce_boolean_decision(compared, all=True)
-        if compared and self._fresh is not None:
-            self._take(trainer, self._fresh)
+        report = self._fresh if compared else None
+        if report is not None:
+            self._take(trainer, report)
         else:
             self._say_why(trainer, "another process failed" if self._failure is None else repr(self._failure))
+        if trainer.state.fn == "fit":
+            self._remember(trainer, report)
         self._log(trainer, pl_module, self._values, prog_bar="fraction")
 
     def _compare(self, trainer: Any, pl_module: Any) -> None:
@@ -181,6 +224,26 @@ class TwoSampleCallback(Watcher):
                 self._warn_once(key, note + vain)
         self._values |= {name: float(getattr(report, name)) for name in _NEUTRAL}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in (*report.layers, *report.units)}
+
+    def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:
+        layers = {} if report is None else {**report.layers, **report.units}
+        self.history.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "metrics": dict(self._values),
+                "compares_output": report is not None and report.compares_output,
+                "share_p_values": {name: own.share_p_value for name, own in layers.items() if own.live.any()},
+            }
+        )
+        self._undrawn = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning puts the values
+        if is_due(len(self.history)):
+            self._draw(trainer)
+
+    def _draw(self, trainer: Any) -> None:
+        if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
+            log_comparisons(trainer.loggers, self.log_key_prefix, self.history, self.significance, self._undrawn)
+        self._undrawn = None
 
     def _say_why(self, trainer: Any, reason: str) -> None:
         if self._measured:

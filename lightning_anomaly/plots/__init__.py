@@ -1,4 +1,4 @@
-"""Pictures of a report: the clearest anomalies, the outlier samples' images, a map of all filters.
+"""Pictures of a report: the clearest anomalies, the outlier samples' images, a map of all filters; and of comparisons.
 
 Every function returns a `matplotlib.figure.Figure` that no window knows of, or None where there is nothing to show.
 pyplot is not used, and matplotlib's settings, which may be the user's own, neither change nor matter.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from lightning_anomaly.plots.comparisons import comparison_figure
 from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.filters import clearest_filters, filter_figure, layer_figure, scatter_figure
 from lightning_anomaly.plots.samples import draw_outliers, outlier_figure, outlier_images
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FIGURES",
     "clearest_filters",
+    "comparison_figure",
     "draw_outliers",
     "filter_figure",
     "layer_figure",

@@ -1,13 +1,32 @@
-"""What pictures know of a report: its fields. Its class knows the pictures."""
+"""What pictures know of a report or a history: the fields. The report's class knows the pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from torch import Tensor
 
-__all__ = ["LayerFields", "ReportFields"]
+__all__ = ["ComparisonFields", "LayerFields", "ReportFields"]
+
+
+class ComparisonFields(TypedDict):
+    """What a `TwoSampleCallback` remembers of a validation, in plain types.
+
+    Attributes:
+        epoch: The epoch that it belongs to.
+        step: Optimizer steps before it.
+        metrics: What was found, by the names behind the prefix of what is logged.
+        compares_output: Whether the output was compared; else its metrics are those of before, or stand for nothing.
+        share_p_values: Of each layer with filters that could be judged, how often random divisions of the same images
+            find as large a share of them. What was logged of another layer stands for nothing.
+    """
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+    compares_output: bool
+    share_p_values: dict[str, float]
 
 
 class LayerFields(Protocol):

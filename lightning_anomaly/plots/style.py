@@ -32,7 +32,10 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def layer_text(name: str, length: int) -> str:
+    """A layer's name in words."""
+    return f"layer {short_name(name, length)}" if name else "the model"
+
+
+def short_name(name: str, length: int) -> str:
     """A layer's name, cut at the left, where names resemble each other."""
-    if not name:
-        return "the model"
-    return "layer " + (name if len(name) <= length else "…" + name[1 - length :])
+    return (name if len(name) <= length else "…" + name[1 - length :]) or "(the model)"

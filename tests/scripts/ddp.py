@@ -214,11 +214,14 @@ def stops_itself(rank: int, world: int) -> Outcome:
 def _compare(world: int, val: Any = None, model: Any = None, callbacks: Any = (), **options: Any) -> Outcome:
     inputs = images(96).tensors[0]
     compared = TwoSampleCallback(inputs[:40] + 0.3, inputs[40:])
+    drawn: list[int] = []
+    two_sample.log_comparisons = lambda loggers, prefix, history, significance, step: drawn.append(step)
     fitter = trainer(world, [compared, *callbacks], **options)
     fitter.fit(module(lr=0.0) if model is None else model, loader(), loader() if val is None else val)
     metrics = {k: v.item() for k, v in fitter.callback_metrics.items() if k.startswith("two_sample")}
     filters = compared.report.filters if compared.report else None
-    return {"epochs": fitter.current_epoch, "metrics": metrics, "filters": filters}
+    seen = {"epochs": fitter.current_epoch, "metrics": metrics, "filters": filters}
+    return {**seen, "history": compared.history, "drawn": drawn}
 
 
 def compares(rank: int, world: int) -> Outcome:

@@ -139,9 +139,21 @@ def test_processes_compare_the_same_images(outcomes: Path) -> None:
     assert alone["metrics"]["two_sample/count"] == sum(map(len, alone["filters"].values())) > 0
     for scenario in ("compares", "compares_empty_iterable"):
         for outcome in outcomes_of(outcomes, scenario):
-            assert outcome == {**alone, "filters": outcome["filters"], "metrics": outcome["metrics"]}
+            assert (outcome["epochs"], outcome["warnings"]) == (alone["epochs"], alone["warnings"])
             assert outcome["metrics"]["two_sample/count"] == sum(map(len, outcome["filters"].values())) > 0
     assert [outcome["filters"] for outcome in outcomes_of(outcomes, "compares")] == [alone["filters"]] * 2
+
+
+@pytest.mark.parametrize("scenario", ["compares", "compares_and_fails"])
+def test_each_process_remembers_its_comparisons_and_the_first_draws_them(outcomes: Path, scenario: str) -> None:
+    both = outcomes_of(outcomes, scenario)
+    for outcome in both:
+        compared = [entry["compares_output"] for entry in outcome["history"]]
+        assert compared == ([True] * 3 if scenario == "compares" else [True, False, False])
+    last = [outcome["history"][-1]["metrics"] for outcome in both]
+    for name in last[0]:  # their BatchNorms differ
+        assert both[0]["metrics"][f"two_sample/{name}"] == pytest.approx(max(own[name] for own in last), rel=1e-6)
+    assert [len(outcome["drawn"]) for outcome in both] == [3, 0]  # the 1st, the 2nd and the last
 
 
 def test_a_process_without_validation_batches_is_not_waited_for_in_a_comparison(outcomes: Path) -> None:

@@ -1,0 +1,164 @@
+"""Layers by validations: whether, where in a network and since when training images are told from validation images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_anomaly.plots.fields import ComparisonFields
+from lightning_anomaly.plots.style import new_figure, short_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+    from matplotlib.figure import Figure
+
+_LAYER = "layer/"  # what the names of layers' metrics begin with
+# Of shares, from none to the largest: hue says whether chance explains them, lightness how large they are.
+_CHANCE_SHADES, _TELLING_SHADES = ("#FFFFFF", "#8C8C8C"), ("#FDD9B5", "#D55E00", "#7A2E00")
+_CHANCE, _TELLING = "#8C8C8C", "#D55E00"
+_FULL = 0.2  # the share with the darkest shade, where none is larger: what chance gives should look pale
+_AREAS = (0.48, 0.6)  # always on the axis: what chance gives should look flat
+_ROW, _LEAST, _TALLEST = 0.17, 0.7, 12.0  # height of a layer with its name, of all at least, and at most (inches)
+
+
+def comparison_figure(history: Sequence[ComparisonFields], significance: float) -> Figure | None:
+    """Whether and where training images are told from validation images, at every validation so far.
+
+    Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
+    the share of its filters or units that tell the two apart. What chance explains is grey, and orange what it gives at
+    most `significance` of the times; where nothing could be compared the row is hatched.
+
+    Rows get lower with the number of layers, and names are left out where there is no room for all, so that the picture
+    stays within 10 x 16 inches.
+
+    Args:
+        history: The validations, oldest first. The layers are those of the last one, in its order.
+        significance: The p-value up to which chance is no explanation.
+
+    Returns:
+        The figure; None if there was no validation yet.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if not history:
+        return None
+    layers = [key.removeprefix(_LAYER) for key in history[-1]["metrics"] if key.startswith(_LAYER)]
+    height = min(_TALLEST, max(_LEAST, _ROW * len(layers)))
+    with new_figure(9.6, height + 3.4) as figure:
+        grid = figure.add_gridspec(3, 2, height_ratios=[1.5, height, 0.12])
+        whether = figure.add_subplot(grid[0, :])
+        _draw_output(whether, history, significance)
+        where = figure.add_subplot(grid[1, :], sharex=whether)
+        shares, telling = _shares(history, layers, significance)
+        meshes = _draw_layers(where, shares, telling)
+        _name_layers(where, layers, shares[:, -1], telling[:, -1], height)
+        _number_validations(where, history)
+        whether.tick_params(labelbottom=False)
+        for place, (mesh, words) in enumerate(zip(meshes, _legend(significance), strict=True)):
+            bar = figure.add_subplot(grid[2, place])
+            ticks = MaxNLocator(5, steps=[1, 2, 5, 10])
+            figure.colorbar(mesh, bar, orientation="horizontal", ticks=ticks, format="{x:.0%}", label=words)
+        figure.suptitle("Does the network tell training images from validation images?")
+    return figure
+
+
+def _legend(significance: float) -> tuple[str, str]:
+    return f"p > {significance:g}: chance explains it", f"p ≤ {significance:g}: chance does not"
+
+
+def _draw_output(axes: Axes, history: Sequence[ComparisonFields], significance: float) -> None:
+    areas = [entry["metrics"]["confidence_auc"] if entry["compares_output"] else math.nan for entry in history]
+    tells = [entry["metrics"]["confidence_p_value"] <= significance for entry in history]
+    axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
+    axes.plot(areas, color=_CHANCE, linewidth=1.0)
+    looks = ((False, "white", _CHANCE), (True, _TELLING, _TELLING))
+    for (telling, face, edge), words in zip(looks, _legend(significance), strict=True):
+        places = [place for place, own in enumerate(tells) if own is telling]
+        size = min(25.0, max(4.0, 1200 / len(history)))  # square points
+        axes.scatter(places, [areas[place] for place in places], size, face, edgecolors=edge, label=words, zorder=3)
+    low, high = (pick(*_AREAS, *(area for area in areas if area == area)) for pick in (min, max))
+    axes.set(ylim=(low - 0.02, high + 0.3 * (high - low)), ylabel="area under ROC curve")  # room for the legend
+    what = "how often the output is surer of a training image than of a validation image; 0.5: treats both alike"
+    axes.set_title(f"Whether: {what}" if any(area == area for area in areas) else "Whether: the output is not compared")
+    axes.legend(loc="upper left", ncols=2, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _shares(
+    history: Sequence[ComparisonFields], layers: Sequence[str], significance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each layer at each validation, NaN where none was compared, and whether chance does not explain it.
+
+    Both are of shape `(layers, validations)`.
+    """
+    import numpy as np
+
+    shares = np.full((len(layers), len(history)), np.nan)
+    telling = np.zeros_like(shares, dtype=bool)
+    for column, entry in enumerate(history):
+        for row, name in enumerate(layers):
+            if name in entry["share_p_values"]:
+                shares[row, column] = entry["metrics"][_LAYER + name]
+                telling[row, column] = shares[row, column] > 0 and entry["share_p_values"][name] <= significance
+    return shares, telling
+
+
+def _draw_layers(axes: Axes, shares: np.ndarray, telling: np.ndarray) -> list[QuadMesh]:
+    """The shares that chance explains, and those that it does not."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+
+    missing = np.isnan(shares)
+    what = "share of each layer's filters or units that tell the two apart; at the right, the last"
+    hatched = "; hatched: not compared" if missing.any() else ""
+    axes.set_title(f"Where: {what}{hatched}" if len(shares) else "Where: no layer is compared")
+    axes.patch.set(hatch="////", edgecolor="#CCCCCC")
+    rows, columns = shares.shape
+    axes.set_ylim(max(rows, 1) - 0.5, -0.5)
+    return [
+        axes.pcolormesh(
+            np.arange(columns + 1) - 0.5,
+            np.arange(rows + 1) - 0.5,
+            np.ma.masked_where(missing | (telling != own), shares),
+            cmap=LinearSegmentedColormap.from_list("shares", shades),
+            vmin=0,
+            vmax=max(_FULL, np.nanmax(shares, initial=0)),
+        )
+        for own, shades in ((False, _CHANCE_SHADES), (True, _TELLING_SHADES))
+    ]
+
+
+def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, telling: np.ndarray, height: float) -> None:
+    """Names at the left, and at the right the last shares `(layers,)`."""
+    every = max(1, math.ceil(_ROW * len(layers) / height))
+    named = range(0, len(layers), every)
+    axes.set_yticks(named, [short_name(layers[row], 30) for row in named], fontsize=8, parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    if every > 1:
+        axes.set_ylabel(f"one layer in {every} is named")
+    for row in named:
+        axes.text(
+            1.01,
+            row,
+            "-" if math.isnan(shares[row]) else f"{shares[row]:.0%}",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+            fontweight="bold" if telling[row] else "normal",
+        )
+
+
+def _number_validations(axes: Axes, history: Sequence[ComparisonFields]) -> None:
+    """Epochs under the validations, or steps where an epoch has several."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = [entry["epoch"] for entry in history]
+    by_epoch = len(set(epochs)) == len(epochs)
+    numbers = epochs if by_epoch else [entry["step"] for entry in history]
+    ticks = MaxNLocator(12, integer=True).tick_values(0, max(1, len(history) - 1))
+    places = [int(tick) for tick in ticks if 0 <= tick < len(history)]
+    axes.set_xticks(places, [str(numbers[place]) for place in places])
+    axes.set(xlim=(-0.5, len(history) - 0.5), xlabel="epoch" if by_epoch else "step")

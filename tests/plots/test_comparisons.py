@@ -1,0 +1,145 @@
+"""The figure of comparisons shows the numbers that it was given, each in its place, and stays readable."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lightning_anomaly.plots import comparison_figure
+from lightning_anomaly.plots.fields import ComparisonFields
+
+
+def entry(epoch: int, shares: dict[str, float], p_values: dict[str, float], **other: Any) -> ComparisonFields:
+    output = {"confidence_auc": 0.5 + epoch / 100, "confidence_p_value": 0.5 if epoch < 2 else 0.001}
+    metrics = {**output, **{f"layer/{name}": share for name, share in shares.items()}}
+    found: Any = {"epoch": epoch, "step": 10 * epoch, "metrics": metrics, "compares_output": True}
+    return {**found, "share_p_values": p_values, **other}
+
+
+def long(layers: int, validations: int, name: str = "layer4.{}.downsample.0") -> list[ComparisonFields]:
+    shares = {name.format(i): i / layers for i in range(layers)}
+    return [entry(epoch, shares, dict.fromkeys(shares, 0.001)) for epoch in range(validations)]
+
+
+def drawn(history: list[ComparisonFields]) -> Figure:
+    figure = comparison_figure(history, 0.01)
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def cells(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
+    """The shares that chance explains and those that it does not `(layers, validations)`, NaN where there is none."""
+    chance, telling = (mesh.get_array() for mesh in figure.axes[1].collections)
+    return chance.filled(np.nan), telling.filled(np.nan)
+
+
+HISTORY = [
+    entry(0, {"a": 0.0, "b": 0.25, "c": 0.0}, {"a": 1.0, "b": 0.2}),
+    entry(1, {"a": 0.0, "b": 0.5, "c": 0.1}, {"a": 0.001, "b": 0.01, "c": 0.011}),
+    entry(2, {"a": 0.0, "b": 0.5, "c": 0.1}, {}, compares_output=False),
+    entry(3, {"a": 0.125, "b": 0.75, "c": 1.0}, {"a": 0.3, "b": 0.001, "c": 0.002}),
+]
+
+
+def test_every_share_is_in_its_cell_and_its_hue_says_whether_chance_explains_it() -> None:
+    chance, telling = cells(drawn(HISTORY))
+    gap = math.nan
+    np.testing.assert_array_equal(chance, [[0, 0, gap, 0.125], [0.25, gap, gap, gap], [gap, 0.1, gap, gap]])
+    np.testing.assert_array_equal(telling, [[gap] * 4, [gap, 0.5, gap, 0.75], [gap, gap, gap, 1]])
+
+
+def test_the_output_is_above_on_the_same_axis_with_its_p_values() -> None:
+    whether, where, *_ = drawn(HISTORY).axes
+    reference, curve = whether.get_lines()
+    assert set(reference.get_ydata()) == {0.5}
+    np.testing.assert_array_equal(curve.get_ydata(), [0.5, 0.51, math.nan, 0.53])
+    shown = [np.asarray(points.get_offsets()) for points in whether.collections]
+    shown = [[tuple(point) for point in points if not np.isnan(point).any()] for points in shown]
+    assert shown == [[(0, 0.5), (1, 0.51)], [(3, 0.53)]]
+    assert whether.get_xlim() == where.get_xlim() == (-0.5, 3.5)
+
+
+def test_texts_say_what_the_numbers_are() -> None:
+    figure = drawn(HISTORY)
+    whether, where, *bars = figure.axes
+    assert whether.get_title().startswith("Whether: how often the output is surer of a training image")
+    assert where.get_title().endswith("at the right, the last; hatched: not compared")
+    explained = ["p > 0.01: chance explains it", "p ≤ 0.01: chance does not"]
+    assert [text.get_text() for text in whether.get_legend().get_texts()] == explained
+    assert [bar.get_xlabel() for bar in bars] == explained
+    assert [label.get_text() for label in where.get_yticklabels()] == ["a", "b", "c"]
+    assert [(text.get_text(), text.get_weight()) for text in where.texts] == [
+        ("12%", "normal"),
+        ("75%", "bold"),
+        ("100%", "bold"),
+    ]
+    assert "hatched" not in drawn(HISTORY[1:2]).axes[1].get_title()
+    assert [text.get_text() for text in drawn(HISTORY[:3]).axes[1].texts] == ["-"] * 3
+
+
+@pytest.mark.parametrize(
+    ("epochs", "label", "numbers"), [([4, 9, 14], "epoch", ["4", "9", "14"]), ([0, 0, 1], "step", ["7", "14", "21"])]
+)
+def test_validations_are_numbered_by_epoch_or_where_an_epoch_has_several_by_step(
+    epochs: list[int], label: str, numbers: list[str]
+) -> None:
+    history = [entry(epoch, {"a": 0.0}, {"a": 1.0}, step=7 * place + 7) for place, epoch in enumerate(epochs)]
+    where = drawn(history).axes[1]
+    assert where.get_xlabel() == label
+    assert [tick.get_text() for tick in where.get_xticklabels()] == numbers
+
+
+def test_shades_have_one_scale_on_which_chance_is_pale() -> None:
+    for history, highest in ((HISTORY[:1], 0.25), (long(3, 2), 2 / 3), (HISTORY[2:3], 0.2)):
+        assert [mesh.get_clim() for mesh in drawn(history).axes[1].collections] == [(0, highest)] * 2
+    assert drawn(HISTORY[:1]).axes[0].get_ylim()[1] > 0.6
+
+
+def test_hues_are_told_apart_by_the_colour_blind() -> None:
+    """By blue against yellow, which all but one in ten thousand see: grey has no hue, orange has much."""
+    chance, telling = drawn(HISTORY).axes[1].collections
+    for share in np.linspace(0, 1, 9):
+        red, green, blue, _ = telling.to_rgba(share)
+        assert (red + green) / 2 - blue > 0.15, share
+        red, green, blue, _ = chance.to_rgba(share)
+        assert red == green == blue
+    for mesh in (chance, telling):
+        lightness = mesh.to_rgba(np.linspace(0, 1, 9))[:, :3] @ [0.2126, 0.7152, 0.0722]
+        assert (np.diff(lightness) < 0).all()
+
+
+def test_without_layers_or_output_the_other_is_shown() -> None:
+    whether, where, *_ = drawn([entry(0, {}, {})]).axes
+    assert where.get_title() == "Where: no layer is compared"
+    assert whether.get_title().startswith("Whether: how often")
+    whether, where, *_ = drawn([entry(0, {"a": 0.5}, {"a": 0.001}, compares_output=False)]).axes
+    assert whether.get_title() == "Whether: the output is not compared"
+    assert where.get_title().startswith("Where: share of each layer's filters")
+    assert comparison_figure([], 0.01) is None
+
+
+@pytest.mark.parametrize(("layers", "validations"), [(1, 1), (3, 2), (3, 200), (53, 2), (53, 200), (150, 1000)])
+def test_nothing_overlaps_or_lies_outside(layers: int, validations: int) -> None:
+    figure = drawn(long(layers, validations))
+    width, height = figure.get_size_inches()
+    assert width <= 10
+    assert height <= 16
+    whether, where, *_ = figure.axes
+    named = where.get_yticklabels()
+    assert len(named) == len(where.texts)
+    assert len(named) == layers or where.get_ylabel().startswith("one layer in ")
+    renderer = figure.canvas.get_renderer()
+    texts = [*named, *where.texts, *where.get_xticklabels(), whether.title, where.title, whether.get_legend()]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    for place, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= width * figure.dpi
+        assert box.y1 <= height * figure.dpi
+        assert not any(box.overlaps(other) for other in boxes[:place])
+    top = where.bbox.height / layers
+    assert top * math.ceil(layers / len(named)) >= 10  # pixels for a name
