@@ -25,6 +25,7 @@ ROOMS = [
     "find_outliers",
     "rank_test",
     "confidence",
+    "two_sample_report",
     "two_sample",
     "pruning",
     "checkpoint",

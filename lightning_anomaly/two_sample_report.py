@@ -1,0 +1,152 @@
+"""What a two-sample test found: of the output, of each layer's filters and units, and where it comes from, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lightning_anomaly.rank_test import share_of_chance
+from lightning_anomaly.tables import Tabular
+
+__all__ = ["LayerComparison", "TwoSampleReport"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerComparison:
+    """The filters of one layer; tensors are on the CPU.
+
+    Attributes:
+        live: Whether a filter is judged `(F,)`: its values are finite, and so many of them are not the commonest one (0
+            for most) that five of these are expected in the smaller group, as the rank test's approximation needs.
+        auc: Probability that a training image has a larger value than a validation image `(F,)`, see `rank_test`.
+        p_value: Of the rank test `(F,)`, 1 where a filter is not live.
+        share_p_value: How often random divisions of the same images find as large a share of the layer's live filters.
+    """
+
+    live: Tensor
+    auc: Tensor
+    p_value: Tensor
+    share_p_value: float = 1.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TwoSampleReport(Tabular):
+    """Whether the output is surer of training images, and which filters tell them apart. `print(report)` gives a table.
+
+    Attributes:
+        layers: `{layer: LayerComparison}` in the network's order.
+        n_train: Number of training images.
+        n_val: Number of validation images.
+        significance: The p-value up to which a filter counts.
+        chance: The `fraction` that each of 999 random divisions of the same images into two groups gives `(999,)`.
+        notes: What could not be compared and why, as sentences.
+        confidence_auc: Probability that the output is surer of a training image than of a validation image, by the
+            largest softmax probability, ties counted half; 0.5 if the output could not be compared.
+        confidence_gap: Mean of that probability over the training images less that over the validation images; 0
+            likewise.
+        confidence_p_value: Of the rank test between the two; 1 likewise.
+        units: The units of the linear layers, likewise `{layer: LayerComparison}`; none where `layers` were named. They
+            have no part in `count`, `fraction` and `p_value`.
+    """
+
+    layers: Mapping[str, LayerComparison]
+    n_train: int
+    n_val: int
+    significance: float
+    chance: Tensor
+    notes: Mapping[str, str] = field(default_factory=dict)
+    confidence_auc: float = 0.5
+    confidence_gap: float = 0.0
+    confidence_p_value: float = 1.0
+    units: Mapping[str, LayerComparison] = field(default_factory=dict)
+
+    @property
+    def compares_output(self) -> bool:
+        """Whether the output could be compared; else a note says why not."""
+        return not {"output", "few images"} & set(self.notes)
+
+    @property
+    def telling_layers(self) -> dict[str, float]:
+        """`{layer: share of its live filters or units that tell the images apart}`, the largest share first.
+
+        Only layers of which random divisions give such a share at most `significance` of the times.
+        """
+        shares = {
+            name: self.fraction_in([name])
+            for name, layer in self._all.items()
+            if layer.share_p_value <= self.significance and self._told(layer).any()
+        }
+        return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+
+    @property
+    def where(self) -> str:
+        """In which layers the images are told apart, in words."""
+        shares = [f"'{name}' ({100 * share:.0f}%)" for name, share in self.telling_layers.items()]
+        if shares:
+            return f"in units of {', '.join(shares)}"
+        return "in no single unit: the output alone" if self.compares_output else "nowhere"
+
+    @property
+    def filters(self) -> dict[str, list[int]]:
+        """`{layer: [filter, ...]}` of the filters that tell the images apart, layers without any left out."""
+        found = {name: self._told(layer).nonzero()[:, 0].tolist() for name, layer in self.layers.items()}
+        return {name: filters for name, filters in found.items() if filters}
+
+    @property
+    def count(self) -> int:
+        """Number of filters that tell the images apart."""
+        return sum(map(len, self.filters.values()))
+
+    @property
+    def fraction(self) -> float:
+        """The same as a fraction of the live filters; 0 if there is none."""
+        return self.fraction_in(self.layers)
+
+    @property
+    def p_value(self) -> float:
+        """How often a random division of the same images finds at least as large a fraction, 0.001 to 1.
+
+        As long as the network treats both kinds of images alike, it is at most p with a probability of at most p,
+        however much the filters depend on each other; but the images must not: of frames of one film or slices of one
+        patient it is too small. Where there are few filters, or all do the same, it is never much smaller than
+        `significance`, as chance finds all of them that often.
+        """
+        return share_of_chance(self.fraction, self.chance)
+
+    def fraction_in(self, layers: Iterable[str]) -> float:
+        """`fraction` over some of the layers, linear ones too; a name that the report does not have counts nothing."""
+        chosen = [self._all[name] for name in layers if name in self._all]
+        live = sum(int(layer.live.sum()) for layer in chosen)
+        return sum(int(self._told(layer).sum()) for layer in chosen) / live if live else 0.0
+
+    @property
+    def _all(self) -> dict[str, LayerComparison]:
+        return {**self.layers, **self.units}
+
+    def _told(self, layer: LayerComparison) -> Tensor:
+        return layer.live & (layer.p_value <= self.significance)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("layer", "filters", "live", "tell them apart", "fraction", "mean area")]
+        for name, layer in self._all.items():
+            live = int(layer.live.sum())
+            area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
+            told = int(self._told(layer).sum())
+            rows.append(
+                (name or "(the model)", str(len(layer.live)), str(live), str(told), f"{told / max(1, live):.3f}", area)
+            )
+        return rows
+
+    def _sentences(self) -> list[str]:
+        found = (
+            f"{self.count} filters ({100 * self.fraction:.1f}% of the live ones) tell the {self.n_train} training "
+            f"images from the {self.n_val} validation images; {100 * self.p_value:.1f}% of random divisions of these "
+            "images find as many"
+        )
+        sure = (
+            f"the output is surer of a training image than of a validation image in {100 * self.confidence_auc:.1f}% "
+            f"of pairs (p = {self.confidence_p_value:.2g}), by {self.confidence_gap:+.3f} on average"
+        )
+        return [*[sure] * self.compares_output, found, *(f"note: {note}" for note in self.notes.values())]
