@@ -1,7 +1,7 @@
 """How fast is it, and what does it cost? `python -m recipes.benchmarks --download`, minutes on two cores.
 
 Compares the torch engine with loops over scikit-learn on the maps of trained networks, measures how the cost grows,
-what the callback adds to a training epoch, the peak memory for ResNet-18 on 224x224 images, and what others take that
+what the callbacks add to a training epoch, the peak memory for ResNet-18 on 224x224 images, and what others take that
 fit many mixtures at once. With `--device` it measures instead what an analysis costs a training there.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
 from lightning_anomaly import AnalysisSettings
-from recipes.benchmarks.cost import growth, overhead, peak_memory
+from recipes.benchmarks.cost import comparison_overhead, growth, overhead, peak_memory
 from recipes.benchmarks.device import Subject, device_tables, measure_device, noise
 from recipes.benchmarks.peers import peers
 from recipes.benchmarks.speed import Row, live_points, speed
@@ -57,6 +57,7 @@ class Sizes:
         components: Numbers of components.
         batches: Batches on which an epoch is timed.
         side: Side of ResNet-18's images where memory is measured (pixels).
+        compared: Training images, and as many validation images, of which a network's responses are compared.
     """
 
     networks: Sequence[str] = ("alexnet", "simple_cnn", "lenet5", "resnet18")
@@ -70,9 +71,10 @@ class Sizes:
     components: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)
     batches: int = 60
     side: int = 224
+    compared: int = 1024
 
 
-QUICK = Sizes(("lenet5",), 400, 1, 64, 2, 1, (16, 32), (64, 128), (2, 3), 4, 32)
+QUICK = Sizes(("lenet5",), 400, 1, 64, 2, 1, (16, 32), (64, 128), (2, 3), 4, 32, 100)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -132,6 +134,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         whole = split(data, sizes.train if options.quick else None, sizes.probe, 0)
         for name in sizes.networks[:3]:  # the paper's
             found("overhead", [overhead(name, build(name, 3, data.n_classes), whole, 64, sizes.batches, 5)])
+        whole = split(data, sizes.train if options.quick else None, sizes.compared, 0)
+        for name in sizes.networks[:3]:
+            compared = comparison_overhead(name, build(name, 3, data.n_classes), whole, 128, sizes.batches, 5)
+            found("comparison", [compared])
     for name in sizes.networks if {"speed", "growth", "peers"}.intersection(options.parts) else []:
         network, images = train(name, part, sizes)
         maps = capture(network, images[: sizes.probe], AnalysisSettings())
@@ -206,6 +212,22 @@ def tables(numbers: Mapping[str, Any]) -> str:
         lines.append(
             f"\n(an epoch of {row['train_images']} images in batches of {row['batch_size']}, scaled from "
             f"{row['timed_batches']} batches; a probe of {row['probe']})"
+        )
+    if _rows(numbers, "comparison"):
+        lines += [
+            "",
+            "| comparison | epoch (s) | share of it | of five | added (s) | outside (s) | forward alone (s) |",
+        ]
+        lines += ["|" + " --- |" * 7]
+    for row in _rows(numbers, "comparison"):
+        shares = f"{100 * row['share']:.2f}% | {100 * row['share'] / 5:.2f}%"
+        cells = " | ".join(f"{row[f'{name}_seconds']:.3g}" for name in ("added", "comparison", "forward"))
+        lines.append(f"| {row['network']} | {row['epoch_seconds']:.1f} | {shares} | {cells} |")
+    for row in _rows(numbers, "comparison")[:1]:
+        lines.append(
+            f"\n(an epoch of {row['train_images']} images in batches of {row['batch_size']}, scaled from "
+            f"{row['timed_batches']} batches; a `TwoSampleCallback` with {row['compared']} images of each kind, "
+            "and the same comparison outside of a training)"
         )
     if _rows(numbers, "peers"):
         lines += ["", "| network, live filters | what | who | seconds | CPU seconds | clusters as scikit-learn's |"]

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, two_sample_test
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
@@ -31,12 +31,12 @@ from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from recipes.benchmarks.speed import REG_COVAR, Row, timed
-from recipes.common.data import ImageData, make_loaders
+from recipes.common.data import ImageData, Loader, make_loaders
 from recipes.common.maps import capture
 from recipes.common.module import Classifier
 from recipes.common.options import SILENT
 
-__all__ = ["exponent", "growth", "overhead", "peak_memory", "resident_peak"]
+__all__ = ["comparison_overhead", "exponent", "growth", "overhead", "peak_memory", "resident_peak"]
 
 _WARM = 3  # batches before the epoch is timed
 _AT_ONCE = 8  # images in a forward pass while memory is measured: activations must not hide what the analysis takes
@@ -108,13 +108,8 @@ def overhead(name: str, network: nn.Module, data: ImageData, batch_size: int, ba
     are timed apart.
     """
     train, val = make_loaders(data, batch_size)
-    stopwatch = _Stopwatch()
     module = Classifier(network)
-    pl.Trainer(
-        max_epochs=1, limit_train_batches=_WARM + batches, limit_val_batches=0, callbacks=[stopwatch], **SILENT
-    ).fit(module, train, val)
-    epoch = (stopwatch.ended - stopwatch.begun) / stopwatch.batches * len(train)
-
+    timed_batches, epoch = _epoch(module, train, val, batches)
     size = len(data.val_images)
     watcher = AnomalyFilterCallback(probe_size=size)
     with_it, without = pl.Trainer(callbacks=[watcher], **SILENT), pl.Trainer(**SILENT)
@@ -139,7 +134,7 @@ def overhead(name: str, network: nn.Module, data: ImageData, batch_size: int, ba
         "network": name,
         "train_images": len(data.train_images),
         "batch_size": batch_size,
-        "timed_batches": stopwatch.batches,
+        "timed_batches": timed_batches,
         "probe": size,
         "epoch_seconds": epoch,
         "added_seconds": added,
@@ -149,6 +144,55 @@ def overhead(name: str, network: nn.Module, data: ImageData, batch_size: int, ba
         "clustering_seconds": seconds["clustering"],
         "rest_seconds": added - taken - seconds["pca"] - seconds["clustering"],
         "figures_seconds": _figures(module, train, val),
+    }
+
+
+def _epoch(module: pl.LightningModule, train: Loader, val: Loader, batches: int) -> tuple[int, float]:
+    """On how many batches an epoch was timed, and its seconds."""
+    stopwatch = _Stopwatch()
+    pl.Trainer(
+        max_epochs=1, limit_train_batches=_WARM + batches, limit_val_batches=0, callbacks=[stopwatch], **SILENT
+    ).fit(module, train, val)
+    return stopwatch.batches, (stopwatch.ended - stopwatch.begun) / stopwatch.batches * len(train)
+
+
+def comparison_overhead(
+    name: str, network: nn.Module, data: ImageData, batch_size: int, batches: int, rounds: int
+) -> Row:
+    """What a `TwoSampleCallback` adds to a training epoch, in the way of `overhead`.
+
+    It compares all validation images with as many training images. Of what it adds, a forward pass of all of them is
+    timed apart, and a whole comparison without a Trainer. Where every fifth epoch has a validation, it adds a fifth.
+    """
+    train, val = make_loaders(data, batch_size)
+    module = Classifier(network)
+    timed_batches, epoch = _epoch(module, train, val, batches)
+    val_images = torch.cat([batch[0] for batch in val])
+    train_images = torch.stack([train.dataset[index][0] for index in range(len(val_images))])
+    compared = TwoSampleCallback(train_images, val_images)
+    with_it, without = pl.Trainer(callbacks=[compared], **SILENT), pl.Trainer(**SILENT)
+    images = torch.cat([train_images, val_images])
+    work: dict[str, Callable[[], Any]] = {
+        "with": lambda: with_it.validate(module, val, verbose=False),
+        "without": lambda: without.validate(module, val, verbose=False),
+        "comparison": lambda: two_sample_test(network, train_images, val_images),
+        "forward": lambda: run(network, images, MapCapture({})),
+    }
+    for function in work.values():
+        function()
+    seconds = {key: median(times) for key, times in _in_turn(work, rounds).items()}
+    added = seconds["with"] - seconds["without"]
+    return {
+        "network": name,
+        "train_images": len(data.train_images),
+        "batch_size": batch_size,
+        "timed_batches": timed_batches,
+        "compared": len(val_images),
+        "epoch_seconds": epoch,
+        "added_seconds": added,
+        "share": added / epoch,
+        "comparison_seconds": seconds["comparison"],
+        "forward_seconds": seconds["forward"],
     }
 
 

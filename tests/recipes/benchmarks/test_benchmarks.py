@@ -37,6 +37,11 @@ def test_every_part_measures_something(measured) -> None:
     assert overhead["train_images"] == 400
     parts = ("capture", "pca", "clustering", "rest")
     assert sum(overhead[f"{part}_seconds"] for part in parts) == pytest.approx(overhead["added_seconds"])
+    (comparison,) = numbers["comparison"]
+    assert (comparison["train_images"], comparison["compared"], comparison["batch_size"]) == (400, 100, 128)
+    assert comparison["timed_batches"] == 1  # of four, three are to warm up
+    assert comparison["share"] == comparison["added_seconds"] / comparison["epoch_seconds"]
+    assert comparison["comparison_seconds"] > 0 < comparison["forward_seconds"]
     by_peer = {(row["task"], row["peer"]): row for row in numbers["peers"]}
     for task in ("mixtures", "k-means"):
         assert by_peer[task, "scikit-learn, a loop"]["seconds"] > by_peer[task, "ours, torch"]["seconds"] > 0
@@ -74,6 +79,8 @@ def test_the_numbers_are_written_and_drawn(measured) -> None:
     assert written["machine"]["torch"] == version("torch")
     assert (folder / "picture.png").stat().st_size > 10_000
     assert "| mixtures |" in benchmark.tables(numbers)
+    share = 100 * numbers["comparison"][0]["share"]
+    assert f"| {share:.2f}% | {share / 5:.2f}% |" in benchmark.tables(numbers)
 
 
 def test_both_sides_of_the_race_do_the_same_work(trained, no_processes: None) -> None:
