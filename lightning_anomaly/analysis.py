@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
+from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.isolation import isolated_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport, join_layers
@@ -169,7 +171,9 @@ def analyze_share(
             nonfinite[name] = _nonfinite_samples(own[name])
     if statistics is None:
         statistics = {name: torch.cat(layer.statistics) for name, layer in usable.items() if layer.statistics}
-    scores = {name: layer_scores(own, engine) for name, own in statistics.items() if name in usable}
+    scored = {name: own.cpu() for name, own in statistics.items() if name in usable}
+    found = torch_in_threads(partial(layer_scores, engine=engine), scored.values(), like=torch.empty(0))
+    scores = dict(zip(scored, found, strict=True))
     return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out, note if usable else None)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.scores import Ordinary, Spread
 
 __all__ = ["FILTERS", "Half", "Judgement", "Statistics", "learn_halves"]
@@ -26,8 +27,13 @@ def learn_halves(
     # Out of the batches, which are not needed any more: this is most of the memory.
     taken = {name: torch.cat([batch.pop(name) for batch in batches]) for name in names}
     engine, _ = choose_engine("auto", torch.device("cpu"))
-    first = {name: (Ordinary.fit(own[:middle], engine), own[middle:]) for name, own in taken.items()}
-    second = {name: (Ordinary.fit(own[middle:], engine), own[:middle]) for name, own in taken.items()}
+    first, second = (
+        dict(zip(taken, torch_in_threads(fit, taken.values(), like=torch.empty(0)), strict=True))
+        for fit in (
+            lambda own: (Ordinary.fit(own[:middle], engine), own[middle:]),
+            lambda own: (Ordinary.fit(own[middle:], engine), own[:middle]),
+        )
+    )
     usable = tuple(name for name in names if first[name][0] is not None and second[name][0] is not None)
     if not usable:
         raise ValueError(

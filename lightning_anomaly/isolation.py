@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_anomaly.clustering.threads import torch_in_threads
+
 __all__ = ["FALSE_ALARMS", "isolated_samples"]
 
 FALSE_ALARMS = 0.005  # nominal share of the filters with nothing to find; measured, at most twice that
@@ -66,10 +68,12 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     if extremes is not None:
         views.append(torch.stack([_scaled(part) for part in extremes.double().cpu().unbind(2)], 2))
     level = FALSE_ALARMS / len(views)
-    found = [
-        torch.cat([_set_apart(_distances(part), sizes, level) for part in torch.split(view, step)]) for view in views
-    ]
-    return torch.stack(found).any(0).to(points.device)
+
+    def found(part: Tensor) -> Tensor:
+        return _set_apart(_distances(part), sizes, level)
+
+    apart = [torch.cat(torch_in_threads(found, torch.split(view, step), like=view)) for view in views]
+    return torch.stack(apart).any(0).to(points.device)
 
 
 def _scaled(values: Tensor) -> Tensor:

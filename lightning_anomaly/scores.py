@@ -10,7 +10,9 @@ the ordinary, the tails a pattern of extreme filters that is. Reference samples 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,59 +20,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly.clustering.engines import Engine
+from lightning_anomaly.directions import Directions, Vectors
 
 __all__ = ["Ordinary", "Spread", "layer_scores"]
 
 _KNOTS = 512  # ranks are told apart this finely
-_TAIL_DIRECTIONS = 10
-_VALUE_DIRECTIONS = 50
-_OVERSAMPLING = 14
-_ROUNDS = 4
+_DIRECTIONS = 10, 50  # of the tails and of the values, at most
 _STEPS = 2
 _SAMPLES_A_DIRECTION = 5
 _FAR = 10  # spreads from the median at which a sample has no say
 _FEWEST = 8  # samples; of fewer nothing is ordinary
-
-
-@dataclass(frozen=True, eq=False)
-class _Directions:
-    """Where vectors vary most.
-
-    Attributes:
-        mean: Of the vectors `(V,)`.
-        axes: Their first principal components, each divided by the standard deviation along it `(V, k)`.
-    """
-
-    mean: Tensor
-    axes: Tensor
-
-    @classmethod
-    def fit(cls, vectors: Tensor, count: int) -> _Directions:
-        """Of vectors `(N, V)`: at most `count` directions, without those in which nothing varies.
-
-        By a randomised singular value decomposition with power iterations (Halko, Martinsson and Tropp, "Finding
-        structure with randomness", 2011, algorithm 4.4), whose random numbers are those of the values, not the samples.
-        """
-        vectors = vectors.double()
-        mean = vectors.mean(0)
-        centred = vectors - mean
-        generator = torch.Generator().manual_seed(0)
-        start = torch.randn(vectors.shape[1], count + _OVERSAMPLING, generator=generator, dtype=torch.float64)
-        basis = torch.linalg.qr(centred @ start)[0]
-        for _ in range(_ROUNDS):
-            basis = torch.linalg.qr(centred @ (centred.T @ basis))[0]
-        _, singular, axes = torch.linalg.svd(basis.T @ centred, full_matrices=False)
-        spread = singular[:count] / len(vectors) ** 0.5
-        varies = spread > 1e-6 * spread[:1]
-        return cls(mean.float(), (axes[:count].T[:, varies] / spread[varies]).float())
-
-    def lengths(self, vectors: Tensor) -> Tensor:
-        """Squared Mahalanobis distances from the mean in these directions `(n,)` of vectors `(n, V)`."""
-        return ((vectors - self.mean) @ self.axes).square().sum(1)
-
-    def to(self, device: torch.device) -> _Directions:
-        """The same on another device."""
-        return _Directions(self.mean.to(device), self.axes.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +48,8 @@ class Ordinary:
     used: Tensor
     knots: Tensor
     beyond: Tensor
-    tails: _Directions
-    values: _Directions
+    tails: Directions
+    values: Directions
     engine: Engine
 
     @classmethod
@@ -100,32 +59,11 @@ class Ordinary:
         A number that is NaN or infinite in more than half of the samples is left out, and so is a sample in which
         another one is.
         """
-        learnt = cls._learn(statistics, engine)
-        return None if learnt is None else learnt[0]
-
-    @classmethod
-    def _learn(cls, statistics: Tensor, engine: Engine) -> tuple[Ordinary, Tensor] | None:
-        """As `fit`, with the squared distances `(m, 2)` of the samples that were not left out, in their order."""
-        flat = statistics.flatten(1).float()
-        finite = flat.isfinite()
-        known = finite.sum(0) * 2 > len(flat)
-        flat = flat[finite[:, known].all(1)]
-        if len(flat) < _FEWEST:
+        learnt = _learn(statistics, engine)
+        if learnt is None:
             return None
-        used = known & (flat != flat[:1]).any(0)
-        if not used.any():
-            return None
-        flat = flat[:, used]
-        knots, beyond, tails, values = _ranked(flat, flat, engine)
-        near = _not_far_out(tails, values)
-        if not near.all():
-            knots, beyond, tails, values = _ranked(flat, flat[near], engine)
-        directions = _Directions.fit(tails[near], _TAIL_DIRECTIONS), _Directions.fit(values[near], _VALUE_DIRECTIONS)
-        ordinary = cls(used, knots, beyond, *directions, engine)
-        return ordinary, ordinary._measure(tails, values)
-
-    def _measure(self, tails: Tensor, values: Tensor) -> Tensor:
-        return torch.stack([self.tails.lengths(tails), self.values.lengths(values)], 1)
+        tails, values = (vectors.directions(learnt.near, count) for vectors, count in learnt.directions())
+        return cls(learnt.used, learnt.knots, learnt.beyond, tails, values, engine)
 
     def lengths(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """How far samples are from what is ordinary.
@@ -141,7 +79,7 @@ class Ordinary:
         if len(self.knots) < len(self.used):
             flat = flat[:, self.used]
         tails, values = _tails_and_values(flat, self.knots, self.beyond, self.engine)
-        lengths = self._measure(tails, values)
+        lengths = torch.stack([self.tails.lengths(tails), self.values.lengths(values)], 1)
         lengths[~flat.abs().amax(1).isfinite()] = torch.inf
         return lengths, tails
 
@@ -168,42 +106,91 @@ class Ordinary:
         return Ordinary(used, knots, beyond, self.tails.to(device), self.values.to(device), self.engine)
 
 
-def _not_far_out(tails: Tensor, values: Tensor) -> Tensor:
-    """Which samples may say what is ordinary, bool `(m,)`, of their tails and values `(m, V)`.
+class _Learnt(NamedTuple):
+    """What samples `(N, F, S)` tell of each other.
+
+    Attributes:
+        used: See `Ordinary`, as for `knots` and `beyond`.
+        knots: See there.
+        beyond: See there.
+        tails: Of all samples, those that are not finite included.
+        values: Likewise.
+        near: Positions of those that say what is ordinary `(n,)`.
+        complete: Which samples are finite `(N,)`.
+    """
+
+    used: Tensor
+    knots: Tensor
+    beyond: Tensor
+    tails: Vectors
+    values: Vectors
+    near: Tensor
+    complete: Tensor
+
+    def directions(self) -> Iterator[tuple[Vectors, int]]:
+        """Tails and values, with the most directions of each."""
+        return zip((self.tails, self.values), _DIRECTIONS, strict=True)
+
+
+def _learn(statistics: Tensor, engine: Engine) -> _Learnt | None:
+    flat = statistics.flatten(1).float()
+    finite = flat.isfinite()
+    known = finite.sum(0) * 2 > len(flat)
+    complete = finite[:, known].all(1)
+    near = complete.nonzero()[:, 0]
+    if len(near) < _FEWEST:
+        return None
+    used = known & ((flat != flat[near[:1]]) & complete[:, None]).any(0)
+    if not used.any():
+        return None
+    flat = flat if used.all() else flat[:, used]
+    ranked = _ranked(flat, flat[near], engine)
+    far = _far_out(*ranked[2:], near)
+    if far.any():
+        near = near[~far]
+        ranked = _ranked(flat, flat[near], engine)
+    return _Learnt(used, *ranked, near, complete)
+
+
+def _far_out(tails: Vectors, values: Vectors, some: Tensor) -> Tensor:
+    """Which of some samples, at positions `(m,)`, have no say in what is ordinary, bool `(m,)`.
 
     Many samples that do not belong, and are alike, make a direction of their own, in which they are ordinary. So it is
     learnt from the half that is least out of it, and that half chosen anew by what was learnt; all that are not far out
     by that count in the end (a reweighted minimum covariance determinant: Rousseeuw and Van Driessen, "A fast algorithm
     for the minimum covariance determinant estimator", 1999).
     """
-    scores = tails.mean(1)
+    scores = tails.mean[some]
     for _ in range(_STEPS):
         half = scores.argsort(stable=True)[: -(-len(scores) // 2)]
         most = max(1, len(half) // _SAMPLES_A_DIRECTION)
         lengths = torch.stack(
             [
-                _Directions.fit(vectors[half], min(count, most)).lengths(vectors)
-                for vectors, count in ((tails, _TAIL_DIRECTIONS), (values, _VALUE_DIRECTIONS))
+                vectors.lengths(some[half], min(count, most))[some]
+                for vectors, count in zip((tails, values), _DIRECTIONS, strict=True)
             ],
             1,
         )
         scores = Spread.fit(lengths[half]).scores(lengths)
-    near = scores < _FAR
-    near[half] = True
-    return near
+    far = scores >= _FAR
+    far[half] = False
+    return far
 
 
-def _ranked(flat: Tensor, reference: Tensor, engine: Engine) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _ranked(flat: Tensor, reference: Tensor, engine: Engine) -> tuple[Tensor, Tensor, Vectors, Vectors]:
     """Knots of a reference and how many are at most as large as each, and among them `flat`'s tails and values."""
     knots = _knots(reference)
     beyond = _beyond(knots)
-    return knots, beyond, *_tails_and_values(flat, knots, beyond, engine)
+    tails, values = _tails_and_values(flat, knots, beyond, engine)
+    return knots, beyond, Vectors(tails), Vectors(values)
 
 
 def _knots(flat: Tensor) -> Tensor:
     """Sorted values of samples `(n, V)`, evenly thinned out to at most Q: `(V, Q)`."""
-    ordered = torch.from_numpy(np.sort(flat.T.numpy()))  # with wide vectors ten times as fast as torch's
-    places = torch.linspace(0, len(flat) - 1, min(len(flat), _KNOTS)).round().long()
+    ordered = torch.from_numpy(np.sort(np.ascontiguousarray(flat.T)))  # ten times as fast as torch's
+    if len(flat) <= _KNOTS:
+        return ordered
+    places = torch.linspace(0, len(flat) - 1, _KNOTS).round().long()
     return ordered[:, places].contiguous()
 
 
@@ -260,10 +247,9 @@ def layer_scores(statistics: Tensor, engine: Engine) -> Tensor:
     All are 0 where nothing can be told.
     """
     statistics = statistics.cpu()
-    learnt = Ordinary._learn(statistics, engine)
+    learnt = _learn(statistics, engine)
     if learnt is None:
         return torch.zeros(len(statistics))
-    ordinary, lengths = learnt
-    if len(lengths) < len(statistics):  # those that were left out have to be measured too
-        lengths, _ = ordinary.lengths(statistics)
+    lengths = torch.stack([vectors.lengths(learnt.near, count) for vectors, count in learnt.directions()], 1)
+    lengths[~learnt.complete] = torch.inf
     return Spread.fit(lengths).scores(lengths)

@@ -15,6 +15,7 @@ ROOMS = [
     "clustering",
     "verdicts",
     "isolation",
+    "directions",
     "scores",
     "conformal",
     "plots",

@@ -3,15 +3,13 @@
 import math
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from lightning_anomaly import scores
 from lightning_anomaly.clustering.engines import load_engine
-from lightning_anomaly.scores import Ordinary, Spread, _Directions
+from lightning_anomaly.scores import Ordinary, Spread
 
 ENGINE = load_engine("torch")  # every engine gives the same ranks, see clustering/test_rank_search.py
 layer_scores = partial(scores.layer_scores, engine=ENGINE)
@@ -102,15 +100,6 @@ def test_the_filters_that_say_so_are_named():
     assert set(ordinary.strongest(tails, 12, 2)[0].tolist()) == {3, 9}
     assert ordinary.strongest(tails, 12, 14)[0].tolist()[12:] == [-1, -1]
     assert ordinary.strongest(tails[:0], 12, 2).shape == (0, 2)
-
-
-@pytest.mark.parametrize("values", [7, 64])
-def test_lengths_are_scikit_learn_s_whitened_components(values):
-    vectors = torch.randn(300, values, generator=rng(), dtype=torch.float64) * torch.logspace(0, -1, values)
-    ours = _Directions.fit(vectors, 10).lengths(vectors.float())
-    whitened = PCA(min(10, values), whiten=True).fit_transform(vectors.numpy())
-    theirs = np.square(whitened).sum(1) * 300 / 299  # scikit-learn divides by N - 1
-    np.testing.assert_allclose(ours.numpy(), theirs, rtol=0.02 if values > 24 else 1e-4)
 
 
 def test_spreads_above_the_median_are_summed_and_infinite_ones_have_no_part_in_it():

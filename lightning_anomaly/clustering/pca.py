@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.engines import Engine
-from lightning_anomaly.clustering.threads import ranges, torch_in_threads
+from lightning_anomaly.clustering.threads import ranges, rows_at_a_time, torch_in_threads
 
 __all__ = ["Reduction", "reduce_maps"]
 
@@ -56,7 +56,8 @@ def reduce_maps(maps: Tensor, engine: Engine, *, max_memory_mb: int = 256) -> Re
     rounding = 4 * torch.finfo(maps.dtype).eps
     pixels = max(1, maps[:1, :1].numel())
     threads = torch.get_num_threads() if maps.device.type == "cpu" else 1
-    step = max(1, max_memory_mb * 2**20 // (4 * 8 * samples * pixels * threads))
+    fit = max_memory_mb * 2**20 // (4 * 8 * samples * pixels * threads)
+    step = max(1, min(fit, 2 * rows_at_a_time(samples * pixels, maps)))
 
     def reduce(maps: Tensor) -> tuple[Tensor, ...]:
         parts = [_reduce(own.transpose(0, 1), rounding, engine) for own in torch.split(maps, step)]
@@ -70,7 +71,7 @@ def reduce_maps(maps: Tensor, engine: Engine, *, max_memory_mb: int = 256) -> Re
 def _reduce(maps: Tensor, rounding: float, engine: Engine) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = maps.transpose(0, 1).flatten(2) if maps.ndim > 2 else maps.transpose(0, 1)[:, :, None]
     rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-    largest = rows.abs().amax((1, 2))  # NaN if any is
+    largest = torch.linalg.vector_norm(rows, torch.inf, (1, 2))  # NaN if any is
     finite = largest.isfinite()
     rows[~finite] = 0
     rows /= torch.where(finite & (largest > 0), largest, 1)[:, None, None]
@@ -81,7 +82,7 @@ def _reduce(maps: Tensor, rounding: float, engine: Engine) -> tuple[Tensor, Tens
     points = rows.new_zeros(len(rows), rows.shape[1], 2)
     explained = rows.new_zeros(len(rows))
     if len(live):
-        scores, axes = engine.pca(rows[live])
+        scores, axes = engine.pca(rows if len(live) == len(rows) else rows[live])
         scores = scores * _signs(axes)
         spread = (_each(_sum_of_squares, scores[..., 0]) / rows.shape[1]).sqrt()
         points[live] = scores / spread[:, None, None]

@@ -37,7 +37,8 @@ class Engine(ABC):
         if pixels == 1:
             return torch.cat([rows, torch.zeros_like(rows)], 2), rows.new_ones(len(rows), 1, 2)
         # What BLAS and LAPACK round depends on where a matrix lies in memory: zeros put filters on whole cache lines.
-        rows = functional.pad(rows, (0, -pixels % _LINE, 0, -samples % _LINE))
+        missing = -pixels % _LINE, -samples % _LINE
+        rows = functional.pad(rows, (0, missing[0], 0, missing[1])) if any(missing) else rows
         # All eigenvectors: iterating for the first two took two to five times as long, for 25 to 256 pixels. Scores are
         # products with the maps, whichever Gram matrix is the smaller, so that equal maps are exactly equal points.
         if samples < pixels:
