@@ -205,6 +205,14 @@ def test_permuting_components_permutes_labels(engine):
     torch.testing.assert_close(after.means, before.means[:, :, order], rtol=0, atol=1e-10)
 
 
+def test_of_equally_probable_components_the_first_is_the_label(engine):
+    points, start, _ = case("clustered", 3)
+    weights, means, precisions = (tensor[:, :, [0, 1, 0, 1, 2]] for tensor in start)
+    fit = fit_mixtures(points, weights / weights.sum(2, keepdim=True), means, precisions, engine)
+    assert torch.equal(fit.means[:, :, :2], fit.means[:, :, 2:4])
+    assert fit.labels.unique().tolist() == [0, 1, 4]
+
+
 def test_more_iterations_never_lower_the_bound(engine):
     for kind in ("clustered", "skewed", "sparse"):
         points, start, _ = case(kind, 4)

@@ -123,17 +123,29 @@ def _assign(
 def cluster_moments(points: Tensor, labels: Tensor, clusters: int) -> Tensor:
     """See `Engine`."""
 
-    def moments(points: Tensor, labels: Tensor) -> Tensor:
-        x, y = points.permute(2, 0, 1).contiguous()[:, :, None]
-        rows = []
-        for k in range(clusters):
-            own = (labels == k).to(points.dtype)
-            count = own.sum(2)
-            share = 1 / count.clamp(min=1)
-            mean_x, mean_y = (own * x).sum(2) * share, (own * y).sum(2) * share
-            dx, dy = (x - mean_x[..., None]).mul_(own), (y - mean_y[..., None]).mul_(own)
-            products = [product.sum(2) * share for product in (dx * dx, dx * dy, dy * dy)]
-            rows.append(torch.stack([count, mean_x, mean_y, *products], -1))
-        return torch.stack(rows, 2)
+    def moments(points: Tensor, labels: Tensor) -> list[Tensor]:
+        step = rows_at_a_time(4 * labels[:1].numel(), points)
+        parts = zip(torch.split(points, step), torch.split(labels, step), strict=True)
+        with torch.inference_mode():
+            return [_moments(*part, clusters) for part in parts]
 
-    return torch.cat(torch_in_threads(moments, *ranges(points, labels), like=points))
+    found = torch_in_threads(moments, *ranges(points, labels), like=points)
+    return torch.cat([part for parts in found for part in parts])
+
+
+def _moments(points: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    x, y = points.permute(2, 0, 1).contiguous()[:, :, None]
+    numbers = labels.to(points.dtype)
+    own, dx, dy, product = (torch.empty_like(numbers) for _ in range(4))
+    found = points.new_empty(6, clusters, *labels.shape[:2])
+    for k, (count, mean_x, mean_y, xx, xy, yy) in enumerate(found.unbind(1)):
+        torch.eq(numbers, k, out=own)
+        torch.sum(own, 2, out=count)
+        share = 1 / count.clamp(min=1)
+        torch.sum(torch.mul(own, x, out=dx), 2, out=mean_x).mul_(share)
+        torch.sum(torch.mul(own, y, out=dy), 2, out=mean_y).mul_(share)
+        torch.sub(x, mean_x[..., None], out=dx).mul_(own)
+        torch.sub(y, mean_y[..., None], out=dy).mul_(own)
+        for out, a, b in ((xx, dx, dx), (xy, dx, dy), (yy, dy, dy)):
+            torch.sum(torch.mul(a, b, out=product), 2, out=out).mul_(share)
+    return found.permute(2, 3, 1, 0)
