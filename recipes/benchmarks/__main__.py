@@ -1,8 +1,9 @@
 """How fast is it, and what does it cost? `python -m recipes.benchmarks --download`, minutes on two cores.
 
 Compares the torch engine with loops over scikit-learn on the maps of trained networks, measures how the cost grows,
-what the callbacks add to a training epoch, the peak memory for ResNet-18 on 224x224 images, and what others take that
-fit many mixtures at once. With `--device` it measures instead what an analysis costs a training there.
+what the callbacks add to a training epoch, what large networks take in time and memory on 224x224 images, and what
+others take that fit many mixtures at once. Large networks take longer than all else. With `--device` it measures
+instead what an analysis costs a training there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
 from lightning_anomaly import AnalysisSettings
-from recipes.benchmarks.cost import comparison_overhead, growth, overhead, peak_memory
+from recipes.benchmarks.cost import comparison_overhead, growth, large, overhead
 from recipes.benchmarks.device import Subject, device_tables, measure_device, noise
 from recipes.benchmarks.peers import peers
 from recipes.benchmarks.speed import Row, live_points, speed
@@ -38,7 +39,7 @@ from recipes.common.networks import build
 from recipes.common.options import SILENT, add_data_options, one_sentence_errors, quiet
 
 _COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00")
-PARTS = ("speed", "growth", "overhead", "memory", "peers")
+PARTS = ("speed", "growth", "overhead", "large", "peers")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Sizes:
         samples: Numbers of samples.
         components: Numbers of components.
         batches: Batches on which an epoch is timed.
-        side: Side of ResNet-18's images where memory is measured (pixels).
+        side: Side of the large networks' images (pixels).
         compared: Training images, and as many validation images, of which a network's responses are compared.
+        large: Large networks of torchvision's, and numbers of images.
     """
 
     networks: Sequence[str] = ("alexnet", "simple_cnn", "lenet5", "resnet18")
@@ -72,9 +74,15 @@ class Sizes:
     batches: int = 60
     side: int = 224
     compared: int = 1024
+    large: Sequence[tuple[str, int]] = (
+        ("resnet18", 512),
+        ("resnet50", 512),
+        ("convnext_base", 512),
+        ("resnet50", 2048),
+    )
 
 
-QUICK = Sizes(("lenet5",), 400, 1, 64, 2, 1, (16, 32), (64, 128), (2, 3), 4, 32, 100)
+QUICK = Sizes(("lenet5",), 400, 1, 64, 2, 1, (16, 32), (64, 128), (2, 3), 4, 32, 100, (("resnet18", 64),))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -109,13 +117,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print tables, and return the numbers."""
     quiet()
     sizes = QUICK if options.quick else Sizes()
-    data = load_images(options.data, data_root=options.data_root, download=options.download)
-    if data.channels == 1:  # ResNet-18 takes three
-        data = replace(
-            data, train_images=data.train_images.expand(-1, 3, -1, -1), val_images=data.val_images.expand(-1, 3, -1, -1)
-        )
-    part = split(data, sizes.train, max(sizes.samples), 0)
-    numbers: dict[str, Any] = {"machine": machine(), "data": options.data}
+    numbers: dict[str, Any] = {"machine": machine()}
     print(numbers["machine"])
 
     def found(part: str, rows: Sequence[Row]) -> None:
@@ -125,11 +127,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.json:
             Path(options.json).write_text(json.dumps(numbers, indent=1) + "\n")
 
+    for name, number in sizes.large if "large" in options.parts and not options.device else []:
+        found("large", [large(name, sizes.side, number)])
+    if not options.device and set(options.parts) <= {"large"}:  # noise is enough
+        return numbers
+    numbers["data"] = options.data
+    data = load_images(options.data, data_root=options.data_root, download=options.download)
+    if data.channels == 1:  # ResNet-18 takes three
+        data = replace(
+            data, train_images=data.train_images.expand(-1, 3, -1, -1), val_images=data.val_images.expand(-1, 3, -1, -1)
+        )
+    part = split(data, sizes.train, max(sizes.samples), 0)
     if options.device:
         measure_device(torch.device(options.device), subjects(data, options.quick, sizes), found)
         return numbers
-    if "memory" in options.parts:
-        found("memory", [peak_memory(sizes.side, sizes.probe)])
     if "overhead" in options.parts:
         whole = split(data, sizes.train if options.quick else None, sizes.probe, 0)
         for name in sizes.networks[:3]:  # the paper's
@@ -237,11 +248,13 @@ def tables(numbers: Mapping[str, Any]) -> str:
         columns = [f"{row['network']}, {row['filters']}", row["task"], row["peer"], *measured]
         columns += [row["said"]] if "said" in row else []
         lines.append(f"| {' | '.join(columns + [''] * (6 - len(columns)))} |")
-    for row in _rows(numbers, "memory"):
+    if _rows(numbers, "large"):
+        lines += ["", "| network, filters | images | seconds | CPU seconds | MiB of maps | MiB more at the peak |"]
+        lines += ["|" + " --- |" * 6]
+    for row in _rows(numbers, "large"):
         lines.append(
-            f"\n{row['network']}, {row['images']} images of {row['side']}x{row['side']}: the peak of the process is "
-            f"{row['analysed_mib']:.0f} MiB instead of {row['alone_mib']:.0f}, {row['extra_mib']:.0f} MiB more. "
-            f"The report says:\n{row['said']}"
+            f"| {row['network']}, {row['filters']} | {row['images']} of {row['side']}x{row['side']} | "
+            f"{row['seconds']:.1f} | {row['cpu_seconds']:.1f} | {row['maps_mib']:.0f} | {row['extra_mib']:.0f} |"
         )
     return "\n".join(lines + device_tables(numbers))
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import get_model
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, two_sample_test
 from lightning_anomaly.analysis import analyze_maps
@@ -36,7 +36,7 @@ from recipes.common.maps import capture
 from recipes.common.module import Classifier
 from recipes.common.options import SILENT
 
-__all__ = ["comparison_overhead", "exponent", "growth", "overhead", "peak_memory", "resident_peak"]
+__all__ = ["comparison_overhead", "exponent", "growth", "large", "overhead", "resident_peak"]
 
 _WARM = 3  # batches before the epoch is timed
 _AT_ONCE = 8  # images in a forward pass while memory is measured: activations must not hide what the analysis takes
@@ -216,41 +216,55 @@ def _figures(module: pl.LightningModule, train: Any, val: Any) -> float:
     return seconds[0] - seconds[1]
 
 
-def peak_memory(side: int, images: int) -> Row:
-    """How much higher the peak of a process is when ResNet-18 is not only run on a probe, but also analysed.
+def large(network: str, side: int, images: int) -> Row:
+    """What the analysis of a network of torchvision's takes, in time and in memory, with random weights and on noise.
 
-    Two fresh processes run the network, with random weights, on the same noise; one also takes the maps and analyses
-    them. The peak is that of the resident set, in the kernel's own books, numba's code included.
+    Two fresh processes run the network; one also takes the maps and analyses them. The analysis alone is timed, after a
+    small one that loads what is compiled. The peak is that of the resident set, in the kernel's own books, numba's code
+    included; a forward pass in batches of 8 has the same one for any number of images.
 
     Raises:
         FileNotFoundError: Where the kernel is not Linux.
     """
-    found: list[tuple[float, str]] = []
+    found: list[Row] = []
     for watched in (False, True):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found.append(pool.submit(_resident_peak, side, images, watched).result())
-    (alone, _), (both, said) = found
+            found.append(pool.submit(_in_fresh_process, network, side, images, watched).result())
+    alone, both = found
+    peak = both.pop("peak_mib")
     return {
-        "network": "resnet18",
+        "network": network,
         "side": side,
         "images": images,
-        "alone_mib": alone,
-        "analysed_mib": both,
-        "extra_mib": both - alone,
-        "said": said,
+        "alone_mib": alone["peak_mib"],
+        "analysed_mib": peak,
+        "extra_mib": peak - alone["peak_mib"],
+        **both,
     }
 
 
-def _resident_peak(side: int, images: int, watched: bool) -> tuple[float, str]:
+def _in_fresh_process(network: str, side: int, images: int, watched: bool) -> Row:
     torch.manual_seed(0)
-    network = resnet18()
-    taken = MapCapture(select_layers(network) if watched else {})
-    with evaluating(network), torch.no_grad():
-        for _ in range(0, images, _AT_ONCE):
+    model = get_model(network)
+    taken = MapCapture(select_layers(model) if watched else {})
+    with evaluating(model), torch.no_grad():
+        for _ in range(0, images if watched else 2 * _AT_ONCE, _AT_ONCE):
             with taken:
-                network(torch.randn(_AT_ONCE, 3, side, side))
-    said = str(analyze_maps(taken.maps, AnalysisSettings())) if watched else ""
-    return resident_peak(), said
+                model(torch.randn(_AT_ONCE, 3, side, side))
+    if not watched:
+        return {"peak_mib": resident_peak()}
+    analyze_maps(dict(list(taken.maps.items())[:1]), AnalysisSettings())
+    begun = time.perf_counter(), time.process_time()
+    report = analyze_maps(taken.maps, AnalysisSettings())
+    seconds, processor = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    return {
+        "peak_mib": resident_peak(),
+        "maps_mib": sum(batch.nbytes for layer in taken.maps.values() for batch in layer.batches) / 2**20,
+        "filters": sum(len(layer.verdicts) for layer in report.layers.values()),
+        "seconds": seconds,
+        "cpu_seconds": processor,
+        "said": str(report),
+    }
 
 
 def resident_peak() -> float:

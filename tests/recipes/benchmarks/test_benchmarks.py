@@ -50,9 +50,11 @@ def test_every_part_measures_something(measured) -> None:
     for task, peer in (("mixtures", "gmm-gpu, float32"), ("k-means", "torch-kmeans, float64")):
         row = by_peer[task, peer]
         assert row["same_clusters"] > 0.5 if "seconds" in row else "pip install" in row["said"]
-    (memory,) = numbers["memory"]
-    assert memory["extra_mib"] == memory["analysed_mib"] - memory["alone_mib"] > 0
-    assert "16x16 pooled to 8x8" in memory["said"]
+    (large,) = numbers["large"]
+    assert large["extra_mib"] == large["analysed_mib"] - large["alone_mib"] > large["maps_mib"] > 0
+    assert large["filters"] == 4800
+    assert min(large["seconds"], large["cpu_seconds"]) > 0
+    assert "16x16 pooled to 8x8" in large["said"]
 
 
 def test_what_it_costs_on_a_device(capsys: pytest.CaptureFixture[str]) -> None:
