@@ -38,6 +38,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 signals": ("h1", h1_tables.signal_table),
     "h1 layers": ("h1", h1_tables.layer_table),
     "h1 long": ("h1", h1_tables.long_table),
+    "h1 long signals": ("h1", h1_tables.long_signal_table),
     "h1 choice": ("h1", h1_choice.choice_table),
     "h1 search": ("search", h1_choice.search_table),
     "h1 two samples": ("two_sample", two_sample.two_sample_table),

@@ -10,8 +10,8 @@ def line(**curves: list[float]) -> dict[str, Any]:
     for position in range(length):
         values = {name: curve[position] for name, curve in curves.items()}
         of_layer = {"count": 100 * values.pop("fraction", 0.0), "live": 100, "isolated": 0, "silent": 0, "dead": 0,
-                    "sparsity": values.pop("sparsity", 0.5), "weight_variance": 2.0, "weight_norm": 2.0,
-                    "separation": 0.0, "kurtosis": 3.0, "outside": 0.5, "second": 0.5}  # fmt: skip
+                    "set_apart": 0, "sparsity": values.pop("sparsity", 0.5), "weight_variance": 2.0,
+                    "weight_norm": 2.0, "separation": 0.0, "kurtosis": 3.0, "outside": 0.5, "second": 0.5}  # fmt: skip
         defaults = {
             "val_loss": 1.0,
             "val_acc": 0.5,

@@ -29,10 +29,10 @@ __all__ = [
 
 # What is followed: a key of a layer's statistics, or a ratio of two.
 SIGNALS = (
-    "fraction", "isolated", "silent", "sparsity", "kurtosis", "separation", "outside", "second", "weight_variance",
-    "weight_norm",
+    "fraction", "isolated", "silent", "set_apart", "sparsity", "kurtosis", "separation", "outside", "second",
+    "weight_variance", "weight_norm",
 )  # fmt: skip
-_OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent"}
+_OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent", "set_apart": "set_apart"}
 
 
 def layers_of(line: dict[str, Any], reading: str | None = None) -> list[str]:
@@ -46,9 +46,9 @@ def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | N
 
     Args:
         line: A training.
-        name: One of `SIGNALS`: anomaly filters, isolated or silent ones as a fraction of the live filters, or a layer's
-            statistic; "separation" is that of the training probe minus that of the validation probe; or an entry of the
-            epochs, such as "val_loss"; or "epoch".
+        name: One of `SIGNALS`: anomaly filters, isolated or silent ones, or filters that set samples apart, as a
+            fraction of the live filters; or a layer's statistic, where "separation" is that of the training probe minus
+            that of the validation probe; or an entry of the epochs, such as "val_loss"; or "epoch".
         reading: A key of `READINGS`.
         layer: One layer; None takes all: fractions of all live filters, means of other statistics over the layers.
     """

@@ -24,7 +24,7 @@ def draw_panels(lines: Sequence[Line], panels: Sequence[Panel]) -> Figure:
         panels: The columns: title, signal and reading as in `series.signal`, and whether of the last layer alone.
     """
     groups = group(lines, "network", "data")
-    figure = Figure(figsize=(9, 2.3 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(3 * len(panels), 2.3 * len(groups)), layout="constrained")
     axes = figure.subplots(len(groups), len(panels), squeeze=False)
     for row, ((network, data), runs) in zip(axes, groups.items(), strict=True):
         for (condition,), some in group(runs, "condition").items():

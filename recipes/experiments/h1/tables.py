@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import mean, median
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -27,6 +28,7 @@ __all__ = [
     "draw_curves",
     "draw_long",
     "layer_table",
+    "long_signal_table",
     "long_table",
     "run_table",
     "short_runs",
@@ -49,6 +51,12 @@ SOURCES = (
     ("weight variance", "weight_variance", "val"),
     ("weight norm", "weight_norm", "val"),
     ("epoch number", "epoch", "val"),
+)
+_LONG_SOURCES = (
+    ("anomaly fraction", "fraction", "val"),
+    ("paper's reading", "fraction", "val_paper"),
+    ("isolated filters", "set_apart", "val"),
+    ("sparsity", "sparsity", "val"),
 )
 _PANELS = (
     ("validation loss (nats)", "val_loss", "val", False),
@@ -148,34 +156,58 @@ def layer_table(lines: Sequence[Line]) -> str:
 
 
 def long_table(lines: Sequence[Line]) -> str:
-    """Runs on all images: fractions at the best epoch and at the end, and what follows the validation loss between."""
+    """Runs on all images: what is counted at the best epoch and at the end, and how sparsity and the epoch follow."""
     rows = []
     for line in [run for runs in group(_long_runs(lines), "network", "data", "condition").values() for run in runs]:
         loss, best = signal(line, "val_loss"), best_epoch(line)
         cells = []
-        for reading in ("val", "val_paper"):
-            values = signal(line, "fraction", reading)
-            cells.append(f"{values[best]:.3f} → {values[-1]:.3f}")
-            follows = _after_best(line, "fraction", reading), _partial_after_best(line, "fraction", reading)
-            cells.append(" / ".join("-" if value is None else f"{value:+.2f}" for value in follows))
-            cells.append(f"{late_change(values):+.3f}")
-        cells += [_median([_after_best(line, name, "val")]) for name in ("sparsity", "epoch")]
-        cells.append(f"{late_change(signal(line, 'sparsity')):+.3f}")
-        losses = f"{loss[best]:.2f} → {loss[-1]:.2f}"
+        for _, name, reading in _LONG_SOURCES:
+            values = signal(line, name, reading)
+            follows = _after_best(line, name, reading), _partial_after_best(line, name, reading)
+            cells.append(
+                f"{values[best]:.3f} → {values[-1]:.3f}, {late_change(values):+.3f}, "
+                + " / ".join("-" if value is None else f"{value:+.2f}" for value in follows)
+            )
         cell = [line["cell"][name] for name in ("network", "data", "condition", "seed")]
-        rows.append((*cell, losses, f"{best + 1} of {len(loss)}", *cells))
-    header = (
-        "network", "data", "condition", "seed", "validation loss, best → end", "best epoch",
-        "anomaly fraction, best → end", "Spearman after best / given sparsity", "change, second to last quarter",
-        "paper's reading, best → end", "Spearman after best / given sparsity", "change, second to last quarter",
-        "sparsity's Spearman", "epoch number's", "sparsity's change",
-    )  # fmt: skip
+        rows.append((*cell, f"{loss[best]:.2f} → {loss[-1]:.2f}", f"{best + 1} of {len(loss)}", *cells))
+    labels = [label for label, *_ in _LONG_SOURCES]
+    header = ("network", "data", "condition", "seed", "validation loss, best → end", "best epoch", *labels)
     return markdown(header, rows)
+
+
+def long_signal_table(lines: Sequence[Line]) -> str:
+    """What `signal_table` says, of the runs on all images, by network and of all of them together.
+
+    And in how many pairs of an overfitting and a healthy run, of the same images and seed, the former changes more.
+    """
+    runs = _long_runs(lines)
+    groups = {network: some for (network,), some in group(runs, "network").items()} | {"all": runs}
+    rows = []
+    for network, some in groups.items():
+        for label, name, reading in (*_LONG_SOURCES, ("epoch number", "epoch", "val")):
+            changes = [
+                f"{mean(late_change(signal(line, name, reading)) for line in kind):+.3f}" if kind else "-"
+                for kind in ([line for line in some if is_overfitting(line) == wanted] for wanted in (True, False))
+            ]
+            rho, given, area = _row(some, name, reading)
+            rows.append((network, label, rho, given, *changes, area, _pairs(some, name, reading)))
+    header = ("network", "signal", "Spearman after best", "the same given sparsity", "change: overfitting", "healthy",
+              "AUROC", "larger when overfitting")  # fmt: skip
+    return markdown(header, rows)
+
+
+def _pairs(lines: Sequence[Line], name: str, reading: str) -> str:
+    changes: dict[tuple[Any, ...], dict[bool, float]] = {}
+    for line in lines:
+        pair = changes.setdefault(tuple(line["cell"][part] for part in ("network", "data", "seed")), {})
+        pair[is_overfitting(line)] = late_change(signal(line, name, reading))
+    whole = [pair for pair in changes.values() if len(pair) == 2]
+    return f"{sum(pair[True] > pair[False] for pair in whole)} of {len(whole)} pairs"
 
 
 def draw_long(lines: Sequence[Line]) -> Figure:
     """The figure for the runs on all images."""
-    return draw_panels(_long_runs(lines), _PANELS)
+    return draw_panels(_long_runs(lines), (*_PANELS, ("isolated filters", "set_apart", "val", False)))
 
 
 def draw_curves(lines: Sequence[Line]) -> Figure:

@@ -7,13 +7,21 @@ from recipes.experiments.h1 import tables
 
 def test_runs_on_all_images_have_a_table_of_their_own() -> None:
     (long, healthy), short = runs(RISING, seed=4, train_size=50_000), runs(RISING[::-1], seed=0)
+    alone, _ = runs(RISING, seed=5, train_size=50_000)
     rows = tables.long_table([*short, healthy, long]).splitlines()[2:]
-    follows = "0.200 → 0.700 | +1.00 / +1.00 | +0.400"
-    flat = "0.200 → 0.200 | - / - | +0.000"
+    follows, constant = "0.200 → 0.700, +0.400, +1.00 / +1.00", "{0} → {0}, +0.000, +0.00 / +0.00"
+    flat = "{0} → {0}, +0.000, - / -"
+    bad = " | ".join([follows, follows, constant.format("0.000"), constant.format("0.500")])
+    good = " | ".join(flat.format(value) for value in ("0.200", "0.200", "0.000", "0.500"))
     assert rows == [
-        f"| net | some | overfitting | 4 | 1.00 → 3.50 | 3 of 8 | {follows} | {follows} | +0.00 | +1.00 | +0.000 |",
-        f"| net | some | augmented | 4 | 1.00 → 1.00 | 8 of 8 | {flat} | {flat} | - | - | +0.000 |",
+        f"| net | some | overfitting | 4 | 1.00 → 3.50 | 3 of 8 | {bad} |",
+        f"| net | some | augmented | 4 | 1.00 → 1.00 | 8 of 8 | {good} |",
     ]
+    signals = tables.long_signal_table([*short, healthy, long, alone]).splitlines()[2:]
+    assert signals[0] == "| net | anomaly fraction | +1.00 | +1.00 | +0.400 | +0.000 | 1.00 | 1 of 1 pairs |"
+    assert signals[4] == "| net | epoch number | +1.00 | +1.00 | +4.000 | +4.000 | 0.50 | 0 of 1 pairs |"
+    assert [row.replace("| all |", "| net |") for row in signals[5:]] == signals[:5]
     for table in (tables.run_table, tables.signal_table, tables.layer_table):
         assert table([*short, long]) == table(short)
-    assert [axis.get_lines()[0].get_ydata()[-1] for axis in tables.draw_long([*short, long]).axes] == [3.5, 0.7, 0.7]
+    ends = [axis.get_lines()[0].get_ydata()[-1] for axis in tables.draw_long([*short, long]).axes]
+    assert ends == [3.5, 0.7, 0.7, 0.0]

@@ -100,7 +100,7 @@ def layer(**changes: Any) -> LayerReport:
         "verdicts": (NORMAL, ANOMALY, ANOMALY, NORMAL, DEAD),
         "points": points,
         "outliers": outliers,
-        "isolated": torch.zeros_like(outliers),
+        "isolated": torch.zeros_like(outliers).index_fill_(0, torch.tensor(3), True),
         "sparsity": torch.tensor([0.1, 0.9, 0.2, 0.3, 1.0], dtype=torch.float64),
         "map_size": (4, 4),
         "analysed_size": (4, 4),
@@ -112,8 +112,10 @@ def layer(**changes: Any) -> LayerReport:
 def test_layer_statistics_count_what_was_planted() -> None:
     explained = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.0], dtype=torch.float64)
     found = layer_statistics(layer(explained=explained), torch.arange(60) % 3)
-    counts = {name: found[name] for name in ("count", "live", "dead", "silent", "isolated", "outliers")}
-    assert counts == {"count": 2, "live": 4, "dead": 1, "silent": 1, "isolated": 1, "outliers": 3}
+    counts = {name: found[name] for name in ("count", "live", "dead", "silent", "isolated", "set_apart", "outliers")}
+    assert counts == {
+        "count": 2, "live": 4, "dead": 1, "silent": 1, "isolated": 1, "set_apart": 1, "outliers": 3
+    }  # fmt: skip
     assert found["sparsity"] == pytest.approx(0.5)
     assert found["outside"] == pytest.approx(0.25)
     assert found["second"] == pytest.approx(layer().points[:4, :, 1].double().numpy().var(1).mean())
