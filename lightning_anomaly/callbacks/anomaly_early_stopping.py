@@ -50,8 +50,9 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_gap`: the mean of the network's largest
     softmax probability on training images less that on validation images, near 0 as long as it treats both alike. It
     stops when the mean of the last three validations is 0.025 above the lowest such mean before. So it has to see a
-    training from its beginning, and about 1,000 images of each kind. See `docs/results/stopping_output.md` for what it
-    cost and found.
+    training from its beginning, and about 1,000 images of each kind. Where the validation loss rises because the network
+    gets too sure of everything, as on large training sets, the gap stays small and it stops late or never: with labels,
+    stop by the loss. See `docs/results/stopping_output.md` for what it cost and found.
 
     **Beside an `AnomalyFilterCallback` alone** it watches `<log_key_prefix>/rise`, which is 0 while the fraction of
     anomaly filters is flat or falls: then it never stops a run, however long. Whether a rise means overfitting is the

@@ -91,7 +91,7 @@ EXPERIMENTS = {
     ),
     "search": Experiment(search.__doc__, _followed, search.follow, ("full", "held-out")),
     "two_sample": Experiment(compare.__doc__, _followed, compare.follow, ("full", "held-out")),
-    "output": Experiment(output.__doc__, output.jobs, output.follow),
+    "output": Experiment(output.__doc__, output.jobs, output.follow, ("full", "long"), networks=detect.NETWORKS),
     "stability": Experiment(stability.__doc__, _followed, stability.measure),
     "frozen": Experiment(frozen.__doc__, _overfitting, frozen.experiment),
     "h2": Experiment(runs.__doc__, runs.jobs, runs.run_job, weights=None),

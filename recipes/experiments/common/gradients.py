@@ -8,13 +8,15 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.checks import check_integer
 
-__all__ = ["gradient_disparity", "gradient_norms_by_layer"]
+__all__ = ["batch_disparity", "gradient_disparity", "gradient_norms_by_layer"]
 
+_BATCHES = 5  # whose gradients are compared
 _BATCH = 64  # samples at once where the gradients would allow more: the activations take memory too
 
 
@@ -117,3 +119,15 @@ def gradient_disparity(gradients: Sequence[Tensor]) -> float:
     Forouzesh and Thiran, "Disparity Between Batches as a Signal for Early Stopping" (2021), without their rescaling.
     """
     return torch.stack([(a - b).norm() for a, b in combinations(gradients, 2)]).mean().item()
+
+
+def batch_disparity(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> float:
+    """`gradient_disparity` of the cross-entropy in the first batches of images, in evaluation mode."""
+    gradients = []
+    with evaluating(network), torch.enable_grad():
+        for i in range(_BATCHES):
+            batch = slice(i * batch_size, (i + 1) * batch_size)
+            loss = functional.cross_entropy(network(images[batch]), labels[batch])
+            parts = torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad])
+            gradients.append(torch.cat([part.flatten() for part in parts]))
+    return gradient_disparity(gradients)

@@ -17,6 +17,7 @@ __all__ = [
     "FOLLOWED",
     "MATRIX",
     "OVERFITTING",
+    "TOO_SMALL",
     "Condition",
     "Images",
     "Training",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 DATA = ("cifar10", "fashion_mnist")
+TOO_SMALL = ("vgg11_bn", "fashion_mnist")  # five poolings leave nothing of 28x28 pixels
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def held_out_matrix() -> list[Training]:
 
 def long_matrix(networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet")) -> list[Training]:
     """The paper's likely regime: all training images but the validation ones, for many epochs, seed by seed."""
+    networks = [network for network in networks if network in _LONG]
     orders = ((seed, condition) for seed in (4, 5) for condition in ("overfitting", "augmented"))
     short = [training for seed, condition in orders for training in full_matrix(networks, DATA, [condition], [seed])]
     sizes = {"cifar10": 48_976, "fashion_mnist": 58_976}  # of 50,000 and 60,000, less the validation images

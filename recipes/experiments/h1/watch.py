@@ -11,16 +11,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 from lightning_anomaly.callbacks._probe import isolated_random_state, training_batches
-from lightning_anomaly.capture.hooks import evaluating
 from recipes.common.evaluation import evaluate, logits_of
 from recipes.common.networks import build
 from recipes.experiments.common.fitting import KeepWeights, fit, watched_layers
-from recipes.experiments.common.gradients import gradient_disparity
+from recipes.experiments.common.gradients import batch_disparity
 from recipes.experiments.common.trainings import (
     Images,
     Training,
@@ -39,7 +38,6 @@ READINGS: dict[str, dict[str, Any]] = {
 }
 # What is kept of the statistics of the others than the default: all of them would be megabytes.
 _KEPT = {"val_unrectified": ("count", "live"), "val_paper": ("count", "live"), "train": ("count", "live", "separation")}
-_BATCHES = 5  # of the gradient disparity
 _FIXED = 1024  # training images whose predictions are compared from epoch to epoch
 
 
@@ -93,7 +91,7 @@ class Measure(pl.Callback):
                 "test_loss": test_loss,
                 "test_acc": test_accuracy,
                 "changed": changed,
-                "disparity": self._disparity(pl_module),
+                "disparity": batch_disparity(pl_module, *self.fixed, self.batch_size),
                 "layers": {name: self._layers(name, pl_module) for name in self.watchers},
             }
         )
@@ -111,17 +109,6 @@ class Measure(pl.Callback):
             kept = _KEPT.get(reading, statistics)
             found[name.removeprefix("network.")] = {key: statistics[key] for key in kept}
         return found
-
-    def _disparity(self, network: nn.Module) -> float:
-        images, labels = self.fixed
-        gradients = []
-        with evaluating(network), torch.enable_grad():
-            for i in range(_BATCHES):
-                batch = slice(i * self.batch_size, (i + 1) * self.batch_size)
-                loss = functional.cross_entropy(network(images[batch]), labels[batch])
-                parts = torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad])
-                gradients.append(torch.cat([part.flatten() for part in parts]))
-        return gradient_disparity(gradients)
 
 
 def watch(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:

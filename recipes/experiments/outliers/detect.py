@@ -31,7 +31,7 @@ from recipes.common.evaluation import logits_of
 from recipes.common.maps import capture, choose
 from recipes.experiments.common.fitting import trained
 from recipes.experiments.common.ranks import auroc, average_precision
-from recipes.experiments.common.trainings import DATA, Training, make_training, quick_matrix
+from recipes.experiments.common.trainings import DATA, TOO_SMALL, Training, make_training, quick_matrix
 from recipes.experiments.h2.measure import draws_of
 from recipes.experiments.h2.planted import SHARES
 from recipes.experiments.outliers.planted import Planted, plant
@@ -61,7 +61,6 @@ _SETTINGS = AnalysisSettings(rule="vote")
 _ENGINE, _ = choose_engine(_SETTINGS.engine, torch.device("cpu"))
 MEASURES = ("auroc", "precision", "false_positives")
 _RECALL = 0.95
-_TOO_SMALL = ("vgg11_bn", "fashion_mnist")  # five poolings leave nothing of 28x28 pixels
 _FEWER = {"vgg11_bn": (2000, 8), "resnet18": (1000, 8)}  # training images and epochs of the slow ones
 _SHOWN = 3  # undamaged images in the gallery
 
@@ -78,7 +77,7 @@ def full_matrix(networks: Sequence[str] = NETWORKS, seeds: Sequence[int] = (0, 1
     """
     slow = [network for network in networks if network in _FEWER]
     places = [(network, data) for network in networks if network not in slow for data in DATA]
-    places += [(network, data) for data in DATA for network in slow if (network, data) != _TOO_SMALL]
+    places += [(network, data) for data in DATA for network in slow if (network, data) != TOO_SMALL]
     found = [
         make_training(network, data, condition, seed)
         for seed in seeds

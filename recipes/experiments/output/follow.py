@@ -3,8 +3,9 @@
 A network that overfits is surer of its training images than of validation images. After every epoch of a training, the
 area under the ROC curve between 1,024 images of each kind, by numbers that need no label (the largest softmax
 probability, the entropy, the margin, the energy) and by one that needs them (the loss), with fewer images too, beside
-the losses and accuracies that say when to stop. Each training is a line of `output.jsonl`. The rule is chosen on seed 0
-of LeNet-5 and the simple CNN on CIFAR-10, which therefore come first, and reported on all others.
+the losses and accuracies that say when to stop and what others stop by: how many predictions changed (Label Wave), the
+disparity of gradients, the variance of the weights. Each training is a line of `output.jsonl`. The rule is chosen on
+seed 0 of LeNet-5 and the simple CNN on CIFAR-10, which therefore come first, and reported on all others.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from torch.nn import functional
 from lightning_anomaly.confidence import compare_confidences
 from recipes.common.evaluation import logits_of
 from recipes.experiments.common.fitting import every_epoch
+from recipes.experiments.common.gradients import batch_disparity
 from recipes.experiments.common.options import chosen_trainings
-from recipes.experiments.common.trainings import DATA, FOLLOWED, Training, prepare
+from recipes.experiments.common.trainings import DATA, TOO_SMALL, Training, prepare
 
 __all__ = ["SCORES", "SIZES", "compare_outputs", "follow", "jobs"]
 
@@ -46,7 +48,7 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def jobs(options: argparse.Namespace) -> list[Training]:
     """The trainings that the options ask for: one seed after the other, and of each CIFAR-10 first."""
-    chosen = chosen_trainings(options, conditions=FOLLOWED)
+    chosen = [own for own in chosen_trainings(options) if (own.network, own.data) != TOO_SMALL]
     return chosen if options.quick else sorted(chosen, key=lambda own: (own.seed, DATA.index(own.data)))
 
 
@@ -82,7 +84,9 @@ def follow(training: Training, root: str | None = None, weights: str | None = No
         weights: See `every_epoch`.
 
     Returns:
-        The training's settings, and `epochs`: losses (nats) and accuracies, and what `compare_outputs` finds.
+        The training's settings, and `epochs`: losses (nats) and accuracies, the share of 1,024 training images whose
+        prediction `changed` (of all, after the first epoch), the `disparity` of the gradients of five batches of them,
+        the mean variance of the layers' weights, and what `compare_outputs` finds.
     """
     images = prepare(training, root)
     parts = {
@@ -91,11 +95,18 @@ def follow(training: Training, root: str | None = None, weights: str | None = No
     }
     labels = {"train": images.data.train_labels[:_SIZE], "val": images.data.val_labels, "test": images.data.test_labels}
     epochs = []
+    before: Tensor | None = None
     for _, network in every_epoch(training, images, weights):
         logits = {part: logits_of(network, own).double() for part, own in parts.items()}
         row: dict[str, float] = {}
         for part, own in logits.items():
             row[f"{part}_loss"] = functional.cross_entropy(own, labels[part]).item()
             row[f"{part}_acc"] = (own.argmax(1) == labels[part]).double().mean().item()
+        now = logits["train"].argmax(1)
+        row["changed"] = 1.0 if before is None else (now != before).double().mean().item()
+        before = now
+        row["disparity"] = batch_disparity(network, parts["train"], labels["train"], training.batch_size)
+        weights_of_layers = [own for own in network.parameters() if own.ndim > 1]
+        row["weight_variance"] = torch.stack([own.var() for own in weights_of_layers]).mean().item()
         epochs.append(row | compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"]))
     return {"cell": asdict(training), "epochs": epochs}

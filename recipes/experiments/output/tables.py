@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from statistics import mean, median
 
 from lightning_anomaly.callbacks._output_rise import output_rise
-from recipes.experiments.common.curves import best_epoch, signal
+from recipes.experiments.common.curves import auroc, best_epoch, signal
 from recipes.experiments.common.tables import Line, is_overfitting, markdown
-from recipes.experiments.h1.stopping_rules import by_patience
+from recipes.experiments.common.trainings import DATA, Training
+from recipes.experiments.h1.stopping_rules import Stop, by_patience, by_rise
 from recipes.experiments.output.follow import SIZES
 
 __all__ = ["RULES", "chosen_on", "first_above", "gap_rules", "output_rules", "output_runs", "output_scores"]
@@ -27,10 +28,17 @@ def _rises(line: Line, name: str = "confidence_gap") -> list[float]:
     return [output_rise(values[:end]) for end in range(1, len(values) + 1)]
 
 
-def _patience(line: Line, patience: int) -> int | None:
-    values = signal(line, "val_loss")
-    last = by_patience(values, patience).last
-    return last if last < len(values) - 1 else None
+def _patience(line: Line, patience: int, name: str = "val_loss") -> int | None:
+    return _stop(line, by_patience(signal(line, name), patience))
+
+
+def _weight_variance(line: Line) -> int | None:
+    values = signal(line, "weight_variance")
+    return _stop(line, by_rise([value / values[0] for value in values]))
+
+
+def _stop(line: Line, stop: Stop) -> int | None:
+    return stop.last if stop.last < len(line["epochs"]) - 1 else None
 
 
 # Where each rule stops a training, if it does; the network is the one of that epoch.
@@ -44,6 +52,9 @@ RULES: dict[str, Callable[[Line], int | None]] = {
     "validation loss, patience 3": lambda line: _patience(line, 3),
     "validation loss, patience 5": lambda line: _patience(line, 5),
     "validation loss, patience 10": lambda line: _patience(line, 10),
+    "Label Wave, patience 5": lambda line: _patience(line, 5, "changed"),
+    "gradient disparity, patience 5": lambda line: _patience(line, 5, "disparity"),
+    "rise of weight variance": _weight_variance,
     "none: train to the end": lambda line: None,
 }
 
@@ -55,11 +66,17 @@ def chosen_on(line: Line) -> bool:
 
 
 def _parts(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The trainings that had a part in the choice, and the others, by data."""
+    """The trainings that had a part in the choice, and the others, by data; those on all images apart."""
+    kinds = ("chosen on", "others", "all images")
+
+    def part(line: Line) -> tuple[int, str]:
+        long = line["cell"]["train_size"] > Training.train_size
+        return 2 if long else int(not chosen_on(line)), line["cell"]["data"]
+
     parts: dict[str, list[Line]] = {}
-    for line in sorted(lines, key=lambda own: (not chosen_on(own), own["cell"]["data"])):
-        name = f"{'chosen on' if chosen_on(line) else 'others'}: {line['cell']['data']}"
-        parts.setdefault(name, []).append(line)
+    for line in sorted(lines, key=part):
+        kind, data = part(line)
+        parts.setdefault(f"{kinds[kind]}: {data}", []).append(line)
     return parts
 
 
@@ -147,7 +164,11 @@ def output_runs(lines: Sequence[Line]) -> str:
 
 
 def output_scores(lines: Sequence[Line]) -> str:
-    """How far each number rises: the least in an overfitting training on CIFAR-10, and the most in a healthy one."""
+    """How well the largest rise of each number tells the short trainings that had no part in the choice, by data.
+
+    The probability that it is larger in an overfitting training than in a healthy one, the least in an overfitting one,
+    and the most in a healthy one.
+    """
     names = {"gap of the largest softmax probability": "confidence_gap"}
     names |= {f"area by the same, {size} images": f"confidence_auc {size}" for size in SIZES}
     names |= {
@@ -157,10 +178,17 @@ def output_scores(lines: Sequence[Line]) -> str:
         "area by the energy": "energy_auc",
         "area by the loss, with labels": "loss_auc",
     }
-    some = [line for line in lines if line["cell"]["data"] == "cifar10"]
-    rows = []
-    for label, name in names.items():
-        rises = [(is_overfitting(line), max(_rises(line, name))) for line in some]
-        bad, good = ([rise for kind, rise in rises if kind == wanted] for wanted in (True, False))
-        rows.append((label, f"{min(bad):.3f}" if bad else "-", f"{max(good):.3f}" if good else "-"))
-    return markdown(("by", f"smallest of {len(bad)} overfitting", f"largest of {len(good)} healthy"), rows)
+    header, rows = ["by"], [[label] for label in names]
+    for data in DATA:
+        some = _parts(lines).get(f"others: {data}", [])
+        kinds = [is_overfitting(line) for line in some]
+        header += [f"{data}: AUROC", f"least of {sum(kinds)} overfitting", f"most of {len(kinds) - sum(kinds)} healthy"]
+        for row, name in zip(rows, names.values(), strict=True):
+            rises = [max(_rises(line, name)) for line in some]
+            area = auroc(rises, kinds)
+            ends = [
+                pick([rise for rise, kind in zip(rises, kinds, strict=True) if kind == wanted], default=None)
+                for pick, wanted in ((min, True), (max, False))
+            ]
+            row += ["-" if area is None else f"{area:.2f}", *("-" if end is None else f"{end:.3f}" for end in ends)]
+    return markdown(header, rows)

@@ -38,17 +38,20 @@ def test_seeds_come_one_after_the_other_and_cifar10_first() -> None:
     keys = [
         job.key for job in EXPERIMENTS["output"].jobs(parse(["output", "--networks", "lenet5", "--seeds", "0", "1"]))
     ]
-    assert [key.split("/")[1::2] for key in keys[::4]] == [
+    assert [key.split("/")[1::2] for key in keys[::6]] == [
         ["cifar10", "0"], ["fashion_mnist", "0"], ["cifar10", "1"], ["fashion_mnist", "1"]
     ]  # fmt: skip
-    assert len(keys) == 16
+    assert len(keys) == 24
 
 
-def line(condition: str, areas: list[float], losses: list[float], seed: int = 0) -> dict[str, Any]:
-    cell = {"network": "lenet5", "data": "cifar10", "condition": condition, "seed": seed}
+def line(
+    condition: str, areas: list[float], losses: list[float], seed: int = 0, train_size: int = 4000
+) -> dict[str, Any]:
+    cell = {"network": "lenet5", "data": "cifar10", "condition": condition, "seed": seed, "train_size": train_size}
     epochs = [
         {"confidence_auc": area, "confidence_gap": area - 0.5, "confidence_p_value": 0.5, "loss_auc": 0.5,
-         "val_loss": loss, "test_acc": 1 / (1 + loss)} for area, loss in zip(areas, losses, strict=True)
+         "val_loss": loss, "test_acc": 1 / (1 + loss), "changed": loss, "disparity": -loss,
+         "weight_variance": area} for area, loss in zip(areas, losses, strict=True)
     ]  # fmt: skip
     return {"key": f"lenet5/cifar10/{condition}/{seed}", "cell": cell, "epochs": epochs}
 
@@ -69,9 +72,23 @@ def test_rules_stop_where_they_say_and_count_what_they_stop() -> None:
     assert rows["none: train to the end"].endswith(" | 0 of 1 | 0 of 1 | 2.00 | 2.00 | 100% | 16.7 |")
     (row,) = [row for row in tables.output_runs([bad, good]).splitlines() if "overfitting" in row]
     assert row.endswith("| 1.00 → 2.00 | 2 | 0.000 → 0.000 → 0.100 | 0.500 → 0.500 → 0.600 | 0.080 | 5 | 1.30 |")
-    assert (
-        tables.output_rules([line("overfitting", [0.5] * 5, [1.0] * 5, seed=1)]).splitlines()[2].startswith("| others")
-    )
+    for part, own in {"others": {"seed": 1}, "all images": {"train_size": 48_976}}.items():
+        (first, *_) = tables.output_rules([line("overfitting", [0.5] * 5, [1.0] * 5, **own)]).splitlines()[2:]
+        assert first.startswith(f"| {part}: cifar10 | ")
+
+
+def test_scores_tell_overfitting_from_healthy_trainings_that_had_no_part_in_the_choice() -> None:
+    bad = [line("overfitting", [0.5] * 3 + [end] * 3, [1.0] * 6, seed=1) for end in (0.54, 0.6)]
+    good = [line("augmented", [0.5] * 3 + [end] * 3, [1.0] * 6, seed=1) for end in (0.52, 0.56)]
+    chosen = line("augmented", [0.5] * 3 + [0.9] * 3, [1.0] * 6)
+    for own in (*bad, *good, chosen):
+        names = {f"confidence_auc {size}": 0.5 for size in output.SIZES}
+        own["epochs"] = [
+            epoch | names | {"entropy_auc": 0.5, "margin_auc": 0.5, "energy_auc": 0.5} for epoch in own["epochs"]
+        ]
+    header, _, *rows = tables.output_scores([*bad, *good, chosen]).splitlines()
+    assert "least of 2 overfitting | most of 2 healthy" in header
+    assert rows[0] == "| gap of the largest softmax probability | 0.75 | 0.040 | 0.060 | - | - | - |"
 
 
 def test_the_gap_of_two_sample_s_lines_is_judged_in_the_same_way() -> None:
