@@ -50,7 +50,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_gap`: the mean of the network's largest
     softmax probability on training images less that on validation images, near 0 as long as it treats both alike. It
     stops when the mean of the last three validations is 0.025 above the lowest such mean before. So it has to see a
-    training from its beginning, and about 1,000 images of each kind. Where the validation loss rises because the network
+    training from its beginning, and about 1,000 images of each kind. Where the validation loss rises because a network
     gets too sure of everything, as on large training sets, the gap stays small and it stops late or never: with labels,
     stop by the loss. See `docs/results/stopping_output.md` for what it cost and found.
 
