@@ -208,5 +208,5 @@ def _beside_chance(
     layer = _compare(values, n_train)
     _, p_values = divided_test(values[layer.live], divisions)
     by_chance = (p_values <= significance).sum(0)
-    told = int((layer.live & (layer.p_value <= significance)).sum())
+    told = int(layer.told(significance).sum())
     return replace(layer, share_p_value=share_of_chance(told, by_chance)), by_chance

@@ -30,6 +30,10 @@ class LayerComparison:
     p_value: Tensor
     share_p_value: float = 1.0
 
+    def told(self, significance: float) -> Tensor:
+        """Which filters tell the images apart, at this p-value at most `(F,)`."""
+        return self.live & (self.p_value <= significance)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TwoSampleReport(Tabular):
@@ -68,6 +72,11 @@ class TwoSampleReport(Tabular):
         return not {"output", "few images"} & set(self.notes)
 
     @property
+    def judged(self) -> dict[str, LayerComparison]:
+        """`layers` and `units` together."""
+        return {**self.layers, **self.units}
+
+    @property
     def telling_layers(self) -> dict[str, float]:
         """`{layer: share of its live filters or units that tell the images apart}`, the largest share first.
 
@@ -75,8 +84,8 @@ class TwoSampleReport(Tabular):
         """
         shares = {
             name: self.fraction_in([name])
-            for name, layer in self._all.items()
-            if layer.share_p_value <= self.significance and self._told(layer).any()
+            for name, layer in self.judged.items()
+            if layer.share_p_value <= self.significance and layer.told(self.significance).any()
         }
         return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 
@@ -91,7 +100,7 @@ class TwoSampleReport(Tabular):
     @property
     def filters(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of the filters that tell the images apart, layers without any left out."""
-        found = {name: self._told(layer).nonzero()[:, 0].tolist() for name, layer in self.layers.items()}
+        found = {name: layer.told(self.significance).nonzero()[:, 0].tolist() for name, layer in self.layers.items()}
         return {name: filters for name, filters in found.items() if filters}
 
     @property
@@ -117,23 +126,17 @@ class TwoSampleReport(Tabular):
 
     def fraction_in(self, layers: Iterable[str]) -> float:
         """`fraction` over some of the layers, linear ones too; a name that the report does not have counts nothing."""
-        chosen = [self._all[name] for name in layers if name in self._all]
+        judged = self.judged
+        chosen = [judged[name] for name in layers if name in judged]
         live = sum(int(layer.live.sum()) for layer in chosen)
-        return sum(int(self._told(layer).sum()) for layer in chosen) / live if live else 0.0
-
-    @property
-    def _all(self) -> dict[str, LayerComparison]:
-        return {**self.layers, **self.units}
-
-    def _told(self, layer: LayerComparison) -> Tensor:
-        return layer.live & (layer.p_value <= self.significance)
+        return sum(int(layer.told(self.significance).sum()) for layer in chosen) / live if live else 0.0
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("layer", "filters", "live", "tell them apart", "fraction", "mean area")]
-        for name, layer in self._all.items():
+        for name, layer in self.judged.items():
             live = int(layer.live.sum())
             area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
-            told = int(self._told(layer).sum())
+            told = int(layer.told(self.significance).sum())
             rows.append(
                 (name or "(the model)", str(len(layer.live)), str(live), str(told), f"{told / max(1, live):.3f}", area)
             )

@@ -224,10 +224,10 @@ class TwoSampleCallback(Watcher):
                 vain = in_vain(trainer, self.log_key_prefix, "confidence") if key == "output" else ""
                 self._warn_once(key, note + vain)
         self._values |= {name: float(getattr(report, name)) for name in _NEUTRAL}
-        self._values |= {f"layer/{name}": report.fraction_in([name]) for name in (*report.layers, *report.units)}
+        self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
 
     def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:
-        layers = {} if report is None else {**report.layers, **report.units}
+        layers = {} if report is None else report.judged
         self.history.append(
             {
                 "epoch": trainer.current_epoch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -109,51 +109,68 @@ def overhead(name: str, network: nn.Module, data: ImageData, batch_size: int, ba
     """
     train, val = make_loaders(data, batch_size)
     module = Classifier(network)
-    timed_batches, epoch = _epoch(module, train, val, batches)
+    epoch = _epoch(module, train, val, batches)
     size = len(data.val_images)
     watcher = AnomalyFilterCallback(probe_size=size)
-    with_it, without = pl.Trainer(callbacks=[watcher], **SILENT), pl.Trainer(**SILENT)
     images = torch.cat([batch[0] for batch in val]).to(module.device)
     maps = capture(network, images, watcher.settings)
     engine, _ = choose_engine(watcher.settings.engine, images.device)
     points = [(reduction.points[reduction.live]) for reduction in (reduce_maps(m.maps, engine) for m in maps.values())]
-    work: dict[str, Callable[[], Any]] = {
-        "with": lambda: with_it.validate(module, val, verbose=False),
-        "without": lambda: without.validate(module, val, verbose=False),
+    apart: dict[str, Callable[[], Any]] = {
         "hooked": lambda: capture(network, images, watcher.settings),
         "unhooked": lambda: run(network, images, MapCapture({})),
         "pca": lambda: [reduce_maps(layer.maps, engine) for layer in maps.values()],
         "clustering": lambda: [cluster_filters(own, watcher.settings, engine) for own in points],
     }
-    for function in work.values():
-        function()
-    seconds = {key: median(times) for key, times in _in_turn(work, rounds).items()}
-    added = seconds["with"] - seconds["without"]
+    seconds = _added(module, val, watcher, apart, rounds)
     taken = seconds["hooked"] - seconds["unhooked"]
     return {
         "network": name,
-        "train_images": len(data.train_images),
-        "batch_size": batch_size,
-        "timed_batches": timed_batches,
+        **epoch,
         "probe": size,
-        "epoch_seconds": epoch,
-        "added_seconds": added,
-        "share": added / epoch,
+        "added_seconds": seconds["added"],
+        "share": seconds["added"] / epoch["epoch_seconds"],
         "capture_seconds": taken,
         "pca_seconds": seconds["pca"],
         "clustering_seconds": seconds["clustering"],
-        "rest_seconds": added - taken - seconds["pca"] - seconds["clustering"],
+        "rest_seconds": seconds["added"] - taken - seconds["pca"] - seconds["clustering"],
         "figures_seconds": _figures(module, train, val),
     }
 
 
-def _epoch(module: pl.LightningModule, train: Loader, val: Loader, batches: int) -> tuple[int, float]:
-    """On how many batches an epoch was timed, and its seconds."""
+def _epoch(module: pl.LightningModule, train: Loader, val: Loader, batches: int) -> Row:
+    """An epoch of so many images in such batches, on how many of these it was timed, and its seconds."""
     stopwatch = _Stopwatch()
     pl.Trainer(
         max_epochs=1, limit_train_batches=_WARM + batches, limit_val_batches=0, callbacks=[stopwatch], **SILENT
     ).fit(module, train, val)
-    return stopwatch.batches, (stopwatch.ended - stopwatch.begun) / stopwatch.batches * len(train)
+    images: Any = train.dataset
+    return {
+        "train_images": len(images),
+        "batch_size": train.batch_size,
+        "timed_batches": stopwatch.batches,
+        "epoch_seconds": (stopwatch.ended - stopwatch.begun) / stopwatch.batches * len(train),
+    }
+
+
+def _added(
+    module: pl.LightningModule, val: Loader, callback: pl.Callback, apart: Mapping[str, Callable[[], Any]], rounds: int
+) -> dict[str, float]:
+    """Median seconds that a callback adds to a validation, as `added`, and those of what is timed `apart`, in turn."""
+    with_it, without = pl.Trainer(callbacks=[callback], **SILENT), pl.Trainer(**SILENT)
+    work: dict[str, Callable[[], Any]] = {
+        "with": lambda: with_it.validate(module, val, verbose=False),
+        "without": lambda: without.validate(module, val, verbose=False),
+        **apart,
+    }
+    for function in work.values():
+        function()
+    times: dict[str, list[float]] = {key: [] for key in work}
+    for _ in range(rounds):
+        for key, function in work.items():
+            times[key].append(timed(function))
+    seconds = {key: median(own) for key, own in times.items()}
+    return seconds | {"added": seconds["with"] - seconds["without"]}
 
 
 def comparison_overhead(
@@ -166,42 +183,25 @@ def comparison_overhead(
     """
     train, val = make_loaders(data, batch_size)
     module = Classifier(network)
-    timed_batches, epoch = _epoch(module, train, val, batches)
+    epoch = _epoch(module, train, val, batches)
     val_images = torch.cat([batch[0] for batch in val])
     train_images = torch.stack([train.dataset[index][0] for index in range(len(val_images))])
     compared = TwoSampleCallback(train_images, val_images)
-    with_it, without = pl.Trainer(callbacks=[compared], **SILENT), pl.Trainer(**SILENT)
     images = torch.cat([train_images, val_images])
-    work: dict[str, Callable[[], Any]] = {
-        "with": lambda: with_it.validate(module, val, verbose=False),
-        "without": lambda: without.validate(module, val, verbose=False),
+    apart: dict[str, Callable[[], Any]] = {
         "comparison": lambda: two_sample_test(network, train_images, val_images),
         "forward": lambda: run(network, images, MapCapture({})),
     }
-    for function in work.values():
-        function()
-    seconds = {key: median(times) for key, times in _in_turn(work, rounds).items()}
-    added = seconds["with"] - seconds["without"]
+    seconds = _added(module, val, compared, apart, rounds)
     return {
         "network": name,
-        "train_images": len(data.train_images),
-        "batch_size": batch_size,
-        "timed_batches": timed_batches,
+        **epoch,
         "compared": len(val_images),
-        "epoch_seconds": epoch,
-        "added_seconds": added,
-        "share": added / epoch,
+        "added_seconds": seconds["added"],
+        "share": seconds["added"] / epoch["epoch_seconds"],
         "comparison_seconds": seconds["comparison"],
         "forward_seconds": seconds["forward"],
     }
-
-
-def _in_turn(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {key: [] for key in work}
-    for _ in range(rounds):
-        for key, function in work.items():
-            seconds[key].append(timed(function))
-    return seconds
 
 
 def _figures(module: pl.LightningModule, train: Any, val: Any) -> float:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING
+from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING, Training
 
-__all__ = ["Line", "group", "markdown", "spread"]
+__all__ = ["Line", "group", "is_long", "is_overfitting", "markdown", "spread"]
 
 Line = dict[str, Any]
 
@@ -43,3 +43,8 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def is_overfitting(line: Line) -> bool:
     """Whether a training belongs to the conditions that overfit, and not to the healthy controls."""
     return line["cell"]["condition"] in OVERFITTING
+
+
+def is_long(line: Line) -> bool:
+    """Whether a training saw more images in an epoch than those of the full matrix do."""
+    return bool(line["cell"]["train_size"] > Training.train_size)

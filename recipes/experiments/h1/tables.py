@@ -20,8 +20,7 @@ from recipes.experiments.common.curves import (
     sustained_rise,
 )
 from recipes.experiments.common.figures import draw_panels
-from recipes.experiments.common.tables import Line, group, is_overfitting, markdown, spread
-from recipes.experiments.common.trainings import Training
+from recipes.experiments.common.tables import Line, group, is_long, is_overfitting, markdown, spread
 
 __all__ = [
     "SOURCES",
@@ -67,11 +66,11 @@ _PANELS = (
 
 def short_runs(lines: Iterable[Line]) -> list[Line]:
     """The runs that have the full matrix's number of training images in an epoch, which the long ones exceed."""
-    return [line for line in lines if line["cell"]["train_size"] <= Training.train_size]
+    return [line for line in lines if not is_long(line)]
 
 
 def _long_runs(lines: Sequence[Line]) -> list[Line]:
-    return [line for line in lines if line["cell"]["train_size"] > Training.train_size]
+    return [line for line in lines if is_long(line)]
 
 
 def run_table(lines: Sequence[Line]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import mean, median
 
 from lightning_anomaly.callbacks._output_rise import output_rise
 from recipes.experiments.common.curves import auroc, best_epoch, signal
-from recipes.experiments.common.tables import Line, is_overfitting, markdown
-from recipes.experiments.common.trainings import DATA, Training
-from recipes.experiments.h1.stopping_rules import Stop, by_patience, by_rise
+from recipes.experiments.common.tables import Line, is_long, is_overfitting, markdown
+from recipes.experiments.common.trainings import DATA
+from recipes.experiments.h1.stopping_rules import RULES as OTHERS
 from recipes.experiments.output.follow import SIZES
 
 __all__ = ["RULES", "chosen_on", "first_above", "gap_rules", "output_rules", "output_runs", "output_scores"]
@@ -28,17 +29,10 @@ def _rises(line: Line, name: str = "confidence_gap") -> list[float]:
     return [output_rise(values[:end]) for end in range(1, len(values) + 1)]
 
 
-def _patience(line: Line, patience: int, name: str = "val_loss") -> int | None:
-    return _stop(line, by_patience(signal(line, name), patience))
-
-
-def _weight_variance(line: Line) -> int | None:
-    values = signal(line, "weight_variance")
-    return _stop(line, by_rise([value / values[0] for value in values]))
-
-
-def _stop(line: Line, stop: Stop) -> int | None:
-    return stop.last if stop.last < len(line["epochs"]) - 1 else None
+def _as_others(rule: str, line: Line) -> int | None:
+    """Where one of the rules of `stopping_rules` stops a training, if it does."""
+    last = OTHERS[rule](line).last
+    return last if last < len(line["epochs"]) - 1 else None
 
 
 # Where each rule stops a training, if it does; the network is the one of that epoch.
@@ -49,12 +43,17 @@ RULES: dict[str, Callable[[Line], int | None]] = {
     "area, above 0.55": lambda line: first_above(signal(line, "confidence_auc"), 0.55),
     "area, p-value below 1%": lambda line: first_above([-p for p in signal(line, "confidence_p_value")], -0.01),
     "loss with labels, rise of 0.03": lambda line: first_above(_rises(line, "loss_auc"), RISE),
-    "validation loss, patience 3": lambda line: _patience(line, 3),
-    "validation loss, patience 5": lambda line: _patience(line, 5),
-    "validation loss, patience 10": lambda line: _patience(line, 10),
-    "Label Wave, patience 5": lambda line: _patience(line, 5, "changed"),
-    "gradient disparity, patience 5": lambda line: _patience(line, 5, "disparity"),
-    "rise of weight variance": _weight_variance,
+    **{
+        rule: partial(_as_others, rule)
+        for rule in (
+            "validation loss, patience 3",
+            "validation loss, patience 5",
+            "validation loss, patience 10",
+            "Label Wave, patience 5",
+            "gradient disparity, patience 5",
+            "rise of weight variance",
+        )
+    },
     "none: train to the end": lambda line: None,
 }
 
@@ -70,8 +69,7 @@ def _parts(lines: Sequence[Line]) -> dict[str, list[Line]]:
     kinds = ("chosen on", "others", "all images")
 
     def part(line: Line) -> tuple[int, str]:
-        long = line["cell"]["train_size"] > Training.train_size
-        return 2 if long else int(not chosen_on(line)), line["cell"]["data"]
+        return 2 if is_long(line) else int(not chosen_on(line)), line["cell"]["data"]
 
     parts: dict[str, list[Line]] = {}
     for line in sorted(lines, key=part):
@@ -178,9 +176,9 @@ def output_scores(lines: Sequence[Line]) -> str:
         "area by the energy": "energy_auc",
         "area by the loss, with labels": "loss_auc",
     }
-    header, rows = ["by"], [[label] for label in names]
+    header, rows, parts = ["by"], [[label] for label in names], _parts(lines)
     for data in DATA:
-        some = _parts(lines).get(f"others: {data}", [])
+        some = parts.get(f"others: {data}", [])
         kinds = [is_overfitting(line) for line in some]
         header += [f"{data}: AUROC", f"least of {sum(kinds)} overfitting", f"most of {len(kinds) - sum(kinds)} healthy"]
         for row, name in zip(rows, names.values(), strict=True):
