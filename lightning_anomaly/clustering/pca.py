@@ -60,7 +60,8 @@ def reduce_maps(maps: Tensor, engine: Engine, *, max_memory_mb: int = 256) -> Re
     step = max(1, min(fit, 2 * rows_at_a_time(samples * pixels, maps)))
 
     def reduce(maps: Tensor) -> tuple[Tensor, ...]:
-        parts = [_reduce(own.transpose(0, 1), rounding, engine) for own in torch.split(maps, step)]
+        # A compact copy first: where channels come last, a filter's values lie far apart until then.
+        parts = [_reduce(own.clone(), rounding, engine) for own in torch.split(maps, step)]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     by_filter = maps.transpose(0, 1)
@@ -69,11 +70,12 @@ def reduce_maps(maps: Tensor, engine: Engine, *, max_memory_mb: int = 256) -> Re
 
 
 def _reduce(maps: Tensor, rounding: float, engine: Engine) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = maps.transpose(0, 1).flatten(2) if maps.ndim > 2 else maps.transpose(0, 1)[:, :, None]
+    rows = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
     rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     largest = torch.linalg.vector_norm(rows, torch.inf, (1, 2))  # NaN if any is
     finite = largest.isfinite()
-    rows[~finite] = 0
+    if not finite.all():
+        rows[~finite] = 0
     rows /= torch.where(finite & (largest > 0), largest, 1)[:, None, None]
     rows -= _each(lambda row: row.mean(0, keepdim=True), rows)
     total = _each(_sum_of_squares, rows)

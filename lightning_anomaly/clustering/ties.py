@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["SAME", "first_largest", "in_order", "nearest"]
+__all__ = ["CLOSE", "SAME", "first_largest", "in_order", "nearest"]
 
 SAME = 1e-9  # relative difference that is rounding, for values of order one or larger
+CLOSE = 1 + 1e-3  # ratio up to which float32 cannot tell inertias apart, by far
 
 
 def first_largest(values: Tensor) -> Tensor:

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.threads import ranges, rows_at_a_time, torch_in_threads
-from lightning_anomaly.clustering.ties import first_largest, in_order, nearest
+from lightning_anomaly.clustering.ties import CLOSE, first_largest, in_order, nearest
 
 __all__ = ["cluster_moments", "kmeans", "kmeans_plus_plus"]
-
-_CLOSE = 1 + 1e-3  # inertias that float32 cannot tell apart from the smallest one, by far
 
 
 def kmeans_plus_plus(points: Tensor, uniform: Tensor) -> Tensor:
@@ -53,7 +51,7 @@ def kmeans(points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
                 # Most of the way in half the time; then those that may be the best go on from there.
                 rough, inertia = _lloyd(coordinates.float(), found.float(), todo, max_iter)
                 own = inertia.view(centres.shape[:2])
-                todo = todo[(own <= _CLOSE * own.amin(1, keepdim=True)).flatten()]
+                todo = todo[(own <= CLOSE * own.amin(1, keepdim=True)).flatten()]
                 found = rough.double()
             found, inertia = _lloyd(coordinates, found, todo, max_iter)
         return found.permute(2, 1, 0).reshape(centres.shape), inertia.view(centres.shape[:2])
