@@ -22,7 +22,6 @@ from lightning_anomaly.rank_test import (
     enough_samples,
     live_filters,
     random_divisions,
-    rank_test,
     samples_needed,
     samples_to_be_live,
     share_of_chance,
@@ -117,7 +116,7 @@ def two_sample_test(
             )
             continue
         values[name] = _values(layer, other)
-        compared[name], of_layer = _beside_chance(values[name], n_train, divisions, significance)
+        compared[name], of_layer = _compare(values[name], n_train, divisions, significance)
         by_chance += of_layer
         nonfinite = int((~values[name].isfinite().all(1)).sum())
         if nonfinite:
@@ -139,7 +138,7 @@ def two_sample_test(
         by_chance.double() / max(1, live),
         notes,
         units={
-            name: _beside_chance(_values(units[0][name], units[1][name]), n_train, divisions, significance)[0]
+            name: _compare(_values(units[0][name], units[1][name]), n_train, divisions, significance)[0]
             for name in units[0]
             if name in units[1]
         },
@@ -193,20 +192,16 @@ def _values(layer: LayerMaps, other: LayerMaps) -> Tensor:
     return torch.cat([layer.maps.T, other.maps.T], 1).cpu()
 
 
-def _compare(values: Tensor, n_train: int) -> LayerComparison:
-    """The filters of a layer from their values on all images `(F, n + m)`, the training images first."""
+def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: float) -> tuple[LayerComparison, Tensor]:
+    """The filters of a layer from their values on all images `(F, n + m)`, the training images first.
+
+    Returns:
+        The comparison, and how many filters each random division finds `(999,)`.
+    """
     live = live_filters(values, n_train)
-    area, p_value = rank_test(values[:, :n_train], values[:, n_train:])
-    area[~live], p_value[~live] = 0.5, 1.0
-    return LayerComparison(live, area, p_value)
-
-
-def _beside_chance(
-    values: Tensor, n_train: int, divisions: Tensor, significance: float
-) -> tuple[LayerComparison, Tensor]:
-    """As `_compare`, with the p-value of the share; and how many filters each random division finds `(999,)`."""
-    layer = _compare(values, n_train)
-    _, p_values = divided_test(values[layer.live], divisions)
-    by_chance = (p_values <= significance).sum(0)
-    told = int(layer.told(significance).sum())
-    return replace(layer, share_p_value=share_of_chance(told, by_chance)), by_chance
+    made = torch.arange(values.shape[1])[:, None] < n_train
+    areas, p_values = divided_test(values[live], torch.cat([made, divisions], 1))
+    found = (p_values <= significance).sum(0)
+    area, p_value = (torch.full(live.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
+    area[live], p_value[live] = areas[:, 0], p_values[:, 0]
+    return LayerComparison(live, area, p_value, share_of_chance(int(found[0]), found[1:])), found[1:]

@@ -41,7 +41,7 @@ def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_v
     values = torch.zeros(3000, n_train + n_val)
     for row in values:
         row[torch.randperm(len(row), generator=RNG)[:active]] = torch.rand(active, generator=RNG)
-    found = _compare(values, n_train)
+    found, _ = _compare(values, n_train, torch.zeros(n_train + n_val, 0, dtype=torch.bool), 0.01)
     rate = (found.p_value <= 0.01).double().mean().item()
     assert rate <= 0.01 + 4 * math.sqrt(0.01 / 3000)
     assert found.live.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
