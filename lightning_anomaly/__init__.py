@@ -7,12 +7,10 @@ from lightning_anomaly.callbacks import (
     AnomalyPruneCallback,
     TwoSampleCallback,
 )
-from lightning_anomaly.find_outliers import find_outliers
-from lightning_anomaly.outlier_report import OutlierReport
+from lightning_anomaly.outliers import OutlierReport, find_outliers
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
-from lightning_anomaly.two_sample import two_sample_test
-from lightning_anomaly.two_sample_report import TwoSampleReport
+from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
 
 __version__ = "0.2.0"
 

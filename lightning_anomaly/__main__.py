@@ -32,8 +32,8 @@ from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.find_outliers import find_outliers
-from lightning_anomaly.outlier_report import OutlierReport
+from lightning_anomaly.outliers.report import OutlierReport
+from lightning_anomaly.outliers.search import find_outliers
 from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
 

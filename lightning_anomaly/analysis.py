@@ -20,12 +20,11 @@ from lightning_anomaly.clustering.choice import Clustering, cluster_layers
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.clustering.threads import torch_in_threads
-from lightning_anomaly.isolation import isolated_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport, join_layers
-from lightning_anomaly.scores import layer_scores
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
-from lightning_anomaly.verdicts import (
+from lightning_anomaly.verdicts.isolation import isolated_samples
+from lightning_anomaly.verdicts.rare import (
     ANOMALY,
     DEAD,
     NONFINITE,
@@ -34,6 +33,7 @@ from lightning_anomaly.verdicts import (
     shown_clustering,
     smallest_share,
 )
+from lightning_anomaly.verdicts.scores import layer_scores
 
 __all__ = ["Share", "analyze", "analyze_maps", "analyze_share", "join_shares"]
 

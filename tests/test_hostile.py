@@ -22,7 +22,7 @@ from lightning_anomaly.clustering.choice import cluster_filters
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.verdicts import outlier_samples, shown_clustering, smallest_share
+from lightning_anomaly.verdicts.rare import outlier_samples, shown_clustering, smallest_share
 
 AUTO, _ = choose_engine("auto", torch.device("cpu"))
 FILTERS = 50

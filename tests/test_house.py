@@ -14,26 +14,18 @@ ROOMS = [
     "capture",
     "clustering",
     "verdicts",
-    "isolation",
-    "directions",
-    "scores",
-    "conformal",
     "plots",
     "browser",
     "report",
-    "outlier_report",
     "analysis",
-    "find_outliers",
-    "rank_test",
-    "confidence",
-    "two_sample_report",
+    "outliers",
     "two_sample",
     "pruning",
     "checkpoint",
     "__main__",
     "callbacks",
 ]
-MEETS_MODULES = {"capture", "pruning", "analysis", "find_outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
+MEETS_MODULES = {"capture", "pruning", "analysis", "outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
 
 
 def name_of(file: Path) -> str:

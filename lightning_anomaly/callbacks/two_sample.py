@@ -15,8 +15,8 @@ from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.plots.fields import ComparisonFields
-from lightning_anomaly.two_sample import check_groups, two_sample_test
-from lightning_anomaly.two_sample_report import TwoSampleReport
+from lightning_anomaly.two_sample.comparison import check_groups, two_sample_test
+from lightning_anomaly.two_sample.report import TwoSampleReport
 
 __all__ = ["TwoSampleCallback"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.plots.fields import LayerFields, ReportFields
 from lightning_anomaly.plots.style import ISOLATED_COLOURS, VERDICT_COLOURS, layer_text, new_figure
-from lightning_anomaly.verdicts import ANOMALY, NONFINITE
+from lightning_anomaly.verdicts.rare import ANOMALY, NONFINITE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.verdicts import ANOMALY, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
 
 __all__ = ["Criterion", "Summary", "choose_filters", "choose_others", "filter_norms", "summarise"]
 

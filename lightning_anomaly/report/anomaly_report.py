@@ -16,7 +16,7 @@ from lightning_anomaly.browser import BrowserFile, Pictures, write_page
 from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
 from lightning_anomaly.report.layer_report import LayerReport, layer_from_dict, layer_to_dict
 from lightning_anomaly.tables import Tabular
-from lightning_anomaly.verdicts import ANOMALY, DEAD, NONFINITE, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

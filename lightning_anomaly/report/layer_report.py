@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.verdicts import ANOMALY, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
 
 __all__ = ["LayerReport", "join_layers", "layer_from_dict", "layer_to_dict"]
 
@@ -34,8 +34,8 @@ class LayerReport:
         sparsity: Fraction of the maps' values that are at most 0 `(F,)`.
         map_size: Sides of a map in the network (pixels).
         analysed_size: Sides of the map that was analysed, smaller where maps were pooled (pixels).
-        outlier_scores: How far each probe sample is from the others by all the layer's filters `(N,)`, see `scores.py`;
-            empty in a report from before there were any.
+        outlier_scores: How far each probe sample is from the others by all the layer's filters `(N,)`, see
+            `verdicts/scores.py`; empty in a report from before there were any.
     """
 
     verdicts: tuple[str, ...]

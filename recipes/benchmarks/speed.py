@@ -37,7 +37,7 @@ from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.clustering.ties import first_largest
-from lightning_anomaly.verdicts import outlier_samples
+from lightning_anomaly.verdicts.rare import outlier_samples
 
 __all__ = ["REG_COVAR", "Row", "live_points", "one_thread", "plain_mixtures", "speed", "timed"]
 

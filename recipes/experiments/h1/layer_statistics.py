@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.report import LayerReport
-from lightning_anomaly.verdicts import ANOMALY, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
 
 __all__ = [
     "class_separation",

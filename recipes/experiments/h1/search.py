@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.report import LayerReport
-from lightning_anomaly.verdicts import ANOMALY, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
 from recipes.common.evaluation import evaluate, logits_of
 from recipes.common.maps import capture, choose
 from recipes.experiments.common.fitting import every_epoch

@@ -36,7 +36,7 @@ from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.pruning.mask import FilterMask, mask_filters
 from lightning_anomaly.pruning.selection import Summary, choose_filters, choose_others, filter_norms, summarise
 from lightning_anomaly.report import LayerReport
-from lightning_anomaly.verdicts import NORMAL
+from lightning_anomaly.verdicts.rare import NORMAL
 from recipes.common.evaluation import evaluate
 from recipes.experiments.common.fitting import every_epoch, further_epochs
 from recipes.experiments.common.options import chosen_trainings

@@ -20,8 +20,8 @@ from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.clustering.choice import cluster_filters
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import reduce_maps
-from lightning_anomaly.isolation import isolated_samples
-from lightning_anomaly.verdicts import outlier_samples
+from lightning_anomaly.verdicts.isolation import isolated_samples
+from lightning_anomaly.verdicts.rare import outlier_samples
 
 __all__ = ["DISTRIBUTIONS", "NULLS", "PLANTED", "RULES", "SHAPES", "Planted", "draw", "flagged", "rows"]
 

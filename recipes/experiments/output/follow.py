@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.confidence import compare_confidences
+from lightning_anomaly.two_sample.confidence import compare_confidences
 from recipes.common.evaluation import logits_of
 from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.gradients import batch_disparity

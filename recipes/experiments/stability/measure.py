@@ -23,7 +23,7 @@ from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import reduce_maps
-from lightning_anomaly.verdicts import outlier_samples, rare_samples
+from lightning_anomaly.verdicts.rare import outlier_samples, rare_samples
 from recipes.common.data import normalise
 from recipes.common.maps import capture, choose
 from recipes.experiments.common.fitting import every_epoch

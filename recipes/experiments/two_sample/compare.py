@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
-from lightning_anomaly.rank_test import divided_test, live_filters, random_divisions, share_of_chance
+from lightning_anomaly.two_sample.rank_test import divided_test, live_filters, random_divisions, share_of_chance
 from recipes.experiments.common.fitting import every_epoch, watched_layers
 from recipes.experiments.common.trainings import Training, prepare
 

@@ -9,7 +9,7 @@ import torch
 from sklearn.feature_selection import f_classif
 
 from lightning_anomaly.report import LayerReport
-from lightning_anomaly.verdicts import ANOMALY, DEAD, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NORMAL
 from recipes.experiments.h1.layer_statistics import (
     class_separation,
     gap,

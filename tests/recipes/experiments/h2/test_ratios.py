@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.report import AnomalyReport, LayerReport
-from lightning_anomaly.verdicts import ANOMALY, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
 from recipes.experiments.common.ranks import rank_correlation
 from recipes.experiments.h2.ratios import gradient_ratios, means, medians, ratio_with_interval
 

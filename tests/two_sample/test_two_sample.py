@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.rank_test import random_divisions
-from lightning_anomaly.two_sample import _compare
+from lightning_anomaly.two_sample.comparison import _compare
+from lightning_anomaly.two_sample.rank_test import random_divisions
 from recipes.common.networks import build
 from recipes.experiments.two_sample.compare import compare, responses
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lightning_anomaly.rank_test import share_of_chance
 from lightning_anomaly.tables import Tabular
+from lightning_anomaly.two_sample.rank_test import share_of_chance
 
 __all__ = ["LayerComparison", "TwoSampleReport"]
 

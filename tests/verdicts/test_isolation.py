@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_anomaly.isolation import isolated_samples
+from lightning_anomaly.verdicts.isolation import isolated_samples
 from recipes.experiments.outliers.null import DISTRIBUTIONS, NULLS, Planted, draw, flagged
 
 FRACTION = 0.02

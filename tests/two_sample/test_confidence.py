@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.confidence import Confidences, compare_confidences
-from lightning_anomaly.rank_test import divided_test, share_of_chance
+from lightning_anomaly.two_sample.confidence import Confidences, compare_confidences
+from lightning_anomaly.two_sample.rank_test import divided_test, share_of_chance
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)

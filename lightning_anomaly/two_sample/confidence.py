@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.rank_test import rank_test
+from lightning_anomaly.two_sample.rank_test import rank_test
 
 __all__ = ["Confidences", "compare_confidences"]
 

@@ -21,8 +21,8 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_integer
-from lightning_anomaly.conformal import FILTERS, Judgement, Statistics, learn_halves
-from lightning_anomaly.outlier_report import OutlierReport
+from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
+from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.processes import in_all, rank_and_world
 from lightning_anomaly.progress import track
 

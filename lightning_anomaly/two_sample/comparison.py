@@ -15,8 +15,8 @@ from lightning_anomaly.capture.layers import linear_layers, select_layers, unsee
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
-from lightning_anomaly.confidence import Confidences, compare_confidences
-from lightning_anomaly.rank_test import (
+from lightning_anomaly.two_sample.confidence import Confidences, compare_confidences
+from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     divided_test,
     enough_samples,
@@ -26,7 +26,7 @@ from lightning_anomaly.rank_test import (
     samples_to_be_live,
     share_of_chance,
 )
-from lightning_anomaly.two_sample_report import LayerComparison, TwoSampleReport
+from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
 
 __all__ = ["check_groups", "two_sample_test"]
 

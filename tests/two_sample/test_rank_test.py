@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from lightning_anomaly.rank_test import (
+from lightning_anomaly.two_sample.rank_test import (
     divided_test,
     enough_samples,
     live_filters,

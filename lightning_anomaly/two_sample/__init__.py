@@ -1,0 +1,6 @@
+"""Whether a network tells training images from validation images, by its output and by its filters."""
+
+from lightning_anomaly.two_sample.comparison import two_sample_test
+from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
+
+__all__ = ["LayerComparison", "TwoSampleReport", "two_sample_test"]
