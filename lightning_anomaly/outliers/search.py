@@ -51,7 +51,8 @@ def find_outliers(
     other: an image's p-value is the share of that half with scores as large (Bates, Candes, Lei, Romano and Sesia,
     "Testing for outliers with conformal p-values", 2023). So it says how rare such an image is among those of the
     reference, and if there are outliers in that, it is too large. The halves of the reference are measured by each
-    other. Images are read once, the reference twice if it is a part of them; nothing of an image is kept but its score.
+    other. The network runs once on each image, twice on one that is in the reference too. Kept are an image's score,
+    p-value, layer and filters, and small pictures of the 256 with the largest scores.
 
     Where processes are connected (`torch.distributed`, as under a Trainer's strategy), all of them call this with the
     same arguments. Each runs every so many-th batch, and all get the report that one process alone would give.

@@ -95,7 +95,8 @@ class TwoSampleReport(Tabular):
         shares = [f"'{name}' ({100 * share:.0f}%)" for name, share in self.telling_layers.items()]
         if shares:
             return f"in units of {', '.join(shares)}"
-        return "in no single unit: the output alone" if self.compares_output else "nowhere"
+        by_output = self.compares_output and self.confidence_p_value <= self.significance
+        return "in no single unit: the output alone" if by_output else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:
