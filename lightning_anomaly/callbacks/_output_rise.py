@@ -18,7 +18,7 @@ def output_rise(gaps: Sequence[float]) -> float:
     compared with, and not 0.
 
     Args:
-        gaps: `confidence_gap` at each validation, oldest first.
+        gaps: `confidence_log_odds_gap` at each validation, oldest first.
 
     Returns:
         The rise, at least 0; 0 before there are three values.

@@ -41,18 +41,17 @@ class _Signal:
 
 
 _RISE = _Signal("rise", THRESHOLD, 6, HOLD)
-_OUTPUT = _Signal("confidence_gap", 0.025, 1, 1)
+_OUTPUT = _Signal("confidence_log_odds_gap", 0.2, 1, 1)
 
 
 class AnomalyEarlyStopping(AnyEarlyStopping):
     """Stops a training that overfits, by a signal that needs no validation labels.
 
-    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_gap`: the mean of the network's largest
-    softmax probability on training images less that on validation images, near 0 as long as it treats both alike. It
-    stops when the mean of the last three validations is 0.025 above the lowest such mean before. So it has to see a
-    training from its beginning, and about 1,000 images of each kind. Where the validation loss rises because a network
-    gets too sure of everything, as on large training sets, the gap stays small and it stops late or never: with labels,
-    stop by the loss. See `docs/results/stopping_output.md` for what it cost and found.
+    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_log_odds_gap`: the mean log-odds of the
+    network's answers on training images less that on validation images, near 0 as long as it treats both alike. It
+    stops when the mean of the last three validations is 0.2 above the lowest such mean before. So it has to see a
+    training from its beginning, and about 1,000 images of each kind. See `docs/results/stopping_output.md` for what it
+    cost and found.
 
     **Beside an `AnomalyFilterCallback` alone** it watches `<log_key_prefix>/rise`, which is 0 while the fraction of
     anomaly filters is flat or falls: then it never stops a run, however long. Whether a rise means overfitting is the
@@ -69,8 +68,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     weights stay those of the last epoch; a `ModelCheckpoint` keeps others.
 
     Args:
-        threshold: The rise that has to be exceeded; None takes 0.025 for the output, and 0.05, as a fraction of the
-            filters, for anomaly filters.
+        threshold: The rise that has to be exceeded; None takes 0.2, in log-odds, for the output, and 0.05, as a
+            fraction of the filters, for anomaly filters.
         patience: Number of validations in a row for which it has to; None takes 1 for the output, and 6 for anomaly
             filters, at least 5: the first 5 of a rise are part of the value, which shows none that lasted less.
         log_key_prefix: That of the callback to watch; None takes the first TwoSampleCallback of the Trainer, and
@@ -209,8 +208,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         gap, where = fmean(self._gaps[-WINDOW:]), "by its output" if report is None else report.where
         return (
             f"The network knows its training images: over the last {WINDOW} validations it was surer of them than of "
-            f"validation images by {gap:.3f} on average ({self.monitor}), {value:.3f} more than at its lowest level, "
-            f"and the two are told apart {where}."
+            f"validation images, by {gap:.2f} in log-odds on average ({self.monitor}), {value:.2f} more than at its "
+            f"lowest level, and the two are told apart {where}."
         )
 
 

@@ -29,6 +29,7 @@ _NEUTRAL = {
     "p_value": 1.0,
     "confidence_auc": 0.5,
     "confidence_gap": 0.0,
+    "confidence_log_odds_gap": 0.0,
     "confidence_p_value": 1.0,
 }
 
@@ -38,10 +39,11 @@ class TwoSampleCallback(Watcher):
 
     See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
     as finite floats under `log_key_prefix`, of the output: `confidence_auc` (probability that it is surer of a training
-    image than of a validation image; 0.5 where it treats both alike), `confidence_gap` (by how much on average) and
-    `confidence_p_value`; of the filters: `count`, `fraction` (of the live ones), `p_value` (how often random divisions
-    of the same images give such a fraction) and `layer/NAME` (the fraction in each layer, also of the units of linear
-    ones). No label is needed. An `AnomalyEarlyStopping` beside it stops by `confidence_gap`.
+    image than of a validation image; 0.5 where it treats both alike), `confidence_gap` (by how much on average, as a
+    probability), `confidence_log_odds_gap` (the same in log-odds) and `confidence_p_value`; of the filters: `count`,
+    `fraction` (of the live ones), `p_value` (how often random divisions of the same images give such a fraction) and
+    `layer/NAME` (the fraction in each layer, also of the units of linear ones). No label is needed. An
+    `AnomalyEarlyStopping` beside it stops by `confidence_log_odds_gap`.
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
     precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook

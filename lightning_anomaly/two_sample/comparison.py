@@ -146,8 +146,15 @@ def two_sample_test(
     first, second = sure
     if first is None or second is None or not enough:
         return report
-    area, gap, p_value = compare_confidences(first, second)
-    return replace(report, confidence_auc=area, confidence_gap=gap, confidence_p_value=p_value)
+    area, gap, p_value = compare_confidences(first[:, 0], second[:, 0])
+    log_odds_gap = (first[:, 1].double().mean() - second[:, 1].double().mean()).item()
+    return replace(
+        report,
+        confidence_auc=area,
+        confidence_gap=gap,
+        confidence_log_odds_gap=log_odds_gap,
+        confidence_p_value=p_value,
+    )
 
 
 def check_groups(train_inputs: Any, val_inputs: Any) -> None:

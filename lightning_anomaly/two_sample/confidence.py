@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lightning_anomaly.two_sample.rank_test import rank_test
 
-__all__ = ["Confidences", "compare_confidences"]
+__all__ = ["Confidences", "compare_confidences", "largest_and_log_odds"]
 
 
 class Confidences:
-    """Takes the largest softmax probability of each sample out of what a model returns, batch by batch.
+    """Takes the largest softmax probability of each sample, and its log-odds, out of what a model returns.
 
     Attributes:
-        batches: Confidences `(n,)` of the batches, on the CPU.
+        batches: Both `(n, 2)` of the batches, on the CPU.
         problem: Why there are none, if so.
     """
 
@@ -42,16 +42,25 @@ class Confidences:
             # Not to rounding: of an output in bfloat16 the sum is 1 to two digits.
             if scores.min() < 0 or (scores.sum(1) - 1).abs().max() > 0.02:
                 scores = scores.softmax(1)
-            self.batches.append(scores.amax(1).flatten(1).mean(1).cpu() if scores.ndim > 2 else scores.amax(1).cpu())
+            both = torch.stack(largest_and_log_odds(scores), 1)
+            self.batches.append(both[..., None].flatten(2).mean(2).cpu())
 
     def of(self, n_samples: int) -> Tensor | None:
-        """The confidences `(n_samples,)`; None if some are missing or not finite, and `problem` says why."""
-        found = torch.cat(self.batches) if self.batches else torch.zeros(0)
+        """Both `(n_samples, 2)`; None if some are missing or not finite, and `problem` says why."""
+        found = torch.cat(self.batches) if self.batches else torch.zeros(0, 2)
         if self.problem is None and len(found) != n_samples:
             self.problem = f"it has {len(found)} samples where the inputs have {n_samples}"
         if self.problem is None and not found.isfinite().all():
-            self.problem = f"it is NaN for {int((~found.isfinite()).sum())} of {n_samples} samples"
+            self.problem = f"it is NaN for {int((~found.isfinite().all(1)).sum())} of {n_samples} samples"
         return found if self.problem is None else None
+
+
+def largest_and_log_odds(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of C probabilities `(n, C, ...)` and its log-odds `(n, ...)`, finite also where it is 1."""
+    largest, place = probabilities.max(1, keepdim=True)
+    others = probabilities.scatter(1, place, 0).sum(1)  # 1 less the largest would be rounding
+    largest = largest[:, 0]
+    return largest, largest.log() - others.clamp(min=torch.finfo(others.dtype).tiny).log()
 
 
 def compare_confidences(first: Tensor, second: Tensor) -> tuple[float, float, float]:

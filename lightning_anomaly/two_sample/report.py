@@ -50,6 +50,8 @@ class TwoSampleReport(Tabular):
             largest softmax probability, ties counted half; 0.5 if the output could not be compared.
         confidence_gap: Mean of that probability over the training images less that over the validation images; 0
             likewise.
+        confidence_log_odds_gap: The same of the logarithm of its odds, `log(p / (1 - p))`, which also tells sure from
+            very sure; 0 likewise.
         confidence_p_value: Of the rank test between the two; 1 likewise.
         units: The units of the linear layers, likewise `{layer: LayerComparison}`; none where `layers` were named. They
             have no part in `count`, `fraction` and `p_value`.
@@ -63,6 +65,7 @@ class TwoSampleReport(Tabular):
     notes: Mapping[str, str] = field(default_factory=dict)
     confidence_auc: float = 0.5
     confidence_gap: float = 0.0
+    confidence_log_odds_gap: float = 0.0
     confidence_p_value: float = 1.0
     units: Mapping[str, LayerComparison] = field(default_factory=dict)
 

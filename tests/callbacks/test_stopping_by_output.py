@@ -35,7 +35,9 @@ class Written(TwoSampleCallback):
         if not trainer.sanity_checking:
             self.validations = trainer.current_epoch + 1
             gap = self.gaps[trainer.current_epoch]
-            pl_module.log(f"{self.log_key_prefix}/confidence_gap", gap, on_step=False, on_epoch=True, batch_size=1)
+            pl_module.log(
+                f"{self.log_key_prefix}/confidence_log_odds_gap", gap, on_step=False, on_epoch=True, batch_size=1
+            )
 
 
 def run(folder: Path, gaps: list[float], *callbacks: Any, **options: Any) -> tuple[AnomalyEarlyStopping, int]:
@@ -47,13 +49,13 @@ def run(folder: Path, gaps: list[float], *callbacks: Any, **options: Any) -> tup
 
 
 def test_it_stops_when_the_mean_of_three_has_risen_above_its_lowest(tmp_path: Path) -> None:
-    stopping, ended = run(tmp_path, [0.04, 0.03, 0.02, 0.03, 0.03, 0.04, 0.13, 0.1])
+    stopping, ended = run(tmp_path, [0.4, 0.3, 0.2, 0.3, 0.3, 0.4, 1.3, 1.0])
     assert ended == 7
     assert stopping.stopped_epoch == 6
     assert stopping.stopping_reason_message == (
         "The network knows its training images: over the last 3 validations it was surer of them than of validation "
-        "images by 0.067 on average (two_sample/confidence_gap), 0.040 more than at its lowest level, and the two are "
-        "told apart by its output."
+        "images, by 0.67 in log-odds on average (two_sample/confidence_log_odds_gap), 0.40 more than at its lowest "
+        "level, and the two are told apart by its output."
     )
 
 
@@ -63,7 +65,7 @@ def test_it_stops_when_the_mean_of_three_has_risen_above_its_lowest(tmp_path: Pa
         [0.5] * 8,
         [0.58] * 8,
         [0.6, 0.58, 0.56, 0.54, 0.52, 0.5, 0.48, 0.47],
-        [0.5, 0.52, 0.55, 0.5, 0.53, 0.55, 0.5, 0.5],
+        [0.5, 0.7, 1.0, 0.5, 0.8, 1.0, 0.5, 0.5],
     ],
     ids=["constant", "unlucky division", "falling", "fluctuating"],
 )
@@ -80,17 +82,19 @@ def test_the_rise_is_over_the_lowest_level_whenever_that_was() -> None:
 
 
 def test_threshold_and_patience_are_the_user_s(tmp_path: Path) -> None:
-    gaps = [0.5] * 3 + [0.59] * 6
+    gaps = [0.5] * 3 + [1.22] * 6
     assert run(tmp_path, gaps)[1] == 4
-    assert run(tmp_path, gaps, threshold=0.07)[1] == 6
+    assert run(tmp_path, gaps, threshold=0.6)[1] == 6
     assert run(tmp_path, gaps, patience=3)[1] == 6
 
 
 def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run(tmp_path, [0.5])
-    said = "AnomalyEarlyStopping watches 'two_sample/confidence_gap' and stops when the rise of its mean over 3 "
-    assert said + "validations has been above 0.025 for 1 validation in a row." in caplog.messages
+    said = (
+        "AnomalyEarlyStopping watches 'two_sample/confidence_log_odds_gap' and stops when the rise of its mean over 3 "
+    )
+    assert said + "validations has been above 0.2 for 1 validation in a row." in caplog.messages
     caplog.clear()
     with caplog.at_level(logging.INFO):
         run(tmp_path, [0.5], verbose=False)
@@ -100,8 +104,8 @@ def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize(
     ("prefix", "monitor"),
     [
-        (None, "two_sample/confidence_gap"),
-        ("two_sample", "two_sample/confidence_gap"),
+        (None, "two_sample/confidence_log_odds_gap"),
+        ("two_sample", "two_sample/confidence_log_odds_gap"),
         ("anomaly_filters", "anomaly_filters/rise"),
     ],
 )
@@ -170,9 +174,9 @@ def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(tm
     assert keep.best_model_path
     assert compared.report is not None
     if known:
-        last = trainer.callback_metrics["two_sample/confidence_gap"].item()
-        assert last == pytest.approx(compared.report.confidence_gap)
-        assert last > 0.02
+        last = trainer.callback_metrics["two_sample/confidence_log_odds_gap"].item()
+        assert last == pytest.approx(compared.report.confidence_log_odds_gap)
+        assert last > 0.2
         assert list(compared.report.telling_layers) == ["network.1"]  # the hidden linear layer
         assert str(stopping.stopping_reason_message).endswith(f" told apart {compared.report.where}.")
         # The weights are the last epoch's: nothing was restored.

@@ -19,7 +19,12 @@ from lightning_anomaly.callbacks import two_sample as two_sample_file
 
 pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
-OUTPUT = {"confidence_auc": 0.5, "confidence_gap": 0.0, "confidence_p_value": 1.0}  # where it was not compared
+OUTPUT = {
+    "confidence_auc": 0.5,
+    "confidence_gap": 0.0,
+    "confidence_log_odds_gap": 0.0,
+    "confidence_p_value": 1.0,
+}  # where it was not compared
 
 
 class Values(pl.Callback):
@@ -55,6 +60,7 @@ def test_it_logs_what_the_test_finds_at_every_validation(tmp_path: Path) -> None
             "two_sample/p_value": report.p_value,
             "two_sample/confidence_auc": report.confidence_auc,
             "two_sample/confidence_gap": report.confidence_gap,
+            "two_sample/confidence_log_odds_gap": report.confidence_log_odds_gap,
             "two_sample/confidence_p_value": report.confidence_p_value,
             "two_sample/layer/conv1": report.fraction_in(["conv1"]),
             "two_sample/layer/conv2": report.fraction_in(["conv2"]),

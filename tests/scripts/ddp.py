@@ -261,7 +261,7 @@ def output_stops(rank: int, world: int) -> Outcome:
 
     def knows_later(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        return replace(real(*args, **kwargs), confidence_gap=0.1 if rank == 0 and len(calls) > 3 else 0.0)
+        return replace(real(*args, **kwargs), confidence_log_odds_gap=0.9 if rank == 0 and len(calls) > 3 else 0.0)
 
     two_sample.two_sample_test = knows_later
     stopping = AnomalyEarlyStopping()

@@ -47,6 +47,8 @@ def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_proba
         sure = [model(own).double().softmax(1).amax(1) for own in (train, val)]
     assert report.confidence_auc == pytest.approx(roc_auc_score([True] * 70 + [False] * 80, torch.cat(sure)), abs=1e-3)
     assert report.confidence_gap == pytest.approx((sure[0].mean() - sure[1].mean()).item(), abs=1e-6)
+    odds = [torch.log(own / (1 - own)).mean().item() for own in sure]
+    assert report.confidence_log_odds_gap == pytest.approx(odds[0] - odds[1], abs=1e-5)
     assert report.confidence_p_value == pytest.approx(mannwhitneyu(*sure).pvalue, rel=0.05)
     assert report.confidence_auc > 0.55
     assert f"surer of a training image than of a validation image in {100 * report.confidence_auc:.1f}%" in str(report)
@@ -68,7 +70,19 @@ def test_of_many_positions_it_is_the_mean_and_probabilities_are_taken_as_they_ar
         sure.take(output[:3])
         sure.take(output[3:])
         found[name] = sure.of(4)
-        torch.testing.assert_close(found[name], maps.softmax(1).amax(1).mean((1, 2)))
+        largest = maps.double().softmax(1).amax(1)
+        both = torch.stack([largest, torch.log(largest / (1 - largest))], 1).mean((2, 3))
+        torch.testing.assert_close(found[name], both.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_log_odds_tell_sure_from_surer_and_stay_finite() -> None:
+    margins = torch.tensor([1.0, 20, 40, 1000])
+    sure = Confidences()
+    sure.take(torch.stack([margins, torch.zeros(4)], 1))
+    found = sure.of(4)
+    assert found is not None
+    torch.testing.assert_close(found[:3, 1], margins[:3])  # where 1 less the largest is 0 in float32
+    assert 80 < found[3, 1].item() < 100
 
 
 @pytest.mark.parametrize(
