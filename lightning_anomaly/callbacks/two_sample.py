@@ -12,6 +12,7 @@ from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._figures import is_due, log_comparisons
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._subject import Subject
+from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.plots.fields import ComparisonFields
@@ -82,10 +83,13 @@ class TwoSampleCallback(Watcher):
         log_key_prefix: str = "two_sample",
         log_figures: bool = True,
     ) -> None:
-        check_groups(train_inputs, val_inputs)
         for name, inputs in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
             if not isinstance(inputs, Tensor):
-                raise ValueError(f"Parameter `{name}` should be a tensor (N, ...). Found {type(inputs).__name__}.")
+                raise ValueError(
+                    f"Parameter `{name}` should be a tensor (N, ...). Found {type(inputs).__name__}: give the images "
+                    "alone, as one tensor (`torch.stack`, `torch.cat`, `torch.from_numpy`)."
+                )
+        check_groups(train_inputs, val_inputs)
         check_fraction("significance", significance, zero=False)
         super().__init__(log_key_prefix)
         self.train_inputs = train_inputs
@@ -127,7 +131,7 @@ class TwoSampleCallback(Watcher):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
-        self._check_twins(trainer, TwoSampleCallback)
+        self._check_twins(trainer, TwoSampleCallback, AnomalyFilterCallback)  # both log a count
         self._due, self._measured, self._values = False, False, {}
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)

@@ -172,6 +172,9 @@ def test_two_callbacks_need_two_prefixes(tmp_path: Path) -> None:
     trainer.callbacks.append(TwoSampleCallback(TRAIN, VAL))
     with pytest.raises(ValueError, match=r"`log_key_prefix` should be different .* Found 'two_sample' twice"):
         trainer.fit(SmallNet(), loader(80), loader(seed=1))
+    message = "different for each TwoSampleCallback and each AnomalyFilterCallback .* Found 'anomaly_filters' twice"
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, TwoSampleCallback(TRAIN, VAL, log_key_prefix="anomaly_filters"), watcher())
     _, values = fit(
         tmp_path, TwoSampleCallback(TRAIN, VAL), TwoSampleCallback(TRAIN, VAL, log_key_prefix="two_sample_too")
     )
@@ -279,6 +282,10 @@ def test_without_validation_there_is_nothing_to_compare(tmp_path: Path, options:
         ({"val_inputs": VAL[:, :, 1:]}, r"should hold images of the same shape. Found \(1, 8, 8\) and \(1, 7, 8\)"),
         ({"val_inputs": loader()}, "`val_inputs` should be a tensor .* Found DataLoader"),
         ({"train_inputs": (TRAIN,)}, r"`train_inputs` should be a tensor \(N, ...\). Found tuple"),
+        (
+            {"train_inputs": [TRAIN]},
+            r"should be a tensor \(N, ...\). Found list: give the images alone, as one tensor \(",
+        ),
         ({"val_inputs": None}, r"`val_inputs` should be a tensor \(N, ...\). Found NoneType"),
         ({"log_key_prefix": ""}, "`log_key_prefix` should be a string of at least one character. Found ''"),
         ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1': give \['conv1'\]"),
@@ -286,8 +293,9 @@ def test_without_validation_there_is_nothing_to_compare(tmp_path: Path, options:
     ],
 )
 def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         TwoSampleCallback(**{"train_inputs": TRAIN, "val_inputs": VAL, **changed})
+    assert "dict" not in str(raised.value)  # which the function takes, and this does not
 
 
 def test_a_model_with_another_output_is_told_once_who_waits_for_it(tmp_path: Path) -> None:
