@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._figures import is_due, log_comparisons
+from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
@@ -201,7 +202,13 @@ class TwoSampleCallback(Watcher):
         self._due, self._fresh, self._failure = False, None, None
         precision = trainer.strategy.precision_plugin
         try:
-            with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad(), precision.forward_context():
+            with (
+                warnings.catch_warnings(),
+                torch.inference_mode(False),
+                torch.no_grad(),
+                precision.forward_context(),
+                unlogged(pl_module),
+            ):
                 warnings.simplefilter("ignore")  # the report's notes, which are said once
                 self._fresh = two_sample_test(
                     pl_module,

@@ -313,3 +313,19 @@ def test_a_model_with_another_output_is_told_once_who_waits_for_it(tmp_path: Pat
     assert text.endswith("EarlyStopping on 'two_sample/confidence_auc' will never have a reason to stop.")
     assert all(seen[f"two_sample/{name}"] == value for seen in values.seen for name, value in OUTPUT.items())
     assert values.seen[-1]["two_sample/count"] > 0
+
+
+def test_what_a_module_logs_in_its_forward_is_of_its_own_validation(tmp_path: Path) -> None:
+    class Logs(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            output = super().forward(x)
+            if not self.training:
+                self.log("largest", output.max())
+            return output
+
+    def largest(*callbacks: Any) -> float:
+        model, _ = fit(tmp_path, *callbacks, module=Logs())
+        assert "log" not in vars(model)
+        return model.trainer.callback_metrics["largest"].item()
+
+    assert largest(TwoSampleCallback(TRAIN * 9, VAL), watcher(probe="train")) == largest()
