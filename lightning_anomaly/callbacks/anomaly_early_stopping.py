@@ -130,14 +130,16 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         return {**super().state_dict(), "gaps": list(self._gaps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
+        if not self._subject.load():
+            return
         self._forget()
-        self._subject.load()
         super().load_state_dict({**state_dict, "patience": self.patience})  # of this fit, as the threshold is
         self._gaps = list(state_dict.get("gaps", ()))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds out what there is to watch, and says so."""
+        self._subject.begin(pl_module, stage)
         if stage == "fit":
             self._choose(trainer)
         super().setup(trainer, pl_module, stage)

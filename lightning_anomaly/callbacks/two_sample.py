@@ -122,9 +122,10 @@ class TwoSampleCallback(Watcher):
         return {"history": list(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
+        if not self._subject.load():
+            return
         self._forget()
-        self._subject.load()
         self.history = list(state_dict["history"])
         self._values = dict(self.history[-1]["metrics"]) if self.history else {}
         self._measured = any(entry["compares_output"] or entry["share_p_values"] for entry in self.history)
@@ -132,6 +133,7 @@ class TwoSampleCallback(Watcher):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
+        self._subject.begin(pl_module, stage)
         self._check_twins(trainer, TwoSampleCallback, AnomalyFilterCallback)  # both log a count
         self._due, self._measured, self._values = False, False, {}
         if not builds_layers_later(pl_module):
