@@ -192,6 +192,9 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         """Whether to stop, and why. `wait_count` counts the last values in a row that exceed the threshold."""
+        history = [] if self._compared is None else self._compared.history
+        if history and not history[-1]["compares_output"]:
+            return False, None  # an earlier value, logged again
         self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=current.device), current)
         if self._signal is _OUTPUT:
             self._gaps.append(float(current))

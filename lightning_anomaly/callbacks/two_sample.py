@@ -99,7 +99,7 @@ class TwoSampleCallback(Watcher):
         self.significance = significance
         self.log_figures = check_bool("log_figures", log_figures)
         self._values: dict[str, float] = {}
-        self._due, self._measured = False, False
+        self._due, self._measured, self._output_measured = False, False, False
         self._fresh: TwoSampleReport | None = None
         self._failure: Exception | None = None
         self._subject = Subject()
@@ -128,14 +128,15 @@ class TwoSampleCallback(Watcher):
         self._forget()
         self.history = list(state_dict["history"])
         self._values = dict(self.history[-1]["metrics"]) if self.history else {}
-        self._measured = any(entry["compares_output"] or entry["share_p_values"] for entry in self.history)
+        self._output_measured = any(entry["compares_output"] for entry in self.history)
+        self._measured = self._output_measured or any(entry["share_p_values"] for entry in self.history)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
         self._subject.begin(pl_module, stage)
         self._check_twins(trainer, TwoSampleCallback, AnomalyFilterCallback)  # both log a count
-        self._due, self._measured, self._values = False, False, {}
+        self._due, self._measured, self._output_measured, self._values = False, False, False, {}
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)
 
@@ -226,17 +227,25 @@ class TwoSampleCallback(Watcher):
         self.report = report
         live = any(layer.live.any() for layer in report.layers.values())
         self._measured |= live or report.compares_output
-        told = " ".join(report.notes.values())
+        notes = dict(report.notes)
+        before = self._output_measured
+        self._output_measured |= report.compares_output
+        if "output" in notes and before:
+            notes["output"] += " Its last values are logged."
+        told = " ".join(notes.values())
         if not (live or report.compares_output):
             self._warn_once("none live", f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}")
         elif not live and report.layers:
             vain = in_vain(trainer, self.log_key_prefix, but="confidence")
             self._warn_once("none live", f"{told} So {_NO_FILTER}.{vain}")
         else:
-            for key, note in report.notes.items():
-                vain = in_vain(trainer, self.log_key_prefix, "confidence") if key == "output" else ""
+            for key, note in notes.items():
+                waits = key in ("output", "few images") and not before
+                vain = in_vain(trainer, self.log_key_prefix, "confidence") if waits else ""
                 self._warn_once(key, note + vain)
-        self._values |= {name: float(getattr(report, name)) for name in _NEUTRAL}
+        output = report.compares_output  # else 0 would look like the best gap there is
+        found = [name for name in _NEUTRAL if output or not name.startswith("confidence")]
+        self._values |= {name: float(getattr(report, name)) for name in found}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
 
     def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:

@@ -150,6 +150,26 @@ def test_it_reads_each_validation_once_whenever_the_trainer_validates(tmp_path: 
         assert len(stopping.state_dict()["gaps"]) == len(compared.history)
 
 
+def test_a_validation_whose_output_is_nan_is_none_and_logs_what_was_before(tmp_path: Path) -> None:
+    class Bright(SmallNet):
+        """Surer of brighter images, always."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            broken = not self.training and self.trainer.current_epoch == 3
+            return super().forward(x) * 0 + x.mean((1, 2, 3))[:, None] * torch.tensor(
+                [torch.nan if broken else 3, 0, 0]
+            )
+
+    compared, stopping = TwoSampleCallback(images(60), images(60, seed=1) + 0.6), AnomalyEarlyStopping()
+    trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=6)
+    with pytest.warns(UserWarning, match=r"it is NaN for 60 of 60 samples\. Its last values are logged\.$"):
+        trainer.fit(Bright(), loader(20), loader(20))
+    assert trainer.current_epoch == 6
+    logged = {entry["metrics"]["confidence_gap"] for entry in compared.history}
+    assert logged == {compared.history[0]["metrics"]["confidence_gap"]}
+    assert max(logged) < -0.1  # for a zero among them, the mean of three would rise by more than 0.025
+
+
 class ByHeart(pl.LightningModule):
     """Learns few images by heart; its validation has images alone."""
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
 from untouched import FrozenNorm, same, train
 
-from lightning_anomaly import TwoSampleCallback, two_sample_test
+from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback, two_sample_test
 from lightning_anomaly.callbacks import two_sample as two_sample_file
 
 pytestmark = QUIET
@@ -329,3 +329,10 @@ def test_what_a_module_logs_in_its_forward_is_of_its_own_validation(tmp_path: Pa
         return model.trainer.callback_metrics["largest"].item()
 
     assert largest(TwoSampleCallback(TRAIN * 9, VAL), watcher(probe="train")) == largest()
+
+
+def test_images_too_few_for_the_output_name_who_waits_for_it(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="give at least 10 of each") as caught:
+        fit(tmp_path, TwoSampleCallback(TRAIN[:9], VAL), AnomalyEarlyStopping(), max_epochs=2)
+    (text,) = said(caught)
+    assert text.endswith("AnomalyEarlyStopping on 'two_sample/confidence_gap' will never have a reason to stop.")
