@@ -73,12 +73,13 @@ class Watcher(AnyCallback):
         """Finds out whether all processes validate."""
         self._everywhere = validates_everywhere(trainer)
 
-    def _check_twins(self, trainer: Any, kind: type[Watcher]) -> None:
-        """Raises ValueError if another callback of this kind in the Trainer logs under the same prefix."""
-        twins = [c for c in trainer.callbacks if isinstance(c, kind) and c is not self]
+    def _check_twins(self, trainer: Any, *kinds: type[Watcher]) -> None:
+        """Raises ValueError if another callback of these kinds in the Trainer logs under the same prefix."""
+        twins = [c for c in trainer.callbacks if isinstance(c, kinds) and c is not self]
         if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
+            each = " and each ".join(kind.__name__ for kind in kinds)
             raise ValueError(
-                f"Parameter `log_key_prefix` should be different for each {kind.__name__} of a Trainer. "
+                f"Parameter `log_key_prefix` should be different for each {each} of a Trainer. "
                 f"Found {self.log_key_prefix!r} twice."
             )
 

@@ -30,6 +30,7 @@ __all__ = [
     "shortcomings",
     "shuffles",
     "training_batches",
+    "unlogged",
 ]
 
 _BATCH = 64
@@ -167,6 +168,20 @@ def isolated_random_state(seed: int) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
+@contextmanager
+def unlogged(pl_module: Any) -> Iterator[None]:
+    """Drops what the module logs inside, in its `forward` for example: it is of a probe, not of the validation."""
+    own = vars(pl_module)
+    before = own.get("log")
+    own["log"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del own["log"]
+        if before is not None:
+            own["log"] = before
+
+
 def run_training_probe(
     trainer: Any, pl_module: Any, capture: MapCapture, size: int, seed: int, on_batch: Callable[[Any], None]
 ) -> None:
@@ -195,7 +210,7 @@ def run_training_probe(
         training_batches(trainer.train_dataloader, size, seed, slice(rank, None, trainer.world_size))
         for rank in (trainer.global_rank, 0)
     )
-    with probing(pl_module, capture), isolated_random_state(seed):
+    with probing(pl_module, capture), isolated_random_state(seed), unlogged(pl_module):
         for batch in own:
             on_batch(batch)
             forward(batch, capture)

@@ -14,17 +14,24 @@ class Subject:
     def __init__(self) -> None:
         self._module: weakref.ref[Any] | None = None
         self._loaded = False
+        self._keeps = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a callback, in another process for example, meets a copy of the module, if any.
-        return {"_module": None, "_loaded": self._loaded}
+        return {"_module": None, "_loaded": self._loaded, "_keeps": False}
 
-    def load(self) -> None:
-        """Says that a checkpoint has brought what is known: about the next module."""
-        self._loaded = True
+    def begin(self, pl_module: Any, stage: str) -> None:
+        """Says what a Trainer does with a module. What a fit found of it stays when it is validated or tested."""
+        self._keeps = stage != "fit" and self._module is not None and self._module() is pl_module
+
+    def load(self) -> bool:
+        """Whether to take what a checkpoint brings; if so, it is about the next module."""
+        self._loaded = not self._keeps
+        return self._loaded
 
     def meet(self, pl_module: Any) -> None:
         """Finds out whom a checkpoint was loaded for."""
+        self._keeps = False
         if self._loaded:
             self._module, self._loaded = weakref.ref(pl_module), False
 

@@ -95,7 +95,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         self._threshold = None if threshold is None else check_fraction("threshold", threshold, zero=True)
         self._patience = None if patience is None else check_integer("patience", patience, 1)
         self.log_key_prefix = None if log_key_prefix is None else check_text("log_key_prefix", log_key_prefix)
-        super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose))
+        # Checked where the values come from: a checkpoint that is written there, before the epoch ends, has them all.
+        super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose), check_on_train_epoch_end=False)
         # Until there is a Trainer. Two of these in one have two keys for their state, if their arguments differ.
         self._watch(*(("two_sample", _OUTPUT) if self.log_key_prefix is None else (self.log_key_prefix, _RISE)))
         self._everywhere = True
@@ -111,9 +112,14 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
-        self.wait_count, self.stopped_epoch = 0, 0
+        self.wait_count = 0
         self._gaps: list[float] = []
         self.best_score = torch.tensor(torch.inf)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Knows no reason to stop."""
+        self.stopped_epoch = 0
         self.stopping_reason_message: str | None = None  # Lightning's own attributes, where it has them
         if reasons := _stopping_reasons():
             self.stopping_reason = reasons.NOT_STOPPED
@@ -123,14 +129,16 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         return {**super().state_dict(), "gaps": list(self._gaps)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
+        if not self._subject.load():
+            return
         self._forget()
-        self._subject.load()
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, "patience": self.patience})  # of this fit, as the threshold is
         self._gaps = list(state_dict.get("gaps", ()))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds out what there is to watch, and says so."""
+        self._subject.begin(pl_module, stage)
         if stage == "fit":
             self._choose(trainer)
         super().setup(trainer, pl_module, stage)
@@ -158,9 +166,10 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
             )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Drops what was seen of another model."""
+        """Drops what was seen of another model, and why an earlier fit of this one was stopped."""
         if self._subject.changes_to(pl_module):
             self._forget()
+        self._begin()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Remembers whom a checkpoint was loaded for."""
@@ -182,6 +191,9 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         """Whether to stop, and why. `wait_count` counts the last values in a row that exceed the threshold."""
+        history = [] if self._compared is None else self._compared.history
+        if history and not history[-1]["compares_output"]:
+            return False, None  # an earlier value, logged again
         self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=current.device), current)
         if self._signal is _OUTPUT:
             self._gaps.append(float(current))

@@ -133,9 +133,10 @@ class AnomalyFilterCallback(Watcher):
         return {"history": list(self.history), "validations": self._validations, "metrics": dict(self._metrics)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
+        if not self._subject.load():
+            return
         self._forget()
-        self._subject.load()
         self.history = list(state_dict["history"])
         self._validations = int(state_dict["validations"])
         self._metrics = dict(state_dict["metrics"])
@@ -143,6 +144,7 @@ class AnomalyFilterCallback(Watcher):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
+        self._subject.begin(pl_module, stage)
         self._check_twins(trainer, AnomalyFilterCallback)
         if self.settings.engine != "auto":
             load_engine(self.settings.engine)

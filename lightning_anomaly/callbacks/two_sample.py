@@ -10,8 +10,10 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._figures import is_due, log_comparisons
+from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._subject import Subject
+from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.plots.fields import ComparisonFields
@@ -84,10 +86,13 @@ class TwoSampleCallback(Watcher):
         log_key_prefix: str = "two_sample",
         log_figures: bool = True,
     ) -> None:
-        check_groups(train_inputs, val_inputs)
         for name, inputs in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
             if not isinstance(inputs, Tensor):
-                raise ValueError(f"Parameter `{name}` should be a tensor (N, ...). Found {type(inputs).__name__}.")
+                raise ValueError(
+                    f"Parameter `{name}` should be a tensor (N, ...). Found {type(inputs).__name__}: give the images "
+                    "alone, as one tensor (`torch.stack`, `torch.cat`, `torch.from_numpy`)."
+                )
+        check_groups(train_inputs, val_inputs)
         check_fraction("significance", significance, zero=False)
         super().__init__(log_key_prefix)
         self.train_inputs = train_inputs
@@ -96,7 +101,7 @@ class TwoSampleCallback(Watcher):
         self.significance = significance
         self.log_figures = check_bool("log_figures", log_figures)
         self._values: dict[str, float] = {}
-        self._due, self._measured = False, False
+        self._due, self._measured, self._output_measured = False, False, False
         self._fresh: TwoSampleReport | None = None
         self._failure: Exception | None = None
         self._subject = Subject()
@@ -119,18 +124,21 @@ class TwoSampleCallback(Watcher):
         return {"history": list(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
+        if not self._subject.load():
+            return
         self._forget()
-        self._subject.load()
         self.history = list(state_dict["history"])
         self._values = dict(self.history[-1]["metrics"]) if self.history else {}
-        self._measured = any(entry["compares_output"] or entry["share_p_values"] for entry in self.history)
+        self._output_measured = any(entry["compares_output"] for entry in self.history)
+        self._measured = self._output_measured or any(entry["share_p_values"] for entry in self.history)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
-        self._check_twins(trainer, TwoSampleCallback)
-        self._due, self._measured, self._values = False, False, {}
+        self._subject.begin(pl_module, stage)
+        self._check_twins(trainer, TwoSampleCallback, AnomalyFilterCallback)  # both log a count
+        self._due, self._measured, self._output_measured, self._values = False, False, False, {}
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)
 
@@ -199,7 +207,13 @@ class TwoSampleCallback(Watcher):
         self._due, self._fresh, self._failure = False, None, None
         precision = trainer.strategy.precision_plugin
         try:
-            with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad(), precision.forward_context():
+            with (
+                warnings.catch_warnings(),
+                torch.inference_mode(False),
+                torch.no_grad(),
+                precision.forward_context(),
+                unlogged(pl_module),
+            ):
                 warnings.simplefilter("ignore")  # the report's notes, which are said once
                 self._fresh = two_sample_test(
                     pl_module,
@@ -215,17 +229,25 @@ class TwoSampleCallback(Watcher):
         self.report = report
         live = any(layer.live.any() for layer in report.layers.values())
         self._measured |= live or report.compares_output
-        told = " ".join(report.notes.values())
+        notes = dict(report.notes)
+        before = self._output_measured
+        self._output_measured |= report.compares_output
+        if "output" in notes and before:
+            notes["output"] += " Its last values are logged."
+        told = " ".join(notes.values())
         if not (live or report.compares_output):
             self._warn_once("none live", f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}")
         elif not live and report.layers:
             vain = in_vain(trainer, self.log_key_prefix, but="confidence")
             self._warn_once("none live", f"{told} So {_NO_FILTER}.{vain}")
         else:
-            for key, note in report.notes.items():
-                vain = in_vain(trainer, self.log_key_prefix, "confidence") if key == "output" else ""
+            for key, note in notes.items():
+                waits = key in ("output", "few images") and not before
+                vain = in_vain(trainer, self.log_key_prefix, "confidence") if waits else ""
                 self._warn_once(key, note + vain)
-        self._values |= {name: float(getattr(report, name)) for name in _NEUTRAL}
+        output = report.compares_output  # else 0 would look like the best gap there is
+        found = [name for name in _NEUTRAL if output or not name.startswith("confidence")]
+        self._values |= {name: float(getattr(report, name)) for name in found}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
 
     def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:

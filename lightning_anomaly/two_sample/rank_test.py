@@ -129,10 +129,12 @@ def enough_samples(n_first: int, n_second: int, significance: float) -> bool:
         n_second: Samples in the other one.
         significance: The p-value that `rank_test` should be able to give.
     """
+    if min(n_first, n_second) / 2 < _EXPECTED:
+        return False
     pairs = n_first * n_second
     # The smallest p-value is that of different values, of which one group has all the larger ones.
     score = (pairs / 2 - 0.5) / math.sqrt(pairs * (n_first + n_second + 1) / 12)
-    return min(n_first, n_second) / 2 >= _EXPECTED and math.erfc(score / math.sqrt(2)) <= significance
+    return math.erfc(score / math.sqrt(2)) <= significance
 
 
 def samples_needed(significance: float) -> int:

@@ -106,6 +106,19 @@ def test_a_checkpoint_that_was_validated_belongs_to_the_module_that_was(tmp_path
     assert [entry["epoch"] for entry in used.history] == [0]
 
 
+def test_what_a_fit_found_stays_when_a_checkpoint_of_it_is_tested(tmp_path: Path) -> None:
+    module, keep = SmallNet(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    filters, compared = watcher(), TwoSampleCallback(images(60) + 0.1, images(80, seed=1))
+    stopping = AnomalyEarlyStopping(threshold=0)
+    trainer = fit(tmp_path, module, filters, compared, stopping, keep, max_epochs=9)
+    reason, validations, report = stopping.stopping_reason_message, trainer.current_epoch, compared.report
+    assert reason
+    trainer.test(module, loader(seed=1), ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
+    assert stopping.stopping_reason_message == reason
+    assert len(filters.history) == len(compared.history) == validations > 1
+    assert compared.report is report is not None
+
+
 def test_a_warning_about_the_first_model_is_said_of_the_second_too(tmp_path: Path) -> None:
     callback = watcher(probe_size=100)
     for _ in range(2):

@@ -1,7 +1,6 @@
 """Beside a TwoSampleCallback it stops when the network is surer of training images, and needs no validation label."""
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
 from lightning_anomaly.callbacks._output_rise import output_rise
 
 pytestmark = QUIET
+RESUMES = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkp")
 
 
 class Written(TwoSampleCallback):
@@ -40,11 +40,13 @@ class Written(TwoSampleCallback):
             )
 
 
-def run(folder: Path, gaps: list[float], *callbacks: Any, **options: Any) -> tuple[AnomalyEarlyStopping, int]:
+def run(
+    folder: Path, gaps: list[float], *callbacks: Any, ckpt_path: Path | None = None, **options: Any
+) -> tuple[AnomalyEarlyStopping, int]:
     """What stopped, and after how many validations the training ended."""
     stopping, written = AnomalyEarlyStopping(**options), Written(gaps)
     trainer = quiet_trainer(folder, stopping, *callbacks, written, max_epochs=len(gaps), limit_train_batches=1)
-    trainer.fit(SmallNet(), loader(4), loader(4))
+    trainer.fit(SmallNet(), loader(4), loader(4), ckpt_path=ckpt_path)
     return stopping, written.validations
 
 
@@ -122,19 +124,54 @@ def test_one_for_each_signal_may_stand_in_a_trainer(tmp_path: Path) -> None:
     assert (ended, on_rise.stopped_epoch, stopping.stopped_epoch) == (12, 11, 0)
 
 
-def test_a_resumed_run_stops_where_the_whole_one_does(tmp_path: Path) -> None:
+@RESUMES
+@pytest.mark.parametrize("after_the_epoch", [True, False])
+def test_a_resumed_run_stops_where_the_whole_one_does(tmp_path: Path, after_the_epoch: bool) -> None:
     gaps = [0.5] * 4 + [0.6] * 6
     options = {"threshold": 0.06, "patience": 3}
     _, whole = run(tmp_path / "whole", gaps, **options)
-    run(tmp_path, gaps[:6], ModelCheckpoint(tmp_path, save_last=True), **options)
-    stopping, written = AnomalyEarlyStopping(**options), Written(gaps)
-    trainer = quiet_trainer(
-        tmp_path, stopping, written, ModelCheckpoint(tmp_path / "second"), max_epochs=10, limit_train_batches=1
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The dirpath has changed")
-        trainer.fit(SmallNet(), loader(4), loader(4), ckpt_path=tmp_path / "last.ckpt")
-    assert written.validations == whole == 8
+    keep = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=after_the_epoch)
+    run(tmp_path, gaps[:6], keep, **options)
+    assert run(tmp_path, gaps, ckpt_path=tmp_path / "last.ckpt", **options)[1] == whole == 8
+
+
+@RESUMES
+def test_a_stopped_run_goes_on_by_the_arguments_of_the_resumed_one(tmp_path: Path) -> None:
+    gaps = [0.5] * 3 + [0.6] * 7
+    assert run(tmp_path, gaps, ModelCheckpoint(tmp_path, save_last=True))[1] == 4
+    assert run(tmp_path, gaps, ckpt_path=tmp_path / "last.ckpt", patience=4)[1] == 7
+    stopping, ended = run(tmp_path, gaps, ckpt_path=tmp_path / "last.ckpt", threshold=0.2)
+    assert (ended, stopping.stopped_epoch, stopping.stopping_reason_message) == (10, 0, None)
+
+
+@pytest.mark.parametrize(
+    "options", [{"val_check_interval": 1}, {"max_epochs": -1, "max_steps": 6}, {"check_val_every_n_epoch": 2}], ids=str
+)
+def test_it_reads_each_validation_once_whenever_the_trainer_validates(tmp_path: Path, options: dict[str, Any]) -> None:
+    compared, stopping = TwoSampleCallback(images(20), images(20, seed=1)), AnomalyEarlyStopping()
+    for own in ({}, options):
+        quiet_trainer(tmp_path, compared, stopping, **{"max_epochs": 4, **own}).fit(SmallNet(), loader(80), loader(20))
+        assert len(stopping.state_dict()["gaps"]) == len(compared.history)
+
+
+def test_a_validation_whose_output_is_nan_is_none_and_logs_what_was_before(tmp_path: Path) -> None:
+    class Bright(SmallNet):
+        """Surer of brighter images, always."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            broken = not self.training and self.trainer.current_epoch == 3
+            return super().forward(x) * 0 + x.mean((1, 2, 3))[:, None] * torch.tensor(
+                [torch.nan if broken else 3, 0, 0]
+            )
+
+    compared, stopping = TwoSampleCallback(images(60), images(60, seed=1) + 0.6), AnomalyEarlyStopping()
+    trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=6)
+    with pytest.warns(UserWarning, match=r"it is NaN for 60 of 60 samples\. Its last values are logged\.$"):
+        trainer.fit(Bright(), loader(20), loader(20))
+    assert trainer.current_epoch == 6
+    logged = {entry["metrics"]["confidence_gap"] for entry in compared.history}
+    assert logged == {compared.history[0]["metrics"]["confidence_gap"]}
+    assert max(logged) < -0.1  # for a zero among them, the mean of three would rise by more than 0.025
 
 
 class ByHeart(pl.LightningModule):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
 from untouched import FrozenNorm, same, train
 
-from lightning_anomaly import TwoSampleCallback, two_sample_test
+from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback, two_sample_test
 from lightning_anomaly.callbacks import two_sample as two_sample_file
 
 pytestmark = QUIET
@@ -178,6 +178,9 @@ def test_two_callbacks_need_two_prefixes(tmp_path: Path) -> None:
     trainer.callbacks.append(TwoSampleCallback(TRAIN, VAL))
     with pytest.raises(ValueError, match=r"`log_key_prefix` should be different .* Found 'two_sample' twice"):
         trainer.fit(SmallNet(), loader(80), loader(seed=1))
+    message = "different for each TwoSampleCallback and each AnomalyFilterCallback .* Found 'anomaly_filters' twice"
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, TwoSampleCallback(TRAIN, VAL, log_key_prefix="anomaly_filters"), watcher())
     _, values = fit(
         tmp_path, TwoSampleCallback(TRAIN, VAL), TwoSampleCallback(TRAIN, VAL, log_key_prefix="two_sample_too")
     )
@@ -285,6 +288,10 @@ def test_without_validation_there_is_nothing_to_compare(tmp_path: Path, options:
         ({"val_inputs": VAL[:, :, 1:]}, r"should hold images of the same shape. Found \(1, 8, 8\) and \(1, 7, 8\)"),
         ({"val_inputs": loader()}, "`val_inputs` should be a tensor .* Found DataLoader"),
         ({"train_inputs": (TRAIN,)}, r"`train_inputs` should be a tensor \(N, ...\). Found tuple"),
+        (
+            {"train_inputs": [TRAIN]},
+            r"should be a tensor \(N, ...\). Found list: give the images alone, as one tensor \(",
+        ),
         ({"val_inputs": None}, r"`val_inputs` should be a tensor \(N, ...\). Found NoneType"),
         ({"log_key_prefix": ""}, "`log_key_prefix` should be a string of at least one character. Found ''"),
         ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1': give \['conv1'\]"),
@@ -292,8 +299,9 @@ def test_without_validation_there_is_nothing_to_compare(tmp_path: Path, options:
     ],
 )
 def test_bad_arguments_are_named(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         TwoSampleCallback(**{"train_inputs": TRAIN, "val_inputs": VAL, **changed})
+    assert "dict" not in str(raised.value)  # which the function takes, and this does not
 
 
 def test_a_model_with_another_output_is_told_once_who_waits_for_it(tmp_path: Path) -> None:
@@ -311,3 +319,26 @@ def test_a_model_with_another_output_is_told_once_who_waits_for_it(tmp_path: Pat
     assert text.endswith("EarlyStopping on 'two_sample/confidence_auc' will never have a reason to stop.")
     assert all(seen[f"two_sample/{name}"] == value for seen in values.seen for name, value in OUTPUT.items())
     assert values.seen[-1]["two_sample/count"] > 0
+
+
+def test_what_a_module_logs_in_its_forward_is_of_its_own_validation(tmp_path: Path) -> None:
+    class Logs(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            output = super().forward(x)
+            if not self.training:
+                self.log("largest", output.max())
+            return output
+
+    def largest(*callbacks: Any) -> float:
+        model, _ = fit(tmp_path, *callbacks, module=Logs())
+        assert "log" not in vars(model)
+        return model.trainer.callback_metrics["largest"].item()
+
+    assert largest(TwoSampleCallback(TRAIN * 9, VAL), watcher(probe="train")) == largest()
+
+
+def test_images_too_few_for_the_output_name_who_waits_for_it(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="give at least 10 of each") as caught:
+        fit(tmp_path, TwoSampleCallback(TRAIN[:9], VAL), AnomalyEarlyStopping(), max_epochs=2)
+    (text,) = said(caught)
+    assert text.endswith("AnomalyEarlyStopping on 'two_sample/confidence_gap' will never have a reason to stop.")

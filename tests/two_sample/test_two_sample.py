@@ -183,6 +183,20 @@ def test_maps_of_two_sizes_are_not_compared() -> None:
     assert report.layers == {}
 
 
+def test_a_model_that_does_not_tell_how_many_samples_it_was_given_is_no_error() -> None:
+    class Scores(nn.Linear):
+        def forward(self, x: Tensor):
+            return {"scores": super().forward(x)}
+
+    with (
+        pytest.warns(UserWarning, match="The model has no convolution"),
+        pytest.warns(UserWarning, match="The output is not compared: it is a dict"),
+    ):
+        report = two_sample_test(Scores(9, 2), (IMAGES[:70],), (IMAGES[70:],))
+    assert set(report.notes) == {"output", "no layers"}
+    assert report.where == "nowhere"
+
+
 def test_samples_that_come_in_parts_are_not_counted_as_so_many_samples() -> None:
     class Frames(nn.Module):
         def __init__(self) -> None:
