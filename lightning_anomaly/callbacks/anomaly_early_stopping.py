@@ -219,9 +219,9 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         report = None if self._compared is None else self._compared.report
         gap, where = fmean(self._gaps[-WINDOW:]), "by its output" if report is None else report.where
         return (
-            f"The network knows its training images: over the last {WINDOW} validations it was surer of them than of "
-            f"validation images, by {gap:.2f} in log-odds on average ({self.monitor}), {value:.2f} more than at its "
-            f"lowest level, and the two are told apart {where}."
+            f"The network knows its training images: the log-odds of its answers to them and to validation images have "
+            f"moved {value:.2f} apart ({self.monitor}, {gap:.2f} on average over {WINDOW} validations), and the two "
+            f"are told apart {where}."
         )
 
 

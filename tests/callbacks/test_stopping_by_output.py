@@ -55,9 +55,9 @@ def test_it_stops_when_the_mean_of_three_has_risen_above_its_lowest(tmp_path: Pa
     assert ended == 7
     assert stopping.stopped_epoch == 6
     assert stopping.stopping_reason_message == (
-        "The network knows its training images: over the last 3 validations it was surer of them than of validation "
-        "images, by 0.67 in log-odds on average (two_sample/confidence_log_odds_gap), 0.40 more than at its lowest "
-        "level, and the two are told apart by its output."
+        "The network knows its training images: the log-odds of its answers to them and to validation images have "
+        "moved 0.40 apart (two_sample/confidence_log_odds_gap, 0.67 on average over 3 validations), and the two are "
+        "told apart by its output."
     )
 
 
@@ -137,10 +137,10 @@ def test_a_resumed_run_stops_where_the_whole_one_does(tmp_path: Path, after_the_
 
 @RESUMES
 def test_a_stopped_run_goes_on_by_the_arguments_of_the_resumed_one(tmp_path: Path) -> None:
-    gaps = [0.5] * 3 + [0.6] * 7
+    gaps = [0.5] * 3 + [1.2] * 7
     assert run(tmp_path, gaps, ModelCheckpoint(tmp_path, save_last=True))[1] == 4
     assert run(tmp_path, gaps, ckpt_path=tmp_path / "last.ckpt", patience=4)[1] == 7
-    stopping, ended = run(tmp_path, gaps, ckpt_path=tmp_path / "last.ckpt", threshold=0.2)
+    stopping, ended = run(tmp_path, gaps, ckpt_path=tmp_path / "last.ckpt", threshold=0.9)
     assert (ended, stopping.stopped_epoch, stopping.stopping_reason_message) == (10, 0, None)
 
 

@@ -341,4 +341,6 @@ def test_images_too_few_for_the_output_name_who_waits_for_it(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match="give at least 10 of each") as caught:
         fit(tmp_path, TwoSampleCallback(TRAIN[:9], VAL), AnomalyEarlyStopping(), max_epochs=2)
     (text,) = said(caught)
-    assert text.endswith("AnomalyEarlyStopping on 'two_sample/confidence_gap' will never have a reason to stop.")
+    assert text.endswith(
+        "AnomalyEarlyStopping on 'two_sample/confidence_log_odds_gap' will never have a reason to stop."
+    )
