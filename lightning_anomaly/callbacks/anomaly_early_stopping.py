@@ -41,7 +41,7 @@ class _Signal:
 
 
 _RISE = _Signal("rise", THRESHOLD, 6, HOLD)
-_OUTPUT = _Signal("confidence_log_odds_gap", 0.2, 1, 1)
+_OUTPUT = _Signal("confidence_log_odds_gap", 0.25, 1, 1)
 
 
 class AnomalyEarlyStopping(AnyEarlyStopping):
@@ -49,7 +49,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_log_odds_gap`: the mean log-odds of the
     network's answers on training images less that on validation images, near 0 as long as it treats both alike. It
-    stops when the mean of the last three validations is 0.2 above the lowest such mean before. So it has to see a
+    stops when the mean of the last three validations is 0.25 above the lowest such mean before. So it has to see a
     training from its beginning, and about 1,000 images of each kind. See `docs/results/stopping_output.md` for what it
     cost and found.
 
@@ -68,7 +68,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     weights stay those of the last epoch; a `ModelCheckpoint` keeps others.
 
     Args:
-        threshold: The rise that has to be exceeded; None takes 0.2, in log-odds, for the output, and 0.05, as a
+        threshold: The rise that has to be exceeded; None takes 0.25, in log-odds, for the output, and 0.05, as a
             fraction of the filters, for anomaly filters.
         patience: Number of validations in a row for which it has to; None takes 1 for the output, and 6 for anomaly
             filters, at least 5: the first 5 of a rise are part of the value, which shows none that lasted less.
@@ -217,7 +217,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
                 f"above an earlier level, by now {self.monitor} = {value:.3f}."
             )
         report = None if self._compared is None else self._compared.report
-        gap, where = fmean(self._gaps[-WINDOW:]), "by its output" if report is None else report.where
+        gap = fmean(self._gaps[-WINDOW:])
+        where = report.where if report is not None and report.telling_layers else "by its output"
         return (
             f"The network knows its training images: the log-odds of its answers to them and to validation images have "
             f"moved {value:.2f} apart ({self.monitor}, {gap:.2f} on average over {WINDOW} validations), and the two "
