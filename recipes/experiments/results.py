@@ -24,6 +24,7 @@ from recipes.experiments.h3 import figure as h3_figure
 from recipes.experiments.h3 import tables as h3_tables
 from recipes.experiments.outliers import figure as outliers_figure
 from recipes.experiments.outliers import tables as outliers_tables
+from recipes.experiments.output import figure as output_figure
 from recipes.experiments.output import tables as output
 from recipes.experiments.stability import tables as stability
 from recipes.experiments.two_sample import tables as two_sample
@@ -44,7 +45,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "h1 two samples": ("two_sample", two_sample.two_sample_table),
     "two samples": ("two_sample", two_sample.flagged_table),
     "two sample alarms": ("two_sample", two_sample.alarm_table),
-    "output gap": ("two_sample", output.gap_rules),
+    "output rises": ("output", output.rise_rules),
     "output rules": ("output", output.output_rules),
     "output scores": ("output", output.output_scores),
     "output runs": ("output", output.output_runs),
@@ -67,6 +68,7 @@ PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
     "stopping.png": ("h1", stopping.draw),
     "h2.png": ("h2", h2_figure.draw),
     "h3.png": ("h3", h3_figure.draw),
+    "stopping_output.png": ("output", output_figure.draw),
     "outliers.png": ("outliers", outliers_figure.draw),
 }
 

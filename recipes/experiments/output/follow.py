@@ -1,11 +1,11 @@
 """Does the output tell overfitting, and when? `python -m recipes.experiments output --data-root DIR`.
 
-A network that overfits is surer of its training images than of validation images. After every epoch of a training, the
-area under the ROC curve between 1,024 images of each kind, by numbers that need no label (the largest softmax
-probability, the entropy, the margin, the energy) and by one that needs them (the loss), with fewer images too, beside
-the losses and accuracies that say when to stop and what others stop by: how many predictions changed (Label Wave), the
-disparity of gradients, the variance of the weights. Each training is a line of `output.jsonl`. The rule is chosen on
-seed 0 of LeNet-5 and the simple CNN on CIFAR-10, which therefore come first, and reported on all others.
+A network that overfits is surer of its training images than of validation images. After every epoch of a training, by
+how much, of 1,024 images of each kind: in log-odds, with fewer images too, as a probability, and as areas under the ROC
+curve by numbers that need no label (the largest softmax probability, the entropy, the margin, the energy) and by one
+that needs them (the loss); beside the losses and accuracies that say when to stop and what others stop by: how many
+predictions changed (Label Wave), the disparity of gradients, the variance of the weights. Each training is a line of
+`output.jsonl`. `tables.chosen_on` says which of them the rule is chosen on; it is reported on all others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.confidence import compare_confidences
+from lightning_anomaly.two_sample.confidence import compare_confidences, largest_and_log_odds
 from recipes.common.evaluation import logits_of
 from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.gradients import batch_disparity
@@ -56,23 +56,28 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     """What logits `(n, C)` of training images and `(m, C)` of validation images say of the two.
 
     Returns:
-        The area, `confidence_gap` and `confidence_p_value` of the largest softmax probability, as the package has them;
-        the areas by the other `SCORES`, of the `loss` (the smaller, the surer), and of fewer images of each kind.
+        The area and the `confidence_...` of the largest softmax probability, as the package has them; its
+        log-odds also of fewer images of each kind; and the areas by the other `SCORES` and by the `loss` (the smaller,
+        the surer).
     """
     found: dict[str, float] = {}
     for name, score in SCORES.items():
         found[f"{name}_auc"], gap, p_value = compare_confidences(score(train), score(val))
         if name == "confidence":
             found |= {"confidence_gap": gap, "confidence_p_value": p_value}
+    found["confidence_log_odds_gap"] = _log_odds_gap(train, val)
+    found |= {f"confidence_log_odds_gap {size}": _log_odds_gap(train[:size], val[:size]) for size in SIZES}
     losses = [
         functional.cross_entropy(logits, labels, reduction="none")
         for logits, labels in ((train, train_labels), (val, val_labels))
     ]
     found["loss_auc"] = 1 - compare_confidences(*losses)[0]
-    sure = SCORES["confidence"]
-    for size in SIZES:
-        found[f"confidence_auc {size}"] = compare_confidences(sure(train[:size]), sure(val[:size]))[0]
     return found
+
+
+def _log_odds_gap(train: Tensor, val: Tensor) -> float:
+    sure = [largest_and_log_odds(logits.softmax(1))[1].mean().item() for logits in (train, val)]
+    return sure[0] - sure[1]
 
 
 def follow(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:

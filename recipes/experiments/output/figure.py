@@ -1,0 +1,59 @@
+"""The figure of stopping by the output: how far the log-odds gap rises in each training, and the loss at the stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from recipes.experiments.common.curves import signal
+from recipes.experiments.common.tables import Line, group, is_long, is_overfitting
+from recipes.experiments.output.tables import RISE, RULES, chosen_on, largest_rise
+
+__all__ = ["draw"]
+
+_MARKERS = "os^DvP"  # of networks
+_OVERFITTING, _HEALTHY = "#D55E00", "#0072B2"
+_SHOWN = {
+    "log-odds gap, rise of 0.25 (`AnomalyEarlyStopping`)": "log-odds gap",
+    "validation loss, patience 5": "validation loss, patience 5 (labels)",
+    "none: train to the end": "trained to the end",
+}
+
+
+def draw(lines: Sequence[Line]) -> Figure:
+    """Each training a point: its largest rise and its rise in loss; and the loss at which three rules leave it.
+
+    Healthy trainings are blue, hollow ones had a part in the choice, those on all images are larger.
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for marker, ((network,), own) in zip(_MARKERS, group(lines, "network").items(), strict=False):
+        for line in own:
+            loss, colour = signal(line, "val_loss"), _OVERFITTING if is_overfitting(line) else _HEALTHY
+            style = {
+                "marker": marker,
+                "s": 70 if is_long(line) else 28,
+                "facecolors": "none" if chosen_on(line) else colour,
+                "edgecolors": colour,
+                "linewidths": 1,
+            }
+            left.scatter(max(largest_rise(line), 0.01), loss[-1] / min(loss), **style)
+            for place, rule in enumerate(_SHOWN):
+                end = RULES[rule](line)
+                if is_overfitting(line):
+                    right.scatter(place, loss[-1 if end is None else end] / min(loss), **style, alpha=0.8)
+        left.scatter([], [], marker=marker, s=28, color="grey", label=network)
+    left.axvline(RISE, color="black", linewidth=0.8, linestyle=":")
+    left.set(xscale="log", yscale="log", xlabel="largest rise of the log-odds gap (stopped right of the dotted line)")
+    left.set_ylabel("validation loss at the end / best")
+    left.legend(fontsize=8)
+    left.set_title("all trainings: overfitting red, healthy blue", fontsize=10)
+    right.set(yscale="log", xlim=(-0.5, len(_SHOWN) - 0.5), ylabel="validation loss where it ends / best")
+    right.set_xticks(range(len(_SHOWN)), _SHOWN.values(), fontsize=8)
+    right.set_title("overfitting trainings", fontsize=10)
+    for axes in (left, right):
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="y", which="both", labelsize=8)
+    return figure
