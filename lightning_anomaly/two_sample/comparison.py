@@ -15,7 +15,7 @@ from lightning_anomaly.capture.layers import linear_layers, select_layers, unsee
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
-from lightning_anomaly.two_sample.confidence import Confidences, compare_confidences
+from lightning_anomaly.two_sample.confidence import Confidences, compare_confidences, mean_gap
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     divided_test,
@@ -147,12 +147,11 @@ def two_sample_test(
     if first is None or second is None or not enough:
         return report
     area, gap, p_value = compare_confidences(first[:, 0], second[:, 0])
-    log_odds_gap = (first[:, 1].double().mean() - second[:, 1].double().mean()).item()
     return replace(
         report,
         confidence_auc=area,
         confidence_gap=gap,
-        confidence_log_odds_gap=log_odds_gap,
+        confidence_log_odds_gap=mean_gap(first[:, 1], second[:, 1]),
         confidence_p_value=p_value,
     )
 

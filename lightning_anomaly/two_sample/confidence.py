@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_anomaly.two_sample.rank_test import rank_test
 
-__all__ = ["Confidences", "compare_confidences", "largest_and_log_odds"]
+__all__ = ["Confidences", "compare_confidences", "largest_and_log_odds", "mean_gap"]
 
 
 class Confidences:
@@ -63,6 +63,11 @@ def largest_and_log_odds(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     return largest, largest.log() - others.clamp(min=torch.finfo(others.dtype).tiny).log()
 
 
+def mean_gap(first: Tensor, second: Tensor) -> float:
+    """The mean of values `(n,)` of one group less that of values `(m,)` of another."""
+    return (first.double().mean() - second.double().mean()).item()
+
+
 def compare_confidences(first: Tensor, second: Tensor) -> tuple[float, float, float]:
     """Compare confidences `(n,)` of one group with those `(m,)` of another.
 
@@ -75,4 +80,4 @@ def compare_confidences(first: Tensor, second: Tensor) -> tuple[float, float, fl
         0.8888888888888888
     """
     area, p_value = rank_test(first[None], second[None])
-    return area.item(), (first.double().mean() - second.double().mean()).item(), p_value.item()
+    return area.item(), mean_gap(first, second), p_value.item()

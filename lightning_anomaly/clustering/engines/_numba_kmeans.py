@@ -127,7 +127,7 @@ def _lloyd(
 ) -> None:
     """The best of several k-means clusterings of the filters `first` to `last`.
 
-    All starts go their way in float32, which is twice as fast; those that may be the best go on in float64.
+    All starts go their way in float32, where a step is cheaper; those that may be the best go on in float64.
     """
     n, starts = xs.shape[1], centres.shape[1]
     label, distance = np.empty(n, np.int64), np.empty(n)

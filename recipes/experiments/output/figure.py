@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from recipes.experiments.common.curves import signal
 from recipes.experiments.common.tables import Line, group, is_long, is_overfitting
-from recipes.experiments.output.tables import RISE, RULES, chosen_on, largest_rise
+from recipes.experiments.output.tables import RISE, RULES, chosen_on, largest_rise, loss_over_best
 
 __all__ = ["draw"]
 
 _MARKERS = "os^DvP"  # of networks
 _OVERFITTING, _HEALTHY = "#D55E00", "#0072B2"
+_TO_THE_END = "none: train to the end"
 _SHOWN = {
     "log-odds gap, rise of 0.25 (`AnomalyEarlyStopping`)": "log-odds gap",
     "validation loss, patience 5": "validation loss, patience 5 (labels)",
-    "none: train to the end": "trained to the end",
+    _TO_THE_END: "trained to the end",
 }
 
 
@@ -30,7 +30,7 @@ def draw(lines: Sequence[Line]) -> Figure:
     left, right = figure.subplots(1, 2)
     for marker, ((network,), own) in zip(_MARKERS, group(lines, "network").items(), strict=False):
         for line in own:
-            loss, colour = signal(line, "val_loss"), _OVERFITTING if is_overfitting(line) else _HEALTHY
+            colour = _OVERFITTING if is_overfitting(line) else _HEALTHY
             style = {
                 "marker": marker,
                 "s": 70 if is_long(line) else 28,
@@ -38,11 +38,9 @@ def draw(lines: Sequence[Line]) -> Figure:
                 "edgecolors": colour,
                 "linewidths": 1,
             }
-            left.scatter(max(largest_rise(line), 0.01), loss[-1] / min(loss), **style)
-            for place, rule in enumerate(_SHOWN):
-                end = RULES[rule](line)
-                if is_overfitting(line):
-                    right.scatter(place, loss[-1 if end is None else end] / min(loss), **style, alpha=0.8)
+            left.scatter(max(largest_rise(line), 0.01), loss_over_best(RULES[_TO_THE_END], line), **style)
+            for place, rule in enumerate(_SHOWN if is_overfitting(line) else ()):
+                right.scatter(place, loss_over_best(RULES[rule], line), **style, alpha=0.8)
         left.scatter([], [], marker=marker, s=28, color="grey", label=network)
     left.axvline(RISE, color="black", linewidth=0.8, linestyle=":")
     left.set(xscale="log", yscale="log", xlabel="largest rise of the log-odds gap (stopped right of the dotted line)")

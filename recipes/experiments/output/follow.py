@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.confidence import compare_confidences, largest_and_log_odds
+from lightning_anomaly.two_sample.confidence import compare_confidences, largest_and_log_odds, mean_gap
 from recipes.common.evaluation import logits_of
 from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.gradients import batch_disparity
@@ -76,8 +76,7 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
 
 
 def _log_odds_gap(train: Tensor, val: Tensor) -> float:
-    sure = [largest_and_log_odds(logits.softmax(1))[1].mean().item() for logits in (train, val)]
-    return sure[0] - sure[1]
+    return mean_gap(*(largest_and_log_odds(logits.softmax(1))[1] for logits in (train, val)))
 
 
 def follow(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from recipes.experiments.output.follow import SIZES
 __all__ = [
     "RULES",
     "chosen_on",
+    "ended",
     "first_above",
     "largest_rise",
+    "loss_over_best",
     "output_rules",
     "output_runs",
     "output_scores",
@@ -106,23 +108,39 @@ def _stopped(rule: Callable[[Line], int | None], lines: Sequence[Line]) -> str:
     return f"{sum(rule(line) is not None for line in lines)} of {len(lines)}" if lines else "-"
 
 
+def ended(rule: Callable[[Line], int | None], line: Line) -> int:
+    """The epoch at which a rule ends a training: where it stops it, or the last one."""
+    stop = rule(line)
+    return len(line["epochs"]) - 1 if stop is None else stop
+
+
+def loss_over_best(rule: Callable[[Line], int | None], line: Line) -> float:
+    """Validation loss where a rule ends a training, over the smallest of the training."""
+    loss = signal(line, "val_loss")
+    return loss[ended(rule, line)] / min(loss)
+
+
+def _cells(rule: Callable[[Line], int | None], lines: Sequence[Line]) -> tuple[str, ...]:
+    """What a rule stops, and what the overfitting ones cost then: see `output_rules`."""
+    bad = [line for line in lines if is_overfitting(line)]
+    good = [line for line in lines if not is_overfitting(line)]
+    stopped = _stopped(rule, bad), _stopped(rule, good)
+    if not bad:
+        return *stopped, "-", "-", "-", "-"
+    ratios = [loss_over_best(rule, line) for line in bad]
+    spent = [(ended(rule, line) + 1) / len(line["epochs"]) for line in bad]
+    accuracies = [signal(line, "test_acc") for line in bad]
+    lost = [100 * (max(own) - own[ended(rule, line)]) for line, own in zip(bad, accuracies, strict=True)]
+    return *stopped, f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * mean(spent):.0f}%", f"{mean(lost):.1f}"
+
+
 def output_rules(lines: Sequence[Line]) -> str:
     """For each rule: how many trainings it stops, and what the overfitting ones cost then.
 
     Validation loss at the stop over the smallest (of a training that is not stopped, at its end), epochs trained of
     those there are, and test accuracy below that of the best epoch.
     """
-    rows = []
-    for name, some in _parts(lines).items():
-        bad = [line for line in some if is_overfitting(line)]
-        good = [line for line in some if not is_overfitting(line)]
-        for rule, stop in RULES.items():
-            ends = [(line, len(line["epochs"]) - 1 if stop(line) is None else int(stop(line) or 0)) for line in bad]
-            ratios = [signal(line, "val_loss")[end] / min(signal(line, "val_loss")) for line, end in ends]
-            spent = [(end + 1) / len(line["epochs"]) for line, end in ends]
-            lost = [100 * (max(signal(line, "test_acc")) - signal(line, "test_acc")[end]) for line, end in ends]
-            costs = (f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * mean(spent):.0f}%", f"{mean(lost):.1f}")
-            rows.append((name, rule, _stopped(stop, bad), _stopped(stop, good), *(costs if bad else ["-"] * 4)))
+    rows = [(name, rule, *_cells(stop, some)) for name, some in _parts(lines).items() for rule, stop in RULES.items()]
     header = ("trainings", "rule", "overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest",
               "epochs spent", "accuracy lost (points)")  # fmt: skip
     return markdown(header, rows)
@@ -130,26 +148,12 @@ def output_rules(lines: Sequence[Line]) -> str:
 
 def rise_rules(lines: Sequence[Line]) -> str:
     """For each part and rise of the log-odds gap: how many trainings it stops, and the loss there over the best."""
-    rows = []
-    for name, some in _parts(lines).items():
-        for rise in _TRIED:
-            ends = [(line, first_above(_rises(line), rise)) for line in some]
-            bad = [(line, end) for line, end in ends if is_overfitting(line)]
-            good = [end is not None for line, end in ends if not is_overfitting(line)]
-            ratios = [
-                signal(line, "val_loss")[-1 if end is None else end] / min(signal(line, "val_loss"))
-                for line, end in bad
-            ]
-            spent = [(len(line["epochs"]) if end is None else end + 1) / len(line["epochs"]) for line, end in bad]
-            rows.append(
-                (
-                    name,
-                    f"{rise:g}",
-                    f"{sum(end is not None for _, end in bad)} of {len(bad)}",
-                    f"{sum(good)} of {len(good)}",
-                    *((f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * mean(spent):.0f}%") if bad else "---"),
-                )
-            )
+
+    def above(rise: float) -> Callable[[Line], int | None]:
+        return lambda line: first_above(_rises(line), rise)
+
+    rows = [(name, f"{rise:g}", *_cells(above(rise), some)[:-1]) for name, some in _parts(lines).items()
+            for rise in _TRIED]  # fmt: skip
     header = ("trainings", "rise", "overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest",
               "epochs spent")  # fmt: skip
     return markdown(header, rows)
