@@ -18,6 +18,7 @@ __all__ = [
     "auroc",
     "best_epoch",
     "correlation",
+    "has_signal",
     "joined",
     "late_change",
     "layers_of",
@@ -39,6 +40,12 @@ def layers_of(line: dict[str, Any], reading: str | None = None) -> list[str]:
     """The layers of a training, in the network's order: of one reading, or of the first."""
     readings = line["epochs"][0]["layers"]
     return list(readings[reading] if reading in readings else next(iter(readings.values())))
+
+
+def has_signal(line: dict[str, Any], name: str) -> bool:
+    """Whether a line has a signal: those of `h1` in release 0.1 count filters by other rules than those of today."""
+    layers = line["epochs"][0]["layers"].get("val", {})
+    return name not in _OF_LIVE or all("set_apart" in layer for layer in layers.values())
 
 
 def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | None = None) -> list[float]:

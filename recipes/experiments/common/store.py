@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from lightning_anomaly import __version__
 
-__all__ = ["lines_file", "read_lines", "rounded", "run_missing"]
+__all__ = ["lines_file", "of_present_readings", "read_lines", "rounded", "run_missing"]
 
 _FOLDERS = {"search": "h1", "frozen": "h1"}  # the others have one of their own name
 Job = TypeVar("Job")
@@ -32,10 +32,16 @@ def lines_file(experiment: str, folder: str | Path | None = None, quick: bool = 
     return Path(folder or beside) / f"{experiment}{'-quick' if quick else ''}.jsonl"
 
 
+def of_present_readings(line: dict[str, Any]) -> bool:
+    """Whether a line's anomaly filters are those of today's settings: release 0.1 had others of the same names."""
+    return not line["versions"]["lightning-anomaly"].startswith("0.1.")
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The results in a file, oldest first; none if it does not exist.
 
-    A last line that an interruption cut short is left out; its run counts as not finished.
+    Of a run that was done again, the last one. A last line that an interruption cut short is left out; its run counts
+    as not finished.
 
     Raises:
         ValueError: If another line is not JSON.
@@ -50,7 +56,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             results.append(_unpack(json.loads(line)))
         except json.JSONDecodeError as error:
             raise ValueError(f"Line {number} of `{path.name}` should be JSON: {error}") from error
-    return results
+    return list({line["key"]: line for line in results}.values())
 
 
 def _append(path: Path, result: dict[str, Any]) -> None:
@@ -117,6 +123,7 @@ def run_missing(
     run: Callable[[Job], dict[str, Any]],
     path: Path,
     workers: int | None = None,
+    valid: Callable[[dict[str, Any]], bool] = lambda line: True,
 ) -> list[dict[str, Any]]:
     """Run the jobs whose results are not in a file yet, and append each result as it comes.
 
@@ -126,11 +133,12 @@ def run_missing(
         run: Gives a job's result as plain values; can be sent to another process.
         path: The file, one result in each line.
         workers: Processes, each with one thread; None takes one for each core, and 1 runs in this process.
+        valid: Whether a line of the file counts; the runs of others are done again.
 
     Returns:
         The results of these jobs, in their order.
     """
-    done = {line["key"] for line in read_lines(path)}
+    done = {line["key"] for line in read_lines(path) if valid(line)}
     missing = [job for job in jobs if key(job) not in done]
     if missing and len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are in {path.name} already")
@@ -146,10 +154,5 @@ def run_missing(
         )
         for job, result in tqdm(results, total=len(missing), unit="run", disable=not missing):
             keep(job, result)
-    return select(read_lines(path), map(key, jobs))
-
-
-def select(lines: Iterable[dict[str, Any]], keys: Iterable[str]) -> list[dict[str, Any]]:
-    """The lines with these keys, in the order of the keys; keys without a line are left out."""
-    by_key = {line["key"]: line for line in lines}
-    return [by_key[key] for key in keys if key in by_key]
+    by_key = {line["key"]: line for line in read_lines(path)}
+    return [by_key[key(job)] for job in jobs if key(job) in by_key]

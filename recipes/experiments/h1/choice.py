@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from recipes.experiments.common.curves import after_best, auroc, correlation, late_change, layers_of, signal, smoothed
+from recipes.experiments.common.curves import (
+    after_best,
+    auroc,
+    correlation,
+    has_signal,
+    late_change,
+    layers_of,
+    signal,
+    smoothed,
+)
 from recipes.experiments.common.tables import Line, group, is_overfitting, markdown
 from recipes.experiments.h1.search import CANDIDATES
 from recipes.experiments.h1.tables import SOURCES, short_runs
@@ -56,6 +65,7 @@ def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int 
         sign: -1 for a signal that is expected to fall.
         window: Number of epochs over which it is averaged, this one and those before it.
     """
+    lines = [line for line in lines if has_signal(line, name)]
     if not all(layers_of(line, reading) for line in lines):
         return None
 

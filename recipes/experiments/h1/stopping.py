@@ -11,10 +11,10 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from recipes.experiments.common.curves import joined
+from recipes.experiments.common.curves import has_signal, joined
 from recipes.experiments.common.store import lines_file, read_lines
 from recipes.experiments.common.tables import Line, group, is_overfitting, markdown, spread
-from recipes.experiments.h1.stopping_rules import RULES, TWO_SAMPLE, replay
+from recipes.experiments.h1.stopping_rules import FILTER_RULES, RULES, TWO_SAMPLE, replay
 from recipes.experiments.h1.tables import short_runs
 
 _COMPARED = (
@@ -46,9 +46,7 @@ def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:
     rows = []
     for key, runs in group(lines, *names).items():
         for rule in rules:
-            results = [replay(line, rule) for line in runs]
-            bad = [r for r, line in zip(results, runs, strict=True) if is_overfitting(line)]
-            good = [r for r, line in zip(results, runs, strict=True) if not is_overfitting(line)]
+            bad, good = ([replay(line, rule) for line in kind] for kind in _kinds(runs, rule))
             rows.append(
                 (
                     *key,
@@ -68,6 +66,12 @@ def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:
     return markdown(header, rows)
 
 
+def _kinds(lines: Sequence[Line], rule: str) -> tuple[list[Line], list[Line]]:
+    """The overfitting trainings and the healthy ones in which a rule can be replayed."""
+    known = [line for line in lines if rule not in FILTER_RULES or has_signal(line, "fraction")]
+    return [line for line in known if is_overfitting(line)], [line for line in known if not is_overfitting(line)]
+
+
 def draw(lines: Sequence[Line]) -> Figure:
     """The accuracy that each rule gives away in each network, in overfitting trainings and in healthy ones."""
     rules = [rule for rule in RULES if rule != TWO_SAMPLE]
@@ -75,9 +79,12 @@ def draw(lines: Sequence[Line]) -> Figure:
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     axes = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     for axis, ((network,), runs) in zip(axes, networks.items(), strict=True):
-        for kind, marker, shift in (("overfitting", "o", -0.15), ("healthy", "s", 0.15)):
-            some = [line for line in runs if is_overfitting(line) == (kind == "overfitting")]
-            lost = [mean(float(replay(line, rule)["accuracy"]) for line in some) for rule in rules]
+        kinds = zip(*(_kinds(runs, rule) for rule in rules), strict=True)
+        for (kind, marker, shift), known in zip(
+            (("overfitting", "o", -0.15), ("healthy", "s", 0.15)), kinds, strict=True
+        ):
+            costs = [[replay(line, rule)["accuracy"] for line in some] for rule, some in zip(rules, known, strict=True)]
+            lost = [mean(own) if own else float("nan") for own in costs]
             places = [place + shift for place in range(len(rules))]
             axis.plot(lost, places, marker, markersize=5, label=f"{kind} trainings")
         axis.set(title=network, xlabel="accuracy lost (points)")

@@ -14,7 +14,7 @@ import numpy as np
 from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD, rise
 from recipes.experiments.common.curves import layers_of, signal
 
-__all__ = ["RULES", "TWO_SAMPLE", "Stop", "by_patience", "by_rise", "by_threshold", "replay"]
+__all__ = ["FILTER_RULES", "RULES", "TWO_SAMPLE", "Stop", "by_patience", "by_rise", "by_threshold", "replay"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def _falling(values: Sequence[float]) -> list[float]:
 
 
 TWO_SAMPLE = "filters that tell training images, p below 1%"  # for lines that were `joined`
+FILTER_RULES = ("anomaly filters (default)", "anomaly filters (paper's reading)")
 # Patience 5 for those that were proposed with one; the first epoch of "changed" compares with the untrained network.
 RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),

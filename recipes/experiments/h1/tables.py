@@ -13,6 +13,7 @@ from recipes.experiments.common.curves import (
     auroc,
     best_epoch,
     correlation,
+    has_signal,
     late_change,
     layers_of,
     partial_correlation,
@@ -40,7 +41,8 @@ SOURCES = (
     ("anomaly fraction, maps not rectified", "fraction", "val_unrectified"),
     ("anomaly fraction, paper's reading", "fraction", "val_paper"),
     ("anomaly fraction, training probe", "fraction", "train"),
-    ("isolated anomaly filters", "isolated", "val"),
+    ("anomaly filters with a gap", "isolated", "val"),
+    ("isolated filters", "set_apart", "val"),
     ("anomaly filters silent but for a few samples", "silent", "val"),
     ("sparsity", "sparsity", "val"),
     ("kurtosis", "kurtosis", "val"),
@@ -78,24 +80,27 @@ def run_table(lines: Sequence[Line]) -> str:
     rows = []
     for key, runs in group(short_runs(lines), "network", "data", "condition").items():
         losses = [signal(run, "val_loss") for run in runs]
-        fractions = [signal(run, "fraction") for run in runs]
-        at_best = [values[best_epoch(run)] for run, values in zip(runs, fractions, strict=True)]
+        counted = [run for run in runs if has_signal(run, "fraction")]
+        fractions = [signal(run, "fraction") for run in counted]
+        ends = [(values[best_epoch(run)], values[-1]) for run, values in zip(counted, fractions, strict=True)]
+        whole = [correlation(f, signal(run, "val_loss")) for f, run in zip(fractions, counted, strict=True)]
         rows.append(
             (
                 *key,
                 len(runs),
                 f"{mean(min(loss) for loss in losses):.2f} → {mean(loss[-1] for loss in losses):.2f}",
                 f"{mean(best_epoch(run) + 1 for run in runs):.0f} of {len(losses[0])}",
-                f"{mean(at_best):.3f} → {mean(values[-1] for values in fractions):.3f}",
-                spread([correlation(f, loss) for f, loss in zip(fractions, losses, strict=True)]),
-                spread([_after_best(run, "fraction", "val") for run in runs]),
-                spread([_after_best(run, "fraction", "val_paper") for run in runs]),
+                len(counted),
+                " → ".join(f"{mean(values):.3f}" for values in zip(*ends, strict=True)) or "-",
+                spread(whole),
+                spread([_after_best(run, "fraction", "val") for run in counted]),
+                spread([_after_best(run, "fraction", "val_paper") for run in counted]),
                 spread([sustained_rise(values) for values in fractions], 3),
             )
         )
     header = (
         "network", "data", "condition", "seeds", "validation loss, best → end", "best epoch",
-        "anomaly fraction, best → end", "Spearman, whole run", "Spearman after best",
+        "counted", "anomaly fraction, best → end", "Spearman, whole run", "Spearman after best",
         "the same, paper's reading", "largest rise",
     )  # fmt: skip
     return markdown(header, rows)
@@ -124,6 +129,7 @@ def told_apart(lines: Sequence[Line], score: Callable[[Line], float]) -> str:
 
 
 def _row(lines: Sequence[Line], name: str, reading: str, layer: str | None = None) -> tuple[str, str, str]:
+    lines = [line for line in lines if has_signal(line, name)]
     overfitting = [line for line in lines if is_overfitting(line)]
     return (
         _median(_after_best(line, name, reading, layer) for line in overfitting),
@@ -135,11 +141,11 @@ def _row(lines: Sequence[Line], name: str, reading: str, layer: str | None = Non
 def signal_table(lines: Sequence[Line]) -> str:
     """For each network and signal, over all its layers: does it follow the loss, does it tell the runs apart?"""
     rows = [
-        (network, label, *_row(runs, name, reading))
+        (network, label, sum(has_signal(run, name) for run in runs), *_row(runs, name, reading))
         for (network,), runs in group(short_runs(lines), "network").items()
         for label, name, reading in SOURCES
     ]
-    return markdown(("network", "signal", "Spearman after best", "the same given sparsity", "AUROC"), rows)
+    return markdown(("network", "signal", "runs", "Spearman after best", "the same given sparsity", "AUROC"), rows)
 
 
 def layer_table(lines: Sequence[Line]) -> str:
