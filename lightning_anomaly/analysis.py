@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -170,9 +169,15 @@ def analyze_share(
         if layers[name].filters(NONFINITE):
             nonfinite[name] = _nonfinite_samples(own[name])
     if statistics is None:
-        statistics = {name: torch.cat(layer.statistics) for name, layer in usable.items() if layer.statistics}
-    scored = {name: own.cpu() for name, own in statistics.items() if name in usable}
-    found = torch_in_threads(partial(layer_scores, engine=engine), scored.values(), like=torch.empty(0))
+        scored = {name: layer.statistics for name, layer in usable.items() if layer.statistics}
+    else:
+        scored = {name: [own] for name, own in statistics.items() if name in usable}
+
+    def scores_of(pieces: Sequence[Tensor]) -> Tensor:
+        """Of one layer: the statistics of all layers are joined one after the other, as they are large."""
+        return layer_scores(torch.cat([piece.cpu() for piece in pieces]), engine)
+
+    found = torch_in_threads(scores_of, scored.values(), like=torch.empty(0))
     scores = dict(zip(scored, found, strict=True))
     return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out, note if usable else None)
 
