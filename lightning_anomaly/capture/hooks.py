@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_anomaly.capture.maps import LayerMaps, map_statistics, pool_maps
+from lightning_anomaly.capture.maps import LayerMaps, Rows, map_statistics, pool_maps
 
 __all__ = ["MapCapture", "compiled_models_eager", "evaluating", "taking_alone"]
 
@@ -106,7 +106,8 @@ class MapCapture:
         self._for_analysis = summary is None
         self._hooks = ExitStack()
         self._called: set[str] = set()
-        self.maps: dict[str, LayerMaps] = {name: LayerMaps() for name in layers}
+        self._kept = {name: (Rows(), Rows()) for name in layers}
+        self.maps = {name: LayerMaps(maps, statistics=statistics) for name, (maps, statistics) in self._kept.items()}
 
     @property
     def full(self) -> bool:
@@ -140,13 +141,14 @@ class MapCapture:
             if name not in self._called and _only in (None, self):
                 self._called.add(name)
                 try:
-                    self._take(self.maps[name], module, output)
+                    self._take(name, module, output)
                 except Exception as error:  # the forward pass is not ours to break
                     self.maps[name].problem = f"taking its maps failed with {error!r}"
 
         return take
 
-    def _take(self, layer: LayerMaps, module: nn.Module, output: Any) -> None:
+    def _take(self, name: str, module: nn.Module, output: Any) -> None:
+        layer, (kept, statistics) = self.maps[name], self._kept[name]
         if layer.count >= self._limit or layer.problem is not None:
             return
         if not isinstance(output, Tensor):
@@ -159,7 +161,8 @@ class MapCapture:
         if not output.is_floating_point():
             layer.problem = f"its output has type {output.dtype}"
             return
-        maps = output.detach()[: self._limit - layer.count]
+        most = self._limit - layer.count
+        maps = output.detach()[:most]
         if maps.numel() == 0:
             return
         if layer.batches and maps.shape[1] != layer.batches[0].shape[1]:
@@ -177,10 +180,11 @@ class MapCapture:
         for piece in torch.split(maps, max(1, _PIECE // max(1, maps[0].numel()))):
             copy = piece.to(dtype, copy=changed)
             if self._for_analysis:
-                layer.statistics.append(map_statistics(copy))
+                statistics.keep(map_statistics(copy), most)
             if self._rectify:
                 copy.clamp_(min=0)
             if self._for_analysis:
                 zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
-            layer.batches.append(self._summary(copy))
+            kept.keep(self._summary(copy), most)
+            most -= len(piece)
