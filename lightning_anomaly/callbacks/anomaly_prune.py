@@ -95,12 +95,12 @@ class AnomalyPruneCallback(Watcher):
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
         self._reports = LastReports(self.last_reports)
         self._subject = Subject()
+        self._trained = TrainerMask(self._warn_once)
         self._forget()
 
     def _forget(self) -> None:
-        """Starts anew: what is known is about another model."""
+        """Starts anew, but for the mask."""
         self._reports.restart([])
-        self._trained = TrainerMask(self._warn_once)
         self._warned.clear()
         self.events: list[dict[str, Any]] = []
         self._done: list[int] = []  # epochs of `at_epoch` that are behind
@@ -108,7 +108,7 @@ class AnomalyPruneCallback(Watcher):
 
     @property
     def mask(self) -> FilterMask | None:
-        """The mask, which reports and restores; None before the first fit."""
+        """The mask, which reports and restores; None before there is a model."""
         return self._trained.mask
 
     @property
@@ -127,7 +127,7 @@ class AnomalyPruneCallback(Watcher):
         return {"summaries": list(self._reports.summaries), **self._trained.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave; the filters are masked when the fit begins."""
+        """Takes over what `state_dict` gave: a fit masks the filters when it begins, or now if it has begun."""
         self._forget()
         self._subject.load()
         self._reports.restart(state_dict["summaries"])
@@ -139,11 +139,14 @@ class AnomalyPruneCallback(Watcher):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds who watches, and refuses what cannot work."""
         super().setup(trainer, pl_module, stage)
+        sharded = _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__)
         if stage != "fit":
+            if not sharded:
+                self._trained.meet(pl_module)
             return
         self._check_twins(trainer, AnomalyPruneCallback)
         self._reports.watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback")
-        if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
+        if sharded:
             raise ValueError(
                 "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, such "
                 f"as DDP. Found {type(trainer.strategy).__name__}, which shards them."
@@ -162,6 +165,7 @@ class AnomalyPruneCallback(Watcher):
         check_maskable(select_layers(pl_module, None if watcher is None else watcher.layers))
         if self._subject.changes_to(pl_module):
             self._forget()
+            self._trained = TrainerMask(self._warn_once)
         self._trained.start(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -237,6 +241,7 @@ class AnomalyPruneCallback(Watcher):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves no hook behind."""
+        self._subject.meet(pl_module)
         self._trained.stop()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
