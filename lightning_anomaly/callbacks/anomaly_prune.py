@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
 from lightning_anomaly.callbacks._base import Watcher
 from lightning_anomaly.callbacks._reports import LastReports, find_watcher
@@ -42,7 +41,8 @@ class AnomalyPruneCallback(Watcher):
             `at_epoch` nor `on_rise` it is 0.05.
         min_votes: Number of the last reports that have to flag a filter.
         last_reports: Number of reports that are looked at.
-        max_fraction: Fraction of a layer's filters that may be masked, those masked earlier included.
+        max_fraction: Fraction of a layer's filters that may be masked, those masked earlier included, and those of
+            another AnomalyPruneCallback in the Trainer.
         criterion: `"anomaly"` masks the filters flagged; for comparison, `"random"` and `"l1"` (smallest weights first)
             mask as many in each layer, out of those that are not dead.
         seed: Seed of `"random"`.
@@ -188,7 +188,7 @@ class AnomalyPruneCallback(Watcher):
                     f"`min_votes = {self.min_votes}`. It masks when it has them.",
                 )
                 return
-            masked = self._trained.add(trainer, pl_module, lambda: self._choose(epoch, modules_by_name(pl_module)))
+            masked = self._trained.add(trainer, pl_module, lambda: self._choose(trainer, pl_module))
             self.events = [*self.events, {"epoch": epoch, "filters": masked}]
             self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
         self._armed = not risen
@@ -255,15 +255,20 @@ class AnomalyPruneCallback(Watcher):
         share = f" with {100 * self._trained.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
         head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
         lines = [f'{head} (criterion "{self.criterion}", {self.min_votes} votes in {self.last_reports} reports).']
+        nothing = "no filter, for want of votes or because of `max_fraction`"
         for event in self.events:
             parts = [f"'{layer}' {sorted(filters)}" for layer, filters in event["filters"].items()]
-            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or 'no filter had the votes'}")
+            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or nothing}")
         return "\n".join(lines)
 
-    def _choose(self, epoch: int, modules: dict[str, nn.Module]) -> dict[str, list[int]]:
+    def _choose(self, trainer: Any, pl_module: Any) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` to mask, worst first."""
-        summaries = self._reports.summaries
-        chosen = choose_filters(summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
+        summaries, modules = self._reports.summaries, modules_by_name(pl_module)
+        masked: dict[str, set[int]] = {}
+        for prune in trainer.callbacks:
+            for layer, filters in prune.masked.items() if isinstance(prune, AnomalyPruneCallback) else ():
+                masked.setdefault(layer, set()).update(filters)
+        chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         last = summaries[-1]
         for layer in list(chosen):
             size = getattr(modules.get(layer), "out_channels", None)
@@ -279,4 +284,4 @@ class AnomalyPruneCallback(Watcher):
         if self.criterion == "anomaly":
             return chosen
         norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
-        return choose_others(chosen, last, self.masked, norms, f"{self.seed} {epoch}")
+        return choose_others(chosen, last, masked, norms, f"{self.seed} {trainer.current_epoch}")
