@@ -108,6 +108,10 @@ def verdict(outcomes: dict[str, list[Outcome]]) -> str:
 
 def run(options: argparse.Namespace) -> dict[str, list[Outcome]]:
     """Train all, print the comparison, and return what came out."""
+    if not 2 <= options.at_epoch < options.epochs:  # filters are flagged in two reports before they are masked
+        raise ValueError(
+            f"Option `--at-epoch` should be at least 2 and below `--epochs {options.epochs}`. Found {options.at_epoch}."
+        )
     quiet()
     data = prepare_data(options)
     outcomes: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}

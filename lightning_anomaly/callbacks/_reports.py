@@ -59,7 +59,7 @@ class LastReports:
 
     def restart(self, summaries: list[Summary]) -> None:
         """Goes on from these: of a report that is there by now nothing is taken."""
-        self.summaries = list(summaries)
+        self.summaries = summaries[-self.number :]  # there may have been more in the fit of a checkpoint
         self._seen = None if self.watcher is None else self.watcher.report
 
     def look(self) -> None:

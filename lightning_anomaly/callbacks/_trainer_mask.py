@@ -26,12 +26,13 @@ class TrainerMask:
         warn: Takes a key and a message, which it says once for each key.
 
     Attributes:
-        mask: The `FilterMask`; None before the first fit.
+        mask: The `FilterMask`; None before there is a model.
     """
 
     def __init__(self, warn: Callable[[str, str], None]) -> None:
         self.mask: FilterMask | None = None
         self._loaded: dict[str, Any] | None = None  # the mask's state, until there is a model to mask
+        self._module: nn.Module | None = None  # while a Trainer works with it
         self._observer: FlowObserver | None = None
         self._flow = NormFlow({})
         self._warn = warn
@@ -64,23 +65,33 @@ class TrainerMask:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave, into a new object; the filters are masked when the fit starts."""
-        self._loaded = state["mask"]
+        """Takes over what `state_dict` gave: at once while a Trainer works with the model, else when the fit starts."""
+        self.mask, self._loaded = None, state["mask"]
         # Checkpoints of before functions were followed have nothing on what was lost.
         self._flow = NormFlow(state["norms"], frozenset(state["shared_norms"]), state.get("lost_norms", {}))
+        if self._module is not None:
+            self._take_loaded(self._module)
 
-    def start(self, pl_module: Any) -> None:
-        """Begins a fit: masks what a checkpoint had masked."""
+    def _take_loaded(self, pl_module: Any) -> None:
         if self._loaded is not None:
             self.mask = FilterMask.from_state_dict(pl_module, self._loaded)
         self._loaded = None
+
+    def meet(self, pl_module: Any) -> None:
+        """Until `stop`, what a checkpoint had masked is masked in this model as soon as it is loaded."""
+        self._module = pl_module
+
+    def start(self, pl_module: Any) -> None:
+        """Begins a fit: masks what a checkpoint had masked."""
+        self.meet(pl_module)
+        self._take_loaded(pl_module)
         self.mask = self.mask or FilterMask(pl_module)
         self._observer = FlowObserver(pl_module)
 
     def stop(self) -> None:
-        """Ends a fit; a second call does nothing."""
+        """Ends what a Trainer does with the model; a second call does nothing."""
         self.after_batch()
-        self._observer = None
+        self._module = self._observer = None
 
     def before_batch(self) -> None:
         """Hooks the model for a validation step, to see which normalisation is behind which convolution."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
 from lightning_anomaly.callbacks._base import Watcher
 from lightning_anomaly.callbacks._reports import LastReports, find_watcher
@@ -42,7 +41,8 @@ class AnomalyPruneCallback(Watcher):
             `at_epoch` nor `on_rise` it is 0.05.
         min_votes: Number of the last reports that have to flag a filter.
         last_reports: Number of reports that are looked at.
-        max_fraction: Fraction of a layer's filters that may be masked, those masked earlier included.
+        max_fraction: Fraction of a layer's filters that may be masked, those masked earlier included, and those of
+            another AnomalyPruneCallback in the Trainer.
         criterion: `"anomaly"` masks the filters flagged; for comparison, `"random"` and `"l1"` (smallest weights first)
             mask as many in each layer, out of those that are not dead.
         seed: Seed of `"random"`.
@@ -95,12 +95,12 @@ class AnomalyPruneCallback(Watcher):
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
         self._reports = LastReports(self.last_reports)
         self._subject = Subject()
+        self._trained = TrainerMask(self._warn_once)
         self._forget()
 
     def _forget(self) -> None:
-        """Starts anew: what is known is about another model."""
+        """Starts anew, but for the mask."""
         self._reports.restart([])
-        self._trained = TrainerMask(self._warn_once)
         self._warned.clear()
         self.events: list[dict[str, Any]] = []
         self._done: list[int] = []  # epochs of `at_epoch` that are behind
@@ -108,7 +108,7 @@ class AnomalyPruneCallback(Watcher):
 
     @property
     def mask(self) -> FilterMask | None:
-        """The mask, which reports and restores; None before the first fit."""
+        """The mask, which reports and restores; None before there is a model."""
         return self._trained.mask
 
     @property
@@ -127,7 +127,7 @@ class AnomalyPruneCallback(Watcher):
         return {"summaries": list(self._reports.summaries), **self._trained.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave; the filters are masked when the fit begins."""
+        """Takes over what `state_dict` gave: a fit masks the filters when it begins, or now if it has begun."""
         self._forget()
         self._subject.load()
         self._reports.restart(state_dict["summaries"])
@@ -139,11 +139,14 @@ class AnomalyPruneCallback(Watcher):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds who watches, and refuses what cannot work."""
         super().setup(trainer, pl_module, stage)
+        sharded = _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__)
         if stage != "fit":
+            if not sharded:
+                self._trained.meet(pl_module)
             return
         self._check_twins(trainer, AnomalyPruneCallback)
         self._reports.watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback")
-        if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
+        if sharded:
             raise ValueError(
                 "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, such "
                 f"as DDP. Found {type(trainer.strategy).__name__}, which shards them."
@@ -162,6 +165,7 @@ class AnomalyPruneCallback(Watcher):
         check_maskable(select_layers(pl_module, None if watcher is None else watcher.layers))
         if self._subject.changes_to(pl_module):
             self._forget()
+            self._trained = TrainerMask(self._warn_once)
         self._trained.start(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -184,7 +188,7 @@ class AnomalyPruneCallback(Watcher):
                     f"`min_votes = {self.min_votes}`. It masks when it has them.",
                 )
                 return
-            masked = self._trained.add(trainer, pl_module, lambda: self._choose(epoch, modules_by_name(pl_module)))
+            masked = self._trained.add(trainer, pl_module, lambda: self._choose(trainer, pl_module))
             self.events = [*self.events, {"epoch": epoch, "filters": masked}]
             self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
         self._armed = not risen
@@ -237,6 +241,7 @@ class AnomalyPruneCallback(Watcher):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves no hook behind."""
+        self._subject.meet(pl_module)
         self._trained.stop()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -250,15 +255,20 @@ class AnomalyPruneCallback(Watcher):
         share = f" with {100 * self._trained.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
         head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
         lines = [f'{head} (criterion "{self.criterion}", {self.min_votes} votes in {self.last_reports} reports).']
+        nothing = "no filter, for want of votes or because of `max_fraction`"
         for event in self.events:
             parts = [f"'{layer}' {sorted(filters)}" for layer, filters in event["filters"].items()]
-            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or 'no filter had the votes'}")
+            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or nothing}")
         return "\n".join(lines)
 
-    def _choose(self, epoch: int, modules: dict[str, nn.Module]) -> dict[str, list[int]]:
+    def _choose(self, trainer: Any, pl_module: Any) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` to mask, worst first."""
-        summaries = self._reports.summaries
-        chosen = choose_filters(summaries, self.masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
+        summaries, modules = self._reports.summaries, modules_by_name(pl_module)
+        masked: dict[str, set[int]] = {}
+        for prune in trainer.callbacks:
+            for layer, filters in prune.masked.items() if isinstance(prune, AnomalyPruneCallback) else ():
+                masked.setdefault(layer, set()).update(filters)
+        chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         last = summaries[-1]
         for layer in list(chosen):
             size = getattr(modules.get(layer), "out_channels", None)
@@ -274,4 +284,4 @@ class AnomalyPruneCallback(Watcher):
         if self.criterion == "anomaly":
             return chosen
         norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
-        return choose_others(chosen, last, self.masked, norms, f"{self.seed} {epoch}")
+        return choose_others(chosen, last, masked, norms, f"{self.seed} {trainer.current_epoch}")

@@ -21,7 +21,9 @@ from lightning_anomaly.capture.layers import modules_by_name
 __all__ = ["compact"]
 
 _NAMED = 3  # layers that a warning names
-_TOLERANCE = 1e-4  # how far outputs may be apart (of the largest): sums of other lengths round differently
+# How far outputs may be apart (of the largest), as sums of other lengths round differently: at least the one, and as
+# many epsilons of the least precise type as the other.
+_TOLERANCE, _EPSILONS = 1e-4, 8
 # Torch-Pruning's kinds of nodes: layers with weights that can be cut, and what works on each channel by itself.
 _LAYERS = {"CONV", "DEPTHWISE_CONV", "LINEAR", "BN"}
 _CHANNELWISE = {"ELEMENTWISE", "PRELU", "CONCAT", "SPLIT", "RESHAPE", "UNBIND", "EXPAND", "SLICE"}
@@ -143,12 +145,14 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
     """The model's output, and of every convolution and linear layer which inputs were exactly 0, `(C,)` bool."""
     silent: dict[nn.Module, Tensor] = {}
 
-    def look(module: Any, given: tuple[Any, ...]) -> None:
+    def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
-        zero = (given[0].detach().movedim(axis, 0).flatten(1) == 0).all(1).cpu()
+        given = args[0] if args else kwargs["input"]
+        zero = (given.detach().movedim(axis, 0).flatten(1) == 0).all(1).cpu()
         silent[module] = silent[module] & zero if module in silent else zero
 
-    hooks = [m.register_forward_pre_hook(look) for m in model.modules() if isinstance(m, (_ConvNd, nn.Linear))]
+    layers = [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]
+    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
         with torch.no_grad():
             return model(*arguments), silent
@@ -214,7 +218,9 @@ def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Non
             if one.shape != other.shape:
                 problem = f"has shape {tuple(one.shape)} instead of {tuple(other.shape)}"
                 break
-            scale = _TOLERANCE * other.abs().max() if other.is_floating_point() and other.numel() else 0.0
+            types = {tensor.dtype for tensor in (other, *model.parameters()) if tensor.is_floating_point()}
+            tolerance = max(_TOLERANCE, *(_EPSILONS * torch.finfo(dtype).eps for dtype in types))
+            scale = tolerance * other.abs().max() if other.is_floating_point() and other.numel() else 0.0
             if not torch.allclose(one, other, rtol=0.0, atol=float(scale), equal_nan=True):
                 problem = f"differs by up to {(one - other).abs().max().item():.2g}"
                 break

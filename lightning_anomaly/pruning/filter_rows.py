@@ -68,9 +68,10 @@ class Rows:
             self._write(self.tensor.grad, 0.0)
 
     def zero_state(self, state: Mapping[str, Any]) -> None:
-        """Sets the rows of every tensor of the same shape in an optimizer's state of the tensor to 0."""
+        """Sets the rows of every floating-point tensor of the same shape in an optimizer's state of the tensor to 0."""
         for value in state.values():
-            if isinstance(value, Tensor) and value.shape == self.tensor.shape:
+            # Integers are codes of 8-bit optimizers, where 0 may stand for the most negative value.
+            if isinstance(value, Tensor) and value.shape == self.tensor.shape and value.is_floating_point():
                 self._write(value, 0.0)
 
     def restore(self) -> None:

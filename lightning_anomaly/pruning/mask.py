@@ -176,8 +176,9 @@ class FilterMask:
         Gradients of zero are not enough: momentum, weight decay and Adam's averages move a parameter without any.
 
         Args:
-            optimizers: Optimizers whose state belongs to the masked filters; in it every tensor of a parameter's shape
-                is zeroed like the parameter, anything else (step counts, factored averages) is left alone.
+            optimizers: Optimizers whose state belongs to the masked filters; in it every floating-point tensor of a
+                parameter's shape is zeroed like the parameter, anything else (step counts, factored averages, codes of
+                8-bit optimizers) is left alone.
         """
         states = [optimizer.state for optimizer in _as_list(optimizers)]
         for rows in self._rows:

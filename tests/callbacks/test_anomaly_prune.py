@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from acting import GeluNet, fit, leak, probe_loader, pruner, training_loader
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -204,7 +205,8 @@ def test_it_tells_at_the_end_what_it_did(tmp_path: Path, caplog: pytest.LogCaptu
     nothing = pruner(1, min_votes=1, last_reports=1, max_fraction=0.01)
     fit(tmp_path, GeluNet(), nothing)
     assert nothing.describe().splitlines()[0].startswith("AnomalyPruneCallback masked no filter (")
-    assert nothing.describe().splitlines()[1] == "  before epoch 1: no filter had the votes"
+    why = "no filter, for want of votes or because of `max_fraction`"
+    assert nothing.describe().splitlines()[1] == f"  before epoch 1: {why}"
 
 
 @pytest.mark.parametrize(
@@ -258,6 +260,23 @@ def test_two_of_them_live_side_by_side_under_different_prefixes(tmp_path: Path) 
     assert len({callback.state_key for callback in trainer.callbacks}) == len(trainer.callbacks)
     assert one.masked
     assert leak(model, one.masked) == leak(model, two.masked) == 0
+
+
+def test_two_of_them_keep_to_the_limit_together(tmp_path: Path) -> None:
+    """Each by itself might leave half of a layer, and both of them nothing."""
+    one, two = pruner(1, max_fraction=0.34), pruner(1, criterion="random", log_key_prefix="random")
+    fit(tmp_path, GeluNet(), one, two)
+    assert {layer: len(filters) for layer, filters in one.masked.items()} == {"conv1": 2, "conv2": 2, "up": 1}
+    assert {layer: len(filters) for layer, filters in two.masked.items()} == {"conv1": 1, "conv2": 2, "up": 1}
+    assert not any(set(one.masked[layer]) & set(filters) for layer, filters in two.masked.items())
+
+
+def test_a_checkpoint_with_more_reports_than_are_looked_at_now(tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path / "saved", save_last=True)
+    fit(tmp_path, GeluNet(), pruner(2, last_reports=3, max_fraction=0.01), saving, max_epochs=3)
+    prune = pruner(2, last_reports=1)
+    prune.load_state_dict(torch.load(tmp_path / "saved" / "last.ckpt", weights_only=True)["callbacks"][prune.state_key])
+    assert len(prune.state_dict()["summaries"]) == 1
 
 
 class Swapping(pl.Callback):

@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from acting import PROBE, GeluNet, ManualNet, fit, leak, probe_loader, pruner, training_loader
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from torch import Tensor, nn
-from trainers import QUIET, quiet_trainer, watcher
+from trainers import QUIET, hook_count, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyPruneCallback
 
@@ -227,6 +227,46 @@ def test_a_test_of_a_checkpoint_leaves_the_state_with_the_weights(tmp_path: Path
     with pytest.warns(UserWarning, match="when nothing will happen"):
         trainer.fit(model, training_loader(), probe_loader())
     assert prune.masked == {}
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+def test_the_mask_of_a_checkpoint_that_is_validated_is_there(tmp_path: Path) -> None:
+    prune, model = pruner(1), GeluNet()
+    fit(tmp_path, model, prune, ModelCheckpoint(tmp_path / "saved", save_last=True))
+    for used, module in ((prune, model), (pruner(1), GeluNet())):
+        trainer = quiet_trainer(tmp_path, used, watcher())
+        trainer.validate(module, probe_loader(), ckpt_path=tmp_path / "saved" / "last.ckpt", verbose=False)
+        assert used.mask is not None
+        assert used.mask.masked == used.masked == prune.masked
+        assert trainer.callback_metrics["anomaly_prune/masked_fraction"] == pytest.approx(used.mask.parameter_fraction)
+        assert 0 < used.mask.parameter_fraction < 1
+        assert hook_count(module) == 0
+
+
+class Searching(LearningRateFinder):
+    """Looks for a learning rate before epoch 2, as in Lightning's example of fine-tuning: it loads what it saved."""
+
+    def __init__(self) -> None:
+        super().__init__(num_training_steps=2, early_stop_threshold=None, update_attr=False)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        pass
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 2 and self.optimal_lr is None:
+            self.lr_find(trainer, pl_module)
+
+
+def test_a_checkpoint_that_is_loaded_in_the_middle_of_a_fit_keeps_the_mask(tmp_path: Path) -> None:
+    prune, model, searching = pruner([1, 3], max_fraction=0.5), GeluNet(), Searching()
+    seen = Watching(prune)
+    fit(tmp_path, model, searching, prune, seen, max_epochs=4)
+    assert searching.optimal_lr is not None
+    assert [event["epoch"] for event in prune.events] == [1, 3]
+    assert prune.mask is not None
+    assert prune.mask.masked == prune.masked
+    assert seen.batches == 3 * 3
+    assert leak(model, prune.masked) == 0
 
 
 def test_a_norm_that_mixes_channels_is_left_with_a_warning(tmp_path: Path) -> None:

@@ -331,6 +331,42 @@ class TestTheModel:
         assert torch.allclose(found["head"], expected["head"], atol=1e-6)
         assert torch.allclose(found["others"][0], expected["others"][0], atol=1e-6)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_rounds_more(self, dtype):
+        class FloatLogits(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 100, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(self.conv(x).relu()).float()
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = FloatLogits().to(dtype)
+        images = inputs(32, 3, 8, 8).to(dtype)
+        mask_filters(model, {"conv": range(0, 64, 3)})
+        smaller = compact(model, images)
+        assert smaller.conv.out_channels == 42
+        with torch.no_grad():
+            found, expected = smaller(images), model(images)
+        assert (found - expected).abs().max() / expected.abs().max() < 2 * torch.finfo(dtype).eps
+
+    def test_layers_that_are_called_by_keyword(self):
+        class Keywords(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(input=self.conv(input=x).relu())
+
+        model = Keywords()
+        mask_filters(model, {"conv": [1, 2]})
+        smaller = compact(model, inputs(2, 3, 8, 8))
+        assert filters_of(smaller) == {"conv": 4, "head": 2}
+        assert_same_outputs(model, smaller, 2, 3, 8, 8)
+
     def test_a_lightning_module_after_training(self, tmp_path):
         module = SmallNet()
         trainer = quiet_trainer(tmp_path, max_epochs=1)

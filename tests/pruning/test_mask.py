@@ -170,6 +170,15 @@ def test_an_optimizer_loses_the_masked_rows_and_keeps_everything_else() -> None:
     assert model.head.weight in optimizer.state
 
 
+def test_codes_of_an_8_bit_optimizer_are_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    optimizer = torch.optim.SGD(model.parameters())
+    codes = torch.full((4, 3, 3, 3), 127, dtype=torch.uint8)
+    optimizer.state[model[0].weight] = {"state1": codes}
+    mask_filters(model, {"0": [1]}, optimizers=[optimizer])
+    assert (codes == 127).all()
+
+
 def test_an_optimizer_without_a_past_gets_no_state() -> None:
     model = pretrained()
     optimizer = torch.optim.Adam(model.parameters())

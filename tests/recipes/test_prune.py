@@ -27,6 +27,13 @@ def test_pruning_is_compared_with_its_controls(tmp_path: Path, capsys: pytest.Ca
     assert "Of 1 seeds, masking anomaly filters ends with a smaller test loss than masking nothing in" in said
 
 
+@pytest.mark.parametrize("at_epoch", ["1", "4"])
+def test_an_epoch_at_which_nothing_would_be_masked_is_refused(at_epoch: str) -> None:
+    message = rf"`--at-epoch` should be at least 2 and below `--epochs 4`. Found {at_epoch}"
+    with pytest.raises(ValueError, match=message):
+        prune.run(prune.parse(["--epochs", "4", "--at-epoch", at_epoch]))
+
+
 def test_pruning_says_when_there_is_nothing_to_compare() -> None:
     runs = {arm: [prune.Outcome(0, 0.0, 1.0, 0.5)] for arm in prune.ARMS}
     assert prune.verdict(runs) == "No anomaly filter had the votes to be masked, so there is nothing to compare."
