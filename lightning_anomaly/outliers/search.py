@@ -19,7 +19,7 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
-from lightning_anomaly.capture.probe import probing, usable_layers
+from lightning_anomaly.capture.probe import isolated_random_state, probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outliers.report import OutlierReport
@@ -89,10 +89,10 @@ def find_outliers(
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
     seed = check_integer("seed", seed, 0)
     search = _Search(model, layers, seed, progress)
-    with _buffers_of_first(model):
+    with _buffers_of_first(model), isolated_random_state(seed):
         references = in_all(lambda: search.reference_share(inputs, reference))
         shares = in_all(lambda: search.scores_share(references))
-    report = in_all(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
+        report = in_all(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
     assert report is not None
     if search.rank == 0:
         for note in report.notes.values():

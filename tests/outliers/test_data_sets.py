@@ -1,12 +1,14 @@
 """Positions are those of the user's data set, whatever it gives; where they cannot be, it is refused."""
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from lightning_anomaly import find_outliers
 
@@ -33,6 +35,16 @@ class Counted(IterableDataset[Tensor]):
 
     def __iter__(self) -> Any:
         return iter(DATA.tensors[0])
+
+
+class Augmented(Dataset[Tensor]):
+    """Draws from all that give random numbers."""
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, index: int) -> Tensor:
+        return DATA[index][0] + torch.rand(()) + random.random() + np.random.rand()
 
 
 def without_seven(items: list[tuple[Tensor, Tensor]]) -> Any:
@@ -73,3 +85,14 @@ def test_images_in_a_dataclass_are_found(net):
 def test_a_loader_whose_images_have_no_positions_is_refused(net, loader, found):
     with pytest.raises(ValueError, match=f"Parameter `reference` should be a loader .*{found}"):
         find_outliers(net, DATA.tensors[0], loader)
+
+
+def test_random_numbers_that_a_data_set_draws_are_taken_from_nobody_and_are_the_same_again(net):
+    loader = DataLoader(Augmented(), 32)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    first = find_outliers(net, loader)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2]
+    torch.rand(3), random.random(), np.random.rand()
+    assert torch.equal(find_outliers(net, loader).scores, first.scores)
