@@ -107,6 +107,8 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _stored_arguments(factory: Callable[..., Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that Lightning stored, of which the factory gets what it takes, as Lightning does it."""
     stored, name = checkpoint.get("hyper_parameters"), checkpoint.get("hparams_name")
+    if isinstance(stored, Mapping):  # LightningCLI's own words are no arguments
+        stored = {key: value for key, value in stored.items() if key not in ("_instantiator", "_class_path")}
     try:
         parameters = inspect.signature(factory).parameters
     except ValueError:  # some that are not written in Python have none
@@ -130,6 +132,8 @@ def _build(factory: Callable[..., Any], model: str, arguments: dict[str, Any]) -
         ) from error
     if not isinstance(built, nn.Module):
         raise ValueError(f"`--model` should give a torch.nn.Module. Found `{model}`, a {type(built).__name__}.")
+    if callable(configure := getattr(built, "configure_model", None)):  # where a LightningModule may make its layers
+        configure()
     return built
 
 

@@ -58,6 +58,17 @@ class Dicted(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Late(pl.LightningModule):
+    """Makes its layers where Lightning asks for them, and takes any arguments."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def configure_model(self) -> None:
+        self.net = nn.Conv2d(**self.sizes)
+
+
 def trained(folder: Path, model: pl.LightningModule) -> Path:
     trainer = quiet_trainer(folder, max_epochs=1, limit_val_batches=0)
     trainer.fit(model, loader(), loader() if isinstance(model, SmallNet) else None)
@@ -216,6 +227,14 @@ class TestModels:
         found = load_model(trained(tmp_path, module), f"{HERE}:Dicted")
         assert same(found, module)
         assert found.hparams == {"channels": 1, "lr": 0.1}
+
+    def test_layers_that_are_made_late_and_what_lightning_cli_stores(self, tmp_path):
+        module = Late(in_channels=1, out_channels=4, kernel_size=3)
+        module.configure_model()
+        own = {"_instantiator": "lightning.pytorch.cli.instantiate_module", "_class_path": f"{HERE}.Late"}
+        checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": {**module.sizes, **own}}
+        torch.save(checkpoint, tmp_path / "last.ckpt")
+        assert same(load_model(tmp_path / "last.ckpt", f"{HERE}:Late"), module)
 
     def test_a_part_of_the_lightning_module(self, tmp_path):
         module = SmallNet()

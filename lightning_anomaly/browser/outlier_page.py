@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lightning_anomaly.browser.fields import BrowsedOutliers
-from lightning_anomaly.browser.page import assemble
+from lightning_anomaly.browser.page import assemble, plain_labels
 
 __all__ = ["OUTLIERS", "write_outlier_page"]
 
@@ -36,7 +34,7 @@ def write_outlier_page(
         raise ValueError(
             f"Parameter `labels` should have {len(report.scores)} entries, one for each image. Found {len(labels)}."
         )
-    names = labels.tolist() if isinstance(labels, Tensor) else labels
+    names = None if labels is None else plain_labels(labels)
     rows = report.rows(OUTLIERS)
     for row in rows:
         row["score"] = row["score"] if math.isfinite(row["score"]) else None  # JSON has no infinity

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.browser.fields import BrowsedLayer, BrowsedReport
+from lightning_anomaly.browser.page import plain_labels
 from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
 
@@ -198,13 +199,15 @@ def _maps(kept: KeptMaps, amount: int) -> bytes:
 def _labels(labels: Sequence[Any] | None) -> dict[str, Any] | None:
     if labels is None:
         return None
-    values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    values = plain_labels(labels)
+    told = [str(value) for value in values]  # also where values cannot be compared: lists have no hash, NaN no equal
+    known = dict(zip(told, values, strict=True))
     try:
-        names = sorted(set(values))
+        names = sorted(known, key=known.__getitem__)
     except TypeError:  # of several types
-        names = sorted(set(values), key=str)
+        names = sorted(known)
     places = {name: place for place, name in enumerate(names)}
-    return {"names": [str(name) for name in names], "of": [places[value] for value in values]}
+    return {"names": names, "of": [places[name] for name in told]}
 
 
 def _history(history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:

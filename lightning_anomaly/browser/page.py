@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "plain_labels"]
+
+
+def plain_labels(labels: Sequence[Any]) -> list[Any]:
+    """Labels by position as plain values, also out of tensors, arrays and columns of tables, whose index has no say."""
+    values = labels.tolist() if hasattr(labels, "tolist") else labels
+    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
 
 def assemble(

@@ -33,11 +33,14 @@ def write_page(
             f"Parameter `labels` should have {report.n_samples} entries, one for each probe sample. "
             f"Found {len(labels)}."
         )
-    if images is not None and not (2 <= images.ndim <= 5 and len(images) == report.n_samples and images.numel()):
-        raise ValueError(
-            f"Parameter `images` should be of shape ({report.n_samples}, ...), one image, signal or volume for each "
-            f"probe sample. Found shape {tuple(images.shape)}."
-        )
+    if images is not None:
+        if not isinstance(images, Tensor):
+            raise ValueError(f"Parameter `images` should be a tensor (N, ...). Found a {type(images).__name__}.")
+        if not (2 <= images.ndim <= 5 and len(images) == report.n_samples and images.numel()):
+            raise ValueError(
+                f"Parameter `images` should be of shape ({report.n_samples}, ...), one image, signal or volume for "
+                f"each probe sample. Found shape {tuple(images.shape)}."
+            )
     pictures = report.pictures or Pictures(None, {})
     if images is not None:
         pictures = Pictures(probe_images(images), pictures.maps)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,14 +16,13 @@ from lightning_anomaly.callbacks._processes import first_loader, unpadded_length
 from lightning_anomaly.callbacks._together import Found, Wanted, analyse_together, pictures_of
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor
-from lightning_anomaly.capture.probe import probing
+from lightning_anomaly.capture.probe import isolated_random_state, probing
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 
 __all__ = [
     "ValidationWatch",
     "found_nothing",
-    "isolated_random_state",
     "run_training_probe",
     "shortcomings",
     "shuffles",
@@ -148,24 +145,6 @@ def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
 def found_nothing(report: AnomalyReport) -> bool:
     """Whether no filter could have been found, for want of layers or samples."""
     return not report.layers or "few samples" in report.notes
-
-
-@contextmanager
-def isolated_random_state(seed: int) -> Iterator[None]:
-    """Seeds the random numbers of torch, NumPy and Python inside, and gives their states back at the end.
-
-    Loading a sample may draw random numbers; it then draws the same ones each time and takes none from the training.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 @contextmanager

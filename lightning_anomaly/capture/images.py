@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 __all__ = ["ImageSource", "first_tensor"]
 
@@ -15,13 +16,15 @@ _BATCH = 64
 
 
 def first_tensor(batch: Any) -> Tensor | None:
-    """The first floating-point tensor in a batch of tensors, tuples, lists and dicts: the usual input of a model."""
+    """The first floating-point tensor in a batch, the usual input of a model: in tuples, lists, dicts, dataclasses."""
     if isinstance(batch, Tensor):
         return batch if batch.is_floating_point() else None
     if isinstance(batch, Mapping):
         return next((t for t in map(first_tensor, batch.values()) if t is not None), None)
     if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
         return next((t for t in map(first_tensor, batch) if t is not None), None)
+    if is_dataclass(batch):
+        return first_tensor([getattr(batch, field.name) for field in fields(batch)])
     return None
 
 
@@ -64,7 +67,8 @@ class ImageSource:
         """The images at some positions, batch by batch: which `(n,)`, and the images `(n, ...)`.
 
         Raises:
-            ValueError: If they are of another size than the first one, or no floating-point tensor.
+            ValueError: If they are of another size than the first one, not as many as the positions, or no
+                floating-point tensor.
         """
         split = torch.split(torch.as_tensor(positions, dtype=torch.int64), self.batch_size)
         places = [own for own in split if len(own)]
@@ -78,6 +82,12 @@ class ImageSource:
                 )
             if self.shape and tuple(images.shape[1:]) != self.shape:
                 raise ValueError(_several_sizes(self.argument, f"{self.shape} and {tuple(images.shape[1:])}"))
+            if len(images) != len(own):
+                raise ValueError(
+                    f"Parameter `{self.argument}` should give one image for each item of its data set, by whose "
+                    f"position it is known. Found {len(images)} for {len(own)} items: give a loader whose `collate_fn` "
+                    "leaves none out and adds none."
+                )
             yield own, images
 
     def _read(self, positions: Sequence[int], places: Sequence[Tensor]) -> Iterator[Any]:
@@ -110,10 +120,17 @@ def _checked(loader: Any, argument: str) -> DataLoader[Any]:
             f"`val_dataloader()` or `DataLoader(data_set, batch_size=64)`. Found {type(loader).__name__}."
         )
     data = loader.dataset
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__") or loader.batch_sampler is None:
+    found = None
+    if isinstance(data, IterableDataset) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        found = f"{type(data).__name__}: give a map-style data set, or the images as one tensor"
+    elif loader.batch_sampler is None:
+        found = "`batch_size=None`: give a number, and a data set of single images"
+    elif isinstance(loader.sampler, SubsetRandomSampler):  # the images that it leaves out would be taken too
+        found = "a SubsetRandomSampler: give a loader over `Subset(data_set, indices)`, whose positions are then those"
+    if found:
         raise ValueError(
             f"Parameter `{argument}` should be a loader over a data set with a length, whose images it puts into "
-            f"batches. Found {type(data).__name__}: give a map-style data set, or the images as one tensor."
+            f"batches. Found {found}."
         )
     return loader
 

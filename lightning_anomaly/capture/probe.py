@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.progress import track
 
-__all__ = ["check_inputs", "probing", "run", "usable_layers"]
+__all__ = ["check_inputs", "isolated_random_state", "probing", "run", "usable_layers"]
 
 _BATCH = 64
 
@@ -50,6 +51,24 @@ def probing(model: nn.Module, capture: MapCapture) -> Iterator[None]:
     """What holds while a model is run for its maps: evaluation mode, no gradients, and no other capture takes any."""
     with evaluating(model), taking_alone(capture), torch.no_grad():
         yield
+
+
+@contextmanager
+def isolated_random_state(seed: int) -> Iterator[None]:
+    """Seeds the random numbers of torch, NumPy and Python inside, and gives their states back at the end.
+
+    Loading a sample may draw random numbers; it then draws the same ones each time and takes none from the training.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 def run(

@@ -19,7 +19,7 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
-from lightning_anomaly.capture.probe import probing, usable_layers
+from lightning_anomaly.capture.probe import isolated_random_state, probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outliers.report import OutlierReport
@@ -89,10 +89,10 @@ def find_outliers(
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
     seed = check_integer("seed", seed, 0)
     search = _Search(model, layers, seed, progress)
-    with _buffers_of_first(model):
+    with _buffers_of_first(model), isolated_random_state(seed):
         references = in_all(lambda: search.reference_share(inputs, reference))
         shares = in_all(lambda: search.scores_share(references))
-    report = in_all(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
+        report = in_all(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
     assert report is not None
     if search.rank == 0:
         for note in report.notes.values():
@@ -160,7 +160,7 @@ class _Search:
         """Check everything, and run this process's share of the reference."""
         images = self._images = ImageSource(inputs, "inputs")
         others = self._others = images if reference is None else ImageSource(reference, "reference")
-        watched = select_layers(self._model, self._layers)
+        watched = self._watched = select_layers(self._model, self._layers)
         if not watched:
             raise ValueError("Parameter `model` should have a convolution, or `layers` should be named. Found none.")
         if images.shape != others.shape:
@@ -203,7 +203,15 @@ class _Search:
             taken = {*chosen}
             rest = [position for position in rest if position not in taken]
         batches = self._runner.statistics(images, self._share(images, rest), "outlier scores")
-        scored = [(positions, halves[0].judge(statistics)) for positions, statistics in _together(batches)]
+        scored = []
+        for positions, statistics in _together(batches):
+            missing = [name for name in self._names if name not in statistics]
+            if missing:
+                raise ValueError(
+                    "Parameter `inputs` should give maps in all layers in which the reference gives them. Found images "
+                    f"without any in {missing}: name other layers as `layers`."
+                )
+            scored.append((positions, halves[0].judge(statistics)))
         return _Scores(*_joined(scored), self._runner.notes)
 
     def report(self, references: Sequence[_Reference], shares: Sequence[_Scores], rate: float) -> OutlierReport:
@@ -215,6 +223,10 @@ class _Search:
         notes = unseen_layers(self._model, self._layers)
         for said in (*(own.notes for own in references), *(own.notes for own in shares)):
             notes |= said
+        for name in self._watched:
+            if name not in self._names:
+                problem = "its maps of the reference are not finite or do not vary"
+                notes.setdefault(f"{name} left out", f"Layer '{name}' is left out of the analysis: {problem}.")
         infinite = scores.isinf().nonzero()[:, 0].tolist()
         if infinite:
             notes["nonfinite images"] = (

@@ -90,7 +90,7 @@ def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
         for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(caption)
+            axes.set_title(caption, parse_math=False)  # of the user's names
             axes.axis("off")
         figure.suptitle(heading, fontsize=10)
     return figure

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_pack import index_of
 
 from lightning_anomaly import OutlierReport
 
@@ -145,6 +146,13 @@ class TestTicks:
     def test_of_labels_each_image_has_one(self, tmp_path):
         with pytest.raises(ValueError, match=r"`labels` should have 300 entries, one for each image. Found 2\."):
             made_up().save_html(tmp_path / "a.html", labels=["a", "b"])
+
+    def test_the_index_of_a_table_s_column_has_no_say(self, tmp_path):
+        pandas = pytest.importorskip("pandas")
+        labels = pandas.Series([f"{place}.png" for place in range(300)], index=range(299, -1, -1))
+        made_up().save_html(tmp_path / "a.html", labels=labels)
+        rows = index_of(tmp_path / "a.html")["rows"]
+        assert all(row["label"] == f"{row['position']}.png" for row in rows)
 
 
 class TestImage:

@@ -223,6 +223,8 @@ class TestReport:
             report.save_html(tmp_path / "a.html", labels=["a", "b", "c"])
         with pytest.raises(ValueError, match=r"`images` should be of shape \(50, .*Found shape \(49, 1, 4, 4\)"):
             report.save_html(tmp_path / "a.html", images=torch.zeros(49, 1, 4, 4))
+        with pytest.raises(ValueError, match=r"`images` should be a tensor \(N, \.\.\.\)\. Found a ndarray\."):
+            report.save_html(tmp_path / "a.html", images=np.zeros((50, 1, 4, 4)))
         assert not (tmp_path / "a.html").exists()
 
     def test_scores_are_there_if_there_are_any_and_infinite_ones_are_told(self, tmp_path):
@@ -245,6 +247,24 @@ class TestReport:
             assert told["names"] == names
             values = labels.tolist() if isinstance(labels, Tensor) else labels
             assert [names[place] for place in told["of"]] == [str(value) for value in values]
+
+    @pytest.mark.parametrize(
+        ("labels", "names"),
+        [
+            (np.array([[3], [1], [3]]), ["[1]", "[3]"]),  # MedMNIST's
+            ([torch.tensor(3), torch.tensor(1), torch.tensor(3)], ["1", "3"]),
+            ([["cat"], [], ["cat"]], ["[]", "['cat']"]),
+        ],
+    )
+    def test_labels_are_compared_by_what_they_say(self, tmp_path, labels, names):
+        made_up(1, 3).save_html(tmp_path / "a.html", labels=labels)
+        assert index_of(tmp_path / "a.html")["labels"] == {"names": names, "of": [1, 0, 1]}
+
+    def test_labels_that_are_missing_are_one_label(self, tmp_path):
+        made_up(1, 3).save_html(tmp_path / "a.html", labels=[float("nan"), 1.0, float("nan")])
+        told = index_of(tmp_path / "a.html")["labels"]
+        assert [told["names"][place] for place in told["of"]] == ["nan", "1.0", "nan"]
+        assert len(told["names"]) == 2
 
     def test_the_same_report_gives_the_same_file(self, tmp_path):
         images = torch.rand(50, 3, 6, 6, generator=torch.Generator().manual_seed(0))

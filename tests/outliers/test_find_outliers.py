@@ -156,6 +156,31 @@ def test_images_with_nan_are_infinite_and_noted(net):
     assert report.scores[4:9].isfinite().all()
 
 
+def test_a_layer_that_cannot_judge_is_noted(net):
+    """Layers behind NaN in the weights say nothing, which is not the same as that all is well."""
+    net[5].weight.data[:] = math.nan
+    with pytest.warns(
+        UserWarning, match="^Layer '5' is left out .*: its maps of the reference are not finite or do not"
+    ):
+        report = find_outliers(net, images(200, 1, (7,)))
+    assert report.layers == ("0",)
+    assert report.top(1) == [7]
+
+
+def test_a_layer_that_some_images_do_not_reach_is_named(net):
+    class Exits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.net[0](x)
+            return found if x.abs().max() > 100 else self.net[1:](found)
+
+    with pytest.raises(ValueError, match=r"`inputs` should give maps in all layers .* without any in \['net.5'\]"):
+        find_outliers(Exits(), 1000 * images(5), images(150))
+
+
 def test_what_is_no_image_is_scored_too(net):
     series = nn.Conv1d(2, 4, 3)
     inputs = torch.randn(150, 2, 20, generator=torch.Generator().manual_seed(0))
@@ -175,7 +200,14 @@ def test_what_cannot_be_drawn_is_scored_too():
         report.plot()
 
 
+def test_a_layer_s_name_is_no_formula():
+    inputs = images(120)
+    report = find_outliers(nn.Conv2d(1, 2, 3), inputs)
+    replace(report, layers=("$\\x$",)).plot(1).draw_without_rendering()
+
+
 def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
+    torch.manual_seed(0)  # which images score highest hangs on the weights
     inputs = images(400)[..., None].expand(-1, -1, -1, -1, 30).flatten(3).repeat_interleave(20, 2)  # 240x360
     inputs[:300] *= 100
     report = find_outliers(nn.Conv2d(1, 2, 3), inputs, inputs[300:])

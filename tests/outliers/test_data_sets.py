@@ -1,0 +1,98 @@
+"""Positions are those of the user's data set, whatever it gives; where they cannot be, it is refused."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+
+from lightning_anomaly import find_outliers
+
+DATA = TensorDataset(torch.randn(120, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(120))
+
+
+@pytest.fixture
+def net() -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(1, 3, 3)
+
+
+@dataclass
+class Batch:
+    names: list[str]
+    images: Tensor
+
+
+class Counted(IterableDataset[Tensor]):
+    """A stream that knows its length."""
+
+    def __len__(self) -> int:
+        return 120
+
+    def __iter__(self) -> Any:
+        return iter(DATA.tensors[0])
+
+
+class Augmented(Dataset[Tensor]):
+    """Draws from all that give random numbers."""
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, index: int) -> Tensor:
+        return DATA[index][0] + torch.rand(()) + random.random() + np.random.rand()
+
+
+def without_seven(items: list[tuple[Tensor, Tensor]]) -> Any:
+    return torch.utils.data.default_collate([item for item in items if item[1] != 7])
+
+
+def two_views(items: list[tuple[Tensor, Tensor]]) -> Tensor:
+    images = torch.stack([image for image, _ in items])
+    return torch.cat([images, images.flip(3)])
+
+
+@pytest.mark.parametrize(
+    ("collate", "found"), [(without_seven, "119 for 120"), (two_views, "2 for 1")], ids=["fewer", "more"]
+)
+def test_a_batch_with_other_images_than_its_items_is_refused(net, collate, found):
+    """Else scores would stand at the positions of other images."""
+    with pytest.raises(ValueError, match=f"`inputs` should give one image for each item .* Found {found} items"):
+        find_outliers(net, DataLoader(DATA, 120, collate_fn=collate))
+
+
+def test_images_in_a_dataclass_are_found(net):
+    def collate(items: list[tuple[Tensor, Tensor]]) -> Batch:
+        return Batch([str(label) for _, label in items], torch.stack([image for image, _ in items]))
+
+    found = find_outliers(net, DataLoader(DATA, 64, collate_fn=collate))
+    assert torch.equal(found.scores, find_outliers(net, DATA.tensors[0]).scores)
+
+
+@pytest.mark.parametrize(
+    ("loader", "found"),
+    [
+        (DataLoader(Counted(), 30), "Found Counted: give a map-style data set"),
+        (DataLoader(DATA, batch_size=None), "Found `batch_size=None`: give"),
+        (DataLoader(DATA, 30, sampler=SubsetRandomSampler([1, 2])), "Found a SubsetRandomSampler.*`Subset"),
+    ],
+    ids=["stream", "no batches", "sampler"],
+)
+def test_a_loader_whose_images_have_no_positions_is_refused(net, loader, found):
+    with pytest.raises(ValueError, match=f"Parameter `reference` should be a loader .*{found}"):
+        find_outliers(net, DATA.tensors[0], loader)
+
+
+def test_random_numbers_that_a_data_set_draws_are_taken_from_nobody_and_are_the_same_again(net):
+    loader = DataLoader(Augmented(), 32)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    first = find_outliers(net, loader)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2]
+    torch.rand(3), random.random(), np.random.rand()
+    assert torch.equal(find_outliers(net, loader).scores, first.scores)
