@@ -7,7 +7,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from recipes.experiments.common.curves import has_signal, layers_of, signal
+from recipes.experiments.common.curves import layers_of, signal
 from recipes.experiments.common.tables import Line, group
 from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING
 
@@ -31,11 +31,7 @@ def draw_panels(lines: Sequence[Line], panels: Sequence[Panel]) -> Figure:
             colour = f"C{list(CONDITIONS).index(condition)}"
             style = "-" if condition in OVERFITTING else "--"
             for axis, (_, name, reading, last) in zip(row, panels, strict=True):
-                curves = [
-                    signal(line, name, reading, layers_of(line, reading)[-1] if last else None)
-                    for line in some
-                    if has_signal(line, name)
-                ]
+                curves = [signal(line, name, reading, layers_of(line, reading)[-1] if last else None) for line in some]
                 average = [mean(values) for values in zip(*curves, strict=True)]
                 epochs = range(1, len(average) + 1)
                 axis.plot(epochs, average, style, color=colour, label=condition, linewidth=1.3)

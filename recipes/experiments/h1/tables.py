@@ -217,4 +217,4 @@ def draw_long(lines: Sequence[Line]) -> Figure:
 
 def draw_curves(lines: Sequence[Line]) -> Figure:
     """The paper's figure: losses and anomaly fraction over the epochs, overfitting and healthy, mean over the seeds."""
-    return draw_panels(short_runs(lines), _PANELS)
+    return draw_panels([line for line in short_runs(lines) if has_signal(line, "fraction")], _PANELS)

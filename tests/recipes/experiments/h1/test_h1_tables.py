@@ -47,5 +47,6 @@ def test_counts_of_release_0_1_are_left_out_and_all_else_of_its_lines_is_not() -
         row for row in stops.splitlines() if "anomaly filters (default)" in row or "validation loss, patience 3" in row
     ]
     assert ["of 1" in rows[0], "of 2" in rows[1]] == [True, True]
-    for draw in (tables.draw_curves, stopping.draw):
-        assert draw(old).axes
+    assert stopping.draw(old).axes
+    for both, only in zip(tables.draw_curves(new + old).axes, tables.draw_curves(new).axes, strict=True):
+        assert [list(line.get_ydata()) for line in both.lines] == [list(line.get_ydata()) for line in only.lines]
