@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_anomaly.browser import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
-from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.maps import LayerMaps, joined
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
 from lightning_anomaly.clustering.engines import choose_engine
@@ -175,7 +175,7 @@ def analyze_share(
 
     def scores_of(pieces: Sequence[Tensor]) -> Tensor:
         """Of one layer: the statistics of all layers are joined one after the other, as they are large."""
-        return layer_scores(torch.cat([piece.cpu() for piece in pieces]), engine)
+        return layer_scores(joined(pieces), engine)
 
     found = torch_in_threads(scores_of, scored.values(), like=torch.empty(0))
     scores = dict(zip(scored, found, strict=True))
@@ -252,7 +252,7 @@ def _listed(samples: Sequence[int]) -> str:
 def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:
     """Judge the filters of one layer; the clustering is that of the live ones."""
     live = reduction.live.nonzero()[:, 0]
-    statistics = torch.cat(layer.statistics) if layer.statistics else None
+    statistics = joined(layer.statistics) if layer.statistics else None
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
     shown = shown_clustering(clustering, outliers, settings.rare_fraction)
     rows = torch.arange(len(live), device=live.device)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["STATISTICS", "LayerMaps", "Rows", "map_statistics", "pool_maps"]
+__all__ = ["STATISTICS", "LayerMaps", "Rows", "joined", "map_statistics", "pool_maps"]
 
 STATISTICS = ("mean", "standard deviation", "largest", "smallest", "coarse standard deviation")
 
@@ -63,6 +64,11 @@ def _mean_and_deviation(pixels: Tensor) -> tuple[Tensor, Tensor]:
     mean = pixels.mean(2)
     deviation: Tensor = torch.linalg.vector_norm(pixels - mean[:, :, None], dim=2) / pixels.shape[2] ** 0.5
     return mean, deviation
+
+
+def joined(pieces: Sequence[Tensor]) -> Tensor:
+    """One tensor of them all; the only one itself."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 class Rows(list[Tensor]):
@@ -133,4 +139,4 @@ class LayerMaps:
     @property
     def maps(self) -> Tensor:
         """All maps `(N, F, ...)`."""
-        return self.batches[0] if len(self.batches) == 1 else torch.cat(self.batches)
+        return joined(self.batches)

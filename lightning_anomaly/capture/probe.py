@@ -22,7 +22,7 @@ from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.progress import track
 
-__all__ = ["check_inputs", "isolated_random_state", "probing", "run", "usable_layers"]
+__all__ = ["check_inputs", "isolated_random_state", "note_left_out", "probing", "run", "usable_layers"]
 
 _BATCH = 64
 
@@ -148,6 +148,11 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
     return iter([(inputs, {})])
 
 
+def note_left_out(name: str, problem: str) -> dict[str, str]:
+    """The note on a layer that is left out."""
+    return {f"{name} left out": f"Layer '{name}' is left out of the analysis: {problem}."}
+
+
 def usable_layers(
     maps: Mapping[str, LayerMaps], expected: int | None = None
 ) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
@@ -163,14 +168,14 @@ def usable_layers(
     counts = Counter(layer.count for layer in maps.values() if layer.count)
     n_samples = (counts.most_common(1)[0][0] if counts else 0) if expected is None else expected
     usable: dict[str, LayerMaps] = {}
-    notes = {}
+    notes: dict[str, str] = {}
     for name, layer in maps.items():
         problem = layer.problem or (None if layer.batches else "it was never called")
         if problem is None and layer.count != n_samples:
             others = "most layers gave" if expected is None else "the samples are"
             problem = f"it gave {layer.count} maps where {others} {n_samples}"
         if problem:
-            notes[f"{name} left out"] = f"Layer '{name}' is left out of the analysis: {problem}."
+            notes |= note_left_out(name, problem)
         else:
             usable[name] = layer
     return usable, n_samples, notes

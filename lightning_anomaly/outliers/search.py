@@ -19,7 +19,7 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
-from lightning_anomaly.capture.probe import isolated_random_state, probing, usable_layers
+from lightning_anomaly.capture.probe import isolated_random_state, note_left_out, probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outliers.report import OutlierReport
@@ -225,8 +225,8 @@ class _Search:
             notes |= said
         for name in self._watched:
             if name not in self._names:
-                problem = "its maps of the reference are not finite or do not vary"
-                notes.setdefault(f"{name} left out", f"Layer '{name}' is left out of the analysis: {problem}.")
+                said = note_left_out(name, "its maps of the reference are not finite or do not vary")
+                notes = notes | said | notes  # what was said of it before stays
         infinite = scores.isinf().nonzero()[:, 0].tolist()
         if infinite:
             notes["nonfinite images"] = (

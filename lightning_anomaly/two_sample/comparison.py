@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+from lightning_anomaly.capture.probe import check_inputs, note_left_out, run, usable_layers
 from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.two_sample.confidence import Confidences, compare_confidences, mean_gap
 from lightning_anomaly.two_sample.rank_test import (
@@ -110,10 +110,8 @@ def two_sample_test(
     for name in [name for name in taken[0] if name in taken[1]]:
         layer, other = taken[0][name], taken[1][name]
         if layer.size != other.size:  # the largest of more values is larger
-            notes[f"{name} left out"] = (
-                f"Layer '{name}' is left out of the analysis: the size of its maps is {layer.size} for training images "
-                f"and {other.size} for validation images."
-            )
+            sizes_found = f"{layer.size} for training images and {other.size} for validation images"
+            notes |= note_left_out(name, f"the size of its maps is {sizes_found}")
             continue
         values[name] = _values(layer, other)
         compared[name], of_layer = _compare(values[name], n_train, divisions, significance)

@@ -79,11 +79,8 @@ def draw(lines: Sequence[Line]) -> Figure:
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     axes = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     for axis, ((network,), runs) in zip(axes, networks.items(), strict=True):
-        kinds = zip(*(_kinds(runs, rule) for rule in rules), strict=True)
-        for (kind, marker, shift), known in zip(
-            (("overfitting", "o", -0.15), ("healthy", "s", 0.15)), kinds, strict=True
-        ):
-            costs = [[replay(line, rule)["accuracy"] for line in some] for rule, some in zip(rules, known, strict=True)]
+        for which, (kind, marker, shift) in enumerate((("overfitting", "o", -0.15), ("healthy", "s", 0.15))):
+            costs = [[replay(line, rule)["accuracy"] for line in _kinds(runs, rule)[which]] for rule in rules]
             lost = [mean(own) if own else float("nan") for own in costs]
             places = [place + shift for place in range(len(rules))]
             axis.plot(lost, places, marker, markersize=5, label=f"{kind} trainings")
