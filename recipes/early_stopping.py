@@ -89,7 +89,7 @@ def train(name: str, data: ImageData, options: argparse.Namespace, healthy: bool
     watcher: AnomalyFilterCallback | TwoSampleCallback
     if failing_at is None:  # the data sets hold images as they are, without augmentation
         train_images, val_images = (loader.dataset[:_COMPARED][0] for loader in (training, validation))
-        watcher, watched = TwoSampleCallback(train_images, val_images, log_figures=False), "confidence_log_odds_gap"
+        watcher, watched = TwoSampleCallback(train_images, val_images, log_figures=False), "confidence_error_ratio"
     else:
         probe_size = min(512, len(data.val_images))
         watcher, watched = AnomalyFilterCallback(probe_size=probe_size, log_figures=False), "fraction"

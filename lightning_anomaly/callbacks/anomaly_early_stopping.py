@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import lightning.pytorch.callbacks.early_stopping as lightning_early_stopping
@@ -12,13 +11,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import AnyEarlyStopping
-from lightning_anomaly.callbacks._output_rise import WINDOW, output_rise
 from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
+from lightning_anomaly.two_sample.rise import WINDOW
 
 __all__ = ["AnomalyEarlyStopping"]
 
@@ -40,18 +39,17 @@ class _Signal:
     hold: int
 
 
-_RISE = _Signal("rise", THRESHOLD, 6, HOLD)
-_OUTPUT = _Signal("confidence_log_odds_gap", 0.25, 1, 1)
+_FILTERS = _Signal("rise", THRESHOLD, 6, HOLD)
+_OUTPUT = _Signal("confidence_rise", 0.1, 1, 1)
 
 
 class AnomalyEarlyStopping(AnyEarlyStopping):
     """Stops a training that overfits, by a signal that needs no validation labels.
 
-    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_log_odds_gap`: the mean log-odds of the
-    network's answers on training images less that on validation images, near 0 as long as it treats both alike. It
-    stops when the mean of the last three validations is 0.25 above the lowest such mean before. So it has to see a
-    training from its beginning, and about 1,000 images of each kind. See `docs/results/stopping_output.md` for what it
-    cost and found.
+    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_rise` and stops when the output has become
+    surer of training images: when, relative to them, the network expects 10% more errors on validation images than at
+    its lowest level. So it has to see a training from its beginning, and about 1,000 images of each kind. See
+    `docs/results/stopping_output.md` for what it cost and found.
 
     **Beside an `AnomalyFilterCallback` alone** it watches `<log_key_prefix>/rise`, which is 0 while the fraction of
     anomaly filters is flat or falls: then it never stops a run, however long. Whether a rise means overfitting is the
@@ -68,8 +66,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     weights stay those of the last epoch; a `ModelCheckpoint` keeps others.
 
     Args:
-        threshold: The rise that has to be exceeded; None takes 0.25, in log-odds, for the output, and 0.05, as a
-            fraction of the filters, for anomaly filters.
+        threshold: The rise that has to be exceeded; None takes 0.1, as a fraction of the lowest level, for the output,
+            and 0.05, as a fraction of the filters, for anomaly filters.
         patience: Number of validations in a row for which it has to; None takes 1 for the output, and 6 for anomaly
             filters, at least 5: the first 5 of a rise are part of the value, which shows none that lasted less.
         log_key_prefix: That of the callback to watch; None takes the first TwoSampleCallback of the Trainer, and
@@ -98,7 +96,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         # Checked where the values come from: a checkpoint that is written there, before the epoch ends, has them all.
         super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose), check_on_train_epoch_end=False)
         # Until there is a Trainer. Two of these in one have two keys for their state, if their arguments differ.
-        self._watch(*(("two_sample", _OUTPUT) if self.log_key_prefix is None else (self.log_key_prefix, _RISE)))
+        self._watch(*(("two_sample", _OUTPUT) if self.log_key_prefix is None else (self.log_key_prefix, _FILTERS)))
         self._everywhere = True
         self._subject = Subject()
         self._forget()
@@ -113,7 +111,6 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
         self.wait_count = 0
-        self._gaps: list[float] = []
         self.best_score = torch.tensor(torch.inf)
         self._begin()
 
@@ -124,17 +121,12 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         if reasons := _stopping_reasons():
             self.stopping_reason = reasons.NOT_STOPPED
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit needs, in plain types."""
-        return {**super().state_dict(), "gaps": list(self._gaps)}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
         if not self._subject.load():
             return
         self._forget()
         super().load_state_dict({**state_dict, "patience": self.patience})  # of this fit, as the threshold is
-        self._gaps = list(state_dict.get("gaps", ()))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds out what there is to watch, and says so."""
@@ -156,13 +148,14 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
             self._compared = compared[0]
         else:
             watcher = find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping", "a TwoSampleCallback or ")
-            self._watch(watcher.log_key_prefix, _RISE)
+            self._watch(watcher.log_key_prefix, _FILTERS)
         check_integer("patience", self.patience, self._signal.hold)
         if self.verbose:
-            what = "it" if self._signal is _RISE else f"the rise of its mean over {WINDOW} validations"
+            earliest = f", after {WINDOW + self.patience} validations at the earliest" if self._compared else ""
             rank_zero_info(
-                f"AnomalyEarlyStopping watches '{self.monitor}' and stops when {what} has been above "
-                f"{self.divergence_threshold:g} for {self.patience} validation{'s' * (self.patience > 1)} in a row."
+                f"AnomalyEarlyStopping watches '{self.monitor}' and stops when it has been above "
+                f"{self.divergence_threshold:g} for {self.patience} validation{'s' * (self.patience > 1)} in a "
+                f"row{earliest}."
             )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -195,9 +188,6 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         if history and not history[-1]["compares_output"]:
             return False, None  # an earlier value, logged again
         self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=current.device), current)
-        if self._signal is _OUTPUT:
-            self._gaps.append(float(current))
-            current = torch.tensor(output_rise(self._gaps))
         threshold = self.divergence_threshold
         assert threshold is not None
         self.wait_count = self.wait_count + 1 if current > threshold else 0
@@ -211,18 +201,17 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         return True, self.stopping_reason_message
 
     def _why(self, lasted: int, threshold: float, value: float) -> str:
-        if self._signal is _RISE:
+        if self._signal is _FILTERS:
             return (
                 f"Anomaly filters have risen: for {lasted} validations their fraction has been more than {threshold:g} "
                 f"above an earlier level, by now {self.monitor} = {value:.3f}."
             )
         report = None if self._compared is None else self._compared.report
-        gap = fmean(self._gaps[-WINDOW:])
         where = report.where if report is not None and report.telling_layers else "by its output"
         return (
-            f"The network knows its training images: the log-odds of its answers to them and to validation images have "
-            f"moved {value:.2f} apart ({self.monitor}, {gap:.2f} on average over {WINDOW} validations), and the two "
-            f"are told apart {where}."
+            f"The network knows its training images: relative to them it expects {100 * value:.0f}% more errors on "
+            f"validation images than at its lowest level ({self.monitor} = {value:.3f}), and the two are told apart "
+            f"{where}."
         )
 
 

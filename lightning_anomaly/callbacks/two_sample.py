@@ -19,6 +19,7 @@ from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, two_sample_test
 from lightning_anomaly.two_sample.report import TwoSampleReport
+from lightning_anomaly.two_sample.rise import ErrorRise
 
 __all__ = ["TwoSampleCallback"]
 
@@ -31,8 +32,9 @@ _NEUTRAL = {
     "p_value": 1.0,
     "confidence_auc": 0.5,
     "confidence_gap": 0.0,
-    "confidence_log_odds_gap": 0.0,
+    "confidence_error_ratio": 1.0,
     "confidence_p_value": 1.0,
+    "confidence_rise": 0.0,
 }
 
 
@@ -42,10 +44,12 @@ class TwoSampleCallback(Watcher):
     See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
     as finite floats under `log_key_prefix`, of the output: `confidence_auc` (probability that it is surer of a training
     image than of a validation image; 0.5 where it treats both alike), `confidence_gap` (by how much on average, as a
-    probability), `confidence_log_odds_gap` (the same in log-odds) and `confidence_p_value`; of the filters: `count`,
-    `fraction` (of the live ones), `p_value` (how often random divisions of the same images give such a fraction) and
-    `layer/NAME` (the fraction in each layer, also of the units of linear ones). No label is needed. An
-    `AnomalyEarlyStopping` beside it stops by `confidence_log_odds_gap`.
+    probability), `confidence_p_value`, `confidence_error_ratio` (how many times as many errors it expects on validation
+    images as on training images; 1 where it treats both alike) and `confidence_rise` (by what fraction that ratio is
+    above its lowest level so far, each a mean over three validations; 0 while that is within three standard errors); of
+    the filters: `count`, `fraction` (of the live ones), `p_value` (how often random divisions of the same images give
+    such a fraction) and `layer/NAME` (the fraction in each layer, also of the units of linear ones). No label is
+    needed. An `AnomalyEarlyStopping` beside it stops by `confidence_rise`.
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
     precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook
@@ -111,6 +115,7 @@ class TwoSampleCallback(Watcher):
         """Starts anew: what is known is about another model."""
         self.report: TwoSampleReport | None = None
         self.history: list[ComparisonFields] = []
+        self._rise = ErrorRise()
         self._undrawn: int | None = None  # the step of the last validation, if no figure has it
         self._warned.clear()
 
@@ -120,8 +125,8 @@ class TwoSampleCallback(Watcher):
         return f"TwoSampleCallback[{self.log_key_prefix}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, whose last values are logged again if the next comparison fails; in plain types."""
-        return {"history": list(self.history)}
+        """The history, whose last values are logged again if the next comparison fails, and what a rise is above."""
+        return {"history": list(self.history), "rise": self._rise.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
@@ -129,6 +134,8 @@ class TwoSampleCallback(Watcher):
             return
         self._forget()
         self.history = list(state_dict["history"])
+        if "rise" in state_dict:
+            self._rise.load_state_dict(state_dict["rise"])
         self._values = dict(self.history[-1]["metrics"]) if self.history else {}
         self._output_measured = any(entry["compares_output"] for entry in self.history)
         self._measured = self._output_measured or any(entry["share_p_values"] for entry in self.history)
@@ -246,8 +253,10 @@ class TwoSampleCallback(Watcher):
                 vain = in_vain(trainer, self.log_key_prefix, "confidence") if waits else ""
                 self._warn_once(key, note + vain)
         output = report.compares_output  # else 0 would look like the best gap there is
+        if output and trainer.state.fn == "fit":
+            self._values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
         found = [name for name in _NEUTRAL if output or not name.startswith("confidence")]
-        self._values |= {name: float(getattr(report, name)) for name in found}
+        self._values |= {name: float(getattr(report, name)) for name in found if name != "confidence_rise"}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
 
     def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:

@@ -15,7 +15,7 @@ from lightning_anomaly.capture.layers import linear_layers, select_layers, unsee
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, note_left_out, run, usable_layers
 from lightning_anomaly.checks import check_fraction
-from lightning_anomaly.two_sample.confidence import Confidences, compare_confidences, mean_gap
+from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     divided_test,
@@ -86,21 +86,21 @@ def two_sample_test(
     watched = select_layers(model, layers)
     linear = linear_layers(model) if layers is None else {}
     notes = unseen_layers(model, layers)
-    taken, sizes, sure, units = [], [], [], []
+    taken, sizes, errors, units = [], [], [], []
     for argument, given in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
-        capture, confidences = MapCapture({**watched, **linear}, summary=_largest), Confidences()
-        run(model, given, capture, argument=argument, take_output=confidences.take)
+        capture, expected = MapCapture({**watched, **linear}, summary=_largest), ExpectedErrors()
+        run(model, given, capture, argument=argument, take_output=expected.take)
         maps = {name: capture.maps[name] for name in watched}
         usable, n_samples, left_out = usable_layers(maps, len(given) if isinstance(given, Tensor) else None)
         notes |= left_out
-        n_samples = n_samples or sum(map(len, confidences.batches))  # where no layer says how many
+        n_samples = n_samples or sum(map(len, expected.batches))  # where no layer says how many
         taken.append(usable)
         sizes.append(n_samples)
-        sure.append(confidences.of(n_samples))
+        errors.append(expected.of(n_samples))
         fitting, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
         units.append({name: layer for name, layer in fitting.items() if layer.size == ()})
-        if confidences.problem is not None:
-            notes["output"] = f"The output is not compared: {confidences.problem}."
+        if expected.problem is not None:
+            notes["output"] = f"The output is not compared: {expected.problem}."
     n_train, n_val = sizes
     judged = all(taken) or all(units)  # else there may be no sample
     divisions = random_divisions(n_train, n_train + n_val) if judged else torch.zeros(0, DIVISIONS, dtype=torch.bool)
@@ -141,16 +141,18 @@ def two_sample_test(
             if name in units[1]
         },
     )
-    first, second = sure
+    first, second = errors
     if first is None or second is None or not enough:
         return report
-    area, gap, p_value = compare_confidences(first[:, 0], second[:, 0])
+    area, gap, p_value = compare_confidences(-first, -second)
     return replace(
         report,
         confidence_auc=area,
         confidence_gap=gap,
-        confidence_log_odds_gap=mean_gap(first[:, 1], second[:, 1]),
+        confidence_error_ratio=error_ratio(first, second),
         confidence_p_value=p_value,
+        train_errors=first,
+        val_errors=second,
     )
 
 

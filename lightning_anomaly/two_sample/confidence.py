@@ -9,14 +9,14 @@ from torch import Tensor
 
 from lightning_anomaly.two_sample.rank_test import rank_test
 
-__all__ = ["Confidences", "compare_confidences", "largest_and_log_odds", "mean_gap"]
+__all__ = ["ExpectedErrors", "compare_confidences", "error_ratio", "expected_error", "mean_error"]
 
 
-class Confidences:
-    """Takes the largest softmax probability of each sample, and its log-odds, out of what a model returns.
+class ExpectedErrors:
+    """Takes how probably each answer is wrong, by the model's own confidence, out of what a model returns.
 
     Attributes:
-        batches: Both `(n, 2)` of the batches, on the CPU.
+        batches: `expected_error` of the samples of each batch `(n,)`, on the CPU.
         problem: Why there are none, if so.
     """
 
@@ -39,33 +39,39 @@ class Confidences:
             self.problem = f"it has shape {tuple(output.shape)}, not (samples, classes, ...)"
         if self.problem is None:
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
-            # Not to rounding: of an output in bfloat16 the sum is 1 to two digits.
-            if scores.min() < 0 or (scores.sum(1) - 1).abs().max() > 0.02:
+            # Not to rounding: of an output in bfloat16 the sum is 1 to two digits. NaN is no probability.
+            if not (scores.min() >= 0 and (scores.sum(1) - 1).abs().max() <= 0.02):
                 scores = scores.softmax(1)
-            both = torch.stack(largest_and_log_odds(scores), 1)
-            self.batches.append(both[..., None].flatten(2).mean(2).cpu())
+            self.batches.append(expected_error(scores)[..., None].flatten(1).mean(1).cpu())
 
     def of(self, n_samples: int) -> Tensor | None:
-        """Both `(n_samples, 2)`; None if some are missing or not finite, and `problem` says why."""
-        found = torch.cat(self.batches) if self.batches else torch.zeros(0, 2)
+        """Of all samples `(n_samples,)`; None if some are missing or not finite, and `problem` says why."""
+        found = torch.cat(self.batches) if self.batches else torch.zeros(0)
         if self.problem is None and len(found) != n_samples:
             self.problem = f"it has {len(found)} samples where the inputs have {n_samples}"
         if self.problem is None and not found.isfinite().all():
-            self.problem = f"it is NaN for {int((~found.isfinite().all(1)).sum())} of {n_samples} samples"
+            self.problem = f"it is NaN for {int((~found.isfinite()).sum())} of {n_samples} samples"
         return found if self.problem is None else None
 
 
-def largest_and_log_odds(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of C probabilities `(n, C, ...)` and its log-odds `(n, ...)`, finite also where it is 1."""
-    largest, place = probabilities.max(1, keepdim=True)
-    others = probabilities.scatter(1, place, 0).sum(1)  # 1 less the largest would be rounding
-    largest = largest[:, 0]
-    return largest, largest.log() - others.clamp(min=torch.finfo(others.dtype).tiny).log()
+def expected_error(probabilities: Tensor) -> Tensor:
+    """1 less the largest of C probabilities `(n, C, ...)`, to all digits also where that is nearly 1 `(n, ...)`."""
+    return probabilities.scatter(1, probabilities.argmax(1, keepdim=True), 0).sum(1)
 
 
-def mean_gap(first: Tensor, second: Tensor) -> float:
-    """The mean of values `(n,)` of one group less that of values `(m,)` of another."""
-    return (first.double().mean() - second.double().mean()).item()
+def error_ratio(first: Tensor, second: Tensor) -> float:
+    """The mean of expected errors `(m,)` of the second group over that of those `(n,)` of the first; always finite.
+
+    Examples:
+        >>> error_ratio(torch.tensor([0.125, 0.375]), torch.tensor([0.5, 0.75]))
+        2.5
+    """
+    return mean_error(second) / mean_error(first)
+
+
+def mean_error(errors: Tensor) -> float:
+    """The mean of expected errors `(n,)`, at least 1e-7, so that one can be divided by another."""
+    return max(errors.double().mean().item(), 1e-7)
 
 
 def compare_confidences(first: Tensor, second: Tensor) -> tuple[float, float, float]:
@@ -80,4 +86,4 @@ def compare_confidences(first: Tensor, second: Tensor) -> tuple[float, float, fl
         0.8888888888888888
     """
     area, p_value = rank_test(first[None], second[None])
-    return area.item(), mean_gap(first, second), p_value.item()
+    return area.item(), (first.double().mean() - second.double().mean()).item(), p_value.item()

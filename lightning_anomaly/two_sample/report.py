@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from lightning_anomaly.tables import Tabular
@@ -50,11 +51,13 @@ class TwoSampleReport(Tabular):
             largest softmax probability, ties counted half; 0.5 if the output could not be compared.
         confidence_gap: Mean of that probability over the training images less that over the validation images; 0
             likewise.
-        confidence_log_odds_gap: The same of the logarithm of its odds, `log(p / (1 - p))`, which also tells sure from
-            very sure; 0 likewise.
+        confidence_error_ratio: How many times as many errors the output expects on validation images as on training
+            images: the mean of 1 less that probability over the former, divided by that over the latter; 1 likewise.
         confidence_p_value: Of the rank test between the two; 1 likewise.
         units: The units of the linear layers, likewise `{layer: LayerComparison}`; none where `layers` were named. They
             have no part in `count`, `fraction` and `p_value`.
+        train_errors: 1 less that probability of each training image `(n_train,)`; empty likewise.
+        val_errors: Of each validation image `(n_val,)`; empty likewise.
     """
 
     layers: Mapping[str, LayerComparison]
@@ -65,9 +68,11 @@ class TwoSampleReport(Tabular):
     notes: Mapping[str, str] = field(default_factory=dict)
     confidence_auc: float = 0.5
     confidence_gap: float = 0.0
-    confidence_log_odds_gap: float = 0.0
+    confidence_error_ratio: float = 1.0
     confidence_p_value: float = 1.0
     units: Mapping[str, LayerComparison] = field(default_factory=dict)
+    train_errors: Tensor = field(default_factory=lambda: torch.zeros(0))
+    val_errors: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def compares_output(self) -> bool:
@@ -154,6 +159,7 @@ class TwoSampleReport(Tabular):
         )
         sure = (
             f"the output is surer of a training image than of a validation image in {100 * self.confidence_auc:.1f}% "
-            f"of pairs (p = {self.confidence_p_value:.2g}), by {self.confidence_gap:+.3f} on average"
+            f"of pairs (p = {self.confidence_p_value:.2g}), and expects {self.confidence_error_ratio:.2f} times as "
+            "many errors on the latter"
         )
         return [*[sure] * self.compares_output, found, *(f"note: {note}" for note in self.notes.values())]

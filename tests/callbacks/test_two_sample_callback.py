@@ -22,7 +22,8 @@ TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
 OUTPUT = {
     "confidence_auc": 0.5,
     "confidence_gap": 0.0,
-    "confidence_log_odds_gap": 0.0,
+    "confidence_error_ratio": 1.0,
+    "confidence_rise": 0.0,
     "confidence_p_value": 1.0,
 }  # where it was not compared
 
@@ -60,7 +61,8 @@ def test_it_logs_what_the_test_finds_at_every_validation(tmp_path: Path) -> None
             "two_sample/p_value": report.p_value,
             "two_sample/confidence_auc": report.confidence_auc,
             "two_sample/confidence_gap": report.confidence_gap,
-            "two_sample/confidence_log_odds_gap": report.confidence_log_odds_gap,
+            "two_sample/confidence_error_ratio": report.confidence_error_ratio,
+            "two_sample/confidence_rise": 0.0,
             "two_sample/confidence_p_value": report.confidence_p_value,
             "two_sample/layer/conv1": report.fraction_in(["conv1"]),
             "two_sample/layer/conv2": report.fraction_in(["conv2"]),
@@ -341,6 +343,4 @@ def test_images_too_few_for_the_output_name_who_waits_for_it(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match="give at least 10 of each") as caught:
         fit(tmp_path, TwoSampleCallback(TRAIN[:9], VAL), AnomalyEarlyStopping(), max_epochs=2)
     (text,) = said(caught)
-    assert text.endswith(
-        "AnomalyEarlyStopping on 'two_sample/confidence_log_odds_gap' will never have a reason to stop."
-    )
+    assert text.endswith("AnomalyEarlyStopping on 'two_sample/confidence_rise' will never have a reason to stop.")

@@ -199,3 +199,38 @@ def test_validating_alone_is_no_part_of_the_history(tmp_path: Path) -> None:
     assert logged(logger) == {}
     assert callback.report is not None
     assert callback.report.count == two_sample_test(SmallNet(), TRAIN, VAL, layers=LAYERS).count
+
+
+def test_a_rise_is_over_the_validations_of_the_fit_alone_and_goes_on_after_a_resume(tmp_path: Path) -> None:
+    def rises(callback: TwoSampleCallback) -> list[float]:
+        return [entry["metrics"]["confidence_rise"] for entry in callback.history]
+
+    def learning(callback: TwoSampleCallback) -> None:
+        """Expected errors that move apart, as of a network that learns its training images."""
+        errors = torch.full((len(TRAIN),), 0.1), torch.full((len(VAL),), 0.1)
+        add = callback._rise.add
+
+        def added(*_: Any) -> float:
+            return add(errors[0], errors[1] * (1 + 0.3 * len(callback.history)))
+
+        callback._rise.add = added  # type: ignore[method-assign]
+
+    class Learning(TwoSampleCallback):
+        """It starts anew with each module."""
+
+        def _forget(self) -> None:
+            super()._forget()
+            learning(self)
+
+    def one() -> TwoSampleCallback:
+        return Learning(TRAIN, VAL, layers=LAYERS)
+
+    whole, first, second = one(), one(), one()
+    fit(tmp_path / "whole", whole, max_epochs=6)
+    assert rises(whole) == pytest.approx([0, 0, 0, 1.6 / 1.3 - 1, 1.9 / 1.3 - 1, 2.2 / 1.3 - 1])
+    trainer = fit(tmp_path / "first", first, ModelCheckpoint(tmp_path, filename="last"), max_epochs=4)
+    known = first._rise.recent
+    trainer.validate(trainer.lightning_module, loader(seed=1), verbose=False)
+    assert first._rise.recent is known
+    fit(tmp_path / "second", second, ckpt_path=str(tmp_path / "last.ckpt"), max_epochs=6)
+    assert rises(second) == rises(whole)

@@ -261,7 +261,9 @@ def output_stops(rank: int, world: int) -> Outcome:
 
     def knows_later(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        return replace(real(*args, **kwargs), confidence_log_odds_gap=0.9 if rank == 0 and len(calls) > 3 else 0.0)
+        known = rank == 0 and len(calls) > 3
+        errors = torch.full((100,), 0.1)
+        return replace(real(*args, **kwargs), train_errors=errors, val_errors=errors * (1.9 if known else 1.0))
 
     two_sample.two_sample_test = knows_later
     stopping = AnomalyEarlyStopping()

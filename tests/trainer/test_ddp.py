@@ -176,7 +176,10 @@ def test_early_stopping_by_the_output_stops_both(outcomes: Path) -> None:
     assert first["epochs"] == second["epochs"] == 4
     assert first["metrics"] == second["metrics"]
     assert first["reason"] == second["reason"]
-    assert "0.30 apart (two_sample/confidence_log_odds_gap, 0.30 on average over 3 validations)" in first["reason"]
+    assert (
+        "30% more errors on validation images than at its lowest level (two_sample/confidence_rise = 0.300)"
+        in first["reason"]
+    )
 
 
 def test_early_stopping_stops_both(outcomes: Path) -> None:

@@ -1,5 +1,6 @@
 """Whether the output is surer of one kind of images than of the other, and with what chance of a false alarm."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.confidence import Confidences, compare_confidences
+from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio
 from lightning_anomaly.two_sample.rank_test import divided_test, share_of_chance
 
 RNG = torch.Generator().manual_seed(0)
@@ -47,14 +48,15 @@ def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_proba
         sure = [model(own).double().softmax(1).amax(1) for own in (train, val)]
     assert report.confidence_auc == pytest.approx(roc_auc_score([True] * 70 + [False] * 80, torch.cat(sure)), abs=1e-3)
     assert report.confidence_gap == pytest.approx((sure[0].mean() - sure[1].mean()).item(), abs=1e-6)
-    odds = [torch.log(own / (1 - own)).mean().item() for own in sure]
-    assert report.confidence_log_odds_gap == pytest.approx(odds[0] - odds[1], abs=1e-5)
+    expected = [1 - own.mean().item() for own in sure]
+    assert report.confidence_error_ratio == pytest.approx(expected[1] / expected[0], rel=1e-5)
     assert report.confidence_p_value == pytest.approx(mannwhitneyu(*sure).pvalue, rel=0.05)
     assert report.confidence_auc > 0.55
     assert f"surer of a training image than of a validation image in {100 * report.confidence_auc:.1f}%" in str(report)
     turned = two_sample_test(model, inputs(val), inputs(train))
     assert turned.confidence_auc == pytest.approx(1 - report.confidence_auc)
     assert turned.confidence_gap == -report.confidence_gap
+    assert turned.confidence_error_ratio == pytest.approx(1 / report.confidence_error_ratio)
 
 
 def test_ties_count_half_and_equal_confidences_say_nothing() -> None:
@@ -66,23 +68,28 @@ def test_of_many_positions_it_is_the_mean_and_probabilities_are_taken_as_they_ar
     maps = torch.randn(4, 3, 5, 6, generator=RNG)
     found = {}
     for name, output in (("logits", maps), ("probabilities", maps.softmax(1)), ("logarithms", maps.log_softmax(1))):
-        sure = Confidences()
-        sure.take(output[:3])
-        sure.take(output[3:])
-        found[name] = sure.of(4)
-        largest = maps.double().softmax(1).amax(1)
-        both = torch.stack([largest, torch.log(largest / (1 - largest))], 1).mean((2, 3))
-        torch.testing.assert_close(found[name], both.float(), rtol=1e-5, atol=1e-6)
+        expected = ExpectedErrors()
+        expected.take(output[:3])
+        expected.take(output[3:])
+        found[name] = expected.of(4)
+        wrong = 1 - maps.double().softmax(1).amax(1).mean((1, 2))
+        torch.testing.assert_close(found[name], wrong.float(), rtol=1e-5, atol=1e-6)
 
 
-def test_log_odds_tell_sure_from_surer_and_stay_finite() -> None:
-    margins = torch.tensor([1.0, 20, 40, 1000])
-    sure = Confidences()
-    sure.take(torch.stack([margins, torch.zeros(4)], 1))
-    found = sure.of(4)
-    assert found is not None
-    torch.testing.assert_close(found[:3, 1], margins[:3])  # where 1 less the largest is 0 in float32
-    assert 80 < found[3, 1].item() < 100
+def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> None:
+    def errors(margin: float) -> Tensor:
+        expected = ExpectedErrors()
+        expected.take(torch.tensor([[margin, 0.0]] * 4))
+        found = expected.of(4)
+        assert found is not None
+        return found
+
+    # Where 1 less the largest probability is 0 in float32.
+    assert errors(40)[0].item() == pytest.approx(math.exp(-40), rel=1e-5)
+    assert compare_confidences(-errors(40), -errors(20))[0] == 1
+    assert error_ratio(errors(14), errors(7)) == pytest.approx(math.exp(7), rel=1e-2)
+    assert error_ratio(errors(1000), errors(1000)) == 1
+    assert error_ratio(errors(1000), errors(0)) == pytest.approx(1 / error_ratio(errors(0), errors(1000))) == 5e6
 
 
 @pytest.mark.parametrize(
@@ -103,6 +110,7 @@ def test_another_kind_of_output_is_one_note_and_the_filters_are_as_before(answer
     assert report.notes == {"output": f"The output is not compared: {problem}."}
     assert len(caught) == 1
     assert (report.confidence_auc, report.confidence_gap, report.confidence_p_value) == (0.5, 0.0, 1.0)
+    assert report.confidence_error_ratio == 1
     assert "surer" not in str(report)
     assert not report.compares_output
     assert report.filters == as_ever.filters != {}

@@ -1,4 +1,4 @@
-"""The figure of stopping by the output: how far the log-odds gap rises in each training, and the loss at the stop."""
+"""The figure of stopping by the output: how far the ratio rises in each training, and the loss at the stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARKERS = "os^DvP"  # of networks
 _OVERFITTING, _HEALTHY = "#D55E00", "#0072B2"
 _TO_THE_END = "none: train to the end"
 _SHOWN = {
-    "log-odds gap, rise of 0.25 (`AnomalyEarlyStopping`)": "log-odds gap",
+    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)": "ratio of expected errors",
     "validation loss, patience 5": "validation loss, patience 5 (labels)",
     _TO_THE_END: "trained to the end",
 }
@@ -43,7 +43,11 @@ def draw(lines: Sequence[Line]) -> Figure:
                 right.scatter(place, loss_over_best(RULES[rule], line), **style, alpha=0.8)
         left.scatter([], [], marker=marker, s=28, color="grey", label=network)
     left.axvline(RISE, color="black", linewidth=0.8, linestyle=":")
-    left.set(xscale="log", yscale="log", xlabel="largest rise of the log-odds gap (stopped right of the dotted line)")
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="largest rise of the ratio of expected errors (stopped right of the dotted line)",
+    )
     left.set_ylabel("validation loss at the end / best")
     left.legend(fontsize=8)
     left.set_title("all trainings: overfitting red, healthy blue", fontsize=10)

@@ -1,11 +1,12 @@
 """Does the output tell overfitting, and when? `python -m recipes.experiments output --data-root DIR`.
 
 A network that overfits is surer of its training images than of validation images. After every epoch of a training, by
-how much, of 1,024 images of each kind: in log-odds, with fewer images too, as a probability, and as areas under the ROC
-curve by numbers that need no label (the largest softmax probability, the entropy, the margin, the energy) and by one
-that needs them (the loss); beside the losses and accuracies that say when to stop and what others stop by: how many
-predictions changed (Label Wave), the disparity of gradients, the variance of the weights. Each training is a line of
-`output.jsonl`. `tables.chosen_on` says which of them the rule is chosen on; it is reported on all others.
+how much, of 1,024 images of each kind: as the ratio of the errors that it expects and the rise of that ratio, of fewer
+images too, as a probability, in log-odds, and as areas under the ROC curve by numbers that need no label (the largest
+softmax probability, the entropy, the margin, the energy) and by one that needs them (the loss); beside the losses and
+accuracies that say when to stop and what others stop by: how many predictions changed (Label Wave), the disparity of
+gradients, the variance of the weights. Each training is a line of `output.jsonl`. `tables.chosen_on` says which of them
+the rule is chosen on; it is reported on all others.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.confidence import compare_confidences, largest_and_log_odds, mean_gap
+from lightning_anomaly.two_sample.confidence import compare_confidences, error_ratio, expected_error
+from lightning_anomaly.two_sample.rise import ErrorRise
 from recipes.common.evaluation import logits_of
 from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.gradients import batch_disparity
 from recipes.experiments.common.options import chosen_trainings
 from recipes.experiments.common.trainings import DATA, TOO_SMALL, Training, prepare
 
-__all__ = ["SCORES", "SIZES", "compare_outputs", "follow", "jobs"]
+__all__ = ["SCORES", "SIZES", "Rises", "compare_outputs", "follow", "jobs"]
 
 _SIZE = 1024  # images of each kind
 SIZES = (128, 256, 512)  # fewer of them
@@ -56,17 +58,18 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     """What logits `(n, C)` of training images and `(m, C)` of validation images say of the two.
 
     Returns:
-        The area and the `confidence_...` of the largest softmax probability, as the package has them; its
-        log-odds also of fewer images of each kind; and the areas by the other `SCORES` and by the `loss` (the smaller,
-        the surer).
+        The area and the `confidence_...` of the largest softmax probability, as the package has them; the gap of the
+        `log_odds` of that probability; and the areas by the other `SCORES` and by the `loss` (the smaller, the surer).
     """
     found: dict[str, float] = {}
     for name, score in SCORES.items():
         found[f"{name}_auc"], gap, p_value = compare_confidences(score(train), score(val))
         if name == "confidence":
             found |= {"confidence_gap": gap, "confidence_p_value": p_value}
-    found["confidence_log_odds_gap"] = _log_odds_gap(train, val)
-    found |= {f"confidence_log_odds_gap {size}": _log_odds_gap(train[:size], val[:size]) for size in SIZES}
+    errors = [expected_error(logits.softmax(1)) for logits in (train, val)]
+    found["confidence_error_ratio"] = error_ratio(*errors)
+    odds = [torch.log((1 - own) / own.clamp(min=torch.finfo(own.dtype).tiny)).mean() for own in errors]
+    found["log_odds_gap"] = (odds[0] - odds[1]).item()
     losses = [
         functional.cross_entropy(logits, labels, reduction="none")
         for logits, labels in ((train, train_labels), (val, val_labels))
@@ -75,8 +78,19 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     return found
 
 
-def _log_odds_gap(train: Tensor, val: Tensor) -> float:
-    return mean_gap(*(largest_and_log_odds(logits.softmax(1))[1] for logits in (train, val)))
+class Rises:
+    """The rise of the ratio of expected errors, by all images and by the first `SIZES` of each kind."""
+
+    def __init__(self) -> None:
+        self.rises = {size: ErrorRise() for size in (None, *SIZES)}
+
+    def add(self, train: Tensor, val: Tensor) -> dict[str, float]:
+        """`confidence_rise` after one more epoch, with logits `(n, C)` and `(m, C)`; of fewer images `... SIZE`."""
+        errors = [expected_error(logits.softmax(1)) for logits in (train, val)]
+        return {
+            "confidence_rise" + (f" {size}" if size else ""): rise.add(*(own[:size] for own in errors))
+            for size, rise in self.rises.items()
+        }
 
 
 def follow(training: Training, root: str | None = None, weights: str | None = None) -> dict[str, Any]:
@@ -90,7 +104,7 @@ def follow(training: Training, root: str | None = None, weights: str | None = No
     Returns:
         The training's settings, and `epochs`: losses (nats) and accuracies, the share of 1,024 training images whose
         prediction `changed` (of all, after the first epoch), the `disparity` of the gradients of five batches of them,
-        the mean variance of the layers' weights, and what `compare_outputs` finds.
+        the mean variance of the layers' weights, and what `compare_outputs` and `Rises` find.
     """
     images = prepare(training, root)
     parts = {
@@ -99,6 +113,7 @@ def follow(training: Training, root: str | None = None, weights: str | None = No
     }
     labels = {"train": images.data.train_labels[:_SIZE], "val": images.data.val_labels, "test": images.data.test_labels}
     epochs = []
+    rises = Rises()
     before: Tensor | None = None
     for _, network in every_epoch(training, images, weights):
         logits = {part: logits_of(network, own).double() for part, own in parts.items()}
@@ -112,5 +127,6 @@ def follow(training: Training, root: str | None = None, weights: str | None = No
         row["disparity"] = batch_disparity(network, parts["train"], labels["train"], training.batch_size)
         weights_of_layers = [own for own in network.parameters() if own.ndim > 1]
         row["weight_variance"] = torch.stack([own.var() for own in weights_of_layers]).mean().item()
-        epochs.append(row | compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"]))
+        row |= compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"])
+        epochs.append(row | rises.add(logits["train"], logits["val"]))
     return {"cell": asdict(training), "epochs": epochs}

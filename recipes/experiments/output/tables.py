@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import mean, median
+from statistics import fmean, median
 
-from lightning_anomaly.callbacks._output_rise import output_rise
+from lightning_anomaly.two_sample.rise import WINDOW
 from recipes.experiments.common.curves import auroc, best_epoch, signal
 from recipes.experiments.common.tables import Line, is_long, is_overfitting, markdown
 from recipes.experiments.common.trainings import DATA
@@ -26,7 +26,7 @@ __all__ = [
     "rise_rules",
 ]
 
-_TRIED = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+_TRIED = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 # Network, data, seed, and whether on all images.
 _CHOSEN_ON = {
     ("lenet5", "cifar10", 0, False),
@@ -37,7 +37,7 @@ _CHOSEN_ON = {
     ("lenet5", "cifar10", 4, True),
     ("simple_cnn", "cifar10", 4, True),
 }
-RISE = 0.25  # of the log-odds gap, see `AnomalyEarlyStopping`
+RISE = 0.1  # of the ratio of expected errors, see `AnomalyEarlyStopping`
 
 
 def first_above(values: Sequence[float], threshold: float) -> int | None:
@@ -45,13 +45,17 @@ def first_above(values: Sequence[float], threshold: float) -> int | None:
     return next((place for place, value in enumerate(values) if value > threshold), None)
 
 
-def _rises(line: Line, name: str = "confidence_log_odds_gap") -> list[float]:
+def _rises(line: Line, name: str = "confidence_rise") -> list[float]:
+    """A rise as it was measured; of other numbers, how far the mean of three is above its lowest at each validation."""
     values = signal(line, name)
-    return [output_rise(values[:end]) for end in range(1, len(values) + 1)]
+    if name.startswith("confidence_rise"):
+        return values
+    means = [fmean(values[end - WINDOW : end]) for end in range(WINDOW, len(values) + 1)]
+    return [0.0] * (len(values) - len(means)) + [now - min(means[: end + 1]) for end, now in enumerate(means)]
 
 
 def largest_rise(line: Line) -> float:
-    """How far the log-odds gap rises at most, by `output_rise`."""
+    """How far the ratio of expected errors rises at most."""
     return max(_rises(line))
 
 
@@ -63,7 +67,8 @@ def _as_others(rule: str, line: Line) -> int | None:
 
 # Where each rule stops a training, if it does; the network is the one of that epoch.
 RULES: dict[str, Callable[[Line], int | None]] = {
-    "log-odds gap, rise of 0.25 (`AnomalyEarlyStopping`)": lambda line: first_above(_rises(line), RISE),
+    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)": lambda line: first_above(_rises(line), RISE),
+    "log-odds gap, rise of 0.25": lambda line: first_above(_rises(line, "log_odds_gap"), 0.25),
     "gap, rise of 0.025": lambda line: first_above(_rises(line, "confidence_gap"), 0.025),
     "area, rise of 0.03": lambda line: first_above(_rises(line, "confidence_auc"), 0.03),
     "area, above 0.55": lambda line: first_above(signal(line, "confidence_auc"), 0.55),
@@ -131,7 +136,7 @@ def _cells(rule: Callable[[Line], int | None], lines: Sequence[Line]) -> tuple[s
     spent = [(ended(rule, line) + 1) / len(line["epochs"]) for line in bad]
     accuracies = [signal(line, "test_acc") for line in bad]
     lost = [100 * (max(own) - own[ended(rule, line)]) for line, own in zip(bad, accuracies, strict=True)]
-    return *stopped, f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * mean(spent):.0f}%", f"{mean(lost):.1f}"
+    return *stopped, f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * fmean(spent):.0f}%", f"{fmean(lost):.1f}"
 
 
 def output_rules(lines: Sequence[Line]) -> str:
@@ -147,12 +152,12 @@ def output_rules(lines: Sequence[Line]) -> str:
 
 
 def rise_rules(lines: Sequence[Line]) -> str:
-    """For each part and rise of the log-odds gap: how many trainings it stops, and the loss there over the best."""
+    """For each part and rise of the ratio: how many trainings it stops, and the loss there over the best."""
 
     def above(rise: float) -> Callable[[Line], int | None]:
         return lambda line: first_above(_rises(line), rise)
 
-    rows = [(name, f"{rise:g}", *_cells(above(rise), some)[:-1]) for name, some in _parts(lines).items()
+    rows = [(name, f"{100 * rise:g}%", *_cells(above(rise), some)[:-1]) for name, some in _parts(lines).items()
             for rise in _TRIED]  # fmt: skip
     header = ("trainings", "rise", "overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest",
               "epochs spent")  # fmt: skip
@@ -164,21 +169,21 @@ def output_runs(lines: Sequence[Line]) -> str:
     rows = []
     for line in sorted(lines, key=lambda own: (not is_overfitting(own), own["key"])):
         loss, area, best = signal(line, "val_loss"), signal(line, "confidence_auc"), best_epoch(line)
-        gap = signal(line, "confidence_log_odds_gap")
+        ratio = signal(line, "confidence_error_ratio")
         stop = first_above(_rises(line), RISE)
         rows.append(
             (
                 line["key"],
                 f"{loss[best]:.2f} → {loss[-1]:.2f}",
                 best + 1,
-                f"{gap[0]:.2f} → {gap[best]:.2f} → {gap[-1]:.2f}",
+                f"{ratio[0]:.2f} → {ratio[best]:.2f} → {ratio[-1]:.2f}",
                 f"{area[0]:.3f} → {area[best]:.3f} → {area[-1]:.3f}",
-                f"{largest_rise(line):.2f}",
+                f"{100 * largest_rise(line):.0f}%",
                 "-" if stop is None else stop + 1,
                 "-" if stop is None else f"{loss[stop] / loss[best]:.2f}",
             )
         )
-    header = ("training", "validation loss, best → end", "best epoch", "log-odds gap, first epoch → best → end",
+    header = ("training", "validation loss, best → end", "best epoch", "ratio, first epoch → best → end",
               "area", "largest rise of the former", "stopped after epoch", "loss over the best")  # fmt: skip
     return markdown(header, rows)
 
@@ -189,9 +194,10 @@ def output_scores(lines: Sequence[Line]) -> str:
     The probability that it is larger in an overfitting training than in a healthy one, the least in an overfitting one,
     and the most in a healthy one.
     """
-    names = {"log-odds gap": "confidence_log_odds_gap"}
-    names |= {f"the same, {size} images": f"confidence_log_odds_gap {size}" for size in SIZES}
+    names = {"ratio of expected errors": "confidence_rise"}
+    names |= {f"the same, {size} images": f"confidence_rise {size}" for size in SIZES}
     names |= {
+        "log-odds gap": "log_odds_gap",
         "gap of the largest softmax probability": "confidence_gap",
         "area by the same": "confidence_auc",
         "area by the entropy": "entropy_auc",

@@ -29,9 +29,19 @@ def test_areas_are_scikit_learn_s() -> None:
     assert found["entropy_auc"] == pytest.approx(roc_auc_score(truth, -entropy))
     losses = functional.cross_entropy(both, torch.cat(labels), reduction="none")
     assert found["loss_auc"] == pytest.approx(roc_auc_score(truth, -losses))
-    assert found["confidence_log_odds_gap 256"] != found["confidence_log_odds_gap"]
-    small = output.compare_outputs(train[:128], val[:128], labels[0][:128], labels[1][:128])
-    assert found["confidence_log_odds_gap 128"] == small["confidence_log_odds_gap"]
+    errors = [1 - own.softmax(1).amax(1).mean().item() for own in (train, val)]
+    assert found["confidence_error_ratio"] == pytest.approx(errors[1] / errors[0])
+
+
+def test_the_rise_of_fewer_images_is_theirs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    all_of_them, few = output.Rises(), output.Rises()
+    for scale in (1, 1, 1, 3):
+        train = scale * torch.randn(300, 5, generator=generator).double()
+        val = torch.randn(200, 5, generator=generator).double()
+        found, of_few = all_of_them.add(train, val), few.add(train[:128], val[:128])
+    assert found["confidence_rise"] > 0.1
+    assert found["confidence_rise 128"] == of_few["confidence_rise"] != found["confidence_rise"]
 
 
 def test_seeds_come_one_after_the_other_and_cifar10_first() -> None:
@@ -49,9 +59,10 @@ def line(
 ) -> dict[str, Any]:
     cell = {"network": "lenet5", "data": "cifar10", "condition": condition, "seed": seed, "train_size": train_size}
     epochs = [
-        {"confidence_auc": area, "confidence_gap": area - 0.5, "confidence_log_odds_gap": 8 * (area - 0.5),
-         "confidence_p_value": 0.5, "loss_auc": 0.5, "val_loss": loss, "test_acc": 1 / (1 + loss),
-         "changed": loss, "disparity": -loss, "weight_variance": area} for area, loss in zip(areas, losses, strict=True)
+        {"confidence_auc": area, "confidence_gap": area - 0.5, "confidence_error_ratio": 2 * area,
+         "confidence_rise": 1.1 * (area - 0.5), "log_odds_gap": 8 * (area - 0.5), "confidence_p_value": 0.5,
+         "loss_auc": 0.5, "val_loss": loss, "test_acc": 1 / (1 + loss), "changed": loss,
+         "disparity": -loss, "weight_variance": area} for area, loss in zip(areas, losses, strict=True)
     ]  # fmt: skip
     return {"key": f"lenet5/cifar10/{condition}/{seed}", "cell": cell, "epochs": epochs}
 
@@ -60,19 +71,20 @@ def test_rules_stop_where_they_say_and_count_what_they_stop() -> None:
     bad = line("overfitting", [0.5, 0.5, 0.5, 0.56, 0.58, 0.6], [2.0, 1.0, 1.1, 1.2, 1.3, 2.0])
     good = line("augmented", [0.56] * 6, [2.0, 1.9, 1.8, 1.7, 1.6, 1.5])
     stops = {name: (rule(bad), rule(good)) for name, rule in tables.RULES.items()}
-    assert stops["log-odds gap, rise of 0.25 (`AnomalyEarlyStopping`)"] == (4, None)
+    assert stops["ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)"] == (5, None)
+    assert stops["log-odds gap, rise of 0.25"] == (4, None)
     assert stops["gap, rise of 0.025"] == (4, None)
     assert stops["area, rise of 0.03"] == (4, None)
     assert stops["area, above 0.55"] == (3, 0)
     assert stops["validation loss, patience 3"] == (4, None)
     assert stops["validation loss, patience 10"] == (None, None)
     rows = {row.split(" | ")[1]: row for row in tables.output_rules([bad, good]).splitlines()[2:]}
-    rise = rows["log-odds gap, rise of 0.25 (`AnomalyEarlyStopping`)"]
+    rise = rows["ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)"]
     assert rise.startswith("| chosen on: cifar10 | ")
-    assert rise.endswith(" | 1 of 1 | 0 of 1 | 1.30 | 1.30 | 83% | 6.5 |")
+    assert rise.endswith(" | 1 of 1 | 0 of 1 | 2.00 | 2.00 | 100% | 16.7 |")
     assert rows["none: train to the end"].endswith(" | 0 of 1 | 0 of 1 | 2.00 | 2.00 | 100% | 16.7 |")
     (row,) = [row for row in tables.output_runs([bad, good]).splitlines() if "overfitting" in row]
-    assert row.endswith("| 1.00 → 2.00 | 2 | 0.00 → 0.00 → 0.80 | 0.500 → 0.500 → 0.600 | 0.64 | 5 | 1.30 |")
+    assert row.endswith("| 1.00 → 2.00 | 2 | 1.00 → 1.00 → 1.20 | 0.500 → 0.500 → 0.600 | 11% | 6 | 2.00 |")
     for part, own in {"others": {"seed": 2}, "all images": {"train_size": 48_976}}.items():
         (first, *_) = tables.output_rules([line("overfitting", [0.5] * 5, [1.0] * 5, **own)]).splitlines()[2:]
         assert first.startswith(f"| {part}: cifar10 | ")
@@ -83,21 +95,22 @@ def test_scores_tell_overfitting_from_healthy_trainings_that_had_no_part_in_the_
     good = [line("augmented", [0.5] * 3 + [end] * 3, [1.0] * 6, seed=2) for end in (0.52, 0.56)]
     chosen = line("augmented", [0.5] * 3 + [0.9] * 3, [1.0] * 6)
     for own in (*bad, *good, chosen):
-        names = {f"confidence_log_odds_gap {size}": 0.5 for size in output.SIZES}
+        names = {f"confidence_rise {size}": 0.5 for size in output.SIZES}
         own["epochs"] = [
             epoch | names | {"entropy_auc": 0.5, "margin_auc": 0.5, "energy_auc": 0.5} for epoch in own["epochs"]
         ]
     header, _, *rows = tables.output_scores([*bad, *good, chosen]).splitlines()
     assert "least of 2 overfitting | most of 2 healthy" in header
-    assert rows[0] == "| log-odds gap | 0.75 | 0.320 | 0.480 | - | - | - |"
+    assert rows[0] == "| ratio of expected errors | 0.75 | 0.044 | 0.066 | - | - | - |"
 
 
 def test_other_rises_stop_elsewhere() -> None:
     bad = line("overfitting", [0.5] * 3 + [0.6] * 3, [2.0, 1.0, 1.1, 1.2, 1.3, 2.0])
     good = line("augmented", [0.5] * 6, [2.0, 1.9, 1.8, 1.7, 1.6, 1.5])
     rows = {row.split(" | ")[1]: row for row in tables.rise_rules([bad, good]).splitlines()[2:]}
-    assert rows["0.25"] == "| chosen on: cifar10 | 0.25 | 1 of 1 | 0 of 1 | 1.20 | 1.20 | 67% |"
-    assert rows["0.3"] == "| chosen on: cifar10 | 0.3 | 1 of 1 | 0 of 1 | 1.30 | 1.30 | 83% |"
+    assert rows["5%"] == "| chosen on: cifar10 | 5% | 1 of 1 | 0 of 1 | 1.20 | 1.20 | 67% |"
+    assert rows["10%"] == "| chosen on: cifar10 | 10% | 1 of 1 | 0 of 1 | 1.20 | 1.20 | 67% |"
+    assert rows["15%"] == "| chosen on: cifar10 | 15% | 0 of 1 | 0 of 1 | 2.00 | 2.00 | 100% |"
 
 
 def test_a_quick_run_gives_lines_and_tables(lines: list[dict[str, Any]]) -> None:
@@ -111,6 +124,6 @@ def test_the_figure_has_each_training_where_its_gap_and_its_loss_rise() -> None:
     good = line("augmented", [0.5] * 6, [2.0, 1.9, 1.8, 1.7, 1.6, 1.5])
     left, right = figure.draw([bad, good]).axes
     points = [[tuple(place) for place in own.get_offsets().round(3).tolist()] for own in left.collections]
-    assert sorted(points) == [[], [(0.01, 1.0)], [(0.8, 3.0)]]
+    assert sorted(points) == [[], [(0.01, 1.0)], [(0.11, 3.0)]]
     ends = sorted(tuple(place) for own in right.collections for place in own.get_offsets().round(3).tolist())
     assert ends == [(0.0, 1.2), (1.0, 3.0), (2.0, 3.0)]
