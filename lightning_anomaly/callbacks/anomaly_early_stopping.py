@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch.callbacks.early_stopping as lightning_early_stopping
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_anomaly.callbacks._base import AnyEarlyStopping
@@ -41,6 +41,7 @@ class _Signal:
 
 _FILTERS = _Signal("rise", THRESHOLD, 6, HOLD)
 _OUTPUT = _Signal("confidence_rise", 0.1, 1, 1)
+_FEW = 100  # images whose standard error is not to be trusted
 
 
 class AnomalyEarlyStopping(AnyEarlyStopping):
@@ -48,8 +49,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_rise` and stops when the output has become
     surer of training images: when, relative to them, the network expects 10% more errors on validation images than at
-    its lowest level. So it has to see a training from its beginning, and about 1,000 images of each kind. See
-    `docs/results/stopping_output.md` for what it cost and found.
+    its lowest level, and chance does not explain it. So it has to see a training from its beginning, and about 1,000
+    images of each kind. See `docs/results/stopping_output.md` for what it cost and found.
 
     **Beside an `AnomalyFilterCallback` alone** it watches `<log_key_prefix>/rise`, which is 0 while the fraction of
     anomaly filters is flat or falls: then it never stops a run, however long. Whether a rise means overfitting is the
@@ -66,8 +67,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     weights stay those of the last epoch; a `ModelCheckpoint` keeps others.
 
     Args:
-        threshold: The rise that has to be exceeded; None takes 0.1, as a fraction of the lowest level, for the output,
-            and 0.05, as a fraction of the filters, for anomaly filters.
+        threshold: The rise that has to be exceeded, 0 to 1; None takes 0.1, as a fraction of the lowest level, for the
+            output, and 0.05, as a fraction of the filters, for anomaly filters.
         patience: Number of validations in a row for which it has to; None takes 1 for the output, and 6 for anomaly
             filters, at least 5: the first 5 of a rise are part of the value, which shows none that lasted less.
         log_key_prefix: That of the callback to watch; None takes the first TwoSampleCallback of the Trainer, and
@@ -146,6 +147,12 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         if compared:
             self._watch(compared[0].log_key_prefix, _OUTPUT)
             self._compared = compared[0]
+            fewest = min(len(compared[0].train_inputs), len(compared[0].val_inputs))
+            if fewest < _FEW:
+                rank_zero_warn(
+                    f"AnomalyEarlyStopping judges by {fewest} images of one kind, of which a few may decide: give its "
+                    "TwoSampleCallback about 1,000 of each."
+                )
         else:
             watcher = find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping", "a TwoSampleCallback or ")
             self._watch(watcher.log_key_prefix, _FILTERS)

@@ -46,9 +46,9 @@ class TwoSampleCallback(Watcher):
     image than of a validation image; 0.5 where it treats both alike), `confidence_gap` (by how much on average, as a
     probability), `confidence_p_value`, `confidence_error_ratio` (how many times as many errors it expects on validation
     images as on training images; 1 where it treats both alike) and `confidence_rise` (by what fraction that ratio is
-    above its lowest level so far, each a mean over three validations; 0 while that is within three standard errors); of
-    the filters: `count`, `fraction` (of the live ones), `p_value` (how often random divisions of the same images give
-    such a fraction) and `layer/NAME` (the fraction in each layer, also of the units of linear ones). No label is
+    above its lowest level in the fit, each a mean over three validations; 0 while that is within four standard errors);
+    of the filters: `count`, `fraction` (of the live ones), `p_value` (how often random divisions of the same images
+    give such a fraction) and `layer/NAME` (the fraction in each layer, also of the units of linear ones). No label is
     needed. An `AnomalyEarlyStopping` beside it stops by `confidence_rise`.
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
@@ -125,7 +125,7 @@ class TwoSampleCallback(Watcher):
         return f"TwoSampleCallback[{self.log_key_prefix}]"
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, whose last values are logged again if the next comparison fails, and what a rise is above."""
+        """The history, whose last values are logged again if the next comparison fails, and the levels of the ratio."""
         return {"history": list(self.history), "rise": self._rise.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -252,8 +252,10 @@ class TwoSampleCallback(Watcher):
                 waits = key in ("output", "few images") and not before
                 vain = in_vain(trainer, self.log_key_prefix, "confidence") if waits else ""
                 self._warn_once(key, note + vain)
-        output = report.compares_output  # else 0 would look like the best gap there is
-        if output and trainer.state.fn == "fit":
+        output = report.compares_output  # else the values would say that it knows nothing of the training images
+        if trainer.state.fn != "fit":
+            self._values["confidence_rise"] = 0.0
+        elif output:
             self._values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
         found = [name for name in _NEUTRAL if output or not name.startswith("confidence")]
         self._values |= {name: float(getattr(report, name)) for name in found if name != "confidence_rise"}

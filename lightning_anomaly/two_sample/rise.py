@@ -3,84 +3,109 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_anomaly.two_sample.confidence import error_ratio, mean_error
 
-__all__ = ["CERTAIN", "WINDOW", "ErrorRise", "rise_over", "standard_error"]
+__all__ = ["CERTAIN", "WINDOW", "ErrorRise", "Level", "level_of", "mean_level", "rise_over", "standard_error"]
 
 WINDOW = 3  # validations whose mean is a level
-CERTAIN = 3  # standard errors that a rise has to exceed
-Errors = tuple[Tensor, Tensor]  # expected errors of training images (n,) and of validation images (m,)
+# Standard errors that a rise has to exceed. One in 30,000 comparisons would by chance, but there is one at every
+# validation, with the lowest level of all before: of fifty validations it is about one training in a hundred.
+CERTAIN = 4
+
+
+class Level(NamedTuple):
+    """What a validation, or the mean of several, says of the ratio of expected errors.
+
+    Attributes:
+        log_ratio: The logarithm of the ratio.
+        train: Expected errors of the training images `(n,)`, divided by their mean.
+        val: Likewise of the validation images `(m,)`.
+    """
+
+    log_ratio: float
+    train: Tensor
+    val: Tensor
 
 
 class ErrorRise:
     """How far the ratio of expected errors is above the lowest level that it had.
 
-    A level is the mean over three validations. The images are the same at each of them, so what is special about their
-    division stays: a network that knows nothing of them may be surer of the one kind all the time. Its own lowest level
-    is therefore what later ones are compared with, and not 1.
+    A level is the (geometric) mean over three validations. The images are the same at each of them, so what is special
+    about their division stays: a network that knows nothing of them may be surer of the one kind all the time. Its own
+    lowest level is therefore what later ones are compared with, and not 1.
 
     Attributes:
-        recent: What was added last, of three validations at most.
-        lowest: The errors at the lowest level; None before there are three.
+        recent: Of the last validations, three at most.
+        lowest: The lowest level; None before there are three.
 
     Examples:
         >>> rise, same = ErrorRise(), torch.full((100,), 0.2)
-        >>> [round(rise.add(same, same * ratio), 2) for ratio in (1, 1, 1, 1.3, 1.6)]
-        [0.0, 0.0, 0.0, 0.1, 0.3]
+        >>> [round(rise.add(same, same * ratio), 2) for ratio in (1, 1, 1, 1.331)]
+        [0.0, 0.0, 0.0, 0.1]
     """
 
     def __init__(self) -> None:
-        self.recent: list[Errors] = []
-        self.lowest: Errors | None = None
+        self.recent: list[Level] = []
+        self.lowest: Level | None = None
 
     def add(self, train_errors: Tensor, val_errors: Tensor) -> float:
         """Takes the expected errors of a validation, `(n,)` and `(m,)`, and returns `rise_over`, 0 for the first two.
 
         Errors of another number of images begin anew.
         """
-        if self.recent and [len(own) for own in self.recent[0]] != [len(train_errors), len(val_errors)]:
+        own = level_of(train_errors, val_errors)
+        if self.recent and (self.recent[0].train.shape, self.recent[0].val.shape) != (own.train.shape, own.val.shape):
             self.recent, self.lowest = [], None
-        self.recent = [*self.recent, (train_errors, val_errors)][-WINDOW:]
+        self.recent = [*self.recent, own][-WINDOW:]
         if len(self.recent) < WINDOW:
             return 0.0
-        train, val = (torch.stack(own).mean(0) for own in zip(*self.recent, strict=True))
-        if self.lowest is None or error_ratio(train, val) < error_ratio(*self.lowest):
-            self.lowest = train, val
-        return rise_over(self.lowest, (train, val))
+        now = mean_level(self.recent)
+        if self.lowest is None or now.log_ratio < self.lowest.log_ratio:
+            self.lowest = now
+        return rise_over(self.lowest, now)
 
-    def state_dict(self) -> dict[str, list[Errors]]:
-        """What a resumed training needs."""
-        return {"recent": self.recent, "lowest": [] if self.lowest is None else [self.lowest]}
+    def state_dict(self) -> dict[str, list[Any]]:
+        """What a resumed training needs, in plain types."""
+        lowest = [] if self.lowest is None else [self.lowest]
+        return {"recent": [tuple(level) for level in self.recent], "lowest": [tuple(level) for level in lowest]}
 
-    def load_state_dict(self, state_dict: dict[str, list[Errors]]) -> None:
+    def load_state_dict(self, state_dict: dict[str, list[Any]]) -> None:
         """Takes over what `state_dict` gave."""
-        self.recent = list(state_dict["recent"])
-        self.lowest = next(iter(state_dict["lowest"]), None)
+        self.recent = [Level(*level) for level in state_dict["recent"]]
+        self.lowest = next((Level(*level) for level in state_dict["lowest"]), None)
 
 
-def rise_over(lowest: Errors, now: Errors) -> float:
-    """By what fraction the ratio of expected errors is above what it was; 0 unless by three standard errors.
+def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
+    """Of one validation, from expected errors `(n,)` and `(m,)`."""
+    train, val = (errors.double() / mean_error(errors) for errors in (train_errors, val_errors))
+    return Level(math.log(error_ratio(train_errors, val_errors)), train, val)
 
-    Args:
-        lowest: Expected errors of training images `(n,)` and of validation images `(m,)` before.
-        now: Of the same images.
-    """
-    rise = math.log(error_ratio(*now)) - math.log(error_ratio(*lowest))
+
+def mean_level(levels: Sequence[Level]) -> Level:
+    """Of several validations."""
+    log_ratios, train, val = zip(*levels, strict=True)
+    return Level(sum(log_ratios) / len(levels), torch.stack(train).mean(0), torch.stack(val).mean(0))
+
+
+def rise_over(lowest: Level, now: Level) -> float:
+    """By what fraction the ratio of expected errors is above what it was; 0 within four standard errors."""
+    rise = now.log_ratio - lowest.log_ratio
     return math.expm1(rise) if rise > CERTAIN * standard_error(lowest, now) else 0.0
 
 
-def standard_error(before: Errors, now: Errors) -> float:
-    """Of the change of the logarithm of the ratio of expected errors, for other images of the same kind.
+def standard_error(before: Level, now: Level) -> float:
+    """Of the change of the logarithm of the ratio, had other images of the same kind been taken.
 
     By the delta method an image with the expected error e has the part e / mean(e) - 1 in the logarithm of a mean, so
-    a change has the variance of how these parts change, over the number of images; the two kinds are independent.
+    a change has the variance of how these parts change, over the number of images; the two kinds are independent. It
+    takes a hundred images or more, and more where few of them make most of the errors; of images that depend on each
+    other it is too small.
     """
-    variance = 0.0
-    for old, new in zip(before, now, strict=True):
-        change = new.double() / mean_error(new) - old.double() / mean_error(old)
-        variance += change.var().item() / len(change)
-    return math.sqrt(variance)
+    changes = now.train - before.train, now.val - before.val
+    return math.sqrt(sum(change.var().item() / len(change) for change in changes))

@@ -17,6 +17,7 @@ from lightning_anomaly import TwoSampleCallback, TwoSampleReport, two_sample_tes
 from lightning_anomaly.callbacks import _figures
 from lightning_anomaly.callbacks import two_sample as two_sample_file
 from lightning_anomaly.plots import comparison_figure
+from lightning_anomaly.two_sample.rise import ErrorRise
 
 pytestmark = [
     *QUIET,
@@ -113,7 +114,7 @@ def test_the_history_is_what_was_logged_in_plain_types(tmp_path: Path) -> None:
         judged = {name: own.share_p_value for name, own in report.layers.items() if own.live.any()}
         assert entry["share_p_values"] == judged
     states = torch.load(keep.best_model_path, weights_only=True)["callbacks"]
-    assert states[callback.state_key] == {"history": callback.history}
+    assert states[callback.state_key]["history"] == callback.history
 
 
 def test_a_resumed_fit_goes_on_where_it_was(tmp_path: Path, drawn: list[Any]) -> None:
@@ -201,36 +202,23 @@ def test_validating_alone_is_no_part_of_the_history(tmp_path: Path) -> None:
     assert callback.report.count == two_sample_test(SmallNet(), TRAIN, VAL, layers=LAYERS).count
 
 
-def test_a_rise_is_over_the_validations_of_the_fit_alone_and_goes_on_after_a_resume(tmp_path: Path) -> None:
+def test_a_rise_is_of_the_validations_of_the_fit_alone_and_goes_on_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, epochs = ErrorRise.add, iter([1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6])
+
+    def learning(rise: ErrorRise, train: torch.Tensor, val: torch.Tensor) -> float:
+        return add(rise, torch.full_like(train, 0.1), torch.full_like(val, 0.1 * 1.3 ** next(epochs)))
+
     def rises(callback: TwoSampleCallback) -> list[float]:
         return [entry["metrics"]["confidence_rise"] for entry in callback.history]
 
-    def learning(callback: TwoSampleCallback) -> None:
-        """Expected errors that move apart, as of a network that learns its training images."""
-        errors = torch.full((len(TRAIN),), 0.1), torch.full((len(VAL),), 0.1)
-        add = callback._rise.add
-
-        def added(*_: Any) -> float:
-            return add(errors[0], errors[1] * (1 + 0.3 * len(callback.history)))
-
-        callback._rise.add = added  # type: ignore[method-assign]
-
-    class Learning(TwoSampleCallback):
-        """It starts anew with each module."""
-
-        def _forget(self) -> None:
-            super()._forget()
-            learning(self)
-
-    def one() -> TwoSampleCallback:
-        return Learning(TRAIN, VAL, layers=LAYERS)
-
-    whole, first, second = one(), one(), one()
+    monkeypatch.setattr(ErrorRise, "add", learning)
+    whole, first, second = compared(), compared(), compared()
     fit(tmp_path / "whole", whole, max_epochs=6)
-    assert rises(whole) == pytest.approx([0, 0, 0, 1.6 / 1.3 - 1, 1.9 / 1.3 - 1, 2.2 / 1.3 - 1])
+    assert rises(whole) == pytest.approx([0, 0, 0, 0.3, 1.3**2 - 1, 1.3**3 - 1], abs=1e-6)
     trainer = fit(tmp_path / "first", first, ModelCheckpoint(tmp_path, filename="last"), max_epochs=4)
-    known = first._rise.recent
-    trainer.validate(trainer.lightning_module, loader(seed=1), verbose=False)
-    assert first._rise.recent is known
+    (validated,) = trainer.validate(trainer.lightning_module, loader(seed=1), verbose=False)
+    assert validated["two_sample/confidence_rise"] == 0
     fit(tmp_path / "second", second, ckpt_path=str(tmp_path / "last.ckpt"), max_epochs=6)
     assert rises(second) == rises(whole)

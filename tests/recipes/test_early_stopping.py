@@ -11,12 +11,12 @@ pytestmark = SMALL_RUNS
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[early_stopping.Outcome]:
     folder = str(tmp_path_factory.mktemp("logs"))
-    return early_stopping.run(early_stopping.parse(["--epochs", "30", "--log-dir", folder]))
+    return early_stopping.run(early_stopping.parse(["--epochs", "32", "--log-dir", folder]))
 
 
 def test_a_real_training_that_overfits_is_stopped_near_its_best_loss(outcomes) -> None:
     overfitting = outcomes[0]
-    assert 10 < len(overfitting.losses) < 30
+    assert 10 < len(overfitting.losses) < 32
     assert overfitting.losses[-1] < 1.2 * min(overfitting.losses)
     assert overfitting.values[-1] > 1.1 * overfitting.values[0]
     assert overfitting.reason is not None
@@ -26,7 +26,7 @@ def test_a_real_training_that_overfits_is_stopped_near_its_best_loss(outcomes) -
 
 def test_a_real_healthy_training_is_not_stopped(outcomes) -> None:
     healthy = outcomes[1]
-    assert len(healthy.losses) == 30
+    assert len(healthy.losses) == 32
     assert healthy.losses[-1] < 1.5 * min(healthy.losses)
     assert healthy.reason is None
     assert "Not stopped." in str(healthy)

@@ -101,6 +101,7 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
         (lambda maps: logits(maps).argmax(1)[:, None], "it has type torch.int64"),
         (lambda maps: logits(maps)[1:], "it has 78 samples where the inputs have 80"),
         (lambda maps: logits(maps) * torch.nan, "it is NaN for 80 of 80 samples"),
+        (lambda maps: logits(maps).sigmoid() * torch.tensor([torch.nan, 0.1, 0.1]), "it is NaN for 80 of 80 samples"),
     ],
 )
 def test_another_kind_of_output_is_one_note_and_the_filters_are_as_before(answer, problem: str) -> None:

@@ -58,8 +58,8 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     """What logits `(n, C)` of training images and `(m, C)` of validation images say of the two.
 
     Returns:
-        The area and the `confidence_...` of the largest softmax probability, as the package has them; the gap of the
-        `log_odds` of that probability; and the areas by the other `SCORES` and by the `loss` (the smaller, the surer).
+        The area and the `confidence_...` of the largest softmax probability, as the package has them; `log_odds_gap`,
+        the gap of its log-odds; and the areas by the other `SCORES` and by the `loss` (the smaller, the surer).
     """
     found: dict[str, float] = {}
     for name, score in SCORES.items():
