@@ -119,7 +119,8 @@ def test_a_choice_of_filters_that_fails_stops_both(outcomes: Path) -> None:
 def test_a_training_probe_that_cannot_be_shared_evenly(outcomes: Path) -> None:
     first, _ = both(outcomes, "uneven_training_probe")
     assert "anomaly_filters/count" in first["fit"]["metrics"]
-    assert first["warnings"] == []  # all 65 samples, and none twice
+    few = [warning for warning in first["warnings"] if warning.startswith("AnomalyEarlyStopping judges by 28 images")]
+    assert first["warnings"] == few  # all 65 samples, and none twice
 
 
 def test_a_process_without_any_batch(outcomes: Path) -> None:
