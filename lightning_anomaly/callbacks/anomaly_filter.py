@@ -180,6 +180,11 @@ class AnomalyFilterCallback(Watcher):
         if not self._together(trainer):
             self._warn_once("empty shard", _EMPTY_SHARD)
             return
+        layers = self._watched(pl_module)
+        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
+        # that only the model of an earlier fit or of a checkpoint had are gone for good.
+        keys = [*_METRICS, *(f"layer/{name}" for name in layers)]
+        self._metrics = {key: self._metrics.get(key, 0.0) for key in keys}
         fitting = trainer.state.fn == "fit"
         if fitting and self._validations % self.every_n_validations:
             return
@@ -189,11 +194,6 @@ class AnomalyFilterCallback(Watcher):
                 "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
                 'comparable. Set `shuffle = False`, or use `probe = "train"`, which takes a fixed sample.',
             )
-        layers = self._watched(pl_module)
-        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
-        # that only the model of an earlier fit had are gone for good.
-        keys = [*_METRICS, *(f"layer/{name}" for name in layers)]
-        self._metrics = {key: self._metrics.get(key, 0.0) for key in keys}
         self._watch = ValidationWatch(
             trainer,
             pl_module,
@@ -231,6 +231,7 @@ class AnomalyFilterCallback(Watcher):
         """Analyses what was taken, and logs."""
         if trainer.sanity_checking or trainer.barebones:
             return
+        last = self._metrics
         found = None if self._watch is None else self._analyse(trainer, pl_module, self._watch)
         if trainer.state.fn == "fit":
             if self._everywhere:  # the number is the same in all processes, so that all find the same one due
@@ -242,6 +243,8 @@ class AnomalyFilterCallback(Watcher):
                 self._figures.log(trainer, found.report, found.images, step)
                 self._browser.take(trainer, found.report, found.pictures, step)
         self._log(trainer, pl_module, self._metrics, prog_bar="count")
+        if trainer.state.fn != "fit":  # of other images, maybe: a fit goes on with its own
+            self._metrics = last
         self._release()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

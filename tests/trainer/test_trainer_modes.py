@@ -216,6 +216,18 @@ def test_validate_reports_and_logs_but_leaves_the_history(tmp_path: Any, every: 
     assert hook_count(module) == 0
 
 
+def test_what_validate_finds_on_other_images_is_no_part_of_the_next_fit(tmp_path: Any) -> None:
+    ours = watcher(every_n_validations=2)
+    trainer = fit(tmp_path, module := SmallNet(), ours, max_epochs=3)
+    black = DataLoader(TensorDataset(torch.zeros(60, 1, 8, 8), torch.arange(60) % 3), batch_size=20)
+    (result,) = trainer.validate(module, black, verbose=False)
+    assert result["anomaly_filters/dead"] == 10
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(module, loader(), loader(seed=1))
+    assert [entry["analysed"] for entry in ours.history] == [True, False, True, False]
+    assert ours.history[3]["metrics"] == ours.history[2]["metrics"]
+
+
 def test_validate_alone_needs_no_fit(tmp_path: Any) -> None:
     ours = watcher()
     (result,) = quiet_trainer(tmp_path, ours).validate(SmallNet(), loader(seed=1), verbose=False)
