@@ -16,6 +16,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
@@ -49,8 +50,35 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
 @contextmanager
 def probing(model: nn.Module, capture: MapCapture) -> Iterator[None]:
     """What holds while a model is run for its maps: evaluation mode, no gradients, and no other capture takes any."""
-    with evaluating(model), taking_alone(capture), torch.no_grad():
+    with evaluating(model), _keeping_buffers(model), taking_alone(capture), torch.no_grad():
         yield
+
+
+@contextmanager
+def _keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Gives buffers back as they were: some change in evaluation too, those of quantization-aware training for one.
+
+    Those of no checkpoint are caches, and go with attributes that stay as the model left them.
+    """
+    kept = [
+        (module, name, buffer, buffer.clone() if _changeable(buffer) else None)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in getattr(module, "_non_persistent_buffers_set", ())
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, values in kept:
+            if getattr(module, name, None) is not buffer:
+                setattr(module, name, buffer)
+            if values is not None and not torch.equal(buffer, values):
+                with torch.no_grad():
+                    buffer.resize_(values.shape).copy_(values)
+
+
+def _changeable(buffer: Tensor) -> bool:
+    return not is_lazy(buffer) and buffer.layout is torch.strided and not (buffer.is_meta or buffer.is_inference())
 
 
 @contextmanager
