@@ -604,6 +604,18 @@ def test_a_layer_that_is_never_called_is_left_out_with_a_note():
     }
 
 
+def test_layers_that_are_left_out_for_the_same_reason_are_one_warning():
+    model = Both()
+    model.unused = nn.ModuleList(nn.Conv2d(1, 1, 1) for _ in range(7))
+    likewise = ", ".join(f"'unused.{index}'" for index in range(1, 6))
+    with pytest.warns(UserWarning) as caught:
+        report = analyze(model, PROBE)
+    assert [str(warning.message) for warning in caught] == [
+        f"Layer 'unused.0' is left out of the analysis: it was never called. Likewise {likewise} and 1 more."
+    ]
+    assert len(report.notes) == 7
+
+
 def test_a_layer_with_an_output_that_is_no_map_is_left_out_with_a_note():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(0, 3))
     assert notes_of(model, PROBE, layers=["0", "1"]) == {

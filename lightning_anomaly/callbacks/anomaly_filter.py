@@ -16,6 +16,7 @@ from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.callbacks._together import Found, Wanted
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
+from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.report import AnomalyReport
@@ -292,10 +293,9 @@ class AnomalyFilterCallback(Watcher):
         self.report = report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if notes and found_nothing(report):
-            told = " ".join(notes.values())
+            told = " ".join(told_together(notes).values())
             notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
-        for key, note in notes.items():
-            self._warn_once(key, note)
+        self._warn_each_once(notes)
         self._compare_images()
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
         return found

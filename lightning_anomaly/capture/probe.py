@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,9 +24,18 @@ from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.progress import track
 
-__all__ = ["check_inputs", "isolated_random_state", "note_left_out", "probing", "run", "usable_layers"]
+__all__ = [
+    "check_inputs",
+    "isolated_random_state",
+    "note_left_out",
+    "probing",
+    "run",
+    "told_together",
+    "usable_layers",
+]
 
 _BATCH = 64
+_OF_LAYERS = (" left out", " nonfinite")  # how the keys of notes on single layers end
 
 
 def check_inputs(inputs: Any, argument: str = "inputs") -> None:
@@ -179,6 +189,21 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
 def note_left_out(name: str, problem: str) -> dict[str, str]:
     """The note on a layer that is left out."""
     return {f"{name} left out": f"Layer '{name}' is left out of the analysis: {problem}."}
+
+
+def told_together(notes: Mapping[str, str]) -> dict[str, str]:
+    """What to warn about: notes that say the same of several layers are one, by the key of the first of them."""
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for key, note in notes.items():
+        name = next((key.removesuffix(end) for end in _OF_LAYERS if key.endswith(end)), None)
+        kind = key if name is None else re.sub(r"\d+", "", note.removeprefix(f"Layer '{name}'"))
+        alike.setdefault(kind, []).append((key, f"'{name}'"))
+    told = {}
+    for (key, _), *others in alike.values():
+        names = [name for _, name in others]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        told[key] = notes[key] + (f" Likewise {', '.join(names[:5])}{more}." if names else "")
+    return told
 
 
 def usable_layers(

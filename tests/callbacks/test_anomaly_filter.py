@@ -330,6 +330,20 @@ class NeverCalled(SmallNet):
         self.spare = nn.Conv2d(1, 2, 1)
 
 
+class Teacher(SmallNet):
+    """With a copy of a network that only training calls, as averaged weights or a perceptual loss are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.ModuleList(nn.Conv2d(1, 2, 1) for _ in range(9))
+
+
+class Diverges(SmallNet):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.constant_(self.conv1.weight, math.nan)
+
+
 class TurnsNan(SmallNet):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -345,6 +359,8 @@ class TurnsNan(SmallNet):
         (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, False, r"60 samples, fewer.*at least 100 are needed"),
         (NoConvolution, {}, False, "The model has no convolution"),
         (NeverCalled, {}, False, "Layer 'spare' is left out of the analysis: it was never called"),
+        (Teacher, {}, False, r"Layer 'teacher.0' .* it was never called\. Likewise 'teacher.1', .* and 3 more\.$"),
+        (Diverges, {}, False, r"^Layer 'conv1': 4 of 4 filters .* not analysed\. Likewise 'conv2'\.$"),
     ],
 )
 def test_each_shortcoming_is_said_once(
