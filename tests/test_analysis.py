@@ -608,7 +608,7 @@ def test_layers_that_are_left_out_for_the_same_reason_are_one_warning():
     model = Both()
     model.unused = nn.ModuleList(nn.Conv2d(1, 1, 1) for _ in range(7))
     likewise = ", ".join(f"'unused.{index}'" for index in range(1, 6))
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out") as caught:
         report = analyze(model, PROBE)
     assert [str(warning.message) for warning in caught] == [
         f"Layer 'unused.0' is left out of the analysis: it was never called. Likewise {likewise} and 1 more."
