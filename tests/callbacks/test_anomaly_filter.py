@@ -10,14 +10,14 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from trainers import QUIET, SmallNet, arguments, hook_count, images, loader, plain, quiet_trainer, said, watcher
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, AnomalyReport
-from lightning_anomaly.callbacks import _probe
+from lightning_anomaly.callbacks import _figures, _probe
 
 pytestmark = QUIET
 
@@ -254,6 +254,31 @@ def test_the_training_probe_goes_through_the_batch_hooks(tmp_path: Any) -> None:
     trainer = quiet_trainer(tmp_path, callback)
     trainer.fit(Hooks(), DataLoader(data, 20, shuffle=True), DataLoader(data, 20))
     assert callback.report.n_samples == 60
+
+
+class ScalesBytes(SmallNet):
+    """Takes images as bytes, and learns a number about each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() / 255)
+
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return (self(x) - y).square().mean()
+
+
+@pytest.mark.parametrize("probe", ["val", "train"])
+def test_images_as_bytes_are_the_images_not_their_targets(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, probe: str
+) -> None:
+    shown = []
+    monkeypatch.setattr(_figures, "log_report", lambda *args: shown.append(args[3]))
+    bytes_of = TensorDataset((255 * images()).byte(), torch.rand(60, 1))
+    both = DataLoader(bytes_of, batch_size=20)
+    callback = watcher(probe=probe, log_figures=True)
+    quiet_trainer(tmp_path, callback, logger=CSVLogger(tmp_path)).fit(ScalesBytes(), both, both)
+    assert callback.report.n_samples == 60
+    assert {pictures.shape[1:] for pictures in shown} == {(8, 8, 1)}
 
 
 @pytest.mark.parametrize("kind", ["batched items", "batch sampler"])

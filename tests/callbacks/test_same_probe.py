@@ -166,7 +166,6 @@ def test_images_that_stay_are_not_a_word_however_they_are_validated(
     fit(tmp_path, watcher(probe_size=40, every_n_validations=every), **options)
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_first_tensor_without_values_is_no_image(tmp_path: Path) -> None:
     def collate(items: Any) -> Any:
         x, y = torch.utils.data.default_collate(items)
@@ -182,6 +181,7 @@ def test_a_first_tensor_without_values_is_no_image(tmp_path: Path) -> None:
     assert len(ours.history) == 2
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_another_fit_starts_anew(tmp_path: Path) -> None:
     saves, ours = ModelCheckpoint(tmp_path), watcher()
     trainer = quiet_trainer(tmp_path, ours, saves, max_epochs=2)
