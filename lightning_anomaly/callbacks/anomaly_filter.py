@@ -167,7 +167,8 @@ class AnomalyFilterCallback(Watcher):
             self._warn_once(
                 "no validation",
                 "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
-                "loader, or `limit_val_batches = 0`. Nothing will be analysed." + in_vain(trainer, self.log_key_prefix),
+                "loader, no `validation_step`, or `limit_val_batches = 0`. Nothing will be analysed."
+                + in_vain(trainer, self.log_key_prefix),
             )
         super().on_train_start(trainer, pl_module)
         if not self._everywhere and trainer.enable_validation:

@@ -172,8 +172,8 @@ class TwoSampleCallback(Watcher):
             self._warn_once(
                 "no validation",
                 "TwoSampleCallback compares at validations, and this Trainer, or a process of it, has none: no "
-                "validation loader, no batch in it, or `limit_val_batches = 0`. Nothing will be compared."
-                + in_vain(trainer, self.log_key_prefix),
+                "validation loader, no batch in it, no `validation_step`, or `limit_val_batches = 0`. Nothing "
+                "will be compared." + in_vain(trainer, self.log_key_prefix),
             )
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
