@@ -14,7 +14,7 @@ from lightning_anomaly.browser import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps, joined
-from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+from lightning_anomaly.capture.probe import check_inputs, run, told_together, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
@@ -63,7 +63,7 @@ def analyze(
             `report.save_html(path)`.
 
     Returns:
-        The report. Whatever could not be analysed is in its `notes`, each of which is also a warning.
+        The report. Whatever could not be analysed is in its `notes`, which are also warnings.
 
     Raises:
         ValueError: If a layer does not exist, `inputs` has no samples, holds them in another way or is of another type
@@ -85,7 +85,7 @@ def analyze(
     report = analyze_maps(capture.maps, settings, unseen_layers(model, layers), progress=progress)
     if keep_images:
         report = replace(report, pictures=take_pictures(report.layers, capture.maps, inputs))
-    for note in report.notes.values():
+    for note in told_together(report.notes).values():
         warnings.warn(note, stacklevel=2)
     return report
 

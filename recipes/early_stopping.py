@@ -23,7 +23,14 @@ from recipes.common.damage import over_expose, with_label_noise
 from recipes.common.data import ImageData, Loader, make_loaders
 from recipes.common.module import Classifier
 from recipes.common.networks import build
-from recipes.common.options import add_training_options, one_sentence_errors, prepare_data, quiet
+from recipes.common.options import (
+    add_training_options,
+    at_least,
+    one_sentence_errors,
+    prepare_data,
+    probe_size_in,
+    quiet,
+)
 
 _COMPARED = 1024  # images of each kind
 
@@ -76,8 +83,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--label-noise", type=float, default=0.3, help="wrong labels in few images, default: %(default)s"
     )
-    parser.add_argument("--healthy-size", type=int, default=900, help="images of the second, default: %(default)s")
-    parser.add_argument("--failing-at", type=int, default=10, help="epoch in the third, default: %(default)s")
+    parser.add_argument(
+        "--healthy-size", type=at_least(1), default=900, help="images of the second, default: %(default)s"
+    )
+    parser.add_argument("--failing-at", type=at_least(0), default=10, help="epoch in the third, default: %(default)s")
     return parser.parse_args(arguments)
 
 
@@ -91,8 +100,7 @@ def train(name: str, data: ImageData, options: argparse.Namespace, healthy: bool
         train_images, val_images = (loader.dataset[:_COMPARED][0] for loader in (training, validation))
         watcher, watched = TwoSampleCallback(train_images, val_images, log_figures=False), "confidence_error_ratio"
     else:
-        probe_size = min(512, len(data.val_images))
-        watcher, watched = AnomalyFilterCallback(probe_size=probe_size, log_figures=False), "fraction"
+        watcher, watched = AnomalyFilterCallback(probe_size=probe_size_in(data), log_figures=False), "fraction"
     stopping = AnomalyEarlyStopping(verbose=False)
     trainer = pl.Trainer(
         max_epochs=options.epochs,
@@ -116,6 +124,7 @@ def run(options: argparse.Namespace) -> list[Outcome]:
     """Train all three, print what happened, and return it."""
     quiet()
     few = prepare_data(options)
+    probe_size_in(few)  # before the first training, not after the second
     labels, _ = with_label_noise(few.train_labels, options.label_noise, few.n_classes, options.seed)
     few = replace(few, train_labels=labels)
     many = prepare_data(argparse.Namespace(**{**vars(options), "train_size": options.healthy_size}))

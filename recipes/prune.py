@@ -22,7 +22,16 @@ from recipes.common.data import ImageData, make_loaders, mean_and_std, normalise
 from recipes.common.evaluation import evaluate
 from recipes.common.module import Classifier
 from recipes.common.networks import build
-from recipes.common.options import SILENT, add_training_options, one_sentence_errors, prepare_data, quiet
+from recipes.common.options import (
+    SILENT,
+    add_training_options,
+    at_least,
+    check_damaged,
+    one_sentence_errors,
+    prepare_data,
+    probe_size_in,
+    quiet,
+)
 
 ARMS = ("nothing", "anomaly", "random", "l1")
 
@@ -47,8 +56,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_training_options(parser, epochs=12, train_size=200)
     parser.add_argument("--at-epoch", type=int, default=6, help="mask after so many epochs, default: %(default)s")
     parser.add_argument("--max-fraction", type=float, default=0.25, help="of a layer's filters, default: %(default)s")
-    parser.add_argument("--damaged", type=int, default=6, help="validation images to damage, default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind, default: %(default)s")
+    parser.add_argument(
+        "--damaged", type=at_least(0), default=6, help="validation images to damage, default: %(default)s"
+    )
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="trainings of each kind, default: %(default)s")
     return parser.parse_args(arguments)
 
 
@@ -58,7 +69,7 @@ def train(data: ImageData, options: argparse.Namespace, arm: str, seed: int) -> 
     training, validation = make_loaders(data, options.batch_size)
     damaged = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(seed))[: options.damaged]
     over_expose(validation, data, damaged)
-    watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)), log_figures=False)
+    watcher = AnomalyFilterCallback(probe_size=probe_size_in(data), log_figures=False)
     prune = AnomalyPruneCallback(
         at_epoch=options.at_epoch,
         max_fraction=options.max_fraction,
@@ -114,6 +125,7 @@ def run(options: argparse.Namespace) -> dict[str, list[Outcome]]:
         )
     quiet()
     data = prepare_data(options)
+    check_damaged(options, data)
     outcomes: dict[str, list[Outcome]] = {arm: [] for arm in ARMS}
     for seed in range(options.seed, options.seed + options.seeds):
         for arm in ARMS:

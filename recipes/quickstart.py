@@ -22,7 +22,15 @@ from recipes.common.damage import over_expose, plant_damage
 from recipes.common.data import make_loaders
 from recipes.common.module import Classifier
 from recipes.common.networks import build
-from recipes.common.options import add_training_options, one_sentence_errors, prepare_data, quiet
+from recipes.common.options import (
+    add_training_options,
+    at_least,
+    check_damaged,
+    one_sentence_errors,
+    prepare_data,
+    probe_size_in,
+    quiet,
+)
 
 # Over-exposed images are first marked by `plant_damage` and then given values beyond the range that a uint8 can hold.
 DAMAGE = ("over_exposed", "white", "salt_and_pepper")
@@ -32,7 +40,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_options(parser, epochs=30, train_size=200)
-    parser.add_argument("--damaged", type=int, default=6, help="validation images to damage, default: %(default)s")
+    parser.add_argument(
+        "--damaged", type=at_least(0), default=6, help="validation images to damage, default: %(default)s"
+    )
     parser.add_argument("--picture", default=None, help="write the curves to this PNG file")
     return parser.parse_args(arguments)
 
@@ -91,7 +101,7 @@ def draw_curves(log_dir: str, title: str, path: str) -> None:
     lines = [*losses.get_lines(), *counts.get_lines()]
     labels = [str(line.get_label()) for line in lines]
     losses.legend(lines, labels, loc="center right", bbox_to_anchor=(1, 0.28), ncols=2)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 def run(options: argparse.Namespace) -> AnomalyFilterCallback:
@@ -99,10 +109,13 @@ def run(options: argparse.Namespace) -> AnomalyFilterCallback:
     quiet()
     pl.seed_everything(options.seed, verbose=False)
     data = prepare_data(options)
+    check_damaged(options, data)
+    if options.picture and not Path(options.picture).absolute().parent.is_dir():
+        raise ValueError(f"Option `--picture` should name a file in an existing folder. Found {options.picture}.")
     images, planted = plant_damage(data.val_images, options.damaged, DAMAGE, options.seed)
     train, val = make_loaders(dataclasses.replace(data, val_images=images), options.batch_size)
     over_expose(val, data, planted["over_exposed"])
-    watcher = AnomalyFilterCallback(probe_size=min(512, len(data.val_images)), browser=True)
+    watcher = AnomalyFilterCallback(probe_size=probe_size_in(data), browser=True)
     logger = TensorBoardLogger(options.log_dir, name="quickstart")
     trainer = pl.Trainer(
         max_epochs=options.epochs, logger=logger, callbacks=[watcher], num_sanity_val_steps=0, accelerator="auto"

@@ -1,5 +1,6 @@
 """From a model and a probe to a report: the planted is found, the rest is left alone, the properties hold."""
 
+import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -349,6 +350,55 @@ def test_the_probe_s_batches_do_not_matter_and_evaluation_is_what_is_analysed():
     properties.assert_same(report.layers["conv"], alone.layers["conv"], ["n_components", "labels", "outliers"])
 
 
+class Observing(nn.Module):
+    """Its buffers change in evaluation too: in place, as others, in shape; only a cache stays as it is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("average", torch.zeros(()))
+        self.register_buffer("largest", torch.zeros(0))
+        self.register_buffer("grid", torch.zeros(0), persistent=False)
+        self.fails = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.average = 0.9 * self.average + x.mean()
+        self.largest.resize_(2).copy_(torch.stack([x.max(), x.min()]))
+        self.grid = torch.arange(len(x))
+        if self.fails:
+            raise KeyError("stop")
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_buffers_that_change_in_evaluation_too_are_given_back(fails):
+    model = Observing()
+    model(PROBE[:5])
+    tensors, before = dict(model.named_buffers()), {name: t.clone() for name, t in model.state_dict().items()}
+    model.fails = fails
+    with pytest.raises(KeyError) if fails else contextlib.nullcontext():
+        analyze(model, 3 * PROBE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(getattr(model, name) is tensor for name, tensor in tensors.items() if name != "grid")
+    assert len(model.grid) > 5
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [None, torch.eye(3).to_sparse(), torch.tensor(torch.nan), torch.zeros(2, device="meta")],
+    ids=["none", "sparse", "nan", "meta"],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
+def test_buffers_of_any_kind_are_no_obstacle(buffer):
+    model = nn.Sequential(Observing(), nn.LazyBatchNorm2d(), torch.jit.script(nn.BatchNorm2d(2)))
+    model.register_buffer("other", buffer)
+    assert analyze(model, PROBE).layers
+    assert model[0].calls == 0
+    assert model[1].num_features == 2
+
+
 # inputs
 
 
@@ -552,6 +602,18 @@ def test_a_layer_that_is_never_called_is_left_out_with_a_note():
     assert notes_of(model, PROBE) == {
         "unused left out": "Layer 'unused' is left out of the analysis: it was never called."
     }
+
+
+def test_layers_that_are_left_out_for_the_same_reason_are_one_warning():
+    model = Both()
+    model.unused = nn.ModuleList(nn.Conv2d(1, 1, 1) for _ in range(7))
+    likewise = ", ".join(f"'unused.{index}'" for index in range(1, 6))
+    with pytest.warns(UserWarning, match="left out") as caught:
+        report = analyze(model, PROBE)
+    assert [str(warning.message) for warning in caught] == [
+        f"Layer 'unused.0' is left out of the analysis: it was never called. Likewise {likewise} and 1 more."
+    ]
+    assert len(report.notes) == 7
 
 
 def test_a_layer_with_an_output_that_is_no_map_is_left_out_with_a_note():

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from lightning_anomaly.callbacks._processes import may_skip_validations, validates_everywhere
+from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checks import check_text
 
 __all__ = ["AnyCallback", "AnyEarlyStopping", "Watcher", "builds_layers_later"]
@@ -101,6 +102,13 @@ class Watcher(AnyCallback):
             self._warned.add(key)
             if not dist.is_initialized() or dist.get_rank() == 0:
                 warnings.warn(message, stacklevel=2)
+
+    def _warn_each_once(self, notes: Mapping[str, str]) -> None:
+        """Warns of those notes of a report that have not been said."""
+        new = {key: note for key, note in notes.items() if key not in self._warned}
+        for key, note in told_together(new).items():
+            self._warn_once(key, note)
+        self._warned.update(new)
 
 
 def builds_layers_later(pl_module: Any) -> bool:

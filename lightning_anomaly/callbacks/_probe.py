@@ -168,7 +168,7 @@ def run_training_probe(
 
     Args:
         trainer: The Trainer.
-        pl_module: The module; it is called with the batch's first floating-point tensor, or with the batch.
+        pl_module: The module; it is called with what `first_tensor` finds in a batch, or with the batch.
         capture: What takes the maps.
         size: Number of samples over all processes, each of which runs its share.
         seed: Seed of the choice.

@@ -16,6 +16,7 @@ from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.callbacks._together import Found, Wanted
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
+from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.report import AnomalyReport
@@ -166,7 +167,8 @@ class AnomalyFilterCallback(Watcher):
             self._warn_once(
                 "no validation",
                 "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
-                "loader, or `limit_val_batches = 0`. Nothing will be analysed." + in_vain(trainer, self.log_key_prefix),
+                "loader, no `validation_step`, or `limit_val_batches = 0`. Nothing will be analysed."
+                + in_vain(trainer, self.log_key_prefix),
             )
         super().on_train_start(trainer, pl_module)
         if not self._everywhere and trainer.enable_validation:
@@ -180,6 +182,11 @@ class AnomalyFilterCallback(Watcher):
         if not self._together(trainer):
             self._warn_once("empty shard", _EMPTY_SHARD)
             return
+        layers = self._watched(pl_module)
+        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
+        # that only the model of an earlier fit or of a checkpoint had are gone for good.
+        keys = [*_METRICS, *(f"layer/{name}" for name in layers)]
+        self._metrics = {key: self._metrics.get(key, 0.0) for key in keys}
         fitting = trainer.state.fn == "fit"
         if fitting and self._validations % self.every_n_validations:
             return
@@ -189,11 +196,6 @@ class AnomalyFilterCallback(Watcher):
                 "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
                 'comparable. Set `shuffle = False`, or use `probe = "train"`, which takes a fixed sample.',
             )
-        layers = self._watched(pl_module)
-        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
-        # that only the model of an earlier fit had are gone for good.
-        keys = [*_METRICS, *(f"layer/{name}" for name in layers)]
-        self._metrics = {key: self._metrics.get(key, 0.0) for key in keys}
         self._watch = ValidationWatch(
             trainer,
             pl_module,
@@ -231,6 +233,7 @@ class AnomalyFilterCallback(Watcher):
         """Analyses what was taken, and logs."""
         if trainer.sanity_checking or trainer.barebones:
             return
+        last = self._metrics
         found = None if self._watch is None else self._analyse(trainer, pl_module, self._watch)
         if trainer.state.fn == "fit":
             if self._everywhere:  # the number is the same in all processes, so that all find the same one due
@@ -242,6 +245,8 @@ class AnomalyFilterCallback(Watcher):
                 self._figures.log(trainer, found.report, found.images, step)
                 self._browser.take(trainer, found.report, found.pictures, step)
         self._log(trainer, pl_module, self._metrics, prog_bar="count")
+        if trainer.state.fn != "fit":  # of other images, maybe: a fit goes on with its own
+            self._metrics = last
         self._release()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -289,10 +294,9 @@ class AnomalyFilterCallback(Watcher):
         self.report = report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if notes and found_nothing(report):
-            told = " ".join(notes.values())
+            told = " ".join(told_together(notes).values())
             notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
-        for key, note in notes.items():
-            self._warn_once(key, note)
+        self._warn_each_once(notes)
         self._compare_images()
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
         return found

@@ -15,6 +15,7 @@ from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import linear_layers, select_layers
+from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, two_sample_test
@@ -171,8 +172,8 @@ class TwoSampleCallback(Watcher):
             self._warn_once(
                 "no validation",
                 "TwoSampleCallback compares at validations, and this Trainer, or a process of it, has none: no "
-                "validation loader, no batch in it, or `limit_val_batches = 0`. Nothing will be compared."
-                + in_vain(trainer, self.log_key_prefix),
+                "validation loader, no batch in it, no `validation_step`, or `limit_val_batches = 0`. Nothing "
+                "will be compared." + in_vain(trainer, self.log_key_prefix),
             )
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -241,17 +242,17 @@ class TwoSampleCallback(Watcher):
         self._output_measured |= report.compares_output
         if "output" in notes and before:
             notes["output"] += " Its last values are logged."
-        told = " ".join(notes.values())
+        told = " ".join(told_together(notes).values())
         if not (live or report.compares_output):
             self._warn_once("none live", f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}")
         elif not live and report.layers:
             vain = in_vain(trainer, self.log_key_prefix, but="confidence")
             self._warn_once("none live", f"{told} So {_NO_FILTER}.{vain}")
         else:
-            for key, note in notes.items():
-                waits = key in ("output", "few images") and not before
-                vain = in_vain(trainer, self.log_key_prefix, "confidence") if waits else ""
-                self._warn_once(key, note + vain)
+            vain = "" if before else in_vain(trainer, self.log_key_prefix, "confidence")
+            for key in notes.keys() & {"output", "few images"}:
+                notes[key] += vain
+            self._warn_each_once(notes)
         output = report.compares_output  # else the values would say that it knows nothing of the training images
         if trainer.state.fn != "fit":
             self._values["confidence_rise"] = 0.0

@@ -16,9 +16,12 @@ _BATCH = 64
 
 
 def first_tensor(batch: Any) -> Tensor | None:
-    """The first floating-point tensor in a batch, the usual input of a model: in tuples, lists, dicts, dataclasses."""
+    """The usual input of a model, in a batch of tuples, lists, dicts, dataclasses: its first floating-point tensor.
+
+    Or images as bytes before it, which the model scales itself: the floating-point one is their target then.
+    """
     if isinstance(batch, Tensor):
-        return batch if batch.is_floating_point() else None
+        return batch if batch.is_floating_point() or (batch.dtype == torch.uint8 and batch.ndim > 2) else None
     if isinstance(batch, Mapping):
         return next((t for t in map(first_tensor, batch.values()) if t is not None), None)
     if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
@@ -74,8 +77,9 @@ class ImageSource:
         places = [own for own in split if len(own)]
         for own, batch in zip(places, self._read(positions, places), strict=True):
             images = first_tensor(batch)
-            if images is None:
-                found = batch.dtype if isinstance(batch, Tensor) else "none"
+            if images is None or not images.is_floating_point():
+                tensor = batch if images is None else images
+                found = tensor.dtype if isinstance(tensor, Tensor) else "none"
                 raise ValueError(
                     f"Parameter `{self.argument}` should hold floating-point images, scaled as in the training. "
                     f"Found {found}."

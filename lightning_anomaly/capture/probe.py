@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,15 +17,25 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.progress import track
 
-__all__ = ["check_inputs", "isolated_random_state", "note_left_out", "probing", "run", "usable_layers"]
+__all__ = [
+    "check_inputs",
+    "isolated_random_state",
+    "note_left_out",
+    "probing",
+    "run",
+    "told_together",
+    "usable_layers",
+]
 
 _BATCH = 64
+_OF_LAYERS = (" left out", " nonfinite")  # how the keys of notes on single layers end
 
 
 def check_inputs(inputs: Any, argument: str = "inputs") -> None:
@@ -49,8 +60,35 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
 @contextmanager
 def probing(model: nn.Module, capture: MapCapture) -> Iterator[None]:
     """What holds while a model is run for its maps: evaluation mode, no gradients, and no other capture takes any."""
-    with evaluating(model), taking_alone(capture), torch.no_grad():
+    with evaluating(model), _keeping_buffers(model), taking_alone(capture), torch.no_grad():
         yield
+
+
+@contextmanager
+def _keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Gives buffers back as they were: some change in evaluation too, those of quantization-aware training for one.
+
+    Those of no checkpoint are caches, and go with attributes that stay as the model left them.
+    """
+    kept = [
+        (module, name, buffer, buffer.clone() if _changeable(buffer) else None)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name not in getattr(module, "_non_persistent_buffers_set", ())
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, values in kept:
+            if getattr(module, name, None) is not buffer:
+                setattr(module, name, buffer)
+            if values is not None and not torch.equal(buffer, values):
+                with torch.no_grad():
+                    buffer.resize_(values.shape).copy_(values)
+
+
+def _changeable(buffer: Tensor) -> bool:
+    return not is_lazy(buffer) and buffer.layout is torch.strided and not (buffer.is_meta or buffer.is_inference())
 
 
 @contextmanager
@@ -151,6 +189,21 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
 def note_left_out(name: str, problem: str) -> dict[str, str]:
     """The note on a layer that is left out."""
     return {f"{name} left out": f"Layer '{name}' is left out of the analysis: {problem}."}
+
+
+def told_together(notes: Mapping[str, str]) -> dict[str, str]:
+    """What to warn about: notes that say the same of several layers are one, by the key of the first of them."""
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for key, note in notes.items():
+        name = next((key.removesuffix(end) for end in _OF_LAYERS if key.endswith(end)), None)
+        kind = key if name is None else re.sub(r"\d+", "", note.removeprefix(f"Layer '{name}'"))
+        alike.setdefault(kind, []).append((key, f"'{name}'"))
+    told = {}
+    for (key, _), *others in alike.values():
+        names = [name for _, name in others]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        told[key] = notes[key] + (f" Likewise {', '.join(names[:5])}{more}." if names else "")
+    return told
 
 
 def usable_layers(

@@ -19,7 +19,7 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
-from lightning_anomaly.capture.probe import isolated_random_state, note_left_out, probing, usable_layers
+from lightning_anomaly.capture.probe import isolated_random_state, note_left_out, probing, told_together, usable_layers
 from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outliers.report import OutlierReport
@@ -73,7 +73,7 @@ def find_outliers(
         progress: See `analyze`.
 
     Returns:
-        The report. Whatever could not be used is in its `notes`, each of which is also a warning.
+        The report. Whatever could not be used is in its `notes`, which are also warnings.
 
     Raises:
         ValueError: If images are of several sizes or have no length, the reference has fewer than 100 or gives NaN, a
@@ -95,7 +95,7 @@ def find_outliers(
         report = in_all(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
     assert report is not None
     if search.rank == 0:
-        for note in report.notes.values():
+        for note in told_together(report.notes).values():
             warnings.warn(note, stacklevel=2)
     return report
 

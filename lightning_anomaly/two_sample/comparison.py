@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.probe import check_inputs, note_left_out, run, usable_layers
+from lightning_anomaly.capture.probe import check_inputs, note_left_out, run, told_together, usable_layers
 from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio
 from lightning_anomaly.two_sample.rank_test import (
@@ -68,7 +68,7 @@ def two_sample_test(
         significance: The p-value up to which a filter counts.
 
     Returns:
-        The report. Whatever could not be compared is in its `notes`, each of which is also a warning.
+        The report. Whatever could not be compared is in its `notes`, which are also warnings.
 
     Raises:
         ValueError: If a layer does not exist, there are no images, they come in another way, those of one kind have
@@ -126,7 +126,7 @@ def two_sample_test(
     enough = enough_samples(n_train, n_val, significance)
     if (values or "output" not in notes) and not (live and enough):
         notes |= _too_few(list(values.values()), n_train, n_val, significance)
-    for note in notes.values():
+    for note in told_together(notes).values():
         warnings.warn(note, stacklevel=2)
     report = TwoSampleReport(
         compared,

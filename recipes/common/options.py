@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lightning_anomaly import AnalysisSettings
 from recipes.common.data import DATA_SETS, ImageData, load_images, split
 from recipes.common.networks import NETWORKS
 
@@ -17,9 +18,12 @@ __all__ = [
     "SILENT",
     "add_data_options",
     "add_training_options",
+    "at_least",
+    "check_damaged",
     "ignore_warnings",
     "one_sentence_errors",
     "prepare_data",
+    "probe_size_in",
     "quiet",
     "telling_errors",
 ]
@@ -48,13 +52,26 @@ def add_training_options(parser: argparse.ArgumentParser, *, epochs: int, train_
     """Add the options that say what is trained on what, with a recipe's own defaults."""
     add_data_options(parser)
     parser.add_argument("--network", default="simple_cnn", choices=list(NETWORKS), help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=epochs, help="default: %(default)s")
-    parser.add_argument("--train-size", type=int, default=train_size, help="training images, default: %(default)s")
-    parser.add_argument("--val-size", type=int, default=512, help="validation images, default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=32, help="default: %(default)s")
+    parser.add_argument("--epochs", type=at_least(1), default=epochs, help="default: %(default)s")
+    parser.add_argument(
+        "--train-size", type=at_least(1), default=train_size, help="training images, default: %(default)s"
+    )
+    parser.add_argument("--val-size", type=at_least(1), default=512, help="validation images, default: %(default)s")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, help="default: %(default)s")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam, default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="default: %(default)s")
     parser.add_argument("--log-dir", default="logs", help="where logs go, default: %(default)s")
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """The type of an option that takes integers from `smallest` on."""
+
+    def integer(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"should be an integer of at least {smallest}. Found {text}.")
+        return int(text)
+
+    return integer
 
 
 def prepare_data(options: argparse.Namespace) -> ImageData:
@@ -63,12 +80,36 @@ def prepare_data(options: argparse.Namespace) -> ImageData:
     return split(data, options.train_size, options.val_size, options.seed)
 
 
+def probe_size_in(data: ImageData) -> int:
+    """The number of validation images that are watched, up to 512.
+
+    Raises:
+        ValueError: If there are too few.
+    """
+    smallest, found = AnalysisSettings().smallest_probe, len(data.val_images)
+    if found < smallest:
+        raise ValueError(
+            f"Option `--val-size` should leave at least {smallest} validation images, the fewest in which an anomaly "
+            f"filter can be found. Found {found}."
+        )
+    return min(512, found)
+
+
+def check_damaged(options: argparse.Namespace, data: ImageData) -> None:
+    """Raises ValueError if more validation images are to be damaged than there are."""
+    if options.damaged > len(data.val_images):
+        raise ValueError(
+            f"Option `--damaged` should be at most {len(data.val_images)}, the number of validation images. Found "
+            f"{options.damaged}."
+        )
+
+
 @contextlib.contextmanager
 def telling_errors() -> Iterator[None]:
     """What a user got wrong (a path, a size, a missing extra) ends in one sentence instead of a traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError, ConnectionError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -10,14 +10,14 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from trainers import QUIET, SmallNet, arguments, hook_count, images, loader, plain, quiet_trainer, said, watcher
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, AnomalyReport
-from lightning_anomaly.callbacks import _probe
+from lightning_anomaly.callbacks import _figures, _probe
 
 pytestmark = QUIET
 
@@ -256,6 +256,31 @@ def test_the_training_probe_goes_through_the_batch_hooks(tmp_path: Any) -> None:
     assert callback.report.n_samples == 60
 
 
+class ScalesBytes(SmallNet):
+    """Takes images as bytes, and learns a number about each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() / 255)
+
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return (self(x) - y).square().mean()
+
+
+@pytest.mark.parametrize("probe", ["val", "train"])
+def test_images_as_bytes_are_the_images_not_their_targets(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, probe: str
+) -> None:
+    shown = []
+    monkeypatch.setattr(_figures, "log_report", lambda *args: shown.append(args[3]))
+    bytes_of = TensorDataset((255 * images()).byte(), torch.rand(60, 1))
+    both = DataLoader(bytes_of, batch_size=20)
+    callback = watcher(probe=probe, log_figures=True)
+    quiet_trainer(tmp_path, callback, logger=CSVLogger(tmp_path)).fit(ScalesBytes(), both, both)
+    assert callback.report.n_samples == 60
+    assert {pictures.shape[1:] for pictures in shown} == {(8, 8, 1)}
+
+
 @pytest.mark.parametrize("kind", ["batched items", "batch sampler"])
 def test_the_training_probe_takes_loaders_of_other_kinds(tmp_path: Any, kind: str) -> None:
     data = list(loader())
@@ -330,6 +355,20 @@ class NeverCalled(SmallNet):
         self.spare = nn.Conv2d(1, 2, 1)
 
 
+class Teacher(SmallNet):
+    """With a copy of a network that only training calls, as averaged weights or a perceptual loss are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.ModuleList(nn.Conv2d(1, 2, 1) for _ in range(9))
+
+
+class Diverges(SmallNet):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.constant_(self.conv1.weight, math.nan)
+
+
 class TurnsNan(SmallNet):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -345,6 +384,8 @@ class TurnsNan(SmallNet):
         (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, False, r"60 samples, fewer.*at least 100 are needed"),
         (NoConvolution, {}, False, "The model has no convolution"),
         (NeverCalled, {}, False, "Layer 'spare' is left out of the analysis: it was never called"),
+        (Teacher, {}, False, r"Layer 'teacher.0' .* it was never called\. Likewise 'teacher.1', .* and 3 more\.$"),
+        (Diverges, {}, False, r"^Layer 'conv1': 4 of 4 filters .* not analysed\. Likewise 'conv2'\.$"),
     ],
 )
 def test_each_shortcoming_is_said_once(

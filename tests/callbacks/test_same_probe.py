@@ -166,6 +166,21 @@ def test_images_that_stay_are_not_a_word_however_they_are_validated(
     fit(tmp_path, watcher(probe_size=40, every_n_validations=every), **options)
 
 
+def test_a_first_tensor_without_values_is_no_image(tmp_path: Path) -> None:
+    def collate(items: Any) -> Any:
+        x, y = torch.utils.data.default_collate(items)
+        return {"boxes": torch.zeros(len(x), 0), "x": x, "y": y}
+
+    class Detector(SmallNet):
+        def loss(self, batch: Any) -> Tensor:
+            return super().loss((batch["x"], batch["y"]))
+
+    both = DataLoader(loader().dataset, batch_size=20, collate_fn=collate)
+    ours = watcher()
+    quiet_trainer(tmp_path, ours).fit(Detector(), both, both)
+    assert len(ours.history) == 2
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_another_fit_starts_anew(tmp_path: Path) -> None:
     saves, ours = ModelCheckpoint(tmp_path), watcher()

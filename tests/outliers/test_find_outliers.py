@@ -226,6 +226,11 @@ def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
         (images(5) * math.nan, images(150) * math.nan, "`reference` should give maps that are finite and vary"),
         (images(5), torch.rand(150, 1, 9, 9), r"of the same shape. Found \(1, 12, 12\) and \(1, 9, 9\)."),
         (images(150).byte(), None, "`inputs` should hold floating-point images.*Found torch.uint8."),
+        (
+            DataLoader(TensorDataset(images(150).byte(), torch.rand(150, 1)), 50),
+            None,
+            "`inputs` should hold floating-point images.*Found torch.uint8.",
+        ),
         (images(150)[:0], None, "Parameter `inputs` should hold images. Found none."),
         (np.zeros((150, 1, 12, 12)), None, "should be a tensor .* or one DataLoader.* Found ndarray."),
         ([DataLoader(TensorDataset(images(150)))], None, "should be a tensor .* or one DataLoader.* Found list."),

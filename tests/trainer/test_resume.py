@@ -174,6 +174,17 @@ def test_other_number_of_callbacks(tmp_path: Path) -> None:
     assert [entry["epoch"] for entry in new.history] == [2]
 
 
+def test_other_layers_than_the_checkpoint_s_are_logged_from_the_first_validation_on(tmp_path: Path) -> None:
+    layers = [name for name, layer in module().named_modules() if isinstance(layer, torch.nn.Conv2d)]
+    keep = ModelCheckpoint(tmp_path, save_last=True)
+    fit([watcher(layers=layers[:1], every_n_validations=2), keep], max_epochs=1)
+    ours = watcher(layers=layers[1:2], every_n_validations=2)
+    reader = EarlyStopping(f"anomaly_filters/layer/{layers[1]}", patience=9)  # fails where its key is missing
+    fit([ours, reader], ckpt_path=tmp_path / "last.ckpt", max_epochs=3)
+    assert [entry["analysed"] for entry in ours.history] == [True, False, True]
+    assert f"layer/{layers[0]}" not in ours.history[1]["metrics"]
+
+
 def test_two_prefixes_live_side_by_side(tmp_path: Path) -> None:
     def both() -> list[AnomalyFilterCallback]:
         return [watcher(log_key_prefix="one", layers=["net.0"]), watcher(log_key_prefix="two", layers=["net.2"])]

@@ -130,7 +130,7 @@ def test_without_validation_there_is_one_warning(tmp_path: Any, way: str) -> Non
     ours = watcher()
     trainer = quiet_trainer(tmp_path, ours, limit_val_batches=0 if way == "limit_val_batches" else None)
     module = NoStep() if way == "no validation_step" else SmallNet()
-    with pytest.warns(UserWarning, match="this Trainer has none") as caught:
+    with pytest.warns(UserWarning, match=f"this Trainer has none: .*{way.split()[-1]}") as caught:
         trainer.fit(module, loader(), None if way == "no loader" else loader(seed=1))
     assert len(said(caught)) == 1
     assert trainer.current_epoch == 2
@@ -214,6 +214,18 @@ def test_validate_reports_and_logs_but_leaves_the_history(tmp_path: Any, every: 
     assert ours.report.to_dict() == report.to_dict()
     assert result[COUNT] == report.count
     assert hook_count(module) == 0
+
+
+def test_what_validate_finds_on_other_images_is_no_part_of_the_next_fit(tmp_path: Any) -> None:
+    ours = watcher(every_n_validations=2)
+    trainer = fit(tmp_path, module := SmallNet(), ours, max_epochs=3)
+    black = DataLoader(TensorDataset(torch.zeros(60, 1, 8, 8), torch.arange(60) % 3), batch_size=20)
+    (result,) = trainer.validate(module, black, verbose=False)
+    assert result["anomaly_filters/dead"] == 10
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(module, loader(), loader(seed=1))
+    assert [entry["analysed"] for entry in ours.history] == [True, False, True, False]
+    assert ours.history[3]["metrics"] == ours.history[2]["metrics"]
 
 
 def test_validate_alone_needs_no_fit(tmp_path: Any) -> None:

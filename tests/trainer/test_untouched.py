@@ -60,6 +60,23 @@ def test_neither_engine_nor_figures_nor_several_callbacks_touch_anything(tmp_pat
         assert same(train(tmp_path / "b", SmallNet, *callbacks, logger=logger, **options), bare)
 
 
+class Observing(SmallNet):
+    """As with quantization-aware training: a range that grows in evaluation too is part of what is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.average.mul_(0.9).add_(0.1 * x.abs().mean())
+        return super().forward(x / (1 + self.average))
+
+
+@pytest.mark.parametrize("probe", ["val", "train"])
+def test_buffers_that_change_in_evaluation_too_are_untouched(tmp_path: Any, probe: str) -> None:
+    assert same(train(tmp_path / "b", Observing, watcher(probe=probe)), train(tmp_path / "a", Observing))
+
+
 @pytest.mark.parametrize("probe", ["val", "train"])
 def test_a_failing_analysis_touches_nothing(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, probe: str) -> None:
     def analyze_maps(*args: Any) -> Any:
