@@ -15,7 +15,7 @@ __all__ = ["CERTAIN", "WINDOW", "ErrorRise", "Level", "level_of", "mean_level", 
 
 WINDOW = 3  # validations whose mean is a level
 # Standard errors that a rise has to exceed. One in 30,000 comparisons would by chance, but there is one at every
-# validation, with the lowest level of all before: of fifty validations it is about one training in a hundred.
+# validation, with the lowest level of all before: of fifty validations it is one or two trainings in a hundred.
 CERTAIN = 4
 
 

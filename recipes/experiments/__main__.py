@@ -11,7 +11,8 @@ and WEIGHTS gets gigabytes:
     python -m recipes.experiments search --data-root DIR --weights WEIGHTS
     python -m recipes.experiments two_sample --data-root DIR --weights WEIGHTS
     python -m recipes.experiments two_sample --data-root DIR --matrix held-out
-    python -m recipes.experiments output --data-root DIR --weights WEIGHTS
+    python -m recipes.experiments output --data-root DIR --seeds 0 2 3 4
+    python -m recipes.experiments output --data-root DIR --matrix long
     python -m recipes.experiments stability --data-root DIR --weights WEIGHTS
     python -m recipes.experiments frozen --data-root DIR --weights WEIGHTS
     python -m recipes.experiments h2 --data-root DIR

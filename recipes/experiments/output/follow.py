@@ -1,12 +1,12 @@
 """Does the output tell overfitting, and when? `python -m recipes.experiments output --data-root DIR`.
 
 A network that overfits is surer of its training images than of validation images. After every epoch of a training, by
-how much, of 1,024 images of each kind: as the ratio of the errors that it expects and the rise of that ratio, of fewer
-images too, as a probability, in log-odds, and as areas under the ROC curve by numbers that need no label (the largest
-softmax probability, the entropy, the margin, the energy) and by one that needs them (the loss); beside the losses and
-accuracies that say when to stop and what others stop by: how many predictions changed (Label Wave), the disparity of
-gradients, the variance of the weights. Each training is a line of `output.jsonl`. `tables.chosen_on` says which of them
-the rule is chosen on; it is reported on all others.
+how much, of 1,024 images of each kind: as the ratio of the errors that it expects and the rise of that ratio, also of
+fewer and more images, as a probability, in log-odds, and as areas under the ROC curve by numbers that need no label
+(the largest softmax probability, the entropy, the margin, the energy) and by one that needs them (the loss); beside the
+losses and accuracies that say when to stop and what others stop by: how many predictions changed (Label Wave), the
+disparity of gradients, the variance of the weights. Each training is a line of `output.jsonl`. `tables.chosen_on` says
+which of them the rule is chosen on; it is reported on all others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from recipes.experiments.common.trainings import DATA, TOO_SMALL, Training, prep
 __all__ = ["SCORES", "SIZES", "Rises", "compare_outputs", "follow", "jobs"]
 
 _SIZE = 1024  # images of each kind
-SIZES = (128, 256, 512)  # fewer of them
+SIZES = (128, 256, 512, 2048)  # fewer of them, and more: training images, and validation images with test images
 
 
 def _margin(logits: Tensor) -> Tensor:
@@ -79,16 +79,16 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
 
 
 class Rises:
-    """The rise of the ratio of expected errors, by all images and by the first `SIZES` of each kind."""
+    """The rise of the ratio of expected errors, by 1,024 images of each kind and by `SIZES` of them."""
 
     def __init__(self) -> None:
-        self.rises = {size: ErrorRise() for size in (None, *SIZES)}
+        self.rises = {size: ErrorRise() for size in (_SIZE, *SIZES)}
 
-    def add(self, train: Tensor, val: Tensor) -> dict[str, float]:
-        """`confidence_rise` after one more epoch, with logits `(n, C)` and `(m, C)`; of fewer images `... SIZE`."""
-        errors = [expected_error(logits.softmax(1)) for logits in (train, val)]
+    def add(self, known: Tensor, unseen: Tensor) -> dict[str, float]:
+        """`confidence_rise` after one more epoch, with the logits of both kinds `(n, C)`, `(m, C)`, and `... SIZE`."""
+        errors = [expected_error(logits.softmax(1)) for logits in (known, unseen)]
         return {
-            "confidence_rise" + (f" {size}" if size else ""): rise.add(*(own[:size] for own in errors))
+            "confidence_rise" + ("" if size == _SIZE else f" {size}"): rise.add(*(own[:size] for own in errors))
             for size, rise in self.rises.items()
         }
 
@@ -109,7 +109,7 @@ def follow(training: Training, root: str | None = None, weights: str | None = No
     images = prepare(training, root)
     parts = {
         part: images.normalised(part, size).contiguous(memory_format=torch.channels_last)
-        for part, size in (("train", _SIZE), ("val", None), ("test", None))
+        for part, size in (("train", max(SIZES)), ("val", None), ("test", None))
     }
     labels = {"train": images.data.train_labels[:_SIZE], "val": images.data.val_labels, "test": images.data.test_labels}
     epochs = []
@@ -117,6 +117,8 @@ def follow(training: Training, root: str | None = None, weights: str | None = No
     before: Tensor | None = None
     for _, network in every_epoch(training, images, weights):
         logits = {part: logits_of(network, own).double() for part, own in parts.items()}
+        risen = rises.add(logits["train"], torch.cat([logits["val"], logits["test"]]))
+        logits["train"] = logits["train"][:_SIZE]
         row: dict[str, float] = {}
         for part, own in logits.items():
             row[f"{part}_loss"] = functional.cross_entropy(own, labels[part]).item()
@@ -124,9 +126,9 @@ def follow(training: Training, root: str | None = None, weights: str | None = No
         now = logits["train"].argmax(1)
         row["changed"] = 1.0 if before is None else (now != before).double().mean().item()
         before = now
-        row["disparity"] = batch_disparity(network, parts["train"], labels["train"], training.batch_size)
+        row["disparity"] = batch_disparity(network, parts["train"][:_SIZE], labels["train"], training.batch_size)
         weights_of_layers = [own for own in network.parameters() if own.ndim > 1]
         row["weight_variance"] = torch.stack([own.var() for own in weights_of_layers]).mean().item()
         row |= compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"])
-        epochs.append(row | rises.add(logits["train"], logits["val"]))
+        epochs.append(row | risen)
     return {"cell": asdict(training), "epochs": epochs}

@@ -184,7 +184,7 @@ def output_scores(lines: Sequence[Line]) -> str:
     """How well the largest rise of each number tells the short trainings that had no part in the choice, by data.
 
     The probability that it is larger in an overfitting training than in a healthy one, the least in an overfitting one,
-    and the most in a healthy one.
+    and the most in a healthy one. Nothing where some of the lines do not have the number.
     """
     names = {"ratio of expected errors": "confidence_rise"}
     names |= {f"the same, {size} images": f"confidence_rise {size}" for size in SIZES}
@@ -203,6 +203,9 @@ def output_scores(lines: Sequence[Line]) -> str:
         kinds = [is_overfitting(line) for line in some]
         header += [f"{data}: AUROC", f"least of {sum(kinds)} overfitting", f"most of {len(kinds) - sum(kinds)} healthy"]
         for row, name in zip(rows, names.values(), strict=True):
+            if not all(name in line["epochs"][0] for line in some):
+                row += ["-"] * 3
+                continue
             rises = [max(_rises(line, name)) for line in some]
             area = auroc(rises, kinds)
             ends = [
