@@ -12,6 +12,7 @@ from scripted import Scripted
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, TwoSampleCallback
+from lightning_anomaly.two_sample.rise import ErrorRise
 
 pytestmark = [
     *QUIET,
@@ -106,10 +107,13 @@ def test_a_checkpoint_that_was_validated_belongs_to_the_module_that_was(tmp_path
     assert [entry["epoch"] for entry in used.history] == [0]
 
 
-def test_what_a_fit_found_stays_when_a_checkpoint_of_it_is_tested(tmp_path: Path) -> None:
+def test_what_a_fit_found_stays_when_a_checkpoint_of_it_is_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rises = iter([0.0, 0.0, 0.2])
+    monkeypatch.setattr(ErrorRise, "add", lambda *arguments: next(rises))
     module, keep = SmallNet(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    filters, compared = watcher(), TwoSampleCallback(images(60) + 0.1, images(80, seed=1))
-    stopping = AnomalyEarlyStopping(threshold=0)
+    filters, compared, stopping = watcher(), TwoSampleCallback(images(100), images(100, seed=1)), AnomalyEarlyStopping()
     trainer = fit(tmp_path, module, filters, compared, stopping, keep, max_epochs=9)
     reason, validations, report = stopping.stopping_reason_message, trainer.current_epoch, compared.report
     assert reason
