@@ -24,6 +24,7 @@ from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import (
     SILENT,
+    add_damage_option,
     add_training_options,
     at_least,
     check_damaged,
@@ -56,9 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_training_options(parser, epochs=12, train_size=200)
     parser.add_argument("--at-epoch", type=int, default=6, help="mask after so many epochs, default: %(default)s")
     parser.add_argument("--max-fraction", type=float, default=0.25, help="of a layer's filters, default: %(default)s")
-    parser.add_argument(
-        "--damaged", type=at_least(0), default=6, help="validation images to damage, default: %(default)s"
-    )
+    add_damage_option(parser)
     parser.add_argument("--seeds", type=at_least(1), default=3, help="trainings of each kind, default: %(default)s")
     return parser.parse_args(arguments)
 

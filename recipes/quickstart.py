@@ -23,8 +23,8 @@ from recipes.common.data import make_loaders
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import (
+    add_damage_option,
     add_training_options,
-    at_least,
     check_damaged,
     one_sentence_errors,
     prepare_data,
@@ -40,9 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_options(parser, epochs=30, train_size=200)
-    parser.add_argument(
-        "--damaged", type=at_least(0), default=6, help="validation images to damage, default: %(default)s"
-    )
+    add_damage_option(parser)
     parser.add_argument("--picture", default=None, help="write the curves to this PNG file")
     return parser.parse_args(arguments)
 

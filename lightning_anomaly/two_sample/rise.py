@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.two_sample.confidence import error_ratio, mean_error
+from lightning_anomaly.two_sample.confidence import mean_error
 
 __all__ = ["CERTAIN", "WINDOW", "ErrorRise", "Level", "level_of", "mean_level", "rise_over", "standard_error"]
 
@@ -83,8 +83,8 @@ class ErrorRise:
 
 def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
     """Of one validation, from expected errors `(n,)` and `(m,)`."""
-    train, val = (errors.double() / mean_error(errors) for errors in (train_errors, val_errors))
-    return Level(math.log(error_ratio(train_errors, val_errors)), train, val)
+    train, val = mean_error(train_errors), mean_error(val_errors)
+    return Level(math.log(val / train), train_errors.double() / train, val_errors.double() / val)
 
 
 def mean_level(levels: Sequence[Level]) -> Level:

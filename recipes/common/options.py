@@ -16,6 +16,7 @@ from recipes.common.networks import NETWORKS
 
 __all__ = [
     "SILENT",
+    "add_damage_option",
     "add_data_options",
     "add_training_options",
     "at_least",
@@ -61,6 +62,13 @@ def add_training_options(parser: argparse.ArgumentParser, *, epochs: int, train_
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam, default: %(default)s")
     parser.add_argument("--seed", type=at_least(0), default=0, help="default: %(default)s")
     parser.add_argument("--log-dir", default="logs", help="where logs go, default: %(default)s")
+
+
+def add_damage_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how many validation images are damaged; `check_damaged` knows whether there are."""
+    parser.add_argument(
+        "--damaged", type=at_least(0), default=6, help="validation images to damage, default: %(default)s"
+    )
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
