@@ -21,11 +21,12 @@ Judgement = tuple[Tensor, Tensor, Tensor, Tensor]  # scores, p-values and layers
 
 def learn_halves(
     batches: Sequence[Statistics], middle: int, device: torch.device, argument: str
-) -> tuple[tuple[str, ...], tuple[Half, Half]]:
-    """The layers that can judge, and what is ordinary in them by each half of the reference."""
+) -> tuple[tuple[str, ...], tuple[Half, Half], dict[str, str]]:
+    """The layers that can judge, what is ordinary in them by each half of the reference, and notes on their filters."""
     names = [name for name in batches[0] if all(name in batch for batch in batches)]
     # Out of the batches, which are not needed any more: this is most of the memory.
     taken = {name: torch.cat([batch.pop(name) for batch in batches]) for name in names}
+    unknown = {name: own.isfinite().all(2).sum(0) * 2 <= len(own) for name, own in taken.items()}
     engine, _ = choose_engine("auto", torch.device("cpu"))
     first, second = (
         dict(zip(taken, torch_in_threads(fit, taken.values(), like=torch.empty(0)), strict=True))
@@ -41,7 +42,13 @@ def learn_halves(
             "layer: look for NaN in the images and in the weights."
         )
     halves = [Half({name: half[name] for name in usable}, device) for half in (first, second)]
-    return usable, (halves[0], halves[1])
+    notes = {
+        f"{name} nonfinite": f"Layer '{name}': {int(unknown[name].sum())} of {len(unknown[name])} filters have NaN or "
+        "infinite values in their maps of most reference images and do not judge."
+        for name in usable
+        if unknown[name].any()
+    }
+    return usable, (halves[0], halves[1]), notes
 
 
 class Half:

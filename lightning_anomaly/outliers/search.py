@@ -194,7 +194,8 @@ class _Search:
         images, chosen, middle = self._images, self._chosen, len(self._chosen) // 2
         in_turn = zip_longest(*(own.batches for own in references))  # part i is that of process i % world
         parts = [own for turn in in_turn for own in turn if own is not None]
-        self._names, halves = learn_halves(parts, middle, self._runner.device, self._others.argument)
+        learnt = learn_halves(parts, middle, self._runner.device, self._others.argument)
+        self._names, halves, self._filters_left_out = learnt
         rest: Sequence[int] = range(len(images))
         self._known: list[tuple[Tensor, Judgement]] = []
         if self._others is images:
@@ -220,7 +221,7 @@ class _Search:
         positions, found = _joined([*self._known, *((own.positions, own.found) for own in shares)])
         order = positions.argsort()
         scores, p_values, layer, filters = (part[order] for part in found)
-        notes = unseen_layers(self._model, self._layers)
+        notes = unseen_layers(self._model, self._layers) | self._filters_left_out
         for said in (*(own.notes for own in references), *(own.notes for own in shares)):
             notes |= said
         for name in self._watched:

@@ -167,6 +167,14 @@ def test_a_layer_that_cannot_judge_is_noted(net):
     assert report.top(1) == [7]
 
 
+def test_filters_that_cannot_judge_are_noted(net):
+    net[5].weight.data[[0, 2]] = math.nan
+    with pytest.warns(UserWarning, match="^Layer '5': 2 of 6 filters have NaN .* of most reference images and do not"):
+        report = find_outliers(net, images(200, 1, (7,)))
+    assert report.layers == ("0", "5")
+    assert report.top(1) == [7]
+
+
 def test_a_layer_that_some_images_do_not_reach_is_named(net):
     class Exits(nn.Module):
         def __init__(self) -> None:
