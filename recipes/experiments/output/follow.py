@@ -12,6 +12,7 @@ which of them the rule is chosen on; it is reported on all others.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.confidence import compare_confidences, error_ratio, expected_error
+from lightning_anomaly.two_sample.confidence import compare_confidences, error_ratio, expected_error, mean_error
 from lightning_anomaly.two_sample.rise import ErrorRise
 from recipes.common.evaluation import logits_of
 from recipes.experiments.common.fitting import every_epoch
@@ -59,7 +60,8 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
 
     Returns:
         The area and the `confidence_...` of the largest softmax probability, as the package has them; `log_odds_gap`,
-        the gap of its log-odds; and the areas by the other `SCORES` and by the `loss` (the smaller, the surer).
+        the gap of its log-odds; `log_overconfidence`, the logarithm of the errors made on validation images over those
+        expected; and the areas by the other `SCORES` and by the `loss` (the smaller, the surer).
     """
     found: dict[str, float] = {}
     for name, score in SCORES.items():
@@ -70,6 +72,8 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     found["confidence_error_ratio"] = error_ratio(*errors)
     odds = [torch.log((1 - own) / own.clamp(min=torch.finfo(own.dtype).tiny)).mean() for own in errors]
     found["log_odds_gap"] = (odds[0] - odds[1]).item()
+    made = (val.argmax(1) != val_labels).double()
+    found["log_overconfidence"] = math.log(mean_error(made) / mean_error(errors[1]))
     losses = [
         functional.cross_entropy(logits, labels, reduction="none")
         for logits, labels in ((train, train_labels), (val, val_labels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean, median
@@ -65,6 +66,9 @@ RULES: dict[str, Callable[[Line], int | None]] = {
     "area, rise of 0.03": lambda line: first_above(_rises(line, "confidence_auc"), 0.03),
     "area, above 0.55": lambda line: first_above(signal(line, "confidence_auc"), 0.55),
     "area, p-value below 1%": lambda line: first_above([-p for p in signal(line, "confidence_p_value")], -0.01),
+    "errors made over those expected, with labels, rise of 30%": lambda line: first_above(
+        _rises(line, "log_overconfidence"), math.log(1.3)
+    ),
     "loss with labels, rise of 0.03": lambda line: first_above(_rises(line, "loss_auc"), 0.03),
     **{
         rule: partial(_as_others, rule)
@@ -196,6 +200,7 @@ def output_scores(lines: Sequence[Line]) -> str:
         "area by the margin": "margin_auc",
         "area by the energy": "energy_auc",
         "area by the loss, with labels": "loss_auc",
+        "errors made over those expected, with labels, as a logarithm": "log_overconfidence",
     }
     header, rows, parts = ["by"], [[label] for label in names], _parts(lines)
     for data in DATA:

@@ -1,11 +1,12 @@
 """What the output says after every epoch, and when rules stop by it."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from quick_lines import quick_lines
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import accuracy_score, roc_auc_score
 from torch.nn import functional
 
 from recipes.experiments.__main__ import EXPERIMENTS, parse
@@ -31,6 +32,8 @@ def test_areas_are_scikit_learn_s() -> None:
     assert found["loss_auc"] == pytest.approx(roc_auc_score(truth, -losses))
     errors = [1 - own.softmax(1).amax(1).mean().item() for own in (train, val)]
     assert found["confidence_error_ratio"] == pytest.approx(errors[1] / errors[0])
+    made = 1 - accuracy_score(labels[1], val.argmax(1))
+    assert math.exp(found["log_overconfidence"]) == pytest.approx(made / errors[1])
 
 
 def test_the_rise_of_fewer_images_is_theirs() -> None:
@@ -61,6 +64,7 @@ def line(
     epochs = [
         {"confidence_auc": area, "confidence_gap": area - 0.5, "confidence_error_ratio": 2 * area,
          "confidence_rise": 1.1 * (area - 0.5), "log_odds_gap": 8 * (area - 0.5), "confidence_p_value": 0.5,
+         "log_overconfidence": 9 * (area - 0.5),
          "loss_auc": 0.5, "val_loss": loss, "test_acc": 1 / (1 + loss), "changed": loss,
          "disparity": -loss, "weight_variance": area} for area, loss in zip(areas, losses, strict=True)
     ]  # fmt: skip
@@ -74,6 +78,7 @@ def test_rules_stop_where_they_say_and_count_what_they_stop() -> None:
     assert stops["ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)"] == (5, None)
     assert stops["log-odds gap, rise of 0.25"] == (4, None)
     assert stops["gap, rise of 0.025"] == (4, None)
+    assert stops["errors made over those expected, with labels, rise of 30%"] == (4, None)
     assert stops["area, rise of 0.03"] == (4, None)
     assert stops["area, above 0.55"] == (3, 0)
     assert stops["validation loss, patience 3"] == (4, None)
