@@ -46,6 +46,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
     "two samples": ("two_sample", two_sample.flagged_table),
     "two sample alarms": ("two_sample", two_sample.alarm_table),
     "output rises": ("output", output.rise_rules),
+    "output summary": ("output", output.output_summary),
     "output rules": ("output", output.output_rules),
     "output scores": ("output", output.output_scores),
     "output runs": ("output", output.output_runs),

@@ -24,6 +24,7 @@ __all__ = [
     "output_rules",
     "output_runs",
     "output_scores",
+    "output_summary",
     "rise_rules",
 ]
 
@@ -145,6 +146,14 @@ def output_rules(lines: Sequence[Line]) -> str:
     header = ("trainings", "rule", "overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest",
               "epochs spent", "accuracy lost (points)")  # fmt: skip
     return markdown(header, rows)
+
+
+def output_summary(lines: Sequence[Line]) -> str:
+    """For each rule: what it stops of the trainings that had no part in the choice, and the loss then, see `_cells`."""
+    parts = {name.removeprefix("others: "): some for name, some in _parts(lines).items() if "chosen" not in name}
+    rows = [(rule, *(cell for some in parts.values() for cell in _cells(stop, some)[:3])) for rule, stop in RULES.items()]
+    columns = ("overfitting", "healthy", "loss")
+    return markdown(("rule", *(f"{name}: {column}" for name in parts for column in columns)), rows)
 
 
 def rise_rules(lines: Sequence[Line]) -> str:

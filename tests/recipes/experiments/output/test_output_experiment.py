@@ -95,6 +95,15 @@ def test_rules_stop_where_they_say_and_count_what_they_stop() -> None:
         assert first.startswith(f"| {part}: cifar10 | ")
 
 
+def test_the_summary_is_of_what_had_no_part_in_the_choice() -> None:
+    losses = [2.0, 1.0, 1.1, 1.2, 1.3, 2.0]
+    others = [line("overfitting", [0.5] * 3 + [0.6] * 3, losses, seed=2), line("augmented", [0.5] * 6, losses, seed=2)]
+    long = line("overfitting", [0.5] * 6, losses, seed=5, train_size=48_976)
+    header, _, first, *_ = tables.output_summary([*others, long, line("noise10", [0.5] * 6, losses)]).splitlines()
+    assert header.startswith("| rule | cifar10: overfitting | cifar10: healthy | cifar10: loss | all images: cifar10: ")
+    assert first.endswith("| 1 of 1 | 0 of 1 | 1.20 | 0 of 1 | - | 2.00 |")
+
+
 def test_scores_tell_overfitting_from_healthy_trainings_that_had_no_part_in_the_choice() -> None:
     bad = [line("overfitting", [0.5] * 3 + [end] * 3, [1.0] * 6, seed=2) for end in (0.54, 0.6)]
     good = [line("augmented", [0.5] * 3 + [end] * 3, [1.0] * 6, seed=2) for end in (0.52, 0.56)]
