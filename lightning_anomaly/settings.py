@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -84,7 +85,8 @@ class AnalysisSettings:
     @property
     def smallest_probe(self) -> int:
         """The number of samples below which no cluster could be rare, or a component would have hardly a sample."""
-        return max(-int(-1 // self.rare_fraction), 2 * self.max_components)
+        # The tolerance takes up rounding only, as in `rare_samples`.
+        return max(math.ceil(1 / self.rare_fraction * (1 - 1e-12)), 2 * self.max_components)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; `AnalysisSettings(**values)` is the way back."""
