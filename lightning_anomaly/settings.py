@@ -39,7 +39,9 @@ class AnalysisSettings:
         engine: `"numba"` runs compiled loops on the CPU, `"torch"` plain torch where the maps are, `"sklearn"`
             scikit-learn's own estimators, for checks. `"auto"` is numba if that can be imported, else torch.
         seed: Seed of the starts. No global random number is drawn.
-        max_memory_mb: Bound on the working memory of the analysis beyond the maps themselves (MiB).
+        max_memory_mb: Bound on the working memory of principal components and of clustering, beyond the maps themselves
+            (MiB). Outlier scores take what they need: in each thread about eight times a layer's five numbers of each
+            map.
 
     Raises:
         ValueError: If a value is not allowed; the message names it and what is.
