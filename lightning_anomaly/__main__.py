@@ -111,7 +111,7 @@ def run_outliers(options: argparse.Namespace) -> OutlierReport:
     """Score all images, print the table and write those that belong least."""
     model = load_model(options.checkpoint, options.model, options.model_args)
     array = _read_array(options.data)
-    reference = None if options.reference is None else _loader(_read_array(options.reference))
+    reference = None if options.reference is None else _loader(_read_array(options.reference, "--reference"))
     _try(model, _as_images(array[:2]), options)
     _make_folder(options.output)
     with warnings.catch_warnings():
@@ -172,10 +172,10 @@ def _as_images(array: Any) -> Tensor:
     return tensor[:, None] if array.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
 
 
-def _read_array(path: Path) -> Any:
+def _read_array(path: Path, option: str = "--data") -> Any:
     """The images of a file, of one of the kinds that the module's docstring names; errors as in `read_images`."""
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file `{path}`: give the path of an .npz file with images as `--data`.")
+        raise FileNotFoundError(f"There is no file `{path}`: give the path of an .npz file with images as `{option}`.")
     try:
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("it is no archive")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -38,7 +39,9 @@ class AnalysisSettings:
         engine: `"numba"` runs compiled loops on the CPU, `"torch"` plain torch where the maps are, `"sklearn"`
             scikit-learn's own estimators, for checks. `"auto"` is numba if that can be imported, else torch.
         seed: Seed of the starts. No global random number is drawn.
-        max_memory_mb: Bound on the working memory of the analysis beyond the maps themselves (MiB).
+        max_memory_mb: Bound on the working memory of principal components and of clustering, beyond the maps themselves
+            (MiB). Outlier scores take what they need: in each thread about eight times a layer's five numbers of each
+            map.
 
     Raises:
         ValueError: If a value is not allowed; the message names it and what is.
@@ -84,7 +87,8 @@ class AnalysisSettings:
     @property
     def smallest_probe(self) -> int:
         """The number of samples below which no cluster could be rare, or a component would have hardly a sample."""
-        return max(-int(-1 // self.rare_fraction), 2 * self.max_components)
+        # The tolerance takes up rounding only, as in `rare_samples`.
+        return max(math.ceil(1 / self.rare_fraction * (1 - 1e-12)), 2 * self.max_components)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; `AnalysisSettings(**values)` is the way back."""

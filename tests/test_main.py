@@ -174,6 +174,11 @@ class TestOutliers:
         command("outliers", weights, "--model", f"{HERE}:net", "--data", two, "--reference", data, "--output", tmp_path)
         assert capsys.readouterr().out.splitlines()[2].split()[0] == "0"
 
+    def test_a_reference_that_is_not_there_is_named(self, weights, data, tmp_path, capsys):
+        gone = tmp_path / "gone.npz"
+        text = refused(capsys, "outliers", weights, "--model", f"{HERE}:net", "--data", data, "--reference", gone)
+        assert text.endswith(f"There is no file `{gone}`: give the path of an .npz file with images as `--reference`.")
+
     def test_images_are_converted_one_by_one(self, weights, data, tmp_path, monkeypatch):
         real, sizes = program._as_images, []
         monkeypatch.setattr(program, "_as_images", lambda array: sizes.append(len(array)) or real(array))

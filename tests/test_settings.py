@@ -63,7 +63,16 @@ def test_the_paper_s_reading_is_one_kmeans_start_up_to_8_components_and_the_best
 
 @pytest.mark.parametrize(
     ("rare_fraction", "max_components", "smallest"),
-    [(0.01, 5, 100), (0.03, 5, 34), (0.5, 5, 10), (0.5, 2, 4), (1 / 3, 2, 4), (0.25, 2, 4), (0.07, 2, 15)],
+    [
+        (0.01, 5, 100),
+        (0.03, 5, 34),
+        (0.5, 5, 10),
+        (0.5, 2, 4),
+        (1 / 3, 2, 4),
+        (0.25, 2, 4),
+        (0.07, 2, 15),
+        (1 / 49, 5, 49),  # 1 / (1 / 49) is a little more than 49
+    ],
 )
 def test_the_smallest_probe_has_room_for_a_rare_cluster_and_two_samples_a_component(
     rare_fraction, max_components, smallest

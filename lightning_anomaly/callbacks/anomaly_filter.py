@@ -71,9 +71,10 @@ class AnomalyFilterCallback(Watcher):
             and labels only in process 0; none is left where the strategy ends them, as `ddp_spawn` and `ddp_notebook`
             do.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or
-            the last values again), `signal` (the fraction in the signal layers) and `anomaly_filters`. It outlives a
-            resume. A checkpoint written between a training step and the validation due at it, as ModelCheckpoint's
-            `every_n_train_steps` may do, has no entry of it, and a resumed Lightning does not run it again.
+            the last values again), `signal` (the fraction in the signal layers), `anomaly_filters` and, with `browser`,
+            `losses`. It outlives a resume. A checkpoint written between a training step and the validation due at it,
+            as ModelCheckpoint's `every_n_train_steps` may do, has no entry of it, and a resumed Lightning does not run
+            it again.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.

@@ -98,12 +98,11 @@ class TwoSampleCallback(Watcher):
                     "alone, as one tensor (`torch.stack`, `torch.cat`, `torch.from_numpy`)."
                 )
         check_groups(train_inputs, val_inputs)
-        check_fraction("significance", significance, zero=False)
         super().__init__(log_key_prefix)
         self.train_inputs = train_inputs
         self.val_inputs = val_inputs
         self.layers = check_names("layers", layers, "layer names")
-        self.significance = significance
+        self.significance = check_fraction("significance", significance, zero=False)
         self.log_figures = check_bool("log_figures", log_figures)
         self._values: dict[str, float] = {}
         self._due, self._measured, self._output_measured = False, False, False

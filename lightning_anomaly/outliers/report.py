@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_anomaly.browser import BrowserFile, write_outlier_page
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.samples import gallery
+from lightning_anomaly.plots.style import short_name
 from lightning_anomaly.tables import Tabular
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ class OutlierReport(Tabular):
         On average at most a share of `false_discovery_rate` of them does belong, if the reference holds no outlier.
         """
         ordered = self.p_values.sort().values
-        allowed = self.false_discovery_rate * torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
-        below = (ordered <= allowed).nonzero()
+        below = (ordered <= self._allowed).nonzero()
         return [] if not len(below) else self._by_score(self.p_values <= ordered[below[-1, 0]])
 
     @property
@@ -70,8 +70,14 @@ class OutlierReport(Tabular):
 
         For fewer no p-value can be small enough, as it is at least one in half of the reference.
         """
-        least = 1 / (1 + self.n_reference // 2)
-        return max(1, -int(-least * len(self.scores) // self.false_discovery_rate))
+        least = 1 / (1 + self.n_reference - self.n_reference // 2)  # of all but the reference, by its second half
+        return 1 + int((self._allowed < least).sum())
+
+    @property
+    def _allowed(self) -> Tensor:
+        """The p-values up to which the rule of Benjamini and Hochberg finds one image, two, and so on `(N,)`."""
+        count = len(self.scores)
+        return self.false_discovery_rate * torch.arange(1, count + 1, dtype=torch.float64) / count
 
     def top(self, k: int) -> list[int]:
         """Positions of the k images with the largest scores, the largest first.
@@ -129,8 +135,9 @@ class OutlierReport(Tabular):
                 "`OutlierReport.plot` draws images, signals and volumes, and this model was given something else."
             )
         positions = self.top(k)[: min(_DRAWN, len(self.images))]
+        layers = [short_name(self.layers[int(self.layer[i])], 16) for i in positions]
         captions = [
-            f"image {i}\nscore {self.scores[i].item():.1f}\n{_cut(self.layers[int(self.layer[i])])}" for i in positions
+            f"image {i}\nscore {self.scores[i].item():.1f}\n{layer}" for i, layer in zip(positions, layers, strict=True)
         ]
         heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"
         return gallery(self.images[: len(positions)], captions, f"{heading}\n(below them the layer that says so)")
@@ -189,7 +196,3 @@ class OutlierReport(Tabular):
             "look at the largest scores"
         )
         return [found, *[too_few] * (self.fewest > 1), *(f"note: {note}" for note in self.notes.values())]
-
-
-def _cut(name: str, length: int = 16) -> str:
-    return name if len(name) <= length else "…" + name[1 - length :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class AnomalyReport(Tabular):
     def isolated(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of filters that set one or a few samples apart from all others.
 
-        The rule has false alarms in at most 1% of filters without outliers, sparse and heavy-tailed ones included, of
+        The rule has false alarms in about 1% of filters without outliers, sparse and heavy-tailed ones included, of
         which a clustering flags many: see `isolated_samples`. Layers without any are left out.
         """
         found = {name: layer.isolated_filters for name, layer in self.layers.items()}
@@ -85,7 +85,7 @@ class AnomalyReport(Tabular):
         """Anomaly filters as a fraction of the filters that could be clustered; 0 if there is none."""
         return self.fraction_in(self.layers)
 
-    def fraction_in(self, layers: Any) -> float:
+    def fraction_in(self, layers: Iterable[str]) -> float:
         """`fraction` over some of the layers; a name that the report does not have counts nothing."""
         verdicts = [v for name in layers if name in self.layers for v in self.layers[name].verdicts]
         live = verdicts.count(NORMAL) + verdicts.count(ANOMALY)

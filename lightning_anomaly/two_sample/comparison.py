@@ -81,7 +81,7 @@ def two_sample_test(
         >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
         {'': [0, 1]}
     """
-    check_fraction("significance", significance, zero=False)
+    significance = check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     linear = linear_layers(model) if layers is None else {}

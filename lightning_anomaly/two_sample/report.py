@@ -100,9 +100,9 @@ class TwoSampleReport(Tabular):
     @property
     def where(self) -> str:
         """In which layers the images are told apart, in words."""
-        shares = [f"'{name}' ({100 * share:.0f}%)" for name, share in self.telling_layers.items()]
-        if shares:
-            return f"in units of {', '.join(shares)}"
+        named = {f"'{name}'" if name else "the model": share for name, share in self.telling_layers.items()}
+        if named:
+            return f"in units of {', '.join(f'{name} ({100 * share:.0f}%)' for name, share in named.items())}"
         by_output = self.compares_output and self.confidence_p_value <= self.significance
         return "in no single unit: the output alone" if by_output else "nowhere"
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.threads import torch_in_threads
 
-__all__ = ["FALSE_ALARMS", "isolated_samples"]
+__all__ = ["isolated_samples"]
 
-FALSE_ALARMS = 0.005  # nominal share of the filters with nothing to find; measured, at most twice that
+_FALSE_ALARMS = 0.005  # nominal share of the filters with nothing to find; measured, about twice that at most
 # Tails that a filter may have: t distributions with 1 / shape degrees of freedom, from Gaussian (0) to Cauchy (1).
 _SHAPES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
 _GAUSSIAN = 0.75  # weight of the first before anything is seen; the others share the rest
@@ -67,7 +67,7 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     views = [points.double().cpu()]
     if extremes is not None:
         views.append(torch.stack([_scaled(part) for part in extremes.double().cpu().unbind(2)], 2))
-    level = FALSE_ALARMS / len(views)
+    level = _FALSE_ALARMS / len(views)
 
     def found(part: Tensor) -> Tensor:
         return _set_apart(_distances(part), sizes, level)

@@ -250,6 +250,9 @@ def layer_scores(statistics: Tensor, engine: Engine) -> Tensor:
     learnt = _learn(statistics, engine)
     if learnt is None:
         return torch.zeros(len(statistics))
-    lengths = torch.stack([vectors.lengths(learnt.near, count) for vectors, count in learnt.directions()], 1)
+    # Along as many directions as there are samples all of these are equally far, whatever they are.
+    most = max(1, len(learnt.near) // _SAMPLES_A_DIRECTION)
+    found = [vectors.lengths(learnt.near, min(count, most)) for vectors, count in learnt.directions()]
+    lengths = torch.stack(found, 1)
     lengths[~learnt.complete] = torch.inf
     return Spread.fit(lengths).scores(lengths)

@@ -86,6 +86,19 @@ def test_a_reference_out_of_the_inputs_is_compared_with_its_other_half(net):
     assert report.fewest == 20
 
 
+@pytest.mark.parametrize(
+    ("count", "n_reference", "rate"), [(300, 300, 0.1), (10010, 198, 0.01), (20010, 198, 0.15), (52, 101, 0.1)]
+)
+def test_the_fewest_that_can_be_found_are_found_and_one_fewer_is_not(count, n_reference, rate):
+    ordinary = {"layers": ("",), "layer": torch.zeros(count, dtype=torch.int64), "filters": torch.zeros(count, 3)}
+    report = OutlierReport(torch.zeros(count), torch.ones(count), **ordinary, n_reference=n_reference,
+                           false_discovery_rate=rate)  # fmt: skip
+    for number in (report.fewest, report.fewest - 1):
+        p_values = torch.ones(count, dtype=torch.float64)
+        p_values[:number] = 1 / (1 + math.ceil(n_reference / 2))  # judged by the half of the reference that is larger
+        assert len(replace(report, p_values=p_values).found) == (number if number == report.fewest else 0)
+
+
 def test_loaders_and_tensors_say_the_same_whatever_the_order_and_the_batches(net):
     inputs, reference = images(250, 1, (7,)), images(200)
     data = TensorDataset(torch.arange(250), inputs)
@@ -212,6 +225,11 @@ def test_a_layer_s_name_is_no_formula():
     inputs = images(120)
     report = find_outliers(nn.Conv2d(1, 2, 3), inputs)
     replace(report, layers=("$\\x$",)).plot(1).draw_without_rendering()
+
+
+def test_a_model_that_is_one_layer_has_a_name_below_its_images():
+    figure = find_outliers(nn.Conv2d(1, 2, 3), images(120)).plot(1)
+    assert figure.axes[0].get_title().splitlines()[-1] == "(the model)"
 
 
 def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():

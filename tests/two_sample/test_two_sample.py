@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+from fractions import Fraction
 
 import pytest
 import torch
@@ -46,6 +47,14 @@ def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_v
     assert rate <= 0.01 + 4 * math.sqrt(0.01 / 3000)
     assert found.live.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
     assert found.live.any() == found.live.all()
+
+
+def test_a_model_that_is_one_layer_is_named_and_any_number_is_a_significance() -> None:
+    conv = nn.Conv2d(1, 2, 1)
+    nn.init.ones_(conv.weight)
+    report = two_sample_test(conv, IMAGES[:70] + 2, IMAGES[70:], significance=Fraction(1, 100))  # type: ignore[arg-type]
+    assert report.where == "in units of the model (100%)"
+    assert (report.significance, type(report.significance)) == (0.01, float)
 
 
 def test_the_filter_that_responds_otherwise_is_found_and_no_other() -> None:

@@ -50,6 +50,16 @@ def test_a_combination_out_of_the_ordinary_is_far_by_its_normal_scores_alone():
     assert tails[30] < tails.quantile(0.9)
 
 
+@pytest.mark.parametrize("samples", [60, 100])
+def test_a_combination_out_of_the_ordinary_comes_first_in_a_small_probe(samples):
+    """Measured along nearly as many directions as there are samples, all are equally far."""
+    for seed in range(8):
+        planted = statistics(samples, 60, seed=10 * seed, noise=0.7)
+        mix = torch.randn(6, 300, generator=rng(99))  # other causes than those of all the others
+        planted[30] = (torch.randn(6, generator=rng(seed)) @ mix).view(60, 5)
+        assert first(layer_scores(planted)) == {30}
+
+
 def test_several_alike_do_not_hide_each_other():
     planted = statistics(512, noise=1)
     planted[[4, 99, 300, 301, 480]] += 20
