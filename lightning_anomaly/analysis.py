@@ -123,7 +123,7 @@ class Share:
         nonfinite: Which samples have NaN or infinite values in the maps of these filters `{layer: (N,)}`.
         n_samples: Number of probe samples, N.
         left_out: Notes on layers without usable maps.
-        engine: What there is to say about the engine, if anything.
+        engine_note: What there is to say about the engine, if anything.
     """
 
     names: tuple[str, ...]
@@ -132,7 +132,7 @@ class Share:
     nonfinite: Mapping[str, Tensor]
     n_samples: int
     left_out: Mapping[str, str]
-    engine: str | None
+    engine_note: str | None
 
 
 def analyze_share(
@@ -171,7 +171,7 @@ def analyze_share(
     if statistics is None:
         scored = {name: layer.statistics for name, layer in usable.items() if layer.statistics}
     else:
-        scored = {name: [own] for name, own in statistics.items() if name in usable}
+        scored = {name: [whole] for name, whole in statistics.items() if name in usable}
 
     def scores_of(pieces: Sequence[Tensor]) -> Tensor:
         """Of one layer: the statistics of all layers are joined one after the other, as they are large."""
@@ -202,8 +202,8 @@ def join_shares(
         for name in first.names
     }
     notes = {**(notes or {}), **first.left_out}
-    if first.engine:
-        notes["engine"] = first.engine
+    if first.engine_note:
+        notes["engine"] = first.engine_note
     notes |= _nonfinite_notes(shares, layers)
     if layers and first.n_samples < settings.smallest_probe:
         number = first.n_samples

@@ -94,9 +94,9 @@ class AnomalyReport(Tabular):
     @property
     def sparsity(self) -> float:
         """Fraction of map values that are at most 0, averaged over the filters that have no NaN; 0 without any."""
-        values = [layer.sparsity[i].item() for layer in self.layers.values() for i in range(len(layer.verdicts))
-                  if layer.verdicts[i] != NONFINITE]  # fmt: skip
-        return sum(values) / len(values) if values else 0.0
+        known = [own.sparsity[[verdict != NONFINITE for verdict in own.verdicts]] for own in self.layers.values()]
+        values = torch.cat(known) if known else torch.zeros(0)
+        return values.double().mean().item() if len(values) else 0.0
 
     @property
     def outlier_samples(self) -> list[int]:
@@ -288,13 +288,14 @@ class AnomalyReport(Tabular):
         return rows
 
     def _sentences(self) -> list[str]:
-        outliers = sum(votes > 0 for votes in self.outlier_samples)
+        votes = self.outlier_samples
+        outliers = sum(own > 0 for own in votes)
         found = (
             f"{self.count} anomaly filters ({100 * self.fraction:.1f}% of those with varying maps), "
             f"{outliers} of {self.n_samples} probe samples are outliers of at least one"
         )
         scores = self.outlier_scores
-        listed = [f"{i} ({scores[i]:.1f}, {_votes_text(self.outlier_samples[i])})" for i in self.by_outlier_score[:5]]
+        listed = [f"{i} ({scores[i]:.1f}, {_votes_text(votes[i])})" for i in self.by_outlier_score[:5]]
         largest = [f"largest outlier scores: samples {', '.join(listed)}"] if any(scores) else []
         return [found, *largest, *(f"note: {note}" for note in self.notes.values())]
 
