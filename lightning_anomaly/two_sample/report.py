@@ -141,7 +141,8 @@ class TwoSampleReport(Tabular):
         return sum(int(layer.told(self.significance).sum()) for layer in chosen) / live if live else 0.0
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("layer", "filters or units", "live", "tell them apart", "fraction", "mean area")]
+        header = ("layer", "filters or units", "live", "tell them apart", "fraction", "mean area")
+        rows: list[tuple[str, ...]] = [header]
         for name, layer in self.judged.items():
             live = int(layer.live.sum())
             area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"

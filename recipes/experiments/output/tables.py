@@ -151,7 +151,9 @@ def output_rules(lines: Sequence[Line]) -> str:
 def output_summary(lines: Sequence[Line]) -> str:
     """For each rule: what it stops of the trainings that had no part in the choice, and the loss then, see `_cells`."""
     parts = {name.removeprefix("others: "): some for name, some in _parts(lines).items() if "chosen" not in name}
-    rows = [(rule, *(cell for some in parts.values() for cell in _cells(stop, some)[:3])) for rule, stop in RULES.items()]
+    rows = [
+        (rule, *(cell for some in parts.values() for cell in _cells(stop, some)[:3])) for rule, stop in RULES.items()
+    ]
     columns = ("overfitting", "healthy", "loss")
     return markdown(("rule", *(f"{name}: {column}" for name in parts for column in columns)), rows)
 
