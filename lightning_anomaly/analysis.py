@@ -177,7 +177,7 @@ def analyze_share(
         """Of one layer: the statistics of all layers are joined one after the other, as they are large."""
         return layer_scores(joined(pieces), engine)
 
-    found = torch_in_threads(scores_of, scored.values(), like=torch.empty(0))
+    found = torch_in_threads(scores_of, scored.values(), like=torch.empty(0, device="cpu"))
     scores = dict(zip(scored, found, strict=True))
     return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out, note if usable else None)
 
@@ -197,7 +197,7 @@ def join_shares(
     layers = {
         name: replace(
             join_layers([share.layers[name] for share in shares if name in share.layers]),
-            outlier_scores=scores.get(name, torch.zeros(0)),
+            outlier_scores=scores.get(name, torch.zeros(0, device="cpu")),
         )
         for name in first.names
     }

@@ -186,11 +186,11 @@ def _curves(signals: Tensor, ordinary: Tensor) -> Tensor:
         torch.maximum(top[..., 1:], bottom[..., :-1]),
         torch.minimum(bottom[..., 1:], top[..., :-1]),
     )
-    drawn = torch.full((len(signals), height, width, 3), 255, dtype=torch.uint8)
-    ruler = torch.arange(height - 1, -1, -1)[:, None]
+    drawn = signals.new_full((len(signals), height, width, 3), 255, dtype=torch.uint8)
+    ruler = torch.arange(height - 1, -1, -1, device=signals.device)[:, None]
     for channel in reversed(range(rows.shape[1])):
         inside = (ruler >= bottom[:, channel, None].round()) & (ruler <= top[:, channel, None].round())
-        drawn[inside] = torch.tensor(_CURVE_COLOURS[channel], dtype=torch.uint8)
+        drawn[inside] = drawn.new_tensor(_CURVE_COLOURS[channel])
     return drawn
 
 
@@ -229,4 +229,4 @@ def _quantile(values: Tensor, fraction: float) -> Tensor:
 
 def even_order(count: int) -> Tensor:
     """The numbers below `count` in an order whose every beginning is spread evenly over them."""
-    return (torch.arange(count, dtype=torch.float64) * (math.sqrt(5) - 1) / 2).frac().argsort()
+    return (torch.arange(count, dtype=torch.float64, device="cpu") * (math.sqrt(5) - 1) / 2).frac().argsort()

@@ -28,7 +28,7 @@ def learn_halves(
     taken = {name: torch.cat([batch.pop(name) for batch in batches]) for name in names}
     engine, _ = choose_engine("auto", torch.device("cpu"))
     first, second = (
-        dict(zip(taken, torch_in_threads(fit, taken.values(), like=torch.empty(0)), strict=True))
+        dict(zip(taken, torch_in_threads(fit, taken.values(), like=torch.empty(0, device="cpu")), strict=True))
         for fit in (
             lambda own: (Ordinary.fit(own[:middle], engine), own[middle:]),
             lambda own: (Ordinary.fit(own[middle:], engine), own[:middle]),

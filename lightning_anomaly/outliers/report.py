@@ -60,7 +60,11 @@ class OutlierReport(Tabular):
         On average at most a share of `false_discovery_rate` of them does belong, if the reference holds no outlier.
         """
         ordered = self.p_values.sort().values
-        allowed = self.false_discovery_rate * torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
+        allowed = (
+            self.false_discovery_rate
+            * torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)
+            / len(ordered)
+        )
         below = (ordered <= allowed).nonzero()
         return [] if not len(below) else self._by_score(self.p_values <= ordered[below[-1, 0]])
 
@@ -79,7 +83,7 @@ class OutlierReport(Tabular):
         Raises:
             ValueError: If `k` is not a positive integer.
         """
-        return self._by_score(torch.ones(len(self.scores), dtype=torch.bool))[: check_integer("k", k, 1)]
+        return self._by_score(torch.ones_like(self.scores, dtype=torch.bool))[: check_integer("k", k, 1)]
 
     def _by_score(self, chosen: Tensor) -> list[int]:
         positions = chosen.nonzero()[:, 0]

@@ -101,7 +101,7 @@ class AnomalyReport(Tabular):
     @property
     def outlier_samples(self) -> list[int]:
         """Of how many anomaly filters each probe sample is an outlier, N numbers."""
-        votes = torch.zeros(self.n_samples, dtype=torch.int64)
+        votes = torch.zeros(self.n_samples, dtype=torch.int64, device="cpu")
         for layer in self.layers.values():
             votes += layer.outliers.sum(0)
         result: list[int] = votes.tolist()
@@ -115,7 +115,9 @@ class AnomalyReport(Tabular):
         has less than about 5; one with NaN or infinite maps has infinity.
         """
         scores = [layer.outlier_scores for layer in self.layers.values() if len(layer.outlier_scores)]
-        result: list[float] = (torch.stack(scores).amax(0) if scores else torch.zeros(self.n_samples)).tolist()
+        result: list[float] = (
+            torch.stack(scores).amax(0) if scores else torch.zeros(self.n_samples, device="cpu")
+        ).tolist()
         return result
 
     @property
