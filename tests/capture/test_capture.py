@@ -89,6 +89,17 @@ def test_a_shared_layer_is_selected_once():
     assert list(select_layers(nn.Sequential(shared, nn.ReLU(), shared))) == ["0"]
 
 
+def test_a_shared_layer_may_be_asked_for_by_each_of_its_names():
+    shared = nn.Sequential(nn.Conv2d(1, 1, 1))
+    model = nn.ModuleDict({"a": shared, "b": nn.ModuleDict({"c": shared, "none": nn.Identity()})})
+    model["b"].none = None
+    assert select_layers(model, ["b.c.0", "a.0"]) == {"b.c.0": shared[0], "a.0": shared[0]}
+    assert select_layers(torch.compile(model, backend="eager"), ["b.c.0"]) == {"b.c.0": shared[0]}
+    for name in ("b.none", "b.none.0", "b.d", "b.c.1"):
+        with pytest.raises(ValueError, match=r"are \['a\.0'\]\."):
+            select_layers(model, [name])
+
+
 def test_a_layer_that_does_not_exist_is_an_error_that_lists_those_that_do():
     with pytest.raises(ValueError, match=r"`layers` should name layers.*Found \['3', 'x'\].*are \['0', '2'\]\."):
         select_layers(network(), ["0", "3", "x"])
