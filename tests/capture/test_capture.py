@@ -1,6 +1,7 @@
 """The right layers are watched, their maps are taken as they were, and nothing is left on the model."""
 
 import copy
+import random
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
@@ -453,6 +454,8 @@ class Watched(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.seen = [module.training for module in self.modules()]
         torch.rand(3)
+        np.random.rand()
+        random.random()
         return self.drop(self.frozen(self.norm(x)))
 
 
@@ -461,7 +464,7 @@ def test_evaluation_gives_back_every_module_s_own_flag_and_the_random_state(fail
     model = Watched()
     flags = [module.training for module in model.modules()]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    state = torch.get_rng_state()
+    state, others = torch.get_rng_state(), (random.getstate(), np.random.get_state(legacy=False))
     try:
         with evaluating(model):
             model(torch.randn(4, 2))
@@ -473,6 +476,7 @@ def test_evaluation_gives_back_every_module_s_own_flag_and_the_random_state(fail
     assert [module.training for module in model.modules()] == flags == [True, True, False, True]
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
     assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_equal((random.getstate(), np.random.get_state(legacy=False)), others)
 
 
 def test_a_summary_takes_the_place_of_the_maps() -> None:
