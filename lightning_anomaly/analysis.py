@@ -83,6 +83,12 @@ def analyze(
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
     run(model, inputs, capture, progress)
     report = analyze_maps(capture.maps, settings, unseen_layers(model, layers), progress=progress)
+    if isinstance(inputs, Tensor) and report.layers and report.n_samples != len(inputs):
+        parts = (
+            f"The layers give {report.n_samples} maps for the {len(inputs)} samples of `inputs`, such as those of "
+            "patches or frames: the samples of the report are these, and not those of `inputs`."
+        )
+        report = replace(report, notes={**report.notes, "samples": parts})
     if keep_images:
         report = replace(report, pictures=take_pictures(report.layers, capture.maps, inputs))
     for note in told_together(report.notes).values():
