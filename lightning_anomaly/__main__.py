@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checkpoint import load_model
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.search import find_outliers
@@ -93,8 +94,11 @@ def run(options: argparse.Namespace) -> AnomalyReport:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
         report = analyze(model, images, keep_images=True)
+    if not report.layers:
+        notes = " ".join(told_together(report.notes).values())
+        raise ValueError(f"No convolution of `{options.model}` gave maps, so there are no filters to analyse. {notes}")
     print(report)
-    shown = outlier_images(report, images)
+    shown = outlier_images(report, images) if report.n_samples == len(images) else None
     figures = {name: draw(report, shown) for name, draw in FIGURES.items()}
     for name, figure in figures.items():
         if figure is not None:
@@ -111,7 +115,7 @@ def run_outliers(options: argparse.Namespace) -> OutlierReport:
     """Score all images, print the table and write those that belong least."""
     model = load_model(options.checkpoint, options.model, options.model_args)
     array = _read_array(options.data)
-    reference = None if options.reference is None else _loader(_read_array(options.reference))
+    reference = None if options.reference is None else _loader(_read_array(options.reference, "--reference"))
     _try(model, _as_images(array[:2]), options)
     _make_folder(options.output)
     with warnings.catch_warnings():
@@ -172,10 +176,10 @@ def _as_images(array: Any) -> Tensor:
     return tensor[:, None] if array.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
 
 
-def _read_array(path: Path) -> Any:
+def _read_array(path: Path, option: str = "--data") -> Any:
     """The images of a file, of one of the kinds that the module's docstring names; errors as in `read_images`."""
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file `{path}`: give the path of an .npz file with images as `--data`.")
+        raise FileNotFoundError(f"There is no file `{path}`: give the path of an .npz file with images as `{option}`.")
     try:
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile("it is no archive")
@@ -233,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = parse(arguments)
         options.run(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
 
 
