@@ -218,7 +218,9 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     high = torch.where(high > low, high, maps.amax((1, 2, 3))[:, None, None, None])
     chosen = maps.gather(1, samples[..., None, None].expand(-1, -1, *shape))
     codes = ((chosen - low) / (high - low).clamp_min(1e-30)).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return KeptMaps(samples.cpu(), codes.cpu(), most.cpu(), least.cpu())
+    # A slice would keep the positions of all samples, here and in every file that the report is stored in.
+    samples, most, least = (part.contiguous().cpu() for part in (samples, most, least))
+    return KeptMaps(samples, codes.cpu(), most, least)
 
 
 def _quantile(values: Tensor, fraction: float) -> Tensor:

@@ -147,7 +147,11 @@ class TestMaps:
     def test_they_keep_to_their_room(self, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.browser.pictures._MAP_BYTES", 3 * 16 * 10)
         maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-        assert self.take(maps, torch.zeros(3, 100, dtype=torch.bool)).maps["conv"].maps.shape == (3, 10, 4, 4)
+        kept = self.take(maps, torch.zeros(3, 100, dtype=torch.bool)).maps["conv"]
+        assert kept.maps.shape == (3, 10, 4, 4)
+        # Nor is anything else held, which a pickled report would hold as well.
+        for part in (kept.samples, kept.maps, kept.most, kept.least):
+            assert part.untyped_storage().nbytes() == part.nbytes
 
     def test_a_page_takes_as_many_as_fit(self, tmp_path, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.browser.pack._MAP_BYTES", (20_000, 20_000))
