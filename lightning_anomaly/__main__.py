@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checkpoint import load_model
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.search import find_outliers
@@ -93,8 +94,11 @@ def run(options: argparse.Namespace) -> AnomalyReport:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
         report = analyze(model, images, keep_images=True)
+    if not report.layers:
+        notes = " ".join(told_together(report.notes).values())
+        raise ValueError(f"No convolution of `{options.model}` gave maps, so there are no filters to analyse. {notes}")
     print(report)
-    shown = outlier_images(report, images)
+    shown = outlier_images(report, images) if report.n_samples == len(images) else None
     figures = {name: draw(report, shown) for name, draw in FIGURES.items()}
     for name, figure in figures.items():
         if figure is not None:
@@ -233,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options = parse(arguments)
         options.run(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit("error: " + " ".join(str(error).split()))
 
 

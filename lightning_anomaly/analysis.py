@@ -83,6 +83,12 @@ def analyze(
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
     run(model, inputs, capture, progress)
     report = analyze_maps(capture.maps, settings, unseen_layers(model, layers), progress=progress)
+    if isinstance(inputs, Tensor) and report.layers and report.n_samples != len(inputs):
+        parts = (
+            f"The layers give {report.n_samples} maps for the {len(inputs)} samples of `inputs`, such as those of "
+            "patches or frames: the samples of the report are these, and not those of `inputs`."
+        )
+        report = replace(report, notes={**report.notes, "samples": parts})
     if keep_images:
         report = replace(report, pictures=take_pictures(report.layers, capture.maps, inputs))
     for note in told_together(report.notes).values():
@@ -177,7 +183,7 @@ def analyze_share(
         """Of one layer: the statistics of all layers are joined one after the other, as they are large."""
         return layer_scores(joined(pieces), engine)
 
-    found = torch_in_threads(scores_of, scored.values(), like=torch.empty(0))
+    found = torch_in_threads(scores_of, scored.values(), like=torch.empty(0, device="cpu"))
     scores = dict(zip(scored, found, strict=True))
     return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out, note if usable else None)
 
@@ -197,7 +203,7 @@ def join_shares(
     layers = {
         name: replace(
             join_layers([share.layers[name] for share in shares if name in share.layers]),
-            outlier_scores=scores.get(name, torch.zeros(0)),
+            outlier_scores=scores.get(name, torch.zeros(0, device="cpu")),
         )
         for name in first.names
     }

@@ -44,9 +44,9 @@ def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = Non
     checkpoint = _read(path)
     state = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        found = _some(list(checkpoint)) if checkpoint else "nothing"
         raise ValueError(
-            f"`{path.name}` should be a state_dict or a Lightning checkpoint. Found {_some(list(checkpoint))} in it: "
-            f"{_WEIGHTS_ALONE}."
+            f"`{path.name}` should be a state_dict or a Lightning checkpoint. Found {found} in it: {_WEIGHTS_ALONE}."
         )
     built = _build(factory, model, {**_stored_arguments(factory, checkpoint), **(arguments or {})})
     _fill(built, state, path.name, model)
@@ -55,7 +55,7 @@ def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = Non
 
 def _find(model: str) -> Callable[..., Any]:
     place, _, name = model.partition(":")
-    if not place or not name:
+    if not place or not name or place.startswith("."):
         raise ValueError(f"`--model` should be `module:Class`, such as `torchvision.models:resnet18`. Found `{model}`.")
     try:
         module = importlib.import_module(place)
@@ -125,6 +125,10 @@ def _stored_arguments(factory: Callable[..., Any], checkpoint: Mapping[str, Any]
 def _build(factory: Callable[..., Any], model: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         built = factory(**arguments)
+        if callable(
+            configure := getattr(built, "configure_model", None)
+        ):  # where a LightningModule may make its layers
+            configure()
     except Exception as error:  # whatever the user's class raises
         raise ValueError(
             f"`{model}` cannot be built with the arguments {_as_json(arguments)} ({type(error).__name__}: {error}): "
@@ -132,8 +136,6 @@ def _build(factory: Callable[..., Any], model: str, arguments: dict[str, Any]) -
         ) from error
     if not isinstance(built, nn.Module):
         raise ValueError(f"`--model` should give a torch.nn.Module. Found `{model}`, a {type(built).__name__}.")
-    if callable(configure := getattr(built, "configure_model", None)):  # where a LightningModule may make its layers
-        configure()
     return built
 
 

@@ -640,6 +640,16 @@ def test_a_layer_that_sees_another_number_of_samples_is_left_out_with_a_note():
     }
 
 
+def test_samples_that_are_parts_of_those_given_are_said():
+    model = nn.Sequential(nn.Flatten(0, 1), nn.Unflatten(0, (-1, 1)), nn.Conv2d(1, 2, 3))
+    films = torch.randn(40, 3, 8, 8)
+    assert notes_of(model, films) == {
+        "samples": "The layers give 120 maps for the 40 samples of `inputs`, such as those of patches or frames: the "
+        "samples of the report are these, and not those of `inputs`."
+    }
+    assert notes_of(model, (films,)) == {}
+
+
 def two_layers() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3))
 

@@ -69,6 +69,33 @@ class Late(pl.LightningModule):
         self.net = nn.Conv2d(**self.sizes)
 
 
+class Unfinished(pl.LightningModule):
+    """Fails where Lightning asks for its layers."""
+
+    def configure_model(self) -> None:
+        raise KeyError("rank")
+
+
+class Functional(nn.Sequential):
+    """Its convolution is never called itself, or gives two maps for each image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self[0].weight)
+
+
+class Halves(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](torch.cat(x.chunk(2, 2)))
+
+
+def functional() -> nn.Module:
+    return Functional(nn.Conv2d(1, 4, 3, bias=False))
+
+
+def halves() -> nn.Module:
+    return Halves(nn.Conv2d(1, 4, 3, bias=False))
+
+
 def trained(folder: Path, model: pl.LightningModule) -> Path:
     trainer = quiet_trainer(folder, max_epochs=1, limit_val_batches=0)
     trainer.fit(model, loader(), loader() if isinstance(model, SmallNet) else None)
@@ -124,6 +151,12 @@ class TestItWorks:
         assert f"every filter with its images: open {tmp_path / 'a' / 'b' / 'browser.html'}" in lines
         assert lines[-1] == f"figures in {tmp_path / 'a' / 'b'}: verdicts.png, filters.png, outliers.png"
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "a" / "b").glob("*.png"))
+
+    def test_maps_that_are_no_images_have_no_pictures(self, data, tmp_path, capsys):
+        torch.save(halves().state_dict(), tmp_path / "weights.pt")
+        command(tmp_path / "weights.pt", "--model", f"{HERE}:halves", "--data", data, "--output", tmp_path)
+        assert "of 240 probe samples" in capsys.readouterr().out
+        assert not (tmp_path / "outliers.png").exists()
 
     def test_notes_are_in_the_table_and_not_warned_of(self, weights, tmp_path, capsys):
         np.savez(tmp_path / "few.npz", np.random.default_rng(0).random((8, 1, 8, 8)))
@@ -198,6 +231,12 @@ class TestOutliers:
         with pytest.raises(SystemExit):
             command("outliers", weights, "--model", f"{HERE}:net", "--data", data, *given)
         assert capsys.readouterr().err.strip().endswith(message)
+
+    def test_a_reference_that_is_missing_is_told_from_the_images(self, weights, data, tmp_path, capsys):
+        options = ["--model", f"{HERE}:net", "--data", data, "--reference", tmp_path / "gone.npz"]
+        assert refused(capsys, "outliers", weights, *options).endswith(
+            "gone.npz`: give the path of an .npz file with images as `--reference`."
+        )
 
     def test_too_few_images_are_one_sentence(self, weights, tmp_path):
         np.savez(tmp_path / "few.npz", np.zeros((8, 8, 8), dtype=np.uint8))
@@ -309,6 +348,7 @@ class TestMistakes:
                 r"`--model` should be `module:Class`, such as `torchvision.models:resnet18`\. Found `torchv",
             ),
             (":net", r"`--model` should be `module:Class`"),
+            ("./models.py:net", r"`--model` should be `module:Class`"),
             ("no_such_place:Net", r"a module that can be imported\. Found `no_such_place`: start from the folder that"),
             ("torch.no_such:Net", r"a module that can be imported\. Found `torch.no_such`: start from the folder"),
             ("needs_more:Net", r"Importing `needs_more` failed: No module named 'never_heard_of'\. Install what it n"),
@@ -318,6 +358,7 @@ class TestMistakes:
             ("errno:Net", r"should name a class or function of `errno`, which has no model\. Found `Net`\."),
             (f"{HERE}:number", r"should give a torch.nn.Module\. Found `.*:number`, a int\."),
             (f"{HERE}:broken", r"cannot be built with the arguments {} \(TypeError: .*'channels'\): give those it was"),
+            (f"{HERE}:Unfinished", r"cannot be built with the arguments {} \(KeyError: 'rank'\): give those it was"),
             (f"{HERE}:Wide", r"`.*:Wide` cannot be built with the arguments {} .* `--model-args '{\"channels\": 3}'`"),
         ],
     )
@@ -359,6 +400,7 @@ class TestMistakes:
             ({"model": {"a": torch.ones(1)}, "step": 3}, r"Found `model`, `step` in it: save the weights alone"),
             ({"state_dict": [1, 2]}, r"should be a state_dict or a Lightning checkpoint\. Found `state_dict`"),
             ([torch.ones(1)], r"Found `\(a list\)` in it: save the weights alone"),
+            ({}, r"Found nothing in it: save the weights alone"),
             (nn.Linear(2, 2), r"holds a `torch.nn.modules.linear.Linear`, which is not read because unpickling it cou"),
             ({"state_dict": {}, "hyper_parameters": {"path": Path("x")}}, r"holds a `pathlib.*PosixPath`, which is no"),
         ],
@@ -397,6 +439,11 @@ class TestMistakes:
         torch.save(linear().state_dict(), tmp_path / "linear.pt")
         text = refused(capsys, tmp_path / "linear.pt", "--model", f"{HERE}:linear", "--data", data)
         assert text.endswith(":linear` has no convolution, so it has no filters to analyse: give another model.")
+
+    def test_convolutions_that_are_never_called(self, tmp_path, data, capsys):
+        torch.save(functional().state_dict(), tmp_path / "weights.pt")
+        text = refused(capsys, tmp_path / "weights.pt", "--model", f"{HERE}:functional", "--data", data)
+        assert ":functional` gave maps, so there are no filters to analyse. Layer '0' is left out of the" in text
 
     def test_images_that_the_model_does_not_take(self, weights, tmp_path, capsys):
         np.savez(tmp_path / "colour.npz", np.zeros((20, 8, 9, 3), np.uint8))
@@ -476,6 +523,12 @@ class TestMistakes:
         data.write_bytes(content)
         text = refused(capsys, weights, "--model", f"{HERE}:net", "--data", data)
         assert "Reading failed: Bad CRC-32" in text
+
+    def test_a_file_that_cannot_be_written(self, weights, data, tmp_path, capsys):
+        (tmp_path / "made" / "filters.png").mkdir(parents=True)
+        options = ["--data", data, "--output", tmp_path / "made"]
+        with pytest.raises(SystemExit, match=r"^error: .*Is a directory: '.*filters.png'$"):
+            command(weights, "--model", f"{HERE}:net", *options)
 
     def test_a_folder_that_cannot_be_made(self, weights, data, tmp_path, capsys):
         text = refused(capsys, weights, "--model", f"{HERE}:net", "--data", data, "--output", weights)

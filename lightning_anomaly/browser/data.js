@@ -21,6 +21,10 @@ export class Report {
     return this.blocks.get(name);
   }
 
+  hasSample(sample) {
+    return Number.isInteger(sample) && sample >= 0 && sample < this.samples;
+  }
+
   verdict({ layer, filter }) {
     return this.layers[layer].verdict_names[this.layers[layer].verdicts[filter]];
   }

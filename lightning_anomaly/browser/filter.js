@@ -82,7 +82,9 @@ export async function filterPage(report, place, query) {
     "outlier",
   )} ringed`;
   const scatter = new Scatter(points, { show, pin, description });
-  const repin = (sample) => scatter.setPinned(sample === null ? null : Number(sample));
+  // A link that goes with the file of another report may name a sample that this one does not have.
+  const repin = (sample) =>
+    scatter.setPinned(sample !== null && report.hasSample(Number(sample)) ? Number(sample) : null);
   repin(pinned);
   const labelled = report.labels && by === "label";
   if (labelled) scatter.colourBy(Array.from(points.samples, (sample) => report.labels.of[sample]));

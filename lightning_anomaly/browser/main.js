@@ -14,7 +14,7 @@ async function pageOf(report, page, rest, query) {
     if (layer >= 0 && report.layers[layer].verdicts[filter] !== undefined)
       return { ...(await filterPage(report, { layer, filter }, query)), section: "filters" };
   }
-  if (page === "sample" && Number(rest[0]) >= 0 && Number(rest[0]) < report.samples)
+  if (page === "sample" && report.hasSample(Number(rest[0])))
     return { ...samplePage(report, Number(rest[0])), section: "samples" };
   if (page === "filters") return { content: filtersPage(report, query), section: page };
   if (page === "samples") return { content: samplesPage(report, query), section: page };

@@ -47,7 +47,7 @@ def pack(
     """
     filters = sum(len(layer.verdicts) for layer in report.layers.values())
     count = min(report.n_samples, max(1, _POINTS // max(1, filters)))
-    shown = torch.zeros(report.n_samples, dtype=torch.bool)
+    shown = torch.zeros(report.n_samples, dtype=torch.bool, device="cpu")
     shown[even_order(report.n_samples)[:count]] = True
     ranks = {place: rank for rank, place in enumerate(clearest_filters(report, max(1, filters)))}
     layers, blocks = [], {}
@@ -131,10 +131,12 @@ def _points(layer: BrowsedLayer, shown: Tensor) -> bytes:
     """
     points = layer.points.nan_to_num(0.0, 0.0, 0.0)
     included = shown | layer.outliers | layer.isolated
-    spread = (points.amax(1) > points.amin(1)).any(1) if points.shape[1] else torch.zeros(len(points), dtype=torch.bool)
+    spread = (
+        (points.amax(1) > points.amin(1)).any(1) if points.shape[1] else points.new_zeros(len(points), dtype=torch.bool)
+    )
     included &= spread[:, None]  # dead filters have no points worth a picture
     rows, samples = included.nonzero(as_tuple=True)
-    starts = torch.zeros(len(included) + 1, dtype=torch.int64)
+    starts = included.new_zeros(len(included) + 1, dtype=torch.int64)
     starts[1:] = included.sum(1).cumsum(0)
     ranges = points.new_zeros(len(points), 2, 2)
     if points.shape[1]:

@@ -14,7 +14,6 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-import torch
 from torch import Tensor
 
 __all__ = ["assemble", "plain_labels"]
@@ -66,7 +65,7 @@ def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
     count, height, width, channels = images.shape
     columns = max(1, min(count, round(math.sqrt(count * height / width))))
     rows = -(-count // columns)
-    padded = torch.zeros(rows * columns, height, width, channels, dtype=torch.uint8)
+    padded = images.new_zeros(rows * columns, height, width, channels)
     padded[:count] = images
     sheet = padded.reshape(rows, columns, height, width, channels).transpose(1, 2).flatten(0, 1).flatten(1, 2)
     file = io.BytesIO()

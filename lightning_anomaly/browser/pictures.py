@@ -186,11 +186,11 @@ def _curves(signals: Tensor, ordinary: Tensor) -> Tensor:
         torch.maximum(top[..., 1:], bottom[..., :-1]),
         torch.minimum(bottom[..., 1:], top[..., :-1]),
     )
-    drawn = torch.full((len(signals), height, width, 3), 255, dtype=torch.uint8)
-    ruler = torch.arange(height - 1, -1, -1)[:, None]
+    drawn = signals.new_full((len(signals), height, width, 3), 255, dtype=torch.uint8)
+    ruler = torch.arange(height - 1, -1, -1, device=signals.device)[:, None]
     for channel in reversed(range(rows.shape[1])):
         inside = (ruler >= bottom[:, channel, None].round()) & (ruler <= top[:, channel, None].round())
-        drawn[inside] = torch.tensor(_CURVE_COLOURS[channel], dtype=torch.uint8)
+        drawn[inside] = drawn.new_tensor(_CURVE_COLOURS[channel])
     return drawn
 
 
@@ -218,7 +218,9 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     high = torch.where(high > low, high, maps.amax((1, 2, 3))[:, None, None, None])
     chosen = maps.gather(1, samples[..., None, None].expand(-1, -1, *shape))
     codes = ((chosen - low) / (high - low).clamp_min(1e-30)).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return KeptMaps(samples.cpu(), codes.cpu(), most.cpu(), least.cpu())
+    # A slice would keep the positions of all samples, here and in every file that the report is stored in.
+    samples, most, least = (part.contiguous().cpu() for part in (samples, most, least))
+    return KeptMaps(samples, codes.cpu(), most, least)
 
 
 def _quantile(values: Tensor, fraction: float) -> Tensor:
@@ -229,4 +231,4 @@ def _quantile(values: Tensor, fraction: float) -> Tensor:
 
 def even_order(count: int) -> Tensor:
     """The numbers below `count` in an order whose every beginning is spread evenly over them."""
-    return (torch.arange(count, dtype=torch.float64) * (math.sqrt(5) - 1) / 2).frac().argsort()
+    return (torch.arange(count, dtype=torch.float64, device="cpu") * (math.sqrt(5) - 1) / 2).frac().argsort()

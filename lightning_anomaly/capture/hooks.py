@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_anomaly.capture.maps import LayerMaps, Rows, map_statistics, pool_maps
 
-__all__ = ["MapCapture", "compiled_models_eager", "evaluating", "taking_alone"]
+__all__ = ["MapCapture", "compiled_models_eager", "evaluating", "keeping_random_state", "taking_alone"]
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
+
+
+@contextmanager
+def keeping_random_state(devices: Iterable[Any]) -> Iterator[None]:
+    """Gives the states of the random numbers of torch, on these GPUs too, NumPy and Python back at the end."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 @contextmanager
@@ -26,7 +40,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         for module, _ in flags:  # not `model.eval()`, which a model may override
             module.training = False
-        with torch.random.fork_rng(devices=devices):
+        with keeping_random_state(devices):
             yield
     finally:
         for module, training in flags:

@@ -73,7 +73,7 @@ class ImageSource:
             ValueError: If they are of another size than the first one, not as many as the positions, or no
                 floating-point tensor.
         """
-        split = torch.split(torch.as_tensor(positions, dtype=torch.int64), self.batch_size)
+        split = torch.split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), self.batch_size)
         places = [own for own in split if len(own)]
         for own, batch in zip(places, self._read(positions, places), strict=True):
             images = first_tensor(batch)

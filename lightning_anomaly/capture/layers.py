@@ -30,6 +30,17 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     return {_clean_name(name): module for name, module in named.items()}
 
 
+def _by_another_name(model: nn.Module, name: str) -> nn.Module | None:
+    """A layer by a name that it has beside the one that `modules_by_name` gives it; None if there is none."""
+    module: nn.Module | None = model
+    for part in name.split("."):
+        module = getattr(module, "_orig_mod", module)
+        if module is None or part == "parametrizations" or part not in module._modules:
+            return None
+        module = module._modules[part]
+    return module
+
+
 def _clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
@@ -58,6 +69,8 @@ def select_layers(
     names = check_names(argument, layers, "layer names")
     if names is None:
         return convolutions
+    others = {name: _by_another_name(model, name) for name in names if name not in modules}
+    modules |= {name: module for name, module in others.items() if module is not None}
     unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
+from lightning_anomaly.capture.hooks import MapCapture, evaluating, keeping_random_state, taking_alone
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.progress import track
 
@@ -97,16 +97,11 @@ def isolated_random_state(seed: int) -> Iterator[None]:
 
     Loading a sample may draw random numbers; it then draws the same ones each time and takes none from the training.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+    with keeping_random_state(range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        yield
 
 
 def run(

@@ -99,7 +99,7 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) 
     labels = torch.cat([part[0] for part in parts]) if parts else points.new_zeros(0, len(numbers), samples).long()
     index = torch.cat([part[1] for part in parts]) if parts else points.new_zeros(0, len(numbers))
     best = first_largest(index) if len(numbers) else torch.zeros(filters, dtype=torch.int64, device=points.device)
-    return Clustering(torch.tensor(list(numbers), dtype=torch.int64), labels, index, best)
+    return Clustering(torch.tensor(list(numbers), dtype=torch.int64, device="cpu"), labels, index, best)
 
 
 def _cluster(points: Tensor, numbers: range, settings: AnalysisSettings, engine: Engine) -> tuple[Tensor, Tensor]:

@@ -54,4 +54,4 @@ def kmeans(points: Tensor, centres: Tensor, engine: Engine) -> Tensor:
 
 
 def _uniform(rows: int, columns: int, seed: int) -> Tensor:
-    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")

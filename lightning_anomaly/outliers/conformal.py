@@ -29,7 +29,7 @@ def learn_halves(
     unknown = {name: own.isfinite().all(2).sum(0) * 2 <= len(own) for name, own in taken.items()}
     engine, _ = choose_engine("auto", torch.device("cpu"))
     first, second = (
-        dict(zip(taken, torch_in_threads(fit, taken.values(), like=torch.empty(0)), strict=True))
+        dict(zip(taken, torch_in_threads(fit, taken.values(), like=torch.empty(0, device="cpu")), strict=True))
         for fit in (
             lambda own: (Ordinary.fit(own[:middle], engine), own[middle:]),
             lambda own: (Ordinary.fit(own[middle:], engine), own[:middle]),

@@ -76,8 +76,8 @@ class OutlierReport(Tabular):
     @property
     def _allowed(self) -> Tensor:
         """The p-values up to which the rule of Benjamini and Hochberg finds one image, two, and so on `(N,)`."""
-        count = len(self.scores)
-        return self.false_discovery_rate * torch.arange(1, count + 1, dtype=torch.float64) / count
+        ranks = torch.arange(1, len(self.scores) + 1, dtype=torch.float64, device=self.p_values.device)
+        return self.false_discovery_rate * ranks / len(ranks)
 
     def top(self, k: int) -> list[int]:
         """Positions of the k images with the largest scores, the largest first.
@@ -85,7 +85,7 @@ class OutlierReport(Tabular):
         Raises:
             ValueError: If `k` is not a positive integer.
         """
-        return self._by_score(torch.ones(len(self.scores), dtype=torch.bool))[: check_integer("k", k, 1)]
+        return self._by_score(torch.ones_like(self.scores, dtype=torch.bool))[: check_integer("k", k, 1)]
 
     def _by_score(self, chosen: Tensor) -> list[int]:
         positions = chosen.nonzero()[:, 0]

@@ -168,7 +168,7 @@ class _Search:
                 "Parameters `inputs` and `reference` should hold images of the same shape. "
                 f"Found {images.shape} and {others.shape}."
             )
-        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(self._seed))
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(self._seed), device="cpu")
         if len(order) < _SMALLEST_REFERENCE:
             raise ValueError(
                 f"Parameter `{others.argument}` should hold at least {_SMALLEST_REFERENCE} images to learn from. "
@@ -200,7 +200,7 @@ class _Search:
         self._known: list[tuple[Tensor, Judgement]] = []
         if self._others is images:
             own = zip(halves, (chosen[middle:], chosen[:middle]), strict=True)
-            self._known = [(torch.tensor(positions), half.own) for half, positions in own]
+            self._known = [(torch.tensor(positions, device="cpu"), half.own) for half, positions in own]
             taken = {*chosen}
             rest = [position for position in rest if position not in taken]
         batches = self._runner.statistics(images, self._share(images, rest), "outlier scores")
@@ -252,7 +252,7 @@ class _Search:
 
         As many at a time as are judged together, so that also these operations are the same.
         """
-        parts = torch.split(torch.as_tensor(positions, dtype=torch.int64), _TOGETHER * images.batch_size)
+        parts = torch.split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), _TOGETHER * images.batch_size)
         return [position for part in parts[self.rank :: self._world] for position in part.tolist()]
 
 
@@ -267,8 +267,8 @@ def _together(batches: Iterable[tuple[Tensor, Statistics]]) -> Iterator[tuple[Te
 
 def _joined(parts: Sequence[tuple[Tensor, Judgement]]) -> tuple[Tensor, Judgement]:
     """Positions and judgements of all batches."""
-    nothing = torch.zeros(0, dtype=torch.int64)
-    empty = nothing, (torch.zeros(0), nothing.double(), nothing, torch.zeros(0, FILTERS, dtype=torch.int64))
+    nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
+    empty = nothing, (nothing.float(), nothing.double(), nothing, nothing.new_zeros(0, FILTERS))
     positions, found = zip(empty, *parts, strict=True)
     scores, p_values, layer, filters = (torch.cat(part) for part in zip(*found, strict=True))
     return torch.cat(positions), (scores, p_values, layer, filters)

@@ -135,7 +135,7 @@ def _zero_rows(module: Any) -> Tensor:
             weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
         rows = [weight.flatten(1)] + ([] if module.bias is None else [module.bias[:, None]])
         count = len(weight)
-    zero = torch.ones(count, dtype=torch.bool)
+    zero = torch.ones(count, dtype=torch.bool, device="cpu")
     for part in rows:
         zero &= (part.detach() == 0).all(1).cpu()
     return zero
@@ -181,7 +181,7 @@ def _remove(graph: Any, prune: Any, conv: nn.Module, silent: dict[nn.Module, Ten
     for item in group.items:
         module = item.dep.target.module
         if not graph.is_out_channel_pruning_fn(item.dep.handler):
-            left = torch.ones(len(silent[module]), dtype=torch.bool)
+            left = torch.ones(len(silent[module]), dtype=torch.bool, device="cpu")
             left[item.idxs] = False
             silent[module] = silent[module][left]
     group.prune()

@@ -105,7 +105,7 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
         ValueError: The layer is lazy, or its weight is made from others in a way that cannot be masked per filter.
     """
     _refuse_lazy(layer, conv)
-    channels = (torch.tensor(filters),)
+    channels = (torch.tensor(filters, device="cpu"),)
     bias = [] if conv.bias is None else [Rows(conv, "bias", filters, channels)]
     if not is_parametrized(conv) and {"weight", "bias"} <= set(conv._parameters):
         index: tuple[Tensor, ...] = channels
@@ -113,7 +113,7 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
             # Their weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
             inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
             group, column = channels[0] // outputs, channels[0] % outputs
-            index = (group[:, None] * inputs + torch.arange(inputs), column[:, None])
+            index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
         return [Rows(conv, "weight", filters, index), *bias]
     normed = _weight_norm(conv)
     if normed is None:
@@ -162,7 +162,7 @@ def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
             "Parameter `filters` should name layers that are followed by a norm with plain parameters. Found "
             f"'{name}' with {_parameter_names(norm)}."
         )
-    index = (torch.tensor(channels),)
+    index = (torch.tensor(channels, device="cpu"),)
     # Statistics are remembered, as those of a map of zeros would blow up a restored filter. Without a weight the output
     # in evaluation is (0 - running mean) / std: it is 0 where the running mean is.
     fills = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0 if norm.weight is None else None, "running_var": None}

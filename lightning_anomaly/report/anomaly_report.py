@@ -95,13 +95,12 @@ class AnomalyReport(Tabular):
     def sparsity(self) -> float:
         """Fraction of map values that are at most 0, averaged over the filters that have no NaN; 0 without any."""
         known = [own.sparsity[[verdict != NONFINITE for verdict in own.verdicts]] for own in self.layers.values()]
-        values = torch.cat(known) if known else torch.zeros(0)
-        return values.double().mean().item() if len(values) else 0.0
+        return torch.cat(known).double().mean().item() if any(len(own) for own in known) else 0.0
 
     @property
     def outlier_samples(self) -> list[int]:
         """Of how many anomaly filters each probe sample is an outlier, N numbers."""
-        votes = torch.zeros(self.n_samples, dtype=torch.int64)
+        votes = torch.zeros(self.n_samples, dtype=torch.int64, device="cpu")
         for layer in self.layers.values():
             votes += layer.outliers.sum(0)
         result: list[int] = votes.tolist()
@@ -115,7 +114,9 @@ class AnomalyReport(Tabular):
         has less than about 5; one with NaN or infinite maps has infinity.
         """
         scores = [layer.outlier_scores for layer in self.layers.values() if len(layer.outlier_scores)]
-        result: list[float] = (torch.stack(scores).amax(0) if scores else torch.zeros(self.n_samples)).tolist()
+        result: list[float] = (
+            torch.stack(scores).amax(0) if scores else torch.zeros(self.n_samples, device="cpu")
+        ).tolist()
         return result
 
     @property

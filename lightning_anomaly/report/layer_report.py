@@ -50,7 +50,7 @@ class LayerReport:
     sparsity: Tensor
     map_size: tuple[int, ...]
     analysed_size: tuple[int, ...]
-    outlier_scores: Tensor = field(default_factory=lambda: torch.zeros(0))
+    outlier_scores: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
 
     def filters(self, verdict: str) -> list[int]:
         """The filters with a verdict."""
@@ -113,9 +113,9 @@ def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
         verdicts=tuple(values["verdicts"]),
         map_size=tuple(values["map_size"]),
         analysed_size=tuple(values["analysed_size"]),
-        outlier_scores=torch.tensor(values.get("outlier_scores", []), dtype=torch.float32),
+        outlier_scores=torch.tensor(values.get("outlier_scores", []), dtype=torch.float32, device="cpu"),
         **{
-            key: torch.tensor(values[key], dtype=dtype).reshape(shapes.get(key, (filters,)))
+            key: torch.tensor(values[key], dtype=dtype, device="cpu").reshape(shapes.get(key, (filters,)))
             for key, dtype in _TENSORS.items()
         },
     )

@@ -103,10 +103,14 @@ def two_sample_test(
             notes["output"] = f"The output is not compared: {expected.problem}."
     n_train, n_val = sizes
     judged = all(taken) or all(units)  # else there may be no sample
-    divisions = random_divisions(n_train, n_train + n_val) if judged else torch.zeros(0, DIVISIONS, dtype=torch.bool)
+    divisions = (
+        random_divisions(n_train, n_train + n_val)
+        if judged
+        else torch.zeros(0, DIVISIONS, dtype=torch.bool, device="cpu")
+    )
     compared: dict[str, LayerComparison] = {}
     values: dict[str, Tensor] = {}
-    by_chance = torch.zeros(DIVISIONS, dtype=torch.int64)
+    by_chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
     for name in [name for name in taken[0] if name in taken[1]]:
         layer, other = taken[0][name], taken[1][name]
         if layer.size != other.size:  # the largest of more values is larger
@@ -177,7 +181,7 @@ def _too_few(layers: list[Tensor], n_train: int, n_val: int, significance: float
             f"`significance = {significance}`: give at least {samples_needed(significance)} of each."
         )
         return {"few images": note}
-    values = torch.cat([own[own.isfinite().all(1)] for own in layers]) if layers else torch.zeros(0, 1)
+    values = torch.cat([own[own.isfinite().all(1)] for own in layers]) if layers else torch.zeros(0, 1, device="cpu")
     if not len(values):
         return {}
     needed = samples_to_be_live(values)
@@ -205,9 +209,9 @@ def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: floa
         The comparison, and how many filters each random division finds `(999,)`.
     """
     live = live_filters(values, n_train)
-    made = torch.arange(values.shape[1])[:, None] < n_train
+    made = torch.arange(values.shape[1], device=values.device)[:, None] < n_train
     areas, p_values = divided_test(values[live], torch.cat([made, divisions], 1))
     found = (p_values <= significance).sum(0)
-    area, p_value = (torch.full(live.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
+    area, p_value = (values.new_full(live.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
     area[live], p_value[live] = areas[:, 0], p_values[:, 0]
     return LayerComparison(live, area, p_value, share_of_chance(int(found[0]), found[1:])), found[1:]

@@ -46,7 +46,7 @@ class ExpectedErrors:
 
     def of(self, n_samples: int) -> Tensor | None:
         """Of all samples `(n_samples,)`; None if some are missing or not finite, and `problem` says why."""
-        found = torch.cat(self.batches) if self.batches else torch.zeros(0)
+        found = torch.cat(self.batches) if self.batches else torch.zeros(0, device="cpu")
         if self.problem is None and len(found) != n_samples:
             self.problem = f"it has {len(found)} samples where the inputs have {n_samples}"
         if self.problem is None and not found.isfinite().all():

@@ -43,7 +43,7 @@ def rank_test(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
     both = torch.cat([first, second], 1).cpu().double()  # in this order: not every device has doubles
     varies = both.amax(1) > both.amin(1)
-    area, p_value = (torch.full((len(both),), value, dtype=torch.float64) for value in (0.5, 1.0))
+    area, p_value = (both.new_full((len(both),), value) for value in (0.5, 1.0))
     if varies.any():
         parts = both[varies].tensor_split([first.shape[1]], dim=1)
         test = mannwhitneyu(*(part.numpy() for part in parts), axis=1, method="asymptotic")
@@ -62,7 +62,9 @@ def random_divisions(n_first: int, n_samples: int) -> Tensor:
     Returns:
         Whether each sample is in the first group, bool `(n_samples, 999)`, `n_first` of each column.
     """
-    noise = torch.rand(n_samples, DIVISIONS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(
+        n_samples, DIVISIONS, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(0)
+    )
     return noise <= noise.kthvalue(n_first, dim=0).values
 
 

@@ -71,8 +71,8 @@ class TwoSampleReport(Tabular):
     confidence_error_ratio: float = 1.0
     confidence_p_value: float = 1.0
     units: Mapping[str, LayerComparison] = field(default_factory=dict)
-    train_errors: Tensor = field(default_factory=lambda: torch.zeros(0))
-    val_errors: Tensor = field(default_factory=lambda: torch.zeros(0))
+    train_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
+    val_errors: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
 
     @property
     def compares_output(self) -> bool:

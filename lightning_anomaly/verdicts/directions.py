@@ -77,7 +77,7 @@ class Vectors:
         """Products `(N, k)` of the vectors with random ones."""
         if count not in self._sketches:
             shape, generator = (self._vectors.shape[1], count + _OVERSAMPLING), torch.Generator().manual_seed(0)
-            start = torch.randn(shape, generator=generator, dtype=torch.float64)
+            start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
             self._sketches[count] = (self._vectors @ start.to(self._vectors)).double()
         return self._sketches[count]
 

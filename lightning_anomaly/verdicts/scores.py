@@ -190,13 +190,13 @@ def _knots(flat: Tensor) -> Tensor:
     ordered = torch.from_numpy(np.sort(np.ascontiguousarray(flat.T)))  # ten times as fast as torch's
     if len(flat) <= _KNOTS:
         return ordered
-    places = torch.linspace(0, len(flat) - 1, _KNOTS).round().long()
+    places = torch.linspace(0, len(flat) - 1, _KNOTS, device="cpu").round().long()
     return ordered[:, places].contiguous()
 
 
 def _beyond(knots: Tensor) -> Tensor:
     """How many values of a sorted row are at most as large as each, int32 `(V, Q)`."""
-    places = torch.arange(1, knots.shape[1] + 1, dtype=torch.int32)
+    places = torch.arange(1, knots.shape[1] + 1, dtype=torch.int32, device=knots.device)
     differs = functional.pad(knots[:, 1:] != knots[:, :-1], (0, 1), value=True)
     return torch.where(differs, places, places[-1]).flip(1).cummin(1).values.flip(1)
 
@@ -209,7 +209,9 @@ def _tails_and_values(flat: Tensor, knots: Tensor, beyond: Tensor, engine: Engin
 
 def _tables(knots: int) -> Tensor:
     """-log of the two-sided tail probability and normal score of twice each mid-rank among Q knots `(2, 2 Q + 1)`."""
-    level = (torch.arange(2 * knots + 1, dtype=torch.float64) / (2 * knots)).clamp(0.5 / knots, 1 - 0.5 / knots)
+    level = (torch.arange(2 * knots + 1, dtype=torch.float64, device="cpu") / (2 * knots)).clamp(
+        0.5 / knots, 1 - 0.5 / knots
+    )
     return torch.stack([-(2 * torch.minimum(level, 1 - level)).log(), torch.special.ndtri(level)])
 
 
@@ -249,7 +251,7 @@ def layer_scores(statistics: Tensor, engine: Engine) -> Tensor:
     statistics = statistics.cpu()
     learnt = _learn(statistics, engine)
     if learnt is None:
-        return torch.zeros(len(statistics))
+        return statistics.new_zeros(len(statistics), dtype=torch.float32)
     # Along as many directions as there are samples all of these are equally far, whatever they are.
     most = max(1, len(learnt.near) // _SAMPLES_A_DIRECTION)
     found = [vectors.lengths(learnt.near, min(count, most)) for vectors, count in learnt.directions()]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import zlib
 from dataclasses import replace
@@ -146,7 +147,11 @@ class TestMaps:
     def test_they_keep_to_their_room(self, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.browser.pictures._MAP_BYTES", 3 * 16 * 10)
         maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-        assert self.take(maps, torch.zeros(3, 100, dtype=torch.bool)).maps["conv"].maps.shape == (3, 10, 4, 4)
+        kept = self.take(maps, torch.zeros(3, 100, dtype=torch.bool)).maps["conv"]
+        assert kept.maps.shape == (3, 10, 4, 4)
+        # Nor is anything else held, which a pickled report would hold as well.
+        for part in (kept.samples, kept.maps, kept.most, kept.least):
+            assert part.untyped_storage().nbytes() == part.nbytes
 
     def test_a_page_takes_as_many_as_fit(self, tmp_path, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.browser.pack._MAP_BYTES", (20_000, 20_000))
@@ -226,6 +231,11 @@ class TestReport:
         with pytest.raises(ValueError, match=r"`images` should be a tensor \(N, \.\.\.\)\. Found a ndarray\."):
             report.save_html(tmp_path / "a.html", images=np.zeros((50, 1, 4, 4)))
         assert not (tmp_path / "a.html").exists()
+
+    def test_a_title_may_hold_what_has_no_utf_8(self, tmp_path):
+        (tmp_path / "a.html").write_text("before")
+        made_up(2, 50).save_html(tmp_path / "a.html", title=f"Net on {os.fsdecode(bytes([0xFC]))}.npz")
+        assert "<title>Net on ?.npz</title>" in (tmp_path / "a.html").read_text()
 
     def test_scores_are_there_if_there_are_any_and_infinite_ones_are_told(self, tmp_path):
         report = made_up(1, 3)

@@ -275,9 +275,18 @@ class TestLists:
 
     def test_what_is_not_there_is_said(self, probed, opened):
         page = opened(probed.report)
-        for wrong in ("#/filter/nothing/0", "#/filter/0/99", "#/sample/400", "#/elsewhere", "#/filter/%E0/0"):
-            page.go(wrong)
+        for wrong in ("filter/nothing/0", "filter/0/99", "sample/400", "sample/0.5", "elsewhere", "filter/%E0/0"):
+            page.go(f"#/{wrong}")
             assert "nothing of that name" in page.text(), wrong
+
+    def test_a_pin_that_is_not_there_is_none(self, probed, opened):
+        page = opened(probed.report, "#/filter/0/0?pin=400")
+        assert "pinned" not in page.text()
+        for wrong in ("-1", "0.5", "nothing"):
+            page.go("#/filter/0/0?pin=7")
+            assert page.text(".inspected").endswith("pinned")
+            page.go(f"#/filter/0/0?pin={wrong}")
+            assert "pinned" not in page.text()
 
 
 class TestEverywhere:

@@ -1,6 +1,7 @@
 """The right layers are watched, their maps are taken as they were, and nothing is left on the model."""
 
 import copy
+import random
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
@@ -87,6 +88,17 @@ def test_named_layers_are_selected_in_the_order_asked_for_and_need_not_be_convol
 def test_a_shared_layer_is_selected_once():
     shared = nn.Conv2d(1, 1, 1)
     assert list(select_layers(nn.Sequential(shared, nn.ReLU(), shared))) == ["0"]
+
+
+def test_a_shared_layer_may_be_asked_for_by_each_of_its_names():
+    shared = nn.Sequential(nn.Conv2d(1, 1, 1))
+    model = nn.ModuleDict({"a": shared, "b": nn.ModuleDict({"c": shared, "none": nn.Identity()})})
+    model["b"].none = None
+    assert select_layers(model, ["b.c.0", "a.0"]) == {"b.c.0": shared[0], "a.0": shared[0]}
+    assert select_layers(torch.compile(model, backend="eager"), ["b.c.0"]) == {"b.c.0": shared[0]}
+    for name in ("b.none", "b.none.0", "b.d", "b.c.1"):
+        with pytest.raises(ValueError, match=r"are \['a\.0'\]\."):
+            select_layers(model, [name])
 
 
 def test_a_layer_that_does_not_exist_is_an_error_that_lists_those_that_do():
@@ -442,6 +454,8 @@ class Watched(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.seen = [module.training for module in self.modules()]
         torch.rand(3)
+        np.random.rand()
+        random.random()
         return self.drop(self.frozen(self.norm(x)))
 
 
@@ -450,7 +464,7 @@ def test_evaluation_gives_back_every_module_s_own_flag_and_the_random_state(fail
     model = Watched()
     flags = [module.training for module in model.modules()]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    state = torch.get_rng_state()
+    state, others = torch.get_rng_state(), (random.getstate(), np.random.get_state(legacy=False))
     try:
         with evaluating(model):
             model(torch.randn(4, 2))
@@ -462,6 +476,7 @@ def test_evaluation_gives_back_every_module_s_own_flag_and_the_random_state(fail
     assert [module.training for module in model.modules()] == flags == [True, True, False, True]
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
     assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_equal((random.getstate(), np.random.get_state(legacy=False)), others)
 
 
 def test_a_summary_takes_the_place_of_the_maps() -> None:

@@ -105,6 +105,16 @@ def test_numba_takes_nothing_but_doubles():
         kmeans_plus_plus(points, 2, 3, 0, engine)
 
 
+def test_where_nothing_can_be_stored_numba_s_loops_are_compiled_without_a_cache():
+    """A read-only installation without a home: numba looks for a folder, as for what comes from no file, in vain."""
+    pytest.importorskip("numba")
+    from lightning_anomaly.clustering.engines._numba_em import compile_loop
+
+    names = {}
+    exec("def twice(x): return 2 * x", names)
+    assert compile_loop(nogil=True, cache=True)(names["twice"])(3) == 6
+
+
 @pytest.mark.parametrize("n_starts", [1, 3])
 def test_the_sklearn_engine_fits_from_the_start_that_it_is_given(n_starts, no_processes):
     engine = load_engine("sklearn")

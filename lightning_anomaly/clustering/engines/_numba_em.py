@@ -38,8 +38,15 @@ _P9, _P10, _P11 = 1.0178051192117847e-07, 7.074194562613105e-09, 4.4566754636398
 
 
 def compile_loop(**options: Any) -> Callable[[_Function], _Function]:
-    """`numba.njit(**options)` that keeps a function's types."""
-    decorate: Callable[[_Function], _Function] = numba.njit(**options)
+    """`numba.njit(**options)` that keeps a function's types, and compiles without a cache where none can be stored."""
+
+    def decorate(function: _Function) -> _Function:
+        try:
+            compiled: _Function = numba.njit(**options)(function)
+        except RuntimeError:  # neither the package's folder nor a home can be written to, as in some containers
+            compiled = numba.njit(**options | {"cache": False})(function)
+        return compiled
+
     return decorate
 
 

@@ -62,9 +62,9 @@ class SklearnEngine(Engine):
         fitted = (
             *map(torch.empty_like, (weights, means, factors)),
             points.new_empty(starts),
-            torch.empty(*starts, points.shape[1], dtype=torch.int64),
-            torch.empty(starts, dtype=torch.int64),
-            torch.empty(starts, dtype=torch.bool),
+            points.new_empty(*starts, points.shape[1], dtype=torch.int64),
+            points.new_empty(starts, dtype=torch.int64),
+            points.new_empty(starts, dtype=torch.bool),
         )
         fit = partial(fit_filter, max_iter=max_iter, tol=tol, reg_covar=reg_covar)
         arguments = zip(*(tensor.numpy() for tensor in (points, weights, means, precisions)), strict=True)
@@ -83,7 +83,7 @@ class SklearnEngine(Engine):
             [index(own, label) for label in filter_labels]
             for own, filter_labels in zip(points.numpy(), labels.numpy(), strict=True)
         ]
-        return torch.tensor(values, dtype=points.dtype)
+        return points.new_tensor(values)
 
 
 def _pca(rows: Any) -> tuple[Tensor, Tensor]:

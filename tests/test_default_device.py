@@ -1,0 +1,70 @@
+"""What a user sets as torch's default device, and everything else then lands on, has no part in an analysis.
+
+The device without memory stands for a GPU: whatever is made there cannot be read.
+"""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze, find_outliers, two_sample_test
+from lightning_anomaly.plots import outlier_figure
+from lightning_anomaly.pruning import mask_filters
+
+IMAGES = torch.randn(150, 1, 10, 10, generator=torch.Generator().manual_seed(0))
+IMAGES[7] *= 20
+
+
+NETWORK = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3), nn.Flatten(), nn.Linear(200, 3))
+
+
+def report_of(**settings: Any) -> AnomalyReport:
+    return analyze(NETWORK, IMAGES, settings=AnalysisSettings(n_init=2, **settings), keep_images=True)
+
+
+def shown(report: AnomalyReport) -> list[Any]:
+    again = AnomalyReport.from_dict(report.to_dict())
+    assert again.to_dict() == report.to_dict()
+    return [
+        report.to_dict(),
+        report.metrics(),
+        again.outlier_samples,
+        str(report),
+        outlier_figure(report, IMAGES) is None,
+    ]
+
+
+def page(folder: Path, images: Tensor | None) -> str:
+    report_of().save_html(folder / "browser.html", images=images)
+    return (folder / "browser.html").read_text()
+
+
+def masked() -> list[Tensor]:
+    model = copy.deepcopy(NETWORK)
+    mask_filters(model, {"0": [1], "2": [1]})
+    return list(model.state_dict().values())
+
+
+FUNCTIONS: dict[str, Callable[[Path], Any]] = {
+    **{name: lambda _, name=name: shown(report_of(engine=name)) for name in ("auto", "torch")},
+    "sklearn": lambda _: shown(report_of(engine="sklearn", max_components=2)),
+    "random starts": lambda _: shown(report_of(init="random")),
+    "two-sample test": lambda _: str(two_sample_test(NETWORK, IMAGES[:80], IMAGES[80:])),
+    "outliers": lambda _: find_outliers(NETWORK, IMAGES).rows(20),
+    "page": lambda folder: page(folder, None),
+    "page of signals": lambda folder: page(folder, IMAGES.flatten(2)),
+    "mask": lambda _: [values.tolist() for values in masked()],
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_default_device_changes_nothing(name, tmp_path, no_processes):
+    expected = FUNCTIONS[name](tmp_path)
+    with torch.device("meta"):  # as `torch.set_default_device` does it
+        found = FUNCTIONS[name](tmp_path)
+    assert found == expected
