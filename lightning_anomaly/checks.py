@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_bool", "check_fraction", "check_integer", "check_names", "check_one_of", "check_text"]
+__all__ = ["check_bool", "check_fraction", "check_integer", "check_names", "check_one_of", "check_seed", "check_text"]
 
 
 def check_bool(name: str, value: Any) -> bool:
@@ -34,6 +34,14 @@ def check_integer(name: str, value: Any, smallest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < smallest:
         raise ValueError(f"Parameter `{name}` should be an integer of at least {smallest}. Found `{name} = {value!r}`.")
     return int(value)
+
+
+def check_seed(value: Any) -> int:
+    """Raises ValueError unless `value` is an integer of at least 0 that torch takes as a seed."""
+    seed = check_integer("seed", value, 0)
+    if seed >= 2**64:
+        raise ValueError(f"Parameter `seed` should be an integer below 2 ** 64. Found `seed = {value!r}`.")
+    return seed
 
 
 def check_names(name: str, value: Any, kind: str) -> list[str] | None:

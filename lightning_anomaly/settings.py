@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of
+from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of, check_seed
 
 __all__ = ["AnalysisSettings", "Engine", "Init", "Rule", "checked_settings"]
 
@@ -66,8 +66,9 @@ class AnalysisSettings:
         plain: dict[str, Any] = {
             "rare_fraction": check_fraction("rare_fraction", self.rare_fraction, zero=False, largest=0.5),
             "rectify": check_bool("rectify", self.rectify),
+            "seed": check_seed(self.seed),
         }
-        smallest = {"max_components": 2, "n_init": 1, "max_map_side": 1, "seed": 0, "max_memory_mb": 1}
+        smallest = {"max_components": 2, "n_init": 1, "max_map_side": 1, "max_memory_mb": 1}
         for name, bound in smallest.items():
             plain[name] = check_integer(name, getattr(self, name), bound)
         for name, allowed in (("rule", Rule), ("init", Init), ("engine", Engine)):

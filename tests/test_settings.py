@@ -20,6 +20,12 @@ def test_an_integer_below_its_smallest_value_or_of_another_type_is_an_error(name
             AnalysisSettings(**{name: value})
 
 
+def test_a_seed_that_torch_does_not_take_is_an_error():
+    assert AnalysisSettings(seed=2**64 - 1).seed == 2**64 - 1
+    with pytest.raises(ValueError, match=r"`seed` should be an integer below 2 \*\* 64\. Found `seed = 18446"):
+        AnalysisSettings(seed=2**64)
+
+
 @pytest.mark.parametrize("value", [0, -0.1, 0.51, 1, True, "0.1", None, float("nan")])
 def test_a_rare_fraction_outside_0_to_half_is_an_error(value):
     with pytest.raises(ValueError, match=r"`rare_fraction` should be a number in \(0, 0\.5\]\. Found `rare_fraction ="):

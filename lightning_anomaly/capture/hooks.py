@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -74,18 +75,23 @@ def compiled_models_eager() -> Iterator[None]:
             _eager_stance.close()
 
 
-_only: MapCapture | None = None
+class _Thread(threading.local):
+    """Another thread may run another model meanwhile."""
+
+    only: MapCapture | None = None
+
+
+_this_thread = _Thread()
 
 
 @contextmanager
 def taking_alone(capture: MapCapture) -> Iterator[None]:
     """No other capture takes maps inside: for whoever runs a model while somebody else's hooks may be on it."""
-    global _only
-    before, _only = _only, capture
+    before, _this_thread.only = _this_thread.only, capture
     try:
         yield
     finally:
-        _only = before
+        _this_thread.only = before
 
 
 class MapCapture:
@@ -152,7 +158,7 @@ class MapCapture:
     def _hook(self, name: str) -> Any:
         # A plain function: a model that is deep-copied meanwhile does not copy this object.
         def take(module: nn.Module, args: Any, output: Any) -> None:
-            if name not in self._called and _only in (None, self):
+            if name not in self._called and _this_thread.only in (None, self):
                 self._called.add(name)
                 try:
                     self._take(name, module, output)

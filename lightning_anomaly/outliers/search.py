@@ -20,7 +20,7 @@ from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import isolated_random_state, note_left_out, probing, told_together, usable_layers
-from lightning_anomaly.checks import check_fraction, check_integer
+from lightning_anomaly.checks import check_fraction, check_seed
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.processes import in_all, rank_and_world
@@ -87,7 +87,7 @@ def find_outliers(
         [7]
     """
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
-    seed = check_integer("seed", seed, 0)
+    seed = check_seed(seed)
     search = _Search(model, layers, seed, progress)
     with _buffers_of_first(model), isolated_random_state(seed):
         references = in_all(lambda: search.reference_share(inputs, reference))

@@ -4,6 +4,7 @@ import copy
 import random
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -500,3 +501,16 @@ def test_whoever_runs_the_model_takes_alone() -> None:
         layer(mine)
     assert torch.equal(running.maps["layer"].maps, theirs)
     assert torch.equal(waiting.maps["layer"].maps, mine)  # the first call of the pass
+
+
+def test_a_model_that_another_thread_runs_meanwhile_is_taken_too() -> None:
+    layer = nn.Identity()
+    elsewhere = MapCapture({"layer": layer}, rectify=False)
+
+    def run() -> None:
+        with elsewhere:
+            layer(IMAGES)
+
+    with taking_alone(MapCapture({})), ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+    assert elsewhere.maps["layer"].count == len(IMAGES)
