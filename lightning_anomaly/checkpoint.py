@@ -125,9 +125,8 @@ def _stored_arguments(factory: Callable[..., Any], checkpoint: Mapping[str, Any]
 def _build(factory: Callable[..., Any], model: str, arguments: dict[str, Any]) -> nn.Module:
     try:
         built = factory(**arguments)
-        if callable(
-            configure := getattr(built, "configure_model", None)
-        ):  # where a LightningModule may make its layers
+        configure = getattr(built, "configure_model", None)  # where a LightningModule may make its layers
+        if callable(configure):
             configure()
     except Exception as error:  # whatever the user's class raises
         raise ValueError(
