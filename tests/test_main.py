@@ -232,12 +232,6 @@ class TestOutliers:
             command("outliers", weights, "--model", f"{HERE}:net", "--data", data, *given)
         assert capsys.readouterr().err.strip().endswith(message)
 
-    def test_a_reference_that_is_missing_is_told_from_the_images(self, weights, data, tmp_path, capsys):
-        options = ["--model", f"{HERE}:net", "--data", data, "--reference", tmp_path / "gone.npz"]
-        assert refused(capsys, "outliers", weights, *options).endswith(
-            "gone.npz`: give the path of an .npz file with images as `--reference`."
-        )
-
     def test_too_few_images_are_one_sentence(self, weights, tmp_path):
         np.savez(tmp_path / "few.npz", np.zeros((8, 8, 8), dtype=np.uint8))
         with pytest.raises(SystemExit, match=r"^error: Parameter `inputs` should hold at least 100 images"):

@@ -52,4 +52,4 @@ def write_outlier_page(
         # By which a browser keeps what was ticked: the same for the same ranking, whatever it is called.
         "key": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
     }
-    Path(path).write_text(assemble(_CODE, index, images), encoding="utf-8", errors="replace")
+    Path(path).write_text(assemble(_CODE, index, images), encoding="utf-8")

@@ -41,7 +41,7 @@ def assemble(
     content = {"index": _packed({**index, "images": placed}), **(blocks or {}), **sprite}
     module, style = _module(code), _text("page.css")
     parts = {
-        "TITLE": escape(index["title"]),
+        "TITLE": escape(index["title"].encode(errors="replace").decode()),  # a file's name may have no UTF-8
         "CODE_HASH": _hash(module),
         "STYLE_HASH": _hash(style),
         "STYLE": style,

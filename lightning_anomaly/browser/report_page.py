@@ -44,7 +44,7 @@ def write_page(
     pictures = report.pictures or Pictures(None, {})
     if images is not None:
         pictures = Pictures(probe_images(images), pictures.maps)
-    Path(path).write_text(page_text(report, pictures, labels, title, history), encoding="utf-8", errors="replace")
+    Path(path).write_text(page_text(report, pictures, labels, title, history), encoding="utf-8")
 
 
 def page_text(

@@ -31,7 +31,10 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _by_another_name(model: nn.Module, name: str) -> nn.Module | None:
-    """A layer by a name that it has beside the one that `modules_by_name` gives it; None if there is none."""
+    """A layer by a name that it has beside the one that `modules_by_name` gives it; None if there is none.
+
+    Step by step, as all names of a model whose modules hold each other would never end.
+    """
     module: nn.Module | None = model
     for part in name.split("."):
         module = getattr(module, "_orig_mod", module)

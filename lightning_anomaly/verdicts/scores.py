@@ -163,18 +163,21 @@ def _far_out(tails: Vectors, values: Vectors, some: Tensor) -> Tensor:
     scores = tails.mean[some]
     for _ in range(_STEPS):
         half = scores.argsort(stable=True)[: -(-len(scores) // 2)]
-        most = max(1, len(half) // _SAMPLES_A_DIRECTION)
-        lengths = torch.stack(
-            [
-                vectors.lengths(some[half], min(count, most))[some]
-                for vectors, count in zip((tails, values), _DIRECTIONS, strict=True)
-            ],
-            1,
-        )
+        lengths = _lengths(tails, values, some[half])[some]
         scores = Spread.fit(lengths[half]).scores(lengths)
     far = scores >= _FAR
     far[half] = False
     return far
+
+
+def _lengths(tails: Vectors, values: Vectors, near: Tensor) -> Tensor:
+    """Squared distances `(N, 2)` of all samples along directions of those at `near`, one for five of them at most.
+
+    Along as many directions as there are samples all of these are equally far, whatever they are.
+    """
+    most = max(1, len(near) // _SAMPLES_A_DIRECTION)
+    pairs = zip((tails, values), _DIRECTIONS, strict=True)
+    return torch.stack([vectors.lengths(near, min(count, most)) for vectors, count in pairs], 1)
 
 
 def _ranked(flat: Tensor, reference: Tensor, engine: Engine) -> tuple[Tensor, Tensor, Vectors, Vectors]:
@@ -252,9 +255,6 @@ def layer_scores(statistics: Tensor, engine: Engine) -> Tensor:
     learnt = _learn(statistics, engine)
     if learnt is None:
         return statistics.new_zeros(len(statistics), dtype=torch.float32)
-    # Along as many directions as there are samples all of these are equally far, whatever they are.
-    most = max(1, len(learnt.near) // _SAMPLES_A_DIRECTION)
-    found = [vectors.lengths(learnt.near, min(count, most)) for vectors, count in learnt.directions()]
-    lengths = torch.stack(found, 1)
+    lengths = _lengths(learnt.tails, learnt.values, learnt.near)
     lengths[~learnt.complete] = torch.inf
     return Spread.fit(lengths).scores(lengths)
