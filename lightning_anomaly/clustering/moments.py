@@ -8,6 +8,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from lightning_anomaly.clustering.ties import SAME
+
 __all__ = ["Moments", "calinski_harabasz", "cluster_parameters", "cluster_sizes"]
 
 Moments = Callable[[Tensor, Tensor, int], Tensor]  # an engine's `cluster_moments`
@@ -49,7 +51,9 @@ def cluster_sizes(labels: Tensor) -> Tensor:
 def calinski_harabasz(points: Tensor, labels: Tensor, cluster_moments: Moments) -> Tensor:
     """The Calinski-Harabasz index, [SSB / (k - 1)] / [SSW / (N - k)] with k occupied clusters.
 
-    Calinski and Harabasz, "A dendrite method for cluster analysis" (1974); as in scikit-learn, 1 if SSW is 0.
+    Calinski and Harabasz, "A dendrite method for cluster analysis" (1974). SSW counts as at least `SAME ** 2` times
+    SSB. Where all points of a cluster are equal the order of a sum decides whether it is 0, for which scikit-learn's
+    index is 1, or about 1e-34, for which it is about 1e34.
 
     Args:
         points: Points `(F, N, 2)`.
@@ -72,6 +76,7 @@ def calinski_harabasz(points: Tensor, labels: Tensor, cluster_moments: Moments) 
         reduce(torch.add, (sizes * squares).unbind(2))
         for squares in (covariances[..., 0] + covariances[..., 2], means.square().sum(3))
     )
+    within = torch.maximum(within, SAME**2 * between)
     ratio = between * (samples - occupied) / (within * (occupied - 1))
-    index = torch.where(within > 0, ratio, 1.0).clamp(max=torch.finfo(points.dtype).max)
+    index = torch.where(within > 0, ratio, 1.0)
     return torch.where((occupied > 1) & (occupied < samples), index, 0.0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly.clustering.engines import Engine, choose_engine
+from lightning_anomaly.clustering.ties import SAME
 
 __all__ = ["ENGINE", "fit_filter"]
 
@@ -77,7 +78,12 @@ class SklearnEngine(Engine):
         """See `Engine`."""
 
         def index(own: Any, label: Any) -> float:
-            return float(calinski_harabasz_score(own, label)) if 1 < len(set(label.tolist())) < len(own) else 0.0
+            clusters, samples = len(set(label.tolist())), len(own)
+            if not 1 < clusters < samples:
+                return 0.0
+            largest = (samples - clusters) / (clusters - 1) / SAME**2  # see `moments.calinski_harabasz`
+            equal = len(np.unique(np.column_stack([own, label]), axis=0)) == clusters
+            return largest if equal else min(float(calinski_harabasz_score(own, label)), largest)
 
         values = [
             [index(own, label) for label in filter_labels]
