@@ -20,7 +20,8 @@ _SHAPES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
 _GAUSSIAN = 0.75  # weight of the first before anything is seen; the others share the rest
 _FEWEST = 20  # gaps below a set without which its tail is not judged
 _STEPS = 4  # of the centre; more change nothing
-_SILENT = 1e-9  # distances that are zero but for rounding, in units of the largest
+_SILENT = 1e-9  # distances that are zero but for rounding, in units of the largest that no set holds
+_ROUNDING = 1e-12  # the same, in units of the largest
 _TOGETHER = 2**19  # values held at once
 
 
@@ -107,9 +108,13 @@ def _median(rows: Tensor) -> Tensor:
 
 def _set_apart(distances: Tensor, sizes: int, level: float) -> Tensor:
     """Whether each sample is among the outermost `k <= sizes` ones that have a gap behind them `(F, N)`."""
-    distances = distances / distances.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    active = (distances > _SILENT).sum(1)
+    farthest = distances.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    distances = torch.where(distances > _ROUNDING * farthest, distances / farthest, 0)
     ordered = torch.from_numpy(np.sort(distances.numpy()))[:, (distances.shape[1] - 1) // 2 :].flip(1)
+    unit = ordered[:, sizes : sizes + 1]  # next to the farthest, all others may look silent
+    unit = torch.where(unit > 0, unit, 1)
+    distances, ordered = distances / unit, ordered / unit
+    active = (distances > _SILENT).sum(1)
     k = torch.arange(1, sizes + 1, device=distances.device, dtype=torch.float64)
     significant = _gap_probabilities(ordered, active, distances.shape[1], sizes) <= level / (k * (1 / k).sum())
     largest = torch.where(significant, k, 0).amax(1).long()[:, None]

@@ -106,6 +106,14 @@ def test_extremes_see_what_the_points_do_not_in_any_scale_of_either():
         assert found.nonzero().tolist() == [[1, 30], [2, 100]]
 
 
+@pytest.mark.parametrize("far", [1e3, 1e8, 1e10])
+def test_a_sample_is_set_apart_however_far_out_it_is(far):
+    found, ordinary = points(), gaussian(1, 512)
+    found[0, 7] *= far
+    assert isolated_samples(found, FRACTION)[0].nonzero().tolist() == [[7]]
+    assert isolated_samples(ordinary, FRACTION, found[:1]).nonzero().tolist() == [[0, 7]]
+
+
 def test_extremes_that_are_the_same_or_not_finite_tell_nothing():
     extremes = torch.ones(6, 512, 2)
     extremes[3, 7] = -math.inf
