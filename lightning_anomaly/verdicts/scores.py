@@ -193,7 +193,7 @@ def _knots(flat: Tensor) -> Tensor:
     ordered = torch.from_numpy(np.sort(np.ascontiguousarray(flat.T)))  # ten times as fast as torch's
     if len(flat) <= _KNOTS:
         return ordered
-    places = torch.linspace(0, len(flat) - 1, _KNOTS, device="cpu").round().long()
+    places = torch.linspace(0, len(flat) - 1, _KNOTS, dtype=torch.float64, device="cpu").round().long()
     return ordered[:, places].contiguous()
 
 

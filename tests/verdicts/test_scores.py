@@ -141,6 +141,17 @@ def test_where_nothing_can_be_told_scores_are_zero(nothing):
     assert layer_scores(nothing).tolist() == [0] * len(nothing)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_default_type_has_no_part_in_them(dtype):
+    many = statistics(1100)
+    expected = layer_scores(many)
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(layer_scores(many), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_global_random_numbers_are_not_drawn():
     before = torch.get_rng_state()
     layer_scores(statistics())
