@@ -177,6 +177,9 @@ def test_other_values_are_an_error_that_says_what_was_found(values):
         AnomalyReport.from_dict(values)
 
 
+PER_SAMPLE = ("points", "labels", "outliers", "isolated")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -186,6 +189,9 @@ def test_other_values_are_an_error_that_says_what_was_found(values):
         lambda own: own.update(outliers="none"),
         lambda own: own.update(map_size=3),
         lambda own: own.update(verdicts=None),
+        lambda own: own.update(verdicts=["evil"] * len(own["verdicts"])),
+        *(lambda own, key=key: own.update({key: [row[:3] for row in own[key]]}) for key in PER_SAMPLE),
+        lambda own: own.update(outlier_scores=[1.0]),
     ],
 )
 def test_a_damaged_layer_is_an_error_that_names_it(report, change):
@@ -196,7 +202,7 @@ def test_a_damaged_layer_is_an_error_that_names_it(report, change):
 
 
 def test_damaged_parts_are_an_error(report):
-    for key in ("layers", "notes", "settings"):
+    for key in ("layers", "notes", "settings", "n_samples"):
         with pytest.raises(ValueError, match=r"`values` should be what `AnomalyReport\.to_dict\(\)` gave\."):
             AnomalyReport.from_dict(report.to_dict() | {key: 3})
 

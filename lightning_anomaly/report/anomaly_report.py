@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.browser import BrowserFile, Pictures, write_page
+from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
 from lightning_anomaly.report.layer_report import LayerReport, layer_from_dict, layer_to_dict
 from lightning_anomaly.tables import Tabular
@@ -163,12 +164,13 @@ class AnomalyReport(Tabular):
             raise ValueError(f"Parameter `values` should be what `AnomalyReport.to_dict()` gave. Found {found}.")
         place = ""
         try:
+            n_samples = check_integer("n_samples", values["n_samples"], 0)
             layers = {}
             for name, layer in values["layers"].items():
                 place = f" in layer {name!r}"
-                layers[name] = layer_from_dict(layer)
+                layers[name] = layer_from_dict(layer, n_samples)
             place = ""
-            return cls(layers, values["n_samples"], dict(values["settings"]), dict(values["notes"]))
+            return cls(layers, n_samples, dict(values["settings"]), dict(values["notes"]))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"Parameter `values` should be what `AnomalyReport.to_dict()` gave. Found {error!r}{place}."

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
 
 __all__ = ["LayerReport", "join_layers", "layer_from_dict", "layer_to_dict"]
 
@@ -103,17 +103,23 @@ def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
     return {"verdicts": list(layer.verdicts), **tensors, **sizes, **scores}
 
 
-def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
-    """The report that `layer_to_dict` was called on, also if an earlier version was."""
+def layer_from_dict(values: Mapping[str, Any], n_samples: int) -> LayerReport:
+    """The report of N samples that `layer_to_dict` was called on, also if an earlier version was."""
+    unknown = set(values["verdicts"]) - {NORMAL, ANOMALY, DEAD, NONFINITE}
+    if unknown:
+        raise ValueError(f"unknown verdicts {unknown}")
     filters = len(values["verdicts"])
-    shapes = {"points": (filters, -1, 2)} | dict.fromkeys(("labels", "outliers", "isolated"), (filters, -1))
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("outliers", "isolated"), (filters, n_samples))
+    for key, *rest in (("points", 2), ("labels",)):  # only the first of several processes has them
+        shapes[key] = (filters, n_samples if any(values[key]) else 0, *rest)
     # Also of no samples; reports of earlier versions do not know which filters set samples apart.
     values = {"isolated": [[False] * len(row) for row in values["outliers"]], **values}
+    scores = torch.tensor(values.get("outlier_scores", []), dtype=torch.float32, device="cpu")
     return LayerReport(
         verdicts=tuple(values["verdicts"]),
         map_size=tuple(values["map_size"]),
         analysed_size=tuple(values["analysed_size"]),
-        outlier_scores=torch.tensor(values.get("outlier_scores", []), dtype=torch.float32, device="cpu"),
+        outlier_scores=scores.reshape(n_samples if len(scores) else 0),
         **{
             key: torch.tensor(values[key], dtype=dtype, device="cpu").reshape(shapes.get(key, (filters,)))
             for key, dtype in _TENSORS.items()
