@@ -91,7 +91,8 @@ def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set_title(caption, parse_math=False)  # of the user's names
-            axes.axis("off")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(color="#B0B0B0", linewidth=0.6)  # a frame, as a white image is none on white paper
         figure.suptitle(heading, fontsize=10)
     return figure
 

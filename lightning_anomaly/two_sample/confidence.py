@@ -32,7 +32,7 @@ class ExpectedErrors:
         if self.problem is not None:
             return
         if not isinstance(output, Tensor):
-            self.problem = f"it is a {type(output).__name__}, not a tensor of logits"
+            self.problem = f"it is a {type(output).__name__}, not a tensor of logits, which `forward` should return"
         elif not output.is_floating_point():
             self.problem = f"it has type {output.dtype}"
         elif output.ndim < 2 or output.shape[1] < 2:

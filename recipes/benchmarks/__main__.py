@@ -275,17 +275,19 @@ def draw(numbers: Mapping[str, Any], path: str) -> None:
     rows = [row for row in _rows(numbers, "speed") if row["case"] != "mixtures"]
     for i, (ours, theirs) in enumerate(product(("numba", "torch"), ("loop", "joblib"))):
         places = [place + 0.2 * i - 0.3 for place in range(len(rows))]
-        label = f"{'with numba' if ours == 'numba' else 'plain torch'}, over {theirs}"
+        cores = "one thread" if theirs == "loop" else "all cores"
+        label = f"{'with numba' if ours == 'numba' else 'plain torch'}, it on {cores}"
         speeds.bar(places, [row[f"{ours}_over_{theirs}"] for row in rows], 0.2, label=label, color=_COLOURS[i])
     cases = [row["case"].removeprefix("analysis, ").replace(" to scikit-learn", "").replace(" by scikit-learn", "")
              for row in rows]  # fmt: skip
     names = ["\n".join([row["network"], *case.split()]) for row, case in zip(rows, cases, strict=True)]
     speeds.set_xticks(range(len(rows)), names, fontsize=8)
     speeds.set(title="Whole analysis, times faster than scikit-learn", ylabel="times faster", yscale="log")
+    speeds.margins(y=0.3)  # room for the legend
     for i, row in enumerate(_rows(numbers, "growth")):
         label = f"{row['of']}, exponent {row['exponent']:.2f}"
         sizes.loglog(row["sizes"], row["seconds"], "o-", color=_COLOURS[i], label=label)
-    sizes.set(title="Clustering", xlabel="number", ylabel="seconds")
+    sizes.set(title="Clustering", xlabel="number of filters, samples or components", ylabel="seconds")
     bottom = [0.0] * len(_rows(numbers, "overhead"))
     for i, part in enumerate(("capture", "pca", "clustering", "rest")):
         # A rest below 0 is what the parts, measured one by one, differ by from the whole.

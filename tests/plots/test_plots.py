@@ -201,6 +201,15 @@ class TestOutlierFigure:
             "sample 11\nscore 0.0\n1 vote",
         ]
 
+    def test_a_white_image_has_a_frame(self):
+        figure = outlier_figure(self.found, torch.full((N, 1, 4, 4), 255, dtype=torch.uint8))
+        image = pixels(figure)
+        for axes in figure.axes:
+            box = axes.get_window_extent()
+            top, bottom = (round(len(image) - y) for y in (box.y1, box.y0))
+            inside = image[top - 1 : bottom + 1, round(box.x0) - 1 : round(box.x1) + 1]
+            assert (inside < 250).any()
+
     def test_larger_scores_come_before_more_votes(self):
         scores = torch.linspace(-1, 1, N)[torch.randperm(N, generator=rng())]
         found = report(conv=replace(layer([ANOMALY], {0: [40, 2, 11]}), outlier_scores=scores))

@@ -95,7 +95,10 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (lambda maps: {"logits": logits(maps)}, "it is a dict, not a tensor of logits"),
+        (
+            lambda maps: {"logits": logits(maps)},
+            "it is a dict, not a tensor of logits, which `forward` should return",
+        ),
         (lambda maps: logits(maps)[:, :1], "it has shape (64, 1), not (samples, classes, ...)"),
         (lambda maps: logits(maps).sum(), "it has shape (), not (samples, classes, ...)"),
         (lambda maps: logits(maps).argmax(1)[:, None], "it has type torch.int64"),

@@ -14,6 +14,16 @@ from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING
 __all__ = ["Panel", "draw_panels"]
 
 Panel = tuple[str, str, str, bool]
+# Okabe and Ito's, which colour-blind readers can tell apart.
+_COLOURS = {
+    "overfitting": "#0072B2",
+    "noise10": "#E69F00",
+    "noise30": "#009E73",
+    "noise20": "#D55E00",
+    "augmented": "#CC79A7",
+    "regularised": "#000000",
+    "more_data": "#56B4E9",
+}
 
 
 def draw_panels(lines: Sequence[Line], panels: Sequence[Panel]) -> Figure:
@@ -28,13 +38,12 @@ def draw_panels(lines: Sequence[Line], panels: Sequence[Panel]) -> Figure:
     axes = figure.subplots(len(groups), len(panels), squeeze=False)
     for row, ((network, data), runs) in zip(axes, groups.items(), strict=True):
         for (condition,), some in group(runs, "condition").items():
-            colour = f"C{list(CONDITIONS).index(condition)}"
             style = "-" if condition in OVERFITTING else "--"
             for axis, (_, name, reading, last) in zip(row, panels, strict=True):
                 curves = [signal(line, name, reading, layers_of(line, reading)[-1] if last else None) for line in some]
                 average = [mean(values) for values in zip(*curves, strict=True)]
                 epochs = range(1, len(average) + 1)
-                axis.plot(epochs, average, style, color=colour, label=condition, linewidth=1.3)
+                axis.plot(epochs, average, style, color=_COLOURS[condition], label=condition, linewidth=1.3)
         row[0].set_ylabel(f"{network}\n{data}")
         for axis in row:
             top = max(axis.get_ylim()[1], 0.01)

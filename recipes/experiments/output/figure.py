@@ -46,11 +46,11 @@ def draw(lines: Sequence[Line]) -> Figure:
     left.set(
         xscale="log",
         yscale="log",
-        xlabel="largest rise of the ratio of expected errors (stopped right of the dotted line)",
+        xlabel="largest rise of the ratio of expected errors\n(0.01: none; stopped right of the dotted line)",
     )
     left.set_ylabel("validation loss at the end / best")
     left.legend(fontsize=8)
-    left.set_title("all trainings: overfitting red, healthy blue", fontsize=10)
+    left.set_title("all trainings: overfitting orange, healthy blue", fontsize=10)
     right.set(yscale="log", xlim=(-0.5, len(_SHOWN) - 0.5), ylabel="validation loss where it ends / best")
     right.set_xticks(range(len(_SHOWN)), _SHOWN.values(), fontsize=8)
     right.set_title("overfitting trainings", fontsize=10)
