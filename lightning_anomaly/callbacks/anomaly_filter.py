@@ -171,6 +171,12 @@ class AnomalyFilterCallback(Watcher):
                 "loader, no `validation_step`, or `limit_val_batches = 0`. Nothing will be analysed."
                 + in_vain(trainer, self.log_key_prefix),
             )
+        if self.browser and not trainer.loggers and not trainer.barebones:
+            self._warn_once(
+                "no logger",
+                "The filter browser (`browser = True`) is given to the Trainer's loggers, and this Trainer has none. No "
+                "page will be written; `report.save_html` of this callback writes one.",
+            )
         super().on_train_start(trainer, pl_module)
         if not self._everywhere and trainer.enable_validation:
             self._warn_once("empty shard", _EMPTY_SHARD + in_vain(trainer, self.log_key_prefix))

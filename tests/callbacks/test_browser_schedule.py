@@ -159,6 +159,11 @@ def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
     assert all("losses" not in entry for entry in ours.history)
 
 
+def test_without_a_logger_it_is_said_that_no_page_will_be_written(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="this Trainer has none. No page will be written"):
+        quiet_trainer(tmp_path, watcher(browser=True), logger=False).fit(SmallNet(), loader(), loader(seed=1))
+
+
 def test_the_losses_are_those_of_their_epochs(tmp_path: Path) -> None:
     class Losses(SmallNet):
         """Losses that tell the epoch."""
