@@ -36,8 +36,9 @@ from typing import Any
 
 from recipes.common.options import one_sentence_errors
 from recipes.experiments import results
+from recipes.experiments.common.curves import has_signal
 from recipes.experiments.common.options import add_experiment_options, add_line_options, chosen_trainings
-from recipes.experiments.common.store import lines_file, of_present_readings, run_missing
+from recipes.experiments.common.store import lines_file, run_missing
 from recipes.experiments.common.trainings import FOLLOWED
 from recipes.experiments.h1 import frozen, search, stopping, watch
 from recipes.experiments.h2 import runs
@@ -63,7 +64,7 @@ class Experiment:
         matrices: See `add_experiment_options`.
         weights: Likewise.
         networks: Likewise.
-        reads_filters: Whether its lines hold anomaly filters; then those of release 0.1 are measured again.
+        valid: Whether a line counts; the jobs of others are done again.
     """
 
     about: str | None
@@ -72,15 +73,14 @@ class Experiment:
     matrices: tuple[str, ...] = ("full",)
     weights: str | None = _READ
     networks: tuple[str, ...] = ("lenet5", "simple_cnn", "alexnet")
-    reads_filters: bool = False
+    valid: Callable[[dict[str, Any]], bool] = lambda line: True
 
     def run(self, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         """Run what is missing; returns the lines of all that the options ask for."""
         folders = {"root": options.data_root} | ({"weights": options.weights} if self.weights else {})
         path = lines_file(name, options.lines, options.quick)
         work = partial(self.work, **folders)
-        valid = of_present_readings if self.reads_filters else lambda line: True
-        return run_missing(self.jobs(options), attrgetter("key"), work, path, options.workers, valid)
+        return run_missing(self.jobs(options), attrgetter("key"), work, path, options.workers, self.valid)
 
 
 _followed = partial(chosen_trainings, conditions=FOLLOWED)
@@ -92,15 +92,15 @@ EXPERIMENTS = {
         watch.watch,
         ("full", "held-out", "long"),
         "folder to keep the weights of every epoch in (gigabytes)",
-        reads_filters=True,
+        valid=partial(has_signal, name="fraction"),
     ),
-    "search": Experiment(search.__doc__, _followed, search.follow, ("full", "held-out"), reads_filters=True),
+    "search": Experiment(search.__doc__, _followed, search.follow, ("full", "held-out")),
     "two_sample": Experiment(compare.__doc__, _followed, compare.follow, ("full", "held-out")),
     "output": Experiment(output.__doc__, output.jobs, output.follow, ("full", "long"), networks=detect.NETWORKS),
     "stability": Experiment(stability.__doc__, _followed, stability.measure),
     "frozen": Experiment(frozen.__doc__, _overfitting, frozen.experiment),
-    "h2": Experiment(runs.__doc__, runs.jobs, runs.run_job, weights=None, reads_filters=True),
-    "h3": Experiment(masking.__doc__, masking.trainings, masking.experiment, reads_filters=True),
+    "h2": Experiment(runs.__doc__, runs.jobs, runs.run_job, weights=None),
+    "h3": Experiment(masking.__doc__, masking.trainings, masking.experiment),
     "outliers": Experiment(
         detect.__doc__,
         detect.trainings,

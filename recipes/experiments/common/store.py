@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from lightning_anomaly import __version__
 
-__all__ = ["lines_file", "of_present_readings", "read_lines", "rounded", "run_missing"]
+__all__ = ["lines_file", "read_lines", "rounded", "run_missing"]
 
 _FOLDERS = {"search": "h1", "frozen": "h1"}  # the others have one of their own name
 Job = TypeVar("Job")
@@ -30,11 +30,6 @@ def lines_file(experiment: str, folder: str | Path | None = None, quick: bool = 
     """The file with the lines of an experiment, beside its scripts or in another folder; quick ones have their own."""
     beside = Path(__file__).parents[1] / _FOLDERS.get(experiment, experiment)
     return Path(folder or beside) / f"{experiment}{'-quick' if quick else ''}.jsonl"
-
-
-def of_present_readings(line: dict[str, Any]) -> bool:
-    """Whether a line's anomaly filters are those of today's settings: release 0.1 had others of the same names."""
-    return not line["versions"]["lightning-anomaly"].startswith("0.1.")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

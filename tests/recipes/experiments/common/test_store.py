@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from recipes.experiments.common.store import of_present_readings, read_lines, rounded, run_missing
+from recipes.experiments.common.store import read_lines, rounded, run_missing
 
 
 def test_floats_are_rounded_and_what_is_not_finite_becomes_null() -> None:
@@ -44,11 +44,6 @@ def test_what_does_not_count_any_more_is_done_again_and_the_later_line_is_read(t
     )
     assert [line["value"] for line in lines] == [10, 2]
     assert {line["key"]: line["value"] for line in read_lines(path)} == {"1": 10, "2": 2}
-
-
-def test_lines_of_release_0_1_have_other_anomaly_filters() -> None:
-    lines = [{"versions": {"lightning-anomaly": version}} for version in ("0.1.0", "0.1.7", "0.2.0", "0.10.0")]
-    assert [of_present_readings(line) for line in lines] == [False, False, True, True]
 
 
 def test_a_damaged_file_of_lines_is_an_error_that_names_the_line(tmp_path: Path) -> None:
