@@ -136,6 +136,10 @@ class TwoSampleCallback(Watcher):
         self.history = list(state_dict["history"])
         if "rise" in state_dict:
             self._rise.load_state_dict(state_dict["rise"])
+        self._recall()
+
+    def _recall(self) -> None:
+        """Takes the last values of the history, which are logged again where nothing can be compared."""
         self._values = dict(self.history[-1]["metrics"]) if self.history else {}
         self._output_measured = any(entry["compares_output"] for entry in self.history)
         self._measured = self._output_measured or any(entry["share_p_values"] for entry in self.history)
@@ -150,9 +154,10 @@ class TwoSampleCallback(Watcher):
             select_layers(pl_module, self.layers)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Drops what was found in another model."""
+        """Drops what was found in another model, and goes on with what was found in this one."""
         if self._subject.changes_to(pl_module):
             self._forget()
+        self._recall()
         self._undrawn = None
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:

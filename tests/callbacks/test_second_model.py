@@ -9,6 +9,7 @@ import pytest
 from acting import GeluNet, probe_loader, pruner, training_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
+from torch import Tensor
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, TwoSampleCallback
@@ -141,6 +142,30 @@ def test_a_comparison_of_the_first_model_is_not_the_report_of_the_second(
     with pytest.warns(UserWarning, match="could not compare"):
         fit(tmp_path, SmallNet(), callback, max_epochs=1)
     assert callback.report is None
+
+
+@pytest.mark.parametrize("between", [None, "validate", "test"])
+def test_a_comparison_that_fails_in_a_second_fit_of_a_module_logs_what_the_first_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str | None
+) -> None:
+    callback, module = TwoSampleCallback(images(40) + 0.3, images(40, seed=1)), SmallNet()
+    fit(tmp_path, module, callback, max_epochs=1)
+    found = callback.history[0]["metrics"]
+    assert found["count"] > 0
+    if between is not None:  # of another model
+        getattr(quiet_trainer(tmp_path, callback), between)(Other(), loader(seed=1), verbose=False)
+    monkeypatch.setattr("lightning_anomaly.callbacks.two_sample.two_sample_test", broken)
+    with pytest.warns(UserWarning, match="could not compare and logs its last values: ArithmeticError"):
+        trainer = fit(tmp_path, module, callback, max_epochs=1)
+    assert callback.history[1]["metrics"] == found
+    assert trainer.callback_metrics["two_sample/count"] == found["count"]
+
+
+class Other(SmallNet):
+    """Untrained, and with another output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
 
 
 def test_masks_and_reports_of_the_first_model_do_not_act_on_the_second(tmp_path: Path) -> None:
