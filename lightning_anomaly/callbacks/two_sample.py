@@ -107,7 +107,7 @@ class TwoSampleCallback(Watcher):
         self._values: dict[str, float] = {}
         self._due, self._measured, self._output_measured = False, False, False
         self._fresh: TwoSampleReport | None = None
-        self._failure: Exception | None = None
+        self._failure: str | None = None
         self._subject = Subject()
         self._forget()
 
@@ -210,7 +210,7 @@ class TwoSampleCallback(Watcher):
         if report is not None:
             self._take(trainer, report)
         else:
-            self._say_why(trainer, "another process failed" if self._failure is None else repr(self._failure))
+            self._say_why(trainer, self._failure or "another process failed")
         if trainer.state.fn == "fit":
             self._remember(trainer, report)
         self._log(trainer, pl_module, self._values, prog_bar="fraction")
@@ -235,7 +235,7 @@ class TwoSampleCallback(Watcher):
                     significance=self.significance,
                 )
         except Exception as error:  # a monitor never kills a training
-            self._failure = error
+            self._failure = repr(error)  # which itself would keep everything that the failed call had in memory
 
     def _take(self, trainer: Any, report: TwoSampleReport) -> None:
         self.report = report
