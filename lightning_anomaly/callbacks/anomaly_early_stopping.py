@@ -180,6 +180,10 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
             self._forget()
         self._begin()
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remembers whom a checkpoint was loaded for."""
+        self._subject.meet(pl_module)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Remembers whom a checkpoint was loaded for."""
         self._subject.meet(pl_module)

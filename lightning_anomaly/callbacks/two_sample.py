@@ -164,6 +164,10 @@ class TwoSampleCallback(Watcher):
         """Logs the figure of the last validation, if that has not happened."""
         self._draw(trainer)
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remembers whom a checkpoint was loaded for."""
+        self._subject.meet(pl_module)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Remembers whom a checkpoint was loaded for."""
         self._subject.meet(pl_module)

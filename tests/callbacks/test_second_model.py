@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from acting import GeluNet, probe_loader, pruner, training_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
@@ -166,6 +167,29 @@ class Other(SmallNet):
 
     def forward(self, x: Tensor) -> Tensor:
         return 3 * super().forward(x)
+
+
+class Breaks(SmallNet):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        raise ArithmeticError
+
+
+def test_a_checkpoint_whose_validation_broke_is_not_about_the_next_model(tmp_path: Path) -> None:
+    def callbacks() -> tuple[Any, Any, Any]:
+        return watcher(), TwoSampleCallback(images(100), images(100, seed=1)), AnomalyEarlyStopping()
+
+    first = callbacks()
+    trainer = fit(tmp_path, SmallNet(), *first)
+    first[2].best_score = torch.tensor(-1.0)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    filters, compared, stopping = callbacks()
+    trainer = quiet_trainer(tmp_path, filters, compared, stopping)
+    with pytest.raises(ArithmeticError):
+        trainer.validate(Breaks(), loader(seed=1), ckpt_path=tmp_path / "first.ckpt", verbose=False)
+    assert len(filters.history) == len(compared.history) == 2
+    fit(tmp_path, SmallNet(), filters, compared, stopping, max_epochs=1)
+    assert len(filters.history) == len(compared.history) == 1
+    assert stopping.best_score == 0
 
 
 def test_masks_and_reports_of_the_first_model_do_not_act_on_the_second(tmp_path: Path) -> None:
