@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,10 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         self._subject.begin(pl_module, stage)
         if stage == "fit":
             self._choose(trainer)
+            self._tell()
+        else:  # the key of its state in a checkpoint that is tested is by what it watched
+            with suppress(ValueError):
+                self._choose(trainer)
         super().setup(trainer, pl_module, stage)
 
     def _choose(self, trainer: Any) -> None:
@@ -147,16 +152,20 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         if compared:
             self._watch(compared[0].log_key_prefix, _OUTPUT)
             self._compared = compared[0]
-            fewest = min(len(compared[0].train_inputs), len(compared[0].val_inputs))
+        else:
+            watcher = find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping", "a TwoSampleCallback or ")
+            self._watch(watcher.log_key_prefix, _FILTERS)
+        check_integer("patience", self.patience, self._signal.hold)
+
+    def _tell(self) -> None:
+        """Says what it watches, and if that is little."""
+        if self._compared is not None:
+            fewest = min(len(self._compared.train_inputs), len(self._compared.val_inputs))
             if fewest < _FEW:
                 rank_zero_warn(
                     f"AnomalyEarlyStopping judges by {fewest} images of one kind, of which a few may decide: give its "
                     "TwoSampleCallback about 1,000 of each."
                 )
-        else:
-            watcher = find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping", "a TwoSampleCallback or ")
-            self._watch(watcher.log_key_prefix, _FILTERS)
-        check_integer("patience", self.patience, self._signal.hold)
         if self.verbose:
             earliest = f", after {WINDOW + self.patience} validations at the earliest" if self._compared else ""
             rank_zero_info(
@@ -170,6 +179,10 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         if self._subject.changes_to(pl_module):
             self._forget()
         self._begin()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remembers whom a checkpoint was loaded for."""
+        self._subject.meet(pl_module)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Remembers whom a checkpoint was loaded for."""

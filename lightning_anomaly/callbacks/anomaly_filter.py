@@ -229,6 +229,7 @@ class AnomalyFilterCallback(Watcher):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves no hook behind."""
+        self._subject.meet(pl_module)
         self._release()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:

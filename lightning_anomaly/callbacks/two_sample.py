@@ -107,7 +107,7 @@ class TwoSampleCallback(Watcher):
         self._values: dict[str, float] = {}
         self._due, self._measured, self._output_measured = False, False, False
         self._fresh: TwoSampleReport | None = None
-        self._failure: Exception | None = None
+        self._failure: str | None = None
         self._subject = Subject()
         self._forget()
 
@@ -136,6 +136,10 @@ class TwoSampleCallback(Watcher):
         self.history = list(state_dict["history"])
         if "rise" in state_dict:
             self._rise.load_state_dict(state_dict["rise"])
+        self._recall()
+
+    def _recall(self) -> None:
+        """Takes the last values of the history, which are logged again where nothing can be compared."""
         self._values = dict(self.history[-1]["metrics"]) if self.history else {}
         self._output_measured = any(entry["compares_output"] for entry in self.history)
         self._measured = self._output_measured or any(entry["share_p_values"] for entry in self.history)
@@ -150,14 +154,19 @@ class TwoSampleCallback(Watcher):
             select_layers(pl_module, self.layers)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Drops what was found in another model."""
+        """Drops what was found in another model, and goes on with what was found in this one."""
         if self._subject.changes_to(pl_module):
             self._forget()
+        self._recall()
         self._undrawn = None
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Logs the figure of the last validation, if that has not happened."""
         self._draw(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remembers whom a checkpoint was loaded for."""
+        self._subject.meet(pl_module)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Remembers whom a checkpoint was loaded for."""
@@ -205,7 +214,7 @@ class TwoSampleCallback(Watcher):
         if report is not None:
             self._take(trainer, report)
         else:
-            self._say_why(trainer, "another process failed" if self._failure is None else repr(self._failure))
+            self._say_why(trainer, self._failure or "another process failed")
         if trainer.state.fn == "fit":
             self._remember(trainer, report)
         self._log(trainer, pl_module, self._values, prog_bar="fraction")
@@ -230,7 +239,7 @@ class TwoSampleCallback(Watcher):
                     significance=self.significance,
                 )
         except Exception as error:  # a monitor never kills a training
-            self._failure = error
+            self._failure = repr(error)  # which itself would keep everything that the failed call had in memory
 
     def _take(self, trainer: Any, report: TwoSampleReport) -> None:
         self.report = report

@@ -215,6 +215,14 @@ def test_without_anybody_who_watches_it_says_so(tmp_path: Path) -> None:
         trainer.fit(SmallNet(), loader(), loader())
 
 
+def test_a_checkpoint_is_tested_in_a_new_process_without_a_word(tmp_path: Path) -> None:
+    """Lightning would ask for a callback that is there."""
+    keep = ModelCheckpoint(tmp_path)
+    quiet_trainer(tmp_path, watcher(), AnomalyEarlyStopping(), keep, max_epochs=1).fit(SmallNet(), loader(), loader())
+    trainer = quiet_trainer(tmp_path, watcher(), AnomalyEarlyStopping(), keep)
+    trainer.test(SmallNet(), loader(), ckpt_path=keep.best_model_path, verbose=False)
+
+
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 @pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"barebones": True}, {"fast_dev_run": True}], ids=str)
 def test_with_nothing_to_read_it_stops_nothing(tmp_path: Path, options: dict[str, Any]) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from acting import GeluNet, probe_loader, pruner, training_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
+from torch import Tensor
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, TwoSampleCallback
@@ -141,6 +143,53 @@ def test_a_comparison_of_the_first_model_is_not_the_report_of_the_second(
     with pytest.warns(UserWarning, match="could not compare"):
         fit(tmp_path, SmallNet(), callback, max_epochs=1)
     assert callback.report is None
+
+
+@pytest.mark.parametrize("between", [None, "validate", "test"])
+def test_a_comparison_that_fails_in_a_second_fit_of_a_module_logs_what_the_first_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str | None
+) -> None:
+    callback, module = TwoSampleCallback(images(40) + 0.3, images(40, seed=1)), SmallNet()
+    fit(tmp_path, module, callback, max_epochs=1)
+    found = callback.history[0]["metrics"]
+    assert found["count"] > 0
+    if between is not None:  # of another model
+        getattr(quiet_trainer(tmp_path, callback), between)(Other(), loader(seed=1), verbose=False)
+    monkeypatch.setattr("lightning_anomaly.callbacks.two_sample.two_sample_test", broken)
+    with pytest.warns(UserWarning, match="could not compare and logs its last values: ArithmeticError"):
+        trainer = fit(tmp_path, module, callback, max_epochs=1)
+    assert callback.history[1]["metrics"] == found
+    assert trainer.callback_metrics["two_sample/count"] == found["count"]
+
+
+class Other(SmallNet):
+    """Untrained, and with another output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+class Breaks(SmallNet):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        raise ArithmeticError
+
+
+def test_a_checkpoint_whose_validation_broke_is_not_about_the_next_model(tmp_path: Path) -> None:
+    def callbacks() -> tuple[Any, Any, Any]:
+        return watcher(), TwoSampleCallback(images(100), images(100, seed=1)), AnomalyEarlyStopping()
+
+    first = callbacks()
+    trainer = fit(tmp_path, SmallNet(), *first)
+    first[2].best_score = torch.tensor(-1.0)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    filters, compared, stopping = callbacks()
+    trainer = quiet_trainer(tmp_path, filters, compared, stopping)
+    with pytest.raises(ArithmeticError):
+        trainer.validate(Breaks(), loader(seed=1), ckpt_path=tmp_path / "first.ckpt", verbose=False)
+    assert len(filters.history) == len(compared.history) == 2
+    fit(tmp_path, SmallNet(), filters, compared, stopping, max_epochs=1)
+    assert len(filters.history) == len(compared.history) == 1
+    assert stopping.best_score == 0
 
 
 def test_masks_and_reports_of_the_first_model_do_not_act_on_the_second(tmp_path: Path) -> None:

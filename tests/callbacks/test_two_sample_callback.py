@@ -1,5 +1,7 @@
 """The comparison inside a Trainer: it logs what the function finds, stops what it should, and touches nothing."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,27 @@ def test_a_failing_comparison_is_a_warning_and_the_last_values_are_logged_again(
     assert len(values.seen) == 3
     assert values.seen[0] == values.seen[1] == values.seen[2]
     assert hook_count(model) == 0
+
+
+def test_a_failing_comparison_keeps_nothing_in_memory(tmp_path: Path) -> None:
+    class Full(SmallNet):
+        """Fails when it has made its maps, as with a GPU whose memory is full."""
+
+        maps: list[Any] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            output = super().forward(x)
+            if len(x) == len(TRAIN):  # our images: no batch of the loaders has as many
+                self.maps.append(weakref.ref(output))
+                raise torch.OutOfMemoryError("full")
+            return output
+
+    compared = TwoSampleCallback(TRAIN, VAL)
+    with pytest.warns(UserWarning, match="could not compare, so nothing is watched .*full"):
+        fit(tmp_path, compared, module=Full(), max_epochs=1)
+    gc.collect()
+    assert compared.history
+    assert [maps() for maps in Full.maps] == [None]
 
 
 def test_images_that_the_model_cannot_take_do_not_stop_a_training(tmp_path: Path) -> None:
