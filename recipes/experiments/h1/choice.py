@@ -88,16 +88,17 @@ def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int 
 Sources = Sequence[tuple[str, str, str]]
 
 
-def _parts(lines: Sequence[Line]) -> list[list[Line]]:
-    """The choosing runs, those of other seeds, and those of networks that are not among the choosing ones."""
+def _parts(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The choosing runs, those of other seeds and of other networks; those of which there are none are left out."""
     networks = {line["cell"]["network"] for line in lines if line["cell"]["seed"] == CHOSEN_ON}
     short = short_runs(lines)
     known = [line for line in short if line["cell"]["network"] in networks]
-    return [
-        [line for line in known if line["cell"]["seed"] == CHOSEN_ON],
-        [line for line in known if line["cell"]["seed"] != CHOSEN_ON],
-        [line for line in short if line["cell"]["network"] not in networks],
-    ]
+    parts = {
+        f"chosen on seed {CHOSEN_ON}": [line for line in known if line["cell"]["seed"] == CHOSEN_ON],
+        "other seeds": [line for line in known if line["cell"]["seed"] != CHOSEN_ON],
+        "another network": [line for line in short if line["cell"]["network"] not in networks],
+    }
+    return {title: part for title, part in parts.items() if part}
 
 
 def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> str:
@@ -107,20 +108,20 @@ def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> st
     `always` and the trivial controls stand below.
     """
     parts = _parts(lines)
+    choosing, *_ = parts.values()
     found = []
     for label, name, reading in sources:
         for last in (False, True) if name not in ("epoch", "confidence") else (False,):
             ways = [(sign, window) for window in _WINDOWS for sign in (1, -1)]
-            tried = [(score(parts[0], name, reading, last, *way), way) for way in ways]
+            tried = [(score(choosing, name, reading, last, *way), way) for way in ways]
             best, way = max(tried, key=lambda pair: pair[0].worth if pair[0] else -2.0)
             if best:
-                found.append((best.worth, label, last, way, [score(part, name, reading, last, *way) for part in parts]))
+                scores = [score(part, name, reading, last, *way) for part in parts.values()]
+                found.append((best.worth, label, last, way, scores))
     candidates = sorted((row for row in found if row[1] not in _GROWING), key=lambda row: -row[0])
     below = [row for row in candidates[_SHOWN:] if row[1] in always and not row[2]]
     controls = [row for row in found if row[1] in _GROWING and not row[2]]
-    runs = [f"{len(part)} runs" for part in parts]
-    header = ("signal", "layers", f"chosen on seed {CHOSEN_ON} ({runs[0]})", f"other seeds ({runs[1]})",
-              f"another network ({runs[2]})")  # fmt: skip
+    header = ("signal", "layers", *(f"{title} ({len(part)} runs)" for title, part in parts.items()))
     return markdown(
         header,
         [
