@@ -174,8 +174,8 @@ class AnomalyFilterCallback(Watcher):
         if self.browser and not trainer.loggers and not trainer.barebones:
             self._warn_once(
                 "no logger",
-                "The filter browser (`browser = True`) is given to the Trainer's loggers, and this Trainer has none. No "
-                "page will be written; `report.save_html` of this callback writes one.",
+                "The filter browser (`browser = True`) is given to the Trainer's loggers, and this Trainer has none. "
+                "No page will be written; `report.save_html` of this callback writes one.",
             )
         super().on_train_start(trainer, pl_module)
         if not self._everywhere and trainer.enable_validation:
