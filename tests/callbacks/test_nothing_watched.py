@@ -125,12 +125,14 @@ def test_values_that_were_measured_once_are_said_to_be_the_last(
     )
 
 
-def test_values_of_an_earlier_fit_are_not_the_last_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compared, module = TwoSampleCallback(TRAIN, VAL), SmallNet()
-    fit(tmp_path, compared, module=module)
+def test_values_of_a_fit_of_another_module_are_not_the_last_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = TwoSampleCallback(TRAIN, VAL)
+    fit(tmp_path, compared, module=SmallNet())
     monkeypatch.setattr(two_sample_file, "two_sample_test", lambda *_, **__: 1 / 0)
     with pytest.warns(UserWarning, match="could not compare, so nothing is watched"):
-        fit(tmp_path, compared, module=module)
+        fit(tmp_path, compared, module=SmallNet())
 
 
 @pytest.mark.parametrize("others", [(), (stopping,)], ids=["alone", "with a reader"])
