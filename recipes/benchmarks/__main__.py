@@ -276,7 +276,7 @@ def draw(numbers: Mapping[str, Any], path: str) -> None:
     for i, (ours, theirs) in enumerate(product(("numba", "torch"), ("loop", "joblib"))):
         places = [place + 0.2 * i - 0.3 for place in range(len(rows))]
         cores = "one thread" if theirs == "loop" else "all cores"
-        label = f"{'with numba' if ours == 'numba' else 'plain torch'}, it on {cores}"
+        label = f"{'with numba' if ours == 'numba' else 'plain torch'}; scikit-learn on {cores}"
         speeds.bar(places, [row[f"{ours}_over_{theirs}"] for row in rows], 0.2, label=label, color=_COLOURS[i])
     cases = [row["case"].removeprefix("analysis, ").replace(" to scikit-learn", "").replace(" by scikit-learn", "")
              for row in rows]  # fmt: skip

@@ -7,6 +7,7 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
+from lightning_anomaly.plots.style import COMPONENT_COLOURS
 from recipes.experiments.common.curves import layers_of, signal
 from recipes.experiments.common.tables import Line, group
 from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING
@@ -14,15 +15,15 @@ from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING
 __all__ = ["Panel", "draw_panels"]
 
 Panel = tuple[str, str, str, bool]
-# Okabe and Ito's, which colour-blind readers can tell apart.
+_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _RED, _ = COMPONENT_COLOURS
 _COLOURS = {
-    "overfitting": "#0072B2",
-    "noise10": "#E69F00",
-    "noise30": "#009E73",
-    "noise20": "#D55E00",
-    "augmented": "#CC79A7",
-    "regularised": "#000000",
-    "more_data": "#56B4E9",
+    "overfitting": _BLUE,
+    "noise10": _ORANGE,
+    "noise30": _GREEN,
+    "noise20": _RED,
+    "augmented": _PURPLE,
+    "regularised": "black",
+    "more_data": _SKY,
 }
 
 
