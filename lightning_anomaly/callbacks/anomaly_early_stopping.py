@@ -55,13 +55,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     **Beside an `AnomalyFilterCallback` alone** it watches `<log_key_prefix>/rise`, which is 0 while the fraction of
     anomaly filters is flat or falls: then it never stops a run, however long. Whether a rise means overfitting is the
-    source paper's hypothesis; in our trainings it did not. What the defaults cost and find there, in simulations of
-    1,000 runs of 100 validations with 160 filters, each flagged with a constant probability, independently and anew at
-    each validation: at 0.05, 0.1 and 0.3 no run is stopped, at 0.5 three are; with 22 filters at 0.05 five. A step from
-    0.05 to 0.25 is found within `patience` validations in every run, one to 0.15 in 7 of 10, and in 9 of 10 within
-    twice as many. Verdicts that persist make the fraction wander: where each filter keeps its own from one validation
-    to the next with probability 0.8, 48 of 1,000 runs are stopped at 0.05, but 714 at 0.3. A signal that is both high
-    and wandering needs a higher `threshold`: with 0.15 one is.
+    source paper's hypothesis; in our trainings it did not. Chance alone stops few runs while the fraction is
+    low. One that is both high and wandering, as of few filters or of verdicts that persist, needs a higher `threshold`.
 
     Which signal it watches is said when the fit begins, and why it stopped, in one sentence, when it does. It is an
     `EarlyStopping`, so whatever in Lightning knows one knows this one, and it may stand beside one on `val_loss`. The

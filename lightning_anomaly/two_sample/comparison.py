@@ -63,7 +63,7 @@ def two_sample_test(
         model: Any model, on any device. Its output is compared if it is logits `(N, C)`, or `(N, C, ...)`, of which the
             mean over the positions counts; of another kind, a note says so.
         train_inputs: Images that it was trained on; as `inputs` of `analyze`.
-        val_inputs: Images that it was not trained on, likewise. A few hundred of each kind are enough.
+        val_inputs: Images that it was not trained on, likewise. Give about 1,000 of each kind: fewer find less.
         layers: Names of the layers to compare; None takes every convolution, and for `where` the linear layers.
         significance: The p-value up to which a filter counts.
 

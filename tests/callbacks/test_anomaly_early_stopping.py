@@ -17,7 +17,7 @@ from lightning_anomaly.callbacks._sustained_rise import HOLD, rise
 
 pytestmark = QUIET
 
-# (probability, filters, persistence) and what the docstring of AnomalyEarlyStopping says about 1,000 runs of these.
+# (probability, filters, persistence) and what is said of 1,000 runs of these beside THRESHOLD.
 FALSE_STOPS = [
     ((0.05, 160, 0.0), 0),
     ((0.1, 160, 0.0), 0),
