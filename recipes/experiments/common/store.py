@@ -93,7 +93,8 @@ def _unpack(value: Any) -> Any:
 def versions() -> dict[str, str]:
     """What the numbers of a run may depend on."""
     packages = {name: version(name) for name in ("torch", "lightning", "scikit-learn")}
-    return {"python": platform.python_version(), **packages, "lightning-anomaly": __version__}
+    processor = torch.backends.cpu.get_cpu_capability()  # without AVX-512 trainings are in float32
+    return {"python": platform.python_version(), **packages, "lightning-anomaly": __version__, "cpu": processor}
 
 
 def rounded(value: Any, digits: int = 4) -> Any:

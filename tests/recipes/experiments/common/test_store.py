@@ -32,7 +32,7 @@ def test_an_interrupted_matrix_goes_on_where_it_stopped(tmp_path: Path) -> None:
     lines = run_missing([4, 3, 2, 1], str, square, path, workers=1)
     assert ran == [1, 2, 4, 3]
     assert [(line["key"], line["square"]) for line in lines] == [("4", 16.0), ("3", 9.0), ("2", 4.0), ("1", 1.0)]
-    assert set(lines[0]["versions"]) == {"python", "torch", "lightning", "scikit-learn", "lightning-anomaly"}
+    assert set(lines[0]["versions"]) == {"python", "torch", "lightning", "scikit-learn", "lightning-anomaly", "cpu"}
     assert len(path.read_text().splitlines()) == 4
 
 
