@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD
+from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
+from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import WINDOW
 
 __all__ = ["AnomalyEarlyStopping"]
@@ -32,16 +35,19 @@ class _Signal:
         threshold: What has to be exceeded.
         patience: For how many validations.
         hold: How many of these are part of the value already.
+        found_anew: The entry of a validation in its callback's history that says whether it was found there; else an
+            earlier value was logged again.
     """
 
     name: str
     threshold: float
     patience: int
     hold: int
+    found_anew: str
 
 
-_FILTERS = _Signal("rise", THRESHOLD, 6, HOLD)
-_OUTPUT = _Signal("confidence_rise", 0.1, 1, 1)
+_FILTERS = _Signal("rise", THRESHOLD, 6, HOLD, "analysed")
+_OUTPUT = _Signal("confidence_rise", 0.1, 1, 1, "compares_output")
 _FEW = 100  # images whose standard error is not to be trusted
 
 
@@ -65,8 +71,9 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     Args:
         threshold: The rise that has to be exceeded, 0 to 1; None takes 0.1, as a fraction of the lowest level, for the
             output, and 0.05, as a fraction of the filters, for anomaly filters.
-        patience: Number of validations in a row for which it has to; None takes 1 for the output, and 6 for anomaly
-            filters, at least 5: the first 5 of a rise are part of the value, which shows none that lasted less.
+        patience: Number of validations in a row for which it has to, not counting those that find nothing anew; None
+            takes 1 for the output, and 6 for anomaly filters, at least 5: the first 5 of a rise are part of the value,
+            which shows none that lasted less.
         log_key_prefix: That of the callback to watch; None takes the first TwoSampleCallback of the Trainer, and
             without one the first AnomalyFilterCallback.
         verbose: Whether it says what it watches, and why it stops; `stopping_reason_message` has that in any case.
@@ -100,7 +107,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     def _watch(self, prefix: str, signal: _Signal) -> None:
         self._signal = signal
-        self._compared: TwoSampleCallback | None = None
+        self._watched: AnomalyFilterCallback | TwoSampleCallback | None = None
         self.monitor = f"{prefix}/{signal.name}"
         self.divergence_threshold = signal.threshold if self._threshold is None else self._threshold
         self.patience = signal.patience if self._patience is None else self._patience
@@ -146,23 +153,25 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         compared = [own for own in compared if self.log_key_prefix in (None, own.log_key_prefix)]
         if compared:
             self._watch(compared[0].log_key_prefix, _OUTPUT)
-            self._compared = compared[0]
+            self._watched = compared[0]
         else:
             watcher = find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping", "a TwoSampleCallback or ")
             self._watch(watcher.log_key_prefix, _FILTERS)
+            self._watched = watcher
         check_integer("patience", self.patience, self._signal.hold)
 
     def _tell(self) -> None:
         """Says what it watches, and if that is little."""
-        if self._compared is not None:
-            fewest = min(len(self._compared.train_inputs), len(self._compared.val_inputs))
+        compared = self._watched if isinstance(self._watched, TwoSampleCallback) else None
+        if compared is not None:
+            fewest = min(len(compared.train_inputs), len(compared.val_inputs))
             if fewest < _FEW:
                 rank_zero_warn(
                     f"AnomalyEarlyStopping judges by {fewest} images of one kind, of which a few may decide: give its "
                     "TwoSampleCallback about 1,000 of each."
                 )
         if self.verbose:
-            earliest = f", after {WINDOW + self.patience} validations at the earliest" if self._compared else ""
+            earliest = f", after {WINDOW + self.patience} validations at the earliest" if compared else ""
             rank_zero_info(
                 f"AnomalyEarlyStopping watches '{self.monitor}' and stops when it has been above "
                 f"{self.divergence_threshold:g} for {self.patience} validation{'s' * (self.patience > 1)} in a "
@@ -199,8 +208,8 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         """Whether to stop, and why. `wait_count` counts the last values in a row that exceed the threshold."""
-        history = [] if self._compared is None else self._compared.history
-        if history and not history[-1]["compares_output"]:
+        history: Sequence[Any] = [] if self._watched is None else self._watched.history
+        if history and not history[-1][self._signal.found_anew]:
             return False, None  # an earlier value, logged again
         self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=current.device), current)
         threshold = self.divergence_threshold
@@ -221,8 +230,10 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
                 f"Anomaly filters have risen: for {lasted} validations their fraction has been more than {threshold:g} "
                 f"above an earlier level, by now {self.monitor} = {value:.3f}."
             )
-        report = None if self._compared is None else self._compared.report
-        where = report.where if report is not None and report.telling_layers else "by its output"
+        report = None if self._watched is None else self._watched.report
+        where = "by its output"
+        if isinstance(report, TwoSampleReport) and report.telling_layers:
+            where = report.where
         return (
             f"The network knows its training images: relative to them it expects {100 * value:.0f}% more errors on "
             f"validation images than at its lowest level ({self.monitor} = {value:.3f}), and the two are told apart "

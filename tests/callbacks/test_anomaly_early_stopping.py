@@ -55,6 +55,14 @@ def test_it_stops_within_patience_of_a_step(tmp_path: Path, patience: int) -> No
     assert stopping.stopped_epoch == 12 + patience - 1
 
 
+def test_values_that_are_only_repeated_do_not_make_a_rise_last(tmp_path: Path) -> None:
+    every_third = [value for level in [0.1] * 12 + [0.3] * 20 for value in (level, None, None)]
+    stopping, trainer = run(tmp_path, every_third)
+    assert validations(trainer) == 3 * (12 + stopping.patience) - 2
+    assert stopping.stopping_reason_message is not None
+    assert f"for {stopping.patience} validations" in stopping.stopping_reason_message
+
+
 def test_it_stops_in_a_slow_rise_once_that_exceeds_the_threshold(tmp_path: Path) -> None:
     onset, slope, patience = 12, 0.01, 7
     _, trainer = run(tmp_path, [0.1] * onset + [0.1 + slope * (i + 1) for i in range(30)], patience=patience)

@@ -1,5 +1,6 @@
 """A training whose anomaly fraction is written down beforehand."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from lightning_anomaly.callbacks._sustained_rise import rise
 
 
 class Scripted(AnomalyFilterCallback):
-    """Logs a given signal instead of analysing."""
+    """Logs a given signal instead of analysing; None where a validation finds nothing and the last value is logged."""
 
-    def __init__(self, signal: list[float], **options: Any) -> None:
+    def __init__(self, signal: Sequence[float | None], **options: Any) -> None:
         super().__init__(log_figures=False, **options)
         self.signal = signal
 
@@ -23,12 +24,15 @@ class Scripted(AnomalyFilterCallback):
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
-        self.history.append({"signal": self.signal[len(self.history)]})
-        value = rise([entry["signal"] for entry in self.history])
+        signal = self.signal[len(self.history)]
+        self.history.append({"signal": signal, "analysed": signal is not None})
+        value = rise([entry["signal"] for entry in self.history if entry["analysed"]])
         pl_module.log(f"{self.log_key_prefix}/rise", value, on_step=False, on_epoch=True, batch_size=1)
 
 
-def run(folder: Path, signal: list[float], *callbacks: Any, **options: Any) -> tuple[AnomalyEarlyStopping, pl.Trainer]:
+def run(
+    folder: Path, signal: Sequence[float | None], *callbacks: Any, **options: Any
+) -> tuple[AnomalyEarlyStopping, pl.Trainer]:
     """A training with as many validations as the signal has values, which go on until something stops it."""
     stopping = AnomalyEarlyStopping(**options)
     trainer = quiet_trainer(
