@@ -166,6 +166,7 @@ class AnomalyPruneCallback(Watcher):
         if self._subject.changes_to(pl_module):
             self._forget()
             self._trained = TrainerMask(self._warn_once)
+        self._reports.restart(self._reports.summaries)  # one of `trainer.validate` may be there, of other images
         self._trained.start(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

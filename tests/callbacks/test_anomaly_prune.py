@@ -1,6 +1,7 @@
 """When it masks, what it masks, what it logs and says, and what it refuses."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,16 @@ class Epochs(pl.Callback):
             assert leak(pl_module, self.prune.masked) == 0
             values = [trainer.callback_metrics[f"anomaly_prune/{name}"] for name in ("masked", "masked_fraction")]
             self.logged.append((float(values[0]), float(values[1])))
+
+
+class Began(pl.Callback):
+    """Looks when the training begins, behind the validation that checks it."""
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        self.look = look
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.look()
 
 
 class Scripted(AnomalyFilterCallback):
@@ -130,6 +141,20 @@ def test_reports_count_once_however_many_validations_repeat_them(tmp_path: Path)
     with pytest.warns(UserWarning, match="has 1 reports as epoch 1 begins"):
         trainer.fit(GeluNet(), training_loader(), probe_loader())
     assert epochs(prune) == [4]  # analysed at validations 0 and 3
+
+
+def test_a_report_of_another_validation_between_two_fits_is_no_vote(tmp_path: Path) -> None:
+    model, prune, watching = GeluNet(), pruner(None), watcher()
+    callbacks = [prune, watching]
+    quiet_trainer(tmp_path, *callbacks, max_epochs=1).fit(model, training_loader(), probe_loader())
+    known = list(prune._reports.summaries)
+    quiet_trainer(tmp_path, *callbacks).validate(model, training_loader(), verbose=False)
+    other = watching.report
+    seen = []
+    began = Began(lambda: seen.append(list(prune._reports.summaries)))
+    quiet_trainer(tmp_path, *callbacks, began, max_epochs=1).fit(model, training_loader(), probe_loader())
+    assert watching.report is not other
+    assert seen == [known]
 
 
 def test_it_masks_when_the_signal_has_risen_once_for_each_rise(tmp_path: Path) -> None:
