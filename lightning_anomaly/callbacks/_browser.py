@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from lightning_anomaly.browser import Pictures, page_text
-from lightning_anomaly.callbacks._figures import is_due
+from lightning_anomaly.callbacks._figures import analyses, is_due
 from lightning_anomaly.callbacks._loggers import log_page, loss_tags
 from lightning_anomaly.report import AnomalyReport
 
@@ -24,7 +24,6 @@ class BrowserSchedule:
     def __init__(self, prefix: str, enabled: bool) -> None:
         self._prefix = prefix
         self._enabled = enabled
-        self._analyses = 0
         self.start()
 
     def start(self) -> None:
@@ -35,7 +34,6 @@ class BrowserSchedule:
         """Keeps what the browser shows of an analysis, in process 0, until the next: `pictures`, or why none are."""
         if not self._enabled or not trainer.loggers:
             return
-        self._analyses += 1
         if isinstance(pictures, Pictures):
             self._pending = report, pictures, step
         else:
@@ -43,7 +41,7 @@ class BrowserSchedule:
 
     def write(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Gives the browser to the loggers, in process 0, if it is due or the last one was not."""
-        if self._pending is None or not (last or is_due(self._analyses)):
+        if self._pending is None or not (last or is_due(analyses(history))):
             return
         report, pictures, step = self._pending
         self._pending = None
@@ -56,20 +54,20 @@ class BrowserSchedule:
             log_page(logger, f"{self._prefix}/browser", page, step)
 
 
-def remember_losses(history: list[dict[str, Any]], trainer: Any, last: bool = False) -> None:
-    """Puts losses into the entries that they belong to; call it in all processes, where `log_layout` is called.
+def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:
+    """Puts losses into the entries that they belong to; call it in all processes, for the reason that `log_layout` has.
 
-    A validation loss is known when its validation ends. An epoch's mean of the training loss is known only after the
-    validation in it: it is seen in the next epoch, or at the end.
+    A validation loss is known when its validation ends, and that of a training step as well. An epoch's mean of the
+    training loss is known after the validation in it: when the next epoch starts, or the fit ends.
     """
-    if not history:
-        return
+    results = trainer.fit_loop.epoch_loop._results.values()
+    means = {result.meta.name for result in results if result.meta.on_epoch}
     metrics = trainer.logged_metrics
     for name in loss_tags(metrics):
         of_validation = name in loss_tags(["loss", name])[1:]
-        if of_validation and last:
-            continue  # it is there already
-        late = not of_validation and not last and not name.endswith("_step")
-        owners = [entry for entry in history if not late or entry["epoch"] < trainer.current_epoch]
-        if owners:
+        late = not of_validation and not means.isdisjoint(
+            {name, name.removesuffix("_epoch"), name.removesuffix("_step")}
+        )
+        owners = [entry for entry in history if not late or entry["epoch"] == trainer.current_epoch - 1]
+        if late == epoch_ended and owners:
             owners[-1].setdefault("losses", {})[name] = float(metrics[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from lightning_anomaly.report import AnomalyReport
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FigureSchedule", "is_due", "log_comparisons", "log_layout", "log_report", "pick_outliers"]
+__all__ = ["FigureSchedule", "analyses", "is_due", "log_comparisons", "log_layout", "log_report", "pick_outliers"]
 
 
 class FigureSchedule:
@@ -41,7 +41,6 @@ class FigureSchedule:
         self._overlay_tags = overlay_tags
         self._enabled = enabled
         self._keeps = enabled or keep_images
-        self._analyses = 0
         self._images: list[Tensor] = []
         self.start()
 
@@ -49,10 +48,6 @@ class FigureSchedule:
         """Begins a fit."""
         self._layout_done = False
         self._pending: tuple[int, Tensor | None] | None = None
-
-    @property
-    def _due(self) -> bool:
-        return self._enabled and is_due(self._analyses + 1)
 
     def keep_images(self, trainer: Any, limit: int, batch: Any) -> None:
         """Keeps the images of a batch, of up to `limit` over all processes, if there may be figures of them.
@@ -75,12 +70,11 @@ class FigureSchedule:
         if not self._layout_done:
             self._layout_done = log_layout(trainer, self._prefix, self._overlay_tags, last_chance)
 
-    def log(self, trainer: Any, report: AnomalyReport, images: Tensor | None, step: int) -> None:
-        """Logs the figures that are due after an analysis of a probe with these images `(N, C, H, W)`."""
+    def log(self, trainer: Any, report: AnomalyReport, images: Tensor | None, step: int, number: int) -> None:
+        """Logs the figures that are due after an analysis, the `number`th, of a probe with images `(N, C, H, W)`."""
         self._pending = (step, pick_outliers(report, images)) if self._enabled else None
-        if self._due:
+        if is_due(number):
             self.finish(trainer, report)
-        self._analyses += 1
 
     def finish(self, trainer: Any, report: AnomalyReport) -> None:
         """Logs the figures of the last analysis, if that has not happened."""
@@ -95,6 +89,11 @@ class FigureSchedule:
         if len({images.shape[1:] for images in self._images}) != 1:
             return None
         return torch.cat(self._images)
+
+
+def analyses(history: Sequence[Mapping[str, Any]]) -> int:
+    """The number of analyses in a history, those before a resume included."""
+    return sum(entry["analysed"] for entry in history)
 
 
 def is_due(number: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
 from lightning_anomaly.callbacks._browser import BrowserSchedule, remember_losses
-from lightning_anomaly.callbacks._figures import FigureSchedule
+from lightning_anomaly.callbacks._figures import FigureSchedule, analyses
 from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings, shuffles
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
@@ -181,6 +181,11 @@ class AnomalyFilterCallback(Watcher):
         if not self._everywhere and trainer.enable_validation:
             self._warn_once("empty shard", _EMPTY_SHARD + in_vain(trainer, self.log_key_prefix))
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Remembers the losses of the epoch before."""
+        if self.browser and not trainer.barebones:
+            remember_losses(self.history, trainer, epoch_ended=True)
+
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepares to take maps, if this validation is to be analysed."""
         self._release()
@@ -250,7 +255,7 @@ class AnomalyFilterCallback(Watcher):
             if found is not None and trainer.is_global_zero:
                 # At the step where Lightning puts this validation's values.
                 step = trainer.fit_loop.epoch_loop._batches_that_stepped
-                self._figures.log(trainer, found.report, found.images, step)
+                self._figures.log(trainer, found.report, found.images, step, analyses(self.history))
                 self._browser.take(trainer, found.report, found.pictures, step)
         self._log(trainer, pl_module, self._metrics, prog_bar="count")
         if trainer.state.fn != "fit":  # of other images, maybe: a fit goes on with its own
@@ -271,7 +276,7 @@ class AnomalyFilterCallback(Watcher):
         if self.report is not None:
             self._figures.lay_out(trainer, last_chance=True)
             if self.browser:
-                remember_losses(self.history, trainer, last=True)
+                remember_losses(self.history, trainer, epoch_ended=True)
             if trainer.is_global_zero:
                 self._figures.finish(trainer, self.report)
                 self._browser.write(trainer, self.history, last=True)

@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
 from lightning_anomaly.browser.pictures import probe_images as browsed
-from lightning_anomaly.callbacks._browser import remember_losses
 from lightning_anomaly.callbacks._images import probe_images
 from lightning_anomaly.callbacks._loggers import log_page
 
@@ -151,6 +150,18 @@ def test_it_is_written_at_the_steps_of_the_figures_and_at_the_end(tmp_path: Path
     assert logger.titles == ["2", "5", "11", "17"]  # the 1st, 2nd, 4th and the last of six
 
 
+def test_a_resumed_fit_goes_on_with_the_steps_of_the_whole_one(tmp_path: Path) -> None:
+    def fit(epochs: int, ckpt_path: Any = None) -> list[str]:
+        logger = Notes()
+        trainer = quiet_trainer(tmp_path, watcher(browser=True), logger=logger, max_epochs=epochs)
+        trainer.fit(SmallNet(), loader(), loader(seed=1), ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return logger.titles
+
+    assert fit(3) == ["2", "5", "8"]  # the 1st, the 2nd and the last of three
+    assert fit(9, tmp_path / "last.ckpt") == ["11", "23", "26"]  # the 4th, the 8th and the last of nine
+
+
 def test_it_is_off_unless_asked_for(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
     ours = watcher()
@@ -164,33 +175,44 @@ def test_without_a_logger_it_is_said_that_no_page_will_be_written(tmp_path: Path
         quiet_trainer(tmp_path, watcher(browser=True), logger=False).fit(SmallNet(), loader(), loader(seed=1))
 
 
-def test_the_losses_are_those_of_their_epochs(tmp_path: Path) -> None:
+STEP, MEAN, BOTH = ({"on_step": step, "on_epoch": mean} for step, mean in [(True, False), (False, True), (True, True)])
+
+
+@pytest.mark.parametrize(
+    ("logged", "options", "expected"),
+    [
+        (STEP, {}, {"train_loss": [2, 12, 22, 32]}),
+        (MEAN, {}, {"train_loss": [1, 11, 21, 31]}),
+        (BOTH, {}, {"train_loss_epoch": [1, 11, 21, 31]}),
+        (MEAN, {"check_val_every_n_epoch": 2}, {"train_loss": [11, 31]}),
+        (STEP, {"val_check_interval": 1}, {"train_loss": [0, 1, 2, 10, 11, 12, 20, 21, 22, 30, 31, 32]}),
+        (
+            MEAN,
+            {"val_check_interval": 1},
+            {"train_loss": [*[None, None, 1], *[None, None, 11], *[None, None, 21], *[None, None, 31]]},
+        ),
+    ],
+    ids=["step", "mean", "both", "mean, every other epoch", "step, every batch", "mean, every batch"],
+)
+def test_the_losses_are_those_of_their_epochs(logged: Any, options: Any, expected: Any, tmp_path: Path) -> None:
     class Losses(SmallNet):
-        """Losses that tell the epoch."""
+        """Losses that tell the epoch and the batch."""
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            self.log("train_loss", 10.0 + self.current_epoch, on_step=False, on_epoch=True)
+            self.log("train_loss", 10.0 * self.current_epoch + batch_idx, **logged)
             return self.loss(batch)
 
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             self(batch[0])
-            self.log("val_loss", 20.0 + self.current_epoch)
+            self.log("val_loss", 100.0 + self.current_epoch)
 
     ours = watcher(browser=True)
-    quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path), max_epochs=3).fit(Losses(), loader(), loader(seed=1))
-    assert [entry["losses"] for entry in ours.history] == [
-        {"train_loss": 10.0 + epoch, "val_loss": 20.0 + epoch} for epoch in range(3)
-    ]
-
-
-def test_a_loss_of_a_step_is_known_at_once_and_two_validations_of_an_epoch_share_its_mean() -> None:
-    history: list[dict[str, Any]] = [{"epoch": 0}, {"epoch": 0}, {"epoch": 1}]
-    step = {"train_loss_step": torch.tensor(3.0), "val_loss": torch.tensor(2.0)}
-    remember_losses(history, SimpleNamespace(logged_metrics=step, current_epoch=1))
-    assert history == [{"epoch": 0}, {"epoch": 0}, {"epoch": 1, "losses": {"train_loss_step": 3.0, "val_loss": 2.0}}]
-    history = [{"epoch": 0}, {"epoch": 0}, {"epoch": 1}]
-    remember_losses(history, SimpleNamespace(logged_metrics={"train_loss": torch.tensor(3.0)}, current_epoch=1))
-    assert history == [{"epoch": 0}, {"epoch": 0, "losses": {"train_loss": 3.0}}, {"epoch": 1}]
+    trainer = quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path), max_epochs=4, **options)
+    trainer.fit(Losses(), loader(), loader(seed=1))
+    found = [entry["losses"] for entry in ours.history]
+    assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
+    assert {name for losses in found for name in losses} == set(expected)
+    assert {name: [losses.get(name) for losses in found] for name in expected} == expected
 
 
 def test_a_failing_browser_is_a_warning_and_the_training_goes_on(
