@@ -296,7 +296,7 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
             )
         ),
         explained=reduction.explained.cpu(),
-        sparsity=layer.sparsity.cpu(),
+        sparsity=layer.sparsity,
         map_size=layer.size or (),
         analysed_size=tuple(layer.batches[0].shape[2:]),
     )

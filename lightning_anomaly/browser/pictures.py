@@ -196,6 +196,7 @@ def _curves(signals: Tensor, ordinary: Tensor) -> Tensor:
 
 def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     """Keep some maps `(N, F, ...)`, of each filter as many as `room` bytes hold."""
+    maps = maps.cpu() if maps.device.type == "mps" else maps  # where there are no doubles
     count, filters = maps.shape[:2]
     if maps.ndim == 5:
         maps = maps[:, :, maps.shape[2] // 2]

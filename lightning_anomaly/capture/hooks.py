@@ -25,12 +25,15 @@ _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 def keeping_random_state(devices: Iterable[Any]) -> Iterator[None]:
     """Gives the states of the random numbers of torch, on these GPUs too, NumPy and Python back at the end."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
 
 
 @contextmanager

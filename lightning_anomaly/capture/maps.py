@@ -131,10 +131,10 @@ class LayerMaps:
 
     @property
     def sparsity(self) -> Tensor:
-        """Fraction of each filter's values that are at most 0 `(F,)`."""
+        """Fraction of each filter's values that are at most 0 `(F,)`, on the CPU."""
         if self.zeros is None or self.size is None:
             raise RuntimeError("The layer has no maps.")
-        return self.zeros.double() / (self.count * math.prod(self.size))
+        return self.zeros.cpu().double() / (self.count * math.prod(self.size))
 
     @property
     def maps(self) -> Tensor:

@@ -122,7 +122,7 @@ def choose_others(
 
 def filter_norms(conv: Any) -> list[float]:
     """The sum of the absolute weights of each filter of a convolution of any kind."""
-    weight: Tensor = conv.weight.detach().double().abs()
+    weight: Tensor = conv.weight.detach().cpu().double().abs()
     if isinstance(conv, _ConvTransposeNd):  # (inputs, outputs per group, ...)
         weight = weight.reshape(conv.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     norms: list[float] = torch.flatten(weight, 1).sum(1).tolist()

@@ -65,9 +65,9 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     if sizes == 0 or samples // 2 <= _FEWEST or len(points) == 0:
         return torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
     step = max(1, _TOGETHER // (len(_SHAPES) * (samples // 2)))
-    views = [points.double().cpu()]
+    views = [points.cpu().double()]  # in this order: not every device has doubles
     if extremes is not None:
-        views.append(torch.stack([_scaled(part) for part in extremes.double().cpu().unbind(2)], 2))
+        views.append(torch.stack([_scaled(part) for part in extremes.cpu().double().unbind(2)], 2))
     level = _FALSE_ALARMS / len(views)
 
     def found(part: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""On a device without float64, as Apple's GPUs are, nothing asks for it before it is on the CPU."""
+
+import random
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lightning_anomaly.browser.pictures import _keep
+from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.probe import isolated_random_state
+from lightning_anomaly.pruning.selection import filter_norms
+from lightning_anomaly.verdicts.isolation import isolated_samples
+
+
+class Single(Tensor):
+    """A tensor that lies where there are no doubles, until it is taken to the CPU."""
+
+    device = property(lambda self: torch.device("mps"))  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.cpu:
+            return args[0].as_subclass(Tensor)
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        if any(isinstance(own, cls) and own.dtype == torch.float64 for own in tree_leaves(found)):
+            raise TypeError("Cannot convert an MPS Tensor to float64")
+        return found
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def norms(values: Tensor) -> list[float]:
+    conv = nn.Conv2d(3, 4, 3)
+    conv.weight = nn.Parameter(values, requires_grad=False)
+    return filter_norms(conv)
+
+
+def sparsity(values: Tensor) -> Tensor:
+    return LayerMaps(zeros=(values > 0).sum((1, 2, 3)), count=9, size=(3,)).sparsity
+
+
+def kept(values: Tensor) -> list[Tensor]:
+    maps = _keep(values, torch.zeros(values.shape[1], len(values), dtype=torch.bool), 1000)
+    return [getattr(maps, field.name) for field in fields(maps)]
+
+
+def isolated(values: Tensor) -> Tensor:
+    return isolated_samples(drawn(2, 100, 2).double(), 0.02, values.reshape(2, -1, 2))
+
+
+@pytest.mark.parametrize(
+    ("work", "shape"),
+    [(norms, (4, 3, 3, 3)), (sparsity, (4, 3, 3, 3)), (kept, (6, 4, 8, 8)), (isolated, (2, 100, 1, 2))],
+    ids=["norms of filters", "sparsity", "maps of the browser", "isolated samples"],
+)
+def test_it_is_the_same_without_doubles(work: Callable[[Tensor], Any], shape: tuple[int, ...]) -> None:
+    values = drawn(*shape)
+    with pytest.raises(TypeError, match="float64"):
+        values.as_subclass(Single).double()
+    torch.testing.assert_close(work(values.as_subclass(Single)), work(values), rtol=0, atol=0)
+
+
+def test_the_random_state_of_an_apple_gpu_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [torch.tensor([7])]
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    with isolated_random_state(3):
+        states.append(torch.tensor([8]))  # what seeding does there
+    assert states[-1].tolist() == [7]
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
