@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader
 
 from lightning_anomaly.browser import OUTLIERS, drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import isolated_random_state, note_left_out, probing, told_together, usable_layers
 from lightning_anomaly.checks import check_fraction, check_seed
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
+from lightning_anomaly.outliers.images import ImageSource
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.processes import in_all, rank_and_world
 from lightning_anomaly.progress import track

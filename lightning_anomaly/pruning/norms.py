@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import modules_by_name
-from lightning_anomaly.capture.operations import watching_operations
+from lightning_anomaly.pruning.operations import watching_operations
 from lightning_anomaly.pruning.origins import Origin, OriginTracker, all_of, is_followed
 
 Fed = str | Sequence[Any]  # see `NormFlow.norms`

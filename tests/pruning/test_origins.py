@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.operations import watching_operations
+from lightning_anomaly.pruning.operations import watching_operations
 from lightning_anomaly.pruning.origins import OriginTracker, is_followed
 
 MODES = {"gradients": contextlib.nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
