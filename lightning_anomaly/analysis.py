@@ -22,6 +22,7 @@ from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport, join_layers
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
+from lightning_anomaly.tables import listed
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.rare import (
     ANOMALY,
@@ -234,13 +235,13 @@ def _nonfinite_notes(shares: Sequence[Share], reports: Mapping[str, LayerReport]
         found = next(iter(few.values()))
         gives, them = ("gives", "it") if len(found) == 1 else ("give", "them")
         return {
-            "nonfinite samples": f"{_listed(found).capitalize()} of the probe {gives} NaN or infinite values in "
+            "nonfinite samples": f"{_numbered(found).capitalize()} of the probe {gives} NaN or infinite values in "
             f"{len(samples)} of {len(reports)} layers, so that {sum(counts.values())} of "
             f"{sum(len(report.verdicts) for report in reports.values())} filters are not analysed: leave {them} out."
         }
     return {
         f"{name} nonfinite": f"Layer '{name}': {counts[name]} of {len(reports[name].verdicts)} filters have NaN or "
-        f"infinite values in their maps{f' of {_listed(found)}' if name in few else ''} and are not analysed."
+        f"infinite values in their maps{f' of {_numbered(found)}' if name in few else ''} and are not analysed."
         for name, found in samples.items()
     }
 
@@ -250,9 +251,8 @@ def _nonfinite_samples(layer: LayerMaps) -> Tensor:
     return torch.cat([~batch.flatten(1).isfinite().all(1) for batch in layer.batches]).cpu()
 
 
-def _listed(samples: Sequence[int]) -> str:
-    more = f" and {len(samples) - 5} more" if len(samples) > 5 else ""
-    return f"sample{'s' * (len(samples) > 1)} {', '.join(map(str, samples[:5]))}{more}"
+def _numbered(samples: Sequence[int]) -> str:
+    return f"sample{'s' * (len(samples) > 1)} {listed(samples)}"
 
 
 def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:

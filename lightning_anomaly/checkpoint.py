@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_anomaly.tables import listed
+
 __all__ = ["load_model"]
 
 _WEIGHTS_ALONE = "save the weights alone, `torch.save(model.state_dict(), 'weights.pt')`, and give that file"
@@ -166,8 +168,7 @@ def _prefix(own: Sequence[str], stored: Sequence[str]) -> str:
 
 
 def _some(names: Sequence[Any]) -> str:
-    listed = ", ".join(f"`{name}`" for name in names[:4])
-    return listed + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "which has no model"
+    return listed([f"`{name}`" for name in names], 4) if names else "which has no model"
 
 
 def _as_json(arguments: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Tables as text for a terminal and as HTML for a notebook."""
+"""Tables as text for a terminal and as HTML for a notebook; lists in a sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["Tabular", "html_table", "text_table"]
+__all__ = ["Tabular", "html_table", "listed", "text_table"]
 
 
 class Tabular(ABC):
@@ -28,6 +28,12 @@ class Tabular(ABC):
 
     def _repr_html_(self) -> str:
         return html_table(self._rows(), self._sentences())
+
+
+def listed(entries: Sequence[object], most: int = 5) -> str:
+    """The first entries, and how many more there are."""
+    more = f" and {len(entries) - most} more" if len(entries) > most else ""
+    return ", ".join(map(str, entries[:most])) + more
 
 
 def text_table(rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.browser import drawn
-from lightning_anomaly.callbacks._images import probe_images
+from lightning_anomaly.callbacks._images import small_images
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
 from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
 from lightning_anomaly.plots.fields import ComparisonFields
@@ -57,7 +57,7 @@ class FigureSchedule:
         # Of several processes each sees a part of the probe, and only the first one has to have a logger.
         wanted = self._keeps and (trainer.loggers or trainer.world_size > 1)
         missing = -(-limit // trainer.world_size) - sum(map(len, self._images))
-        images = probe_images(batch) if wanted and missing > 0 else None
+        images = small_images(batch) if wanted and missing > 0 else None
         if images is not None:
             self._images.append(images[:missing])
 

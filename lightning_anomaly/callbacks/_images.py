@@ -10,12 +10,12 @@ from torch import Tensor
 from lightning_anomaly.browser import shrink
 from lightning_anomaly.capture.images import first_tensor
 
-__all__ = ["probe_images"]
+__all__ = ["small_images"]
 
 _LARGEST_IMAGE = 64  # pixels; what is shown is smaller
 
 
-def probe_images(batch: Any) -> Tensor | None:
+def small_images(batch: Any) -> Tensor | None:
     """The samples of a batch, small and on the CPU; None if they are nothing that can be drawn.
 
     Returns:

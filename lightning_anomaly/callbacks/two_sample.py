@@ -134,8 +134,7 @@ class TwoSampleCallback(Watcher):
             return
         self._forget()
         self.history = list(state_dict["history"])
-        if "rise" in state_dict:
-            self._rise.load_state_dict(state_dict["rise"])
+        self._rise.load_state_dict(state_dict["rise"])
         self._recall()
 
     def _recall(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_anomaly.capture.maps import LayerMaps, Rows, map_statistics, pool_maps
+from lightning_anomaly.capture.maps import LayerMaps, Pieces, map_statistics, pool_maps
 
 __all__ = ["MapCapture", "compiled_models_eager", "evaluating", "keeping_random_state", "taking_alone"]
 
@@ -129,7 +129,7 @@ class MapCapture:
         self._for_analysis = summary is None
         self._hooks = ExitStack()
         self._called: set[str] = set()
-        self._kept = {name: (Rows(), Rows()) for name in layers}
+        self._kept = {name: (Pieces(), Pieces()) for name in layers}
         self.maps = {name: LayerMaps(maps, statistics=statistics) for name, (maps, statistics) in self._kept.items()}
 
     @property

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["STATISTICS", "LayerMaps", "Rows", "joined", "map_statistics", "pool_maps"]
+__all__ = ["STATISTICS", "LayerMaps", "Pieces", "joined", "map_statistics", "pool_maps"]
 
 STATISTICS = ("mean", "standard deviation", "largest", "smallest", "coarse standard deviation")
 
@@ -71,7 +71,7 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
-class Rows(list[Tensor]):
+class Pieces(list[Tensor]):
     """Tensors `(n, ...)` gathered batch by batch; on the CPU they share large pieces of memory.
 
     Small ones that stay would lie in the gaps that the model's large ones leave, and the next large one would not fit

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, keeping_random_state, taking_alone
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.progress import track
+from lightning_anomaly.tables import listed
 
 __all__ = [
     "check_inputs",
@@ -195,9 +196,7 @@ def told_together(notes: Mapping[str, str]) -> dict[str, str]:
         alike.setdefault(kind, []).append((key, f"'{name}'"))
     told = {}
     for (key, _), *others in alike.values():
-        names = [name for _, name in others]
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        told[key] = notes[key] + (f" Likewise {', '.join(names[:5])}{more}." if names else "")
+        told[key] = notes[key] + (f" Likewise {listed([name for _, name in others])}." if others else "")
     return told
 
 

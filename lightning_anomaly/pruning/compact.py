@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.pruning.filter_rows import filters_first
 
 __all__ = ["compact"]
 
@@ -130,9 +131,7 @@ def _zero_rows(module: Any) -> Tensor:
         rows = [part[:, None] for part in parts if part is not None]
         count = module.num_features
     else:
-        weight = module.weight
-        if getattr(module, "transposed", False):  # (inputs, outputs of a group, ...)
-            weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+        weight = filters_first(module)
         rows = [weight.flatten(1)] + ([] if module.bias is None else [module.bias[:, None]])
         count = len(weight)
     zero = torch.ones(count, dtype=torch.bool, device="cpu")

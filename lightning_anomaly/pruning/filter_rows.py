@@ -141,6 +141,14 @@ def _weight_norm(conv: Any) -> tuple[nn.Module, str, str] | None:
     return (owner, g, v) if norms.shape[:1] == norms.flatten().shape == (conv.out_channels,) else None
 
 
+def filters_first(layer: Any) -> Tensor:
+    """The weight of a convolution of any kind or of a linear layer, its filters in front: `(F, ...)`."""
+    weight: Tensor = layer.weight
+    if isinstance(layer, _ConvTransposeNd):  # (inputs, outputs per group, ...)
+        weight = weight.reshape(layer.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+    return weight
+
+
 @_editing()
 def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
     """The rows of a BatchNorm or InstanceNorm that belong to some of its channels.

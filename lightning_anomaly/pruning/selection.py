@@ -6,10 +6,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
-
+from lightning_anomaly.pruning.filter_rows import filters_first
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
 
@@ -122,8 +119,5 @@ def choose_others(
 
 def filter_norms(conv: Any) -> list[float]:
     """The sum of the absolute weights of each filter of a convolution of any kind."""
-    weight: Tensor = conv.weight.detach().cpu().double().abs()
-    if isinstance(conv, _ConvTransposeNd):  # (inputs, outputs per group, ...)
-        weight = weight.reshape(conv.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-    norms: list[float] = torch.flatten(weight, 1).sum(1).tolist()
+    norms: list[float] = filters_first(conv).detach().cpu().double().abs().flatten(1).sum(1).tolist()
     return norms

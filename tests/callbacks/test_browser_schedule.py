@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
-from lightning_anomaly.browser.pictures import probe_images as browsed
-from lightning_anomaly.callbacks._images import probe_images
+from lightning_anomaly.browser.pictures import probe_images
+from lightning_anomaly.callbacks._images import small_images
 from lightning_anomaly.callbacks._loggers import log_page
 
 pytestmark = QUIET
@@ -86,7 +86,7 @@ def test_signals_and_volumes_are_seen_too(conv: type[nn.Module], shape: tuple[in
     folder = Path(logger.log_dir) / "anomaly_filters"
     assert [file.name for file in folder.glob("outliers/*.png")] == ["step=000002.png"]
     page = (folder / "browser.html").read_text()
-    expected = browsed(inputs)
+    expected = probe_images(inputs)
     count, height, width, channels = expected.shape
     told = index_of(page)
     assert {key: told["images"][key] for key in ("height", "width")} == {"height": height, "width": width}
@@ -99,19 +99,19 @@ def test_long_signals_are_kept_as_what_their_picture_shows() -> None:
     signals = torch.randn(4, 5, 100_000, generator=torch.Generator().manual_seed(0)).cumsum(2)
     signals[1, 0, 500] = torch.nan
     signals[2] = torch.inf
-    kept = probe_images((signals, torch.zeros(4)))
+    kept = small_images((signals, torch.zeros(4)))
     assert kept.shape == (4, 3, 128)
     assert torch.equal(kept[0].amax(1), signals[0, :3].amax(1))
     assert torch.equal(kept[0].amin(1), signals[0, :3].amin(1))
     assert kept[1].isfinite().all()
-    assert torch.equal(browsed(kept), browsed(signals))
+    assert torch.equal(probe_images(kept), probe_images(signals))
 
 
 def test_what_cannot_be_drawn_is_left_out() -> None:
-    assert probe_images(torch.zeros(4)) is None
-    assert probe_images(torch.zeros(4, 0)) is None
-    assert probe_images({"ids": torch.zeros(4, dtype=torch.int64)}) is None
-    assert probe_images(torch.zeros(4, 3).to_sparse()) is None
+    assert small_images(torch.zeros(4)) is None
+    assert small_images(torch.zeros(4, 0)) is None
+    assert small_images({"ids": torch.zeros(4, dtype=torch.int64)}) is None
+    assert small_images(torch.zeros(4, 3).to_sparse()) is None
 
 
 class Notes(Logger):

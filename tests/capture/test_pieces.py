@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from lightning_anomaly.capture import maps as module
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.maps import Rows
+from lightning_anomaly.capture.maps import Pieces
 
 
-def gathered(batches: list[Tensor], most: int) -> Rows:
-    rows = Rows()
+def gathered(batches: list[Tensor], most: int) -> Pieces:
+    rows = Pieces()
     for batch in batches:
         rows.keep(batch, most)
         most -= len(batch)
