@@ -16,6 +16,7 @@ import { Scatter } from "./scatter.js";
 import { count, facts, layerText, number, scoreText, VERDICTS, votesText } from "./words.js";
 
 const LEGEND = 35; // entries: as many as there are marks
+const STRIP = 40; // tiles
 
 /** The page, and what keys do on it. `query.pin` is the pinned sample, `query.by` what colours the points. */
 export async function filterPage(report, place, query) {
@@ -72,7 +73,7 @@ export async function filterPage(report, place, query) {
       content: [
         heading,
         make("div", { class: "filter" }, make("div", { class: "panel" }, empty), make("div", { class: "side" }, known)),
-        ...strips(report, place, map, pin),
+        ...strips(report, place, map, null),
       ],
       keys: stepKeys(step),
     };
@@ -120,7 +121,10 @@ export async function filterPage(report, place, query) {
         make("div", { class: "panel" }, toolbar, scatter.element),
         make("div", { class: "side" }, inspector, known),
       ),
-      ...strips(report, place, map, pin),
+      ...strips(report, place, map, (sample) => {
+        pin(sample);
+        inspector.scrollIntoView({ block: "nearest" });
+      }),
     ],
     keys: { ...stepKeys(step), ...pointKeys(scatter, points, pin) },
     repin,
@@ -239,6 +243,7 @@ function groupLegend(report, scatter, labelled) {
   );
 }
 
+/** Rows of samples; `pin(sample)` is called on a click, without it a tile leads to its sample. */
 function strips(report, place, map, pin) {
   const own = report.layers[place.layer];
   const outliers = report.outliers(place);
@@ -247,7 +252,7 @@ function strips(report, place, map, pin) {
       "div",
       { class: "strip" },
       samples.map((sample) =>
-        sampleTile(report, sample, String(sample), { map: map(sample), click: () => pin(sample) }),
+        sampleTile(report, sample, String(sample), { map: map(sample), click: pin && (() => pin(sample)) }),
       ),
     );
   const strip = (title, about, samples) =>
@@ -259,8 +264,11 @@ function strips(report, place, map, pin) {
     );
   const isolated = report.isolated(place).filter((sample) => !outliers.includes(sample));
   const found = [];
-  if (isolated.length) found.push(strip("Isolated", "apart from all others", isolated.slice(0, 40)));
-  if (outliers.length) found.push(strip("Outliers", count(outliers.length, "sample"), outliers.slice(0, 40)));
+  const first = (samples) => (samples.length > STRIP ? `, the first ${STRIP} shown` : "");
+  if (isolated.length)
+    found.push(strip("Isolated", `apart from all others${first(isolated)}`, isolated.slice(0, STRIP)));
+  if (outliers.length)
+    found.push(strip("Outliers", `${count(outliers.length, "sample")}${first(outliers)}`, outliers.slice(0, STRIP)));
   if (own.maps) {
     found.push(strip("Most active", "largest mean of the map", own.most[place.filter]));
     found.push(strip("Least active", "smallest mean of the map", own.least[place.filter]));

@@ -20,9 +20,13 @@ const ORDERS = {
   explained: ["best explained", column("explained", -1)],
 };
 
-/** Isolated samples are found beside the verdict. */
-const hasVerdict = (report, place, verdict) =>
-  verdict === "isolated" ? report.isolated(place).length > 0 : report.verdict(place) === verdict;
+/** Isolated samples are found beside the verdict; with a sign before it, a verdict is meant without them, or with. */
+function hasVerdict(report, place, verdict) {
+  if (verdict.startsWith("=")) return report.kind(place) === verdict.slice(1);
+  return verdict === "isolated" ? report.isolated(place).length > 0 : report.verdict(place) === verdict;
+}
+
+const verdictText = (verdict) => (/^=[^,]+$/.test(verdict) ? `${verdict.slice(1)} alone` : verdict.replace("=", ""));
 
 /** The filters that an address asks for, in its order. */
 export function chosenFilters(report, { layer, verdict, sort }) {
@@ -35,7 +39,7 @@ export function chosenFilters(report, { layer, verdict, sort }) {
 
 /** What is chosen, in words. */
 export function choiceText(report, { layer, verdict, sort }) {
-  const parts = [verdict ? `${verdict} filters` : "all filters"];
+  const parts = [verdict ? `${verdictText(verdict)} filters` : "all filters"];
   if (layer && report.layers[layer]) parts.push(`of ${layerText(report.layers[layer].name)}`);
   if (ORDERS[sort]?.[1]) parts.push(`by ${ORDERS[sort][0]}`);
   return parts.join(" ");
@@ -49,7 +53,9 @@ export function filtersPage(report, query) {
   const isolated = report.filters.filter((place) => report.isolated(place).length).length;
   const amounts = kindsOf(report, (place) => report.verdict(place));
   if (isolated) amounts.splice(1, 0, ["isolated", isolated]);
-  const verdicts = amounts.map(([verdict, amount]) => [verdict, `${verdict} (${amount})`]);
+  if (query.verdict?.startsWith("="))
+    amounts.push([query.verdict, chosenFilters(report, { verdict: query.verdict }).length]);
+  const verdicts = amounts.map(([verdict, amount]) => [verdict, `${verdictText(verdict)} (${amount})`]);
   return [
     make("h1", {}, "Filters"),
     make(

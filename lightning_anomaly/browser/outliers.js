@@ -1,7 +1,7 @@
 // The browser of the images that belong least: a gallery to tick some, and one image.
 import { choice, make } from "./dom.js";
 import { verdictColour } from "./draw.js";
-import { address, imageOf, pages, stepper, swatch } from "./parts.js";
+import { address, imageOf, layerLine, pages, stepper, swatch } from "./parts.js";
 import { Ranking } from "./ranking.js";
 import { run } from "./shell.js";
 import { count, layerText, number, percent, scoreText } from "./words.js";
@@ -12,6 +12,9 @@ const EMPTY = {
   ticked: "No image is ticked.",
   layer: "No image is like that. Show others, or choose another layer.",
 };
+
+const tickedText = (amount) => `ticked (${amount})`;
+let opened = null; // the row whose page was last shown
 
 const imageAddress = (row, query) => address(["image", row.position], query);
 
@@ -49,6 +52,7 @@ function tickedBar(ranking) {
     const amount = ranking.ticked.size;
     status.textContent = amount ? `${count(amount, "image")} ticked` : "Tick images to save them as a list.";
     save.hidden = none.hidden = amount === 0;
+    for (const option of document.querySelectorAll("option[value='ticked']")) option.textContent = tickedText(amount);
     for (const box of document.querySelectorAll("[data-position]"))
       box.checked = ranking.ticked.has(Number(box.dataset.position));
   };
@@ -88,7 +92,7 @@ function card(ranking, row, query, changed) {
     row.label === undefined ? null : make("span", { class: "outlier-label", title: row.label }, row.label),
     make("span", {}, `score ${scoreText(row.score)}`),
     make("span", {}, `p-value ${chance(row)}`),
-    make("span", { class: "quiet cut", title: layerText(row.layer) }, layerText(row.layer)),
+    layerLine(row.layer),
     row.filters.length
       ? make("span", { class: "quiet" }, `${row.filters.length > 1 ? "filters" : "filter"} ${row.filters.join(", ")}`)
       : null,
@@ -132,7 +136,7 @@ function gallery(ranking, query) {
         [
           ["all", `the ${number(ranking.rows.length)} largest scores`],
           ["found", `found (${amountOf("found")})`],
-          ["ticked", `ticked (${amountOf("ticked")})`],
+          ["ticked", tickedText(amountOf("ticked"))],
         ],
         query.show ?? "all",
         change("show"),
@@ -152,9 +156,16 @@ function gallery(ranking, query) {
 /** Arrows go from picture to picture, and a letter ticks the one that has the focus. */
 function galleryKeys(ranking, update) {
   const step = (by) => {
-    const links = [...document.querySelectorAll(".outlier-picture")];
-    const at = links.findIndex((link) => link.parentElement.contains(document.activeElement));
-    (links[at < 0 ? 0 : at + by] ?? links[at])?.focus();
+    const links = () => [...document.querySelectorAll(".outlier-picture")];
+    const place = (is) => links().findIndex((link) => is(link.parentElement));
+    const at = place((card) => card.contains(document.activeElement));
+    if (at >= 0 && at + by === links().length) document.querySelector(".more:not([hidden])")?.click();
+    const first = () =>
+      Math.max(
+        0,
+        place((card) => card.querySelector(`[data-position='${opened?.position}']`)),
+      );
+    (links()[at < 0 ? first() : at + by] ?? links()[at])?.focus();
   };
   const tick = () => {
     const box = document.activeElement.closest(".outlier")?.querySelector("[data-position]");
@@ -169,6 +180,7 @@ function galleryKeys(ranking, update) {
 const saveTicked = (ranking) => ranking.ticked.size && download(ranking);
 
 function imagePage(ranking, row, query) {
+  opened = row;
   const chosen = ranking.chosen(query);
   const list = chosen.includes(row) ? chosen : ranking.rows;
   const { bar, update } = tickedBar(ranking);

@@ -1,7 +1,8 @@
 // The whole network: its numbers, its curves, every layer as a row of cells.
 import { make, makeSvg, sharpCanvas } from "./dom.js";
 import { ticks, verdictColour } from "./draw.js";
-import { address, byStanding, filterAddress, sampleCaption, sampleTile, swatch } from "./parts.js";
+import { chosenFilters } from "./filters.js";
+import { address, byStanding, filterAddress, layerLine, sampleCaption, sampleTile, swatch } from "./parts.js";
 import { count, kindsOf, layerText, number, percent, VERDICTS } from "./words.js";
 
 const TOP_SAMPLES = 12;
@@ -28,7 +29,7 @@ export function overview(report) {
       tile(
         number(flagged),
         `of ${count(report.samples, "sample")} ${flagged === 1 ? "is an outlier" : "are outliers"} of some filter`,
-        address(["samples"]),
+        address(["samples"], report.scores ? { show: "outliers" } : {}),
       ),
       tile(percent(report.sparsity), "of the maps' values are zero or less"),
     ),
@@ -60,6 +61,10 @@ export function overview(report) {
   ];
 }
 
+/** How an address asks for the filters of a kind: as of a verdict where these are as many. */
+const verdictOf = (report, kind, amount) =>
+  chosenFilters(report, { verdict: kind }).length === amount ? kind : `=${kind}`;
+
 function legend(report) {
   return make(
     "ul",
@@ -70,7 +75,7 @@ function legend(report) {
         { title: VERDICTS[kind] ?? "" },
         make(
           "a",
-          { href: address(["filters"], { verdict: kind.split(", ").at(-1) }) },
+          { href: address(["filters"], { verdict: verdictOf(report, kind, amount) }) },
           swatch(verdictColour(kind)),
           `${kind} `,
           make("span", { class: "quiet" }, number(amount)),
@@ -92,11 +97,10 @@ function layers(report) {
     return make(
       "div",
       { class: "layer" },
-      make(
-        "a",
-        { class: "layer-name cut", title: layerText(layer.name), href: address(["filters"], { layer: place }) },
-        layer.name || "the model",
-      ),
+      layerLine(layer.name, layer.name || "the model", "a", {
+        class: "layer-name cut cut-left",
+        href: address(["filters"], { layer: place }),
+      }),
       make("span", { class: "layer-count", title: "anomaly filters" }, about),
       make(
         "span",

@@ -8,15 +8,13 @@ const BESIDE_MAP = [96, 96];
 
 /** The address of a page; `query` has what is not as usual. */
 export function address(parts, query = {}) {
-  const search = new URLSearchParams(
-    Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== ""),
-  );
-  return `#/${parts.map(encodeURIComponent).join("/")}${search.size ? `?${search}` : ""}`;
+  const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return `#/${parts.map(encodeURIComponent).join("/")}${given.length ? `?${new URLSearchParams(given)}` : ""}`;
 }
 
 export const filterAddress = (report, { layer, filter }, query) =>
   address(["filter", report.layers[layer].name, filter], query);
-export const sampleAddress = (sample) => address(["sample", sample]);
+export const sampleAddress = (sample, query) => address(["sample", sample], query);
 
 /** A sample's image, or its number where there are no images. */
 export function imageOf(report, sample, name = `image of sample ${sample}`) {
@@ -56,6 +54,10 @@ export function groupMark(group) {
   return canvas;
 }
 
+/** A layer on a line of its own, cut at the left, where names resemble each other. */
+export const layerLine = (name, text = layerText(name), tag = "span", attributes = { class: "quiet cut cut-left" }) =>
+  make(tag, { ...attributes, title: layerText(name) }, make("bdi", {}, text));
+
 /** A filter as a small picture with its name, that leads to it. */
 export function filterCard(report, place, query = {}, ringed = null) {
   const canvas = make("canvas", { class: "miniature", "aria-hidden": "true" });
@@ -77,11 +79,7 @@ export function filterCard(report, place, query = {}, ringed = null) {
     { class: "card", href: filterAddress(report, place, query) },
     picture,
     make("strong", {}, `filter ${place.filter}`),
-    make(
-      "span",
-      { class: "quiet cut", title: layerText(report.layers[place.layer].name) },
-      layerText(report.layers[place.layer].name),
-    ),
+    layerLine(report.layers[place.layer].name),
     make(
       "span",
       { class: "card-foot" },
@@ -92,13 +90,13 @@ export function filterCard(report, place, query = {}, ringed = null) {
 }
 
 /** A sample as a small image with a caption, that leads to it or, with `click`, is chosen. */
-export function sampleTile(report, sample, caption, { map = null, click = null } = {}) {
+export function sampleTile(report, sample, caption, { map = null, click = null, query = {} } = {}) {
   const shown = [report.images ? imageOf(report, sample) : null, map ? mapOf(map, sample) : null].filter(Boolean);
   const pictures = shown.length ? make("span", { class: "tile-pictures" }, shown) : null;
   const text = make("span", { class: "tile-text" }, caption);
   return click
     ? make("button", { type: "button", class: "tile", title: `sample ${sample}`, click }, pictures, text)
-    : make("a", { class: "tile", title: `sample ${sample}`, href: sampleAddress(sample) }, pictures, text);
+    : make("a", { class: "tile", title: `sample ${sample}`, href: sampleAddress(sample, query) }, pictures, text);
 }
 
 /** The samples, the largest score first, at equal scores more votes. */
@@ -143,8 +141,11 @@ export function stepper(list, item, what, go, about = "") {
   return { element, step };
 }
 
+const reached = new Map(); // how many of a list were shown
+
 /** Some of many, and a button for more. */
 export function pages(items, size, draw, className) {
+  const key = [className, items.length, window.location.hash.split("?")[1]].join();
   const list = make("div", { class: className });
   const more = make("button", { type: "button", class: "more", click: () => add() });
   let shown = 0;
@@ -153,7 +154,10 @@ export function pages(items, size, draw, className) {
     shown = Math.min(items.length, shown + size);
     more.hidden = shown === items.length;
     more.textContent = `Show more (${items.length - shown} left)`;
+    reached.set(key, shown);
   };
-  add();
+  const before = reached.get(key) ?? 0;
+  do add();
+  while (shown < before);
   return make("div", {}, list, more);
 }

@@ -11,20 +11,24 @@ export class Ranking {
     this.sprite = sprite;
     for (const [rank, row] of this.rows.entries()) row.rank = rank;
     this.store = `lightning_anomaly.ticked.${this.key}`;
-    const known = new Set(this.rows.map((row) => row.position));
-    this.ticked = new Set(this.remembered().filter((position) => known.has(position)));
+    this.ticked = new Set();
+    this.stores = true;
+    this.remember();
   }
 
-  /** What was ticked when this file was last open; a frame without a storage of its own remembers nothing. */
-  remembered() {
+  /** Takes what is ticked in any tab with this file, or was; a frame without a storage of its own remembers nothing. */
+  remember() {
+    if (!this.stores) return;
     try {
-      return JSON.parse(window.localStorage.getItem(this.store)) ?? [];
+      const stored = new Set(JSON.parse(window.localStorage.getItem(this.store)) ?? []);
+      this.ticked = new Set(this.rows.map((row) => row.position).filter((position) => stored.has(position)));
     } catch {
-      return [];
+      this.stores = false;
     }
   }
 
   tick(rows, on) {
+    this.remember();
     for (const { position } of rows) {
       if (on) this.ticked.add(position);
       else this.ticked.delete(position);
@@ -33,7 +37,7 @@ export class Ranking {
       if (this.ticked.size) window.localStorage.setItem(this.store, JSON.stringify([...this.ticked]));
       else window.localStorage.removeItem(this.store);
     } catch {
-      // It is known until the page is closed.
+      this.stores = false; // it is known until the page is closed
     }
   }
 

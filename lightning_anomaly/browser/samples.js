@@ -27,11 +27,14 @@ function chosenSamples(report, { show, sort, label }) {
   return orders[sort] ? found.sort(orders[sort]) : found;
 }
 
+const usualOf = (report) => (report.scores ? { show: "all", sort: "score" } : { show: "outliers", sort: "votes" });
+const SORTS = { score: "largest score", votes: "most votes", number: "number" };
+
 export function samplesPage(report, query) {
   const change = (name) => (value) => {
     window.location.hash = address(["samples"], { ...query, [name]: value === usual[name] ? "" : value });
   };
-  const usual = report.scores ? { show: "all", sort: "score" } : { show: "outliers", sort: "votes" };
+  const usual = usualOf(report);
   const chosen = { ...usual, ...query };
   const found = chosenSamples(report, chosen);
   return [
@@ -58,7 +61,7 @@ export function samplesPage(report, query) {
         : null,
       choice(
         "Sort by",
-        [...(report.scores ? [["score", "largest score"]] : []), ["votes", "most votes"], ["number", "number"]],
+        Object.entries(SORTS).filter(([order]) => report.scores || order !== "score"),
         chosen.sort,
         change("sort"),
       ),
@@ -73,20 +76,30 @@ export function samplesPage(report, query) {
       "A vote is a filter that a sample is an outlier of.",
     ),
     found.length
-      ? pages(found, TILES, (sample) => sampleTile(report, sample, sampleCaption(report, sample)), "tiles")
+      ? pages(
+          found,
+          TILES,
+          (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: chosen }),
+          "tiles",
+        )
       : make("p", { class: "empty-state" }, "No sample is an outlier of any filter. Show all samples to look at them."),
   ];
 }
 
-export function samplePage(report, sample) {
+/** One sample; with a `query`, the arrows lead through the samples that it chooses, in their order. */
+export function samplePage(report, sample, query) {
   const filters = report.filtersOf(sample, "outliers");
   const apart = report.filtersOf(sample, "isolated");
   const layers = new Set(filters.map(({ layer }) => layer));
   const label = report.label(sample);
-  const samples = report.votes.map((_, place) => place);
-  const { element, step } = stepper(samples, sample, "sample", (next) => {
-    window.location.hash = sampleAddress(next);
-  });
+  const all = report.votes.map((_, place) => place);
+  const chosen = query.sort ? chosenSamples(report, { ...usualOf(report), ...query }) : all;
+  const list = chosen.includes(sample) ? chosen : all;
+  const about = list === all ? "" : `, by ${SORTS[query.sort] ?? SORTS.score}`;
+  const go = (next) => {
+    window.location.hash = sampleAddress(next, list === all ? {} : query);
+  };
+  const { element, step } = stepper(list, sample, "sample", go, about);
   const content = [
     make("div", { class: "title-row" }, make("h1", {}, `Sample ${sample}`), element),
     make(

@@ -120,6 +120,7 @@ export class Scatter {
       return [event.clientX - box.left, event.clientY - box.top];
     };
     this.canvas.addEventListener("pointerdown", (event) => {
+      if (event.button) return; // of the menu, for one
       this.canvas.setPointerCapture(event.pointerId);
       this.pointers.set(event.pointerId, place(event));
       this.moved = 0;
@@ -141,8 +142,7 @@ export class Scatter {
       } else if (this.moved > 4) this.pan(left - oldLeft, top - oldTop);
     });
     this.canvas.addEventListener("pointerup", (event) => {
-      this.pointers.delete(event.pointerId);
-      if (this.moved > 4) return;
+      if (!this.pointers.delete(event.pointerId) || this.moved > 4) return;
       const sample = this.nearest(...place(event));
       this.pin(sample === this.pinned ? null : sample);
     });

@@ -6,6 +6,8 @@ import { address } from "./parts.js";
 const main = document.getElementById("main");
 let current = { keys: {} };
 let turn = 0;
+let followed = false; // a link, and not back
+const scrolled = new Map(); // how far a page was, by its address
 
 function helpDialog(help) {
   const rows = help.map(([key, text]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, text)]);
@@ -65,10 +67,19 @@ async function show(report, { sections, pageOf }, anew = true) {
   }
   const next = (await pageOf(report, page || sections[0][0], rest, query)) ?? nothing(sections);
   if (mine !== turn) return; // another page was asked for meanwhile
-  const kept = current.path === path ? window.scrollY : 0;
-  current = { keys: {}, ...next, name, path };
+  scrolled.set(current.place, window.scrollY);
+  const place = `${path || sections[0][0]}?${search}`;
+  const before = followed ? 0 : (scrolled.get(place) ?? 0);
+  const kept = current.path === path ? window.scrollY : before;
+  followed = false;
+  const controls = () => [...main.querySelectorAll("select, .step")];
+  const held = current.section === next.section ? controls().indexOf(document.activeElement) : -1;
+  const isFirst = current.name === undefined;
+  current = { keys: {}, ...next, name, path, place };
   main.replaceChildren(...next.content.filter(Boolean));
+  if (!isFirst) (controls()[held] ?? main).focus({ preventScroll: true });
   window.scrollTo(0, kept);
+  document.title = [main.querySelector("h1")?.textContent, report.title].filter(Boolean).join(" · ");
   for (const link of document.querySelectorAll("[data-page]")) {
     if (link.dataset.page === next.section) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -81,6 +92,7 @@ async function start(browser) {
   const report = await open();
   const dialog = helpDialog(help);
   heading(report, sections, dialog);
+  window.history.scrollRestoration = "manual";
   window.addEventListener("hashchange", () => show(report, browser, false));
   onThemeChange(() => show(report, browser));
   document.addEventListener("click", (event) => {
@@ -88,6 +100,7 @@ async function start(browser) {
     const link = event.target.closest("a[href^='#']");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
+    followed = window.location.hash !== link.getAttribute("href");
     window.location.hash = link.getAttribute("href");
   });
   window.addEventListener("keydown", (event) => {

@@ -48,7 +48,7 @@ class TestGallery:
     def test_the_largest_scores_come_first_each_with_its_picture(self, opened):
         report = made_up()
         page = opened(report, title="Fruit")
-        assert page.page.title() == "Fruit"
+        assert page.page.title() == "Images that belong least · Fruit"
         assert cards(page) == report.top(48)
         page.page.get_by_role("button", name="Show more").click()
         assert cards(page) == report.top(96)
@@ -136,6 +136,18 @@ class TestTicks:
         page.open("#/gallery?show=ticked")
         assert cards(page) == []
 
+    def test_two_tabs_lose_nothing_of_each_other(self, opened):
+        report = made_up()
+        page = opened(report)
+        page.page.locator(".tick").nth(5).click()
+        other = f"for (const key in localStorage) if (/ticked/.test(key)) localStorage[key] = '[{report.top(8)[7]}]'"
+        page.page.evaluate(other)  # another tab has ticked one, and unticked this one's
+        page.page.locator(".tick").nth(2).click()
+        assert "2 images ticked" in page.text(".ticked-bar")
+        assert "ticked (2)" in page.text(".choices")
+        page.go("#/gallery?show=ticked")
+        assert cards(page) == [report.top(8)[2], report.top(8)[7]]
+
     def test_labels_are_a_column(self, opened):
         report = made_up()
         page = opened(report, labels=[f"{place}.png" for place in range(300)])
@@ -213,6 +225,36 @@ def test_it_is_used_by_keyboard_alone(opened):
     assert page.text("h1") == "Images that belong least"
 
 
+@pytest.mark.parametrize("by_key", [True, False])
+def test_after_an_image_the_gallery_is_where_it_was(opened, by_key):
+    report = made_up()
+    page = opened(report)
+    page.page.get_by_role("button", name="Show more").click()
+    page.page.locator(".outlier-picture").nth(80).focus()
+    before = page.page.evaluate("window.scrollY")
+    assert before > 500
+    page.press("Enter")
+    assert page.page.title().startswith(f"Image {report.top(81)[80]} · ")
+    assert page.page.evaluate("window.scrollY") == 0
+    if by_key:
+        page.press("Escape")
+    else:
+        page.page.go_back()
+        page.settle()
+    assert len(cards(page)) == 96
+    assert page.page.evaluate("window.scrollY") == pytest.approx(before, abs=2)
+    page.press("ArrowRight")
+    assert page.page.evaluate("document.activeElement.title") == f"image {report.top(81)[80]}"
+
+
+def test_the_arrows_go_on_behind_what_was_shown(opened):
+    report = made_up()
+    page = opened(report)
+    page.page.locator(".outlier-picture").nth(47).focus()
+    page.press("ArrowRight")
+    assert page.page.evaluate("document.activeElement.title") == f"image {report.top(49)[48]}"
+
+
 @pytest.mark.parametrize("width", [360, 820, 1280])
 def test_no_page_is_wider_than_its_window(opened, width):
     report = made_up(layers=("features.denseblock4.denselayer16.conv2" * 3, "a"))
@@ -231,7 +273,7 @@ def test_dark_where_the_system_is(opened):
 def test_hostile_names_stay_text(opened):
     report = replace(made_up(layers=(HOSTILE,)), notes={"a": HOSTILE})
     page = opened(report, labels=[HOSTILE] * 300, title=HOSTILE, name="<img src=x onerror=alert(1)>.html")
-    assert page.page.title() == " ".join(HOSTILE.split())
+    assert page.page.title() == "Images that belong least · " + " ".join(HOSTILE.split())
     for place in ("", f"#/image/{report.top(1)[0]}"):
         page.go(place)
         assert page.page.locator("img, b").count() == 0
