@@ -82,19 +82,21 @@ def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | N
 
 
 def joined(lines: Sequence[dict[str, Any]], compared: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of `h1`, with the p-values of `two_sample` in the epochs of trainings that it followed too."""
-    by_key = {line["key"]: line["epochs"] for line in compared}
+    """The trainings of `h1` that `two_sample` followed too, with its p-values in their epochs.
+
+    On another kind of processor the same training takes another course: one whose validation losses differ is left out.
+    """
+    by_key = {line["key"]: line for line in compared}
     return [
         {
             **line,
             "epochs": [
                 {**epoch, **{name: value for name, value in other.items() if name.startswith("p ")}}
-                for epoch, other in zip(line["epochs"], by_key[line["key"]], strict=True)
+                for epoch, other in zip(line["epochs"], by_key[line["key"]]["epochs"], strict=True)
             ],
         }
-        if line["key"] in by_key
-        else line
         for line in lines
+        if line["key"] in by_key and signal(line, "val_loss") == signal(by_key[line["key"]], "val_loss")
     ]
 
 

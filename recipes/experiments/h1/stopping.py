@@ -37,9 +37,7 @@ def compared_table(lines: Sequence[Line], compared: Sequence[Line]) -> str:
         lines: The trainings that `h1` measured.
         compared: Those that `two_sample` followed.
     """
-    followed = {line["key"] for line in compared}
-    both = joined([line for line in short_runs(lines) if line["key"] in followed], compared)
-    return _table(both, _COMPARED, "network", "data")
+    return _table(joined(short_runs(lines), compared), _COMPARED, "network", "data")
 
 
 def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:

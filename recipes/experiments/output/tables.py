@@ -107,7 +107,8 @@ def _parts(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def _stopped(rule: Callable[[Line], int | None], lines: Sequence[Line]) -> str:
-    return f"{sum(rule(line) is not None for line in lines)} of {len(lines)}" if lines else "-"
+    """How many trainings a rule stops before their last epoch."""
+    return f"{sum(ended(rule, line) < len(line['epochs']) - 1 for line in lines)} of {len(lines)}" if lines else "-"
 
 
 def ended(rule: Callable[[Line], int | None], line: Line) -> int:
@@ -177,7 +178,7 @@ def output_runs(lines: Sequence[Line]) -> str:
     for line in sorted(lines, key=lambda own: (not is_overfitting(own), own["key"])):
         loss, area, best = signal(line, "val_loss"), signal(line, "confidence_auc"), best_epoch(line)
         ratio = signal(line, "confidence_error_ratio")
-        stop = first_above(_rises(line), RISE)
+        stop = first_above(_rises(line)[:-1], RISE)  # at the last epoch there is nothing to stop
         rows.append(
             (
                 line["key"],

@@ -42,11 +42,15 @@ def test_the_rule_of_the_comparison_is_replayed_where_there_was_one() -> None:
     bad, good = runs(RISING, seed=0)
     bad["key"], good["key"] = "bad", "good"
     by_chance = [0.3, 0.02, 0.3, 0.3, 0.01, 0.009, 0.3, 0.001]
-    compared = [{"key": "bad", "epochs": [{"layers": {}, "p max fraction": chance} for chance in by_chance]}]
-    one, other = curves.joined([bad, good], compared)
+    losses = curves.signal(bad, "val_loss")
+    epochs = [{"layers": {}, "val_loss": loss, "p max fraction": p} for loss, p in zip(losses, by_chance, strict=True)]
+    elsewhere = [
+        {**epoch, "val_loss": 2 * epoch["val_loss"]} for epoch in epochs
+    ]  # the same training took another course
+    compared = [{"key": "bad", "epochs": epochs}, {"key": "good", "epochs": elsewhere}]
+    (one,) = curves.joined([bad, good], compared)
     assert curves.signal(one, "p max fraction") == by_chance
     assert curves.signal(one, "fraction") == curves.signal(bad, "fraction")
-    assert other == good
     assert stopping_rules.replay(one, stopping_rules.TWO_SAMPLE)["epochs"] == 6
     table = stopping.compared_table([bad, good], compared)
     assert f"| net | some | {stopping_rules.TWO_SAMPLE} | 0.0 | 0.00 | 6 | 1 of 1 | - | 0 of 0 |" in table
