@@ -42,6 +42,8 @@ class OutlierReport(Tabular):
         images: Small pictures of the images with the largest scores, uint8 `(n, H, W, C)`; None if they are nothing
             that can be drawn.
         notes: What could not be used and why, as sentences.
+        own_reference: Whether the reference was taken out of these images. Then p-values only rank them, and none is
+            found.
     """
 
     scores: Tensor
@@ -53,6 +55,7 @@ class OutlierReport(Tabular):
     false_discovery_rate: float
     images: Tensor | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    own_reference: bool = False
 
     @property
     def found(self) -> list[int]:
@@ -191,8 +194,13 @@ class OutlierReport(Tabular):
             f"{len(self.found):,} of {len(self.scores):,} images do not belong to a reference of "
             f"{self.n_reference:,}, at a false discovery rate of {100 * self.false_discovery_rate:g}%"
         )
+        ranks = (
+            "the reference was taken out of these images, so p-values only rank them and none is found: look at the "
+            "largest scores, or give a `reference` of images that belong"
+        )
         too_few = (
             f"fewer than {self.fewest} cannot be found at this rate, however far they are: give a larger reference, or "
             "look at the largest scores"
         )
-        return [found, *[too_few] * (self.fewest > 1), *(f"note: {note}" for note in self.notes.values())]
+        hint = [ranks] if self.own_reference else [too_few] * (self.fewest > 1)
+        return [found, *hint, *(f"note: {note}" for note in self.notes.values())]

@@ -65,7 +65,7 @@ def find_outliers(
         inputs: Images `(N, ...)`, or a loader: its data set is read from the first to the last item, whatever the order
             of the loader, and the first floating-point tensor of a batch is taken.
         reference: Images that are ordinary, likewise. None takes 4,000 of the inputs at random, or all if there are
-            fewer.
+            fewer: then p-values only rank the images, and none is found.
         layers: Names of the layers that judge; None takes every convolution.
         false_discovery_rate: Share of ordinary images that is accepted among those found, by the rule of Benjamini and
             Hochberg ("Controlling the false discovery rate", 1995).
@@ -245,6 +245,7 @@ class _Search:
             false_discovery_rate=rate,
             images=_pictures(images, shown, self._others, self._chosen[:_ORDINARY]),
             notes=notes,
+            own_reference=self._others is images,
         )
 
     def _share(self, images: ImageSource, positions: Sequence[int]) -> list[int]:

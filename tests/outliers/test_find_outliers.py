@@ -83,7 +83,13 @@ def test_a_reference_out_of_the_inputs_is_compared_with_its_other_half(net):
     for level in (0.1, 0.5):
         assert (report.p_values <= level).double().mean().item() == pytest.approx(level, abs=0.01)
     assert report.found == []
-    assert report.fewest == 20
+    assert replace(report, false_discovery_rate=0.9).found == []  # as there is one image for each p-value
+    assert report.own_reference
+    assert "give a `reference` of images that belong" in str(report)
+    assert "cannot be found" not in str(report)
+    other = find_outliers(net, images(300), reference=images(300, seed=5))
+    assert not other.own_reference
+    assert "fewer than 20 cannot be found" in str(other)
 
 
 @pytest.mark.parametrize(

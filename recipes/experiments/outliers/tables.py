@@ -112,10 +112,7 @@ def wins_table(lines: Sequence[Line]) -> str:
 
 
 def trained_on_table(lines: Sequence[Line]) -> str:
-    """What finds the damaged images among all that a network was trained on: AUROC and average precision.
-
-    Of all kinds together, and what `find_outliers` reports at a false discovery rate of 10%.
-    """
+    """What finds the damaged images of all kinds among those trained on: AUROC and average precision."""
     places = [place for place, name in enumerate(SCORES) if name != "votes"]
     rows = []
     for key, runs in group([line for line in lines if line["trained_on"]], "network", "data").items():
@@ -125,10 +122,9 @@ def trained_on_table(lines: Sequence[Line]) -> str:
             pairs = [[one[name][place] for one in found] for name in ("auroc", "precision")]
             return "-" if None in pairs[0] else " / ".join(_text(values) for values in pairs)
 
-        reports = ", ".join(f"{one['right']} of {one['found']}" for one in found)
         planted = ", ".join(
             f"{one['planted']} of {run['cell']['train_size']}" for one, run in zip(found, runs, strict=True)
         )
-        rows.append((*key, planted, *map(both, places), reports))
-    header = ("network", "data", "damaged", *(_HEADER[place] for place in places), "right of those reported")
+        rows.append((*key, planted, *map(both, places)))
+    header = ("network", "data", "damaged", *(_HEADER[place] for place in places))
     return markdown(header, rows)

@@ -87,7 +87,7 @@ def test_rules_stop_where_they_say_and_count_what_they_stop() -> None:
     rise = rows["ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)"]
     assert rise.startswith("| chosen on: cifar10 | ")
     assert rise.endswith(" | 0 of 1 | 0 of 1 | 2.00 | 2.00 | 100% | 16.7 |")  # at the last epoch nothing is stopped
-    assert rows["gap, rise of 0.025"].endswith(" | 1 of 1 | 0 of 1 | 1.30 | 1.30 | 83% | 16.7 |")
+    assert rows["gap, rise of 0.025"].endswith(" | 1 of 1 | 0 of 1 | 1.30 | 1.30 | 83% | 6.5 |")
     assert rows["none: train to the end"].endswith(" | 0 of 1 | 0 of 1 | 2.00 | 2.00 | 100% | 16.7 |")
     (row,) = [row for row in tables.output_runs([bad, good]).splitlines() if "overfitting" in row]
     assert row.endswith("| 1.00 → 2.00 | 2 | 1.00 → 1.00 → 1.20 | 0.500 → 0.500 → 0.600 | 11% | - | - |")
