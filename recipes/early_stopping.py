@@ -47,7 +47,7 @@ class Failing(pl.Callback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Breaks the camera."""
         if trainer.current_epoch == self.at_epoch:
-            over_expose(self.loader, self.data, slice(max(1, len(self.data.val_images) // 80)))
+            over_expose(self.loader, self.data, slice(max(1, probe_size_in(self.data) // 80)))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Notes the loss."""

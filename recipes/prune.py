@@ -66,7 +66,7 @@ def train(data: ImageData, options: argparse.Namespace, arm: str, seed: int) -> 
     """One training from the seed, masking what `arm` says."""
     pl.seed_everything(seed, verbose=False)
     training, validation = make_loaders(data, options.batch_size)
-    damaged = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(seed))[: options.damaged]
+    damaged = torch.randperm(probe_size_in(data), generator=torch.Generator().manual_seed(seed))[: options.damaged]
     over_expose(validation, data, damaged)
     watcher = AnomalyFilterCallback(probe_size=probe_size_in(data), log_figures=False)
     prune = AnomalyPruneCallback(

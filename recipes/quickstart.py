@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -110,10 +111,12 @@ def run(options: argparse.Namespace) -> AnomalyFilterCallback:
     check_damaged(options, data)
     if options.picture and not Path(options.picture).absolute().parent.is_dir():
         raise ValueError(f"Option `--picture` should name a file in an existing folder. Found {options.picture}.")
-    images, planted = plant_damage(data.val_images, options.damaged, DAMAGE, options.seed)
+    watched = probe_size_in(data)
+    probe, planted = plant_damage(data.val_images[:watched], options.damaged, DAMAGE, options.seed)
+    images = torch.cat([probe, data.val_images[watched:]])
     train, val = make_loaders(dataclasses.replace(data, val_images=images), options.batch_size)
     over_expose(val, data, planted["over_exposed"])
-    watcher = AnomalyFilterCallback(probe_size=probe_size_in(data), browser=True)
+    watcher = AnomalyFilterCallback(probe_size=watched, browser=True)
     logger = TensorBoardLogger(options.log_dir, name="quickstart")
     trainer = pl.Trainer(
         max_epochs=options.epochs, logger=logger, callbacks=[watcher], num_sanity_val_steps=0, accelerator="auto"

@@ -25,7 +25,7 @@ from recipes.common.data import make_loaders, mean_and_std, normalise
 from recipes.common.maps import capture, choose
 from recipes.common.module import Classifier
 from recipes.common.networks import build
-from recipes.common.options import add_training_options, one_sentence_errors, prepare_data, quiet
+from recipes.common.options import add_training_options, at_least, one_sentence_errors, prepare_data, quiet
 
 PROBE = 512
 
@@ -105,7 +105,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_training_options(parser, epochs=16, train_size=4000)
     parser.set_defaults(val_size=2 * PROBE)
-    parser.add_argument("--repeats", type=int, default=10, help="seeds and left-out draws, default: %(default)s")
+    parser.add_argument("--repeats", type=at_least(2), default=10, help="seeds and draws, default: %(default)s")
     parser.add_argument("--rare-fraction", type=float, nargs="+", default=[AnalysisSettings().rare_fraction])
     parser.add_argument("--damaged", type=int, nargs="+", default=[0, 8], help="damaged images, default: %(default)s")
     return parser.parse_args(arguments)
@@ -116,6 +116,11 @@ def run(options: argparse.Namespace) -> list[dict[str, float | str]]:
     quiet()
     pl.seed_everything(options.seed, verbose=False)
     data = prepare_data(options)
+    if len(data.val_images) < 2 * PROBE:
+        raise ValueError(
+            f"Option `--val-size` should leave at least {2 * PROBE} validation images, two probes. Found "
+            f"{len(data.val_images)}."
+        )
     network = build(options.network, data.channels, data.n_classes)
     train, _ = make_loaders(data, options.batch_size)
     trainer = pl.Trainer(

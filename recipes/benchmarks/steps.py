@@ -70,7 +70,11 @@ def _once(maps: Maps, settings: AnalysisSettings, engine: Engine) -> dict[str, f
         )
         labels.append(timed("em", partial(fit_mixtures, points, weights, means, precisions, engine)).labels[:, 0])
     timed("calinski-harabasz", lambda: engine.calinski_harabasz(points, torch.stack(labels, 1)))
-    timed("isolated", lambda: isolated_samples(points, settings.rare_fraction))
+    extremes = [
+        torch.cat(layer.statistics).transpose(0, 1)[reduction.live, :, 2:4]
+        for layer, reduction in zip(maps.values(), reductions, strict=True)
+    ]
+    timed("isolated", lambda: isolated_samples(points, settings.rare_fraction, torch.cat(extremes)))
     timed("scores", lambda: [layer_scores(torch.cat(layer.statistics), engine) for layer in maps.values()])
     timed("analysis", lambda: analyze_maps(maps, settings))
     return seconds

@@ -104,10 +104,11 @@ def probe_size_in(data: ImageData) -> int:
 
 
 def check_damaged(options: argparse.Namespace, data: ImageData) -> None:
-    """Raises ValueError if more validation images are to be damaged than there are."""
-    if options.damaged > len(data.val_images):
+    """Raises ValueError if more validation images are to be damaged than are watched."""
+    watched = probe_size_in(data)
+    if options.damaged > watched:
         raise ValueError(
-            f"Option `--damaged` should be at most {len(data.val_images)}, the number of validation images. Found "
+            f"Option `--damaged` should be at most {watched}, the number of validation images that are watched. Found "
             f"{options.damaged}."
         )
 

@@ -4,6 +4,7 @@ import torch
 from lightning_anomaly import AnalysisSettings
 from recipes import stability
 from recipes.common.networks import build
+from recipes.common.options import one_sentence_errors
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +49,16 @@ def test_the_share_of_equal_verdicts_counts_filters(probes):
     flags = [[v for layer in report.layers.values() for v in layer.verdicts] for report in (first, second)]
     assert stability.same_verdict(first, first) == 1
     assert stability.same_verdict(first, second) == sum(a == b for a, b in zip(*flags, strict=True)) / 22
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--repeats 1", "argument --repeats: should be an integer of at least 2. Found 1."),
+        ("--train-size 400 --val-size 600", "error: Option `--val-size` should leave at least 1024 validation images"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_trained(options, message, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        one_sentence_errors(stability.run, lambda: stability.parse(options.split()))
+    assert message in f"{ended.value} {capsys.readouterr().err}"

@@ -96,6 +96,17 @@ def all_table(lines: Sequence[Line]) -> str:
     return markdown(("measure", *_HEADER), rows)
 
 
+def _wins(lines: Iterable[Line], rival: str, kind: str) -> float | None:
+    """The mean area of a rival, in the probes that it was measured in, if the outlier score's is smaller there."""
+    results = [own for line in lines for key, own in line["probe"].items() if key.partition("/")[0] == kind]
+    pairs = [[own["auroc"][SCORES.index(name)] for name in (rival, "score")] for own in results]
+    known = [(theirs, ours) for theirs, ours in pairs if theirs is not None and ours is not None]
+    if not known:
+        return None
+    theirs, ours = (mean(column) for column in zip(*known, strict=True))
+    return theirs if theirs > ours else None
+
+
 def wins_table(lines: Sequence[Line]) -> str:
     """For each kind of damage and data set: the outlier score, and the rivals that do better, best first."""
     rows = []
@@ -104,8 +115,7 @@ def wins_table(lines: Sequence[Line]) -> str:
             ours = values_of(runs, "score", kind)
             if not ours:
                 continue
-            others = {name: values_of(runs, name, kind) for name in SCORES[1:]}
-            better = {name: mean(found) for name, found in others.items() if found and mean(found) > mean(ours)}
+            better = {name: theirs for name in SCORES[1:] if (theirs := _wins(runs, name, kind)) is not None}
             ranked = sorted(better, key=lambda name: -better[name])
             rows.append((data, kind, _text(ours), ", ".join(f"{name} {better[name]:.2f}" for name in ranked) or "none"))
     return markdown(("data", "damage", "outlier score", "what does better"), rows)

@@ -23,6 +23,11 @@ def test_the_options_are_those_of_all_recipes(recipe) -> None:
         (quickstart, "--batch-size many", "argument --batch-size: should be an integer of at least 1. Found many."),
         (quickstart, "--damaged -1", "argument --damaged: should be an integer of at least 0. Found -1."),
         (quickstart, "--damaged 600", "error: Option `--damaged` should be at most 512, the number of validation"),
+        (
+            quickstart,
+            "--damaged 600 --val-size 700",
+            "error: Option `--damaged` should be at most 512, the",
+        ),
         (quickstart, "--picture no/such/folder.png", "error: Option `--picture` should name a file in an existing"),
         (quickstart, "--val-size 20", "error: Option `--val-size` should leave at least 50 validation images, the"),
         (prune, "--seeds 0", "argument --seeds: should be an integer of at least 1. Found 0."),
