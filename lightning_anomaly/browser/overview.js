@@ -2,7 +2,7 @@
 import { make, makeSvg, sharpCanvas } from "./dom.js";
 import { ticks, verdictColour } from "./draw.js";
 import { chosenFilters } from "./filters.js";
-import { address, byStanding, filterAddress, layerLine, sampleCaption, sampleTile, swatch } from "./parts.js";
+import { address, byStanding, filterAddress, sampleCaption, sampleTile, swatch } from "./parts.js";
 import { count, kindsOf, layerText, number, percent, VERDICTS } from "./words.js";
 
 const TOP_SAMPLES = 12;
@@ -97,10 +97,15 @@ function layers(report) {
     return make(
       "div",
       { class: "layer" },
-      layerLine(layer.name, layer.name || "the model", "a", {
-        class: "layer-name cut cut-left",
-        href: address(["filters"], { layer: place }),
-      }),
+      make(
+        "a",
+        {
+          class: "layer-name cut cut-left",
+          title: layerText(layer.name),
+          href: address(["filters"], { layer: place }),
+        },
+        make("bdi", {}, layer.name || "the model"),
+      ),
       make("span", { class: "layer-count", title: "anomaly filters" }, about),
       make(
         "span",

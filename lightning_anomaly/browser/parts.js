@@ -55,8 +55,8 @@ export function groupMark(group) {
 }
 
 /** A layer on a line of its own, cut at the left, where names resemble each other. */
-export const layerLine = (name, text = layerText(name), tag = "span", attributes = { class: "quiet cut cut-left" }) =>
-  make(tag, { ...attributes, title: layerText(name) }, make("bdi", {}, text));
+export const layerLine = (name) =>
+  make("span", { class: "quiet cut cut-left", title: layerText(name) }, make("bdi", {}, layerText(name)));
 
 /** A filter as a small picture with its name, that leads to it. */
 export function filterCard(report, place, query = {}, ringed = null) {

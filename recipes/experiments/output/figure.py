@@ -46,7 +46,7 @@ def draw(lines: Sequence[Line]) -> Figure:
     left.set(
         xscale="log",
         yscale="log",
-        xlabel="largest rise of the ratio of expected errors\n(0.01: none; stopped right of the dotted line)",
+        xlabel="largest rise of the ratio of expected errors\n(0.01: none; the rule fires right of the dotted line)",
     )
     left.set_ylabel("validation loss at the end / best")
     left.legend(fontsize=8)

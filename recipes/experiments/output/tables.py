@@ -53,6 +53,11 @@ def largest_rise(line: Line) -> float:
     return max(_rises(line))
 
 
+def _by_rise(line: Line) -> int | None:
+    """Where `AnomalyEarlyStopping` stops a training, if it does."""
+    return first_above(_rises(line), RISE)
+
+
 def _as_others(rule: str, line: Line) -> int | None:
     """Where one of the rules of `stopping_rules` stops a training, if it does."""
     last = OTHERS[rule](line).last
@@ -61,7 +66,7 @@ def _as_others(rule: str, line: Line) -> int | None:
 
 # Where each rule stops a training, if it does; the network is the one of that epoch.
 RULES: dict[str, Callable[[Line], int | None]] = {
-    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)": lambda line: first_above(_rises(line), RISE),
+    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)": _by_rise,
     "log-odds gap, rise of 0.25": lambda line: first_above(_rises(line, "log_odds_gap"), 0.25),
     "gap, rise of 0.025": lambda line: first_above(_rises(line, "confidence_gap"), 0.025),
     "area, rise of 0.03": lambda line: first_above(_rises(line, "confidence_auc"), 0.03),
@@ -107,8 +112,14 @@ def _parts(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def _stopped(rule: Callable[[Line], int | None], lines: Sequence[Line]) -> str:
-    """How many trainings a rule stops before their last epoch."""
-    return f"{sum(ended(rule, line) < len(line['epochs']) - 1 for line in lines)} of {len(lines)}" if lines else "-"
+    """How many trainings a rule stops."""
+    return f"{sum(_stop(rule, line) is not None for line in lines)} of {len(lines)}" if lines else "-"
+
+
+def _stop(rule: Callable[[Line], int | None], line: Line) -> int | None:
+    """Where a rule stops a training; None also at its last epoch, where there is nothing to stop."""
+    end = ended(rule, line)
+    return end if end < len(line["epochs"]) - 1 else None
 
 
 def ended(rule: Callable[[Line], int | None], line: Line) -> int:
@@ -178,7 +189,7 @@ def output_runs(lines: Sequence[Line]) -> str:
     for line in sorted(lines, key=lambda own: (not is_overfitting(own), own["key"])):
         loss, area, best = signal(line, "val_loss"), signal(line, "confidence_auc"), best_epoch(line)
         ratio = signal(line, "confidence_error_ratio")
-        stop = first_above(_rises(line)[:-1], RISE)  # at the last epoch there is nothing to stop
+        stop = _stop(_by_rise, line)
         rows.append(
             (
                 line["key"],
