@@ -39,7 +39,7 @@ from recipes.experiments import results
 from recipes.experiments.common.curves import has_signal
 from recipes.experiments.common.options import add_experiment_options, add_line_options, chosen_trainings
 from recipes.experiments.common.store import lines_file, run_missing
-from recipes.experiments.common.trainings import FOLLOWED
+from recipes.experiments.common.trainings import FOLLOWED, NETWORKS, PAPERS
 from recipes.experiments.h1 import frozen, search, stopping, watch
 from recipes.experiments.h2 import runs
 from recipes.experiments.h3 import masking
@@ -72,7 +72,7 @@ class Experiment:
     work: Callable[..., dict[str, Any]]
     matrices: tuple[str, ...] = ("full",)
     weights: str | None = _READ
-    networks: tuple[str, ...] = ("lenet5", "simple_cnn", "alexnet")
+    networks: tuple[str, ...] = PAPERS
     valid: Callable[[dict[str, Any]], bool] = lambda line: True
 
     def run(self, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ EXPERIMENTS = {
     ),
     "search": Experiment(search.__doc__, _followed, search.follow, ("full", "held-out")),
     "two_sample": Experiment(compare.__doc__, _followed, compare.follow, ("full", "held-out")),
-    "output": Experiment(output.__doc__, output.jobs, output.follow, ("full", "long"), networks=detect.NETWORKS),
+    "output": Experiment(output.__doc__, output.jobs, output.follow, ("full", "long"), networks=NETWORKS),
     "stability": Experiment(stability.__doc__, _followed, stability.measure),
     "frozen": Experiment(frozen.__doc__, _overfitting, frozen.experiment),
     "h2": Experiment(runs.__doc__, runs.jobs, runs.run_job, weights=None),
@@ -106,7 +106,7 @@ EXPERIMENTS = {
         detect.trainings,
         detect.experiment,
         weights="folder that keeps the trained networks, to measure them again",
-        networks=detect.NETWORKS,
+        networks=NETWORKS,
     ),
 }
 

@@ -16,7 +16,9 @@ __all__ = [
     "DATA",
     "FOLLOWED",
     "MATRIX",
+    "NETWORKS",
     "OVERFITTING",
+    "PAPERS",
     "TOO_SMALL",
     "Condition",
     "Images",
@@ -65,8 +67,10 @@ OVERFITTING = ("overfitting", "noise10", "noise20", "noise30", "damaged")  # the
 MATRIX = ("overfitting", "noise10", "noise30", "augmented", "regularised", "more_data")
 FOLLOWED = ("overfitting", "noise30", "augmented", "more_data")  # where every epoch's network is taken apart again
 # Epochs and learning rate: long enough for the validation loss of the plain training to rise well above its minimum.
-_SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "vgg11_bn": (16, 5e-4),
-             "resnet18": (8, 1e-3)}  # fmt: skip
+_SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "resnet18": (8, 1e-3),
+             "vgg11_bn": (16, 5e-4)}  # fmt: skip
+NETWORKS = tuple(_SCHEDULE)
+PAPERS = NETWORKS[:3]  # those of the source paper
 _LONG = {"lenet5": 50, "simple_cnn": 30, "alexnet": 20}  # epochs over a full data set
 
 
@@ -114,7 +118,7 @@ def make_training(network: str, data: str, condition: str, seed: int) -> Trainin
 
 
 def full_matrix(
-    networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet"),
+    networks: Sequence[str] = PAPERS,
     data: Sequence[str] = DATA,
     conditions: Sequence[str] = MATRIX,
     seeds: Sequence[int] = (0, 1, 2),
@@ -126,6 +130,7 @@ def full_matrix(
         for network in networks
         for name in data
         for condition in conditions
+        if (network, name) != TOO_SMALL
     ]
 
 
@@ -134,11 +139,10 @@ def held_out_matrix() -> list[Training]:
     return full_matrix(["vgg11_bn"], ["cifar10"], ["overfitting", "noise20", "augmented", "more_data"], [3])
 
 
-def long_matrix(networks: Sequence[str] = ("lenet5", "simple_cnn", "alexnet")) -> list[Training]:
+def long_matrix() -> list[Training]:
     """The paper's likely regime: all training images but the validation ones, for many epochs, seed by seed."""
-    networks = [network for network in networks if network in _LONG]
     orders = ((seed, condition) for seed in (4, 5) for condition in ("overfitting", "augmented"))
-    short = [training for seed, condition in orders for training in full_matrix(networks, DATA, [condition], [seed])]
+    short = [training for seed, condition in orders for training in full_matrix(list(_LONG), DATA, [condition], [seed])]
     sizes = {"cifar10": 48_976, "fashion_mnist": 58_976}  # of 50,000 and 60,000, less the validation images
     return [replace(plain, train_size=sizes[plain.data], epochs=_LONG[plain.network]) for plain in short]
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recipes.experiments.common.trainings import DATA, Training, make_training, quick_matrix
+from recipes.experiments.common.options import asked
+from recipes.experiments.common.trainings import DATA, PAPERS, Training, make_training, quick_matrix
 from recipes.experiments.h2.leave_out import leave_out
 from recipes.experiments.h2.measure import measure
 
@@ -47,12 +48,12 @@ def run_job(job: Job, root: str | None) -> dict[str, Any]:
 def jobs(options: argparse.Namespace) -> list[Job]:
     """The runs that the options ask for."""
     if not options.quick:
-        return full_matrix(options.networks, options.seeds)
+        return full_matrix(**asked(options))
     (training,) = quick_matrix(["overfitting"])
     return [Job(kind, training) for kind in ("measure", "leave_out")]
 
 
-def full_matrix(networks: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+def full_matrix(networks: Sequence[str] = PAPERS, seeds: Sequence[int] = (0, 1, 2)) -> list[Job]:
     """All runs; the slow AlexNet last, else one seed after the other, so that what is finished is whole."""
     found = []
     for group in (("lenet5", "simple_cnn"), ("alexnet",)):

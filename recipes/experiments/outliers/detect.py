@@ -30,8 +30,9 @@ from lightning_anomaly.verdicts.scores import layer_scores
 from recipes.common.evaluation import logits_of
 from recipes.common.maps import capture, choose
 from recipes.experiments.common.fitting import trained
+from recipes.experiments.common.options import asked
 from recipes.experiments.common.ranks import auroc, average_precision
-from recipes.experiments.common.trainings import DATA, TOO_SMALL, Training, make_training, quick_matrix
+from recipes.experiments.common.trainings import DATA, NETWORKS, TOO_SMALL, Training, make_training, quick_matrix
 from recipes.experiments.h2.measure import draws_of
 from recipes.experiments.h2.planted import SHARES
 from recipes.experiments.outliers.planted import Planted, plant
@@ -41,7 +42,6 @@ __all__ = [
     "CHOSEN_ON",
     "CONDITIONS",
     "MEASURES",
-    "NETWORKS",
     "SCORES",
     "averaged",
     "experiment",
@@ -53,7 +53,6 @@ __all__ = [
 ]
 
 SCORES = ("score", "votes", *RIVALS)
-NETWORKS = ("lenet5", "simple_cnn", "alexnet", "resnet18", "vgg11_bn")
 _SMALL = NETWORKS[:2]
 CONDITIONS = ("augmented", "overfitting", "damaged")  # healthy, overfitting, and that with damaged images in training
 CHOSEN_ON = 0  # seed
@@ -95,7 +94,7 @@ def full_matrix(networks: Sequence[str] = NETWORKS, seeds: Sequence[int] = (0, 1
 
 def trainings(options: argparse.Namespace) -> list[Training]:
     """The trainings that the options ask for."""
-    return quick_matrix(CONDITIONS) if options.quick else full_matrix(options.networks, options.seeds)
+    return quick_matrix(CONDITIONS) if options.quick else full_matrix(**asked(options))
 
 
 def experiment(training: Training, root: str | None, weights: str | None = None) -> dict[str, Any]:

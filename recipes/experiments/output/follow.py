@@ -27,7 +27,7 @@ from recipes.common.evaluation import logits_of
 from recipes.experiments.common.fitting import every_epoch
 from recipes.experiments.common.gradients import batch_disparity
 from recipes.experiments.common.options import chosen_trainings
-from recipes.experiments.common.trainings import DATA, TOO_SMALL, Training, prepare
+from recipes.experiments.common.trainings import DATA, NETWORKS, Training, prepare
 
 __all__ = ["SCORES", "SIZES", "Rises", "compare_outputs", "follow", "jobs"]
 
@@ -51,7 +51,7 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 def jobs(options: argparse.Namespace) -> list[Training]:
     """The trainings that the options ask for: one seed after the other, and of each CIFAR-10 first."""
-    chosen = [own for own in chosen_trainings(options) if (own.network, own.data) != TOO_SMALL]
+    chosen = chosen_trainings(options, networks=NETWORKS)
     return chosen if options.quick else sorted(chosen, key=lambda own: (own.seed, DATA.index(own.data)))
 
 

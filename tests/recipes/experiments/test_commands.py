@@ -20,7 +20,7 @@ def names(trainings: Sequence) -> list[str]:
 def test_every_matrix_can_be_asked_for() -> None:
     assert keys("h1") == names(full_matrix())
     assert keys("h1", "--matrix", "held-out") == names(held_out_matrix())
-    assert keys("h1", "--matrix", "long", "--networks", "lenet5") == names(long_matrix(["lenet5"]))
+    assert keys("h1", "--matrix", "long") == names(long_matrix())
     for name in ("search", "two_sample"):
         assert keys(name, "--seeds", "0") == names(full_matrix(conditions=FOLLOWED, seeds=[0]))
         assert keys(name, "--matrix", "held-out") == names(held_out_matrix())
@@ -29,8 +29,24 @@ def test_every_matrix_can_be_asked_for() -> None:
     assert len(keys("h2")) == 2 * len(full_matrix(conditions=["overfitting"]))
 
 
+def test_networks_and_seeds_choose_from_any_matrix() -> None:
+    long = [f"lenet5/{data}/{condition}/5" for data in DATA for condition in ("overfitting", "augmented")]
+    asked = keys("output", "--matrix", "long", "--networks", "lenet5", "--seeds", "5")
+    assert [key.rpartition("/")[0] for key in asked] == long
+    assert keys("h1", "--matrix", "held-out", "--networks", "vgg11_bn") == names(held_out_matrix())
+    on_cifar10_alone = names(full_matrix(["vgg11_bn"], ["cifar10"], seeds=[1]))
+    assert keys("h1", "--networks", "vgg11_bn", "--seeds", "1") == on_cifar10_alone
+    with pytest.raises(ValueError, match=r"`--networks` and `--seeds` .* held-out.*'seeds': \[3\].* Found .*\[0\]"):
+        keys("h1", "--matrix", "held-out", "--seeds", "0")
+
+
 def test_what_an_experiment_does_not_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["search", "--matrix", "long"], ["h2", "--weights", "here"], ["frozen", "--matrix", "held-out"]):
+    for arguments in (
+        ["search", "--matrix", "long"],
+        ["h2", "--weights", "here"],
+        ["frozen", "--matrix", "held-out"],
+        ["h1", "--networks", "lenet"],
+    ):
         with pytest.raises(SystemExit):
             parse(arguments)
         assert arguments[1] in capsys.readouterr().err
