@@ -116,8 +116,8 @@ def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> st
             tried = [(score(choosing, name, reading, last, *way), way) for way in ways]
             best, way = max(tried, key=lambda pair: pair[0].worth if pair[0] else -2.0)
             if best:
-                scores = [score(part, name, reading, last, *way) for part in parts.values()]
-                found.append((best.worth, label, last, way, scores))
+                cells = [_cell(score(part, name, reading, last, *way), len(part)) for part in parts.values()]
+                found.append((best.worth, label, last, way, cells))
     candidates = sorted((row for row in found if row[1] not in _GROWING), key=lambda row: -row[0])
     below = [row for row in candidates[_SHOWN:] if row[1] in always and not row[2]]
     controls = [row for row in found if row[1] in _GROWING and not row[2]]
@@ -125,10 +125,16 @@ def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> st
     return markdown(
         header,
         [
-            (_described(label, *way), "last" if last else "all", *(value or "-" for value in scores))
-            for _, label, last, way, scores in [*candidates[:_SHOWN], *below, *controls]
+            (_described(label, *way), "last" if last else "all", *cells)
+            for _, label, last, way, cells in [*candidates[:_SHOWN], *below, *controls]
         ],
     )
+
+
+def _cell(found: Score | None, runs: int) -> str:
+    if found is None:
+        return "-"
+    return str(found) if found.runs == runs else f"{found} ({found.runs} runs)"
 
 
 def _described(label: str, sign: int, window: int) -> str:
