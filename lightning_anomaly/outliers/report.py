@@ -62,7 +62,10 @@ class OutlierReport(Tabular):
         """Positions of the images that do not belong, the largest score first.
 
         On average at most a share of `false_discovery_rate` of them does belong, if the reference holds no outlier.
+        None is found where the reference was taken out of these images, as p-values only rank them then.
         """
+        if self.own_reference:
+            return []
         ordered = self.p_values.sort().values
         below = (ordered <= self._allowed).nonzero()
         return [] if not len(below) else self._by_score(self.p_values <= ordered[below[-1, 0]])
