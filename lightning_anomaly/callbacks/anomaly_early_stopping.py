@@ -12,14 +12,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_anomaly.callbacks import _sustained_rise
 from lightning_anomaly.callbacks._base import AnyEarlyStopping
 from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks._subject import Subject
-from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD
+from lightning_anomaly.callbacks._sustained_rise import HOLD
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
+from lightning_anomaly.two_sample import rise
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import WINDOW
 
@@ -46,8 +48,8 @@ class _Signal:
     found_anew: str
 
 
-_FILTERS = _Signal("rise", THRESHOLD, 6, HOLD, "analysed")
-_OUTPUT = _Signal("confidence_rise", 0.1, 1, 1, "compares_output")
+_FILTERS = _Signal("rise", _sustained_rise.THRESHOLD, _sustained_rise.PATIENCE, HOLD, found_anew="analysed")
+_OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, patience=1, hold=1, found_anew="compares_output")
 _FEW = 100  # images whose standard error is not to be trusted
 
 

@@ -11,12 +11,23 @@ from torch import Tensor
 
 from lightning_anomaly.two_sample.confidence import mean_error
 
-__all__ = ["CERTAIN", "WINDOW", "ErrorRise", "Level", "level_of", "mean_level", "rise_over", "standard_error"]
+__all__ = [
+    "CERTAIN",
+    "THRESHOLD",
+    "WINDOW",
+    "ErrorRise",
+    "Level",
+    "level_of",
+    "mean_level",
+    "rise_over",
+    "standard_error",
+]
 
 WINDOW = 3  # validations whose mean is a level
 # Standard errors that a rise has to exceed. One in 30,000 comparisons would by chance, but there is one at every
 # validation, with the lowest level of all before: of fifty validations it is one or two trainings in a hundred.
 CERTAIN = 4
+THRESHOLD = 0.1  # the rise that stops a training, as a fraction of the lowest level
 
 
 class Level(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD, rise
+from lightning_anomaly.callbacks._sustained_rise import HOLD, PATIENCE, THRESHOLD, rise
 from recipes.experiments.common.curves import layers_of, signal
 
 __all__ = ["FILTER_RULES", "RULES", "TWO_SAMPLE", "Stop", "by_patience", "by_rise", "by_threshold", "replay"]
@@ -36,7 +36,7 @@ def by_patience(values: Sequence[float], patience: int) -> Stop:
     return Stop(len(values) - 1, best)
 
 
-def by_rise(values: Sequence[float], threshold: float = THRESHOLD, patience: int = 6) -> Stop:
+def by_rise(values: Sequence[float], threshold: float = THRESHOLD, patience: int = PATIENCE) -> Stop:
     """What `AnomalyEarlyStopping` does on the values of a fraction; keeps the network before the rise that it found."""
     lasted = 0
     for position in range(len(values)):

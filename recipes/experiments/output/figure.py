@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from lightning_anomaly.two_sample.rise import THRESHOLD
 from recipes.experiments.common.tables import Line, group, is_long, is_overfitting
-from recipes.experiments.output.tables import RISE, RULES, chosen_on, largest_rise, loss_over_best
+from recipes.experiments.output.tables import RULES, chosen_on, largest_rise, loss_over_best
 
 __all__ = ["draw"]
 
@@ -42,7 +43,7 @@ def draw(lines: Sequence[Line]) -> Figure:
             for place, rule in enumerate(_SHOWN if is_overfitting(line) else ()):
                 right.scatter(place, loss_over_best(RULES[rule], line), **style, alpha=0.8)
         left.scatter([], [], marker=marker, s=28, color="grey", label=network)
-    left.axvline(RISE, color="black", linewidth=0.8, linestyle=":")
+    left.axvline(THRESHOLD, color="black", linewidth=0.8, linestyle=":")
     left.set(
         xscale="log",
         yscale="log",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean, median
 
-from lightning_anomaly.two_sample.rise import WINDOW
+from lightning_anomaly.two_sample.rise import THRESHOLD, WINDOW
 from recipes.experiments.common.curves import auroc, best_epoch, signal
 from recipes.experiments.common.tables import Line, is_long, is_overfitting, markdown
 from recipes.experiments.common.trainings import DATA
@@ -31,7 +31,6 @@ __all__ = [
 _TRIED = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 # Known when a rise had to exceed three standard errors: network, data and seed.
 _CHOSEN_ON = {("lenet5", "cifar10", 3), ("simple_cnn", "fashion_mnist", 2)}
-RISE = 0.1  # of the ratio of expected errors, see `AnomalyEarlyStopping`
 
 
 def first_above(values: Sequence[float], threshold: float) -> int | None:
@@ -55,7 +54,7 @@ def largest_rise(line: Line) -> float:
 
 def _by_rise(line: Line) -> int | None:
     """Where `AnomalyEarlyStopping` stops a training, if it does."""
-    return first_above(_rises(line), RISE)
+    return first_above(_rises(line), THRESHOLD)
 
 
 def _as_others(rule: str, line: Line) -> int | None:
