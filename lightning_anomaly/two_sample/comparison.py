@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
-    divided_test,
     enough_samples,
     live_filters,
     random_divisions,
+    rank_test,
     samples_needed,
     samples_to_be_live,
     share_of_chance,
@@ -46,11 +46,11 @@ def two_sample_test(
 
     The filters say *where*. As long as a network treats both alike, `significance` of its filters are found by chance;
     a share well above it says that convolutions have learnt the training images themselves, and in which layers.
-    Filters of a network see the same images, so by chance too they are found together: none for most images, a tenth of
-    them for a few. The report's `p_value` knows that: it compares the share with those of random divisions of the same
-    images. What is compared is a filter's largest rectified value on an image: of a convolution with a BatchNorm behind
-    it, name the BatchNorm in `layers`. The units of linear layers with outputs `(N, F)` are judged in the same way, for
-    `where`.
+    Filters of a network see the same images, so by chance too they are found together: for most draws of images none,
+    for a few a tenth of them. The report's `p_value` knows that: it compares the share with those of random divisions
+    of the same images. What is compared is a filter's largest rectified value on an image: of a convolution with a
+    BatchNorm behind it, name the BatchNorm in `layers`. The units of linear layers with outputs `(N, F)` are judged in
+    the same way, for `where`.
 
     **Give training images as validation sees them, without augmentation**, and of both kinds as they come, drawn at
     random: whatever else sets the two apart is found as well. Filters show strong overfitting of convolutions, single
@@ -86,23 +86,12 @@ def two_sample_test(
     watched = select_layers(model, layers)
     linear = linear_layers(model) if layers is None else {}
     notes = unseen_layers(model, layers)
-    taken, sizes, errors, units = [], [], [], []
-    for argument, given in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
-        capture, expected = MapCapture({**watched, **linear}, summary=_largest), ExpectedErrors()
-        run(model, given, capture, argument=argument, take_output=expected.take)
-        maps = {name: capture.maps[name] for name in watched}
-        usable, n_samples, left_out = usable_layers(maps, len(given) if isinstance(given, Tensor) else None)
-        notes |= left_out
-        n_samples = n_samples or sum(map(len, expected.batches))  # where no layer says how many
-        taken.append(usable)
-        sizes.append(n_samples)
-        errors.append(expected.of(n_samples))
-        fitting, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
-        units.append({name: layer for name, layer in fitting.items() if layer.size == ()})
-        if expected.problem is not None:
-            notes["output"] = f"The output is not compared: {expected.problem}."
-    n_train, n_val = sizes
-    judged = all(taken) or all(units)  # else there may be no sample
+    train = _observe(model, train_inputs, "train_inputs", watched, linear)
+    val = _observe(model, val_inputs, "val_inputs", watched, linear)
+    notes |= train.notes | val.notes
+    n_train, n_val = train.n_samples, val.n_samples
+    # Where nothing can be judged there may be no sample either.
+    judged = (train.filters and val.filters) or (train.units and val.units)
     divisions = (
         random_divisions(n_train, n_train + n_val)
         if judged
@@ -111,8 +100,8 @@ def two_sample_test(
     compared: dict[str, LayerComparison] = {}
     values: dict[str, Tensor] = {}
     by_chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
-    for name in [name for name in taken[0] if name in taken[1]]:
-        layer, other = taken[0][name], taken[1][name]
+    for name in [name for name in train.filters if name in val.filters]:
+        layer, other = train.filters[name], val.filters[name]
         if layer.size != other.size:  # the largest of more values is larger
             sizes_found = f"{layer.size} for training images and {other.size} for validation images"
             notes |= note_left_out(name, f"the size of its maps is {sizes_found}")
@@ -140,12 +129,12 @@ def two_sample_test(
         by_chance.double() / max(1, live),
         notes,
         units={
-            name: _compare(_values(units[0][name], units[1][name]), n_train, divisions, significance)[0]
-            for name in units[0]
-            if name in units[1]
+            name: _compare(_values(train.units[name], val.units[name]), n_train, divisions, significance)[0]
+            for name in train.units
+            if name in val.units
         },
     )
-    first, second = errors
+    first, second = train.expected_errors, val.expected_errors
     if first is None or second is None or not enough:
         return report
     area, gap, p_value = compare_confidences(-first, -second)
@@ -158,6 +147,42 @@ def two_sample_test(
         train_errors=first,
         val_errors=second,
     )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What a network says of the images of one kind.
+
+    Attributes:
+        filters: By layer, the largest value of each filter's map `(n, F)`.
+        units: By linear layer, the value of each unit `(n, F)`.
+        n_samples: Number of images, n.
+        expected_errors: See `ExpectedErrors.of`.
+        notes: What could not be used and why.
+    """
+
+    filters: dict[str, LayerMaps]
+    units: dict[str, LayerMaps]
+    n_samples: int
+    expected_errors: Tensor | None
+    notes: dict[str, str]
+
+
+def _observe(
+    model: nn.Module, inputs: Any, argument: str, layers: dict[str, nn.Module], linear: dict[str, nn.Module]
+) -> _Group:
+    """Run a network on the images of one kind, once."""
+    capture, expected = MapCapture({**layers, **linear}, summary=_largest), ExpectedErrors()
+    run(model, inputs, capture, argument=argument, take_output=expected.take)
+    given = len(inputs) if isinstance(inputs, Tensor) else None
+    filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, given)
+    n_samples = n_samples or sum(map(len, expected.batches))  # where no layer says how many
+    fitting, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
+    units = {name: layer for name, layer in fitting.items() if layer.size == ()}
+    expected_errors = expected.of(n_samples)
+    if expected.problem is not None:
+        notes = notes | {"output": f"The output is not compared: {expected.problem}."}
+    return _Group(filters, units, n_samples, expected_errors, notes)
 
 
 def check_groups(train_inputs: Any, val_inputs: Any) -> None:
@@ -210,7 +235,7 @@ def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: floa
     """
     live = live_filters(values, n_train)
     made = torch.arange(values.shape[1], device=values.device)[:, None] < n_train
-    areas, p_values = divided_test(values[live], torch.cat([made, divisions], 1))
+    areas, p_values = rank_test(values[live], torch.cat([made, divisions], 1))
     found = (p_values <= significance).sum(0)
     area, p_value = (values.new_full(live.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
     area[live], p_value[live] = areas[:, 0], p_values[:, 0]

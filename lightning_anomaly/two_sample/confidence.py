@@ -85,5 +85,6 @@ def compare_confidences(first: Tensor, second: Tensor) -> tuple[float, float, fl
         >>> compare_confidences(torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0.5, 0.6, 0.75]))[0]
         0.8888888888888888
     """
-    area, p_value = rank_test(first[None], second[None])
+    both = torch.cat([first, second])[None]
+    area, p_value = rank_test(both, torch.arange(both.shape[1], device=both.device)[:, None] < len(first))
     return area.item(), (first.double().mean() - second.double().mean()).item(), p_value.item()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 __all__ = [
     "DIVISIONS",
-    "divided_test",
     "enough_samples",
     "live_filters",
     "random_divisions",
@@ -22,34 +21,6 @@ __all__ = [
 
 _EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
 DIVISIONS = 999
-
-
-def rank_test(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """How well each filter's value tells the samples of one group from those of another.
-
-    The rank test of Mann and Whitney, "On a Test of Whether One of Two Random Variables is Stochastically Larger than
-    the Other" (1947), two-sided, in SciPy's normal approximation with ties. Where both groups are drawn alike, a filter
-    has a p-value of at most 1% with a probability of 1%.
-
-    Args:
-        first: Values of one group `(F, n)`.
-        second: Values of the other one `(F, m)`.
-
-    Returns:
-        The area under the ROC curve `(F,)`: the probability that a sample of the first group has the larger value, ties
-        counted half; and the p-value `(F,)`. 0.5 and 1 for a filter whose values are all the same.
-    """
-    from scipy.stats import mannwhitneyu  # late, because it is slow to import
-
-    both = torch.cat([first, second], 1).cpu().double()  # in this order: not every device has doubles
-    varies = both.amax(1) > both.amin(1)
-    area, p_value = (both.new_full((len(both),), value) for value in (0.5, 1.0))
-    if varies.any():
-        parts = both[varies].tensor_split([first.shape[1]], dim=1)
-        test = mannwhitneyu(*(part.numpy() for part in parts), axis=1, method="asymptotic")
-        area[varies] = torch.from_numpy(test.statistic) / (first.shape[1] * second.shape[1])
-        p_value[varies] = torch.from_numpy(test.pvalue)
-    return area, p_value
 
 
 def random_divisions(n_first: int, n_samples: int) -> Tensor:
@@ -68,17 +39,22 @@ def random_divisions(n_first: int, n_samples: int) -> Tensor:
     return noise <= noise.kthvalue(n_first, dim=0).values
 
 
-def divided_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """`rank_test` for many divisions of the same samples at once.
+def rank_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """How well each filter's value tells the samples of one group from those of another, for many divisions at once.
+
+    The rank test of Mann and Whitney, "On a Test of Whether One of Two Random Variables is Stochastically Larger than
+    the Other" (1947), two-sided, in the normal approximation with ties, as SciPy's `mannwhitneyu` has it. Where both
+    groups are drawn alike, a filter has a p-value of at most 1% with a probability of 1%.
 
     Args:
         values: Values of all samples `(F, N)`.
         first: Divisions, each a column that says which samples are in the first group, as many in each; bool `(N, D)`.
 
     Returns:
-        Areas and p-values `(F, D)`.
+        The area under the ROC curve `(F, D)`: the probability that a sample of the first group has the larger value,
+        ties counted half; and the p-value `(F, D)`. 0.5 and 1 for a filter whose values are all the same.
     """
-    from scipy.stats import rankdata
+    from scipy.stats import rankdata  # late, because it is slow to import
 
     n_samples = len(first)
     n_first = int(first[:, 0].sum())

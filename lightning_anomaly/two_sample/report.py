@@ -19,8 +19,8 @@ class LayerComparison:
     """The filters of one layer; tensors are on the CPU.
 
     Attributes:
-        live: Whether a filter is judged `(F,)`: its values are finite, and so many of them are not the commonest one (0
-            for most) that five of these are expected in the smaller group, as the rank test's approximation needs.
+        live: Whether a filter is judged `(F,)`: its values are finite, and so many of them are not the commonest one
+            (of most filters 0) that five of these are expected in the smaller group, as the approximation needs.
         auc: Probability that a training image has a larger value than a validation image `(F,)`, see `rank_test`.
         p_value: Of the rank test `(F,)`, 1 where a filter is not live.
         share_p_value: How often random divisions of the same images find as large a share of the layer's live filters.

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio
-from lightning_anomaly.two_sample.rank_test import divided_test, share_of_chance
+from lightning_anomaly.two_sample.rank_test import rank_test, share_of_chance
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
@@ -194,7 +194,7 @@ def test_the_p_values_of_output_and_filters_are_right_on_images_that_a_trained_n
 
     layers = [model[:1], model[:3], model[:7]]
     values = torch.cat([functional.relu(part(unseen)).amax((2, 3)).T for part in layers])
-    told = divided_test(values[torch.cat([layer.live for layer in reports[0].layers.values()])], divisions)[1] <= 0.01
+    told = rank_test(values[torch.cat([layer.live for layer in reports[0].layers.values()])], divisions)[1] <= 0.01
     fractions = told.double().mean(0)
     # What each of the divisions would report: its share among those of the divisions that every report is made of.
     filters = torch.tensor([share_of_chance(own, reports[0].chance) for own in fractions.tolist()])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
-from lightning_anomaly.two_sample.rank_test import divided_test, live_filters, random_divisions, share_of_chance
+from lightning_anomaly.two_sample.rank_test import live_filters, random_divisions, rank_test, share_of_chance
 from recipes.experiments.common.fitting import every_epoch, watched_layers
 from recipes.experiments.common.trainings import Training, prepare
 
@@ -82,7 +82,7 @@ def compare(values: dict[str, dict[str, Tensor]], n_train: int) -> tuple[Compare
         counts, areas, lives = [], [], []
         for of_layer in layers.values():
             live = of_layer[live_filters(of_layer, n_train)]
-            area, p_value = divided_test(live, divisions)
+            area, p_value = rank_test(live, divisions)
             counts.append((p_value <= CHANCE).sum(0).double())
             areas.append(area.sum(0))
             lives.append(len(live))
