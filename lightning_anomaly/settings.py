@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of, check_seed
 
-__all__ = ["AnalysisSettings", "Engine", "Init", "Rule", "checked_settings"]
+__all__ = ["AnalysisSettings", "EngineName", "Init", "Rule", "checked_settings"]
 
-Engine = Literal["auto", "numba", "torch", "sklearn"]  # each but the first a file in `clustering/engines`
+EngineName = Literal["auto", "numba", "torch", "sklearn"]  # each but the first a file in `clustering/engines`
 Init = Literal["kmeans", "random"]
 Rule = Literal["index", "vote", "best"]
 
@@ -58,7 +58,7 @@ class AnalysisSettings:
     n_init: int = 20
     rectify: bool = True
     max_map_side: int = 8
-    engine: Engine = "auto"
+    engine: EngineName = "auto"
     seed: int = 0
     max_memory_mb: int = 256
 
@@ -71,7 +71,7 @@ class AnalysisSettings:
         smallest = {"max_components": 2, "n_init": 1, "max_map_side": 1, "max_memory_mb": 1}
         for name, bound in smallest.items():
             plain[name] = check_integer(name, getattr(self, name), bound)
-        for name, allowed in (("rule", Rule), ("init", Init), ("engine", Engine)):
+        for name, allowed in (("rule", Rule), ("init", Init), ("engine", EngineName)):
             plain[name] = check_one_of(name, getattr(self, name), get_args(allowed))
         for name, value in plain.items():
             object.__setattr__(self, name, value)  # the way into a frozen dataclass

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.settings import Engine
+from lightning_anomaly.settings import EngineName
 from recipes.benchmarks.speed import Row
 from recipes.benchmarks.steps import now, profiled, shared, steps
 from recipes.common.module import Classifier
@@ -31,7 +31,7 @@ from recipes.common.options import SILENT
 __all__ = ["Subject", "device_tables", "measure_device", "noise"]
 
 Maps = Mapping[str, LayerMaps]
-_ENGINES: tuple[Engine, ...] = ("auto", "torch")
+_ENGINES: tuple[EngineName, ...] = ("auto", "torch")
 _WARM = 3  # batches of each epoch before it is timed
 
 
@@ -219,7 +219,7 @@ def _trainings(device: torch.device, subject: Subject) -> Iterator[Row]:
         }
 
 
-def _watcher(subject: Subject, engine: Engine) -> AnomalyFilterCallback:
+def _watcher(subject: Subject, engine: EngineName) -> AnomalyFilterCallback:
     return AnomalyFilterCallback(probe_size=subject.probe, settings=AnalysisSettings(engine=engine))
 
 

@@ -19,7 +19,7 @@ from lightning_anomaly.clustering.engines.torch_engine import TorchEngine
 from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
-from lightning_anomaly.settings import Engine as EngineName
+from lightning_anomaly.settings import EngineName
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 
