@@ -62,7 +62,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(
             "--reference", type=Path, metavar="FILE.npz", help="ordinary images, default: some of these"
         )
-        parser.add_argument("--top", type=_positive, default=50, help="images to list and draw, default: %(default)s")
+        parser.add_argument(
+            "--top",
+            type=_positive,
+            default=50,
+            help="images to list, the first 64 also drawn, default: %(default)s",
+        )
     parser.set_defaults(run=run_outliers if outliers else run)
     return parser.parse_args(given[outliers:])
 

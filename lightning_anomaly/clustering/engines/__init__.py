@@ -50,9 +50,9 @@ def choose_engine(name: str, device: torch.device) -> tuple[Engine, str | None]:
         engine = load_engine("numba")
     except ValueError as error:
         return load_engine("torch"), (
-            f'numba cannot be imported ("{error.__cause__}"), so plain torch clusters the filters, which takes about '
-            'three times as long on a CPU: `pip install "lightning-anomaly[fast]"`, or set `engine = "torch"` if that '
-            "is what you want."
+            f'numba cannot be imported ("{error.__cause__}"), so plain torch clusters the filters, which takes two '
+            'to three times as long on a CPU: `pip install "lightning-anomaly[fast]"`, or set `engine = "torch"` if '
+            "that is what you want."
         )
     if device.type == "cuda":
         return engine, (
