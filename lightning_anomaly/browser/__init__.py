@@ -6,12 +6,11 @@ puts that into `page.html` with `page.css` and the JavaScript that `report_page.
 """
 
 from lightning_anomaly.browser.notebook import BrowserFile
-from lightning_anomaly.browser.outlier_page import OUTLIERS, write_outlier_page
+from lightning_anomaly.browser.outlier_page import write_outlier_page
 from lightning_anomaly.browser.pictures import KeptMaps, Pictures, drawn, join_pictures, shrink, take_pictures
 from lightning_anomaly.browser.report_page import page_text, write_page
 
 __all__ = [
-    "OUTLIERS",
     "BrowserFile",
     "KeptMaps",
     "Pictures",

@@ -12,20 +12,25 @@ from typing import Any
 from lightning_anomaly.browser.fields import BrowsedOutliers
 from lightning_anomaly.browser.page import assemble, plain_labels
 
-__all__ = ["OUTLIERS", "write_outlier_page"]
+__all__ = ["write_outlier_page"]
 
-OUTLIERS = 256  # images on the page
 _CODE = ("dom.js", "unpack.js", "words.js", "draw.js", "parts.js", "ranking.js", "shell.js", "outliers.js")
 
 
 def write_outlier_page(
-    report: BrowsedOutliers, path: str | Path, sentences: Sequence[str], labels: Sequence[Any] | None, title: str
+    report: BrowsedOutliers,
+    path: str | Path,
+    shown: int,
+    sentences: Sequence[str],
+    labels: Sequence[Any] | None,
+    title: str,
 ) -> None:
     """Write a report as an HTML file, see `OutlierReport.save_html`.
 
     Args:
         report: The report.
         path: Where to write it.
+        shown: Number of images, those with the largest scores.
         sentences: What was found, in words.
         labels: A name or number for each image of the data set.
         title: The page's heading.
@@ -35,7 +40,7 @@ def write_outlier_page(
             f"Parameter `labels` should have {len(report.scores)} entries, one for each image. Found {len(labels)}."
         )
     names = None if labels is None else plain_labels(labels)
-    rows = report.rows(OUTLIERS)
+    rows = report.rows(shown)
     for row in rows:
         row["score"] = row["score"] if math.isfinite(row["score"]) else None  # JSON has no infinity
         if names is not None:

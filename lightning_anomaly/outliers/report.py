@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-__all__ = ["OutlierReport"]
+__all__ = ["KEPT", "OutlierReport"]
 
-_DRAWN = 64  # images in a figure, at most
+KEPT = 256  # images of which there are pictures, at most
+_DRAWN = 64  # of these in a figure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,8 +40,8 @@ class OutlierReport(Tabular):
         filters: The filters of that layer that the image is most extreme in `(N, 3)`, -1 where there are no more.
         n_reference: Number of images in the reference.
         false_discovery_rate: The share of ordinary images that is accepted among those found.
-        images: Small pictures of the images with the largest scores, uint8 `(n, H, W, C)`; None if they are nothing
-            that can be drawn.
+        images: Small pictures of the images that `top` gives first, uint8 `(n, H, W, C)`; None if they are nothing that
+            can be drawn.
         notes: What could not be used and why, as sentences.
         own_reference: Whether the reference was taken out of these images. Then p-values only rank them, and none is
             found.
@@ -164,7 +165,7 @@ class OutlierReport(Tabular):
         Raises:
             ValueError: If `labels` does not have one entry for each image.
         """
-        write_outlier_page(self, path, self._sentences(), labels, title)
+        write_outlier_page(self, path, KEPT, self._sentences(), labels, title)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
         """The same, written to a temporary file: a notebook shows it in place, a console the file's path.

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_anomaly.browser import OUTLIERS, drawn, shrink
+from lightning_anomaly.browser import drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
@@ -22,7 +22,7 @@ from lightning_anomaly.capture.probe import isolated_random_state, note_left_out
 from lightning_anomaly.checks import check_fraction, check_seed
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outliers.images import ImageSource
-from lightning_anomaly.outliers.report import OutlierReport
+from lightning_anomaly.outliers.report import KEPT, OutlierReport
 from lightning_anomaly.processes import in_all, rank_and_world
 from lightning_anomaly.progress import track
 
@@ -51,7 +51,7 @@ def find_outliers(
     other: an image's p-value is the share of that half with scores as large (Bates, Candes, Lei, Romano and Sesia,
     "Testing for outliers with conformal p-values", 2023). So it says how rare such an image is among those of the
     reference, and if there are outliers in that, it is too large. The halves of the reference are measured by each
-    other. The network runs once on each image, twice on one that is in the reference too. Kept are an image's score,
+    other. The network runs once on each image, those of a `reference` included. Kept are an image's score,
     p-value, layer and filters, and small pictures of the 256 with the largest scores.
 
     Where processes are connected (`torch.distributed`, as under a Trainer's strategy), all of them call this with the
@@ -234,8 +234,7 @@ class _Search:
                 f"{len(infinite)} of the {n} images give NaN or infinite values, the first at position "
                 f"{infinite[0]}: their scores are infinite."
             )
-        shown = scores.argsort(descending=True, stable=True)[:OUTLIERS].tolist()
-        return OutlierReport(
+        report = OutlierReport(
             scores=scores,
             p_values=p_values,
             layers=self._names,
@@ -243,10 +242,10 @@ class _Search:
             filters=filters,
             n_reference=len(self._chosen),
             false_discovery_rate=rate,
-            images=_pictures(images, shown, self._others, self._chosen[:_ORDINARY]),
             notes=notes,
             own_reference=self._others is images,
         )
+        return replace(report, images=_pictures(images, report.top(KEPT), self._others, self._chosen[:_ORDINARY]))
 
     def _share(self, images: ImageSource, positions: Sequence[int]) -> list[int]:
         """The positions that this process reads: the batches that one process alone would make, dealt out.
