@@ -55,7 +55,7 @@ class BrowserSchedule:
 
 
 def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:
-    """Puts losses into the entries that they belong to; call it in all processes, for the reason that `log_layout` has.
+    """Puts losses into the entries that they belong to; call it in all processes, as `lay_out`.
 
     A validation loss is known when its validation ends, and that of a training step as well. An epoch's mean of the
     training loss is known after the validation in it: when the next epoch starts, or the fit ends.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.browser import drawn
-from lightning_anomaly.callbacks._images import small_images
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
+from lightning_anomaly.callbacks._small_images import small_images
 from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
 from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.report import AnomalyReport
@@ -20,7 +20,7 @@ from lightning_anomaly.report import AnomalyReport
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FigureSchedule", "analyses", "is_due", "log_comparisons", "log_layout", "log_report", "pick_outliers"]
+__all__ = ["FigureSchedule", "analyses", "is_due", "log_comparisons", "log_report"]
 
 
 class FigureSchedule:
@@ -31,7 +31,7 @@ class FigureSchedule:
 
     Args:
         prefix: What the names of figures and keys begin with.
-        overlay_tags: See `log_layout`.
+        overlay_tags: Tags of the losses in the chart; None finds them among the logged values.
         enabled: Whether there are figures at all; the layout of the charts is always logged.
         keep_images: Whether images are kept even so, for somebody else.
     """
@@ -66,13 +66,35 @@ class FigureSchedule:
         self._images = []
 
     def lay_out(self, trainer: Any, last_chance: bool = False) -> None:
-        """Logs the layout of the charts, if that has not happened; see `log_layout`, and when to call it."""
-        if not self._layout_done:
-            self._layout_done = log_layout(trainer, self._prefix, self._overlay_tags, last_chance)
+        """Lays losses and the numbers of anomaly and of isolated filters into one chart, once their names are known.
+
+        Call it in all processes, and only in `on_validation_end` and `on_fit_end`. Reading `trainer.logged_metrics`
+        reduces what was logged with `sync_dist=True` and is not reduced yet: a collective call, which one process must
+        not make alone, nor all of them earlier than Lightning would. In `on_validation_end` Lightning has just reduced
+        all of this validation and keeps the results until the next; what training has logged in this epoch is in
+        another collection, which is only read in hooks of training. In `on_fit_end`, where it is read, it is empty
+        again.
+
+        Args:
+            trainer: The Trainer.
+            last_chance: Whether to take what there is. A training loss that is logged by epoch has no value yet in the
+                first validation, and TensorBoard takes only one layout from a run.
+        """
+        if self._layout_done:
+            return
+        losses = loss_tags(trainer.logged_metrics) if self._overlay_tags is None else self._overlay_tags
+        waiting = len(losses) < 2 or (losses[0].endswith("_step") and trainer.current_epoch == 0)
+        if self._overlay_tags is None and waiting and not last_chance:
+            return
+        counts = [f"{self._prefix}/count", f"{self._prefix}/isolated"]
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                log_overlay_layout(logger, [*losses, *counts], self._prefix, apart=counts)
+        self._layout_done = True
 
     def log(self, trainer: Any, report: AnomalyReport, images: Tensor | None, step: int, number: int) -> None:
         """Logs the figures that are due after an analysis, the `number`th, of a probe with images `(N, C, H, W)`."""
-        self._pending = (step, pick_outliers(report, images)) if self._enabled else None
+        self._pending = (step, _pick_outliers(report, images)) if self._enabled else None
         if is_due(number):
             self.finish(trainer, report)
 
@@ -101,7 +123,7 @@ def is_due(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None:
+def _pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None:
     """The few images of a probe that the figure of the outliers shows.
 
     Args:
@@ -130,7 +152,7 @@ def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers:
         loggers: The Trainer's loggers.
         prefix: What the figures' names begin with.
         report: The report.
-        outliers: What `pick_outliers` gave.
+        outliers: What `_pick_outliers` gave.
         step: The step to log at.
     """
     if not loggers or not report.layers:
@@ -156,33 +178,3 @@ def _log_drawn(loggers: list[Any], prefix: str, name: str, draw: Callable[[], Fi
     if figure is not None:
         for logger in loggers:
             log_figure(logger, f"{prefix}/{name}", figure, step)
-
-
-def log_layout(trainer: Any, prefix: str, tags: list[str] | None, last_chance: bool = False) -> bool:
-    """Lay the losses and the numbers of anomaly and of isolated filters into one chart, once their names are known.
-
-    Call it in all processes, and only in `on_validation_end` and `on_fit_end`. Reading `trainer.logged_metrics` reduces
-    what was logged with `sync_dist=True` and is not reduced yet: a collective call, which one process must not make
-    alone, nor all of them earlier than Lightning would. In `on_validation_end` Lightning has just reduced all of this
-    validation and keeps the results until the next; what training has logged in this epoch is in another collection,
-    which is only read in hooks of training. In `on_fit_end`, where it is read, it is empty again.
-
-    Args:
-        trainer: The Trainer.
-        prefix: What the keys of the logged values begin with.
-        tags: Tags of the losses; None finds them among the logged values.
-        last_chance: Whether to take what there is. A training loss that is logged by epoch has no value yet in the
-            first validation, and TensorBoard takes only one layout from a run.
-
-    Returns:
-        Whether that has happened.
-    """
-    losses = loss_tags(trainer.logged_metrics) if tags is None else tags
-    waiting = len(losses) < 2 or (losses[0].endswith("_step") and trainer.current_epoch == 0)
-    if tags is None and waiting and not last_chance:
-        return False
-    counts = [f"{prefix}/count", f"{prefix}/isolated"]
-    if trainer.is_global_zero:
-        for logger in trainer.loggers:
-            log_overlay_layout(logger, [*losses, *counts], prefix, apart=counts)
-    return True

@@ -24,7 +24,7 @@ from lightning_anomaly.settings import AnalysisSettings, checked_settings
 
 __all__ = ["AnomalyFilterCallback"]
 
-_METRICS = ("count", "fraction", "isolated", "dead", "sparsity", "outlier_samples", "outlier_score", "rise", "seconds")
+_ZEROS = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}  # what is logged where nothing was analysed
 _EMPTY_SHARD = (
     "AnomalyFilterCallback has nothing to analyse: some process has no validation batch, or may have none where "
     "`allow_zero_length_dataloader_with_multiple_devices` is set, and then runs no validation; the others cannot wait "
@@ -36,8 +36,9 @@ _NOTHING = "nothing is watched and the logged zeros stand for nothing"
 class AnomalyFilterCallback(Watcher):
     """Finds anomaly filters at the end of validations and logs how many there are.
 
-    The maps are taken while the validation step itself runs, so there is no second forward pass, and nothing of the
-    training is touched: no global random number is drawn, no flag, buffer, gradient or hook is left changed.
+    The maps are taken while the validation step itself runs, so with `probe="val"` there is no second forward pass, and
+    nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook is left
+    changed.
 
     Logged at every validation, as finite floats under `log_key_prefix`: `count` (anomaly filters), `fraction` (of the
     filters whose maps vary), `isolated` (filters that set one or a few samples apart from all others, by a rule with
@@ -47,12 +48,13 @@ class AnomalyFilterCallback(Watcher):
     level), `seconds` (taken by the analysis) and `layer/NAME` (count in each layer).
 
     Args:
-        layers: Names of the layers to analyse, as in `model.named_modules()`; None takes every convolution.
+        layers: Names of the layers to analyse, as in `model.named_modules()`; None takes every convolution,
+            transposed ones included.
         probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
             class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
             module's `forward` on it in evaluation mode. If its images change from one validation to the next, there is
             a warning.
-        probe_size: Number of probe samples, over all processes.
+        probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyse at every n-th validation, and log the last values again at the others.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
         signal_layers: Names of the analysed layers whose anomaly fraction gives `rise`; None takes all of them.
@@ -120,7 +122,7 @@ class AnomalyFilterCallback(Watcher):
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
         self._validations = 0
-        self._metrics = dict.fromkeys(_METRICS, 0.0)
+        self._metrics = dict(_ZEROS)
         self._warned.clear()
         self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self.browser)
         self._browser = BrowserSchedule(self.log_key_prefix, self.browser)
@@ -197,7 +199,7 @@ class AnomalyFilterCallback(Watcher):
         layers = self._watched(pl_module)
         # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
         # that only the model of an earlier fit or of a checkpoint had are gone for good.
-        keys = [*_METRICS, *(f"layer/{name}" for name in layers)]
+        keys = [*_ZEROS, *(f"layer/{name}" for name in layers)]
         self._metrics = {key: self._metrics.get(key, 0.0) for key in keys}
         fitting = trainer.state.fn == "fit"
         if fitting and self._validations % self.every_n_validations:
