@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_anomaly.browser import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
-from lightning_anomaly.capture.maps import LayerMaps, joined
+from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
 from lightning_anomaly.capture.probe import check_inputs, run, told_together, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
 from lightning_anomaly.clustering.engines import choose_engine
@@ -25,13 +25,11 @@ from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.tables import listed
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.rare import (
-    ANOMALY,
-    DEAD,
     NONFINITE,
-    NORMAL,
     outlier_samples,
     shown_clustering,
     smallest_share,
+    verdicts_of,
 )
 from lightning_anomaly.verdicts.scores import layer_scores
 
@@ -276,12 +274,8 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
     else:  # too few samples for any mixture
         labels, n_components = torch.zeros_like(outliers, dtype=torch.int64), torch.zeros_like(shown)
         index = reduction.points.new_zeros(len(live))
-    anomaly = per_filter(outliers.any(1)).tolist()
-    verdicts = [ANOMALY if flagged else NORMAL for flagged in anomaly]
-    verdicts = [DEAD if dead else verdict for verdict, dead in zip(verdicts, reduction.constant.tolist(), strict=True)]
-    verdicts = [v if finite else NONFINITE for v, finite in zip(verdicts, reduction.finite.tolist(), strict=True)]
     return LayerReport(
-        verdicts=tuple(verdicts),
+        verdicts=verdicts_of(per_filter(outliers.any(1)), reduction.constant, reduction.finite),
         n_components=per_filter(n_components),
         calinski_harabasz=per_filter(index),
         smallest_share=per_filter(smallest_share(labels)),
@@ -292,7 +286,7 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
             isolated_samples(
                 reduction.points[live],
                 settings.rare_fraction,
-                None if statistics is None else statistics.transpose(0, 1)[live.to(statistics.device), :, 2:4],
+                None if statistics is None else statistics.transpose(0, 1)[live.to(statistics.device), :, EXTREMES],
             )
         ),
         explained=reduction.explained.cpu(),

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["STATISTICS", "LayerMaps", "Pieces", "joined", "map_statistics", "pool_maps"]
+__all__ = ["EXTREMES", "STATISTICS", "LayerMaps", "Pieces", "joined", "map_statistics", "pool_maps"]
 
 STATISTICS = ("mean", "standard deviation", "largest", "smallest", "coarse standard deviation")
+EXTREMES = slice(2, 4)  # the largest and the smallest among them
 
+_COARSE = 8  # largest side of a pooled map, see `pool_maps` (pixels)
 _ROOM = 2**25  # bytes; the C library gives so much a memory of its own, of which only what is written is taken
 _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
@@ -41,19 +43,18 @@ def pool_maps(maps: Tensor, max_side: int) -> Tensor:
     return pooled
 
 
-def map_statistics(maps: Tensor, coarse_side: int = 8) -> Tensor:
+def map_statistics(maps: Tensor) -> Tensor:
     """What a map is like in five numbers, for outlier scores.
 
     Args:
         maps: Feature maps `(N, F, ...)` as the layer gives them: rectified ones tell less.
-        coarse_side: See `pool_maps`.
 
     Returns:
         The numbers that `STATISTICS` names `(N, F, 5)`: of the map's values, the last one after pooling. Beside the
         other standard deviation it tells fine patterns, such as noise, from coarse ones.
     """
     pixels = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
-    pooled = pool_maps(maps, coarse_side)
+    pooled = pool_maps(maps, _COARSE)
     mean, own = _mean_and_deviation(pixels)
     _, coarse = (mean, own) if pooled is maps else _mean_and_deviation(pooled.flatten(2))
     return torch.stack([mean, own, pixels.amax(2), pixels.amin(2), coarse], 2)

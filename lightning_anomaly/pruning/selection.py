@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning_anomaly.pruning.filter_rows import filters_first
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, LIVE
 
 __all__ = ["Criterion", "Summary", "choose_filters", "choose_others", "filter_norms", "summarise"]
 
@@ -32,7 +32,7 @@ def summarise(report: AnomalyReport) -> Summary:
     for name, layer in report.layers.items():
         outliers: list[int] = layer.outliers.sum(1).tolist()
         known = [
-            max(1, count) if verdict == ANOMALY else 0 if verdict == NORMAL else -1
+            -1 if verdict not in LIVE else max(1, count) if verdict == ANOMALY else 0
             for count, verdict in zip(outliers, layer.verdicts, strict=True)
         ]
         summary[name] = known

@@ -17,7 +17,7 @@ from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
 from lightning_anomaly.report.layer_report import LayerReport, layer_from_dict, layer_to_dict
 from lightning_anomaly.tables import Tabular
-from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, LIVE, NONFINITE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ class AnomalyReport(Tabular):
     def fraction_in(self, layers: Iterable[str]) -> float:
         """`fraction` over some of the layers; a name that the report does not have counts nothing."""
         verdicts = [v for name in layers if name in self.layers for v in self.layers[name].verdicts]
-        live = verdicts.count(NORMAL) + verdicts.count(ANOMALY)
+        live = sum(verdict in LIVE for verdict in verdicts)
         return verdicts.count(ANOMALY) / live if live else 0.0
 
     @property

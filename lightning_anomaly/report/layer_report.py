@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
+from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, LIVE, NONFINITE
 
 __all__ = ["LayerReport", "join_layers", "layer_from_dict", "layer_to_dict"]
 
@@ -70,7 +70,7 @@ class LayerReport:
     @property
     def fraction(self) -> float:
         """Anomaly filters as a fraction of the filters that could be clustered; 0 if there is none."""
-        live = len(self.filters(NORMAL)) + len(self.filters(ANOMALY))
+        live = sum(verdict in LIVE for verdict in self.verdicts)
         return len(self.filters(ANOMALY)) / live if live else 0.0
 
 
@@ -105,7 +105,7 @@ def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
 
 def layer_from_dict(values: Mapping[str, Any], n_samples: int) -> LayerReport:
     """The report of N samples that `layer_to_dict` was called on, also if an earlier version was."""
-    unknown = set(values["verdicts"]) - {NORMAL, ANOMALY, DEAD, NONFINITE}
+    unknown = set(values["verdicts"]) - {*LIVE, DEAD, NONFINITE}
     if unknown:
         raise ValueError(f"unknown verdicts {unknown}")
     filters = len(values["verdicts"])

@@ -12,17 +12,20 @@ from lightning_anomaly.clustering.ties import SAME, first_largest
 __all__ = [
     "ANOMALY",
     "DEAD",
+    "LIVE",
     "NONFINITE",
     "NORMAL",
     "outlier_samples",
     "rare_samples",
     "shown_clustering",
     "smallest_share",
+    "verdicts_of",
 ]
 
 _SHARE = 2 / 3  # of the votes, for `rule="index"`; with half of them verdicts are less stable, see `docs/method.md`
 
 NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
+LIVE = (NORMAL, ANOMALY)  # filters that could be clustered, see `Reduction.live`
 
 
 def rare_samples(labels: Tensor, rare_fraction: float) -> Tensor:
@@ -63,6 +66,19 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
     # In units of the largest, so that no sum is too large. Where none is defined nothing is rare.
     votes = index / index.amax(1, keepdim=True).clamp(min=torch.finfo(index.dtype).tiny)
     return (rare * votes[:, :, None]).sum(1) > (_SHARE + SAME) * votes.sum(1, keepdim=True)
+
+
+def verdicts_of(flagged: Tensor, constant: Tensor, finite: Tensor) -> tuple[str, ...]:
+    """The verdict on each filter.
+
+    Args:
+        flagged: Whether it has outlier samples, bool `(F,)`.
+        constant: Whether its map is the same for every sample.
+        finite: Whether its maps are free of NaN and infinity.
+    """
+    verdicts = [ANOMALY if own else NORMAL for own in flagged.tolist()]
+    verdicts = [DEAD if own else verdict for verdict, own in zip(verdicts, constant.tolist(), strict=True)]
+    return tuple(verdict if own else NONFINITE for verdict, own in zip(verdicts, finite.tolist(), strict=True))
 
 
 def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._together import Wanted, analyse_together
-from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.maps import EXTREMES, LayerMaps
 from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
 from lightning_anomaly.clustering.engines import Engine, choose_engine
 from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
@@ -71,7 +71,7 @@ def _once(maps: Maps, settings: AnalysisSettings, engine: Engine) -> dict[str, f
         labels.append(timed("em", partial(fit_mixtures, points, weights, means, precisions, engine)).labels[:, 0])
     timed("calinski-harabasz", lambda: engine.calinski_harabasz(points, torch.stack(labels, 1)))
     extremes = [
-        torch.cat(layer.statistics).transpose(0, 1)[reduction.live, :, 2:4]
+        torch.cat(layer.statistics).transpose(0, 1)[reduction.live, :, EXTREMES]
         for layer, reduction in zip(maps.values(), reductions, strict=True)
     ]
     timed("isolated", lambda: isolated_samples(points, settings.rare_fraction, torch.cat(extremes)))

@@ -18,6 +18,7 @@ PER_FILTER = [
     "labels",
     "points",
     "outliers",
+    "isolated",
     "explained",
     "sparsity",
 ]

@@ -13,7 +13,6 @@ from lightning_anomaly.callbacks._sustained_rise import rise
 from recipes.experiments.common import ranks
 
 __all__ = [
-    "SIGNALS",
     "after_best",
     "auroc",
     "best_epoch",
@@ -28,11 +27,6 @@ __all__ = [
     "sustained_rise",
 ]
 
-# What is followed: a key of a layer's statistics, or a ratio of two.
-SIGNALS = (
-    "fraction", "isolated", "silent", "set_apart", "sparsity", "kurtosis", "separation", "outside", "second",
-    "weight_variance", "weight_norm",
-)  # fmt: skip
 _OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent", "set_apart": "set_apart"}
 
 
@@ -53,9 +47,10 @@ def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | N
 
     Args:
         line: A training.
-        name: One of `SIGNALS`: anomaly filters, isolated or silent ones, or filters that set samples apart, as a
-            fraction of the live filters; or a layer's statistic, where "separation" is that of the training probe minus
-            that of the validation probe; or an entry of the epochs, such as "val_loss"; or "epoch".
+        name: "fraction", "isolated", "silent" or "set_apart" for anomaly filters, isolated or silent ones, or filters
+            that set samples apart, as a fraction of the live filters; or a layer's statistic, see `layer_statistics`,
+            where "separation" is that of the training probe minus that of the validation probe; or an entry of the
+            epochs, such as "val_loss"; or "epoch".
         reading: A key of `READINGS`.
         layer: One layer; None takes all: fractions of all live filters, means of other statistics over the layers.
     """

@@ -18,11 +18,10 @@ from torchvision.transforms.functional import to_pil_image
 
 from recipes.experiments.h2.detection import feature_scores, output_scores
 
-__all__ = ["PIXEL_SCORES", "RIVALS", "cleanvision_scores", "network_scores", "pixel_scores"]
+__all__ = ["RIVALS", "cleanvision_scores", "network_scores", "pixel_scores"]
 
 RIVALS = ("confidence", "loss", "energy", "neighbour", "mahalanobis", "forest", "pixel neighbour", "pixel residual",
           "cleanvision")  # fmt: skip
-PIXEL_SCORES = RIVALS[-3:]
 _NEIGHBOUR = 5  # of pixels; the features' is the same
 _COMPONENTS = 50  # of pixels
 # CleanVision calls an image an issue if its score is below the threshold: its own values.
