@@ -1,6 +1,7 @@
 // The browser of the images that belong least: a gallery to tick some, and one image.
+
+import { verdictColour } from "./colours.js";
 import { choice, make } from "./dom.js";
-import { verdictColour } from "./draw.js";
 import { address, imageOf, layerLine, pages, stepper, swatch } from "./parts.js";
 import { Ranking } from "./ranking.js";
 import { run } from "./shell.js";

@@ -1,6 +1,8 @@
 // The whole network: its numbers, its curves, every layer as a row of cells.
+
+import { verdictColour } from "./colours.js";
 import { make, makeSvg, sharpCanvas } from "./dom.js";
-import { ticks, verdictColour } from "./draw.js";
+import { ticks } from "./draw.js";
 import { chosenFilters } from "./filters.js";
 import { address, byStanding, filterAddress, sampleCaption, sampleTile, swatch } from "./parts.js";
 import { count, kindsOf, layerText, number, percent, VERDICTS } from "./words.js";

@@ -1,6 +1,8 @@
 // What several pages are made of.
+
+import { groupColour, groupShape, verdictColour } from "./colours.js";
 import { make, sharpCanvas } from "./dom.js";
-import { drawImage, drawMap, drawMiniature, groupColour, groupShape, mark, verdictColour } from "./draw.js";
+import { drawImage, drawMap, drawMiniature, mark } from "./draw.js";
 import { count, layerText, number, scoreText } from "./words.js";
 
 const MINIATURE = [150, 110];

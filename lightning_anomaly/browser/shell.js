@@ -1,6 +1,7 @@
 // From the address to a page, and the keys: what the browsers of all reports have in common.
+
+import { onThemeChange } from "./colours.js";
 import { make } from "./dom.js";
-import { onThemeChange } from "./draw.js";
 import { address } from "./parts.js";
 
 const main = document.getElementById("main");

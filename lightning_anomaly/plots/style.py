@@ -11,7 +11,8 @@ from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the largest component gets the first.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the largest component gets the first. Those of the
+# filter browser, on light and dark ground, are in `browser/colours.js`.
 COMPONENT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 # Told apart by lightness too: pale, strong, dark.
 VERDICT_COLOURS = {NORMAL: "#C6DBEF", ANOMALY: "#D55E00", DEAD: "#4D4D4D", NONFINITE: "#F0E442"}

@@ -15,7 +15,7 @@ BROWSER = Path(lightning_anomaly.browser.__file__).parent
 
 def colours(ground: str) -> dict[str, str]:
     """The verdicts' colours, and that of the ground that they stand on."""
-    text = re.search(rf"const VERDICT_{ground} = {{(.*?)}}", (BROWSER / "draw.js").read_text(), re.DOTALL)[1]
+    text = re.search(rf"const VERDICT_{ground} = {{(.*?)}}", (BROWSER / "colours.js").read_text(), re.DOTALL)[1]
     found = dict(re.findall(r'"?([\w, ]+?)"?: "(#\w{6})"', text))
     card = re.findall(r"--card: (#\w+);", (BROWSER / "page.css").read_text())[ground == "DARK"]
     return {**found, "ground": card if len(card) == 7 else "#" + "".join(2 * digit for digit in card[1:])}
