@@ -218,7 +218,7 @@ def _read_array(path: Path, option: str = "--data") -> Any:
 def _try(model: nn.Module, images: Tensor, options: argparse.Namespace) -> None:
     try:
         with evaluating(model), torch.no_grad():
-            model(images)
+            model(images.clone())  # it may change them in place
     except Exception as error:  # whatever the user's model raises
         shape = " x ".join(map(str, images.shape[1:]))
         reason = str(error).partition("\n")[0]

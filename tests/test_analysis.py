@@ -16,7 +16,7 @@ import zoo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import AnalysisSettings, analyze
+from lightning_anomaly import AnalysisSettings, analyze, two_sample_test
 from lightning_anomaly.analysis import analyze_maps, analyze_share, join_shares
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
@@ -338,10 +338,23 @@ def test_the_probe_goes_to_the_device_of_the_model(kind):
     assert model.devices == ["meta"] * expected
 
 
-def test_the_probe_is_left_alone():
-    inputs = torch.randn(120, 1, 8, 8)
+class Normalising(nn.Module):
+    """Changes what it is given in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x):
+        return self.conv(x.sub_(0.5).div_(0.2))
+
+
+@pytest.mark.parametrize("given", [lambda x: x, lambda x: (x,), lambda x: {"x": x}], ids=["tensor", "tuple", "dict"])
+def test_a_model_may_change_its_inputs_in_place_and_those_of_the_caller_stay(given):
+    inputs = torch.rand(120, 1, 8, 8)
     before = inputs.clone()
-    analyze(nn.Sequential(nn.ReLU(inplace=False), nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True)), inputs)
+    analyze(Normalising(), given(inputs))
+    two_sample_test(Normalising(), given(inputs), given(inputs))
     assert torch.equal(inputs, before)
 
 

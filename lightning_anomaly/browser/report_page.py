@@ -15,8 +15,8 @@ from lightning_anomaly.browser.pictures import Pictures, probe_images
 
 __all__ = ["page_text", "write_page"]
 
-_CODE = ("dom.js", "unpack.js", "data.js", "words.js", "colours.js", "draw.js", "scatter.js", "parts.js", "overview.js", "filters.js",
-         "filter.js", "samples.js", "shell.js", "main.js")  # fmt: skip
+_CODE = ("dom.js", "unpack.js", "data.js", "words.js", "colours.js", "draw.js", "scatter.js", "parts.js", "overview.js",
+         "filters.js", "filter.js", "samples.js", "shell.js", "main.js")  # fmt: skip
 
 
 def write_page(

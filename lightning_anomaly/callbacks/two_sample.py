@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.plots.fields import ComparisonFields
-from lightning_anomaly.two_sample.comparison import check_groups, two_sample_test
+from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import ErrorRise
 
@@ -222,21 +221,9 @@ class TwoSampleCallback(Watcher):
         self._due, self._fresh, self._failure = False, None, None
         precision = trainer.strategy.precision_plugin
         try:
-            with (
-                warnings.catch_warnings(),
-                torch.inference_mode(False),
-                torch.no_grad(),
-                precision.forward_context(),
-                unlogged(pl_module),
-            ):
-                warnings.simplefilter("ignore")  # the report's notes, which are said once
-                self._fresh = two_sample_test(
-                    pl_module,
-                    precision.convert_input(self.train_inputs),
-                    precision.convert_input(self.val_inputs),
-                    layers=self.layers,
-                    significance=self.significance,
-                )
+            with torch.inference_mode(False), torch.no_grad(), precision.forward_context(), unlogged(pl_module):
+                train, val = precision.convert_input(self.train_inputs), precision.convert_input(self.val_inputs)
+                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance)
         except Exception as error:  # a monitor never kills a training
             self._failure = repr(error)  # which itself would keep everything that the failed call had in memory
 

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
+from torchmetrics import Metric
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, keeping_random_state, taking_alone
 from lightning_anomaly.capture.maps import LayerMaps
@@ -27,6 +29,7 @@ from lightning_anomaly.tables import listed
 
 __all__ = [
     "check_inputs",
+    "copied",
     "isolated_random_state",
     "note_left_out",
     "probing",
@@ -61,7 +64,7 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
 @contextmanager
 def probing(model: nn.Module, capture: MapCapture) -> Iterator[None]:
     """What holds while a model is run for its maps: evaluation mode, no gradients, and no other capture takes any."""
-    with evaluating(model), _keeping_buffers(model), taking_alone(capture), torch.no_grad():
+    with evaluating(model), _keeping_buffers(model), _keeping_metrics(model), taking_alone(capture), torch.no_grad():
         yield
 
 
@@ -86,6 +89,25 @@ def _keeping_buffers(model: nn.Module) -> Iterator[None]:
             if values is not None and not torch.equal(buffer, values):
                 with torch.no_grad():
                     buffer.resize_(values.shape).copy_(values)
+
+
+@contextmanager
+def _keeping_metrics(model: nn.Module) -> Iterator[None]:
+    """Metrics among the layers measure on copies of their states: what they see in a `forward` is of other samples."""
+    names = ("_update_count", "_update_called", "_computed", "_forward_cache")  # beside the states
+    kept = [
+        (metric, {name: vars(metric)[name] for name in (*metric._defaults, *names) if name in vars(metric)})
+        for metric in model.modules()
+        if isinstance(metric, Metric)
+    ]
+    for metric, state in kept:
+        for name in metric._defaults:
+            setattr(metric, name, copied(state[name]))
+    try:
+        yield
+    finally:
+        for metric, state in kept:
+            vars(metric).update(state)
 
 
 def _changeable(buffer: Tensor) -> bool:
@@ -175,11 +197,16 @@ def _refuse_type(argument: str, types: set[torch.dtype], error: RuntimeError) ->
 
 def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
     if isinstance(inputs, Tensor):
-        return (((batch.to(device),), {}) for batch in torch.split(inputs, _BATCH))
-    inputs = move_data_to_device(inputs, device)
+        return (((batch.to(device, copy=True),), {}) for batch in torch.split(inputs, _BATCH))
+    inputs = move_data_to_device(copied(inputs), device)
     if isinstance(inputs, Mapping):
         return iter([((), dict(inputs))])
     return iter([(inputs, {})])
+
+
+def copied(inputs: Any) -> Any:
+    """A copy of all tensors in something: a model may change its inputs in place, and these are somebody's own."""
+    return apply_to_collection(inputs, Tensor, torch.clone)
 
 
 def note_left_out(name: str, problem: str) -> dict[str, str]:

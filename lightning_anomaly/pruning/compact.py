@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.capture.probe import copied
 from lightning_anomaly.pruning.filter_rows import filters_first
 
 __all__ = ["compact"]
@@ -78,7 +79,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
             graph = torch_pruning.DependencyGraph()
             graph.build_dependency(
                 smaller,
-                arguments,
+                copied(arguments),
                 forward_fn=lambda net, given: net(*given),
                 output_transform=lambda output: [tensor for tensor in _tensors(output) if tensor.grad_fn is not None],
                 verbose=False,
@@ -154,7 +155,7 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
     hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
         with torch.no_grad():
-            return model(*arguments), silent
+            return model(*copied(arguments)), silent
     except Exception as error:  # whatever the user's model raises
         raise ValueError(
             f"Parameter `example_input` should be what the model is called with. Found {_shapes(arguments)}, with "
@@ -212,7 +213,7 @@ def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Non
     problem = "is another one"
     try:
         with torch.no_grad():
-            found = list(_tensors(model(*arguments)))
+            found = list(_tensors(model(*copied(arguments))))
         for one, other in zip(found, _tensors(expected), strict=True):
             if one.shape != other.shape:
                 problem = f"has shape {tuple(one.shape)} instead of {tuple(other.shape)}"

@@ -28,7 +28,7 @@ from lightning_anomaly.two_sample.rank_test import (
 )
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
 
-__all__ = ["check_groups", "two_sample_test"]
+__all__ = ["check_groups", "compare_groups", "two_sample_test"]
 
 
 def two_sample_test(
@@ -81,6 +81,16 @@ def two_sample_test(
         >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
         {'': [0, 1]}
     """
+    report = compare_groups(model, train_inputs, val_inputs, layers, significance)
+    for note in told_together(report.notes).values():
+        warnings.warn(note, stacklevel=2)
+    return report
+
+
+def compare_groups(
+    model: nn.Module, train_inputs: Any, val_inputs: Any, layers: Iterable[str] | None, significance: float
+) -> TwoSampleReport:
+    """`two_sample_test`, for somebody else to warn of what could not be compared."""
     significance = check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
@@ -119,8 +129,6 @@ def two_sample_test(
     enough = enough_samples(n_train, n_val, significance)
     if (values or "output" not in notes) and not (live and enough):
         notes |= _too_few(list(values.values()), n_train, n_val, significance)
-    for note in told_together(notes).values():
-        warnings.warn(note, stacklevel=2)
     report = TwoSampleReport(
         compared,
         n_train,

@@ -109,13 +109,13 @@ def test_a_module_that_takes_other_images_or_none_is_said_not_to_be_watched(
 def test_values_that_were_measured_once_are_said_to_be_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compared, module, real = TwoSampleCallback(TRAIN, VAL), SmallNet(), two_sample_file.two_sample_test
+    compared, module, real = TwoSampleCallback(TRAIN, VAL), SmallNet(), two_sample_file.compare_groups
     works = [False, True, False]
 
     def sometimes(*args: Any, **kwargs: Any) -> Any:
         return real(*args, **kwargs) if works.pop(0) else 1 / 0
 
-    monkeypatch.setattr(two_sample_file, "two_sample_test", sometimes)
+    monkeypatch.setattr(two_sample_file, "compare_groups", sometimes)
     with pytest.warns(UserWarning, match="could not compare") as caught:
         fit(tmp_path, compared, module=module, max_epochs=3)
     first, second = said(caught)
@@ -130,7 +130,7 @@ def test_values_of_a_fit_of_another_module_are_not_the_last_ones(
 ) -> None:
     compared = TwoSampleCallback(TRAIN, VAL)
     fit(tmp_path, compared, module=SmallNet())
-    monkeypatch.setattr(two_sample_file, "two_sample_test", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(two_sample_file, "compare_groups", lambda *_, **__: 1 / 0)
     with pytest.warns(UserWarning, match="could not compare, so nothing is watched"):
         fit(tmp_path, compared, module=SmallNet())
 

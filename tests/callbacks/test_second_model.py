@@ -139,7 +139,7 @@ def test_a_comparison_of_the_first_model_is_not_the_report_of_the_second(
     callback = TwoSampleCallback(images(40) + 0.3, images(40, seed=1))
     fit(tmp_path, SmallNet(), callback, max_epochs=1)
     assert callback.report is not None
-    monkeypatch.setattr("lightning_anomaly.callbacks.two_sample.two_sample_test", broken)
+    monkeypatch.setattr("lightning_anomaly.callbacks.two_sample.compare_groups", broken)
     with pytest.warns(UserWarning, match="could not compare"):
         fit(tmp_path, SmallNet(), callback, max_epochs=1)
     assert callback.report is None
@@ -155,7 +155,7 @@ def test_a_comparison_that_fails_in_a_second_fit_of_a_module_logs_what_the_first
     assert found["count"] > 0
     if between is not None:  # of another model
         getattr(quiet_trainer(tmp_path, callback), between)(Other(), loader(seed=1), verbose=False)
-    monkeypatch.setattr("lightning_anomaly.callbacks.two_sample.two_sample_test", broken)
+    monkeypatch.setattr("lightning_anomaly.callbacks.two_sample.compare_groups", broken)
     with pytest.warns(UserWarning, match="could not compare and logs its last values: ArithmeticError"):
         trainer = fit(tmp_path, module, callback, max_epochs=1)
     assert callback.history[1]["metrics"] == found

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from trainers import QUIET, SmallNet, hook_count, loader, quiet_trainer, watcher
+from torchmetrics import CatMetric, MeanMetric
+from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, watcher
 from untouched import FrozenNorm, Watcher, same, train
 
+from lightning_anomaly import TwoSampleCallback
 from lightning_anomaly.callbacks import _probe
 
 pytestmark = QUIET
@@ -214,3 +217,59 @@ def test_two_hundred_validations_leave_nothing_behind(tmp_path: Any) -> None:
     assert after[1] - figures == Counter()
     assert after[2] <= files
     assert after[3] == 0
+
+
+def others(kind: str) -> Any:
+    """A callback that runs the module on other images than the validation's."""
+    return TwoSampleCallback(images(60) + 0.1, images(80, seed=1)) if kind == "two samples" else watcher(probe="train")
+
+
+class Measuring(SmallNet):
+    """Measures its outputs where it makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.all = MeanMetric(), CatMetric()
+        self.found: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = super().forward(x)
+        self.mean(logits.detach().mean())
+        self.all.update(logits.detach()[:, 0])
+        return logits
+
+    def on_validation_epoch_end(self) -> None:
+        self.found.append((self.mean.compute(), self.mean._update_count, self.all.compute()))
+        self.mean.reset()
+        self.all.reset()
+
+
+@pytest.mark.parametrize("kind", ["two samples", "training probe"])
+def test_what_a_forward_measures_is_of_the_validation_alone(tmp_path: Any, kind: str) -> None:
+    found = []
+    for callbacks in ([], [others(kind)]):
+        pl.seed_everything(1, verbose=False)
+        module = Measuring()
+        quiet_trainer(tmp_path, *callbacks, max_epochs=2).fit(module, loader(), loader(seed=1))
+        found.append(module.found)
+        assert all(callback.report is not None for callback in callbacks)
+    assert len(found[0]) == 3  # one of the sanity check
+    assert same(*found)
+
+
+class Talking(SmallNet):
+    """Says something once, as `warnings` does by default."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        warnings.warn("said by the module", stacklevel=1)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", ["two samples", "training probe"])
+def test_what_a_module_says_once_is_said_once(tmp_path: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: said.append(str(message)))
+        quiet_trainer(tmp_path, others(kind), max_epochs=3).fit(Talking(), loader(), loader(seed=1))
+    assert said.count("said by the module") == 1
