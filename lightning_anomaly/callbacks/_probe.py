@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, Subset
+from torch.utils.data import DataLoader, RandomSampler, Subset, SubsetRandomSampler
 
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._processes import first_loader, unpadded_length
@@ -19,6 +19,7 @@ from lightning_anomaly.capture.images import first_tensor
 from lightning_anomaly.capture.probe import isolated_random_state, probing
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
+from lightning_anomaly.verdicts.rare import NONFINITE
 
 __all__ = [
     "ValidationWatch",
@@ -69,6 +70,9 @@ class ValidationWatch:
             self._gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
         self._failure: Exception | None = None
+        self._size: int | None = None  # of the batch that runs
+        self._before = 0
+        self._notes: dict[str, str] = {}
         self._capture = MapCapture(
             layers,
             limit=-(-probe_size // (trainer.world_size if self._together else 1)),
@@ -81,12 +85,28 @@ class ValidationWatch:
         if self._probe == "train":
             self._run_training_probe()
         elif not self._capture.full:
+            images = first_tensor(batch)
+            self._size = None if images is None or images.ndim == 0 else len(images)
+            self._before = self._taken
             self._capture.attach()
             self._on_batch(batch)
 
     def after_batch(self) -> None:
         """Takes the hooks off again; a second call does nothing."""
         self._capture.remove()
+        taken = self._taken - self._before
+        # Of the last batch there may be more than the probe needs.
+        if self._size is not None and taken and not self._capture.full and taken != self._size:
+            self._notes["other samples"] = (
+                f"A validation batch of {self._size} samples gave {taken} maps: the module calls its layers with parts "
+                "of a batch, of which the first counts, or with other samples. So the report's samples are not "
+                "numbered as those of the loader, and their images are not shown."
+            )
+        self._size = None
+
+    @property
+    def _taken(self) -> int:
+        return max((layer.count for layer in self._capture.maps.values()), default=0)
 
     def analyse(self, notes: Mapping[str, str], images: Tensor | None, wanted: Wanted) -> Found:
         """What was found. All processes call it and learn the same; none waits for one that failed.
@@ -102,6 +122,8 @@ class ValidationWatch:
         if self._probe == "train":
             self._run_training_probe()  # for a process without any validation batch
         maps = self._capture.maps
+        notes = {**notes, **self._notes}
+        images = None if self._notes else images
         with torch.inference_mode(False), torch.no_grad():
             if self._together:
                 return analyse_together(
@@ -143,8 +165,9 @@ def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
 
 
 def found_nothing(report: AnomalyReport) -> bool:
-    """Whether no filter could have been found, for want of layers or samples."""
-    return not report.layers or "few samples" in report.notes
+    """Whether no filter could have been found, for want of layers, of samples or of finite maps."""
+    verdicts = {verdict for layer in report.layers.values() for verdict in layer.verdicts}
+    return verdicts <= {NONFINITE} or "few samples" in report.notes
 
 
 @contextmanager
@@ -219,7 +242,10 @@ def training_batches(loader: Any, size: int, seed: int, share: slice = slice(Non
             '`probe = "train"` should be used with one training DataLoader whose data set has `__getitem__` and '
             f"`__len__`. Found {found}."
         )
-    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+    # What the loader leaves out may be the validation images.
+    places = loader.sampler.indices if isinstance(loader.sampler, SubsetRandomSampler) else range(len(dataset))
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+    chosen = [int(places[place]) for place in order]
     # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
     batch_size = None if loader.batch_sampler is None else loader.batch_size or _BATCH
     # Its own generator: a DataLoader without one draws its base seed from the global random numbers.
@@ -227,6 +253,10 @@ def training_batches(loader: Any, size: int, seed: int, share: slice = slice(Non
         Subset(dataset, chosen[share]),
         batch_size=batch_size,
         collate_fn=loader.collate_fn,
+        # In a worker where the training has some: open files and generators of the data set's own are not shared then.
+        num_workers=min(1, loader.num_workers),
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
         generator=torch.Generator().manual_seed(seed),
     )
 

@@ -67,8 +67,9 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
     low. One that is both high and wandering, as of few filters or of verdicts that persist, needs a higher `threshold`.
 
     Which signal it watches is said when the fit begins, and why it stopped, in one sentence, when it does. It is an
-    `EarlyStopping`, so whatever in Lightning knows one knows this one, and it may stand beside one on `val_loss`. The
-    weights stay those of the last epoch; a `ModelCheckpoint` keeps others.
+    `EarlyStopping`, so whatever in Lightning knows one knows this one, and it may stand beside one on `val_loss`; from
+    a module's `configure_callbacks`, return both, as those replace the Trainer's of the same kind. The weights stay
+    those of the last epoch; a `ModelCheckpoint` keeps others.
 
     Args:
         threshold: The rise that has to be exceeded, 0 to 1; None takes 0.1, as a fraction of the lowest level, for the

@@ -38,7 +38,7 @@ class AnomalyFilterCallback(Watcher):
 
     The maps are taken while the validation step itself runs, so with `probe="val"` there is no second forward pass, and
     nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook is left
-    changed.
+    changed. Compiled layers run as they were written meanwhile, whose outputs may differ by rounding.
 
     Logged at every validation, as finite floats under `log_key_prefix`: `count` (anomaly filters), `fraction` (of the
     filters whose maps vary), `isolated` (filters that set one or a few samples apart from all others, by a rule with
@@ -52,8 +52,9 @@ class AnomalyFilterCallback(Watcher):
             transposed ones included.
         probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
             class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
-            module's `forward` on it in evaluation mode. If its images change from one validation to the next, there is
-            a warning.
+            module's `forward` on it in evaluation mode: the images are loaded for it, in a worker if the loader has
+            any, and what a `forward` hands to hooks or lists is of them too. If the images of a probe change from one
+            validation to the next, there is a warning.
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyse at every n-th validation, and log the last values again at the others.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
@@ -196,12 +197,18 @@ class AnomalyFilterCallback(Watcher):
         if not self._together(trainer):
             self._warn_once("empty shard", _EMPTY_SHARD)
             return
-        layers = self._watched(pl_module)
+        fitting = trainer.state.fn == "fit"
+        try:
+            layers = self._watched(pl_module)
+        except ValueError as failure:
+            if not fitting or self.on_error == "raise":
+                raise
+            self._say_why(trainer, failure)  # when the fit began they were there
+            return
         # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
         # that only the model of an earlier fit or of a checkpoint had are gone for good.
         keys = [*_ZEROS, *(f"layer/{name}" for name in layers)]
         self._metrics = {key: self._metrics.get(key, 0.0) for key in keys}
-        fitting = trainer.state.fn == "fit"
         if fitting and self._validations % self.every_n_validations:
             return
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
@@ -235,9 +242,11 @@ class AnomalyFilterCallback(Watcher):
             self._watch.after_batch()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leaves no hook behind."""
+        """Leaves no hook behind; if it is the user who ends the fit, figures and page of the last analysis are made."""
         self._subject.meet(pl_module)
         self._release()
+        if isinstance(exception, KeyboardInterrupt):
+            self._show_last(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leaves no hook and no map behind."""
@@ -279,9 +288,13 @@ class AnomalyFilterCallback(Watcher):
             self._figures.lay_out(trainer, last_chance=True)
             if self.browser:
                 remember_losses(self.history, trainer, epoch_ended=True)
-            if trainer.is_global_zero:
-                self._figures.finish(trainer, self.report)
-                self._browser.write(trainer, self.history, last=True)
+            self._show_last(trainer)
+
+    def _show_last(self, trainer: Any) -> None:
+        """Figures and page of the last analysis, if they were not made; nothing here waits for other processes."""
+        if self.report is not None and trainer.is_global_zero:
+            self._figures.finish(trainer, self.report)
+            self._browser.write(trainer, self.history, last=True)
 
     def _watched(self, pl_module: Any) -> dict[str, Any]:
         if self.signal_layers is not None:
@@ -306,15 +319,28 @@ class AnomalyFilterCallback(Watcher):
                 raise
             self._say_why(trainer, failure)
             return None
-        self.report = report = found.report
+        report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
-        if notes and found_nothing(report):
+        if found_nothing(report):
             told = " ".join(told_together(notes).values())
-            notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
+            if self._found_before:  # a count of 0 would look like health
+                self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
+                self.report = self.report or report
+                return None
+            if notes:
+                notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
+        self.report = report
         self._warn_each_once(notes)
         self._compare_images()
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
         return found
+
+    @property
+    def _found_before(self) -> bool:
+        """Whether an earlier validation could find something; of one before a resume only the history is known."""
+        if self.report is None:
+            return any(entry["analysed"] for entry in self.history)
+        return not found_nothing(self.report)
 
     def _say_why(self, trainer: Any, failure: Exception) -> None:
         if self.report is not None or any(entry["analysed"] for entry in self.history):

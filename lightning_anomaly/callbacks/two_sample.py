@@ -53,7 +53,8 @@ class TwoSampleCallback(Watcher):
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
     precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook
-    is left changed. LightningCLI cannot make tensors: there, a subclass loads them.
+    is left changed; what a `forward` hands to hooks or lists is of these images too. LightningCLI cannot make tensors:
+    there, a subclass loads them.
 
     Args:
         train_inputs: Images of the training set as `forward` gets them in validation, a tensor `(n, ...)`.
@@ -163,8 +164,10 @@ class TwoSampleCallback(Watcher):
         self._draw(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Remembers whom a checkpoint was loaded for."""
+        """Remembers whom a checkpoint was loaded for; if it is the user who ends the fit, the last figure is made."""
         self._subject.meet(pl_module)
+        if isinstance(exception, KeyboardInterrupt):
+            self._draw(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Remembers whom a checkpoint was loaded for."""
@@ -187,7 +190,14 @@ class TwoSampleCallback(Watcher):
         self._due = self._everywhere and not trainer.sanity_checking and not trainer.barebones
         if self._due:
             # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
-            neutral = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in select_layers(pl_module, self.layers)}
+            try:
+                layers = select_layers(pl_module, self.layers)
+            except ValueError as error:
+                if trainer.state.fn != "fit":
+                    raise
+                self._due, self._fresh, self._failure = False, None, repr(error)  # when the fit began they were there
+                return
+            neutral = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in layers}
             units = linear_layers(pl_module) if self.layers is None else {}
             known = {*neutral, *(f"layer/{layer}" for layer in units)}
             self._values = {key: value for key, value in (neutral | self._values).items() if key in known}

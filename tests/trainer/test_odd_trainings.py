@@ -1,0 +1,183 @@
+"""Trainings with a turn that tests seldom have: what is logged stays right, or it is said, and the training goes on."""
+
+import math
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
+
+from lightning_anomaly import TwoSampleCallback
+from lightning_anomaly.callbacks import _figures, two_sample
+from lightning_anomaly.callbacks._figures import FigureSchedule
+from lightning_anomaly.callbacks._probe import training_batches
+
+pytestmark = QUIET
+
+
+# an epoch of NaN
+
+
+class NanInTheThird(SmallNet):
+    """Its third validation, and no other, sees weights of NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * math.nan if self.current_epoch == 2 and not self.training else x)
+
+
+def test_a_validation_in_which_nothing_can_be_found_repeats_the_last_values(tmp_path: Path) -> None:
+    ours = watcher()
+    trainer = quiet_trainer(tmp_path, ours, max_epochs=4, num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match="not analysed.* So AnomalyFilterCallback logs its last values") as caught:
+        trainer.fit(NanInTheThird(), loader(), loader())
+    assert len(said(caught)) == 1
+    assert [entry["analysed"] for entry in ours.history] == [True, True, False, True]
+    before, third = ours.history[1], ours.history[2]
+    assert before["metrics"]["count"] > 0
+    assert third["metrics"] == before["metrics"]
+    assert third["anomaly_filters"] == before["anomaly_filters"]
+
+
+# a network that is wrapped while it trains
+
+
+class Wraps(SmallNet):
+    """Its layer `body.conv` becomes `body.inner.conv`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 1, 3, padding=1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.body(x))
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.body = nn.Sequential(OrderedDict(inner=self.body))
+
+
+@pytest.mark.parametrize("kind", ["filters", "two samples"])
+def test_a_layer_that_is_gone_in_mid_training_is_said_once_and_the_training_goes_on(tmp_path: Path, kind: str) -> None:
+    ours = (
+        watcher(layers=["body.conv"])
+        if kind == "filters"
+        else TwoSampleCallback(images(60) + 0.1, images(80, seed=1), layers=["body.conv"])
+    )
+    trainer = quiet_trainer(tmp_path, ours, max_epochs=3)
+    with pytest.warns(UserWarning, match="logs its last values: .*should name layers of the model") as caught:
+        trainer.fit(Wraps(), loader(), loader())
+    assert len(said(caught)) == 1
+    assert trainer.current_epoch == 3
+    assert len(ours.history) == 3
+    assert ours.history[2]["metrics"] == ours.history[0]["metrics"]
+
+
+def test_a_layer_that_is_gone_raises_where_that_is_asked_for(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, watcher(layers=["body.conv"], on_error="raise"), max_epochs=3)
+    with pytest.raises(ValueError, match="should name layers of the model"):
+        trainer.fit(Wraps(), loader(), loader())
+
+
+# layers that see a part of a batch
+
+
+class Chunked(SmallNet):
+    """Validates a batch in two halves."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        for part in batch[0].chunk(2):
+            self(part)
+
+
+def test_layers_called_with_parts_of_a_batch_are_said_and_no_image_is_shown_under_a_wrong_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    ours = watcher(probe_size=30, log_figures=True)
+    monkeypatch.setattr(FigureSchedule, "log", lambda *args: shown.append(args[3]))
+    trainer = quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path))
+    with pytest.warns(UserWarning, match="validation batch of 20 samples gave 10 maps") as caught:
+        trainer.fit(Chunked(), loader(), loader())
+    assert len(said(caught)) == 1
+    assert "not numbered as those of the loader" in str(ours.report)
+    assert shown == [None, None]
+
+
+def test_a_probe_that_ends_within_a_batch_is_nothing_to_be_said(tmp_path: Path) -> None:
+    ours = watcher(probe_size=50)
+    quiet_trainer(tmp_path, ours).fit(SmallNet(), loader(), loader())
+    assert ours.report is not None
+    assert ours.report.n_samples == 50
+    assert not ours.report.notes
+
+
+# what the training probe is loaded from
+
+
+class Traced(Dataset[Any]):
+    """Gives the process that loads an item instead of a label, and draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.images, self.own = images(), np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.own.random()
+        return self.images[index], os.getpid()
+
+
+def test_a_training_probe_is_loaded_in_a_worker_where_the_training_is() -> None:
+    data = Traced()
+    before = data.own.bit_generator.state
+    plain = next(iter(training_batches(DataLoader(data, 20), 60, 0)))
+    assert set(plain[1].tolist()) == {os.getpid()}
+    assert data.own.bit_generator.state != before
+    data = Traced()
+    workers = DataLoader(data, 20, num_workers=2, worker_init_fn=lambda _: data.images.zero_())
+    images_of_worker, pids = next(iter(training_batches(workers, 60, 0)))
+    assert os.getpid() not in pids.tolist()
+    assert not images_of_worker.any()  # the loader's own `worker_init_fn` was called
+    assert data.images.any()
+    assert data.own.bit_generator.state == before
+
+
+def test_a_training_probe_has_none_of_the_samples_that_the_loader_leaves_out() -> None:
+    data = TensorDataset(images(), torch.arange(60))
+    kept = list(range(1, 60, 3))
+    train = DataLoader(data, 20, sampler=SubsetRandomSampler(kept))
+    for size, number in ((10, 10), (50, 20)):
+        taken = torch.cat([labels for _, labels in training_batches(train, size, 0)]).tolist()
+        assert len(set(taken)) == len(taken) == number
+        assert set(taken) <= set(kept)
+
+
+# a fit that the user ends
+
+
+class Interrupts(pl.Callback):
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 3:
+            raise KeyboardInterrupt
+
+
+def test_the_last_figures_are_there_when_the_user_ends_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, int]] = []
+    monkeypatch.setattr(_figures, "log_report", lambda *args: drawn.append(("filters", args[-1])))
+    monkeypatch.setattr(two_sample, "log_comparisons", lambda *args: drawn.append(("layers", args[-1])))
+    both = watcher(log_figures=True), TwoSampleCallback(images(60) + 0.1, images(80, seed=1))
+    trainer = quiet_trainer(tmp_path, *both, Interrupts(), max_epochs=9)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        trainer.fit(SmallNet(), loader(), loader())
+    steps = [2, 5, 8]  # the first, the second, and the last, which is the third
+    assert [step for name, step in drawn if name == "filters"] == steps
+    assert [step for name, step in drawn if name == "layers"] == steps
