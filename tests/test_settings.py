@@ -34,7 +34,9 @@ def test_a_rare_fraction_outside_0_to_half_is_an_error(value):
 
 def test_the_limits_of_rare_fraction_are_allowed():
     assert AnalysisSettings(rare_fraction=0.5).rare_fraction == 0.5
-    assert AnalysisSettings(rare_fraction=1e-9).rare_fraction == 1e-9
+    for smallest in (1e-9, 1e-310):  # the inverse of the latter is infinite
+        assert AnalysisSettings(rare_fraction=smallest).rare_fraction == smallest
+        assert AnalysisSettings(rare_fraction=smallest).smallest_probe >= 10**9
 
 
 def test_rectify_is_true_or_false():

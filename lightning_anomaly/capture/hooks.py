@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_anomaly.capture.maps import LayerMaps, Pieces, map_statistics, pool_maps
+from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, Pieces, map_statistics, pool_maps
 
 __all__ = ["MapCapture", "compiled_models_eager", "evaluating", "keeping_random_state", "taking_alone"]
 
@@ -202,10 +202,14 @@ class MapCapture:
         dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
         for piece in torch.split(maps, max(1, _PIECE // max(1, maps[0].numel()))):
             copy = piece.to(dtype, copy=changed)
+            floor = copy.new_zeros(())
             if self._for_analysis:
-                statistics.keep(map_statistics(copy), most)
+                of_maps = map_statistics(copy)
+                statistics.keep(of_maps, most)
+                infinite = of_maps[:, :, EXTREMES].isinf().any(2)  # such a map stays what it is
+                floor = torch.where(infinite, torch.nan, floor).reshape(*infinite.shape, *[1] * (copy.ndim - 2))
             if self._rectify:
-                copy.clamp_(min=0)
+                torch.maximum(copy, floor, out=copy)
             if self._for_analysis:
                 zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros

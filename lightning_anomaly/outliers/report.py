@@ -84,7 +84,7 @@ class OutlierReport(Tabular):
     def _allowed(self) -> Tensor:
         """The p-values up to which the rule of Benjamini and Hochberg finds one image, two, and so on `(N,)`."""
         ranks = torch.arange(1, len(self.scores) + 1, dtype=torch.float64, device=self.p_values.device)
-        return self.false_discovery_rate * ranks / len(ranks)
+        return self.false_discovery_rate * ranks / len(ranks) * (1 + 1e-12)  # p-values are fractions too: for rounding
 
     def top(self, k: int) -> list[int]:
         """Positions of the k images with the largest scores, the largest first.

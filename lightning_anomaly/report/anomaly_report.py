@@ -71,7 +71,8 @@ class AnomalyReport(Tabular):
         """`{layer: [filter, ...]}` of filters that set one or a few samples apart from all others.
 
         The rule has false alarms in about 1% of filters without outliers, sparse and heavy-tailed ones included, of
-        which a clustering flags many: see `isolated_samples`. Layers without any are left out.
+        which a clustering flags many: see `isolated_samples`. Of samples that are there twice or more often it has
+        several times as many. Layers without any are left out.
         """
         found = {name: layer.isolated_filters for name, layer in self.layers.items()}
         return {name: filters for name, filters in found.items() if filters}

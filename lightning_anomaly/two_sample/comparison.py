@@ -30,6 +30,8 @@ from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
 
 __all__ = ["check_groups", "compare_groups", "two_sample_test"]
 
+_TOGETHER = 512  # filters judged in one operation, with all divisions: 20 MB
+
 
 def two_sample_test(
     model: nn.Module,
@@ -243,8 +245,11 @@ def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: floa
     """
     live = live_filters(values, n_train)
     made = torch.arange(values.shape[1], device=values.device)[:, None] < n_train
-    areas, p_values = rank_test(values[live], torch.cat([made, divisions], 1))
-    found = (p_values <= significance).sum(0)
+    groups = torch.cat([made, divisions], 1)
+    found = torch.zeros(groups.shape[1], dtype=torch.int64, device=values.device)
     area, p_value = (values.new_full(live.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
-    area[live], p_value[live] = areas[:, 0], p_values[:, 0]
+    for some in torch.split(live.nonzero()[:, 0], _TOGETHER):
+        areas, p_values = rank_test(values[some], groups)
+        area[some], p_value[some] = areas[:, 0], p_values[:, 0]
+        found += (p_values <= significance).sum(0)
     return LayerComparison(live, area, p_value, share_of_chance(int(found[0]), found[1:])), found[1:]

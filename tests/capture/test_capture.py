@@ -178,6 +178,17 @@ def test_what_was_taken_is_a_copy(dtype):
     assert torch.equal(maps.maps, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_map_with_minus_infinity_is_not_rectified_to_a_finite_one(dtype):
+    values = torch.randn(20, 3, 4, 4, dtype=dtype)
+    values[7, 1, 2, 3] = -torch.inf
+    maps = take(Returns(), values, rectify=True).maps
+    finite = maps.isfinite().flatten(2).all(2)
+    assert not finite[7, 1]
+    assert finite.sum() == 20 * 3 - 1
+    assert torch.equal(maps[finite], values.clamp(min=0).to(maps)[finite])
+
+
 def test_rectified_maps_have_no_negative_value_and_leave_the_model_s_own_alone():
     values = torch.randn(4, 2, 3, 3)
     before = values.clone()

@@ -93,7 +93,8 @@ def test_a_reference_out_of_the_inputs_is_compared_with_its_other_half(net):
 
 
 @pytest.mark.parametrize(
-    ("count", "n_reference", "rate"), [(300, 300, 0.1), (10010, 198, 0.01), (20010, 198, 0.15), (52, 101, 0.1)]
+    ("count", "n_reference", "rate"),
+    [(300, 300, 0.1), (10010, 198, 0.01), (20010, 198, 0.15), (52, 101, 0.1), (29, 198, 0.01)],
 )
 def test_the_fewest_that_can_be_found_are_found_and_one_fewer_is_not(count, n_reference, rate):
     ordinary = {"layers": ("",), "layer": torch.zeros(count, dtype=torch.int64), "filters": torch.zeros(count, 3)}
