@@ -27,6 +27,13 @@ from lightning_anomaly.settings import AnalysisSettings
 __all__ = ["Found", "Wanted", "analyse_together", "pictures_of"]
 
 
+_SAME = (
+    "Every process saw the same samples, so each is in the probe as often as there are processes, outliers hide each "
+    "other, and samples are not numbered as those of the loader: let Lightning deal them out "
+    "(`use_distributed_sampler = True`), give a `DistributedSampler`, or shard an iterable data set."
+)
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What somebody wants to see of a probe.
@@ -97,6 +104,8 @@ def analyse_together(
     begun = tell_all((_text(failure), layers, 0 if images is None else len(images), wanted))
     raise_told([text for text, *_ in begun], failure)
     told = [layers for _, layers, _, _ in begun]
+    if _all_saw_the_same(told):
+        notes = {**notes, "same samples": _SAME}
     places = sample_places([count for _, _, count, _ in begun], limit)
     wanted = begun[0][3]
 
@@ -135,6 +144,22 @@ def analyse_together(
     agree(failure)
     assert found is not None
     return found
+
+
+def _all_saw_the_same(told: Sequence[Mapping[str, ToldLayer]]) -> bool:
+    """Whether all processes have as many values at most 0 in every filter, of which some tell anything."""
+    counts = [
+        [(name, layer.count, layer.zeros) for name, layer in own.items() if layer.zeros is not None] for own in told
+    ]
+    telling = any(len(torch.unique(zeros)) > 2 for _, _, zeros in counts[0])
+    return telling and all(
+        len(own) == len(counts[0])
+        and all(
+            (name, count) == (other, number) and torch.equal(zeros, others)
+            for (name, count, zeros), (other, number, others) in zip(own, counts[0], strict=True)
+        )
+        for own in counts[1:]
+    )
 
 
 def pictures_of(

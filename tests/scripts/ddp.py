@@ -87,6 +87,12 @@ def uneven(rank: int, world: int) -> Outcome:
     return fit(world, AnomalyFilterCallback(**PROBE), val=val, model=module(norm=False), use_distributed_sampler=False)
 
 
+def same_set(rank: int, world: int) -> Outcome:
+    """Both processes validate all of the set."""
+    val = DataLoader(images(96), batch_size=8)
+    return fit(world, AnomalyFilterCallback(**PROBE), val=val, model=module(norm=False), use_distributed_sampler=False)
+
+
 def empty(rank: int, world: int) -> Outcome:
     val = DataLoader(Subset(images(96), range(96) if rank == 0 else range(0)), batch_size=8)
     model = module(norm=False, allow_zero_length_dataloader_with_multiple_devices=True)
@@ -242,7 +248,7 @@ def compares_empty_iterable(rank: int, world: int) -> Outcome:
 def compares_and_fails(rank: int, world: int) -> Outcome:
     """The second comparison breaks in process 1 alone, whose model would have found other filters from then on."""
     calls: list[int] = []
-    real = two_sample.two_sample_test
+    real = two_sample.compare_groups
 
     def fails_later(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -250,14 +256,14 @@ def compares_and_fails(rank: int, world: int) -> Outcome:
             raise ArithmeticError("the comparison broke")
         return real(*args, **kwargs)
 
-    two_sample.two_sample_test = fails_later
+    two_sample.compare_groups = fails_later
     return _compare(world, model=module())
 
 
 def output_stops(rank: int, world: int) -> Outcome:
     """The output is said to know the training images from the fourth validation on, by process 0 alone."""
     calls: list[int] = []
-    real = two_sample.two_sample_test
+    real = two_sample.compare_groups
 
     def knows_later(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -265,7 +271,7 @@ def output_stops(rank: int, world: int) -> Outcome:
         errors = torch.full((100,), 0.1)
         return replace(real(*args, **kwargs), train_errors=errors, val_errors=errors * (1.9 if known else 1.0))
 
-    two_sample.two_sample_test = knows_later
+    two_sample.compare_groups = knows_later
     stopping = AnomalyEarlyStopping()
     outcome = _compare(world, callbacks=(stopping,), max_epochs=9)
     return {**outcome, "reason": stopping.stopping_reason_message}

@@ -17,6 +17,7 @@ SCENARIOS = [
         "whole_set",
         "train_probe",
         "uneven",
+        "same_set",
         "empty",
         "empty_validate",
         "empty_iterable",
@@ -231,6 +232,15 @@ def test_images_that_change_in_one_process_are_said_there(outcomes: Path) -> Non
     assert not {"error"} & {*first, *second}, (first, second)
     assert first["warnings"] == []
     assert ["validation images of the probe changed" in warning for warning in second["warnings"]] == [True]
+
+
+def test_a_set_that_is_not_dealt_out_is_said(outcomes: Path) -> None:
+    first, second = outcomes_of(outcomes, "same_set")
+    assert not {"error"} & {*first, *second}, (first, second)
+    (warning,) = first["warnings"]
+    assert "Every process saw the same samples" in warning
+    assert second["warnings"] == []
+    assert "same samples" in first["report"]["notes"]
 
 
 def test_every_second_validation(outcomes: Path) -> None:
