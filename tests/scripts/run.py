@@ -13,9 +13,9 @@ HERE = Path(__file__).parent
 
 
 def run_script(
-    name: str, *arguments: object, timeout: float = 60, check: bool = True, **environment: str
+    name: str, *arguments: object, timeout: float = 600, check: bool = True, **environment: str
 ) -> tuple[int, str]:
-    """Its exit status and what it printed; one that takes longer than `timeout` seconds is killed, and that fails."""
+    """Its exit status and what it printed; one that hangs is killed after `timeout` seconds, and that fails."""
     paths = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(HERE / name), *map(str, arguments)],

@@ -43,7 +43,7 @@ Outcome = dict[str, Any]
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    return run_processes("ddp.py", folder, *SCENARIOS, timeout=400)
+    return run_processes("ddp.py", folder, *SCENARIOS, timeout=1200)
 
 
 def without_points(report: Outcome | None) -> Outcome | None:
@@ -263,7 +263,7 @@ def test_anomaly_early_stopping_in_both(outcomes: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
 def test_processes_that_lightning_starts(strategy: str) -> None:
-    _, printed = run_script("ddp.py", "started", strategy, timeout=120)
+    _, printed = run_script("ddp.py", "started", strategy)
     report, count = printed.rsplit("report", 1)[1].split("count")
     assert float(count) > 0
     assert report.strip() == "None"

@@ -23,7 +23,7 @@ Outcome = dict[str, Any]
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("communicating")
-    return run_processes("communicating.py", folder, timeout=600)
+    return run_processes("communicating.py", folder, timeout=1200)
 
 
 def both(folder: Path, scenario: str) -> tuple[Outcome, Outcome]:

@@ -16,7 +16,7 @@ Outcome = dict[str, Any]
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searches")
     names = ("data_module", "norms", "few_images", "half", "fails", "differs")
-    return run_processes("searches.py", folder, *names, timeout=200)
+    return run_processes("searches.py", folder, *names, timeout=1200)
 
 
 @pytest.mark.parametrize("scenario", ["data_module", "few_images", "half"])

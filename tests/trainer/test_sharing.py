@@ -13,7 +13,7 @@ from sharing import SCENARIOS
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharing")
-    return run_processes("sharing.py", folder, timeout=300)
+    return run_processes("sharing.py", folder, timeout=1200)
 
 
 def seen(folder: Path, scenario: str) -> list[dict[str, object]]:
