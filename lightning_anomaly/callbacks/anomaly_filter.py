@@ -323,7 +323,7 @@ class AnomalyFilterCallback(Watcher):
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if found_nothing(report):
             told = " ".join(told_together(notes).values())
-            if self._found_before:  # a count of 0 would look like health
+            if trainer.state.fn == "fit" and self._found_before:  # a count of 0 would look like health
                 self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
                 self.report = self.report or report
                 return None

@@ -46,6 +46,16 @@ def test_a_validation_in_which_nothing_can_be_found_repeats_the_last_values(tmp_
     assert third["anomaly_filters"] == before["anomaly_filters"]
 
 
+def test_a_probe_that_is_validated_alone_does_not_repeat_what_a_fit_found(tmp_path: Path) -> None:
+    ours, module = watcher(), SmallNet()
+    trainer = quiet_trainer(tmp_path, ours)
+    trainer.fit(module, loader(), loader())
+    assert ours.history[-1]["metrics"]["count"] > 0
+    with pytest.warns(UserWarning, match="fewer than .* the logged zeros stand for nothing"):
+        (logged,) = trainer.validate(module, loader(5), verbose=False)
+    assert logged["anomaly_filters/count"] == 0
+
+
 # a network that is wrapped while it trains
 
 
