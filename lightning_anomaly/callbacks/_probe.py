@@ -208,8 +208,9 @@ def run_training_probe(
             pl_module(batch if inputs is None else inputs)
 
     # Dealt out as `sample_places` expects it, so that process 0 has as many samples as any.
+    first = trainer.num_training_batches if trainer.overfit_batches else None  # no other is trained on then
     own, most = (
-        training_batches(trainer.train_dataloader, size, seed, slice(rank, None, trainer.world_size))
+        training_batches(trainer.train_dataloader, size, seed, slice(rank, None, trainer.world_size), first)
         for rank in (trainer.global_rank, 0)
     )
     with probing(pl_module, capture), isolated_random_state(seed), unlogged(pl_module):
@@ -223,7 +224,9 @@ def run_training_probe(
                 forward(batch, nullcontext())
 
 
-def training_batches(loader: Any, size: int, seed: int, share: slice = slice(None)) -> DataLoader[Any]:
+def training_batches(
+    loader: Any, size: int, seed: int, share: slice = slice(None), first: int | None = None
+) -> DataLoader[Any]:
     """Batches of a fixed random sample of a training set.
 
     Args:
@@ -231,6 +234,7 @@ def training_batches(loader: Any, size: int, seed: int, share: slice = slice(Non
         size: Number of samples; all of them if the set has fewer.
         seed: Seed of the choice.
         share: The part of the sample that is wanted.
+        first: Of how many of the loader's first batches it is; None takes all.
 
     Raises:
         ValueError: If the loader's data set cannot be indexed.
@@ -244,10 +248,11 @@ def training_batches(loader: Any, size: int, seed: int, share: slice = slice(Non
         )
     # What the loader leaves out may be the validation images.
     places = loader.sampler.indices if isinstance(loader.sampler, SubsetRandomSampler) else range(len(dataset))
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
-    chosen = [int(places[place]) for place in order]
     # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
     batch_size = None if loader.batch_sampler is None else loader.batch_size or _BATCH
+    places = places[: None if first is None else first * (batch_size or 1)]
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+    chosen = [int(places[place]) for place in order]
     # Its own generator: a DataLoader without one draws its base seed from the global random numbers.
     return DataLoader(
         Subset(dataset, chosen[share]),

@@ -171,6 +171,25 @@ def test_a_training_probe_has_none_of_the_samples_that_the_loader_leaves_out() -
         assert set(taken) <= set(kept)
 
 
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train")
+def test_a_training_probe_is_of_the_batches_that_are_overfitted(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Sees(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return super().forward(x)
+
+    ours = watcher(probe="train", probe_size=60)
+    trainer = quiet_trainer(tmp_path, ours, overfit_batches=2, max_epochs=1, num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match="The probe has 40 samples"):
+        trainer.fit(Sees(), loader(shuffle=True), loader(seed=1))
+    assert ours.report is not None
+    assert ours.report.n_samples == 40
+    trained, probe = torch.cat(seen[:2]), torch.cat(seen[2:4])  # an epoch of two batches, then the probe
+    assert {x.sum().item() for x in probe} == {x.sum().item() for x in trained}
+
+
 # a fit that the user ends
 
 
