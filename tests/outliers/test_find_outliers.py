@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_anomaly import OutlierReport, find_outliers
+from lightning_anomaly.outliers import search
 
 
 def images(count: int, seed: int = 0, damaged: tuple[int, ...] = ()) -> Tensor:
@@ -63,6 +64,7 @@ def test_images_that_do_not_belong_are_found_with_a_reference_and_without(net):
     report = find_outliers(net, inputs, images(1000))
     assert set(report.top(4)) == set(report.found) == set(planted)
     assert report.scores.argmax() == report.top(1)[0]
+    assert report.p_values.min().item() == report.p_values[5].item() == 1 / (1 + 500)  # more than half of the reference
     assert set(find_outliers(net, images(400, 1, planted)).top(4)) == set(planted)
 
 
@@ -90,6 +92,34 @@ def test_a_reference_out_of_the_inputs_is_compared_with_its_other_half(net):
     other = find_outliers(net, images(300), reference=images(300, seed=5))
     assert not other.own_reference
     assert "fewer than 20 cannot be found" in str(other)
+
+
+def test_p_values_hold_where_a_small_reference_is_learnt_closely(net):
+    """A half of it has hardly more images than there are directions, and is no surprise to what was learnt from it."""
+    reports = [find_outliers(net, images(100, 100 + seed), images(100, seed)) for seed in range(8)]
+    p_values = torch.cat([report.p_values for report in reports])
+    assert p_values.mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+def test_of_many_inputs_some_are_the_reference_and_each_is_scored_once(net, monkeypatch):
+    monkeypatch.setattr(search, "_REFERENCE", 100)
+    inputs = images(300)
+    report = find_outliers(net, inputs, false_discovery_rate=1.0)
+    assert report.n_reference == 100
+    assert len(report.scores) == len(report.p_values) == len(report.layer) == len(report.filters) == 300
+    assert report.found == []
+    inputs[[7, 70, 170, 270]] *= 30  # some of them in the reference, some not
+    assert set(find_outliers(net, inputs).top(4)) == {7, 70, 170, 270}
+
+
+def test_an_image_that_only_its_negative_values_tell_apart_is_found():
+    identity = nn.Conv2d(6, 6, 1, bias=False)
+    nn.init.dirac_(identity.weight)
+    inputs = images(1200).view(200, 6, 12, 12)
+    ordinary = find_outliers(identity, inputs)
+    inputs[7] = torch.where(inputs[7] < 0, 9 * inputs[7], inputs[7])
+    report = find_outliers(identity, inputs)
+    assert report.top(1) == [7] != ordinary.top(1)
 
 
 @pytest.mark.parametrize(

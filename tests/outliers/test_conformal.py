@@ -1,0 +1,50 @@
+"""Halves of a reference: learnt from one, measured against the other alone, and p-values that count it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_anomaly.clustering.engines import load_engine
+from lightning_anomaly.outliers.conformal import Half, learn_halves
+from lightning_anomaly.verdicts.scores import Ordinary, Spread
+
+CPU, ENGINE, MIDDLE = torch.device("cpu"), load_engine("torch"), 60  # of 150, so that the halves cannot be mixed up
+
+
+def statistics(samples: int, seed: int) -> Tensor:
+    return torch.randn(samples, 4, 5, generator=torch.Generator().manual_seed(seed))
+
+
+REFERENCE = statistics(150, 0)
+
+
+@pytest.fixture
+def halves() -> tuple[Half, Half]:
+    batches = [{"conv": own.clone()} for own in REFERENCE.split(40)]
+    return learn_halves(batches, MIDDLE, CPU, "reference")[1]
+
+
+def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
+    """Images that something was learnt from are less far from it than new ones, which would all look odd."""
+    first, second = REFERENCE[:MIDDLE], REFERENCE[MIDDLE:]
+    images = statistics(20, 1)
+    for half, learnt, measured in ((halves[0], first, second), (halves[1], second, first)):
+        ordinary = Ordinary.fit(learnt, ENGINE)
+        assert ordinary is not None
+        spread = Spread.fit(ordinary.lengths(measured)[0])
+        torch.testing.assert_close(half.own[0], spread.scores(ordinary.lengths(measured)[0]))
+        torch.testing.assert_close(half.judge({"conv": images})[0], spread.scores(ordinary.lengths(images)[0]))
+
+
+def test_a_p_value_counts_the_measured_images_with_scores_as_large_and_the_image_itself(halves):
+    images = torch.cat([statistics(30, 1), 100 * statistics(1, 2)])
+    for half, number in zip(halves, (150 - MIDDLE, MIDDLE), strict=True):
+        own, own_p_values = half.own[:2]
+        scores, p_values = half.judge({"conv": images})[:2]
+        assert len(own) == number
+        assert p_values.tolist() == [(1 + sum(other >= score for other in own.tolist())) / (1 + number)
+                                     for score in scores.tolist()]  # fmt: skip
+        assert p_values[30] == 1 / (1 + number)  # never 0
+        # One of the measured images is counted already.
+        assert own_p_values.tolist() == [sum(other >= score for other in own.tolist()) / number
+                                         for score in own.tolist()]  # fmt: skip
