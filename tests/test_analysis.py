@@ -253,6 +253,20 @@ def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine, no_p
     properties.assert_finite(layer)
 
 
+@pytest.mark.parametrize("sign", [1, -1], ids=["largest", "smallest"])
+def test_a_sample_that_one_extreme_value_alone_sets_apart_is_isolated(sign):
+    """Neither the mean of its map nor the standard deviation is out of the ordinary, nor the other extreme."""
+    identity = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(identity.weight)
+    images = torch.rand(200, 1, 8, 8)
+    images[:, :, :4] -= 5 + 10 * torch.rand(200, 1, 1, 1)  # most of a map's standard deviation
+    images[:, :, 7, 7] += 1
+    images[7, :, 7, 7] = 6
+    report = analyze(identity, sign * images, settings=AnalysisSettings(rectify=False, max_map_side=1))
+    assert report.isolated == {"": [0]}
+    assert report.layers[""].isolated.nonzero().tolist() == [[0, 7]]
+
+
 def test_a_mark_on_more_samples_than_are_rare_is_not_reported():
     images = planted_probe()
     images[:, 1:] = 0

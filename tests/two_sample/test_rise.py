@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.two_sample.rise import CERTAIN, ErrorRise, level_of, rise_over, standard_error
+from lightning_anomaly.two_sample.rise import CERTAIN, ErrorRise, level_of, mean_level, rise_over, standard_error
 
 
 def added(
@@ -56,6 +56,21 @@ def test_the_standard_error_is_how_far_changes_spread_from_one_draw_of_images_to
     for _ in range(1500):
         pairs = [errors(count, generator) for count in (200, 300)]
         before, now = (level_of(*(pair[place] for pair in pairs)) for place in (0, 1))
+        changes.append(now.log_ratio - before.log_ratio)
+        expected.append(standard_error(before, now))
+    spread = torch.tensor(changes).std().item()
+    assert torch.tensor(expected).mean().item() == pytest.approx(spread, rel=0.08)
+
+
+def test_the_standard_error_of_levels_of_three_validations_is_that_of_their_means() -> None:
+    """What differs from validation to validation averages out, and counts less than in a single one."""
+    generator = torch.Generator().manual_seed(0)
+
+    changes, expected = [], []
+    for _ in range(400):
+        noises = 0.5 + torch.rand(6, 2, 200, generator=generator)  # of six validations, the same images at each
+        validations = [level_of(*noise) for noise in noises]
+        before, now = mean_level(validations[:3]), mean_level(validations[3:])
         changes.append(now.log_ratio - before.log_ratio)
         expected.append(standard_error(before, now))
     spread = torch.tensor(changes).std().item()

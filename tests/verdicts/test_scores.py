@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -89,6 +90,13 @@ def test_scores_follow_their_samples_and_equal_samples_have_equal_scores():
     scores, order = layer_scores(ordinary), torch.randperm(200, generator=rng(5))
     torch.testing.assert_close(layer_scores(ordinary[order]), scores[order], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(scores[20:26], scores[20].expand(6))
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 30, 10**6])
+def test_of_equal_knots_each_is_beyond_all(kinds):
+    knots = torch.randint(kinds, (5, 100), generator=rng()).float().sort(1).values
+    expected = [np.searchsorted(row, row, side="right") for row in knots.numpy()]
+    np.testing.assert_array_equal(scores._beyond(knots), expected)
 
 
 def test_samples_are_scored_one_by_one():
