@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from trainers import QUIET, hook_count, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback
+from lightning_anomaly.pruning.selection import filter_norms
 
 pytestmark = QUIET
 
@@ -191,6 +192,52 @@ def test_controls_mask_as_many_in_each_layer(tmp_path: Path, criterion: Any) -> 
     if criterion == "random":
         assert masked("random")[0] == found
         assert masked("random", seed=1)[0] != found
+
+
+def test_the_smallest_filters_are_those_with_the_smallest_norm_when_they_are_masked(tmp_path: Path) -> None:
+    class Norms(pl.Callback):
+        """In each epoch the filters of each layer, those with the smallest norm first."""
+
+        def __init__(self) -> None:
+            self.orders: list[dict[str, list[int]]] = []
+
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            norms = {name: torch.tensor(filter_norms(getattr(pl_module, name))) for name in ("conv1", "conv2", "up")}
+            self.orders.append({name: own.argsort().tolist() for name, own in norms.items()})
+
+    norms, prune = Norms(), pruner(2, criterion="l1")
+    fit(tmp_path, GeluNet(), norms, prune, max_epochs=3)
+    assert prune.masked == {name: sorted(norms.orders[2][name][: len(own)]) for name, own in prune.masked.items()}
+    assert len(prune.masked) == 3
+    assert norms.orders[2] != norms.orders[0]
+
+
+def test_what_is_drawn_at_random_is_another_draw_in_another_epoch(tmp_path: Path) -> None:
+    def drawn(epoch: int) -> dict[str, list[int]]:
+        model = GeluNet(lambda parameters: torch.optim.SGD(parameters, lr=0.0))  # the reports stay the same
+        prune = pruner(epoch, criterion="random")
+        fit(tmp_path, model, prune, max_epochs=3)
+        return prune.masked
+
+    first, second = drawn(1), drawn(2)
+    assert {name: len(own) for name, own in first.items()} == {name: len(own) for name, own in second.items()}
+    assert first != second
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+def test_a_resumed_run_masks_for_the_same_rises_as_the_whole_one(tmp_path: Path) -> None:
+    rises = [0.2, 0.2, 0.0, 0.2, 0.2]
+
+    def run(*callbacks: Any, ckpt_path: Any = None) -> list[dict[str, Any]]:
+        prune, ends = pruner(None, on_rise=0.1), {"max_epochs": 5, "limit_train_batches": 1}
+        trainer = quiet_trainer(tmp_path, prune, Scripted(rises), *callbacks, num_sanity_val_steps=0, **ends)
+        trainer.fit(GeluNet(), training_loader(), probe_loader(), ckpt_path=ckpt_path)
+        return prune.events
+
+    whole = run(ModelCheckpoint(tmp_path / "saved", "{epoch}", save_top_k=-1))
+    assert [event["epoch"] for event in whole] == [1, 4]
+    for last in (1, 3):  # within a rise, and behind its end
+        assert run(ckpt_path=tmp_path / f"saved/epoch={last}.ckpt") == whole
 
 
 def test_without_anybody_who_watches_it_says_so(tmp_path: Path) -> None:

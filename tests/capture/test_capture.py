@@ -3,7 +3,7 @@
 import copy
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from lightning_anomaly import analyze, find_outliers, two_sample_test
 from lightning_anomaly.capture import hooks
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
 from lightning_anomaly.capture.layers import modules_by_name, select_layers, unseen_layers
@@ -489,6 +490,31 @@ def test_evaluation_gives_back_every_module_s_own_flag_and_the_random_state(fail
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
     assert torch.equal(torch.get_rng_state(), state)
     np.testing.assert_equal((random.getstate(), np.random.get_state(legacy=False)), others)
+
+
+class Gradients(nn.Module):
+    """Notes whether gradients are kept, which takes several times the memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, 2)
+        self.kept: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.append(torch.is_grad_enabled())
+        return self.head(self.conv(x).amax((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [analyze, find_outliers, lambda model, images: two_sample_test(model, images[:75], images[75:])],
+    ids=["analyze", "find_outliers", "two_sample_test"],
+)
+def test_no_gradient_is_kept_of_a_model_that_runs_on_a_probe(run: Callable[[nn.Module, Tensor], object]) -> None:
+    model = Gradients()
+    run(model, torch.randn(150, 1, 9, 9))
+    assert set(model.kept) == {False}
+    assert torch.is_grad_enabled()
 
 
 def test_a_summary_takes_the_place_of_the_maps() -> None:
