@@ -73,8 +73,9 @@ def test_the_random_state_of_an_apple_gpu_is_given_back(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
     monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    before = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().tolist()
     with isolated_random_state(3):
         states.append(torch.tensor([8]))  # what seeding does there
     assert states[-1].tolist() == [7]
-    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    after = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().tolist()
+    np.testing.assert_equal(after, before)

@@ -36,7 +36,7 @@ class Watcher(pl.Callback):
                 "tensors": {key: value.clone() for key, value in module.state_dict().items()},
                 "gradients": [p.grad.clone() for p in module.parameters() if p.grad is not None],
                 "flags": [(m.training, *(p.requires_grad for p in m.parameters(False))) for m in module.modules()],
-                "random": (torch.get_rng_state(), random.getstate(), tuple(np.random.get_state()[1])),
+                "random": (torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)),
                 "hooks": hook_count(module),
                 "modes": (torch.is_grad_enabled(), torch.get_default_dtype()),
             }
@@ -58,6 +58,8 @@ class Watcher(pl.Callback):
 def same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):

@@ -89,10 +89,10 @@ def test_a_loader_whose_images_have_no_positions_is_refused(net, loader, found):
 
 def test_random_numbers_that_a_data_set_draws_are_taken_from_nobody_and_are_the_same_again(net):
     loader = DataLoader(Augmented(), 32)
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
     first = find_outliers(net, loader)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.random.get_state()[1].tolist() == states[2]
+    np.testing.assert_equal(np.random.get_state(legacy=False), states[2])
     torch.rand(3), random.random(), np.random.rand()
     assert torch.equal(find_outliers(net, loader).scores, first.scores)

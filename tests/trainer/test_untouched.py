@@ -9,6 +9,7 @@ from typing import Any
 import joblib
 import lightning.pytorch as pl
 import matplotlib.text
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -26,6 +27,13 @@ pytestmark = QUIET
 def test_the_comparison_notices_a_difference() -> None:
     assert same([{"a": torch.ones(2)}], [{"a": torch.ones(2)}])
     assert not same([{"a": torch.ones(2)}], [{"a": torch.zeros(2)}])
+    assert not same([np.ones(2)], [np.zeros(2)])
+    drawing = np.random.RandomState(0)
+    drawing.random()
+    before = drawing.get_state(legacy=False)
+    assert same(drawing.get_state(legacy=False), before)
+    drawing.random()  # changes no more than the place among the numbers that are ready
+    assert not same(drawing.get_state(legacy=False), before)
 
 
 OPTIONS = {

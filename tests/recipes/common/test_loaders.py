@@ -49,10 +49,10 @@ def test_same_seed_gives_the_same_draw_and_another_seed_another(draw: str) -> No
 
 @pytest.mark.parametrize("draw", [*DRAWS, "load_images"])
 def test_global_random_numbers_are_untouched(draw: str) -> None:
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)
     load_images("digits") if draw == "load_images" else DRAWS[draw](3)
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert (np.random.get_state()[1] == numpy_state).all()
+    np.testing.assert_equal(np.random.get_state(legacy=False), numpy_state)
 
 
 def test_split_parts_are_disjoint_and_images_stay_with_their_labels() -> None:
