@@ -4,6 +4,7 @@ import math
 import re
 import sys
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +19,7 @@ from trainers import QUIET, SmallNet, arguments, hook_count, images, loader, pla
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, AnomalyReport
 from lightning_anomaly.callbacks import _figures, _probe
+from lightning_anomaly.plots import outlier_images
 
 pytestmark = QUIET
 
@@ -295,6 +297,24 @@ def test_the_training_probe_takes_loaders_of_other_kinds(tmp_path: Any, kind: st
     assert callback.report.n_samples == 60
 
 
+@dataclass
+class Item:
+    """What torch's own collation does not know how to put into a batch."""
+
+    image: Tensor
+    label: Tensor
+
+
+def test_the_training_probe_is_put_into_batches_as_the_training_set_is(tmp_path: Any) -> None:
+    def collate(items: list[Item]) -> list[Tensor]:
+        return [torch.stack([item.image for item in items]), torch.stack([item.label for item in items])]
+
+    items: Any = [Item(*pair) for pair in loader().dataset]
+    callback = watcher(probe="train")
+    quiet_trainer(tmp_path, callback).fit(SmallNet(), DataLoader(items, 20, collate_fn=collate), loader())
+    assert callback.report.n_samples == 60
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(TensorDataset(images(), torch.arange(60) % 3))
@@ -406,16 +426,6 @@ def test_each_shortcoming_is_said_once(
     assert trainer.current_epoch == 3
     assert len(callback.history) == 3
     assert callback.report is not None
-
-
-def test_no_validation_is_said_once(tmp_path: Any) -> None:
-    callback = watcher()
-    trainer = quiet_trainer(tmp_path, callback, limit_val_batches=0)
-    with pytest.warns(UserWarning, match="this Trainer has none: no validation loader") as caught:
-        trainer.fit(SmallNet(), loader(), loader())
-    assert len(said(caught)) == 1
-    assert callback.report is None
-    assert callback.history == []
 
 
 @pytest.mark.parametrize("module", [NoConvolution, NeverCalled, TurnsNan])
@@ -628,6 +638,28 @@ def test_figures_come_at_powers_of_two_and_at_the_end(tmp_path: Any) -> None:
     for name in ("verdicts", "filters", "outliers"):
         steps = [event.step for event in events.Images(f"anomaly_filters/{name}")]
         assert steps == [validations[i] for i in (0, 1, 3, 5)], name
+
+
+def test_each_fit_of_a_module_lays_out_the_charts_of_its_own_logger(tmp_path: Any) -> None:
+    callback, module = watcher(), SmallNet()
+    for name in ("first", "second"):
+        logger = TensorBoardLogger(tmp_path / name)
+        quiet_trainer(tmp_path, callback, logger=logger).fit(module, loader(), loader(seed=1))
+        assert "custom_scalars__config__" in EventAccumulator(logger.log_dir).Reload().Tags()["tensors"]
+
+
+def test_the_probe_ends_within_a_batch_and_its_images_too(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(_figures, "log_report", lambda *args: shown.append(args[3]))
+    validation = loader(seed=1)
+    pictures = validation.dataset.tensors[0]
+    pictures[[7, 49, 50, 59]] *= 20
+    ours = watcher(probe_size=50, log_figures=True)
+    quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path)).fit(SmallNet(), loader(), validation)
+    assert ours.report.n_samples == 50
+    assert set(ours.report.by_outlier_score[:2]) == {7, 49}
+    assert len(shown) == 2
+    assert torch.equal(shown[-1], outlier_images(ours.report, pictures[:50]))
 
 
 def test_between_validations_few_images_are_kept_and_after_the_fit_none(tmp_path: Any) -> None:

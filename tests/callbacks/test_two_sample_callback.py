@@ -363,6 +363,41 @@ def test_what_a_module_logs_in_its_forward_is_of_its_own_validation(tmp_path: Pa
     assert largest(TwoSampleCallback(TRAIN * 9, VAL), watcher(probe="train")) == largest()
 
 
+def test_a_log_that_a_module_was_given_is_given_back(tmp_path: Path) -> None:
+    model = SmallNet()
+    logs = model.log
+
+    def log(*args: Any, **kwargs: Any) -> None:
+        logs(*args, **kwargs)
+
+    model.log = log  # type: ignore[method-assign]
+    _, values = fit(tmp_path, TwoSampleCallback(TRAIN, VAL), watcher(probe="train"), module=model)
+    assert vars(model)["log"] is log
+    assert len(values.seen) == 2
+
+
+def test_one_value_of_each_callback_is_in_the_progress_bar(tmp_path: Path) -> None:
+    class Bar(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            shown.append(set(trainer.progress_bar_metrics))
+
+    shown: list[set[str]] = []
+    fit(tmp_path, TwoSampleCallback(TRAIN, VAL), watcher(), Bar(), max_epochs=1, num_sanity_val_steps=0)
+    assert shown == [{"two_sample/fraction", "anomaly_filters/count"}]
+
+
+def test_the_sanity_check_compares_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checking = []
+
+    def compare(*args: Any, **kwargs: Any) -> Any:
+        checking.append(args[0].trainer.sanity_checking)
+        return two_sample_test(*args, **kwargs)
+
+    monkeypatch.setattr(two_sample_file, "two_sample_test", compare)
+    fit(tmp_path, TwoSampleCallback(TRAIN, VAL), max_epochs=2, num_sanity_val_steps=1)
+    assert checking == [False, False]
+
+
 def test_images_too_few_for_the_output_name_who_waits_for_it(tmp_path: Path) -> None:
     with (
         pytest.warns(UserWarning, match="AnomalyEarlyStopping judges by 9 images of one kind"),

@@ -135,6 +135,7 @@ def test_without_validation_there_is_one_warning(tmp_path: Any, way: str) -> Non
     assert len(said(caught)) == 1
     assert trainer.current_epoch == 2
     assert ours.report is None
+    assert ours.history == []
     assert COUNT not in trainer.callback_metrics
 
 
