@@ -203,14 +203,17 @@ def test_two_prefixes_live_side_by_side(tmp_path: Path) -> None:
 
 
 def test_early_stopping_goes_on_counting(tmp_path: Path) -> None:
-    def stopping() -> EarlyStopping:
-        return EarlyStopping("anomaly_filters/dead", mode="max", patience=3)
+    """Also where the first validation after a resume logs again what was found before the stop: 0 would be better."""
 
-    unbroken = fit([watcher(), stopping()], max_epochs=20)
+    def callbacks() -> list[Any]:
+        return [watcher(every_n_validations=2), EarlyStopping("anomaly_filters/dead", mode="min", patience=3)]
+
+    unbroken = fit(callbacks(), max_epochs=20)
+    assert unbroken.callback_metrics["anomaly_filters/dead"] > 0
     keep = ModelCheckpoint(tmp_path)
-    fit([watcher(), stopping(), keep], max_epochs=2)
-    resumed = fit([watcher(), stopping()], Path(keep.best_model_path), max_epochs=20)
-    assert resumed.current_epoch == unbroken.current_epoch < 20
+    fit([*callbacks(), keep], max_epochs=3)
+    resumed = fit(callbacks(), Path(keep.best_model_path), max_epochs=20)
+    assert resumed.current_epoch == unbroken.current_epoch == 4
 
 
 def test_masks_go_on(tmp_path: Path) -> None:
