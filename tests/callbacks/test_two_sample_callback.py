@@ -391,9 +391,9 @@ def test_the_sanity_check_compares_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     def compare(*args: Any, **kwargs: Any) -> Any:
         checking.append(args[0].trainer.sanity_checking)
-        return two_sample_test(*args, **kwargs)
+        return compare_groups(*args, **kwargs)
 
-    monkeypatch.setattr(two_sample_file, "two_sample_test", compare)
+    monkeypatch.setattr(two_sample_file, "compare_groups", compare)
     fit(tmp_path, TwoSampleCallback(TRAIN, VAL), max_epochs=2, num_sanity_val_steps=1)
     assert checking == [False, False]
 

@@ -140,7 +140,7 @@ def test_a_comparison_that_fails_after_a_resume_logs_the_last_values_and_is_draw
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise ArithmeticError("the comparison broke")
 
-    monkeypatch.setattr(two_sample_file, "two_sample_test", fails)
+    monkeypatch.setattr(two_sample_file, "compare_groups", fails)
     second = compared()
     with pytest.warns(UserWarning, match="could not compare and logs its last values: .*the comparison broke") as told:
         fit(tmp_path, second, ckpt_path=str(tmp_path / "first.ckpt"), max_epochs=3, logger=TensorBoardLogger(tmp_path))
