@@ -76,8 +76,8 @@ def deal(maps: Maps, world: int, folder: Path) -> None:
         for name, layer in maps.items():
             batches = list(torch.split(layer.maps[rank::world], _AT_ONCE))
             statistics = list(torch.split(torch.cat(layer.statistics)[rank::world], _AT_ONCE))
-            # Sparsity is no part of this: a share of the zeros will do.
-            zeros = None if layer.zeros is None else layer.zeros // world
+            # Sparsity is no part of this: a share of the zeros will do, another for each.
+            zeros = None if layer.zeros is None else (layer.zeros + rank) // world
             size = sum(map(len, batches))
             own[name] = LayerMaps([b.clone() for b in batches], size, layer.size, zeros, None, statistics)
         torch.save(own, folder / f"{rank}.pt")

@@ -179,7 +179,7 @@ def test_cli_help(cli: Callable[..., str]) -> None:
     words = " ".join(printed.split())
     for name in GIVEN:
         assert f".{name} " in words, name
-    assert "Number of probe samples, over all processes." in words
+    assert "Number of probe samples, over all processes; at least" in words
     assert "{val,train}" in words
     assert "(type: bool, default: True)" in words
     words = " ".join(cli("fit", f"--trainer.callbacks.help={CLASS_PATH}", "--trainer.callbacks.settings.help").split())
