@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, Subset, SubsetRandomSampler
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler
 
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._processes import first_loader, unpadded_length
@@ -19,7 +20,7 @@ from lightning_anomaly.capture.images import first_tensor
 from lightning_anomaly.capture.probe import isolated_random_state, probing
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
-from lightning_anomaly.verdicts.rare import NONFINITE
+from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
 
 __all__ = [
     "ValidationWatch",
@@ -86,7 +87,9 @@ class ValidationWatch:
             self._run_training_probe()
         elif not self._capture.full:
             images = first_tensor(batch)
-            self._size = None if images is None or images.ndim == 0 else len(images)
+            # Of a list of single images, sequences or tables the first tensor need not say how many samples there are.
+            usual = images is not None and not images.is_nested and images.layout is torch.strided and images.ndim > 3
+            self._size = len(images) if images is not None and usual else None
             self._before = self._taken
             self._capture.attach()
             self._on_batch(batch)
@@ -106,7 +109,9 @@ class ValidationWatch:
 
     @property
     def _taken(self) -> int:
-        return max((layer.count for layer in self._capture.maps.values()), default=0)
+        """How many samples most layers gave so far."""
+        counts = Counter(layer.count for layer in self._capture.maps.values() if layer.count)
+        return counts.most_common(1)[0][0] if counts else 0
 
     def analyse(self, notes: Mapping[str, str], images: Tensor | None, wanted: Wanted) -> Found:
         """What was found. All processes call it and learn the same; none waits for one that failed.
@@ -167,7 +172,8 @@ def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
 def found_nothing(report: AnomalyReport) -> bool:
     """Whether no filter could have been found, for want of layers, of samples or of finite maps."""
     verdicts = {verdict for layer in report.layers.values() for verdict in layer.verdicts}
-    return verdicts <= {NONFINITE} or "few samples" in report.notes
+    nonfinite = NONFINITE in verdicts and verdicts.isdisjoint(LIVE)  # masked filters stay dead beside them
+    return not verdicts or nonfinite or "few samples" in report.notes
 
 
 @contextmanager
@@ -234,7 +240,7 @@ def training_batches(
         size: Number of samples; all of them if the set has fewer.
         seed: Seed of the choice.
         share: The part of the sample that is wanted.
-        first: Of how many of the loader's first batches it is; None takes all.
+        first: Take the sample from so many of the loader's first batches only; None takes all.
 
     Raises:
         ValueError: If the loader's data set cannot be indexed.
@@ -247,7 +253,9 @@ def training_batches(
             f"`__len__`. Found {found}."
         )
     # What the loader leaves out may be the validation images.
-    places = loader.sampler.indices if isinstance(loader.sampler, SubsetRandomSampler) else range(len(dataset))
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # as Lightning wraps it for processes
+    places = sampler.indices if isinstance(sampler, SubsetRandomSampler) else range(len(dataset))
     # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
     batch_size = None if loader.batch_sampler is None else loader.batch_size or _BATCH
     places = places[: None if first is None else first * (batch_size or 1)]
@@ -255,7 +263,8 @@ def training_batches(
     chosen = [int(places[place]) for place in order]
     # Its own generator: a DataLoader without one draws its base seed from the global random numbers.
     return DataLoader(
-        Subset(dataset, chosen[share]),
+        dataset,  # itself, as `worker_init_fn` may reach for it
+        sampler=chosen[share],
         batch_size=batch_size,
         collate_fn=loader.collate_fn,
         # In a worker where the training has some: open files and generators of the data set's own are not shared then.

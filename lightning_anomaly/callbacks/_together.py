@@ -28,8 +28,8 @@ __all__ = ["Found", "Wanted", "analyse_together", "pictures_of"]
 
 
 _SAME = (
-    "Every process saw the same samples, so each is in the probe as often as there are processes, outliers hide each "
-    "other, and samples are not numbered as those of the loader: let Lightning deal them out "
+    "Every process seems to have seen the same samples: then each is in the probe as often as there are processes, "
+    "outliers hide each other, and samples are not numbered as those of the loader. Let Lightning deal them out "
     "(`use_distributed_sampler = True`), give a `DistributedSampler`, or shard an iterable data set."
 )
 

@@ -124,6 +124,7 @@ class AnomalyFilterCallback(Watcher):
         self.history: list[dict[str, Any]] = []
         self._validations = 0
         self._metrics = dict(_ZEROS)
+        self._has_found = False  # whether a validation of a fit could find something
         self._warned.clear()
         self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self.browser)
         self._browser = BrowserSchedule(self.log_key_prefix, self.browser)
@@ -145,6 +146,7 @@ class AnomalyFilterCallback(Watcher):
         self.history = list(state_dict["history"])
         self._validations = int(state_dict["validations"])
         self._metrics = dict(state_dict["metrics"])
+        self._has_found = any(entry["analysed"] for entry in self.history)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
@@ -323,24 +325,18 @@ class AnomalyFilterCallback(Watcher):
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if found_nothing(report):
             told = " ".join(told_together(notes).values())
-            if trainer.state.fn == "fit" and self._found_before:  # a count of 0 would look like health
+            if trainer.state.fn == "fit" and self._has_found:  # a count of 0 would look like health
                 self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
-                self.report = self.report or report
                 return None
             if notes:
                 notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
+        elif trainer.state.fn == "fit":
+            self._has_found = True
         self.report = report
         self._warn_each_once(notes)
         self._compare_images()
         self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
         return found
-
-    @property
-    def _found_before(self) -> bool:
-        """Whether an earlier validation could find something; of one before a resume only the history is known."""
-        if self.report is None:
-            return any(entry["analysed"] for entry in self.history)
-        return not found_nothing(self.report)
 
     def _say_why(self, trainer: Any, failure: Exception) -> None:
         if self.report is not None or any(entry["analysed"] for entry in self.history):

@@ -196,6 +196,7 @@ class TwoSampleCallback(Watcher):
                 if trainer.state.fn != "fit":
                     raise
                 self._due, self._fresh, self._failure = False, None, repr(error)  # when the fit began they were there
+                self._values = _NEUTRAL | self._values
                 return
             neutral = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in layers}
             units = linear_layers(pl_module) if self.layers is None else {}

@@ -206,7 +206,7 @@ class MapCapture:
             if self._for_analysis:
                 of_maps = map_statistics(copy)
                 statistics.keep(of_maps, most)
-                infinite = of_maps[:, :, EXTREMES].isinf().any(2)  # such a map stays what it is
+                infinite = of_maps[:, :, EXTREMES].isinf().any(2)  # such a map becomes NaN
                 floor = torch.where(infinite, torch.nan, floor).reshape(*infinite.shape, *[1] * (copy.ndim - 2))
             if self._rectify:
                 torch.maximum(copy, floor, out=copy)

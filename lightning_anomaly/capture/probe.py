@@ -94,20 +94,15 @@ def _keeping_buffers(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _keeping_metrics(model: nn.Module) -> Iterator[None]:
     """Metrics among the layers measure on copies of their states: what they see in a `forward` is of other samples."""
-    names = ("_update_count", "_update_called", "_computed", "_forward_cache")  # beside the states
-    kept = [
-        (metric, {name: vars(metric)[name] for name in (*metric._defaults, *names) if name in vars(metric)})
-        for metric in model.modules()
-        if isinstance(metric, Metric)
-    ]
-    for metric, state in kept:
+    kept = [(metric, dict(vars(metric))) for metric in model.modules() if isinstance(metric, Metric)]
+    for metric, values in kept:
         for name in metric._defaults:
-            setattr(metric, name, copied(state[name]))
+            setattr(metric, name, copied(values[name]))
     try:
         yield
     finally:
-        for metric, state in kept:
-            vars(metric).update(state)
+        for metric, values in kept:
+            vars(metric).update(values)
 
 
 def _changeable(buffer: Tensor) -> bool:
@@ -206,7 +201,11 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
 
 def copied(inputs: Any) -> Any:
     """A copy of all tensors in something: a model may change its inputs in place, and these are somebody's own."""
-    return apply_to_collection(inputs, Tensor, torch.clone)
+    return apply_to_collection(inputs, Tensor, _copy, allow_frozen=True)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def note_left_out(name: str, problem: str) -> dict[str, str]:

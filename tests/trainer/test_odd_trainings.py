@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
@@ -46,6 +47,19 @@ def test_a_validation_in_which_nothing_can_be_found_repeats_the_last_values(tmp_
     assert third["anomaly_filters"] == before["anomaly_filters"]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_after_a_resume_too_and_beside_masked_filters(tmp_path: Path) -> None:
+    saves, ours, module = ModelCheckpoint(tmp_path), watcher(), SmallNet()
+    quiet_trainer(tmp_path, ours, saves).fit(module, loader(), loader())
+    again, broken = watcher(), SmallNet()
+    trainer = quiet_trainer(tmp_path, again, Breaks(), ModelCheckpoint(tmp_path), max_epochs=5)
+    with pytest.warns(UserWarning, match="not analysed.* So AnomalyFilterCallback logs its last values") as caught:
+        trainer.fit(broken, loader(), loader(), ckpt_path=saves.best_model_path)
+    assert len(said(caught)) == 1
+    assert [entry["analysed"] for entry in again.history] == [True, True, False, False, False]
+    assert again.history[4]["metrics"] == again.history[1]["metrics"]
+
+
 def test_a_probe_that_is_validated_alone_does_not_repeat_what_a_fit_found(tmp_path: Path) -> None:
     ours, module = watcher(), SmallNet()
     trainer = quiet_trainer(tmp_path, ours)
@@ -54,6 +68,16 @@ def test_a_probe_that_is_validated_alone_does_not_repeat_what_a_fit_found(tmp_pa
     with pytest.warns(UserWarning, match="fewer than .* the logged zeros stand for nothing"):
         (logged,) = trainer.validate(module, loader(5), verbose=False)
     assert logged["anomaly_filters/count"] == 0
+
+
+class Breaks(pl.Callback):
+    """Makes all weights NaN but those of one filter, which is masked."""
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        with torch.no_grad():
+            for parameter in pl_module.parameters():
+                parameter.fill_(math.nan)
+            pl_module.conv1.weight[0] = pl_module.conv1.bias[0] = 0
 
 
 # a network that is wrapped while it trains
@@ -119,6 +143,26 @@ def test_layers_called_with_parts_of_a_batch_are_said_and_no_image_is_shown_unde
     assert len(said(caught)) == 1
     assert "not numbered as those of the loader" in str(ours.report)
     assert shown == [None, None]
+
+
+class Nested(SmallNet):
+    """Its validation batches are nested tensors, of images of several sizes."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self(torch.stack([image[:, :8, :8] for image in batch.unbind()]))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_batches_whose_number_of_samples_is_not_known_are_nothing_to_be_said(tmp_path: Path) -> None:
+    def together(items: list[Any]) -> Tensor:
+        return torch.nested.nested_tensor([image for image, _ in items])
+
+    data = [(torch.nn.functional.pad(image, (0, i % 3)), 0) for i, image in enumerate(images())]
+    ours = watcher()
+    quiet_trainer(tmp_path, ours).fit(Nested(), loader(), DataLoader(data, 20, collate_fn=together))
+    assert ours.report is not None
+    assert ours.report.n_samples == 60
+    assert not ours.report.notes
 
 
 def test_a_probe_that_ends_within_a_batch_is_nothing_to_be_said(tmp_path: Path) -> None:
