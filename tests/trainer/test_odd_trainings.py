@@ -24,6 +24,12 @@ from lightning_anomaly.callbacks._probe import training_batches
 pytestmark = QUIET
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Dropout and the order of the images are the same whatever ran before."""
+    torch.manual_seed(0)
+
+
 # an epoch of NaN
 
 
