@@ -14,17 +14,8 @@ from lightning_anomaly.browser.page import assemble, plain_labels
 
 __all__ = ["write_outlier_page"]
 
-_CODE = (
-    "dom.js",
-    "unpack.js",
-    "words.js",
-    "colours.js",
-    "draw.js",
-    "parts.js",
-    "ranking.js",
-    "shell.js",
-    "outliers.js",
-)
+_CODE = ("dom.js", "unpack.js", "words.js", "colours.js", "draw.js", "parts.js", "ranking.js", "shell.js",
+         "outliers.js")  # fmt: skip
 
 
 def write_outlier_page(

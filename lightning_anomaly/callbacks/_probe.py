@@ -16,7 +16,7 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._processes import first_loader, unpadded_length
 from lightning_anomaly.callbacks._together import Found, Wanted, analyse_together, pictures_of
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.images import first_tensor
+from lightning_anomaly.capture.images import first_tensor, plain_tensor
 from lightning_anomaly.capture.probe import isolated_random_state, probing
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
@@ -86,10 +86,9 @@ class ValidationWatch:
         if self._probe == "train":
             self._run_training_probe()
         elif not self._capture.full:
-            images = first_tensor(batch)
+            images = plain_tensor(batch)
             # Of a list of single images, sequences or tables the first tensor need not say how many samples there are.
-            usual = images is not None and not images.is_nested and images.layout is torch.strided and images.ndim > 3
-            self._size = len(images) if images is not None and usual else None
+            self._size = len(images) if images is not None and images.ndim > 3 else None
             self._before = self._taken
             self._capture.attach()
             self._on_batch(batch)

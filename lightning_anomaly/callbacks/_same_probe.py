@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.images import first_tensor
+from lightning_anomaly.capture.images import plain_tensor
 
 __all__ = ["CHANGED", "ProbeImages"]
 
@@ -34,10 +34,8 @@ class ProbeImages:
 
     def look(self, batch: Any, limit: int) -> None:
         """Takes the pixels of a batch, up to `limit` samples; they stay on their device, so nothing waits for it."""
-        images = first_tensor(batch)
-        if images is None or images.is_nested or images.layout is not torch.strided:
-            return
-        if images.ndim == 0 or images.numel() == 0:
+        images = plain_tensor(batch)
+        if images is None or images.numel() == 0:
             return
         images = images.detach()[: max(0, limit - self._seen)]
         grid = [slice(None)] + [slice(size // _SIDE // 2, None, max(1, size // _SIDE)) for size in images.shape[1:]]

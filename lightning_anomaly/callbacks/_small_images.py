@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_anomaly.browser import shrink
-from lightning_anomaly.capture.images import first_tensor
+from lightning_anomaly.capture.images import plain_tensor
 
 __all__ = ["small_images"]
 
@@ -21,9 +20,7 @@ def small_images(batch: Any) -> Tensor | None:
     Returns:
         Images, or the middle slices of volumes, `(n, C, H, W)` of at most 64 pixels a side; or signals `(n, C, L)`.
     """
-    tensor = first_tensor(batch)
-    if tensor is None or tensor.is_nested or tensor.layout is not torch.strided:
-        return None
-    if not 2 <= tensor.ndim <= 5 or not tensor.numel():
+    tensor = plain_tensor(batch)
+    if tensor is None or not 2 <= tensor.ndim <= 5 or not tensor.numel():
         return None
     return shrink(tensor.float(), _LARGEST_IMAGE).clone()  # the model may change its input in place

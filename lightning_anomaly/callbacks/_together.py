@@ -148,18 +148,12 @@ def analyse_together(
 
 def _all_saw_the_same(told: Sequence[Mapping[str, ToldLayer]]) -> bool:
     """Whether all processes have as many values at most 0 in every filter, of which some tell anything."""
-    counts = [
-        [(name, layer.count, layer.zeros) for name, layer in own.items() if layer.zeros is not None] for own in told
+    zeros = [
+        {name: (layer.count, [] if layer.zeros is None else layer.zeros.tolist()) for name, layer in own.items()}
+        for own in told
     ]
-    telling = any(len(torch.unique(zeros)) > 2 for _, _, zeros in counts[0])
-    return telling and all(
-        len(own) == len(counts[0])
-        and all(
-            (name, count) == (other, number) and torch.equal(zeros, others)
-            for (name, count, zeros), (other, number, others) in zip(own, counts[0], strict=True)
-        )
-        for own in counts[1:]
-    )
+    telling = any(len({*numbers}) > 2 for _, numbers in zeros[0].values())
+    return telling and all(own == zeros[0] for own in zeros)
 
 
 def pictures_of(

@@ -312,7 +312,8 @@ class AnomalyFilterCallback(Watcher):
     def _analyse(self, trainer: Any, pl_module: Any, watch: ValidationWatch) -> Found | None:
         """Sets the report and the metrics, if there is anything to set them to."""
         started = time.perf_counter()
-        shows = trainer.state.fn == "fit" and bool(trainer.loggers)
+        fitting = trainer.state.fn == "fit"
+        shows = fitting and bool(trainer.loggers)
         wanted = Wanted(shows and (self.log_figures or self.browser), shows and self.browser)
         try:
             found = watch.analyse(unseen_layers(pl_module, self.layers), self._figures.images, wanted)
@@ -325,12 +326,12 @@ class AnomalyFilterCallback(Watcher):
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if found_nothing(report):
             told = " ".join(told_together(notes).values())
-            if trainer.state.fn == "fit" and self._has_found:  # a count of 0 would look like health
+            if fitting and self._has_found:  # a count of 0 would look like health
                 self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
                 return None
             if notes:
                 notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
-        elif trainer.state.fn == "fit":
+        elif fitting:
             self._has_found = True
         self.report = report
         self._warn_each_once(notes)

@@ -202,14 +202,15 @@ class MapCapture:
         dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
         for piece in torch.split(maps, max(1, _PIECE // max(1, maps[0].numel()))):
             copy = piece.to(dtype, copy=changed)
-            floor = copy.new_zeros(())
             if self._for_analysis:
                 of_maps = map_statistics(copy)
                 statistics.keep(of_maps, most)
-                infinite = of_maps[:, :, EXTREMES].isinf().any(2)  # such a map becomes NaN
-                floor = torch.where(infinite, torch.nan, floor).reshape(*infinite.shape, *[1] * (copy.ndim - 2))
-            if self._rectify:
-                torch.maximum(copy, floor, out=copy)
+                if self._rectify:  # a map with minus infinity is not finite afterwards either
+                    infinite = of_maps[:, :, EXTREMES].isinf().any(2)
+                    floor = torch.where(infinite, torch.nan, copy.new_zeros(()))
+                    torch.maximum(copy, floor.reshape(*floor.shape, *[1] * (copy.ndim - 2)), out=copy)
+            elif self._rectify:
+                copy.clamp_(min=0)
             if self._for_analysis:
                 zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros

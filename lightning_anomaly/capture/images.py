@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["first_tensor"]
+__all__ = ["first_tensor", "plain_tensor"]
 
 
 def first_tensor(batch: Any) -> Tensor | None:
@@ -26,3 +26,11 @@ def first_tensor(batch: Any) -> Tensor | None:
     if is_dataclass(batch):
         return first_tensor([getattr(batch, field.name) for field in fields(batch)])
     return None
+
+
+def plain_tensor(batch: Any) -> Tensor | None:
+    """`first_tensor` where its shape says how many samples there are; None if it is nested, sparse or a number."""
+    tensor = first_tensor(batch)
+    if tensor is None or tensor.is_nested or tensor.layout is not torch.strided or tensor.ndim == 0:
+        return None
+    return tensor
