@@ -114,7 +114,8 @@ def _checked(loader: Any, argument: str) -> DataLoader[Any]:
         found = f"{type(data).__name__}: give a map-style data set, or the images as one tensor"
     elif loader.batch_sampler is None:
         found = "`batch_size=None`: give a number, and a data set of single images"
-    elif isinstance(loader.sampler, SubsetRandomSampler):  # the images that it leaves out would be taken too
+    elif isinstance(getattr(loader.batch_sampler, "sampler", loader.sampler), SubsetRandomSampler):
+        # The images that it leaves out would be taken too.
         found = "a SubsetRandomSampler: give a loader over `Subset(data_set, indices)`, whose positions are then those"
     if found:
         raise ValueError(
