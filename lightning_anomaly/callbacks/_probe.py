@@ -10,13 +10,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._processes import first_loader, unpadded_length
 from lightning_anomaly.callbacks._together import Found, Wanted, analyse_together, pictures_of
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor, plain_tensor
+from lightning_anomaly.capture.loaders import drawn_from, reread
 from lightning_anomaly.capture.probe import isolated_random_state, probing
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
@@ -252,26 +253,16 @@ def training_batches(
             f"`__len__`. Found {found}."
         )
     # What the loader leaves out may be the validation images.
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
-    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # as Lightning wraps it for processes
-    places = sampler.indices if isinstance(sampler, SubsetRandomSampler) else range(len(dataset))
+    kept = drawn_from(loader)
+    places = range(len(dataset)) if kept is None else kept
     # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
     batch_size = None if loader.batch_sampler is None else loader.batch_size or _BATCH
     places = places[: None if first is None else first * (batch_size or 1)]
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
     chosen = [int(places[place]) for place in order]
-    # Its own generator: a DataLoader without one draws its base seed from the global random numbers.
-    return DataLoader(
-        dataset,  # itself, as `worker_init_fn` may reach for it
-        sampler=chosen[share],
-        batch_size=batch_size,
-        collate_fn=loader.collate_fn,
-        # In a worker where the training has some: open files and generators of the data set's own are not shared then.
-        num_workers=min(1, loader.num_workers),
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    # In a worker where the training has some: open files and generators of the data set's own are not shared then.
+    workers = min(1, loader.num_workers)
+    return reread(loader, chosen[share], batch_size=batch_size, num_workers=workers, seed=seed)
 
 
 def shuffles(loaders: Any) -> bool:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_anomaly.capture.images import first_tensor
+from lightning_anomaly.capture.loaders import drawn_from, reread
 
 __all__ = ["ImageSource"]
 
@@ -84,17 +85,9 @@ class ImageSource:
             assert self._tensor is not None
             yield from (self._tensor[own.to(self._tensor.device)] for own in places)
             return
-        # Its own generator: a DataLoader without one draws its base seed from the global random numbers.
-        loader = DataLoader(
-            Subset(self._loader.dataset, positions),
-            batch_size=self.batch_size,
-            collate_fn=self._loader.collate_fn,
-            num_workers=self._loader.num_workers if len(places) > 1 else 0,
-            worker_init_fn=self._loader.worker_init_fn,
-            generator=torch.Generator().manual_seed(0),
-        )
+        workers = self._loader.num_workers if len(places) > 1 else 0
         try:
-            yield from loader
+            yield from reread(self._loader, positions, batch_size=self.batch_size, num_workers=workers)
         except RuntimeError as error:
             if "equal size" in str(error):
                 raise ValueError(_several_sizes(self.argument, "several in one batch")) from error
@@ -114,8 +107,7 @@ def _checked(loader: Any, argument: str) -> DataLoader[Any]:
         found = f"{type(data).__name__}: give a map-style data set, or the images as one tensor"
     elif loader.batch_sampler is None:
         found = "`batch_size=None`: give a number, and a data set of single images"
-    elif isinstance(getattr(loader.batch_sampler, "sampler", loader.sampler), SubsetRandomSampler):
-        # The images that it leaves out would be taken too.
+    elif drawn_from(loader) is not None:  # the images that it leaves out would be taken too
         found = "a SubsetRandomSampler: give a loader over `Subset(data_set, indices)`, whose positions are then those"
     if found:
         raise ValueError(

@@ -2,13 +2,14 @@
 
 import random
 from dataclasses import dataclass
+from multiprocessing import get_context, get_start_method
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset, get_worker_info
 
 from lightning_anomaly import find_outliers
 
@@ -45,6 +46,26 @@ class Augmented(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return DATA[index][0] + torch.rand(()) + random.random() + np.random.rand()
+
+
+class InWorkers(Dataset[Tensor]):
+    """Gives nothing before a worker has opened it; knows whether it was forked."""
+
+    scale: float | None = None
+
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, index: int) -> Tensor:
+        assert self.scale is not None or get_worker_info() is None
+        return DATA[index][0]
+
+
+def open_data_set(worker: int) -> None:
+    data = get_worker_info().dataset
+    data.scale = 1.0
+    assert isinstance(data, InWorkers)
+    assert get_start_method(allow_none=True) == "spawn"
 
 
 def without_seven(items: list[tuple[Tensor, Tensor]]) -> Any:
@@ -89,6 +110,13 @@ def test_images_in_a_dataclass_are_found(net):
 def test_a_loader_whose_images_have_no_positions_is_refused(net, loader, found):
     with pytest.raises(ValueError, match=f"Parameter `reference` should be a loader .*{found}"):
         find_outliers(net, DATA.tensors[0], loader)
+
+
+def test_workers_get_the_data_set_itself_and_start_as_the_loader_says(net):
+    loader = DataLoader(
+        InWorkers(), 60, num_workers=1, worker_init_fn=open_data_set, multiprocessing_context=get_context("spawn")
+    )
+    assert torch.equal(find_outliers(net, loader).scores, find_outliers(net, DATA.tensors[0]).scores)
 
 
 def test_random_numbers_that_a_data_set_draws_are_taken_from_nobody_and_are_the_same_again(net):
