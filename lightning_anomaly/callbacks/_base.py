@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from lightning_anomaly.callbacks._processes import may_skip_validations, validates_everywhere
 from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checks import check_text
+from lightning_anomaly.processes import rank_and_world
 
 __all__ = ["AnyCallback", "AnyEarlyStopping", "Watcher", "builds_layers_later"]
 
@@ -100,7 +100,7 @@ class Watcher(AnyCallback):
         """Warns in the first process, unless something with this key has been said."""
         if key not in self._warned:
             self._warned.add(key)
-            if not dist.is_initialized() or dist.get_rank() == 0:
+            if rank_and_world()[0] == 0:
                 warnings.warn(message, stacklevel=2)
 
     def _warn_each_once(self, notes: Mapping[str, str]) -> None:

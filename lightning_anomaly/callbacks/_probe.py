@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -19,6 +18,7 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor, plain_tensor
 from lightning_anomaly.capture.loaders import drawn_from, reread
 from lightning_anomaly.capture.probe import isolated_random_state, probing
+from lightning_anomaly.processes import rank_and_world
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
@@ -66,7 +66,7 @@ class ValidationWatch:
         self._probe_size = probe_size
         self._settings = settings
         self._on_batch = on_batch
-        self._together = trainer.world_size > 1 and dist.is_available() and dist.is_initialized()
+        self._together = trainer.world_size > 1 and rank_and_world()[1] > 1
         self._gathered = probe_size
         if probe == "val" and self._together:
             self._gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))

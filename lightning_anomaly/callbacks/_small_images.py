@@ -23,4 +23,4 @@ def small_images(batch: Any) -> Tensor | None:
     tensor = plain_tensor(batch)
     if tensor is None or not 2 <= tensor.ndim <= 5 or not tensor.numel():
         return None
-    return shrink(tensor.float(), _LARGEST_IMAGE).clone()  # the model may change its input in place
+    return shrink(tensor, _LARGEST_IMAGE).clone()  # the model may change its input in place

@@ -136,7 +136,8 @@ class AnomalyFilterCallback(Watcher):
 
     def state_dict(self) -> dict[str, Any]:
         """The history and the last logged values, as plain values."""
-        return {"history": list(self.history), "validations": self._validations, "metrics": dict(self._metrics)}
+        own = {"validations": self._validations, "metrics": dict(self._metrics), "found": self._has_found}
+        return {"history": list(self.history), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
@@ -146,7 +147,8 @@ class AnomalyFilterCallback(Watcher):
         self.history = list(state_dict["history"])
         self._validations = int(state_dict["validations"])
         self._metrics = dict(state_dict["metrics"])
-        self._has_found = any(entry["analysed"] for entry in self.history)
+        # Checkpoints of release 0.1 do not say.
+        self._has_found = bool(state_dict.get("found", any(entry["analysed"] for entry in self.history)))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
@@ -196,6 +198,7 @@ class AnomalyFilterCallback(Watcher):
         self._release()
         if trainer.sanity_checking or trainer.barebones:
             return
+        self._last = self._metrics
         if not self._together(trainer):
             self._warn_once("empty shard", _EMPTY_SHARD)
             return
@@ -259,7 +262,6 @@ class AnomalyFilterCallback(Watcher):
         """Analyses what was taken, and logs."""
         if trainer.sanity_checking or trainer.barebones:
             return
-        last = self._metrics
         found = None if self._watch is None else self._analyse(trainer, pl_module, self._watch)
         if trainer.state.fn == "fit":
             if self._everywhere:  # the number is the same in all processes, so that all find the same one due
@@ -272,7 +274,7 @@ class AnomalyFilterCallback(Watcher):
                 self._browser.take(trainer, found.report, found.pictures, step)
         self._log(trainer, pl_module, self._metrics, prog_bar="count")
         if trainer.state.fn != "fit":  # of other images, maybe: a fit goes on with its own
-            self._metrics = last
+            self._metrics = self._last
         self._release()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -340,7 +342,7 @@ class AnomalyFilterCallback(Watcher):
         return found
 
     def _say_why(self, trainer: Any, failure: Exception) -> None:
-        if self.report is not None or any(entry["analysed"] for entry in self.history):
+        if self._has_found:
             self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
             return
         advice = (

@@ -275,12 +275,14 @@ def test_images_as_bytes_are_the_images_not_their_targets(
 ) -> None:
     shown = []
     monkeypatch.setattr(_figures, "log_report", lambda *args: shown.append(args[3]))
-    bytes_of = TensorDataset((255 * images()).byte(), torch.rand(60, 1))
+    bytes_of = TensorDataset((100 + 20 * images()).byte(), torch.rand(60, 1))
     both = DataLoader(bytes_of, batch_size=20)
     callback = watcher(probe=probe, log_figures=True)
     quiet_trainer(tmp_path, callback, logger=CSVLogger(tmp_path)).fit(ScalesBytes(), both, both)
     assert callback.report.n_samples == 60
     assert {pictures.shape[1:] for pictures in shown} == {(8, 8, 1)}
+    known = bytes_of.tensors[0].permute(0, 2, 3, 1)  # and shown as they are, not stretched from black to white
+    assert all((known == picture).flatten(1).all(1).any() for pictures in shown for picture in pictures)
 
 
 @pytest.mark.parametrize("kind", ["batched items", "batch sampler"])

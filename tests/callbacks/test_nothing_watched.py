@@ -205,6 +205,40 @@ def test_what_a_checkpoint_brought_is_said_to_be_the_last_values(
         trainer.fit(SmallNet(), loader(80), loader(seed=1), ckpt_path=saves.best_model_path)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_fit_that_could_find_nothing_has_no_last_values_after_a_resume_either(tmp_path: Path) -> None:
+    small = {"probe_size": 200, "rare_fraction": 0.01}
+    for path in (None, tmp_path / "last.ckpt"):
+        ours, saves = watcher(**small), ModelCheckpoint(tmp_path, save_last=True)
+        trainer = quiet_trainer(tmp_path, ours, saves, max_epochs=1 if path is None else 2)
+        with pytest.warns(UserWarning, match="So nothing is watched and the logged zeros stand for nothing") as caught:
+            trainer.fit(SmallNet(), loader(80), loader(seed=1), ckpt_path=path)
+        assert "last values" not in str(said(caught))
+    assert [entry["analysed"] for entry in ours.history] == [True, True]
+
+
+def test_a_validation_of_another_module_leaves_a_fits_last_values_alone(tmp_path: Path) -> None:
+    class Renamed(SmallNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = self.conv1, self.conv2
+            del self.conv1, self.conv2
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.second(self.norm(self.first(x)).relu()).relu().mean((2, 3)))
+
+    probe = loader(seed=1)
+    probe.dataset.tensors[0][7] *= 20
+    ours, module = watcher(every_n_validations=3), SmallNet()
+    quiet_trainer(tmp_path, ours, max_epochs=1).fit(module, loader(), probe)
+    before = ours.history[-1]["metrics"]
+    assert before["layer/conv1"] + before["layer/conv2"] == before["count"] > 0
+    quiet_trainer(tmp_path, ours).validate(Renamed(), probe, verbose=False)
+    quiet_trainer(tmp_path, ours, max_epochs=1).fit(module, loader(), probe)
+    assert not ours.history[-1]["analysed"]
+    assert ours.history[-1]["metrics"] == before
+
+
 def test_a_model_without_maps_and_a_probe_too_small_name_who_waits(tmp_path: Path) -> None:
     class Flat(SmallNet):
         def __init__(self) -> None:
