@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from lightning_anomaly.callbacks._processes import may_skip_validations, validates_everywhere
+from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checks import check_text
 from lightning_anomaly.processes import rank_and_world
 
-__all__ = ["AnyCallback", "AnyEarlyStopping", "Watcher", "builds_layers_later"]
+__all__ = ["AnyCallback", "AnyEarlyStopping", "LoggingCallback", "builds_layers_later"]
 
 # `lightning.pytorch` and `pytorch_lightning` are two class trees; a Trainer of either only accepts its own classes.
 if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
@@ -41,8 +42,10 @@ else:
         """An `EarlyStopping` for `lightning.pytorch` and `pytorch_lightning`."""
 
 
-class Watcher(AnyCallback):
+class LoggingCallback(AnyCallback):
     """A callback that logs under a prefix of its own, with all processes where all take part, and says each thing once.
+
+    What it knows is about one module, its subject.
 
     Args:
         log_key_prefix: What the keys of the logged values begin with.
@@ -55,10 +58,12 @@ class Watcher(AnyCallback):
         self.log_key_prefix = check_text("log_key_prefix", log_key_prefix)
         self._everywhere = True
         self._warned: set[str] = set()
+        self._subject = Subject()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begins anew, and says so if what is found will be lost."""
         self._everywhere = True
+        self._subject.begin(pl_module, stage)
         # `ddp_spawn`, `ddp_notebook` and the like: nothing of a callback comes back from the processes they start.
         launcher = type(getattr(trainer.strategy, "launcher", None))
         if any(kind.__name__ == "_MultiProcessingLauncher" for kind in launcher.__mro__):
@@ -74,7 +79,15 @@ class Watcher(AnyCallback):
         """Finds out whether all processes validate."""
         self._everywhere = validates_everywhere(trainer)
 
-    def _check_twins(self, trainer: Any, *kinds: type[Watcher]) -> None:
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remembers whom a checkpoint was loaded for."""
+        self._subject.meet(pl_module)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Remembers whom a checkpoint was loaded for."""
+        self._subject.meet(pl_module)
+
+    def _check_twins(self, trainer: Any, *kinds: type[LoggingCallback]) -> None:
         """Raises ValueError if another callback of these kinds in the Trainer logs under the same prefix."""
         twins = [c for c in trainer.callbacks if isinstance(c, kinds) and c is not self]
         if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):

@@ -6,13 +6,12 @@ import time
 import warnings
 from typing import Any, Literal
 
-from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
+from lightning_anomaly.callbacks._base import LoggingCallback, builds_layers_later
 from lightning_anomaly.callbacks._browser import BrowserSchedule, remember_losses
 from lightning_anomaly.callbacks._figures import FigureSchedule, analyses
 from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings, shuffles
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
-from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.callbacks._together import Found, Wanted
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
@@ -33,7 +32,7 @@ _EMPTY_SHARD = (
 _NOTHING = "nothing is watched and the logged zeros stand for nothing"
 
 
-class AnomalyFilterCallback(Watcher):
+class AnomalyFilterCallback(LoggingCallback):
     """Finds anomaly filters at the end of validations and logs how many there are.
 
     The maps are taken while the validation step itself runs, so with `probe="val"` there is no second forward pass, and
@@ -115,7 +114,6 @@ class AnomalyFilterCallback(Watcher):
         self.browser = check_bool("browser", browser)
         self._watch: ValidationWatch | None = None
         self._probe_images = ProbeImages()
-        self._subject = Subject()
         self._forget()
 
     def _forget(self) -> None:
@@ -153,7 +151,6 @@ class AnomalyFilterCallback(Watcher):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
-        self._subject.begin(pl_module, stage)
         self._check_twins(trainer, AnomalyFilterCallback)
         if self.settings.engine != "auto":
             load_engine(self.settings.engine)
@@ -248,14 +245,14 @@ class AnomalyFilterCallback(Watcher):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves no hook behind; if it is the user who ends the fit, figures and page of the last analysis are made."""
-        self._subject.meet(pl_module)
+        super().on_exception(trainer, pl_module, exception)
         self._release()
         if isinstance(exception, KeyboardInterrupt):
             self._show_last(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leaves no hook and no map behind."""
-        self._subject.meet(pl_module)
+        super().teardown(trainer, pl_module, stage)
         self._release()
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:

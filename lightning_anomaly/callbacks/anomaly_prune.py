@@ -6,9 +6,8 @@ from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_anomaly.callbacks._base import Watcher
+from lightning_anomaly.callbacks._base import LoggingCallback
 from lightning_anomaly.callbacks._reports import LastReports, find_watcher
-from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks._sustained_rise import THRESHOLD
 from lightning_anomaly.callbacks._trainer_mask import TrainerMask, check_maskable
 from lightning_anomaly.capture.layers import modules_by_name, select_layers
@@ -21,7 +20,7 @@ __all__ = ["AnomalyPruneCallback"]
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
-class AnomalyPruneCallback(Watcher):
+class AnomalyPruneCallback(LoggingCallback):
     """Masks anomaly filters during training: their output is exactly 0 from then on, to the end.
 
     It acts on the reports of the `AnomalyFilterCallback` in the Trainer, wherever that stands in the list. Filters are
@@ -94,7 +93,6 @@ class AnomalyPruneCallback(Watcher):
         self.seed = check_integer("seed", seed, 0)
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
         self._reports = LastReports(self.last_reports)
-        self._subject = Subject()
         self._trained = TrainerMask(self._warn_once)
         self._forget()
 
@@ -242,12 +240,12 @@ class AnomalyPruneCallback(Watcher):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves no hook behind."""
-        self._subject.meet(pl_module)
+        super().on_exception(trainer, pl_module, exception)
         self._trained.stop()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leaves no hook behind."""
-        self._subject.meet(pl_module)
+        super().teardown(trainer, pl_module, stage)
         self._trained.stop()
 
     def describe(self) -> str:

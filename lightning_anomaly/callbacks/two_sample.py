@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.callbacks._base import Watcher, builds_layers_later
+from lightning_anomaly.callbacks._base import LoggingCallback, builds_layers_later
 from lightning_anomaly.callbacks._figures import is_due, log_comparisons
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._readers import in_vain
-from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.capture.probe import told_together
@@ -38,7 +37,7 @@ _NEUTRAL = {
 }
 
 
-class TwoSampleCallback(Watcher):
+class TwoSampleCallback(LoggingCallback):
     """Logs at every validation whether the output, and which filters, tell training images from validation images.
 
     See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
@@ -108,7 +107,6 @@ class TwoSampleCallback(Watcher):
         self._due, self._measured, self._output_measured = False, False, False
         self._fresh: TwoSampleReport | None = None
         self._failure: str | None = None
-        self._subject = Subject()
         self._forget()
 
     def _forget(self) -> None:
@@ -146,7 +144,6 @@ class TwoSampleCallback(Watcher):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
-        self._subject.begin(pl_module, stage)
         self._check_twins(trainer, TwoSampleCallback, AnomalyFilterCallback)  # both log a count
         self._due, self._measured, self._output_measured, self._values = False, False, False, {}
         if not builds_layers_later(pl_module):
@@ -164,14 +161,10 @@ class TwoSampleCallback(Watcher):
         self._draw(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Remembers whom a checkpoint was loaded for; if it is the user who ends the fit, the last figure is made."""
-        self._subject.meet(pl_module)
+        """If it is the user who ends the fit, the last figure is made."""
+        super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, KeyboardInterrupt):
             self._draw(trainer)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Remembers whom a checkpoint was loaded for."""
-        self._subject.meet(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Checks layer names, now that every layer is there, and whether every process validates."""
