@@ -18,26 +18,22 @@ class BrowserSchedule:
 
     Args:
         prefix: What the file's name begins with.
-        enabled: Whether it is written at all.
     """
 
-    def __init__(self, prefix: str, enabled: bool) -> None:
+    def __init__(self, prefix: str) -> None:
         self._prefix = prefix
-        self._enabled = enabled
         self.start()
 
     def start(self) -> None:
         """Begins a fit."""
         self._pending: tuple[AnomalyReport, Pictures, int] | None = None
 
-    def take(self, trainer: Any, report: AnomalyReport, pictures: Pictures | str | None, step: int) -> None:
-        """Keeps what the browser shows of an analysis, in process 0, until the next: `pictures`, or why none are."""
-        if not self._enabled or not trainer.loggers:
-            return
-        if isinstance(pictures, Pictures):
-            self._pending = report, pictures, step
-        else:
+    def take(self, report: AnomalyReport, pictures: Pictures | str | None, step: int) -> None:
+        """Keeps what the browser shows of an analysis until the next: `pictures`, or why none are; None: not wanted."""
+        if isinstance(pictures, str):
             warnings.warn(f"The browser's images could not be taken: {pictures}", stacklevel=2)
+        elif pictures is not None:
+            self._pending = report, pictures, step
 
     def write(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Gives the browser to the loggers, in process 0, if it is due or the last one was not."""

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lightning_anomaly.browser import drawn
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
-from lightning_anomaly.callbacks._small_images import small_images
 from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
 from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.report import AnomalyReport
@@ -33,37 +31,18 @@ class FigureSchedule:
         prefix: What the names of figures and keys begin with.
         overlay_tags: Tags of the losses in the chart; None finds them among the logged values.
         enabled: Whether there are figures at all; the layout of the charts is always logged.
-        keep_images: Whether images are kept even so, for somebody else.
     """
 
-    def __init__(self, prefix: str, overlay_tags: list[str] | None, enabled: bool, keep_images: bool = False) -> None:
+    def __init__(self, prefix: str, overlay_tags: list[str] | None, enabled: bool) -> None:
         self._prefix = prefix
         self._overlay_tags = overlay_tags
         self._enabled = enabled
-        self._keeps = enabled or keep_images
-        self._images: list[Tensor] = []
         self.start()
 
     def start(self) -> None:
         """Begins a fit."""
         self._layout_done = False
         self._pending: tuple[int, Tensor | None] | None = None
-
-    def keep_images(self, trainer: Any, limit: int, batch: Any) -> None:
-        """Keeps the images of a batch, of up to `limit` over all processes, if there may be figures of them.
-
-        They are kept until `forget_images`.
-        """
-        # Of several processes each sees a part of the probe, and only the first one has to have a logger.
-        wanted = self._keeps and (trainer.loggers or trainer.world_size > 1)
-        missing = -(-limit // trainer.world_size) - sum(map(len, self._images))
-        images = small_images(batch) if wanted and missing > 0 else None
-        if images is not None:
-            self._images.append(images[:missing])
-
-    def forget_images(self) -> None:
-        """Drops the images."""
-        self._images = []
 
     def lay_out(self, trainer: Any, last_chance: bool = False) -> None:
         """Lays losses and the numbers of anomaly and of isolated filters into one chart, once their names are known.
@@ -104,13 +83,6 @@ class FigureSchedule:
             step, outliers = self._pending
             log_report(trainer.loggers, self._prefix, report, outliers, step)
             self._pending = None
-
-    @property
-    def images(self) -> Tensor | None:
-        """The images `(N, C, H, W)` or signals `(N, C, L)` kept; None if there are none, or of several sizes."""
-        if len({images.shape[1:] for images in self._images}) != 1:
-            return None
-        return torch.cat(self._images)
 
 
 def analyses(history: Sequence[Mapping[str, Any]]) -> int:

@@ -12,6 +12,7 @@ from lightning_anomaly.callbacks._figures import FigureSchedule, analyses
 from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings, shuffles
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
+from lightning_anomaly.callbacks._small_images import SmallImages
 from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.callbacks._together import Found, Wanted
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
@@ -114,6 +115,7 @@ class AnomalyFilterCallback(LoggingCallback):
         self.browser = check_bool("browser", browser)
         self._watch: ValidationWatch | None = None
         self._probe_images = ProbeImages()
+        self._small_images = SmallImages()
         self._forget()
 
     def _forget(self) -> None:
@@ -124,8 +126,8 @@ class AnomalyFilterCallback(LoggingCallback):
         self._metrics = dict(_ZEROS)
         self._has_found = False  # whether a validation of a fit could find something
         self._warned.clear()
-        self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self.browser)
-        self._browser = BrowserSchedule(self.log_key_prefix, self.browser)
+        self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures)
+        self._browser = BrowserSchedule(self.log_key_prefix)
 
     @property
     def state_key(self) -> str:
@@ -268,7 +270,7 @@ class AnomalyFilterCallback(LoggingCallback):
                 # At the step where Lightning puts this validation's values.
                 step = trainer.fit_loop.epoch_loop._batches_that_stepped
                 self._figures.log(trainer, found.report, found.images, step, analyses(self.history))
-                self._browser.take(trainer, found.report, found.pictures, step)
+                self._browser.take(found.report, found.pictures, step)
         self._log(trainer, pl_module, self._metrics, prog_bar="count")
         if trainer.state.fn != "fit":  # of other images, maybe: a fit goes on with its own
             self._metrics = self._last
@@ -315,7 +317,7 @@ class AnomalyFilterCallback(LoggingCallback):
         shows = fitting and bool(trainer.loggers)
         wanted = Wanted(shows and (self.log_figures or self.browser), shows and self.browser)
         try:
-            found = watch.analyse(unseen_layers(pl_module, self.layers), self._figures.images, wanted)
+            found = watch.analyse(unseen_layers(pl_module, self.layers), self._small_images.taken(), wanted)
         except Exception as failure:
             if self.on_error == "raise":
                 raise
@@ -353,9 +355,12 @@ class AnomalyFilterCallback(LoggingCallback):
 
     def _look(self, trainer: Any, batch: Any) -> None:
         """Sees a batch of the probe."""
-        self._figures.keep_images(trainer, self.probe_size, batch)
-        if trainer.state.fn == "fit":
-            self._probe_images.look(batch, self.probe_size)
+        if trainer.state.fn != "fit":
+            return
+        self._probe_images.look(batch, self.probe_size)
+        # Of several processes each sees a part of the probe, and only the first one has to have a logger.
+        if (self.log_figures or self.browser) and (trainer.loggers or trainer.world_size > 1):
+            self._small_images.look(batch, -(-self.probe_size // trainer.world_size))
 
     def _compare_images(self) -> None:
         """Says once if the probe has changed; in any process, as each has a part of the probe."""
@@ -388,4 +393,4 @@ class AnomalyFilterCallback(LoggingCallback):
             self._watch.after_batch()
         self._watch = None
         self._probe_images.forget()
-        self._figures.forget_images()
+        self._small_images.forget()
