@@ -44,6 +44,9 @@ def write_outlier_page(
     rows = report.rows(shown)
     for row in rows:
         row["score"] = row["score"] if math.isfinite(row["score"]) else None  # JSON has no infinity
+    # By which a browser keeps what was ticked: the same for the same ranking, whatever its images are called.
+    key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    for row in rows:
         if names is not None:
             row["label"] = str(names[row["position"]])
     images = None if report.images is None else report.images[: len(rows)]
@@ -55,7 +58,6 @@ def write_outlier_page(
         "total": len(report.scores),
         "pictured": 0 if images is None else len(images),
         "rows": rows,
-        # By which a browser keeps what was ticked: the same for the same ranking, whatever it is called.
-        "key": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
+        "key": key,
     }
     Path(path).write_text(assemble(_CODE, index, images), encoding="utf-8")

@@ -80,8 +80,7 @@ def take_pictures(
     room = _MAP_BYTES // max(1, n_filters)
     kept = {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
     samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
-    tensor = _tensor_of(inputs, samples)
-    return Pictures(None if tensor is None else probe_images(tensor), kept)
+    return Pictures(_images_of(inputs, samples), kept)
 
 
 def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pictures:
@@ -100,8 +99,13 @@ def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pic
         name: KeptMaps(*(torch.cat([getattr(one, field.name) for one in kept]) for field in fields(KeptMaps)))
         for name, kept in layers.items()
     }
-    tensor = _tensor_of(inputs, n_samples)
-    return Pictures(None if tensor is None else probe_images(tensor), maps)
+    return Pictures(_images_of(inputs, n_samples), maps)
+
+
+def _images_of(inputs: Any, samples: int) -> Tensor | None:
+    """Small pictures of the first tensor with as many samples."""
+    tensor = _tensor_of(inputs, samples)
+    return None if tensor is None else probe_images(tensor)
 
 
 def _tensor_of(inputs: Any, samples: int) -> Tensor | None:

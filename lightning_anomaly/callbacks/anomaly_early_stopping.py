@@ -17,13 +17,11 @@ from lightning_anomaly.callbacks._base import AnyEarlyStopping
 from lightning_anomaly.callbacks._processes import validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks._subject import Subject
-from lightning_anomaly.callbacks._sustained_rise import HOLD
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
 from lightning_anomaly.two_sample import rise
 from lightning_anomaly.two_sample.report import TwoSampleReport
-from lightning_anomaly.two_sample.rise import WINDOW
 
 __all__ = ["AnomalyEarlyStopping"]
 
@@ -48,7 +46,9 @@ class _Signal:
     found_anew: str
 
 
-_FILTERS = _Signal("rise", _sustained_rise.THRESHOLD, _sustained_rise.PATIENCE, HOLD, found_anew="analysed")
+_FILTERS = _Signal(
+    "rise", _sustained_rise.THRESHOLD, _sustained_rise.PATIENCE, _sustained_rise.HOLD, found_anew="analysed"
+)
 _OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, patience=1, hold=1, found_anew="compares_output")
 _FEW = 100  # images whose standard error is not to be trusted
 
@@ -174,7 +174,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
                     "TwoSampleCallback about 1,000 of each."
                 )
         if self.verbose:
-            earliest = f", after {WINDOW + self.patience} validations at the earliest" if compared else ""
+            earliest = f", after {rise.WINDOW + self.patience} validations at the earliest" if compared else ""
             rank_zero_info(
                 f"AnomalyEarlyStopping watches '{self.monitor}' and stops when it has been above "
                 f"{self.divergence_threshold:g} for {self.patience} validation{'s' * (self.patience > 1)} in a "
@@ -218,7 +218,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         threshold = self.divergence_threshold
         assert threshold is not None
         self.wait_count = self.wait_count + 1 if current > threshold else 0
-        # The first value of a rise appears when it has lasted HOLD validations.
+        # The first value of a rise appears when it has lasted `hold` validations.
         lasted = self.wait_count + self._signal.hold - 1
         if self.wait_count == 0 or lasted < self.patience:
             return False, None

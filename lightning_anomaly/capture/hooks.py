@@ -107,7 +107,7 @@ class MapCapture:
     Args:
         layers: The modules to watch, by name.
         limit: Number of samples to take; None takes all.
-        rectify: Whether negative values are set to zero, before pooling.
+        rectify: Whether negative values are set to zero, before pooling; a summary sees them.
         max_map_side: See `pool_maps`.
         summary: What is kept of maps `(n, F, ...)` in place of the pooled ones, a tensor of its own; None keeps those,
             and statistics of the maps before they are rectified.
@@ -174,34 +174,18 @@ class MapCapture:
         layer, (kept, statistics) = self.maps[name], self._kept[name]
         if layer.count >= self._limit or layer.problem is not None:
             return
-        if not isinstance(output, Tensor):
-            layer.problem = f"its output is a {type(output).__name__}, not a tensor"
-            return
-        axes = len(module.kernel_size) if isinstance(module, _ConvNd) else None
-        if not 2 <= output.ndim <= 5 or axes not in (None, output.ndim - 2):
-            layer.problem = f"its output has shape {tuple(output.shape)}, not (samples, filters, ...)"
-            return
-        if not output.is_floating_point():
-            layer.problem = f"its output has type {output.dtype}"
+        layer.problem = _problem(layer, module, output)
+        if layer.problem is not None or output.numel() == 0:
             return
         most = self._limit - layer.count
         maps = output.detach()[:most]
-        if maps.numel() == 0:
-            return
-        if layer.batches and maps.shape[1] != layer.batches[0].shape[1]:
-            layer.problem = f"its number of filters changes, from {layer.batches[0].shape[1]} to {maps.shape[1]}"
-            return
-        if layer.size is not None and tuple(maps.shape[2:]) != layer.size:
-            layer.problem = f"the size of its maps changes, from {layer.size} to {tuple(maps.shape[2:])}"
-            return
         layer.size = tuple(maps.shape[2:])
         layer.count += len(maps)
-        # In pieces, so that the copy of a large output is small. What is changed or kept is a copy: the model may
-        # change its own in place.
-        changed = self._rectify or self._for_analysis
+        # In pieces, so that the copy of a large output is small. For an analysis it is a copy, which is changed and
+        # may be kept; a summary makes one of its own: the model may change its output in place.
         dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
         for piece in torch.split(maps, max(1, _PIECE // max(1, maps[0].numel()))):
-            copy = piece.to(dtype, copy=changed)
+            copy = piece.to(dtype, copy=self._for_analysis)
             if self._for_analysis:
                 of_maps = map_statistics(copy)
                 statistics.keep(of_maps, most)
@@ -209,10 +193,25 @@ class MapCapture:
                     infinite = of_maps[:, :, EXTREMES].isinf().any(2)
                     floor = torch.where(infinite, torch.nan, copy.new_zeros(()))
                     torch.maximum(copy, floor.reshape(*floor.shape, *[1] * (copy.ndim - 2)), out=copy)
-            elif self._rectify:
-                copy.clamp_(min=0)
-            if self._for_analysis:
                 zeros = (copy <= 0).transpose(0, 1).flatten(1).sum(1)
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
             kept.keep(self._summary(copy), most)
             most -= len(piece)
+
+
+def _problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:
+    """Why an output of a layer is nothing that can be taken, beside what is there of it; None if it can."""
+    if not isinstance(output, Tensor):
+        return f"its output is a {type(output).__name__}, not a tensor"
+    axes = len(module.kernel_size) if isinstance(module, _ConvNd) else None
+    if not 2 <= output.ndim <= 5 or axes not in (None, output.ndim - 2):
+        return f"its output has shape {tuple(output.shape)}, not (samples, filters, ...)"
+    if not output.is_floating_point():
+        return f"its output has type {output.dtype}"
+    if output.numel() == 0:
+        return None
+    if layer.batches and output.shape[1] != layer.batches[0].shape[1]:
+        return f"its number of filters changes, from {layer.batches[0].shape[1]} to {output.shape[1]}"
+    if layer.size is not None and tuple(output.shape[2:]) != layer.size:
+        return f"the size of its maps changes, from {layer.size} to {tuple(output.shape[2:])}"
+    return None

@@ -43,9 +43,14 @@ def cluster_parameters(
 
 def cluster_sizes(labels: Tensor) -> Tensor:
     """Number of samples in each cluster `(..., K)` of labels `(..., N)`, K one more than the largest label."""
-    clusters = int(labels.max()) + 1 if labels.numel() else 0
+    clusters = _clusters(labels)
     sizes = torch.zeros(*labels.shape[:-1], clusters, dtype=torch.int64, device=labels.device)
     return sizes.scatter_add_(-1, labels, torch.ones_like(labels))
+
+
+def _clusters(labels: Tensor) -> int:
+    """One more than the largest label."""
+    return int(labels.max()) + 1 if labels.numel() else 0
 
 
 def calinski_harabasz(points: Tensor, labels: Tensor, cluster_moments: Moments) -> Tensor:
@@ -64,7 +69,7 @@ def calinski_harabasz(points: Tensor, labels: Tensor, cluster_moments: Moments) 
         The index `(F, M)`; 0 where it is not defined, with one occupied cluster or as many as samples.
     """
     samples = points.shape[1]
-    clusters = int(labels.max()) + 1 if labels.numel() else 0
+    clusters = _clusters(labels)
     if clusters == 0:
         return points.new_zeros(labels.shape[:2])
     centre = points.transpose(1, 2).contiguous().mean(2)[:, None]

@@ -92,13 +92,13 @@ def _reduce(maps: Tensor, rounding: float, engine: Engine) -> tuple[Tensor, Tens
     return points, explained, constant, finite
 
 
-def _each(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """The results of a function of every filter's own slices `(F, ...)`.
+def _each(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """The results of a function of every filter's own slice of `(F, ...)`.
 
     Not all filters at once: how torch splits a sum, and with it the last bits of the result, may depend on how
     many there are.
     """
-    return torch.stack([function(*slices) for slices in zip(*tensors, strict=True)])
+    return torch.stack([function(row) for row in rows])
 
 
 def _sum_of_squares(row: Tensor) -> Tensor:

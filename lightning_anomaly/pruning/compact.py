@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
-from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.probe import copied
 from lightning_anomaly.pruning.filter_rows import filters_first
 
@@ -84,8 +84,8 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
                 output_transform=lambda output: [tensor for tensor in _tensors(output) if tensor.grad_fn is not None],
                 verbose=False,
             )
-            for module in modules_by_name(smaller).values():
-                if isinstance(module, _ConvNd) and module in graph.module2node:
+            for module in select_layers(smaller).values():
+                if module in graph.module2node:
                     _remove(graph, torch_pruning.prune_conv_out_channels, module, silent)
         except Exception as error:  # it knows most models, but not all
             raise ValueError(
@@ -119,8 +119,7 @@ def _traceable(model: nn.Module) -> Iterator[None]:
 
 def _zero_filters(model: nn.Module) -> dict[str, list[int]]:
     """`{layer: [filter, ...]}` of the filters without any weight, layers without any left out."""
-    convolutions = {name: module for name, module in modules_by_name(model).items() if isinstance(module, _ConvNd)}
-    found = {name: _zero_rows(module).nonzero()[:, 0].tolist() for name, module in convolutions.items()}
+    found = {name: _zero_rows(module).nonzero()[:, 0].tolist() for name, module in select_layers(model).items()}
     return {name: filters for name, filters in found.items() if filters}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -131,32 +131,29 @@ def compare_groups(
     enough = enough_samples(n_train, n_val, significance)
     if (values or "output" not in notes) and not (live and enough):
         notes |= _too_few(list(values.values()), n_train, n_val, significance)
-    report = TwoSampleReport(
-        compared,
-        n_train,
-        n_val,
-        significance,
-        by_chance.double() / max(1, live),
-        notes,
-        units={
-            name: _compare(_values(train.units[name], val.units[name]), n_train, divisions, significance)[0]
-            for name in train.units
-            if name in val.units
-        },
-    )
-    first, second = train.expected_errors, val.expected_errors
-    if first is None or second is None or not enough:
-        return report
-    area, gap, p_value = compare_confidences(-first, -second)
-    return replace(
-        report,
-        confidence_auc=area,
-        confidence_gap=gap,
-        confidence_error_ratio=error_ratio(first, second),
-        confidence_p_value=p_value,
-        train_errors=first,
-        val_errors=second,
-    )
+    units = {
+        name: _compare(_values(train.units[name], val.units[name]), n_train, divisions, significance)[0]
+        for name in train.units
+        if name in val.units
+    }
+    share_by_chance = by_chance.double() / max(1, live)
+    output = _confidence(train.expected_errors, val.expected_errors) if enough else {}
+    return TwoSampleReport(compared, n_train, n_val, significance, share_by_chance, notes, units=units, **output)
+
+
+def _confidence(train_errors: Tensor | None, val_errors: Tensor | None) -> dict[str, Any]:
+    """What a report says of the output; nothing where it cannot be compared."""
+    if train_errors is None or val_errors is None:
+        return {}
+    area, gap, p_value = compare_confidences(-train_errors, -val_errors)
+    return {
+        "confidence_auc": area,
+        "confidence_gap": gap,
+        "confidence_error_ratio": error_ratio(train_errors, val_errors),
+        "confidence_p_value": p_value,
+        "train_errors": train_errors,
+        "val_errors": val_errors,
+    }
 
 
 @dataclass(frozen=True)
@@ -228,8 +225,8 @@ def _too_few(layers: list[Tensor], n_train: int, n_val: int, significance: float
 
 
 def _largest(maps: Tensor) -> Tensor:
-    """The largest value of each map: `(n, F, ...)` gives `(n, F)`."""
-    return maps.flatten(2).amax(2) if maps.ndim > 2 else maps
+    """The largest rectified value of each map: `(n, F, ...)` gives `(n, F)`."""
+    return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
 
 
 def _values(layer: LayerMaps, other: LayerMaps) -> Tensor:

@@ -76,9 +76,10 @@ def verdicts_of(flagged: Tensor, constant: Tensor, finite: Tensor) -> tuple[str,
         constant: Whether its map is the same for every sample.
         finite: Whether its maps are free of NaN and infinity.
     """
-    verdicts = [ANOMALY if own else NORMAL for own in flagged.tolist()]
-    verdicts = [DEAD if own else verdict for verdict, own in zip(verdicts, constant.tolist(), strict=True)]
-    return tuple(verdict if own else NONFINITE for verdict, own in zip(verdicts, finite.tolist(), strict=True))
+    return tuple(
+        NONFINITE if not known else DEAD if same else ANOMALY if found else NORMAL
+        for found, same, known in zip(flagged.tolist(), constant.tolist(), finite.tolist(), strict=True)
+    )
 
 
 def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: float) -> Tensor:

@@ -10,7 +10,6 @@ the ordinary, the tails a pattern of extreme filters that is. Reference samples 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,7 +61,8 @@ class Ordinary:
         learnt = _learn(statistics, engine)
         if learnt is None:
             return None
-        tails, values = (vectors.directions(learnt.near, count) for vectors, count in learnt.directions())
+        pairs = zip((learnt.tails, learnt.values), _DIRECTIONS, strict=True)
+        tails, values = (vectors.directions(learnt.near, count) for vectors, count in pairs)
         return cls(learnt.used, learnt.knots, learnt.beyond, tails, values, engine)
 
     def lengths(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,10 +126,6 @@ class _Learnt(NamedTuple):
     values: Vectors
     near: Tensor
     complete: Tensor
-
-    def directions(self) -> Iterator[tuple[Vectors, int]]:
-        """Tails and values, with the most directions of each."""
-        return zip((self.tails, self.values), _DIRECTIONS, strict=True)
 
 
 def _learn(statistics: Tensor, engine: Engine) -> _Learnt | None:

@@ -155,6 +155,13 @@ class TestTicks:
         (row,) = saved(page)
         assert row["label"] == f"{row['position']}.png"
 
+    def test_ticks_outlive_other_labels(self, tmp_path):
+        keys = set()
+        for labels in (None, ["a.png"] * 300, ["b.png"] * 300):
+            made_up().save_html(tmp_path / "a.html", labels=labels)
+            keys.add(index_of(tmp_path / "a.html")["key"])
+        assert len(keys) == 1
+
     def test_of_labels_each_image_has_one(self, tmp_path):
         with pytest.raises(ValueError, match=r"`labels` should have 300 entries, one for each image. Found 2\."):
             made_up().save_html(tmp_path / "a.html", labels=["a", "b"])

@@ -1,8 +1,4 @@
-"""What computes: one interface, chosen once for an analysis.
-
-A new engine is one file here, `NAME_engine.py`, that ends in `ENGINE = ` its subclass of `Engine`, and its name in
-`lightning_anomaly.settings.Engine`.
-"""
+"""What computes: one interface, chosen once for an analysis."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def responses(network: nn.Sequential, images: Tensor) -> tuple[dict[str, dict[st
 
 
 def _mean_and_largest(maps: Tensor) -> Tensor:
-    """The mean and the largest value of each map: `(n, F, ...)` gives `(n, F, 2)`."""
-    flat = maps.reshape(*maps.shape[:2], -1)
+    """The mean and the largest value of each rectified map: `(n, F, ...)` gives `(n, F, 2)`."""
+    flat = maps.reshape(*maps.shape[:2], -1).clamp(min=0)
     return torch.stack([flat.mean(2), flat.amax(2)], 2)
 
 
