@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checkpoint import load_model
+from lightning_anomaly.notes import told_together
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.search import find_outliers
 from lightning_anomaly.plots import FIGURES, outlier_images

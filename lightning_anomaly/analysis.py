@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +13,12 @@ from lightning_anomaly.browser import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
-from lightning_anomaly.capture.probe import check_inputs, run, told_together, usable_layers
+from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.clustering.threads import torch_in_threads
+from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport, join_layers
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
@@ -90,8 +90,7 @@ def analyze(
         report = replace(report, notes={**report.notes, "samples": parts})
     if keep_images:
         report = replace(report, pictures=take_pictures(report.layers, capture.maps, inputs))
-    for note in told_together(report.notes).values():
-        warnings.warn(note, stacklevel=2)
+    warn_of(report.notes)
     return report
 
 
@@ -237,11 +236,11 @@ def _nonfinite_notes(shares: Sequence[Share], reports: Mapping[str, LayerReport]
             f"{len(samples)} of {len(reports)} layers, so that {sum(counts.values())} of "
             f"{sum(len(report.verdicts) for report in reports.values())} filters are not analysed: leave {them} out."
         }
-    return {
-        f"{name} nonfinite": f"Layer '{name}': {counts[name]} of {len(reports[name].verdicts)} filters have NaN or "
-        f"infinite values in their maps{f' of {_numbered(found)}' if name in few else ''} and are not analysed."
-        for name, found in samples.items()
-    }
+    notes: dict[str, str] = {}
+    for name, found in samples.items():
+        of = f" of {_numbered(found)}" if name in few else ""
+        notes |= nonfinite(name, counts[name], len(reports[name].verdicts), f"in their maps{of} and are not analysed")
+    return notes
 
 
 def _nonfinite_samples(layer: LayerMaps) -> Tensor:

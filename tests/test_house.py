@@ -10,6 +10,7 @@ ROOMS = [
     "processes",
     "progress",
     "tables",
+    "notes",
     "settings",
     "capture",
     "clustering",

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from lightning_anomaly.callbacks._processes import may_skip_validations, validates_everywhere
 from lightning_anomaly.callbacks._subject import Subject
-from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checks import check_text
+from lightning_anomaly.notes import told_together
 from lightning_anomaly.processes import rank_and_world
 
 __all__ = ["AnyCallback", "AnyEarlyStopping", "LoggingCallback", "builds_layers_later"]

@@ -13,8 +13,8 @@ from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import linear_layers, select_layers
-from lightning_anomaly.capture.probe import told_together
 from lightning_anomaly.checks import check_bool, check_fraction, check_names
+from lightning_anomaly.notes import told_together
 from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.report import TwoSampleReport

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,22 +23,19 @@ from torchmetrics import Metric
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, keeping_random_state, taking_alone
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.notes import left_out
 from lightning_anomaly.progress import track
-from lightning_anomaly.tables import listed
 
 __all__ = [
     "check_inputs",
     "copied",
     "isolated_random_state",
-    "note_left_out",
     "probing",
     "run",
-    "told_together",
     "usable_layers",
 ]
 
 _BATCH = 64
-_OF_LAYERS = (" left out", " nonfinite")  # how the keys of notes on single layers end
 
 
 def check_inputs(inputs: Any, argument: str = "inputs") -> None:
@@ -208,24 +204,6 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
-def note_left_out(name: str, problem: str) -> dict[str, str]:
-    """The note on a layer that is left out."""
-    return {f"{name} left out": f"Layer '{name}' is left out of the analysis: {problem}."}
-
-
-def told_together(notes: Mapping[str, str]) -> dict[str, str]:
-    """What to warn about: notes that say the same of several layers are one, by the key of the first of them."""
-    alike: dict[str, list[tuple[str, str]]] = {}
-    for key, note in notes.items():
-        name = next((key.removesuffix(end) for end in _OF_LAYERS if key.endswith(end)), None)
-        kind = key if name is None else re.sub(r"\d+", "", note.removeprefix(f"Layer '{name}'"))
-        alike.setdefault(kind, []).append((key, f"'{name}'"))
-    told = {}
-    for (key, _), *others in alike.values():
-        told[key] = notes[key] + (f" Likewise {listed([name for _, name in others])}." if others else "")
-    return told
-
-
 def usable_layers(
     maps: Mapping[str, LayerMaps], expected: int | None = None
 ) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
@@ -248,7 +226,7 @@ def usable_layers(
             others = "most layers gave" if expected is None else "the samples are"
             problem = f"it gave {layer.count} maps where {others} {n_samples}"
         if problem:
-            notes |= note_left_out(name, problem)
+            notes |= left_out(name, problem)
         else:
             usable[name] = layer
     return usable, n_samples, notes

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.threads import torch_in_threads
+from lightning_anomaly.notes import nonfinite
 from lightning_anomaly.verdicts.scores import Ordinary, Spread
 
 __all__ = ["FILTERS", "Half", "Judgement", "Statistics", "learn_halves"]
@@ -42,12 +43,11 @@ def learn_halves(
             "layer: look for NaN in the images and in the weights."
         )
     halves = [Half({name: half[name] for name in usable}, device) for half in (first, second)]
-    notes = {
-        f"{name} nonfinite": f"Layer '{name}': {int(unknown[name].sum())} of {len(unknown[name])} filters have NaN or "
-        "infinite values in their maps of most reference images and do not judge."
-        for name in usable
-        if unknown[name].any()
-    }
+    notes: dict[str, str] = {}
+    for name in usable:
+        if unknown[name].any():
+            where = "in their maps of most reference images and do not judge"
+            notes |= nonfinite(name, int(unknown[name].sum()), len(unknown[name]), where)
     return usable, (halves[0], halves[1]), notes
 
 

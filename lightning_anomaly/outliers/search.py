@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ from lightning_anomaly.browser import drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
-from lightning_anomaly.capture.probe import isolated_random_state, note_left_out, probing, told_together, usable_layers
+from lightning_anomaly.capture.probe import isolated_random_state, probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_seed
+from lightning_anomaly.notes import left_out, warn_of
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outliers.images import ImageSource
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
@@ -98,8 +98,7 @@ def find_outliers(
         report = in_all(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
     assert report is not None
     if search.rank == 0:
-        for note in told_together(report.notes).values():
-            warnings.warn(note, stacklevel=2)
+        warn_of(report.notes)
     return report
 
 
@@ -229,7 +228,7 @@ class _Search:
             notes |= said
         for name in self._watched:
             if name not in self._names:
-                said = note_left_out(name, "its maps of the reference are not finite or do not vary")
+                said = left_out(name, "its maps of the reference are not finite or do not vary")
                 notes = notes | said | notes  # what was said of it before stays
         infinite = scores.isinf().nonzero()[:, 0].tolist()
         if infinite:

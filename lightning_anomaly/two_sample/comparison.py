@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.probe import check_inputs, note_left_out, run, told_together, usable_layers
+from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
+from lightning_anomaly.notes import left_out, nonfinite, warn_of
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
@@ -84,8 +84,7 @@ def two_sample_test(
         {'': [0, 1]}
     """
     report = compare_groups(model, train_inputs, val_inputs, layers, significance)
-    for note in told_together(report.notes).values():
-        warnings.warn(note, stacklevel=2)
+    warn_of(report.notes)
     return report
 
 
@@ -116,17 +115,14 @@ def compare_groups(
         layer, other = train.filters[name], val.filters[name]
         if layer.size != other.size:  # the largest of more values is larger
             sizes_found = f"{layer.size} for training images and {other.size} for validation images"
-            notes |= note_left_out(name, f"the size of its maps is {sizes_found}")
+            notes |= left_out(name, f"the size of its maps is {sizes_found}")
             continue
         values[name] = _values(layer, other)
         compared[name], of_layer = _compare(values[name], n_train, divisions, significance)
         by_chance += of_layer
-        nonfinite = int((~values[name].isfinite().all(1)).sum())
-        if nonfinite:
-            notes[f"{name} nonfinite"] = (
-                f"Layer '{name}': {nonfinite} of {len(values[name])} filters have NaN or infinite values and are not "
-                "compared."
-            )
+        unknown = int((~values[name].isfinite().all(1)).sum())
+        if unknown:
+            notes |= nonfinite(name, unknown, len(values[name]), "and are not compared")
     live = sum(int(layer.live.sum()) for layer in compared.values())
     enough = enough_samples(n_train, n_val, significance)
     if (values or "output" not in notes) and not (live and enough):
