@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._processes import first_loader, unpadded_length
+from lightning_anomaly.callbacks._loaders import training_batches, unpadded_length
 from lightning_anomaly.callbacks._together import Found, Wanted, analyse_together, pictures_of
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor, plain_tensor
-from lightning_anomaly.capture.loaders import drawn_from, reread
 from lightning_anomaly.capture.probe import isolated_random_state, probing
 from lightning_anomaly.processes import rank_and_world
 from lightning_anomaly.report import AnomalyReport
@@ -28,12 +26,8 @@ __all__ = [
     "found_nothing",
     "run_training_probe",
     "shortcomings",
-    "shuffles",
-    "training_batches",
     "unlogged",
 ]
-
-_BATCH = 64
 
 
 class ValidationWatch:
@@ -228,43 +222,3 @@ def run_training_probe(
         if len(own) < len(most):  # what the module does with a batch may communicate: all processes do it as often
             for batch in training_batches(trainer.train_dataloader, 1, seed):
                 forward(batch, nullcontext())
-
-
-def training_batches(
-    loader: Any, size: int, seed: int, share: slice = slice(None), first: int | None = None
-) -> DataLoader[Any]:
-    """Batches of a fixed random sample of a training set.
-
-    Args:
-        loader: A `DataLoader` over a data set that has a length.
-        size: Number of samples; all of them if the set has fewer.
-        seed: Seed of the choice.
-        share: The part of the sample that is wanted.
-        first: Take the sample from so many of the loader's first batches only; None takes all.
-
-    Raises:
-        ValueError: If the loader's data set cannot be indexed.
-    """
-    dataset: Any = getattr(loader, "dataset", None)
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        found = type(loader).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
-        raise ValueError(
-            '`probe = "train"` should be used with one training DataLoader whose data set has `__getitem__` and '
-            f"`__len__`. Found {found}."
-        )
-    # What the loader leaves out may be the validation images.
-    kept = drawn_from(loader)
-    places = range(len(dataset)) if kept is None else kept
-    # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
-    batch_size = None if loader.batch_sampler is None else loader.batch_size or _BATCH
-    places = places[: None if first is None else first * (batch_size or 1)]
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
-    chosen = [int(places[place]) for place in order]
-    # In a worker where the training has some: open files and generators of the data set's own are not shared then.
-    workers = min(1, loader.num_workers)
-    return reread(loader, chosen[share], batch_size=batch_size, num_workers=workers, seed=seed)
-
-
-def shuffles(loaders: Any) -> bool:
-    """Whether the first of a Trainer's loaders draws its samples at random."""
-    return isinstance(getattr(first_loader(loaders), "sampler", None), RandomSampler)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
-
-from torch.utils.data import DistributedSampler
 
 __all__ = [
     "decided_by_first",
-    "first_loader",
     "may_skip_validations",
-    "unpadded_length",
     "validates_everywhere",
 ]
 
@@ -58,20 +53,3 @@ def decided_by_first(trainer: Any, decide: Callable[[], T]) -> T:
     if told is not None:
         raise failure or RuntimeError(told)
     return cast(T, decision)
-
-
-def first_loader(loaders: Any) -> Any:
-    """The first of a Trainer's loaders, which may be one, several or none."""
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    return next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
-
-
-def unpadded_length(loaders: Any) -> int:
-    """How many samples the first of a Trainer's loaders has over all processes, without those that come twice.
-
-    `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
-    """
-    sampler = getattr(first_loader(loaders), "sampler", None)
-    dataset: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
-    return sys.maxsize if dataset is None else len(dataset)

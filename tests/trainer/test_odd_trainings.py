@@ -19,7 +19,7 @@ from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watch
 from lightning_anomaly import TwoSampleCallback
 from lightning_anomaly.callbacks import _figures, two_sample
 from lightning_anomaly.callbacks._figures import FigureSchedule
-from lightning_anomaly.callbacks._probe import training_batches
+from lightning_anomaly.callbacks._loaders import training_batches
 
 pytestmark = QUIET
 
