@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_anomaly.browser import BrowserFile, Pictures, write_page
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
-from lightning_anomaly.report.layer_report import LayerReport, layer_from_dict, layer_to_dict
 from lightning_anomaly.tables import Tabular
+from lightning_anomaly.verdicts.layer_report import LayerReport, layer_from_dict, layer_to_dict
 from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, LIVE, NONFINITE
 
 if TYPE_CHECKING:
