@@ -8,37 +8,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lightning_anomaly.browser.pictures import Pictures
-from lightning_anomaly.plots.fields import LayerFields, ReportFields
+from lightning_anomaly.plots.fields import ReportFields
 
-__all__ = ["BrowsedLayer", "BrowsedOutliers", "BrowsedReport"]
-
-
-class BrowsedLayer(LayerFields, Protocol):
-    """The fields of a `LayerReport`."""
-
-    @property
-    def smallest_share(self) -> Tensor:
-        """Share of the samples in the smallest cluster `(F,)`."""
-
-    @property
-    def sparsity(self) -> Tensor:
-        """Fraction of the maps' values that are at most 0 `(F,)`."""
-
-    @property
-    def map_size(self) -> tuple[int, ...]:
-        """Sides of a map in the network (pixels)."""
-
-    @property
-    def analysed_size(self) -> tuple[int, ...]:
-        """Sides of the map that was analysed (pixels)."""
+__all__ = ["BrowsedOutliers", "BrowsedReport"]
 
 
 class BrowsedReport(ReportFields, Protocol):
     """The fields of an `AnomalyReport`."""
-
-    @property
-    def layers(self) -> Mapping[str, BrowsedLayer]:
-        """Layers by name."""
 
     @property
     def settings(self) -> Mapping[str, Any]:

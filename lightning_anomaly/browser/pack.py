@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly.browser.fields import BrowsedLayer, BrowsedReport
+from lightning_anomaly.browser.fields import BrowsedReport
 from lightning_anomaly.browser.page import plain_labels
 from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 __all__ = ["pack"]
 
@@ -75,7 +76,7 @@ def pack(
     return index, blocks
 
 
-def _layer(name: str, layer: BrowsedLayer, ranks: list[int | None]) -> dict[str, Any]:
+def _layer(name: str, layer: LayerReport, ranks: list[int | None]) -> dict[str, Any]:
     known = list(dict.fromkeys(layer.verdicts))
     found: dict[str, Any] = {
         "name": name,
@@ -121,7 +122,7 @@ def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _points(layer: BrowsedLayer, shown: Tensor) -> bytes:
+def _points(layer: LayerReport, shown: Tensor) -> bytes:
     """The points of a layer's filters, of each those of the samples `shown` and of those that it sets apart.
 
     One after another: where each filter's points begin `(F + 1,)` in uint32; the smallest x, largest x, smallest y and

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.plots.samples import displayed
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 __all__ = ["KeptMaps", "Pictures", "drawn", "even_order", "join_pictures", "probe_images", "shrink", "take_pictures"]
 
@@ -59,13 +60,8 @@ class Pictures:
     maps: Mapping[str, KeptMaps]
 
 
-class _Outliers(Protocol):
-    @property
-    def outliers(self) -> Tensor: ...
-
-
 def take_pictures(
-    layers: Mapping[str, _Outliers], maps: Mapping[str, LayerMaps], inputs: Any, n_filters: int | None = None
+    layers: Mapping[str, LayerReport], maps: Mapping[str, LayerMaps], inputs: Any, n_filters: int | None = None
 ) -> Pictures:
     """Keep what can be seen of a probe.
 

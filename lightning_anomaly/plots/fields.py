@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, TypedDict
 
-from torch import Tensor
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
-__all__ = ["ComparisonFields", "LayerFields", "ReportFields"]
+__all__ = ["ComparisonFields", "ReportFields"]
 
 
 class ComparisonFields(TypedDict):
@@ -29,50 +29,11 @@ class ComparisonFields(TypedDict):
     share_p_values: dict[str, float]
 
 
-class LayerFields(Protocol):
-    """The fields of a `LayerReport`."""
-
-    @property
-    def verdicts(self) -> tuple[str, ...]:
-        """One for each of F filters."""
-
-    @property
-    def n_components(self) -> Tensor:
-        """Components of the clustering shown `(F,)`."""
-
-    @property
-    def calinski_harabasz(self) -> Tensor:
-        """Its index `(F,)`."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Its clusters `(F, N)`."""
-
-    @property
-    def points(self) -> Tensor:
-        """What was clustered `(F, N, 2)`."""
-
-    @property
-    def outliers(self) -> Tensor:
-        """Whether each sample is an outlier of each filter `(F, N)`."""
-
-    @property
-    def isolated(self) -> Tensor:
-        """Whether each filter sets each sample apart from all others `(F, N)`."""
-
-    @property
-    def explained(self) -> Tensor:
-        """Fraction of the maps' variance that the points hold `(F,)`."""
-
-    def filters(self, verdict: str) -> list[int]:
-        """The filters with a verdict."""
-
-
 class ReportFields(Protocol):
     """The fields of an `AnomalyReport`."""
 
     @property
-    def layers(self) -> Mapping[str, LayerFields]:
+    def layers(self) -> Mapping[str, LayerReport]:
         """Layers by name."""
 
     @property

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.plots.fields import LayerFields, ReportFields
+from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
+from lightning_anomaly.verdicts.layer_report import LayerReport
 from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def clearest_filters(report: ReportFields, max_filters: int = 6) -> list[tuple[s
     return _clearest(report.layers, max_filters)
 
 
-def _clearest(layers: Mapping[str, LayerFields], max_filters: int) -> list[tuple[str, int]]:
+def _clearest(layers: Mapping[str, LayerReport], max_filters: int) -> list[tuple[str, int]]:
     clearness = {
         (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
         for name, layer in layers.items()
@@ -133,7 +134,7 @@ def scatter_figure(report: ReportFields, layer: str, filter_index: int) -> Figur
     return _panels(report, [(layer, filter_index)], None)
 
 
-def _layer_of(report: ReportFields, layer: str) -> LayerFields:
+def _layer_of(report: ReportFields, layer: str) -> LayerReport:
     if layer not in report.layers:
         raise ValueError(
             f"Parameter `layer` should be one of the report's layers, {list(report.layers)}. Found `layer = {layer!r}`."
@@ -168,7 +169,7 @@ def _panels(report: ReportFields, chosen: list[tuple[str, int]], title: str | No
     return figure
 
 
-def _draw_filter(axes: Axes, name: str, layer: LayerFields, index: int) -> None:
+def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
     points, labels, outliers = layer.points[index], layer.labels[index], layer.outliers[index]
     counts = labels.bincount()
     components = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())].tolist()
@@ -206,7 +207,7 @@ def _draw_filter(axes: Axes, name: str, layer: LayerFields, index: int) -> None:
     axes.tick_params(colors="black", labelsize=8)  # fixed here because ticks are made when the figure is rendered
 
 
-def _verdict_text(layer: LayerFields, index: int) -> str:
+def _verdict_text(layer: LayerReport, index: int) -> str:
     if layer.verdicts[index] in (DEAD, NONFINITE):
         return layer.verdicts[index]
     count = int(layer.outliers[index].sum())

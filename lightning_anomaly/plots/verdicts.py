@@ -6,8 +6,9 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lightning_anomaly.plots.fields import LayerFields, ReportFields
+from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.style import ISOLATED_COLOURS, VERDICT_COLOURS, layer_text, new_figure
+from lightning_anomaly.verdicts.layer_report import LayerReport
 from lightning_anomaly.verdicts.rare import ANOMALY, NONFINITE
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _map_title(report: ReportFields, size: int, columns: int, named: int) -> str
     )
 
 
-def _draw_block(axes: Axes, layer: LayerFields, top: float, height: float, columns: int) -> None:
+def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float, columns: int) -> None:
     import numpy as np
     from matplotlib.colors import ListedColormap
 
@@ -107,7 +108,7 @@ def _verdict_legend(figure: Figure, report: ReportFields) -> None:
     figure.legend(handles=patches, loc="outside lower center", ncols=len(shown))
 
 
-def _kinds(layer: LayerFields) -> list[str]:
+def _kinds(layer: LayerReport) -> list[str]:
     """The verdict of each filter, and whether it sets samples apart: keys of `_COLOURS`."""
     apart = layer.isolated.any(1).tolist()
     return [f"{verdict}, isolated" if own else verdict for verdict, own in zip(layer.verdicts, apart, strict=True)]
