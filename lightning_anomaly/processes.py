@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["OtherFailed", "agree", "exchange", "in_all", "raise_told", "rank_and_world", "tell_all"]
+__all__ = ["OtherFailed", "agree", "exchange", "in_all", "rank_and_world"]
 
 T = TypeVar("T")
 
@@ -27,14 +27,14 @@ class OtherFailed(RuntimeError):
     """Another process failed, and says why."""
 
 
-def tell_all(value: T) -> list[T]:
+def _tell_all(value: T) -> list[T]:
     """What every process has to say, in their order; for small things."""
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, value)
     return told
 
 
-def raise_told(told: Sequence[str | None], failure: Exception | None) -> None:
+def _raise_told(told: Sequence[str | None], failure: Exception | None) -> None:
     """Raises in all processes if one of them has told of a failure.
 
     Args:
@@ -63,10 +63,12 @@ def in_all(work: Callable[[], T]) -> list[T]:
     failure: Exception | None = None
     try:
         done = work()
+    except OtherFailed:  # that one tells why
+        pass
     except Exception as error:
         failure = error
-    told = tell_all((done, None if failure is None else repr(failure)))
-    raise_told([problem for _, problem in told], failure)
+    told = _tell_all((done, None if failure is None else repr(failure)))
+    _raise_told([problem for _, problem in told], failure)
     return [cast(T, found) for found, _ in told]  # None only where it failed
 
 

@@ -20,7 +20,7 @@ from lightning_anomaly.browser import Pictures, join_pictures, take_pictures
 from lightning_anomaly.callbacks._map_exchange import ToldLayer, exchange_maps
 from lightning_anomaly.callbacks._shares import sample_places
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.processes import OtherFailed, agree, exchange, raise_told, tell_all
+from lightning_anomaly.processes import agree, exchange, in_all
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings
 
@@ -96,45 +96,41 @@ def analyse_together(
         Exception: If a process fails, in all of them: its own failure there, an OtherFailed in the others.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    layers: dict[str, ToldLayer] = {}
-    try:
-        layers = {name: ToldLayer.of(layer) for name, layer in maps.items()}
-    except Exception as error:
-        failure = failure or error
-    begun = tell_all((_text(failure), layers, 0 if images is None else len(images), wanted))
-    raise_told([text for text, *_ in begun], failure)
-    told = [layers for _, layers, _, _ in begun]
+
+    def begin() -> tuple[dict[str, ToldLayer], int, Wanted]:
+        if failure is not None:
+            raise failure
+        return {name: ToldLayer.of(layer) for name, layer in maps.items()}, 0 if images is None else len(images), wanted
+
+    begun = in_all(begin)
+    told = [layers for layers, _, _ in begun]
     if _all_saw_the_same(told):
         notes = {**notes, "same samples": _SAME}
-    places = sample_places([count for _, _, count, _ in begun], limit)
-    wanted = begun[0][3]
-
-    light: Share | None = None
+    places = sample_places([count for _, count, _ in begun], limit)
+    _, _, wanted_first = begun[0]
     shown: _Shown | None = None
     packed = torch.empty(0, dtype=torch.uint8)
-    try:
+
+    def analyse() -> tuple[Share, int]:
+        nonlocal shown, packed
         own_maps, statistics = exchange_maps(maps, told, limit)
         share = analyze_share(own_maps, settings, statistics)
         filters = sum(next(own[name].filters for own in told if own[name].filters) for name in share.names)
-        pictures = pictures_of(share.layers, own_maps, None, filters) if wanted.pictures else None
-        kept = images[: len(places[rank])] if wanted.images and images is not None else None
+        pictures = pictures_of(share.layers, own_maps, None, filters) if wanted_first.pictures else None
+        kept = images[: len(places[rank])] if wanted_first.images and images is not None else None
         points = {name: (layer.points, layer.labels.to(torch.int16)) for name, layer in share.layers.items()}
         shown = _Shown(points, kept, pictures)
         if rank:
             packed = _packed(shown)
-        light = _light(share)
-    except OtherFailed:  # it tells why
-        pass
-    except Exception as error:
-        failure = error
-    ended = tell_all((_text(failure), light, len(packed)))
-    raise_told([text for text, *_ in ended], failure)
-    lengths = [0 if rank else size for *_, size in ended]
+        return _light(share), len(packed)
+
+    ended = in_all(analyse)
+    lights = [light for light, _ in ended]
+    lengths = [0 if rank else size for _, size in ended]
     came = exchange(lambda: [packed, *[packed[:0]] * (world - 1)], lengths, torch.uint8)
 
     found: Found | None = None
     try:
-        lights = [light for _, light, _ in ended if light is not None]
         if shown is None or rank:
             found = Found(join_shares([_full(light) for light in lights], settings, notes))
         else:
@@ -227,7 +223,3 @@ def _packed(shown: _Shown) -> Tensor:
 def _unpacked(packed: Tensor) -> _Shown:
     shown: _Shown = pickle.loads(packed.cpu().numpy().tobytes())
     return shown
-
-
-def _text(failure: Exception | None) -> str | None:
-    return None if failure is None else repr(failure)

@@ -120,10 +120,10 @@ def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[
     """
     if len(a) < 5:
         return None
-    ranks = [rankdata(values) for values in (a, b, given)]
-    control = ranks[2] - ranks[2].mean()
+    ranked = [rankdata(values) for values in (a, b, given)]
+    control = ranked[2] - ranked[2].mean()
     rest = []
-    for values in ranks[:2]:
+    for values in ranked[:2]:
         centred = values - values.mean()
         norm = control @ control
         rest.append(centred - (centred @ control / norm * control if norm else 0.0))
