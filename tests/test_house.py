@@ -19,6 +19,7 @@ ROOMS = [
     "browser",
     "report",
     "analysis",
+    "sharing",
     "outliers",
     "two_sample",
     "pruning",

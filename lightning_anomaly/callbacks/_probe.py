@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._loaders import training_batches, unpadded_length
-from lightning_anomaly.callbacks._together import Found, Wanted, analyse_together, pictures_of
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor, plain_tensor
 from lightning_anomaly.capture.probe import isolated_random_state, probing
 from lightning_anomaly.processes import rank_and_world
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
+from lightning_anomaly.sharing.together import Found, Wanted, analyse_together, pictures_of
 from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
 
 __all__ = [

@@ -15,13 +15,13 @@ from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
 from lightning_anomaly.callbacks._small_images import SmallImages
 from lightning_anomaly.callbacks._sustained_rise import rise
-from lightning_anomaly.callbacks._together import Found, Wanted
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.notes import told_together
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
+from lightning_anomaly.sharing.together import Found, Wanted
 
 __all__ = ["AnomalyFilterCallback"]
 

@@ -28,12 +28,12 @@ from torchvision.models import resnet50
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._shares import sample_places
-from lightning_anomaly.callbacks._together import Wanted, analyse_together
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
 from lightning_anomaly.capture.probe import run as run_network
+from lightning_anomaly.sharing.shares import sample_places
+from lightning_anomaly.sharing.together import Wanted, analyse_together
 from lightning_anomaly.tables import text_table
 from recipes.common.data import load_images, mean_and_std, normalise, split
 from recipes.common.networks import build

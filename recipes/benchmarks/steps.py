@@ -17,7 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._together import Wanted, analyse_together
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps
 from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
 from lightning_anomaly.clustering.engines import Engine, choose_engine
@@ -25,6 +24,7 @@ from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.settings import EngineName
+from lightning_anomaly.sharing.together import Wanted, analyse_together
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.scores import layer_scores
 from recipes.benchmarks.speed import Row

@@ -35,8 +35,9 @@ from lightning_anomaly import (
     analyze,
     two_sample_test,
 )
-from lightning_anomaly.callbacks import _map_exchange, _probe, _together, anomaly_prune, two_sample
+from lightning_anomaly.callbacks import _probe, anomaly_prune, two_sample
 from lightning_anomaly.plots import filter_figure
+from lightning_anomaly.sharing import map_exchange, together
 
 LIMIT = 300  # seconds for a scenario that hangs, of up to four fits; else it takes about four
 SAMPLES = 56
@@ -310,34 +311,34 @@ def every_second_epoch(rank: int, world: int) -> Outcome:
 
 def analysis_fails(rank: int, world: int) -> Outcome:
     if rank == 0:
-        _together.analyze_share = _break
+        together.analyze_share = _break
     return {"fit": run(ours(ALL))}
 
 
 def analysis_of_another_fails(rank: int, world: int) -> Outcome:
     if rank == 1:
-        _together.analyze_share = _break
+        together.analyze_share = _break
     return {"fit": run(ours(ALL))}
 
 
 def sending_fails(rank: int, world: int) -> Outcome:
     """Process 1 has no memory for what it would send."""
     if rank == 1:
-        _map_exchange._Route.parts = _break
+        map_exchange._Route.parts = _break
     return {"fit": run(ours(ALL))}
 
 
 def receiving_fails(rank: int, world: int) -> Outcome:
     """Process 0 has no memory for its maps, when it has got those of the first layer."""
     if rank == 0:
-        _map_exchange._Route.joined = _break
+        map_exchange._Route.joined = _break
     return {"fit": run(ours(ALL))}
 
 
 def joining_fails(rank: int, world: int) -> Outcome:
     """Process 1 has no memory for the report, when all have done their share."""
     if rank == 1:
-        _together.join_shares = _break
+        together.join_shares = _break
     return {"fit": run(ours(ALL))}
 
 

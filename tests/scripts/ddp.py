@@ -26,10 +26,10 @@ from lightning_anomaly.callbacks import (
     AnomalyFilterCallback,
     AnomalyPruneCallback,
     TwoSampleCallback,
-    _together,
     anomaly_filter,
     two_sample,
 )
+from lightning_anomaly.sharing import together
 
 PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False}
 ONE_AND_TWO = ("val_probe", "whole_set", "train_probe", "compares")  # run in one process too, for comparison
@@ -134,7 +134,7 @@ def stops(rank: int, world: int) -> Outcome:
 
 def _fail_from(first: int) -> Callable[..., Any]:
     calls: list[int] = []
-    real = _together.analyze_share
+    real = together.analyze_share
 
     def analyse(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -147,13 +147,13 @@ def _fail_from(first: int) -> Callable[..., Any]:
 
 def fails(rank: int, world: int) -> Outcome:
     if rank == 0:
-        _together.analyze_share = _fail_from(2)
+        together.analyze_share = _fail_from(2)
     return fit(world, AnomalyFilterCallback(**PROBE))
 
 
 def fails_and_raises(rank: int, world: int) -> Outcome:
     if rank == 0:
-        _together.analyze_share = _fail_from(2)
+        together.analyze_share = _fail_from(2)
     return fit(world, AnomalyFilterCallback(**PROBE, on_error="raise"))
 
 

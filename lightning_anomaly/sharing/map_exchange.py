@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_anomaly.callbacks._shares import filter_ranges, sample_places, scorers
 from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
 from lightning_anomaly.processes import agree, exchange
+from lightning_anomaly.sharing.shares import filter_ranges, sample_places, scorers
 
 __all__ = ["ToldLayer", "exchange_maps"]
 

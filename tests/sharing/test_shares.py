@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_anomaly.callbacks._shares import filter_ranges, sample_places, scorers
+from lightning_anomaly.sharing.shares import filter_ranges, sample_places, scorers
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lightning_anomaly.analysis import Share, analyze_share, join_shares
 from lightning_anomaly.browser import Pictures, join_pictures, take_pictures
-from lightning_anomaly.callbacks._map_exchange import ToldLayer, exchange_maps
-from lightning_anomaly.callbacks._shares import sample_places
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.processes import agree, exchange, in_all
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings
+from lightning_anomaly.sharing.map_exchange import ToldLayer, exchange_maps
+from lightning_anomaly.sharing.shares import sample_places
 
 __all__ = ["Found", "Wanted", "analyse_together", "pictures_of"]
 
