@@ -10,11 +10,11 @@ from lightning_anomaly.callbacks._base import LoggingCallback, builds_layers_lat
 from lightning_anomaly.callbacks._browser import BrowserSchedule, remember_losses
 from lightning_anomaly.callbacks._figures import FigureSchedule, analyses
 from lightning_anomaly.callbacks._loaders import shuffles
+from lightning_anomaly.callbacks._memory import FitMemory
 from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
 from lightning_anomaly.callbacks._small_images import SmallImages
-from lightning_anomaly.callbacks._sustained_rise import rise
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.clustering.engines import load_engine
@@ -25,7 +25,6 @@ from lightning_anomaly.sharing.together import Found, Wanted
 
 __all__ = ["AnomalyFilterCallback"]
 
-_ZEROS = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}  # what is logged where nothing was analysed
 _EMPTY_SHARD = (
     "AnomalyFilterCallback has nothing to analyse: some process has no validation batch, or may have none where "
     "`allow_zero_length_dataloader_with_multiple_devices` is set, and then runs no validation; the others cannot wait "
@@ -117,18 +116,21 @@ class AnomalyFilterCallback(LoggingCallback):
         self._watch: ValidationWatch | None = None
         self._probe_images = ProbeImages()
         self._small_images = SmallImages()
+        self._values: dict[str, float] = {}
         self._forget()
 
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
         self.report: AnomalyReport | None = None
-        self.history: list[dict[str, Any]] = []
-        self._validations = 0
-        self._metrics = dict(_ZEROS)
-        self._has_found = False  # whether a validation of a fit could find something
+        self._memory = FitMemory()
         self._warned.clear()
         self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures)
         self._browser = BrowserSchedule(self.log_key_prefix)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was found in each validation of a fit."""
+        return self._memory.history
 
     @property
     def state_key(self) -> str:
@@ -137,19 +139,14 @@ class AnomalyFilterCallback(LoggingCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The history and the last logged values, as plain values."""
-        own = {"validations": self._validations, "metrics": dict(self._metrics), "found": self._has_found}
-        return {"history": list(self.history), **own}
+        return self._memory.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
         if not self._subject.load():
             return
         self._forget()
-        self.history = list(state_dict["history"])
-        self._validations = int(state_dict["validations"])
-        self._metrics = dict(state_dict["metrics"])
-        # Checkpoints of release 0.1 do not say.
-        self._has_found = bool(state_dict.get("found", any(entry["analysed"] for entry in self.history)))
+        self._memory.load_state_dict(state_dict)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Checks the configuration against the model, unless the model builds its layers later."""
@@ -198,7 +195,7 @@ class AnomalyFilterCallback(LoggingCallback):
         self._release()
         if trainer.sanity_checking or trainer.barebones:
             return
-        self._last = self._metrics
+        self._values = self._memory.last_values(None)
         if not self._together(trainer):
             self._warn_once("empty shard", _EMPTY_SHARD)
             return
@@ -210,11 +207,8 @@ class AnomalyFilterCallback(LoggingCallback):
                 raise
             self._say_why(trainer, failure)  # when the fit began they were there
             return
-        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
-        # that only the model of an earlier fit or of a checkpoint had are gone for good.
-        keys = [*_ZEROS, *(f"layer/{name}" for name in layers)]
-        self._metrics = {key: self._metrics.get(key, 0.0) for key in keys}
-        if fitting and self._validations % self.every_n_validations:
+        self._values = self._memory.last_values(layers)
+        if fitting and self._memory.validations % self.every_n_validations:
             return
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
@@ -265,16 +259,14 @@ class AnomalyFilterCallback(LoggingCallback):
         found = None if self._watch is None else self._analyse(trainer, pl_module, self._watch)
         if trainer.state.fn == "fit":
             if self._everywhere:  # the number is the same in all processes, so that all find the same one due
-                self._validations += 1
-            self._remember(trainer, analysed=found is not None)
+                self._memory.validations += 1
+            self._memory.add(trainer, self._values, None if found is None else found.report, self.signal_layers)
             if found is not None and trainer.is_global_zero:
                 # At the step where Lightning puts this validation's values.
                 step = trainer.fit_loop.epoch_loop._batches_that_stepped
                 self._figures.log(trainer, found.report, found.images, step, analyses(self.history))
                 self._browser.take(found.report, found.pictures, step)
-        self._log(trainer, pl_module, self._metrics, prog_bar="count")
-        if trainer.state.fn != "fit":  # of other images, maybe: a fit goes on with its own
-            self._metrics = self._last
+        self._log(trainer, pl_module, self._values, prog_bar="count")
         self._release()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -328,21 +320,21 @@ class AnomalyFilterCallback(LoggingCallback):
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if found_nothing(report):
             told = " ".join(told_together(notes).values())
-            if fitting and self._has_found:  # a count of 0 would look like health
+            if fitting and self._memory.has_found:  # a count of 0 would look like health
                 self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
                 return None
             if notes:
                 notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
         elif fitting:
-            self._has_found = True
+            self._memory.has_found = True
         self.report = report
         self._warn_each_once(notes)
         self._compare_images()
-        self._metrics = {**self._metrics, **report.metrics(), "seconds": time.perf_counter() - started}
+        self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}
         return found
 
     def _say_why(self, trainer: Any, failure: Exception) -> None:
-        if self._has_found:
+        if self._memory.has_found:
             self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
             return
         advice = (
@@ -368,26 +360,6 @@ class AnomalyFilterCallback(LoggingCallback):
         if self._probe_images.changed() and not {"shuffled", "changed"} & self._warned:
             self._warned.add("changed")
             warnings.warn(CHANGED[self.probe], stacklevel=2)
-
-    def _remember(self, trainer: Any, *, analysed: bool) -> None:
-        # Without an analysis what was found last still holds.
-        last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
-        signal, found = last["signal"], last["anomaly_filters"]
-        if analysed and self.report is not None:
-            signal = self.report.fraction_in(self.signal_layers or self.report.layers)
-            found = self.report.anomaly_filters
-        if analysed:  # what is only repeated must not look sustained
-            self._metrics["rise"] = rise([*(entry["signal"] for entry in self.history if entry["analysed"]), signal])
-        self.history.append(
-            {
-                "epoch": trainer.current_epoch,
-                "step": trainer.global_step,
-                "metrics": dict(self._metrics),
-                "analysed": analysed,
-                "signal": signal,
-                "anomaly_filters": found,
-            }
-        )
 
     def _release(self) -> None:
         if self._watch is not None:

@@ -26,7 +26,7 @@ from lightning_anomaly.callbacks import (
     AnomalyFilterCallback,
     AnomalyPruneCallback,
     TwoSampleCallback,
-    anomaly_filter,
+    _memory,
     two_sample,
 )
 from lightning_anomaly.sharing import together
@@ -213,7 +213,7 @@ def prunes(rank: int, world: int) -> Outcome:
 
 def stops_itself(rank: int, world: int) -> Outcome:
     """The fraction is said to rise from the third validation on."""
-    anomaly_filter.rise = lambda fractions: 0.5 if len(fractions) >= 3 else 0.0
+    _memory.rise = lambda fractions: 0.5 if len(fractions) >= 3 else 0.0
     return fit(world, AnomalyFilterCallback(**PROBE), (AnomalyEarlyStopping(threshold=0.2, patience=5),), max_epochs=9)
 
 

@@ -69,7 +69,7 @@ def test_stopped_at_an_epochs_end(tmp_path: Path, every: int) -> None:
     assert curve(second.history) == curve(whole.history)
     assert len({entry["signal"] for entry in whole.history}) > 1
     assert same_weights(resumed, uninterrupted)
-    for name in second._metrics:
+    for name in second.history[-1]["metrics"]:
         if name != "seconds":
             key = f"anomaly_filters/{name}"
             assert resumed.callback_metrics[key] == uninterrupted.callback_metrics[key]

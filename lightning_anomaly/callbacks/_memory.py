@@ -1,0 +1,81 @@
+"""What a fit remembers of its validations: the values logged last, and what was found in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lightning_anomaly.callbacks._sustained_rise import rise
+from lightning_anomaly.report import AnomalyReport
+
+__all__ = ["FitMemory"]
+
+_ZEROS = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}  # what is logged where nothing was analysed
+
+
+class FitMemory:
+    """What an `AnomalyFilterCallback` remembers of a fit, also through a checkpoint.
+
+    Attributes:
+        history: An entry for each validation, see there.
+        validations: How many all processes have run.
+        has_found: Whether one of them could find something.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, Any]] = []
+        self.validations = 0
+        self.has_found = False
+        self._metrics = dict(_ZEROS)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as plain values."""
+        own = {"validations": self.validations, "metrics": dict(self._metrics), "found": self.has_found}
+        return {"history": list(self.history), **own}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.history = list(state_dict["history"])
+        self.validations = int(state_dict["validations"])
+        self._metrics = dict(state_dict["metrics"])
+        # Checkpoints of release 0.1 do not say.
+        self.has_found = bool(state_dict.get("found", any(entry["analysed"] for entry in self.history)))
+
+    def last_values(self, layers: Iterable[str] | None) -> dict[str, float]:
+        """The values logged last, 0 where there are none, for these layers; None for those that there were."""
+        if layers is None:
+            return dict(self._metrics)
+        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
+        # that only the model of an earlier fit or of a checkpoint had are gone for good.
+        keys = [*_ZEROS, *(f"layer/{name}" for name in layers)]
+        return {key: self._metrics.get(key, 0.0) for key in keys}
+
+    def add(
+        self, trainer: Any, values: dict[str, float], report: AnomalyReport | None, signal_layers: list[str] | None
+    ) -> None:
+        """Remembers a validation.
+
+        Args:
+            trainer: The Trainer.
+            values: What is to be logged of it; its `rise` is set here.
+            report: What was found; None if the last values are repeated.
+            signal_layers: See `AnomalyFilterCallback`.
+        """
+        # Without an analysis what was found last still holds.
+        last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
+        signal, found = last["signal"], last["anomaly_filters"]
+        if report is not None:
+            signal, found = report.fraction_in(signal_layers or report.layers), report.anomaly_filters
+            # What is only repeated must not look sustained.
+            values["rise"] = rise([*(entry["signal"] for entry in self.history if entry["analysed"]), signal])
+        self._metrics = values
+        self.history.append(
+            {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "metrics": dict(values),
+                "analysed": report is not None,
+                "signal": signal,
+                "anomaly_filters": found,
+            }
+        )
