@@ -287,5 +287,5 @@ class TwoSampleCallback(LoggingCallback):
         self._warn_once(
             "never compared",
             f"TwoSampleCallback could not compare, so {_NOTHING}: {reason}. Give `train_inputs` and `val_inputs` as "
-            f"the module's `forward` takes them.{in_vain(trainer, self.log_key_prefix)}",
+            f"the module's `forward` takes them, which has to be one tensor.{in_vain(trainer, self.log_key_prefix)}",
         )

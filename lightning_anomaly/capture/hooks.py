@@ -6,7 +6,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, Pieces, map_statistics, pool_maps
 
-__all__ = ["MapCapture", "compiled_models_eager", "evaluating", "keeping_random_state", "taking_alone"]
+__all__ = ["Hook", "MapCapture", "compiled_models_eager", "evaluating", "keeping_random_state", "taking_alone"]
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
@@ -97,6 +97,27 @@ def taking_alone(capture: MapCapture) -> Iterator[None]:
         _this_thread.only = before
 
 
+class Hook:
+    """A hook that keeps out of what a user may do with its module meanwhile.
+
+    Copied or pickled with the module it is one that does nothing, and `torch.jit.trace` records nothing of it.
+
+    Args:
+        function: What the hook does.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> None:
+        """Does it."""
+        if torch._C._get_tracing_state() is None:
+            self._function(*args)
+
+    def __reduce__(self) -> Any:
+        return getattr, (nullcontext(), "__exit__")  # takes anything and gives None, wherever it is loaded
+
+
 class MapCapture:
     """Takes the maps of chosen layers out of a model while somebody else runs it.
 
@@ -143,7 +164,7 @@ class MapCapture:
         with ExitStack() as hooks:
             hooks.enter_context(compiled_models_eager())
             for name, module in self._layers.items():
-                hooks.callback(module.register_forward_hook(self._hook(name)).remove)
+                hooks.callback(module.register_forward_hook(Hook(self._hook(name))).remove)
             self._hooks = hooks.pop_all()
 
     def remove(self) -> None:
@@ -158,8 +179,7 @@ class MapCapture:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _hook(self, name: str) -> Any:
-        # A plain function: a model that is deep-copied meanwhile does not copy this object.
+    def _hook(self, name: str) -> Callable[..., None]:
         def take(module: nn.Module, args: Any, output: Any) -> None:
             if name not in self._called and _this_thread.only in (None, self):
                 self._called.add(name)

@@ -13,9 +13,11 @@ from lightning_anomaly.checks import check_names
 
 __all__ = ["linear_layers", "modules_by_name", "select_layers", "unseen_layers"]
 
+_WRAPPERS = ("_orig_mod", "_forward_module")  # what torch.compile and Fabric call a model that they wrap
+
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a model by the names that they have without `torch.compile`; a parametrization is no layer.
+    """The layers of a model by their names without `torch.compile` and Fabric; a parametrization is no layer.
 
     Raises:
         ValueError: If `model` is no module: the name of a file, say, or a state_dict.
@@ -45,7 +47,7 @@ def _by_another_name(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def _clean_name(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def select_layers(

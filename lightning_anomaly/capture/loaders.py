@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
+from numbers import Integral
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, SubsetRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from lightning_anomaly.capture.probe import isolated_random_state
 
 __all__ = ["drawn_from", "reread"]
 
@@ -37,7 +49,37 @@ def reread(
 
 
 def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
-    """The positions that a loader with a SubsetRandomSampler draws from, also in a batch sampler; None for others."""
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    """The positions that a loader's sampler draws from; None for all of them, or if it does not draw positions.
+
+    A sampler or batch sampler of a kind that is not known is asked: a copy of it draws for one epoch.
+    """
+    batches: Any = loader.batch_sampler
+    if batches is not None and not hasattr(batches, "sampler"):
+        return _asked(loader, batches, chain.from_iterable)
+    sampler: Any = loader.sampler if batches is None else batches.sampler
     sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # as Lightning wraps it for processes
-    return sampler.indices if isinstance(sampler, SubsetRandomSampler) else None
+    if type(sampler) in (SequentialSampler, RandomSampler) or isinstance(sampler, DistributedSampler):
+        return None
+    if isinstance(sampler, SubsetRandomSampler):
+        return sampler.indices
+    if isinstance(sampler, WeightedRandomSampler):
+        return _none_if_all(loader, sampler.weights.nonzero()[:, 0].tolist())
+    return _asked(loader, sampler, iter)
+
+
+def _asked(loader: DataLoader[Any], sampler: Any, flatten: Callable[[Any], Iterator[Any]]) -> list[int] | None:
+    dataset: Any = loader.dataset
+    try:
+        # A sampler may hold the data set, which is not to be copied.
+        own = sampler if isinstance(sampler, Sequence) else copy.deepcopy(sampler, {id(dataset): dataset})
+        with isolated_random_state(0):
+            positions = list(islice(flatten(own), len(dataset)))  # some never end
+    except Exception:  # it cannot be copied, say
+        return None
+    if not all(isinstance(position, Integral) for position in positions):
+        return None
+    return _none_if_all(loader, list(dict.fromkeys(map(int, positions))))
+
+
+def _none_if_all(loader: DataLoader[Any], positions: list[int]) -> list[int] | None:
+    return None if len(positions) == len(loader.dataset) else positions  # type: ignore[arg-type]

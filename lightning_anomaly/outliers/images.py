@@ -108,7 +108,10 @@ def _checked(loader: Any, argument: str) -> DataLoader[Any]:
     elif loader.batch_sampler is None:
         found = "`batch_size=None`: give a number, and a data set of single images"
     elif drawn_from(loader) is not None:  # the images that it leaves out would be taken too
-        found = "a SubsetRandomSampler: give a loader over `Subset(data_set, indices)`, whose positions are then those"
+        found = (
+            "a sampler that leaves some out: give a loader over `Subset(data_set, indices)`, whose positions are then "
+            "those"
+        )
     if found:
         raise ValueError(
             f"Parameter `{argument}` should be a loader over a data set with a length, whose images it puts into "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_anomaly.capture.hooks import evaluating
 
 
 @contextmanager
@@ -45,7 +49,9 @@ class Rows:
     @property
     def tensor(self) -> Tensor:
         """The whole tensor as it is now."""
-        tensor: Tensor = getattr(self.owner, self.name)
+        # What is pruned meanwhile is made anew from this parameter before each pass (`torch.nn.utils.prune`).
+        pruned: Tensor | None = self.owner._parameters.get(f"{self.name}_orig")
+        tensor: Tensor = getattr(self.owner, self.name) if pruned is None else pruned
         return tensor
 
     def read(self) -> Tensor:
@@ -102,9 +108,20 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
         Rows of the weight, or of weight_norm's two parts of it, and of the bias.
 
     Raises:
-        ValueError: The layer is lazy, or its weight is made from others in a way that cannot be masked per filter.
+        ValueError: The layer is lazy, its weight is made from others in a way that cannot be masked per filter, or it
+            does more than a convolution, so that its output is not 0 where weight and bias are.
     """
     _refuse_lazy(layer, conv)
+    rows = _conv_rows(layer, conv, filters)
+    if not _silent_without_weights(conv):
+        raise ValueError(
+            "Parameter `filters` should name layers whose output is 0 where their weight and bias are. Found "
+            f"'{layer}', a {type(conv).__name__}."
+        )
+    return rows
+
+
+def _conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     channels = (torch.tensor(filters, device="cpu"),)
     bias = [] if conv.bias is None else [Rows(conv, "bias", filters, channels)]
     if not is_parametrized(conv) and {"weight", "bias"} <= set(conv._parameters):
@@ -124,6 +141,25 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     # weight = g * v / |v|: g carries the zero, and v is parked at 1, so that weight decay cannot drive it into 0 / 0.
     owner, g, v = normed
     return [Rows(owner, g, filters, channels), Rows(owner, v, filters, channels, fill=1.0), *bias]
+
+
+def _silent_without_weights(conv: Any) -> bool:
+    """Whether a filter is; if a convolution is of somebody's own class, one is tried out on a copy."""
+    if any(isinstance(child, _NormBase) for child in conv.modules()):  # as in quantization-aware training
+        return False
+    owners = {getattr(getattr(type(conv), name, None), "__module__", "") for name in ("forward", "_conv_forward")}
+    if owners <= {nn.Conv2d.__module__, ""}:
+        return True
+    try:
+        tried = copy.deepcopy(conv)
+        for own in _conv_rows("", tried, [0]):
+            own.zero()
+        sides = [step * (side - 1) + 1 for side, step in zip(conv.kernel_size, conv.dilation, strict=True)]
+        with evaluating(tried):
+            output = tried.forward(torch.ones(1, conv.in_channels, *sides).to(conv.weight))
+        return bool((output[:, 0] == 0).all())
+    except Exception:  # it takes something else than images
+        return True
 
 
 def _weight_norm(conv: Any) -> tuple[nn.Module, str, str] | None:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
+from lightning_anomaly.capture.hooks import Hook, compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.capture.probe import copied
 from lightning_anomaly.pruning.operations import watching_operations
@@ -113,7 +113,6 @@ class FlowObserver:
         self.remove()
 
     def _watch(self, hooks: ExitStack, name: str, module: nn.Module) -> None:
-        # The hooks are plain functions: a model that is deep-copied meanwhile does not copy this observer.
         def called(module: nn.Module, args: Any, kwargs: Any) -> None:
             tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
             origins = () if tensor is None else self._origins(module, tensor)
@@ -128,9 +127,9 @@ class FlowObserver:
                 self._start(module, name, output)
 
         if is_norm(module) or passes_zeros(module):
-            hooks.callback(module.register_forward_pre_hook(called, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_pre_hook(Hook(called), with_kwargs=True).remove)
         if is_norm(module) or isinstance(module, _ConvNd):
-            hooks.callback(module.register_forward_hook(returned).remove)
+            hooks.callback(module.register_forward_hook(Hook(returned)).remove)
 
     def _origins(self, module: nn.Module, tensor: Tensor) -> tuple[Origin, ...]:
         """What each channel of a layer's input is made of, or group of channels; `()` if of nothing that is followed.

@@ -52,6 +52,9 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch._C._get_tracing_state() is not None:  # `torch.jit.trace` records what an operation is made of
+            with _past_the_modes():
+                return func(*args, **kwargs)
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         before = [(watcher, watcher.before(tensors)) for watcher in self._watchers]
         with _as_without_a_mode(func, types):
@@ -83,6 +86,12 @@ def _as_without_a_mode(func: Any, types: Any) -> Iterator[None]:
     if not _has_own_parts(func) or types or _get_current_dispatch_mode() is not None:  # somebody else is to see them
         yield
         return
+    with _past_the_modes():
+        yield
+
+
+@contextmanager
+def _past_the_modes() -> Iterator[None]:
     with torch._C._RestorePythonTLSSnapshot(), torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
         yield
 

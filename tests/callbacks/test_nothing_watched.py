@@ -97,9 +97,9 @@ def test_a_module_that_takes_other_images_or_none_is_said_not_to_be_watched(
         "stand for nothing: "
     )
     assert text.endswith(
-        "Give `train_inputs` and `val_inputs` as the module's `forward` takes them. EarlyStopping on "
-        "'two_sample/p_value' will never have a reason to stop and ModelCheckpoint on 'two_sample/fraction' has "
-        "nothing to rank by."
+        "Give `train_inputs` and `val_inputs` as the module's `forward` takes them, which has to be one tensor. "
+        "EarlyStopping on 'two_sample/p_value' will never have a reason to stop and ModelCheckpoint on "
+        "'two_sample/fraction' has nothing to rank by."
     )
     assert "last values" not in text
     assert trainer.current_epoch == 3

@@ -144,6 +144,70 @@ def test_refuses_a_weight_made_from_others_and_touches_nothing(how: str) -> None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+class Normed(nn.Conv2d):
+    """As layers of quantization-aware training have it."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(super().forward(x))
+
+
+class Scaled(nn.Conv2d):
+    """Its weight has a norm of 1 for each filter, of a filter without any it is 0 / 0 unless there is an `eps`."""
+
+    eps = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.rand(1)
+        norms = self.weight.flatten(1).norm(dim=1)[:, None, None, None]
+        return self._conv_forward(x, self.weight / (norms + self.eps), self.bias)
+
+
+class ScaledSafely(Scaled):
+    eps = 1e-6
+
+
+@pytest.mark.parametrize("kind", [Normed, Scaled])
+def test_refuses_a_layer_that_is_not_silent_without_weights(kind: type[nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), kind(4, 6, 3) if kind is Scaled else kind())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"whose output is 0 where their .* Found '1', a {kind.__name__}\."):
+        mask_filters(model, {"0": [1], "1": [1]}, example_input=torch.randn(2, 4, 7, 7))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_masks_a_layer_of_somebody_s_own_that_is_silent_without_weights() -> None:
+    conv, state, calls = ScaledSafely(4, 6, 3), torch.get_rng_state(), []
+    conv.register_forward_hook(lambda *_: calls.append(1))
+    mask_filters(conv, {"": [1]})
+    assert not calls  # it was tried out on a copy, whose hooks are somebody's own
+    assert torch.equal(torch.get_rng_state(), state)
+    output = conv(torch.randn(2, 4, 5, 5))
+    assert output.count_nonzero((0, 2, 3)).eq(0).tolist() == [False, True, False, False, False, False]
+
+
+def test_what_is_pruned_meanwhile_stays_masked() -> None:
+    conv = nn.Conv2d(4, 6, 3)
+    mask = mask_filters(conv, {"": [1, 4]})
+    prune.l1_unstructured(conv, "weight", 0.5)
+    optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
+    for _ in range(2):
+        conv(torch.randn(2, 4, 5, 5)).square().sum().backward()
+        conv.weight_orig.grad[1] += 1
+        mask.keep_gradients()
+        assert conv.weight_orig.grad[[1, 4]].count_nonzero() == 0
+        conv.weight_orig.grad[1] += 1
+        optimizer.step()
+        mask.keep()
+        assert mask.verify()
+        assert conv(torch.randn(2, 4, 5, 5))[:, [1, 4]].count_nonzero() == 0
+    prune.remove(conv, "weight")
+    assert mask.verify()
+
+
 def test_refuses_a_parametrized_norm() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))
     parametrize.register_parametrization(model[1], "weight", Doubled())

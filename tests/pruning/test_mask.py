@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from lightning_anomaly import AnomalyReport, analyze
@@ -621,6 +622,15 @@ def test_names_are_those_without_compile() -> None:
     assert leak(model) == 0
     assert mask.state_dict()["norms"] == {"conv1": ["norm1"], "conv2": ["norm2"], "up": []}
     FilterMask.from_state_dict(pretrained(), mask.state_dict())
+
+
+def test_names_are_those_without_fabric() -> None:
+    model = pretrained()
+    wrapped = Fabric(accelerator="cpu", devices=1).setup(model)
+    report = analyze(wrapped, IMAGES.repeat(8, 1, 1, 1))
+    assert set(report.layers) == {"conv1", "conv2", "up"}
+    mask_filters(wrapped, FILTERS, example_input=IMAGES)
+    assert leak(model) == 0
 
 
 def test_a_model_without_norms_needs_no_example() -> None:

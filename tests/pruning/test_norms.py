@@ -388,8 +388,11 @@ def test_hooks_are_gone_after_an_exception() -> None:
 def test_a_model_copied_while_it_is_watched_does_not_copy_the_observer() -> None:
     model = nn.Sequential(conv(), nn.BatchNorm2d(4))
     with FlowObserver(model) as observer:
-        copy.deepcopy(model)(IMAGES)
-        assert observer.flow.norms == {"0": ["1"]}  # the copied hooks are the same functions, not a copied observer
+        copied = copy.deepcopy(model)
+        copied(IMAGES)
+        assert observer.flow.norms == {}
+        model(IMAGES)
+        assert observer.flow.norms == {"0": ["1"]}
 
 
 class Restless(nn.Module):

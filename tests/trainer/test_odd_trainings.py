@@ -1,5 +1,7 @@
 """Trainings with a turn that tests seldom have: what is logged stays right, or it is said, and the training goes on."""
 
+import copy
+import io
 import math
 import os
 from collections import OrderedDict
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly import TwoSampleCallback
+from lightning_anomaly import AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.callbacks import _figures, two_sample
 from lightning_anomaly.callbacks._figures import FigureSchedule
 from lightning_anomaly.callbacks._loaders import training_batches
@@ -214,7 +216,11 @@ def test_a_training_probe_is_loaded_in_a_worker_where_the_training_is() -> None:
 def test_a_training_probe_has_none_of_the_samples_that_the_loader_leaves_out() -> None:
     data = TensorDataset(images(), torch.arange(60))
     kept = list(range(1, 60, 3))
-    train = DataLoader(data, 20, sampler=SubsetRandomSampler(kept))
+    for sampler in (SubsetRandomSampler(kept), kept):
+        _takes_only(DataLoader(data, 20, sampler=sampler), kept)
+
+
+def _takes_only(train: DataLoader[Any], kept: list[int]) -> None:
     for size, number in ((10, 10), (50, 20)):
         taken = torch.cat([labels for _, labels in training_batches(train, size, 0)]).tolist()
         assert len(set(taken)) == len(taken) == number
@@ -238,6 +244,49 @@ def test_a_training_probe_is_of_the_batches_that_are_overfitted(tmp_path: Path) 
     assert ours.report.n_samples == 40
     trained, probe = torch.cat(seen[:2]), torch.cat(seen[2:4])  # an epoch of two batches, then the probe
     assert {x.sum().item() for x in probe} == {x.sum().item() for x in trained}
+
+
+# what a validation step does with the model
+
+
+class Exports(SmallNet):
+    """Saves, copies and traces what is watched, in the first validation step."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        layers = nn.Sequential(self.conv1, self.norm, self.conv2)
+        if batch_idx == 0:
+            file = io.BytesIO()
+            torch.save(layers, file)
+            file.seek(0)
+            self.copies = [copy.deepcopy(layers), torch.load(file, weights_only=False)]
+            for copied in self.copies:
+                copied(-batch[0])  # the maps of a copy are not the model's
+        super().validation_step(batch, batch_idx)
+        if batch_idx == 0:
+            self.traced = torch.jit.trace(layers, batch[0][:2], check_trace=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_a_model_can_be_saved_copied_and_traced_while_it_is_watched(tmp_path: Path) -> None:
+    def run(*callbacks: Any) -> Exports:
+        torch.manual_seed(0)
+        module = Exports()
+        quiet_trainer(tmp_path, *callbacks, max_epochs=1, num_sanity_val_steps=0).fit(module, loader(), loader())
+        return module
+
+    alone, ours = run(), watcher(layers=["conv2"])
+    watched = run(ours, AnomalyPruneCallback(on_rise=0.9))
+    plain = watcher(layers=["conv2"])
+    torch.manual_seed(0)
+    quiet_trainer(tmp_path, plain, max_epochs=1, num_sanity_val_steps=0).fit(SmallNet(), loader(), loader())
+    assert same_but_seconds(ours) == same_but_seconds(plain)
+    with torch.no_grad():
+        for copied in (*watched.copies, watched.traced):
+            assert torch.equal(copied(images(70)), alone.copies[0](images(70)))
+
+
+def same_but_seconds(callback: Any) -> dict[str, float]:
+    return {name: value for name, value in callback.history[-1]["metrics"].items() if name != "seconds"}
 
 
 # a fit that the user ends
