@@ -16,7 +16,15 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, Pieces, map_statistics, pool_maps
 
-__all__ = ["Hook", "MapCapture", "compiled_models_eager", "evaluating", "keeping_random_state", "taking_alone"]
+__all__ = [
+    "Hook",
+    "MapCapture",
+    "compiled_models_eager",
+    "evaluating",
+    "keeping_random_state",
+    "only_recorded",
+    "taking_alone",
+]
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
@@ -97,10 +105,22 @@ def taking_alone(capture: MapCapture) -> Iterator[None]:
         _this_thread.only = before
 
 
+def only_recorded() -> bool:
+    """Whether what runs is recorded, or runs on tensors without values: traced, exported or transformed."""
+    kinds = torch._C._TorchDispatchModeKey
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or any(torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY))
+    )
+
+
 class Hook:
     """A hook that keeps out of what a user may do with its module meanwhile.
 
-    Copied or pickled with the module it is one that does nothing, and `torch.jit.trace` records nothing of it.
+    Copied or pickled with the module it is one that does nothing, and where the module is traced, exported or
+    transformed (`torch.func`) nothing of it is seen.
 
     Args:
         function: What the hook does.
@@ -111,7 +131,7 @@ class Hook:
 
     def __call__(self, *args: Any) -> None:
         """Does it."""
-        if torch._C._get_tracing_state() is None:
+        if not only_recorded():
             self._function(*args)
 
     def __reduce__(self) -> Any:

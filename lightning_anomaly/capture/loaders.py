@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import chain, islice
 from numbers import Integral
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -51,7 +52,8 @@ def reread(
 def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
     """The positions that a loader's sampler draws from; None for all of them, or if it does not draw positions.
 
-    A sampler or batch sampler of a kind that is not known is asked: a copy of it draws for one epoch.
+    A sampler or batch sampler of a kind that is not known is asked: a copy of it draws for one epoch, and what it gives
+    is sorted, as it may come in another order each time.
     """
     batches: Any = loader.batch_sampler
     if batches is not None and not hasattr(batches, "sampler"):
@@ -60,8 +62,9 @@ def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
     sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # as Lightning wraps it for processes
     if type(sampler) in (SequentialSampler, RandomSampler) or isinstance(sampler, DistributedSampler):
         return None
-    if isinstance(sampler, SubsetRandomSampler):
-        return sampler.indices
+    if isinstance(sampler, (Sequence, SubsetRandomSampler)):
+        indices = sampler.indices if isinstance(sampler, SubsetRandomSampler) else sampler
+        return _none_if_all(loader, list(dict.fromkeys(map(int, indices))))
     if isinstance(sampler, WeightedRandomSampler):
         return _none_if_all(loader, sampler.weights.nonzero()[:, 0].tolist())
     return _asked(loader, sampler, iter)
@@ -69,16 +72,17 @@ def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
 
 def _asked(loader: DataLoader[Any], sampler: Any, flatten: Callable[[Any], Iterator[Any]]) -> list[int] | None:
     dataset: Any = loader.dataset
+    # A sampler may hold the data set, which is not to be copied.
+    held = {id(data): data for data in (dataset, getattr(dataset, "dataset", None))}
+    most = max(len(dataset), len(sampler) if isinstance(sampler, Sized) else 0)  # some never end
     try:
-        # A sampler may hold the data set, which is not to be copied.
-        own = sampler if isinstance(sampler, Sequence) else copy.deepcopy(sampler, {id(dataset): dataset})
         with isolated_random_state(0):
-            positions = list(islice(flatten(own), len(dataset)))  # some never end
+            positions = list(islice(flatten(copy.deepcopy(sampler, held)), most))
     except Exception:  # it cannot be copied, say
         return None
-    if not all(isinstance(position, Integral) for position in positions):
+    if not all(isinstance(own, (Integral, Tensor)) for own in positions):
         return None
-    return _none_if_all(loader, list(dict.fromkeys(map(int, positions))))
+    return _none_if_all(loader, sorted({*map(int, positions)}))
 
 
 def _none_if_all(loader: DataLoader[Any], positions: list[int]) -> list[int] | None:

@@ -109,8 +109,8 @@ def _checked(loader: Any, argument: str) -> DataLoader[Any]:
         found = "`batch_size=None`: give a number, and a data set of single images"
     elif drawn_from(loader) is not None:  # the images that it leaves out would be taken too
         found = (
-            "a sampler that leaves some out: give a loader over `Subset(data_set, indices)`, whose positions are then "
-            "those"
+            "a sampler that leaves some out: give a loader without it, or over `Subset(data_set, indices)`, whose "
+            "positions are then those"
         )
     if found:
         raise ValueError(

@@ -145,21 +145,24 @@ def _conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
 
 def _silent_without_weights(conv: Any) -> bool:
     """Whether a filter is; if a convolution is of somebody's own class, one is tried out on a copy."""
-    if any(isinstance(child, _NormBase) for child in conv.modules()):  # as in quantization-aware training
-        return False
+    has_norms = any(isinstance(child, _NormBase) for child in conv.modules())  # as in quantization-aware training
     owners = {getattr(getattr(type(conv), name, None), "__module__", "") for name in ("forward", "_conv_forward")}
-    if owners <= {nn.Conv2d.__module__, ""}:
+    if owners <= {nn.Conv2d.__module__, ""} and not has_norms:
         return True
     try:
         tried = copy.deepcopy(conv)
         for own in _conv_rows("", tried, [0]):
             own.zero()
+        for norm in tried.modules():  # one behind the filters would make something else than 0 of them, once trained
+            for tensor in (norm.bias, norm.running_mean) if isinstance(norm, _NormBase) else ():
+                if tensor is not None:
+                    tensor += 1
         sides = [step * (side - 1) + 1 for side, step in zip(conv.kernel_size, conv.dilation, strict=True)]
         with evaluating(tried):
             output = tried.forward(torch.ones(1, conv.in_channels, *sides).to(conv.weight))
         return bool((output[:, 0] == 0).all())
     except Exception:  # it takes something else than images
-        return True
+        return not has_norms
 
 
 def _weight_norm(conv: Any) -> tuple[nn.Module, str, str] | None:

@@ -13,6 +13,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
+from lightning_anomaly.capture.hooks import only_recorded
+
 __all__ = ["OperationWatcher", "watching_operations"]
 
 
@@ -55,6 +57,8 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch._C._get_tracing_state() is not None:  # `torch.jit.trace` records what an operation is made of
             with _past_the_modes():
                 return func(*args, **kwargs)
+        if only_recorded():  # by others, who are to see the operation itself
+            return func(*args, **kwargs)
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         before = [(watcher, watcher.before(tensors)) for watcher in self._watchers]
         with _as_without_a_mode(func, types):

@@ -1,6 +1,7 @@
 """Which positions a loader draws from, whatever its sampler, which is left as it was."""
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -48,6 +49,20 @@ class Uncopied(Dataset[Tensor]):
         raise AssertionError("a data set may be large")
 
 
+class Repeated(Sampler[Tensor]):
+    """Draws each position three times in a row, as a tensor, in another order each time."""
+
+    def __init__(self, positions: Any) -> None:
+        self.positions, self.generator = torch.tensor(list(positions)), torch.Generator().manual_seed(0)
+
+    def __len__(self) -> int:
+        return 3 * len(self.positions)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.positions), generator=self.generator)
+        return iter(self.positions[order].repeat_interleave(3))
+
+
 class Pairs(Sampler[Any]):
     """Positions with something else, as for images of several sizes."""
 
@@ -69,7 +84,11 @@ class Pairs(Sampler[Any]):
         ({"sampler": range(2, 6)}, [2, 3, 4, 5]),
         ({"sampler": WeightedRandomSampler([0.0, 1.0, 2.0] + [0.0] * 9, 4)}, [1, 2]),
         ({"sampler": WeightedRandomSampler([1.0] * 12, 4)}, None),
-        ({"batch_sampler": [[4, 1], [9]]}, [4, 1, 9]),
+        ({"sampler": SubsetRandomSampler(range(12))}, None),
+        ({"sampler": torch.tensor([5, 3, 5])}, [3, 5]),
+        ({"sampler": Repeated(range(12))}, None),
+        ({"sampler": Repeated([7, 2])}, [2, 7]),
+        ({"batch_sampler": [[4, 1], [9]]}, [1, 4, 9]),
         ({"sampler": Pairs()}, None),
     ],
 )
@@ -88,3 +107,5 @@ def test_a_sampler_that_is_asked_is_as_before_and_takes_no_random_numbers() -> N
     assert torch.equal(torch.get_rng_state(), state)
     assert sampler.order == list(range(1, 12))
     assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(0).get_state())
+    list(islice(iter(sampler), 11))  # the training's epoch
+    assert drawn_from(DataLoader(data, sampler=sampler)) == found

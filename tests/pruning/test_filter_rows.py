@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lightning_anomaly.pruning.mask import mask_filters
+from lightning_anomaly.pruning.norms import NormFlow
 
 CONVOLUTIONS = {
     "1d": lambda bias: nn.Conv1d(4, 6, 3, bias=bias),
@@ -155,6 +156,11 @@ class Normed(nn.Conv2d):
         return self.norm(super().forward(x))
 
 
+class NormedBefore(Normed):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.Conv2d.forward(self, x * self.norm(x.new_ones(2, 6, 1, 1)).mean())
+
+
 class Scaled(nn.Conv2d):
     """Its weight has a norm of 1 for each filter, of a filter without any it is 0 / 0 unless there is an `eps`."""
 
@@ -179,10 +185,11 @@ def test_refuses_a_layer_that_is_not_silent_without_weights(kind: type[nn.Module
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_masks_a_layer_of_somebody_s_own_that_is_silent_without_weights() -> None:
-    conv, state, calls = ScaledSafely(4, 6, 3), torch.get_rng_state(), []
+@pytest.mark.parametrize("kind", [ScaledSafely, NormedBefore])
+def test_masks_a_layer_of_somebody_s_own_that_is_silent_without_weights(kind: type[nn.Conv2d]) -> None:
+    conv, state, calls = ScaledSafely(4, 6, 3) if kind is ScaledSafely else kind(), torch.get_rng_state(), []
     conv.register_forward_hook(lambda *_: calls.append(1))
-    mask_filters(conv, {"": [1]})
+    mask_filters(conv, {"": [1]}, flow=NormFlow({"": []}))
     assert not calls  # it was tried out on a copy, whose hooks are somebody's own
     assert torch.equal(torch.get_rng_state(), state)
     output = conv(torch.randn(2, 4, 5, 5))

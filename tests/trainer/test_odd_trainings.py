@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
 
@@ -264,10 +265,14 @@ class Exports(SmallNet):
         super().validation_step(batch, batch_idx)
         if batch_idx == 0:
             self.traced = torch.jit.trace(layers, batch[0][:2], check_trace=False)
+            self.exported = torch.export.export(layers, (batch[0],), strict=False).graph_module
+            with FakeTensorMode(allow_non_fake_inputs=True) as fakes:
+                layers(fakes.from_tensor(batch[0]))
+            torch.func.vmap(lambda image: self.conv1(image))(batch[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
-def test_a_model_can_be_saved_copied_and_traced_while_it_is_watched(tmp_path: Path) -> None:
+def test_a_model_can_be_saved_copied_traced_and_exported_while_it_is_watched(tmp_path: Path) -> None:
     def run(*callbacks: Any) -> Exports:
         torch.manual_seed(0)
         module = Exports()
@@ -280,6 +285,7 @@ def test_a_model_can_be_saved_copied_and_traced_while_it_is_watched(tmp_path: Pa
     torch.manual_seed(0)
     quiet_trainer(tmp_path, plain, max_epochs=1, num_sanity_val_steps=0).fit(SmallNet(), loader(), loader())
     assert same_but_seconds(ours) == same_but_seconds(plain)
+    assert len(watched.exported.graph.nodes) == len(alone.exported.graph.nodes)
     with torch.no_grad():
         for copied in (*watched.copies, watched.traced):
             assert torch.equal(copied(images(70)), alone.copies[0](images(70)))
