@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import chain, islice
 from numbers import Integral
 from typing import Any
@@ -63,10 +63,9 @@ def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
     if type(sampler) in (SequentialSampler, RandomSampler) or isinstance(sampler, DistributedSampler):
         return None
     if isinstance(sampler, (Sequence, SubsetRandomSampler)):
-        indices = sampler.indices if isinstance(sampler, SubsetRandomSampler) else sampler
-        return _none_if_all(loader, list(dict.fromkeys(map(int, indices))))
+        return _unless_all(loader, sampler.indices if isinstance(sampler, SubsetRandomSampler) else sampler)
     if isinstance(sampler, WeightedRandomSampler):
-        return _none_if_all(loader, sampler.weights.nonzero()[:, 0].tolist())
+        return _unless_all(loader, sampler.weights.nonzero()[:, 0])
     return _asked(loader, sampler, iter)
 
 
@@ -77,13 +76,16 @@ def _asked(loader: DataLoader[Any], sampler: Any, flatten: Callable[[Any], Itera
     most = max(len(dataset), len(sampler) if isinstance(sampler, Sized) else 0)  # some never end
     try:
         with isolated_random_state(0):
-            positions = list(islice(flatten(copy.deepcopy(sampler, held)), most))
+            found = _unless_all(loader, islice(flatten(copy.deepcopy(sampler, held)), most))
     except Exception:  # it cannot be copied, say
         return None
-    if not all(isinstance(own, (Integral, Tensor)) for own in positions):
+    return None if found is None else sorted(found)
+
+
+def _unless_all(loader: DataLoader[Any], drawn: Iterable[Any]) -> list[int] | None:
+    """The positions drawn, each once; None if these are all there are, or something else."""
+    own = list(drawn)
+    if not all(isinstance(one, Integral) or (isinstance(one, Tensor) and one.ndim == 0) for one in own):
         return None
-    return _none_if_all(loader, sorted({*map(int, positions)}))
-
-
-def _none_if_all(loader: DataLoader[Any], positions: list[int]) -> list[int] | None:
+    positions = list(dict.fromkeys(map(int, own)))
     return None if len(positions) == len(loader.dataset) else positions  # type: ignore[arg-type]

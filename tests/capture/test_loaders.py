@@ -90,6 +90,8 @@ class Pairs(Sampler[Any]):
         ({"sampler": Repeated([7, 2])}, [2, 7]),
         ({"batch_sampler": [[4, 1], [9]]}, [1, 4, 9]),
         ({"sampler": Pairs()}, None),
+        ({"sampler": list(Pairs())}, None),
+        ({"sampler": torch.tensor([[0, 1], [2, 3]]), "batch_size": None}, None),
     ],
 )
 def test_the_positions_are_those_of_the_sampler(options: Any, expected: list[int] | None) -> None:
