@@ -46,8 +46,8 @@ def write_outlier_page(
         row["score"] = row["score"] if math.isfinite(row["score"]) else None  # JSON has no infinity
     # By which a browser keeps what was ticked: the same for the same ranking, whatever its images are called.
     key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-    for row in rows:
-        if names is not None:
+    if names is not None:
+        for row in rows:
             row["label"] = str(names[row["position"]])
     images = None if report.images is None else report.images[: len(rows)]
     index = {

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from lightning_anomaly.capture.loaders import drawn_from, reread
 
-__all__ = ["shuffles", "training_batches", "unpadded_length"]
+__all__ = ["part_of", "shuffles", "training_batches", "unpadded_length"]
 
 _BATCH = 64
 
@@ -38,16 +38,13 @@ def shuffles(loaders: Any) -> bool:
     return isinstance(getattr(_first(loaders), "sampler", None), RandomSampler)
 
 
-def training_batches(
-    loader: Any, size: int, seed: int, share: slice = slice(None), first: int | None = None
-) -> DataLoader[Any]:
+def training_batches(loader: Any, size: int, seed: int, first: int | None = None) -> DataLoader[Any]:
     """Batches of a fixed random sample of a training set.
 
     Args:
         loader: A `DataLoader` over a data set that has a length.
         size: Number of samples; all of them if the set has fewer.
         seed: Seed of the choice.
-        share: The part of the sample that is wanted.
         first: Take the sample from so many of the loader's first batches only; None takes all.
 
     Raises:
@@ -70,4 +67,11 @@ def training_batches(
     chosen = [int(places[place]) for place in order]
     # In a worker where the training has some: open files and generators of the data set's own are not shared then.
     workers = min(1, loader.num_workers)
-    return reread(loader, chosen[share], batch_size=batch_size, num_workers=workers, seed=seed)
+    return reread(loader, chosen, batch_size=batch_size, num_workers=workers, seed=seed)
+
+
+def part_of(sample: DataLoader[Any], share: slice, seed: int) -> DataLoader[Any]:
+    """Batches of a part of the sample that `training_batches` gave."""
+    positions: Any = sample.sampler  # a list
+    size, workers = sample.batch_size, sample.num_workers
+    return reread(sample, positions[share], batch_size=size, num_workers=workers, seed=seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._loaders import training_batches, unpadded_length
+from lightning_anomaly.callbacks._loaders import part_of, training_batches, unpadded_length
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor, plain_tensor
-from lightning_anomaly.capture.probe import isolated_random_state, probing
+from lightning_anomaly.capture.probe import isolated_random_state, most_samples, probing
 from lightning_anomaly.processes import rank_and_world
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
@@ -103,9 +102,7 @@ class ValidationWatch:
 
     @property
     def _taken(self) -> int:
-        """How many samples most layers gave so far."""
-        counts = Counter(layer.count for layer in self._capture.maps.values() if layer.count)
-        return counts.most_common(1)[0][0] if counts else 0
+        return most_samples(self._capture.maps)
 
     def analyse(self, notes: Mapping[str, str], images: Tensor | None, wanted: Wanted) -> Found:
         """What was found. All processes call it and learn the same; none waits for one that failed.
@@ -209,10 +206,8 @@ def run_training_probe(
 
     # Dealt out as `sample_places` expects it, so that process 0 has as many samples as any.
     first = trainer.num_training_batches if trainer.overfit_batches else None  # no other is trained on then
-    own, most = (
-        training_batches(trainer.train_dataloader, size, seed, slice(rank, None, trainer.world_size), first)
-        for rank in (trainer.global_rank, 0)
-    )
+    sample = training_batches(trainer.train_dataloader, size, seed, first)
+    own, most = (part_of(sample, slice(rank, None, trainer.world_size), seed) for rank in (trainer.global_rank, 0))
     with probing(pl_module, capture), isolated_random_state(seed), unlogged(pl_module):
         for batch in own:
             on_batch(batch)
@@ -220,5 +215,5 @@ def run_training_probe(
             if capture.full:
                 return
         if len(own) < len(most):  # what the module does with a batch may communicate: all processes do it as often
-            for batch in training_batches(trainer.train_dataloader, 1, seed):
+            for batch in part_of(sample, slice(1), seed):
                 forward(batch, nullcontext())

@@ -55,37 +55,37 @@ def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
     A sampler or batch sampler of a kind that is not known is asked: a copy of it draws for one epoch, and what it gives
     is sorted, as it may come in another order each time.
     """
+    dataset: Any = loader.dataset
     batches: Any = loader.batch_sampler
     if batches is not None and not hasattr(batches, "sampler"):
-        return _asked(loader, batches, chain.from_iterable)
+        return _asked(batches, chain.from_iterable, dataset)
     sampler: Any = loader.sampler if batches is None else batches.sampler
     sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # as Lightning wraps it for processes
     if type(sampler) in (SequentialSampler, RandomSampler) or isinstance(sampler, DistributedSampler):
         return None
     if isinstance(sampler, (Sequence, SubsetRandomSampler)):
-        return _unless_all(loader, sampler.indices if isinstance(sampler, SubsetRandomSampler) else sampler)
+        return _unless_all(sampler.indices if isinstance(sampler, SubsetRandomSampler) else sampler, len(dataset))
     if isinstance(sampler, WeightedRandomSampler):
-        return _unless_all(loader, sampler.weights.nonzero()[:, 0])
-    return _asked(loader, sampler, iter)
+        return _unless_all(sampler.weights.nonzero()[:, 0], len(dataset))
+    return _asked(sampler, iter, dataset)
 
 
-def _asked(loader: DataLoader[Any], sampler: Any, flatten: Callable[[Any], Iterator[Any]]) -> list[int] | None:
-    dataset: Any = loader.dataset
+def _asked(sampler: Any, flatten: Callable[[Any], Iterator[Any]], dataset: Any) -> list[int] | None:
     # A sampler may hold the data set, which is not to be copied.
     held = {id(data): data for data in (dataset, getattr(dataset, "dataset", None))}
     most = max(len(dataset), len(sampler) if isinstance(sampler, Sized) else 0)  # some never end
     try:
         with isolated_random_state(0):
-            found = _unless_all(loader, islice(flatten(copy.deepcopy(sampler, held)), most))
+            found = _unless_all(islice(flatten(copy.deepcopy(sampler, held)), most), len(dataset))
     except Exception:  # it cannot be copied, say
         return None
     return None if found is None else sorted(found)
 
 
-def _unless_all(loader: DataLoader[Any], drawn: Iterable[Any]) -> list[int] | None:
-    """The positions drawn, each once; None if these are all there are, or something else."""
+def _unless_all(drawn: Iterable[Any], size: int) -> list[int] | None:
+    """The positions drawn, each once; None if these are all `size` that there are, or something else."""
     own = list(drawn)
     if not all(isinstance(one, Integral) or (isinstance(one, Tensor) and one.ndim == 0) for one in own):
         return None
     positions = list(dict.fromkeys(map(int, own)))
-    return None if len(positions) == len(loader.dataset) else positions  # type: ignore[arg-type]
+    return None if len(positions) == size else positions

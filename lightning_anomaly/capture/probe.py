@@ -30,6 +30,7 @@ __all__ = [
     "check_inputs",
     "copied",
     "isolated_random_state",
+    "most_samples",
     "probing",
     "run",
     "usable_layers",
@@ -204,6 +205,12 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
+def most_samples(maps: Mapping[str, LayerMaps]) -> int:
+    """How many samples most layers gave, of those that gave any; 0 if none did."""
+    counts = Counter(layer.count for layer in maps.values() if layer.count)
+    return counts.most_common(1)[0][0] if counts else 0
+
+
 def usable_layers(
     maps: Mapping[str, LayerMaps], expected: int | None = None
 ) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
@@ -216,8 +223,7 @@ def usable_layers(
     Returns:
         These layers, the number of samples, and notes on the layers that are left out.
     """
-    counts = Counter(layer.count for layer in maps.values() if layer.count)
-    n_samples = (counts.most_common(1)[0][0] if counts else 0) if expected is None else expected
+    n_samples = most_samples(maps) if expected is None else expected
     usable: dict[str, LayerMaps] = {}
     notes: dict[str, str] = {}
     for name, layer in maps.items():

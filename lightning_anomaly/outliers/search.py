@@ -303,7 +303,7 @@ class _Runner:
         """Positions `(n,)` and statistics of each batch."""
         batches = track(images.batches(positions), math.ceil(len(positions) / images.batch_size), what, self._progress)
         for places, batch in batches:
-            capture = MapCapture(self._layers, rectify=False, summary=map_statistics)
+            capture = MapCapture(self._layers, summary=map_statistics)
             with probing(self._model, capture), capture:
                 self._model(batch.to(self.device, self._dtype))
             usable, _, notes = usable_layers(capture.maps, len(batch))
