@@ -20,9 +20,12 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.fixture(autouse=True)
 def lightning_speaks() -> None:
-    """Recipes silence Lightning for the rest of the process; a test must not depend on those before it."""
+    """Recipes silence Lightning for the rest of the process, and Lightning keeps its messages from other handlers if it
+    was imported before there were any; a test must not depend on either.
+    """
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).propagate = True
 
 
 class Trained(NamedTuple):

@@ -148,10 +148,8 @@ def test_every_report_is_finite(maps, settings):
 # engines
 
 
-@READINGS
-@pytest.mark.parametrize("rectify", [True, False])
-def test_every_engine_gives_the_same_report_of_a_trained_network(trained, settings, rectify, no_processes):
-    settings = replace(settings, rectify=rectify)
+@pytest.mark.parametrize("settings", [DEFAULT, replace(DEFAULT, rectify=False), PAPER], ids=["default", "raw", "paper"])
+def test_every_engine_gives_the_same_report_of_a_trained_network(trained, settings, no_processes):
     theirs = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine="sklearn"))
     assert theirs.count > 0
     for engine in ("auto", "torch"):

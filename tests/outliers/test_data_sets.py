@@ -2,25 +2,22 @@
 
 import random
 from dataclasses import dataclass
-from multiprocessing import get_context, get_start_method
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from in_workers import DATA, InWorkers, open_data_set
 from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
     SubsetRandomSampler,
-    TensorDataset,
-    get_worker_info,
 )
 
 from lightning_anomaly import find_outliers
-
-DATA = TensorDataset(torch.randn(120, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(120))
 
 
 @pytest.fixture
@@ -53,26 +50,6 @@ class Augmented(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return DATA[index][0] + torch.rand(()) + random.random() + np.random.rand()
-
-
-class InWorkers(Dataset[Tensor]):
-    """Gives nothing before a worker has opened it; knows whether it was forked."""
-
-    scale: float | None = None
-
-    def __len__(self) -> int:
-        return 120
-
-    def __getitem__(self, index: int) -> Tensor:
-        assert self.scale is not None or get_worker_info() is None
-        return DATA[index][0]
-
-
-def open_data_set(worker: int) -> None:
-    data = get_worker_info().dataset
-    data.scale = 1.0
-    assert isinstance(data, InWorkers)
-    assert get_start_method(allow_none=True) == "spawn"
 
 
 def without_seven(items: list[tuple[Tensor, Tensor]]) -> Any:

@@ -11,7 +11,7 @@ pytestmark = SMALL_RUNS
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[early_stopping.Outcome]:
     folder = str(tmp_path_factory.mktemp("logs"))
-    return early_stopping.run(early_stopping.parse(["--epochs", "32", "--log-dir", folder]))
+    return early_stopping.run(early_stopping.parse(["--epochs", "32", "--healthy-size", "600", "--log-dir", folder]))
 
 
 def test_a_real_training_that_overfits_is_stopped_near_its_best_loss(outcomes) -> None:

@@ -72,11 +72,11 @@ def test_beside_our_callbacks_they_hear_the_same(outcomes: Path, scenario: str) 
 @pytest.mark.parametrize("scenario", [name for name in COMBINATIONS if "filter" in name])
 def test_figures_and_chart_come_from_the_first_process(outcomes: Path, scenario: str) -> None:
     first, second = both(outcomes, scenario)
-    for name in (f"figures={figures} logger={logger}" for figures in (True, False) for logger in (True, False)):
-        took = first[name]["took"]
-        assert took.count("layout") == ("logger=True" in name)
-        assert FIGURES.issubset(took) == (name == "figures=True logger=True")
-        assert second[name]["took"] == []
+    for name, fit in first.items():
+        if name != "warnings":
+            assert fit["took"].count("layout") == ("logger=True" in name)
+            assert FIGURES.issubset(fit["took"]) == (name == "figures=True logger=True")
+            assert second[name]["took"] == []
 
 
 def test_a_process_without_a_logger(outcomes: Path) -> None:

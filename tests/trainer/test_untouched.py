@@ -193,7 +193,7 @@ class Still(SmallNet):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def test_two_hundred_validations_leave_nothing_behind(tmp_path: Any) -> None:
+def test_sixty_validations_leave_nothing_behind(tmp_path: Any) -> None:
     counts: list[tuple[int, Counter[str], int, int]] = []
     logger = TensorBoardLogger(tmp_path)
 
@@ -202,7 +202,7 @@ def test_two_hundred_validations_leave_nothing_behind(tmp_path: Any) -> None:
             if trainer.sanity_checking:
                 return
             validations.append(1)
-            if len(validations) in (50, 200):
+            if len(validations) in (20, 60):
                 forget_texts()
                 logger.experiment.flush()  # its thread opens the file anew for each value that it writes
                 gc.collect()
@@ -217,7 +217,7 @@ def test_two_hundred_validations_leave_nothing_behind(tmp_path: Any) -> None:
     few: dict[str, Any] = {"layers": ["conv1"], "n_init": 1, "max_components": 2}
     training = watcher(probe="train", probe_size=20, log_key_prefix="train", **few)
     callbacks = [watcher(log_figures=True, **few), training]
-    trainer = quiet_trainer(tmp_path, *callbacks, Count(), logger=logger, max_epochs=200)
+    trainer = quiet_trainer(tmp_path, *callbacks, Count(), logger=logger, max_epochs=60)
     trainer.fit(Still(), loader(20), loader(seed=1))
     (tensors, figures, files, hooks), after = counts
     assert hooks == 0
