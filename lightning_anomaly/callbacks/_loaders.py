@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from lightning_anomaly.capture.loaders import drawn_from, reread
+from lightning_anomaly.capture.loaders import drawn_from, reread, sampler_of
 
 __all__ = ["part_of", "shuffles", "training_batches", "unpadded_length"]
 
@@ -35,7 +35,7 @@ def unpadded_length(loaders: Any) -> int:
 
 def shuffles(loaders: Any) -> bool:
     """Whether the first of a Trainer's loaders draws its samples at random."""
-    return isinstance(getattr(_first(loaders), "sampler", None), RandomSampler)
+    return isinstance(sampler_of(_first(loaders)), (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
 
 
 def training_batches(loader: Any, size: int, seed: int, first: int | None = None) -> DataLoader[Any]:

@@ -214,7 +214,7 @@ class AnomalyFilterCallback(LoggingCallback):
             self._warn_once(
                 "shuffled",
                 "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
-                'comparable. Set `shuffle = False`, or use `probe = "train"`, which takes a fixed sample.',
+                'comparable. Let it keep the order, or use `probe = "train"`, which takes a fixed sample.',
             )
         self._watch = ValidationWatch(
             trainer,

@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from lightning_anomaly.capture.probe import isolated_random_state
 
-__all__ = ["drawn_from", "reread"]
+__all__ = ["drawn_from", "reread", "sampler_of"]
 
 
 def reread(
@@ -49,6 +49,13 @@ def reread(
     )
 
 
+def sampler_of(loader: Any) -> Any:
+    """What draws a loader's positions, also within a batch sampler; None if that, or the loader, has none."""
+    batches: Any = getattr(loader, "batch_sampler", None)
+    sampler: Any = getattr(loader if batches is None else batches, "sampler", None)
+    return getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # as Lightning wraps it for processes
+
+
 def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
     """The positions that a loader's sampler draws from; None for all of them, or if it does not draw positions.
 
@@ -56,11 +63,9 @@ def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
     is sorted, as it may come in another order each time.
     """
     dataset: Any = loader.dataset
-    batches: Any = loader.batch_sampler
-    if batches is not None and not hasattr(batches, "sampler"):
-        return _asked(batches, chain.from_iterable, dataset)
-    sampler: Any = loader.sampler if batches is None else batches.sampler
-    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # as Lightning wraps it for processes
+    sampler = sampler_of(loader)
+    if sampler is None:
+        return _asked(loader.batch_sampler, chain.from_iterable, dataset)
     if type(sampler) in (SequentialSampler, RandomSampler) or isinstance(sampler, DistributedSampler):
         return None
     if isinstance(sampler, (Sequence, SubsetRandomSampler)):

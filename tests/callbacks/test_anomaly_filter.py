@@ -401,7 +401,7 @@ class TurnsNan(SmallNet):
 @pytest.mark.parametrize(
     ("module", "options", "shuffle", "message"),
     [
-        (SmallNet, {}, True, r"validation loader shuffles.*`shuffle = False`, or use `probe = \"train\"`"),
+        (SmallNet, {}, True, r"validation loader shuffles.* keep the order, or use `probe = \"train\"`"),
         (SmallNet, {"probe_size": 70}, False, r"The probe has 60 samples, fewer than `probe_size = 70`\.$"),
         (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, False, r"60 samples, fewer.*at least 100 are needed"),
         (NoConvolution, {}, False, "The model has no convolution"),

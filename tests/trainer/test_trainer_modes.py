@@ -1,5 +1,6 @@
 """The ways in which people run a Trainer: when it validates, what it logs to, which precision, which neighbours."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,15 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from trainers import QUIET, SmallNet, hook_count, images, loader, plain, quiet_trainer, said, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
@@ -202,6 +211,28 @@ def test_a_shuffling_first_loader_of_several_is_noticed(tmp_path: Any) -> None:
     with pytest.warns(UserWarning, match="validation loader shuffles") as caught:
         trainer.fit(SmallNet(), loader(), {"a": loader(seed=1, shuffle=True), "b": loader()})
     assert len(said(caught)) == 1
+
+
+@pytest.mark.parametrize(
+    ("draws", "noticed"),
+    [
+        ({"sampler": SubsetRandomSampler(range(30))}, True),
+        ({"sampler": WeightedRandomSampler(torch.ones(60), 30)}, True),
+        ({"batch_sampler": BatchSampler(RandomSampler(range(60)), 20, drop_last=False)}, True),
+        ({"batch_sampler": BatchSampler(SequentialSampler(range(60)), 20, drop_last=False)}, False),
+        ({"sampler": range(30)}, False),
+    ],
+    ids=["subset", "weighted", "batches", "batches in order", "in order"],
+)
+@SHUFFLES
+def test_a_sampler_that_shuffles_is_noticed(tmp_path: Any, draws: dict[str, Any], noticed: bool) -> None:
+    dataset = loader(seed=1).dataset
+    val = DataLoader(dataset, **draws) if "batch_sampler" in draws else DataLoader(dataset, 20, **draws)
+    ours = watcher(probe_size=30)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quiet_trainer(tmp_path, ours, max_epochs=1).fit(SmallNet(), loader(), val)
+    assert sum("validation loader shuffles" in message for message in said(caught)) == noticed
 
 
 @pytest.mark.parametrize("every", [1, 2])
