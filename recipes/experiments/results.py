@@ -65,6 +65,8 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {
 PICTURES: dict[str, tuple[str, Callable[[Lines], Figure]]] = {
     "h1.png": ("h1", h1_tables.draw_curves),
     "h1_long.png": ("h1", h1_tables.draw_long),
+    "signals.png": ("h1", h1_choice.draw),
+    "stability.png": ("stability", stability.draw),
     "two_sample.png": ("two_sample", two_sample.draw),
     "stopping.png": ("h1", stopping.draw),
     "h2.png": ("h2", h2_figure.draw),

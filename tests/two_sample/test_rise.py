@@ -91,19 +91,26 @@ def test_a_rise_that_chance_explains_is_none() -> None:
 
 def test_fifty_looks_at_a_network_that_is_right_in_nearly_all_and_does_not_overfit_find_next_to_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
-    alarms = alarms_of_a_tenth = 0
+    alarms = alarms_of_three = alarms_of_a_tenth = 0
     for _ in range(60):
         # The logit of each image's expected error wanders, alike for both kinds: 1% on average, most of it in a few.
         logits, rise, rises, ratios = torch.randn(2, 1000, generator=generator), ErrorRise(), [], []
+        by_three = False
         for _ in range(50):
             logits = 0.9 * logits + (1 - 0.9**2) ** 0.5 * torch.randn(2, 1000, generator=generator)
             train, val = torch.sigmoid(2.5 * logits - 7)
             rises.append(rise.add(train, val))
             ratios.append(level_of(train, val).log_ratio)
+            if rise.lowest is not None:
+                now = mean_level(rise.recent)
+                change = now.log_ratio - rise.lowest.log_ratio
+                by_three |= math.expm1(change) > 0.1 and change > 3 * standard_error(rise.lowest, now)
         alarms += max(rises) > 0.1
+        alarms_of_three += by_three
         means = torch.tensor(ratios).unfold(0, 3, 1).mean(1)
         alarms_of_a_tenth += bool((means - means.cummin(0).values > 0.1).any())
     assert alarms <= 2
+    assert alarms_of_three >= 6  # so there have to be four
     assert alarms_of_a_tenth == 60  # without a look at the standard error
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
+from matplotlib.figure import Figure
+
 from recipes.experiments.common.curves import (
     after_best,
     auroc,
@@ -20,7 +22,7 @@ from recipes.experiments.common.tables import Line, group, is_overfitting, markd
 from recipes.experiments.h1.search import CANDIDATES
 from recipes.experiments.h1.tables import SOURCES, short_runs
 
-__all__ = ["CHOSEN_ON", "CONFIDENCE", "Score", "choice_table", "score", "search_table"]
+__all__ = ["CHOSEN_ON", "CONFIDENCE", "Score", "choice_table", "draw", "score", "search_table"]
 
 CHOSEN_ON = 0  # the seed
 _SHOWN = 8  # signals, best first
@@ -101,13 +103,14 @@ def _parts(lines: Sequence[Line]) -> dict[str, list[Line]]:
     return {title: part for title, part in parts.items() if part}
 
 
-def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> str:
-    """The best signals of the choosing runs, as they do there, on other seeds and on another network.
+def _ranked(
+    parts: dict[str, list[Line]], sources: Sources, always: Sequence[str]
+) -> list[tuple[str, str, list[Score | None]]]:
+    """The best signals of the choosing runs, which are the first part: name, layers, and scores in all parts.
 
     The direction of a signal, too, is chosen there, and whether it is averaged over the last three epochs. Those in
     `always` and the trivial controls stand below.
     """
-    parts = _parts(lines)
     choosing, *_ = parts.values()
     found = []
     for label, name, reading in sources:
@@ -116,18 +119,27 @@ def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> st
             tried = [(score(choosing, name, reading, last, *way), way) for way in ways]
             best, way = max(tried, key=lambda pair: pair[0].worth if pair[0] else -2.0)
             if best:
-                cells = [_cell(score(part, name, reading, last, *way), len(part)) for part in parts.values()]
-                found.append((best.worth, label, last, way, cells))
+                scores = [score(part, name, reading, last, *way) for part in parts.values()]
+                found.append((best.worth, label, last, way, scores))
     candidates = sorted((row for row in found if row[1] not in _GROWING), key=lambda row: -row[0])
     below = [row for row in candidates[_SHOWN:] if row[1] in always and not row[2]]
     controls = [row for row in found if row[1] in _GROWING and not row[2]]
-    header = ("signal", "layers", *(f"{title} ({len(part)} runs)" for title, part in parts.items()))
+    return [
+        (_described(label, *way), "last" if last else "all", scores)
+        for _, label, last, way, scores in [*candidates[:_SHOWN], *below, *controls]
+    ]
+
+
+def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> str:
+    """The signals that `_ranked` gives, in the parts of the runs."""
+    parts = _parts(lines)
+    sizes = [len(part) for part in parts.values()]
+    rows = [
+        (label, layers, *(_cell(own, size) for own, size in zip(scores, sizes, strict=True)))
+        for label, layers, scores in _ranked(parts, sources, always)
+    ]
     return markdown(
-        header,
-        [
-            (_described(label, *way), "last" if last else "all", *cells)
-            for _, label, last, way, cells in [*candidates[:_SHOWN], *below, *controls]
-        ],
+        ("signal", "layers", *(f"{name} ({size} runs)" for name, size in zip(parts, sizes, strict=True))), rows
     )
 
 
@@ -144,6 +156,28 @@ def _described(label: str, sign: int, window: int) -> str:
 def choice_table(lines: Sequence[Line]) -> str:
     """Of the signals that `h1` measures, the best ones."""
     return _table(lines, SOURCES, _ALWAYS)
+
+
+def draw(lines: Sequence[Line]) -> Figure:
+    """The two scores of each signal of `choice_table`, a marker for each part of the runs."""
+    parts = _parts(lines)
+    rows = _ranked(parts, SOURCES, _ALWAYS)
+    figure = Figure(figsize=(10, 0.32 * len(rows) + 1.1), layout="constrained")
+    follows, tells = figure.subplots(1, 2, sharey=True)
+    for place, (part, marker) in enumerate(zip(parts, "osD", strict=False)):
+        found = [(row, own[place]) for row, (_, _, own) in enumerate(rows)]
+        known = [(row, own) for row, own in found if own is not None]
+        for axis, values in ((follows, [own.follows for _, own in known]), (tells, [own.tells for _, own in known])):
+            axis.plot(values, [row for row, _ in known], f"C{place}{marker}", markersize=5, alpha=0.8, label=part)
+    for axis, chance, label in ((follows, 0.0, "Spearman with the loss after the best epoch"), (tells, 0.5, "AUROC")):
+        axis.axvline(chance, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(label)
+        axis.grid(axis="y", linewidth=0.3)
+    follows.set_yticks(range(len(rows)), [f"{label} ({layers})" for label, layers, _ in rows], fontsize=8)
+    follows.invert_yaxis()
+    follows.set_xticks([-0.5, 0, 0.5, 1])
+    tells.legend(fontsize=8)
+    return figure
 
 
 def search_table(lines: Sequence[Line]) -> str:

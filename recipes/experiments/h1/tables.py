@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from statistics import mean, median
+from statistics import linear_regression, mean, median
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -195,10 +195,25 @@ def long_signal_table(lines: Sequence[Line]) -> str:
                 for kind in ([line for line in some if is_overfitting(line) == wanted] for wanted in (True, False))
             ]
             rho, given, area = _row(some, name, reading)
-            rows.append((network, label, rho, given, *changes, area, _pairs(some, name, reading)))
+            rest = _told_given_sparsity(some, name, reading)
+            rows.append((network, label, rho, given, *changes, area, rest, _pairs(some, name, reading)))
     header = ("network", "signal", "Spearman after best", "the same given sparsity", "change: overfitting", "healthy",
-              "AUROC", "larger when overfitting")  # fmt: skip
+              "AUROC", "the same given sparsity", "larger when overfitting")  # fmt: skip
     return markdown(header, rows)
+
+
+def _told_given_sparsity(lines: Sequence[Line], name: str, reading: str) -> str:
+    """AUROC of late changes less what those of sparsity explain of them, by a line through all runs."""
+    if name in ("sparsity", "epoch") or len(lines) < 6:  # of fewer a line explains too much
+        return "-"
+    sparsity = [late_change(signal(line, "sparsity")) for line in lines]
+    changes = [late_change(signal(line, name, reading)) for line in lines]
+    if min(sparsity) == max(sparsity):
+        return "-"
+    slope, level = linear_regression(sparsity, changes)
+    rest = [change - slope * own - level for change, own in zip(changes, sparsity, strict=True)]
+    value = auroc(rest, [is_overfitting(line) for line in lines])
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _pairs(lines: Sequence[Line], name: str, reading: str) -> str:

@@ -38,12 +38,21 @@ def first_above(values: Sequence[float], threshold: float) -> int | None:
     return next((place for place, value in enumerate(values) if value > threshold), None)
 
 
-def _rises(line: Line, name: str = "confidence_rise") -> list[float]:
-    """A rise as it was measured; of other numbers, how far the mean of three is above its lowest at each validation."""
+def _rises(line: Line, name: str = "confidence_rise", window: int = WINDOW) -> list[float]:
+    """A rise as it was measured; of other numbers, how far the mean of `window` is above its lowest at each validation.
+
+    The `confidence_error_ratio` rises by a fraction, as `confidence_rise` does, but whatever the standard error.
+    """
     values = signal(line, name)
     if name.startswith("confidence_rise"):
         return values
-    means = [fmean(values[end - WINDOW : end]) for end in range(WINDOW, len(values) + 1)]
+    if name == "confidence_error_ratio":
+        return [math.expm1(rise) for rise in _above_lowest([math.log(ratio) for ratio in values], window)]
+    return _above_lowest(values, window)
+
+
+def _above_lowest(values: Sequence[float], window: int) -> list[float]:
+    means = [fmean(values[end - window : end]) for end in range(window, len(values) + 1)]
     return [0.0] * (len(values) - len(means)) + [now - min(means[: end + 1]) for end, now in enumerate(means)]
 
 
@@ -66,6 +75,10 @@ def _as_others(rule: str, line: Line) -> int | None:
 # Where each rule stops a training, if it does; the network is the one of that epoch.
 RULES: dict[str, Callable[[Line], int | None]] = {
     "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)": _by_rise,
+    "the same ratio without standard errors, rise of 10%": lambda line: first_above(
+        _rises(line, "confidence_error_ratio"), 0.1
+    ),
+    "the same, rise of 15%": lambda line: first_above(_rises(line, "confidence_error_ratio"), 0.15),
     "log-odds gap, rise of 0.25": lambda line: first_above(_rises(line, "log_odds_gap"), 0.25),
     "gap, rise of 0.025": lambda line: first_above(_rises(line, "confidence_gap"), 0.025),
     "area, rise of 0.03": lambda line: first_above(_rises(line, "confidence_auc"), 0.03),
@@ -214,6 +227,9 @@ def output_scores(lines: Sequence[Line]) -> str:
     """
     names = {"ratio of expected errors": "confidence_rise"}
     names |= {f"the same, {size} images": f"confidence_rise {size}" for size in SIZES}
+    raw = "the same without standard errors"
+    windows = {f"{raw}, of single validations": 1, raw: WINDOW, f"{raw}, means of five": 5}
+    names |= dict.fromkeys(windows, "confidence_error_ratio")
     names |= {
         "log-odds gap": "log_odds_gap",
         "gap of the largest softmax probability": "confidence_gap",
@@ -229,11 +245,11 @@ def output_scores(lines: Sequence[Line]) -> str:
         some = parts.get(f"others: {data}", [])
         kinds = [is_overfitting(line) for line in some]
         header += [f"{data}: AUROC", f"least of {sum(kinds)} overfitting", f"most of {len(kinds) - sum(kinds)} healthy"]
-        for row, name in zip(rows, names.values(), strict=True):
+        for row, (label, name) in zip(rows, names.items(), strict=True):
             if not all(name in line["epochs"][0] for line in some):
                 row += ["-"] * 3
                 continue
-            rises = [max(_rises(line, name)) for line in some]
+            rises = [max(_rises(line, name, windows.get(label, WINDOW))) for line in some]
             area = auroc(rises, kinds)
             ends = [
                 pick([rise for rise, kind in zip(rises, kinds, strict=True) if kind == wanted], default=None)

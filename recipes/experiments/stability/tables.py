@@ -1,13 +1,15 @@
-"""The table of the rules, made from their lines."""
+"""The table and the figure of the rules, made from their lines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.figure import Figure
+
 from recipes.experiments.common.tables import Line, markdown
 from recipes.experiments.stability.measure import DAMAGED, RULES
 
-__all__ = ["ENOUGH", "reaches", "stability_table"]
+__all__ = ["ENOUGH", "draw", "reaches", "stability_table"]
 
 ENOUGH = {"seeds": 0.95, "left out": 0.85}  # what is wanted
 _CHOSEN_ON = ("overfitting", "augmented")  # the conditions
@@ -53,3 +55,30 @@ def stability_table(lines: Sequence[Line]) -> str:
             rows.append((rule, f"{name} ({len(some)})", *columns, "yes" if reaches(some, rule) else "no"))
     header = ("rule", "trainings", "flagged", "two seeds", "2% left out", "the index's", "another probe", "stable")
     return markdown(header, rows)
+
+
+def draw(lines: Sequence[Line]) -> Figure:
+    """Each rule a point: filters that it shares with the clustering that the index selects, and those left without 2%.
+
+    Of ordinary probes, AlexNet and small networks apart; rules that are stable in each part of the table are filled.
+    """
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    stable = {rule: all(reaches(part, rule) for part in _parts(lines).values()) for rule in RULES}
+    for axis, alexnet in zip(figure.subplots(1, 2, sharey=True), (True, False), strict=True):
+        some = [line for line in lines if (line["cell"]["network"] == "alexnet") == alexnet]
+        for rule in RULES:
+            place = _share(some, 0, rule, "selected"), _share(some, 0, rule, "left out")
+            if None in place:
+                continue
+            colour = "#0072B2" if rule in _NAMED else "0.6"
+            axis.scatter(*place, s=28, facecolors=colour if stable[rule] else "none", edgecolors=colour)
+            if rule in _NAMED:
+                axis.annotate(_NAMED[rule], place, xytext=(5, -11), textcoords="offset points", fontsize=8)
+        axis.axhline(ENOUGH["left out"], color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=f"{'AlexNet' if alexnet else 'small networks'} ({len(some)} trainings)", xlim=(0.2, 1.2))
+        axis.set_xlabel("shared with the clustering that the index selects")
+    figure.axes[0].set_ylabel("left without 2% of the probe")
+    return figure
+
+
+_NAMED = {"best": "largest index", "index^1 > 0.667": "two thirds of the votes", "vote": "majority"}

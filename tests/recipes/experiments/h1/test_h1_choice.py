@@ -43,3 +43,13 @@ def test_a_score_of_fewer_runs_than_its_column_says_of_how_many() -> None:
     assert "| anomaly fraction | all | +1.00 / 1.00 | +1.00 / 1.00 (2 runs) |" in rows
     assert "other seeds (4 runs)" in rows[0]
     assert "| sparsity | all | +0.00 / 0.50 | +0.00 / 0.50 |" in rows
+
+
+def test_the_figure_has_both_scores_of_each_signal_in_each_part() -> None:
+    lines = [*runs(RISING, seed=0), *runs(RISING[::-1], seed=1)]
+    follows, tells = choice.draw(lines).axes
+    names = [text.get_text() for text in follows.get_yticklabels()]
+    place = names.index("anomaly fraction (all)")
+    for axes, scores in ((follows, [1, -1]), (tells, [1, 0])):
+        parts = [dict(zip(dots.get_ydata(), dots.get_xdata(), strict=True)) for dots in axes.get_lines()[:2]]
+        assert [part[place] for part in parts] == scores

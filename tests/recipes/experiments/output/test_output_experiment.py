@@ -76,6 +76,8 @@ def test_rules_stop_where_they_say_and_count_what_they_stop() -> None:
     good = line("augmented", [0.56] * 6, [2.0, 1.9, 1.8, 1.7, 1.6, 1.5])
     stops = {name: (rule(bad), rule(good)) for name, rule in tables.RULES.items()}
     assert stops["ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)"] == (5, None)
+    assert stops["the same ratio without standard errors, rise of 10%"] == (5, None)
+    assert stops["the same, rise of 15%"] == (5, None)
     assert stops["log-odds gap, rise of 0.25"] == (4, None)
     assert stops["gap, rise of 0.025"] == (4, None)
     assert stops["errors made over those expected, with labels, rise of 30%"] == (4, None)
@@ -117,6 +119,11 @@ def test_scores_tell_overfitting_from_healthy_trainings_that_had_no_part_in_the_
     header, _, *rows = tables.output_scores([*bad, *good, chosen]).splitlines()
     assert "least of 2 overfitting | most of 2 healthy" in header
     assert rows[0] == "| ratio of expected errors | 0.75 | 0.044 | 0.066 | - | - | - |"
+    single, means, of_five = (row for row in rows if "without standard errors" in row)
+    assert single.endswith("of single validations | 0.75 | 0.080 | 0.120 | - | - | - |")
+    assert means == "| the same without standard errors | 0.75 | 0.080 | 0.120 | - | - | - |"
+    last = 1.08 ** (3 / 5) / 1.08 ** (2 / 5)
+    assert of_five.startswith(f"| the same without standard errors, means of five | 0.75 | {last - 1:.3f} |")
 
 
 def test_other_rises_stop_elsewhere() -> None:

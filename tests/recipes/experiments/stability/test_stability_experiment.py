@@ -57,3 +57,12 @@ def test_the_table_sums_trainings_and_says_what_is_stable() -> None:
         "| vote | others: AlexNet (1) | 3 / 3 | 0.900 / 0.900 | 0.900 / 0.900 | 0.500 / 0.500 | - / - | no |",
     ]
     assert tables.reaches(lines[:1], "vote") is False
+
+
+def test_the_figure_has_each_rule_where_its_filters_are_shared_and_left() -> None:
+    for left_in_lenet5, stable in ((8, False), (9, True)):
+        small = line("overfitting", "lenet5", [10, 10], [left_in_lenet5, 10])
+        both = tables.draw([small, line("noise30", "alexnet", [10, 10], [9, 10])]).axes
+        for axes, left in zip(both, (0.9, left_in_lenet5 / 10), strict=True):
+            assert [tuple(dots.get_offsets()[0]) for dots in axes.collections] == [(0.5, left)] * len(measure.RULES)
+            assert all(bool(len(dots.get_facecolors())) == stable for dots in axes.collections)
