@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
-from lightning_anomaly.capture.loaders import drawn_from, reread, sampler_of
+from lightning_anomaly.capture.loaders import drawn_from, outer_sampler, reread, sampler_of
 
 __all__ = ["part_of", "shuffles", "training_batches", "unpadded_length"]
 
@@ -28,7 +28,7 @@ def unpadded_length(loaders: Any) -> int:
 
     `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
     """
-    sampler = getattr(_first(loaders), "sampler", None)
+    sampler = outer_sampler(_first(loaders))
     dataset: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
     return sys.maxsize if dataset is None else len(dataset)
 

@@ -23,8 +23,8 @@ def first_tensor(batch: Any) -> Tensor | None:
         return next((t for t in map(first_tensor, batch.values()) if t is not None), None)
     if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
         return next((t for t in map(first_tensor, batch) if t is not None), None)
-    if is_dataclass(batch):
-        return first_tensor([getattr(batch, field.name) for field in fields(batch)])
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return first_tensor([getattr(batch, field.name, None) for field in fields(batch)])
     return None
 
 

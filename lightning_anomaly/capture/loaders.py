@@ -21,7 +21,7 @@ from torch.utils.data import (
 
 from lightning_anomaly.capture.probe import isolated_random_state
 
-__all__ = ["drawn_from", "reread", "sampler_of"]
+__all__ = ["drawn_from", "outer_sampler", "reread", "sampler_of"]
 
 
 def reread(
@@ -49,11 +49,16 @@ def reread(
     )
 
 
-def sampler_of(loader: Any) -> Any:
+def outer_sampler(loader: Any) -> Any:
     """What draws a loader's positions, also within a batch sampler; None if that, or the loader, has none."""
     batches: Any = getattr(loader, "batch_sampler", None)
-    sampler: Any = getattr(loader if batches is None else batches, "sampler", None)
-    return getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # as Lightning wraps it for processes
+    return getattr(loader if batches is None else batches, "sampler", None)
+
+
+def sampler_of(loader: Any) -> Any:
+    """`outer_sampler`, or the one within that Lightning divides among processes."""
+    sampler = outer_sampler(loader)
+    return getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
 
 
 def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:

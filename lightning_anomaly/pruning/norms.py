@@ -136,6 +136,8 @@ class FlowObserver:
 
         Of a layer that mixes channels, in whatever place they are: what there is in its input.
         """
+        if tensor.is_nested:  # it has no shape
+            return ()
         axis = _channel_axis(module, tensor)
         if not 0 <= axis < tensor.dim():  # the layer itself will have something to say about it
             return ()
@@ -156,8 +158,8 @@ class FlowObserver:
         return any(count == self._sizes[layer] > 1 for layer, count in counts.items())
 
     def _start(self, module: nn.Module, name: str, output: Tensor) -> None:
-        axis = _channel_axis(module, output)
-        if name in self._sizes and output.shape[axis : axis + 1] == (self._sizes[name],):
+        axis = 0 if output.is_nested else _channel_axis(module, output)
+        if not output.is_nested and name in self._sizes and output.shape[axis : axis + 1] == (self._sizes[name],):
             self._tracker.start(output, name, axis)
         else:
             self._tracker.forget(output)

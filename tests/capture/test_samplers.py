@@ -19,6 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_anomaly.callbacks._loaders import unpadded_length
 from lightning_anomaly.capture.loaders import drawn_from
 
 DATA = TensorDataset(torch.arange(12.0))
@@ -111,3 +112,13 @@ def test_a_sampler_that_is_asked_is_as_before_and_takes_no_random_numbers() -> N
     assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(0).get_state())
     list(islice(iter(sampler), 11))  # the training's epoch
     assert drawn_from(DataLoader(data, sampler=sampler)) == found
+
+
+def test_samples_that_processes_get_twice_are_not_counted_also_in_a_batch_sampler() -> None:
+    sampler = DistributedSampler(DATA, 5, 0, shuffle=False)
+    assert 5 * len(sampler) > len(DATA)
+    for loader in (
+        DataLoader(DATA, 4, sampler=sampler),
+        DataLoader(DATA, batch_sampler=BatchSampler(sampler, 4, False)),
+    ):
+        assert unpadded_length(loader) == unpadded_length({"first": loader}) == len(DATA)

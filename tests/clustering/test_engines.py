@@ -132,3 +132,15 @@ def test_the_sklearn_engine_fits_from_the_start_that_it_is_given(n_starts, no_pr
                 )
             assert fit.labels[f, s].tolist() == expected.labels.tolist()
             assert (fit.n_iter[f, s], fit.converged[f, s]) == (expected.n_iter, expected.converged)
+
+
+def test_where_the_same_bits_are_asked_for_torch_clusters_on_the_cpu_as_a_gpu_would_refuse() -> None:
+    engine = load_engine("torch")
+    assert engine.device(GPU) == GPU
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        assert engine.device(GPU) == GPU
+        torch.use_deterministic_algorithms(True)
+        assert engine.device(GPU) == CPU
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -311,3 +311,30 @@ def test_the_last_figures_are_there_when_the_user_ends_the_fit(tmp_path: Path, m
     steps = [2, 5, 8]  # the first, the second, and the last, which is the third
     assert [step for name, step in drawn if name == "filters"] == steps
     assert [step for name, step in drawn if name == "layers"] == steps
+
+
+# nested tensors
+
+
+class Padded(SmallNet):
+    """What torch's encoder is given with a mask of padding it packs into nested tensors, where it evaluates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.norm(self.conv1(x)).relu()).flatten(2).transpose(1, 2)
+        padding = torch.arange(64)[None] >= 64 - torch.arange(len(x))[:, None] % 9
+        return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_a_norm_of_nested_tensors_is_left_alone(tmp_path: Path) -> None:
+    losses = []
+    for ours in ([], [watcher(), AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1, max_fraction=1e-6)]):
+        torch.manual_seed(0)
+        trainer = quiet_trainer(tmp_path, *ours, max_epochs=2)
+        trainer.fit(Padded(), loader(), loader(seed=1))
+        losses.append(trainer.callback_metrics["val_loss"].item())
+    assert losses[0] == losses[1]

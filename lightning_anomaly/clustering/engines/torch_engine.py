@@ -49,8 +49,13 @@ class TorchEngine(Engine):
         return torch_in_threads(work, reversed(numbers), like=points)[::-1]
 
     def device(self, maps: torch.device) -> torch.device:
-        """Where the maps are, unless there are no doubles there."""
-        return maps if maps.type != "mps" else torch.device("cpu")
+        """Where the maps are, unless there are no doubles there, or torch is to give the same bits each time.
+
+        On a GPU it has no cumulative sum that does, and refuses.
+        """
+        exact = torch.are_deterministic_algorithms_enabled()
+        refuses = maps.type == "cuda" and exact and not torch.is_deterministic_algorithms_warn_only_enabled()
+        return torch.device("cpu") if maps.type == "mps" or refuses else maps
 
 
 ENGINE = TorchEngine
