@@ -23,7 +23,7 @@ from lightning_anomaly.two_sample.rise import ErrorRise
 __all__ = ["TwoSampleCallback"]
 
 _NOTHING = "nothing is watched and the logged fraction of 0 and p-value of 1 stand for nothing"
-_NO_FILTER = _NOTHING.replace("nothing", "no filter", 1)
+_NO_FILTER = "no filter is watched and the logged fraction of 0 and p-value of 1 stand for nothing"
 # What is logged besides the layers, and what it is where nothing was compared.
 _NEUTRAL = {
     "count": 0.0,
@@ -104,6 +104,7 @@ class TwoSampleCallback(LoggingCallback):
         self.significance = check_fraction("significance", significance, zero=False)
         self.log_figures = check_bool("log_figures", log_figures)
         self._values: dict[str, float] = {}
+        self._units: dict[str, float] = {}
         self._due, self._measured, self._output_measured = False, False, False
         self._fresh: TwoSampleReport | None = None
         self._failure: str | None = None
@@ -192,9 +193,8 @@ class TwoSampleCallback(LoggingCallback):
                 self._values = _NEUTRAL | self._values
                 return
             neutral = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in layers}
-            units = linear_layers(pl_module) if self.layers is None else {}
-            known = {*neutral, *(f"layer/{layer}" for layer in units)}
-            self._values = {key: value for key, value in (neutral | self._values).items() if key in known}
+            self._units = {f"layer/{name}": 0.0 for name in (linear_layers(pl_module) if self.layers is None else {})}
+            self._values = {k: v for k, v in (neutral | self._values).items() if k in neutral or k in self._units}
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -216,6 +216,8 @@ class TwoSampleCallback(LoggingCallback):
         if report is not None:
             self._take(trainer, report)
         else:
+            if not self._measured:  # which of the linear layers have units to compare is not known yet
+                self._values = self._units | self._values
             self._say_why(trainer, self._failure or "another process failed")
         if trainer.state.fn == "fit":
             self._remember(trainer, report)

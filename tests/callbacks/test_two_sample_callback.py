@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch import callbacks
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
@@ -153,7 +153,8 @@ def test_a_failing_comparison_keeps_nothing_in_memory(tmp_path: Path) -> None:
 def test_images_that_the_model_cannot_take_do_not_stop_a_training(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="could not compare"):
         model, values = fit(tmp_path, TwoSampleCallback(images(40, channels=3), images(80, channels=3)), max_epochs=2)
-    nothing = {"count": 0, "fraction": 0, "p_value": 1, "layer/conv1": 0, "layer/conv2": 0, **OUTPUT}
+    nothing = {"count": 0, "fraction": 0, "p_value": 1, **OUTPUT}
+    nothing |= {f"layer/{name}": 0 for name in ("conv1", "conv2", "head")}
     assert values.seen == [{f"two_sample/{name}": value for name, value in nothing.items()}] * 2
     assert hook_count(model) == 0
 
@@ -406,3 +407,21 @@ def test_images_too_few_for_the_output_name_who_waits_for_it(tmp_path: Path) -> 
         fit(tmp_path, TwoSampleCallback(TRAIN[:9], VAL), AnomalyEarlyStopping(), max_epochs=2)
     _, text = said(caught)
     assert text.endswith("AnomalyEarlyStopping on 'two_sample/confidence_rise' will never have a reason to stop.")
+
+
+def test_units_have_their_keys_also_where_the_first_comparison_fails(tmp_path: Any, monkeypatch: Any) -> None:
+    calls: list[int] = []
+
+    def fails_first(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError("no memory is left")
+        return compare_groups(*args, **kwargs)
+
+    monkeypatch.setattr(two_sample_file, "compare_groups", fails_first)
+    compared, best = TwoSampleCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="two_sample/layer/head")
+    trainer = quiet_trainer(tmp_path, compared, best, max_epochs=3, num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match="no memory is left"):
+        trainer.fit(SmallNet(), loader(), loader(seed=1))
+    keys = [set(entry["metrics"]) for entry in compared.history]
+    assert keys[0] == keys[1] == keys[2] >= {"layer/conv1", "layer/head"}
