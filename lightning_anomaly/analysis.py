@@ -20,10 +20,11 @@ from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.progress import track
-from lightning_anomaly.report import AnomalyReport, LayerReport, join_layers
+from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.tables import listed
 from lightning_anomaly.verdicts.isolation import isolated_samples
+from lightning_anomaly.verdicts.layer_report import join_layers
 from lightning_anomaly.verdicts.rare import (
     NONFINITE,
     outlier_samples,

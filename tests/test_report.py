@@ -65,10 +65,11 @@ def test_filters_are_listed_by_verdict_and_layers_without_any_are_left_out(repor
 
 def test_the_fraction_is_of_the_filters_that_could_be_clustered(report):
     assert report.fraction == 3 / 5
-    assert [own.fraction for own in report.layers.values()] == [1 / 2, 0, 1]
+    assert [report.fraction_in([name]) for name in report.layers] == [1 / 2, 0, 1]
     assert report.fraction_in(["conv1", "conv2", "unknown"]) == 1 / 3
     assert report.fraction_in([]) == 0
-    assert layer("dead", "nonfinite").fraction == 0
+    assert AnomalyReport({"conv": layer("dead", "nonfinite")}, 6).fraction == 0
+    assert report.live_in(["conv1", "unknown"]) == ["normal", "anomaly"]
 
 
 def test_isolated_filters_are_listed_counted_and_shown(report):

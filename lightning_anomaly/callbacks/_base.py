@@ -63,7 +63,8 @@ class LoggingCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begins anew, and says so if what is found will be lost."""
         self._everywhere = True
-        self._subject.begin(pl_module, stage)
+        if self._subject.begin(pl_module, stage):
+            self._warned.clear()  # what was said was of the other one
         # `ddp_spawn`, `ddp_notebook` and the like: nothing of a callback comes back from the processes they start.
         launcher = type(getattr(trainer.strategy, "launcher", None))
         if any(kind.__name__ == "_MultiProcessingLauncher" for kind in launcher.__mro__):

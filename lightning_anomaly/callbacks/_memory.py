@@ -35,10 +35,10 @@ class FitMemory:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
-        self.history = list(state_dict["history"])
+        # Checkpoints of release 0.1 do not say what was live.
+        self.history = [{"live": entry["analysed"], **entry} for entry in state_dict["history"]]
         self.validations = int(state_dict["validations"])
         self._metrics = dict(state_dict["metrics"])
-        # Checkpoints of release 0.1 do not say.
         self.has_found = bool(state_dict.get("found", any(entry["analysed"] for entry in self.history)))
 
     def last_values(self, layers: Iterable[str] | None) -> dict[str, float]:
@@ -63,11 +63,14 @@ class FitMemory:
         """
         # Without an analysis what was found last still holds.
         last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
-        signal, found = last["signal"], last["anomaly_filters"]
+        signal, found, live = last["signal"], last["anomaly_filters"], False
         if report is not None:
-            signal, found = report.fraction_in(signal_layers or report.layers), report.anomaly_filters
-            # What is only repeated must not look sustained.
-            values["rise"] = rise([*(entry["signal"] for entry in self.history if entry["analysed"]), signal])
+            found, layers = report.anomaly_filters, signal_layers or list(report.layers)
+            live = bool(report.live_in(layers))
+            if live:  # else the layers are not in use yet, say: no level from which a fraction could rise
+                signal = report.fraction_in(layers)
+                # What is only repeated must not look sustained.
+                values["rise"] = rise([*(entry["signal"] for entry in self.history if entry["live"]), signal])
         self._metrics = values
         self.history.append(
             {
@@ -75,6 +78,7 @@ class FitMemory:
                 "step": trainer.global_step,
                 "metrics": dict(values),
                 "analysed": report is not None,
+                "live": live,
                 "signal": signal,
                 "anomaly_filters": found,
             }

@@ -63,8 +63,10 @@ class LastReports:
         self._seen = None if self.watcher is None else self.watcher.report
 
     def look(self) -> None:
-        """Remembers the watcher's report, if it is a new one."""
+        """Remembers the watcher's report, if it is a new one and of any live filter."""
         report = None if self.watcher is None else self.watcher.report
         if report is not None and report is not self._seen:
             self._seen = report
+            if not report.live_in(report.layers):  # no filter could have got a vote
+                return
             self.summaries = [*self.summaries, summarise(report)][-self.number :]

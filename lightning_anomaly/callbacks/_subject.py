@@ -20,9 +20,15 @@ class Subject:
         # A copy of a callback, in another process for example, meets a copy of the module, if any.
         return {"_module": None, "_loaded": self._loaded, "_keeps": False}
 
-    def begin(self, pl_module: Any, stage: str) -> None:
-        """Says what a Trainer does with a module. What a fit found of it stays when it is validated or tested."""
-        self._keeps = stage != "fit" and self._module is not None and self._module() is pl_module
+    def begin(self, pl_module: Any, stage: str) -> bool:
+        """Says what a Trainer does with a module. What a fit found of it stays when it is validated or tested.
+
+        Returns:
+            Whether another module is validated or tested.
+        """
+        known = self._module is not None and self._module() is pl_module
+        self._keeps = stage != "fit" and known
+        return stage != "fit" and not known
 
     def load(self) -> bool:
         """Whether to take what a checkpoint brings; if so, it is about the next module."""

@@ -46,9 +46,7 @@ class _Signal:
     found_anew: str
 
 
-_FILTERS = _Signal(
-    "rise", _sustained_rise.THRESHOLD, _sustained_rise.PATIENCE, _sustained_rise.HOLD, found_anew="analysed"
-)
+_FILTERS = _Signal("rise", _sustained_rise.THRESHOLD, _sustained_rise.PATIENCE, _sustained_rise.HOLD, found_anew="live")
 _OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, patience=1, hold=1, found_anew="compares_output")
 _FEW = 100  # images whose standard error is not to be trusted
 

@@ -73,11 +73,11 @@ class AnomalyFilterCallback(LoggingCallback):
         report: The last `AnomalyReport`, None before the first validation. Every process of the fit has it, with points
             and labels only in process 0; none is left where the strategy ends them, as `ddp_spawn` and `ddp_notebook`
             do.
-        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or
-            the last values again), `signal` (the fraction in the signal layers), `anomaly_filters` and, with `browser`,
-            `losses`. It outlives a resume. A checkpoint written between a training step and the validation due at it,
-            as ModelCheckpoint's `every_n_train_steps` may do, has no entry of it, and a resumed Lightning does not run
-            it again.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or the last
+            values again), `live` (whether a filter of the signal layers could be clustered), `signal` (the fraction in
+            them, the last one where none could), `anomaly_filters` and, with `browser`, `losses`. It outlives a resume.
+            A checkpoint written between a training step and the validation due at it, as ModelCheckpoint's
+            `every_n_train_steps` may do, has no entry of it, and a resumed Lightning does not run it again.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -195,11 +195,12 @@ class AnomalyFilterCallback(LoggingCallback):
         self._release()
         if trainer.sanity_checking or trainer.barebones:
             return
-        self._values = self._memory.last_values(None)
+        fitting = trainer.state.fn == "fit"
+        memory = self._memory if fitting else FitMemory()  # what a fit found is no value of another validation
+        self._values = memory.last_values(None)
         if not self._together(trainer):
             self._warn_once("empty shard", _EMPTY_SHARD)
             return
-        fitting = trainer.state.fn == "fit"
         try:
             layers = self._watched(pl_module)
         except ValueError as failure:
@@ -207,8 +208,8 @@ class AnomalyFilterCallback(LoggingCallback):
                 raise
             self._say_why(trainer, failure)  # when the fit began they were there
             return
-        self._values = self._memory.last_values(layers)
-        if fitting and self._memory.validations % self.every_n_validations:
+        self._values = memory.last_values(layers)
+        if fitting and memory.validations % self.every_n_validations:
             return
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
@@ -334,7 +335,7 @@ class AnomalyFilterCallback(LoggingCallback):
         return found
 
     def _say_why(self, trainer: Any, failure: Exception) -> None:
-        if self._memory.has_found:
+        if trainer.state.fn == "fit" and self._memory.has_found:
             self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
             return
         advice = (

@@ -89,9 +89,13 @@ class AnomalyReport(Tabular):
 
     def fraction_in(self, layers: Iterable[str]) -> float:
         """`fraction` over some of the layers; a name that the report does not have counts nothing."""
-        verdicts = [v for name in layers if name in self.layers for v in self.layers[name].verdicts]
-        live = sum(verdict in LIVE for verdict in verdicts)
-        return verdicts.count(ANOMALY) / live if live else 0.0
+        live = self.live_in(layers)
+        return live.count(ANOMALY) / len(live) if live else 0.0
+
+    def live_in(self, layers: Iterable[str]) -> list[str]:
+        """The verdicts of the filters in some of the layers that could be clustered."""
+        verdicts = [verdict for name in layers if name in self.layers for verdict in self.layers[name].verdicts]
+        return [verdict for verdict in verdicts if verdict in LIVE]
 
     @property
     def sparsity(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, LIVE, NONFINITE
+from lightning_anomaly.verdicts.rare import DEAD, LIVE, NONFINITE
 
 __all__ = ["LayerReport", "join_layers", "layer_from_dict", "layer_to_dict"]
 
@@ -66,12 +66,6 @@ class LayerReport:
         """The filters that set any sample apart."""
         found: list[int] = self.isolated.any(1).nonzero()[:, 0].tolist()
         return found
-
-    @property
-    def fraction(self) -> float:
-        """Anomaly filters as a fraction of the filters that could be clustered; 0 if there is none."""
-        live = sum(verdict in LIVE for verdict in self.verdicts)
-        return len(self.filters(ANOMALY)) / live if live else 0.0
 
 
 _TENSORS = {

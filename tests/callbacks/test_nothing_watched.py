@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.callbacks import _probe
 from lightning_anomaly.callbacks import two_sample as two_sample_file
 from lightning_anomaly.callbacks._readers import in_vain
@@ -43,6 +43,24 @@ class Generator(NoForward):
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter(loader().dataset)
+
+
+class Late(SmallNet):
+    """Its convolutions are used from the sixth epoch on; nothing is learnt, so that what they give stays the same."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        early = self.current_epoch < 5
+        self.log("val_loss", self.head(batch[0].flatten(1)[:, :6]).mean() if early else self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def damaged() -> DataLoader[Any]:
+    """Images with outliers in all filters."""
+    val = loader(seed=1)
+    val.dataset.tensors[0][[3, 20, 41]] *= 20
+    return val
 
 
 def stopping() -> EarlyStopping:
@@ -263,3 +281,48 @@ def test_without_validation_those_who_wait_are_named(tmp_path: Path) -> None:
         reads.strict = False
         with pytest.warns(UserWarning, match=rf"Nothing will be .*ed\. {type(reads).__name__} on '{key}' will never"):
             fit(tmp_path, ours, reads, limit_val_batches=0)
+
+
+# layers that are not in use yet
+
+
+def test_validations_without_a_live_filter_are_no_level_from_which_a_fraction_rises(tmp_path: Path) -> None:
+    ours, stops = watcher(), AnomalyEarlyStopping()
+    trainer = quiet_trainer(tmp_path, ours, stops, max_epochs=20)
+    with pytest.warns(UserWarning, match="it was never called.* So nothing is watched"):
+        trainer.fit(Late(), loader(), damaged())
+    assert trainer.current_epoch == 20
+    assert [entry["live"] for entry in ours.history] == [False] * 5 + [True] * 15
+    assert [entry["metrics"]["count"] > 0 for entry in ours.history] == [False] * 5 + [True] * 15
+    assert {entry["metrics"]["rise"] for entry in ours.history} == {0}
+
+
+def test_reports_without_a_live_filter_are_none_for_pruning(tmp_path: Path) -> None:
+    ours, prune = watcher(), AnomalyPruneCallback(at_epoch=2)
+    with (
+        pytest.warns(UserWarning, match="So nothing is watched"),
+        pytest.warns(UserWarning, match="has 0 reports as epoch 2 begins, fewer than `min_votes = 2`"),
+    ):
+        quiet_trainer(tmp_path, ours, prune, max_epochs=9).fit(Late(), loader(), damaged())
+    assert "before epoch 7:" in prune.describe()  # three reports, of which two have to agree
+
+
+# validations outside a fit
+
+
+def test_another_module_is_validated_without_the_values_of_an_earlier_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = watcher()
+    trainer = quiet_trainer(tmp_path, ours, max_epochs=1)
+    trainer.fit(SmallNet(), loader(), damaged())
+    assert ours.history[-1]["metrics"]["count"] > 0
+
+    def no_memory(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError("no memory is left")
+
+    monkeypatch.setattr(_probe, "analyze_maps", no_memory)
+    for _ in range(2):  # each of them is told
+        with pytest.warns(UserWarning, match="could not analyse, so nothing is watched"):
+            (logged,) = trainer.validate(SmallNet(), damaged(), verbose=False)
+        assert logged["anomaly_filters/count"] == logged["anomaly_filters/rise"] == 0
