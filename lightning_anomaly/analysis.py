@@ -54,7 +54,7 @@ def analyze(
     Args:
         model: Any model, on any device.
         inputs: The probe, which is moved to the model's device. A tensor `(N, ...)` is given to the model in batches; a
-            tuple is one call with these arguments, a dict one call with these keyword arguments.
+            tuple is one call with these arguments, a dict one call with these keyword arguments, all samples at once.
         layers: Names of the layers to analyse; None takes every convolution.
         settings: See `AnalysisSettings`; None takes the defaults.
         progress: Whether bars on stderr show how far the work is. None shows them when it has taken two seconds, where

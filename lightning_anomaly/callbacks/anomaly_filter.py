@@ -45,7 +45,8 @@ class AnomalyFilterCallback(LoggingCallback):
     hardly any false alarm, also where filters are sparse), `dead` (filters with the same map for every sample),
     `sparsity` (fraction of map values at most 0), `outlier_samples` (probe samples that are outliers of some filter),
     `outlier_score` (the largest of a probe sample), `rise` (how far the fraction has risen and stayed above an earlier
-    level), `seconds` (taken by the analysis) and `layer/NAME` (count in each layer).
+    level, 0 to 1; 0 before ten analyses and outside a fit), `seconds` (taken by the analysis) and `layer/NAME` (count
+    in each layer).
 
     Args:
         layers: Names of the layers to analyse, as in `model.named_modules()`; None takes every convolution,

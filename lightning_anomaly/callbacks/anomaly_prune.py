@@ -39,7 +39,7 @@ class AnomalyPruneCallback(LoggingCallback):
         on_rise: Mask when the watching callback's `rise` exceeds this value, once each time it does. With neither
             `at_epoch` nor `on_rise` it is 0.05.
         min_votes: Number of the last reports that have to flag a filter.
-        last_reports: Number of reports that are looked at.
+        last_reports: Number of reports that are looked at; one without a live filter is none.
         max_fraction: Fraction of a layer's filters that may be masked, those masked earlier included, and those of
             another AnomalyPruneCallback in the Trainer.
         criterion: `"anomaly"` masks the filters flagged; for comparison, `"random"` and `"l1"` (smallest weights first)

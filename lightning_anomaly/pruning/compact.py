@@ -52,7 +52,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         ValueError: If the model does not run on `example_input`, Torch-Pruning cannot follow it, or it depends on its
             channels in a way that is not seen in its layers, so that the smaller model fails or gives other outputs.
 
-    Example:
+    Examples:
         >>> from lightning_anomaly.pruning.mask import mask_filters
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
         >>> mask = mask_filters(model, {"0": [2, 5]})

@@ -67,7 +67,7 @@ def mask_filters(
             layer's parameters cannot be masked (a parametrization other than weight_norm per filter, a lazy layer), or
             its norm is not known.
 
-    Example:
+    Examples:
         >>> import torch
         >>> conv = nn.Conv2d(3, 8, 3)
         >>> mask = mask_filters(conv, {"": [2, 5]})

@@ -24,14 +24,14 @@ class LayerReport:
         n_components: Components K of the clustering shown `(F,)`: the one with the largest Calinski-Harabasz index, for
             an anomaly filter among those that show its outliers. 0 where nothing was clustered.
         calinski_harabasz: Its index `(F,)`.
-        smallest_share: Share of the probe samples in its smallest cluster `(F,)`.
+        smallest_share: Share of the probe samples in its smallest cluster `(F,)`, 0 to 1.
         labels: Its clusters `(F, N)`.
         points: What was clustered: scores on two principal components, in units of the first one's standard deviation
             `(F, N, 2)`.
         outliers: Whether each probe sample is an outlier of each filter `(F, N)`.
         isolated: Whether each filter sets each probe sample apart from all others `(F, N)`, see `isolated_samples`.
-        explained: Fraction of the maps' variance that the two components hold `(F,)`.
-        sparsity: Fraction of the maps' values that are at most 0 `(F,)`.
+        explained: Fraction of the maps' variance that the two components hold `(F,)`, 0 to 1.
+        sparsity: Fraction of the maps' values that are at most 0 `(F,)`, 0 to 1.
         map_size: Sides of a map in the network (pixels).
         analysed_size: Sides of the map that was analysed, smaller where maps were pooled (pixels).
         outlier_scores: How far each probe sample is from the others by all the layer's filters `(N,)`, see
