@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from torchmetrics import SumMetric
 
 from lightning_anomaly import (
+    AnalysisSettings,
     AnomalyEarlyStopping,
     AnomalyFilterCallback,
     AnomalyPruneCallback,
@@ -205,7 +206,9 @@ def ours(names: Iterable[str], figures: bool = True, **options: Any) -> Iterator
     for name in names:
         if name == "filter":
             drawn = {"log_figures": figures, "browser": figures and len(names) == 1}
-            yield AnomalyFilterCallback(**{"probe_size": SAMPLES, **drawn, **options})
+            yield AnomalyFilterCallback(
+                **{"probe_size": SAMPLES, "settings": AnalysisSettings(n_init=2), **drawn, **options}
+            )
         elif name == "two_sample":
             yield TwoSampleCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2))
         elif name == "prune":

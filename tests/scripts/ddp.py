@@ -21,6 +21,7 @@ from network import images
 from small import loader, module, quiet
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.callbacks import (
     AnomalyEarlyStopping,
     AnomalyFilterCallback,
@@ -31,7 +32,7 @@ from lightning_anomaly.callbacks import (
 )
 from lightning_anomaly.sharing import together
 
-PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False}
+PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False, "settings": AnalysisSettings(n_init=2)}
 ONE_AND_TWO = ("val_probe", "whole_set", "train_probe", "compares")  # run in one process too, for comparison
 
 
