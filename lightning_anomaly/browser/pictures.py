@@ -227,7 +227,8 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
 def _quantile(values: Tensor, fraction: float) -> Tensor:
     """Of the rows of `(F, N)`, as `(F, 1, 1, 1)`."""
     place = 1 + round(fraction * (values.shape[1] - 1))
-    return values.kthvalue(place, 1).values[:, None, None, None]
+    # Not `kthvalue`, which torch refuses on a GPU where it is to be deterministic.
+    return values.sort(1).values[:, place - 1, None, None, None]
 
 
 def even_order(count: int) -> Tensor:

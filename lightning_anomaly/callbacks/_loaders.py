@@ -35,7 +35,10 @@ def unpadded_length(loaders: Any) -> int:
 
 def shuffles(loaders: Any) -> bool:
     """Whether the first of a Trainer's loaders draws its samples at random."""
-    return isinstance(sampler_of(_first(loaders)), (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
+    sampler = sampler_of(_first(loaders))
+    if isinstance(sampler, DistributedSampler):
+        return sampler.shuffle
+    return isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
 
 
 def training_batches(loader: Any, size: int, seed: int, first: int | None = None) -> DataLoader[Any]:

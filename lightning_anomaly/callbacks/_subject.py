@@ -13,22 +13,24 @@ class Subject:
 
     def __init__(self) -> None:
         self._module: weakref.ref[Any] | None = None
+        self._last: weakref.ref[Any] | None = None  # of the last fit, validation or test
         self._loaded = False
         self._keeps = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a callback, in another process for example, meets a copy of the module, if any.
-        return {"_module": None, "_loaded": self._loaded, "_keeps": False}
+        return {"_module": None, "_last": None, "_loaded": self._loaded, "_keeps": False}
 
     def begin(self, pl_module: Any, stage: str) -> bool:
         """Says what a Trainer does with a module. What a fit found of it stays when it is validated or tested.
 
         Returns:
-            Whether another module is validated or tested.
+            Whether another module is validated or tested than that of the last fit, validation or test.
         """
         known = self._module is not None and self._module() is pl_module
-        self._keeps = stage != "fit" and known
-        return stage != "fit" and not known
+        again = self._last is not None and self._last() is pl_module
+        self._keeps, self._last = stage != "fit" and known, weakref.ref(pl_module)
+        return stage != "fit" and not known and not again
 
     def load(self) -> bool:
         """Whether to take what a checkpoint brings; if so, it is about the next module."""

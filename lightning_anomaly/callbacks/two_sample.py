@@ -105,7 +105,7 @@ class TwoSampleCallback(LoggingCallback):
         self.log_figures = check_bool("log_figures", log_figures)
         self._values: dict[str, float] = {}
         self._units: dict[str, float] = {}
-        self._due, self._measured, self._output_measured = False, False, False
+        self._due, self._measured, self._output_measured, self._taken = False, False, False, False
         self._fresh: TwoSampleReport | None = None
         self._failure: str | None = None
         self._forget()
@@ -139,6 +139,7 @@ class TwoSampleCallback(LoggingCallback):
     def _recall(self) -> None:
         """Takes the last values of the history, which are logged again where nothing can be compared."""
         self._values = dict(self.history[-1]["metrics"]) if self.history else {}
+        self._taken = bool(self.history)
         self._output_measured = any(entry["compares_output"] for entry in self.history)
         self._measured = self._output_measured or any(entry["share_p_values"] for entry in self.history)
 
@@ -146,7 +147,8 @@ class TwoSampleCallback(LoggingCallback):
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
         self._check_twins(trainer, TwoSampleCallback, AnomalyFilterCallback)  # both log a count
-        self._due, self._measured, self._output_measured, self._values = False, False, False, {}
+        self._due, self._measured, self._output_measured, self._taken = False, False, False, False
+        self._values, self._units = {}, {}
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)
 
@@ -216,7 +218,7 @@ class TwoSampleCallback(LoggingCallback):
         if report is not None:
             self._take(trainer, report)
         else:
-            if not self._measured:  # which of the linear layers have units to compare is not known yet
+            if not self._taken:  # which of the linear layers have units to compare is not known yet
                 self._values = self._units | self._values
             self._say_why(trainer, self._failure or "another process failed")
         if trainer.state.fn == "fit":
@@ -234,7 +236,7 @@ class TwoSampleCallback(LoggingCallback):
             self._failure = repr(error)  # which itself would keep everything that the failed call had in memory
 
     def _take(self, trainer: Any, report: TwoSampleReport) -> None:
-        self.report = report
+        self.report, self._taken = report, True  # in all processes, or in none
         live = any(layer.live.any() for layer in report.layers.values())
         self._measured |= live or report.compares_output
         notes = dict(report.notes)

@@ -274,7 +274,7 @@ def combination(names: tuple[str, ...], rank: int, world: int) -> Outcome:
             ours(names, figures), logger=Recorder() if there else None, num_sanity_val_steps=0
         )
         for figures, there in product((True, False), repeat=2)
-        if len(names) == 1 or (figures == there) == (names[0] == "filter")
+        if names == ("filter",) or (figures == there) == (names[0] == "filter")
     }
 
 

@@ -322,6 +322,8 @@ class Padded(SmallNet):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), 2)
+        self.nested: set[bool] = set()
+        self.encoder.layers[0].norm1.register_forward_hook(lambda _, args, __: self.nested.add(args[0].is_nested))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv2(self.norm(self.conv1(x)).relu()).flatten(2).transpose(1, 2)
@@ -335,6 +337,7 @@ def test_a_norm_of_nested_tensors_is_left_alone(tmp_path: Path) -> None:
     for ours in ([], [watcher(), AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1, max_fraction=1e-6)]):
         torch.manual_seed(0)
         trainer = quiet_trainer(tmp_path, *ours, max_epochs=2)
-        trainer.fit(Padded(), loader(), loader(seed=1))
+        trainer.fit(module := Padded(), loader(), loader(seed=1))
+        assert module.nested == {False, True}
         losses.append(trainer.callback_metrics["val_loss"].item())
     assert losses[0] == losses[1]

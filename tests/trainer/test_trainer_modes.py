@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
@@ -221,8 +222,10 @@ def test_a_shuffling_first_loader_of_several_is_noticed(tmp_path: Any) -> None:
         ({"batch_sampler": BatchSampler(RandomSampler(range(60)), 20, drop_last=False)}, True),
         ({"batch_sampler": BatchSampler(SequentialSampler(range(60)), 20, drop_last=False)}, False),
         ({"sampler": range(30)}, False),
+        ({"sampler": DistributedSampler(range(60), 2, 0, shuffle=True)}, True),
+        ({"sampler": DistributedSampler(range(60), 2, 0, shuffle=False)}, False),
     ],
-    ids=["subset", "weighted", "batches", "batches in order", "in order"],
+    ids=["subset", "weighted", "batches", "batches in order", "in order", "divided", "divided in order"],
 )
 @SHUFFLES
 def test_a_sampler_that_shuffles_is_noticed(tmp_path: Any, draws: dict[str, Any], noticed: bool) -> None:
