@@ -103,12 +103,16 @@ class TwoSampleCallback(LoggingCallback):
         self.layers = check_names("layers", layers, "layer names")
         self.significance = check_fraction("significance", significance, zero=False)
         self.log_figures = check_bool("log_figures", log_figures)
+        self._fresh: TwoSampleReport | None = None
+        self._failure: str | None = None
+        self._begin()
+        self._forget()
+
+    def _begin(self) -> None:
+        """Nothing has been compared yet in this fit, validation or test."""
         self._values: dict[str, float] = {}
         self._units: dict[str, float] = {}
         self._due, self._measured, self._output_measured, self._taken = False, False, False, False
-        self._fresh: TwoSampleReport | None = None
-        self._failure: str | None = None
-        self._forget()
 
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
@@ -147,8 +151,7 @@ class TwoSampleCallback(LoggingCallback):
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
         self._check_twins(trainer, TwoSampleCallback, AnomalyFilterCallback)  # both log a count
-        self._due, self._measured, self._output_measured, self._taken = False, False, False, False
-        self._values, self._units = {}, {}
+        self._begin()
         if not builds_layers_later(pl_module):
             select_layers(pl_module, self.layers)
 

@@ -46,7 +46,8 @@ class ImageSource:
     def __len__(self) -> int:
         if self._loader is None:
             return len(self._tensor) if self._tensor is not None and self._tensor.ndim else 0
-        return len(self._loader.dataset)  # type: ignore[arg-type]
+        dataset: Any = self._loader.dataset
+        return len(dataset)
 
     def take(self, positions: Sequence[int]) -> Tensor:
         """The images at some positions `(n, ...)`."""

@@ -58,7 +58,8 @@ class Subject:
     @property
     def probe(self) -> int:
         """Number of images of the probe."""
-        return len(self.val.dataset)  # type: ignore[arg-type]
+        dataset: Any = self.val.dataset
+        return len(dataset)
 
     @property
     def shortened(self) -> dict[str, int]:
