@@ -17,7 +17,7 @@ Rule = Literal["index", "vote", "best"]
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """How feature maps are clustered and judged. The source paper leaves all of this open: these are our choices.
+    """How feature maps are clustered and judged. The source paper's abstract leaves this open: these are our choices.
 
     Args:
         max_components: Mixtures of 2 to `max_components` components are fitted to every filter. With up to 5,
@@ -78,7 +78,7 @@ class AnalysisSettings:
 
     @classmethod
     def paper(cls) -> AnalysisSettings:
-        """The literal reading of the source paper, with scikit-learn's defaults where it is silent.
+        """Our literal reading of what is known of the source paper, with scikit-learn's defaults where it is silent.
 
         One k-means start a mixture, as `GaussianMixture(k)` has it, K up to 8 chosen by Calinski-Harabasz alone, rare
         at 1%. In release 0.1 each mixture started from random samples instead, and far fewer filters were flagged.

@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> list[Outcome]:
     probe_size_in(few)  # before the first training, not after the second
     labels, _ = with_label_noise(few.train_labels, options.label_noise, few.n_classes, options.seed)
     few = replace(few, train_labels=labels)
-    many = prepare_data(argparse.Namespace(**{**vars(options), "train_size": options.healthy_size}))
+    many = prepare_data(options, "healthy_size")
     outcomes = []
     for name, data, healthy, failing_at in (
         (f"Overfitting ({len(few.train_images)} images)", few, False, None),

@@ -79,6 +79,7 @@ class Sizes:
         ("resnet50", 512),
         ("convnext_base", 512),
         ("resnet50", 2048),
+        ("convnext_base", 2048),
     )
 
 

@@ -82,10 +82,22 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return integer
 
 
-def prepare_data(options: argparse.Namespace) -> ImageData:
-    """The data that the options ask for, split into training and validation images."""
+def prepare_data(options: argparse.Namespace, size: str = "train_size") -> ImageData:
+    """The data that the options ask for, split into validation images and as many training images as `size` says.
+
+    Raises:
+        ValueError: If there are too few.
+    """
     data = load_images(options.data, data_root=options.data_root, download=options.download)
-    return split(data, options.train_size, options.val_size, options.seed)
+    wanted = vars(options)[size]
+    apart = 0 if len(data.val_labels) else options.val_size  # taken out of the training images
+    if wanted > len(data.train_labels) - apart:
+        raise ValueError(
+            f"Option `--{size.replace('_', '-')}` should be at most {len(data.train_labels) - apart}: `--data "
+            f"{options.data}` has {len(data.train_labels)} images to train on, of which `--val-size` takes {apart}. "
+            f"Found {wanted}."
+        )
+    return split(data, wanted, options.val_size, options.seed)
 
 
 def probe_size_in(data: ImageData) -> int:
