@@ -21,13 +21,35 @@ Judgement = tuple[Tensor, Tensor, Tensor, Tensor]  # scores, p-values and layers
 
 
 def learn_halves(
-    batches: Sequence[Statistics], middle: int, device: torch.device, argument: str
-) -> tuple[tuple[str, ...], tuple[Half, Half], dict[str, str]]:
-    """The layers that can judge, what is ordinary in them by each half of the reference, and notes on their filters."""
+    batches: Sequence[Statistics], device: torch.device, argument: str
+) -> tuple[tuple[str, ...], tuple[Half, Half], Tensor, dict[str, str]]:
+    """What is ordinary by each half of a reference.
+
+    Returns:
+        The layers that can judge, the halves, which images they consist of `(m,)`, the first half of them first, and
+        notes on filters that do not judge. Left out are images with NaN or infinite values elsewhere: they are no
+        example of what is ordinary, and their scores, larger than any, would be taken for one.
+    """
+    nothing = ValueError(
+        f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any layer: "
+        "look for NaN in the images and in the weights."
+    )
     names = [name for name in batches[0] if all(name in batch for batch in batches)]
+    if not names:
+        raise nothing
     # Out of the batches, which are not needed any more: this is most of the memory.
     taken = {name: torch.cat([batch.pop(name) for batch in batches]) for name in names}
     unknown = {name: own.isfinite().all(2).sum(0) * 2 <= len(own) for name, own in taken.items()}
+    complete = torch.stack([own[:, ~unknown[name]].isfinite().all(2).all(1) for name, own in taken.items()]).all(0)
+    kept = complete.nonzero()[:, 0]
+    if 2 * len(kept) <= len(complete):
+        raise ValueError(
+            f"Parameter `{argument}` should hold images that give finite values. Found {len(kept)} of {len(complete)}: "
+            "look for NaN in the images and for values beyond the precision of the model."
+        )
+    if len(kept) < len(complete):
+        taken = {name: taken.pop(name)[kept] for name in names}
+    middle = len(kept) // 2
     engine, _ = choose_engine("auto", torch.device("cpu"))
     first, second = (
         dict(zip(taken, torch_in_threads(fit, taken.values(), like=torch.empty(0, device="cpu")), strict=True))
@@ -38,17 +60,14 @@ def learn_halves(
     )
     usable = tuple(name for name in names if first[name][0] is not None and second[name][0] is not None)
     if not usable:
-        raise ValueError(
-            f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
-            "layer: look for NaN in the images and in the weights."
-        )
+        raise nothing
     halves = [Half({name: half[name] for name in usable}, device) for half in (first, second)]
     notes: dict[str, str] = {}
     for name in usable:
         if unknown[name].any():
             where = "in their maps of most reference images and do not judge"
             notes |= nonfinite(name, int(unknown[name].sum()), len(unknown[name]), where)
-    return usable, (halves[0], halves[1]), notes
+    return usable, (halves[0], halves[1]), kept, notes
 
 
 class Half:

@@ -38,7 +38,7 @@ class OutlierReport(Tabular):
         layers: Names of the layers that judge.
         layer: Which of them has the largest score `(N,)`.
         filters: The filters of that layer that the image is most extreme in `(N, 3)`, -1 where there are no more.
-        n_reference: Number of images in the reference.
+        n_reference: Number of images in the reference, those left out that give NaN or infinite values.
         false_discovery_rate: The share of ordinary images that is accepted among those found.
         images: Small pictures of the images that `top` gives first, uint8 `(n, H, W, C)`; None if they are nothing that
             can be drawn.

@@ -79,8 +79,8 @@ def find_outliers(
         The report. Whatever could not be used is in its `notes`, which are also warnings.
 
     Raises:
-        ValueError: If images are of several sizes or have no length, the reference has fewer than 100 or gives NaN, a
-            layer does not exist, the model has no convolution, or an argument is not allowed.
+        ValueError: If images are of several sizes or have no length, the reference has fewer than 100 or mostly gives
+            NaN, a layer does not exist, the model has no convolution, or an argument is not allowed.
         RuntimeError: If another process fails.
 
     Examples:
@@ -193,11 +193,18 @@ class _Search:
                 "Parameter `inputs` should hold all images in every process, each of which takes its share of them. "
                 f"Found {numbers} images in the processes."
             )
-        images, chosen, middle = self._images, self._chosen, len(self._chosen) // 2
+        images = self._images
         in_turn = zip_longest(*(own.batches for own in references))  # part i is that of process i % world
         parts = [own for turn in in_turn for own in turn if own is not None]
-        learnt = learn_halves(parts, middle, self._runner.device, self._others.argument)
-        self._names, halves, self._filters_left_out = learnt
+        learnt = learn_halves(parts, self._runner.device, self._others.argument)
+        self._names, halves, kept, self._unusable = learnt
+        if self._others is not images and len(kept) < len(self._chosen):
+            self._unusable["nonfinite reference"] = (
+                f"{len(self._chosen) - len(kept)} of the {len(self._chosen)} reference images give NaN or infinite "
+                "values and have no say."
+            )
+        chosen = self._chosen = [self._chosen[place] for place in kept.tolist()]
+        middle = len(chosen) // 2
         rest: Sequence[int] = range(len(images))
         self._known: list[tuple[Tensor, Judgement]] = []
         if self._others is images:
@@ -223,7 +230,7 @@ class _Search:
         positions, found = _joined([*self._known, *((own.positions, own.found) for own in shares)])
         order = positions.argsort()
         scores, p_values, layer, filters = (part[order] for part in found)
-        notes = unseen_layers(self._model, self._layers) | self._filters_left_out
+        notes = unseen_layers(self._model, self._layers) | self._unusable
         for said in (*(own.notes for own in references), *(own.notes for own in shares)):
             notes |= said
         for name in self._watched:

@@ -8,20 +8,20 @@ from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.outliers.conformal import Half, learn_halves
 from lightning_anomaly.verdicts.scores import Ordinary, Spread
 
-CPU, ENGINE, MIDDLE = torch.device("cpu"), load_engine("torch"), 60  # of 150, so that the halves cannot be mixed up
+CPU, ENGINE, MIDDLE = torch.device("cpu"), load_engine("torch"), 75  # of 151, so that the halves cannot be mixed up
 
 
 def statistics(samples: int, seed: int) -> Tensor:
     return torch.randn(samples, 4, 5, generator=torch.Generator().manual_seed(seed))
 
 
-REFERENCE = statistics(150, 0)
+REFERENCE = statistics(151, 0)
 
 
 @pytest.fixture
 def halves() -> tuple[Half, Half]:
     batches = [{"conv": own.clone()} for own in REFERENCE.split(40)]
-    return learn_halves(batches, MIDDLE, CPU, "reference")[1]
+    return learn_halves(batches, CPU, "reference")[1]
 
 
 def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
@@ -38,7 +38,7 @@ def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
 
 def test_a_p_value_counts_the_measured_images_with_scores_as_large_and_the_image_itself(halves):
     images = torch.cat([statistics(30, 1), 100 * statistics(1, 2)])
-    for half, number in zip(halves, (150 - MIDDLE, MIDDLE), strict=True):
+    for half, number in zip(halves, (151 - MIDDLE, MIDDLE), strict=True):
         own, own_p_values = half.own[:2]
         scores, p_values = half.judge({"conv": images})[:2]
         assert len(own) == number
@@ -48,3 +48,22 @@ def test_a_p_value_counts_the_measured_images_with_scores_as_large_and_the_image
         # One of the measured images is counted already.
         assert own_p_values.tolist() == [sum(other >= score for other in own.tolist()) / number
                                          for score in own.tolist()]  # fmt: skip
+
+
+def test_images_with_nan_are_in_neither_half():
+    spoilt = REFERENCE.clone()
+    spoilt[[4, 90], 1, 0] = torch.nan
+    _, halves, kept, notes = learn_halves([{"conv": spoilt}], CPU, "reference")
+    assert kept.tolist() == [place for place in range(151) if place not in (4, 90)]
+    alone = learn_halves([{"conv": REFERENCE[kept]}], CPU, "reference")[1]
+    for half, other in zip(halves, alone, strict=True):
+        assert torch.equal(half.own[0], other.own[0])
+    assert notes == {}
+
+
+def test_a_reference_whose_images_mostly_have_nan_somewhere_is_refused():
+    spoilt = REFERENCE.clone()
+    for filter_ in range(4):
+        spoilt[filter_ * 20 : filter_ * 20 + 20, filter_, 0] = torch.nan
+    with pytest.raises(ValueError, match="`reference` should hold images that give finite values. Found 71 of 151: l"):
+        learn_halves([{"conv": spoilt}], CPU, "reference")

@@ -206,6 +206,24 @@ def test_images_with_nan_are_infinite_and_noted(net):
     assert report.scores[4:9].isfinite().all()
 
 
+def test_of_a_reference_with_nan_the_rest_is_the_reference(net):
+    """Images with NaN in it do not hide others by scores of their own that are infinite."""
+    inputs, reference = images(300, 1, tuple(range(12))), images(1000, 2)
+    spoilt = torch.cat([reference[:500], reference[:40] * math.nan, reference[500:]])
+    with pytest.warns(UserWarning, match="^40 of the 1040 reference images give NaN or infinite values and have no sa"):
+        report = find_outliers(net, inputs, spoilt)
+    clean = find_outliers(net, inputs, reference)
+    assert len(clean.found) >= 12
+    assert {*report.found} >= {*range(12)}
+    assert report.n_reference == 1000
+    with pytest.warns(
+        UserWarning, match="^1 of the 1001 images give NaN or infinite values, the first at position 1000"
+    ):
+        own = find_outliers(net, torch.cat([reference, torch.full((1, 1, 12, 12), math.inf)]))
+    assert own.top(1) == [1000]
+    assert 0 < own.p_values[1000] == own.p_values.min()
+
+
 def test_a_layer_that_cannot_judge_is_noted(net):
     """Layers behind NaN in the weights say nothing, which is not the same as that all is well."""
     net[5].weight.data[:] = math.nan
