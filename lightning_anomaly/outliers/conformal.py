@@ -31,8 +31,8 @@ def learn_halves(
         example of what is ordinary, and their scores, larger than any, would be taken for one.
     """
     nothing = ValueError(
-        f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any layer: "
-        "look for NaN in the images and in the weights."
+        f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
+        "layer: look for NaN in the images and in the weights."
     )
     names = [name for name in batches[0] if all(name in batch for batch in batches)]
     if not names:

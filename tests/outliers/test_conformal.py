@@ -65,5 +65,5 @@ def test_a_reference_whose_images_mostly_have_nan_somewhere_is_refused():
     spoilt = REFERENCE.clone()
     for filter_ in range(4):
         spoilt[filter_ * 20 : filter_ * 20 + 20, filter_, 0] = torch.nan
-    with pytest.raises(ValueError, match="`reference` should hold images that give finite values. Found 71 of 151: l"):
+    with pytest.raises(ValueError, match=r"`reference` should hold images that give finite values\. Found 71 of 151"):
         learn_halves([{"conv": spoilt}], CPU, "reference")

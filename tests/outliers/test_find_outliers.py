@@ -217,7 +217,7 @@ def test_of_a_reference_with_nan_the_rest_is_the_reference(net):
     assert {*report.found} >= {*range(12)}
     assert report.n_reference == 1000
     with pytest.warns(
-        UserWarning, match="^1 of the 1001 images give NaN or infinite values, the first at position 1000"
+        UserWarning, match="^1 of the 1001 images give NaN or infinite values, the first at"
     ):
         own = find_outliers(net, torch.cat([reference, torch.full((1, 1, 12, 12), math.inf)]))
     assert own.top(1) == [1000]
