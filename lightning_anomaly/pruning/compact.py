@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.probe import copied
+from lightning_anomaly.capture.probe import copied, isolated_random_state
 from lightning_anomaly.pruning.filter_rows import filters_first
+from lightning_anomaly.tables import listed
 
 __all__ = ["compact"]
 
@@ -27,7 +29,7 @@ _NAMED = 3  # layers that a warning names
 # many epsilons of the least precise type as the other.
 _TOLERANCE, _EPSILONS = 1e-4, 8
 # Torch-Pruning's kinds of nodes: layers with weights that can be cut, and what works on each channel by itself.
-_LAYERS = {"CONV", "DEPTHWISE_CONV", "LINEAR", "BN"}
+_LAYERS = {"CONV", "DEPTHWISE_CONV", "LINEAR", "BN", "IN"}
 _CHANNELWISE = {"ELEMENTWISE", "PRELU", "CONCAT", "SPLIT", "RESHAPE", "UNBIND", "EXPAND", "SLICE"}
 
 
@@ -37,7 +39,9 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     Removed are the filters whose weight and bias are zero, as `mask_filters` leaves them, with their BatchNorm channels
     and the weights behind them that take their output, where nothing else lives in their channels. A filter stays where
     its output is added to that of a filter that is not masked (residual connections), goes through a norm across
-    channels, comes from a grouped convolution or is an output of the model; a warning says how many stay and where.
+    channels, comes from a grouped convolution or is an output of the model, or where Torch-Pruning cannot follow it; a
+    warning says how many stay and where. Another names layers that this call does not reach, as of a training alone:
+    they keep their size.
 
     Args:
         model: The model, which stays as it is.
@@ -49,8 +53,9 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
 
     Raises:
         ImportError: If Torch-Pruning is not installed.
-        ValueError: If the model does not run on `example_input`, Torch-Pruning cannot follow it, or it depends on its
-            channels in a way that is not seen in its layers, so that the smaller model fails or gives other outputs.
+        ValueError: If the model does not run on `example_input`, Torch-Pruning cannot follow it at all, or it depends
+            on its channels in a way that is not seen in its layers, so that the smaller model fails or gives other
+            outputs.
 
     Examples:
         >>> from lightning_anomaly.pruning.mask import mask_filters
@@ -71,22 +76,29 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
             "`compact`."
         ) from error
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
-    smaller = copy.deepcopy(model)
-    masked = _zero_filters(smaller)
-    with _traceable(smaller):
+    masked = _zero_filters(model)
+    smaller = _copy(model)
+    with _traceable(smaller), isolated_random_state(0):
         expected, silent = _observe(smaller, arguments)
+        outputs: list[Tensor] = []
+
+        def differentiable(output: Any) -> list[Tensor]:
+            outputs[:] = [tensor for tensor in _tensors(output) if tensor.grad_fn is not None]
+            return outputs
+
         try:
             graph = torch_pruning.DependencyGraph()
             graph.build_dependency(
                 smaller,
                 copied(arguments),
                 forward_fn=lambda net, given: net(*given),
-                output_transform=lambda output: [tensor for tensor in _tensors(output) if tensor.grad_fn is not None],
+                output_transform=differentiable,
                 verbose=False,
             )
+            given_back = {tensor.grad_fn for tensor in outputs}
             for module in select_layers(smaller).values():
                 if module in graph.module2node:
-                    _remove(graph, torch_pruning.prune_conv_out_channels, module, silent)
+                    _remove(graph, torch_pruning.prune_conv_out_channels, module, silent, given_back)
         except Exception as error:  # it knows most models, but not all
             raise ValueError(
                 f"Parameter `model` should be one that Torch-Pruning can follow. Found a {type(model).__name__}, on "
@@ -98,10 +110,32 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         more = f" and more in {len(kept) - _NAMED} others" if len(kept) > _NAMED else ""
         warnings.warn(
             f"{sum(kept.values())} of {sum(map(len, masked.values()))} masked filters stay, as other filters or the "
-            f"model's output share their channels: {dict(islice(kept.items(), _NAMED))}{more}.",
+            "model's output share their channels, or what is behind them may mix channels or make something of zeros: "
+            f"{dict(islice(kept.items(), _NAMED))}{more}.",
+            stacklevel=2,
+        )
+    unseen = [
+        repr(name) for name, module in smaller.named_modules() if _takes_channels(module) and module not in silent
+    ]
+    if unseen and kept != {name: len(filters) for name, filters in masked.items()}:
+        warnings.warn(
+            f"Layers {listed(unseen, _NAMED)} keep their size, as `example_input` does not reach them in evaluation: "
+            "where one takes the output of filters that are removed, it will fail when it is called.",
             stacklevel=2,
         )
     return smaller
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy, of tensors too that a pass has computed and left in a module, such as a normalised weight."""
+    kept = (value for module in model.modules() for value in (*vars(module).values(), *module._buffers.values()))
+    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
+def _takes_channels(module: nn.Module) -> bool:
+    """Whether this is a convolution or a linear layer; of attention the last one is used without being called."""
+    return isinstance(module, (_ConvNd, nn.Linear)) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 @contextmanager
@@ -125,8 +159,8 @@ def _zero_filters(model: nn.Module) -> dict[str, list[int]]:
 
 def _zero_rows(module: Any) -> Tensor:
     """Whether each output channel of a layer is 0 whatever its input, `(F,)` bool on the CPU."""
-    if isinstance(module, _BatchNorm):
-        # Without a weight, a map of zeros stays one where the running mean is 0.
+    if isinstance(module, _NormBase):
+        # Without a weight, a map of zeros stays one where the running mean is 0 or there is none.
         parts = [module.running_mean] if module.weight is None else [module.weight, module.bias]
         rows = [part[:, None] for part in parts if part is not None]
         count = module.num_features
@@ -150,10 +184,10 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
         zero = (given.detach().movedim(axis, 0).flatten(1) == 0).all(1).cpu()
         silent[module] = silent[module] & zero if module in silent else zero
 
-    layers = [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]
+    layers = [module for module in model.modules() if _takes_channels(module)]
     hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), isolated_random_state(0):
             return model(*copied(arguments)), silent
     except Exception as error:  # whatever the user's model raises
         raise ValueError(
@@ -165,17 +199,15 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
             hook.remove()
 
 
-def _remove(graph: Any, prune: Any, conv: nn.Module, silent: dict[nn.Module, Tensor]) -> None:
+def _remove(
+    graph: Any, prune: Any, conv: nn.Module, silent: dict[nn.Module, Tensor], given_back: Collection[Any]
+) -> None:
     """Removes those zero filters of a convolution that leave no trace, and what hangs on them in other layers."""
-    filters: list[int] = _zero_rows(conv).nonzero()[:, 0].tolist()
-    group, traced = None, set(filters)
-    while filters and traced:
-        group = graph.get_pruning_group(conv, prune, filters)
-        traced = set()
-        for item in group.items:
-            traced |= {root for root, free in zip(item.root_idxs, _free(graph, item, silent), strict=True) if not free}
-        filters = [index for index in filters if index not in traced]
-    if group is None or not filters or not graph.check_pruning_group(group):
+    try:
+        group = _traceless(graph, prune, conv, silent, given_back)
+    except Exception:  # these filters cannot be followed, which is no reason to keep others
+        return
+    if group is None:
         return
     for item in group.items:
         module = item.dep.target.module
@@ -186,7 +218,23 @@ def _remove(graph: Any, prune: Any, conv: nn.Module, silent: dict[nn.Module, Ten
     group.prune()
 
 
-def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor]) -> list[bool]:
+def _traceless(
+    graph: Any, prune: Any, conv: nn.Module, silent: Mapping[nn.Module, Tensor], given_back: Collection[Any]
+) -> Any:
+    """What to cut to remove those zero filters of a convolution that leave no trace; None if there are none."""
+    filters: list[int] = _zero_rows(conv).nonzero()[:, 0].tolist()
+    group, traced = None, set(filters)
+    while filters and traced:
+        group = graph.get_pruning_group(conv, prune, filters)
+        traced = set()
+        for item in group.items:
+            free = _free(graph, item, silent, given_back)
+            traced |= {root for root, goes in zip(item.root_idxs, free, strict=True) if not goes}
+        filters = [index for index in filters if index not in traced]
+    return group if filters and graph.check_pruning_group(group) else None
+
+
+def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor], given_back: Collection[Any]) -> list[bool]:
     """Whether each channel that a group takes from one of its members may go without a trace."""
     node, module = item.dep.target, item.dep.target.module
     never = [False] * len(item.idxs)
@@ -197,12 +245,13 @@ def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor]) -> list[boo
         ungrouped = kind == "LINEAR" or (kind == "CONV" and module.groups == 1)
         found: list[bool] = silent[module][item.idxs].tolist() if ungrouped and module in silent else never
         return found
-    if not node.outputs:
+    if not node.outputs or node.grad_fn in given_back:
         return never
     if kind in _CHANNELWISE:
         return [True] * len(item.idxs)
     separate = kind == "DEPTHWISE_CONV" and module.groups == module.in_channels
-    if kind in ("LINEAR", "BN") or (kind == "CONV" and module.groups == 1) or separate:
+    norm = kind == "BN" or (kind == "IN" and module.running_mean is None)  # Torch-Pruning does not cut an IN's means
+    if kind == "LINEAR" or norm or (kind == "CONV" and module.groups == 1) or separate:
         zero: list[bool] = _zero_rows(module)[item.idxs].tolist()
         return zero
     return never
@@ -211,7 +260,7 @@ def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor]) -> list[boo
 def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
     problem = "is another one"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), isolated_random_state(0):
             found = list(_tensors(model(*copied(arguments))))
         for one, other in zip(found, _tensors(expected), strict=True):
             if one.shape != other.shape:
@@ -228,8 +277,8 @@ def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Non
     except Exception as error:  # whatever the user's model raises
         problem = f"cannot be computed ({type(error).__name__}: {error})"
     raise ValueError(
-        "Parameter `model` should depend on the channels of its filters through its layers alone. Without the masked "
-        f"filters its output {problem}."
+        "Parameter `model` should depend on the channels of its filters through its layers alone, and draw no random "
+        f"number for each of them. Without the masked filters its output {problem}."
     )
 
 

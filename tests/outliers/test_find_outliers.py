@@ -216,9 +216,7 @@ def test_of_a_reference_with_nan_the_rest_is_the_reference(net):
     assert len(clean.found) >= 12
     assert {*report.found} >= {*range(12)}
     assert report.n_reference == 1000
-    with pytest.warns(
-        UserWarning, match="^1 of the 1001 images give NaN or infinite values, the first at"
-    ):
+    with pytest.warns(UserWarning, match="^1 of the 1001 images give NaN or infinite values, the first at"):
         own = find_outliers(net, torch.cat([reference, torch.full((1, 1, 12, 12), math.inf)]))
     assert own.top(1) == [1000]
     assert 0 < own.p_values[1000] == own.p_values.min()

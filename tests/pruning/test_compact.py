@@ -73,7 +73,7 @@ def assert_untouched(model: nn.Module, before: Mapping[str, Tensor]) -> None:
 
 def stays(model: nn.Module, *shape: int, expected: Mapping[str, int]) -> nn.Module:
     """The smaller model, which must keep `{layer: number}` of its masked filters and say so."""
-    with pytest.warns(UserWarning, match=re.escape(f"share their channels: {dict(expected)}.")):
+    with pytest.warns(UserWarning, match=re.escape(f"make something of zeros: {dict(expected)}.")):
         smaller = compact(model, inputs(*shape))
     assert_same_outputs(model, smaller, *shape)
     return smaller
@@ -164,8 +164,8 @@ class TestWhatStays:
         with pytest.warns(UserWarning, match="masked filters stay") as caught:
             compact(model, inputs(1, 3, 4, 4))
         assert [str(warning.message) for warning in caught] == [
-            "20 of 20 masked filters stay, as other filters or the model's output share their channels: "
-            "{'0': 1, '2': 1, '4': 1} and more in 17 others."
+            "20 of 20 masked filters stay, as other filters or the model's output share their channels, or what is "
+            "behind them may mix channels or make something of zeros: {'0': 1, '2': 1, '4': 1} and more in 17 others."
         ]
 
     def test_a_norm_that_was_not_masked(self):
@@ -191,6 +191,45 @@ class TestWhatStays:
             mask_filters(whole, {"0.0": [3], "0.2": [1]})
             smaller = stays(whole, 2, 3, 8, 8, expected={"0.2": 1})
             assert filters_of(smaller) == {"0.0": 5, "0.2": 4}
+
+    def test_a_map_that_the_model_uses_and_returns(self):
+        class Both(nn.Sequential):
+            def forward(self, x: Tensor) -> Any:
+                maps = self[0](x).relu()
+                return self[2](self[1](maps)), maps
+
+        model = Both(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 2, 3))
+        mask_filters(model, {"0": [1], "1": [0, 4]})
+        with pytest.warns(UserWarning, match=r"make something of zeros: {'0': 1}\."):
+            smaller = compact(model, inputs(2, 3, 8, 8))
+        assert filters_of(smaller) == {"0": 6, "1": 4, "2": 2}
+        for one, other in zip(smaller(inputs(2, 3, 8, 8, seed=1)), model(inputs(2, 3, 8, 8, seed=1)), strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_what_torch_pruning_cannot_follow_in_one_place(self):
+        class Attention(nn.Module):
+            """Of positions, by what all channels together give there."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = nn.Conv2d(2, 1, 3, padding=1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x * self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
+
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), Attention()),
+            *(nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+        )
+        mask_filters(model, {"0": [1], "2": [0, 4], "5": [3]}, example_input=inputs(2, 3, 10, 10))
+        smaller = stays(model, 2, 3, 10, 10, expected={"2": 2})
+        assert filters_of(smaller) == {"0": 5, "2": 6, "4.conv": 1, "5": 5, "7": 2}
+
+    def test_an_instance_norm_with_means_of_its_own(self):
+        norm = nn.InstanceNorm2d(6, affine=True, track_running_stats=True)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.Conv2d(6, 2, 3))
+        mask_filters(model, {"0": [1]}, example_input=inputs(2, 3, 8, 8))
+        stays(model, 2, 3, 8, 8, expected={"0": 1})
 
     def test_grouped_convolutions(self):
         model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2), nn.Conv2d(6, 2, 1))
@@ -263,6 +302,17 @@ class TestWhatGoes:
         assert filters_of(smaller) == {"0": 4, "3": 5, "6": 2}
         assert_same_outputs(model, smaller, 2, 3, 8, 8)
 
+    @pytest.mark.parametrize("affine", [False, True])
+    def test_instance_norms(self, affine):
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6, affine=affine), nn.LeakyReLU()),
+            *(nn.Conv2d(6, 6, 3), nn.InstanceNorm2d(6, affine=affine), nn.ReLU(), nn.Conv2d(6, 2, 1)),
+        )
+        mask_filters(model, {"0": [1, 2], "3": [0]}, example_input=inputs(2, 3, 8, 8))
+        smaller = compact(model, inputs(2, 3, 8, 8))
+        assert filters_of(smaller) == {"0": 4, "3": 5, "6": 2}
+        assert_same_outputs(model, smaller, 2, 3, 8, 8)
+
     @pytest.mark.parametrize("axes", [1, 3])
     def test_other_numbers_of_axes(self, axes):
         conv = {1: nn.Conv1d, 3: nn.Conv3d}[axes]
@@ -311,6 +361,50 @@ class TestTheModel:
         optimizer.step()
         torch.save(smaller.state_dict(), tmp_path / "weights.pt")
         assert torch.load(tmp_path / "weights.pt")["0.weight"].shape == (30, 1, 3, 3)
+
+    def test_layers_of_a_training_alone_are_named(self):
+        class Supervised(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head, self.deep = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3), nn.Conv2d(6, 2, 1)
+
+            def forward(self, x: Tensor) -> Any:
+                maps = self.conv(x).relu()
+                return (self.head(maps), self.deep(maps)) if self.training else self.head(maps)
+
+        model = Supervised()
+        compact(model, inputs(2, 3, 8, 8))  # nothing is removed, so nothing is to be said
+        mask_filters(model, {"conv": [1]})
+        with pytest.warns(
+            UserWarning, match="^Layers 'deep' keep their size, as `example_input` does not reach them in"
+        ):
+            smaller = compact(model, inputs(2, 3, 8, 8))
+        assert filters_of(smaller) == {"conv": 5, "head": 2, "deep": 2}
+
+    def test_random_numbers_are_the_same_in_both_and_taken_from_nobody(self):
+        class Sampled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.code, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1), nn.Conv2d(2, 2, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                mean, width = self.code(self.conv(x).relu()).chunk(2, 1)
+                return self.head(mean + torch.randn_like(mean) * width)
+
+        model = Sampled()
+        mask_filters(model, {"conv": [1, 2]})
+        state = torch.random.get_rng_state()
+        assert compact(model, inputs(2, 3, 8, 8)).conv.out_channels == 4
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+    @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+    def test_tensors_that_a_pass_has_left_in_it(self):
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.utils.weight_norm(nn.Conv2d(6, 2, 3)))
+        mask_filters(model, {"0": [1]})
+        expected = model(inputs(2, 3, 8, 8))  # computes the weight, with a gradient
+        with pytest.warns(UserWarning, match=r"make something of zeros: {'0': 1}\."):
+            smaller = compact(model, inputs(2, 3, 8, 8))
+        torch.testing.assert_close(smaller(inputs(2, 3, 8, 8)), expected)
 
     def test_several_arguments_and_outputs(self):
         class Several(nn.Module):
@@ -403,7 +497,7 @@ class TestErrors:
         model = Fixed(nn.Conv2d(3, 6, 3), nn.Linear(216, 2))
         mask_filters(model, {"0": [1]})
         with pytest.raises(
-            ValueError, match=r"through its layers alone\. Without .* its output cannot be computed \(Run"
+            ValueError, match=r"through its layers alone, .*\. Without .* its output cannot be computed \(Run"
         ):
             compact(model, inputs(2, 3, 8, 8))
 
