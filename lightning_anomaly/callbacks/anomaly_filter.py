@@ -162,10 +162,10 @@ class AnomalyFilterCallback(LoggingCallback):
         """Checks layer names, now that every layer is there, and drops what was found in another model."""
         if self._subject.changes_to(pl_module):
             self._forget()
+            self._probe_images = ProbeImages()
         self._watched(pl_module)
         self._figures.start()
         self._browser.start()
-        self._probe_images = ProbeImages()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Says so if nothing will ever be analysed."""
@@ -262,7 +262,8 @@ class AnomalyFilterCallback(LoggingCallback):
         if trainer.state.fn == "fit":
             if self._everywhere:  # the number is the same in all processes, so that all find the same one due
                 self._memory.validations += 1
-            self._memory.add(trainer, self._values, None if found is None else found.report, self.signal_layers)
+            report = None if found is None else found.report
+            self._memory.add(trainer, self._values, report, self.signal_layers, self.probe)
             if found is not None and trainer.is_global_zero:
                 # At the step where Lightning puts this validation's values.
                 step = trainer.fit_loop.epoch_loop._batches_that_stepped
