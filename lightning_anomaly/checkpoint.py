@@ -45,7 +45,7 @@ def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = Non
     factory = _find(model)
     checkpoint = _read(path)
     state = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state or not _holds_tensors(state):
         found = _some(list(checkpoint)) if checkpoint else "nothing"
         raise ValueError(
             f"`{path.name}` should be a state_dict or a Lightning checkpoint. Found {found} in it: {_WEIGHTS_ALONE}."
@@ -53,6 +53,11 @@ def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = Non
     built = _build(factory, model, {**_stored_arguments(factory, checkpoint), **(arguments or {})})
     _fill(built, state, path.name, model)
     return built
+
+
+def _holds_tensors(state: Mapping[str, Any]) -> bool:
+    """Whether these are tensors, but for what layers with a state of another kind add to theirs."""
+    return all(isinstance(value, Tensor) or str(key).endswith("_extra_state") for key, value in state.items())
 
 
 def _find(model: str) -> Callable[..., Any]:
@@ -82,20 +87,22 @@ def _find(model: str) -> Callable[..., Any]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    if path.is_dir():
+        raise ValueError(f"`{path}` should be a file that `torch.save` wrote. Found a folder: {_WEIGHTS_ALONE}.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint `{path}`: give the path of a file that `torch.save` wrote.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about TorchScript, which is refused below
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"a `{found[1]}`" if found else "more than tensors and plain values"
-        raise ValueError(
-            f"`{path.name}` holds {what}, which is not read because unpickling it could run any code that somebody put "
-            f"there: {_WEIGHTS_ALONE}."
-        ) from error
     except Exception as error:  # torch's reader fails in many ways
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found or (isinstance(error, UnpicklingError) and _begins_like_a_pickle(path)):
+            what = f"a `{found[1]}`" if found else "more than tensors and plain values"
+            raise ValueError(
+                f"`{path.name}` holds {what}, which is not read because unpickling it could run any code that somebody "
+                f"put there: {_WEIGHTS_ALONE}."
+            ) from error
         if "TorchScript" in str(error):
             raise ValueError(
                 f"`{path.name}` is a TorchScript archive, whose layers do not show their maps: {_WEIGHTS_ALONE}."
@@ -104,6 +111,11 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"`{path.name}` cannot be read ({type(error).__name__}): give a file that `torch.save` wrote, unharmed."
         ) from error
     return checkpoint if isinstance(checkpoint, Mapping) else {f"(a {type(checkpoint).__name__})": None}
+
+
+def _begins_like_a_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")  # `torch.save`, today and before it wrote archives
 
 
 def _stored_arguments(factory: Callable[..., Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +154,7 @@ def _build(factory: Callable[..., Any], model: str, arguments: dict[str, Any]) -
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], file: str, name: str) -> None:
     own = list(model.state_dict())
-    prefix = _prefix(own, list(state))
+    prefix = _prefix(own, state, file)
     if prefix:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
@@ -158,13 +170,25 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], file: str, name: str) -
         )
 
 
-def _prefix(own: Sequence[str], stored: Sequence[str]) -> str:
+def _prefix(own: Sequence[str], stored: Mapping[str, Any], file: str) -> str:
     """Where the model is within the one that was saved: `network.` in a LightningModule that has it as `network`."""
     if not own or own[0] in stored:
         return ""
     prefixes = [key.removesuffix(own[0]) for key in stored if key.endswith(f".{own[0]}")]
     fitting = [prefix for prefix in prefixes if all(f"{prefix}{key}" in stored for key in own)]
-    return fitting[0] if len(fitting) == 1 else ""
+    others = [prefix for prefix in fitting[1:] if not _same(own, stored, fitting[0], prefix)]
+    if others:
+        raise ValueError(
+            f"`{file}` should hold the model once. Found it as {_some([fitting[0], *others])}: save the one to look at "
+            "alone."
+        )
+    return fitting[0] if fitting else ""
+
+
+def _same(own: Sequence[str], stored: Mapping[str, Any], first: str, second: str) -> bool:
+    """Whether two parts of what was saved hold the same: one part under two names."""
+    pairs = [(stored[f"{first}{key}"], stored[f"{second}{key}"]) for key in own]
+    return all(torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b for a, b in pairs)
 
 
 def _some(names: Sequence[Any]) -> str:

@@ -238,6 +238,16 @@ class TestOutliers:
             command("outliers", weights, "--model", f"{HERE}:net", "--data", tmp_path / "few.npz", "--output", tmp_path)
 
 
+class Counts(nn.Conv2d):
+    """Has a state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
+
 def same(model: nn.Module, other: nn.Module) -> bool:
     ours, theirs = model.state_dict(), other.state_dict()
     return list(ours) == list(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -279,6 +289,27 @@ class TestModels:
         module.network, module.other = net(), nn.Linear(2, 2)
         path = trained(tmp_path, module)
         assert same(load_model(path, f"{HERE}:net"), module.network)
+
+    def test_a_part_under_two_names_is_one(self, tmp_path):
+        module = SmallNet()
+        module.network = module.encoder = net()
+        path = trained(tmp_path, module)
+        assert same(load_model(path, f"{HERE}:net"), module.network)
+
+    def test_two_that_differ_are_named(self, tmp_path):
+        module = SmallNet()
+        module.student, module.teacher = net(), net()
+        with torch.no_grad():
+            module.teacher[0].weight.zero_()
+        with pytest.raises(
+            ValueError, match=r"hold the model once\. Found it as `student\.`, `teacher\.`: save the one"
+        ):
+            load_model(trained(tmp_path, module), f"{HERE}:net")
+
+    def test_a_state_of_another_kind(self, tmp_path):
+        torch.save(Counts(1, 2, 3).state_dict(), tmp_path / "counts.pt")
+        sizes = {"in_channels": 1, "out_channels": 2, "kernel_size": 3}
+        assert load_model(tmp_path / "counts.pt", f"{HERE}:Counts", sizes).calls == 3
 
     def test_the_callbacks_of_the_package_leave_it_readable(self, tmp_path):
         from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, AnomalyPruneCallback
@@ -390,6 +421,11 @@ class TestMistakes:
             (None, r"There is no checkpoint `.*gone.pt`: give the path of a file that `torch.save` wrote"),
             (b"", r"`gone.pt` cannot be read \(EOFError\): give a file that `torch.save` wrote"),
             (b"hello", r"`gone.pt` cannot be read \(\w+\): give"),
+            (
+                b"version https://git-lfs.github.com/spec/v1",
+                r"`gone.pt` cannot be read \(UnpicklingError\): give a file",
+            ),
+            (Path, r"`.*gone.pt` should be a file that `torch.save` wrote\. Found a folder: save the weights alone"),
             (b"PK\x03\x04 hello", r"`gone.pt` cannot be read \(\w+\): give"),
             ({"model": {"a": torch.ones(1)}, "step": 3}, r"Found `model`, `step` in it: save the weights alone"),
             ({"state_dict": [1, 2]}, r"should be a state_dict or a Lightning checkpoint\. Found `state_dict`"),
@@ -403,6 +439,8 @@ class TestMistakes:
         path = tmp_path / "gone.pt"
         if isinstance(content, bytes):
             path.write_bytes(content)
+        elif content is Path:
+            path.mkdir()
         elif content is not None:
             torch.save(content, path)
         text = refused(capsys, path, "--model", f"{HERE}:net", "--data", data)
