@@ -144,6 +144,10 @@ def shrink(samples: Tensor, side: int) -> Tensor:
         are the largest and the smallest value in each column of the picture.
     """
     samples = samples.detach()
+    if samples.is_complex():
+        samples = samples.abs()
+    if not samples.is_floating_point() and samples.dtype != torch.uint8:
+        samples = samples.float()
     if samples.ndim < 4:
         return _bounds(samples.reshape(len(samples), -1, samples.shape[-1])[:, : len(_CURVE_COLOURS)]).cpu()
     if samples.ndim == 5:

@@ -16,7 +16,7 @@ CHANGED = {
     'comparable. Give the same ones each time, without random augmentation, or use `probe = "train"`.',
     "train": "The training images of the probe changed from one validation to the next, so the anomaly counts are not "
     "comparable. Augment with the random numbers of torch, NumPy or Python, which are the same ones for each probe, or "
-    'use `probe = "val"`.',
+    'use `probe = "val"`: without a worker, a generator of the data set\'s own gives the training other numbers too.',
 }
 _SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them
 
@@ -40,7 +40,8 @@ class ProbeImages:
         images = images.detach()[: max(0, limit - self._seen)]
         grid = [slice(None)] + [slice(size // _SIDE // 2, None, max(1, size // _SIDE)) for size in images.shape[1:]]
         # A view, whatever the memory format; then a copy, as the model may change its input in place.
-        self._now.append(images[tuple(grid)].to(torch.float32, copy=True).flatten())
+        pixels = images[tuple(grid)]
+        self._now.append((pixels.abs() if pixels.is_complex() else pixels).to(torch.float32, copy=True).flatten())
         self._seen += len(images)
 
     def forget(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -15,17 +15,24 @@ __all__ = ["first_tensor", "plain_tensor"]
 def first_tensor(batch: Any) -> Tensor | None:
     """The usual input of a model, in a batch of tuples, lists, dicts, dataclasses: its first floating-point tensor.
 
-    Or images as bytes before it, which the model scales itself: the floating-point one is their target then.
+    Or images of another type before it, such as bytes, which the model scales itself: the floating-point one is their
+    target then. Integers of 64 bits are classes, booleans a mask; and a number for each sample comes last.
     """
+    found = list(_candidates(batch))
+    return next((tensor for tensor in found if tensor.ndim > 1), found[0] if found else None)
+
+
+def _candidates(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
-        return batch if batch.is_floating_point() or (batch.dtype == torch.uint8 and batch.ndim > 2) else None
-    if isinstance(batch, Mapping):
-        return next((t for t in map(first_tensor, batch.values()) if t is not None), None)
-    if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
-        return next((t for t in map(first_tensor, batch) if t is not None), None)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return first_tensor([getattr(batch, field.name, None) for field in fields(batch)])
-    return None
+        if batch.is_floating_point() or (batch.ndim > 2 and batch.dtype not in (torch.int64, torch.bool)):
+            yield batch
+    elif isinstance(batch, Mapping):
+        yield from _candidates(list(batch.values()))
+    elif isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
+        for part in batch:
+            yield from _candidates(part)
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        yield from _candidates([getattr(batch, field.name, None) for field in fields(batch)])
 
 
 def plain_tensor(batch: Any) -> Tensor | None:

@@ -28,6 +28,23 @@ def test_the_first_images_are_found(batch: Any) -> None:
     assert first_tensor(batch) is IMAGES
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.complex64], ids=str)
+def test_images_of_another_type_come_before_their_floating_point_target(kind: torch.dtype) -> None:
+    raw = IMAGES.to(kind)
+    assert first_tensor((raw, IMAGES)) is raw
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool], ids=str)
+def test_classes_and_masks_of_pixels_are_no_images(kind: torch.dtype) -> None:
+    assert first_tensor({"mask": IMAGES.to(kind), "image": IMAGES}) is IMAGES
+
+
+def test_a_number_for_each_sample_is_the_input_only_where_there_is_no_other() -> None:
+    ages = torch.rand(3)
+    assert first_tensor({"age": ages, "image": IMAGES}) is IMAGES
+    assert first_tensor((ages, torch.arange(3))) is ages
+
+
 def test_where_a_field_is_not_set_there_is_nothing() -> None:
     batch = Batch([], IMAGES)
     del batch.images
