@@ -105,10 +105,12 @@ class LoggingCallback(AnyCallback):
     def _log(self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "") -> None:
         """Logs values of a validation, which are the same in all processes; the one named `prog_bar` there as well."""
         together = self._together(trainer)
+        # Lightning's own: one that the module overrides may give keys another name, or take less.
+        log = next(vars(cls)["log"] for cls in type(pl_module).__mro__ if "log" in vars(cls) and _is_lightning_s(cls))
         for name, value in values.items():
             # The largest of equal numbers is that number, without the rounding of a mean.
-            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
-                          prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
+            log(pl_module, f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
+                prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
 
     def _warn_once(self, key: str, message: str) -> None:
         """Warns in the first process, unless something with this key has been said."""
@@ -129,6 +131,10 @@ def builds_layers_later(pl_module: Any) -> bool:
     """Whether a module has a `setup` or `configure_model` of its own, after which it may have other layers."""
     for hook in ("setup", "configure_model"):
         owner = next((cls for cls in type(pl_module).__mro__ if hook in vars(cls)), None)
-        if owner is not None and not owner.__module__.startswith(("lightning.", "pytorch_lightning.")):
+        if owner is not None and not _is_lightning_s(owner):
             return True
     return False
+
+
+def _is_lightning_s(cls: type) -> bool:
+    return cls.__module__.startswith(("lightning.", "pytorch_lightning."))
