@@ -285,12 +285,12 @@ class Busy(nn.Module):
         self.conv, self.norm, self.frozen = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         self.drop = nn.Dropout()
         self.frozen.eval()
-        self.calls, self.fails_at = 0, fails_at
+        self.calls, self.fails_at = [], fails_at  # a list, as a number would be given back
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
+        self.calls.append(len(x))
         hidden = self.conv(x + 0 * torch.rand(1))
-        if self.calls == self.fails_at:
+        if len(self.calls) == self.fails_at:
             raise RuntimeError("out of order")
         return self.drop(self.frozen(self.norm(hidden)))
 
@@ -325,7 +325,7 @@ def test_the_model_and_the_random_state_are_as_before_also_after_an_exception(fa
     else:
         with pytest.raises(RuntimeError, match="out of order"):
             analyze(model, inputs)
-    assert model.calls == (4 if fails_at < 0 else fails_at)
+    assert model.calls == [4, 64, 64, 22][: None if fails_at < 0 else fails_at]
     assert_same_state(state_of(model), before)
 
 
@@ -382,7 +382,7 @@ def test_the_probe_s_batches_do_not_matter_and_evaluation_is_what_is_analysed():
 
 
 class Observing(nn.Module):
-    """Its buffers change in evaluation too: in place, as others, in shape; only a cache stays as it is left."""
+    """Its buffers change in evaluation too: in place, as others, in shape; one is a cache of the last batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -412,8 +412,54 @@ def test_buffers_that_change_in_evaluation_too_are_given_back(fails):
     with pytest.raises(KeyError) if fails else contextlib.nullcontext():
         analyze(model, 3 * PROBE)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert all(getattr(model, name) is tensor for name, tensor in tensors.items() if name != "grid")
-    assert len(model.grid) > 5
+    assert all(getattr(model, name) is tensor for name, tensor in tensors.items())
+    assert len(model.grid) == 5
+
+
+class Spiking(nn.Module):
+    """Its potential stays from one call to the next, and has as many samples as the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.potential = nn.Conv2d(1, 2, 3), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.potential = x if self.potential is None else self.potential + x
+        self.grid = torch.arange(len(x))
+        self.register_buffer("cache", self.grid, persistent=False)
+        return self.conv(self.potential)
+
+
+def test_what_a_forward_leaves_in_attributes_is_gone_after_each_batch():
+    model = Spiking()
+    report = analyze(model, PROBE)  # in two batches of unlike size
+    properties.assert_same(report.layers["conv"], analyze(model.conv, PROBE).layers[""], ["labels", "outliers"])
+    assert model.potential is None
+    assert not hasattr(model, "grid")
+    assert not hasattr(model, "cache")
+    model(PROBE[:5])
+    potential = model.potential
+    with pytest.raises(RuntimeError, match="must match"):
+        analyze(model, PROBE)
+    assert model.potential is potential
+
+
+def test_what_a_module_builds_at_its_first_call_stays_with_it():
+    class Builds(nn.Module):
+        built = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.built:
+                self.conv, self.built = nn.Conv2d(x.shape[1], 2, 3), True
+            return self.conv(self.first(x))
+
+    model = Builds()
+    model.first = nn.Conv2d(1, 1, 3)
+    assert list(analyze(model, PROBE).layers) == ["first"]
+    assert model.built
+    weight = model.conv.weight
+    model(PROBE)
+    assert model.conv.weight is weight
 
 
 @pytest.mark.parametrize(
@@ -601,7 +647,7 @@ def test_a_layer_that_does_not_exist_is_an_error_before_the_model_runs():
     model = Busy()
     with pytest.raises(ValueError, match=r"`layers` should name layers of the model\. Found \['other'\].*\['conv'\]"):
         analyze(model, torch.randn(4, 1, 8, 8), layers=["other"])
-    assert model.calls == 0
+    assert model.calls == []
 
 
 # what cannot be analysed is a note, and each note is one warning
@@ -667,7 +713,7 @@ def test_a_layer_that_sees_another_number_of_samples_is_left_out_with_a_note():
             self.c(x)
 
     assert notes_of(Patches(), PROBE) == {
-        "b left out": "Layer 'b' is left out of the analysis: it gave 240 maps where most layers gave 120."
+        "b left out": "Layer 'b' is left out of the analysis: it gave 128 maps where most layers gave 64."
     }
 
 

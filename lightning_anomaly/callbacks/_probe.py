@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._loaders import part_of, training_batches, unpadded_length
+from lightning_anomaly.callbacks._loaders import part_of, shuffles, training_batches, unpadded_length
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor, plain_tensor
 from lightning_anomaly.capture.probe import isolated_random_state, most_samples, probing
@@ -68,12 +68,18 @@ class ValidationWatch:
         self._size: int | None = None  # of the batch that runs
         self._before = 0
         self._notes: dict[str, str] = {}
+        self._limit = -(-probe_size // (trainer.world_size if self._together else 1))
         self._capture = MapCapture(
             layers,
-            limit=-(-probe_size // (trainer.world_size if self._together else 1)),
+            limit=self._limit,
             rectify=settings.rectify,
             max_map_side=settings.max_map_side,
+            taking=self._in_step,
         )
+
+    def _in_step(self) -> bool:
+        """Whether the model is not run by somebody else's hook before the validation step, on images of its own."""
+        return self._probe == "train" or getattr(self._module, "_current_fx_name", None) in (None, "validation_step")
 
     def before_batch(self, batch: Any) -> None:
         """Hooks the layers for the validation step to come, or runs the training probe before the first one."""
@@ -92,7 +98,7 @@ class ValidationWatch:
         self._capture.remove()
         taken = self._taken - self._before
         # Of the last batch there may be more than the probe needs.
-        if self._size is not None and taken and not self._capture.full and taken != self._size:
+        if self._size is not None and taken and self._taken < self._limit and taken != self._size:
             self._notes["other samples"] = (
                 f"A validation batch of {self._size} samples gave {taken} maps: the module calls its layers with parts "
                 "of a batch, of which the first counts, or with other samples. So the report's samples are not "
@@ -203,12 +209,14 @@ def run_training_probe(
         inputs = first_tensor(batch)
         with precision.forward_context(), watching:
             pl_module(batch if inputs is None else inputs)
+        give_back()
 
     # Dealt out as `sample_places` expects it, so that process 0 has as many samples as any.
-    first = trainer.num_training_batches if trainer.overfit_batches else None  # no other is trained on then
+    always = trainer.overfit_batches or not shuffles(trainer.train_dataloader)  # no other batch is trained on then
+    first = trainer.num_training_batches if always else None
     sample = training_batches(trainer.train_dataloader, size, seed, first)
     own, most = (part_of(sample, slice(rank, None, trainer.world_size), seed) for rank in (trainer.global_rank, 0))
-    with probing(pl_module, capture), isolated_random_state(seed), unlogged(pl_module):
+    with isolated_random_state(seed), unlogged(pl_module), probing(pl_module, capture) as give_back:
         for batch in own:
             on_batch(batch)
             forward(batch, capture)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -152,6 +153,7 @@ class MapCapture:
         max_map_side: See `pool_maps`.
         summary: What is kept of maps `(n, F, ...)` in place of the pooled ones, a tensor of its own; None keeps those,
             and statistics of the maps before they are rectified.
+        taking: Asked at each call of a layer whether it is to count.
     """
 
     def __init__(
@@ -162,6 +164,7 @@ class MapCapture:
         rectify: bool = True,
         max_map_side: int = 8,
         summary: Callable[[Tensor], Tensor] | None = None,
+        taking: Callable[[], bool] = lambda: True,
     ) -> None:
         self._layers = layers
         self._limit = sys.maxsize if limit is None else limit
@@ -169,14 +172,16 @@ class MapCapture:
         self._summary = summary or (lambda maps: pool_maps(maps, max_map_side))
         self._for_analysis = summary is None
         self._hooks = ExitStack()
-        self._called: set[str] = set()
+        self._taking = taking
+        self._called: dict[str, int] = {}  # in this pass, and how many samples there were
         self._kept = {name: (Pieces(), Pieces()) for name in layers}
         self.maps = {name: LayerMaps(maps, statistics=statistics) for name, (maps, statistics) in self._kept.items()}
 
     @property
     def full(self) -> bool:
-        """Whether some layer has `limit` samples, so that another pass is not needed."""
-        return any(layer.count >= self._limit for layer in self.maps.values())
+        """Whether all layers that give maps have those of `limit` samples, so that another pass is not needed."""
+        giving = [layer for layer in self.maps.values() if layer.count and layer.problem is None]
+        return bool(giving) and all(layer.count >= self._limit for layer in giving)
 
     def attach(self) -> None:
         """Puts the hooks on. `remove` must follow, also after an exception."""
@@ -188,8 +193,18 @@ class MapCapture:
             self._hooks = hooks.pop_all()
 
     def remove(self) -> None:
-        """Takes the hooks off; a second call does nothing."""
+        """Takes the hooks off; a second call does nothing.
+
+        A layer that gave another number of maps than most did in this pass, of frames or regions of the samples say, is
+        not one of these samples: it would have its `limit` of maps after fewer.
+        """
         self._hooks.close()
+        counts = Counter(self._called.values())
+        counts.pop(0, None)
+        usual = counts.most_common(1)[0][0] if counts else 0
+        for name, count in self._called.items():
+            if count not in (0, usual) and self.maps[name].problem is None:
+                self.maps[name].problem = f"it gave {count} maps where most layers gave {usual}"
         self._called.clear()
 
     def __enter__(self) -> MapCapture:
@@ -201,8 +216,8 @@ class MapCapture:
 
     def _hook(self, name: str) -> Callable[..., None]:
         def take(module: nn.Module, args: Any, output: Any) -> None:
-            if name not in self._called and _this_thread.only in (None, self):
-                self._called.add(name)
+            if name not in self._called and _this_thread.only in (None, self) and self._taking():
+                self._called[name] = 0
                 try:
                     self._take(name, module, output)
                 except Exception as error:  # the forward pass is not ours to break
@@ -212,10 +227,14 @@ class MapCapture:
 
     def _take(self, name: str, module: nn.Module, output: Any) -> None:
         layer, (kept, statistics) = self.maps[name], self._kept[name]
-        if layer.count >= self._limit or layer.problem is not None:
+        if layer.problem is not None:
             return
-        layer.problem = _problem(layer, module, output)
+        full = layer.count >= self._limit
+        layer.problem = None if full else _problem(layer, module, output)
         if layer.problem is not None or output.numel() == 0:
+            return
+        self._called[name] = len(output)
+        if full:
             return
         most = self._limit - layer.count
         maps = output.detach()[:most]

@@ -13,22 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics import Metric
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, keeping_random_state, taking_alone
+from lightning_anomaly.capture.keeping import copied, keeping_attributes, keeping_buffers, keeping_metrics
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.notes import left_out
 from lightning_anomaly.progress import track
 
 __all__ = [
     "check_inputs",
-    "copied",
     "isolated_random_state",
     "most_samples",
     "probing",
@@ -59,51 +56,20 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
 
 
 @contextmanager
-def probing(model: nn.Module, capture: MapCapture) -> Iterator[None]:
-    """What holds while a model is run for its maps: evaluation mode, no gradients, and no other capture takes any."""
-    with evaluating(model), _keeping_buffers(model), _keeping_metrics(model), taking_alone(capture), torch.no_grad():
-        yield
+def probing(model: nn.Module, capture: MapCapture) -> Iterator[Callable[[], None]]:
+    """What holds while a model is run for its maps: evaluation mode, no gradients, and no other capture takes any.
 
-
-@contextmanager
-def _keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Gives buffers back as they were: some change in evaluation too, those of quantization-aware training for one.
-
-    Those of no checkpoint are caches, and go with attributes that stay as the model left them.
+    What is yielded is to be called after each forward pass: it gives the model's attributes back.
     """
-    kept = [
-        (module, name, buffer, buffer.clone() if _changeable(buffer) else None)
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if name not in getattr(module, "_non_persistent_buffers_set", ())
-    ]
-    try:
-        yield
-    finally:
-        for module, name, buffer, values in kept:
-            if getattr(module, name, None) is not buffer:
-                setattr(module, name, buffer)
-            if values is not None and not torch.equal(buffer, values):
-                with torch.no_grad():
-                    buffer.resize_(values.shape).copy_(values)
-
-
-@contextmanager
-def _keeping_metrics(model: nn.Module) -> Iterator[None]:
-    """Metrics among the layers measure on copies of their states: what they see in a `forward` is of other samples."""
-    kept = [(metric, dict(vars(metric))) for metric in model.modules() if isinstance(metric, Metric)]
-    for metric, values in kept:
-        for name in metric._defaults:
-            setattr(metric, name, copied(values[name]))
-    try:
-        yield
-    finally:
-        for metric, values in kept:
-            vars(metric).update(values)
-
-
-def _changeable(buffer: Tensor) -> bool:
-    return not is_lazy(buffer) and buffer.layout is torch.strided and not (buffer.is_meta or buffer.is_inference())
+    with (
+        evaluating(model),
+        keeping_buffers(model),
+        keeping_metrics(model),
+        taking_alone(capture),
+        torch.no_grad(),
+        keeping_attributes(model) as give_back,
+    ):
+        yield give_back
 
 
 @contextmanager
@@ -148,7 +114,7 @@ def run(
             "Parameter `model` should have weights. Found it on the meta device, which has none: build it elsewhere, "
             "or call `model.to_empty(device='cpu')` and load its weights."
         )
-    with probing(model, capture):
+    with probing(model, capture) as give_back:
         total = math.ceil(len(inputs) / _BATCH) if isinstance(inputs, Tensor) else 1
         for arguments, keywords in track(_calls(inputs, device), total, "feature maps", progress):
             with capture:
@@ -160,6 +126,7 @@ def run(
                     raise
             if take_output is not None:
                 take_output(output)
+            give_back()
 
 
 def _refuse_type(argument: str, types: set[torch.dtype], error: RuntimeError) -> None:
@@ -194,15 +161,6 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
     if isinstance(inputs, Mapping):
         return iter([((), dict(inputs))])
     return iter([(inputs, {})])
-
-
-def copied(inputs: Any) -> Any:
-    """A copy of all tensors in something: a model may change its inputs in place, and these are somebody's own."""
-    return apply_to_collection(inputs, Tensor, _copy, allow_frozen=True)
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def most_samples(maps: Mapping[str, LayerMaps]) -> int:

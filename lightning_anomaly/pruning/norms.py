@@ -16,8 +16,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.capture.hooks import Hook, compiled_models_eager, evaluating
+from lightning_anomaly.capture.keeping import copied
 from lightning_anomaly.capture.layers import modules_by_name
-from lightning_anomaly.capture.probe import copied
 from lightning_anomaly.pruning.operations import watching_operations
 from lightning_anomaly.pruning.origins import Origin, OriginTracker, all_of, is_followed
 

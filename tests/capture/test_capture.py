@@ -219,6 +219,22 @@ def test_the_limit_is_respected_across_and_within_batches():
     assert not MapCapture({}, limit=3).full
 
 
+def test_a_layer_of_parts_of_the_samples_does_not_end_the_capture():
+    """It has as many maps as are asked for after fewer samples; they would be taken for as many samples."""
+    values = torch.arange(10.0)[:, None, None, None].expand(10, 2, 3, 3)
+    layers = {name: Returns() for name in ("first", "second", "parts")}
+    taken = MapCapture(layers, limit=10)
+    for batch in values.split(5):
+        assert not taken.full
+        with taken:
+            layers["first"](batch)
+            layers["second"](batch)
+            layers["parts"](batch.repeat(2, 1, 1, 1))
+    assert taken.full
+    assert taken.maps["first"].count == taken.maps["second"].count == 10
+    assert taken.maps["parts"].problem == "it gave 10 maps where most layers gave 5"
+
+
 def test_the_first_call_in_a_pass_counts():
     layer = Returns()
     taken = MapCapture({"layer": layer}, rectify=False)

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 from trainers import QUIET, SmallNet, images, loader, plain, quiet_trainer, said, watcher
 
-from lightning_anomaly import AnomalyPruneCallback, TwoSampleCallback
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.callbacks import _figures, two_sample
 from lightning_anomaly.callbacks._figures import FigureSchedule
 from lightning_anomaly.callbacks._loaders import training_batches
@@ -182,7 +182,43 @@ def test_a_probe_that_ends_within_a_batch_is_nothing_to_be_said(tmp_path: Path) 
     assert not ours.report.notes
 
 
-# what the training probe is loaded from
+class Regions(SmallNet):
+    """Looks at four regions of each image in its last layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.conv1(x)).relu()
+        parts = maps.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+        return self.head(self.conv2(parts).mean((2, 3)).unflatten(0, (len(x), 4)).mean(1))
+
+
+@pytest.mark.parametrize("probe", ["val", "train"])
+def test_a_layer_with_several_maps_of_each_image_leaves_the_others_their_probe(tmp_path: Path, probe: str) -> None:
+    ours, named = watcher(probe=probe), watcher(probe=probe, layers=["conv1"], log_key_prefix="named")
+    with pytest.warns(UserWarning, match="'conv2' is left out .*: it gave 80 maps where most layers gave 20"):
+        quiet_trainer(tmp_path, ours, named).fit(Regions(), loader(), loader())
+    assert ours.report is not None
+    assert named.report is not None
+    assert ours.report.n_samples == 60
+    assert list(ours.report.layers) == ["conv1"]
+    assert torch.equal(ours.report.layers["conv1"].outliers, named.report.layers["conv1"].outliers)
+
+
+def test_images_that_a_hook_runs_before_the_validation_step_are_no_part_of_the_probe(tmp_path: Path) -> None:
+    class Runs(pl.Callback):
+        def on_validation_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            with torch.no_grad():
+                pl_module(100 * images(20, seed=9))
+
+    first, second, alone = watcher(), watcher(), watcher()
+    quiet_trainer(tmp_path, first, Runs()).fit(SmallNet(), loader(), loader())
+    torch.manual_seed(0)
+    quiet_trainer(tmp_path, Runs(), second).fit(SmallNet(), loader(), loader())
+    torch.manual_seed(0)
+    quiet_trainer(tmp_path, alone).fit(SmallNet(), loader(), loader())
+    assert plain(first.history) == plain(second.history) == plain(alone.history)
+
+
+# what is loaded for the training probe
 
 
 class Traced(Dataset[Any]):
@@ -229,7 +265,14 @@ def _takes_only(train: DataLoader[Any], kept: list[int]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train")
-def test_a_training_probe_is_of_the_batches_that_are_overfitted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "shuffle"),
+    [({"overfit_batches": 2}, True), ({"limit_train_batches": 2}, False)],
+    ids=["overfitted", "first ones"],
+)
+def test_a_training_probe_is_of_the_batches_that_are_trained_on(
+    tmp_path: Path, options: dict[str, Any], shuffle: bool
+) -> None:
     seen: list[Any] = []
 
     class Sees(SmallNet):
@@ -238,9 +281,9 @@ def test_a_training_probe_is_of_the_batches_that_are_overfitted(tmp_path: Path) 
             return super().forward(x)
 
     ours = watcher(probe="train", probe_size=60)
-    trainer = quiet_trainer(tmp_path, ours, overfit_batches=2, max_epochs=1, num_sanity_val_steps=0)
+    trainer = quiet_trainer(tmp_path, ours, max_epochs=1, num_sanity_val_steps=0, **options)
     with pytest.warns(UserWarning, match="The probe has 40 samples"):
-        trainer.fit(Sees(), loader(shuffle=True), loader(seed=1))
+        trainer.fit(Sees(), loader(shuffle=shuffle), loader(seed=1))
     assert ours.report is not None
     assert ours.report.n_samples == 40
     trained, probe = torch.cat(seen[:2]), torch.cat(seen[2:4])  # an epoch of two batches, then the probe
@@ -341,3 +384,41 @@ def test_a_norm_of_nested_tensors_is_left_alone(tmp_path: Path) -> None:
         assert module.nested == {False, True}
         losses.append(trainer.callback_metrics["val_loss"].item())
     assert losses[0] == losses[1]
+
+
+# how a module logs
+
+
+class Prefixes(SmallNet):
+    """Gives what it logs a name of its own."""
+
+    def log(self, name: str, value: Any, **options: Any) -> None:
+        super().log(f"mine/{name}", value, **options)
+
+
+class Reduces(SmallNet):
+    """Averages whatever it logs over processes."""
+
+    def log(self, *args: Any, **options: Any) -> None:
+        super().log(*args, sync_dist=True, **options)
+
+
+class TakesLess(SmallNet):
+    """Takes a name and a value only."""
+
+    def log(self, name: str, value: Any) -> None:  # type: ignore[override]
+        super().log(name, value, on_epoch=True)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+
+@pytest.mark.parametrize("module", [Prefixes, Reduces, TakesLess])
+def test_a_module_s_own_log_changes_nothing_of_ours(tmp_path: Path, module: Any) -> None:
+    comparison = TwoSampleCallback(images(60), images(60, seed=1))
+    stopping = AnomalyEarlyStopping(threshold=0.0, patience=1)
+    trainer = quiet_trainer(tmp_path, comparison, watcher(), stopping)
+    with pytest.warns(UserWarning, match="judges by 60 images"):
+        trainer.fit(module(), loader(), loader(seed=1))
+    assert {"anomaly_filters/count", "two_sample/confidence_rise"} <= {*trainer.callback_metrics}
+    assert torch.isfinite(stopping.best_score)  # it has looked at a value

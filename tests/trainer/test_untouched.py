@@ -281,3 +281,34 @@ def test_what_a_module_says_once_is_said_once(tmp_path: Any, kind: str, monkeypa
         monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: said.append(str(message)))
         quiet_trainer(tmp_path, others(kind), max_epochs=3).fit(Talking(), loader(), loader(seed=1))
     assert said.count("said by the module") == 1
+
+
+class Spiking(SmallNet):
+    """Has a state that the module resets after each step, as spiking and recurrent layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.potential: Tensor | None = None
+        self.losses: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.potential = x if self.potential is None else 0.5 * self.potential + x
+        return super().forward(self.potential)
+
+    def loss(self, batch: Any) -> Tensor:
+        loss = super().loss(batch)
+        self.losses.append(loss.detach())
+        self.potential = None
+        return loss
+
+
+@pytest.mark.parametrize("kind", ["two samples", "training probe"])
+def test_a_state_in_an_attribute_is_of_the_validation_alone(tmp_path: Any, kind: str) -> None:
+    found = []
+    for callbacks in ([], [others(kind)]):
+        pl.seed_everything(1, verbose=False)
+        module = Spiking()
+        quiet_trainer(tmp_path, *callbacks).fit(module, loader(), loader(seed=1))
+        found.append(module.losses)
+        assert all(callback.report is not None for callback in callbacks)
+    assert same(*found)
