@@ -430,6 +430,18 @@ class Spiking(nn.Module):
         return self.conv(self.potential)
 
 
+@pytest.mark.parametrize("kind", [torch.complex64, torch.uint16], ids=str)
+def test_inputs_of_any_type_have_pictures(kind, tmp_path):
+    class Scales(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.abs() if x.is_complex() else x.float())
+
+    report = analyze(Scales(1, 2, 3), (100 * PROBE.abs()).to(kind), keep_images=True)
+    report.save_html(tmp_path / "page.html")
+    assert report.pictures is not None
+    assert report.pictures.images is not None
+
+
 def test_what_a_forward_leaves_in_attributes_is_gone_after_each_batch():
     model = Spiking()
     report = analyze(model, PROBE)  # in two batches of unlike size
