@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._loaders import part_of, shuffles, training_batches, unpadded_length
+from lightning_anomaly.callbacks._loaders import part_of, training_batches, unpadded_length
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor, plain_tensor
 from lightning_anomaly.capture.probe import isolated_random_state, most_samples, probing
@@ -187,6 +188,12 @@ def unlogged(pl_module: Any) -> Iterator[None]:
             own["log"] = before
 
 
+def _in_order(loader: Any) -> bool:
+    """Whether each epoch is of a loader's first batches, where it is limited."""
+    kinds = type(getattr(loader, "sampler", None)), type(getattr(loader, "batch_sampler", None))
+    return kinds == (SequentialSampler, BatchSampler)
+
+
 def run_training_probe(
     trainer: Any, pl_module: Any, capture: MapCapture, size: int, seed: int, on_batch: Callable[[Any], None]
 ) -> None:
@@ -212,8 +219,7 @@ def run_training_probe(
         give_back()
 
     # Dealt out as `sample_places` expects it, so that process 0 has as many samples as any.
-    always = trainer.overfit_batches or not shuffles(trainer.train_dataloader)  # no other batch is trained on then
-    first = trainer.num_training_batches if always else None
+    first = trainer.num_training_batches if trainer.overfit_batches or _in_order(trainer.train_dataloader) else None
     sample = training_batches(trainer.train_dataloader, size, seed, first)
     own, most = (part_of(sample, slice(rank, None, trainer.world_size), seed) for rank in (trainer.global_rank, 0))
     with isolated_random_state(seed), unlogged(pl_module), probing(pl_module, capture) as give_back:

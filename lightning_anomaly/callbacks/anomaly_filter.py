@@ -162,10 +162,10 @@ class AnomalyFilterCallback(LoggingCallback):
         """Checks layer names, now that every layer is there, and drops what was found in another model."""
         if self._subject.changes_to(pl_module):
             self._forget()
-            self._probe_images = ProbeImages()
         self._watched(pl_module)
         self._figures.start()
         self._browser.start()
+        self._probe_images = ProbeImages()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Says so if nothing will ever be analysed."""

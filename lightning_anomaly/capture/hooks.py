@@ -173,15 +173,15 @@ class MapCapture:
         self._for_analysis = summary is None
         self._hooks = ExitStack()
         self._taking = taking
-        self._called: dict[str, int] = {}  # in this pass, and how many samples there were
+        self._called: dict[str, int] = {}  # in this pass, and how many maps they gave
+        self._samples = 0  # that were seen, up to the limit
         self._kept = {name: (Pieces(), Pieces()) for name in layers}
         self.maps = {name: LayerMaps(maps, statistics=statistics) for name, (maps, statistics) in self._kept.items()}
 
     @property
     def full(self) -> bool:
-        """Whether all layers that give maps have those of `limit` samples, so that another pass is not needed."""
-        giving = [layer for layer in self.maps.values() if layer.count and layer.problem is None]
-        return bool(giving) and all(layer.count >= self._limit for layer in giving)
+        """Whether `limit` samples were seen, so that another pass is not needed."""
+        return self._samples >= self._limit
 
     def attach(self) -> None:
         """Puts the hooks on. `remove` must follow, also after an exception."""
@@ -195,16 +195,20 @@ class MapCapture:
     def remove(self) -> None:
         """Takes the hooks off; a second call does nothing.
 
-        A layer that gave another number of maps than most did in this pass, of frames or regions of the samples say, is
-        not one of these samples: it would have its `limit` of maps after fewer.
+        If there is a limit, the pass has as many samples as most layers gave maps. A layer of other ones, of frames or
+        regions, or that some passes leave out, is told now: at the end it would have the `limit` of other samples.
         """
         self._hooks.close()
-        counts = Counter(self._called.values())
-        counts.pop(0, None)
-        usual = counts.most_common(1)[0][0] if counts else 0
-        for name, count in self._called.items():
-            if count not in (0, usual) and self.maps[name].problem is None:
-                self.maps[name].problem = f"it gave {count} maps where most layers gave {usual}"
+        counts = Counter(count for count in self._called.values() if count)
+        if counts and self._limit < sys.maxsize:
+            usual = counts.most_common(1)[0][0]
+            self._samples = min(self._limit, self._samples + usual)
+            for name, layer in self.maps.items():
+                found, expected = self._called.get(name, 0), usual
+                if found in (0, usual):
+                    found, expected = layer.count, self._samples
+                if found not in (0, expected) and layer.problem is None:
+                    layer.problem = f"it gave {found} maps where most layers gave {expected}"
         self._called.clear()
 
     def __enter__(self) -> MapCapture:

@@ -16,15 +16,19 @@ def first_tensor(batch: Any) -> Tensor | None:
     """The usual input of a model, in a batch of tuples, lists, dicts, dataclasses: its first floating-point tensor.
 
     Or images of another type before it, such as bytes, which the model scales itself: the floating-point one is their
-    target then. Integers of 64 bits are classes, booleans a mask; and a number for each sample comes last.
+    target then. (Integers may be images if they have channels, else they are masks or boxes.) A number for each sample
+    is only taken where no image follows.
     """
     found = list(_candidates(batch))
-    return next((tensor for tensor in found if tensor.ndim > 1), found[0] if found else None)
+    if found and found[0].ndim < 2:
+        return next((tensor for tensor in found if tensor.ndim > 2), found[0])
+    return found[0] if found else None
 
 
 def _candidates(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
-        if batch.is_floating_point() or (batch.ndim > 2 and batch.dtype not in (torch.int64, torch.bool)):
+        axes = {torch.uint8: 3, torch.int64: 99, torch.bool: 99}.get(batch.dtype, 3 if batch.is_complex() else 4)
+        if batch.is_floating_point() or batch.ndim >= axes:
             yield batch
     elif isinstance(batch, Mapping):
         yield from _candidates(list(batch.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,30 +13,86 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
-__all__ = ["copied", "keeping_attributes", "keeping_buffers", "keeping_metrics"]
+__all__ = ["copied", "keeping_metrics", "keeping_state"]
 
 
 @contextmanager
-def keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Gives buffers back as they were: some change in evaluation too, those of quantization-aware training for one."""
-    kept = [
-        (module, name, buffer, buffer.clone() if _changeable(buffer) else None)
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+def keeping_state(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Gives buffers and plain attributes back as they were: averages, counters, the state of a recurrent layer.
+
+    What is yielded does so too, for between two forward passes: a state has as many samples as its batch. Lists, dicts
+    and sets among the attributes get their entries back; what else is changed in place stays changed. Modules that
+    have got parameters, submodules or hooks meanwhile, or whose submodules have, keep what they have: they were built.
+    """
+    kept = [_Kept(module) for module in model.modules()]
+
+    def give_back(thoroughly: bool = False) -> None:
+        built = {own.module for own in kept if _made_of(own.module) != own.made_of}
+        for place, own in enumerate(kept):
+            if built and not built.isdisjoint(own.module.modules()):
+                kept[place] = _Kept(own.module)
+            else:
+                own.give_back(thoroughly)
+
     try:
-        yield
+        yield give_back
     finally:
-        for module, name, buffer, values in kept:
-            if getattr(module, name, None) is not buffer:
-                setattr(module, name, buffer)
-            if values is not None and not torch.equal(buffer, values):
-                with torch.no_grad():
-                    buffer.resize_(values.shape).copy_(values)
+        give_back(thoroughly=True)
+
+
+class _Kept:
+    """What one module had."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.made_of = module, _made_of(module)
+        self._buffers = dict(module._buffers)
+        changeable = [buffer for buffer in self._buffers.values() if buffer is not None and _changeable(buffer)]
+        self._contents = [(buffer, buffer.clone(), buffer._version) for buffer in changeable]
+        # Metrics are given other states meanwhile; what is scripted has its attributes elsewhere.
+        plain = not isinstance(module, (Metric, torch.jit.ScriptModule))
+        self._values = dict(vars(module)) if plain else None
+        self._entries = [
+            (value, copy.copy(value))
+            for name, value in (self._values or {}).items()
+            if type(value) in (dict, list, set) and name not in ("_parameters", "_buffers", "_modules")
+        ]
+
+    def give_back(self, thoroughly: bool) -> None:
+        """Gives all of it back; buffers that torch does not know to be written to only if this is to be thorough."""
+        if self._values is not None:
+            own = vars(self.module)
+            for name in [name for name in own if name not in self._values]:
+                del own[name]
+            own.update(self._values)
+            self.module._buffers.clear()
+            self.module._buffers.update(self._buffers)
+        for value, entries in self._entries:
+            if not _same_entries(value, entries):
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(entries)
+        for place, (buffer, values, version) in enumerate(self._contents):
+            if thoroughly or buffer._version != version or buffer.shape != values.shape:
+                if not torch.equal(buffer, values):
+                    with torch.no_grad():
+                        buffer.resize_(values.shape).copy_(values)
+                self._contents[place] = buffer, values, buffer._version
 
 
 def _changeable(buffer: Tensor) -> bool:
     return not is_lazy(buffer) and buffer.layout is torch.strided and not (buffer.is_meta or buffer.is_inference())
+
+
+def _same_entries(value: Any, entries: Any) -> bool:
+    one, other = ([*v.items()] if isinstance(v, dict) else [(0, entry) for entry in v] for v in (value, entries))
+    return len(one) == len(other) and all(k is n and v is m for (k, v), (n, m) in zip(one, other, strict=True))
+
+
+def _made_of(module: nn.Module) -> list[Any]:
+    if isinstance(module, torch.jit.ScriptModule):
+        return []  # it cannot be built meanwhile
+    parameters = [(name, parameter is None) for name, parameter in module._parameters.items()]
+    hooks = [tuple(value) for name, value in vars(module).items() if name.endswith("_hooks")]
+    return [type(module), parameters, [*module._modules], hooks]
 
 
 @contextmanager
@@ -50,40 +107,6 @@ def keeping_metrics(model: nn.Module) -> Iterator[None]:
     finally:
         for metric, values in kept:
             vars(metric).update(values)
-
-
-@contextmanager
-def keeping_attributes(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Gives plain attributes back, such as the state that a spiking neuron or a recurrent cell is in.
-
-    What is yielded does so too, for between two forward passes: a state has as many samples as its batch. What an
-    attribute refers to is not copied, so what is changed in place, as a list that is appended to, stays changed. A
-    module that has only now got its parameters or submodules keeps what it has.
-    """
-    kept = [
-        (module, _made_of(module), dict(vars(module)), list(module._buffers))
-        for module in model.modules()
-        if not isinstance(module, (Metric, torch.jit.ScriptModule))
-    ]
-
-    def give_back() -> None:
-        for module, made_of, values, buffers in kept:
-            if _made_of(module) == made_of:
-                own = vars(module)
-                for name in [name for name in own if name not in values]:
-                    del own[name]
-                own.update(values)
-                for name in [name for name in module._buffers if name not in buffers]:
-                    del module._buffers[name]
-
-    try:
-        yield give_back
-    finally:
-        give_back()
-
-
-def _made_of(module: nn.Module) -> list[Any]:
-    return [type(module), *module._parameters, *module._modules]
 
 
 def copied(inputs: Any) -> Any:

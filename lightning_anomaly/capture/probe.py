@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, keeping_random_state, taking_alone
-from lightning_anomaly.capture.keeping import copied, keeping_attributes, keeping_buffers, keeping_metrics
+from lightning_anomaly.capture.keeping import copied, keeping_metrics, keeping_state
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.notes import left_out
 from lightning_anomaly.progress import track
@@ -59,15 +59,14 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
 def probing(model: nn.Module, capture: MapCapture) -> Iterator[Callable[[], None]]:
     """What holds while a model is run for its maps: evaluation mode, no gradients, and no other capture takes any.
 
-    What is yielded is to be called after each forward pass: it gives the model's attributes back.
+    What is yielded is to be called after each forward pass: it gives the model's state back.
     """
     with (
         evaluating(model),
-        keeping_buffers(model),
         keeping_metrics(model),
         taking_alone(capture),
         torch.no_grad(),
-        keeping_attributes(model) as give_back,
+        keeping_state(model) as give_back,
     ):
         yield give_back
 

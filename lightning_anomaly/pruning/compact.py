@@ -82,6 +82,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     with _traceable(smaller), isolated_random_state(0):
         expected, silent = _observe(smaller, arguments)
         outputs: list[Tensor] = []
+        failures: list[Exception] = []
 
         def differentiable(output: Any) -> list[Tensor]:
             outputs[:] = [tensor for tensor in _tensors(output) if tensor.grad_fn is not None]
@@ -99,7 +100,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
             given_back = {tensor.grad_fn for tensor in outputs}
             for module in select_layers(smaller).values():
                 if module in graph.module2node:
-                    _remove(graph, torch_pruning.prune_conv_out_channels, module, silent, given_back)
+                    failures += _remove(graph, torch_pruning.prune_conv_out_channels, module, silent, given_back)
         except Exception as error:  # it knows most models, but not all
             raise ValueError(
                 f"Parameter `model` should be one that Torch-Pruning can follow. Found a {type(model).__name__}, on "
@@ -108,11 +109,12 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         _compare(smaller, arguments, expected)
     kept = {name: len(filters) for name, filters in _zero_filters(smaller).items()}
     if kept:
+        failed = f" (on some Torch-Pruning failed: {failures[0]!r})" if failures else ""
         more = f" and more in {len(kept) - _NAMED} others" if len(kept) > _NAMED else ""
         warnings.warn(
             f"{sum(kept.values())} of {sum(map(len, masked.values()))} masked filters stay, as other filters or the "
             "model's output share their channels, or what is behind them may mix channels or make something of zeros: "
-            f"{dict(islice(kept.items(), _NAMED))}{more}.",
+            f"{dict(islice(kept.items(), _NAMED))}{more}{failed}.",
             stacklevel=2,
         )
     unseen = [
@@ -202,14 +204,18 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
 
 def _remove(
     graph: Any, prune: Any, conv: nn.Module, silent: dict[nn.Module, Tensor], given_back: Collection[Any]
-) -> None:
-    """Removes those zero filters of a convolution that leave no trace, and what hangs on them in other layers."""
+) -> list[Exception]:
+    """Removes those zero filters of a convolution that leave no trace, and what hangs on them in other layers.
+
+    Returns:
+        Why they cannot be followed, if so: no reason to keep others.
+    """
     try:
         group = _traceless(graph, prune, conv, silent, given_back)
-    except Exception:  # these filters cannot be followed, which is no reason to keep others
-        return
+    except Exception as error:
+        return [error]
     if group is None:
-        return
+        return []
     for item in group.items:
         module = item.dep.target.module
         if not graph.is_out_channel_pruning_fn(item.dep.handler):
@@ -217,6 +223,7 @@ def _remove(
             left[item.idxs] = False
             silent[module] = silent[module][left]
     group.prune()
+    return []
 
 
 def _traceless(

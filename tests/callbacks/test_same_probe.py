@@ -192,14 +192,6 @@ def test_another_fit_starts_anew(tmp_path: Path) -> None:
     resumed.fit(SmallNet(), loader(80), loader(seed=4), ckpt_path=saves.best_model_path)
 
 
-def test_other_images_in_a_second_fit_of_the_module_are_said(tmp_path: Path) -> None:
-    ours, module = watcher(), SmallNet()
-    quiet_trainer(tmp_path, ours).fit(module, loader(80), loader(seed=1))
-    quiet_trainer(tmp_path, ours).fit(module, loader(80), loader(seed=1))
-    with pytest.warns(UserWarning, match="The validation images of the probe changed"):
-        quiet_trainer(tmp_path, ours).fit(module, loader(80), loader(seed=2))
-
-
 # the pixels
 
 

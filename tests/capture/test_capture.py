@@ -3,6 +3,7 @@
 import copy
 import random
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -233,6 +234,38 @@ def test_a_layer_of_parts_of_the_samples_does_not_end_the_capture():
     assert taken.full
     assert taken.maps["first"].count == taken.maps["second"].count == 10
     assert taken.maps["parts"].problem == "it gave 10 maps where most layers gave 5"
+
+
+def test_a_layer_that_some_passes_leave_out_is_told_and_does_not_wait_for_more():
+    """It would have as many maps in the end, of other samples."""
+    values = torch.arange(20.0)[:, None, None, None].expand(20, 2, 3, 3)
+    layers = {name: Returns() for name in ("always", "later", "late")}
+    taken = MapCapture(layers, limit=10)
+    for number, batch in enumerate(values.split(5)):
+        if taken.full:
+            break
+        with taken:
+            layers["always"](batch)
+            if number % 2:
+                layers["later"](batch)
+    assert number == 2
+    assert taken.maps["always"].count == 10
+    assert taken.maps["later"].problem == "it gave 5 maps where most layers gave 10"
+    assert taken.maps["late"].problem is None
+
+
+def test_without_a_limit_whoever_knows_the_number_of_samples_judges():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(2), Transposed(), nn.Linear(4, 3), nn.Linear(3, 3))
+    samples = torch.randn(80, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="The output is not compared: it has 640 samples"):
+        assert list(two_sample_test(network, samples[:40], samples[40:]).layers) == ["0"]
+
+
+class Transposed(nn.Module):
+    """Positions as samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).flatten(0, 1)
 
 
 def test_the_first_call_in_a_pass_counts():
@@ -514,7 +547,7 @@ class Gradients(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, 2)
-        self.kept: list[bool] = []
+        self.kept: deque[bool] = deque()  # a list would be given back
 
     def forward(self, x: Tensor) -> Tensor:
         self.kept.append(torch.is_grad_enabled())

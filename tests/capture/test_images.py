@@ -39,6 +39,17 @@ def test_classes_and_masks_of_pixels_are_no_images(kind: torch.dtype) -> None:
     assert first_tensor({"mask": IMAGES.to(kind), "image": IMAGES}) is IMAGES
 
 
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32], ids=str)
+def test_integers_without_channels_are_no_images(kind: torch.dtype) -> None:
+    for other in (IMAGES[:, 0].to(kind), torch.zeros(3, 7, 4, dtype=kind), torch.zeros(3, dtype=kind)):
+        assert first_tensor({"other": other, "image": IMAGES}) is IMAGES
+
+
+def test_of_a_list_of_signals_the_first_is_taken() -> None:
+    waves = [torch.rand(100), torch.rand(90)]
+    assert first_tensor((waves, torch.rand(2, 5))) is waves[0]
+
+
 def test_a_number_for_each_sample_is_the_input_only_where_there_is_no_other() -> None:
     ages = torch.rand(3)
     assert first_tensor({"age": ages, "image": IMAGES}) is IMAGES

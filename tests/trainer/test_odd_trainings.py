@@ -16,7 +16,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 from trainers import QUIET, SmallNet, images, loader, plain, quiet_trainer, said, watcher
 
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
@@ -255,6 +263,29 @@ def test_a_training_probe_has_none_of_the_samples_that_the_loader_leaves_out() -
     kept = list(range(1, 60, 3))
     for sampler in (SubsetRandomSampler(kept), kept):
         _takes_only(DataLoader(data, 20, sampler=sampler), kept)
+
+
+class Endless(RandomSampler):
+    """Has no length."""
+
+    __len__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_sampler": BatchSampler(RandomSampler(range(60)), 10, False)},
+        {"sampler": Endless(range(60)), "batch_size": 10},
+        {"sampler": SequentialSampler(range(60)), "batch_size": 10, "shuffle": None},
+    ],
+    ids=["batch sampler", "no length", "in order"],
+)
+def test_a_training_probe_is_of_all_samples_that_may_be_trained_on(tmp_path: Path, options: dict[str, Any]) -> None:
+    ours = watcher(probe="train")
+    train = DataLoader(TensorDataset(images(), torch.arange(60) % 3), **options)
+    quiet_trainer(tmp_path, ours, max_epochs=1).fit(SmallNet(), train, loader(seed=1))
+    assert ours.report is not None
+    assert ours.report.n_samples == 60
 
 
 def _takes_only(train: DataLoader[Any], kept: list[int]) -> None:
