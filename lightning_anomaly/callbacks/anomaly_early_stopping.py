@@ -232,13 +232,12 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
                 f"above an earlier level, by now {self.monitor} = {value:.3f}."
             )
         report = None if self._watched is None else self._watched.report
-        where = "by its output"
-        if isinstance(report, TwoSampleReport) and report.telling_layers:
-            where = report.where
+        where = ""
+        if isinstance(report, TwoSampleReport) and report.where != "nowhere":
+            where = f", and the two are told apart {report.where if report.telling_layers else 'by its output'}"
         return (
             f"The network knows its training images: relative to them it expects {100 * value:.0f}% more errors on "
-            f"validation images than at its lowest level ({self.monitor} = {value:.3f}), and the two are told apart "
-            f"{where}."
+            f"validation images than at its lowest level ({self.monitor} = {value:.3f}){where}."
         )
 
 

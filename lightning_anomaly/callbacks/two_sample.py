@@ -17,8 +17,9 @@ from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.notes import told_together
 from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
+from lightning_anomaly.two_sample.rank_test import SMALLEST
 from lightning_anomaly.two_sample.report import TwoSampleReport
-from lightning_anomaly.two_sample.rise import ErrorRise
+from lightning_anomaly.two_sample.rise import FEWEST, ErrorRise
 
 __all__ = ["TwoSampleCallback"]
 
@@ -45,10 +46,10 @@ class TwoSampleCallback(LoggingCallback):
     image than of a validation image; 0.5 where it treats both alike), `confidence_gap` (by how much on average, as a
     probability), `confidence_p_value`, `confidence_error_ratio` (how many times as many errors it expects on validation
     images as on training images; 1 where it treats both alike) and `confidence_rise` (by what fraction that ratio is
-    above its lowest level in the fit, each a mean over three validations; 0 while that is within four standard errors);
-    of the filters: `count`, `fraction` (of the live ones), `p_value` (how often random divisions of the same images
-    give such a fraction) and `layer/NAME` (the fraction in each layer, also of the units of linear ones). No label is
-    needed. An `AnomalyEarlyStopping` beside it stops by `confidence_rise`.
+    above its lowest level in the fit, each a mean over three validations; 0 while that is within four standard errors
+    or fewer than ten errors are expected); of the filters: `count`, `fraction` (of the live ones), `p_value` (how often
+    random divisions of the same images give such a fraction) and `layer/NAME` (the fraction in each layer, also of the
+    units of linear ones). No label is needed. An `AnomalyEarlyStopping` beside it stops by `confidence_rise`.
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
     precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook
@@ -129,7 +130,7 @@ class TwoSampleCallback(LoggingCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The history, whose last values are logged again if the next comparison fails, and the levels of the ratio."""
-        return {"history": list(self.history), "rise": self._rise.state_dict()}
+        return {"history": list(self.history), "rise": self._rise.state_dict(), "pixels": self._pixels()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
@@ -138,7 +139,23 @@ class TwoSampleCallback(LoggingCallback):
         self._forget()
         self.history = list(state_dict["history"])
         self._rise.load_state_dict(state_dict["rise"])
+        before, now = torch.tensor(state_dict.get("pixels", self._pixels())), torch.tensor(self._pixels())
+        if before.shape != now.shape or not torch.allclose(before, now, rtol=1e-3, equal_nan=True):
+            self._rise = ErrorRise()
+            self._warn_once(
+                "other images",
+                "The images of TwoSampleCallback are others than those of the checkpoint, so its `confidence_rise` "
+                "begins anew: give the same ones to go on.",
+            )
         self._recall()
+
+    def _pixels(self) -> list[float]:
+        """A few values of the images of both kinds, to know them again."""
+        some = [own.flatten()[:: max(1, own.numel() // 32)][:32] for own in (self.train_inputs, self.val_inputs)]
+        pixels: list[float] = torch.cat(
+            [(own.abs() if own.is_complex() else own).double().cpu() for own in some]
+        ).tolist()
+        return pixels
 
     def _recall(self) -> None:
         """Takes the last values of the history, which are logged again where nothing can be compared."""
@@ -263,6 +280,13 @@ class TwoSampleCallback(LoggingCallback):
             self._values["confidence_rise"] = 0.0
         elif output:
             self._values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
+            if self._rise.too_sure:
+                self._warn_once(
+                    "too sure",
+                    f"On the {report.n_train} training and the {report.n_val} validation images of TwoSampleCallback "
+                    f"the network expects fewer than {FEWEST} errors, of which a few images decide: `confidence_rise` "
+                    "is 0 meanwhile. Give more images.",
+                )
         found = [name for name in _NEUTRAL if output or not name.startswith("confidence")]
         self._values |= {name: float(getattr(report, name)) for name in found if name != "confidence_rise"}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
@@ -284,7 +308,8 @@ class TwoSampleCallback(LoggingCallback):
 
     def _draw(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
-            log_comparisons(trainer.loggers, self.log_key_prefix, self.history, self.significance, self._undrawn)
+            told = max(self.significance, SMALLEST)  # by `TwoSampleReport.telling_layers`
+            log_comparisons(trainer.loggers, self.log_key_prefix, self.history, told, self._undrawn)
         self._undrawn = None
 
     def _say_why(self, trainer: Any, reason: str) -> None:

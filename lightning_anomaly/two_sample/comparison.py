@@ -101,6 +101,11 @@ def compare_groups(
     train = _observe(model, train_inputs, "train_inputs", watched, linear)
     val = _observe(model, val_inputs, "val_inputs", watched, linear)
     notes |= train.notes | val.notes
+    # For all batches alike: one image with a value that is no probability would change what is said of its batch.
+    probabilities = train.expected.probabilities and val.expected.probabilities
+    errors = [group.expected.of(group.n_samples, probabilities) for group in (train, val)]
+    for problem in [group.expected.problem for group in (train, val) if group.expected.problem is not None]:
+        notes["output"] = f"The output is not compared: {problem}."
     n_train, n_val = train.n_samples, val.n_samples
     # Where nothing can be judged there may be no sample either.
     judged = (train.filters and val.filters) or (train.units and val.units)
@@ -134,7 +139,7 @@ def compare_groups(
         if name in val.units
     }
     share_by_chance = by_chance.double() / max(1, live)
-    output = _confidence(train.expected_errors, val.expected_errors) if enough else {}
+    output = _confidence(*errors) if enough else {}
     return TwoSampleReport(compared, n_train, n_val, significance, share_by_chance, notes, units=units, **output)
 
 
@@ -161,14 +166,14 @@ class _Group:
         filters: By layer, the largest value of each filter's map `(n, F)`.
         units: By linear layer, the value of each unit `(n, F)`.
         n_samples: Number of images, n.
-        expected_errors: See `ExpectedErrors.of`.
+        expected: What the output says of them.
         notes: What could not be used and why.
     """
 
     filters: dict[str, LayerMaps]
     units: dict[str, LayerMaps]
     n_samples: int
-    expected_errors: Tensor | None
+    expected: ExpectedErrors
     notes: dict[str, str]
 
 
@@ -180,13 +185,10 @@ def _observe(
     run(model, inputs, capture, argument=argument, take_output=expected.take)
     given = len(inputs) if isinstance(inputs, Tensor) else None
     filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, given)
-    n_samples = n_samples or sum(map(len, expected.batches))  # where no layer says how many
+    n_samples = n_samples or len(expected)  # where no layer says how many
     fitting, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
     units = {name: layer for name, layer in fitting.items() if layer.size == ()}
-    expected_errors = expected.of(n_samples)
-    if expected.problem is not None:
-        notes = notes | {"output": f"The output is not compared: {expected.problem}."}
-    return _Group(filters, units, n_samples, expected_errors, notes)
+    return _Group(filters, units, n_samples, expected, notes)
 
 
 def check_groups(train_inputs: Any, val_inputs: Any) -> None:
@@ -241,9 +243,13 @@ def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: floa
     made = torch.arange(values.shape[1], device=values.device)[:, None] < n_train
     groups = torch.cat([made, divisions], 1)
     found = torch.zeros(groups.shape[1], dtype=torch.int64, device=values.device)
+    smallest = torch.ones(groups.shape[1], dtype=torch.float64, device=values.device)
     area, p_value = (values.new_full(live.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
     for some in torch.split(live.nonzero()[:, 0], _TOGETHER):
         areas, p_values = rank_test(values[some], groups)
         area[some], p_value[some] = areas[:, 0], p_values[:, 0]
         found += (p_values <= significance).sum(0)
-    return LayerComparison(live, area, p_value, share_of_chance(int(found[0]), found[1:])), found[1:]
+        smallest = torch.minimum(smallest, p_values.amin(0)) if len(some) else smallest
+    # Of as many filters the one with the smallest p-value decides: in a layer of one or two there is hardly more.
+    evidence = found - smallest
+    return LayerComparison(live, area, p_value, share_of_chance(evidence[0].item(), evidence[1:])), found[1:]

@@ -16,19 +16,21 @@ class ExpectedErrors:
     """Takes how probably each answer is wrong, by the model's own confidence, out of what a model returns.
 
     Attributes:
-        batches: `expected_error` of the samples of each batch `(n,)`, on the CPU.
+        probabilities: Whether the C values of each sample so far are probabilities, of which no softmax is to be taken.
         problem: Why there are none, if so.
     """
 
     def __init__(self) -> None:
-        self.batches: list[Tensor] = []
+        self.probabilities = True
         self.problem: str | None = None
+        self._as_logits: list[Tensor] = []  # of the samples of each batch `(n,)`, on the CPU
+        self._as_probabilities: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._as_logits))
 
     def take(self, output: Any) -> None:
-        """Takes those of a batch from logits `(n, C)`, or `(n, C, ...)`, of which it is the mean over the positions.
-
-        Where the C values of a sample are probabilities, no softmax is taken of them.
-        """
+        """Takes those of a batch from logits `(n, C)`, or `(n, C, ...)`, of which it is the mean over the positions."""
         if self.problem is not None:
             return
         if not isinstance(output, Tensor):
@@ -39,14 +41,18 @@ class ExpectedErrors:
             self.problem = f"it has shape {tuple(output.shape)}, not (samples, classes, ...)"
         if self.problem is None:
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
-            # Not to rounding: of an output in bfloat16 the sum is 1 to two digits. NaN is no probability.
-            if not (scores.min() >= 0 and (scores.sum(1) - 1).abs().max() <= 0.02):
-                scores = scores.softmax(1)
-            self.batches.append(expected_error(scores)[..., None].flatten(1).mean(1).cpu())
+            # Not to rounding, or interpolation: of an output in bfloat16 the sum is 1 to two digits. NaN is none.
+            self.probabilities &= bool(scores.min() >= -0.02 and (scores.sum(1) - 1).abs().max() <= 0.02)
+            for kept, own in ((self._as_logits, scores.softmax(1)), (self._as_probabilities, scores.clamp(min=0))):
+                kept.append(expected_error(own)[..., None].flatten(1).mean(1).cpu())
 
-    def of(self, n_samples: int) -> Tensor | None:
-        """Of all samples `(n_samples,)`; None if some are missing or not finite, and `problem` says why."""
-        found = torch.cat(self.batches) if self.batches else torch.zeros(0, device="cpu")
+    def of(self, n_samples: int, probabilities: bool) -> Tensor | None:
+        """Of all samples `(n_samples,)`, taken as probabilities or as logits; None if some are missing or not finite.
+
+        Then `problem` says why.
+        """
+        batches = self._as_probabilities if probabilities else self._as_logits
+        found = torch.cat(batches) if batches else torch.zeros(0, device="cpu")
         if self.problem is None and len(found) != n_samples:
             self.problem = f"it has {len(found)} samples where the inputs have {n_samples}"
         if self.problem is None and not found.isfinite().all():

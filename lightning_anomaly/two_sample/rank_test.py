@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = [
     "DIVISIONS",
+    "SMALLEST",
     "enough_samples",
     "live_filters",
     "random_divisions",
@@ -21,6 +22,7 @@ __all__ = [
 
 _EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
 DIVISIONS = 999
+SMALLEST = 1 / (1 + DIVISIONS)  # p-value that they can give
 
 
 def random_divisions(n_first: int, n_samples: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.tables import Tabular
-from lightning_anomaly.two_sample.rank_test import share_of_chance
+from lightning_anomaly.two_sample.rank_test import SMALLEST, share_of_chance
 
 __all__ = ["LayerComparison", "TwoSampleReport"]
 
@@ -23,7 +23,8 @@ class LayerComparison:
             (of most filters 0) that five of these are expected in the smaller group, as the approximation needs.
         auc: Probability that a training image has a larger value than a validation image `(F,)`, see `rank_test`.
         p_value: Of the rank test `(F,)`, 1 where a filter is not live.
-        share_p_value: How often random divisions of the same images find as large a share of the layer's live filters.
+        share_p_value: How often random divisions of the same images find as large a share of the layer's live filters,
+            and of equal shares one with as small a p-value.
     """
 
     live: Tensor
@@ -88,12 +89,12 @@ class TwoSampleReport(Tabular):
     def telling_layers(self) -> dict[str, float]:
         """`{layer: share of its live filters or units that tell the images apart}`, the largest share first.
 
-        Only layers of which random divisions give such a share at most `significance` of the times.
+        Only layers of which random divisions give such a share at most `significance` of the times, or once in 1,000.
         """
         shares = {
             name: self.fraction_in([name])
             for name, layer in self.judged.items()
-            if layer.share_p_value <= self.significance and layer.told(self.significance).any()
+            if layer.share_p_value <= max(self.significance, SMALLEST) and layer.told(self.significance).any()
         }
         return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said
 
 from lightning_anomaly import TwoSampleCallback, TwoSampleReport, two_sample_test
@@ -87,7 +88,16 @@ def test_figures_are_under_their_tag_at_the_steps_of_the_values(tmp_path: Path, 
 
 
 def test_what_is_drawn_is_what_was_reported(tmp_path: Path, drawn: list[Any]) -> None:
-    callback = Reports()
+    class Alike(Reports):
+        """Of images that are alike from the third validation on, which chance explains."""
+
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            super().on_validation_start(trainer, pl_module)
+            if trainer.current_epoch > 1:
+                self.train_inputs = images(len(TRAIN), seed=5)
+                self.val_inputs = images(len(VAL), seed=6)
+
+    callback = Alike()
     fit(tmp_path, callback, max_epochs=4, logger=TensorBoardLogger(tmp_path))
     whether, where, *_ = drawn[-1][1].axes
     assert list(whether.get_lines()[1].get_ydata()) == [report.confidence_auc for report in callback.reports]
@@ -222,3 +232,27 @@ def test_a_rise_is_of_the_validations_of_the_fit_alone_and_goes_on_after_a_resum
     assert validated["two_sample/confidence_rise"] == 0
     fit(tmp_path / "second", second, ckpt_path=str(tmp_path / "last.ckpt"), max_epochs=6)
     assert rises(second) == rises(whole)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+def test_a_rise_over_other_images_begins_anew_and_that_is_said(tmp_path: Path) -> None:
+    first, keep = compared(), ModelCheckpoint(tmp_path)
+    fit(tmp_path, first, keep, max_epochs=3)
+    same, others = compared(), TwoSampleCallback(TRAIN + 0.1, VAL, layers=LAYERS)
+    fit(tmp_path, same, ckpt_path=keep.best_model_path, max_epochs=4)
+    with pytest.warns(UserWarning, match="are others than those of the checkpoint, so its `confidence_rise` begin"):
+        fit(tmp_path, others, ckpt_path=keep.best_model_path, max_epochs=4)
+    assert len(same._rise.recent) == 3
+    assert len(others._rise.recent) == 1
+    assert len(others.history) == len(same.history) == 4
+
+
+def test_a_network_that_expects_too_few_errors_is_said_to(tmp_path: Path) -> None:
+    class Sure(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e4 * super().forward(x)
+
+    callback = compared()
+    with pytest.warns(UserWarning, match=r"fewer than 10 errors, of which a few images decide: `confidence_rise` is 0"):
+        fit(tmp_path, callback, max_epochs=3, module=Sure())
+    assert [entry["metrics"]["confidence_rise"] for entry in callback.history] == [0, 0, 0]

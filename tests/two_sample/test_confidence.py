@@ -71,16 +71,46 @@ def test_of_many_positions_it_is_the_mean_and_probabilities_are_taken_as_they_ar
         expected = ExpectedErrors()
         expected.take(output[:3])
         expected.take(output[3:])
-        found[name] = expected.of(4)
+        found[name] = expected.of(4, expected.probabilities)
         wrong = 1 - maps.double().softmax(1).amax(1).mean((1, 2))
         torch.testing.assert_close(found[name], wrong.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_whether_they_are_probabilities_is_decided_once() -> None:
+    """One image whose values dip below 0, as where they were interpolated, changes nothing of the others."""
+    values = torch.tensor([[0.7, 0.2, 0.1]]).repeat(80, 1)
+    dips, logits = values.clone(), values.clone()
+    dips[70] = torch.tensor([1.0005, -0.0005, 0.0])
+    logits[70] = torch.tensor([3.0, -2.0, 0.0])
+    for output, first in ((values, 0.3), (dips, 0.3), (logits, 1 - values[0].softmax(0).max().item())):
+        expected = ExpectedErrors()
+        for batch in output.split(64):
+            expected.take(batch)
+        found = expected.of(80, expected.probabilities)
+        assert found is not None
+        torch.testing.assert_close(found[[*range(70), *range(71, 80)]], torch.full((79,), first))
+    with pytest.warns(UserWarning, match="None of the 1 filters"):
+        report = two_sample_test(Given(), dips[:40], logits[40:])
+    torch.testing.assert_close(report.train_errors, torch.full((40,), first))
+
+
+class Given(nn.Module):
+    """Gives what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv(x[:, None])
+        return x
 
 
 def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> None:
     def errors(margin: float) -> Tensor:
         expected = ExpectedErrors()
         expected.take(torch.tensor([[margin, 0.0]] * 4))
-        found = expected.of(4)
+        found = expected.of(4, expected.probabilities)
         assert found is not None
         return found
 
@@ -177,6 +207,21 @@ def test_where_the_images_are_told_apart_is_said_by_layer() -> None:
     assert name == "1"
     assert report.telling_layers["1"] == report.fraction_in(["1"]) > 0.3
     assert re.fullmatch(r"in units of '1' \(\d+%\)", report.where)
+
+
+@pytest.mark.parametrize("significance", [0.01, 1e-4])
+def test_a_layer_of_one_unit_tells_if_it_tells_all_images_apart(significance: float) -> None:
+    """By chance it is found as often as not: only how clearly says more. Below 0.001 no division can be as rare."""
+    conv = nn.Conv2d(1, 1, 1)
+    with torch.no_grad():
+        conv.weight.fill_(1.0)
+        conv.bias.fill_(1.0)
+    for seed in range(20):
+        images = torch.rand(400, 1, 3, 3, generator=torch.Generator().manual_seed(seed))
+        model = nn.Sequential(conv, nn.Flatten(), nn.Linear(9, 2))
+        report = two_sample_test(model, images[:200] + 3, images[200:], layers=["0"], significance=significance)
+        assert report.layers["0"].share_p_value == 0.001
+        assert report.where == "in units of '0' (100%)"
 
 
 def test_the_p_values_of_output_and_filters_are_right_on_images_that_a_trained_network_never_saw(trained) -> None:

@@ -11,7 +11,7 @@ from lightning_anomaly.two_sample.rise import CERTAIN, ErrorRise, level_of, mean
 
 
 def added(
-    ratios: list[float], rise: ErrorRise | None = None, n: int = 50, scales: list[float] | None = None
+    ratios: list[float], rise: ErrorRise | None = None, n: int = 1000, scales: list[float] | None = None
 ) -> list[float]:
     """The rises, where all images are alike; `scales` are the expected errors of the training images."""
     rise, ones = rise or ErrorRise(), torch.ones(n)
@@ -41,7 +41,7 @@ def test_what_is_saved_goes_on_and_other_images_begin_anew() -> None:
     fresh = ErrorRise()
     fresh.load_state_dict(ErrorRise().state_dict())
     assert added([1.0, 1.0, 1.3], fresh)[-1] == 0
-    assert added([1.9, 1.9, 1.9], resumed, n=60) == [0, 0, 0]
+    assert added([1.9, 1.9, 1.9], resumed, n=1200) == [0, 0, 0]
 
 
 def errors(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -120,3 +120,48 @@ def test_of_a_network_that_is_sure_of_everything_it_is_finite_as_it_is_logged() 
     largest = rise_over(level_of(all_wrong, nothing), level_of(nothing, all_wrong))
     assert largest > 1
     assert torch.isfinite(torch.tensor(largest, dtype=torch.float32))
+
+
+def test_of_networks_that_expect_next_to_no_error_a_few_images_would_decide() -> None:
+    """Of 1,000 images 0.2 errors are expected, nearly all of one or two of them, and of others at the next look."""
+    generator = torch.Generator().manual_seed(0)
+    alarms = alarms_of_all = 0
+    for _ in range(40):
+        logits, rise, lowest, by_all = torch.randn(2, 1000, generator=generator), ErrorRise(), None, False
+        found = []
+        for _ in range(30):
+            logits = 0.9 * logits + (1 - 0.9**2) ** 0.5 * torch.randn(2, 1000, generator=generator)
+            found.append(rise.add(*torch.sigmoid(8 * logits - 30)))
+            now = mean_level(rise.recent)
+            lowest = now if lowest is None or now.log_ratio < lowest.log_ratio else lowest
+            by_all |= rise_over(lowest, now) > 0.1
+        alarms += max(found) > 0.1
+        alarms_of_all += by_all
+        assert rise.too_sure
+    assert alarms == 0
+    assert alarms_of_all > 20
+
+
+def test_a_network_that_is_sure_of_its_training_images_alone_is_not_too_sure() -> None:
+    rise, ones = ErrorRise(), torch.ones(1000)
+    for _ in range(3):
+        rise.add(0.02 * ones, 0.02 * ones)
+    for _ in range(3):
+        found = rise.add(1e-4 * ones, 0.02 * ones)
+    assert found == pytest.approx(199, rel=1e-3)
+    assert not rise.too_sure
+    for _ in range(3):
+        found = rise.add(1e-4 * ones, 9e-3 * ones)
+    assert found == 0
+    assert rise.too_sure
+
+
+def test_a_level_of_few_errors_is_not_the_lowest() -> None:
+    rise, ones = ErrorRise(), torch.ones(1000)
+    for errors, ratio in [(0.02, 1.0)] * 3 + [(0.002, 0.5)] * 3 + [(0.02, 1.02)] * 5:
+        found = rise.add(errors * ones, errors * ratio * ones)
+    assert found == pytest.approx(0.02, rel=1e-3)
+    earlier = rise.state_dict()
+    earlier["recent"] = [level[:3] for level in earlier["recent"]]
+    rise.load_state_dict(earlier)  # of a version that did not count them
+    assert rise.add(0.02 * ones, 1.5 * 0.02 * ones) > 0.1
