@@ -668,7 +668,7 @@ def test_a_layer_that_sees_another_number_of_samples_is_left_out_with_a_note():
             self.c(x)
 
     assert notes_of(Patches(), PROBE) == {
-        "b left out": "Layer 'b' is left out of the analysis: it gave 128 maps where most layers gave 64."
+        "b left out": "Layer 'b' is left out of the analysis: it gave 240 maps where most layers gave 120."
     }
 
 

@@ -14,6 +14,7 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._loaders import part_of, training_batches, unpadded_length
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor, plain_tensor
+from lightning_anomaly.capture.loaders import outer_sampler
 from lightning_anomaly.capture.probe import isolated_random_state, most_samples, probing
 from lightning_anomaly.processes import rank_and_world
 from lightning_anomaly.report import AnomalyReport
@@ -83,16 +84,23 @@ class ValidationWatch:
         return self._probe == "train" or getattr(self._module, "_current_fx_name", None) in (None, "validation_step")
 
     def before_batch(self, batch: Any) -> None:
-        """Hooks the layers for the validation step to come, or runs the training probe before the first one."""
-        if self._probe == "train":
-            self._run_training_probe()
-        elif not self._capture.full:
+        """Hooks the layers for the validation step to come."""
+        if self._probe == "val" and not self._capture.full:
             images = plain_tensor(batch)
             # Of a list of single images, sequences or tables the first tensor need not say how many samples there are.
             self._size = len(images) if images is not None and images.ndim > 3 else None
             self._before = self._taken
             self._capture.attach()
             self._on_batch(batch)
+
+    def after_step(self) -> None:
+        """Runs the training probe, after the first step of a validation.
+
+        Averaged weights are in place then whatever the order of the callbacks, and of several processes all have the
+        buffers of the first, which is what is validated and saved: the step has brought them.
+        """
+        if self._probe == "train":
+            self._run_training_probe()
 
     def after_batch(self) -> None:
         """Takes the hooks off again; a second call does nothing."""
@@ -145,7 +153,6 @@ class ValidationWatch:
             return Found(report, images, pictures_of(report.layers, maps, images) if wanted.pictures else None)
 
     def _run_training_probe(self) -> None:
-        # Before the first validation step, where averaged weights are in place whatever the order of the callbacks.
         if self._probed:
             return
         self._probed = True
@@ -219,7 +226,9 @@ def run_training_probe(
         give_back()
 
     # Dealt out as `sample_places` expects it, so that process 0 has as many samples as any.
-    first = trainer.num_training_batches if trainer.overfit_batches or _in_order(trainer.train_dataloader) else None
+    first, loader = None, trainer.train_dataloader
+    if trainer.overfit_batches or _in_order(loader):  # of each process, where they have a sampler of their own
+        first = trainer.num_training_batches * getattr(outer_sampler(loader), "num_replicas", 1)
     sample = training_batches(trainer.train_dataloader, size, seed, first)
     own, most = (part_of(sample, slice(rank, None, trainer.world_size), seed) for rank in (trainer.global_rank, 0))
     with isolated_random_state(seed), unlogged(pl_module), probing(pl_module, capture) as give_back:

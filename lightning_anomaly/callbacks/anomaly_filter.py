@@ -241,6 +241,8 @@ class AnomalyFilterCallback(LoggingCallback):
         """Takes the hooks off again."""
         if self._watch is not None:
             self._watch.after_batch()
+            if dataloader_idx == 0:
+                self._watch.after_step()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves no hook behind; if it is the user who ends the fit, figures and page of the last analysis are made."""

@@ -69,7 +69,7 @@ class TwoSampleCallback(LoggingCallback):
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (what was found in this
-            process; of several, which differ where BatchNorms do, the largest is logged), `compares_output` (whether
+            process; of several, should they differ, the largest is logged), `compares_output` (whether
             the output could be compared) and `share_p_values` (of each layer with filters that could be judged, how
             often random divisions find as many there). It outlives a resume.
 
@@ -218,10 +218,10 @@ class TwoSampleCallback(LoggingCallback):
             self._units = {f"layer/{name}": 0.0 for name in (linear_layers(pl_module) if self.layers is None else {})}
             self._values = {k: v for k, v in (neutral | self._values).items() if k in neutral or k in self._units}
 
-    def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Compares before the first step, where averaged weights are in place whatever the order of the callbacks."""
+        """Compares after the first step: see `ValidationWatch.after_step`."""
         if self._due:
             self._compare(trainer, pl_module)
 

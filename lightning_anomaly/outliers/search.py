@@ -109,19 +109,21 @@ def _buffers_of_first(model: nn.Module) -> Iterator[None]:
     if world == 1:
         yield
         return
-    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    plain = {name: own for name, own in model.named_buffers() if own.layout is torch.strided and not own.is_meta}
+    own = {name: buffer.clone() for name, buffer in plain.items()}
     first = in_all(lambda: {name: buffer.cpu() for name, buffer in own.items()} if rank == 0 else {})[0]
     try:
-        _set_buffers(model, first)
+        in_all(lambda: _set_buffers(plain, first))
         yield
     finally:
-        _set_buffers(model, own)
+        _set_buffers(plain, own)
 
 
 @torch.no_grad()
-def _set_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    for name, buffer in model.named_buffers():
-        if name in values:
+def _set_buffers(buffers: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, buffer in buffers.items():
+        # Into one that was expanded nothing can be copied.
+        if name in values and not torch.equal(buffer, values[name].to(buffer.device)):
             buffer.copy_(values[name])
 
 

@@ -28,7 +28,7 @@ class Written(TwoSampleCallback):
         self.ratios = ratios
         self.validations = 0
 
-    def on_validation_batch_start(self, *arguments: Any, **keywords: Any) -> None:
+    def on_validation_batch_end(self, *arguments: Any, **keywords: Any) -> None:
         pass
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -317,7 +317,7 @@ def test_a_training_probe_is_of_the_batches_that_are_trained_on(
         trainer.fit(Sees(), loader(shuffle=shuffle), loader(seed=1))
     assert ours.report is not None
     assert ours.report.n_samples == 40
-    trained, probe = torch.cat(seen[:2]), torch.cat(seen[2:4])  # an epoch of two batches, then the probe
+    trained, probe = torch.cat(seen[:2]), torch.cat(seen[3:5])  # two batches, a step of the validation, the probe
     assert {x.sum().item() for x in probe} == {x.sum().item() for x in trained}
 
 
