@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from lightning_anomaly.callbacks._averages import mask_averages
 from lightning_anomaly.callbacks._processes import decided_by_first
 from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.processes import in_all
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.norms import FlowObserver, NormFlow, is_norm, plain_norms
@@ -117,8 +118,9 @@ class TrainerMask:
             What of it was masked; there is a warning for every layer that could not be.
         """
         assert self.mask is not None
-        # Also the flow is that of process 0: what another one observed may have been an empty batch.
-        chosen, flow = decided_by_first(trainer, lambda: (choose(), self._flow))
+        chosen = decided_by_first(trainer, choose)
+        # The flow is the same in all as well, of the first that has one: some may have seen no batch, or an empty one.
+        flow = next((flow for flow in in_all(lambda: self._flow) if flow.norms), self._flow)
         has_norms = any(is_norm(module) for module in modules_by_name(pl_module).values())
         masked = self._add(trainer, chosen, flow if has_norms else None) if chosen else {}
         self.keep_everywhere(trainer, pl_module)

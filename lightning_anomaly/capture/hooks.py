@@ -24,6 +24,7 @@ __all__ = [
     "evaluating",
     "keeping_random_state",
     "only_recorded",
+    "taken_alone",
     "taking_alone",
 ]
 
@@ -104,6 +105,11 @@ def taking_alone(capture: MapCapture) -> Iterator[None]:
         yield
     finally:
         _this_thread.only = before
+
+
+def taken_alone() -> bool:
+    """Whether somebody runs a model inside of `taking_alone`, on samples of their own."""
+    return _this_thread.only is not None
 
 
 def only_recorded() -> bool:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from lightning_anomaly.capture.hooks import Hook, compiled_models_eager, evaluating
+from lightning_anomaly.capture.hooks import Hook, compiled_models_eager, evaluating, taken_alone
 from lightning_anomaly.capture.keeping import copied
 from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.pruning.operations import watching_operations
@@ -114,11 +114,15 @@ class FlowObserver:
 
     def _watch(self, hooks: ExitStack, name: str, module: nn.Module) -> None:
         def called(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if taken_alone():
+                return
             tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
             origins = () if tensor is None else self._origins(module, tensor)
             self._inputs.setdefault(name, {})[origins] = None
 
         def returned(module: nn.Module, args: Any, output: Any) -> None:
+            if taken_alone():
+                return
             if isinstance(module, _ConvNd):
                 self._convolutions[name] = None
             if isinstance(module, _ConvNd) or (isinstance(module, _NormBase) and any(self._inputs.get(name, ()))):

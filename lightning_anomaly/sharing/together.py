@@ -97,17 +97,23 @@ def analyse_together(
     """
     rank, world = dist.get_rank(), dist.get_world_size()
 
-    def begin() -> tuple[dict[str, ToldLayer], int, Wanted]:
+    def begin() -> tuple[dict[str, ToldLayer], int, Wanted, dict[str, str]]:
         if failure is not None:
             raise failure
-        return {name: ToldLayer.of(layer) for name, layer in maps.items()}, 0 if images is None else len(images), wanted
+        layers = {name: ToldLayer.of(layer) for name, layer in maps.items()}
+        return layers, 0 if images is None else len(images), wanted, dict(notes)
 
     begun = in_all(begin)
-    told = [layers for layers, _, _ in begun]
+    told, counts, wanted_by, noted = zip(*begun, strict=True)
+    wanted_first = wanted_by[0]
+    notes = {key: note for own in reversed(noted) for key, note in own.items()}
     if _all_saw_the_same(told):
         notes = {**notes, "same samples": _SAME}
-    places = sample_places([count for _, count, _ in begun], limit)
-    _, _, wanted_first = begun[0]
+    # One process without the images of its maps leaves all without: they would stand at the places of others.
+    known = all(
+        count or not any(layer.count for layer in own.values()) for own, count in zip(told, counts, strict=True)
+    )
+    places = sample_places(counts if known else [0] * world, limit)
     shown: _Shown | None = None
     packed = torch.empty(0, dtype=torch.uint8)
 
@@ -117,7 +123,7 @@ def analyse_together(
         share = analyze_share(own_maps, settings, statistics)
         filters = sum(next(own[name].filters for own in told if own[name].filters) for name in share.names)
         pictures = pictures_of(share.layers, own_maps, None, filters) if wanted_first.pictures else None
-        kept = images[: len(places[rank])] if wanted_first.images and images is not None else None
+        kept = images[: len(places[rank])] if known and wanted_first.images and images is not None else None
         points = {name: (layer.points, layer.labels.to(torch.int16)) for name, layer in share.layers.items()}
         shown = _Shown(points, kept, pictures)
         if rank:

@@ -199,6 +199,16 @@ def one_sees_other_images(rank: int, world: int) -> Outcome:
     return fit(world, AnomalyFilterCallback(**PROBE), model=model)
 
 
+def one_leaves_some_out(rank: int, world: int) -> Outcome:
+    """In process 1 the step looks at half of the second batch."""
+    model = module()
+    step = model.validation_step
+    model.validation_step = lambda batch, batch_idx: step(
+        [own[:4] for own in batch] if rank and batch_idx == 1 else batch, batch_idx
+    )
+    return fit(world, AnomalyFilterCallback(**PROBE), model=model, val=loader(batch_size=8))
+
+
 def every_second(rank: int, world: int) -> Outcome:
     return fit(world, AnomalyFilterCallback(**PROBE, every_n_validations=2))
 

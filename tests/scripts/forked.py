@@ -66,7 +66,9 @@ def _process(file: Path, scenario: Scenario, rank: int, world: int, port: int) -
             outcome = {"error": repr(error), "trace": traceback.format_exc()}
     ours = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     outcome["warnings"] = [
-        message for message in ours if any(word in message for word in ("nomaly", "probe", "Layer", "TwoSample", "NaN"))
+        message
+        for message in ours
+        if any(word in message for word in ("nomaly", "probe", "Layer", "TwoSample", "NaN", "maps:"))
     ]
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(outcome))

@@ -31,6 +31,7 @@ SCENARIOS = [
         "other_layers",
         "one_sees_nan",
         "one_sees_other_images",
+        "one_leaves_some_out",
         "every_second",
     ),
     *("prunes", "stops_itself", "compares", "compares_empty", "compares_empty_iterable", "compares_and_fails"),
@@ -209,6 +210,13 @@ def test_training_probe_that_fails_in_one_process(outcomes: Path) -> None:
     assert first["epochs"] == 3
     assert first["report"] is None
     assert [("could not analyse" in warning) for warning in first["warnings"]] == [True]
+
+
+def test_what_one_process_notes_of_its_samples_is_in_all_reports_and_said(outcomes: Path) -> None:
+    first, second = pair(outcomes, "one_leaves_some_out")
+    for outcome in (first, second):
+        assert "A validation batch of 8 samples gave 4 maps" in outcome["report"]["notes"]["other samples"]
+    assert any("A validation batch of 8 samples gave 4 maps" in warning for warning in first["warnings"])
 
 
 def test_maps_that_differ_between_processes(outcomes: Path) -> None:
