@@ -64,7 +64,7 @@ def training_batches(loader: Any, size: int, seed: int, first: int | None = None
     kept = drawn_from(loader)
     places = range(len(dataset)) if kept is None else kept
     # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
-    batch_size = None if loader.batch_sampler is None else loader.batch_size or _BATCH
+    batch_size = None if loader.batch_sampler is None else getattr(loader.batch_sampler, "batch_size", None) or _BATCH
     places = places[: None if first is None else first * (batch_size or 1)]
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
     chosen = [int(places[place]) for place in order]

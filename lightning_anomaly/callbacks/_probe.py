@@ -197,7 +197,7 @@ def unlogged(pl_module: Any) -> Iterator[None]:
 
 def _in_order(loader: Any) -> bool:
     """Whether each epoch is of a loader's first batches, where it is limited."""
-    kinds = type(getattr(loader, "sampler", None)), type(getattr(loader, "batch_sampler", None))
+    kinds = type(outer_sampler(loader)), type(getattr(loader, "batch_sampler", None))
     return kinds == (SequentialSampler, BatchSampler)
 
 

@@ -120,7 +120,8 @@ class TrainerMask:
         assert self.mask is not None
         chosen = decided_by_first(trainer, choose)
         # The flow is the same in all as well, of the first that has one: some may have seen no batch, or an empty one.
-        flow = next((flow for flow in in_all(lambda: self._flow) if flow.norms), self._flow)
+        flows = in_all(lambda: self._flow) if trainer.world_size > 1 else [self._flow]
+        flow = next((flow for flow in flows if flow.norms), self._flow)
         has_norms = any(is_norm(module) for module in modules_by_name(pl_module).values())
         masked = self._add(trainer, chosen, flow if has_norms else None) if chosen else {}
         self.keep_everywhere(trainer, pl_module)

@@ -54,7 +54,7 @@ class AnomalyFilterCallback(LoggingCallback):
         probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
             class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
             module's `forward` on it in evaluation mode: the images are loaded for it, in a worker if the loader has
-            any, and what a `forward` hands to hooks or lists is of them too. If the images of a probe change from one
+            any, and what a `forward` hands to hooks is of them too. If the images of a probe change from one
             validation to the next, there is a warning.
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyse at every n-th validation, and log the last values again at the others.

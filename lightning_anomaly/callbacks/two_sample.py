@@ -53,7 +53,7 @@ class TwoSampleCallback(LoggingCallback):
 
     Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
     precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook
-    is left changed; what a `forward` hands to hooks or lists is of these images too. LightningCLI cannot make tensors:
+    is left changed; what a `forward` hands to hooks is of these images too. LightningCLI cannot make tensors:
     there, a subclass loads them.
 
     Args:
@@ -71,7 +71,7 @@ class TwoSampleCallback(LoggingCallback):
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (what was found in this
             process; of several, should they differ, the largest is logged), `compares_output` (whether
             the output could be compared) and `share_p_values` (of each layer with filters that could be judged, how
-            often random divisions find as many there). It outlives a resume.
+            often random divisions find as much there). It outlives a resume.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -150,12 +150,11 @@ class TwoSampleCallback(LoggingCallback):
         self._recall()
 
     def _pixels(self) -> list[float]:
-        """A few values of the images of both kinds, to know them again."""
-        some = [own.flatten()[:: max(1, own.numel() // 32)][:32] for own in (self.train_inputs, self.val_inputs)]
-        pixels: list[float] = torch.cat(
-            [(own.abs() if own.is_complex() else own).double().cpu() for own in some]
-        ).tolist()
-        return pixels
+        """The means of a few images of both kinds, to know them again."""
+        some = [own[:: max(1, len(own) // 32)][:32] for own in (self.train_inputs, self.val_inputs)]
+        values = [(own.abs() if own.is_complex() else own).double().reshape(len(own), -1) for own in some]
+        means: list[float] = torch.cat([own.mean(1).cpu() for own in values]).tolist()
+        return means
 
     def _recall(self) -> None:
         """Takes the last values of the history, which are logged again where nothing can be compared."""

@@ -16,8 +16,8 @@ def first_tensor(batch: Any) -> Tensor | None:
     """The usual input of a model, in a batch of tuples, lists, dicts, dataclasses: its first floating-point tensor.
 
     Or images of another type before it, such as bytes, which the model scales itself: the floating-point one is their
-    target then. (Integers may be images if they have channels, else they are masks or boxes.) A number for each sample
-    is only taken where no image follows.
+    target then. (Integers of 16 or 32 bits may be if they have channels, else they are masks or boxes; those of 64 are
+    classes, booleans masks.) A number for each sample is only taken where no image follows.
     """
     found = list(_candidates(batch))
     if found and found[0].ndim < 2:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,6 +68,10 @@ class _Kept:
             own.update(self._values)
             self.module._buffers.clear()
             self.module._buffers.update(self._buffers)
+        else:
+            for name, kept in self._buffers.items():
+                if kept is not None and getattr(self.module, name, None) is not kept:
+                    setattr(self.module, name, kept)
         for value, entries in self._entries:
             if not _same_entries(value, entries):
                 value.clear()
@@ -83,15 +89,18 @@ def _changeable(buffer: Tensor) -> bool:
 
 
 def _same_entries(value: Any, entries: Any) -> bool:
-    one, other = ([*v.items()] if isinstance(v, dict) else [(0, entry) for entry in v] for v in (value, entries))
-    return len(one) == len(other) and all(k is n and v is m for (k, v), (n, m) in zip(one, other, strict=True))
+    if len(value) != len(entries):
+        return False
+    if isinstance(value, dict):
+        return all(map(operator.is_, value, entries)) and all(map(operator.is_, value.values(), entries.values()))
+    return value == entries if isinstance(value, set) else all(map(operator.is_, value, entries))
 
 
 def _made_of(module: nn.Module) -> list[Any]:
     if isinstance(module, torch.jit.ScriptModule):
         return []  # it cannot be built meanwhile
     parameters = [(name, parameter is None) for name, parameter in module._parameters.items()]
-    hooks = [tuple(value) for name, value in vars(module).items() if name.endswith("_hooks")]
+    hooks = [tuple(own) for name, own in vars(module).items() if name.endswith("_hooks") and type(own) is OrderedDict]
     return [type(module), parameters, [*module._modules], hooks]
 
 

@@ -163,8 +163,8 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
 
 
 def most_samples(maps: Mapping[str, LayerMaps]) -> int:
-    """How many samples most layers gave, of those that gave any; 0 if none did."""
-    counts = Counter(layer.count for layer in maps.values() if layer.count)
+    """How many samples most layers gave, of those that gave any and have no problem, if there are such; else 0."""
+    counts = Counter(layer.count for layer in maps.values() if layer.count and layer.problem is None)
     return counts.most_common(1)[0][0] if counts else 0
 
 

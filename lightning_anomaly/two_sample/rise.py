@@ -28,9 +28,9 @@ WINDOW = 3  # validations whose mean is a level
 # Standard errors that a rise has to exceed. One in 30,000 comparisons would by chance, but there is one at every
 # validation, with the lowest level of all before: of fifty validations it is one or two trainings in a hundred.
 CERTAIN = 4
-# Errors that have to be expected of the images of either kind. Of fewer a few images decide, and where these were not
-# drawn, the standard error knows nothing of them: of 1,000 images of each kind, 1 to 89% of simulated healthy networks
-# that expect 0.03 to 7 errors were stopped without this, and at most 1% with it.
+# Errors that have to be expected of the images of one kind at least. Of fewer a few images decide, and where these were
+# not drawn, the standard error knows nothing of them: of 1,000 images of each kind, 1 to 89% of simulated healthy
+# networks that expect 0.03 to 7 errors were stopped without this, and at most 1% with it.
 FEWEST = 10
 THRESHOLD = 0.1  # the rise that stops a training, as a fraction of the lowest level
 
@@ -42,7 +42,8 @@ class Level(NamedTuple):
         log_ratio: The logarithm of the ratio.
         train: Expected errors of the training images `(n,)`, divided by their mean.
         val: Likewise of the validation images `(m,)`.
-        errors: How many errors are expected of the images of one kind, of which more are; of several the fewest.
+        errors: How many errors are expected of as many images as there are of both kinds, of the kind of which more
+            are; of several validations the fewest.
     """
 
     log_ratio: float
@@ -57,7 +58,7 @@ class ErrorRise:
     A level is the (geometric) mean over three validations. The images are the same at each of them, so what is special
     about their division stays: a network that knows nothing of them may be surer of the one kind all the time. Its own
     lowest level is therefore what later ones are compared with, and not 1. Where fewer than ten errors are expected of
-    either kind there is no level.
+    both kinds there is no level.
 
     Attributes:
         recent: Of the last validations, three at most.
@@ -108,7 +109,7 @@ class ErrorRise:
 def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
     """Of one validation, from expected errors `(n,)` and `(m,)`."""
     train, val = mean_error(train_errors), mean_error(val_errors)
-    errors = max(train * len(train_errors), val * len(val_errors))
+    errors = max(train, val) * min(len(train_errors), len(val_errors))  # of fewer images fewer decide
     return Level(math.log(val / train), train_errors.double() / train, val_errors.double() / val, errors)
 
 

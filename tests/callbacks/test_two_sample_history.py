@@ -218,7 +218,7 @@ def test_a_rise_is_of_the_validations_of_the_fit_alone_and_goes_on_after_a_resum
     add, epochs = ErrorRise.add, iter([1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6])
 
     def learning(rise: ErrorRise, train: torch.Tensor, val: torch.Tensor) -> float:
-        return add(rise, torch.full_like(train, 0.1), torch.full_like(val, 0.1 * 1.3 ** next(epochs)))
+        return add(rise, torch.full_like(train, 0.15), torch.full_like(val, 0.15 * 1.3 ** next(epochs)))
 
     def rises(callback: TwoSampleCallback) -> list[float]:
         return [entry["metrics"]["confidence_rise"] for entry in callback.history]

@@ -20,6 +20,7 @@ from lightning_anomaly.capture import hooks
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
 from lightning_anomaly.capture.layers import modules_by_name, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps, map_statistics, pool_maps
+from lightning_anomaly.capture.probe import usable_layers
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
 
@@ -252,6 +253,20 @@ def test_a_layer_that_some_passes_leave_out_is_told_and_does_not_wait_for_more()
     assert taken.maps["always"].count == 10
     assert taken.maps["later"].problem == "it gave 5 maps where most layers gave 10"
     assert taken.maps["late"].problem is None
+
+
+def test_layers_that_are_told_have_no_say_in_how_many_samples_there_are():
+    values = torch.arange(20.0)[:, None, None, None].expand(20, 2, 3, 3)
+    layers = {name: Returns() for name in ("a", "b", "x", "y", "z")}
+    taken = MapCapture(layers, limit=20)
+    for number, batch in enumerate(values.split(10)):
+        with taken:
+            for name, layer in layers.items():
+                if number == 0 or name in "ab":
+                    layer(batch)
+    usable, n_samples, notes = usable_layers(taken.maps)
+    assert (list(usable), n_samples) == (["a", "b"], 20)
+    assert all("it gave 10 maps where most layers gave 20" in note for note in notes.values())
 
 
 def test_without_a_limit_whoever_knows_the_number_of_samples_judges():

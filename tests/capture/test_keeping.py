@@ -112,3 +112,28 @@ def test_what_a_model_builds_at_its_first_call_it_keeps(kind: str) -> None:
     calls = model.calls
     analyze(model, PROBE)
     assert model.calls == calls
+
+
+def test_attributes_of_any_kind_are_no_obstacle() -> None:
+    model = Remembers("attribute")
+    model.use_hooks, model.n_hooks, model.own_hooks = False, 0, [torch.rand(2), torch.rand(2)]
+    model.names, same = {"a", "b"}, {"a", "b"}
+    assert analyze(model, PROBE).layers
+    assert model.names == same
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is not supported:DeprecationWarning")
+def test_buffers_that_a_scripted_part_sets_are_given_back() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return x
+
+    model = nn.Sequential(torch.jit.script(Counts()), nn.Conv2d(1, 2, 3))
+    analyze(model, PROBE)
+    assert model[0].calls == 0

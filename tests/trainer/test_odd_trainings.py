@@ -274,18 +274,18 @@ class Endless(RandomSampler):
 @pytest.mark.parametrize(
     "options",
     [
-        {"batch_sampler": BatchSampler(RandomSampler(range(60)), 10, False)},
-        {"sampler": Endless(range(60)), "batch_size": 10},
-        {"sampler": SequentialSampler(range(60)), "batch_size": 10, "shuffle": None},
+        {"batch_sampler": BatchSampler(RandomSampler(range(300)), 150, False)},
+        {"sampler": Endless(range(300)), "batch_size": 50},
+        {"sampler": SequentialSampler(range(300)), "batch_size": 50, "shuffle": None},
     ],
     ids=["batch sampler", "no length", "in order"],
 )
 def test_a_training_probe_is_of_all_samples_that_may_be_trained_on(tmp_path: Path, options: dict[str, Any]) -> None:
-    ours = watcher(probe="train")
-    train = DataLoader(TensorDataset(images(), torch.arange(60) % 3), **options)
+    ours = watcher(probe="train", probe_size=200)
+    train = DataLoader(TensorDataset(images(300), torch.arange(300) % 3), **options)
     quiet_trainer(tmp_path, ours, max_epochs=1).fit(SmallNet(), train, loader(seed=1))
     assert ours.report is not None
-    assert ours.report.n_samples == 60
+    assert ours.report.n_samples == 200
 
 
 def _takes_only(train: DataLoader[Any], kept: list[int]) -> None:

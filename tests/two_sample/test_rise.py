@@ -156,6 +156,16 @@ def test_a_network_that_is_sure_of_its_training_images_alone_is_not_too_sure() -
     assert rise.too_sure
 
 
+def test_of_a_small_group_beside_a_large_one_a_few_images_would_decide_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        logits, rise = torch.randn(5200, generator=generator), ErrorRise()
+        for _ in range(30):
+            logits = 0.9 * logits + (1 - 0.9**2) ** 0.5 * torch.randn(5200, generator=generator)
+            errors = torch.sigmoid(8 * logits - 25)
+            assert rise.add(errors[:5000], errors[5000:]) <= 0.1
+
+
 def test_a_level_of_few_errors_is_not_the_lowest() -> None:
     rise, ones = ErrorRise(), torch.ones(1000)
     for errors, ratio in [(0.02, 1.0)] * 3 + [(0.002, 0.5)] * 3 + [(0.02, 1.02)] * 5:
