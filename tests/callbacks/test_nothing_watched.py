@@ -162,7 +162,7 @@ def test_too_few_images_are_one_warning(tmp_path: Path, others: Any) -> None:
     assert "So nothing is watched and the logged fraction of 0 and p-value of 1 stand for nothing." in text
     assert ("EarlyStopping on 'two_sample/p_value' will never have a reason to stop." in text) == bool(others)
     assert list(compared.report.notes) == ["few images"]
-    fit(tmp_path, TwoSampleCallback(TRAIN[:10], VAL[:10]), stopping())  # without a word: warnings are errors
+    fit(tmp_path, TwoSampleCallback(TRAIN[:20], VAL[:20]), stopping())  # without a word: warnings are errors
 
 
 def test_few_images_of_which_some_filters_can_tell_are_not_called_nothing(tmp_path: Path) -> None:
