@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.plots.samples import displayed
 from lightning_anomaly.verdicts.layer_report import LayerReport
@@ -143,9 +144,7 @@ def shrink(samples: Tensor, side: int) -> Tensor:
         Images `(N, C, H, W)` with one or three channels, or signals `(N, C, L)` with one to three, of which long ones
         are the largest and the smallest value in each column of the picture.
     """
-    samples = samples.detach()
-    if samples.is_complex():
-        samples = samples.abs()
+    samples = magnitudes(samples.detach())
     if not samples.is_floating_point() and samples.dtype != torch.uint8:
         samples = samples.float()
     if samples.ndim < 4:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.images import plain_tensor
+from lightning_anomaly.capture.images import magnitudes, plain_tensor
 
 __all__ = ["CHANGED", "ProbeImages"]
 
@@ -40,8 +40,7 @@ class ProbeImages:
         images = images.detach()[: max(0, limit - self._seen)]
         grid = [slice(None)] + [slice(size // _SIDE // 2, None, max(1, size // _SIDE)) for size in images.shape[1:]]
         # A view, whatever the memory format; then a copy, as the model may change its input in place.
-        pixels = images[tuple(grid)]
-        self._now.append((pixels.abs() if pixels.is_complex() else pixels).to(torch.float32, copy=True).flatten())
+        self._now.append(magnitudes(images[tuple(grid)]).to(torch.float32, copy=True).flatten())
         self._seen += len(images)
 
     def forget(self) -> None:

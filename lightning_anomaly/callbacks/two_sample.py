@@ -12,6 +12,7 @@ from lightning_anomaly.callbacks._figures import is_due, log_comparisons
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
+from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.notes import told_together
@@ -139,7 +140,8 @@ class TwoSampleCallback(LoggingCallback):
         self._forget()
         self.history = list(state_dict["history"])
         self._rise.load_state_dict(state_dict["rise"])
-        before, now = torch.tensor(state_dict.get("pixels", self._pixels())), torch.tensor(self._pixels())
+        own = self._pixels()
+        before, now = torch.tensor(state_dict.get("pixels", own)), torch.tensor(own)
         if before.shape != now.shape or not torch.allclose(before, now, rtol=1e-3, equal_nan=True):
             self._rise = ErrorRise()
             self._warn_once(
@@ -152,7 +154,7 @@ class TwoSampleCallback(LoggingCallback):
     def _pixels(self) -> list[float]:
         """The means of a few images of both kinds, to know them again."""
         some = [own[:: max(1, len(own) // 32)][:32] for own in (self.train_inputs, self.val_inputs)]
-        values = [(own.abs() if own.is_complex() else own).double().reshape(len(own), -1) for own in some]
+        values = [magnitudes(own).double().reshape(len(own), -1) for own in some]
         means: list[float] = torch.cat([own.mean(1).cpu() for own in values]).tolist()
         return means
 

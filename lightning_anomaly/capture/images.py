@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["first_tensor", "plain_tensor"]
+__all__ = ["first_tensor", "magnitudes", "plain_tensor"]
 
 
 def first_tensor(batch: Any) -> Tensor | None:
@@ -45,3 +45,8 @@ def plain_tensor(batch: Any) -> Tensor | None:
     if tensor is None or tensor.is_nested or tensor.layout is not torch.strided or tensor.ndim == 0:
         return None
     return tensor
+
+
+def magnitudes(values: Tensor) -> Tensor:
+    """Values that can be drawn and compared: of complex ones how large they are."""
+    return values.abs() if values.is_complex() else values

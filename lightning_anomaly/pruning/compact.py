@@ -108,11 +108,12 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
             ) from error
         _compare(smaller, arguments, expected)
     kept = {name: len(filters) for name, filters in _zero_filters(smaller).items()}
+    staying, all_masked = sum(kept.values()), sum(map(len, masked.values()))
     if kept:
         failed = f" (on some Torch-Pruning failed: {failures[0]!r})" if failures else ""
         more = f" and more in {len(kept) - _NAMED} others" if len(kept) > _NAMED else ""
         warnings.warn(
-            f"{sum(kept.values())} of {sum(map(len, masked.values()))} masked filters stay, as other filters or the "
+            f"{staying} of {all_masked} masked filters stay, as other filters or the "
             "model's output share their channels, or what is behind them may mix channels or make something of zeros: "
             f"{dict(islice(kept.items(), _NAMED))}{more}{failed}.",
             stacklevel=2,
@@ -120,7 +121,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     unseen = [
         repr(name) for name, module in smaller.named_modules() if _takes_channels(module) and module not in silent
     ]
-    if unseen and kept != {name: len(filters) for name, filters in masked.items()}:
+    if unseen and staying < all_masked:
         warnings.warn(
             f"Layers {listed(unseen, _NAMED)} keep their size, as `example_input` does not reach them in evaluation: "
             "where one takes the output of filters that are removed, it will fail when it is called.",

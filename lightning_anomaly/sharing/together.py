@@ -123,7 +123,7 @@ def analyse_together(
         share = analyze_share(own_maps, settings, statistics)
         filters = sum(next(own[name].filters for own in told if own[name].filters) for name in share.names)
         pictures = pictures_of(share.layers, own_maps, None, filters) if wanted_first.pictures else None
-        kept = images[: len(places[rank])] if known and wanted_first.images and images is not None else None
+        kept = images[: len(places[rank])] if wanted_first.images and images is not None else None
         points = {name: (layer.points, layer.labels.to(torch.int16)) for name, layer in share.layers.items()}
         shown = _Shown(points, kept, pictures)
         if rank:

@@ -43,13 +43,13 @@ class Level(NamedTuple):
         train: Expected errors of the training images `(n,)`, divided by their mean.
         val: Likewise of the validation images `(m,)`.
         errors: How many errors are expected of as many images as there are of both kinds, of the kind of which more
-            are; of several validations the fewest.
+            are; not of a mean.
     """
 
     log_ratio: float
     train: Tensor
     val: Tensor
-    errors: float = math.inf  # where a checkpoint of an earlier version does not say
+    errors: float = math.inf  # nor does a checkpoint of an earlier version say
 
 
 class ErrorRise:
@@ -93,7 +93,7 @@ class ErrorRise:
     @property
     def too_sure(self) -> bool:
         """Whether the network expects too few errors now for a level."""
-        return bool(self.recent) and mean_level(self.recent).errors < FEWEST
+        return bool(self.recent) and min(level.errors for level in self.recent) < FEWEST
 
     def state_dict(self) -> dict[str, list[Any]]:
         """What a resumed training needs, in plain types."""
@@ -115,9 +115,8 @@ def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
 
 def mean_level(levels: Sequence[Level]) -> Level:
     """Of several validations."""
-    log_ratios, train, val, errors = zip(*levels, strict=True)
-    number = len(levels)
-    return Level(sum(log_ratios) / number, torch.stack(train).mean(0), torch.stack(val).mean(0), min(errors))
+    log_ratios, train, val, _ = zip(*levels, strict=True)
+    return Level(sum(log_ratios) / len(levels), torch.stack(train).mean(0), torch.stack(val).mean(0))
 
 
 def rise_over(lowest: Level, now: Level) -> float:

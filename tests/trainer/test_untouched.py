@@ -232,6 +232,17 @@ def others(kind: str) -> Any:
     return TwoSampleCallback(images(60) + 0.1, images(80, seed=1)) if kind == "two samples" else watcher(probe="train")
 
 
+def alone_and_beside(folder: Any, kind: str, make: Any) -> Any:
+    """Two modules after the same fit, the second beside a callback that runs it on other images."""
+    modules = []
+    for callbacks in ([], [others(kind)]):
+        pl.seed_everything(1, verbose=False)
+        modules.append(make())
+        quiet_trainer(folder, *callbacks, max_epochs=2).fit(modules[-1], loader(), loader(seed=1))
+        assert all(callback.report is not None for callback in callbacks)
+    return modules
+
+
 class Measuring(SmallNet):
     """Measures its outputs where it makes them."""
 
@@ -254,15 +265,9 @@ class Measuring(SmallNet):
 
 @pytest.mark.parametrize("kind", ["two samples", "training probe"])
 def test_what_a_forward_measures_is_of_the_validation_alone(tmp_path: Any, kind: str) -> None:
-    found = []
-    for callbacks in ([], [others(kind)]):
-        pl.seed_everything(1, verbose=False)
-        module = Measuring()
-        quiet_trainer(tmp_path, *callbacks, max_epochs=2).fit(module, loader(), loader(seed=1))
-        found.append(module.found)
-        assert all(callback.report is not None for callback in callbacks)
-    assert len(found[0]) == 3  # one of the sanity check
-    assert same(*found)
+    alone, beside = alone_and_beside(tmp_path, kind, Measuring)
+    assert len(alone.found) == 3  # one of the sanity check
+    assert same(alone.found, beside.found)
 
 
 class Talking(SmallNet):
@@ -304,11 +309,5 @@ class Spiking(SmallNet):
 
 @pytest.mark.parametrize("kind", ["two samples", "training probe"])
 def test_a_state_in_an_attribute_is_of_the_validation_alone(tmp_path: Any, kind: str) -> None:
-    found = []
-    for callbacks in ([], [others(kind)]):
-        pl.seed_everything(1, verbose=False)
-        module = Spiking()
-        quiet_trainer(tmp_path, *callbacks).fit(module, loader(), loader(seed=1))
-        found.append(module.losses)
-        assert all(callback.report is not None for callback in callbacks)
-    assert same(*found)
+    alone, beside = alone_and_beside(tmp_path, kind, Spiking)
+    assert same(alone.losses, beside.losses)
