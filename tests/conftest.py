@@ -1,8 +1,12 @@
 """One thread, hypothesis without surprises, and a small trained network whose maps the tests share."""
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
+
+# Before NumPy is loaded: in two processes, threads of BLAS and OpenMP keep each other's processors busy by waiting.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 import hypothesis
 import pytest
