@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import os
 import shlex
 import subprocess
 import sys
@@ -32,7 +31,6 @@ def test_the_configuration_file_trains_with_all_three_callbacks(tmp_path: Path) 
     done = subprocess.run(
         [sys.executable, *shlex.split(command)[1:]],
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -23,7 +23,7 @@ def run_script(
         stderr=subprocess.STDOUT,
         text=True,
         timeout=timeout,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": paths},
     )
     assert done.returncode == 0 or not check, done.stdout[-4000:]
     return done.returncode, done.stdout

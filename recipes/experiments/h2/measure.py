@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport
 from lightning_anomaly.analysis import analyze_maps
@@ -66,7 +65,7 @@ def measure_probe(
     used = torch.arange(len(probe.images) if damage else probe.size)
     images, labels = probe.images[used], probe.labels[used]
     maps = capture(network, images, READINGS["ours"])
-    layers = gradient_norms_by_layer(network, functional.cross_entropy, images, labels)
+    layers = gradient_norms_by_layer(network, images, labels)
     output = output_scores(logits_of(network, images), labels)
     scores: dict[str, Tensor | None] = {
         **output,
