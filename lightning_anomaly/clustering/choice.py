@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
 from lightning_anomaly.clustering.engines import Engine
-from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus, random_samples
+from lightning_anomaly.clustering.kmeans import kmeans_plus_plus, random_samples
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import Reduction
 from lightning_anomaly.clustering.ties import first_largest, nearest
@@ -123,5 +123,5 @@ def _start(
     points: Tensor, centres: Tensor, settings: AnalysisSettings, engine: Engine
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and precisions to start from, one start a filter for k-means and `n_init` for random samples."""
-    labels = kmeans(points, centres, engine)[:, None] if settings.init == "kmeans" else nearest(points, centres)
+    labels = engine.kmeans(points, centres)[:, None] if settings.init == "kmeans" else nearest(points, centres)
     return cluster_parameters(points, labels, centres.shape[2], REG_COVAR, engine.cluster_moments)

@@ -58,7 +58,7 @@ def fit_mixtures(
     component matters, so a tight cluster far out loses no digits, unlike with sums of squared coordinates.
 
     Args:
-        points: Points `(F, N, 2)`, float64 or float32, in units in which `reg_covar` is small.
+        points: Points `(F, N, 2)`, float64, in units in which `reg_covar` is small.
         weights: Weights to start from `(F, S, K)`.
         means: Means to start from `(F, S, K, 2)`.
         precisions: Inverse covariances to start from `(F, S, K, 2, 2)`.
@@ -70,9 +70,6 @@ def fit_mixtures(
     Returns:
         The fit. A mixture's result does not depend on the others.
 
-    Raises:
-        ValueError: If shapes do not fit each other.
-
     Examples:
         >>> from lightning_anomaly.clustering.engines import load_engine
         >>> points = torch.tensor([[[-1.0, 0], [-1, 1], [1, 0], [1, 1]]], dtype=torch.float64)
@@ -82,35 +79,21 @@ def fit_mixtures(
         >>> fit.labels.tolist()
         [[[0, 0, 1, 1]]]
     """
-    filters, samples = points.shape[:2]
-    starts, components = weights.shape[1:] if weights.ndim == 3 else (0, 0)
-    expected = [(filters, samples, 2)] + [(filters, starts, components, *rest) for rest in ((), (2,), (2, 2))]
-    found = [tuple(tensor.shape) for tensor in (points, weights, means, precisions)]
-    if found != expected:
-        raise ValueError(
-            "Parameters `points`, `weights`, `means` and `precisions` should have shapes (F, N, 2), (F, S, K), "
-            f"(F, S, K, 2) and (F, S, K, 2, 2). Found {found}."
-        )
     # U is upper triangular: the last coordinate's precision is its last entry squared.
     p11, p12, p22 = precisions[..., 0, 0], precisions[..., 0, 1], precisions[..., 1, 1]
     u22 = p22.sqrt()
     u12 = p12 / u22
     u11 = (p11 - u12 * u12).clamp(min=torch.finfo(p11.dtype).eps * p11).sqrt()  # rounding may leave less than nothing
-    factors = torch.stack([u11, u12, u22], 3).to(points.dtype)
-    w, mu, u = (tensor.to(points.dtype) for tensor in (weights, means, factors))
-    fitted = engine.em(points, w, mu, u, max_iter=max_iter, tol=tol, reg_covar=reg_covar)
-    fitted_weights, fitted_means, fitted_factors, bound, labels, n_iter, converged = fitted
-    return MixtureFit(fitted_weights, fitted_means, _covariances(fitted_factors), bound, labels, n_iter, converged)
+    factors = torch.stack([u11, u12, u22], 3)
+    weights, means, factors, *rest = engine.em(
+        points, weights, means, factors, max_iter=max_iter, tol=tol, reg_covar=reg_covar
+    )
+    return MixtureFit(weights, means, _covariances(factors), *rest)
 
 
 def _covariances(factors: Tensor) -> Tensor:
     """Covariances `(..., 2, 2)` of factors `(..., 3)` of the precisions."""
-    l11, l21, l22 = _inverse(factors)
+    u11, u12, u22 = factors.unbind(-1)
+    l11, l21, l22 = 1 / u11, -u12 / (u11 * u22), 1 / u22  # the inverse of U transposed: the covariance is L L^T
     xx, xy, yy = l11 * l11, l11 * l21, l21 * l21 + l22 * l22
     return torch.stack([xx, xy, xy, yy], -1).reshape(*xx.shape, 2, 2)
-
-
-def _inverse(factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The lower triangular L = inverse of U transposed: `l11`, `l21`, `l22`. The covariance is `L L^T`."""
-    u11, u12, u22 = factors.unbind(-1)
-    return 1 / u11, -u12 / (u11 * u22), 1 / u22

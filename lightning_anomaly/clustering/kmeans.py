@@ -8,9 +8,7 @@ from torch import Tensor
 from lightning_anomaly.clustering.engines import Engine
 from lightning_anomaly.clustering.ties import in_order
 
-__all__ = ["kmeans", "kmeans_plus_plus", "random_samples"]
-
-_MAX_ITER = 300  # scikit-learn's default for KMeans
+__all__ = ["kmeans_plus_plus", "random_samples"]
 
 
 def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: Engine) -> Tensor:
@@ -36,21 +34,6 @@ def random_samples(points: Tensor, n_init: int, n_clusters: int, seed: int) -> T
     """Draw distinct samples as starting centres; arguments and result as in `kmeans_plus_plus`."""
     order = _uniform(n_init, points.shape[1], seed).argsort(1)[:, :n_clusters].to(points.device)
     return in_order(points)[:, order]
-
-
-def kmeans(points: Tensor, centres: Tensor, engine: Engine) -> Tensor:
-    """Lloyd's algorithm from several starts; the clustering with the smallest inertia.
-
-    Args:
-        points: Points `(F, N, 2)`.
-        centres: Starts `(F, S, K, 2)`.
-        engine: What runs the loop.
-
-    Returns:
-        Labels `(F, N)` of the best start, the first of those equal up to rounding. A cluster that loses all its points
-        keeps its centre.
-    """
-    return engine.kmeans(points, centres, _MAX_ITER)
 
 
 def _uniform(rows: int, columns: int, seed: int) -> Tensor:

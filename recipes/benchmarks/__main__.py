@@ -1,6 +1,6 @@
 """How fast is it, and what does it cost? `python -m recipes.benchmarks --download`, minutes on two cores.
 
-Compares the torch engine with loops over scikit-learn on the maps of trained networks, measures how the cost grows,
+Compares both engines with loops over scikit-learn on the maps of trained networks, measures how the cost grows,
 what the callbacks add to a training epoch, what large networks take in time and memory on 224x224 images, and what
 others take that fit many mixtures at once. Large networks take longer than all else. With `--device` it measures
 instead what an analysis costs a training there.

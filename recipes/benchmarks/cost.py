@@ -25,12 +25,12 @@ from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.probe import run
 from lightning_anomaly.clustering.choice import cluster_filters
-from lightning_anomaly.clustering.em import fit_mixtures
+from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
 from lightning_anomaly.clustering.engines import choose_engine
-from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
-from recipes.benchmarks.speed import REG_COVAR, Row, timed
+from recipes.benchmarks.speed import Row, timed
 from recipes.common.data import ImageData, Loader, make_loaders
 from recipes.common.maps import capture
 from recipes.common.module import Classifier
@@ -64,7 +64,7 @@ def growth(
     def one_number(k: int) -> None:
         own = many[:512]
         centres = kmeans_plus_plus(own, settings.n_init, k, settings.seed, engine)
-        start = cluster_parameters(own, kmeans(own, centres, engine)[:, None], k, REG_COVAR, engine.cluster_moments)
+        start = cluster_parameters(own, engine.kmeans(own, centres)[:, None], k, REG_COVAR, engine.cluster_moments)
         fit_mixtures(own, *start, engine)
 
     work: dict[str, dict[int, Callable[[], Any]]] = {

@@ -26,7 +26,7 @@ from torch import Tensor
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
 from lightning_anomaly.clustering.engines import load_engine
-from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from recipes.benchmarks.speed import Row, one_thread, plain_mixtures
 
@@ -51,7 +51,7 @@ def peers(network: str, points: Tensor, subset: int, rounds: int) -> list[Row]:
     centres = kmeans_plus_plus(points, settings.n_init, settings.max_components, settings.seed, engine)
     starts: list[tuple[Tensor, Tensor, Tensor]] = []
     for k in numbers:
-        labels = kmeans(points, centres[:, :, :k], engine)[:, None]
+        labels = engine.kmeans(points, centres[:, :, :k])[:, None]
         starts.append(cluster_parameters(points, labels, k, REG_COVAR, engine.cluster_moments))
     few = points[chosen]
     own_points = [own.numpy() for own in few]
@@ -137,7 +137,7 @@ def _gmm_gpu(points: Tensor, starts: Starts) -> Tensor:
 
 
 def _our_kmeans(name: str, points: Tensor, centres: Tensor, numbers: Sequence[int]) -> Tensor:
-    return torch.stack([kmeans(points, centres[:, :, :k], load_engine(name)) for k in numbers], 1)
+    return torch.stack([load_engine(name).kmeans(points, centres[:, :, :k]) for k in numbers], 1)
 
 
 def _torch_kmeans(points: Tensor, centres: Tensor, numbers: Sequence[int]) -> Tensor:

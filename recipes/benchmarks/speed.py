@@ -1,4 +1,4 @@
-"""The torch engine against a loop over scikit-learn, for `python -m recipes.benchmarks`.
+"""Both engines against a loop over scikit-learn, for `python -m recipes.benchmarks`.
 
 Both sides get the same points or maps and the same starts, and take their turns in several rounds, so that a machine
 that slows down slows both; a ratio is taken within a round.
@@ -33,13 +33,13 @@ from lightning_anomaly.clustering.choice import Clustering, cluster_filters
 from lightning_anomaly.clustering.em import MAX_ITER, REG_COVAR, TOL, fit_mixtures
 from lightning_anomaly.clustering.engines import choose_engine, load_engine
 from lightning_anomaly.clustering.engines.sklearn_engine import fit_filter
-from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.clustering.ties import first_largest
 from lightning_anomaly.verdicts.rare import outlier_samples
 
-__all__ = ["REG_COVAR", "Row", "live_points", "one_thread", "plain_mixtures", "speed", "timed"]
+__all__ = ["Row", "live_points", "one_thread", "plain_mixtures", "speed", "timed"]
 
 Row = dict[str, Any]
 Maps = Mapping[str, LayerMaps]
@@ -137,7 +137,7 @@ def speed(network: str, maps: Maps, subset: int, rounds: int) -> list[Row]:
     numbers = range(2, settings.max_components + 1)
     starts = []
     for k in numbers:
-        labels = kmeans(points, centres[:, :, :k], engine)[:, None]
+        labels = engine.kmeans(points, centres[:, :, :k])[:, None]
         starts.append(cluster_parameters(points, labels, k, REG_COVAR, engine.cluster_moments))
     own_points = [points[i].numpy() for i in chosen]
     own_rows = [rows[i].numpy() for i in chosen]

@@ -20,7 +20,7 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps
 from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
 from lightning_anomaly.clustering.engines import Engine, choose_engine
-from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.settings import EngineName
@@ -64,7 +64,7 @@ def _once(maps: Maps, settings: AnalysisSettings, engine: Engine) -> dict[str, f
     centres = timed("k-means++", lambda: kmeans_plus_plus(points, settings.n_init, largest, settings.seed, engine))
     labels = []
     for k in range(2, largest + 1):
-        start_labels = timed("k-means", partial(kmeans, points, centres[:, :, :k], engine))[:, None]
+        start_labels = timed("k-means", partial(engine.kmeans, points, centres[:, :, :k]))[:, None]
         weights, means, precisions = timed(
             "starts", partial(cluster_parameters, points, start_labels, k, REG_COVAR, engine.cluster_moments)
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.em import MixtureFit, fit_mixtures
 from lightning_anomaly.clustering.engines import _torch_em, load_engine
-from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 
 TORCH = load_engine("torch")
@@ -112,50 +112,12 @@ def test_a_component_that_no_sample_belongs_to_is_scikit_learn_s(engine):
     assert_equal_fits(fit, [[expected]], 1e-10)
 
 
-@pytest.mark.parametrize("n_components", range(2, 9))
-@pytest.mark.parametrize("kind", ["clustered", "skewed", "sparse"])
-def test_float32_gives_the_same_labels_and_close_numbers(kind, n_components):
-    """Measured: 1.1e-5 (weights), 1.2e-4 (means, covariances), 1.5e-4 nats (bound). The limits are three times that.
-
-    These are the largest of AVX512, AVX2 and plain code, which round in another order. The bound's error comes from
-    variances near 1e-6, of which float32 keeps few digits beside others near 1. All fits do 30 iterations: where a
-    change of the bound is `tol` up to rounding, float32 may stop an iteration later. Components that hold less than
-    half a sample are left out of means and covariances: in float32 the constant that keeps a count from 0, 10 units of
-    rounding, is 1.2e-6 instead of 2.2e-15, and pulls the mean of such a component.
-    """
-    points, start, expected = case(kind, n_components, tol=0.0, max_iter=30)
-    fit = fit_mixtures(points.float(), *start, TORCH, tol=0.0, max_iter=30)
-    assert fit.weights.dtype == fit.covariances.dtype == torch.float32
-    assert (fit.n_iter == 30).all()
-    for f in range(FILTERS):
-        for s in range(STARTS):
-            reference = expected[f][s]
-            held = reference.weights * SAMPLES > 0.5
-            tolerances = {"weights": 3e-5, "means": 4e-4, "covariances": 4e-4, "lower_bound": 5e-4}
-            for name, tolerance in tolerances.items():
-                difference = np.abs(getattr(fit, name)[f, s].double().numpy() - getattr(reference, name))
-                difference = difference[held] if name in ("means", "covariances") else difference
-                assert difference.max() <= tolerance, (name, f, s, difference.max())
-            assert np.array_equal(fit.labels[f, s].numpy(), reference.labels)
-
-
-def test_float32_stays_valid_where_it_cannot_be_exact():
-    """Nearly singular: the covariance's small eigenvalue, 1e-6, is what float32 rounds away. Analyses use float64."""
-    for n_components in (2, 5, 8):
-        points, start, _ = case("tied", n_components)
-        fit = fit_mixtures(points.float(), *start, TORCH)
-        assert all(getattr(fit, name).isfinite().all() for name in PARAMETERS)
-        torch.testing.assert_close(fit.weights.sum(2), torch.ones(FILTERS, STARTS))
-        assert (fit.covariances.diagonal(dim1=3, dim2=4) > 0).all()
-        assert ((fit.labels >= 0) & (fit.labels < n_components)).all()
-
-
 @pytest.mark.parametrize("kind", zoo.KINDS)
 def test_batched_equals_one_at_a_time(kind, engine):
     for samples, n_components in ((37, 5), (200, 2), (513, 8)):
         points = zoo.points(kind, 7, samples)
         centres = kmeans_plus_plus(points, 2, n_components, seed=0, engine=engine)
-        labels = torch.stack([kmeans(points, centres[:, [s]], engine) for s in range(2)], 1)
+        labels = torch.stack([engine.kmeans(points, centres[:, [s]]) for s in range(2)], 1)
         start = cluster_parameters(points, labels, n_components, 1e-6, engine.cluster_moments)
         properties.assert_batched_equals_one_at_a_time(
             lambda *tensors: fields(fit_mixtures(*tensors, engine)), points, *start
@@ -168,7 +130,7 @@ def test_batched_equals_one_at_a_time(kind, engine):
 def test_batched_equals_one_at_a_time_with_two_threads(two_threads, engine):
     for samples, n_components in ((20, 2), (300, 5)):
         points = zoo.points("sparse", 8, samples)
-        labels = kmeans(points, kmeans_plus_plus(points, 2, n_components, seed=0, engine=engine), engine)[:, None]
+        labels = engine.kmeans(points, kmeans_plus_plus(points, 2, n_components, seed=0, engine=engine))[:, None]
         start = cluster_parameters(points, labels, n_components, 1e-6, engine.cluster_moments)
         properties.assert_batched_equals_one_at_a_time(
             lambda *tensors: fields(fit_mixtures(*tensors, engine)), points, *start
@@ -233,15 +195,3 @@ def test_no_filters_give_an_empty_fit(engine):
     fit = fit_mixtures(points[:0], *(tensor[:0] for tensor in start), engine)
     assert fit.labels.shape == (0, STARTS, SAMPLES)
     assert fit.covariances.shape == (0, STARTS, 3, 2, 2)
-
-
-@pytest.mark.parametrize("argument", range(4))
-def test_shapes_that_do_not_fit_are_an_error_that_repeats_them(argument):
-    points, start, _ = case("clustered", 3)
-    tensors = [points, *start]
-    for wrong in (tensors[argument][..., :1], tensors[argument][:2], tensors[argument][None]):
-        changed = [*tensors[:argument], wrong, *tensors[argument + 1 :]]
-        found = [tuple(tensor.shape) for tensor in changed]
-        with pytest.raises(ValueError, match=r"should have shapes \(F, N, 2\), \(F, S, K\)") as error:
-            fit_mixtures(*changed, TORCH)
-        assert str(error.value).endswith(f"Found {found}.")

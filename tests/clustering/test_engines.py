@@ -16,7 +16,7 @@ from lightning_anomaly.clustering import engines
 from lightning_anomaly.clustering.em import fit_mixtures
 from lightning_anomaly.clustering.engines import Engine, choose_engine, load_engine
 from lightning_anomaly.clustering.engines.torch_engine import TorchEngine
-from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus
+from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.settings import EngineName
@@ -98,13 +98,6 @@ def test_an_engine_whose_package_is_missing_is_an_error_that_names_it(without_nu
         choose_engine("numba", CPU)
 
 
-def test_numba_takes_nothing_but_doubles():
-    pytest.importorskip("numba")
-    engine, points = load_engine("numba"), zoo.points("clustered", 2, 30).float()
-    with pytest.raises(ValueError, match=r"`points` should be float64 and on the CPU .*Found torch\.float32 on cpu\."):
-        kmeans_plus_plus(points, 2, 3, 0, engine)
-
-
 def test_where_nothing_can_be_stored_numba_s_loops_are_compiled_without_a_cache():
     """A read-only installation without a home: numba looks for a folder, as for what comes from no file, in vain."""
     pytest.importorskip("numba")
@@ -120,7 +113,7 @@ def test_the_sklearn_engine_fits_from_the_start_that_it_is_given(n_starts, no_pr
     engine = load_engine("sklearn")
     points = zoo.points("skewed", 2, 80)
     centres = kmeans_plus_plus(points, n_starts, 3, 0, engine)
-    labels = torch.stack([kmeans(points, centres[:, [s]], engine) for s in range(n_starts)], 1)
+    labels = torch.stack([engine.kmeans(points, centres[:, [s]]) for s in range(n_starts)], 1)
     start = cluster_parameters(points, labels, 3, 1e-6, engine.cluster_moments)
     fit = fit_mixtures(points, *start, engine)
     for f in range(2):

@@ -10,7 +10,7 @@ import torch
 import zoo
 
 from lightning_anomaly.clustering.engines import choose_engine, load_engine
-from lightning_anomaly.clustering.kmeans import kmeans, kmeans_plus_plus, random_samples
+from lightning_anomaly.clustering.kmeans import kmeans_plus_plus, random_samples
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.clustering.ties import nearest
@@ -24,7 +24,7 @@ DRAWS = [partial(kmeans_plus_plus, engine=AUTO), random_samples]
 def test_kmeans_is_scikit_learn_s_best_clustering_from_the_same_centres(kind, n_clusters, engine):
     points = zoo.points(kind, 4, 120)
     centres = kmeans_plus_plus(points, 6, n_clusters, seed=0, engine=engine)
-    labels = kmeans(points, centres, engine)
+    labels = engine.kmeans(points, centres)
     assert labels.shape == (4, 120)
     for index in range(4):
         expected, inertia = oracle.best_kmeans(points[index].numpy(), centres[index].numpy())
@@ -42,20 +42,20 @@ def test_both_engines_give_the_same_clusterings_on_maps_of_a_trained_network(tra
     points = reduction.points[reduction.live]
     for n_clusters in (2, 5):
         centres = kmeans_plus_plus(points, 10, n_clusters, seed=0, engine=AUTO)
-        plain, fast = (kmeans(points, centres, load_engine(name)) for name in ("torch", "numba"))
+        plain, fast = (load_engine(name).kmeans(points, centres) for name in ("torch", "numba"))
         assert torch.equal(plain, fast)
 
 
 def test_a_cluster_that_loses_its_points_keeps_its_centre(engine):
     points = torch.tensor([[[0.0, 0], [0, 1], [10, 0], [10, 1]]], dtype=torch.float64)
     centres = torch.tensor([[[[0.0, 0.5], [10, 0.5], [100, 100]]]], dtype=torch.float64)
-    assert kmeans(points, centres, engine).tolist() == [[0, 0, 1, 1]]
+    assert engine.kmeans(points, centres).tolist() == [[0, 0, 1, 1]]
 
 
 def test_equal_distances_go_to_the_first_centre_and_equal_clusterings_to_the_first_start(engine):
     points = torch.tensor([[[-1.0, 0], [0, 0], [1, 0]]], dtype=torch.float64)
     centres = torch.tensor([[[[-1.0, 0], [1, 0]], [[1, 0], [-1, 0]]]], dtype=torch.float64)
-    assert kmeans(points, centres, engine).tolist() == [[0, 0, 1]]
+    assert engine.kmeans(points, centres).tolist() == [[0, 0, 1]]
     assert nearest(points, centres).tolist() == [[[0, 0, 1], [1, 0, 0]]]
 
 
@@ -63,7 +63,7 @@ def test_kmeans_leaves_its_arguments_alone(engine):
     points = zoo.points("skewed", 2, 40)
     centres = random_samples(points, 3, 4, seed=0)
     before = points.clone(), centres.clone()
-    kmeans(points, centres, engine)
+    engine.kmeans(points, centres)
     assert torch.equal(points, before[0])
     assert torch.equal(centres, before[1])
 
@@ -130,7 +130,7 @@ def test_batched_equals_one_at_a_time(kind, engine):
         for draw in (partial(kmeans_plus_plus, engine=engine), random_samples):
             properties.assert_batched_equals_one_at_a_time(lambda p: [draw(p, 4, n_clusters, seed=0)], points)  # noqa: B023
         centres = random_samples(points, 4, n_clusters, seed=0)
-        properties.assert_batched_equals_one_at_a_time(lambda p, c: [kmeans(p, c, engine)], points, centres)
+        properties.assert_batched_equals_one_at_a_time(lambda p, c: [engine.kmeans(p, c)], points, centres)
         labels = nearest(points, centres)
         properties.assert_batched_equals_one_at_a_time(lambda p, c: [nearest(p, c)], points, centres)
         properties.assert_batched_equals_one_at_a_time(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_anomaly.clustering.engines._numba_em import compile_loop, coordinates
+from lightning_anomaly.clustering.engines.base import KMEANS_ITERATIONS
 from lightning_anomaly.clustering.threads import in_threads
 from lightning_anomaly.clustering.ties import CLOSE, SAME
 
@@ -72,7 +73,7 @@ def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
 
 @compile_loop(fastmath={"contract", "reassoc"}, error_model="numpy", forceinline=True)
 def _descend(
-    x: _Floats, y: _Floats, c: _Floats, max_iter: int, label: _Labels, distance: _Floats, seen: _Keys, n_seen: int
+    x: _Floats, y: _Floats, c: _Floats, label: _Labels, distance: _Floats, seen: _Keys, n_seen: int
 ) -> tuple[float, int]:
     """Lloyd's algorithm from centres `c`, which become those of the last assignment, in the type of the points.
 
@@ -82,7 +83,7 @@ def _descend(
     """
     clusters = len(c)
     inertia = np.inf
-    for _ in range(max_iter):
+    for _ in range(KMEANS_ITERATIONS):
         second = min(1, clusters - 1)
         ax, ay, bx, by = c[0, 0], c[0, 1], c[second, 0], c[second, 1]
         for i in range(x.size):
@@ -122,9 +123,7 @@ def _descend(
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def _lloyd(
-    xs: _Array, ys: _Array, centres: _Array, max_iter: int, same: float, labels: _Integers, first: int, last: int
-) -> None:
+def _lloyd(xs: _Array, ys: _Array, centres: _Array, labels: _Integers, first: int, last: int) -> None:
     """The best of several k-means clusterings of the filters `first` to `last`.
 
     All starts go their way in float32, where a step is cheaper; those that may be the best go on in float64.
@@ -132,31 +131,31 @@ def _lloyd(
     n, starts = xs.shape[1], centres.shape[1]
     label, distance = np.empty(n, np.int64), np.empty(n)
     rough_label, rough_distance = np.empty(n, np.int32), np.empty(n, np.float32)
-    seen = np.empty(starts * max_iter, np.uint64)
+    seen = np.empty(starts * KMEANS_ITERATIONS, np.uint64)
     inertias = np.empty(starts)
     for f in range(first, last):
         x, y = xs[f].astype(np.float32), ys[f].astype(np.float32)
         c = centres[f].astype(np.float32)
         n_seen = 0
         for s in range(starts):
-            inertias[s], n_seen = _descend(x, y, c[s], max_iter, rough_label, rough_distance, seen, n_seen)
+            inertias[s], n_seen = _descend(x, y, c[s], rough_label, rough_distance, seen, n_seen)
         close = CLOSE * inertias.min()
         best = np.inf
         n_seen = 0
         for s in range(starts):
             if inertias[s] <= close:
                 fine = c[s].astype(np.float64)
-                inertia, n_seen = _descend(xs[f], ys[f], fine, max_iter, label, distance, seen, n_seen)
-                if inertia + same * max(1.0, inertia) < best:
+                inertia, n_seen = _descend(xs[f], ys[f], fine, label, distance, seen, n_seen)
+                if inertia + SAME * max(1.0, inertia) < best:
                     best = inertia
                     labels[f] = label
 
 
-def kmeans(points: _Array, centres: _Array, max_iter: int) -> _Integers:
+def kmeans(points: _Array, centres: _Array) -> _Integers:
     """Labels `(F, N)` of the best of S k-means clusterings from `centres` `(F, S, K, 2)`."""
     xs, ys = coordinates(points)
     labels = np.zeros(xs.shape, np.int64)
-    in_threads(lambda first, last: _lloyd(xs, ys, centres, max_iter, SAME, labels, first, last), len(xs))
+    in_threads(lambda first, last: _lloyd(xs, ys, centres, labels, first, last), len(xs))
     return labels
 
 

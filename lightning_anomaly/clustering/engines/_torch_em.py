@@ -68,10 +68,9 @@ def _em(
     rows = rows_at_a_time(row, points)
     if on_cpu:
         rows = max(1, min(rows, _CHUNK_BYTES // (row * points.element_size())))
-    # Means, u11, u22, u12 and weights in one tensor (6, K, F * S), along whose last axis the M-step's operations go; in
-    # float64 also for float32 points: it costs nothing, and a determinant is a difference.
+    # Means, u11, u22, u12 and weights in one tensor (6, K, F * S), along whose last axis the M-step's operations go.
     parts = [*means.unbind(2), *(factors[..., [0, 2, 1]] * _SCALE).unbind(2), weights]
-    state = torch.stack([part.T.double() for part in parts])
+    state = torch.stack([part.T for part in parts])
     bound = state.new_empty(mixtures)
     n_iter = torch.zeros(mixtures, dtype=torch.int64, device=points.device)
     converged = torch.zeros(mixtures, dtype=torch.bool, device=points.device)
@@ -97,8 +96,7 @@ def _em(
                 todo, own, previous = todo[running], own[:, :, running], previous[running]
                 running = running[running]
         e_step.label(state, labels)
-    fitted = state.permute(2, 1, 0).to(points.dtype)
-    bound = bound.to(points.dtype)
+    fitted = state.permute(2, 1, 0)
     return fitted[..., 5], fitted[..., :2], fitted[..., [2, 4, 3]] / _SCALE, bound, labels, n_iter, converged
 
 
@@ -129,7 +127,7 @@ class _EStep:
 
         With y the whitened residuals, the sums are those of the responsibilities times 1, y1, y2, y1^2, y2^2, y1 y2.
         """
-        sums = torch.empty_like(state, dtype=self._coordinates.dtype)
+        sums = torch.empty_like(state)
         value = state.new_empty(len(mixtures))
         padded = self._samples < self._width
         for a, out, out_value in zip(
@@ -151,7 +149,7 @@ class _EStep:
             a.quarters[0].mul_(a.quarters[1])
             a.eighths[0].mul_(a.eighths[1])
             torch.log2(a.eighths[0], out=a.logs)
-            torch.sum(a.bound, 1, dtype=value.dtype, out=out_value)
+            torch.sum(a.bound, 1, out=out_value)
             a.total.reciprocal_()
             if padded:
                 a.total[:, self._samples :] = 0
@@ -162,7 +160,7 @@ class _EStep:
             torch.mul(a.product1, a.y2, out=a.resp)
             torch.sum(a.product.mul_(a.y), 3, out=out[3:5])
             torch.sum(a.resp, 2, out=out[5])
-        return sums.double(), value * (_LN2 / self._samples) - _LOG_NORM
+        return sums, value * (_LN2 / self._samples) - _LOG_NORM
 
     def label(self, state: Tensor, labels: Tensor) -> None:
         """Fill `labels` `(B, N)` of all mixtures with the most probable component, the first of equals."""
@@ -178,8 +176,7 @@ class _EStep:
     def _log_joints(self, state: Tensor, mixtures: Tensor) -> Iterator[_Arrays]:
         """Chunk by chunk, log2(pi_k N(x | k)) up to a constant in `resp`, and the whitened residuals in `y`."""
         parameters = state[:2], state[2:4], state[4] / state[2], (state[2] * state[3] * state[5]).log2_()
-        dtype = self._coordinates.dtype
-        chunks = [torch.split(part.to(dtype)[..., None], self._rows, -2) for part in parameters]
+        chunks = [torch.split(part[..., None], self._rows, -2) for part in parameters]
         owners = torch.split(mixtures // self._starts, self._rows)
         for owner, mean, diagonal, shear, c in zip(owners, *chunks, strict=True):
             rows = len(owner)
@@ -235,7 +232,7 @@ def _m_step(state: Tensor, moments: Tensor, reg: float) -> Tensor:
     """The next means, factors and weights `(6, K, B)`."""
     mx, my, u11, u22, u12, _ = state
     s, s1, s2, s11, s22, s12 = moments
-    empty = 10 * torch.finfo(s.dtype).eps  # what scikit-learn adds to every component's count, of float64
+    empty = 10 * torch.finfo(s.dtype).eps  # what scikit-learn adds to every component's count
     count = s + empty
     share = 1 / count
     l11, l22 = 1 / u11, 1 / u22

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_anomaly.clustering.engines.base import KMEANS_ITERATIONS
 from lightning_anomaly.clustering.threads import ranges, rows_at_a_time, torch_in_threads
 from lightning_anomaly.clustering.ties import CLOSE, first_largest, in_order, nearest
 
@@ -39,7 +40,7 @@ def _draw(x: Tensor, y: Tensor, uniform: Tensor) -> Tensor:
     return torch.stack(centres, 2)
 
 
-def kmeans(points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
+def kmeans(points: Tensor, centres: Tensor) -> Tensor:
     """See `Engine`."""
 
     def cluster(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,13 +48,11 @@ def kmeans(points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
         found = centres.flatten(0, 1).permute(2, 1, 0).contiguous()
         todo = torch.arange(found.shape[2], device=found.device)
         with torch.inference_mode():  # spares torch the bookkeeping of views
-            if points.dtype == torch.float64:
-                # Most of the way in half the time; then those that may be the best go on from there.
-                rough, inertia = _lloyd(coordinates.float(), found.float(), todo, max_iter)
-                own = inertia.view(centres.shape[:2])
-                todo = todo[(own <= CLOSE * own.amin(1, keepdim=True)).flatten()]
-                found = rough.double()
-            found, inertia = _lloyd(coordinates, found, todo, max_iter)
+            # Most of the way in half the time; then those that may be the best go on from there.
+            rough, inertia = _lloyd(coordinates.float(), found.float(), todo)
+            own = inertia.view(centres.shape[:2])
+            todo = todo[(own <= CLOSE * own.amin(1, keepdim=True)).flatten()]
+            found, inertia = _lloyd(coordinates, rough.double(), todo)
         return found.permute(2, 1, 0).reshape(centres.shape), inertia.view(centres.shape[:2])
 
     parts = torch_in_threads(cluster, *ranges(points, centres), like=points)
@@ -62,7 +61,7 @@ def kmeans(points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
     return nearest(points, found.gather(1, best))[:, 0]
 
 
-def _lloyd(coordinates: Tensor, centres: Tensor, todo: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
+def _lloyd(coordinates: Tensor, centres: Tensor, todo: Tensor) -> tuple[Tensor, Tensor]:
     """Centres `(2, K, F * S)` of the last assignment of points `(2, F, N)` and its inertia, infinite if not `todo`."""
     _, filters, samples = coordinates.shape
     clusters, mixtures = centres.shape[1:]
@@ -71,7 +70,7 @@ def _lloyd(coordinates: Tensor, centres: Tensor, todo: Tensor, max_iter: int) ->
     step = max(1, min(rows_at_a_time(clusters * samples, coordinates), mixtures))
     memory = coordinates.new_empty((2 * clusters + 3) * step * samples)  # written over and over, it stays in a cache
     centres = centres[:, :, todo]
-    for _ in range(max_iter):
+    for _ in range(KMEANS_ITERATIONS):
         if not len(todo):
             break
         sums, count = torch.empty_like(centres), torch.empty_like(centres[0])
@@ -105,9 +104,9 @@ def _assign(
     torch.sub(x, centres[0], out=member).square_()
     torch.sub(y, centres[1], out=product)
     member.addcmul_(product, product)
-    nearest = torch.amin(member, 0, out=others)
-    torch.sum(nearest, 1, out=total)
-    torch.le(member, nearest, out=member)  # 1 where a centre is the nearest, and 0
+    smallest = torch.amin(member, 0, out=others)
+    torch.sum(smallest, 1, out=total)
+    torch.le(member, smallest, out=member)  # 1 where a centre is the nearest, and 0
     torch.sum(member, 2, out=count)
     if owner.device.type != "cpu" or count.sum() > rows * samples:  # of centres equally near, the first
         torch.sub(1, member[0], out=others)

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from lightning_anomaly.clustering.moments import calinski_harabasz
 
-__all__ = ["Engine"]
+__all__ = ["KMEANS_ITERATIONS", "Engine"]
 
+KMEANS_ITERATIONS = 300  # at most, as scikit-learn's KMeans
 _LINE = 8  # values in a cache line
 
 
@@ -64,13 +65,12 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def kmeans(self, points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
+    def kmeans(self, points: Tensor, centres: Tensor) -> Tensor:
         """Lloyd's algorithm from several starts, each until its inertia no longer falls.
 
         Args:
             points: Points `(F, N, 2)`.
             centres: Starts `(F, S, K, 2)`.
-            max_iter: Largest number of iterations.
 
         Returns:
             Labels `(F, N)` of the start with the smallest inertia, the first of those equal up to rounding. Of equally

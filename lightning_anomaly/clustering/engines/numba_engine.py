@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -18,15 +16,15 @@ class NumbaEngine(Engine):
 
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
         """See `Engine`."""
-        return torch.from_numpy(_numba_kmeans.kmeans_plus_plus(_array(points), uniform.numpy()))
+        return torch.from_numpy(_numba_kmeans.kmeans_plus_plus(points.numpy(), uniform.numpy()))
 
-    def kmeans(self, points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
+    def kmeans(self, points: Tensor, centres: Tensor) -> Tensor:
         """See `Engine`."""
-        return torch.from_numpy(_numba_kmeans.kmeans(_array(points), centres.numpy(), max_iter))
+        return torch.from_numpy(_numba_kmeans.kmeans(points.numpy(), centres.numpy()))
 
     def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
         """See `Engine`."""
-        return torch.from_numpy(_numba_kmeans.cluster_moments(_array(points), labels.numpy(), n_clusters))
+        return torch.from_numpy(_numba_kmeans.cluster_moments(points.numpy(), labels.numpy(), n_clusters))
 
     def em(
         self,
@@ -41,7 +39,7 @@ class NumbaEngine(Engine):
     ) -> tuple[Tensor, ...]:
         """See `Engine`."""
         w, mu, u = (tensor.flatten(0, 1).clone().numpy() for tensor in (weights, means, factors))
-        fitted = _numba_em.em(_array(points), w, mu, u, max_iter, tol, reg_covar)
+        fitted = _numba_em.em(points.numpy(), w, mu, u, max_iter, tol, reg_covar)
         return tuple(torch.from_numpy(part).reshape(*weights.shape[:2], *part.shape[1:]) for part in fitted)
 
     def look_up(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:
@@ -50,20 +48,6 @@ class NumbaEngine(Engine):
             return super().look_up(values, knots, beyond, tables)
         arrays = (part.numpy() for part in (values.contiguous(), knots, beyond, tables))
         return torch.from_numpy(_numba_ranks.look_up(*arrays)).transpose(1, 2)
-
-
-def _array(points: Tensor) -> Any:
-    """Points as an array of the one type that the loops are compiled for.
-
-    Raises:
-        ValueError: If they are of another.
-    """
-    if points.dtype != torch.float64 or points.device.type != "cpu":
-        raise ValueError(
-            "Parameter `points` should be float64 and on the CPU for numba's loops. "
-            f"Found {points.dtype} on {points.device}."
-        )
-    return points.numpy()
 
 
 ENGINE = NumbaEngine

@@ -37,9 +37,9 @@ class SklearnEngine(Engine):
         """See `Engine`."""
         return self._starts.kmeans_plus_plus(points, uniform)
 
-    def kmeans(self, points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
+    def kmeans(self, points: Tensor, centres: Tensor) -> Tensor:
         """See `Engine`."""
-        return self._starts.kmeans(points, centres, max_iter)
+        return self._starts.kmeans(points, centres)
 
     def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
         """See `Engine`."""

@@ -15,15 +15,15 @@ __all__ = ["ENGINE", "TorchEngine"]
 
 
 class TorchEngine(Engine):
-    """Batched operations; float32 points are taken too, and give float32 results."""
+    """Batched operations."""
 
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
         """See `Engine`."""
         return _torch_kmeans.kmeans_plus_plus(points, uniform)
 
-    def kmeans(self, points: Tensor, centres: Tensor, max_iter: int) -> Tensor:
+    def kmeans(self, points: Tensor, centres: Tensor) -> Tensor:
         """See `Engine`."""
-        return _torch_kmeans.kmeans(points, centres, max_iter)
+        return _torch_kmeans.kmeans(points, centres)
 
     def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
         """See `Engine`."""
