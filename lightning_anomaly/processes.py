@@ -6,7 +6,7 @@ Every process makes the same calls at the same places, whatever fails in one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,28 +27,6 @@ class OtherFailed(RuntimeError):
     """Another process failed, and says why."""
 
 
-def _tell_all(value: T) -> list[T]:
-    """What every process has to say, in their order; for small things."""
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, value)
-    return told
-
-
-def _raise_told(told: Sequence[str | None], failure: Exception | None) -> None:
-    """Raises in all processes if one of them has told of a failure.
-
-    Args:
-        told: What each process said of its failure, None without one.
-        failure: This process's own.
-
-    Raises:
-        Exception: `failure`; without one an OtherFailed that has what was told.
-    """
-    for rank, text in enumerate(told):
-        if text is not None:
-            raise failure or OtherFailed(f"process {rank} failed: {text}")
-
-
 def in_all(work: Callable[[], T]) -> list[T]:
     """What a piece of work gives in every process, in all of them, in their order; for small things.
 
@@ -67,9 +45,12 @@ def in_all(work: Callable[[], T]) -> list[T]:
         pass
     except Exception as error:
         failure = error
-    told = _tell_all((done, None if failure is None else repr(failure)))
-    _raise_told([problem for _, problem in told], failure)
-    return [cast(T, found) for found, _ in told]  # None only where it failed
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (done, None if failure is None else repr(failure)))
+    for rank, (_, problem) in enumerate(told):
+        if problem is not None:
+            raise failure or OtherFailed(f"process {rank} failed: {problem}")
+    return [found for found, _ in told]
 
 
 def agree(failure: Exception | None) -> None:

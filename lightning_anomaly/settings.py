@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of, check_seed
@@ -94,7 +94,7 @@ class AnalysisSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; `AnalysisSettings(**values)` is the way back."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return asdict(self)
 
 
 def checked_settings(settings: AnalysisSettings | None) -> AnalysisSettings:

@@ -155,7 +155,6 @@ function pointKeys(scatter, points, pin) {
 
 /** The sample under the pointer, or else the pinned one: its image beside the filter's map of it. */
 function inspected(report, place, points, map, sample, isPinned) {
-  const i = sample === null ? -1 : points.samples.indexOf(sample);
   if (sample === null) {
     return points.samples.length
       ? [
@@ -167,6 +166,7 @@ function inspected(report, place, points, map, sample, isPinned) {
         ]
       : [];
   }
+  const i = points.samples.indexOf(sample);
   const label = report.label(sample);
   const has = (content, caption) => make("figure", {}, content, make("figcaption", {}, caption));
   const pictures = [];

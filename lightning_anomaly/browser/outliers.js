@@ -27,7 +27,7 @@ const picture = (ranking, row) =>
 const chance = (row) => Number(row.p_value.toPrecision(2)).toString();
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 
-const foundBadge = () => make("span", { class: "badge found" }, swatch(verdictColour("anomaly")), "found");
+const foundBadge = () => make("span", { class: "badge" }, swatch(verdictColour("anomaly")), "found");
 
 /** A box to tick; `changed` is called when it was. */
 function tickBox(ranking, row, text, changed) {

@@ -102,7 +102,7 @@ function layers(report) {
       make(
         "a",
         {
-          class: "layer-name cut cut-left",
+          class: "cut cut-left",
           title: layerText(layer.name),
           href: address(["filters"], { layer: place }),
         },

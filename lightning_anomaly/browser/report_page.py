@@ -22,10 +22,10 @@ _CODE = ("dom.js", "unpack.js", "data.js", "words.js", "colours.js", "draw.js", 
 def write_page(
     report: BrowsedReport,
     path: str | Path,
-    images: Tensor | None = None,
-    labels: Sequence[Any] | None = None,
-    title: str = "Anomaly filters",
-    history: Sequence[Mapping[str, Any]] | None = None,
+    images: Tensor | None,
+    labels: Sequence[Any] | None,
+    title: str,
+    history: Sequence[Mapping[str, Any]] | None,
 ) -> None:
     """Write a report as an HTML file, see `AnomalyReport.save_html`."""
     if labels is not None and len(labels) != report.n_samples:
@@ -44,15 +44,15 @@ def write_page(
     pictures = report.pictures or Pictures(None, {})
     if images is not None:
         pictures = Pictures(probe_images(images), pictures.maps)
-    Path(path).write_text(page_text(report, pictures, labels, title, history), encoding="utf-8")
+    Path(path).write_text(page_text(report, pictures, title, history, labels), encoding="utf-8")
 
 
 def page_text(
     report: BrowsedReport,
     pictures: Pictures,
+    title: str,
+    history: Sequence[Mapping[str, Any]] | None,
     labels: Sequence[Any] | None = None,
-    title: str = "Anomaly filters",
-    history: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """A report as an HTML page, with given pictures."""
     index, blocks = pack(report, pictures, labels, title, history)

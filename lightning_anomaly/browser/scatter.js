@@ -47,7 +47,6 @@ export class Scatter {
   /** Colours by groups, one for each point. */
   colourBy(groups) {
     this.groups = groups;
-    this.only = null;
     this.draw();
   }
 

@@ -48,7 +48,7 @@ class _Signal:
 
 _FILTERS = _Signal("rise", _sustained_rise.THRESHOLD, _sustained_rise.PATIENCE, _sustained_rise.HOLD, found_anew="live")
 _OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, patience=1, hold=1, found_anew="compares_output")
-_FEW = 100  # images whose standard error is not to be trusted
+_FEW = 100  # of fewer images the standard error is not to be trusted
 
 
 class AnomalyEarlyStopping(AnyEarlyStopping):
@@ -152,13 +152,10 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         """
         compared = [callback for callback in trainer.callbacks if isinstance(callback, TwoSampleCallback)]
         compared = [own for own in compared if self.log_key_prefix in (None, own.log_key_prefix)]
-        if compared:
-            self._watch(compared[0].log_key_prefix, _OUTPUT)
-            self._watched = compared[0]
-        else:
-            watcher = find_watcher(trainer, self.log_key_prefix, "AnomalyEarlyStopping", "a TwoSampleCallback or ")
-            self._watch(watcher.log_key_prefix, _FILTERS)
-            self._watched = watcher
+        others = "AnomalyEarlyStopping", "a TwoSampleCallback or "
+        watched = compared[0] if compared else find_watcher(trainer, self.log_key_prefix, *others)
+        self._watch(watched.log_key_prefix, _OUTPUT if compared else _FILTERS)
+        self._watched = watched
         check_integer("patience", self.patience, self._signal.hold)
 
     def _tell(self) -> None:

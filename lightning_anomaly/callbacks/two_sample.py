@@ -141,7 +141,7 @@ class TwoSampleCallback(LoggingCallback):
         self.history = list(state_dict["history"])
         self._rise.load_state_dict(state_dict["rise"])
         own = self._pixels()
-        before, now = torch.tensor(state_dict.get("pixels", own)), torch.tensor(own)
+        before, now = torch.tensor(state_dict["pixels"]), torch.tensor(own)
         if before.shape != now.shape or not torch.allclose(before, now, rtol=1e-3, equal_nan=True):
             self._rise = ErrorRise()
             self._warn_once(

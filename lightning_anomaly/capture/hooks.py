@@ -201,8 +201,8 @@ class MapCapture:
     def remove(self) -> None:
         """Takes the hooks off; a second call does nothing.
 
-        If there is a limit, the pass has as many samples as most layers gave maps. A layer of other ones, of frames or
-        regions, or that some passes leave out, is told now: at the end it would have the `limit` of other samples.
+        If there is a limit, the pass has as many samples as most layers gave maps. A layer that gave another number, of
+        frames or regions, or as some passes leave it out, gets its `problem` now: at the end it might have `limit` too.
         """
         self._hooks.close()
         counts = Counter(count for count in self._called.values() if count)

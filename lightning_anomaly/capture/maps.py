@@ -133,8 +133,8 @@ class LayerMaps:
     @property
     def sparsity(self) -> Tensor:
         """Fraction of each filter's values that are at most 0 `(F,)`, on the CPU."""
-        if self.zeros is None or self.size is None:
-            raise RuntimeError("The layer has no maps.")
+        assert self.zeros is not None
+        assert self.size is not None
         return self.zeros.cpu().double() / (self.count * math.prod(self.size))
 
     @property

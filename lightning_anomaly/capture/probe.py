@@ -158,8 +158,8 @@ def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...],
         return (((batch.to(device, copy=True),), {}) for batch in torch.split(inputs, _BATCH))
     inputs = move_data_to_device(copied(inputs), device)
     if isinstance(inputs, Mapping):
-        return iter([((), dict(inputs))])
-    return iter([(inputs, {})])
+        return [((), dict(inputs))]
+    return [(inputs, {})]
 
 
 def most_samples(maps: Mapping[str, LayerMaps]) -> int:

@@ -42,14 +42,14 @@ class Level(NamedTuple):
         log_ratio: The logarithm of the ratio.
         train: Expected errors of the training images `(n,)`, divided by their mean.
         val: Likewise of the validation images `(m,)`.
-        errors: How many errors are expected of as many images as there are of both kinds, of the kind of which more
-            are; not of a mean.
+        errors: The larger of the two mean errors, times the number of images of the smaller kind; infinite for a mean
+            of several validations.
     """
 
     log_ratio: float
     train: Tensor
     val: Tensor
-    errors: float = math.inf  # nor does a checkpoint of an earlier version say
+    errors: float = math.inf
 
 
 class ErrorRise:

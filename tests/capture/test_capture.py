@@ -355,11 +355,6 @@ def test_a_failure_while_taking_is_a_problem_and_no_error(monkeypatch):
     assert take(Returns(), torch.ones(2, 1, 1, 1)).problem.startswith("taking its maps failed with ZeroDivisionError(")
 
 
-def test_a_layer_without_maps_has_no_sparsity():
-    with pytest.raises(RuntimeError, match=r"The layer has no maps\."):
-        _ = LayerMaps().sparsity
-
-
 # pooling and sparsity
 
 

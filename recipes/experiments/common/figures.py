@@ -32,7 +32,7 @@ def draw_panels(lines: Sequence[Line], panels: Sequence[Panel]) -> Figure:
 
     Args:
         lines: Trainings; each network and data set is a row.
-        panels: The columns: title, signal and reading as in `series.signal`, and whether of the last layer alone.
+        panels: The columns: title, signal and reading as in `curves.signal`, and whether of the last layer alone.
     """
     groups = group(lines, "network", "data")
     figure = Figure(figsize=(3 * len(panels), 2.3 * len(groups)), layout="constrained")

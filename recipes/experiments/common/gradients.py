@@ -48,7 +48,8 @@ def gradient_norms_by_layer(network: nn.Module, images: Tensor, labels: Tensor) 
     one = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
     at_once = max(1, min(_BATCH, _BYTES // (2 * one)))  # a layer's gradient may be there twice
     with evaluating(network):
-        parts = [vmap(squares_of_one)(*both) for both in zip(images.split(at_once), labels.split(at_once), strict=True)]
+        batches = zip(torch.split(images, at_once), torch.split(labels, at_once), strict=True)
+        parts = [vmap(squares_of_one)(*batch) for batch in batches]
     return {layer: torch.cat([part[layer] for part in parts]).sqrt() for layer in parts[0]}
 
 

@@ -61,7 +61,7 @@ def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int 
 
     Args:
         lines: Runs.
-        name: See `series.signal`.
+        name: See `curves.signal`.
         reading: Likewise.
         last: Whether to take the last convolution alone; else all.
         sign: -1 for a signal that is expected to fall.

@@ -101,9 +101,9 @@ def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
         `count` anomaly filters of `live` ones, `dead` ones; `sparsity`, mean over all filters; over the live filters
         the median `kurtosis` of the first component, the mean class `separation`, the mean share of the maps' variance
         that is `outside` of the two components, and the mean variance of the `second` component in units of the first
-        one's; of the anomaly filters, how many
-        give nine tenths of the probe one and the same map (`silent`), and for how many the outliers are at least one
-        standard deviation away from all other samples (`isolated`); `set_apart`, filters with isolated samples;
+        one's; of the anomaly filters, how many give nine tenths of the probe one and the same map (`silent`), and for
+        how many the outliers are at least one standard deviation away from all other samples (`isolated`); `set_apart`,
+        filters with isolated samples;
         `outliers`, samples that are outliers of any.
     """
     anomaly, normal = layer.filters(ANOMALY), layer.filters(NORMAL)

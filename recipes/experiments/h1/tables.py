@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import linear_regression, mean, median
 from typing import Any
 
@@ -122,9 +122,9 @@ def _median(values: Iterable[float | None]) -> str:
     return f"{median(found):+.2f}" if found else "-"
 
 
-def told_apart(lines: Sequence[Line], score: Callable[[Line], float]) -> str:
-    """AUROC of a score of overfitting runs against healthy ones."""
-    value = auroc([score(line) for line in lines], [is_overfitting(line) for line in lines])
+def _told_apart(lines: Sequence[Line], scores: Sequence[float]) -> str:
+    """AUROC of the scores of overfitting runs against those of healthy ones."""
+    value = auroc(scores, [is_overfitting(line) for line in lines])
     return "-" if value is None else f"{value:.2f}"
 
 
@@ -134,7 +134,7 @@ def _row(lines: Sequence[Line], name: str, reading: str, layer: str | None = Non
     return (
         _median(_after_best(line, name, reading, layer) for line in overfitting),
         _median(_partial_after_best(line, name, reading, layer) for line in overfitting),
-        told_apart(lines, lambda line: late_change(signal(line, name, reading, layer))),
+        _told_apart(lines, [late_change(signal(line, name, reading, layer)) for line in lines]),
     )
 
 
@@ -212,8 +212,7 @@ def _told_given_sparsity(lines: Sequence[Line], name: str, reading: str) -> str:
         return "-"
     slope, level = linear_regression(sparsity, changes)
     rest = [change - slope * own - level for change, own in zip(changes, sparsity, strict=True)]
-    value = auroc(rest, [is_overfitting(line) for line in lines])
-    return "-" if value is None else f"{value:.2f}"
+    return _told_apart(lines, rest)
 
 
 def _pairs(lines: Sequence[Line], name: str, reading: str) -> str:

@@ -72,12 +72,6 @@ def test_a_run_has_every_mask_at_every_moment_with_equal_counts(quick: Path) -> 
     assert len((quick / "h3-quick.jsonl").read_text()) < 20_000
 
 
-def test_finished_runs_are_skipped(quick: Path) -> None:
-    before = (quick / "h3-quick.jsonl").read_bytes()
-    assert len(quick_lines("h3", quick)) == 2
-    assert (quick / "h3-quick.jsonl").read_bytes() == before
-
-
 def test_tables_and_figure_are_made_of_the_quick_lines(quick: Path) -> None:
     lines = json.loads(json.dumps(read_lines(quick / "h3-quick.jsonl")))
     text = h3_tables.tables(lines)
