@@ -231,7 +231,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         report = None if self._watched is None else self._watched.report
         where = ""
         if isinstance(report, TwoSampleReport) and report.where != "nowhere":
-            where = f", and the two are told apart {report.where if report.telling_layers else 'by its output'}"
+            where = f", and the two are told apart {report.where}"
         return (
             f"The network knows its training images: relative to them it expects {100 * value:.0f}% more errors on "
             f"validation images than at its lowest level ({self.monitor} = {value:.3f}){where}."

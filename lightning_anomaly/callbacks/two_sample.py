@@ -18,7 +18,7 @@ from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.notes import told_together
 from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
-from lightning_anomaly.two_sample.rank_test import SMALLEST
+from lightning_anomaly.two_sample.rank_test import layer_significance
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import FEWEST, ErrorRise
 
@@ -60,8 +60,8 @@ class TwoSampleCallback(LoggingCallback):
     Args:
         train_inputs: Images of the training set as `forward` gets them in validation, a tensor `(n, ...)`.
         val_inputs: Images of the validation set, likewise `(m, ...)`.
-        layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution, and the
-            units of linear layers for `layer/NAME` alone.
+        layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution. The units
+            of other linear layers are compared too, for `layer/NAME` alone.
         significance: The p-value up to which a filter counts.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
         log_figures: Whether a figure goes to the loggers, at the 1st, 2nd, 4th, 8th, ... validation and after the last:
@@ -216,7 +216,7 @@ class TwoSampleCallback(LoggingCallback):
                 self._values = _NEUTRAL | self._values
                 return
             neutral = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in layers}
-            self._units = {f"layer/{name}": 0.0 for name in (linear_layers(pl_module) if self.layers is None else {})}
+            self._units = {f"layer/{name}": 0.0 for name in linear_layers(pl_module) if name not in layers}
             self._values = {k: v for k, v in (neutral | self._values).items() if k in neutral or k in self._units}
 
     def on_validation_batch_end(
@@ -309,7 +309,8 @@ class TwoSampleCallback(LoggingCallback):
 
     def _draw(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
-            told = max(self.significance, SMALLEST)  # by `TwoSampleReport.telling_layers`
+            layers = sum(name.startswith("layer/") for name in self.history[-1]["metrics"])
+            told = layer_significance(self.significance, layers)  # as in `TwoSampleReport.telling_layers`
             log_comparisons(trainer.loggers, self.log_key_prefix, self.history, told, self._undrawn)
         self._undrawn = None
 

@@ -67,7 +67,7 @@ def two_sample_test(
             labels at once, a regression or an embedding, are taken for logits, and their confidence says nothing.
         train_inputs: Images that it was trained on; as `inputs` of `analyze`.
         val_inputs: Images that it was not trained on, likewise. Give about 1,000 of each kind: fewer find less.
-        layers: Names of the layers to compare; None takes every convolution, and for `where` the linear layers.
+        layers: Names of the layers to compare; None takes every convolution. Linear layers are too, for `where`.
         significance: The p-value up to which a filter counts.
 
     Returns:
@@ -96,7 +96,7 @@ def compare_groups(
     significance = check_fraction("significance", significance, zero=False)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
-    linear = linear_layers(model) if layers is None else {}
+    linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
     notes = unseen_layers(model, layers)
     train = _observe(model, train_inputs, "train_inputs", watched, linear)
     val = _observe(model, val_inputs, "val_inputs", watched, linear)

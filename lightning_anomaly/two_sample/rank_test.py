@@ -12,6 +12,7 @@ __all__ = [
     "DIVISIONS",
     "SMALLEST",
     "enough_samples",
+    "layer_significance",
     "live_filters",
     "random_divisions",
     "rank_test",
@@ -76,6 +77,16 @@ def share_of_chance(found: float, chance: Tensor) -> float:
     2010).
     """
     return (1 + int((chance >= found).sum())) / (1 + len(chance))
+
+
+def layer_significance(significance: float, layers: int) -> float:
+    """The p-value, of those that random divisions give, up to which one of several layers is named.
+
+    A share of `significance` for each (Bonferroni), so that where nothing is to be found one of them is named at most
+    that often; but 0.001 at least, as there is none smaller, so of more than ten layers at 1% that is one time in 1,000
+    for each.
+    """
+    return max(significance / max(1, layers), SMALLEST)
 
 
 def live_filters(values: Tensor, n_first: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.tables import Tabular
-from lightning_anomaly.two_sample.rank_test import SMALLEST, share_of_chance
+from lightning_anomaly.two_sample.rank_test import layer_significance, share_of_chance
 
 __all__ = ["LayerComparison", "TwoSampleReport"]
 
@@ -55,8 +55,8 @@ class TwoSampleReport(Tabular):
         confidence_error_ratio: How many times as many errors the output expects on validation images as on training
             images: the mean of 1 less that probability over the former, divided by that over the latter; 1 likewise.
         confidence_p_value: Of the rank test between the two; 1 likewise.
-        units: The units of the linear layers, likewise `{layer: LayerComparison}`; none where `layers` were named. They
-            have no part in `count`, `fraction` and `p_value`.
+        units: The units of the other linear layers, likewise `{layer: LayerComparison}`. They have no part in `count`,
+            `fraction` and `p_value`.
         train_errors: 1 less that probability of each training image `(n_train,)`; empty likewise.
         val_errors: Of each validation image `(n_val,)`; empty likewise.
     """
@@ -89,12 +89,13 @@ class TwoSampleReport(Tabular):
     def telling_layers(self) -> dict[str, float]:
         """`{layer: share of its live filters or units that tell the images apart}`, the largest share first.
 
-        Only layers of which random divisions give such a share at most `significance` of the times, or once in 1,000.
+        Only layers of which random divisions hardly give such a share, see `layer_significance`.
         """
+        significance = layer_significance(self.significance, len(self.judged))
         shares = {
             name: self.fraction_in([name])
             for name, layer in self.judged.items()
-            if layer.share_p_value <= max(self.significance, SMALLEST) and layer.told(self.significance).any()
+            if layer.share_p_value <= significance and layer.told(self.significance).any()
         }
         return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 

@@ -80,7 +80,7 @@ def test_it_logs_what_the_test_finds_at_every_validation(tmp_path: Path) -> None
 def test_layers_significance_and_prefix_are_the_users(tmp_path: Path) -> None:
     compared = TwoSampleCallback(TRAIN, VAL, layers=["conv2"], significance=0.2, log_key_prefix="two_sample_too")
     _, values = fit(tmp_path, compared, max_epochs=1)
-    logged = ("count", "fraction", "p_value", "layer/conv2", *OUTPUT)
+    logged = ("count", "fraction", "p_value", "layer/conv2", "layer/head", *OUTPUT)
     assert set(values.seen[0]) == {f"two_sample_too/{name}" for name in logged}
     assert compared.report is not None
     assert compared.report.significance == 0.2
