@@ -80,8 +80,9 @@ class AnalysisSettings:
     def paper(cls) -> AnalysisSettings:
         """Our literal reading of what is known of the source paper, with scikit-learn's defaults where it is silent.
 
-        One k-means start a mixture, as `GaussianMixture(k)` has it, K up to 8 chosen by Calinski-Harabasz alone, rare
-        at 1%. In release 0.1 each mixture started from random samples instead, and far fewer filters were flagged.
+        One k-means start a mixture, as `GaussianMixture(k)` has it, but for the draw of the first centres (plain
+        k-means++, not scikit-learn's greedy one); K up to 8 chosen by Calinski-Harabasz alone, rare at 1%. In release
+        0.1 each mixture started from random samples instead, and far fewer filters were flagged.
         """
         return cls(max_components=8, rare_fraction=0.01, rule="best", n_init=1)
 

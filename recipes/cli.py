@@ -15,13 +15,14 @@ from lightning.pytorch.cli import LightningCLI
 # A script that is run by its path finds the modules beside it, not the packages of the folder above.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lightning_anomaly import TwoSampleCallback
 from recipes.common.damage import over_expose
 from recipes.common.data import Loader, load_images, make_loaders, split
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import ignore_warnings, telling_errors
 
-__all__ = ["ImageClassifier", "Images"]
+__all__ = ["Comparison", "ImageClassifier", "Images"]
 
 
 class ImageClassifier(Classifier):
@@ -85,6 +86,32 @@ class Images(LightningDataModule):
     def val_dataloader(self) -> Loader:
         """The validation images in a fixed order, as the probe needs it."""
         return self._val
+
+
+class Comparison(TwoSampleCallback):
+    """`TwoSampleCallback` for a configuration file, which cannot hold tensors: it loads the images of `Images`.
+
+    Args:
+        data: See `Images`, as for the other arguments.
+        data_root: See there.
+        download: See there.
+        train_size: See there.
+        val_size: See there.
+        seed: See there.
+    """
+
+    def __init__(
+        self,
+        data: str = "digits",
+        data_root: str | None = None,
+        download: bool = False,
+        train_size: int = 200,
+        val_size: int = 512,
+        seed: int = 0,
+    ) -> None:
+        images = split(load_images(data, data_root=data_root, download=download), train_size, val_size, seed)
+        training, validation = make_loaders(images, batch_size=1)
+        super().__init__(training.dataset[:1024][0], validation.dataset[:1024][0])
 
 
 def main() -> None:

@@ -43,6 +43,8 @@ def test_the_configuration_file_trains_with_all_three_callbacks(tmp_path: Path) 
     assert logged["anomaly_filters/outlier_samples"][4] == 2  # the two images that are over-exposed
     assert logged["anomaly_prune/masked"][4] == 0 < logged["anomaly_prune/masked"][5]
     assert "before epoch 5:" in said
+    assert len(set(logged["two_sample/confidence_error_ratio"])) == 8
+    assert "AnomalyEarlyStopping watches 'two_sample/confidence_rise'" in said
     saved = (tmp_path / "logs/cli/version_0/config.yaml").read_text()
     for name in ("AnomalyFilterCallback", "AnomalyPruneCallback", "AnomalyEarlyStopping"):
         assert f"class_path: lightning_anomaly.{name}" in saved

@@ -29,8 +29,14 @@ __all__ = [
 ]
 
 _TRIED = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
-# Known when a rise had to exceed three standard errors: network, data and seed.
-_CHOSEN_ON = {("lenet5", "cifar10", 3), ("simple_cnn", "fashion_mnist", 2)}
+# Known when a rise had to exceed three standard errors, and when the ratio was preferred to log-odds: network, data and
+# seed.
+_CHOSEN_ON = {
+    ("lenet5", "cifar10", 3),
+    ("simple_cnn", "fashion_mnist", 2),
+    ("lenet5", "fashion_mnist", 0),
+    ("simple_cnn", "fashion_mnist", 0),
+}
 
 
 def first_above(values: Sequence[float], threshold: float) -> int | None:
@@ -220,10 +226,11 @@ def output_runs(lines: Sequence[Line]) -> str:
 
 
 def output_scores(lines: Sequence[Line]) -> str:
-    """How well the largest rise of each number tells the short trainings that had no part in the choice, by data.
+    """How well the largest rise of each number tells the trainings that had no part in the choice.
 
     The probability that it is larger in an overfitting training than in a healthy one, the least in an overfitting one,
-    and the most in a healthy one. Nothing where some of the lines do not have the number.
+    and the most in a healthy one; of short trainings by data, and of all, the long ones too. In brackets the number of
+    trainings, where some do not have the number.
     """
     names = {"ratio of expected errors": "confidence_rise"}
     names |= {f"the same, {size} images": f"confidence_rise {size}" for size in SIZES}
@@ -241,19 +248,20 @@ def output_scores(lines: Sequence[Line]) -> str:
         "errors made over those expected, with labels, as a logarithm": "log_overconfidence",
     }
     header, rows, parts = ["by"], [[label] for label in names], _parts(lines)
-    for data in DATA:
-        some = parts.get(f"others: {data}", [])
-        kinds = [is_overfitting(line) for line in some]
-        header += [f"{data}: AUROC", f"least of {sum(kinds)} overfitting", f"most of {len(kinds) - sum(kinds)} healthy"]
+    compared = {data: parts.get(f"others: {data}", []) for data in DATA}
+    compared["all"] = [line for line in lines if not chosen_on(line)]
+    for data, some in compared.items():
+        bad = sum(map(is_overfitting, some))
+        header += [f"{data}: AUROC", f"least of {bad} overfitting", f"most of {len(some) - bad} healthy"]
         for row, (label, name) in zip(rows, names.items(), strict=True):
-            if not all(name in line["epochs"][0] for line in some):
-                row += ["-"] * 3
-                continue
-            rises = [max(_rises(line, name, windows.get(label, WINDOW))) for line in some]
-            area = auroc(rises, kinds)
+            have = [line for line in some if name in line["epochs"][0]]
+            rises = [(max(_rises(line, name, windows.get(label, WINDOW))), is_overfitting(line)) for line in have]
+            area = auroc([rise for rise, _ in rises], [kind for _, kind in rises])
             ends = [
-                pick([rise for rise, kind in zip(rises, kinds, strict=True) if kind == wanted], default=None)
+                pick([rise for rise, kind in rises if kind == wanted], default=None)
                 for pick, wanted in ((min, True), (max, False))
             ]
-            row += ["-" if area is None else f"{area:.2f}", *("-" if end is None else f"{end:.3f}" for end in ends)]
+            few = f" ({len(have)})" if len(have) < len(some) else ""
+            row.append("-" if area is None else f"{area:.2f}{few}")
+            row += ["-" if end is None else f"{end:.3f}" for end in ends]
     return markdown(header, rows)
