@@ -134,11 +134,18 @@ def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers:
 
 
 def log_comparisons(
-    loggers: list[Any], prefix: str, history: Sequence[ComparisonFields], significance: float, step: int
+    loggers: list[Any],
+    prefix: str,
+    history: Sequence[ComparisonFields],
+    significance: float,
+    layer_significance: float,
+    step: int,
 ) -> None:
     """Log the figure of all comparisons so far, as `PREFIX/layers`; see `log_report` and `comparison_figure`."""
     if loggers:
-        _log_drawn(loggers, prefix, "layers", lambda: comparison_figure(history, significance), step)
+        _log_drawn(
+            loggers, prefix, "layers", partial(comparison_figure, history, significance, layer_significance), step
+        )
 
 
 def _log_drawn(loggers: list[Any], prefix: str, name: str, draw: Callable[[], Figure | None], step: int) -> None:

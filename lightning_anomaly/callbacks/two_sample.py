@@ -310,8 +310,8 @@ class TwoSampleCallback(LoggingCallback):
     def _draw(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
             layers = sum(name.startswith("layer/") for name in self.history[-1]["metrics"])
-            told = layer_significance(self.significance, layers)  # as in `TwoSampleReport.telling_layers`
-            log_comparisons(trainer.loggers, self.log_key_prefix, self.history, told, self._undrawn)
+            told = self.significance, layer_significance(self.significance, layers)  # as in the report
+            log_comparisons(trainer.loggers, self.log_key_prefix, self.history, *told, self._undrawn)
         self._undrawn = None
 
     def _say_why(self, trainer: Any, reason: str) -> None:

@@ -24,19 +24,22 @@ _AREAS = (0.48, 0.6)  # always on the axis: what chance gives should look flat
 _ROW, _LEAST, _TALLEST = 0.17, 0.7, 12.0  # height of a layer with its name, of all at least, and at most (inches)
 
 
-def comparison_figure(history: Sequence[ComparisonFields], significance: float) -> Figure | None:
+def comparison_figure(
+    history: Sequence[ComparisonFields], significance: float, layer_significance: float
+) -> Figure | None:
     """Whether and where training images are told from validation images, at every validation so far.
 
     Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
-    the share of its filters or units that tell the two apart. What chance explains is grey, and orange what it gives at
-    most `significance` of the times; where nothing could be compared the row is hatched.
+    the share of its filters or units that tell the two apart. What chance explains is grey, and orange what it hardly
+    gives; where nothing could be compared the row is hatched.
 
     Rows get lower with the number of layers, and names are left out where there is no room for all, so that the picture
     stays within 10 x 16 inches.
 
     Args:
         history: The validations, oldest first. The layers are those of the last one, in its order.
-        significance: The p-value up to which chance is no explanation.
+        significance: The p-value up to which chance is no explanation of what the output tells.
+        layer_significance: Likewise of a layer, of which there are many, see `rank_test.layer_significance`.
 
     Returns:
         The figure; None if there was no validation yet.
@@ -52,12 +55,12 @@ def comparison_figure(history: Sequence[ComparisonFields], significance: float) 
         whether = figure.add_subplot(grid[0, :])
         _draw_output(whether, history, significance)
         where = figure.add_subplot(grid[1, :], sharex=whether)
-        shares, telling = _shares(history, layers, significance)
+        shares, telling = _shares(history, layers, layer_significance)
         meshes = _draw_layers(where, shares, telling)
         _name_layers(where, layers, shares[:, -1], telling[:, -1], height)
         _number_validations(where, history)
         whether.tick_params(labelbottom=False)
-        for place, (mesh, words) in enumerate(zip(meshes, _legend(significance), strict=True)):
+        for place, (mesh, words) in enumerate(zip(meshes, _legend(layer_significance), strict=True)):
             bar = figure.add_subplot(grid[2, place])
             ticks = MaxNLocator(5, steps=[1, 2, 5, 10])
             figure.colorbar(mesh, bar, orientation="horizontal", ticks=ticks, format="{x:.0%}", label=words)

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 
 from lightning_anomaly import TwoSampleCallback
 from lightning_anomaly.plots import comparison_figure
+from lightning_anomaly.two_sample.rank_test import layer_significance
 from recipes.common.data import make_loaders, mean_and_std, normalise
 from recipes.common.module import Classifier
 from recipes.common.networks import build
@@ -40,8 +41,11 @@ def run(options: argparse.Namespace) -> TwoSampleCallback:
     )
     trainer = pl.Trainer(max_epochs=options.epochs, num_sanity_val_steps=0, callbacks=[compared], **SILENT)
     trainer.fit(module, *make_loaders(data, options.batch_size))
-    print(compared.report)
-    figure = comparison_figure(compared.history, compared.significance)
+    report = compared.report
+    assert report is not None
+    print(report)
+    layers = layer_significance(compared.significance, len(report.judged))
+    figure = comparison_figure(compared.history, compared.significance, layers)
     assert figure is not None
     figure.savefig(options.picture)
     return compared

@@ -55,8 +55,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are drawn, with the number of validations that each was given."""
     figures: list[Any] = []
 
-    def draw(history: Any, significance: float) -> Any:
-        figure = comparison_figure(history, significance)
+    def draw(history: Any, *significance: float) -> Any:
+        figure = comparison_figure(history, *significance)
         figures.append((len(history), figure))
         return figure
 

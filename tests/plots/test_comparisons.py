@@ -25,7 +25,7 @@ def long(layers: int, validations: int, name: str = "layer4.{}.downsample.0") ->
 
 
 def drawn(history: list[ComparisonFields]) -> Figure:
-    figure = comparison_figure(history, 0.01)
+    figure = comparison_figure(history, 0.01, 0.005)
     assert figure is not None
     FigureCanvasAgg(figure).draw()
     return figure
@@ -39,7 +39,7 @@ def cells(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
 
 HISTORY = [
     entry(0, {"a": 0.0, "b": 0.25, "c": 0.0}, {"a": 1.0, "b": 0.2}),
-    entry(1, {"a": 0.0, "b": 0.5, "c": 0.1}, {"a": 0.001, "b": 0.01, "c": 0.011}),
+    entry(1, {"a": 0.0, "b": 0.5, "c": 0.1}, {"a": 0.001, "b": 0.005, "c": 0.006}),
     entry(2, {"a": 0.0, "b": 0.5, "c": 0.1}, {}, compares_output=False),
     entry(3, {"a": 0.125, "b": 0.75, "c": 1.0}, {"a": 0.3, "b": 0.001, "c": 0.002}),
 ]
@@ -68,9 +68,9 @@ def test_texts_say_what_the_numbers_are() -> None:
     whether, where, *bars = figure.axes
     assert whether.get_title().startswith("Whether: how often the output is surer of a training image")
     assert where.get_title().endswith("at the right, the last; hatched: not compared")
-    explained = ["p > 0.01: chance explains it", "p ≤ 0.01: chance does not"]
-    assert [text.get_text() for text in whether.get_legend().get_texts()] == explained
-    assert [bar.get_xlabel() for bar in bars] == explained
+    explained = "p > {}: chance explains it", "p ≤ {}: chance does not"
+    assert [text.get_text() for text in whether.get_legend().get_texts()] == [own.format(0.01) for own in explained]
+    assert [bar.get_xlabel() for bar in bars] == [own.format(0.005) for own in explained]
     assert [label.get_text() for label in where.get_yticklabels()] == ["a", "b", "c"]
     assert [(text.get_text(), text.get_weight()) for text in where.texts] == [
         ("12%", "normal"),
@@ -119,7 +119,7 @@ def test_without_layers_or_output_the_other_is_shown() -> None:
     whether, where, *_ = drawn([entry(0, {"a": 0.5}, {"a": 0.001}, compares_output=False)]).axes
     assert whether.get_title() == "Whether: the output is not compared"
     assert where.get_title().startswith("Where: share of each layer's filters")
-    assert comparison_figure([], 0.01) is None
+    assert comparison_figure([], 0.01, 0.01) is None
 
 
 @pytest.mark.parametrize(("layers", "validations"), [(1, 1), (3, 2), (3, 200), (53, 2), (53, 200), (150, 1000)])
