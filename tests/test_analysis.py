@@ -3,7 +3,7 @@
 import contextlib
 import re
 import warnings
-from collections import deque
+from collections import UserList
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -286,7 +286,7 @@ class Busy(nn.Module):
         self.conv, self.norm, self.frozen = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
         self.drop = nn.Dropout()
         self.frozen.eval()
-        self.calls, self.fails_at = deque(), fails_at  # a number or a list would be given back
+        self.calls, self.fails_at = UserList(), fails_at  # a number or a list would be given back
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls.append(len(x))
@@ -336,7 +336,7 @@ class Elsewhere(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, device="meta"))
-        self.devices = deque()
+        self.devices = UserList()
 
     def forward(self, x, more=None):
         self.devices += [x.device.type, *(entry.device.type for entry in (more or []))]

@@ -226,6 +226,8 @@ class AnomalyPruneCallback(LoggingCallback):
         if trainer.sanity_checking or trainer.barebones:
             return
         values = {"masked": float(self._trained.count), "masked_fraction": self._trained.parameter_fraction}
+        if trainer.state.fn != "fit" and not self._trained.holds_in(pl_module):  # another model, or other weights
+            values = dict.fromkeys(values, 0.0)
         self._log(trainer, pl_module, values)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +22,10 @@ __all__ = ["copied", "keeping_metrics", "keeping_state"]
 def keeping_state(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Gives buffers and plain attributes back as they were: averages, counters, the state of a recurrent layer.
 
-    What is yielded does so too, for between two forward passes: a state has as many samples as its batch. Lists, dicts
-    and sets among the attributes get their entries back; what else is changed in place stays changed. Modules that
-    have got parameters, submodules or hooks meanwhile, or whose submodules have, keep what they have: they were built.
+    What is yielded does so too, for between two forward passes: a state has as many samples as its batch. Of the
+    attributes, tensors get their values back, and lists, deques, dicts and sets their entries; what else is changed in
+    place stays changed. Modules that have got parameters, submodules or hooks meanwhile, or whose submodules have, keep
+    what they have: they were built.
     """
     kept = [_Kept(module) for module in model.modules()]
 
@@ -42,22 +43,27 @@ def keeping_state(model: nn.Module) -> Iterator[Callable[[], None]]:
         give_back(thoroughly=True)
 
 
+_CONTAINERS = (dict, OrderedDict, defaultdict, Counter, list, deque, set)
+_OWN = {name for name, value in vars(nn.Module()).items() if isinstance(value, dict)}  # parameters, modules, hooks
+
+
 class _Kept:
     """What one module had."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.made_of = module, _made_of(module)
         self._buffers = dict(module._buffers)
-        changeable = [buffer for buffer in self._buffers.values() if buffer is not None and _changeable(buffer)]
-        self._contents = [(buffer, buffer.clone(), buffer._version) for buffer in changeable]
         # Metrics are given other states meanwhile; what is scripted has its attributes elsewhere.
         plain = not isinstance(module, (Metric, torch.jit.ScriptModule))
         self._values = dict(vars(module)) if plain else None
         self._entries = [
             (value, copy.copy(value))
             for name, value in (self._values or {}).items()
-            if type(value) in (dict, list, set) and name not in ("_parameters", "_buffers", "_modules")
+            if type(value) in _CONTAINERS and name not in _OWN
         ]
+        tensors = [*self._buffers.values(), *(self._values or {}).values()]
+        changeable = [tensor for tensor in tensors if isinstance(tensor, Tensor) and _changeable(tensor)]
+        self._contents = [(tensor, tensor.detach().clone(), tensor._version) for tensor in changeable]
 
     def give_back(self, thoroughly: bool) -> None:
         """Gives all of it back; buffers that torch does not know to be written to only if this is to be thorough."""
@@ -75,7 +81,7 @@ class _Kept:
         for value, entries in self._entries:
             if not _same_entries(value, entries):
                 value.clear()
-                (value.extend if isinstance(value, list) else value.update)(entries)
+                (value.extend if isinstance(value, (list, deque)) else value.update)(entries)
         for place, (buffer, values, version) in enumerate(self._contents):
             if thoroughly or buffer._version != version or buffer.shape != values.shape:
                 if not torch.equal(buffer, values):

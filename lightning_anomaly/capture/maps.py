@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils import deterministic
 
 __all__ = ["EXTREMES", "STATISTICS", "LayerMaps", "Pieces", "joined", "map_statistics", "pool_maps"]
 
@@ -96,7 +98,7 @@ class Pieces(list[Tensor]):
         if room is None or room.dtype != rows.dtype or self._taken + len(rows) > len(room):
             size = max(len(rows), min(most, _ROOM // rows[0].nbytes))
             with torch.inference_mode(False):  # or it could be written to in this mode alone
-                self._room = room = rows.new_empty(size, *rows.shape[1:])
+                self._room = room = _unfilled(rows, size)
             self._taken = 0
             self.append(rows)
         room[self._taken : self._taken + len(rows)] = rows
@@ -107,6 +109,17 @@ class Pieces(list[Tensor]):
         """Let go of all of them."""
         super().clear()
         self._room = None
+
+
+def _unfilled(rows: Tensor, size: int) -> Tensor:
+    """Memory for so many rows, of which nothing is taken yet: in deterministic mode torch would fill it with NaN."""
+    mode: Any = deterministic
+    fills = mode.fill_uninitialized_memory
+    mode.fill_uninitialized_memory = False
+    try:
+        return rows.new_empty(size, *rows.shape[1:])
+    finally:
+        mode.fill_uninitialized_memory = fills
 
 
 @dataclass

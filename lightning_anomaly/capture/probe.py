@@ -155,7 +155,9 @@ def _refuse_type(argument: str, types: set[torch.dtype], error: RuntimeError) ->
 
 def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
     if isinstance(inputs, Tensor):
-        return (((batch.to(device, copy=True),), {}) for batch in torch.split(inputs, _BATCH))
+        # Of nearly equal size: one image alone is no batch for a model that squeezes.
+        batches = torch.chunk(inputs, math.ceil(len(inputs) / _BATCH))
+        return (((batch.to(device, copy=True),), {}) for batch in batches)
     inputs = move_data_to_device(copied(inputs), device)
     if isinstance(inputs, Mapping):
         return [((), dict(inputs))]

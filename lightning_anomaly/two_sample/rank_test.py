@@ -80,7 +80,7 @@ def share_of_chance(found: float, chance: Tensor) -> float:
 
 
 def layer_significance(significance: float, layers: int) -> float:
-    """The p-value, of those that random divisions give, up to which one of several layers is named.
+    """The p-value, of those that random divisions give, up to which one of several live layers is named.
 
     A share of `significance` for each (Bonferroni), so that where nothing is to be found one of them is named at most
     that often; but 0.001 at least, as there is none smaller, so of more than ten layers at 1% that is one time in 1,000

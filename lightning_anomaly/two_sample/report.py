@@ -91,7 +91,7 @@ class TwoSampleReport(Tabular):
 
         Only layers of which random divisions hardly give such a share, see `layer_significance`.
         """
-        significance = layer_significance(self.significance, len(self.judged))
+        significance = layer_significance(self.significance, sum(bool(own.live.any()) for own in self.judged.values()))
         shares = {
             name: self.fraction_in([name])
             for name, layer in self.judged.items()

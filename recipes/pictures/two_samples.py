@@ -41,10 +41,8 @@ def run(options: argparse.Namespace) -> TwoSampleCallback:
     )
     trainer = pl.Trainer(max_epochs=options.epochs, num_sanity_val_steps=0, callbacks=[compared], **SILENT)
     trainer.fit(module, *make_loaders(data, options.batch_size))
-    report = compared.report
-    assert report is not None
-    print(report)
-    layers = layer_significance(compared.significance, len(report.judged))
+    print(compared.report)
+    layers = layer_significance(compared.significance, len(compared.history[-1]["share_p_values"]))
     figure = comparison_figure(compared.history, compared.significance, layers)
     assert figure is not None
     figure.savefig(options.picture)

@@ -207,6 +207,26 @@ def test_a_second_fit_of_the_model_keeps_the_mask_and_another_model_starts_witho
     assert all((other.conv1.weight[i] != 0).any() for i in range(6))
 
 
+def test_weights_that_were_loaded_since_are_not_said_to_be_masked_and_a_fit_says_that_it_masks_them(
+    tmp_path: Path,
+) -> None:
+    prune, model = pruner(1), GeluNet()
+    before = copy.deepcopy(model.state_dict())
+    fit(tmp_path, model, prune)
+    count = sum(map(len, prune.masked.values()))
+    trainer = quiet_trainer(tmp_path, prune, watcher(), max_epochs=2)
+    (held,) = trainer.validate(model, probe_loader(), verbose=False)
+    assert held["anomaly_prune/masked"] == count > 0
+    (other,) = trainer.validate(GeluNet(), probe_loader(), verbose=False)
+    model.load_state_dict(before)
+    (loaded,) = trainer.validate(model, probe_loader(), verbose=False)
+    assert other["anomaly_prune/masked"] == loaded["anomaly_prune/masked"] == 0
+    assert other["anomaly_prune/masked_fraction"] == loaded["anomaly_prune/masked_fraction"] == 0
+    with pytest.warns(UserWarning, match=f"Other weights were loaded since .* masked {count} filters"):
+        trainer.fit(model, training_loader(), probe_loader())
+    assert leak(model, prune.masked) == 0
+
+
 def test_the_mask_restores_after_the_fit(tmp_path: Path) -> None:
     prune, model = pruner(1), GeluNet()
     fit(tmp_path, model, prune)

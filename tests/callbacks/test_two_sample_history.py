@@ -247,6 +247,20 @@ def test_a_rise_over_other_images_begins_anew_and_that_is_said(tmp_path: Path) -
     assert len(others.history) == len(same.history) == 4
 
 
+def test_images_that_are_standardised_one_by_one_are_known_again_and_others_are_not() -> None:
+    """Their means are 0 up to rounding, which is another one on another machine."""
+    raw = torch.rand(200, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    exact = (raw - raw.mean((1, 2, 3), keepdim=True)) / raw.std((1, 2, 3), keepdim=True)
+    rounded = exact.float() + 3e-7 * torch.randn(raw.shape, generator=torch.Generator().manual_seed(1))
+    first, same, others = (TwoSampleCallback(own, own) for own in (exact.float(), rounded, exact.float().flip(0)))
+    for _ in range(3):
+        first._rise.add(torch.full((200,), 0.2), torch.full((200,), 0.2))
+    same.load_state_dict(first.state_dict())
+    assert same._rise.lowest is not None
+    with pytest.warns(UserWarning, match="are others than those of the checkpoint"):
+        others.load_state_dict(first.state_dict())
+
+
 def test_a_network_that_expects_too_few_errors_is_said_to(tmp_path: Path) -> None:
     class Sure(SmallNet):
         def forward(self, x: Tensor) -> Tensor:

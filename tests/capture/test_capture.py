@@ -3,7 +3,7 @@
 import copy
 import random
 import warnings
-from collections import deque
+from collections import UserList
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -557,7 +557,7 @@ class Gradients(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, 2)
-        self.kept: deque[bool] = deque()  # a list would be given back
+        self.kept: UserList[bool] = UserList()  # a list would be given back
 
     def forward(self, x: Tensor) -> Tensor:
         self.kept.append(torch.is_grad_enabled())

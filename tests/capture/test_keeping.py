@@ -1,5 +1,6 @@
 """A model that was run on a probe has the state that it had; what it has built at its first call it keeps."""
 
+from collections import OrderedDict, deque
 from typing import Any
 
 import properties
@@ -21,12 +22,15 @@ class Remembers(nn.Module):
         self.state: Tensor | None = None
         self.states: dict[str, Tensor] = {}
         self.history: list[Tensor] = []
+        self.queue, self.ordered = deque[Tensor](maxlen=2), OrderedDict[str, Tensor]()
+        self.plain = torch.zeros(0)
         self.register_buffer("late", None)
         self.register_buffer("potential", torch.zeros(0), persistent=False)
 
     def read(self) -> Tensor | None:
         found = {"attribute": self.state, "dict": self.states.get("x"), "late buffer": self.late}
-        found |= {"list": self.history[-1] if self.history else None}
+        found |= {"list": self.history[-1] if self.history else None, "ordered dict": self.ordered.get("x")}
+        found |= {"deque": self.queue[-1] if self.queue else None, "tensor": self.plain if self.plain.numel() else None}
         found |= {"buffer": self.potential if self.potential.numel() else None}
         return found[self.place]
 
@@ -37,6 +41,12 @@ class Remembers(nn.Module):
             self.states["x"] = x
         elif self.place == "list":
             self.history.append(x)
+        elif self.place == "deque":
+            self.queue.append(x)
+        elif self.place == "ordered dict":
+            self.ordered["x"] = x
+        elif self.place == "tensor":
+            self.plain.resize_(x.shape).copy_(x)
         elif self.place == "buffer":
             self.potential.resize_(x.shape).copy_(x)
         else:
@@ -51,7 +61,9 @@ class Remembers(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("place", ["attribute", "dict", "list", "late buffer", "buffer"])
+@pytest.mark.parametrize(
+    "place", ["attribute", "dict", "ordered dict", "list", "deque", "tensor", "late buffer", "buffer"]
+)
 def test_a_state_is_as_before_after_each_batch(place: str) -> None:
     model = Remembers(place)
     report = analyze(model, PROBE)

@@ -46,6 +46,19 @@ def test_nothing_is_held_of_what_was_cleared() -> None:
     assert torch.equal(torch.cat(rows), torch.zeros(1, 3))
 
 
+def test_in_deterministic_mode_no_memory_is_taken_in_advance() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        rows = gathered([torch.ones(2, 3)], 10**9)
+        assert torch.empty(3).isnan().all()  # torch goes on filling
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(rows[0], torch.ones(2, 3))
+    whole = torch.empty(0).set_(rows[0].untyped_storage())
+    assert len(whole) > 2**22
+    assert not whole.isnan().any()
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_capture_over_passes_in_any_mode_and_layout_is_that_of_one_pass(layout: torch.memory_format) -> None:
     torch.manual_seed(0)

@@ -131,7 +131,7 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
             lambda maps: {"logits": logits(maps)},
             "it is a dict, not a tensor of logits, which `forward` should return",
         ),
-        (lambda maps: logits(maps)[:, :1], "it has shape (64, 1), not (samples, classes, ...)"),
+        (lambda maps: logits(maps)[:, :1], "it has shape (40, 1), not (samples, classes, ...)"),
         (lambda maps: logits(maps).sum(), "it has shape (), not (samples, classes, ...)"),
         (lambda maps: logits(maps).argmax(1)[:, None], "it has type torch.int64"),
         (lambda maps: logits(maps)[1:], "it has 78 samples where the inputs have 80"),
@@ -194,6 +194,22 @@ def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_fi
     assert report.telling_layers["hidden"] == named.fraction
     assert "'hidden'" in report.where
     assert [row for row in str(report).splitlines() if row.lstrip().startswith("hidden")]
+
+
+def test_no_image_is_alone_in_its_batch() -> None:
+    """A model that squeezes would lose that batch's axis."""
+
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).relu().mean((2, 3), keepdim=True).squeeze())
+
+    report = two_sample_test(Squeezing(), torch.randn(129, 1, 8, 8), torch.randn(65, 1, 8, 8))
+    assert report.compares_output
+    assert list(report.units) == ["head"]
 
 
 def test_where_the_images_are_told_apart_is_said_by_layer() -> None:
