@@ -326,7 +326,7 @@ def test_the_model_and_the_random_state_are_as_before_also_after_an_exception(fa
     else:
         with pytest.raises(RuntimeError, match="out of order"):
             analyze(model, inputs)
-    assert list(model.calls) == [4, 64, 64, 22][: None if fails_at < 0 else fails_at]
+    assert list(model.calls) == [4, 50, 50, 50][: None if fails_at < 0 else fails_at]
     assert_same_state(state_of(model), before)
 
 
@@ -652,7 +652,7 @@ def test_a_layer_with_an_output_that_is_no_map_is_left_out_with_a_note():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(0, 3))
     assert notes_of(model, PROBE, layers=["0", "1"]) == {
         "1 left out": "Layer '1' is left out of the analysis: "
-        "its output has shape (4608,), not (samples, filters, ...)."
+        "its output has shape (4320,), not (samples, filters, ...)."
     }
 
 

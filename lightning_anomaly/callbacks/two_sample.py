@@ -52,9 +52,9 @@ class TwoSampleCallback(LoggingCallback):
     random divisions of the same images give such a fraction) and `layer/NAME` (the fraction in each layer, also of the
     units of linear ones). No label is needed. An `AnomalyEarlyStopping` beside it stops by `confidence_rise`.
 
-    Every process runs the module's `forward` on all of the images, 64 at a time, in evaluation mode and the Trainer's
-    precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook
-    is left changed; what a `forward` hands to hooks is of these images too. LightningCLI cannot make tensors:
+    Every process runs the module's `forward` on all of the images, at most 64 at a time, in evaluation mode and the
+    Trainer's precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient
+    or hook is left changed; what a `forward` hands to hooks is of these images too. LightningCLI cannot make tensors:
     there, a subclass loads them.
 
     Args:
