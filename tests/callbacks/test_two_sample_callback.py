@@ -231,7 +231,7 @@ def test_the_module_runs_in_the_trainers_precision(tmp_path: Path) -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             out = super().forward(x)
-            if len(x) == 64:  # our images: no batch of the loaders has as many
+            if len(x) in (40, 60):  # our images: no batch of the loaders has as many
                 self.kinds.add((out.dtype, torch.is_inference_mode_enabled()))
             return out
 
