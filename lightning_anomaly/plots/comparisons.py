@@ -44,10 +44,11 @@ def comparison_figure(
     Returns:
         The figure; None if there was no validation yet.
     """
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     if not history:
         return None
+    percent = StrMethodFormatter("{x:.0%}")  # matplotlib 3.8 takes the text itself for a format with %
     layers = [key.removeprefix(_LAYER) for key in history[-1]["metrics"] if key.startswith(_LAYER)]
     height = min(_TALLEST, max(_LEAST, _ROW * len(layers)))
     with new_figure(9.6, height + 3.4) as figure:
@@ -63,7 +64,7 @@ def comparison_figure(
         for place, (mesh, words) in enumerate(zip(meshes, _legend(layer_significance), strict=True)):
             bar = figure.add_subplot(grid[2, place])
             ticks = MaxNLocator(5, steps=[1, 2, 5, 10])
-            figure.colorbar(mesh, bar, orientation="horizontal", ticks=ticks, format="{x:.0%}", label=words)
+            figure.colorbar(mesh, bar, orientation="horizontal", ticks=ticks, format=percent, label=words)
         figure.suptitle("Does the network tell training images from validation images?")
     return figure
 
@@ -126,7 +127,7 @@ def _draw_layers(axes: Axes, shares: np.ndarray, telling: np.ndarray) -> list[Qu
             np.arange(columns + 1) - 0.5,
             np.arange(rows + 1) - 0.5,
             np.ma.masked_where(missing | (telling != own), shares),
-            cmap=LinearSegmentedColormap.from_list("shares", shades),
+            cmap=LinearSegmentedColormap.from_list("shares", list(shades)),
             vmin=0,
             vmax=max(_FULL, np.nanmax(shares, initial=0)),
         )
