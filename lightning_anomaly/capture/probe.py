@@ -156,7 +156,7 @@ def _refuse_type(argument: str, types: set[torch.dtype], error: RuntimeError) ->
 def _calls(inputs: Any, device: torch.device) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
     if isinstance(inputs, Tensor):
         # Of nearly equal size: one image alone is no batch for a model that squeezes.
-        batches = torch.chunk(inputs, math.ceil(len(inputs) / _BATCH))
+        batches = torch.tensor_split(inputs, math.ceil(len(inputs) / _BATCH))
         return (((batch.to(device, copy=True),), {}) for batch in batches)
     inputs = move_data_to_device(copied(inputs), device)
     if isinstance(inputs, Mapping):
