@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
@@ -92,25 +92,12 @@ class Comparison(TwoSampleCallback):
     """`TwoSampleCallback` for a configuration file, which cannot hold tensors: it loads the images of `Images`.
 
     Args:
-        data: See `Images`, as for the other arguments.
-        data_root: See there.
-        download: See there.
-        train_size: See there.
-        val_size: See there.
-        seed: See there.
+        options: Those of `Images`.
     """
 
-    def __init__(
-        self,
-        data: str = "digits",
-        data_root: str | None = None,
-        download: bool = False,
-        train_size: int = 200,
-        val_size: int = 512,
-        seed: int = 0,
-    ) -> None:
-        images = split(load_images(data, data_root=data_root, download=download), train_size, val_size, seed)
-        training, validation = make_loaders(images, batch_size=1)
+    def __init__(self, **options: Any) -> None:
+        images = Images(**options)
+        training, validation = images.train_dataloader(), images.val_dataloader()
         super().__init__(training.dataset[:1024][0], validation.dataset[:1024][0])
 
 

@@ -34,7 +34,6 @@ class TrainerMask:
         self.mask: FilterMask | None = None
         self._loaded: dict[str, Any] | None = None  # the mask's state, until there is a model to mask
         self._module: nn.Module | None = None  # while a Trainer works with it
-        self._masked_module: nn.Module | None = None  # that the mask is of
         self._observer: FlowObserver | None = None
         self._flow = NormFlow({})
         self._warn = warn
@@ -76,7 +75,7 @@ class TrainerMask:
 
     def _take_loaded(self, pl_module: Any) -> None:
         if self._loaded is not None:
-            self.mask, self._masked_module = FilterMask.from_state_dict(pl_module, self._loaded), pl_module
+            self.mask = FilterMask.from_state_dict(pl_module, self._loaded)
         self._loaded = None
 
     def meet(self, pl_module: Any) -> None:
@@ -88,7 +87,7 @@ class TrainerMask:
         self.meet(pl_module)
         self._take_loaded(pl_module)
         if self.mask is None:
-            self.mask, self._masked_module = FilterMask(pl_module), pl_module
+            self.mask = FilterMask(pl_module)
         elif not self.mask.verify():
             self._warn(
                 "other weights",
@@ -99,7 +98,7 @@ class TrainerMask:
 
     def holds_in(self, pl_module: Any) -> bool:
         """Whether it is this model that is masked, right now."""
-        return self.mask is not None and self._masked_module is pl_module and self.mask.verify()
+        return self.mask is not None and self.mask.model is pl_module and self.mask.verify()
 
     def stop(self) -> None:
         """Ends what a Trainer does with the model; a second call does nothing."""

@@ -140,9 +140,8 @@ class TwoSampleCallback(LoggingCallback):
         self._forget()
         self.history = list(state_dict["history"])
         self._rise.load_state_dict(state_dict["rise"])
-        own = self._pixels()
-        before, now = torch.tensor(state_dict["pixels"]), torch.tensor(own)
-        rounding = 1e-3 * float(now[now.isfinite()].abs().amax()) if now.isfinite().any() else 0.0
+        before, now = torch.tensor(state_dict["pixels"]), torch.tensor(self._pixels())
+        rounding = 1e-3 * now.nan_to_num(0.0, 0.0, 0.0).abs().amax().item()
         if before.shape != now.shape or not torch.allclose(before, now, rtol=1e-3, atol=rounding, equal_nan=True):
             self._rise = ErrorRise()
             self._warn_once(

@@ -66,7 +66,7 @@ class _Kept:
         self._contents = [(tensor, tensor.detach().clone(), tensor._version) for tensor in changeable]
 
     def give_back(self, thoroughly: bool) -> None:
-        """Gives all of it back; buffers that torch does not know to be written to only if this is to be thorough."""
+        """Gives all of it back; tensors that torch does not know to be written to only if this is to be thorough."""
         if self._values is not None:
             own = vars(self.module)
             for name in [name for name in own if name not in self._values]:
@@ -82,16 +82,16 @@ class _Kept:
             if not _same_entries(value, entries):
                 value.clear()
                 (value.extend if isinstance(value, (list, deque)) else value.update)(entries)
-        for place, (buffer, values, version) in enumerate(self._contents):
-            if thoroughly or buffer._version != version or buffer.shape != values.shape:
-                if not torch.equal(buffer, values):
+        for place, (tensor, values, version) in enumerate(self._contents):
+            if thoroughly or tensor._version != version or tensor.shape != values.shape:
+                if not torch.equal(tensor, values):
                     with torch.no_grad():
-                        buffer.resize_(values.shape).copy_(values)
-                self._contents[place] = buffer, values, buffer._version
+                        tensor.resize_(values.shape).copy_(values)
+                self._contents[place] = tensor, values, tensor._version
 
 
-def _changeable(buffer: Tensor) -> bool:
-    return not is_lazy(buffer) and buffer.layout is torch.strided and not (buffer.is_meta or buffer.is_inference())
+def _changeable(tensor: Tensor) -> bool:
+    return not is_lazy(tensor) and tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_inference())
 
 
 def _same_entries(value: Any, entries: Any) -> bool:

@@ -86,10 +86,13 @@ class FilterMask:
 
     Args:
         model: The model; nothing is masked yet.
+
+    Attributes:
+        model: The model.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self._filters: dict[str, list[int]] = {}
         self._norms: dict[str, list[Fed]] = {}  # as in a `NormFlow`, those that may be masked
         self._zeros: dict[str, set[int]] = {}  # all that is 0 because of the filters
@@ -114,7 +117,7 @@ class FilterMask:
     @property
     def parameter_fraction(self) -> float:
         """`parameter_count` as a fraction of all parameters of the model; lazy ones have no size yet."""
-        sizes = [parameter.numel() for parameter in self._model.parameters() if not is_lazy(parameter)]
+        sizes = [parameter.numel() for parameter in self.model.parameters() if not is_lazy(parameter)]
         return self.parameter_count / sum(sizes) if self._rows else 0.0
 
     def add(
@@ -126,7 +129,7 @@ class FilterMask:
         optimizers: Iterable[Optimizer] = (),
     ) -> None:
         """Masks more filters; those that are masked already stay so. Arguments and errors as in `mask_filters`."""
-        modules = modules_by_name(self._model)
+        modules = modules_by_name(self.model)
         filters = filters.anomaly_filters if isinstance(filters, AnomalyReport) else filters
         if not isinstance(filters, Mapping):
             raise ValueError(
@@ -279,7 +282,7 @@ class FilterMask:
                     "Parameter `flow` or `example_input` should be given for a model with normalisation layers, which "
                     "may follow a masked layer. Found neither."
                 )
-            flow = observe_flow(self._model, example_input)
+            flow = observe_flow(self.model, example_input)
         flow = flow or NormFlow(dict.fromkeys(unseen, ()))
         for layer in unseen:
             if layer not in flow.norms:

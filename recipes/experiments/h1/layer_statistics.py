@@ -103,8 +103,7 @@ def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
         that is `outside` of the two components, and the mean variance of the `second` component in units of the first
         one's; of the anomaly filters, how many give nine tenths of the probe one and the same map (`silent`), and for
         how many the outliers are at least one standard deviation away from all other samples (`isolated`); `set_apart`,
-        filters with isolated samples;
-        `outliers`, samples that are outliers of any.
+        filters with isolated samples; `outliers`, samples that are outliers of any.
     """
     anomaly, normal = layer.filters(ANOMALY), layer.filters(NORMAL)
     live = sorted(anomaly + normal)
