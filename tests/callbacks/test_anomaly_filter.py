@@ -664,7 +664,10 @@ def test_the_probe_ends_within_a_batch_and_its_images_too(tmp_path: Any, monkeyp
     assert torch.equal(shown[-1], outlier_images(ours.report, pictures[:50]))
 
 
-def test_between_validations_few_images_are_kept_and_after_the_fit_none(tmp_path: Any) -> None:
+def test_between_validations_few_images_are_kept_and_after_the_fit_none(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_figures, "log_report", lambda *args: None)  # drawing takes time
     kept: list[tuple[int, ...] | None] = []
 
     class Look(pl.Callback):

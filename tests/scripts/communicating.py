@@ -266,15 +266,15 @@ def without_ours(rank: int, world: int) -> Outcome:
 
 
 def combination(names: tuple[str, ...], rank: int, world: int) -> Outcome:
-    """The fits with these callbacks in this order, with figures and a logger or without: with both or neither in one
-    order, with one of them in the other.
+    """The fits with these callbacks in this order: of the first alone with figures and a logger, one of them and
+    neither; beside others with both in one order, without figures in the other.
     """
+    ways = product((True, False), repeat=2) if names == ("filter",) else [(names[0] == "filter", True)]
     return {
         f"figures={figures} logger={there}": run(
             ours(names, figures), logger=Recorder() if there else None, num_sanity_val_steps=0
         )
-        for figures, there in product((True, False), repeat=2)
-        if names == ("filter",) or (figures == there) == (names[0] == "filter")
+        for figures, there in ways
     }
 
 
