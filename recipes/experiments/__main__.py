@@ -36,7 +36,6 @@ from typing import Any
 
 from recipes.common.options import one_sentence_errors
 from recipes.experiments import results
-from recipes.experiments.common.curves import has_signal
 from recipes.experiments.common.options import add_experiment_options, add_line_options, chosen_trainings
 from recipes.experiments.common.store import lines_file, run_missing
 from recipes.experiments.common.trainings import FOLLOWED, NETWORKS, PAPERS
@@ -64,7 +63,6 @@ class Experiment:
         matrices: See `add_experiment_options`.
         weights: Likewise.
         networks: Likewise.
-        valid: Whether a line counts; the jobs of others are done again.
     """
 
     about: str | None
@@ -73,14 +71,13 @@ class Experiment:
     matrices: tuple[str, ...] = ("full",)
     weights: str | None = _READ
     networks: tuple[str, ...] = PAPERS
-    valid: Callable[[dict[str, Any]], bool] = lambda line: True
 
     def run(self, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         """Run what is missing; returns the lines of all that the options ask for."""
         folders = {"root": options.data_root} | ({"weights": options.weights} if self.weights else {})
         path = lines_file(name, options.lines, options.quick)
         work = partial(self.work, **folders)
-        return run_missing(self.jobs(options), attrgetter("key"), work, path, options.workers, self.valid)
+        return run_missing(self.jobs(options), attrgetter("key"), work, path, options.workers)
 
 
 _followed = partial(chosen_trainings, conditions=FOLLOWED)
@@ -92,7 +89,6 @@ EXPERIMENTS = {
         watch.watch,
         ("full", "held-out", "long"),
         "folder to keep the weights of every epoch in (gigabytes)",
-        valid=partial(has_signal, name="fraction"),
     ),
     "search": Experiment(search.__doc__, _followed, search.follow, ("full", "held-out")),
     "two_sample": Experiment(compare.__doc__, _followed, compare.follow, ("full", "held-out")),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,13 @@ def fill(pages: Mapping[Path, str]) -> dict[Path, str]:
     if found != sorted(BLOCKS):
         raise ValueError(f"The markers in docs/results should be {sorted(BLOCKS)}. Found {found}.")
 
+    @cache
+    def lines(source: str) -> Lines:
+        return read_lines(lines_file(source))
+
     def block(match: re.Match[str]) -> str:
         sources, table = BLOCKS[match[1]]
-        results = {source: read_lines(lines_file(source)) for source in sources.split()}
+        results = {source: lines(source) for source in sources.split()}
         for source, found in results.items():
             if not found:
                 raise ValueError(f"`{source}.jsonl` should hold at least one result.")

@@ -31,7 +31,7 @@ def runs(fraction: list[float], **settings: Any) -> list[dict[str, Any]]:
     cell = {"network": "net", "data": "some", "train_size": 4000, **settings}
     bad = line(fraction=fraction, val_loss=loss) | {"cell": {**cell, "condition": "overfitting"}}
     good = line(fraction=[0.2] * 8, val_loss=sorted(loss)[::-1]) | {"cell": {**cell, "condition": "augmented"}}
-    return [bad, good]
+    return [run | {"key": str(run["cell"])} for run in (bad, good)]
 
 
 RISING = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]

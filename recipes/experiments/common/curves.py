@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ __all__ = [
     "auroc",
     "best_epoch",
     "correlation",
-    "has_signal",
     "joined",
     "late_change",
     "layers_of",
@@ -34,12 +34,6 @@ def layers_of(line: dict[str, Any], reading: str | None = None) -> list[str]:
     """The layers of a training, in the network's order: of one reading, or of the first."""
     readings = line["epochs"][0]["layers"]
     return list(readings[reading] if reading in readings else next(iter(readings.values())))
-
-
-def has_signal(line: dict[str, Any], name: str) -> bool:
-    """Whether a line has a signal: those of `h1` in release 0.1 count filters by other rules than those of today."""
-    layers = line["epochs"][0]["layers"].get("val", {})
-    return name not in _OF_LIVE or all("set_apart" in layer for layer in layers.values())
 
 
 def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | None = None) -> list[float]:
@@ -68,10 +62,10 @@ def signal(line: dict[str, Any], name: str, reading: str = "val", layer: str | N
         if name == "separation":
             both = (epoch["layers"]["train"][each]["separation"] - epoch["layers"]["val"][each]["separation"]
                     for each in chosen)  # fmt: skip
-            return float(np.mean(list(both)))
+            return fmean(both)
         if name.startswith("weight"):
             found = [epoch["layers"]["val"][each] for each in chosen]
-        return float(np.mean([each[name] for each in found]))
+        return fmean(each[name] for each in found)
 
     return [at(epoch) for epoch in line["epochs"]]
 
@@ -139,12 +133,12 @@ def sustained_rise(values: Sequence[float]) -> float:
 def late_change(values: Sequence[float]) -> float:
     """Mean of the last quarter of a curve minus that of its second quarter; looks at no loss."""
     quarter = max(1, len(values) // 4)
-    return float(np.mean(values[-quarter:]) - np.mean(values[quarter : 2 * quarter]))
+    return fmean(values[-quarter:]) - fmean(values[quarter : 2 * quarter])
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
     """The mean of each value and those before it, `window` in all; fewer at the beginning."""
-    return [float(np.mean(values[max(0, end - window) : end])) for end in range(1, len(values) + 1)]
+    return [fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
 
 
 def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:

@@ -119,7 +119,6 @@ def run_missing(
     run: Callable[[Job], dict[str, Any]],
     path: Path,
     workers: int | None = None,
-    valid: Callable[[dict[str, Any]], bool] = lambda line: True,
 ) -> list[dict[str, Any]]:
     """Run the jobs whose results are not in a file yet, and append each result as it comes.
 
@@ -129,12 +128,11 @@ def run_missing(
         run: Gives a job's result as plain values; can be sent to another process.
         path: The file, one result in each line.
         workers: Processes, each with one thread; None takes one for each core, and 1 runs in this process.
-        valid: Whether a line of the file counts; the runs of others are done again.
 
     Returns:
         The results of these jobs, in their order.
     """
-    done = {line["key"] for line in read_lines(path) if valid(line)}
+    done = {line["key"] for line in read_lines(path)}
     missing = [job for job in jobs if key(job) not in done]
     if missing and len(missing) < len(jobs):
         print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are in {path.name} already")

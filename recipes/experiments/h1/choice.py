@@ -12,7 +12,6 @@ from recipes.experiments.common.curves import (
     after_best,
     auroc,
     correlation,
-    has_signal,
     late_change,
     layers_of,
     signal,
@@ -40,12 +39,10 @@ class Score:
         follows: Median over overfitting runs of its rank correlation with the validation loss from the best epoch on.
         tells: AUROC of its late change, overfitting runs against healthy ones of the same network and data, the mean
             over networks and data.
-        runs: How many runs there are.
     """
 
     follows: float
     tells: float
-    runs: int
 
     @property
     def worth(self) -> float:
@@ -67,7 +64,6 @@ def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int 
         sign: -1 for a signal that is expected to fall.
         window: Number of epochs over which it is averaged, this one and those before it.
     """
-    lines = [line for line in lines if has_signal(line, name)]
     if not all(layers_of(line, reading) for line in lines):
         return None
 
@@ -75,16 +71,18 @@ def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int 
         layer = layers_of(line, reading)[-1] if last else None
         return smoothed([sign * value for value in signal(line, name, reading, layer)], window)
 
-    overfitting = [line for line in lines if is_overfitting(line)]
+    curves = {line["key"]: values(line) for line in lines}
     followed = [
-        correlation(after_best(run, values(run)), after_best(run, signal(run, "val_loss"))) for run in overfitting
+        correlation(after_best(run, curves[run["key"]]), after_best(run, signal(run, "val_loss")))
+        for run in lines
+        if is_overfitting(run)
     ]
     told = [
-        auroc([late_change(values(run)) for run in runs], [is_overfitting(run) for run in runs])
+        auroc([late_change(curves[run["key"]]) for run in runs], [is_overfitting(run) for run in runs])
         for runs in group(lines, "network", "data").values()
     ]
     follows, tells = ([value for value in found if value is not None] for found in (followed, told))
-    return Score(median(follows), mean(tells), len(lines)) if follows and tells else None
+    return Score(median(follows), mean(tells)) if follows and tells else None
 
 
 Sources = Sequence[tuple[str, str, str]]
@@ -135,18 +133,12 @@ def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> st
     parts = _parts(lines)
     sizes = [len(part) for part in parts.values()]
     rows = [
-        (label, layers, *(_cell(own, size) for own, size in zip(scores, sizes, strict=True)))
+        (label, layers, *("-" if own is None else str(own) for own in scores))
         for label, layers, scores in _ranked(parts, sources, always)
     ]
     return markdown(
         ("signal", "layers", *(f"{name} ({size} runs)" for name, size in zip(parts, sizes, strict=True))), rows
     )
-
-
-def _cell(found: Score | None, runs: int) -> str:
-    if found is None:
-        return "-"
-    return str(found) if found.runs == runs else f"{found} ({found.runs} runs)"
 
 
 def _described(label: str, sign: int, window: int) -> str:

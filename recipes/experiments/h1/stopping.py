@@ -11,10 +11,10 @@ from statistics import mean
 
 from matplotlib.figure import Figure
 
-from recipes.experiments.common.curves import has_signal, joined
+from recipes.experiments.common.curves import joined
 from recipes.experiments.common.store import lines_file, read_lines
 from recipes.experiments.common.tables import Line, group, is_overfitting, markdown, spread
-from recipes.experiments.h1.stopping_rules import FILTER_RULES, RULES, TWO_SAMPLE, replay
+from recipes.experiments.h1.stopping_rules import RULES, TWO_SAMPLE, replay
 from recipes.experiments.h1.tables import short_runs
 
 _COMPARED = (
@@ -44,7 +44,7 @@ def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:
     rows = []
     for key, runs in group(lines, *names).items():
         for rule in rules:
-            bad, good = ([replay(line, rule) for line in kind] for kind in _kinds(runs, rule))
+            bad, good = ([replay(line, rule) for line in kind] for kind in _kinds(runs))
             rows.append(
                 (
                     *key,
@@ -64,10 +64,9 @@ def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:
     return markdown(header, rows)
 
 
-def _kinds(lines: Sequence[Line], rule: str) -> tuple[list[Line], list[Line]]:
-    """The overfitting trainings and the healthy ones in which a rule can be replayed."""
-    known = [line for line in lines if rule not in FILTER_RULES or has_signal(line, "fraction")]
-    return [line for line in known if is_overfitting(line)], [line for line in known if not is_overfitting(line)]
+def _kinds(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
+    """The overfitting trainings and the healthy ones."""
+    return [line for line in lines if is_overfitting(line)], [line for line in lines if not is_overfitting(line)]
 
 
 def draw(lines: Sequence[Line]) -> Figure:
@@ -78,7 +77,7 @@ def draw(lines: Sequence[Line]) -> Figure:
     axes = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     for axis, ((network,), runs) in zip(axes, networks.items(), strict=True):
         for which, (kind, marker, shift) in enumerate((("overfitting", "o", -0.15), ("healthy", "s", 0.15))):
-            costs = [[replay(line, rule)["accuracy"] for line in _kinds(runs, rule)[which]] for rule in rules]
+            costs = [[replay(line, rule)["accuracy"] for line in _kinds(runs)[which]] for rule in rules]
             lost = [mean(own) if own else float("nan") for own in costs]
             places = [place + shift for place in range(len(rules))]
             axis.plot(lost, places, marker, markersize=5, label=f"{kind} trainings")

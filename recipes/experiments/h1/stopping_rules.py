@@ -14,7 +14,7 @@ import numpy as np
 from lightning_anomaly.callbacks._sustained_rise import HOLD, PATIENCE, THRESHOLD, rise
 from recipes.experiments.common.curves import layers_of, signal
 
-__all__ = ["FILTER_RULES", "RULES", "TWO_SAMPLE", "Stop", "by_patience", "by_rise", "by_threshold", "replay"]
+__all__ = ["RULES", "TWO_SAMPLE", "Stop", "by_patience", "by_rise", "by_threshold", "replay"]
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,10 @@ def _falling(values: Sequence[float]) -> list[float]:
 
 
 TWO_SAMPLE = "filters that tell training images, p below 1%"  # for lines that were `joined`
-FILTER_RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
-    "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),
-    "anomaly filters (paper's reading)": lambda line: by_rise(signal(line, "fraction", "val_paper")),
-}
 # Patience 5 for those that were proposed with one; the first epoch of "changed" compares with the untrained network.
 RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
-    **FILTER_RULES,
+    "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),
+    "anomaly filters (paper's reading)": lambda line: by_rise(signal(line, "fraction", "val_paper")),
     "validation loss, patience 3": lambda line: by_patience(signal(line, "val_loss"), 3),
     "validation loss, patience 5": lambda line: by_patience(signal(line, "val_loss"), 5),
     "validation loss, patience 10": lambda line: by_patience(signal(line, "val_loss"), 10),

@@ -13,7 +13,6 @@ from recipes.experiments.common.curves import (
     auroc,
     best_epoch,
     correlation,
-    has_signal,
     late_change,
     layers_of,
     partial_correlation,
@@ -80,27 +79,25 @@ def run_table(lines: Sequence[Line]) -> str:
     rows = []
     for key, runs in group(short_runs(lines), "network", "data", "condition").items():
         losses = [signal(run, "val_loss") for run in runs]
-        counted = [run for run in runs if has_signal(run, "fraction")]
-        fractions = [signal(run, "fraction") for run in counted]
-        ends = [(values[best_epoch(run)], values[-1]) for run, values in zip(counted, fractions, strict=True)]
-        whole = [correlation(f, signal(run, "val_loss")) for f, run in zip(fractions, counted, strict=True)]
+        fractions = [signal(run, "fraction") for run in runs]
+        ends = [(values[best_epoch(run)], values[-1]) for run, values in zip(runs, fractions, strict=True)]
+        whole = [correlation(f, loss) for f, loss in zip(fractions, losses, strict=True)]
         rows.append(
             (
                 *key,
                 len(runs),
                 f"{mean(min(loss) for loss in losses):.2f} → {mean(loss[-1] for loss in losses):.2f}",
                 f"{mean(best_epoch(run) + 1 for run in runs):.0f} of {len(losses[0])}",
-                len(counted),
-                " → ".join(f"{mean(values):.3f}" for values in zip(*ends, strict=True)) or "-",
+                " → ".join(f"{mean(values):.3f}" for values in zip(*ends, strict=True)),
                 spread(whole),
-                spread([_after_best(run, "fraction", "val") for run in counted]),
-                spread([_after_best(run, "fraction", "val_paper") for run in counted]),
+                spread([_after_best(run, "fraction", "val") for run in runs]),
+                spread([_after_best(run, "fraction", "val_paper") for run in runs]),
                 spread([sustained_rise(values) for values in fractions], 3),
             )
         )
     header = (
         "network", "data", "condition", "seeds", "validation loss, best → end", "best epoch",
-        "counted", "anomaly fraction, best → end", "Spearman, whole run", "Spearman after best",
+        "anomaly fraction, best → end", "Spearman, whole run", "Spearman after best",
         "the same, paper's reading", "largest rise",
     )  # fmt: skip
     return markdown(header, rows)
@@ -129,7 +126,6 @@ def _told_apart(lines: Sequence[Line], scores: Sequence[float]) -> str:
 
 
 def _row(lines: Sequence[Line], name: str, reading: str, layer: str | None = None) -> tuple[str, str, str]:
-    lines = [line for line in lines if has_signal(line, name)]
     overfitting = [line for line in lines if is_overfitting(line)]
     return (
         _median(_after_best(line, name, reading, layer) for line in overfitting),
@@ -141,7 +137,7 @@ def _row(lines: Sequence[Line], name: str, reading: str, layer: str | None = Non
 def signal_table(lines: Sequence[Line]) -> str:
     """For each network and signal, over all its layers: does it follow the loss, does it tell the runs apart?"""
     rows = [
-        (network, label, sum(has_signal(run, name) for run in runs), *_row(runs, name, reading))
+        (network, label, len(runs), *_row(runs, name, reading))
         for (network,), runs in group(short_runs(lines), "network").items()
         for label, name, reading in SOURCES
     ]
@@ -231,4 +227,4 @@ def draw_long(lines: Sequence[Line]) -> Figure:
 
 def draw_curves(lines: Sequence[Line]) -> Figure:
     """The paper's figure: losses and anomaly fraction over the epochs, overfitting and healthy, mean over the seeds."""
-    return draw_panels([line for line in short_runs(lines) if has_signal(line, "fraction")], _PANELS)
+    return draw_panels(short_runs(lines), _PANELS)

@@ -36,16 +36,6 @@ def test_an_interrupted_matrix_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 4
 
 
-def test_what_does_not_count_any_more_is_done_again_and_the_later_line_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    run_missing([1, 2], str, lambda number: {"value": number}, path, workers=1)
-    lines = run_missing(
-        [1, 2], str, lambda number: {"value": 10 * number}, path, workers=1, valid=lambda line: line["value"] != 1
-    )
-    assert [line["value"] for line in lines] == [10, 2]
-    assert {line["key"]: line["value"] for line in read_lines(path)} == {"1": 10, "2": 2}
-
-
 def test_a_damaged_file_of_lines_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "h1.jsonl"
     path.write_text('{"key": "a"}\n{"key": \n{"key": "b"}\n')

@@ -1,10 +1,8 @@
 """The tables of H1, made of lines whose curves are known."""
 
-import copy
-
 from h1_lines import RISING, runs
 
-from recipes.experiments.h1 import choice, stopping, tables
+from recipes.experiments.h1 import tables
 
 
 def test_runs_on_all_images_have_a_table_of_their_own() -> None:
@@ -29,6 +27,14 @@ def test_runs_on_all_images_have_a_table_of_their_own() -> None:
     assert ends == [3.5, 0.7, 0.7, 0.0]
 
 
+def test_the_fraction_at_the_best_epoch_and_at_the_end_and_how_it_follows_the_loss() -> None:
+    lines = [*runs(RISING, seed=0), *runs(RISING, seed=1)]
+    assert "| net | some | overfitting | 2 | 1.00 → 3.50 | 3 of 8 | 0.200 → 0.700 |" in tables.run_table(lines)
+    signals = tables.signal_table(lines)
+    assert "| net | anomaly fraction | 4 | +1.00 |" in signals
+    assert "| net | sparsity | 4 | +0.00 |" in signals
+
+
 def test_changes_are_told_apart_given_those_of_sparsity() -> None:
     """Counts rise as sparsity does, which differs more from seed to seed than by overfitting."""
     lines = []
@@ -41,26 +47,3 @@ def test_changes_are_told_apart_given_those_of_sparsity() -> None:
             lines.append(line)
     (fraction, *_) = tables.long_signal_table(lines).splitlines()[2:]
     assert fraction.split(" | ")[6:8] == ["0.62", "1.00"]
-
-
-def test_counts_of_release_0_1_are_left_out_and_all_else_of_its_lines_is_not() -> None:
-    new, old = runs(RISING, seed=0), copy.deepcopy(runs(RISING[::-1], seed=1))
-    for line in old:
-        for epoch in line["epochs"]:
-            for layers in epoch["layers"].values():
-                layers["0"].pop("set_apart", None)  # the readings share one dict
-    assert "| net | some | overfitting | 2 | 1.00 → 3.50 | 3 of 8 | 1 | 0.200 → 0.700 |" in tables.run_table(new + old)
-    signals = tables.signal_table(new + old)
-    assert "| net | anomaly fraction | 2 | +1.00 |" in signals
-    assert "| net | sparsity | 4 |" in signals
-    assert "| net | some | overfitting | 1 | 1.00 → 3.50 | 3 of 8 | 0 | - | - | - | - | - |" in tables.run_table(old)
-    assert choice.score(old, "fraction", "val", last=False) is None
-    assert choice.score(new + old, "fraction", "val", last=False) == choice.score(new, "fraction", "val", last=False)
-    stops = stopping.stopping_table(new + old)
-    rows = [
-        row for row in stops.splitlines() if "anomaly filters (default)" in row or "validation loss, patience 3" in row
-    ]
-    assert ["of 1" in rows[0], "of 2" in rows[1]] == [True, True]
-    assert stopping.draw(old).axes
-    for both, only in zip(tables.draw_curves(new + old).axes, tables.draw_curves(new).axes, strict=True):
-        assert [list(line.get_ydata()) for line in both.lines] == [list(line.get_ydata()) for line in only.lines]
