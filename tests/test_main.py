@@ -476,7 +476,8 @@ class TestMistakes:
 
     def test_convolutions_that_are_never_called(self, tmp_path, data, capsys):
         torch.save(functional().state_dict(), tmp_path / "weights.pt")
-        text = refused(capsys, tmp_path / "weights.pt", "--model", f"{HERE}:functional", "--data", data)
+        options = ("--model", f"{HERE}:functional", "--data", data, "--output", tmp_path / "made")
+        text = refused(capsys, tmp_path / "weights.pt", *options)
         assert ":functional` gave maps, so there are no filters to analyse. Layer '0' is left out of the" in text
 
     def test_images_that_the_model_does_not_take(self, weights, tmp_path, capsys):
