@@ -8,7 +8,7 @@ from typing import Any
 
 from recipes.experiments.common.trainings import CONDITIONS, OVERFITTING, Training
 
-__all__ = ["Line", "group", "is_long", "is_overfitting", "markdown", "spread"]
+__all__ = ["Line", "group", "is_long", "is_overfitting", "kinds", "markdown", "spread"]
 
 Line = dict[str, Any]
 
@@ -43,6 +43,14 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def is_overfitting(line: Line) -> bool:
     """Whether a training belongs to the conditions that overfit, and not to the healthy controls."""
     return line["cell"]["condition"] in OVERFITTING
+
+
+def kinds(lines: Iterable[Line]) -> tuple[list[Line], list[Line]]:
+    """The overfitting trainings and the healthy ones."""
+    found: tuple[list[Line], list[Line]] = [], []
+    for line in lines:
+        found[not is_overfitting(line)].append(line)
+    return found
 
 
 def is_long(line: Line) -> bool:

@@ -17,7 +17,7 @@ from recipes.experiments.common.curves import (
     signal,
     smoothed,
 )
-from recipes.experiments.common.tables import Line, group, is_overfitting, markdown
+from recipes.experiments.common.tables import Line, group, is_overfitting, kinds, markdown
 from recipes.experiments.h1.search import CANDIDATES
 from recipes.experiments.h1.tables import SOURCES, short_runs
 
@@ -74,8 +74,7 @@ def score(lines: Sequence[Line], name: str, reading: str, last: bool, sign: int 
     curves = {line["key"]: values(line) for line in lines}
     followed = [
         correlation(after_best(run, curves[run["key"]]), after_best(run, signal(run, "val_loss")))
-        for run in lines
-        if is_overfitting(run)
+        for run in kinds(lines)[0]
     ]
     told = [
         auroc([late_change(curves[run["key"]]) for run in runs], [is_overfitting(run) for run in runs])
@@ -131,14 +130,11 @@ def _ranked(
 def _table(lines: Sequence[Line], sources: Sources, always: Sequence[str]) -> str:
     """The signals that `_ranked` gives, in the parts of the runs."""
     parts = _parts(lines)
-    sizes = [len(part) for part in parts.values()]
     rows = [
         (label, layers, *("-" if own is None else str(own) for own in scores))
         for label, layers, scores in _ranked(parts, sources, always)
     ]
-    return markdown(
-        ("signal", "layers", *(f"{name} ({size} runs)" for name, size in zip(parts, sizes, strict=True))), rows
-    )
+    return markdown(("signal", "layers", *(f"{name} ({len(part)} runs)" for name, part in parts.items())), rows)
 
 
 def _described(label: str, sign: int, window: int) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from recipes.experiments.common.curves import joined
 from recipes.experiments.common.store import lines_file, read_lines
-from recipes.experiments.common.tables import Line, group, is_overfitting, markdown, spread
+from recipes.experiments.common.tables import Line, group, kinds, markdown, spread
 from recipes.experiments.h1.stopping_rules import RULES, TWO_SAMPLE, replay
 from recipes.experiments.h1.tables import short_runs
 
@@ -43,8 +43,9 @@ def compared_table(lines: Sequence[Line], compared: Sequence[Line]) -> str:
 def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:
     rows = []
     for key, runs in group(lines, *names).items():
+        trainings = kinds(runs)
         for rule in rules:
-            bad, good = ([replay(line, rule) for line in kind] for kind in _kinds(runs))
+            bad, good = ([replay(line, rule) for line in kind] for kind in trainings)
             rows.append(
                 (
                     *key,
@@ -64,11 +65,6 @@ def _table(lines: Sequence[Line], rules: Sequence[str], *names: str) -> str:
     return markdown(header, rows)
 
 
-def _kinds(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
-    """The overfitting trainings and the healthy ones."""
-    return [line for line in lines if is_overfitting(line)], [line for line in lines if not is_overfitting(line)]
-
-
 def draw(lines: Sequence[Line]) -> Figure:
     """The accuracy that each rule gives away in each network, in overfitting trainings and in healthy ones."""
     rules = [rule for rule in RULES if rule != TWO_SAMPLE]
@@ -76,9 +72,10 @@ def draw(lines: Sequence[Line]) -> Figure:
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     axes = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     for axis, ((network,), runs) in zip(axes, networks.items(), strict=True):
-        for which, (kind, marker, shift) in enumerate((("overfitting", "o", -0.15), ("healthy", "s", 0.15))):
-            costs = [[replay(line, rule)["accuracy"] for line in _kinds(runs)[which]] for rule in rules]
-            lost = [mean(own) if own else float("nan") for own in costs]
+        looks = (("overfitting", "o", -0.15), ("healthy", "s", 0.15))
+        for own, (kind, marker, shift) in zip(kinds(runs), looks, strict=True):
+            costs = [[replay(line, rule)["accuracy"] for line in own] for rule in rules]
+            lost = [mean(points) if points else float("nan") for points in costs]
             places = [place + shift for place in range(len(rules))]
             axis.plot(lost, places, marker, markersize=5, label=f"{kind} trainings")
         axis.set(title=network, xlabel="accuracy lost (points)")

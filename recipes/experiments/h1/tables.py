@@ -20,7 +20,7 @@ from recipes.experiments.common.curves import (
     sustained_rise,
 )
 from recipes.experiments.common.figures import draw_panels
-from recipes.experiments.common.tables import Line, group, is_long, is_overfitting, markdown, spread
+from recipes.experiments.common.tables import Line, group, is_long, is_overfitting, kinds, markdown, spread
 
 __all__ = [
     "SOURCES",
@@ -126,7 +126,7 @@ def _told_apart(lines: Sequence[Line], scores: Sequence[float]) -> str:
 
 
 def _row(lines: Sequence[Line], name: str, reading: str, layer: str | None = None) -> tuple[str, str, str]:
-    overfitting = [line for line in lines if is_overfitting(line)]
+    overfitting, _ = kinds(lines)
     return (
         _median(_after_best(line, name, reading, layer) for line in overfitting),
         _median(_partial_after_best(line, name, reading, layer) for line in overfitting),
@@ -188,7 +188,7 @@ def long_signal_table(lines: Sequence[Line]) -> str:
         for label, name, reading in (*_LONG_SOURCES, ("epoch number", "epoch", "val")):
             changes = [
                 f"{mean(late_change(signal(line, name, reading)) for line in kind):+.3f}" if kind else "-"
-                for kind in ([line for line in some if is_overfitting(line) == wanted] for wanted in (True, False))
+                for kind in kinds(some)
             ]
             rho, given, area = _row(some, name, reading)
             rest = _told_given_sparsity(some, name, reading)

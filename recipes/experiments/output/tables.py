@@ -9,7 +9,7 @@ from statistics import fmean, median
 
 from lightning_anomaly.two_sample.rise import THRESHOLD, WINDOW
 from recipes.experiments.common.curves import auroc, best_epoch, signal
-from recipes.experiments.common.tables import Line, is_long, is_overfitting, markdown
+from recipes.experiments.common.tables import Line, is_long, is_overfitting, kinds, markdown
 from recipes.experiments.common.trainings import DATA
 from recipes.experiments.h1.stopping_rules import RULES as OTHERS
 from recipes.experiments.output.follow import SIZES
@@ -154,8 +154,7 @@ def loss_over_best(rule: Callable[[Line], int | None], line: Line) -> float:
 
 def _cells(rule: Callable[[Line], int | None], lines: Sequence[Line]) -> tuple[str, ...]:
     """What a rule stops, and what the overfitting ones cost then: see `output_rules`."""
-    bad = [line for line in lines if is_overfitting(line)]
-    good = [line for line in lines if not is_overfitting(line)]
+    bad, good = kinds(lines)
     stopped = _stopped(rule, bad), _stopped(rule, good)
     if not bad:
         return *stopped, "-", "-", "-", "-"

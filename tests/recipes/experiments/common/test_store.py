@@ -36,6 +36,12 @@ def test_an_interrupted_matrix_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 4
 
 
+def test_of_a_run_that_was_done_again_the_later_line_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(f'{{"key": "{key}", "value": {value}}}\n' for key, value in ((1, 1), (2, 2), (1, 10))))
+    assert {line["key"]: line["value"] for line in read_lines(path)} == {"1": 10, "2": 2}
+
+
 def test_a_damaged_file_of_lines_is_an_error_that_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "h1.jsonl"
     path.write_text('{"key": "a"}\n{"key": \n{"key": "b"}\n')
