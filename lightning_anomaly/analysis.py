@@ -19,6 +19,7 @@ from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite, warn_of
+from lightning_anomaly.outliers.scores import layer_scores
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
@@ -32,7 +33,6 @@ from lightning_anomaly.verdicts.rare import (
     smallest_share,
     verdicts_of,
 )
-from lightning_anomaly.verdicts.scores import layer_scores
 
 __all__ = ["Share", "analyze", "analyze_maps", "analyze_share", "join_shares"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_anomaly.clustering.engines import choose_engine
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite
-from lightning_anomaly.verdicts.scores import Ordinary, Spread
+from lightning_anomaly.outliers.scores import Ordinary, Spread
 
 __all__ = ["FILTERS", "Half", "Judgement", "Statistics", "learn_halves"]
 

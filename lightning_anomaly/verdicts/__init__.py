@@ -1,1 +1,1 @@
-"""What is said of filters and samples: rare clusters, samples that a filter sets apart, and outlier scores."""
+"""What is said of filters and samples: rare clusters, and samples that a filter sets apart."""

@@ -23,10 +23,10 @@ from lightning_anomaly.clustering.engines import Engine, choose_engine
 from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.outliers.scores import layer_scores
 from lightning_anomaly.settings import EngineName
 from lightning_anomaly.sharing.together import Wanted, analyse_together
 from lightning_anomaly.verdicts.isolation import isolated_samples
-from lightning_anomaly.verdicts.scores import layer_scores
 from recipes.benchmarks.speed import Row
 
 __all__ = ["now", "profiled", "shared", "steps"]

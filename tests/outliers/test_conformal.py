@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.outliers.conformal import Half, learn_halves
-from lightning_anomaly.verdicts.scores import Ordinary, Spread
+from lightning_anomaly.outliers.scores import Ordinary, Spread
 
 CPU, ENGINE, MIDDLE = torch.device("cpu"), load_engine("torch"), 75  # of 151, so that the halves cannot be mixed up
 

@@ -26,7 +26,7 @@ from lightning_anomaly import AnalysisSettings, find_outliers
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.clustering.engines import choose_engine
-from lightning_anomaly.verdicts.scores import layer_scores
+from lightning_anomaly.outliers.scores import layer_scores
 from recipes.common.evaluation import logits_of
 from recipes.common.maps import capture, choose
 from recipes.experiments.common.fitting import trained

@@ -6,8 +6,8 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from lightning_anomaly.verdicts import directions
-from lightning_anomaly.verdicts.directions import Vectors
+from lightning_anomaly.outliers import directions
+from lightning_anomaly.outliers.directions import Vectors
 
 
 @pytest.fixture(params=["few", "many"], autouse=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.engines import load_engine
-from lightning_anomaly.verdicts import scores
-from lightning_anomaly.verdicts.scores import Ordinary, Spread
+from lightning_anomaly.outliers import scores
+from lightning_anomaly.outliers.scores import Ordinary, Spread
 
 ENGINE = load_engine("torch")  # every engine gives the same ranks, see clustering/test_rank_search.py
 layer_scores = partial(scores.layer_scores, engine=ENGINE)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly.clustering.engines import Engine
-from lightning_anomaly.verdicts.directions import Directions, Vectors
+from lightning_anomaly.outliers.directions import Directions, Vectors
 
 __all__ = ["Ordinary", "Spread", "layer_scores"]
 
