@@ -7,7 +7,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 ROOMS = [
     "checks",
-    "processes",
+    "distributed",
     "progress",
     "tables",
     "notes",

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from lightning_anomaly.callbacks._processes import may_skip_validations, validates_everywhere
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.checks import check_text
+from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.notes import told_together
-from lightning_anomaly.processes import rank_and_world
 
-__all__ = ["AnyCallback", "AnyEarlyStopping", "LoggingCallback", "builds_layers_later"]
+__all__ = ["AnyCallback", "AnyEarlyStopping", "LoggingCallback", "builds_layers_later", "validates_everywhere"]
 
 # `lightning.pytorch` and `pytorch_lightning` are two class trees; a Trainer of either only accepts its own classes.
 if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
@@ -100,7 +99,7 @@ class LoggingCallback(AnyCallback):
 
     def _together(self, trainer: Any) -> bool:
         """Whether every process runs the hooks of this validation, so that they can wait for each other in them."""
-        return self._everywhere if trainer.state.fn == "fit" else not may_skip_validations(trainer)
+        return self._everywhere if trainer.state.fn == "fit" else not _may_skip_validations(trainer)
 
     def _log(self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "") -> None:
         """Logs values of a validation, which are the same in all processes; the one named `prog_bar` there as well."""
@@ -138,3 +137,25 @@ def builds_layers_later(pl_module: Any) -> bool:
 
 def _is_lightning_s(cls: type) -> bool:
     return cls.__module__.startswith(("lightning.", "pytorch_lightning."))
+
+
+def _may_skip_validations(trainer: Any) -> bool:
+    """Whether a process without validation batches skips validations, hooks included; otherwise Lightning raises.
+
+    An iterable data set without a length does run its hooks.
+    """
+    asked = (trainer.lightning_module, trainer.datamodule)
+    return trainer.world_size > 1 and any(
+        getattr(part, "allow_zero_length_dataloader_with_multiple_devices", False) for part in asked
+    )
+
+
+def validates_everywhere(trainer: Any) -> bool:
+    """Whether all processes will run the validations of a fit; a collective call for `on_train_start`.
+
+    A process without any batch may run no validation hooks, and the others must not wait for it there.
+    """
+    # Where the first epoch ends without a validation the loaders are not there yet, and others may follow these.
+    known = trainer.val_dataloaders is not None and not trainer.reload_dataloaders_every_n_epochs
+    validates = sum(trainer.num_val_batches) > 0 if known else not _may_skip_validations(trainer)
+    return bool(trainer.strategy.reduce_boolean_decision(trainer.enable_validation and validates, all=True))

@@ -16,7 +16,7 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import first_tensor, plain_tensor
 from lightning_anomaly.capture.loaders import outer_sampler
 from lightning_anomaly.capture.probe import isolated_random_state, most_samples, probing
-from lightning_anomaly.processes import rank_and_world
+from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.sharing.together import Found, Wanted, analyse_together, pictures_of

@@ -10,9 +10,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.callbacks._averages import mask_averages
-from lightning_anomaly.callbacks._processes import decided_by_first
 from lightning_anomaly.capture.layers import modules_by_name
-from lightning_anomaly.processes import in_all
+from lightning_anomaly.distributed import gather_results, rank_and_world
 from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.norms import FlowObserver, NormFlow, is_norm, plain_norms
@@ -129,9 +128,9 @@ class TrainerMask:
             What of it was masked; there is a warning for every layer that could not be.
         """
         assert self.mask is not None
-        chosen = decided_by_first(trainer, choose)
+        chosen = gather_results(lambda: choose() if rank_and_world()[0] == 0 else {})[0]
         # The flow is the same in all as well, of the first that has one: some may have seen no batch, or an empty one.
-        flows = in_all(lambda: self._flow) if trainer.world_size > 1 else [self._flow]
+        flows = gather_results(lambda: self._flow) if trainer.world_size > 1 else [self._flow]
         flow = next((flow for flow in flows if flow.norms), self._flow)
         has_norms = any(is_norm(module) for module in modules_by_name(pl_module).values())
         masked = self._add(trainer, chosen, flow if has_norms else None) if chosen else {}

@@ -13,8 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_anomaly.callbacks import _sustained_rise
-from lightning_anomaly.callbacks._base import AnyEarlyStopping
-from lightning_anomaly.callbacks._processes import validates_everywhere
+from lightning_anomaly.callbacks._base import AnyEarlyStopping, validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback

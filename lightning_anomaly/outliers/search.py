@@ -19,11 +19,11 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import isolated_random_state, probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_seed
+from lightning_anomaly.distributed import gather_results, rank_and_world
 from lightning_anomaly.notes import left_out, warn_of
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outliers.images import ImageSource
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
-from lightning_anomaly.processes import in_all, rank_and_world
 from lightning_anomaly.progress import track
 
 __all__ = ["find_outliers"]
@@ -93,9 +93,9 @@ def find_outliers(
     seed = check_seed(seed)
     search = _Search(model, layers, seed, progress)
     with _buffers_of_first(model), isolated_random_state(seed):
-        references = in_all(lambda: search.reference_share(inputs, reference))
-        shares = in_all(lambda: search.scores_share(references))
-        report = in_all(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
+        references = gather_results(lambda: search.reference_share(inputs, reference))
+        shares = gather_results(lambda: search.scores_share(references))
+        report = gather_results(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
     assert report is not None
     if search.rank == 0:
         warn_of(report.notes)
@@ -111,9 +111,9 @@ def _buffers_of_first(model: nn.Module) -> Iterator[None]:
         return
     plain = {name: own for name, own in model.named_buffers() if own.layout is torch.strided and not own.is_meta}
     own = {name: buffer.clone() for name, buffer in plain.items()}
-    first = in_all(lambda: {name: buffer.cpu() for name, buffer in own.items()} if rank == 0 else {})[0]
+    first = gather_results(lambda: {name: buffer.cpu() for name, buffer in own.items()} if rank == 0 else {})[0]
     try:
-        in_all(lambda: _set_buffers(plain, first))
+        gather_results(lambda: _set_buffers(plain, first))
         yield
     finally:
         _set_buffers(plain, own)

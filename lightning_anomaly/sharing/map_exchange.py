@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
-from lightning_anomaly.processes import agree, exchange
+from lightning_anomaly.distributed import exchange, raise_if_any_failed
 from lightning_anomaly.sharing.shares import filter_ranges, sample_places, scorers
 
 __all__ = ["ToldLayer", "exchange_maps"]
@@ -66,7 +66,7 @@ def exchange_maps(
         of all filters of the layers whose outlier scores are this process's `(N, F, 5)`.
 
     Raises:
-        Exception: If the layers differ between processes or one fails, in all of them; see `agree`.
+        Exception: If the layers differ between processes or one fails, in all of them; see `raise_if_any_failed`.
     """
     if any(list(own) != list(told[0]) for own in told):
         raise RuntimeError(f"The layers differ between processes: {[list(own) for own in told]}.")
@@ -99,7 +99,7 @@ def exchange_maps(
             joined[name].zeros = zeros[slice(*route.filters)].double() * share
         except Exception as error:
             failure = error
-    agree(failure)
+    raise_if_any_failed(failure)
     return joined, statistics
 
 

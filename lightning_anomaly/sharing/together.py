@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_anomaly.analysis import Share, analyze_share, join_shares
 from lightning_anomaly.browser import Pictures, join_pictures, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.processes import agree, exchange, in_all
+from lightning_anomaly.distributed import exchange, gather_results, raise_if_any_failed
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.sharing.map_exchange import ToldLayer, exchange_maps
@@ -103,7 +103,7 @@ def analyse_together(
         layers = {name: ToldLayer.of(layer) for name, layer in maps.items()}
         return layers, 0 if images is None else len(images), wanted, dict(notes)
 
-    begun = in_all(begin)
+    begun = gather_results(begin)
     told, counts, wanted_by, noted = zip(*begun, strict=True)
     wanted_first = wanted_by[0]
     notes = {key: note for own in reversed(noted) for key, note in own.items()}
@@ -130,7 +130,7 @@ def analyse_together(
             packed = _packed(shown)
         return _light(share), len(packed)
 
-    ended = in_all(analyse)
+    ended = gather_results(analyse)
     lights = [light for light, _ in ended]
     lengths = [0 if rank else size for _, size in ended]
     came = exchange(lambda: [packed, *[packed[:0]] * (world - 1)], lengths, torch.uint8)
@@ -143,7 +143,7 @@ def analyse_together(
             found = _join(lights, [shown, *map(_unpacked, came[1:])], places, settings, notes)
     except Exception as error:
         failure = error
-    agree(failure)
+    raise_if_any_failed(failure)
     assert found is not None
     return found
 

@@ -1,6 +1,6 @@
-"""What processes that torch connects tell each other, as those of a Trainer's strategy.
+"""What processes connected by `torch.distributed` do together.
 
-Every process makes the same calls at the same places, whatever fails in one.
+These are collective calls: every process makes them at the same places, and none waits for one that has failed.
 """
 
 from __future__ import annotations
@@ -12,52 +12,50 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["OtherFailed", "agree", "exchange", "in_all", "rank_and_world"]
+__all__ = ["OtherFailed", "exchange", "gather_results", "raise_if_any_failed", "rank_and_world"]
 
 T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Number of this process and number of all; 0 and 1 where no processes are connected."""
+    """Return the rank of this process and the number of processes; 0 and 1 without `torch.distributed`."""
     connected = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if connected else (0, 1)
 
 
 class OtherFailed(RuntimeError):
-    """Another process failed, and says why."""
+    """Another process has failed."""
 
 
-def in_all(work: Callable[[], T]) -> list[T]:
-    """What a piece of work gives in every process, in all of them, in their order; for small things.
-
-    A collective call: every process makes it.
+def gather_results(work: Callable[[], T]) -> list[T]:
+    """Run `work` in every process and return the results of all, by rank; they are pickled, so keep them small.
 
     Raises:
-        Exception: If the work fails; in the other processes an OtherFailed.
+        Exception: In all processes if `work` fails in one: its own error where it failed, OtherFailed elsewhere.
     """
     if rank_and_world()[1] == 1:
         return [work()]
-    done: T | None = None
+    result: T | None = None
     failure: Exception | None = None
     try:
-        done = work()
-    except OtherFailed:  # that one tells why
+        result = work()
+    except OtherFailed:  # that one reports the reason
         pass
     except Exception as error:
         failure = error
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, (done, None if failure is None else repr(failure)))
-    for rank, (_, problem) in enumerate(told):
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (result, None if failure is None else repr(failure)))
+    for rank, (_, problem) in enumerate(gathered):
         if problem is not None:
             raise failure or OtherFailed(f"process {rank} failed: {problem}")
-    return [found for found, _ in told]
+    return [result for result, _ in gathered]
 
 
-def agree(failure: Exception | None) -> None:
-    """Raises in all processes if one of them has failed: its own failure there, an OtherFailed in the others."""
-    well = torch.tensor(failure is None, dtype=torch.int64, device=_device())
-    dist.all_reduce(well, op=dist.ReduceOp.MIN)
-    if not well:  # nobody waits for one that failed
+def raise_if_any_failed(failure: Exception | None) -> None:
+    """Raise in all processes if one has failed: its own error where it failed, OtherFailed elsewhere."""
+    succeeded = torch.tensor(failure is None, dtype=torch.int64, device=_device())
+    dist.all_reduce(succeeded, op=dist.ReduceOp.MIN)
+    if not succeeded:
         raise failure or OtherFailed("another process failed")
 
 
@@ -76,7 +74,7 @@ def exchange(
         What came from each process, on the CPU or, with NCCL, on this process's GPU.
 
     Raises:
-        Exception: If a process has failed or fails in `make`, in all of them; see `agree`.
+        Exception: If a process has failed or fails in `make`, in all of them; see `raise_if_any_failed`.
     """
     try:
         if failure is None:
@@ -85,7 +83,7 @@ def exchange(
             received = torch.empty(sum(lengths), dtype=dtype, device=_device())
     except Exception as error:
         failure = error
-    agree(failure)
+    raise_if_any_failed(failure)
     dist.all_to_all_single(received, sent, list(lengths), [len(part) for part in parts])
     return list(torch.split(received, list(lengths)))
 
