@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._loaders import part_of, training_batches, unpadded_length
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.images import first_tensor, plain_tensor
-from lightning_anomaly.capture.loaders import outer_sampler
+from lightning_anomaly.capture.images import (
+    first_tensor,
+    outer_sampler,
+    part_of,
+    plain_tensor,
+    training_batches,
+    unpadded_length,
+)
 from lightning_anomaly.capture.probe import isolated_random_state, most_samples, probing
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport

@@ -9,12 +9,12 @@ from typing import Any, Literal
 from lightning_anomaly.callbacks._base import LoggingCallback, builds_layers_later
 from lightning_anomaly.callbacks._browser import BrowserSchedule, remember_losses
 from lightning_anomaly.callbacks._figures import FigureSchedule, analyses
-from lightning_anomaly.callbacks._loaders import shuffles
 from lightning_anomaly.callbacks._memory import FitMemory
 from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings
 from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
 from lightning_anomaly.callbacks._small_images import SmallImages
+from lightning_anomaly.capture.images import shuffles
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.clustering.engines import load_engine

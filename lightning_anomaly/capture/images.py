@@ -1,15 +1,45 @@
-"""What a model sees of a batch."""
+"""What a model sees of a batch, and a user's data loader, read again: some of its items, by their positions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import fields, is_dataclass
+from itertools import chain, islice
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
-__all__ = ["first_tensor", "magnitudes", "plain_tensor"]
+from lightning_anomaly.capture.probe import isolated_random_state
+
+__all__ = [
+    "ImageSource",
+    "drawn_from",
+    "first_tensor",
+    "magnitudes",
+    "outer_sampler",
+    "part_of",
+    "plain_tensor",
+    "reread",
+    "sampler_of",
+    "shuffles",
+    "training_batches",
+    "unpadded_length",
+]
+
+_BATCH = 64
 
 
 def first_tensor(batch: Any) -> Tensor | None:
@@ -50,3 +80,255 @@ def plain_tensor(batch: Any) -> Tensor | None:
 def magnitudes(values: Tensor) -> Tensor:
     """Values that can be drawn and compared: of complex ones how large they are."""
     return values.abs() if values.is_complex() else values
+
+
+def reread(
+    loader: DataLoader[Any], positions: Sequence[int], *, batch_size: int | None, num_workers: int, seed: int = 0
+) -> DataLoader[Any]:
+    """Items of a loader's data set, in batches; no global random number is drawn.
+
+    Args:
+        loader: A loader over a map-style data set.
+        positions: Which items, in this order.
+        batch_size: Items in a batch; None where each item is a batch already.
+        num_workers: Processes that load.
+        seed: Seed of what the data set draws in them.
+    """
+    return DataLoader(
+        loader.dataset,  # itself, as `worker_init_fn` may reach for it
+        sampler=positions,
+        batch_size=batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context if num_workers else None,
+        # Its own: without one a DataLoader draws its base seed from the global random numbers.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def outer_sampler(loader: Any) -> Any:
+    """What draws a loader's positions, also within a batch sampler; None if that, or the loader, has none."""
+    batches: Any = getattr(loader, "batch_sampler", None)
+    return getattr(loader if batches is None else batches, "sampler", None)
+
+
+def sampler_of(loader: Any) -> Any:
+    """`outer_sampler`, or the one within that Lightning divides among processes."""
+    sampler = outer_sampler(loader)
+    return getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+
+
+def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
+    """The positions that a loader's sampler draws from; None for all of them, or if it does not draw positions.
+
+    A sampler or batch sampler of a kind that is not known is asked: a copy of it draws for one epoch, and what it gives
+    is sorted, as it may come in another order each time.
+    """
+    dataset: Any = loader.dataset
+    sampler = sampler_of(loader)
+    if sampler is None:
+        return _asked(loader.batch_sampler, chain.from_iterable, dataset)
+    if type(sampler) in (SequentialSampler, RandomSampler) or isinstance(sampler, DistributedSampler):
+        return None
+    if isinstance(sampler, (Sequence, SubsetRandomSampler)):
+        return _unless_all(sampler.indices if isinstance(sampler, SubsetRandomSampler) else sampler, len(dataset))
+    if isinstance(sampler, WeightedRandomSampler):
+        return _unless_all(sampler.weights.nonzero()[:, 0], len(dataset))
+    return _asked(sampler, iter, dataset)
+
+
+def _asked(sampler: Any, flatten: Callable[[Any], Iterator[Any]], dataset: Any) -> list[int] | None:
+    # A sampler may hold the data set, which is not to be copied.
+    held = {id(data): data for data in (dataset, getattr(dataset, "dataset", None))}
+    most = max(len(dataset), len(sampler) if isinstance(sampler, Sized) else 0)  # some never end
+    try:
+        with isolated_random_state(0):
+            found = _unless_all(islice(flatten(copy.deepcopy(sampler, held)), most), len(dataset))
+    except Exception:  # it cannot be copied, say
+        return None
+    return None if found is None else sorted(found)
+
+
+def _unless_all(drawn: Iterable[Any], size: int) -> list[int] | None:
+    """The positions drawn, each once; None if these are all `size` that there are, or something else."""
+    own = list(drawn)
+    if not all(isinstance(one, Integral) or (isinstance(one, Tensor) and one.ndim == 0) for one in own):
+        return None
+    positions = list(dict.fromkeys(map(int, own)))
+    return None if len(positions) == size else positions
+
+
+def _first(loaders: Any) -> Any:
+    """The first of a Trainer's loaders, which may be one, several or none."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    return next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
+
+
+def unpadded_length(loaders: Any) -> int:
+    """How many samples the first of a Trainer's loaders has over all processes, without those that come twice.
+
+    `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
+    """
+    sampler = outer_sampler(_first(loaders))
+    dataset: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
+    return sys.maxsize if dataset is None else len(dataset)
+
+
+def shuffles(loaders: Any) -> bool:
+    """Whether the first of a Trainer's loaders draws its samples at random."""
+    sampler = sampler_of(_first(loaders))
+    if isinstance(sampler, DistributedSampler):
+        return sampler.shuffle
+    return isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
+
+
+def training_batches(loader: Any, size: int, seed: int, first: int | None = None) -> DataLoader[Any]:
+    """Batches of a fixed random sample of a training set.
+
+    Args:
+        loader: A `DataLoader` over a data set that has a length.
+        size: Number of samples; all of them if the set has fewer.
+        seed: Seed of the choice.
+        first: Take the sample from so many of the loader's first batches only; None takes all.
+
+    Raises:
+        ValueError: If the loader's data set cannot be indexed.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        found = type(loader).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
+        raise ValueError(
+            '`probe = "train"` should be used with one training DataLoader whose data set has `__getitem__` and '
+            f"`__len__`. Found {found}."
+        )
+    # What the loader leaves out may be the validation images.
+    kept = drawn_from(loader)
+    places = range(len(dataset)) if kept is None else kept
+    # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
+    batch_size = None if loader.batch_sampler is None else getattr(loader.batch_sampler, "batch_size", None) or _BATCH
+    places = places[: None if first is None else first * (batch_size or 1)]
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+    chosen = [int(places[place]) for place in order]
+    # In a worker where the training has some: open files and generators of the data set's own are not shared then.
+    workers = min(1, loader.num_workers)
+    return reread(loader, chosen, batch_size=batch_size, num_workers=workers, seed=seed)
+
+
+def part_of(sample: DataLoader[Any], share: slice, seed: int) -> DataLoader[Any]:
+    """Batches of a part of the sample that `training_batches` gave."""
+    positions: Any = sample.sampler  # a list
+    size, workers = sample.batch_size, sample.num_workers
+    return reread(sample, positions[share], batch_size=size, num_workers=workers, seed=seed)
+
+
+class ImageSource:
+    """Images of one size by their positions, from a tensor or from a loader's data set.
+
+    Args:
+        images: A tensor `(N, ...)`, or a loader over a data set with a length; its order does not count.
+        argument: The name that errors call `images` by.
+
+    Attributes:
+        argument: See above.
+        batch_size: Number of images in a batch.
+        shape: Shape of an image.
+
+    Raises:
+        ValueError: If `images` is something else or has none.
+    """
+
+    def __init__(self, images: Any, argument: str) -> None:
+        self.argument = argument
+        self._tensor = images if isinstance(images, Tensor) else None
+        self._loader: DataLoader[Any] | None = None if isinstance(images, Tensor) else _checked(images, argument)
+        self.batch_size = _BATCH if self._loader is None else self._loader.batch_size or _BATCH
+        if len(self) == 0:
+            raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
+        self.shape: tuple[int, ...] = ()
+        self.shape = tuple(self.take([0]).shape[1:])
+
+    def __len__(self) -> int:
+        if self._loader is None:
+            return len(self._tensor) if self._tensor is not None and self._tensor.ndim else 0
+        dataset: Any = self._loader.dataset
+        return len(dataset)
+
+    def take(self, positions: Sequence[int]) -> Tensor:
+        """The images at some positions `(n, ...)`."""
+        return torch.cat([batch for _, batch in self.batches(positions)])
+
+    def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images at some positions, batch by batch: which `(n,)`, and the images `(n, ...)`.
+
+        Raises:
+            ValueError: If they are of another size than the first one, not as many as the positions, or no
+                floating-point tensor.
+        """
+        split = torch.split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), self.batch_size)
+        places = [own for own in split if len(own)]
+        for own, batch in zip(places, self._read(positions, places), strict=True):
+            images = first_tensor(batch)
+            if images is None or not images.is_floating_point():
+                tensor = batch if images is None else images
+                found = tensor.dtype if isinstance(tensor, Tensor) else "none"
+                raise ValueError(
+                    f"Parameter `{self.argument}` should hold floating-point images, scaled as in the training. "
+                    f"Found {found}."
+                )
+            if self.shape and tuple(images.shape[1:]) != self.shape:
+                raise ValueError(_several_sizes(self.argument, f"{self.shape} and {tuple(images.shape[1:])}"))
+            if len(images) != len(own):
+                raise ValueError(
+                    f"Parameter `{self.argument}` should give one image for each item of its data set, by whose "
+                    f"position it is known. Found {len(images)} for {len(own)} items: give a loader whose `collate_fn` "
+                    "leaves none out and adds none."
+                )
+            yield own, images
+
+    def _read(self, positions: Sequence[int], places: Sequence[Tensor]) -> Iterator[Any]:
+        if self._loader is None:
+            assert self._tensor is not None
+            yield from (self._tensor[own.to(self._tensor.device)] for own in places)
+            return
+        workers = self._loader.num_workers if len(places) > 1 else 0
+        try:
+            yield from reread(self._loader, positions, batch_size=self.batch_size, num_workers=workers)
+        except RuntimeError as error:
+            if "equal size" in str(error):
+                raise ValueError(_several_sizes(self.argument, "several in one batch")) from error
+            raise
+
+
+def _checked(loader: Any, argument: str) -> DataLoader[Any]:
+    """Raises ValueError unless this is a loader of images with a length."""
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            f"Parameter `{argument}` should be a tensor (N, ...) or one DataLoader, such as a data module's "
+            f"`val_dataloader()` or `DataLoader(data_set, batch_size=64)`. Found {type(loader).__name__}."
+        )
+    data = loader.dataset
+    found = None
+    if isinstance(data, IterableDataset) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        found = f"{type(data).__name__}: give a map-style data set, or the images as one tensor"
+    elif loader.batch_sampler is None:
+        found = "`batch_size=None`: give a number, and a data set of single images"
+    elif drawn_from(loader) is not None:  # the images that it leaves out would be taken too
+        found = (
+            "a sampler that leaves some out: give a loader without it, or over `Subset(data_set, indices)`, whose "
+            "positions are then those"
+        )
+    if found:
+        raise ValueError(
+            f"Parameter `{argument}` should be a loader over a data set with a length, whose images it puts into "
+            f"batches. Found {found}."
+        )
+    return loader
+
+
+def _several_sizes(argument: str, found: str) -> str:
+    return (
+        f"Parameter `{argument}` should hold images of one size. Found {found}: resize them, or give each size "
+        "on its own."
+    )

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_anomaly.browser import drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import isolated_random_state, probing, usable_layers
@@ -22,7 +23,6 @@ from lightning_anomaly.checks import check_fraction, check_seed
 from lightning_anomaly.distributed import gather_results, rank_and_world
 from lightning_anomaly.notes import left_out, warn_of
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
-from lightning_anomaly.outliers.images import ImageSource
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
 from lightning_anomaly.progress import track
 

@@ -19,8 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_anomaly.callbacks._loaders import unpadded_length
-from lightning_anomaly.capture.loaders import drawn_from
+from lightning_anomaly.capture.images import drawn_from, unpadded_length
 
 DATA = TensorDataset(torch.arange(12.0))
 

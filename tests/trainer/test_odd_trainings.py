@@ -30,7 +30,7 @@ from trainers import QUIET, SmallNet, images, loader, plain, quiet_trainer, said
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.callbacks import _figures, two_sample
 from lightning_anomaly.callbacks._figures import FigureSchedule
-from lightning_anomaly.callbacks._loaders import training_batches
+from lightning_anomaly.capture.images import training_batches
 
 pytestmark = QUIET
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
-from lightning_anomaly.callbacks._loaders import training_batches
+from lightning_anomaly.capture.images import training_batches
 from lightning_anomaly.capture.probe import isolated_random_state
 from recipes.common.evaluation import evaluate, logits_of
 from recipes.common.networks import build
