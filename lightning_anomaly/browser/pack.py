@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lightning_anomaly.browser.fields import BrowsedReport
 from lightning_anomaly.browser.page import plain_labels
-from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
-from lightning_anomaly.verdicts.layer_report import LayerReport
+from lightning_anomaly.report.layer_report import LayerReport
+from lightning_anomaly.report.pictures import KeptMaps, Pictures, even_order
 
 __all__ = ["pack"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_anomaly.browser.fields import BrowsedReport
 from lightning_anomaly.browser.pack import pack
 from lightning_anomaly.browser.page import assemble
-from lightning_anomaly.browser.pictures import Pictures, probe_images
+from lightning_anomaly.report.pictures import Pictures, probe_images
 
 __all__ = ["page_text", "write_page"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from lightning_anomaly.browser import Pictures, page_text
+from lightning_anomaly.browser import page_text
 from lightning_anomaly.callbacks._figures import analyses, is_due
 from lightning_anomaly.callbacks._loggers import log_page, loss_tags
 from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.report.pictures import Pictures
 
 __all__ = ["BrowserSchedule", "remember_losses"]
 

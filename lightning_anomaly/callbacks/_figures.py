@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_anomaly.browser import drawn
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
 from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
 from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.report.pictures import drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.browser import shrink
 from lightning_anomaly.capture.images import plain_tensor
+from lightning_anomaly.report.pictures import shrink
 
 __all__ = ["SmallImages", "small_images"]
 

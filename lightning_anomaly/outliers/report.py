@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.browser import BrowserFile, write_outlier_page
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.plots.samples import gallery
-from lightning_anomaly.plots.style import short_name
 from lightning_anomaly.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+    from lightning_anomaly.browser import BrowserFile
 
 __all__ = ["KEPT", "OutlierReport"]
 
@@ -137,6 +136,9 @@ class OutlierReport(Tabular):
         Raises:
             ValueError: If `k` is not a positive integer, or the model takes nothing that can be drawn.
         """
+        from lightning_anomaly.plots.samples import gallery
+        from lightning_anomaly.plots.style import short_name
+
         if self.images is None:
             raise ValueError(
                 "`OutlierReport.plot` draws images, signals and volumes, and this model was given something else."
@@ -165,6 +167,8 @@ class OutlierReport(Tabular):
         Raises:
             ValueError: If `labels` does not have one entry for each image.
         """
+        from lightning_anomaly.browser import write_outlier_page
+
         write_outlier_page(self, path, KEPT, self._sentences(), labels, title)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
@@ -174,6 +178,8 @@ class OutlierReport(Tabular):
             labels: See `save_html`.
             title: See there.
         """
+        from lightning_anomaly.browser import BrowserFile
+
         path = Path(tempfile.mkdtemp(prefix="lightning_anomaly_")) / "outliers.html"
         self.save_html(path, labels, title)
         return BrowserFile(path)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_anomaly.browser import drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
@@ -25,6 +24,7 @@ from lightning_anomaly.notes import left_out, warn_of
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
 from lightning_anomaly.progress import track
+from lightning_anomaly.report.pictures import drawn, shrink
 
 __all__ = ["find_outliers"]
 

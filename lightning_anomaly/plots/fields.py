@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, TypedDict
 
-from lightning_anomaly.verdicts.layer_report import LayerReport
+from lightning_anomaly.report.layer_report import LayerReport
 
 __all__ = ["ComparisonFields", "ReportFields"]
 

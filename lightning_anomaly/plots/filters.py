@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
-from lightning_anomaly.verdicts.layer_report import LayerReport
+from lightning_anomaly.report.layer_report import LayerReport
 from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.style import new_figure
+from lightning_anomaly.report.pictures import displayed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,23 +101,3 @@ def _outlying(report: ReportFields) -> list[int]:
     """The samples with any score or vote, the largest score first."""
     scores, votes = report.outlier_scores, report.outlier_samples
     return [sample for sample in report.by_outlier_score if scores[sample] > 0 or votes[sample]]
-
-
-def displayed(images: Tensor, ordinary: Tensor) -> Tensor:
-    """Images `(n, C, H, W)` as uint8 `(n, H, W, C)` with one or three channels, scaled as `outlier_figure` says.
-
-    Args:
-        images: The images.
-        ordinary: Images whose range goes from black to white, of the same channels and type.
-    """
-    shown, ordinary = images.detach().cpu(), ordinary.detach()
-    if images.shape[1] != 3:
-        shown, ordinary = shown[:, :1], ordinary[:, :1]
-    if images.dtype != torch.uint8:
-        pixels = ordinary.flatten(2)
-        # Half a tenth of the images at either end may be out of the ordinary.
-        low = pixels.amin(2).float().cpu().nanquantile(0.05, dim=0)[:, None, None]
-        high = pixels.amax(2).float().cpu().nanquantile(0.95, dim=0)[:, None, None]
-        scaled = (shown.float() - low) / (high - low).clamp_min(1e-12)
-        shown = scaled.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return shown.permute(0, 2, 3, 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.style import ISOLATED_COLOURS, VERDICT_COLOURS, layer_text, new_figure
-from lightning_anomaly.verdicts.layer_report import LayerReport
+from lightning_anomaly.report.layer_report import LayerReport
 from lightning_anomaly.verdicts.rare import ANOMALY, NONFINITE
 
 if TYPE_CHECKING:

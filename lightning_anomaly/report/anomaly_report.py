@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.browser import BrowserFile, Pictures, write_page
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
+from lightning_anomaly.report.layer_report import LayerReport, layer_from_dict, layer_to_dict
+from lightning_anomaly.report.pictures import Pictures
 from lightning_anomaly.tables import Tabular
-from lightning_anomaly.verdicts.layer_report import LayerReport, layer_from_dict, layer_to_dict
 from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, LIVE, NONFINITE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+    from lightning_anomaly.browser import BrowserFile
 
 __all__ = ["AnomalyReport"]
 
@@ -218,6 +219,8 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If the report does not have the layer, or the layer not the filter.
         """
+        from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
+
         if layer is None and filter_index is None:
             return verdict_map(self)
         if layer is None:
@@ -253,6 +256,8 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If `images` or `labels` do not have one entry for each probe sample.
         """
+        from lightning_anomaly.browser import write_page
+
         write_page(self, path, images, labels, title, history)
 
     def browse(
@@ -270,6 +275,8 @@ class AnomalyReport(Tabular):
             title: See there.
             history: See there.
         """
+        from lightning_anomaly.browser import BrowserFile
+
         path = Path(tempfile.mkdtemp(prefix="lightning_anomaly_")) / "browser.html"
         self.save_html(path, images, labels, title, history)
         return BrowserFile(path)

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_anomaly.analysis import Share, analyze_share, join_shares
-from lightning_anomaly.browser import Pictures, join_pictures, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.distributed import exchange, gather_results, raise_if_any_failed
 from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.report.pictures import Pictures, join_pictures, take_pictures
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.sharing.map_exchange import ToldLayer, exchange_maps
 from lightning_anomaly.sharing.shares import sample_places

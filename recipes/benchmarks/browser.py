@@ -22,10 +22,9 @@ from torch.nn import functional
 from torchvision.models import resnet50
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.browser import KeptMaps, Pictures, take_pictures
-from lightning_anomaly.browser.pictures import probe_images
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.report import LayerReport
+from lightning_anomaly.report.pictures import KeptMaps, Pictures, probe_images, take_pictures
 from lightning_anomaly.tables import text_table
 from recipes.common.networks import build
 from recipes.common.options import one_sentence_errors

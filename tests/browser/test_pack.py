@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
-from lightning_anomaly.browser import Pictures, take_pictures
-from lightning_anomaly.browser.pictures import even_order, probe_images
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.report import LayerReport
+from lightning_anomaly.report.pictures import Pictures, even_order, probe_images, take_pictures
 
 
 def blocks_of(path: Path) -> dict[str, bytes]:
@@ -145,7 +144,7 @@ class TestMaps:
         assert kept.maps.sum() == 255
 
     def test_they_keep_to_their_room(self, monkeypatch):
-        monkeypatch.setattr("lightning_anomaly.browser.pictures._MAP_BYTES", 3 * 16 * 10)
+        monkeypatch.setattr("lightning_anomaly.report.pictures._MAP_BYTES", 3 * 16 * 10)
         maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         kept = self.take(maps, torch.zeros(3, 100, dtype=torch.bool)).maps["conv"]
         assert kept.maps.shape == (3, 10, 4, 4)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
-from lightning_anomaly.browser.pictures import probe_images
 from lightning_anomaly.callbacks._loggers import log_page
 from lightning_anomaly.callbacks._small_images import small_images
+from lightning_anomaly.report.pictures import probe_images
 
 pytestmark = QUIET
 

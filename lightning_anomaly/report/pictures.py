@@ -13,10 +13,19 @@ from torch.nn import functional
 
 from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
-from lightning_anomaly.plots.samples import displayed
-from lightning_anomaly.verdicts.layer_report import LayerReport
+from lightning_anomaly.report.layer_report import LayerReport
 
-__all__ = ["KeptMaps", "Pictures", "drawn", "even_order", "join_pictures", "probe_images", "shrink", "take_pictures"]
+__all__ = [
+    "KeptMaps",
+    "Pictures",
+    "displayed",
+    "drawn",
+    "even_order",
+    "join_pictures",
+    "probe_images",
+    "shrink",
+    "take_pictures",
+]
 
 _SIDE = 64  # of an image or a map's picture, at most (pixels)
 _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
@@ -163,6 +172,26 @@ def shrink(samples: Tensor, side: int) -> Tensor:
 def drawn(samples: Tensor, ordinary: Tensor) -> Tensor:
     """What `shrink` gave as uint8 images `(N, height, width, channels)`, scaled to the range of `ordinary` samples."""
     return displayed(samples, ordinary) if samples.ndim == 4 else _curves(samples, ordinary)
+
+
+def displayed(images: Tensor, ordinary: Tensor) -> Tensor:
+    """Images `(n, C, H, W)` as uint8 `(n, H, W, C)` with one or three channels, scaled as `outlier_figure` says.
+
+    Args:
+        images: The images.
+        ordinary: Images whose range goes from black to white, of the same channels and type.
+    """
+    shown, ordinary = images.detach().cpu(), ordinary.detach()
+    if images.shape[1] != 3:
+        shown, ordinary = shown[:, :1], ordinary[:, :1]
+    if images.dtype != torch.uint8:
+        pixels = ordinary.flatten(2)
+        # Half a tenth of the images at either end may be out of the ordinary.
+        low = pixels.amin(2).float().cpu().nanquantile(0.05, dim=0)[:, None, None]
+        high = pixels.amax(2).float().cpu().nanquantile(0.95, dim=0)[:, None, None]
+        scaled = (shown.float() - low) / (high - low).clamp_min(1e-12)
+        shown = scaled.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return shown.permute(0, 2, 3, 1)
 
 
 def _bounds(signals: Tensor) -> Tensor:
