@@ -14,7 +14,7 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
-from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite, warn_of
@@ -128,7 +128,6 @@ class Share:
         nonfinite: Which samples have NaN or infinite values in the maps of these filters `{layer: (N,)}`.
         n_samples: Number of probe samples, N.
         left_out: Notes on layers without usable maps.
-        engine_note: What there is to say about the engine, if anything.
     """
 
     names: tuple[str, ...]
@@ -137,7 +136,6 @@ class Share:
     nonfinite: Mapping[str, Tensor]
     n_samples: int
     left_out: Mapping[str, str]
-    engine_note: str | None
 
 
 def analyze_share(
@@ -161,8 +159,7 @@ def analyze_share(
     """
     usable, n_samples, left_out = usable_layers(maps)
     own = {name: layer for name, layer in usable.items() if layer.batches[0].shape[1]}
-    device = next((layer.batches[0].device for layer in usable.values()), torch.device("cpu"))
-    engine, note = choose_engine(settings.engine, device)
+    engine = load_engine(settings.engine)
     reduced = (
         (name, reduce_maps(layer.maps, engine, max_memory_mb=settings.max_memory_mb))
         for name, layer in track(own.items(), len(own), "clustering", progress)
@@ -184,7 +181,7 @@ def analyze_share(
 
     found = torch_in_threads(scores_of, scored.values(), like=torch.empty(0, device="cpu"))
     scores = dict(zip(scored, found, strict=True))
-    return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out, note if usable else None)
+    return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out)
 
 
 def join_shares(
@@ -207,8 +204,6 @@ def join_shares(
         for name in first.names
     }
     notes = {**(notes or {}), **first.left_out}
-    if first.engine_note:
-        notes["engine"] = first.engine_note
     notes |= _nonfinite_notes(shares, layers)
     if layers and first.n_samples < settings.smallest_probe:
         number = first.n_samples

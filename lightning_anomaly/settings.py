@@ -37,7 +37,8 @@ class AnalysisSettings:
         max_map_side: Larger maps are average-pooled until no side is larger (pixels). Maps with one or three axes are
             pooled to at most as many pixels as a square of this side has.
         engine: `"numba"` runs compiled loops on the CPU, `"torch"` plain torch where the maps are, `"sklearn"`
-            scikit-learn's own estimators, for checks. `"auto"` is numba if that can be imported, else torch.
+            scikit-learn's own estimators, for checks. `"auto"` is numba, also for maps on a GPU: they are brought to
+            the CPU.
         seed: Seed of the starts. No global random number is drawn.
         max_memory_mb: Bound on the working memory of principal components and of clustering, beyond the maps themselves
             (MiB). Outlier scores take what they need: in each thread about eight times a layer's five numbers of each

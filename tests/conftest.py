@@ -76,9 +76,7 @@ def trained() -> Trained:
 
 @pytest.fixture(params=["torch", "numba"])
 def engine_name(request: pytest.FixtureRequest) -> str:
-    """Runs a test on plain torch and on the compiled loops; without numba on torch alone."""
-    if request.param == "numba":
-        pytest.importorskip("numba")
+    """Runs a test on plain torch and on the compiled loops."""
     return request.param
 
 

@@ -34,9 +34,9 @@ def lowest(requirements: list[str]) -> list[str]:
 
 
 def requirements() -> list[str]:
-    """All of pyproject.toml's, those of its `fast`, `recipes`, `compact` and `test` extras included."""
+    """All of pyproject.toml's, those of its `recipes`, `compact` and `test` extras included."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    named = "dependencies|fast|recipes|compact|test"
+    named = "dependencies|recipes|compact|test"
     lists = re.findall(rf"^(?:{named}) = \[(.*?)\][ ]*(?:#[^\n]*)?$", text, flags=re.MULTILINE | re.DOTALL)
     return [item for part in lists for item in re.findall(r'"([^"]+)"', part)]
 

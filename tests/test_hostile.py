@@ -19,12 +19,12 @@ from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.clustering.choice import cluster_filters
-from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.verdicts.rare import outlier_samples, shown_clustering, smallest_share
 
-AUTO, _ = choose_engine("auto", torch.device("cpu"))
+AUTO = load_engine("auto")
 FILTERS = 50
 SPECIAL = [
     0.0, -0.0, 1.0, -1.0, 1 + 1e-7, 1 + 2e-16, 3.0, 1e-8, 1e-30, -1e-30, 1e30, -1e30, 1e-160, 1e160,

@@ -17,7 +17,6 @@ from lightning_anomaly.callbacks._small_images import SmallImages
 from lightning_anomaly.capture.images import shuffles
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
-from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.notes import told_together
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
@@ -153,8 +152,6 @@ class AnomalyFilterCallback(LoggingCallback):
         """Checks the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
         self._check_twins(trainer, AnomalyFilterCallback)
-        if self.settings.engine != "auto":
-            load_engine(self.settings.engine)
         if not builds_layers_later(pl_module):
             self._watched(pl_module)
 

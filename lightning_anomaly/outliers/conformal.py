@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite
 from lightning_anomaly.outliers.scores import Ordinary, Spread
@@ -50,7 +50,7 @@ def learn_halves(
     if len(kept) < len(complete):
         taken = {name: taken.pop(name)[kept] for name in names}
     middle = len(kept) // 2
-    engine, _ = choose_engine("auto", torch.device("cpu"))
+    engine = load_engine("auto")
     first, second = (
         dict(zip(taken, torch_in_threads(fit, taken.values(), like=torch.empty(0, device="cpu")), strict=True))
         for fit in (

@@ -26,7 +26,7 @@ from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.probe import run
 from lightning_anomaly.clustering.choice import cluster_filters
 from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
-from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
@@ -56,7 +56,7 @@ def growth(
     settings, on 512 samples or 512 filters; components run k-means and mixtures of one number of them on both.
     """
     settings = AnalysisSettings()
-    engine, _ = choose_engine(settings.engine, points.device)
+    engine = load_engine(settings.engine)
     drawn = torch.randint(len(points), (max(filters),), generator=torch.Generator().manual_seed(0))
     probe, some = min(512, points.shape[1]), drawn[:512]
     many = points[drawn, :probe]
@@ -114,7 +114,7 @@ def overhead(name: str, network: nn.Module, data: ImageData, batch_size: int, ba
     watcher = AnomalyFilterCallback(probe_size=size)
     images = torch.cat([batch[0] for batch in val]).to(module.device)
     maps = capture(network, images, watcher.settings)
-    engine, _ = choose_engine(watcher.settings.engine, images.device)
+    engine = load_engine(watcher.settings.engine)
     points = [(reduction.points[reduction.live]) for reduction in (reduce_maps(m.maps, engine) for m in maps.values())]
     apart: dict[str, Callable[[], Any]] = {
         "hooked": lambda: capture(network, images, watcher.settings),

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -57,7 +56,7 @@ def peers(network: str, points: Tensor, subset: int, rounds: int) -> list[Row]:
     own_points = [own.numpy() for own in few]
     own_starts = [[[part[i].numpy() for part in start] for start in starts] for i in chosen.tolist()]
     own_centres = [centres[i].numpy() for i in chosen.tolist()]
-    names = [name for name in ("numba", "torch") if name == "torch" or find_spec("numba")]
+    names = ["numba", "torch"]
 
     mixtures: dict[str, Work] = {f"ours, {name}": partial(_our_mixtures, name, points, starts) for name in names}
     mixtures["gmm-gpu, float32"] = partial(_gmm_gpu, points, starts)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -31,7 +30,7 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.clustering.choice import Clustering, cluster_filters
 from lightning_anomaly.clustering.em import MAX_ITER, REG_COVAR, TOL, fit_mixtures
-from lightning_anomaly.clustering.engines import choose_engine, load_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.engines.sklearn_engine import fit_filter
 from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
@@ -130,7 +129,7 @@ def speed(network: str, maps: Maps, subset: int, rounds: int) -> list[Row]:
     scikit-learn gets a random subset of the live filters; its time is scaled to all of them.
     """
     settings = AnalysisSettings()
-    engine, _ = choose_engine(settings.engine, torch.device("cpu"))
+    engine = load_engine(settings.engine)
     points, rows = live_points(maps)
     chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:subset].sort().values.tolist()
     centres = kmeans_plus_plus(points, settings.n_init, settings.max_components, settings.seed, engine)
@@ -174,7 +173,7 @@ def speed(network: str, maps: Maps, subset: int, rounds: int) -> list[Row]:
 
 def _agreement(points: Tensor, found: Sequence[tuple[list[Any], list[float]]], settings: AnalysisSettings) -> Row:
     """Shares of filters for which both sides give the same number of components, verdict and outlier samples."""
-    ours = cluster_filters(points, settings, choose_engine(settings.engine, points.device)[0])
+    ours = cluster_filters(points, settings, load_engine(settings.engine))
     labels = torch.stack([torch.from_numpy(np.stack(own)) for own, _ in found])
     index = torch.tensor([index for _, index in found], dtype=torch.float64)
     theirs = Clustering(ours.n_components, labels, index, first_largest(index))
@@ -191,13 +190,12 @@ def _race(case: Case, filters: int) -> Row:
     scale = filters / len(case.arguments)
     workers = Parallel(n_jobs=-1)
     seconds: dict[str, list[float]] = {"numba": [], "torch": [], "loop": [], "joblib": []}
-    engines = ["numba", "torch"] if find_spec("numba") else ["torch"]
-    for name in engines:
+    for name in ("numba", "torch"):
         case.ours(name)  # compiles, or loads what was compiled
     workers(delayed(case.theirs)(*arguments) for arguments in case.arguments[:8])  # starts the processes
     for _ in range(case.rounds):
         for name in ("numba", "torch"):
-            seconds[name].append(timed(partial(case.ours, name)) if name in engines else float("nan"))
+            seconds[name].append(timed(partial(case.ours, name)))
         with one_thread():
             seconds["loop"].append(scale * timed(lambda: [case.theirs(*arguments) for arguments in case.arguments]))
         seconds["joblib"].append(

@@ -19,7 +19,7 @@ from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps
 from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
-from lightning_anomaly.clustering.engines import Engine, choose_engine
+from lightning_anomaly.clustering.engines import Engine, load_engine
 from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
@@ -38,8 +38,7 @@ _SHOWN = 12  # operations of the profile
 def steps(maps: Maps, name: EngineName, rounds: int) -> Row:
     """Seconds of the steps of an analysis, and of all of it."""
     settings = AnalysisSettings(engine=name)
-    device = next(iter(maps.values())).batches[0].device
-    engine, _ = choose_engine(name, device)
+    engine = load_engine(name)
     taken: dict[str, list[float]] = {}
     with torch.no_grad():
         for _ in range(1 + rounds):

@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -76,16 +75,6 @@ def test_the_constructor_names_what_is_wrong(options: dict[str, Any], message: s
 def test_settings_are_nothing_else(settings: Any) -> None:
     with pytest.raises(ValueError, match=r"`settings` should be an AnalysisSettings or None\. Found "):
         AnomalyFilterCallback(settings=settings)
-
-
-def test_an_engine_whose_package_is_missing_is_an_error_before_training(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "lightning_anomaly.clustering.engines.numba_engine", None)
-    trainer = quiet_trainer(tmp_path, AnomalyFilterCallback(settings=AnalysisSettings(engine="numba")))
-    with pytest.raises(ValueError, match=r"`engine` should name an engine .* Found `engine = 'numba'`"):
-        trainer.fit(SmallNet(), loader(), loader())
-    assert trainer.global_step == 0
 
 
 def test_the_papers_reading_is_a_setting(tmp_path: Any) -> None:

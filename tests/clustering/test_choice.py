@@ -9,9 +9,9 @@ import zoo
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.clustering import choice
 from lightning_anomaly.clustering.choice import Clustering, cluster_filters
-from lightning_anomaly.clustering.engines import choose_engine, load_engine
+from lightning_anomaly.clustering.engines import load_engine
 
-AUTO, _ = choose_engine("auto", torch.device("cpu"))
+AUTO = load_engine("auto")
 FAST = {"n_init": 4}
 
 

@@ -147,7 +147,6 @@ def test_chunk_size_changes_nothing(monkeypatch):
 
 
 def test_both_engines_agree():
-    pytest.importorskip("numba")
     for kind in zoo.KINDS:
         points, start, _ = case(kind, 4)
         plain, fast = (fit_mixtures(points, *start, load_engine(name)) for name in ("torch", "numba"))

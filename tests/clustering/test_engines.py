@@ -1,20 +1,15 @@
 """One interface: who is chosen, what is said about it, and that every engine is one."""
 
-import sys
-from dataclasses import replace
 from typing import get_args
 
 import oracle
-import properties
 import pytest
 import torch
 import zoo
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.clustering import engines
 from lightning_anomaly.clustering.em import fit_mixtures
-from lightning_anomaly.clustering.engines import Engine, choose_engine, load_engine
+from lightning_anomaly.clustering.engines import Engine, load_engine
 from lightning_anomaly.clustering.engines.torch_engine import TorchEngine
 from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
@@ -24,17 +19,7 @@ from lightning_anomaly.settings import EngineName
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 
 
-@pytest.fixture
-def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if numba were not installed."""
-    monkeypatch.setitem(sys.modules, "numba", None)
-    for name in ("numba_engine", "_numba_em", "_numba_kmeans", "_numba_ranks"):
-        monkeypatch.delitem(sys.modules, f"{engines.__name__}.{name}", raising=False)
-        monkeypatch.delattr(engines, name, raising=False)
-
-
 def test_every_name_of_the_settings_but_auto_is_an_engine():
-    pytest.importorskip("numba")
     auto, *names = get_args(EngineName)
     assert auto == AnalysisSettings().engine == "auto"
     loaded = [load_engine(name) for name in names]
@@ -42,24 +27,14 @@ def test_every_name_of_the_settings_but_auto_is_an_engine():
     assert len({type(engine) for engine in loaded}) == len(names)
 
 
-def test_auto_is_numba_on_the_cpu_and_nothing_is_said():
-    pytest.importorskip("numba")
-    engine, note = choose_engine("auto", CPU)
+def test_auto_is_numba_which_takes_the_maps_of_a_gpu_to_the_cpu():
+    engine = load_engine("auto")
     assert type(engine) is type(load_engine("numba"))
-    assert note is None
-
-
-def test_auto_takes_the_maps_of_a_gpu_to_the_cpu_and_says_so():
-    pytest.importorskip("numba")
-    engine, note = choose_engine("auto", GPU)
     assert engine.device(GPU) == CPU
-    assert note.startswith("The maps are on cuda:1 and are taken to the CPU, where numba clusters the filters")
-    assert '`engine = "torch"` clusters them where they are' in note
 
 
 def test_torch_stays_where_the_maps_are_unless_there_are_no_doubles():
-    engine, note = choose_engine("torch", GPU)
-    assert note is None
+    engine = load_engine("torch")
     assert engine.device(GPU) == GPU
     assert engine.device(torch.device("mps")) == CPU
 
@@ -78,29 +53,8 @@ def test_maps_go_where_the_engine_wants_them():
     assert engine.asked == [CPU]
 
 
-def test_without_numba_auto_is_torch_and_the_report_says_what_that_costs_and_how_to_get_it(without_numba):
-    layers = {kind: zoo.captured(zoo.maps(kind, 3, 60, (3, 3))) for kind in ("clustered", "sparse")}
-    settings = AnalysisSettings(n_init=3)
-    report, plain = (analyze_maps(layers, replace(settings, engine=name)) for name in ("auto", "torch"))
-    assert report.notes.keys() - plain.notes.keys() == {"engine"}
-    assert "plain torch clusters the filters, which takes two to three times as long" in report.notes["engine"]
-    assert 'pip install "lightning-anomaly[fast]"' in report.notes["engine"]
-    for name, layer in report.layers.items():
-        properties.assert_same(layer, plain.layers[name])
-
-
-def test_without_a_layer_nothing_is_said_about_the_engine(without_numba):
-    assert analyze_maps({}, AnalysisSettings()).notes == {}
-
-
-def test_an_engine_whose_package_is_missing_is_an_error_that_names_it(without_numba):
-    with pytest.raises(ValueError, match=r"`engine` should name an engine .* Found `engine = 'numba'`.*of numba"):
-        choose_engine("numba", CPU)
-
-
 def test_where_nothing_can_be_stored_numba_s_loops_are_compiled_without_a_cache():
     """A read-only installation without a home: numba looks for a folder, as for what comes from no file, in vain."""
-    pytest.importorskip("numba")
     from lightning_anomaly.clustering.engines._numba_em import compile_loop
 
     names = {}

@@ -9,13 +9,13 @@ import pytest
 import torch
 import zoo
 
-from lightning_anomaly.clustering.engines import choose_engine, load_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.kmeans import kmeans_plus_plus, random_samples
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.clustering.ties import nearest
 
-AUTO, _ = choose_engine("auto", torch.device("cpu"))
+AUTO = load_engine("auto")
 DRAWS = [partial(kmeans_plus_plus, engine=AUTO), random_samples]
 
 
@@ -35,7 +35,6 @@ def test_kmeans_is_scikit_learn_s_best_clustering_from_the_same_centres(kind, n_
 
 
 def test_both_engines_give_the_same_clusterings_on_maps_of_a_trained_network(trained):
-    pytest.importorskip("numba")
     with torch.no_grad():
         maps = trained.model[:5](trained.probe)
     reduction = reduce_maps(maps, AUTO)

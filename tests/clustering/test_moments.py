@@ -7,10 +7,10 @@ import pytest
 import torch
 import zoo
 
-from lightning_anomaly.clustering.engines import choose_engine, load_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.moments import calinski_harabasz, cluster_parameters, cluster_sizes
 
-AUTO, _ = choose_engine("auto", torch.device("cpu"))
+AUTO = load_engine("auto")
 
 
 def labels_of(points: torch.Tensor, *numbers: int) -> torch.Tensor:

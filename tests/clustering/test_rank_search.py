@@ -26,8 +26,6 @@ def drawn(samples: int, rows: int, knots: int, ties: bool) -> tuple[torch.Tensor
     ("samples", "rows", "knots"), [(300, 7, 512), (5, 300, 100), (64, 3, 1), (64, 3, 2), (64, 3, 3)]
 )
 def test_what_is_looked_up_is_the_table_at_twice_the_mid_rank(engine, ties, samples, rows, knots):
-    if engine == "numba":
-        pytest.importorskip("numba")
     values, own, beyond, tables = drawn(samples, rows, knots, ties)
     found = load_engine(engine).look_up(values, own, beyond, tables).numpy()
     below = (own.numpy() < values.numpy()[:, :, None]).sum(2)
@@ -38,8 +36,6 @@ def test_what_is_looked_up_is_the_table_at_twice_the_mid_rank(engine, ties, samp
 
 @pytest.mark.parametrize("engine", ["torch", "numba"])
 def test_what_is_not_finite_is_at_an_end(engine):
-    if engine == "numba":
-        pytest.importorskip("numba")
     values, own, beyond, tables = drawn(3, 4, 100, ties=False)
     values[:] = torch.tensor([[-np.inf], [np.inf], [np.nan]])
     lowest, highest, unknown = load_engine(engine).look_up(values, own, beyond, tables)[0]

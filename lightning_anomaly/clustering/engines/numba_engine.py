@@ -1,4 +1,4 @@
-"""Loops compiled by numba, which comes with the extra `lightning-anomaly[fast]`: the fastest on a CPU."""
+"""Loops compiled by numba: the fastest on a CPU."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.clustering.engines import Engine, choose_engine
+from lightning_anomaly.clustering.engines import Engine, load_engine
 from lightning_anomaly.clustering.ties import SAME
 
 __all__ = ["ENGINE", "fit_filter"]
@@ -26,7 +26,7 @@ class SklearnEngine(Engine):
     """`PCA`, `GaussianMixture` and `calinski_harabasz_score`; the mixtures start where they do with `"auto"`."""
 
     def __init__(self) -> None:
-        self._starts, _ = choose_engine("auto", torch.device("cpu"))
+        self._starts = load_engine("auto")
 
     def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `Engine`."""

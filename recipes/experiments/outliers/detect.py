@@ -25,7 +25,7 @@ from torchvision.transforms.functional import to_pil_image
 from lightning_anomaly import AnalysisSettings, find_outliers
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.outliers.scores import layer_scores
 from recipes.common.evaluation import logits_of
 from recipes.common.maps import capture, choose
@@ -57,7 +57,7 @@ _SMALL = NETWORKS[:2]
 CONDITIONS = ("augmented", "overfitting", "damaged")  # healthy, overfitting, and that with damaged images in training
 CHOSEN_ON = 0  # seed
 _SETTINGS = AnalysisSettings(rule="vote")
-_ENGINE, _ = choose_engine(_SETTINGS.engine, torch.device("cpu"))
+_ENGINE = load_engine(_SETTINGS.engine)
 MEASURES = ("auroc", "precision", "false_positives")
 _RECALL = 0.95
 _FEWER = {"vgg11_bn": (2000, 8), "resnet18": (1000, 8)}  # training images and epochs of the slow ones

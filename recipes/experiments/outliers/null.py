@@ -18,14 +18,14 @@ from torch import Generator, Tensor
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.clustering.choice import cluster_filters
-from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.rare import outlier_samples
 
 __all__ = ["DISTRIBUTIONS", "NULLS", "PLANTED", "RULES", "SHAPES", "Planted", "draw", "flagged", "rows"]
 
-_ENGINE = choose_engine("auto", torch.device("cpu"))[0]
+_ENGINE = load_engine("auto")
 
 
 def _uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
-from lightning_anomaly.clustering.engines import choose_engine
+from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.verdicts.rare import outlier_samples, rare_samples
 from recipes.common.data import normalise
@@ -37,7 +37,7 @@ _REPEATS = 6  # seeds, and draws that leave out 2%
 _POWERS, _SHARES = (1, 2, 3, 4, 5, 6), (0.5, 0.55, 0.6, 0.667)
 RULES = ("vote", "best", *(f"index^{power} > {share:g}" for power, share in product(_POWERS, _SHARES)))
 _SETTINGS = AnalysisSettings()
-_ENGINE, _ = choose_engine("auto", torch.device("cpu"))
+_ENGINE = load_engine("auto")
 
 
 def _outliers(clustering: Clustering, rule: str) -> Tensor:
