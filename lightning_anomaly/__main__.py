@@ -32,7 +32,7 @@ from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.notes import told_together
+from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.search import find_outliers
 from lightning_anomaly.plots import FIGURES, outlier_images
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> AnomalyReport:
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
         report = analyze(model, images, keep_images=True)
     if not report.layers:
-        notes = " ".join(told_together(report.notes).values())
+        notes = " ".join(merge_notes(report.notes).values())
         raise ValueError(f"No convolution of `{options.model}` gave maps, so there are no filters to analyse. {notes}")
     print(report)
     shown = outlier_images(report, images) if report.n_samples == len(images) else None

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.checks import check_text
 from lightning_anomaly.distributed import rank_and_world
-from lightning_anomaly.notes import told_together
+from lightning_anomaly.notes import merge_notes
 
 __all__ = ["AnyCallback", "AnyEarlyStopping", "LoggingCallback", "builds_layers_later", "validates_everywhere"]
 
@@ -121,7 +121,7 @@ class LoggingCallback(AnyCallback):
     def _warn_each_once(self, notes: Mapping[str, str]) -> None:
         """Warns of those notes of a report that have not been said."""
         new = {key: note for key, note in notes.items() if key not in self._warned}
-        for key, note in told_together(new).items():
+        for key, note in merge_notes(new).items():
             self._warn_once(key, note)
         self._warned.update(new)
 

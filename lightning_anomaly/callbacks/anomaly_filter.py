@@ -17,7 +17,7 @@ from lightning_anomaly.callbacks._small_images import SmallImages
 from lightning_anomaly.capture.images import shuffles
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
-from lightning_anomaly.notes import told_together
+from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.sharing.together import Found, Wanted
@@ -321,7 +321,7 @@ class AnomalyFilterCallback(LoggingCallback):
         report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if found_nothing(report):
-            told = " ".join(told_together(notes).values())
+            told = " ".join(merge_notes(notes).values())
             if fitting and self._memory.has_found:  # a count of 0 would look like health
                 self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
                 return None

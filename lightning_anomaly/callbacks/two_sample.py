@@ -15,7 +15,7 @@ from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_names
-from lightning_anomaly.notes import told_together
+from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import layer_significance
@@ -266,7 +266,7 @@ class TwoSampleCallback(LoggingCallback):
         self._output_measured |= report.compares_output
         if "output" in notes and before:
             notes["output"] += " Its last values are logged."
-        told = " ".join(told_together(notes).values())
+        told = " ".join(merge_notes(notes).values())
         if not (live or report.compares_output):
             self._warn_once("none live", f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}")
         elif not live and report.layers:
