@@ -4,6 +4,7 @@ One exception: a report imports what draws it when it is asked for a picture.
 """
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -106,3 +107,10 @@ def test_mathematics_sees_tensors() -> None:
         if module != PACKAGE.name and name in ("torch.nn", "torch.nn.Module")
     }
     assert meeting <= MEETS_MODULES
+
+
+def test_what_draws_is_imported_when_it_draws() -> None:
+    early = {
+        m for m, tree in MODULES.items() for name in imported(tree, late=False) if re.match("matplotlib|PIL", name)
+    }
+    assert early == {"lightning_anomaly.plots.notebook"}  # itself imported late

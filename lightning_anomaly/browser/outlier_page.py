@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_anomaly.browser.fields import BrowsedOutliers
 from lightning_anomaly.browser.page import assemble, plain_labels
+from lightning_anomaly.outliers.report import OutlierReport
 
 __all__ = ["write_outlier_page"]
 
@@ -19,7 +19,7 @@ _CODE = ("dom.js", "unpack.js", "words.js", "colours.js", "draw.js", "parts.js",
 
 
 def write_outlier_page(
-    report: BrowsedOutliers,
+    report: OutlierReport,
     path: str | Path,
     shown: int,
     sentences: Sequence[str],

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly.browser.fields import BrowsedReport
 from lightning_anomaly.browser.page import plain_labels
 from lightning_anomaly.plots import clearest_filters
-from lightning_anomaly.report.layer_report import LayerReport
+from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.pictures import KeptMaps, Pictures, even_order
 
 __all__ = ["pack"]
@@ -27,7 +26,7 @@ _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", 
 
 
 def pack(
-    report: BrowsedReport,
+    report: AnomalyReport,
     pictures: Pictures,
     labels: Sequence[Any] | None,
     title: str,

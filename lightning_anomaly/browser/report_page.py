@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_anomaly.browser.fields import BrowsedReport
 from lightning_anomaly.browser.pack import pack
 from lightning_anomaly.browser.page import assemble
+from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import Pictures, probe_images
 
 __all__ = ["page_text", "write_page"]
@@ -20,7 +20,7 @@ _CODE = ("dom.js", "unpack.js", "data.js", "words.js", "colours.js", "draw.js", 
 
 
 def write_page(
-    report: BrowsedReport,
+    report: AnomalyReport,
     path: str | Path,
     images: Tensor | None,
     labels: Sequence[Any] | None,
@@ -48,7 +48,7 @@ def write_page(
 
 
 def page_text(
-    report: BrowsedReport,
+    report: AnomalyReport,
     pictures: Pictures,
     title: str,
     history: Sequence[Mapping[str, Any]] | None,

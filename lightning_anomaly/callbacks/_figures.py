@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
 from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
-from lightning_anomaly.plots.fields import ComparisonFields
+from lightning_anomaly.plots.comparisons import ComparisonFields
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import drawn
 

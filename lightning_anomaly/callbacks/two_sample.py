@@ -16,7 +16,7 @@ from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_names
 from lightning_anomaly.notes import merge_notes
-from lightning_anomaly.plots.fields import ComparisonFields
+from lightning_anomaly.plots.comparisons import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import layer_significance
 from lightning_anomaly.two_sample.report import TwoSampleReport

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_anomaly.plots.comparisons import comparison_figure
-from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.filters import clearest_filters, filter_figure, layer_figure, scatter_figure
 from lightning_anomaly.plots.samples import draw_outliers, outlier_figure, outlier_images
 from lightning_anomaly.plots.verdicts import verdict_map
+from lightning_anomaly.report import AnomalyReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ __all__ = [
 
 # What loggers and the command line are given, by name: each draws a report and, if its images are known, what
 # `outlier_images` took of them.
-FIGURES: Mapping[str, Callable[[ReportFields, Tensor | None], Figure | None]] = {
+FIGURES: Mapping[str, Callable[[AnomalyReport, Tensor | None], Figure | None]] = {
     "verdicts": lambda report, _: verdict_map(report),
     "filters": lambda report, _: filter_figure(report),
     "outliers": lambda report, shown: None if shown is None else draw_outliers(report, shown),

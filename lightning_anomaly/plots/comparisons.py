@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from lightning_anomaly.plots.fields import ComparisonFields
 from lightning_anomaly.plots.style import new_figure, short_name
 
 if TYPE_CHECKING:
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
+__all__ = ["ComparisonFields", "comparison_figure"]
+
 _LAYER = "layer/"  # what the names of layers' metrics begin with
 # Of shares, from none to the largest: hue says whether chance explains them, lightness how large they are.
 _CHANCE_SHADES, _TELLING_SHADES = ("#FFFFFF", "#8C8C8C"), ("#FDD9B5", "#D55E00", "#7A2E00")
@@ -22,6 +23,25 @@ _CHANCE, _TELLING = "#8C8C8C", "#D55E00"
 _FULL = 0.2  # the share with the darkest shade, where none is larger: what chance gives should look pale
 _AREAS = (0.48, 0.6)  # always on the axis: what chance gives should look flat
 _ROW, _LEAST, _TALLEST = 0.17, 0.7, 12.0  # height of a layer with its name, of all at least, and at most (inches)
+
+
+class ComparisonFields(TypedDict):
+    """What a `TwoSampleCallback` remembers of a validation, in plain types.
+
+    Attributes:
+        epoch: The epoch that it belongs to.
+        step: Optimizer steps before it.
+        metrics: What was found, by the names behind the prefix of what is logged.
+        compares_output: Whether the output was compared; else its metrics are those of before, or stand for nothing.
+        share_p_values: Of each layer with filters that could be judged, how often random divisions of the same images
+            find as large a share of them. What was logged of another layer stands for nothing.
+    """
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+    compares_output: bool
+    share_p_values: dict[str, float]
 
 
 def comparison_figure(

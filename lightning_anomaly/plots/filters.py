@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
-from lightning_anomaly.report.layer_report import LayerReport
+from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ _CLEAR = 5.0  # a gap that nobody misses (spreads of the other samples)
 _COMPARED = 100  # outliers of one filter whose distances are looked at: bounds the memory
 
 
-def clearest_filters(report: ReportFields, max_filters: int = 6) -> list[tuple[str, int]]:
+def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[str, int]]:
     """The anomaly filters whose outliers lie most clearly apart from the other samples.
 
     As an eye judges it, by the gap: the distance from an outlier to the nearest sample that is none, the median over
@@ -68,7 +67,7 @@ def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
     return min(_CLEAR, gap.item()), spread.item()
 
 
-def filter_figure(report: ReportFields, max_filters: int = 6) -> Figure | None:
+def filter_figure(report: AnomalyReport, max_filters: int = 6) -> Figure | None:
     """Scatter plots of the filters with the clearest anomalies.
 
     A panel shows all probe samples of a filter on its two principal components, coloured by the component of the
@@ -87,7 +86,7 @@ def filter_figure(report: ReportFields, max_filters: int = 6) -> Figure | None:
     return _panels(report, chosen, f"Filters with the clearest anomalies: {len(chosen)} of {report.count}")
 
 
-def layer_figure(report: ReportFields, layer: str, max_filters: int = 6) -> Figure:
+def layer_figure(report: AnomalyReport, layer: str, max_filters: int = 6) -> Figure:
     """Scatter plots of one layer's filters, as in `filter_figure`.
 
     Args:
@@ -110,7 +109,7 @@ def layer_figure(report: ReportFields, layer: str, max_filters: int = 6) -> Figu
     return _panels(report, chosen, f"{layer_text(layer, 40)}: {title}")
 
 
-def scatter_figure(report: ReportFields, layer: str, filter_index: int) -> Figure:
+def scatter_figure(report: AnomalyReport, layer: str, filter_index: int) -> Figure:
     """The scatter plot of one filter, as in `filter_figure`.
 
     Args:
@@ -134,7 +133,7 @@ def scatter_figure(report: ReportFields, layer: str, filter_index: int) -> Figur
     return _panels(report, [(layer, filter_index)], None)
 
 
-def _layer_of(report: ReportFields, layer: str) -> LayerReport:
+def _layer_of(report: AnomalyReport, layer: str) -> LayerReport:
     if layer not in report.layers:
         raise ValueError(
             f"Parameter `layer` should be one of the report's layers, {list(report.layers)}. Found `layer = {layer!r}`."
@@ -142,7 +141,7 @@ def _layer_of(report: ReportFields, layer: str) -> LayerReport:
     return report.layers[layer]
 
 
-def _panels(report: ReportFields, chosen: list[tuple[str, int]], title: str | None) -> Figure:
+def _panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: str | None) -> Figure:
     """One panel for each `(layer, filter)`, and one legend for all."""
     columns = min(3, len(chosen))
     rows = math.ceil(len(chosen) / columns)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.style import new_figure
+from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import displayed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def outlier_figure(report: ReportFields, images: Tensor, max_images: int = 16) -> Figure | None:
+def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Figure | None:
     """The images of the samples with the largest outlier scores, with their scores and votes.
 
     A sample's votes are the anomaly filters that it is an outlier of; at equal scores more votes come first, then the
@@ -42,7 +42,7 @@ def outlier_figure(report: ReportFields, images: Tensor, max_images: int = 16) -
     return draw_outliers(report, outlier_images(report, images, max_images))
 
 
-def outlier_images(report: ReportFields, images: Tensor, max_images: int = 16) -> Tensor:
+def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Tensor:
     """What `outlier_figure` shows: all that has to be kept of a probe to draw it later.
 
     Args:
@@ -67,7 +67,7 @@ def outlier_images(report: ReportFields, images: Tensor, max_images: int = 16) -
     return displayed(images[_outlying(report)[:max_images]], images)
 
 
-def draw_outliers(report: ReportFields, shown: Tensor) -> Figure | None:
+def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
     """Draw what `outlier_images` gave for the same report; None if that is nothing."""
     scores, votes = report.outlier_scores, report.outlier_samples
     chosen = _outlying(report)[: len(shown)]
@@ -97,7 +97,7 @@ def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
     return figure
 
 
-def _outlying(report: ReportFields) -> list[int]:
+def _outlying(report: AnomalyReport) -> list[int]:
     """The samples with any score or vote, the largest score first."""
     scores, votes = report.outlier_scores, report.outlier_samples
     return [sample for sample in report.by_outlier_score if scores[sample] > 0 or votes[sample]]

@@ -6,9 +6,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lightning_anomaly.plots.fields import ReportFields
 from lightning_anomaly.plots.style import ISOLATED_COLOURS, VERDICT_COLOURS, layer_text, new_figure
-from lightning_anomaly.report.layer_report import LayerReport
+from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.verdicts.rare import ANOMALY, NONFINITE
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ _ALWAYS = tuple(verdict for verdict in VERDICT_COLOURS if verdict != NONFINITE) 
 _ROWS = (32, 64, 128, 256)  # cells in a row; smaller ones would be hard to see
 
 
-def verdict_map(report: ReportFields) -> Figure:
+def verdict_map(report: AnomalyReport) -> Figure:
     """A map of all filters, one cell each, coloured by verdict: a block of rows for every layer.
 
     Filters that set samples apart from all others (`isolated`) have a colour of their own for each verdict.
@@ -69,7 +68,7 @@ def _block_height(size: int, columns: int) -> float:
     return max(_LINE, math.ceil(size / columns) * _MAP_WIDTH / columns)
 
 
-def _map_title(report: ReportFields, size: int, columns: int, named: int) -> str:
+def _map_title(report: AnomalyReport, size: int, columns: int, named: int) -> str:
     if not size:
         return "No filters were analysed"
     unnamed = f"; one layer in {named} is named" if named > 1 else ""
@@ -99,7 +98,7 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float, colum
     )
 
 
-def _verdict_legend(figure: Figure, report: ReportFields) -> None:
+def _verdict_legend(figure: Figure, report: AnomalyReport) -> None:
     from matplotlib.patches import Patch
 
     counts = Counter(kind for layer in report.layers.values() for kind in _kinds(layer))

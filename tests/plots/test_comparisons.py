@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_anomaly.plots import comparison_figure
-from lightning_anomaly.plots.fields import ComparisonFields
+from lightning_anomaly.plots.comparisons import ComparisonFields
 
 
 def entry(epoch: int, shares: dict[str, float], p_values: dict[str, float], **other: Any) -> ComparisonFields:

@@ -1,9 +1,6 @@
 """Figures show what the report says, in the order promised, and stay small."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib
 import matplotlib.style
@@ -357,17 +354,3 @@ def test_no_window_knows_the_figures():
 
     verdict_map(report(conv=layer([NORMAL])))
     assert pyplot.get_fignums() == []
-
-
-def test_matplotlib_is_imported_late():
-    folder = str(Path(__file__).parents[2] / "lightning_anomaly")
-    code = (
-        "import sys, types\n"
-        f"package = types.ModuleType('lightning_anomaly'); package.__path__ = [{folder!r}]\n"
-        "sys.modules['lightning_anomaly'] = package  # without what the package itself imports\n"
-        "callbacks = types.ModuleType('lightning_anomaly.callbacks')\n"
-        f"callbacks.__path__ = [{folder!r} + '/callbacks']; sys.modules['lightning_anomaly.callbacks'] = callbacks\n"
-        "import lightning_anomaly.plots, lightning_anomaly.callbacks._loggers\n"
-        "print([name for name in ('matplotlib', 'PIL', 'lightning') if name in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
