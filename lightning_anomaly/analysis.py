@@ -274,7 +274,7 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
         n_components=per_filter(n_components),
         calinski_harabasz=per_filter(index),
         smallest_share=per_filter(smallest_share(labels)),
-        labels=per_filter(labels),
+        labels=per_filter(labels.to(torch.uint8)),
         points=reduction.points.float().cpu(),
         outliers=per_filter(outliers),
         isolated=per_filter(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_anomaly.browser.page import assemble, plain_labels
+from lightning_anomaly.browser.page import assemble, plain_labels, write
 from lightning_anomaly.outliers.report import OutlierReport
 
 __all__ = ["write_outlier_page"]
@@ -60,4 +60,4 @@ def write_outlier_page(
         "rows": rows,
         "key": key,
     }
-    Path(path).write_text(assemble(_CODE, index, images), encoding="utf-8")
+    write(path, assemble(_CODE, index, images))

@@ -1,22 +1,61 @@
-"""A page: template, style, code and data in one file that refers to nothing outside itself."""
+"""A page: template, style, code and data in one file that refers to nothing outside itself; a notebook shows it."""
 
 from __future__ import annotations
 
+import atexit
 import base64
 import hashlib
 import io
 import json
 import math
 import re
+import shutil
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["assemble", "plain_labels"]
+__all__ = ["BrowserFile", "assemble", "plain_labels", "temporary_path", "write"]
+
+_FRAME = "box-sizing:border-box;width:100%;height:760px;border:1px solid #8884;border-radius:8px"
+
+
+@dataclass(frozen=True, repr=False)
+class BrowserFile:
+    """The page of a report as a file, which a notebook shows in place; elsewhere it is its path.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    path: Path
+
+    def __repr__(self) -> str:
+        return str(self.path)
+
+    def _repr_html_(self) -> str:
+        # The page itself and not its address: a notebook's server does not serve the file, and this can be sent along.
+        page = escape(self.path.read_text(encoding="utf-8"))
+        return f'<iframe title="Browser of a report" style="{_FRAME}" srcdoc="{page}"></iframe>'
+
+
+def temporary_path(name: str) -> Path:
+    """Path for a file that is removed when Python exits."""
+    folder = tempfile.mkdtemp(prefix="lightning_anomaly_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder) / name
+
+
+def write(path: str | Path, text: str) -> None:
+    """Write a page, and create the folders that are missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
 
 
 def plain_labels(labels: Sequence[Any]) -> list[Any]:

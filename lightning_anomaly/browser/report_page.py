@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_anomaly.browser.pack import pack
-from lightning_anomaly.browser.page import assemble
+from lightning_anomaly.browser.page import assemble, write
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import Pictures, probe_images
 
@@ -44,7 +44,7 @@ def write_page(
     pictures = report.pictures or Pictures(None, {})
     if images is not None:
         pictures = Pictures(probe_images(images), pictures.maps)
-    Path(path).write_text(page_text(report, pictures, title, history, labels), encoding="utf-8")
+    write(path, page_text(report, pictures, title, history, labels))
 
 
 def page_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,7 +159,7 @@ class OutlierReport(Tabular):
         saved as a CSV file with the columns of `rows`. A browser remembers what was ticked.
 
         Args:
-            path: Where to write it.
+            path: Where to write it; missing folders are created.
             labels: A name or number for each image of the data set: its file or its class. A column of the CSV file.
             title: The heading.
 
@@ -172,15 +171,15 @@ class OutlierReport(Tabular):
         write_outlier_page(self, path, KEPT, self._sentences(), labels, title)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
-        """The same, written to a temporary file: a notebook shows it in place, a console the file's path.
+        """Write the same to a file that lasts until Python exits: a notebook shows it, a console its path.
 
         Args:
             labels: See `save_html`.
             title: See there.
         """
-        from lightning_anomaly.browser import BrowserFile
+        from lightning_anomaly.browser import BrowserFile, temporary_path
 
-        path = Path(tempfile.mkdtemp(prefix="lightning_anomaly_")) / "outliers.html"
+        path = temporary_path("outliers.html")
         self.save_html(path, labels, title)
         return BrowserFile(path)
 

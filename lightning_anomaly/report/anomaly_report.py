@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +148,7 @@ class AnomalyReport(Tabular):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but pictures as plain Python values: dicts, lists, strings and numbers."""
+        """Everything but pictures as values that JSON knows: infinite numbers and NaN are strings."""
         return {
             "n_samples": self.n_samples,
             "settings": dict(self.settings),
@@ -159,27 +158,18 @@ class AnomalyReport(Tabular):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AnomalyReport:
-        """The report that `to_dict` was called on.
+        """Restore the report that `to_dict` was called on.
 
         Raises:
             ValueError: If `values` did not come from `to_dict`.
         """
-        keys = {"n_samples", "settings", "notes", "layers"}
-        if not isinstance(values, Mapping) or set(values) != keys:
-            found = f"keys {list(values)}" if isinstance(values, Mapping) else repr(values)
-            raise ValueError(f"Parameter `values` should be what `AnomalyReport.to_dict()` gave. Found {found}.")
-        place = ""
         try:
             n_samples = check_integer("n_samples", values["n_samples"], 0)
-            layers = {}
-            for name, layer in values["layers"].items():
-                place = f" in layer {name!r}"
-                layers[name] = layer_from_dict(layer, n_samples)
-            place = ""
+            layers = {name: layer_from_dict(layer, n_samples) for name, layer in values["layers"].items()}
             return cls(layers, n_samples, dict(values["settings"]), dict(values["notes"]))
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OverflowError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
-                f"Parameter `values` should be what `AnomalyReport.to_dict()` gave. Found {error!r}{place}."
+                f"Parameter `values` should be what `AnomalyReport.to_dict()` returned. Found {error!r}."
             ) from error
 
     def to_frame(self) -> DataFrame:
@@ -245,7 +235,7 @@ class AnomalyReport(Tabular):
         by `analyze(..., keep_images=True)`, as some of the maps are, or given here.
 
         Args:
-            path: Where to write it.
+            path: Where to write it; missing folders are created.
             images: The probe: images `(N, C, H, W)`, which are shown as `plots.outlier_figure` shows them, volumes
                 `(N, C, D, H, W)`, of which the middle slice is shown, or signals `(N, C, L)` or `(N, L)`, as curves.
                 None takes those that were kept.
@@ -267,7 +257,7 @@ class AnomalyReport(Tabular):
         title: str = "Anomaly filters",
         history: Sequence[Mapping[str, Any]] | None = None,
     ) -> BrowserFile:
-        """The filter browser, written to a temporary file: a notebook shows it in place, a console the file's path.
+        """Write the filter browser to a file that lasts until Python exits: a notebook shows it, a console its path.
 
         Args:
             images: See `save_html`, as for the other arguments.
@@ -275,9 +265,9 @@ class AnomalyReport(Tabular):
             title: See there.
             history: See there.
         """
-        from lightning_anomaly.browser import BrowserFile
+        from lightning_anomaly.browser import BrowserFile, temporary_path
 
-        path = Path(tempfile.mkdtemp(prefix="lightning_anomaly_")) / "browser.html"
+        path = temporary_path("browser.html")
         self.save_html(path, images, labels, title, history)
         return BrowserFile(path)
 

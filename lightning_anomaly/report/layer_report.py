@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ class LayerReport:
             an anomaly filter among those that show its outliers. 0 where nothing was clustered.
         calinski_harabasz: Its index `(F,)`.
         smallest_share: Share of the probe samples in its smallest cluster `(F,)`, 0 to 1.
-        labels: Its clusters `(F, N)`.
+        labels: Its clusters `(F, N)`, a byte each.
         points: What was clustered: scores on two principal components, in units of the first one's standard deviation
             `(F, N, 2)`.
         outliers: Whether each probe sample is an outlier of each filter `(F, N)`.
@@ -68,54 +69,65 @@ class LayerReport:
         return found
 
 
-_TENSORS = {
+_DTYPES = {
     "n_components": torch.int64,
     "calinski_harabasz": torch.float64,
     "smallest_share": torch.float64,
-    "labels": torch.int64,
+    "labels": torch.uint8,
     "points": torch.float32,
     "outliers": torch.bool,
     "isolated": torch.bool,
     "explained": torch.float64,
     "sparsity": torch.float64,
+    "outlier_scores": torch.float32,
 }
 
 
 def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
-    """One report of the filters of several on the same layer, in their order."""
-    if len(parts) == 1:
-        return parts[0]
-    tensors: dict[str, Any] = {key: torch.cat([getattr(part, key) for part in parts]) for key in _TENSORS}
+    """Join reports of consecutive filters of one layer, in their order."""
+    tensors: dict[str, Any] = {
+        key: torch.cat([getattr(part, key) for part in parts]) for key in _DTYPES if key != "outlier_scores"
+    }
     return replace(parts[0], verdicts=tuple(verdict for part in parts for verdict in part.verdicts), **tensors)
 
 
 def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
-    """Plain Python values."""
-    tensors = {key: getattr(layer, key).tolist() for key in _TENSORS}
+    """Convert a layer to values that JSON knows."""
     sizes = {"map_size": list(layer.map_size), "analysed_size": list(layer.analysed_size)}
-    scores = {"outlier_scores": layer.outlier_scores.tolist()}
-    return {"verdicts": list(layer.verdicts), **tensors, **sizes, **scores}
+    tensors = {key: _to_plain(getattr(layer, key)) for key in _DTYPES}
+    return {"verdicts": list(layer.verdicts), **sizes, **tensors}
 
 
 def layer_from_dict(values: Mapping[str, Any], n_samples: int) -> LayerReport:
-    """The report of N samples that `layer_to_dict` was called on, also if an earlier version was."""
+    """Convert back what `layer_to_dict` returned, in this version or an earlier one, for a probe of N samples."""
     unknown = set(values["verdicts"]) - {*LIVE, DEAD, NONFINITE}
     if unknown:
         raise ValueError(f"unknown verdicts {unknown}")
     filters = len(values["verdicts"])
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("outliers", "isolated"), (filters, n_samples))
-    for key, *rest in (("points", 2), ("labels",)):  # only the first of several processes has them
-        shapes[key] = (filters, n_samples if any(values[key]) else 0, *rest)
-    # Also of no samples; reports of earlier versions do not know which filters set samples apart.
-    values = {"isolated": [[False] * len(row) for row in values["outliers"]], **values}
-    scores = torch.tensor(values.get("outlier_scores", []), dtype=torch.float32, device="cpu")
+    missing = {"isolated": [[False] * n_samples] * filters, "outlier_scores": []}  # in version 0.1
+    tensors = {key: _to_tensor({**missing, **values}[key], dtype) for key, dtype in _DTYPES.items()}
+    # Of several processes only the first has points and labels, and not every layer has scores.
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_DTYPES, (filters,))
+    shapes |= dict.fromkeys(("outliers", "isolated"), (filters, n_samples))
+    shapes["labels"] = (filters, n_samples if tensors["labels"].numel() else 0)
+    shapes["points"] = (filters, n_samples if tensors["points"].numel() else 0, 2)
+    shapes["outlier_scores"] = (n_samples if tensors["outlier_scores"].numel() else 0,)
     return LayerReport(
         verdicts=tuple(values["verdicts"]),
         map_size=tuple(values["map_size"]),
         analysed_size=tuple(values["analysed_size"]),
-        outlier_scores=scores.reshape(n_samples if len(scores) else 0),
-        **{
-            key: torch.tensor(values[key], dtype=dtype, device="cpu").reshape(shapes.get(key, (filters,)))
-            for key, dtype in _TENSORS.items()
-        },
+        **{key: tensor.reshape(shapes[key]) for key, tensor in tensors.items()},
     )
+
+
+def _to_plain(tensor: Tensor) -> Any:
+    """Nested lists; JSON has no infinite numbers and no NaN, so these are strings."""
+    if tensor.isfinite().all():
+        return tensor.tolist()
+    if tensor.ndim == 0:
+        return str(tensor.item())
+    return [_to_plain(part) for part in tensor]
+
+
+def _to_tensor(values: Any, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=str(dtype).removeprefix("torch.")))  # reads "inf" as a number

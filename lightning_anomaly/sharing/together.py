@@ -124,7 +124,7 @@ def analyse_together(
         filters = sum(next(own[name].filters for own in told if own[name].filters) for name in share.names)
         pictures = pictures_of(share.layers, own_maps, None, filters) if wanted_first.pictures else None
         kept = images[: len(places[rank])] if wanted_first.images and images is not None else None
-        points = {name: (layer.points, layer.labels.to(torch.int16)) for name, layer in share.layers.items()}
+        points = {name: (layer.points, layer.labels) for name, layer in share.layers.items()}
         shown = _Shown(points, kept, pictures)
         if rank:
             packed = _packed(shown)
@@ -190,7 +190,7 @@ def _full(light: Share, shown: _Shown | None = None) -> Share:
         layers[name] = replace(layer, outliers=layer.outliers.to_dense(), isolated=layer.isolated.to_dense())
         if shown is not None:
             points, labels = shown.points[name]
-            layers[name] = replace(layers[name], points=points, labels=labels.long())
+            layers[name] = replace(layers[name], points=points, labels=labels)
     return replace(light, layers=layers)
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import zlib
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -274,6 +275,18 @@ class TestReport:
         told = index_of(tmp_path / "a.html")["labels"]
         assert [told["names"][place] for place in told["of"]] == ["nan", "1.0", "nan"]
         assert len(told["names"]) == 2
+
+    def test_a_missing_folder_is_made(self, tmp_path):
+        made_up(1, 3).save_html(tmp_path / "a" / "b" / "c.html")
+        assert (tmp_path / "a" / "b" / "c.html").is_file()
+
+    def test_what_is_browsed_is_removed_when_python_exits(self, monkeypatch):
+        at_exit = []
+        monkeypatch.setattr("atexit.register", lambda *given, **options: at_exit.append(partial(*given, **options)))
+        folder = made_up(1, 3).browse().path.parent
+        for function in at_exit:
+            function()
+        assert not folder.exists()
 
     def test_the_same_report_gives_the_same_file(self, tmp_path):
         images = torch.rand(50, 3, 6, 6, generator=torch.Generator().manual_seed(0))
