@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_anomaly.capture.hooks import isolated_random_state
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.probe import isolated_random_state
 from lightning_anomaly.pruning.selection import filter_norms
 from lightning_anomaly.report.pictures import _keep
 from lightning_anomaly.verdicts.isolation import isolated_samples

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import (
     first_tensor,
     outer_sampler,
@@ -20,7 +20,7 @@ from lightning_anomaly.capture.images import (
     training_batches,
     unpadded_length,
 )
-from lightning_anomaly.capture.probe import isolated_random_state, most_samples, probing
+from lightning_anomaly.capture.probe import most_samples, probing
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings

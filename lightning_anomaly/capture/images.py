@@ -22,7 +22,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_anomaly.capture.probe import isolated_random_state
+from lightning_anomaly.capture.hooks import isolated_random_state
 
 __all__ = [
     "ImageSource",

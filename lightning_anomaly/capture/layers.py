@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from lightning_anomaly.checks import check_names
 
-__all__ = ["linear_layers", "modules_by_name", "select_layers", "unseen_layers"]
+__all__ = ["CONVOLUTIONS", "linear_layers", "modules_by_name", "select_layers", "unseen_layers"]
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WRAPPERS = ("_orig_mod", "_forward_module")  # what torch.compile and Fabric call a model that they wrap
 
 
@@ -33,17 +33,11 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _by_another_name(model: nn.Module, name: str) -> nn.Module | None:
-    """A layer by a name that it has beside the one that `modules_by_name` gives it; None if there is none.
-
-    Step by step, as all names of a model whose modules hold each other would never end.
-    """
-    module: nn.Module | None = model
-    for part in name.split("."):
-        module = getattr(module, "_orig_mod", module)
-        if module is None or part == "parametrizations" or part not in module._modules:
-            return None
-        module = module._modules[part]
-    return module
+    """A layer by a name that it has beside the one that `modules_by_name` gives it; None if there is none."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _clean_name(name: str) -> str:
@@ -69,7 +63,7 @@ def select_layers(
     """
     modules = modules_by_name(model)
     convolutions: dict[str, nn.Module] = {
-        name: module for name, module in modules.items() if isinstance(module, _ConvNd)
+        name: module for name, module in modules.items() if isinstance(module, CONVOLUTIONS)
     }
     names = check_names(argument, layers, "layer names")
     if names is None:

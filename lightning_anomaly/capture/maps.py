@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils import deterministic
 
-__all__ = ["EXTREMES", "STATISTICS", "LayerMaps", "Pieces", "joined", "map_statistics", "pool_maps"]
+__all__ = ["EXTREMES", "STATISTICS", "LayerMaps", "joined", "keep_rows", "map_statistics", "pool_maps"]
 
 STATISTICS = ("mean", "standard deviation", "largest", "smallest", "coarse standard deviation")
 EXTREMES = slice(2, 4)  # the largest and the smallest among them
@@ -74,52 +74,30 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
-class Pieces(list[Tensor]):
-    """Tensors `(n, ...)` gathered batch by batch; on the CPU they share large pieces of memory.
+def keep_rows(batches: list[Tensor], rows: Tensor, most: int) -> None:
+    """Append a copy of some rows `(n, ...)`; on the CPU those of several batches share large pieces of memory.
 
-    Small ones that stay would lie in the gaps that the model's large ones leave, and the next large one would not fit
-    there any more: with ConvNeXt-base a process grew by twice the size of what it kept.
+    Small tensors that stay would lie in the gaps that the model's large ones leave, and the next large one would not
+    fit there any more: with ConvNeXt-base a process grew by twice the size of what it kept.
+
+    Args:
+        batches: What is kept so far; its last tensor may be replaced by a longer one.
+        rows: The rows, in float32 or float64.
+        most: How many rows there may be from now on, these included.
     """
-
-    _room: Tensor | None = None
-    _taken = 0
-
-    def keep(self, rows: Tensor, most: int) -> None:
-        """Append a copy of some rows, on the CPU: others as they are.
-
-        Args:
-            rows: The rows, which nobody else changes.
-            most: How many there may be from now on, these included.
-        """
-        if rows.device.type != "cpu":
-            self.append(rows)
-            return
-        room = self._room
-        if room is None or room.dtype != rows.dtype or self._taken + len(rows) > len(room):
-            size = max(len(rows), min(most, _ROOM // rows[0].nbytes))
-            with torch.inference_mode(False):  # or it could be written to in this mode alone
-                self._room = room = _unfilled(rows, size)
-            self._taken = 0
-            self.append(rows)
-        room[self._taken : self._taken + len(rows)] = rows
-        self._taken += len(rows)
-        self[-1] = room[: self._taken]
-
-    def clear(self) -> None:
-        """Let go of all of them."""
-        super().clear()
-        self._room = None
-
-
-def _unfilled(rows: Tensor, size: int) -> Tensor:
-    """Memory for so many rows, of which nothing is taken yet: in deterministic mode torch would fill it with NaN."""
-    mode: Any = deterministic
-    fills = mode.fill_uninitialized_memory
-    mode.fill_uninitialized_memory = False
-    try:
-        return rows.new_empty(size, *rows.shape[1:])
-    finally:
-        mode.fill_uninitialized_memory = fills
+    if rows.device.type != "cpu":
+        batches.append(rows.clone())
+        return
+    room, used = (batches[-1], len(batches[-1])) if batches else (rows, sys.maxsize)
+    if used + len(rows) > room.untyped_storage().nbytes() // rows[0].nbytes:
+        size = max(len(rows), min(most, _ROOM // rows[0].nbytes))
+        dtype = np.float64 if rows.dtype == torch.float64 else np.float32
+        with torch.inference_mode(False):  # or it could be written to in this mode alone
+            # NumPy's, as torch would fill it in deterministic mode: memory that is not written to yet is not taken.
+            room, used = torch.from_numpy(np.empty((size, *rows.shape[1:]), dtype)), 0
+        batches.append(room)
+    batches[-1] = room.as_strided((used + len(rows), *rows.shape[1:]), room.stride())
+    batches[-1][used:] = rows
 
 
 @dataclass

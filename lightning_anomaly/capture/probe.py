@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,19 +13,17 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_anomaly.capture.hooks import MapCapture, evaluating, keeping_random_state, taking_alone
+from lightning_anomaly.capture.hooks import MapCapture, evaluating, exclusive_capture
 from lightning_anomaly.capture.keeping import copied, keeping_metrics, keeping_state
+from lightning_anomaly.capture.layers import CONVOLUTIONS
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.notes import left_out
 from lightning_anomaly.progress import track
 
 __all__ = [
     "check_inputs",
-    "isolated_random_state",
     "most_samples",
     "probing",
     "run",
@@ -64,24 +61,11 @@ def probing(model: nn.Module, capture: MapCapture) -> Iterator[Callable[[], None
     with (
         evaluating(model),
         keeping_metrics(model),
-        taking_alone(capture),
+        exclusive_capture(capture),
         torch.no_grad(),
         keeping_state(model) as give_back,
     ):
         yield give_back
-
-
-@contextmanager
-def isolated_random_state(seed: int) -> Iterator[None]:
-    """Seeds the random numbers of torch, NumPy and Python inside, and gives their states back at the end.
-
-    Loading a sample may draw random numbers; it then draws the same ones each time and takes none from the training.
-    """
-    with keeping_random_state(range(torch.cuda.device_count())):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        yield
 
 
 def run(
@@ -141,7 +125,7 @@ def _refuse_type(argument: str, types: set[torch.dtype], error: RuntimeError) ->
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         layer = frame.f_locals.get("self")
-        weight = layer.weight if isinstance(layer, (_ConvNd, nn.Linear, _NormBase)) else None
+        weight = layer.weight if isinstance(layer, (*CONVOLUTIONS, nn.Linear)) else None
         if weight is None or not weight.is_floating_point():
             continue
         for value in frame.f_locals.values():

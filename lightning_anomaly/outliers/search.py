@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
-from lightning_anomaly.capture.probe import isolated_random_state, probing, usable_layers
+from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_seed
 from lightning_anomaly.distributed import gather_results, rank_and_world
 from lightning_anomaly.notes import left_out, warn_of

@@ -16,10 +16,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
+from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating, isolated_random_state
 from lightning_anomaly.capture.keeping import copied
 from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.probe import isolated_random_state
 from lightning_anomaly.pruning.filter_rows import filters_first
 from lightning_anomaly.tables import listed
 

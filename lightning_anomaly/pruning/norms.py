@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from lightning_anomaly.capture.hooks import Hook, compiled_models_eager, evaluating, taken_alone
+from lightning_anomaly.capture.hooks import Hook, compiled_models_eager, evaluating, is_exclusive
 from lightning_anomaly.capture.keeping import copied
 from lightning_anomaly.capture.layers import modules_by_name
-from lightning_anomaly.pruning.operations import watching_operations
+from lightning_anomaly.pruning.operations import is_recorded, watching_operations
 from lightning_anomaly.pruning.origins import Origin, OriginTracker, all_of, is_followed
 
 Fed = str | Sequence[Any]  # see `NormFlow.norms`
@@ -114,14 +114,14 @@ class FlowObserver:
 
     def _watch(self, hooks: ExitStack, name: str, module: nn.Module) -> None:
         def called(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if taken_alone():
+            if is_exclusive() or is_recorded():
                 return
             tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
             origins = () if tensor is None else self._origins(module, tensor)
             self._inputs.setdefault(name, {})[origins] = None
 
         def returned(module: nn.Module, args: Any, output: Any) -> None:
-            if taken_alone():
+            if is_exclusive() or is_recorded():
                 return
             if isinstance(module, _ConvNd):
                 self._convolutions[name] = None

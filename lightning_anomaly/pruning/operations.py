@@ -13,9 +13,9 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
-from lightning_anomaly.capture.hooks import only_recorded
+from lightning_anomaly.capture.hooks import is_tracing
 
-__all__ = ["OperationWatcher", "watching_operations"]
+__all__ = ["OperationWatcher", "is_recorded", "watching_operations"]
 
 
 class OperationWatcher(Protocol):
@@ -45,6 +45,16 @@ def watching_operations(watcher: OperationWatcher) -> Iterator[None]:
             _this_thread.stack.close()
 
 
+def is_recorded() -> bool:
+    """Whether what runs is traced, exported or transformed, or runs on tensors without values."""
+    kinds = torch._C._TorchDispatchModeKey
+    return (
+        is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or any(torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY))
+    )
+
+
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     supports_higher_order_operators = True
 
@@ -57,7 +67,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch._C._get_tracing_state() is not None:  # `torch.jit.trace` records what an operation is made of
             with _past_the_modes():
                 return func(*args, **kwargs)
-        if only_recorded():  # by others, who are to see the operation itself
+        if is_recorded():  # by others, who are to see the operation itself
             return func(*args, **kwargs)
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         before = [(watcher, watcher.before(tensors)) for watcher in self._watchers]

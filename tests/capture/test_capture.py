@@ -1,40 +1,35 @@
-"""The right layers are watched, their maps are taken as they were, and nothing is left on the model."""
+"""Maps are taken as they were, what cannot be taken is a problem and no error, and nothing is left on the model."""
 
 import copy
 import random
-import warnings
-from collections import UserList
-from collections.abc import Callable, Iterator
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
-import oracle
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch._subclasses import FakeTensorMode
 
-from lightning_anomaly import analyze, find_outliers, two_sample_test
 from lightning_anomaly.capture import hooks
-from lightning_anomaly.capture.hooks import MapCapture, evaluating, taking_alone
-from lightning_anomaly.capture.layers import modules_by_name, select_layers, unseen_layers
-from lightning_anomaly.capture.maps import LayerMaps, map_statistics, pool_maps
+from lightning_anomaly.capture.hooks import MapCapture, evaluating, exclusive_capture, isolated_random_state
+from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.maps import LayerMaps, map_statistics
 from lightning_anomaly.capture.probe import usable_layers
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+NUMBERS = torch.arange(20.0)[:, None, None, None].expand(20, 2, 3, 3)
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
-    """The networks and maps that a test makes are the same each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def network() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3))
 
 
 def hooks_on(model: nn.Module) -> int:
@@ -51,6 +46,18 @@ def take(layer: nn.Module, *batches, **options) -> LayerMaps:
     return taken.maps["layer"]
 
 
+def take_several(passes: list[dict[str, Tensor]], limit: int) -> MapCapture:
+    """What a capture takes in passes that call these layers with these maps, until it is full."""
+    layers = {name: Returns() for own in passes for name in own}
+    taken = MapCapture(layers, limit=limit)
+    for own in passes:
+        assert not taken.full
+        with taken:
+            for name, batch in own.items():
+                layers[name](batch)
+    return taken
+
+
 class Returns(nn.Module):
     """Gives what it is told to."""
 
@@ -58,229 +65,89 @@ class Returns(nn.Module):
         return value
 
 
-# which layers
-
-
-def test_every_convolution_is_selected_in_the_model_s_order():
-    model = nn.ModuleDict(
-        {
-            "sound": nn.Conv1d(1, 2, 3),
-            "head": nn.Linear(3, 3),
-            "list": nn.ModuleList([nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ConvTranspose2d(2, 1, 2)]),
-            "volume": nn.Conv3d(1, 2, 3),
-            "lazy": nn.LazyConv2d(4, 3),
-            "weighted": parametrizations.weight_norm(nn.Conv2d(1, 2, 3)),
-        }
-    )
-    assert list(select_layers(model)) == ["sound", "list.0", "list.2", "volume", "lazy", "weighted"]
-    assert select_layers(model)["list.2"] is model["list"][2]
-    assert not any("parametrizations" in name for name in modules_by_name(model))
-
-
-def test_a_model_that_is_itself_a_convolution_has_one_layer_without_a_name():
-    layer = nn.Conv2d(1, 1, 1)
-    assert select_layers(layer) == {"": layer}
-    assert select_layers(nn.Linear(2, 2)) == {}
-
-
-def test_named_layers_are_selected_in_the_order_asked_for_and_need_not_be_convolutions():
-    model = network()
-    assert list(select_layers(model, ["2", "1"])) == ["2", "1"]
-    assert select_layers(model, iter(["0"])) == {"0": model[0]}
-
-
-def test_a_shared_layer_is_selected_once():
-    shared = nn.Conv2d(1, 1, 1)
-    assert list(select_layers(nn.Sequential(shared, nn.ReLU(), shared))) == ["0"]
-
-
-def test_a_shared_layer_may_be_asked_for_by_each_of_its_names():
-    shared = nn.Sequential(nn.Conv2d(1, 1, 1))
-    model = nn.ModuleDict({"a": shared, "b": nn.ModuleDict({"c": shared, "none": nn.Identity()})})
-    model["b"].none = None
-    assert select_layers(model, ["b.c.0", "a.0"]) == {"b.c.0": shared[0], "a.0": shared[0]}
-    assert select_layers(torch.compile(model, backend="eager"), ["b.c.0"]) == {"b.c.0": shared[0]}
-    for name in ("b.none", "b.none.0", "b.d", "b.c.1"):
-        with pytest.raises(ValueError, match=r"are \['a\.0'\]\."):
-            select_layers(model, [name])
-
-
-def test_a_layer_that_does_not_exist_is_an_error_that_lists_those_that_do():
-    with pytest.raises(ValueError, match=r"`layers` should name layers.*Found \['3', 'x'\].*are \['0', '2'\]\."):
-        select_layers(network(), ["0", "3", "x"])
-    with pytest.raises(ValueError, match=r"`signal_layers` should name layers of the model\. Found \['x'\]"):
-        select_layers(network(), ["x"], argument="signal_layers")
-
-
-@pytest.mark.parametrize("layers", ["0", "", [], ()])
-def test_layers_that_are_a_string_or_empty_are_an_error(layers):
-    with pytest.raises(ValueError, match=r"`layers` should be a list of layer names or None\. Found"):
-        select_layers(network(), layers)
-
-
-@pytest.fixture(scope="module")
-def scripted() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is; models that use it are still about
-        return torch.jit.script(nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.ConvTranspose2d(3, 1, 3)))
-
-
-def test_convolutions_of_a_script_module_are_skipped_with_a_note(scripted):
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), scripted)
-    assert list(select_layers(model)) == ["0"]
-    note = unseen_layers(model)["scripted"]
-    assert note == "Convolutions in ScriptModules are skipped, as these accept no hooks: ['1.0', '1.2']."
-    assert unseen_layers(network()) == {}
-    with MapCapture(select_layers(model)) as taken:
-        model(IMAGES)
-    assert taken.maps["0"].count == 6
-
-
-def test_a_script_module_asked_for_by_name_is_an_error(scripted):
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), scripted)
-    with pytest.raises(
-        ValueError, match=r"`layers` should name layers that accept hooks\. Found ScriptModules \['1.0'\]"
-    ):
-        select_layers(model, ["0", "1.0"])
-
-
 # what is taken
 
 
-def test_maps_are_what_the_layer_gave_in_the_order_of_the_samples():
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_maps_are_what_the_layer_gave_in_the_order_of_the_samples(mode):
+    """Also before a ReLU in place, in any mode and memory layout."""
     model = network()
     expected = model[0](IMAGES).detach()
     taken = MapCapture(select_layers(model), rectify=False, max_map_side=7)
-    for batch in IMAGES.split(4):
-        with taken:
+    for batch in IMAGES.contiguous(memory_format=torch.channels_last).split(4):
+        with taken, mode():
             model(batch)
     maps = taken.maps["0"]
     torch.testing.assert_close(maps.maps, expected)
-    assert maps.count == 6
-    assert maps.size == (7, 7)
-    assert maps.problem is None
+    torch.testing.assert_close(torch.cat(maps.statistics), map_statistics(expected))
+    assert (maps.count, maps.size, maps.problem) == (6, (7, 7), None)
+    assert len(maps.batches) == len(maps.statistics) == 1
     assert not maps.maps.requires_grad
     assert taken.maps["2"].size == (5, 5)
 
 
-def test_a_relu_in_place_behind_the_layer_does_not_change_what_was_taken():
-    model = network()
-    with MapCapture(select_layers(model), rectify=False) as taken:
-        model(IMAGES)
-    assert (taken.maps["0"].maps < 0).any()
-    with torch.no_grad():
-        torch.testing.assert_close(taken.maps["0"].maps, model[0](IMAGES))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_what_was_taken_is_a_copy(dtype):
-    values = torch.randn(4, 2, 3, 3, dtype=dtype)
+@pytest.mark.parametrize("rectify", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_was_taken_is_a_copy_and_the_model_s_own_stays(dtype, rectify):
+    values = drawn(4, 2, 3, 3, dtype=dtype)
     before = values.clone()
-    maps = take(Returns(), values)
+    maps = take(Returns(), values, rectify=rectify).maps
+    assert torch.equal(values, before)
     values.zero_()
-    assert torch.equal(maps.maps, before)
+    assert maps.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(maps.to(dtype), before.clamp(min=0) if rectify else before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_map_with_minus_infinity_is_not_rectified_to_a_finite_one(dtype):
-    values = torch.randn(20, 3, 4, 4, dtype=dtype)
+def test_a_map_with_minus_infinity_is_not_rectified_to_a_finite_one():
+    values = drawn(20, 3, 4, 4)
     values[7, 1, 2, 3] = -torch.inf
     maps = take(Returns(), values, rectify=True).maps
     finite = maps.isfinite().flatten(2).all(2)
     assert not finite[7, 1]
     assert finite.sum() == 20 * 3 - 1
-    assert torch.equal(maps[finite], values.clamp(min=0).to(maps)[finite])
-
-
-def test_rectified_maps_have_no_negative_value_and_leave_the_model_s_own_alone():
-    values = torch.randn(4, 2, 3, 3)
-    before = values.clone()
-    maps = take(Returns(), values, rectify=True)
-    assert torch.equal(maps.maps, before.clamp(min=0))
-    assert torch.equal(values, before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_half_precision_becomes_float32_without_loss(dtype):
-    values = torch.randn(4, 2, 3, 3).to(dtype)
-    maps = take(Returns(), values).maps
-    assert maps.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert torch.equal(maps.to(dtype), values)
+    assert torch.equal(maps[finite], values.clamp(min=0)[finite])
 
 
 def test_the_limit_is_respected_across_and_within_batches():
-    values = torch.arange(10.0)[:, None, None, None].expand(10, 2, 3, 3)
     taken = MapCapture({"layer": (layer := Returns())}, limit=7)
     counts = []
-    for batch in values.split(3):
+    for batch in NUMBERS[:10].split(3):
         with taken:
             layer(batch)
         counts.append((taken.maps["layer"].count, taken.full))
     assert counts == [(3, False), (6, False), (7, True), (7, True)]
     assert taken.maps["layer"].maps[:, 0, 0, 0].tolist() == list(range(7))
+    assert len(torch.cat(taken.maps["layer"].statistics)) == 7
     assert not MapCapture({}, limit=3).full
+    assert not MapCapture({}).full
 
 
 def test_a_layer_of_parts_of_the_samples_does_not_end_the_capture():
     """It has as many maps as are asked for after fewer samples; they would be taken for as many samples."""
-    values = torch.arange(10.0)[:, None, None, None].expand(10, 2, 3, 3)
-    layers = {name: Returns() for name in ("first", "second", "parts")}
-    taken = MapCapture(layers, limit=10)
-    for batch in values.split(5):
-        assert not taken.full
-        with taken:
-            layers["first"](batch)
-            layers["second"](batch)
-            layers["parts"](batch.repeat(2, 1, 1, 1))
+    passes = [{"a": own, "b": own, "parts": own.repeat(2, 1, 1, 1)} for own in NUMBERS[:10].split(5)]
+    taken = take_several(passes, limit=10)
     assert taken.full
-    assert taken.maps["first"].count == taken.maps["second"].count == 10
-    assert taken.maps["parts"].problem == "it gave 10 maps where most layers gave 5"
+    assert taken.maps["a"].count == taken.maps["b"].count == 10
+    assert "gave 10 maps where most layers gave 5" in str(taken.maps["parts"].problem)
+    beyond = take_several([{"a": NUMBERS[:10], "b": NUMBERS[:10], "parts": NUMBERS}], limit=10)
+    assert "gave 20 maps where most layers gave 10" in str(beyond.maps["parts"].problem)
 
 
-def test_a_layer_that_some_passes_leave_out_is_told_and_does_not_wait_for_more():
+def test_a_layer_that_some_passes_leave_out_is_left_out_and_does_not_wait_for_more():
     """It would have as many maps in the end, of other samples."""
-    values = torch.arange(20.0)[:, None, None, None].expand(20, 2, 3, 3)
-    layers = {name: Returns() for name in ("always", "later", "late")}
-    taken = MapCapture(layers, limit=10)
-    for number, batch in enumerate(values.split(5)):
-        if taken.full:
-            break
-        with taken:
-            layers["always"](batch)
-            if number % 2:
-                layers["later"](batch)
-    assert number == 2
-    assert taken.maps["always"].count == 10
-    assert taken.maps["later"].problem == "it gave 5 maps where most layers gave 10"
-    assert taken.maps["late"].problem is None
+    first, second = NUMBERS[:10].split(5)
+    taken = take_several([{"always": first}, {"always": second, "later": second}], limit=10)
+    assert taken.full
+    assert (taken.maps["always"].count, taken.maps["always"].problem) == (10, None)
+    assert "gave 5 maps where most layers gave 10" in str(taken.maps["later"].problem)
 
 
-def test_layers_that_are_told_have_no_say_in_how_many_samples_there_are():
-    values = torch.arange(20.0)[:, None, None, None].expand(20, 2, 3, 3)
-    layers = {name: Returns() for name in ("a", "b", "x", "y", "z")}
-    taken = MapCapture(layers, limit=20)
-    for number, batch in enumerate(values.split(10)):
-        with taken:
-            for name, layer in layers.items():
-                if number == 0 or name in "ab":
-                    layer(batch)
+def test_layers_with_a_problem_have_no_say_in_how_many_samples_there_are():
+    first, second = NUMBERS.split(10)
+    taken = take_several([dict.fromkeys("abxyz", first), dict.fromkeys("ab", second)], limit=20)
     usable, n_samples, notes = usable_layers(taken.maps)
-    assert (list(usable), n_samples) == (["a", "b"], 20)
+    assert (list(usable), n_samples, len(notes)) == (["a", "b"], 20, 3)
     assert all("it gave 10 maps where most layers gave 20" in note for note in notes.values())
-
-
-def test_without_a_limit_whoever_knows_the_number_of_samples_judges():
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(2), Transposed(), nn.Linear(4, 3), nn.Linear(3, 3))
-    samples = torch.randn(80, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match="The output is not compared: it has 640 samples"):
-        assert list(two_sample_test(network, samples[:40], samples[40:]).layers) == ["0"]
-
-
-class Transposed(nn.Module):
-    """Positions as samples."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(0, 1)
 
 
 def test_the_first_call_in_a_pass_counts():
@@ -301,8 +168,8 @@ def test_empty_batches_are_passed_over():
     assert (nothing.count, nothing.batches, nothing.problem) == (0, [], None)
 
 
-def test_large_outputs_are_copied_in_pieces_that_change_nothing(monkeypatch):
-    values = torch.randn(7, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+def test_large_outputs_are_taken_in_pieces_that_change_nothing(monkeypatch):
+    values = drawn(7, 2, 5, 5)
     whole = take(Returns(), values, max_map_side=2)
     monkeypatch.setattr(hooks, "_PIECE", 100)
     sizes = []
@@ -310,7 +177,7 @@ def test_large_outputs_are_copied_in_pieces_that_change_nothing(monkeypatch):
     pieces = take(Returns(), values, max_map_side=2)
     assert sizes == [2, 2, 2, 1]
     assert torch.equal(pieces.maps, whole.maps)
-    assert torch.equal(pieces.zeros, whole.zeros)
+    assert torch.equal(pieces.sparsity, whole.sparsity)
     assert pieces.count == whole.count == 7
 
 
@@ -321,75 +188,11 @@ def test_layers_without_pixels_and_on_volumes_and_sound_are_taken():
         assert maps.size == shape[2:]
 
 
-# what cannot be taken is said
-
-
-@pytest.mark.parametrize(
-    ("outputs", "problem"),
-    [
-        ([(torch.ones(2, 1, 1, 1),)], "its output is a tuple, not a tensor"),
-        ([None], "its output is a NoneType, not a tensor"),
-        ([torch.ones(3)], "its output has shape (3,), not (samples, filters, ...)"),
-        ([torch.ones(1, 1, 1, 1, 1, 1)], "its output has shape (1, 1, 1, 1, 1, 1), not (samples, filters, ...)"),
-        ([torch.ones(2, 1, 1, 1).long()], "its output has type torch.int64"),
-        ([torch.ones(2, 1, 1, 1).bool()], "its output has type torch.bool"),
-        ([torch.ones(2, 1, 1, 1, dtype=torch.complex64)], "its output has type torch.complex64"),
-        ([torch.ones(2, 3, 1, 1), torch.ones(2, 4, 1, 1)], "its number of filters changes, from 3 to 4"),
-        ([torch.ones(2, 3, 4, 4), torch.ones(2, 3, 5, 4)], "the size of its maps changes, from (4, 4) to (5, 4)"),
-        ([torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4)], "the size of its maps changes, from (4, 4) to (4,)"),
-    ],
-)
-def test_an_output_that_is_no_map_is_a_problem_and_no_error(outputs, problem):
-    maps = take(Returns(), *outputs, torch.ones(2, 3, 4, 4))
-    assert maps.problem == problem
-    assert maps.count == 2 * (len(outputs) - 1)
-
-
-def test_an_unbatched_output_of_a_convolution_is_a_problem():
-    maps = take(nn.Conv2d(1, 2, 3), torch.ones(1, 5, 5))
-    assert maps.problem == "its output has shape (2, 3, 3), not (samples, filters, ...)"
-
-
-def test_a_failure_while_taking_is_a_problem_and_no_error(monkeypatch):
-    monkeypatch.setattr(hooks, "pool_maps", lambda *_: 1 / 0)
-    assert take(Returns(), torch.ones(2, 1, 1, 1)).problem.startswith("taking its maps failed with ZeroDivisionError(")
-
-
-# pooling and sparsity
-
-
-@pytest.mark.parametrize(
-    ("size", "side", "windows"),
-    [
-        ((8, 8), 8, (1, 1)),
-        ((9, 9), 8, (2, 2)),
-        ((16, 5), 8, (2, 1)),
-        ((13, 30), 4, (4, 8)),
-        ((7, 7), 1, (7, 7)),
-        ((64,), 8, (1,)),
-        ((65,), 8, (2,)),
-        ((200,), 3, (23,)),
-        ((4, 4, 4), 8, (1, 1, 1)),
-        ((5, 4, 9), 8, (2, 1, 3)),
-        ((3, 3, 3), 1, (3, 3, 3)),
-    ],
-)
-def test_pooling_averages_windows_until_no_side_is_larger(size, side, windows):
-    maps = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    pooled = pool_maps(maps, side)
-    for sample in range(2):
-        for index in range(3):
-            expected = oracle.pooled(maps[sample, index].numpy(), windows)
-            np.testing.assert_allclose(pooled[sample, index].numpy(), expected, rtol=0, atol=1e-12)
-
-
-def test_pooling_never_leaves_more_pixels_than_allowed():
-    for side in range(1, 10):
-        for size in range(1, 40):
-            assert max(pool_maps(torch.zeros(1, 1, size, 5), side).shape[2:]) <= side
-            assert pool_maps(torch.zeros(1, 1, size), side).shape[2] <= side**2
-            assert pool_maps(torch.zeros(1, 1, size, size, 2), side).shape[2:].numel() <= max(1, side**2)
-    assert pool_maps(maps := torch.zeros(3, 2), 1) is maps
+def test_a_summary_takes_the_place_of_the_maps():
+    maps = drawn(4, 3, 5, 5)
+    taken = take(nn.Identity(), maps, summary=lambda maps: maps.amax((2, 3)))
+    assert torch.equal(taken.maps, maps.amax((2, 3)))
+    assert (taken.size, taken.count, taken.zeros, taken.statistics) == ((5, 5), 4, None, [])
 
 
 def test_sparsity_is_counted_before_pooling_and_after_the_sign():
@@ -398,46 +201,77 @@ def test_sparsity_is_counted_before_pooling_and_after_the_sign():
         maps = take(Returns(), values[:1], values[1:], rectify=rectify, max_map_side=1)
         assert maps.maps.shape == (2, 1, 1, 1)
         assert maps.sparsity.tolist() == [3 / 8]
-        assert maps.size == (2, 2)
-
-
-def test_nan_counts_as_not_sparse():
     assert take(Returns(), torch.full((2, 1, 2, 2), torch.nan)).sparsity.tolist() == [0]
+
+
+# what cannot be taken
+
+
+@pytest.mark.parametrize(
+    ("outputs", "problem"),
+    [
+        ([(torch.ones(2, 1, 1, 1),)], "a tuple"),
+        ([None], "a NoneType"),
+        ([torch.ones(3)], "shape (3,)"),
+        ([torch.ones(1, 1, 1, 1, 1, 1)], "shape (1, 1, 1, 1, 1, 1)"),
+        ([torch.ones(2, 1, 1, 1).long()], "torch.int64"),
+        ([torch.ones(2, 3, 1, 1), torch.ones(2, 4, 1, 1)], "number of filters changes, from 3 to 4"),
+        ([torch.ones(2, 3, 4, 4), torch.ones(2, 3, 5, 4)], "size of its maps changes, from (4, 4) to (5, 4)"),
+        ([torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4)], "size of its maps changes, from (4, 4) to (4,)"),
+    ],
+)
+def test_an_output_that_is_no_map_is_a_problem_and_no_error(outputs, problem):
+    maps = take(Returns(), *outputs, torch.ones(2, 3, 4, 4))
+    assert problem in maps.problem
+    assert maps.count == 2 * (len(outputs) - 1)
+
+
+def test_an_unbatched_output_of_a_convolution_is_a_problem():
+    assert "shape (2, 3, 3)" in take(nn.Conv2d(1, 2, 3), torch.ones(1, 5, 5)).problem
+
+
+def test_a_failure_while_taking_is_a_problem_and_no_error():
+    def fails(*_):
+        raise ZeroDivisionError
+
+    assert "ZeroDivisionError" in take(Returns(), torch.ones(2, 1, 1, 1), summary=fails).problem
+    assert "ZeroDivisionError" in take(Returns(), torch.ones(2, 1, 1, 1), taking=fails).problem
+
+
+def test_private_names_that_torch_drops_do_not_end_the_forward_pass(monkeypatch):
+    monkeypatch.delattr(torch._C, "_TorchDispatchModeKey")
+    assert take(Returns(), torch.ones(2, 1, 1, 1)).count == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_what_has_no_values_is_not_taken():
+    layer = nn.Identity()
+    taken = MapCapture({"layer": layer}, rectify=False, max_map_side=9)
+    with taken:
+        with FakeTensorMode() as fakes:
+            layer(fakes.from_tensor(IMAGES))
+        torch.func.vmap(layer)(IMAGES)
+        torch.func.grad(lambda images: layer(images).sum())(IMAGES)
+        torch.jit.trace(layer, IMAGES, check_trace=False)
+        torch.export.export(nn.Sequential(layer), (IMAGES,))
+        layer(-IMAGES)
+    assert torch.equal(taken.maps["layer"].maps, -IMAGES)
 
 
 # nothing is left behind
 
 
-def test_hooks_are_only_on_the_model_inside():
-    model = network()
-    with MapCapture(select_layers(model)):
-        assert hooks_on(model) == 2
-    assert hooks_on(model) == 0
-
-
-class Fails(nn.Module):
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.error = error
-
-    def forward(self, x: Tensor) -> Tensor:
-        raise self.error
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_hooks_are_gone_after_an_exception(error):
-    model = network()
-    model.append(Fails(error("stop")))
-    with pytest.raises(error, match="stop"), MapCapture(select_layers(model)):
-        model(IMAGES)
-    assert hooks_on(model) == 0
-
-
-def test_hooks_of_others_stay():
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_hooks_are_only_on_the_model_inside_and_those_of_others_stay(error):
     model = network()
     model[0].register_forward_hook(lambda *_: None)
-    with MapCapture(select_layers(model)):
-        assert hooks_on(model) == 3
+    try:
+        with MapCapture(select_layers(model)):
+            assert hooks_on(model) == 3
+            if error is not None:
+                raise error
+    except (RuntimeError, KeyboardInterrupt):
+        pass
     assert hooks_on(model) == 1
 
 
@@ -466,50 +300,89 @@ def test_hooks_that_cannot_all_be_put_on_are_taken_off_again():
 def test_a_copy_of_the_model_made_inside_does_not_copy_the_maps():
     model = network()
     with MapCapture(select_layers(model)) as taken:
-        model(IMAGES)
         copy.deepcopy(model)(IMAGES)
-    assert taken.maps["0"].count == 6
+        model(-IMAGES)
+    torch.testing.assert_close(taken.maps["0"].maps, model[0](-IMAGES).relu().detach())
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_a_compiled_model_is_captured_and_compiled_again_afterwards(before):
-    calls = []
+class Backend:
+    """Counts what it compiles."""
 
-    def backend(graph, _):
-        calls.append(graph)
+    calls = 0
+
+    def __call__(self, graph, _):
+        self.calls += 1
         return graph.forward
 
-    model = network()
-    expected = model[0](IMAGES).detach()
-    compiled = torch.compile(model, backend=backend)
-    if before:
-        compiled(IMAGES)
-    with MapCapture(select_layers(compiled), rectify=False) as taken:
-        compiled(IMAGES)
-    assert list(taken.maps) == ["0", "2"]
-    torch.testing.assert_close(taken.maps["0"].maps, expected)
-    assert len(calls) == before
-    compiled(IMAGES)
-    assert len(calls) == 1
-    torch._dynamo.reset()
 
-
-def test_captures_of_compiled_models_may_overlap_and_end_in_any_order():
-    model = torch.compile(network(), backend="eager")
-    first, second = (MapCapture(select_layers(model)) for _ in range(2))
-    for one, other in pairwise([first, second, first]):
+def test_a_compiled_model_is_captured_and_compiled_again_afterwards():
+    backend = Backend()
+    compiled = torch.compile(network(), backend=backend)
+    first, second = (MapCapture(select_layers(compiled)) for _ in range(2))
+    for one, other in pairwise([first, second, first]):  # in any order
         one.attach()
         other.attach()
         one.remove()
-        model(IMAGES)
+        compiled(IMAGES)
         other.remove()
-        assert hooks_on(model) == 0
+    assert list(first.maps) == ["0", "2"]
     assert (first.maps["0"].count, second.maps["0"].count) == (6, 6)
-    assert torch._dynamo.eval_frame._stance.stance == "default"
+    assert backend.calls == 0
+    compiled(IMAGES)
+    assert backend.calls == 1
     torch._dynamo.reset()
 
 
-# evaluation mode
+def test_threads_that_capture_leave_compiled_models_compiled():
+    backend = Backend()
+    compiled = torch.compile(network(), backend=backend)
+    ready = threading.Barrier(6)
+
+    def run(_: int) -> None:
+        capture = MapCapture({})
+        ready.wait()
+        for _ in range(1000):
+            with capture:
+                pass
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(run, range(6)))
+    compiled(IMAGES)
+    assert backend.calls == 1
+    torch._dynamo.reset()
+
+
+# whose maps
+
+
+def test_whoever_runs_the_model_takes_alone():
+    layer = nn.Identity()
+    waiting, running = (MapCapture({"layer": layer}, rectify=False) for _ in range(2))
+    mine, theirs = drawn(2, 3, 4, 4), drawn(5, 3, 4, 4)
+    with waiting:
+        with exclusive_capture(running), running:
+            layer(theirs)
+        with pytest.raises(RuntimeError), exclusive_capture(running):
+            raise RuntimeError
+        layer(mine)
+    assert torch.equal(running.maps["layer"].maps, theirs)
+    assert torch.equal(waiting.maps["layer"].maps, mine)
+
+
+def test_a_model_that_another_thread_runs_meanwhile_is_taken_too():
+    layer = nn.Identity()
+    elsewhere = MapCapture({"layer": layer}, rectify=False)
+
+    def run() -> None:
+        with elsewhere:
+            layer(IMAGES)
+
+    with exclusive_capture(MapCapture({})), ThreadPoolExecutor(1) as pool:
+        pool.submit(run).result()
+    assert elsewhere.maps["layer"].count == len(IMAGES)
+
+
+# evaluation mode and random numbers
 
 
 class Watched(nn.Module):
@@ -531,12 +404,14 @@ class Watched(nn.Module):
         return self.drop(self.frozen(self.norm(x)))
 
 
+def states() -> list[object]:
+    return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=False)]
+
+
 @pytest.mark.parametrize("fails", [True, False])
-def test_evaluation_gives_back_every_module_s_own_flag_and_the_random_state(fails):
+def test_evaluation_restores_every_module_s_own_flag_and_the_random_state(fails):
     model = Watched()
-    flags = [module.training for module in model.modules()]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    state, others = torch.get_rng_state(), (random.getstate(), np.random.get_state(legacy=False))
+    before = states()
     try:
         with evaluating(model):
             model(torch.randn(4, 2))
@@ -545,68 +420,21 @@ def test_evaluation_gives_back_every_module_s_own_flag_and_the_random_state(fail
                 raise KeyError("stop")
     except KeyError:
         pass
-    assert [module.training for module in model.modules()] == flags == [True, True, False, True]
-    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
-    assert torch.equal(torch.get_rng_state(), state)
-    np.testing.assert_equal((random.getstate(), np.random.get_state(legacy=False)), others)
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    np.testing.assert_equal(states(), before)
 
 
-class Gradients(nn.Module):
-    """Notes whether gradients are kept, which takes several times the memory."""
+def test_random_numbers_are_those_of_the_seed_and_leave_an_unused_gpu_alone(monkeypatch):
+    def fails(*_):
+        raise AssertionError("CUDA would be initialised or seeded")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3, 2)
-        self.kept: UserList[bool] = UserList()  # a list would be given back
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.kept.append(torch.is_grad_enabled())
-        return self.head(self.conv(x).amax((2, 3)))
-
-
-@pytest.mark.parametrize(
-    "run",
-    [analyze, find_outliers, lambda model, images: two_sample_test(model, images[:75], images[75:])],
-    ids=["analyze", "find_outliers", "two_sample_test"],
-)
-def test_no_gradient_is_kept_of_a_model_that_runs_on_a_probe(run: Callable[[nn.Module, Tensor], object]) -> None:
-    model = Gradients()
-    run(model, torch.randn(150, 1, 9, 9))
-    assert set(model.kept) == {False}
-    assert torch.is_grad_enabled()
-
-
-def test_a_summary_takes_the_place_of_the_maps() -> None:
-    maps = torch.randn(4, 3, 5, 5)
-    taken = take(nn.Identity(), maps, summary=lambda maps: maps.amax((2, 3)))
-    assert torch.equal(taken.maps, maps.amax((2, 3)))
-    assert taken.size == (5, 5)
-    assert taken.count == 4
-
-
-def test_whoever_runs_the_model_takes_alone() -> None:
-    layer = nn.Identity()
-    waiting, running = (MapCapture({"layer": layer}, rectify=False) for _ in range(2))
-    mine, theirs = torch.randn(2, 3, 4, 4), torch.randn(5, 3, 4, 4)
-    with waiting:
-        with taking_alone(running), running:
-            layer(theirs)
-        layer(mine)
-        with pytest.raises(RuntimeError), taking_alone(running), running:
-            raise RuntimeError
-        layer(mine)
-    assert torch.equal(running.maps["layer"].maps, theirs)
-    assert torch.equal(waiting.maps["layer"].maps, mine)  # the first call of the pass
-
-
-def test_a_model_that_another_thread_runs_meanwhile_is_taken_too() -> None:
-    layer = nn.Identity()
-    elsewhere = MapCapture({"layer": layer}, rectify=False)
-
-    def run() -> None:
-        with elsewhere:
-            layer(IMAGES)
-
-    with taking_alone(MapCapture({})), ThreadPoolExecutor(1) as pool:
-        pool.submit(run).result()
-    assert elsewhere.maps["layer"].count == len(IMAGES)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, fails)
+    before, found = states(), []
+    for seed in (3, 3, 2**40):
+        with isolated_random_state(seed):
+            found.append((torch.rand(3).tolist(), np.random.rand(), random.random()))
+    np.testing.assert_equal(states(), before)
+    assert found[0] == found[1]
+    assert all(one != other for one, other in zip(found[0], found[2], strict=True))

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
+from lightning_anomaly.capture.hooks import isolated_random_state
 from lightning_anomaly.capture.images import training_batches
-from lightning_anomaly.capture.probe import isolated_random_state
 from recipes.common.evaluation import evaluate, logits_of
 from recipes.common.networks import build
 from recipes.experiments.common.fitting import KeepWeights, fit, watched_layers

@@ -1,0 +1,110 @@
+"""What is kept of the maps of a layer: pooled maps, five numbers of each, and rows that share memory."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import profile
+
+from lightning_anomaly.capture import maps as module
+from lightning_anomaly.capture.maps import STATISTICS, keep_rows, map_statistics, pool_maps
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "windows"),
+    [
+        ((8, 8), 8, (1, 1)),
+        ((9, 9), 8, (2, 2)),
+        ((16, 5), 8, (2, 1)),
+        ((13, 30), 4, (4, 8)),
+        ((64,), 8, (1,)),
+        ((65,), 8, (2,)),
+        ((200,), 3, (23,)),
+        ((4, 4, 4), 8, (1, 1, 1)),
+        ((5, 4, 9), 8, (2, 1, 3)),
+    ],
+)
+def test_pooling_averages_windows_until_no_side_is_larger(size, side, windows):
+    maps = drawn(2, 3, *size).double()
+    expected = [[oracle.pooled(own.numpy(), windows) for own in sample] for sample in maps]
+    np.testing.assert_allclose(pool_maps(maps, side).numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_pooling_never_leaves_more_pixels_than_allowed():
+    for side in range(1, 10):
+        for size in range(1, 40):
+            assert max(pool_maps(torch.zeros(1, 1, size, 5), side).shape[2:]) <= side
+            assert pool_maps(torch.zeros(1, 1, size), side).shape[2] <= side**2
+            assert pool_maps(torch.zeros(1, 1, size, size, 2), side).shape[2:].numel() <= max(1, side**2)
+    assert pool_maps(maps := torch.zeros(3, 2), 1) is maps
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_statistics_are_those_of_numpy(memory_format):
+    given = drawn(4, 3, 16, 16).to(memory_format=memory_format)
+    found = map_statistics(given).numpy()
+    pixels = given.reshape(4, 3, -1).numpy()
+    coarse = given.reshape(4, 3, 8, 2, 8, 2).mean((3, 5)).reshape(4, 3, -1).numpy()
+    assert found.shape == (4, 3, len(STATISTICS))
+    for place, theirs in enumerate((pixels.mean(2), pixels.std(2), pixels.max(2), pixels.min(2), coarse.std(2))):
+        np.testing.assert_allclose(found[..., place], theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (5, 2, 7), (5, 2, 3, 4, 2)])
+def test_maps_of_any_number_of_axes_have_statistics(shape):
+    found = map_statistics(drawn(*shape))
+    assert found.shape == (5, 2, 5)
+    assert found.isfinite().all()
+    if len(shape) == 2:
+        assert torch.equal(found[..., 0], drawn(*shape))
+        assert not found[..., [1, 4]].any()
+
+
+def kept(batches: list[Tensor], most: int) -> list[Tensor]:
+    rows: list[Tensor] = []
+    for batch in batches:
+        keep_rows(rows, batch, most)
+        most -= len(batch)
+    return rows
+
+
+def test_rows_that_fit_are_one_tensor_and_others_begin_another(monkeypatch):
+    batches = list(torch.split(drawn(20, 3, 2, 2), [4, 4, 1, 4, 4, 3]))
+    (one,) = kept(batches, 20)
+    assert torch.equal(one, torch.cat(batches))
+    assert one.untyped_storage().nbytes() == one.nbytes  # no more than there may be
+    monkeypatch.setattr(module, "_ROOM", 10 * batches[0][0].nbytes)
+    several = kept(batches, 1000)
+    assert [len(rows) for rows in several] == [9, 8, 3]
+    assert torch.equal(torch.cat(several), torch.cat(batches))
+    monkeypatch.setattr(module, "_ROOM", 1)
+    assert [len(rows) for rows in kept(batches, 20)] == [4, 4, 1, 4, 4, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_are_copies_of_their_type_also_in_inference_mode(dtype):
+    batch = drawn(4, 3).to(dtype)
+    before = batch.clone()
+    with torch.inference_mode():
+        rows = kept([batch[:2]], 4)
+    keep_rows(rows, batch[2:], 2)
+    batch.zero_()
+    assert torch.equal(rows[0], before)
+    assert rows[0].dtype == dtype
+
+
+def test_in_deterministic_mode_no_memory_is_taken_in_advance():
+    batch = torch.ones(2, 3)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with profile() as ours:
+            (rows,) = kept([batch], 10**9)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert rows.untyped_storage().nbytes() > 2**24
+    assert "aten::fill_" not in {event.key for event in ours.key_averages()}
