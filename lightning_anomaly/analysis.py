@@ -66,8 +66,8 @@ def analyze(
         The report. Whatever could not be analysed is in its `notes`, which are also warnings.
 
     Raises:
-        ValueError: If a layer does not exist, `inputs` has no samples, holds them in another way or is of another type
-            than the model's weights, `model` is no module or has no weights, or `settings` are of another kind.
+        ValueError: If a layer does not exist, `inputs` has no samples or holds them in another way, `model` is
+            no module or has no weights, or `settings` are of another kind.
 
     Examples:
         >>> inputs = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))

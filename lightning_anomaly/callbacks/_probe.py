@@ -227,8 +227,7 @@ def run_training_probe(
         batch = strategy.batch_to_device(batch, dataloader_idx=0)
         inputs = first_tensor(batch)
         with precision.forward_context(), watching:
-            pl_module(batch if inputs is None else inputs)
-        give_back()
+            call(batch if inputs is None else inputs)
 
     # Dealt out as `sample_places` expects it, so that process 0 has as many samples as any.
     first, loader = None, trainer.train_dataloader
@@ -236,7 +235,7 @@ def run_training_probe(
         first = trainer.num_training_batches * getattr(outer_sampler(loader), "num_replicas", 1)
     sample = training_batches(trainer.train_dataloader, size, seed, first)
     own, most = (part_of(sample, slice(rank, None, trainer.world_size), seed) for rank in (trainer.global_rank, 0))
-    with isolated_random_state(seed), unlogged(pl_module), probing(pl_module, capture) as give_back:
+    with isolated_random_state(seed), unlogged(pl_module), probing(pl_module, capture) as call:
         for batch in own:
             on_batch(batch)
             forward(batch, capture)

@@ -313,8 +313,8 @@ class _Runner:
         batches = track(images.batches(positions), math.ceil(len(positions) / images.batch_size), what, self._progress)
         for places, batch in batches:
             capture = MapCapture(self._layers, summary=map_statistics)
-            with probing(self._model, capture), capture:
-                self._model(batch.to(self.device, self._dtype))
+            with probing(self._model, capture) as call, capture:
+                call(batch.to(self.device, self._dtype))
             usable, _, notes = usable_layers(capture.maps, len(batch))
             self.notes |= notes
             yield places, {name: layer.maps for name, layer in usable.items()}

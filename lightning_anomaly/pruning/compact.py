@@ -17,8 +17,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating, isolated_random_state
-from lightning_anomaly.capture.keeping import copied
 from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.probe import clone_inputs
 from lightning_anomaly.pruning.filter_rows import filters_first
 from lightning_anomaly.tables import listed
 
@@ -91,7 +91,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
             graph = torch_pruning.DependencyGraph()
             graph.build_dependency(
                 smaller,
-                copied(arguments),
+                clone_inputs(arguments),
                 forward_fn=lambda net, given: net(*given),
                 output_transform=differentiable,
                 verbose=False,
@@ -191,7 +191,7 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
     hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
         with torch.no_grad(), isolated_random_state(0):
-            return model(*copied(arguments)), silent
+            return model(*clone_inputs(arguments)), silent
     except Exception as error:  # whatever the user's model raises
         raise ValueError(
             f"Parameter `example_input` should be what the model is called with. Found {_shapes(arguments)}, with "
@@ -269,7 +269,7 @@ def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Non
     problem = "is another one"
     try:
         with torch.no_grad(), isolated_random_state(0):
-            found = list(_tensors(model(*copied(arguments))))
+            found = list(_tensors(model(*clone_inputs(arguments))))
         for one, other in zip(found, _tensors(expected), strict=True):
             if one.shape != other.shape:
                 problem = f"has shape {tuple(one.shape)} instead of {tuple(other.shape)}"

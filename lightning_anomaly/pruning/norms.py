@@ -16,8 +16,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.capture.hooks import Hook, compiled_models_eager, evaluating, is_exclusive
-from lightning_anomaly.capture.keeping import copied
 from lightning_anomaly.capture.layers import modules_by_name
+from lightning_anomaly.capture.probe import clone_inputs
 from lightning_anomaly.pruning.operations import is_recorded, watching_operations
 from lightning_anomaly.pruning.origins import Origin, OriginTracker, all_of, is_followed
 
@@ -189,7 +189,7 @@ def observe_flow(model: nn.Module, example_input: Any) -> NormFlow:
     lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
     if lazy:
         raise ValueError(f"Parameter `model` should be initialised: run it once before. Found lazy {lazy}.")
-    args = copied(example_input if isinstance(example_input, tuple) else (example_input,))
+    args = clone_inputs(example_input if isinstance(example_input, tuple) else (example_input,))
     observer = FlowObserver(model)
     with evaluating(model), torch.inference_mode(False), torch.no_grad(), observer:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

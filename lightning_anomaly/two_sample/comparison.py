@@ -98,8 +98,8 @@ def compare_groups(
     watched = select_layers(model, layers)
     linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
     notes = unseen_layers(model, layers)
-    train = _observe(model, train_inputs, "train_inputs", watched, linear)
-    val = _observe(model, val_inputs, "val_inputs", watched, linear)
+    train = _observe(model, train_inputs, watched, linear)
+    val = _observe(model, val_inputs, watched, linear)
     notes |= train.notes | val.notes
     # For all batches alike: one image with a value that is no probability would change what is said of its batch.
     probabilities = train.expected.probabilities and val.expected.probabilities
@@ -177,12 +177,10 @@ class _Group:
     notes: dict[str, str]
 
 
-def _observe(
-    model: nn.Module, inputs: Any, argument: str, layers: dict[str, nn.Module], linear: dict[str, nn.Module]
-) -> _Group:
+def _observe(model: nn.Module, inputs: Any, layers: dict[str, nn.Module], linear: dict[str, nn.Module]) -> _Group:
     """Run a network on the images of one kind, once."""
     capture, expected = MapCapture({**layers, **linear}, summary=_largest), ExpectedErrors()
-    run(model, inputs, capture, argument=argument, take_output=expected.take)
+    run(model, inputs, capture, take_output=expected.take)
     given = len(inputs) if isinstance(inputs, Tensor) else None
     filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, given)
     n_samples = n_samples or len(expected)  # where no layer says how many

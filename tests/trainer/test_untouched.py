@@ -14,7 +14,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torchmetrics import CatMetric, MeanMetric
 from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, watcher
 from untouched import FrozenNorm, Watcher, same, train
 
@@ -232,44 +231,6 @@ def others(kind: str) -> Any:
     return TwoSampleCallback(images(60) + 0.1, images(80, seed=1)) if kind == "two samples" else watcher(probe="train")
 
 
-def alone_and_beside(folder: Any, kind: str, make: Any) -> Any:
-    """Two modules after the same fit, the second beside a callback that runs it on other images."""
-    modules = []
-    for callbacks in ([], [others(kind)]):
-        pl.seed_everything(1, verbose=False)
-        modules.append(make())
-        quiet_trainer(folder, *callbacks, max_epochs=2).fit(modules[-1], loader(), loader(seed=1))
-        assert all(callback.report is not None for callback in callbacks)
-    return modules
-
-
-class Measuring(SmallNet):
-    """Measures its outputs where it makes them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mean, self.all = MeanMetric(), CatMetric()
-        self.found: list[Any] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = super().forward(x)
-        self.mean(logits.detach().mean())
-        self.all.update(logits.detach()[:, 0])
-        return logits
-
-    def on_validation_epoch_end(self) -> None:
-        self.found.append((self.mean.compute(), self.mean._update_count, self.all.compute()))
-        self.mean.reset()
-        self.all.reset()
-
-
-@pytest.mark.parametrize("kind", ["two samples", "training probe"])
-def test_what_a_forward_measures_is_of_the_validation_alone(tmp_path: Any, kind: str) -> None:
-    alone, beside = alone_and_beside(tmp_path, kind, Measuring)
-    assert len(alone.found) == 3  # one of the sanity check
-    assert same(alone.found, beside.found)
-
-
 class Talking(SmallNet):
     """Says something once, as `warnings` does by default."""
 
@@ -286,28 +247,3 @@ def test_what_a_module_says_once_is_said_once(tmp_path: Any, kind: str, monkeypa
         monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: said.append(str(message)))
         quiet_trainer(tmp_path, others(kind), max_epochs=3).fit(Talking(), loader(), loader(seed=1))
     assert said.count("said by the module") == 1
-
-
-class Spiking(SmallNet):
-    """Has a state that the module resets after each step, as spiking and recurrent layers do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.potential: Tensor | None = None
-        self.losses: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.potential = x if self.potential is None else 0.5 * self.potential + x
-        return super().forward(self.potential)
-
-    def loss(self, batch: Any) -> Tensor:
-        loss = super().loss(batch)
-        self.losses.append(loss.detach())
-        self.potential = None
-        return loss
-
-
-@pytest.mark.parametrize("kind", ["two samples", "training probe"])
-def test_a_state_in_an_attribute_is_of_the_validation_alone(tmp_path: Any, kind: str) -> None:
-    alone, beside = alone_and_beside(tmp_path, kind, Spiking)
-    assert same(alone.losses, beside.losses)

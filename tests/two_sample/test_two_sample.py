@@ -293,8 +293,7 @@ def test_a_model_without_convolutions_gives_an_empty_report_and_a_warning() -> N
     ("changed", "message"),
     [
         ({"train_inputs": IMAGES[:0]}, r"`train_inputs` should hold samples. Found shape \(0, 1, 9, 9\)"),
-        ({"val_inputs": None}, r"`val_inputs` should be a tensor \(N, \.\.\.\)\. Found NoneType"),
-        ({"val_inputs": IMAGES.double()}, r"`val_inputs` should have the type .* torch.float32. Found torch.float64"),
+        ({"val_inputs": None}, r"`val_inputs` should be a tensor .* Found NoneType"),
         ({"model": "last.ckpt"}, r"`model` should be a torch.nn.Module. Found 'last.ckpt'"),
         ({"val_inputs": IMAGES.numpy()}, r"`val_inputs` should be a tensor .* Found ndarray"),
         (

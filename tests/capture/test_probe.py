@@ -1,0 +1,165 @@
+"""A model that is run on a probe is as before, whatever it is wrapped in, and no batch sees what another one left."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from lightning_anomaly import analyze, find_outliers, two_sample_test
+from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+
+IMAGES = torch.randn(150, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+class Remembers(nn.Module):
+    """Adds what it was called with before, in a buffer that it changes in place, resizes or sets anew."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.how = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), how
+        self.register_buffer("state", torch.zeros(0), persistent=False)
+        self.gradients: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.gradients.append(torch.is_grad_enabled())
+        total = x + self.state if self.state.numel() else x
+        if self.how == "in place":
+            self.state.resize_(x.shape).copy_(total)
+        else:
+            self.state = total
+        return self.norm(self.conv(total)).amax((2, 3))
+
+
+def maps_of(model: nn.Module, inputs: Any, **options: Any) -> dict[str, Tensor]:
+    capture = MapCapture(select_layers(model), rectify=False, max_map_side=9)
+    run(model, inputs, capture, **options)
+    return {name: layer.maps for name, layer in capture.maps.items()}
+
+
+@pytest.mark.parametrize("how", ["in place", "anew"])
+def test_buffers_are_as_before_after_each_batch(how: str) -> None:
+    model = Remembers(how)
+    own = model.state
+    found = maps_of(model, IMAGES[:70])["conv"]
+    torch.testing.assert_close(found, model.conv(IMAGES[:70]).detach())
+    assert model.state is own
+    assert own.numel() == 0
+    model(IMAGES[:5])
+    own, values = model.state, model.state.clone()
+    with pytest.raises(RuntimeError, match="must match"):
+        run(model, IMAGES, MapCapture({}))
+    assert model.state is own
+    assert torch.equal(own, values)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [analyze, find_outliers, lambda model, images: two_sample_test(model, images[:75], images[75:])],
+    ids=["analyze", "find_outliers", "two_sample_test"],
+)
+def test_no_function_touches_the_model_or_keeps_gradients(function: Callable[[nn.Module, Tensor], object]) -> None:
+    model = Remembers("in place").train()
+    model.norm.eval()
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    state = torch.get_rng_state()
+    function(model, IMAGES)
+    assert set(model.gradients) == {False}
+    assert model.training
+    assert not model.norm.training
+    assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+    assert model.state.numel() == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def wrapped(kind: str, model: nn.Module) -> nn.Module:
+    if kind == "compiled":
+        return torch.compile(model, backend="eager")
+    if kind == "Fabric":
+        return Fabric(accelerator="cpu").setup(model)
+    if kind == "data parallel":
+        return nn.DataParallel(model)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["compiled", "Fabric", "data parallel", "lazy", "parametrized"])
+def test_models_of_other_kinds_give_their_maps(kind: str) -> None:
+    conv = nn.LazyConv2d(2, 3) if kind == "lazy" else nn.Conv2d(1, 2, 3)
+    if kind == "parametrized":
+        conv = parametrizations.weight_norm(conv)
+    inner = nn.Sequential(conv, nn.LazyBatchNorm2d() if kind == "lazy" else nn.BatchNorm2d(2)).train()
+    (found,) = maps_of(wrapped(kind, inner), IMAGES[:70]).values()
+    torch.testing.assert_close(found, inner[0](IMAGES[:70]).detach())
+    assert inner[1].training
+    assert not inner[1].running_mean.any()
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:DeprecationWarning")
+def test_scripted_models_and_parts_run_and_are_left_out() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
+    conv = nn.Conv2d(2, 2, 3)
+    found = maps_of(nn.Sequential(scripted, conv), IMAGES)
+    torch.testing.assert_close(found["1"], conv(scripted.eval()(IMAGES)).detach())
+    with pytest.warns(UserWarning, match=r"ScriptModules.*\['0'\]"):
+        assert not analyze(scripted, IMAGES).layers
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "expected"), [(64, [50, 50, 50]), (1000, [150]), (149, [75, 75]), (1, [1] * 150)]
+)
+def test_batches_have_nearly_equal_sizes_up_to_the_largest(batch_size: int, expected: list[int]) -> None:
+    sizes: list[int] = []
+    run(nn.Flatten(), IMAGES, MapCapture({}), batch_size=batch_size, take_output=lambda out: sizes.append(len(out)))
+    assert sizes == expected
+
+
+def test_a_tuple_or_dict_is_one_call_and_no_input_is_changed() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            return self.conv(first.add_(second))
+
+    model, before = Adds(), IMAGES.clone()
+    expected = model(IMAGES.clone(), IMAGES).detach()
+    for inputs in ((IMAGES, IMAGES), {"second": IMAGES, "first": IMAGES}):
+        torch.testing.assert_close(maps_of(model, inputs)["conv"], expected)
+    maps_of(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 1, 1)), IMAGES)
+    assert torch.equal(IMAGES, before)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        (IMAGES.numpy(), "ndarray"),
+        ([IMAGES], "list"),
+        (None, "NoneType"),
+        (IMAGES[:0], r"shape \(0, 1, 9, 9\)"),
+        (torch.tensor(1.0), r"shape \(\)"),
+        ((), r"\(\)"),
+    ],
+)
+def test_what_cannot_be_a_probe_is_an_error(inputs: Any, found: str) -> None:
+    with pytest.raises(ValueError, match=f"`images` should .* Found {found}"):
+        check_inputs(inputs, "images")
+
+
+def test_the_number_of_samples_is_given_or_that_of_most_layers() -> None:
+    layers = {name: nn.Identity() for name in "abcd"}
+    capture = MapCapture(layers)
+    with capture:
+        for name, number in zip("abc", (4, 4, 8), strict=True):
+            layers[name](torch.rand(number, 2))
+    for expected, names in ((None, ["a", "b"]), (8, ["c"])):
+        usable, n_samples, notes = usable_layers(capture.maps, expected)
+        assert (list(usable), n_samples) == (names, expected or 4)
+        assert "never called" in notes["d left out"]
+        assert len(notes) == 4 - len(names)
