@@ -13,6 +13,7 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+from lightning_anomaly.checks import check_integer
 from lightning_anomaly.clustering.choice import Clustering, cluster_layers
 from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
@@ -45,6 +46,7 @@ def analyze(
     settings: AnalysisSettings | None = None,
     progress: bool | None = None,
     keep_images: bool = False,
+    batch_size: int = 64,
 ) -> AnomalyReport:
     """Run a model on a probe and analyse the filters of its convolutions.
 
@@ -61,6 +63,8 @@ def analyze(
             stderr is a terminal or a notebook's.
         keep_images: Whether the report keeps small images of the probe and some of the maps, for `report.browse()` and
             `report.save_html(path)`.
+        batch_size: Largest number of samples of a tensor that run at a time; give fewer where a model of volumes needs
+            too much memory.
 
     Returns:
         The report. Whatever could not be analysed is in its `notes`, which are also warnings.
@@ -80,8 +84,9 @@ def analyze(
     """
     settings = checked_settings(settings)
     check_inputs(inputs)
+    batch_size = check_integer("batch_size", batch_size, 1)
     capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
-    run(model, inputs, capture, progress)
+    run(model, inputs, capture, progress, batch_size=batch_size)
     report = analyze_maps(capture.maps, settings, unseen_layers(model, layers), progress=progress)
     if isinstance(inputs, Tensor) and report.layers and report.n_samples != len(inputs):
         parts = (

@@ -14,7 +14,7 @@ from lightning_anomaly.callbacks._readers import in_vain
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.layers import linear_layers, select_layers
-from lightning_anomaly.checks import check_bool, check_fraction, check_names
+from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.plots.comparisons import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
@@ -52,7 +52,7 @@ class TwoSampleCallback(LoggingCallback):
     random divisions of the same images give such a fraction) and `layer/NAME` (the fraction in each layer, also of the
     units of linear ones). No label is needed. An `AnomalyEarlyStopping` beside it stops by `confidence_rise`.
 
-    Every process runs the module's `forward` on all of the images, at most 64 at a time, in evaluation mode and the
+    Every process runs the module's `forward` on all of the images, `batch_size` at a time, in evaluation mode and the
     Trainer's precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient
     or hook is left changed; what a `forward` hands to hooks is of these images too. LightningCLI cannot make tensors:
     there, a subclass loads them.
@@ -66,6 +66,8 @@ class TwoSampleCallback(LoggingCallback):
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
         log_figures: Whether a figure goes to the loggers, at the 1st, 2nd, 4th, 8th, ... validation and after the last:
             all validations so far, of the output the area, and of every layer the fraction.
+        batch_size: Largest number of images that run at a time; give fewer where a model of volumes needs too much
+            memory.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
@@ -91,6 +93,7 @@ class TwoSampleCallback(LoggingCallback):
         significance: float = 0.01,
         log_key_prefix: str = "two_sample",
         log_figures: bool = True,
+        batch_size: int = 64,
     ) -> None:
         for name, inputs in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
             if not isinstance(inputs, Tensor):
@@ -105,6 +108,7 @@ class TwoSampleCallback(LoggingCallback):
         self.layers = check_names("layers", layers, "layer names")
         self.significance = check_fraction("significance", significance, zero=False)
         self.log_figures = check_bool("log_figures", log_figures)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
         self._fresh: TwoSampleReport | None = None
         self._failure: str | None = None
         self._begin()
@@ -253,7 +257,7 @@ class TwoSampleCallback(LoggingCallback):
         try:
             with torch.inference_mode(False), torch.no_grad(), precision.forward_context(), unlogged(pl_module):
                 train, val = precision.convert_input(self.train_inputs), precision.convert_input(self.val_inputs)
-                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance)
+                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, self.batch_size)
         except Exception as error:  # a monitor never kills a training
             self._failure = repr(error)  # which itself would keep everything that the failed call had in memory
 

@@ -13,7 +13,7 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
-from lightning_anomaly.checks import check_fraction
+from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.notes import left_out, nonfinite, warn_of
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio
 from lightning_anomaly.two_sample.rank_test import (
@@ -40,6 +40,7 @@ def two_sample_test(
     *,
     layers: Iterable[str] | None = None,
     significance: float = 0.01,
+    batch_size: int = 64,
 ) -> TwoSampleReport:
     """Find out whether a network knows its training images: by its output, and by which filters.
 
@@ -69,6 +70,7 @@ def two_sample_test(
         val_inputs: Images that it was not trained on, likewise. Give about 1,000 of each kind: fewer find less.
         layers: Names of the layers to compare; None takes every convolution. Linear layers are too, for `where`.
         significance: The p-value up to which a filter counts.
+        batch_size: See `analyze`.
 
     Returns:
         The report. Whatever could not be compared is in its `notes`, which are also warnings.
@@ -84,22 +86,28 @@ def two_sample_test(
         >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
         {'': [0, 1]}
     """
-    report = compare_groups(model, train_inputs, val_inputs, layers, significance)
+    report = compare_groups(model, train_inputs, val_inputs, layers, significance, batch_size)
     warn_of(report.notes)
     return report
 
 
 def compare_groups(
-    model: nn.Module, train_inputs: Any, val_inputs: Any, layers: Iterable[str] | None, significance: float
+    model: nn.Module,
+    train_inputs: Any,
+    val_inputs: Any,
+    layers: Iterable[str] | None,
+    significance: float,
+    batch_size: int,
 ) -> TwoSampleReport:
     """`two_sample_test`, for somebody else to warn of what could not be compared."""
     significance = check_fraction("significance", significance, zero=False)
+    batch_size = check_integer("batch_size", batch_size, 1)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
     notes = unseen_layers(model, layers)
-    train = _observe(model, train_inputs, watched, linear)
-    val = _observe(model, val_inputs, watched, linear)
+    train = _observe(model, train_inputs, watched, linear, batch_size)
+    val = _observe(model, val_inputs, watched, linear, batch_size)
     notes |= train.notes | val.notes
     # For all batches alike: one image with a value that is no probability would change what is said of its batch.
     probabilities = train.expected.probabilities and val.expected.probabilities
@@ -177,10 +185,12 @@ class _Group:
     notes: dict[str, str]
 
 
-def _observe(model: nn.Module, inputs: Any, layers: dict[str, nn.Module], linear: dict[str, nn.Module]) -> _Group:
+def _observe(
+    model: nn.Module, inputs: Any, layers: dict[str, nn.Module], linear: dict[str, nn.Module], batch_size: int
+) -> _Group:
     """Run a network on the images of one kind, once."""
     capture, expected = MapCapture({**layers, **linear}, summary=_largest), ExpectedErrors()
-    run(model, inputs, capture, take_output=expected.take)
+    run(model, inputs, capture, batch_size=batch_size, take_output=expected.take)
     given = len(inputs) if isinstance(inputs, Tensor) else None
     filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, given)
     n_samples = n_samples or len(expected)  # where no layer says how many

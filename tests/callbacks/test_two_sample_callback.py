@@ -77,9 +77,20 @@ def test_it_logs_what_the_test_finds_at_every_validation(tmp_path: Path) -> None
     assert compared.report.filters == report.filters
 
 
-def test_layers_significance_and_prefix_are_the_users(tmp_path: Path) -> None:
-    compared = TwoSampleCallback(TRAIN, VAL, layers=["conv2"], significance=0.2, log_key_prefix="two_sample_too")
-    _, values = fit(tmp_path, compared, max_epochs=1)
+class Sizes(SmallNet):
+    """Knows the sizes of its batches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes = {*getattr(self, "sizes", ()), len(x)}
+        return super().forward(x)
+
+
+def test_layers_significance_batch_size_and_prefix_are_the_users(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"layers": ["conv2"], "significance": 0.2, "batch_size": 7}
+    compared = TwoSampleCallback(TRAIN, VAL, log_key_prefix="two_sample_too", **options)
+    model, values = fit(tmp_path, compared, module=Sizes(), max_epochs=1)
+    assert model.sizes & set(range(1, 8))
+    assert 64 not in model.sizes
     logged = ("count", "fraction", "p_value", "layer/conv2", "layer/head", *OUTPUT)
     assert set(values.seen[0]) == {f"two_sample_too/{name}" for name in logged}
     assert compared.report is not None
@@ -322,6 +333,7 @@ def test_without_validation_there_is_nothing_to_compare(tmp_path: Path, options:
         ({"val_inputs": None}, r"`val_inputs` should be a tensor \(N, ...\). Found NoneType"),
         ({"log_key_prefix": ""}, "`log_key_prefix` should be a string of at least one character. Found ''"),
         ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1': give \['conv1'\]"),
+        ({"batch_size": 0}, "`batch_size` .* Found `batch_size = 0`"),
         ({"significance": 2}, r"`significance` should be a number in \(0, 1\]. Found `significance = 2`"),
     ],
 )

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from lightning_anomaly import analyze, find_outliers, two_sample_test
+from lightning_anomaly import TwoSampleCallback, analyze, find_outliers, two_sample_test
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
@@ -25,9 +25,11 @@ class Remembers(nn.Module):
         self.conv, self.norm, self.how = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), how
         self.register_buffer("state", torch.zeros(0), persistent=False)
         self.gradients: list[bool] = []
+        self.sizes: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.gradients.append(torch.is_grad_enabled())
+        self.sizes.append(len(x))
         total = x + self.state if self.state.numel() else x
         if self.how == "in place":
             self.state.resize_(x.shape).copy_(total)
@@ -117,6 +119,23 @@ def test_batches_have_nearly_equal_sizes_up_to_the_largest(batch_size: int, expe
     sizes: list[int] = []
     run(nn.Flatten(), IMAGES, MapCapture({}), batch_size=batch_size, take_output=lambda out: sizes.append(len(out)))
     assert sizes == expected
+
+
+@pytest.mark.parametrize("name", ["analyze", "two_sample_test", "TwoSampleCallback"])
+def test_the_largest_batch_is_an_argument(name: str) -> None:
+    def run(model: nn.Module, **options: Any) -> object:
+        if name == "analyze":
+            return analyze(model, IMAGES, **options)
+        if name == "two_sample_test":
+            return two_sample_test(model, IMAGES[:75], IMAGES[75:], **options)
+        return TwoSampleCallback(IMAGES[:75], IMAGES[75:], **options)
+
+    model = Remembers("in place")
+    run(model, batch_size=30)
+    assert set(model.sizes) == {"analyze": {30}, "two_sample_test": {25}, "TwoSampleCallback": set()}[name]
+    for wrong in (0, 2.5):
+        with pytest.raises(ValueError, match=f"`batch_size` .* Found `batch_size = {wrong}`"):
+            run(model, batch_size=wrong)
 
 
 def test_a_tuple_or_dict_is_one_call_and_no_input_is_changed() -> None:
