@@ -1,11 +1,13 @@
-"""The base class of the callbacks: one for both of Lightning's package trees."""
+"""The base class of the callbacks: one guard around their hooks, for both of Lightning's package trees."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
@@ -14,7 +16,19 @@ from lightning_anomaly.checks import check_text
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.notes import merge_notes
 
-__all__ = ["AnyCallback", "AnyEarlyStopping", "LoggingCallback", "builds_layers_later", "validates_everywhere"]
+__all__ = [
+    "AnyCallback",
+    "AnyEarlyStopping",
+    "GuardedHooks",
+    "LoggingCallback",
+    "builds_layers_later",
+    "guarded",
+    "logged_step",
+    "until_validation_end",
+    "validates_everywhere",
+]
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
 
 # `lightning.pytorch` and `pytorch_lightning` are two class trees; a Trainer of either only accepts its own classes.
 if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
@@ -41,10 +55,73 @@ else:
         """An `EarlyStopping` for `lightning.pytorch` and `pytorch_lightning`."""
 
 
-class LoggingCallback(AnyCallback):
-    """A callback that logs under a prefix of its own, with all processes where all take part, and says each thing once.
+class GuardedHooks:
+    """The guard of our callbacks: what fails in a hook becomes one warning, and training continues."""
 
-    What it knows is about one module, its subject.
+    on_error = "warn"  # or "raise"
+    _warned: set[str]
+    _failure: Exception | None = None  # of the validation that runs
+
+    @contextmanager
+    def _guard(self, task: str, consequence: str = "") -> Iterator[None]:
+        """Turn an exception into one warning, or let it pass with `on_error = "raise"`."""
+        try:
+            yield
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            text = f"{type(self).__name__} could not {task} ({type(error).__name__}: {error}){consequence}"
+            self._warn_once(task + consequence, f"{text.removesuffix('.')}.")
+
+    def _warn_once(self, key: str, message: str) -> None:
+        """Warn in the first process, unless something with this key has been said."""
+        if key not in self._warned:
+            self._warned.add(key)
+            if rank_and_world()[0] == 0:
+                warnings.warn(message, stacklevel=2)
+
+    def _release(self) -> None:
+        """Remove hooks and drop what a validation has taken."""
+
+    def _raise_failure(self) -> None:
+        """Raise what failed in this validation; the next one starts without it."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+
+def guarded(hook: Hook) -> Hook:
+    """Run a hook of a callback behind its guard."""
+
+    @wraps(hook)
+    def run(self: GuardedHooks, *args: Any, **kwargs: Any) -> None:
+        with self._guard(f"run `{hook.__name__}`"):
+            hook(self, *args, **kwargs)
+
+    return cast(Hook, run)
+
+
+def until_validation_end(hook: Hook) -> Hook:
+    """Keep an exception of a validation's hook in `_failure` until the validation ends, and skip the hooks between.
+
+    All processes meet there: one that fails earlier would leave the others waiting.
+    """
+
+    @wraps(hook)
+    def run(self: GuardedHooks, *args: Any, **kwargs: Any) -> None:
+        if self._failure is None:
+            try:
+                hook(self, *args, **kwargs)
+            except Exception as error:
+                # The frames of a traceback would keep the tensors of what failed.
+                self._failure = error if self.on_error == "raise" else error.with_traceback(None)
+                self._release()
+
+    return cast(Hook, run)
+
+
+class LoggingCallback(GuardedHooks, AnyCallback):
+    """Base class with prefixed, rank-synchronized logging, guarded hooks and each warning once.
 
     Args:
         log_key_prefix: What the keys of the logged values begin with.
@@ -62,6 +139,7 @@ class LoggingCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begins anew, and says so if what is found will be lost."""
         self._everywhere = True
+        self._failure = None
         if self._subject.begin(pl_module, stage):
             self._warned.clear()  # what was said was of the other one
         # `ddp_spawn`, `ddp_notebook` and the like: nothing of a callback comes back from the processes they start.
@@ -75,6 +153,7 @@ class LoggingCallback(AnyCallback):
                 '`strategy="ddp"` keeps it all.',
             )
 
+    @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Finds out whether all processes validate."""
         self._everywhere = validates_everywhere(trainer)
@@ -101,22 +180,14 @@ class LoggingCallback(AnyCallback):
         """Whether every process runs the hooks of this validation, so that they can wait for each other in them."""
         return self._everywhere if trainer.state.fn == "fit" else not _may_skip_validations(trainer)
 
+    @guarded
     def _log(self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "") -> None:
         """Logs values of a validation, which are the same in all processes; the one named `prog_bar` there as well."""
         together = self._together(trainer)
-        # Lightning's own: one that the module overrides may give keys another name, or take less.
-        log = next(vars(cls)["log"] for cls in type(pl_module).__mro__ if "log" in vars(cls) and _is_lightning_s(cls))
         for name, value in values.items():
             # The largest of equal numbers is that number, without the rounding of a mean.
-            log(pl_module, f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
-                prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
-
-    def _warn_once(self, key: str, message: str) -> None:
-        """Warns in the first process, unless something with this key has been said."""
-        if key not in self._warned:
-            self._warned.add(key)
-            if rank_and_world()[0] == 0:
-                warnings.warn(message, stacklevel=2)
+            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
+                          prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
 
     def _warn_each_once(self, notes: Mapping[str, str]) -> None:
         """Warns of those notes of a report that have not been said."""
@@ -130,13 +201,14 @@ def builds_layers_later(pl_module: Any) -> bool:
     """Whether a module has a `setup` or `configure_model` of its own, after which it may have other layers."""
     for hook in ("setup", "configure_model"):
         owner = next((cls for cls in type(pl_module).__mro__ if hook in vars(cls)), None)
-        if owner is not None and not _is_lightning_s(owner):
+        if owner is not None and not owner.__module__.startswith(("lightning.", "pytorch_lightning.")):
             return True
     return False
 
 
-def _is_lightning_s(cls: type) -> bool:
-    return cls.__module__.startswith(("lightning.", "pytorch_lightning."))
+def logged_step(trainer: Any) -> int:
+    """The step where Lightning puts what a validation of a fit logs; call it behind the guard."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def _may_skip_validations(trainer: Any) -> bool:

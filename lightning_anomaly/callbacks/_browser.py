@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 from lightning_anomaly.browser import page_text
-from lightning_anomaly.callbacks._figures import analyses, is_due
+from lightning_anomaly.callbacks._figures import Guard, analyses, is_due
 from lightning_anomaly.callbacks._loggers import log_page, loss_tags
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import Pictures
@@ -19,10 +19,12 @@ class BrowserSchedule:
 
     Args:
         prefix: What the file's name begins with.
+        guard: Turns what fails in a task into a warning.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, guard: Guard) -> None:
         self._prefix = prefix
+        self._guard = guard
         self.start()
 
     def start(self) -> None:
@@ -42,13 +44,10 @@ class BrowserSchedule:
             return
         report, pictures, step = self._pending
         self._pending = None
-        try:
-            page = page_text(report, pictures, title=f"Anomaly filters, step {step:,}", history=history)
-        except Exception as error:
-            warnings.warn(f"The browser could not be made: {type(error).__name__}: {error}", stacklevel=2)
-            return
+        page = page_text(report, pictures, title=f"Anomaly filters, step {step:,}", history=history)
         for logger in trainer.loggers:
-            log_page(logger, f"{self._prefix}/browser", page, step)
+            with self._guard(f"log a page to {type(logger).__name__}"):
+                log_page(logger, f"{self._prefix}/browser", page, step)
 
 
 def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:

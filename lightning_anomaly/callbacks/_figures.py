@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from lightning_anomaly.report.pictures import drawn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FigureSchedule", "analyses", "is_due", "log_comparisons", "log_report"]
+__all__ = ["FigureSchedule", "Guard", "analyses", "is_due", "log_comparisons", "log_report"]
+
+Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `GuardedHooks._guard`
 
 
 class FigureSchedule:
@@ -31,12 +33,14 @@ class FigureSchedule:
         prefix: What the names of figures and keys begin with.
         overlay_tags: Tags of the losses in the chart; None finds them among the logged values.
         enabled: Whether there are figures at all; the layout of the charts is always logged.
+        guard: Turns what fails in a task into a warning.
     """
 
-    def __init__(self, prefix: str, overlay_tags: list[str] | None, enabled: bool) -> None:
+    def __init__(self, prefix: str, overlay_tags: list[str] | None, enabled: bool, guard: Guard) -> None:
         self._prefix = prefix
         self._overlay_tags = overlay_tags
         self._enabled = enabled
+        self._guard = guard
         self.start()
 
     def start(self) -> None:
@@ -68,7 +72,8 @@ class FigureSchedule:
         counts = [f"{self._prefix}/count", f"{self._prefix}/isolated"]
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                log_overlay_layout(logger, [*losses, *counts], self._prefix, apart=counts)
+                with self._guard(f"log a chart layout to {type(logger).__name__}"):
+                    log_overlay_layout(logger, [*losses, *counts], self._prefix, apart=counts)
         self._layout_done = True
 
     def log(self, trainer: Any, report: AnomalyReport, images: Tensor | None, step: int, number: int) -> None:
@@ -81,7 +86,7 @@ class FigureSchedule:
         """Logs the figures of the last analysis, if that has not happened."""
         if self._pending is not None:
             step, outliers = self._pending
-            log_report(trainer.loggers, self._prefix, report, outliers, step)
+            log_report(trainer.loggers, self._prefix, report, outliers, step, self._guard)
             self._pending = None
 
 
@@ -108,16 +113,14 @@ def _pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | Non
     """
     if images is None or len(images) != report.n_samples:
         return None
-    try:
-        if images.ndim == 3:
-            images = drawn(images, images).permute(0, 3, 1, 2)
-        return outlier_images(report, images)
-    except Exception as error:  # a picture is not worth a training run
-        warnings.warn(f"The outliers' images could not be taken: {type(error).__name__}: {error}", stacklevel=2)
-        return None
+    if images.ndim == 3:
+        images = drawn(images, images).permute(0, 3, 1, 2)
+    return outlier_images(report, images)
 
 
-def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers: Tensor | None, step: int) -> None:
+def log_report(
+    loggers: list[Any], prefix: str, report: AnomalyReport, outliers: Tensor | None, step: int, guard: Guard
+) -> None:
     """Log the figures of a report.
 
     Args:
@@ -126,11 +129,12 @@ def log_report(loggers: list[Any], prefix: str, report: AnomalyReport, outliers:
         report: The report.
         outliers: What `_pick_outliers` gave.
         step: The step to log at.
+        guard: Turns what fails in a task into a warning.
     """
     if not loggers or not report.layers:
         return
     for name, draw in FIGURES.items():
-        _log_drawn(loggers, prefix, name, partial(draw, report, outliers), step)
+        _log_drawn(loggers, prefix, name, partial(draw, report, outliers), step, guard)
 
 
 def log_comparisons(
@@ -140,20 +144,21 @@ def log_comparisons(
     significance: float,
     layer_significance: float,
     step: int,
+    guard: Guard,
 ) -> None:
     """Log the figure of all comparisons so far, as `PREFIX/layers`; see `log_report` and `comparison_figure`."""
     if loggers:
-        _log_drawn(
-            loggers, prefix, "layers", partial(comparison_figure, history, significance, layer_significance), step
-        )
+        draw = partial(comparison_figure, history, significance, layer_significance)
+        _log_drawn(loggers, prefix, "layers", draw, step, guard)
 
 
-def _log_drawn(loggers: list[Any], prefix: str, name: str, draw: Callable[[], Figure | None], step: int) -> None:
-    try:
+def _log_drawn(
+    loggers: list[Any], prefix: str, name: str, draw: Callable[[], Figure | None], step: int, guard: Guard
+) -> None:
+    figure: Figure | None = None
+    with guard(f"draw the figure '{name}'"):
         figure = draw()
-    except Exception as error:  # a picture is not worth a training run
-        warnings.warn(f"The figure '{name}' could not be drawn: {type(error).__name__}: {error}", stacklevel=3)
-        return
     if figure is not None:
         for logger in loggers:
-            log_figure(logger, f"{prefix}/{name}", figure, step)
+            with guard(f"log a figure to {type(logger).__name__}"):
+                log_figure(logger, f"{prefix}/{name}", figure, step)

@@ -1,8 +1,8 @@
 """Figures and chart layouts to whatever loggers the Trainer has.
 
 A logger is known by what it can do, not by its class, because `lightning` and `pytorch_lightning` have two sets of
-classes. "Can do" is asked of its type: Lightning's dummies answer to every name, but their types do not. A logger that
-fails costs a warning, never the training run. Call these functions on global rank 0 only.
+classes. "Can do" is asked of its type: Lightning's dummies answer to every name, but their types do not. Call these
+functions on global rank 0 only, and behind the guard: a logger may fail.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +30,8 @@ def log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
         step: The step it belongs to, `trainer.global_step` as a rule.
 
     Returns:
-        Whether the logger took it. If it fails, the error becomes a warning.
+        Whether the logger took it.
     """
-    return _guarded(logger, "a figure", lambda: _log_figure(logger, name, figure, step))
-
-
-def _log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
     if _can(logger, "log_image"):
         # W&B. Its logger turns the step into a metric, "trainer/global_step". W&B's own step, which must never go back
         # and would discard what does, is left to count by itself.
@@ -71,12 +66,8 @@ def log_page(logger: Any, name: str, page: str, step: int) -> bool:
         step: The step it belongs to.
 
     Returns:
-        Whether the logger took it. If it fails, the error becomes a warning.
+        Whether the logger took it.
     """
-    return _guarded(logger, "a page", lambda: _log_page(logger, name, page, step))
-
-
-def _log_page(logger: Any, name: str, page: str, step: int) -> bool:
     experiment: Any = getattr(logger, "experiment", None)
     file = f"{_file_name(name)}.html"
     if _can(logger, "log_image"):
@@ -109,12 +100,8 @@ def log_overlay_layout(logger: Any, tags: Sequence[str], title: str, apart: Sequ
         apart: Those of `tags` whose scale is another. They get a second chart to themselves, and the rest a third.
 
     Returns:
-        Whether the logger took it. If it fails, the error becomes a warning.
+        Whether the logger took it.
     """
-    return _guarded(logger, "a chart layout", lambda: _log_overlay_layout(logger, tags, title, apart))
-
-
-def _log_overlay_layout(logger: Any, tags: Sequence[str], title: str, apart: Sequence[str]) -> bool:
     experiment: Any = getattr(logger, "experiment", None)
     if not tags or not _can(experiment, "add_custom_scalars"):
         return False
@@ -182,15 +169,6 @@ def loss_tags(names: Iterable[str]) -> list[str]:
         if validation not in best or rank < best[validation][0]:
             best[validation] = rank, name
     return [best[validation][1] for validation in (False, True) if validation in best]
-
-
-def _guarded(logger: Any, what: str, action: Callable[[], bool]) -> bool:
-    try:
-        return action()
-    except Exception as error:
-        # Nothing in the text changes from call to call, so that Python shows it once.
-        warnings.warn(f"{type(logger).__name__} could not log {what}: {type(error).__name__}: {error}", stacklevel=3)
-        return False
 
 
 def _can(thing: Any, method: str) -> bool:

@@ -20,6 +20,7 @@ from lightning_anomaly.capture.images import (
     training_batches,
     unpadded_length,
 )
+from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import most_samples, probing
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport
@@ -29,7 +30,8 @@ from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
 
 __all__ = [
     "ValidationWatch",
-    "found_nothing",
+    "analyze_probe",
+    "is_empty_result",
     "run_training_probe",
     "shortcomings",
     "unlogged",
@@ -71,7 +73,6 @@ class ValidationWatch:
         if probe == "val" and self._together:
             self._gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
-        self._failure: Exception | None = None
         self._size: int | None = None  # of the batch that runs
         self._before = 0
         self._notes: dict[str, str] = {}
@@ -98,14 +99,18 @@ class ValidationWatch:
             self._capture.attach()
             self._on_batch(batch)
 
-    def after_step(self) -> None:
-        """Runs the training probe, after the first step of a validation.
+    def run_training_probe(self) -> None:
+        """Run the training probe, after the first step of a validation; a second call does nothing.
 
         Averaged weights are in place then whatever the order of the callbacks, and of several processes all have the
         buffers of the first, which is what is validated and saved: the step has brought them.
         """
-        if self._probe == "train":
-            self._run_training_probe()
+        if self._probe == "train" and not self._probed:
+            self._probed = True
+            with torch.inference_mode(False), torch.no_grad():
+                run_training_probe(
+                    self._trainer, self._module, self._capture, self._probe_size, self._settings.seed, self._on_batch
+                )
 
     def after_batch(self) -> None:
         """Takes the hooks off again; a second call does nothing."""
@@ -124,50 +129,56 @@ class ValidationWatch:
     def _taken(self) -> int:
         return most_samples(self._capture.maps)
 
-    def analyse(self, notes: Mapping[str, str], images: Tensor | None, wanted: Wanted) -> Found:
-        """What was found. All processes call it and learn the same; none waits for one that failed.
+    @property
+    def maps(self) -> dict[str, LayerMaps]:
+        """The maps of each layer so far."""
+        return self._capture.maps
 
-        Args:
-            notes: Notes that the report should have.
-            images: This process's images of the probe.
-            wanted: What is to be shown.
+    @property
+    def gathered(self) -> int:
+        """Number of samples that all processes have together, at most."""
+        return self._gathered
 
-        Raises:
-            Exception: If there is no report, in all processes.
-        """
-        if self._probe == "train":
-            self._run_training_probe()  # for a process without any validation batch
-        maps = self._capture.maps
-        notes = {**notes, **self._notes}
-        images = None if self._notes else images
-        with torch.inference_mode(False), torch.no_grad():
-            if self._together:
-                return analyse_together(
-                    maps,
-                    images,
-                    self._settings,
-                    notes,
-                    limit=self._gathered,
-                    wanted=wanted,
-                    failure=self._failure,
-                )
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """Why the samples are not those of the loader, if they are not."""
+        return self._notes
 
-            if self._failure is not None:
-                raise self._failure
-            report = analyze_maps(maps, self._settings, notes)
-            return Found(report, images, pictures_of(report.layers, maps, images) if wanted.pictures else None)
 
-    def _run_training_probe(self) -> None:
-        if self._probed:
-            return
-        self._probed = True
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                run_training_probe(
-                    self._trainer, self._module, self._capture, self._probe_size, self._settings.seed, self._on_batch
-                )
-        except Exception as error:
-            self._failure = error
+def analyze_probe(
+    trainer: Any,
+    watch: ValidationWatch | None,
+    settings: AnalysisSettings,
+    notes: Mapping[str, str],
+    images: Tensor | None,
+    wanted: Wanted,
+    failure: Exception | None,
+) -> Found:
+    """Analyze what a validation took. All processes call it and learn the same; none waits for one that failed.
+
+    Args:
+        trainer: The Trainer.
+        watch: This process's maps; None if it has failed.
+        settings: How to analyze.
+        notes: Notes that the report should have.
+        images: This process's images of the probe.
+        wanted: What is to be shown.
+        failure: What failed in this process.
+
+    Raises:
+        Exception: If a process failed, in all processes.
+    """
+    maps = {} if watch is None else watch.maps
+    if watch is not None and watch.notes:
+        notes, images = {**notes, **watch.notes}, None
+    with torch.inference_mode(False), torch.no_grad():
+        if trainer.world_size > 1 and rank_and_world()[1] > 1:
+            limit = 0 if watch is None else watch.gathered
+            return analyse_together(maps, images, settings, notes, limit=limit, wanted=wanted, failure=failure)
+        if failure is not None:
+            raise failure
+        report = analyze_maps(maps, settings, notes)
+        return Found(report, images, pictures_of(report.layers, maps, images) if wanted.pictures else None)
 
 
 def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
@@ -179,7 +190,7 @@ def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
     return found
 
 
-def found_nothing(report: AnomalyReport) -> bool:
+def is_empty_result(report: AnomalyReport) -> bool:
     """Whether no filter could have been found, for want of layers, of samples or of finite maps."""
     verdicts = {verdict for layer in report.layers.values() for verdict in layer.verdicts}
     nonfinite = NONFINITE in verdicts and verdicts.isdisjoint(LIVE)  # masked filters stay dead beside them

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["in_vain"]
+__all__ = ["describe_dead_monitors"]
 
 
-def in_vain(trainer: Any, prefix: str, part: str = "", but: str | None = None) -> str:
-    """What becomes of the Trainer's callbacks that monitor a key under a prefix where nothing is watched.
+def describe_dead_monitors(trainer: Any, prefix: str, part: str = "", but: str | None = None) -> str:
+    """Name the Trainer's callbacks that monitor a key under a prefix where nothing is watched.
 
     Args:
         trainer: The Trainer. Its callbacks may be of either of Lightning's package trees, or somebody else's.

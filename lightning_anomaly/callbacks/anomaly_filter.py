@@ -6,12 +6,18 @@ import time
 import warnings
 from typing import Any, Literal
 
-from lightning_anomaly.callbacks._base import LoggingCallback, builds_layers_later
+from lightning_anomaly.callbacks._base import (
+    LoggingCallback,
+    builds_layers_later,
+    guarded,
+    logged_step,
+    until_validation_end,
+)
 from lightning_anomaly.callbacks._browser import BrowserSchedule, remember_losses
 from lightning_anomaly.callbacks._figures import FigureSchedule, analyses
 from lightning_anomaly.callbacks._memory import FitMemory
-from lightning_anomaly.callbacks._probe import ValidationWatch, found_nothing, shortcomings
-from lightning_anomaly.callbacks._readers import in_vain
+from lightning_anomaly.callbacks._probe import ValidationWatch, analyze_probe, is_empty_result, shortcomings
+from lightning_anomaly.callbacks._readers import describe_dead_monitors
 from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
 from lightning_anomaly.callbacks._small_images import SmallImages
 from lightning_anomaly.capture.images import shuffles
@@ -62,7 +68,8 @@ class AnomalyFilterCallback(LoggingCallback):
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         overlay_tags: Tags for the chart that lays losses and counts over each other in TensorBoard; None finds the
             training and the validation loss among what was logged.
-        on_error: What a failing analysis does: `"warn"` goes on with the last values, `"raise"` stops the training.
+        on_error: What an exception in this callback does: `"warn"` logs the last values, `"raise"` stops the
+            training.
         settings: How to analyse; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
@@ -117,6 +124,7 @@ class AnomalyFilterCallback(LoggingCallback):
         self._probe_images = ProbeImages()
         self._small_images = SmallImages()
         self._values: dict[str, float] = {}
+        self._due = False  # whether the validation that runs is analysed
         self._forget()
 
     def _forget(self) -> None:
@@ -124,8 +132,8 @@ class AnomalyFilterCallback(LoggingCallback):
         self.report: AnomalyReport | None = None
         self._memory = FitMemory()
         self._warned.clear()
-        self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures)
-        self._browser = BrowserSchedule(self.log_key_prefix)
+        self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self._guard)
+        self._browser = BrowserSchedule(self.log_key_prefix, self._guard)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -164,6 +172,7 @@ class AnomalyFilterCallback(LoggingCallback):
         self._browser.start()
         self._probe_images = ProbeImages()
 
+    @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Says so if nothing will ever be analysed."""
         if not trainer.enable_validation and not trainer.barebones:
@@ -171,7 +180,7 @@ class AnomalyFilterCallback(LoggingCallback):
                 "no validation",
                 "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
                 "loader, no `validation_step`, or `limit_val_batches = 0`. Nothing will be analysed."
-                + in_vain(trainer, self.log_key_prefix),
+                + describe_dead_monitors(trainer, self.log_key_prefix),
             )
         if self.browser and not trainer.loggers and not trainer.barebones:
             self._warn_once(
@@ -181,8 +190,9 @@ class AnomalyFilterCallback(LoggingCallback):
             )
         super().on_train_start(trainer, pl_module)
         if not self._everywhere and trainer.enable_validation:
-            self._warn_once("empty shard", _EMPTY_SHARD + in_vain(trainer, self.log_key_prefix))
+            self._warn_once("empty shard", _EMPTY_SHARD + describe_dead_monitors(trainer, self.log_key_prefix))
 
+    @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Remembers the losses of the epoch before."""
         if self.browser and not trainer.barebones:
@@ -191,24 +201,24 @@ class AnomalyFilterCallback(LoggingCallback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepares to take maps, if this validation is to be analysed."""
         self._release()
+        self._due = False
         if trainer.sanity_checking or trainer.barebones:
             return
         fitting = trainer.state.fn == "fit"
-        memory = self._memory if fitting else FitMemory()  # what a fit found is no value of another validation
-        self._values = memory.last_values(None)
+        self._values = (self._memory if fitting else FitMemory()).last_values(None)
         if not self._together(trainer):
             self._warn_once("empty shard", _EMPTY_SHARD)
             return
-        try:
-            layers = self._watched(pl_module)
-        except ValueError as failure:
-            if not fitting or self.on_error == "raise":
-                raise
-            self._say_why(trainer, failure)  # when the fit began they were there
-            return
-        self._values = memory.last_values(layers)
-        if fitting and memory.validations % self.every_n_validations:
-            return
+        self._due = not (fitting and self._memory.validations % self.every_n_validations)
+        if self._due:
+            self._watch_layers(trainer, pl_module)
+
+    @until_validation_end
+    def _watch_layers(self, trainer: Any, pl_module: Any) -> None:
+        fitting = trainer.state.fn == "fit"
+        layers = self._watched(pl_module)
+        # What a fit found is no value of another validation.
+        self._values = (self._memory if fitting else FitMemory()).last_values(layers)
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
                 "shuffled",
@@ -222,9 +232,10 @@ class AnomalyFilterCallback(LoggingCallback):
             probe=self.probe,
             probe_size=self.probe_size,
             settings=self.settings,
-            on_batch=lambda batch: self._look(trainer, batch),
+            on_batch=lambda batch: self._record_batch(trainer, batch),
         )
 
+    @until_validation_end
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -232,6 +243,7 @@ class AnomalyFilterCallback(LoggingCallback):
         if self._watch is not None and dataloader_idx == 0:
             self._watch.before_batch(batch)
 
+    @until_validation_end
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -239,8 +251,9 @@ class AnomalyFilterCallback(LoggingCallback):
         if self._watch is not None:
             self._watch.after_batch()
             if dataloader_idx == 0:
-                self._watch.after_step()
+                self._watch.run_training_probe()
 
+    @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves no hook behind; if it is the user who ends the fit, figures and page of the last analysis are made."""
         super().on_exception(trainer, pl_module, exception)
@@ -257,20 +270,34 @@ class AnomalyFilterCallback(LoggingCallback):
         """Analyses what was taken, and logs."""
         if trainer.sanity_checking or trainer.barebones:
             return
-        found = None if self._watch is None else self._analyse(trainer, pl_module, self._watch)
+        found: Found | None = None
+        self._end_probe()
+        with self._guard("analyze the filters", self._consequence(trainer)):
+            if self._due:
+                found = self._analyse(trainer, pl_module)
         if trainer.state.fn == "fit":
-            if self._everywhere:  # the number is the same in all processes, so that all find the same one due
-                self._memory.validations += 1
-            report = None if found is None else found.report
-            self._memory.add(trainer, self._values, report, self.signal_layers, self.probe)
-            if found is not None and trainer.is_global_zero:
-                # At the step where Lightning puts this validation's values.
-                step = trainer.fit_loop.epoch_loop._batches_that_stepped
-                self._figures.log(trainer, found.report, found.images, step, analyses(self.history))
-                self._browser.take(found.report, found.pictures, step)
+            self._remember(trainer, found)
         self._log(trainer, pl_module, self._values, prog_bar="count")
         self._release()
 
+    @until_validation_end
+    def _end_probe(self) -> None:
+        if self._watch is not None:
+            self._watch.run_training_probe()  # in a process without any validation batch
+
+    @guarded
+    def _remember(self, trainer: Any, found: Found | None) -> None:
+        """Add this validation to the history, and its figures and page to those that are due."""
+        if self._everywhere:  # the number is the same in all processes, so that all find the same one due
+            self._memory.validations += 1
+        report = None if found is None else found.report
+        self._memory.add(trainer, self._values, report, self.signal_layers, self.probe)
+        if found is not None and trainer.is_global_zero:
+            step = logged_step(trainer)
+            self._figures.log(trainer, found.report, found.images, step, analyses(self.history))
+            self._browser.take(found.report, found.pictures, step)
+
+    @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Lays the curves over each other, in a chart."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.barebones:
@@ -280,6 +307,7 @@ class AnomalyFilterCallback(LoggingCallback):
                 if trainer.is_global_zero:
                     self._browser.write(trainer, self.history)
 
+    @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Logs the chart and the figures of the last analysis, if that has not happened."""
         if self.report is not None:
@@ -305,28 +333,24 @@ class AnomalyFilterCallback(LoggingCallback):
             )
         return watched
 
-    def _analyse(self, trainer: Any, pl_module: Any, watch: ValidationWatch) -> Found | None:
+    def _analyse(self, trainer: Any, pl_module: Any) -> Found | None:
         """Sets the report and the metrics, if there is anything to set them to."""
         started = time.perf_counter()
         fitting = trainer.state.fn == "fit"
         shows = fitting and bool(trainer.loggers)
         wanted = Wanted(shows and (self.log_figures or self.browser), shows and self.browser)
-        try:
-            found = watch.analyse(unseen_layers(pl_module, self.layers), self._small_images.taken(), wanted)
-        except Exception as failure:
-            if self.on_error == "raise":
-                raise
-            self._say_why(trainer, failure)
-            return None
+        failure, self._failure = self._failure, None
+        notes, images = unseen_layers(pl_module, self.layers), self._small_images.taken()
+        found = analyze_probe(trainer, self._watch, self.settings, notes, images, wanted, failure)
         report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
-        if found_nothing(report):
+        if is_empty_result(report):
             told = " ".join(merge_notes(notes).values())
             if fitting and self._memory.has_found:  # a count of 0 would look like health
                 self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
                 return None
             if notes:
-                notes = {"nothing": f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}"}
+                notes = {"nothing": f"{told} So {_NOTHING}.{describe_dead_monitors(trainer, self.log_key_prefix)}"}
         elif fitting:
             self._memory.has_found = True
         self.report = report
@@ -335,20 +359,14 @@ class AnomalyFilterCallback(LoggingCallback):
         self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}
         return found
 
-    def _say_why(self, trainer: Any, failure: Exception) -> None:
+    def _consequence(self, trainer: Any) -> str:
+        """What a failing analysis leaves to be logged."""
         if trainer.state.fn == "fit" and self._memory.has_found:
-            self._warn_once("failed", f"AnomalyFilterCallback could not analyse and logs its last values: {failure!r}")
-            return
-        advice = (
-            "" if self.probe == "val" else ' Use `probe = "val"`, for which no more is needed than the validation step.'
-        )
-        self._warn_once(
-            "never analysed",
-            f"AnomalyFilterCallback could not analyse, so {_NOTHING}: {failure!r}.{advice}"
-            f"{in_vain(trainer, self.log_key_prefix)}",
-        )
+            return " and logs its last values"
+        advice = "" if self.probe == "val" else '. Use `probe = "val"`, which needs the validation step alone'
+        return f", so {_NOTHING}{advice}.{describe_dead_monitors(trainer, self.log_key_prefix)}"
 
-    def _look(self, trainer: Any, batch: Any) -> None:
+    def _record_batch(self, trainer: Any, batch: Any) -> None:
         """Sees a batch of the probe."""
         if trainer.state.fn != "fit":
             return

@@ -7,10 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.callbacks._base import LoggingCallback, builds_layers_later
+from lightning_anomaly.callbacks._base import (
+    LoggingCallback,
+    builds_layers_later,
+    guarded,
+    logged_step,
+    until_validation_end,
+)
 from lightning_anomaly.callbacks._figures import is_due, log_comparisons
 from lightning_anomaly.callbacks._probe import unlogged
-from lightning_anomaly.callbacks._readers import in_vain
+from lightning_anomaly.callbacks._readers import describe_dead_monitors
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.layers import linear_layers, select_layers
@@ -110,7 +116,6 @@ class TwoSampleCallback(LoggingCallback):
         self.log_figures = check_bool("log_figures", log_figures)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self._fresh: TwoSampleReport | None = None
-        self._failure: str | None = None
         self._begin()
         self._forget()
 
@@ -179,50 +184,52 @@ class TwoSampleCallback(LoggingCallback):
             select_layers(pl_module, self.layers)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Drops what was found in another model, and goes on with what was found in this one."""
+        """Checks layer names, now that every layer is there, and drops what was found in another model."""
+        select_layers(pl_module, self.layers)
         if self._subject.changes_to(pl_module):
             self._forget()
         self._recall()
         self._undrawn = None
 
+    @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Logs the figure of the last validation, if that has not happened."""
         self._draw(trainer)
 
+    @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """If it is the user who ends the fit, the last figure is made."""
         super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, KeyboardInterrupt):
             self._draw(trainer)
 
+    @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Checks layer names, now that every layer is there, and whether every process validates."""
-        select_layers(pl_module, self.layers)
+        """Says so if nothing will ever be compared."""
         super().on_train_start(trainer, pl_module)
         if not self._everywhere and not trainer.barebones:
             self._warn_once(
                 "no validation",
                 "TwoSampleCallback compares at validations, and this Trainer, or a process of it, has none: no "
                 "validation loader, no batch in it, no `validation_step`, or `limit_val_batches = 0`. Nothing "
-                "will be compared." + in_vain(trainer, self.log_key_prefix),
+                "will be compared." + describe_dead_monitors(trainer, self.log_key_prefix),
             )
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepares to compare."""
         self._due = self._everywhere and not trainer.sanity_checking and not trainer.barebones
         if self._due:
-            # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
-            try:
-                layers = select_layers(pl_module, self.layers)
-            except ValueError as error:
-                if trainer.state.fn != "fit":
-                    raise
-                self._due, self._fresh, self._failure = False, None, repr(error)  # when the fit began they were there
-                self._values = _NEUTRAL | self._values
-                return
-            neutral = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in layers}
-            self._units = {f"layer/{name}": 0.0 for name in linear_layers(pl_module) if name not in layers}
-            self._values = {k: v for k, v in (neutral | self._values).items() if k in neutral or k in self._units}
+            self._fresh = None
+            self._values = _NEUTRAL | self._values
+            self._choose_keys(pl_module)
+
+    @until_validation_end
+    def _choose_keys(self, pl_module: Any) -> None:
+        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
+        layers = select_layers(pl_module, self.layers)
+        neutral = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in layers}
+        self._units = {f"layer/{name}": 0.0 for name in linear_layers(pl_module) if name not in layers}
+        self._values = {k: v for k, v in (neutral | self._values).items() if k in neutral or k in self._units}
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -237,30 +244,32 @@ class TwoSampleCallback(LoggingCallback):
             return
         if self._due:  # a process without any validation batch
             self._compare(trainer, pl_module)
-        compared = self._fresh is not None
-        if self._together(trainer):
-            compared = trainer.strategy.reduce_boolean_decision(compared, all=True)
-        report = self._fresh if compared else None
+        report: TwoSampleReport | None = None
+        with self._guard("compare", self._consequence(trainer)):
+            compared = self._fresh is not None
+            if self._together(trainer):
+                compared = trainer.strategy.reduce_boolean_decision(compared, all=True)
+            self._raise_failure()
+            if not compared:
+                raise RuntimeError("another process failed")
+            report = self._fresh
         if report is not None:
             self._take(trainer, report)
-        else:
-            if not self._taken:  # which of the linear layers have units to compare is not known yet
-                self._values = self._units | self._values
-            self._say_why(trainer, self._failure or "another process failed")
+        elif not self._taken:  # which of the linear layers have units to compare is not known yet
+            self._values = self._units | self._values
         if trainer.state.fn == "fit":
             self._remember(trainer, report)
         self._log(trainer, pl_module, self._values, prog_bar="fraction")
 
+    @until_validation_end
     def _compare(self, trainer: Any, pl_module: Any) -> None:
-        self._due, self._fresh, self._failure = False, None, None
+        self._due = False
         precision = trainer.strategy.precision_plugin
-        try:
-            with torch.inference_mode(False), torch.no_grad(), precision.forward_context(), unlogged(pl_module):
-                train, val = precision.convert_input(self.train_inputs), precision.convert_input(self.val_inputs)
-                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, self.batch_size)
-        except Exception as error:  # a monitor never kills a training
-            self._failure = repr(error)  # which itself would keep everything that the failed call had in memory
+        with torch.inference_mode(False), torch.no_grad(), precision.forward_context(), unlogged(pl_module):
+            train, val = precision.convert_input(self.train_inputs), precision.convert_input(self.val_inputs)
+            self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, self.batch_size)
 
+    @guarded
     def _take(self, trainer: Any, report: TwoSampleReport) -> None:
         self.report, self._taken = report, True  # in all processes, or in none
         live = any(layer.live.any() for layer in report.layers.values())
@@ -272,12 +281,12 @@ class TwoSampleCallback(LoggingCallback):
             notes["output"] += " Its last values are logged."
         told = " ".join(merge_notes(notes).values())
         if not (live or report.compares_output):
-            self._warn_once("none live", f"{told} So {_NOTHING}.{in_vain(trainer, self.log_key_prefix)}")
+            self._warn_once("none live", f"{told} So {_NOTHING}.{describe_dead_monitors(trainer, self.log_key_prefix)}")
         elif not live and report.layers:
-            vain = in_vain(trainer, self.log_key_prefix, but="confidence")
+            vain = describe_dead_monitors(trainer, self.log_key_prefix, but="confidence")
             self._warn_once("none live", f"{told} So {_NO_FILTER}.{vain}")
         else:
-            vain = "" if before else in_vain(trainer, self.log_key_prefix, "confidence")
+            vain = "" if before else describe_dead_monitors(trainer, self.log_key_prefix, "confidence")
             for key in notes.keys() & {"output", "few images"}:
                 notes[key] += vain
             self._warn_each_once(notes)
@@ -297,6 +306,7 @@ class TwoSampleCallback(LoggingCallback):
         self._values |= {name: float(getattr(report, name)) for name in found if name != "confidence_rise"}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
 
+    @guarded
     def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:
         layers = {} if report is None else report.judged
         self.history.append(
@@ -308,7 +318,7 @@ class TwoSampleCallback(LoggingCallback):
                 "share_p_values": {name: own.share_p_value for name, own in layers.items() if own.live.any()},
             }
         )
-        self._undrawn = trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning puts the values
+        self._undrawn = logged_step(trainer)
         if is_due(len(self.history)):
             self._draw(trainer)
 
@@ -316,15 +326,14 @@ class TwoSampleCallback(LoggingCallback):
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
             live = max(len(entry["share_p_values"]) for entry in self.history)
             told = self.significance, layer_significance(self.significance, live)  # as in the report
-            log_comparisons(trainer.loggers, self.log_key_prefix, self.history, *told, self._undrawn)
+            log_comparisons(trainer.loggers, self.log_key_prefix, self.history, *told, self._undrawn, self._guard)
         self._undrawn = None
 
-    def _say_why(self, trainer: Any, reason: str) -> None:
+    def _consequence(self, trainer: Any) -> str:
+        """What a failing comparison leaves to be logged."""
         if self._measured:
-            self._warn_once("failed", f"TwoSampleCallback could not compare and logs its last values: {reason}")
-            return
-        self._warn_once(
-            "never compared",
-            f"TwoSampleCallback could not compare, so {_NOTHING}: {reason}. Give `train_inputs` and `val_inputs` as "
-            f"the module's `forward` takes them, which has to be one tensor.{in_vain(trainer, self.log_key_prefix)}",
+            return " and logs its last values"
+        return (
+            f", so {_NOTHING}. Give `train_inputs` and `val_inputs` as the module's `forward` takes them, which has to "
+            f"be one tensor.{describe_dead_monitors(trainer, self.log_key_prefix)}"
         )

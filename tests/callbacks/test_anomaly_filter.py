@@ -347,7 +347,7 @@ def test_a_training_probe_without_forward_is_one_warning(tmp_path: Any) -> None:
             return torch.optim.SGD(self.parameters(), 0.1)
 
     module = NoForward()
-    with pytest.warns(UserWarning, match=r"could not analyse.*forward") as caught:
+    with pytest.warns(UserWarning, match=r"could not analyze.*forward") as caught:
         quiet_trainer(tmp_path, watcher(probe="train")).fit(module, loader(), loader())
     assert len(said(caught)) == 1
     assert hook_count(module) == 0
@@ -522,7 +522,7 @@ def test_a_failing_analysis_warns_and_logs_the_last_values(tmp_path: Any, monkey
     callback, values = watcher(), Values()
     module = SmallNet()
     trainer = quiet_trainer(tmp_path, callback, values, max_epochs=5)
-    with pytest.warns(UserWarning, match=r"could not analyse and logs its last values: .*out of luck") as caught:
+    with pytest.warns(UserWarning, match=r"could not analyze .*out of luck\) and logs its last values") as caught:
         trainer.fit(module, loader(), loader(seed=1))
     assert len(said(caught)) == 1
     assert len(values.seen) == len(callback.history) == 5

@@ -14,7 +14,7 @@ from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer,
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.callbacks import _probe
 from lightning_anomaly.callbacks import two_sample as two_sample_file
-from lightning_anomaly.callbacks._readers import in_vain
+from lightning_anomaly.callbacks._readers import describe_dead_monitors
 
 pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
@@ -91,11 +91,11 @@ def test_callbacks_of_both_trees_that_read_our_keys_are_named(name: str) -> None
             tree.LambdaCallback(),
         ]
 
-    assert in_vain(Trainer, "mine") == (
+    assert describe_dead_monitors(Trainer, "mine") == (
         " EarlyStopping on 'mine/p_value' will never have a reason to stop and ModelCheckpoint on 'mine/fraction' has "
         "nothing to rank by."
     )
-    assert in_vain(Trainer, "other") == ""
+    assert describe_dead_monitors(Trainer, "other") == ""
 
 
 # comparing
@@ -110,10 +110,8 @@ def test_a_module_that_takes_other_images_or_none_is_said_not_to_be_watched(
     with pytest.warns(UserWarning, match="could not compare") as caught:
         trainer = fit(tmp_path, compared, *others, module=module(), max_epochs=3)
     (text,) = said(caught)
-    assert text.startswith(
-        "TwoSampleCallback could not compare, so nothing is watched and the logged fraction of 0 and p-value of 1 "
-        "stand for nothing: "
-    )
+    assert text.startswith("TwoSampleCallback could not compare (")
+    assert "so nothing is watched" in text
     assert text.endswith(
         "Give `train_inputs` and `val_inputs` as the module's `forward` takes them, which has to be one tensor. "
         "EarlyStopping on 'two_sample/p_value' will never have a reason to stop and ModelCheckpoint on "
@@ -137,9 +135,9 @@ def test_values_that_were_measured_once_are_said_to_be_the_last(
     with pytest.warns(UserWarning, match="could not compare") as caught:
         fit(tmp_path, compared, module=module, max_epochs=3)
     first, second = said(caught)
-    assert first.startswith("TwoSampleCallback could not compare, so nothing is watched and")
-    assert (
-        second == "TwoSampleCallback could not compare and logs its last values: ZeroDivisionError('division by zero')"
+    assert "so nothing is watched and" in first
+    assert second == (
+        "TwoSampleCallback could not compare (ZeroDivisionError: division by zero) and logs its last values."
     )
 
 
@@ -149,7 +147,7 @@ def test_values_of_a_fit_of_another_module_are_not_the_last_ones(
     compared = TwoSampleCallback(TRAIN, VAL)
     fit(tmp_path, compared, module=SmallNet())
     monkeypatch.setattr(two_sample_file, "compare_groups", lambda *_, **__: 1 / 0)
-    with pytest.warns(UserWarning, match="could not compare, so nothing is watched"):
+    with pytest.warns(UserWarning, match="could not compare .*, so nothing is watched"):
         fit(tmp_path, compared, module=SmallNet())
 
 
@@ -187,14 +185,14 @@ def test_a_network_without_live_filters_is_one_warning(tmp_path: Path) -> None:
 
 
 def test_a_training_probe_that_cannot_be_drawn_is_said_not_to_be_watched(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="could not analyse") as caught:
+    with pytest.warns(UserWarning, match="could not analyze") as caught:
         fit(tmp_path, watcher(probe="train"), AnomalyEarlyStopping(), train=DataLoader(Stream(), 20), max_epochs=3)
     (text,) = said(caught)
     assert text.startswith(
-        "AnomalyFilterCallback could not analyse, so nothing is watched and the logged zeros stand for nothing: "
-        'ValueError(\'`probe = "train"` should be used with'
+        'AnomalyFilterCallback could not analyze the filters (ValueError: `probe = "train"` should be used with'
     )
-    assert 'Found DataLoader over Stream.\'). Use `probe = "val"`' in text
+    assert "Found DataLoader over Stream" in text
+    assert '. Use `probe = "val"`' in text
     assert text.endswith("AnomalyEarlyStopping on 'anomaly_filters/rise' will never have a reason to stop.")
 
 
@@ -202,7 +200,7 @@ def test_a_training_probe_that_cannot_be_drawn_is_said_not_to_be_watched(tmp_pat
 def test_a_training_probe_of_a_module_that_takes_no_images_is_said_not_to_be_watched(
     tmp_path: Path, module: Any
 ) -> None:
-    with pytest.warns(UserWarning, match=r'nothing is watched .* Use `probe = "val"`, .* step\.$') as caught:
+    with pytest.warns(UserWarning, match=r'nothing is watched .* Use `probe = "val"`, ') as caught:
         fit(tmp_path, ours := watcher(probe="train"), module=module())
     assert len(said(caught)) == 1
     assert ours.report is None
@@ -219,7 +217,7 @@ def test_what_a_checkpoint_brought_is_said_to_be_the_last_values(
     fit(tmp_path, watcher(), saves, max_epochs=1)
     monkeypatch.setattr(_probe, "analyze_maps", lambda *_: 1 / 0)
     trainer = quiet_trainer(tmp_path, watcher(), ModelCheckpoint(tmp_path), max_epochs=2)
-    with pytest.warns(UserWarning, match="could not analyse and logs its last values"):
+    with pytest.warns(UserWarning, match="could not analyze .* and logs its last values"):
         trainer.fit(SmallNet(), loader(80), loader(seed=1), ckpt_path=saves.best_model_path)
 
 
@@ -323,6 +321,6 @@ def test_another_module_is_validated_without_the_values_of_an_earlier_fit(
 
     monkeypatch.setattr(_probe, "analyze_maps", no_memory)
     for _ in range(2):  # each of them is told
-        with pytest.warns(UserWarning, match="could not analyse, so nothing is watched"):
+        with pytest.warns(UserWarning, match="could not analyze .*, so nothing is watched"):
             (logged,) = trainer.validate(SmallNet(), damaged(), verbose=False)
         assert logged["anomaly_filters/count"] == logged["anomaly_filters/rise"] == 0

@@ -83,7 +83,7 @@ def test_nothing_of_the_first_model_is_logged_if_the_second_cannot_be_analysed(
     fit(tmp_path, SmallNet(), callback, max_epochs=1)
     assert callback.report is not None
     monkeypatch.setattr("lightning_anomaly.callbacks._probe.analyze_maps", broken)
-    with pytest.warns(UserWarning, match="could not analyse"):
+    with pytest.warns(UserWarning, match="could not analyze"):
         trainer = fit(tmp_path, SmallNet(), callback, max_epochs=1)
     assert callback.report is None
     assert trainer.callback_metrics["anomaly_filters/sparsity"] == 0
@@ -156,7 +156,7 @@ def test_a_comparison_that_fails_in_a_second_fit_of_a_module_logs_what_the_first
     if between is not None:  # of another model
         getattr(quiet_trainer(tmp_path, callback), between)(Other(), loader(seed=1), verbose=False)
     monkeypatch.setattr("lightning_anomaly.callbacks.two_sample.compare_groups", broken)
-    with pytest.warns(UserWarning, match="could not compare and logs its last values: ArithmeticError"):
+    with pytest.warns(UserWarning, match="could not compare .ArithmeticError.* and logs its last values"):
         trainer = fit(tmp_path, module, callback, max_epochs=1)
     assert callback.history[1]["metrics"] == found
     assert trainer.callback_metrics["two_sample/count"] == found["count"]

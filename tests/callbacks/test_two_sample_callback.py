@@ -131,7 +131,7 @@ def test_a_failing_comparison_is_a_warning_and_the_last_values_are_logged_again(
 
     monkeypatch.setattr(two_sample_file, "compare_groups", fails_later)
     with pytest.warns(
-        UserWarning, match="could not compare and logs its last values: .*the comparison broke"
+        UserWarning, match="could not compare .*the comparison broke.* and logs its last values"
     ) as caught:
         model, values = fit(tmp_path, TwoSampleCallback(TRAIN, VAL), max_epochs=3)
     assert len([w for w in caught if "the comparison broke" in str(w.message)]) == 1
@@ -154,7 +154,7 @@ def test_a_failing_comparison_keeps_nothing_in_memory(tmp_path: Path) -> None:
             return output
 
     compared = TwoSampleCallback(TRAIN, VAL)
-    with pytest.warns(UserWarning, match="could not compare, so nothing is watched .*full"):
+    with pytest.warns(UserWarning, match="could not compare .*full.*, so nothing is watched"):
         fit(tmp_path, compared, module=Full(), max_epochs=1)
     gc.collect()
     assert compared.history

@@ -232,7 +232,7 @@ def _compare(world: int, val: Any = None, model: Any = None, callbacks: Any = ()
     inputs = images(96).tensors[0]
     compared = TwoSampleCallback(inputs[:40] + 0.3, inputs[40:])
     drawn: list[int] = []
-    two_sample.log_comparisons = lambda *given: drawn.append(given[-1])
+    two_sample.log_comparisons = lambda *given: drawn.append(given[-2])
     fitter = trainer(world, [compared, *callbacks], **options)
     fitter.fit(module(lr=0.0) if model is None else model, loader(), loader() if val is None else val)
     metrics = {k: v.item() for k, v in fitter.callback_metrics.items() if k.startswith("two_sample")}

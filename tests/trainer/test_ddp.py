@@ -209,7 +209,7 @@ def test_training_probe_that_fails_in_one_process(outcomes: Path) -> None:
     first, _ = pair(outcomes, "train_probe_fails")
     assert first["epochs"] == 3
     assert first["report"] is None
-    assert [("could not analyse" in warning) for warning in first["warnings"]] == [True]
+    assert [("could not analyze" in warning) for warning in first["warnings"]] == [True]
 
 
 def test_what_one_process_notes_of_its_samples_is_in_all_reports_and_said(outcomes: Path) -> None:

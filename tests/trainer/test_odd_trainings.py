@@ -123,7 +123,7 @@ def test_a_layer_that_is_gone_in_mid_training_is_said_once_and_the_training_goes
         else TwoSampleCallback(images(60) + 0.1, images(80, seed=1), layers=["body.conv"])
     )
     trainer = quiet_trainer(tmp_path, ours, max_epochs=3)
-    with pytest.warns(UserWarning, match="logs its last values: .*should name layers of the model") as caught:
+    with pytest.warns(UserWarning, match="should name layers of the model.* and logs its last values") as caught:
         trainer.fit(Wraps(), loader(), loader())
     assert len(said(caught)) == 1
     assert trainer.current_epoch == 3
@@ -376,8 +376,8 @@ class Interrupts(pl.Callback):
 
 def test_the_last_figures_are_there_when_the_user_ends_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[str, int]] = []
-    monkeypatch.setattr(_figures, "log_report", lambda *args: drawn.append(("filters", args[-1])))
-    monkeypatch.setattr(two_sample, "log_comparisons", lambda *args: drawn.append(("layers", args[-1])))
+    monkeypatch.setattr(_figures, "log_report", lambda *args: drawn.append(("filters", args[-2])))
+    monkeypatch.setattr(two_sample, "log_comparisons", lambda *args: drawn.append(("layers", args[-2])))
     both = watcher(log_figures=True), TwoSampleCallback(images(60) + 0.1, images(80, seed=1))
     trainer = quiet_trainer(tmp_path, *both, Interrupts(), max_epochs=9)
     with pytest.raises((SystemExit, KeyboardInterrupt)):
