@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _BATCH = 64
+_ATTEMPTS = 100  # images that may be unreadable before the first that is not
 
 
 def first_tensor(batch: Any) -> Tensor | None:
@@ -234,9 +235,10 @@ class ImageSource:
         argument: See above.
         batch_size: Number of images in a batch.
         shape: Shape of an image.
+        unreadable: `{position: error}` of the images that could not be read so far; zeros stand for them.
 
     Raises:
-        ValueError: If `images` is something else or has none.
+        ValueError: If `images` is something else or has none that can be read.
     """
 
     def __init__(self, images: Any, argument: str) -> None:
@@ -246,8 +248,9 @@ class ImageSource:
         self.batch_size = _BATCH if self._loader is None else self._loader.batch_size or _BATCH
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
+        self.unreadable: dict[int, str] = {}
         self.shape: tuple[int, ...] = ()
-        self.shape = tuple(self.take([0]).shape[1:])
+        self.shape = self._first_shape()
 
     def __len__(self) -> int:
         if self._loader is None:
@@ -255,12 +258,19 @@ class ImageSource:
         dataset: Any = self._loader.dataset
         return len(dataset)
 
-    def take(self, positions: Sequence[int]) -> Tensor:
-        """The images at some positions `(n, ...)`."""
-        return torch.cat([batch for _, batch in self.batches(positions)])
+    def _first_shape(self) -> tuple[int, ...]:
+        """Return the shape of the first image that can be read."""
+        for position in range(min(len(self), _ATTEMPTS)):
+            images = next(images for _, images in self.batches([position]))
+            if position not in self.unreadable:
+                return tuple(images.shape[1:])
+        raise ValueError(
+            f"Parameter `{self.argument}` should hold images that can be read. Of the first {len(self.unreadable)} "
+            f"none can: {self.unreadable[0]}."
+        )
 
     def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images at some positions, batch by batch: which `(n,)`, and the images `(n, ...)`.
+        """Read the images at some positions, batch by batch: which `(n,)`, and the images `(n, ...)`.
 
         Raises:
             ValueError: If they are of another size than the first one, not as many as the positions, or no
@@ -268,37 +278,57 @@ class ImageSource:
         """
         split = torch.split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), self.batch_size)
         places = [own for own in split if len(own)]
-        for own, batch in zip(places, self._read(positions, places), strict=True):
-            images = first_tensor(batch)
-            if images is None or not images.is_floating_point():
-                tensor = batch if images is None else images
-                found = tensor.dtype if isinstance(tensor, Tensor) else "none"
-                raise ValueError(
-                    f"Parameter `{self.argument}` should hold floating-point images, scaled as in the training. "
-                    f"Found {found}."
-                )
-            if self.shape and tuple(images.shape[1:]) != self.shape:
-                raise ValueError(_several_sizes(self.argument, f"{self.shape} and {tuple(images.shape[1:])}"))
-            if len(images) != len(own):
-                raise ValueError(
-                    f"Parameter `{self.argument}` should give one image for each item of its data set, by whose "
-                    f"position it is known. Found {len(images)} for {len(own)} items: give a loader whose `collate_fn` "
-                    "leaves none out and adds none."
-                )
+        batches = self._read(positions, places)
+        for own in places:
+            try:
+                batch = next(batches)
+            except Exception as error:  # whatever the data set raises
+                error.__traceback__ = None  # it would keep the loader's workers alive
+                images = torch.cat([self._read_alone(position) for position in own.tolist()])
+            else:
+                images = self._images_of(batch, len(own))
             yield own, images
 
     def _read(self, positions: Sequence[int], places: Sequence[Tensor]) -> Iterator[Any]:
+        """Iterate over batches as a data set gives them; may go on after an error."""
         if self._loader is None:
             assert self._tensor is not None
-            yield from (self._tensor[own.to(self._tensor.device)] for own in places)
-            return
+            return map(self._tensor.__getitem__, [own.to(self._tensor.device) for own in places])
         workers = self._loader.num_workers if len(places) > 1 else 0
+        return iter(reread(self._loader, positions, batch_size=self.batch_size, num_workers=workers))
+
+    def _read_alone(self, position: int) -> Tensor:
+        """Read one image of a batch that could not be read `(1, ...)`."""
+        assert self._loader is not None
         try:
-            yield from reread(self._loader, positions, batch_size=self.batch_size, num_workers=workers)
-        except RuntimeError as error:
-            if "equal size" in str(error):
-                raise ValueError(_several_sizes(self.argument, "several in one batch")) from error
-            raise
+            batch = next(iter(reread(self._loader, [position], batch_size=1, num_workers=0)))
+        except Exception as error:
+            self.unreadable[position] = f"{type(error).__name__}: {error}"
+            return torch.zeros(1, *self.shape, device="cpu")
+        return self._images_of(batch, 1).cpu()
+
+    def _images_of(self, batch: Any, count: int) -> Tensor:
+        """Return the images in a batch of so many items, or raise ValueError."""
+        images = first_tensor(batch)
+        if images is None or not images.is_floating_point():
+            tensor = batch if images is None else images
+            found = tensor.dtype if isinstance(tensor, Tensor) else "none"
+            raise ValueError(
+                f"Parameter `{self.argument}` should hold floating-point images, scaled as in the training. "
+                f"Found {found}."
+            )
+        if self.shape and tuple(images.shape[1:]) != self.shape:
+            raise ValueError(
+                f"Parameter `{self.argument}` should hold images of one size. Found {self.shape} and "
+                f"{tuple(images.shape[1:])}: resize them, or give each size on its own."
+            )
+        if len(images) != count:
+            raise ValueError(
+                f"Parameter `{self.argument}` should give one image for each item of its data set, by whose position "
+                f"it is known. Found {len(images)} for {count} items: give a loader whose `collate_fn` leaves none out "
+                "and adds none."
+            )
+        return images
 
 
 def _checked(loader: Any, argument: str) -> DataLoader[Any]:
@@ -325,10 +355,3 @@ def _checked(loader: Any, argument: str) -> DataLoader[Any]:
             f"batches. Found {found}."
         )
     return loader
-
-
-def _several_sizes(argument: str, found: str) -> str:
-    return (
-        f"Parameter `{argument}` should hold images of one size. Found {found}: resize them, or give each size "
-        "on its own."
-    )

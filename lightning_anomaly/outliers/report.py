@@ -30,13 +30,13 @@ class OutlierReport(Tabular):
     """How little each image of a data set belongs to a reference. `print(report)` gives a table.
 
     Attributes:
-        scores: The larger, the less an image belongs `(N,)`, by its position in the data set; infinity where it gives
-            NaN or infinite values.
+        scores: The larger, the less an image belongs `(N,)`, by its position in the data set; infinity where it cannot
+            be read or gives NaN or infinite values.
         p_values: How often an image of the reference has a score as large `(N,)`.
         layers: Names of the layers that judge.
         layer: Which of them has the largest score `(N,)`.
         filters: The filters of that layer that the image is most extreme in `(N, 3)`, -1 where there are no more.
-        n_reference: Number of images in the reference, those left out that give NaN or infinite values.
+        n_reference: Number of images in the reference that can be read and give finite values.
         false_discovery_rate: The share of ordinary images that is accepted among those found.
         images: Small pictures of the images that `top` gives first, uint8 `(n, H, W, C)`; None if they are nothing that
             can be drawn.

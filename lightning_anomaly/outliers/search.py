@@ -79,8 +79,9 @@ def find_outliers(
         The report. Whatever could not be used is in its `notes`, which are also warnings.
 
     Raises:
-        ValueError: If images are of several sizes or have no length, the reference has fewer than 100 or mostly gives
-            NaN, a layer does not exist, the model has no convolution, or an argument is not allowed.
+        ValueError: If images are of several sizes or have no length, none of the first 100 can be read, the reference
+            has fewer than 100 or mostly gives NaN, a layer does not exist, the model has no convolution, or an argument
+            is not allowed.
         RuntimeError: If another process fails.
 
     Examples:
@@ -133,6 +134,7 @@ class _Reference:
 
     batches: list[Statistics]
     images: int
+    unreadable: dict[int, str]
     notes: dict[str, str]
 
 
@@ -142,6 +144,7 @@ class _Scores:
 
     positions: Tensor
     found: Judgement
+    unreadable: dict[int, str]
     notes: dict[str, str]
 
 
@@ -185,7 +188,7 @@ class _Search:
             {name: own.cpu() for name, own in statistics.items()}
             for _, statistics in _together(self._runner.statistics(others, share, "reference"))
         ]
-        return _Reference(batches, len(images), self._runner.notes)
+        return _Reference(batches, len(images), others.unreadable, self._runner.notes)
 
     def scores_share(self, references: Sequence[_Reference]) -> _Scores:
         """Learn from the whole reference, and score this process's share of the images."""
@@ -200,11 +203,15 @@ class _Search:
         parts = [own for turn in in_turn for own in turn if own is not None]
         learnt = learn_halves(parts, self._runner.device, self._others.argument)
         self._names, halves, kept, self._unusable = learnt
-        if self._others is not images and len(kept) < len(self._chosen):
-            self._unusable["nonfinite reference"] = (
-                f"{len(self._chosen) - len(kept)} of the {len(self._chosen)} reference images give NaN or infinite "
-                "values and have no say."
-            )
+        if self._others is not images:
+            unreadable = {position: error for own in references for position, error in own.unreadable.items()}
+            count = len(self._chosen)
+            self._unusable |= _unreadable_note(unreadable, f"{count} reference images", "they have no say")
+            nonfinite = count - len(kept) - len(unreadable)
+            if nonfinite:
+                self._unusable["nonfinite reference"] = (
+                    f"{nonfinite} of the {count} reference images give NaN or infinite values and have no say."
+                )
         chosen = self._chosen = [self._chosen[place] for place in kept.tolist()]
         middle = len(chosen) // 2
         rest: Sequence[int] = range(len(images))
@@ -224,7 +231,7 @@ class _Search:
                     f"without any in {missing}: name other layers as `layers`."
                 )
             scored.append((positions, halves[0].judge(statistics)))
-        return _Scores(*_joined(scored), self._runner.notes)
+        return _Scores(*_joined(scored), images.unreadable, self._runner.notes)
 
     def report(self, references: Sequence[_Reference], shares: Sequence[_Scores], rate: float) -> OutlierReport:
         """Bring everything together, in one process for all."""
@@ -239,7 +246,9 @@ class _Search:
             if name not in self._names:
                 said = left_out(name, "its maps of the reference are not finite or do not vary")
                 notes = notes | said | notes  # what was said of it before stays
-        infinite = scores.isinf().nonzero()[:, 0].tolist()
+        unreadable = {position: error for own in shares for position, error in own.unreadable.items()}
+        notes |= _unreadable_note(unreadable, f"{n} images", "their scores are infinite")
+        infinite = [position for position in scores.isinf().nonzero()[:, 0].tolist() if position not in unreadable]
         if infinite:
             notes["nonfinite images"] = (
                 f"{len(infinite)} of the {n} images give NaN or infinite values, the first at position "
@@ -265,6 +274,14 @@ class _Search:
         """
         parts = torch.split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), _TOGETHER * images.batch_size)
         return [position for part in parts[self.rank :: self._world] for position in part.tolist()]
+
+
+def _unreadable_note(unreadable: Mapping[int, str], images: str, consequence: str) -> dict[str, str]:
+    if not unreadable:
+        return {}
+    first = min(unreadable)
+    note = f"{len(unreadable)} of the {images} cannot be read, the first at position {first} ({unreadable[first]}): "
+    return {f"unreadable {images.split(maxsplit=1)[1]}": f"{note}{consequence}."}
 
 
 def _together(batches: Iterable[tuple[Tensor, Statistics]]) -> Iterator[tuple[Tensor, Statistics]]:
@@ -317,4 +334,8 @@ class _Runner:
                 call(batch.to(self.device, self._dtype))
             usable, _, notes = usable_layers(capture.maps, len(batch))
             self.notes |= notes
-            yield places, {name: layer.maps for name, layer in usable.items()}
+            statistics = {name: layer.maps for name, layer in usable.items()}
+            unreadable = [place for place, position in enumerate(places.tolist()) if position in images.unreadable]
+            for own in statistics.values():
+                own[unreadable] = torch.nan
+            yield places, statistics

@@ -52,6 +52,21 @@ class Augmented(Dataset[Tensor]):
         return DATA[index][0] + torch.rand(()) + random.random() + np.random.rand()
 
 
+class Broken(Dataset[Tensor]):
+    """Has images that cannot be read."""
+
+    def __init__(self, images: Tensor, *broken: int) -> None:
+        self.images, self.broken = images, broken
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index in self.broken:
+            raise OSError(f"image {index} is broken")
+        return self.images[index]
+
+
 def without_seven(items: list[tuple[Tensor, Tensor]]) -> Any:
     return torch.utils.data.default_collate([item for item in items if item[1] != 7])
 
@@ -109,3 +124,32 @@ def test_random_numbers_that_a_data_set_draws_are_taken_from_nobody_and_are_the_
     np.testing.assert_equal(np.random.get_state(legacy=False), states[2])
     torch.rand(3), random.random(), np.random.rand()
     assert torch.equal(find_outliers(net, loader).scores, first.scores)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_has_an_infinite_score_and_the_others_are_scored(net, workers):
+    images = torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    loader = DataLoader(Broken(images, 0, 5), 32, num_workers=workers)
+    with pytest.warns(UserWarning, match=r"^2 of the 200 images cannot be read, the first at position 0 \(OSError: im"):
+        report = find_outliers(net, loader, DATA.tensors[0])
+    assert report.scores.isinf().nonzero()[:, 0].tolist() == report.top(2) == [0, 5]
+    rest = [place for place in range(200) if place not in (0, 5)]
+    expected = find_outliers(net, images[rest], DATA.tensors[0])
+    torch.testing.assert_close(report.scores[rest], expected.scores)
+    assert torch.equal(report.p_values[rest], expected.p_values)
+    assert report.images is not None
+    assert report.images[:2].unique().numel() == 1
+    assert torch.equal(report.images[2:], expected.images)
+
+
+def test_reference_images_that_cannot_be_read_are_left_out(net):
+    images = torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    with pytest.warns(UserWarning, match=r"^1 of the 120 reference images cannot be read, .* position 5 .*: they have"):
+        report = find_outliers(net, images, DataLoader(Broken(DATA.tensors[0], 5), 32))
+    assert report.n_reference == 119
+    assert report.scores.isfinite().all()
+    with pytest.warns(UserWarning, match=r"^1 of the 200 images cannot be read, .* position 5 "):
+        own = find_outliers(net, DataLoader(Broken(images, 5), 32))
+    assert (own.n_reference, own.top(1)) == (199, [5])
+    with pytest.raises(ValueError, match=r"`inputs` should hold images that can be read\..* image 0 is broken"):
+        find_outliers(net, DataLoader(Broken(images, *range(200)), 32))
