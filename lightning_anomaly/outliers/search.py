@@ -177,9 +177,10 @@ class _Search:
             )
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(self._seed), device="cpu")
         if len(order) < _SMALLEST_REFERENCE:
+            advice = "" if reference is not None else " To score fewer, give images that belong as `reference`."
             raise ValueError(
                 f"Parameter `{others.argument}` should hold at least {_SMALLEST_REFERENCE} images to learn from. "
-                f"Found {len(order)}."
+                f"Found {len(order)}.{advice}"
             )
         self._chosen = (order if reference is not None else order[:_REFERENCE]).tolist()
         self._runner = _Runner(self._model, watched, self._progress)
