@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
-from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.checks import check_text
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.notes import merge_notes
@@ -21,12 +21,58 @@ __all__ = [
     "AnyEarlyStopping",
     "GuardedHooks",
     "LoggingCallback",
+    "Subject",
     "builds_layers_later",
+    "describe_dead_monitors",
     "guarded",
     "logged_step",
     "until_validation_end",
     "validates_everywhere",
 ]
+
+
+class Subject:
+    """The module that a callback has learnt something about, from one fit to the next and through checkpoints."""
+
+    def __init__(self) -> None:
+        self._module: weakref.ref[Any] | None = None
+        self._last: weakref.ref[Any] | None = None  # of the last fit, validation or test
+        self._loaded = False
+        self._keeps = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of a callback, in another process for example, meets a copy of the module, if any.
+        return {"_module": None, "_last": None, "_loaded": self._loaded, "_keeps": False}
+
+    def begin(self, pl_module: Any, stage: str) -> bool:
+        """Says what a Trainer does with a module. What a fit found of it stays when it is validated or tested.
+
+        Returns:
+            Whether another module is validated or tested than that of the last fit, validation or test.
+        """
+        known = self._module is not None and self._module() is pl_module
+        again = self._last is not None and self._last() is pl_module
+        self._keeps, self._last = stage != "fit" and known, weakref.ref(pl_module)
+        return stage != "fit" and not known and not again
+
+    def load(self) -> bool:
+        """Whether to take what a checkpoint brings; if so, it is about the next module."""
+        self._loaded = not self._keeps
+        return self._loaded
+
+    def meet(self, pl_module: Any) -> None:
+        """Finds out whom a checkpoint was loaded for."""
+        self._keeps = False
+        if self._loaded:
+            self._module, self._loaded = weakref.ref(pl_module), False
+
+    def changes_to(self, pl_module: Any) -> bool:
+        """Whether what is known is about another module; from now on it is about this one."""
+        self.meet(pl_module)
+        before = None if self._module is None else self._module()
+        self._module = weakref.ref(pl_module)
+        return before is not pl_module
+
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
@@ -231,3 +277,27 @@ def validates_everywhere(trainer: Any) -> bool:
     known = trainer.val_dataloaders is not None and not trainer.reload_dataloaders_every_n_epochs
     validates = sum(trainer.num_val_batches) > 0 if known else not _may_skip_validations(trainer)
     return bool(trainer.strategy.reduce_boolean_decision(trainer.enable_validation and validates, all=True))
+
+
+def describe_dead_monitors(trainer: Any, prefix: str, part: str = "", but: str | None = None) -> str:
+    """Name the Trainer's callbacks that monitor a key under a prefix where nothing is watched.
+
+    Args:
+        trainer: The Trainer. Its callbacks may be of either of Lightning's package trees, or somebody else's.
+        prefix: What the keys begin with.
+        part: What they go on with.
+        but: What others go on with, which stand for something.
+
+    Returns:
+        A sentence with a space before it; empty if none of the keys is monitored.
+    """
+    told = []
+    for callback in trainer.callbacks:
+        key = getattr(callback, "monitor", None)
+        if not isinstance(key, str) or (but is not None and key.startswith(f"{prefix}/{but}")):
+            continue
+        if key.startswith(f"{prefix}/{part}"):
+            # Only what stops has patience. With finite patience it stops a training for nothing, so not "never fires".
+            fate = "will never have a reason to stop" if hasattr(callback, "patience") else "has nothing to rank by"
+            told.append(f"{type(callback).__name__} on '{key}' {fate}")
+    return f" {' and '.join(told)}." if told else ""

@@ -1,4 +1,4 @@
-"""The probe of a validation: its maps are taken while it runs, or of a sample of the training set, and analysed."""
+"""The probe of a validation: its maps, whether its images stay the same, and small copies of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import (
     first_tensor,
+    magnitudes,
     outer_sampler,
     part_of,
     plain_tensor,
@@ -24,18 +25,107 @@ from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import most_samples, probing
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.report.pictures import shrink
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.sharing.together import Found, Wanted, analyse_together, pictures_of
 from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
 
 __all__ = [
+    "CHANGED",
+    "ProbeImages",
+    "SmallImages",
     "ValidationWatch",
     "analyze_probe",
     "is_empty_result",
     "run_training_probe",
     "shortcomings",
+    "small_images",
     "unlogged",
 ]
+
+CHANGED = {
+    "val": "The validation images of the probe changed from one validation to the next, so the anomaly counts are not "
+    'comparable. Give the same ones each time, without random augmentation, or use `probe = "train"`.',
+    "train": "The training images of the probe changed from one validation to the next, so the anomaly counts are not "
+    "comparable. Augment with the random numbers of torch, NumPy or Python, which are the same ones for each probe, or "
+    'use `probe = "val"`: without a worker, a generator of the data set\'s own gives the training other numbers too.',
+}
+_SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them
+
+
+class ProbeImages:
+    """A few pixels of each image of the probe, from one validation to the next.
+
+    Rounding that differs, as on a GPU it may, is no change: they are compared to a hundredth.
+    """
+
+    def __init__(self) -> None:
+        self._before: Tensor | None = None
+        self._now: list[Tensor] = []
+        self._seen = 0
+
+    def look(self, batch: Any, limit: int) -> None:
+        """Takes the pixels of a batch, up to `limit` samples; they stay on their device, so nothing waits for it."""
+        images = plain_tensor(batch)
+        if images is None or images.numel() == 0:
+            return
+        images = images.detach()[: max(0, limit - self._seen)]
+        grid = [slice(None)] + [slice(size // _SIDE // 2, None, max(1, size // _SIDE)) for size in images.shape[1:]]
+        # A view, whatever the memory format; then a copy, as the model may change its input in place.
+        self._now.append(magnitudes(images[tuple(grid)]).to(torch.float32, copy=True).flatten())
+        self._seen += len(images)
+
+    def forget(self) -> None:
+        """Drops what was seen of a validation that has not ended."""
+        self._now, self._seen = [], 0
+
+    def changed(self) -> bool:
+        """Ends a validation; whether its images are others than those of the one before."""
+        if not self._seen:
+            return False
+        before, self._before = self._before, torch.cat(self._now).cpu()
+        self.forget()
+        if before is None or before.shape != self._before.shape:
+            return before is not None
+        tolerance = 1e-3 * before.nan_to_num(0, 0, 0).abs().mean().item()
+        return not torch.allclose(before, self._before, rtol=1e-2, atol=tolerance, equal_nan=True)
+
+
+_LARGEST_IMAGE = 64  # pixels; what is shown is smaller
+
+
+class SmallImages:
+    """The images of a probe, or its signals, kept during a validation."""
+
+    def __init__(self) -> None:
+        self._batches: list[Tensor] = []
+
+    def look(self, batch: Any, limit: int) -> None:
+        """Keeps those of a batch, of up to `limit` samples in all."""
+        missing = limit - sum(map(len, self._batches))
+        images = small_images(batch) if missing > 0 else None
+        if images is not None:
+            self._batches.append(images[:missing])
+
+    def taken(self) -> Tensor | None:
+        """Images `(N, C, H, W)` or signals `(N, C, L)`; None if there are none, or of several sizes."""
+        return torch.cat(self._batches) if len({images.shape[1:] for images in self._batches}) == 1 else None
+
+    def forget(self) -> None:
+        """Drops them."""
+        self._batches = []
+
+
+def small_images(batch: Any) -> Tensor | None:
+    """The samples of a batch, small and on the CPU; None if they are nothing that can be drawn.
+
+    Returns:
+        Images, or the middle slices of volumes, `(n, C, H, W)` of at most 64 pixels a side; or signals `(n, C, L)`.
+    """
+    tensor = plain_tensor(batch)
+    if tensor is None or not 2 <= tensor.ndim <= 5 or not tensor.numel():
+        return None
+    return shrink(tensor, _LARGEST_IMAGE).clone()  # the model may change its input in place
 
 
 class ValidationWatch:

@@ -12,10 +12,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_anomaly.callbacks import _sustained_rise
-from lightning_anomaly.callbacks._base import AnyEarlyStopping, validates_everywhere
+from lightning_anomaly.callbacks import _history
+from lightning_anomaly.callbacks._base import AnyEarlyStopping, Subject, validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
-from lightning_anomaly.callbacks._subject import Subject
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
@@ -45,7 +44,7 @@ class _Signal:
     found_anew: str
 
 
-_FILTERS = _Signal("rise", _sustained_rise.THRESHOLD, _sustained_rise.PATIENCE, _sustained_rise.HOLD, found_anew="live")
+_FILTERS = _Signal("rise", _history.THRESHOLD, _history.PATIENCE, _history.HOLD, found_anew="live")
 _OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, patience=1, hold=1, found_anew="compares_output")
 _FEW = 100  # of fewer images the standard error is not to be trusted
 

@@ -9,17 +9,22 @@ from typing import Any, Literal
 from lightning_anomaly.callbacks._base import (
     LoggingCallback,
     builds_layers_later,
+    describe_dead_monitors,
     guarded,
     logged_step,
     until_validation_end,
 )
-from lightning_anomaly.callbacks._browser import BrowserSchedule, remember_losses
-from lightning_anomaly.callbacks._figures import FigureSchedule, analyses
-from lightning_anomaly.callbacks._memory import FitMemory
-from lightning_anomaly.callbacks._probe import ValidationWatch, analyze_probe, is_empty_result, shortcomings
-from lightning_anomaly.callbacks._readers import describe_dead_monitors
-from lightning_anomaly.callbacks._same_probe import CHANGED, ProbeImages
-from lightning_anomaly.callbacks._small_images import SmallImages
+from lightning_anomaly.callbacks._figures import BrowserSchedule, FigureSchedule, analyses, remember_losses
+from lightning_anomaly.callbacks._history import FitMemory
+from lightning_anomaly.callbacks._probe import (
+    CHANGED,
+    ProbeImages,
+    SmallImages,
+    ValidationWatch,
+    analyze_probe,
+    is_empty_result,
+    shortcomings,
+)
 from lightning_anomaly.capture.images import shuffles
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of

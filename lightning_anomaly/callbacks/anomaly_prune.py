@@ -7,8 +7,8 @@ from typing import Any, get_args
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_anomaly.callbacks._base import LoggingCallback
+from lightning_anomaly.callbacks._history import THRESHOLD
 from lightning_anomaly.callbacks._reports import LastReports, find_watcher
-from lightning_anomaly.callbacks._sustained_rise import THRESHOLD
 from lightning_anomaly.callbacks._trainer_mask import TrainerMask, check_maskable
 from lightning_anomaly.capture.layers import modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text

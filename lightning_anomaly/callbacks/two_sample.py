@@ -10,13 +10,13 @@ from torch import Tensor
 from lightning_anomaly.callbacks._base import (
     LoggingCallback,
     builds_layers_later,
+    describe_dead_monitors,
     guarded,
     logged_step,
     until_validation_end,
 )
 from lightning_anomaly.callbacks._figures import is_due, log_comparisons
 from lightning_anomaly.callbacks._probe import unlogged
-from lightning_anomaly.callbacks._readers import describe_dead_monitors
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.layers import linear_layers, select_layers

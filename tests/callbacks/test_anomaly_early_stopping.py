@@ -13,7 +13,7 @@ from scripted import Scripted, run, validations
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping
-from lightning_anomaly.callbacks._sustained_rise import HOLD, rise
+from lightning_anomaly.callbacks._history import HOLD, rise
 
 pytestmark = QUIET
 

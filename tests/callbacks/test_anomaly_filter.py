@@ -173,7 +173,7 @@ def test_only_every_nth_validation_is_analysed_and_the_values_stay(tmp_path: Any
 
 def test_a_value_that_is_only_repeated_is_no_part_of_the_rise(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     series: list[list[float]] = []
-    monkeypatch.setattr("lightning_anomaly.callbacks._memory.rise", lambda x: float(len(series.append(x) or x)))
+    monkeypatch.setattr("lightning_anomaly.callbacks._history.rise", lambda x: float(len(series.append(x) or x)))
     callback = watcher(every_n_validations=2)
     quiet_trainer(tmp_path, callback, max_epochs=5).fit(SmallNet(), loader(), loader(seed=1))
     assert [entry["analysed"] for entry in callback.history] == [True, False, True, False, True]

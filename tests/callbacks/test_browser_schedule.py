@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks._loggers import log_page
-from lightning_anomaly.callbacks._small_images import small_images
+from lightning_anomaly.callbacks._probe import small_images
 from lightning_anomaly.report.pictures import probe_images
 
 pytestmark = QUIET
@@ -221,7 +221,7 @@ def test_a_failing_browser_is_a_warning_and_the_training_goes_on(
     def fail(*arguments: Any, **options: Any) -> str:
         raise ValueError("no page today")
 
-    monkeypatch.setattr("lightning_anomaly.callbacks._browser.page_text", fail)
+    monkeypatch.setattr("lightning_anomaly.callbacks._figures.page_text", fail)
     ours = watcher(browser=True)
     with pytest.warns(UserWarning, match=r"could not run .* \(ValueError: no page today\)"):
         quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path)).fit(SmallNet(), loader(), loader(seed=1))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lightning_anomaly.callbacks._memory import FitMemory
+from lightning_anomaly.callbacks._history import FitMemory
 
 TRAINER = SimpleNamespace(current_epoch=0, global_step=0)
 

@@ -14,7 +14,7 @@ from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer,
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.callbacks import _probe
 from lightning_anomaly.callbacks import two_sample as two_sample_file
-from lightning_anomaly.callbacks._readers import describe_dead_monitors
+from lightning_anomaly.callbacks._base import describe_dead_monitors
 
 pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly.callbacks._same_probe import ProbeImages
+from lightning_anomaly.callbacks._probe import ProbeImages
 
 pytestmark = QUIET
 MESSAGE = "The validation images of the probe changed from one validation to the next"

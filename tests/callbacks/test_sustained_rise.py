@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_anomaly.callbacks._sustained_rise import HOLD, THRESHOLD, rise
+from lightning_anomaly.callbacks._history import HOLD, THRESHOLD, rise
 
 FRACTIONS = st.floats(0, 1, allow_subnormal=True)
 

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from trainers import SmallNet, loader, quiet_trainer
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback
-from lightning_anomaly.callbacks._sustained_rise import rise
+from lightning_anomaly.callbacks._history import rise
 
 
 class Scripted(AnomalyFilterCallback):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from lightning_anomaly.callbacks._sustained_rise import rise
+from lightning_anomaly.callbacks._history import rise
 from recipes.experiments.common import ranks
 
 __all__ = [
@@ -126,7 +126,7 @@ def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[
 
 
 def sustained_rise(values: Sequence[float]) -> float:
-    """The largest that `anomaly_filters/rise` would have been, see `lightning_anomaly.callbacks._sustained_rise`."""
+    """The largest that `anomaly_filters/rise` would have been, see `lightning_anomaly.callbacks._history`."""
     return max(rise(values[:end]) for end in range(1, len(values) + 1))
 
 

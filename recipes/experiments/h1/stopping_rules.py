@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_anomaly.callbacks._sustained_rise import HOLD, PATIENCE, THRESHOLD, rise
+from lightning_anomaly.callbacks._history import HOLD, PATIENCE, THRESHOLD, rise
 from recipes.experiments.common.curves import layers_of, signal
 
 __all__ = ["RULES", "TWO_SAMPLE", "Stop", "by_patience", "by_rise", "by_threshold", "replay"]
