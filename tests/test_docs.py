@@ -52,9 +52,8 @@ def test_commands_run_modules_that_exist(page: Path) -> None:
 
 @every_page
 def test_commands_have_the_options_that_they_are_given(page: Path) -> None:
-    for name, given in re.findall(
-        r"^    .*python -m ((?:recipes|lightning_anomaly)[\w.]*)(.*)$", page.read_text(), re.M
-    ):
+    text = re.sub(r"^    lightning-anomaly ", "    python -m lightning_anomaly ", page.read_text(), flags=re.M)
+    for name, given in re.findall(r"^    .*python -m ((?:recipes|lightning_anomaly)[\w.]*)(.*)$", text, re.M):
         module = importlib.import_module(name)
         if hasattr(module, "__path__"):
             module = importlib.import_module(f"{name}.__main__")

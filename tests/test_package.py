@@ -66,6 +66,8 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path: Path) -> None:
     sources = {path.relative_to(tree).as_posix() for path in (tree / "lightning_anomaly").rglob("*") if path.is_file()}
     with zipfile.ZipFile(*(tree / "dist").glob("*.whl")) as wheel:
         code = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        (scripts,) = (wheel.read(name).decode() for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+    assert "lightning-anomaly = lightning_anomaly.__main__:main" in scripts
     assert code == sources
     assert "lightning_anomaly/py.typed" in code
     with tarfile.open(*(tree / "dist").glob("*.tar.gz")) as sdist:
