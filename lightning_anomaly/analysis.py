@@ -35,7 +35,7 @@ from lightning_anomaly.verdicts.rare import (
     verdicts_of,
 )
 
-__all__ = ["Share", "analyze", "analyze_maps", "analyze_share", "join_shares"]
+__all__ = ["FilterSlice", "analyze", "analyze_maps", "analyze_slice", "join_slices"]
 
 
 def analyze(
@@ -48,7 +48,7 @@ def analyze(
     keep_images: bool = False,
     batch_size: int = 64,
 ) -> AnomalyReport:
-    """Run a model on a probe and analyse the filters of its convolutions.
+    """Run a model on a probe and analyze the filters of its convolutions.
 
     The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
     afterwards as before, also after an exception.
@@ -57,7 +57,7 @@ def analyze(
         model: Any model, on any device.
         inputs: The probe, which is moved to the model's device. A tensor `(N, ...)` is given to the model in batches; a
             tuple is one call with these arguments, a dict one call with these keyword arguments, all samples at once.
-        layers: Names of the layers to analyse; None takes every convolution.
+        layers: Names of the layers to analyze; None takes every convolution.
         settings: See `AnalysisSettings`; None takes the defaults.
         progress: Whether bars on stderr show how far the work is. None shows them when it has taken two seconds, where
             stderr is a terminal or a notebook's.
@@ -67,7 +67,7 @@ def analyze(
             too much memory.
 
     Returns:
-        The report. Whatever could not be analysed is in its `notes`, which are also warnings.
+        The report. Whatever could not be analyzed is in its `notes`, which are also warnings.
 
     Raises:
         ValueError: If a layer does not exist, `inputs` has no samples or holds them in another way, `model` is
@@ -107,150 +107,104 @@ def analyze_maps(
     *,
     progress: bool | None = False,
 ) -> AnomalyReport:
-    """Analyse captured maps; nothing but the maps and the settings decides the result.
+    """Analyze captured maps; nothing but the maps and the settings decides the result.
 
     Args:
         maps: What a `MapCapture` took.
         settings: See `AnalysisSettings`.
-        notes: Notes of the caller's that the report should also have.
+        notes: Notes to add to those of the report.
         progress: See `analyze`.
 
     Returns:
         The report. Layers without usable maps are left out of it and named in its notes.
     """
-    return join_shares([analyze_share(maps, settings, progress=progress)], settings, notes)
+    usable, n_samples, left_out = usable_layers(maps)
+    statistics = {name: layer.statistics for name, layer in usable.items() if layer.statistics}
+    part = analyze_slice(usable, statistics, settings, progress=progress)
+    return join_slices([part], list(usable), n_samples, settings, {**(notes or {}), **left_out})
 
 
 @dataclass(frozen=True, eq=False)
-class Share:
-    """What was found in some filters of each layer.
+class FilterSlice:
+    """What an analysis found in some filters of each layer.
 
     Attributes:
-        names: The layers with usable maps, in the network's order.
-        layers: `{layer: LayerReport}` of these filters, without outlier scores; layers that none of them is in are left
-            out.
-        outlier_scores: Those of layers `{layer: (N,)}`, which take the statistics of all filters.
-        nonfinite: Which samples have NaN or infinite values in the maps of these filters `{layer: (N,)}`.
-        n_samples: Number of probe samples, N.
-        left_out: Notes on layers without usable maps.
+        layers: `{layer: LayerReport}` of these filters, without outlier scores and without layers of no filters.
+        outlier_scores: `{layer: (N,)}` of layers whose samples were scored by all filters.
     """
 
-    names: tuple[str, ...]
     layers: Mapping[str, LayerReport]
     outlier_scores: Mapping[str, Tensor]
-    nonfinite: Mapping[str, Tensor]
-    n_samples: int
-    left_out: Mapping[str, str]
 
 
-def analyze_share(
+def analyze_slice(
     maps: Mapping[str, LayerMaps],
+    statistics: Mapping[str, Sequence[Tensor]],
     settings: AnalysisSettings,
-    statistics: Mapping[str, Tensor] | None = None,
     *,
     progress: bool | None = False,
-) -> Share:
-    """Analyse some of the filters of a network, or all of them.
+) -> FilterSlice:
+    """Analyze some filters of each layer, or all; no filter's result depends on another filter.
 
     Args:
         maps: Their maps `(N, F, ...)` by layer, F possibly zero.
+        statistics: By layer, the statistics of all its filters `(n, F, 5)` in batches; samples are scored by these.
         settings: See `AnalysisSettings`.
-        statistics: Statistics of all filters of those layers whose outlier scores are wanted `(N, F, 5)`; None takes
-            what is with the maps.
         progress: See `analyze`.
-
-    Returns:
-        What was found; for `join_shares`, as no filter's result depends on another filter.
     """
-    usable, n_samples, left_out = usable_layers(maps)
-    own = {name: layer for name, layer in usable.items() if layer.batches[0].shape[1]}
     engine = load_engine(settings.engine)
+    own = {name: layer for name, layer in maps.items() if layer.batches[0].shape[1]}
     reduced = (
         (name, reduce_maps(layer.maps, engine, max_memory_mb=settings.max_memory_mb))
         for name, layer in track(own.items(), len(own), "clustering", progress)
     )
-    layers: dict[str, LayerReport] = {}
-    nonfinite: dict[str, Tensor] = {}
-    for name, reduction, clustering in cluster_layers(reduced, settings, engine):
-        layers[name] = _report(own[name], reduction, clustering, settings)
-        if layers[name].filters(NONFINITE):
-            nonfinite[name] = _nonfinite_samples(own[name])
-    if statistics is None:
-        scored = {name: layer.statistics for name, layer in usable.items() if layer.statistics}
-    else:
-        scored = {name: [whole] for name, whole in statistics.items() if name in usable}
-
-    def scores_of(pieces: Sequence[Tensor]) -> Tensor:
-        """Of one layer: the statistics of all layers are joined one after the other, as they are large."""
-        return layer_scores(joined(pieces), engine)
-
-    found = torch_in_threads(scores_of, scored.values(), like=torch.empty(0, device="cpu"))
-    scores = dict(zip(scored, found, strict=True))
-    return Share(tuple(usable), layers, scores, nonfinite, n_samples, left_out)
+    layers = {
+        name: _report(own[name], reduction, clustering, settings)
+        for name, reduction, clustering in cluster_layers(reduced, settings, engine)
+    }
+    # Joined layer by layer, as the statistics of all layers are large.
+    scores = torch_in_threads(
+        lambda batches: layer_scores(joined(batches), engine),
+        statistics.values(),
+        like=torch.empty(0, device="cpu"),
+    )
+    return FilterSlice(layers, dict(zip(statistics, scores, strict=True)))
 
 
-def join_shares(
-    shares: Sequence[Share], settings: AnalysisSettings, notes: Mapping[str, str] | None = None
+def join_slices(
+    parts: Sequence[FilterSlice],
+    names: Sequence[str],
+    n_samples: int,
+    settings: AnalysisSettings,
+    notes: Mapping[str, str],
 ) -> AnomalyReport:
-    """The report of all filters of a network out of shares of them.
+    """Join slices of the filters to a report of all.
 
     Args:
-        shares: What was found in the first filters of each layer, in the next ones, and so on.
+        parts: What was found in the first filters of each layer, in the next ones, and so on.
+        names: The layers, in the network's order.
+        n_samples: Number of probe samples, N.
         settings: Those of the analysis.
-        notes: Notes of the caller's that the report should also have.
+        notes: Notes to add to those of the report.
     """
-    first = shares[0]
-    scores = {name: found for share in shares for name, found in share.outlier_scores.items()}
-    layers = {
-        name: replace(
-            join_layers([share.layers[name] for share in shares if name in share.layers]),
-            outlier_scores=scores.get(name, torch.zeros(0, device="cpu")),
-        )
-        for name in first.names
-    }
-    notes = {**(notes or {}), **first.left_out}
-    notes |= _nonfinite_notes(shares, layers)
-    if layers and first.n_samples < settings.smallest_probe:
-        number = first.n_samples
+    scores = {name: own for part in parts for name, own in part.outlier_scores.items()}
+    layers = {}
+    for name in names:
+        layer = join_layers([part.layers[name] for part in parts if name in part.layers])
+        layers[name] = replace(layer, outlier_scores=scores.get(name, torch.zeros(0, device="cpu")))
+    notes = dict(notes)
+    for name, layer in layers.items():
+        if unknown := len(layer.filters(NONFINITE)):
+            samples = layer.outlier_scores.isinf().nonzero()[:, 0].tolist()
+            of = f" of sample{'s' * (len(samples) > 1)} {listed(samples)}" if samples else ""
+            notes |= nonfinite(name, unknown, len(layer.verdicts), f"in their maps{of} and are not analyzed")
+    if layers and n_samples < settings.smallest_probe:
         notes["few samples"] = (
-            f"The probe has {number} sample{'s' * (number != 1)}; at least {settings.smallest_probe} are needed before "
-            f"a cluster can be rare with `rare_fraction = {settings.rare_fraction}` and `max_components = "
+            f"The probe has {n_samples} sample{'s' * (n_samples != 1)}; at least {settings.smallest_probe} are needed "
+            f"before a cluster can be rare with `rare_fraction = {settings.rare_fraction}` and `max_components = "
             f"{settings.max_components}`."
         )
-    return AnomalyReport(layers, first.n_samples, settings.to_dict(), notes)
-
-
-def _nonfinite_notes(shares: Sequence[Share], reports: Mapping[str, LayerReport]) -> dict[str, str]:
-    """Notes on NaN and infinite values: one on the samples that give them, if it is the same few in all layers."""
-    n_samples = shares[0].n_samples
-    counts = {name: len(report.filters(NONFINITE)) for name, report in reports.items()}
-    samples: dict[str, list[int]] = {}
-    for name in (name for name, count in counts.items() if count):
-        masks = [share.nonfinite[name] for share in shares if name in share.nonfinite]
-        samples[name] = torch.stack(masks).any(0).nonzero()[:, 0].tolist()
-    few = {name: found for name, found in samples.items() if len(found) < n_samples}
-    if len(few) == len(samples) and len({tuple(found) for found in few.values()}) == 1:
-        found = next(iter(few.values()))
-        gives, them = ("gives", "it") if len(found) == 1 else ("give", "them")
-        return {
-            "nonfinite samples": f"{_numbered(found).capitalize()} of the probe {gives} NaN or infinite values in "
-            f"{len(samples)} of {len(reports)} layers, so that {sum(counts.values())} of "
-            f"{sum(len(report.verdicts) for report in reports.values())} filters are not analysed: leave {them} out."
-        }
-    notes: dict[str, str] = {}
-    for name, found in samples.items():
-        of = f" of {_numbered(found)}" if name in few else ""
-        notes |= nonfinite(name, counts[name], len(reports[name].verdicts), f"in their maps{of} and are not analysed")
-    return notes
-
-
-def _nonfinite_samples(layer: LayerMaps) -> Tensor:
-    """Which samples have NaN or infinity in the map of some filter `(N,)`, on the CPU."""
-    return torch.cat([~batch.flatten(1).isfinite().all(1) for batch in layer.batches]).cpu()
-
-
-def _numbered(samples: Sequence[int]) -> str:
-    return f"sample{'s' * (len(samples) > 1)} {listed(samples)}"
+    return AnomalyReport(layers, n_samples, settings.to_dict(), notes)
 
 
 def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:

@@ -1,6 +1,7 @@
 """What processes connected by `torch.distributed` do together.
 
-These are collective calls: every process makes them at the same places, and none waits for one that has failed.
+`gather_results`, `raise_if_any_failed` and `exchange_filters` are collective calls: all processes make them in the same
+order, and none waits for one that has failed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["OtherFailed", "exchange", "gather_results", "raise_if_any_failed", "rank_and_world"]
+__all__ = [
+    "exchange_filters",
+    "filter_slices",
+    "gather_results",
+    "raise_if_any_failed",
+    "rank_and_world",
+    "sample_order",
+]
 
 T = TypeVar("T")
 
@@ -23,15 +31,11 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if connected else (0, 1)
 
 
-class OtherFailed(RuntimeError):
-    """Another process has failed."""
-
-
 def gather_results(work: Callable[[], T]) -> list[T]:
-    """Run `work` in every process and return the results of all, by rank; they are pickled, so keep them small.
+    """Run `work` in every process and return the results of all, by rank; they are pickled.
 
     Raises:
-        Exception: In all processes if `work` fails in one: its own error where it failed, OtherFailed elsewhere.
+        Exception: In all processes if `work` fails in one: its own error where it failed, a RuntimeError elsewhere.
     """
     if rank_and_world()[1] == 1:
         return [work()]
@@ -39,55 +43,76 @@ def gather_results(work: Callable[[], T]) -> list[T]:
     failure: Exception | None = None
     try:
         result = work()
-    except OtherFailed:  # that one reports the reason
-        pass
     except Exception as error:
         failure = error
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (result, None if failure is None else repr(failure)))
+    dist.all_gather_object(gathered, (result, failure and repr(failure)))
     for rank, (_, problem) in enumerate(gathered):
         if problem is not None:
-            raise failure or OtherFailed(f"process {rank} failed: {problem}")
+            raise failure or RuntimeError(f"process {rank} failed: {problem}")
     return [result for result, _ in gathered]
 
 
 def raise_if_any_failed(failure: Exception | None) -> None:
-    """Raise in all processes if one has failed: its own error where it failed, OtherFailed elsewhere."""
+    """Raise in all processes if one has failed: its own error where it failed, a RuntimeError elsewhere."""
     succeeded = torch.tensor(failure is None, dtype=torch.int64, device=_device())
     dist.all_reduce(succeeded, op=dist.ReduceOp.MIN)
     if not succeeded:
-        raise failure or OtherFailed("another process failed")
+        raise failure or RuntimeError("another process failed")
 
 
-def exchange(
-    make: Callable[[], Sequence[Tensor]], lengths: Sequence[int], dtype: torch.dtype, failure: Exception | None = None
-) -> list[Tensor]:
-    """Gives every process a tensor and gets one from each, all of them flat, after all have agreed to do so.
+def filter_slices(filters: int, world: int) -> list[slice]:
+    """Return the filters of a layer that each process analyzes; filters of one layer cost about the same."""
+    return [slice(filters * rank // world, filters * (rank + 1) // world) for rank in range(world)]
+
+
+def sample_order(counts: Sequence[int], limit: int) -> Tensor:
+    """Return the order in which one process would have seen the samples of all.
+
+    `DistributedSampler` deals samples out one by one, so sample i of process r is sample `i * world + r` of all.
 
     Args:
-        make: Makes what goes to each process.
-        lengths: How long what comes from each process is.
-        dtype: The type of all of it.
-        failure: Why this process cannot, if that is known.
+        counts: Number of samples of each process.
+        limit: Number of samples to keep.
 
     Returns:
-        What came from each process, on the CPU or, with NCCL, on this process's GPU.
+        Indices `(N,)` into the samples of process 0, those of process 1 and so on.
+    """
+    dealt = [torch.arange(count, device="cpu") * len(counts) + rank for rank, count in enumerate(counts)]
+    return torch.cat(dealt).argsort()[:limit]
+
+
+def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts: Sequence[int]) -> list[Tensor]:
+    """Send each process its slice of this process's rows, and receive this process's slice of the rows of all.
+
+    Args:
+        make: Returns rows `(F, n, V)` of this process's samples; of no samples too they have the same type and width.
+        slices: The filters that each process receives.
+        counts: The number of samples n of each process.
+
+    Returns:
+        Rows `(f, n, V)` from each process, on the CPU or, with NCCL, on this process's GPU.
 
     Raises:
-        Exception: If a process has failed or fails in `make`, in all of them; see `raise_if_any_failed`.
+        Exception: In all processes if `make` fails in one, see `raise_if_any_failed`.
     """
+    rank, _ = rank_and_world()
+    sizes = [part.stop - part.start for part in slices]
+    failure: Exception | None = None
     try:
-        if failure is None:
-            parts = make()
-            sent = torch.cat([part.to(_device(), dtype) for part in parts])
-            received = torch.empty(sum(lengths), dtype=dtype, device=_device())
+        rows = make()
+        width = rows.shape[2]
+        lengths = [sizes[rank] * count * width for count in counts]
+        sent = torch.cat([rows[part].flatten() for part in slices]).to(_device())
+        received = sent.new_empty(sum(lengths))
     except Exception as error:
         failure = error
     raise_if_any_failed(failure)
-    dist.all_to_all_single(received, sent, list(lengths), [len(part) for part in parts])
-    return list(torch.split(received, list(lengths)))
+    dist.all_to_all_single(received, sent, lengths, [size * counts[rank] * width for size in sizes])
+    parts = torch.split(received, lengths)
+    return [part.view(sizes[rank], count, width) for part, count in zip(parts, counts, strict=True)]
 
 
 def _device() -> torch.device:
-    """Where tensors must be to travel."""
+    """Where tensors must be to be sent."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

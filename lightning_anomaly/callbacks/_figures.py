@@ -17,7 +17,6 @@ from lightning_anomaly.report.pictures import drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-import warnings
 
 from lightning_anomaly.browser import page_text
 from lightning_anomaly.callbacks._loggers import log_page
@@ -195,11 +194,9 @@ class BrowserSchedule:
         """Begins a fit."""
         self._pending: tuple[AnomalyReport, Pictures, int] | None = None
 
-    def take(self, report: AnomalyReport, pictures: Pictures | str | None, step: int) -> None:
-        """Keeps what the browser shows of an analysis until the next: `pictures`, or why none are; None: not wanted."""
-        if isinstance(pictures, str):
-            warnings.warn(f"The browser's images could not be taken: {pictures}", stacklevel=2)
-        elif pictures is not None:
+    def take(self, report: AnomalyReport, pictures: Pictures | None, step: int) -> None:
+        """Keeps what the browser shows of an analysis until the next; None if it was not asked for."""
+        if pictures is not None:
             self._pending = report, pictures, step
 
     def write(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:

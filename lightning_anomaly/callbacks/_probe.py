@@ -25,9 +25,9 @@ from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import most_samples, probing
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.report.pictures import shrink
+from lightning_anomaly.report.pictures import shrink, take_pictures
 from lightning_anomaly.settings import AnalysisSettings
-from lightning_anomaly.sharing.together import Found, Wanted, analyse_together, pictures_of
+from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec, analyze_shared
 from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
 
 __all__ = [
@@ -241,18 +241,18 @@ def analyze_probe(
     settings: AnalysisSettings,
     notes: Mapping[str, str],
     images: Tensor | None,
-    wanted: Wanted,
+    spec: OutputSpec,
     failure: Exception | None,
-) -> Found:
-    """Analyze what a validation took. All processes call it and learn the same; none waits for one that failed.
+) -> AnalysisResult:
+    """Analyze what a validation took; a collective call, and none waits for a process that has failed.
 
     Args:
         trainer: The Trainer.
         watch: This process's maps; None if it has failed.
         settings: How to analyze.
-        notes: Notes that the report should have.
+        notes: Notes to put into the report.
         images: This process's images of the probe.
-        wanted: What is to be shown.
+        spec: What to return beside the report.
         failure: What failed in this process.
 
     Raises:
@@ -264,11 +264,11 @@ def analyze_probe(
     with torch.inference_mode(False), torch.no_grad():
         if trainer.world_size > 1 and rank_and_world()[1] > 1:
             limit = 0 if watch is None else watch.gathered
-            return analyse_together(maps, images, settings, notes, limit=limit, wanted=wanted, failure=failure)
+            return analyze_shared(maps, images, settings, notes, limit=limit, spec=spec, failure=failure)
         if failure is not None:
             raise failure
         report = analyze_maps(maps, settings, notes)
-        return Found(report, images, pictures_of(report.layers, maps, images) if wanted.pictures else None)
+        return AnalysisResult(report, images, take_pictures(report.layers, maps, images) if spec.pictures else None)
 
 
 def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
@@ -330,7 +330,7 @@ def run_training_probe(
         with precision.forward_context(), watching:
             call(batch if inputs is None else inputs)
 
-    # Dealt out as `sample_places` expects it, so that process 0 has as many samples as any.
+    # Dealt out as `sample_order` expects it, so that process 0 has as many samples as any.
     first, loader = None, trainer.train_dataloader
     if trainer.overfit_batches or _in_order(loader):  # of each process, where they have a sampler of their own
         first = trainer.num_training_batches * getattr(outer_sampler(loader), "num_replicas", 1)

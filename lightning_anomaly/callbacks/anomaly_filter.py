@@ -31,7 +31,7 @@ from lightning_anomaly.checks import check_bool, check_integer, check_names, che
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
-from lightning_anomaly.sharing.together import Found, Wanted
+from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec
 
 __all__ = ["AnomalyFilterCallback"]
 
@@ -275,7 +275,7 @@ class AnomalyFilterCallback(LoggingCallback):
         """Analyses what was taken, and logs."""
         if trainer.sanity_checking or trainer.barebones:
             return
-        found: Found | None = None
+        found: AnalysisResult | None = None
         self._end_probe()
         with self._guard("analyze the filters", self._consequence(trainer)):
             if self._due:
@@ -291,7 +291,7 @@ class AnomalyFilterCallback(LoggingCallback):
             self._watch.run_training_probe()  # in a process without any validation batch
 
     @guarded
-    def _remember(self, trainer: Any, found: Found | None) -> None:
+    def _remember(self, trainer: Any, found: AnalysisResult | None) -> None:
         """Add this validation to the history, and its figures and page to those that are due."""
         if self._everywhere:  # the number is the same in all processes, so that all find the same one due
             self._memory.validations += 1
@@ -338,15 +338,15 @@ class AnomalyFilterCallback(LoggingCallback):
             )
         return watched
 
-    def _analyse(self, trainer: Any, pl_module: Any) -> Found | None:
+    def _analyse(self, trainer: Any, pl_module: Any) -> AnalysisResult | None:
         """Sets the report and the metrics, if there is anything to set them to."""
         started = time.perf_counter()
         fitting = trainer.state.fn == "fit"
         shows = fitting and bool(trainer.loggers)
-        wanted = Wanted(shows and (self.log_figures or self.browser), shows and self.browser)
+        spec = OutputSpec(shows and (self.log_figures or self.browser), shows and self.browser)
         failure, self._failure = self._failure, None
         notes, images = unseen_layers(pl_module, self.layers), self._small_images.taken()
-        found = analyze_probe(trainer, self._watch, self.settings, notes, images, wanted, failure)
+        found = analyze_probe(trainer, self._watch, self.settings, notes, images, spec, failure)
         report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if is_empty_result(report):

@@ -32,8 +32,8 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
 from lightning_anomaly.capture.probe import run as run_network
-from lightning_anomaly.sharing.shares import sample_places
-from lightning_anomaly.sharing.together import Wanted, analyse_together
+from lightning_anomaly.distributed import sample_order
+from lightning_anomaly.shared_analysis import OutputSpec, analyze_shared
 from lightning_anomaly.tables import text_table
 from recipes.common.data import load_images, mean_and_std, normalise, split
 from recipes.common.networks import build
@@ -88,7 +88,7 @@ def first_alone(maps: Maps, samples: int) -> AnomalyReport:
     world, rank = dist.get_world_size(), dist.get_rank()
     counts: list[Any] = [None] * world
     dist.all_gather_object(counts, next(iter(maps.values())).count)
-    places = sample_places(counts, samples)
+    order = sample_order(counts, samples)
     joined = {}
     for name, layer in maps.items():
         shape = layer.batches[0].shape[1:]
@@ -101,9 +101,7 @@ def first_alone(maps: Maps, samples: int) -> AnomalyReport:
         zeros = torch.zeros(shape[0], dtype=torch.int64) if layer.zeros is None else layer.zeros.clone()
         dist.all_reduce(zeros)
         if rank == 0:
-            rows = torch.empty(samples, *padded.shape[1:])
-            for part, place in zip(parts, places, strict=True):
-                rows[place] = part[: len(place)]
+            rows = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])[order]
             own, statistics = rows[..., :pixels].reshape(-1, *shape), rows[..., pixels:]
             joined[name] = LayerMaps([own], samples, layer.size, zeros.double(), statistics=[statistics])
     report = [analyze_maps(joined, AnalysisSettings()) if rank == 0 else None]
@@ -114,7 +112,7 @@ def first_alone(maps: Maps, samples: int) -> AnomalyReport:
 
 def shares(maps: Maps, samples: int) -> AnomalyReport:
     """As now: every process does its share."""
-    return analyse_together(maps, None, AnalysisSettings(), {}, limit=samples, wanted=Wanted()).report
+    return analyze_shared(maps, None, AnalysisSettings(), {}, limit=samples, spec=OutputSpec()).report
 
 
 WAYS: Mapping[str, Callable[[Maps, int], AnomalyReport]] = {"first alone": first_alone, "shares": shares}

@@ -25,7 +25,7 @@ from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.outliers.scores import layer_scores
 from lightning_anomaly.settings import EngineName
-from lightning_anomaly.sharing.together import Wanted, analyse_together
+from lightning_anomaly.shared_analysis import OutputSpec, analyze_shared
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from recipes.benchmarks.speed import Row
 
@@ -113,7 +113,7 @@ def shared(maps: Maps) -> Row:
         dist.init_process_group(backend, init_method=f"file://{Path(folder) / 'meet'}", rank=0, world_size=1)
         try:
             begun = now()
-            found = analyse_together(own, None, AnalysisSettings(), {}, limit=expected.n_samples, wanted=Wanted())
+            found = analyze_shared(own, None, AnalysisSettings(), {}, limit=expected.n_samples, spec=OutputSpec())
             seconds = now() - begun
         finally:
             dist.destroy_process_group()

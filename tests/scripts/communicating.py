@@ -1,16 +1,15 @@
 """Fits in which everybody communicates in every hook, beside our callbacks: they must hear what they would without us.
 
-`python communicating.py FOLDER SCENARIO ...` runs scenarios in two processes, see `forked.py`; all without a name.
+`python communicating.py FOLDER SCENARIO ...` runs scenarios in two processes, see `forked.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from functools import partial, wraps
+from functools import wraps
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from forked import Outcome, run_forked
+from forked import LIMIT, Outcome, run_forked
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from network import images, network
@@ -34,29 +33,20 @@ from lightning_anomaly import (
     AnomalyPruneCallback,
     TwoSampleCallback,
     analyze,
+    shared_analysis,
     two_sample_test,
 )
-from lightning_anomaly.callbacks import _probe, anomaly_prune, two_sample
+from lightning_anomaly.callbacks import two_sample
 from lightning_anomaly.plots import filter_figure
-from lightning_anomaly.sharing import map_exchange, together
 
-LIMIT = 300  # seconds for a scenario that hangs, of up to four fits; else it takes about four
 SAMPLES = 56
-COLLECTIVES = (
+COLLECTIVES = [
     *("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "all_to_all_single"),
-    *(
-        "barrier",
-        "broadcast",
-        "broadcast_object_list",
-        "gather",
-        "gather_object",
-        "monitored_barrier",
-        "recv",
-        "reduce",
-    ),
-    *("reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list", "send"),
-)
+    *("barrier", "broadcast", "broadcast_object_list", "gather", "gather_object", "monitored_barrier", "recv"),
+    *("reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list", "send"),
+]
 ALL = ("filter", "two_sample", "prune", "stopping")
+Hooks = Callable[[str], bool]
 
 
 class Ledger:
@@ -110,11 +100,10 @@ class Ledger:
             self.wrong.append(f"{place}: {heard} instead of {meant}")
 
 
-def everywhere(name: str) -> bool:
-    return True
+ledger = Ledger()
 
 
-def talking(kind: Any, ledger: Ledger, where: Callable[[str], bool], reads: bool) -> Any:
+def talking(kind: Any, where: Hooks, reads: bool) -> Any:
     """A class that talks at the beginning of every hook of a fit, and may read what of the Trainer communicates."""
     others = ("test", "predict", "exception", "load_checkpoint")
     hooks = [name for name in dir(kind) if name.startswith("on_") and not any(word in name for word in others)]
@@ -180,7 +169,7 @@ class Recorder(Logger):
     def __init__(self) -> None:
         super().__init__()
         self.took: list[str] = []
-        self.experiment = Experiment(self.took)
+        self.experiment = self
 
     def log_metrics(self, metrics: Any, step: Any = None) -> None:
         pass
@@ -188,71 +177,63 @@ class Recorder(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         pass
 
-
-class Experiment:
-    def __init__(self, took: list[str]) -> None:
-        self._took = took
-
     def add_figure(self, tag: str, *args: Any, **kwargs: Any) -> None:
-        self._took.append(tag)
+        self.took.append(tag)
 
     def add_custom_scalars(self, layout: Any) -> None:
-        self._took.append("layout")
+        self.took.append("layout")
 
 
-def ours(names: Iterable[str], figures: bool = True, **options: Any) -> Iterator[Any]:
-    """Callbacks of ours; one that is alone writes the filter browser too."""
-    names = list(names)
-    for name in names:
-        if name == "filter":
-            drawn = {"log_figures": figures, "browser": figures and len(names) == 1}
-            yield AnomalyFilterCallback(
-                **{"probe_size": SAMPLES, "settings": AnalysisSettings(n_init=2), **drawn, **options}
-            )
-        elif name == "two_sample":
-            yield TwoSampleCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2))
-        elif name == "prune":
-            yield AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1)
-        else:
-            yield AnomalyEarlyStopping()
-
-
-ledger = Ledger()
+def ours(names: Sequence[str] = ALL) -> list[Any]:
+    """Callbacks of ours."""
+    made = {
+        "filter": lambda: AnomalyFilterCallback(probe_size=SAMPLES, settings=AnalysisSettings(n_init=2)),
+        "two_sample": lambda: TwoSampleCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2)),
+        "prune": lambda: AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1),
+        "stopping": AnomalyEarlyStopping,
+    }
+    return [made[name]() for name in names]
 
 
 def run(
     callbacks: Iterable[Any],
     *,
+    world: int = 2,
     module: Any = Logging,
-    model: Any = None,
-    where: Callable[[str], bool] = everywhere,
+    where: Hooks = lambda name: True,
     reads: bool = False,
-    train: Any = None,
     val: Any = None,
     logger: Any = None,
+    ckpt_path: Path | None = None,
     validate: bool = False,
     **options: Any,
 ) -> Outcome:
-    """What this process said and heard in a fit, or in a `trainer.validate()`."""
+    """What this process said and heard in a fit, or in a `trainer.validate()`; one process alone does not talk."""
     ledger.begin()
-    foreign = talking(Foreign, ledger, where, reads)
-    model = talking(module, ledger, where, reads)() if model is None else model
-    train = loader(8, batch_size=4) if train is None else train
+    where = where if world > 1 else lambda name: False
+    foreign = talking(Foreign, where, reads)
+    model = talking(module, where, reads)()
     val = loader(SAMPLES, batch_size=SAMPLES // 2) if val is None else val
+    backend = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT))
     with TemporaryDirectory() as folder:
+        options = {"num_sanity_val_steps": 1, "log_every_n_steps": 1, "max_epochs": 2, **options}
         trainer = quiet(
-            devices=2,
-            strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)),
+            devices=world,
+            strategy=backend if world > 1 else "auto",
             callbacks=[foreign(), *callbacks, foreign(), pl.callbacks.ModelCheckpoint(folder)],
             logger=logger or False,
-            **{"enable_checkpointing": True, "num_sanity_val_steps": 1, "log_every_n_steps": 1, "max_epochs": 2}
-            | options,
+            enable_checkpointing=True,
+            **options,
         )
-        trainer.validate(model, val, verbose=False) if validate else trainer.fit(model, train, val)
+        if validate:
+            trainer.validate(model, val, verbose=False)
+        else:
+            trainer.fit(model, loader(8, batch_size=4), val, ckpt_path=ckpt_path)
+            if ckpt_path is None:
+                trainer.save_checkpoint(LAST)
     return {
         "talks": ledger.talks,
         "wrong": ledger.wrong,
-        "calls": Counter(ledger.calls),
         "order": hashlib.sha256(" ".join(ledger.calls).encode()).hexdigest(),
         "epochs": trainer.current_epoch,
         "metrics": {key: value.item() for key, value in trainer.callback_metrics.items() if key != "train_loss"},
@@ -261,128 +242,44 @@ def run(
     }
 
 
-def without_ours(rank: int, world: int) -> Outcome:
-    return {"fit": run([], num_sanity_val_steps=0)}
+LAST = Path("last.ckpt")  # in the folder of the outcomes
 
 
-def combination(names: tuple[str, ...], rank: int, world: int) -> Outcome:
-    """The fits with these callbacks in this order: of the first alone with figures and a logger, one of them and
-    neither; beside others with both in one order, without figures in the other.
+def two_processes(rank: int, world: int) -> Outcome:
+    """A validation of the same weights by one process and by two; fits without ours, with ours, and in another order.
+
+    Only process 0 has a logger, and the masks of the last fit change weights.
     """
-    ways = product((True, False), repeat=2) if names == ("filter",) else [(names[0] == "filter", True)]
+    callbacks = ours()
+    validation = run(callbacks, world=world, validate=True)
+    report = callbacks[0].report
+    validation["verdicts"] = {name: list(layer.verdicts) for name, layer in report.layers.items()}
+    validation["outliers"] = report.outlier_samples
+    if world == 1:
+        return {"validation": validation}
+    logger = None if rank else Recorder()
     return {
-        f"figures={figures} logger={there}": run(
-            ours(names, figures), logger=Recorder() if there else None, num_sanity_val_steps=0
-        )
-        for figures, there in ways
+        "validation": validation,
+        "alone": run([]),
+        "watched": run(ours(("filter", "two_sample", "stopping")), logger=logger),
+        "masked": run(ours(ALL[::-1])),
     }
 
 
-def combinations() -> Iterator[tuple[str, ...]]:
-    """Our callbacks, each with and without each other, in both orders; some need the one whose reports they act on."""
-    yield ("two_sample",)
-    for chosen in product((True, False), repeat=3):
-        names = ("filter", *(name for name, there in zip(ALL[1:], chosen, strict=True) if there))
-        yield from dict.fromkeys((names, names[::-1]))
+def one_fails(rank: int, world: int) -> Outcome:
+    """Process 1 fails to analyze and to compare; where its forward pass is missing, nobody talks in one."""
+    outcome = {}
+    for module, function in ((shared_analysis, "analyze_slice"), (two_sample, "compare_groups")):
+        real = getattr(module, function)
+        if rank == 1:
+            setattr(module, function, _break)
+        outcome[function] = run(ours(), where=lambda name: "transfer" not in name and name != "forward")
+        setattr(module, function, real)
+    return outcome
 
 
-def epochs_only(name: str) -> bool:
-    """Whether a hook runs in a process without batches too."""
-    return not any(word in name for word in ("batch", "step", "backward", "zero_grad", "forward"))
-
-
-def outside_forward_passes(name: str) -> bool:
-    """Whether a hook runs in a process that fails before a forward pass over images of our own."""
-    return "transfer" not in name and name != "forward"
-
-
-def outside_validations(name: str) -> bool:
-    """Whether a hook runs in a process without validations too."""
-    return "validation" not in name and "sanity" not in name and epochs_only(name)
-
-
-def reads(rank: int, world: int) -> Outcome:
-    """Somebody reads what communicates of the Trainer, in every hook."""
-    return {"fit": run(ours(ALL), reads=True, logger=Recorder())}
-
-
-def progress_bar(rank: int, world: int) -> Outcome:
-    """The bar reads metrics in process 0 alone, at the end of a training epoch, where nobody else may talk then."""
-    return {"fit": run(ours(ALL), where=lambda name: name != "on_train_epoch_end", enable_progress_bar=True)}
-
-
-def one_logger(rank: int, world: int) -> Outcome:
-    return {"fit": run(ours(ALL), logger=None if rank else Recorder())}
-
-
-def every_second_epoch(rank: int, world: int) -> Outcome:
-    """Lightning loads the validation set at the end of the second epoch."""
-    options = {"check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}
-    return {"fit": run(ours(ALL), logger=Recorder(), **options)}
-
-
-def analysis_fails(rank: int, world: int) -> Outcome:
-    if rank == 0:
-        together.analyze_share = _break
-    return {"fit": run(ours(ALL))}
-
-
-def analysis_of_another_fails(rank: int, world: int) -> Outcome:
-    if rank == 1:
-        together.analyze_share = _break
-    return {"fit": run(ours(ALL))}
-
-
-def sending_fails(rank: int, world: int) -> Outcome:
-    """Process 1 has no memory for what it would send."""
-    if rank == 1:
-        map_exchange._Route.parts = _break
-    return {"fit": run(ours(ALL))}
-
-
-def receiving_fails(rank: int, world: int) -> Outcome:
-    """Process 0 has no memory for its maps, when it has got those of the first layer."""
-    if rank == 0:
-        map_exchange._Route.joined = _break
-    return {"fit": run(ours(ALL))}
-
-
-def joining_fails(rank: int, world: int) -> Outcome:
-    """Process 1 has no memory for the report, when all have done their share."""
-    if rank == 1:
-        together.join_shares = _break
-    return {"fit": run(ours(ALL))}
-
-
-def comparison_fails(rank: int, world: int) -> Outcome:
-    if rank == 1:
-        two_sample.compare_groups = _break
-    return {"fit": run(ours(ALL), where=outside_forward_passes)}
-
-
-def choice_fails(rank: int, world: int) -> Outcome:
-    if rank == 0:
-        anomaly_prune.choose_filters = _break
-    return {"fit": run(ours(ALL))}
-
-
-def training_probe_fails(rank: int, world: int) -> Outcome:
-    if rank == 1:
-        _probe.run_training_probe = _break
-    train = loader(SAMPLES, batch_size=14)
-    return {"fit": run(ours(ALL, probe="train"), train=train, where=outside_forward_passes)}
-
-
-def uneven_training_probe(rank: int, world: int) -> Outcome:
-    """Process 0 has 33 samples of the probe, process 1 has 32, and each takes 32 at a time, through talking hooks."""
-    return {"fit": run(ours(ALL, probe="train", probe_size=65), train=loader(65, batch_size=32))}
-
-
-def no_value_to_monitor(rank: int, world: int) -> Outcome:
-    callbacks = list(ours(ALL))
-    if rank == 1:
-        callbacks[-1].monitor = "nowhere"
-    return {"fit": run(callbacks)}
+def _break(*args: Any, **kwargs: Any) -> Any:
+    raise MemoryError("no memory is left")
 
 
 class Shard(IterableDataset[Any]):
@@ -395,76 +292,51 @@ class Shard(IterableDataset[Any]):
         return iter(images(SAMPLES) if self.rank == 0 else [])
 
 
+def epochs_only(name: str) -> bool:
+    """Whether a hook runs in a process without batches too."""
+    return not any(word in name for word in ("batch", "step", "backward", "zero_grad", "forward"))
+
+
 def no_batch(rank: int, world: int) -> Outcome:
-    val = DataLoader(Shard(rank), batch_size=14)
-    return {"fit": run(ours(ALL), module=Silent, where=epochs_only, val=val)}
+    """Process 1 runs the hooks of its validations, which have no batch."""
+    return {"fit": run(ours(), module=Silent, where=epochs_only, val=DataLoader(Shard(rank), batch_size=14))}
 
 
-def _half(rank: int) -> Any:
-    return DataLoader(Subset(images(SAMPLES), range(0 if rank else SAMPLES)), batch_size=14)
+def resume(rank: int, world: int) -> Outcome:
+    """A fit goes on from its checkpoint, masks included."""
+    before = run(ours())
+    dist.barrier()
+    callbacks = ours()
+    return {"before": before, "fit": run(callbacks, ckpt_path=LAST, max_epochs=3), "history": callbacks[0].history}
 
 
 def no_validation(rank: int, world: int) -> Outcome:
-    """Lightning skips the validations of process 1, hooks and all."""
-    options = {"use_distributed_sampler": False}
-    return {"fit": run(ours(ALL), module=Silent, where=outside_validations, val=_half(rank), **options)}
+    """Lightning skips the validations of process 1, hooks and all, in a fit and in a `trainer.validate()`."""
+    val = DataLoader(Subset(images(SAMPLES), range(0 if rank else SAMPLES)), batch_size=14)
+
+    def outside(name: str) -> bool:
+        return "validation" not in name and "sanity" not in name and epochs_only(name)
+
+    options: Any = {"module": Silent, "where": outside, "val": val, "use_distributed_sampler": False}
+    return {"fit": run(ours(), **options), "validation": run(ours(), validate=True, **options)}
 
 
-def after_no_validation(rank: int, world: int) -> Outcome:
-    """A fit in which both validate, and do so at the same times, after one that only process 0 has validated in."""
-    callbacks = list(ours(ALL, every_n_validations=2))
-    model = Silent()
-    val = _half(rank)
-    before = run(
-        callbacks, model=model, where=outside_validations, val=val, use_distributed_sampler=False, max_epochs=1
-    )
-    return {"before": before, "fit": run(callbacks, model=model, logger=Recorder())}
-
-
-def validates(rank: int, world: int) -> Outcome:
-    return {"validate": run(ours(ALL), validate=True)}
-
-
-def no_validation_in_validate(rank: int, world: int) -> Outcome:
-    options = {"use_distributed_sampler": False, "validate": True}
-    return {"validate": run(ours(ALL), module=Silent, where=outside_validations, val=_half(rank), **options)}
-
-
-def _break(*args: Any, **kwargs: Any) -> Any:
-    raise MemoryError("no memory is left")
-
-
-SCENARIOS: dict[str, Callable[[int, int], Outcome]] = {
-    **{"_".join(names): partial(combination, names) for names in combinations()},
-    **{
-        scenario.__name__: scenario
-        for scenario in (
-            *(
-                without_ours,
-                reads,
-                progress_bar,
-                one_logger,
-                every_second_epoch,
-                analysis_fails,
-                analysis_of_another_fails,
-                sending_fails,
-                receiving_fails,
-                joining_fails,
-            ),
-            *(comparison_fails, choice_fails, training_probe_fails, uneven_training_probe, no_value_to_monitor),
-            *(no_batch, no_validation, after_no_validation, validates, no_validation_in_validate),
-        )
-    },
-}
+def reads(rank: int, world: int) -> Outcome:
+    """Somebody reads what communicates of the Trainer, in every hook; the progress bar reads in process 0 alone."""
+    bar = {"where": lambda name: name != "on_train_epoch_end", "enable_progress_bar": True}
+    return {"fit": run(ours(), reads=True, logger=Recorder()), "bar": run(ours(), **bar)}
 
 
 def main(folder: Path, names: list[str]) -> None:
+    global LAST
+    LAST = folder / LAST
     # What takes time but once is paid before the processes are forked.
     inputs = images(SAMPLES).tensors[0]
     filter_figure(analyze(network(), inputs))
     two_sample_test(network(), inputs, inputs)
     ledger.write_down()
-    run_forked(folder, [(name, SCENARIOS[name], 2) for name in names or SCENARIOS], LIMIT)
+    worlds = {name: (1, 2) if name == "two_processes" else (2,) for name in names}
+    run_forked(folder, [(name, globals()[name], world) for name in names for world in worlds[name]])
 
 
 if __name__ == "__main__":

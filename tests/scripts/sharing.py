@@ -1,4 +1,4 @@
-"""Analyses of the same maps by one process and by several, each of which has a part of the samples.
+"""Analyses of the same maps by one process and by several, each of which has some of the samples.
 
 `python sharing.py FOLDER` leaves `SCENARIO-PROCESSES-RANK.json` for each process, see `forked.py`.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,20 +17,19 @@ import torch.distributed as dist
 from forked import LIMIT, Outcome, run_forked
 from torch import Tensor, nn
 
-from lightning_anomaly import AnalysisSettings
+from lightning_anomaly import AnalysisSettings, shared_analysis
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.report.pictures import take_pictures
-from lightning_anomaly.sharing.together import Wanted, analyse_together
+from lightning_anomaly.shared_analysis import OutputSpec, analyze_shared
 
 SETTINGS = AnalysisSettings(n_init=3, max_components=3, rare_fraction=0.05, max_map_side=3)
 NOTES = {"from": "the caller"}
-SAMPLES = 61
 
 
 def outputs(samples: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """What layers give for so many samples `(N, F, ...)`: some have few filters, some dead or not finite ones."""
+    """What layers return for so many samples `(N, F, ...)`: few filters, dead ones, ones that are not finite."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"wide": (7, 5, 5), "flat": (4,), "narrow": (2, 3, 3), "one": (1, 2, 2), "late": (5, 2, 3)}
     found = {name: torch.randn(samples, *shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
@@ -52,82 +51,113 @@ def captured(outputs: dict[str, Tensor]) -> dict[str, LayerMaps]:
     return capture.maps
 
 
-def dealt(counts: list[int]) -> list[list[int]]:
-    """Which samples each process has: they are dealt out one by one, to those that have not got all of theirs."""
-    own: list[list[int]] = [[] for _ in counts]
-    for turn in range(max(counts)):
-        for rank, count in enumerate(counts):
-            if turn < count:
-                own[rank].append(sum(map(len, own)))
-    return own
+def dealt(counts: Sequence[int], rank: int) -> list[int]:
+    """The samples of a process: they are dealt out one by one, to those that have not got all of theirs."""
+    order = [(turn, other) for turn in range(max(counts)) for other, count in enumerate(counts) if turn < count]
+    return [place for place, (_, other) in enumerate(order) if other == rank]
 
 
-def analyse(counts: list[int], wanted: bool, dtype: torch.dtype, limit: int, rank: int, world: int) -> Outcome:
-    """Whether the report is that of one process, and so what is shown."""
+def begin(rank: int, world: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=LIMIT))
-    everything = outputs(sum(counts), dtype)
+
+
+def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, world: int) -> Outcome:
+    """How the shared analysis differs from that of one process."""
+    begin(rank, world)
+    everything, own = outputs(sum(counts), dtype), dealt(counts, rank)
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    own = dealt(counts)[rank]
     maps = captured({name: values[own] for name, values in everything.items()})
-    want = Wanted(wanted, wanted) if rank == 0 else Wanted()
-    found = analyse_together(maps, images[own], SETTINGS, NOTES, limit=limit, wanted=want)
-    left = sum(len(layer.batches) + len(layer.statistics) for layer in maps.values())
+    spec = OutputSpec(images=rank == 0, pictures=rank == 0)
+    found = analyze_shared(maps, images[own], SETTINGS, NOTES, limit=limit, spec=spec)
 
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
     expected = analyze_maps(whole, SETTINGS, NOTES)
-    reports = found.report.to_dict(), expected.to_dict()
-    for report in reports if kept < sum(counts) else []:
-        for layer in report["layers"].values():  # which is that of all samples seen
-            layer["sparsity"] = None
-    if rank:
-        for layer in reports[1]["layers"].values():
-            layer["points"] = layer["labels"] = [[] for _ in layer["verdicts"]]
-    outcome = {
-        "same": repr(reports[0]) == repr(reports[1]),  # nan is nan
-        "notes": list(found.report.notes),
-        "left": left,
+    fields = {"points", "labels"} if rank else set()
+    fields |= {"sparsity"} if kept < sum(counts) else set()  # which is that of all samples seen
+    different = [
+        (name, field)
+        for name, layer in expected.layers.items()
+        for field, value in vars(layer).items()
+        if field not in fields and not same(getattr(found.report.layers[name], field), value)
+    ]
+    kept_maps = {} if found.pictures is None else found.pictures.maps
+    pictures = take_pictures(expected.layers, whole, images[:kept])
+    return {
+        "different": different,
+        "layers": list(found.report.layers) == list(expected.layers),
+        "notes": (found.report.notes, expected.notes),
+        "n_samples": (found.report.n_samples, kept),
+        "left": sum(len(layer.batches) + len(layer.statistics) for layer in maps.values()),
+        "points": [layer.points.shape[1] for layer in found.report.layers.values()],
         "images": found.images is not None and torch.equal(found.images, images[:kept]),
-        "pictures": _same_pictures(found.pictures, take_pictures(expected.layers, whole, images[:kept])),
+        "pictures": found.pictures is not None and same(found.pictures.images, pictures.images),
+        "maps": [
+            n for n, kept in kept_maps.items() if all(map(same, vars(kept).values(), vars(pictures.maps[n]).values()))
+        ],
     }
-    dist.destroy_process_group()
-    return outcome
 
 
-def _same_pictures(found: Any, expected: Any) -> bool:
-    if found is None or set(found.maps) != set(expected.maps):
-        return False
-    fields = ("samples", "maps", "most", "least")
-    return torch.equal(found.images, expected.images) and all(
-        torch.equal(getattr(found.maps[name], field), getattr(kept, field))
-        for name, kept in expected.maps.items()
-        for field in fields
-    )
+def same(found: Any, expected: Any) -> bool:
+    if not isinstance(expected, Tensor) or not expected.is_floating_point():
+        return torch.equal(found, expected) if isinstance(expected, Tensor) else found == expected
+    return torch.allclose(found, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
 def problem(rank: int, world: int) -> Outcome:
     """Process 1 could not take the maps of one layer, and those of another are of another size there."""
-    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=LIMIT))
-    own = {name: values[rank::world] for name, values in outputs(SAMPLES + 1).items()}
+    begin(rank, world)
+    own = {name: values[rank::world] for name, values in outputs(62).items()}
     if rank == 1:
         own["late"] = own["late"][:, :, :1]
     maps = captured(own)
     if rank == 1:
         maps["wide"].problem = "it is out of order"
-    found = analyse_together(maps, None, SETTINGS, {}, limit=SAMPLES + 1, wanted=Wanted(True, True))
-    dist.destroy_process_group()
+    found = analyze_shared(maps, None, SETTINGS, {f"by {rank}": "a note"}, limit=62, spec=OutputSpec(images=True))
     return {"notes": found.report.notes, "layers": list(found.report.layers), "images": found.images is None}
 
 
+def copies(rank: int, world: int) -> Outcome:
+    """Both processes have seen the same samples."""
+    begin(rank, world)
+    found = analyze_shared(captured(outputs(30)), None, SETTINGS, {}, limit=60, spec=OutputSpec())
+    return {"notes": list(found.report.notes)}
+
+
+def fails(rank: int, world: int) -> Outcome:
+    """Process 1 fails before, as it sends its maps, and as it analyzes those of its filters."""
+    begin(rank, world)
+    exchange = shared_analysis.exchange_filters
+    said = []
+    for stage in ("before", "sending", "analyzing"):
+        maps = captured({name: values[rank::world] for name, values in outputs(20).items()})
+        failure = MemoryError(stage) if rank == 1 and stage == "before" else None
+        if rank == 1 and stage != "before":
+            broken = partial(_break, stage)
+            broken_make = partial(_ignoring_first, exchange, broken)
+            shared_analysis.exchange_filters = broken_make if stage == "sending" else exchange
+            shared_analysis.analyze_slice = broken
+        try:
+            analyze_shared(maps, None, SETTINGS, {}, limit=20, spec=OutputSpec(), failure=failure)
+        except Exception as error:
+            said.append(repr(error))
+    return {"said": said}
+
+
+def _ignoring_first(call: Any, make: Any, _: Any, *args: Any) -> Any:
+    return call(make, *args)
+
+
+def _break(what: str, *args: Any, **kwargs: Any) -> Any:
+    raise MemoryError(what)
+
+
 SCENARIOS: dict[str, tuple[int, Callable[[int, int], Outcome]]] = {
-    "even": (2, partial(analyse, [32, 32], True, torch.float32, 100)),
-    "seen only": (2, partial(analyse, [32, 32], False, torch.float32, 64)),
-    "cut": (2, partial(analyse, [31, 31], True, torch.float32, SAMPLES)),
-    "uneven": (2, partial(analyse, [40, 21], True, torch.float64, 100)),
-    "none in the first": (2, partial(analyse, [0, 64], True, torch.float32, 100)),
-    "three": (3, partial(analyse, [21, 20, 20], True, torch.float32, 100)),
-    "more than filters": (6, partial(analyse, [20, 11, 10, 0, 10, 10], True, torch.float32, 100)),
+    "cut": (2, partial(compared, [32, 32], torch.float32, 61)),
+    "more processes than filters, one without samples": (3, partial(compared, [0, 40, 21], torch.float64, 100)),
     "problem": (2, problem),
+    "copies": (2, copies),
+    "fails": (2, fails),
 }
 
 

@@ -1,0 +1,215 @@
+"""One analysis by several processes, each of which has seen some of the samples and analyzes some of the filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_anomaly.analysis import FilterSlice, analyze_slice, join_slices
+from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
+from lightning_anomaly.capture.probe import most_samples, usable_layers
+from lightning_anomaly.distributed import (
+    exchange_filters,
+    filter_slices,
+    gather_results,
+    rank_and_world,
+    sample_order,
+)
+from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.report.pictures import Pictures, join_pictures, take_pictures
+from lightning_anomaly.settings import AnalysisSettings
+
+__all__ = ["AnalysisResult", "OutputSpec", "analyze_shared"]
+
+_SAME_SAMPLES = (
+    "Every process seems to have seen the same samples: then each is in the probe as often as there are processes, "
+    "outliers hide each other, and samples are not numbered as those of the loader. Let Lightning deal them out "
+    "(`use_distributed_sampler = True`), give a `DistributedSampler`, or shard an iterable data set."
+)
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What an analysis should return beside its report.
+
+    Attributes:
+        images: The images of the probe.
+        pictures: Pictures of the probe and its maps.
+    """
+
+    images: bool = False
+    pictures: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class AnalysisResult:
+    """What an analysis returns.
+
+    Attributes:
+        report: The report. Of several processes only the first has `points` and `labels` of any samples in it.
+        images: The images of the probe `(N, C, H, W)`; None if unknown or not asked for.
+        pictures: Pictures of the probe and its maps, if asked for.
+    """
+
+    report: AnomalyReport
+    images: Tensor | None = None
+    pictures: Pictures | None = None
+
+
+def analyze_shared(
+    maps: dict[str, LayerMaps],
+    images: Tensor | None,
+    settings: AnalysisSettings,
+    notes: Mapping[str, str],
+    *,
+    limit: int,
+    spec: OutputSpec,
+    failure: Exception | None = None,
+) -> AnalysisResult:
+    """Analyze the maps of all processes; a collective call, also for a process that has no maps or has failed.
+
+    Args:
+        maps: The maps of this process's samples; layers are removed as they are sent.
+        images: The images of this process's samples `(n, C, H, W)`.
+        settings: See `AnalysisSettings`.
+        notes: Notes to put into the report.
+        limit: Number of samples to keep of all processes.
+        spec: What process 0 should get; that of the other processes is ignored.
+        failure: Why this process has no maps, if it has failed.
+
+    Raises:
+        Exception: In all processes if one fails, see `gather_results`.
+    """
+    rank, world = rank_and_world()
+
+    def describe() -> tuple[dict[str, LayerMaps], dict[str, str], OutputSpec]:
+        if failure is not None:
+            raise failure
+        return {name: _header(layer) for name, layer in maps.items()}, dict(notes), spec
+
+    headers, all_notes, (spec, *_) = zip(*gather_results(describe), strict=True)
+    layers = {name: _join_headers([own[name] for own in headers], limit) for name in headers[0]}
+    usable, n_samples, left_out = usable_layers(layers)
+    scorers = {name: place % world for place, name in enumerate(usable)}
+
+    received = {}
+    for name, layer in usable.items():
+        received[name] = _exchange(maps[name], layer, [own[name].count for own in headers], scorers[name])
+        maps[name] = LayerMaps()
+
+    shown: list[tuple[FilterSlice, Tensor | None, Pictures | None]] = []
+
+    def analyze() -> FilterSlice:
+        own, statistics = {}, {}
+        for name, layer in usable.items():
+            order = sample_order([header[name].count for header in headers], limit)
+            rows, scored = (torch.cat(parts, 1)[:, order] for parts in received.pop(name))
+            own[name] = _slice_maps(layer, rows, filter_slices(_filters(layer), world)[rank])
+            if rank == scorers[name]:
+                statistics[name] = [scored.transpose(0, 1)]
+        part = analyze_slice(own, statistics, settings)
+        pictures = take_pictures(part.layers, own, None, sum(map(_filters, usable.values()))) if spec.pictures else None
+        shown.append((part, images if spec.images else None, pictures))
+        return _without_points(part)
+
+    parts: Sequence[FilterSlice] = gather_results(analyze)
+    gathered: list[Any] | None = [None] * world if rank == 0 else None
+    dist.gather_object(shown[0], gathered)
+    found_images = found_pictures = None
+    if gathered is not None:
+        parts, all_images, all_pictures = zip(*gathered, strict=True)
+        found_images = _join_images(all_images, [most_samples(own) for own in headers], limit)
+        found_pictures = join_pictures(all_pictures, found_images, n_samples) if spec.pictures else None
+    notes = {key: note for own in reversed(all_notes) for key, note in own.items()} | left_out
+    if _same_samples(headers):
+        notes["same samples"] = _SAME_SAMPLES
+    report = join_slices(parts, list(usable), n_samples, settings, notes)
+    return AnalysisResult(report, found_images, found_pictures)
+
+
+def _filters(layer: LayerMaps) -> int:
+    return layer.batches[0].shape[1]
+
+
+def _header(layer: LayerMaps) -> LayerMaps:
+    """A layer with maps and statistics of no samples, which show their types and shapes."""
+    batches, statistics = (
+        [values.new_empty(0, *values.shape[1:], device="cpu") for values in own[:1]]
+        for own in (layer.batches, layer.statistics)
+    )
+    zeros = None if layer.zeros is None else layer.zeros.cpu()
+    return LayerMaps(batches, layer.count, layer.size, zeros, layer.problem, statistics)
+
+
+def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
+    """The header of a layer's maps in all processes, whose types and shapes must be the same."""
+    seen = [own for own in headers if own.batches]
+    problem = next((own.problem for own in headers if own.problem is not None), None)
+    if problem is None and len({(own.size, own.batches[0].dtype, own.batches[0].shape) for own in seen}) > 1:
+        problem = "its maps differ between processes"
+    if problem is not None or not seen:
+        return LayerMaps(problem=problem)
+    count = sum(own.count for own in seen)
+    kept = min(limit, count)
+    # Sparsity is that of all samples seen, which may be a few more than those kept.
+    zeros = torch.stack([own.zeros for own in seen if own.zeros is not None]).sum(0).double() * (kept / count)
+    return LayerMaps(seen[0].batches, kept, seen[0].size, zeros, statistics=seen[0].statistics)
+
+
+def _same_samples(headers: Sequence[Mapping[str, LayerMaps]]) -> bool:
+    """Whether all processes have equally many zeros in each filter, and these numbers differ between filters."""
+    zeros = [[[] if own.zeros is None else own.zeros.tolist() for own in header.values()] for header in headers]
+    return any(len({*own}) > 2 for own in zeros[0]) and all(own == zeros[0] for own in zeros)
+
+
+def _exchange(
+    own: LayerMaps, layer: LayerMaps, counts: Sequence[int], scorer: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Exchange maps, each followed by its statistics, by filter, and send the statistics of all filters to the scorer.
+
+    Scores take the statistics of all filters of a layer.
+    """
+    filters, world = _filters(layer), len(counts)
+
+    def statistics() -> Tensor:
+        return torch.cat(own.statistics or layer.statistics).transpose(0, 1)
+
+    def rows() -> Tensor:
+        maps = torch.cat(own.batches or layer.batches)[..., None].flatten(2).transpose(0, 1)
+        return torch.cat([maps, statistics()], 2)
+
+    to_scorer = [slice(0, filters if rank == scorer else 0) for rank in range(world)]
+    return (
+        exchange_filters(rows, filter_slices(filters, world), counts),
+        exchange_filters(statistics, to_scorer, counts),
+    )
+
+
+def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
+    """The maps of some filters out of rows `(f, N, V)` that end with the statistics."""
+    assert layer.zeros is not None
+    pixels, statistics = rows.transpose(0, 1).tensor_split([-len(STATISTICS)], 2)
+    maps = pixels.reshape(*pixels.shape[:2], *layer.batches[0].shape[2:])
+    return LayerMaps([maps], layer.count, layer.size, layer.zeros[filters], statistics=[statistics])
+
+
+def _without_points(part: FilterSlice) -> FilterSlice:
+    """What all processes learn: points and labels are large, and only process 0 shows them."""
+    layers = {
+        name: replace(layer, points=layer.points[:, :0].clone(), labels=layer.labels[:, :0].clone())
+        for name, layer in part.layers.items()
+    }
+    return replace(part, layers=layers)
+
+
+def _join_images(parts: Sequence[Tensor | None], counts: Sequence[int], limit: int) -> Tensor | None:
+    """The images of all processes `(N, C, H, W)`; None unless all samples have one, of the same size."""
+    known = [part for part, count in zip(parts, counts, strict=True) if part is not None and count]
+    if [len(part) for part in known] != [count for count in counts if count] or len({p.shape[1:] for p in known}) != 1:
+        return None
+    return torch.cat(known)[sample_order(counts, limit)]
