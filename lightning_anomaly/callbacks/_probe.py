@@ -15,9 +15,9 @@ from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import (
     first_tensor,
     magnitudes,
-    outer_sampler,
     part_of,
     plain_tensor,
+    sampler_of,
     training_batches,
     unpadded_length,
 )
@@ -303,7 +303,7 @@ def unlogged(pl_module: Any) -> Iterator[None]:
 
 def _in_order(loader: Any) -> bool:
     """Whether each epoch is of a loader's first batches, where it is limited."""
-    kinds = type(outer_sampler(loader)), type(getattr(loader, "batch_sampler", None))
+    kinds = type(sampler_of(loader)), type(getattr(loader, "batch_sampler", None))
     return kinds == (SequentialSampler, BatchSampler)
 
 
@@ -333,7 +333,7 @@ def run_training_probe(
     # Dealt out as `sample_order` expects it, so that process 0 has as many samples as any.
     first, loader = None, trainer.train_dataloader
     if trainer.overfit_batches or _in_order(loader):  # of each process, where they have a sampler of their own
-        first = trainer.num_training_batches * getattr(outer_sampler(loader), "num_replicas", 1)
+        first = trainer.num_training_batches * getattr(sampler_of(loader), "num_replicas", 1)
     sample = training_batches(trainer.train_dataloader, size, seed, first)
     own, most = (part_of(sample, slice(rank, None, trainer.world_size), seed) for rank in (trainer.global_rank, 0))
     with isolated_random_state(seed), unlogged(pl_module), probing(pl_module, capture) as call:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain, islice
-from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
-    SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -26,10 +24,9 @@ from lightning_anomaly.capture.hooks import isolated_random_state
 
 __all__ = [
     "ImageSource",
-    "drawn_from",
+    "drawn_positions",
     "first_tensor",
     "magnitudes",
-    "outer_sampler",
     "part_of",
     "plain_tensor",
     "reread",
@@ -86,7 +83,7 @@ def magnitudes(values: Tensor) -> Tensor:
 def reread(
     loader: DataLoader[Any], positions: Sequence[int], *, batch_size: int | None, num_workers: int, seed: int = 0
 ) -> DataLoader[Any]:
-    """Items of a loader's data set, in batches; no global random number is drawn.
+    """Load items of a loader's data set as it does; no global random number is drawn.
 
     Args:
         loader: A loader over a map-style data set.
@@ -108,56 +105,34 @@ def reread(
     )
 
 
-def outer_sampler(loader: Any) -> Any:
+def sampler_of(loader: Any) -> Any:
     """What draws a loader's positions, also within a batch sampler; None if that, or the loader, has none."""
     batches: Any = getattr(loader, "batch_sampler", None)
     return getattr(loader if batches is None else batches, "sampler", None)
 
 
-def sampler_of(loader: Any) -> Any:
-    """`outer_sampler`, or the one within that Lightning divides among processes."""
-    sampler = outer_sampler(loader)
-    return getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
+    """Draw the positions of one epoch of all processes, the same ones each time; None if that is not possible.
 
-
-def drawn_from(loader: DataLoader[Any]) -> Sequence[int] | None:
-    """The positions that a loader's sampler draws from; None for all of them, or if it does not draw positions.
-
-    A sampler or batch sampler of a kind that is not known is asked: a copy of it draws for one epoch, and what it gives
-    is sorted, as it may come in another order each time.
+    A copy of the loader's sampler draws them, so that the training's own draws stay as they are.
     """
     dataset: Any = loader.dataset
     sampler = sampler_of(loader)
-    if sampler is None:
-        return _asked(loader.batch_sampler, chain.from_iterable, dataset)
-    if type(sampler) in (SequentialSampler, RandomSampler) or isinstance(sampler, DistributedSampler):
-        return None
-    if isinstance(sampler, (Sequence, SubsetRandomSampler)):
-        return _unless_all(sampler.indices if isinstance(sampler, SubsetRandomSampler) else sampler, len(dataset))
-    if isinstance(sampler, WeightedRandomSampler):
-        return _unless_all(sampler.weights.nonzero()[:, 0], len(dataset))
-    return _asked(sampler, iter, dataset)
-
-
-def _asked(sampler: Any, flatten: Callable[[Any], Iterator[Any]], dataset: Any) -> list[int] | None:
-    # A sampler may hold the data set, which is not to be copied.
-    held = {id(data): data for data in (dataset, getattr(dataset, "dataset", None))}
-    most = max(len(dataset), len(sampler) if isinstance(sampler, Sized) else 0)  # some never end
+    in_batches = sampler is None
     try:
+        # A sampler may hold the data set, which is not to be copied.
+        held = {id(data): data for data in (dataset, getattr(dataset, "dataset", None))}
+        own: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, held)
+        if isinstance(own, DistributedSampler):
+            own.rank, own.num_replicas, own.num_samples = 0, 1, own.total_size
+        for name, value in (("epoch", 0), ("generator", torch.Generator().manual_seed(0))):
+            if hasattr(own, name):
+                setattr(own, name, value)
         with isolated_random_state(0):
-            found = _unless_all(islice(flatten(copy.deepcopy(sampler, held)), most), len(dataset))
-    except Exception:  # it cannot be copied, say
+            most = max(len(dataset), len(own) if hasattr(own, "__len__") else 0)  # some never end
+            return [int(one) for one in islice(chain.from_iterable(own) if in_batches else own, most)]
+    except Exception:  # it cannot be copied, say, or draws something else than positions
         return None
-    return None if found is None else sorted(found)
-
-
-def _unless_all(drawn: Iterable[Any], size: int) -> list[int] | None:
-    """The positions drawn, each once; None if these are all `size` that there are, or something else."""
-    own = list(drawn)
-    if not all(isinstance(one, Integral) or (isinstance(one, Tensor) and one.ndim == 0) for one in own):
-        return None
-    positions = list(dict.fromkeys(map(int, own)))
-    return None if len(positions) == size else positions
 
 
 def _first(loaders: Any) -> Any:
@@ -172,7 +147,7 @@ def unpadded_length(loaders: Any) -> int:
 
     `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
     """
-    sampler = outer_sampler(_first(loaders))
+    sampler = sampler_of(_first(loaders))
     dataset: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
     return sys.maxsize if dataset is None else len(dataset)
 
@@ -186,7 +161,7 @@ def shuffles(loaders: Any) -> bool:
 
 
 def training_batches(loader: Any, size: int, seed: int, first: int | None = None) -> DataLoader[Any]:
-    """Batches of a fixed random sample of a training set.
+    """Load a fixed random sample of a training set.
 
     Args:
         loader: A `DataLoader` over a data set that has a length.
@@ -205,20 +180,19 @@ def training_batches(loader: Any, size: int, seed: int, first: int | None = None
             f"`__len__`. Found {found}."
         )
     # What the loader leaves out may be the validation images.
-    kept = drawn_from(loader)
-    places = range(len(dataset)) if kept is None else kept
+    drawn = drawn_positions(loader)
+    places = list(range(len(dataset)) if drawn is None else dict.fromkeys(drawn))
     # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
     batch_size = None if loader.batch_sampler is None else getattr(loader.batch_sampler, "batch_size", None) or _BATCH
-    places = places[: None if first is None else first * (batch_size or 1)]
+    places = sorted(places) if first is None else places[: first * (batch_size or 1)]
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
-    chosen = [int(places[place]) for place in order]
     # In a worker where the training has some: open files and generators of the data set's own are not shared then.
     workers = min(1, loader.num_workers)
-    return reread(loader, chosen, batch_size=batch_size, num_workers=workers, seed=seed)
+    return reread(loader, [places[place] for place in order], batch_size=batch_size, num_workers=workers, seed=seed)
 
 
 def part_of(sample: DataLoader[Any], share: slice, seed: int) -> DataLoader[Any]:
-    """Batches of a part of the sample that `training_batches` gave."""
+    """Load a part of the sample that `training_batches` gave."""
     positions: Any = sample.sampler  # a list
     size, workers = sample.batch_size, sample.num_workers
     return reread(sample, positions[share], batch_size=size, num_workers=workers, seed=seed)
@@ -331,6 +305,12 @@ class ImageSource:
         return images
 
 
+def _leaves_out(loader: DataLoader[Any]) -> bool:
+    """Whether a sampler leaves some items out, other than by drawing with replacement."""
+    drawn, data = drawn_positions(loader), cast(Any, loader.dataset)
+    return drawn is not None and len(set(drawn)) == len(drawn) < len(data)
+
+
 def _checked(loader: Any, argument: str) -> DataLoader[Any]:
     """Raises ValueError unless this is a loader of images with a length."""
     if not isinstance(loader, DataLoader):
@@ -344,7 +324,7 @@ def _checked(loader: Any, argument: str) -> DataLoader[Any]:
         found = f"{type(data).__name__}: give a map-style data set, or the images as one tensor"
     elif loader.batch_sampler is None:
         found = "`batch_size=None`: give a number, and a data set of single images"
-    elif drawn_from(loader) is not None:  # the images that it leaves out would be taken too
+    elif _leaves_out(loader):
         found = (
             "a sampler that leaves some out: give a loader without it, or over `Subset(data_set, indices)`, whose "
             "positions are then those"

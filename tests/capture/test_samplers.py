@@ -1,4 +1,4 @@
-"""Which positions a loader draws from, whatever its sampler, which is left as it was."""
+"""Which positions a loader draws, whatever its sampler, which is left as it was, and a fixed sample of them."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -19,16 +19,18 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_anomaly.capture.images import drawn_from, unpadded_length
+from lightning_anomaly import find_outliers
+from lightning_anomaly.capture.images import drawn_positions, part_of, shuffles, training_batches, unpadded_length
 
 DATA = TensorDataset(torch.arange(12.0))
+ALL = set(range(12))
 
 
 class Endless(Sampler[int]):
     """Draws all but the first, in another order each time, without an end; shuffles a list of its own."""
 
     def __init__(self, data: Any) -> None:
-        self.data, self.order, self.generator = data, list(range(1, 12)), torch.Generator().manual_seed(0)
+        self.data, self.order, self.generator = data, list(range(1, 12)), torch.Generator().manual_seed(7)
 
     def __iter__(self) -> Iterator[int]:
         while True:
@@ -43,24 +45,10 @@ class Uncopied(Dataset[Tensor]):
         return 12
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.zeros(1)
+        return torch.tensor(float(index))
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise AssertionError("a data set may be large")
-
-
-class Repeated(Sampler[Tensor]):
-    """Draws each position three times in a row, as a tensor, in another order each time."""
-
-    def __init__(self, positions: Any) -> None:
-        self.positions, self.generator = torch.tensor(list(positions)), torch.Generator().manual_seed(0)
-
-    def __len__(self) -> int:
-        return 3 * len(self.positions)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.positions), generator=self.generator)
-        return iter(self.positions[order].repeat_interleave(3))
 
 
 class Pairs(Sampler[Any]):
@@ -73,44 +61,56 @@ class Pairs(Sampler[Any]):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, None),
-        ({"shuffle": True}, None),
-        ({"sampler": RandomSampler(DATA, replacement=True, num_samples=3)}, None),
-        ({"sampler": DistributedSampler(DATA, num_replicas=2, rank=1)}, None),
-        ({"sampler": SubsetRandomSampler([7, 2])}, [7, 2]),
-        ({"batch_sampler": BatchSampler(SubsetRandomSampler([7, 2]), 2, False)}, [7, 2]),
-        ({"sampler": [5, 3, 5]}, [5, 3]),
-        ({"sampler": range(12)}, None),
-        ({"sampler": range(2, 6)}, [2, 3, 4, 5]),
-        ({"sampler": WeightedRandomSampler([0.0, 1.0, 2.0] + [0.0] * 9, 4)}, [1, 2]),
-        ({"sampler": WeightedRandomSampler([1.0] * 12, 4)}, None),
-        ({"sampler": SubsetRandomSampler(range(12))}, None),
-        ({"sampler": torch.tensor([5, 3, 5])}, [3, 5]),
-        ({"sampler": Repeated(range(12))}, None),
-        ({"sampler": Repeated([7, 2])}, [2, 7]),
-        ({"batch_sampler": [[4, 1], [9]]}, [1, 4, 9]),
+        ({}, ALL),
+        ({"shuffle": True}, ALL),
+        ({"sampler": DistributedSampler(DATA, num_replicas=5, rank=1)}, ALL),
+        ({"sampler": SubsetRandomSampler([7, 2])}, {7, 2}),
+        ({"batch_sampler": BatchSampler(SubsetRandomSampler([7, 2]), 2, False)}, {7, 2}),
+        ({"sampler": [5, 3, 5]}, {5, 3}),
+        ({"sampler": WeightedRandomSampler([0.0, 1.0, 2.0] + [0.0] * 9, 40)}, {1, 2}),
+        ({"sampler": torch.tensor([5, 3, 5])}, {3, 5}),
+        ({"batch_sampler": [[4, 1], [9]]}, {1, 4, 9}),
         ({"sampler": Pairs()}, None),
-        ({"sampler": list(Pairs())}, None),
         ({"sampler": torch.tensor([[0, 1], [2, 3]]), "batch_size": None}, None),
     ],
 )
-def test_the_positions_are_those_of_the_sampler(options: Any, expected: list[int] | None) -> None:
-    found = drawn_from(DataLoader(DATA, **options))
-    assert (None if found is None else list(found)) == expected
+def test_the_positions_are_those_of_one_epoch(options: Any, expected: set[int] | None) -> None:
+    found = drawn_positions(DataLoader(DATA, **options))
+    assert (None if found is None else set(found)) == expected
 
 
-def test_a_sampler_that_is_asked_is_as_before_and_takes_no_random_numbers() -> None:
+def test_a_sampler_draws_the_same_each_time_is_as_before_and_takes_no_random_numbers() -> None:
     data = Uncopied()
     sampler = Endless(data)
     state = torch.get_rng_state()
-    found = drawn_from(DataLoader(data, sampler=sampler))
+    found = drawn_positions(DataLoader(data, sampler=sampler))
     assert found is not None
-    assert set(found) == set(range(1, 12))
+    assert set(found) == ALL - {0}
     assert torch.equal(torch.get_rng_state(), state)
     assert sampler.order == list(range(1, 12))
-    assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(0).get_state())
-    list(islice(iter(sampler), 11))  # the training's epoch
-    assert drawn_from(DataLoader(data, sampler=sampler)) == found
+    assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(7).get_state())
+    weighted = WeightedRandomSampler([1.0] * 12, 5, generator=torch.Generator())
+    loaders = DataLoader(data, 3, sampler=sampler), DataLoader(data, 3, sampler=weighted)
+    before = [torch.cat(list(training_batches(loader, 4, 0))).tolist() for loader in loaders]
+    list(islice(iter(sampler), 11)), list(weighted)  # the training's epoch
+    assert [torch.cat(list(training_batches(loader, 4, 0))).tolist() for loader in loaders] == before
+
+
+@pytest.mark.parametrize("count", [5, 20])
+def test_the_training_sample_is_random_and_that_of_its_seed(count: int) -> None:
+    loader = DataLoader(DATA, 4, sampler=range(1, 12))
+    state = torch.get_rng_state()
+    samples = [[row for (batch,) in training_batches(loader, count, seed) for row in batch] for seed in (0, 0, 1)]
+    first, again, other = ([int(row) for row in rows] for rows in samples)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == again != other
+    assert len(first) == len(set(first)) == min(count, 11)
+    assert set(first) <= ALL - {0}
+    sample = training_batches(loader, count, 0)
+    parts = [row for share in range(3) for (batch,) in part_of(sample, slice(share, None, 3), 0) for row in batch]
+    assert sorted(map(int, parts)) == sorted(first)
+    (early,) = zip(*training_batches(DataLoader(DATA, 4, sampler=[9, 3, 1, 2, 0, 5]), 20, 0, first=1), strict=True)
+    assert set(torch.cat(early).tolist()) == {9, 3, 1, 2}
 
 
 def test_samples_that_processes_get_twice_are_not_counted_also_in_a_batch_sampler() -> None:
@@ -121,3 +121,26 @@ def test_samples_that_processes_get_twice_are_not_counted_also_in_a_batch_sample
         DataLoader(DATA, batch_sampler=BatchSampler(sampler, 4, False)),
     ):
         assert unpadded_length(loader) == unpadded_length({"first": loader}) == len(DATA)
+    assert unpadded_length(None) == unpadded_length([]) > 10**9
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"shuffle": True}, True),
+        ({"sampler": DistributedSampler(DATA, 2, 0)}, True),
+        ({"sampler": DistributedSampler(DATA, 2, 0, shuffle=False)}, False),
+        ({"batch_sampler": BatchSampler(SubsetRandomSampler([1]), 2, False)}, True),
+        ({}, False),
+    ],
+)
+def test_a_loader_that_shuffles_is_known(options: Any, expected: bool) -> None:
+    loader = DataLoader(DATA, **options)
+    assert shuffles(loader) is shuffles([loader, DataLoader(DATA)]) is expected
+
+
+def test_a_sampler_that_draws_with_replacement_leaves_no_image_out() -> None:
+    images = torch.rand(110, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(images), 50, sampler=RandomSampler(images, replacement=True))
+    layer = torch.nn.Conv2d(1, 2, 3)
+    assert torch.equal(find_outliers(layer, loader).scores, find_outliers(layer, images).scores)

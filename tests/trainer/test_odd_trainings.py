@@ -22,7 +22,6 @@ from torch.utils.data import (
     Dataset,
     RandomSampler,
     SequentialSampler,
-    SubsetRandomSampler,
     TensorDataset,
 )
 from trainers import QUIET, SmallNet, images, loader, plain, quiet_trainer, said, watcher
@@ -258,13 +257,6 @@ def test_a_training_probe_is_loaded_in_a_worker_where_the_training_is() -> None:
     assert data.own.bit_generator.state == before
 
 
-def test_a_training_probe_has_none_of_the_samples_that_the_loader_leaves_out() -> None:
-    data = TensorDataset(images(), torch.arange(60))
-    kept = list(range(1, 60, 3))
-    for sampler in (SubsetRandomSampler(kept), kept):
-        _takes_only(DataLoader(data, 20, sampler=sampler), kept)
-
-
 class Endless(RandomSampler):
     """Has no length."""
 
@@ -286,13 +278,6 @@ def test_a_training_probe_is_of_all_samples_that_may_be_trained_on(tmp_path: Pat
     quiet_trainer(tmp_path, ours, max_epochs=1).fit(SmallNet(), train, loader(seed=1))
     assert ours.report is not None
     assert ours.report.n_samples == 200
-
-
-def _takes_only(train: DataLoader[Any], kept: list[int]) -> None:
-    for size, number in ((10, 10), (50, 20)):
-        taken = torch.cat([labels for _, labels in training_batches(train, size, 0)]).tolist()
-        assert len(set(taken)) == len(taken) == number
-        assert set(taken) <= set(kept)
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train")
