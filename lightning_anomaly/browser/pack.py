@@ -51,7 +51,7 @@ def pack(
     shown[even_order(report.n_samples)[:count]] = True
     ranks = {place: rank for rank, place in enumerate(clearest_filters(report, max(1, filters)))}
     layers, blocks = [], {}
-    maps = _fitting_maps(pictures.maps)
+    maps, scores = _fitting_maps(pictures.maps), report.outlier_scores
     for number, (name, layer) in enumerate(report.layers.items()):
         layers.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
         blocks[f"points-{number}"] = _points(layer, shown)
@@ -65,7 +65,8 @@ def pack(
         "fraction": _short(report.fraction),
         "sparsity": _short(report.sparsity),
         "votes": report.outlier_samples,
-        "scores": _scores(report.outlier_scores),
+        # Not rounded: what is rounded twice may read otherwise than in the report's table. Infinite ones are None.
+        "scores": [score if math.isfinite(score) else None for score in scores] if any(scores) else None,
         "layers": layers,
         "labels": _labels(labels),
         "settings": {key: str(value) for key, value in report.settings.items()},
@@ -100,12 +101,6 @@ def _kept(kept: KeptMaps, amount: int) -> dict[str, Any]:
         "most": kept.most.tolist(),
         "least": kept.least.tolist(),
     }
-
-
-def _scores(scores: Sequence[float]) -> list[float | None] | None:
-    """None for infinite ones; None if no sample has any, as in reports from before there were scores."""
-    # Whole, as what is rounded twice may read otherwise than in the report's table.
-    return [score if math.isfinite(score) else None for score in scores] if any(scores) else None
 
 
 def _rows(flags: Tensor) -> dict[str, list[int]]:

@@ -47,7 +47,7 @@ class ComparisonFields(TypedDict):
 def comparison_figure(
     history: Sequence[ComparisonFields], significance: float, layer_significance: float
 ) -> Figure | None:
-    """Whether and where training images are told from validation images, at every validation so far.
+    """Draw whether and where training images are told from validation images, at every validation so far.
 
     Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
     the share of its filters or units that tell the two apart. What chance explains is grey, and orange what it hardly

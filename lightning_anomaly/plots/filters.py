@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from numbers import Integral
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +26,7 @@ _COMPARED = 100  # outliers of one filter whose distances are looked at: bounds 
 
 
 def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[str, int]]:
-    """The anomaly filters whose outliers lie most clearly apart from the other samples.
+    """Find the anomaly filters whose outliers lie most clearly apart from the other samples.
 
     As an eye judges it, by the gap: the distance from an outlier to the nearest sample that is none, the median over
     the outliers, in units of the others' spread (the root of their mean squared distance to their mean). Long tails,
@@ -43,13 +42,9 @@ def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[
         `(layer, filter)` pairs, the clearest first.
     """
     check_integer("max_filters", max_filters, 1)
-    return _clearest(report.layers, max_filters)
-
-
-def _clearest(layers: Mapping[str, LayerReport], max_filters: int) -> list[tuple[str, int]]:
     clearness = {
         (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
-        for name, layer in layers.items()
+        for name, layer in report.layers.items()
         for index in layer.filters(ANOMALY)
     }
     return sorted(clearness, key=clearness.__getitem__, reverse=True)[:max_filters]
@@ -68,7 +63,7 @@ def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
 
 
 def filter_figure(report: AnomalyReport, max_filters: int = 6) -> Figure | None:
-    """Scatter plots of the filters with the clearest anomalies.
+    """Draw scatter plots of the filters with the clearest anomalies.
 
     A panel shows all probe samples of a filter on its two principal components, coloured by the component of the
     mixture (1 is the largest), with rings around the outlier samples.
@@ -81,13 +76,12 @@ def filter_figure(report: AnomalyReport, max_filters: int = 6) -> Figure | None:
         The figure; None if there is no anomaly filter.
     """
     chosen = clearest_filters(report, max_filters)
-    if not chosen:
-        return None
-    return _panels(report, chosen, f"Filters with the clearest anomalies: {len(chosen)} of {report.count}")
+    title = f"Filters with the clearest anomalies: {len(chosen)} of {report.count}"
+    return _panels(report, chosen, title) if chosen else None
 
 
 def layer_figure(report: AnomalyReport, layer: str, max_filters: int = 6) -> Figure:
-    """Scatter plots of one layer's filters, as in `filter_figure`.
+    """Draw scatter plots of one layer's filters, as in `filter_figure`.
 
     Args:
         report: The report.
@@ -102,15 +96,15 @@ def layer_figure(report: AnomalyReport, layer: str, max_filters: int = 6) -> Fig
         ValueError: If the report does not have the layer.
     """
     own = _layer_of(report, layer)
-    anomalies = _clearest({layer: own}, max_filters)
+    anomalies = clearest_filters(replace(report, layers={layer: own}), max_filters)
     others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in own.filters(verdict)]
     chosen = (anomalies + others)[:max_filters]
     title = f"{len(own.filters(ANOMALY))} of {len(own.verdicts)} filters are anomaly filters; shown are {len(chosen)}"
     return _panels(report, chosen, f"{layer_text(layer, 40)}: {title}")
 
 
-def scatter_figure(report: AnomalyReport, layer: str, filter_index: int) -> Figure:
-    """The scatter plot of one filter, as in `filter_figure`.
+def scatter_figure(report: AnomalyReport, layer: str | None, filter_index: int) -> Figure:
+    """Draw the scatter plot of one filter, as in `filter_figure`.
 
     Args:
         report: The report.
@@ -124,17 +118,16 @@ def scatter_figure(report: AnomalyReport, layer: str, filter_index: int) -> Figu
         ValueError: If the report does not have the layer, or the layer not the filter.
     """
     count = len(_layer_of(report, layer).verdicts)
-    integer = isinstance(filter_index, Integral) and not isinstance(filter_index, bool)  # a DataFrame's are no int
-    if not integer or not 0 <= filter_index < count:
+    if check_integer("filter_index", filter_index, 0) >= count:
         raise ValueError(
-            f"Parameter `filter_index` should be an integer from 0 to {count - 1} for layer {layer!r}. "
+            f"Parameter `filter_index` should be below {count} for layer {layer!r}. "
             f"Found `filter_index = {filter_index!r}`."
         )
-    return _panels(report, [(layer, filter_index)], None)
+    return _panels(report, [(layer or "", filter_index)], None)
 
 
-def _layer_of(report: AnomalyReport, layer: str) -> LayerReport:
-    if layer not in report.layers:
+def _layer_of(report: AnomalyReport, layer: str | None) -> LayerReport:
+    if layer is None or layer not in report.layers:
         raise ValueError(
             f"Parameter `layer` should be one of the report's layers, {list(report.layers)}. Found `layer = {layer!r}`."
         )
@@ -151,11 +144,8 @@ def _panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: str | N
             _draw_filter(figure.add_subplot(rows, columns, place + 1), name, report.layers[name], index)
         if title is not None:
             figure.suptitle(title, parse_math=False)
-        handles = {
-            label: handle
-            for axes in figure.axes
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
+        entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
+        handles = {label: handle for own in entries for handle, label in own}
         labels = sorted(handles, key=lambda label: (label == _OUTLIER, len(label), label))
         figure.legend(
             [handles[label] for label in labels],
@@ -174,10 +164,10 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
     components = counts.argsort(descending=True, stable=True)[: int((counts > 0).sum())].tolist()
     size = min(16.0, max(3.0, 6000 / len(points)))  # square points
     for rank, component in enumerate(components):
-        cluster = points[labels == component]
+        x, y = points[labels == component].T.tolist()
         axes.scatter(
-            cluster[:, 0].tolist(),
-            cluster[:, 1].tolist(),
+            x,
+            y,
             s=size,
             c=COMPONENT_COLOURS[rank % len(COMPONENT_COLOURS)],
             marker=_MARKERS[rank // len(COMPONENT_COLOURS) % len(_MARKERS)],
@@ -185,16 +175,8 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
             label=f"component {rank + 1}",
             rasterized=True,  # loggers that store vector graphics would store every point
         )
-    marked = points[outliers]
-    axes.scatter(
-        marked[:, 0].tolist(),
-        marked[:, 1].tolist(),
-        s=70,
-        facecolors="none",
-        edgecolors="black",
-        linewidths=1.0,
-        label=_OUTLIER,
-    )
+    x, y = points[outliers].T.tolist()
+    axes.scatter(x, y, s=70, facecolors="none", edgecolors="black", linewidths=1.0, label=_OUTLIER)
     axes.set_title(f"{layer_text(name, 24)}\nfilter {index}: {_verdict_text(layer, index)}", parse_math=False)
     axes.set_xlabel("first component (its std. dev.)")
     axes.set_ylabel("second component (same unit)")
@@ -209,13 +191,6 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
 def _verdict_text(layer: LayerReport, index: int) -> str:
     if layer.verdicts[index] in (DEAD, NONFINITE):
         return layer.verdicts[index]
-    count = int(layer.outliers[index].sum())
-    return (
-        f"K = {int(layer.n_components[index])}, CH = {_number(layer.calinski_harabasz[index].item())}, "
-        f"{count} outlier{'s' * (count != 1)}"
-    )
-
-
-def _number(value: float) -> str:
-    """A few digits of a number of any size."""
-    return f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
+    count, value = len(layer.outliers_of(index)), layer.calinski_harabasz[index].item()
+    number = f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
+    return f"K = {int(layer.n_components[index])}, CH = {number}, {count} outlier{'s' * (count != 1)}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Figure | None:
-    """The images of the samples with the largest outlier scores, with their scores and votes.
+    """Draw the images of the samples with the largest outlier scores, with their scores and votes.
 
     A sample's votes are the anomaly filters that it is an outlier of; at equal scores more votes come first, then the
     earlier sample.
@@ -43,7 +43,7 @@ def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) 
 
 
 def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Tensor:
-    """What `outlier_figure` shows: all that has to be kept of a probe to draw it later.
+    """Pick the images that `outlier_figure` shows: all that has to be kept of a probe to draw it later.
 
     Args:
         report: See `outlier_figure`, as for the arguments below.
@@ -68,7 +68,7 @@ def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) 
 
 
 def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
-    """Draw what `outlier_images` gave for the same report; None if that is nothing."""
+    """Draw what `outlier_images` returned for the same report; None if that is nothing."""
     scores, votes = report.outlier_scores, report.outlier_samples
     chosen = _outlying(report)[: len(shown)]
     if not chosen:

@@ -24,7 +24,7 @@ _ROWS = (32, 64, 128, 256)  # cells in a row; smaller ones would be hard to see
 
 
 def verdict_map(report: AnomalyReport) -> Figure:
-    """A map of all filters, one cell each, coloured by verdict: a block of rows for every layer.
+    """Draw a map of all filters, one cell each, coloured by verdict: a block of rows for every layer.
 
     Filters that set samples apart from all others (`isolated`) have a colour of their own for each verdict.
 
@@ -42,7 +42,7 @@ def verdict_map(report: AnomalyReport) -> Figure:
     room = len(sizes) * (_LINE + _SPACE) + _SPARE
     columns = next((columns for columns in _ROWS if heights[columns] <= room), _ROWS[-1])
     shrink = min(1.0, _TALLEST / max(heights[columns], _LINE))
-    named = math.ceil(1 / shrink)  # every so manieth layer
+    named = math.ceil(1 / shrink)  # one layer in so many
     with new_figure(9.6, max(heights[columns] * shrink, _LINE) + 1.1) as figure:
         axes = figure.add_subplot()
         top = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,24 +47,20 @@ class AnomalyReport(Tabular):
     notes: Mapping[str, str] = field(default_factory=dict)
     pictures: Pictures | None = None
 
-    def _by_layer(self, verdict: str) -> dict[str, list[int]]:
-        found = {name: layer.filters(verdict) for name, layer in self.layers.items()}
-        return {name: filters for name, filters in found.items() if filters}
-
     @property
     def anomaly_filters(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}`, layers without any left out."""
-        return self._by_layer(ANOMALY)
+        return self._by_layer(lambda layer: layer.filters(ANOMALY))
 
     @property
     def dead_filters(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of filters whose map is the same for all samples, layers without any left out."""
-        return self._by_layer(DEAD)
+        return self._by_layer(lambda layer: layer.filters(DEAD))
 
     @property
     def nonfinite_filters(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of filters with NaN or infinite values, layers without any left out."""
-        return self._by_layer(NONFINITE)
+        return self._by_layer(lambda layer: layer.filters(NONFINITE))
 
     @property
     def isolated(self) -> dict[str, list[int]]:
@@ -74,8 +70,10 @@ class AnomalyReport(Tabular):
         which a clustering flags many: see `isolated_samples`. Of samples that are there twice or more often it has
         several times as many. Layers without any are left out.
         """
-        found = {name: layer.isolated_filters for name, layer in self.layers.items()}
-        return {name: filters for name, filters in found.items() if filters}
+        return self._by_layer(lambda layer: layer.isolated_filters)
+
+    def _by_layer(self, filters_of: Callable[[LayerReport], list[int]]) -> dict[str, list[int]]:
+        return {name: filters for name, layer in self.layers.items() if (filters := filters_of(layer))}
 
     @property
     def count(self) -> int:
@@ -106,11 +104,8 @@ class AnomalyReport(Tabular):
     @property
     def outlier_samples(self) -> list[int]:
         """Of how many anomaly filters each probe sample is an outlier, N numbers."""
-        votes = torch.zeros(self.n_samples, dtype=torch.int64, device="cpu")
-        for layer in self.layers.values():
-            votes += layer.outliers.sum(0)
-        result: list[int] = votes.tolist()
-        return result
+        votes = [layer.outliers.sum(0) for layer in self.layers.values()]
+        return torch.stack(votes).sum(0).tolist() if votes else [0] * self.n_samples
 
     @property
     def outlier_scores(self) -> list[float]:
@@ -120,10 +115,7 @@ class AnomalyReport(Tabular):
         has less than about 5; one with NaN or infinite maps has infinity.
         """
         scores = [layer.outlier_scores for layer in self.layers.values() if len(layer.outlier_scores)]
-        result: list[float] = (
-            torch.stack(scores).amax(0) if scores else torch.zeros(self.n_samples, device="cpu")
-        ).tolist()
-        return result
+        return torch.stack(scores).amax(0).tolist() if scores else [0.0] * self.n_samples
 
     @property
     def by_outlier_score(self) -> list[int]:
@@ -132,10 +124,7 @@ class AnomalyReport(Tabular):
         return sorted(range(self.n_samples), key=lambda sample: (-scores[sample], -votes[sample]))
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that are logged.
-
-        They are count, fraction, isolated, dead, sparsity, outlier_samples, outlier_score and layer/NAME (counts).
-        """
+        """Compute what is logged: numbers for the network, and `layer/NAME`, the anomaly filters of each layer."""
         return {
             "count": float(self.count),
             "fraction": self.fraction,
@@ -173,7 +162,7 @@ class AnomalyReport(Tabular):
             ) from error
 
     def to_frame(self) -> DataFrame:
-        """The filters as a pandas DataFrame, one row each.
+        """Convert the report to a pandas DataFrame with a row for each filter.
 
         Columns are layer, filter, verdict and, as in `LayerReport`, n_components, calinski_harabasz, smallest_share,
         outliers and isolated (numbers of samples), explained and sparsity.
@@ -196,7 +185,7 @@ class AnomalyReport(Tabular):
         return DataFrame(columns)
 
     def plot(self, layer: str | None = None, filter_index: int | None = None) -> Figure:
-        """Draws the network, one of its layers or one of its filters.
+        """Draw the network, one of its layers or one of its filters.
 
         Args:
             layer: Name of a layer, for scatter plots of up to six of its filters, the clearest anomalies first. None
@@ -211,15 +200,9 @@ class AnomalyReport(Tabular):
         """
         from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
 
-        if layer is None and filter_index is None:
-            return verdict_map(self)
-        if layer is None:
-            raise ValueError(
-                f"Parameter `layer` should be given with `filter_index`, one of {list(self.layers)}. Found None."
-            )
-        if filter_index is None:
-            return layer_figure(self, layer)
-        return scatter_figure(self, layer, filter_index)
+        if filter_index is not None:
+            return scatter_figure(self, layer, filter_index)
+        return verdict_map(self) if layer is None else layer_figure(self, layer)
 
     def save_html(
         self,
@@ -229,7 +212,7 @@ class AnomalyReport(Tabular):
         title: str = "Anomaly filters",
         history: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Writes the filter browser: one HTML file to open, send and keep, that needs no server and no network.
+        """Write the filter browser: one HTML file to open, send and keep, that needs no server and no network.
 
         It shows every filter's points; hover one to see the sample's image and the filter's map of it. Images are kept
         by `analyze(..., keep_images=True)`, as some of the maps are, or given here.
@@ -272,32 +255,21 @@ class AnomalyReport(Tabular):
         return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = []
         last = "anomaly filters (outlier samples)"
-        rows.append(("layer", "filters", "anomaly", "isolated", "dead", "sparsity", "maps", last))
+        rows: list[tuple[object, ...]] = [("layer", "filters", "anomaly", "isolated", "dead", "sparsity", "maps", last)]
         for name, layer in self.layers.items():
-            anomalies = layer.filters(ANOMALY)
-            listed = ", ".join(f"{index} ({int(layer.outliers[index].sum())})" for index in anomalies[:6])
-            rows.append(
-                (
-                    name or "(the model)",
-                    str(len(layer.verdicts)),
-                    str(len(anomalies)),
-                    str(len(layer.isolated_filters)),
-                    str(len(layer.filters(DEAD))),
-                    f"{layer.sparsity.mean().item():.2f}",
-                    _size_text(layer),
-                    listed + (", ..." if len(anomalies) > 6 else ""),
-                )
-            )
-        return rows
+            found = layer.filters(ANOMALY)
+            shown = [f"{index} ({len(layer.outliers_of(index))})" for index in found[:6]] + ["..."] * (len(found) > 6)
+            numbers = len(layer.verdicts), len(found), len(layer.isolated_filters), len(layer.filters(DEAD))
+            sparsity = f"{layer.sparsity.mean().item():.2f}"
+            rows.append((name or "(the model)", *numbers, sparsity, _size_text(layer), ", ".join(shown)))
+        return [tuple(map(str, row)) for row in rows]
 
     def _sentences(self) -> list[str]:
         votes = self.outlier_samples
-        outliers = sum(own > 0 for own in votes)
         found = (
             f"{self.count} anomaly filters ({100 * self.fraction:.1f}% of those with varying maps), "
-            f"{outliers} of {self.n_samples} probe samples are outliers of at least one"
+            f"{sum(own > 0 for own in votes)} of {self.n_samples} probe samples are outliers of at least one"
         )
         scores = self.outlier_scores
         listed = [f"{i} ({scores[i]:.1f}, {_votes_text(votes[i])})" for i in self.by_outlier_score[:5]]
@@ -310,7 +282,5 @@ def _votes_text(votes: int) -> str:
 
 
 def _size_text(layer: LayerReport) -> str:
-    size = "x".join(map(str, layer.map_size)) or "1"
-    return (
-        size if layer.map_size == layer.analysed_size else f"{size} pooled to {'x'.join(map(str, layer.analysed_size))}"
-    )
+    size, analysed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analysed_size))
+    return size if size == analysed else f"{size} pooled to {analysed}"

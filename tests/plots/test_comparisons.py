@@ -27,7 +27,6 @@ def long(layers: int, validations: int, name: str = "layer4.{}.downsample.0") ->
 def drawn(history: list[ComparisonFields]) -> Figure:
     figure = comparison_figure(history, 0.01, 0.005)
     assert figure is not None
-    FigureCanvasAgg(figure).draw()
     return figure
 
 
@@ -122,9 +121,10 @@ def test_without_layers_or_output_the_other_is_shown() -> None:
     assert comparison_figure([], 0.01, 0.01) is None
 
 
-@pytest.mark.parametrize(("layers", "validations"), [(1, 1), (3, 2), (3, 200), (53, 2), (53, 200), (150, 1000)])
+@pytest.mark.parametrize(("layers", "validations"), [(1, 1), (3, 200), (53, 2), (150, 300)])
 def test_nothing_overlaps_or_lies_outside(layers: int, validations: int) -> None:
     figure = drawn(long(layers, validations))
+    FigureCanvasAgg(figure).draw()
     width, height = figure.get_size_inches()
     assert width <= 10
     assert height <= 16

@@ -1,0 +1,29 @@
+"""Reports that nobody analyzed: layers with given verdicts and outliers, and everything else made up."""
+
+from typing import Any
+
+import torch
+
+from lightning_anomaly.report import LayerReport
+
+
+def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) -> LayerReport:
+    """A layer of filters with these verdicts and outliers `{filter: samples}`; `values` replace other fields."""
+    filters, generator = len(verdicts), torch.Generator().manual_seed(len(verdicts))
+    flagged = torch.zeros(filters, samples, dtype=torch.bool)
+    for index, indices in dict(outliers).items():
+        flagged[index, indices] = True
+    fields = {
+        "n_components": torch.full((filters,), 2),
+        "calinski_harabasz": torch.rand(filters, generator=generator, dtype=torch.float64) * 1e3,
+        "smallest_share": torch.full((filters,), 1 / 3, dtype=torch.float64),
+        "labels": flagged.to(torch.uint8),
+        "points": torch.randn(filters, samples, 2, generator=generator),
+        "outliers": flagged,
+        "isolated": torch.zeros(filters, samples, dtype=torch.bool),
+        "explained": torch.rand(filters, generator=generator, dtype=torch.float64),
+        "sparsity": torch.full((filters,), 0.25, dtype=torch.float64),
+        "map_size": (8, 8),
+        "analysed_size": (8, 8),
+    }
+    return LayerReport(verdicts=verdicts, **(fields | values))
