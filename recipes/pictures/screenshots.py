@@ -24,7 +24,7 @@ _WIDTH, _HEIGHT = 1480, 3000  # pixels
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=30, help="epochs of the quickstart, default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=15, help="epochs of the quickstart, default: %(default)s")
     parser.add_argument("--pictures", default="docs/pictures", help="where they go, default: %(default)s")
     return parser.parse_args(arguments)
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     with open_page(_WIDTH, _HEIGHT) as page, tempfile.TemporaryDirectory() as folder:
         log_dir = Path(folder) / "logs"
-        quickstart.run(quickstart.parse(["--epochs", str(options.epochs), "--log-dir", str(log_dir)]))
+        quickstart.main(options.epochs, str(log_dir))
         with tensorboard(log_dir) as address:
             charts(page, address)
             _show_all(page)

@@ -19,6 +19,7 @@ RUN_COLOUR = (255, 112, 67)  # of the first run in TensorBoard's palette
 
 pytestmark = [
     *SMALL_RUNS,
+    pytest.mark.slow,
     pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine, nor could CI install Debian's"),
 ]
 
@@ -27,7 +28,7 @@ pytestmark = [
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Page]]:
     """A TensorBoard over the logs of a quickstart, and a browser."""
     log_dir = tmp_path_factory.mktemp("tensorboard") / "logs"
-    quickstart.run(quickstart.parse(["--epochs", str(EPOCHS), "--log-dir", str(log_dir)]))
+    quickstart.main(EPOCHS, str(log_dir))
     with tensorboard(log_dir) as address, open_page(1480, 3000) as empty:
         yield address, empty
 

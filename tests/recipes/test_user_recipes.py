@@ -1,0 +1,143 @@
+"""The recipes that a user copies: each is one short file that needs nothing of ours but the package."""
+
+import ast
+import contextlib
+import importlib
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from trainers import SMALL_RUNS
+
+from recipes import compact, early_stopping, prune, quickstart
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+NAMES = ["quickstart", "early_stopping", "prune", "compact", "cli"]
+
+pytestmark = SMALL_RUNS
+
+
+def scalars(log_dir: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(log_dir)).Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_one_short_file_that_imports_public_names_only(name: str) -> None:
+    text = (RECIPES / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 70
+    public = {"lightning_anomaly", "lightning_anomaly.pruning"}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.module in public or not str(node.module).startswith(("lightning_anomaly", "recipes"))
+
+
+@pytest.mark.slow
+def test_the_quickstart_finds_the_six_damaged_digits_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    watcher = quickstart.main(epochs=8, log_dir=str(tmp_path))
+    planted = [image for images in quickstart.DAMAGED.values() for image in images]
+    assert watcher.report is not None
+    assert sorted(watcher.report.by_outlier_score[:6]) == sorted(planted)
+    voted = {image for image, votes in enumerate(watcher.report.outlier_samples) if votes}
+    assert voted >= set(quickstart.DAMAGED["over-exposed"])
+    assert voted <= set(planted)
+    logged = scalars(tmp_path / "quickstart/version_0")
+    assert len(logged["anomaly_filters/count"]) == len(logged["val_loss"]) == len(logged["train_loss"]) == 8
+    said = capsys.readouterr().out
+    page = said.partition("open ")[2].splitlines()[0]
+    assert Path(page).is_file()
+    assert f"tensorboard --logdir {tmp_path}" in said
+
+
+@pytest.mark.slow
+def test_an_overfitting_run_is_stopped_near_its_best_loss_and_a_healthy_one_is_not() -> None:
+    stopping, losses = early_stopping.main(200, healthy=False)
+    assert 5 < len(losses) < 40
+    assert losses[-1] < 1.3 * min(losses)
+    assert "training images" in str(stopping.stopping_reason_message)
+    stopping, losses = early_stopping.main(900, healthy=True)
+    assert len(losses) == 40
+    assert losses[-1] < 1.5 * min(losses)
+
+
+@pytest.mark.slow
+def test_flagged_filters_are_masked_and_stay_masked() -> None:
+    callback, model = prune.main(epochs=5, at_epoch=3)
+    assert callback.masked
+    for name, filters in callback.masked.items():
+        assert not model.get_submodule(name).get_parameter("weight")[filters].any()
+
+
+@pytest.mark.slow
+def test_a_compacted_network_is_smaller(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch_pruning")
+    model = torch.nn.Sequential(
+        *(torch.nn.Conv2d(3, 10, 3), torch.nn.ReLU(), torch.nn.Conv2d(10, 10, 3), torch.nn.ReLU()),
+        *(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(10, 2)),
+    )
+    smaller = compact.main(model, torch.randn(2, 3, 16, 16), repeats=1)
+    assert [layer.out_channels for layer in smaller.modules() if isinstance(layer, torch.nn.Conv2d)] == [7, 7]
+    assert "Sequential: 1,212 -> 653 parameters (-46%)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_configuration_file_trains_with_all_callbacks_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    for name in ("cli.py", "config.yaml"):
+        shutil.copy(RECIPES / name, tmp_path)
+    command = [sys.executable, "cli.py", "fit", "--config", "config.yaml", "--trainer.max_epochs=6"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    logged = scalars(tmp_path / "logs/cli/version_0")
+    assert len(logged["anomaly_filters/count"]) == len(logged["val_loss"]) == 6
+    assert logged["anomaly_filters/outlier_samples"][4] == 2  # the two images that are over-exposed
+    assert logged["anomaly_prune/masked"][4] == 0 < logged["anomaly_prune/masked"][5]
+    assert len(set(logged["two_sample/confidence_error_ratio"])) == 6
+
+
+@pytest.fixture
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Runs `cli.py fit` in this process."""
+    pytest.importorskip("jsonargparse", reason="LightningCLI is made of it")
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about how Lightning calls it
+    monkeypatch.chdir(tmp_path)
+    cli = importlib.import_module("recipes.cli")
+
+    def run(line: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["cli.py", "fit", "--seed_everything=false", *shlex.split(line)])
+        with torch.random.fork_rng(devices=[]):
+            cli.LightningCLI(cli.Classifier, cli.Digits)
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_command_line_adds_callbacks(fit: Callable[[str], None], tmp_path: Path) -> None:
+    fit(
+        "--trainer.max_epochs=2 --trainer.enable_progress_bar=false --trainer.logger=TensorBoardLogger"
+        " --trainer.logger.save_dir=logs --data.train_size=64"
+        " --trainer.callbacks+=lightning_anomaly.AnomalyFilterCallback --trainer.callbacks.probe_size=128"
+        " --trainer.callbacks+=lightning_anomaly.AnomalyEarlyStopping --trainer.callbacks.threshold=0.2"
+        " --trainer.callbacks+=lightning_anomaly.AnomalyPruneCallback --trainer.callbacks.at_epoch=1"
+        " --trainer.callbacks.min_votes=1"
+    )
+    log_dir = tmp_path / "logs/lightning_logs/version_0"
+    assert scalars(log_dir)["anomaly_prune/masked"][-1] > 0
+    saved = (log_dir / "config.yaml").read_text()
+    for line in ("probe_size: 128", "threshold: 0.2", "at_epoch: 1", "min_votes: 1"):
+        assert line in saved
+
+
+def test_a_wrong_value_is_refused_with_what_is_allowed(
+    fit: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        fit("--trainer.callbacks+=lightning_anomaly.AnomalyFilterCallback --trainer.callbacks.probe=test")
+    said = capsys.readouterr().err
+    for part in ("probe", "'val'", "'train'"):
+        assert part in said
