@@ -1,0 +1,218 @@
+"""What is timed: each function gives rows of a table."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import get_model
+
+from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, analyze, find_outliers
+from lightning_anomaly.settings import EngineName
+from recipes.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
+from recipes.common.module import Classifier
+from recipes.common.networks import NETWORKS, build
+from recipes.common.options import SILENT
+from recipes.pictures.browser import find_chromium, open_page
+
+__all__ = ["PARTS", "exponent"]
+
+_ENGINES: tuple[EngineName, ...] = ("numba", "torch", "sklearn")
+
+
+def _network(name: str) -> nn.Module:
+    """A network with random weights: how long an analysis takes depends little on them."""
+    torch.manual_seed(0)
+    return (build(name, 3, 10) if name in NETWORKS else get_model(name)).eval()
+
+
+def _noise(images: int, side: int) -> Tensor:
+    return torch.randn(images, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def speed(device: str, quick: bool) -> Iterator[Row]:
+    """An analysis by each engine; that of scikit-learn is a loop over its estimators."""
+    for name, side in (("lenet5", 32),) if quick else (("alexnet", 32), ("simple_cnn", 32), ("resnet18", 64)):
+        network, images = _network(name).to(device), _noise(64 if quick else 512, side).to(device)
+        settings = {str(engine): AnalysisSettings(engine=engine) for engine in _ENGINES}
+        sides = {engine: partial(analyze, network, images, settings=own) for engine, own in settings.items()}
+        found = in_turns(sides, 1 if quick else 3)
+        for engine, row in found.iterrows():
+            faster = found.seconds["sklearn"] / row.seconds
+            yield {"network": name, "engine": engine, **row, "times as fast as scikit-learn": faster}
+
+
+def exponent(sizes: list[int], seconds: list[float]) -> float:
+    """Slope of the straight line through the logarithms: 1 where the cost grows in proportion."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def growth(device: str, quick: bool) -> Iterator[Row]:
+    """An analysis of more filters, of 512 samples, and of more samples, by 512 filters."""
+    few, times = (64, (1, 2)) if quick else (512, (1, 2, 4, 8))
+
+    def work(filters: int, samples: int) -> Callable[[], Any]:
+        torch.manual_seed(0)
+        return partial(analyze, nn.Conv2d(3, filters, 3).to(device), _noise(samples, 12).to(device))
+
+    for what, sizes in {"filters": [(n * few, few) for n in times], "samples": [(few, n * few) for n in times]}.items():
+        found = in_turns({str(size): work(*size) for size in sizes}, 1 if quick else 3)
+        seconds = found.seconds.tolist()
+        grown = {f"{few} x {n}": own for n, own in zip(times, seconds, strict=True)}
+        yield {"growth in": what, **grown, "exponent": exponent(list(times), seconds)}
+
+
+def overhead(device: str, quick: bool) -> Iterator[Row]:
+    """What each callback adds to a training epoch of 50,000 images of 32x32, scaled from 60 batches of 128.
+
+    A validation of 512 images (1,024 of each kind for the comparison) with the callback less one without it.
+    """
+    batches, size = (4, 128) if quick else (60, 512)
+    labels = torch.randint(10, (1024,), generator=torch.Generator().manual_seed(0))
+    images = _noise(len(labels), 32)
+    loader = DataLoader(TensorDataset(images, labels), 128)
+    callbacks: dict[str, Callable[[], pl.Callback]] = {
+        "AnomalyFilterCallback": lambda: AnomalyFilterCallback(probe_size=size, log_figures=False),
+        "TwoSampleCallback": lambda: TwoSampleCallback(images[:size], images[-size:], log_figures=False),
+    }
+    options: dict[str, Any] = {**SILENT, "accelerator": device, "devices": 1}
+    for name in ("lenet5",) if quick else ("alexnet", "simple_cnn", "lenet5"):
+        module = Classifier(_network(name))
+        epochs = -(-batches // len(loader))
+        epoch = pl.Trainer(**options, max_epochs=epochs, limit_val_batches=0)
+        seconds = timed(partial(epoch.fit, module, loader))["seconds"] / (epochs * len(loader)) * 50_000 / 128
+        sides = {"": pl.Trainer(**options)}
+        sides |= {own: pl.Trainer(**options, callbacks=[make()]) for own, make in callbacks.items()}
+        validations = {own: partial(trainer.validate, module, loader, verbose=False) for own, trainer in sides.items()}
+        found = in_turns(validations, 1 if quick else 5).seconds
+        for own in callbacks:
+            added = found[own] - found[""]
+            yield {"network": name, "callback": own, "epoch (s)": seconds, "added (s)": added, "share": added / seconds}
+        yield {"network": name, "callback": "its figures", "epoch (s)": seconds, "added (s)": _figures(module, options)}
+
+
+def _figures(module: pl.LightningModule, options: dict[str, Any]) -> float:
+    """Seconds that the figures of one analysis take: a fit of one batch with them less one without."""
+    loader = DataLoader(TensorDataset(_noise(128, 32), torch.arange(128) % 10), 128)
+    with tempfile.TemporaryDirectory() as folder:
+        sides: dict[bool, float] = {}
+        for figures in (True, False):
+            watcher = AnomalyFilterCallback(probe_size=128, log_figures=figures)
+            trainer = pl.Trainer(**options | {"logger": TensorBoardLogger(folder)}, callbacks=[watcher], max_epochs=1,
+                                 num_sanity_val_steps=0, log_every_n_steps=1)  # fmt: skip
+            sides[figures] = timed(partial(trainer.fit, module, loader, loader))["seconds"]
+    return sides[True] - sides[False]
+
+
+def _forward(name: str, images: int, side: int) -> Callable[[], Any]:
+    network = _network(name)
+
+    @torch.no_grad()
+    def work() -> None:
+        for batch in torch.split(_noise(images, side), 8 if side > 32 else 64):
+            network(batch)
+
+    return work
+
+
+def _analysis(name: str, images: int, side: int) -> Callable[[], Any]:
+    analyze(_network("lenet5"), _noise(64, 32))  # loads what is compiled
+    network = _network(name)
+    return lambda: analyze(network, _noise(images, side), batch_size=8)
+
+
+def _search(name: str, images: int, side: int) -> Callable[[], Any]:
+    find_outliers(_network("lenet5"), _noise(200, 32), progress=False)
+    network = _network(name)
+    return lambda: find_outliers(network, _noise(images, side), progress=False)
+
+
+def large(device: str, quick: bool) -> Iterator[Row]:
+    """An analysis of large networks beside a forward pass, in time and memory, on the CPU."""
+    cases = [("resnet18", 512), ("resnet50", 512), ("convnext_base", 512), ("resnet50", 2048), ("convnext_base", 2048)]
+    for name, images in [("resnet18", 64)] if quick else cases:
+        arguments = (name, images, 32 if quick else 224)
+        found = in_fresh_processes(
+            {"forward": partial(_forward, *arguments), "analyze": partial(_analysis, *arguments)}, 1
+        )
+        for side, row in found.iterrows():
+            yield {"network": name, "images": images, "side": side, **row}
+
+
+def outliers(device: str, quick: bool) -> Iterator[Row]:
+    """`find_outliers` on a whole data set beside a forward pass, in batches of 64, on the CPU."""
+    arguments = ("lenet5" if quick else "alexnet", 300 if quick else 50_000, 32)
+    sides = {"forward": partial(_forward, *arguments), "find_outliers": partial(_search, *arguments)}
+    found = in_fresh_processes(sides, 1 if quick else 3)
+    for side, row in found.iterrows():
+        ratio = row.seconds / found.seconds["forward"]
+        yield {"network": arguments[0], "images": arguments[1], "side": side, **row, "times a forward pass": ratio}
+
+
+class _Seconds(pl.Callback):
+    """Writes down what the analysis took on process 0."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it."""
+        if trainer.is_global_zero:
+            self.file.write_text(str(float(trainer.callback_metrics["anomaly_filters/seconds"])))
+
+
+def processes(device: str, quick: bool) -> Iterator[Row]:
+    """An analysis by one process and by several, each with one thread, on the CPU."""
+    name, side, images = ("lenet5", 32, 64) if quick else ("resnet18", 64, 512)
+    for count in (1, 2) if quick else (1, 2, 4):
+        loader = DataLoader(TensorDataset(_noise(images, side), torch.arange(images) % 10), 16)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "seconds"
+            watcher = AnomalyFilterCallback(probe_size=images, log_figures=False)
+            trainer = pl.Trainer(**SILENT, accelerator="cpu", devices=count, callbacks=[watcher, _Seconds(file)],
+                                 strategy="ddp_spawn" if count > 1 else "auto")  # fmt: skip
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            trainer.validate(Classifier(_network(name)), loader, verbose=False)
+            torch.set_num_threads(threads)
+            yield {"network": name, "images": images, "processes": count, "seconds": float(file.read_text())}
+
+
+def browser(device: str, quick: bool) -> Iterator[Row]:
+    """The filter browser of a report: its size, how long it takes to write, and to open in Chromium if there is one."""
+    for name, side in (("lenet5", 32),) if quick else (("alexnet", 32), ("resnet50", 224)):
+        images = _noise(64 if quick else 512, side)
+        report = analyze(_network(name), images, batch_size=8)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "report.html"
+            written = timed(partial(report.save_html, file, images))
+            opened = timed(partial(_open, file)) if find_chromium() else {}
+            size = {"file (MB)": file.stat().st_size / 1e6}
+            yield {"network": name, **size, **written, **{f"to open, {what}": own for what, own in opened.items()}}
+
+
+def _open(file: Path) -> None:
+    """Start the browser and wait until the page is drawn."""
+    with open_page(1280, 900) as page:
+        page.goto(file.as_uri())
+        page.wait_for_selector("html[data-shown]")
+
+
+PARTS: dict[str, Callable[[str, bool], Iterator[Row]]] = {
+    "speed": speed,
+    "growth": growth,
+    "overhead": overhead,
+    "large": large,
+    "outliers": outliers,
+    "processes": processes,
+    "browser": browser,
+}

@@ -1,0 +1,90 @@
+"""The one way in which things are timed: sides take turns, each in this process or in a fresh one of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+__all__ = ["Row", "in_fresh_processes", "in_turns", "machine", "markdown", "timed"]
+
+Row = dict[str, Any]
+
+
+def machine() -> Row:
+    """What the numbers depend on."""
+    packages = {name: version(name) for name in ("torch", "scikit-learn", "numba", "lightning")}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    threads = torch.get_num_threads()
+    return {
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "device": device,
+        "python": platform.python_version(),
+        **packages,
+    }
+
+
+def timed(work: Callable[[], Any]) -> Row:
+    """Time one call: `seconds` by the clock, GPU included, and `cpu_seconds` of all cores."""
+    _synchronize()
+    begun = time.perf_counter(), time.process_time()
+    work()
+    _synchronize()
+    return {"seconds": time.perf_counter() - begun[0], "cpu_seconds": time.process_time() - begun[1]}
+
+
+def _synchronize() -> None:
+    """Wait until a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> pd.DataFrame:
+    """Medians by side, which take turns, so that a machine that slows down slows all; the first turn only warms up."""
+    found = [{"side": name, "round": turn, **timed(work)} for turn in range(rounds + 1) for name, work in sides.items()]
+    frame = pd.DataFrame(found).query("round > 0")
+    return frame.groupby("side", sort=False)[["seconds", "cpu_seconds"]].median()
+
+
+def in_fresh_processes(sides: Mapping[str, Callable[[], Callable[[], Any]]], rounds: int) -> pd.DataFrame:
+    """Medians by side, each turn in a process of its own, with `peak_mib`, the most memory by which it grew (Linux).
+
+    Each side is prepared in its process: it gives what is then timed.
+    """
+    found = []
+    for _ in range(rounds):
+        for name, prepare in sides.items():
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                found.append({"side": name, **pool.submit(_prepared, prepare).result()})
+    return pd.DataFrame(found).groupby("side", sort=False).median()
+
+
+def _prepared(prepare: Callable[[], Callable[[], Any]]) -> Row:
+    work = prepare()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _resident("VmRSS")
+    return timed(work) | {"peak_mib": _resident("VmHWM") - before}
+
+
+def _resident(entry: str) -> float:
+    """Memory of this process in the books of Linux (MiB)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{entry}:"))
+    return int(line.split()[1]) / 1024
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    frame = pd.DataFrame(rows)
+    cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in frame.to_numpy()]
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
