@@ -1,6 +1,7 @@
 """What people read: links and files that are there, code that compiles, commands that exist, a README that is short."""
 
 import ast
+import csv
 import importlib
 import json
 import re
@@ -73,6 +74,20 @@ def test_code_compiles_and_what_it_imports_exists(page: Path) -> None:
             elif isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(str(node.module))
                 assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "results").glob("*.md")), ids=lambda page: page.stem)
+def test_tables_of_results_are_rows_and_columns_of_their_csv_files(page: Path) -> None:
+    for name, table in re.findall(r"<!-- (\w+)\.csv -->\n((?:\|.*\n)+)", page.read_text()):
+        with (ROOT / "recipes" / "experiments" / "results" / f"{name}.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        shown, _, *cells = ([cell.strip() for cell in line[1:-1].split(" | ")] for line in table.splitlines())
+        columns: list[int] = []
+        for title in shown:  # titles may come twice: each is looked for behind the one before it
+            columns.append(header.index(title, columns[-1] + 1 if columns else 0))
+        known = [[row[column] for column in columns] for row in rows]
+        places = [known.index(row) for row in cells]
+        assert places == sorted(places)
 
 
 def test_the_readme_is_short() -> None:

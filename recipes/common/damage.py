@@ -1,6 +1,6 @@
 """Labels changed and images damaged on purpose, so that there is something true to find.
 
-Functions on tensors; all but `over_expose` change nothing they are given. What is random takes a seed and draws from a
+Functions on tensors; they change nothing they are given. What is random takes a seed and draws from a
 generator of its own. Axes: `N` images, `C` channels, `H W` pixels.
 """
 
@@ -11,10 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
-from torch.utils.data import TensorDataset
 from torchvision.transforms.functional import gaussian_blur
-
-from recipes.common.data import ImageData, Loader, mean_and_std
 
 
 def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -22,14 +19,7 @@ def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int)
 
     Returns:
         The noisy labels int64 `(N,)` and which of them are changed, bool `(N,)`.
-
-    Raises:
-        ValueError: If `fraction` is not between 0 and 1, or `n_classes` leaves no other class.
     """
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"Parameter `fraction` should be between 0 and 1. Found `{fraction = }`.")
-    if n_classes < 2:
-        raise ValueError(f"Parameter `n_classes` should be 2 or more. Found `{n_classes = }`.")
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
     noisy, changed = labels.clone(), torch.zeros(len(labels), dtype=torch.bool)
@@ -65,13 +55,6 @@ def over_range(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (4 * images.float() / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
 
 
-def over_expose(loader: Loader, data: ImageData, places: Sequence[int] | slice | Tensor) -> None:
-    """Give some images of a loader of the validation part the values of `over_range`, in place."""
-    assert isinstance(loader.dataset, TensorDataset)
-    images = over_range(data.val_images[places], *mean_and_std(data.train_images))
-    loader.dataset.tensors[0][places] = images
-
-
 def plant_damage(
     images: Tensor, count: int, kinds: Sequence[str], seed: int, foreign: Tensor | None = None
 ) -> tuple[Tensor, dict[str, list[int]]]:
@@ -86,34 +69,22 @@ def plant_damage(
 
     Returns:
         The images and, by kind, the sorted positions of the damaged ones.
-
-    Raises:
-        ValueError: If `count` is out of range, a kind is unknown, or `foreign` holds too few images.
     """
-    if not 0 <= count <= len(images):
-        raise ValueError(f"Parameter `count` should be between 0 and {len(images)}. Found `{count = }`.")
-    if not kinds or not {*kinds} <= {*DAMAGES, "foreign"} or len({*kinds}) < len(kinds):
-        allowed = ", ".join([*DAMAGES, "foreign"])
-        raise ValueError(f"Parameter `kinds` should be some of {allowed}, each once. Found `{kinds = }`.")
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randperm(len(images), generator=generator)[:count]
     planted = {kind: picked[place :: len(kinds)].sort().values for place, kind in enumerate(kinds)}
     damaged = images.clone()
     for kind, places in planted.items():
-        if len(places) == 0:
-            continue
         if kind == "foreign":
+            assert foreign is not None
             damaged[places] = _foreign(foreign, images[places], generator)
-        else:
+        elif len(places):
             damaged[places] = DAMAGES[kind](images[places], generator)
     return damaged, {kind: places.tolist() for kind, places in planted.items()}
 
 
-def _foreign(source: Tensor | None, images: Tensor, generator: Generator) -> Tensor:
+def _foreign(source: Tensor, images: Tensor, generator: Generator) -> Tensor:
     """Pick as many images of `source` as there are `images`, fitted to their channels and size."""
-    if source is None or len(source) < len(images):
-        found = 0 if source is None else len(source)
-        raise ValueError(f"Parameter `foreign` should hold at least {len(images)} images. Found {found}.")
     picked = source[torch.randperm(len(source), generator=generator)[: len(images)]].float()
     if picked.shape[1] != images.shape[1]:
         picked = picked.mean(1, keepdim=True).expand(-1, images.shape[1], -1, -1)

@@ -1,4 +1,4 @@
-"""Images for the recipes: read, split and put into loaders.
+"""Images for the laboratory: read, split and put into loaders.
 
 Functions on tensors that change nothing they are given. What is random takes a seed and draws from a generator of its
 own, except for `crop_and_flip`. Axes: `N` images, `C` channels, `H W` pixels; images are uint8 until `normalise`.
@@ -6,28 +6,28 @@ own, except for `crop_and_flip`. Axes: `N` images, `C` channels, `H W` pixels; i
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, default_collate
 from torchvision import datasets
 
+__all__ = ["DATA_SETS", "ImageData", "Loader", "crop_and_flip", "load_images", "make_loaders", "mean_and_std",
+           "normalise", "split"]  # fmt: skip
+
 _TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 DATA_SETS = ("digits", *_TORCHVISION)
-_REQUIRED = {"train_images", "train_labels", "test_images", "test_labels"}
+Loader = DataLoader[tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Images uint8 `(N, C, H, W)` and labels int64 `(N,)`; the validation part may be empty until `split` fills it."""
+    """Images uint8 `(N, C, H, W)` and labels int64 `(N,)`; the validation part is empty until `split` fills it."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -35,177 +35,87 @@ class ImageData:
     val_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
-    classes: tuple[str, ...]
+    n_classes: int
 
     @property
     def channels(self) -> int:
         """Channels of an image."""
         return self.train_images.shape[1]
 
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
 
-
-def load_images(data: str | Path, *, data_root: str | Path | None = None, download: bool = False) -> ImageData:
-    """Load a data set by its name, or from an `.npz` file in MedMNIST's layout.
-
-    Such a file holds `train_images` and `test_images`, uint8 `(N, H, W)` or `(N, H, W, 3)`, `train_labels` and
-    `test_labels`, integers `(N,)` or `(N, 1)`, and may hold `val_images`, `val_labels` and `classes`, their names.
+def load_images(name: str, root: str | None = None, *, download: bool = False) -> ImageData:
+    """Load a data set.
 
     Args:
-        data: One of `DATA_SETS`, or the path of an `.npz` file.
-        data_root: Folder in which torchvision looks for its data sets, by default `data` in the working directory.
-        download: Let torchvision download what `data_root` lacks.
+        name: One of `DATA_SETS`.
+        root: Folder that holds `NAME.npz` with `train_images`, uint8 `(N, H, W)` or `(N, H, W, 3)`, `train_labels`,
+            `test_images` and `test_labels`, or else torchvision's copy; by default `data` in the working directory.
+        download: Let torchvision download what the folder lacks.
 
     Raises:
-        FileNotFoundError: If the file or the data set does not exist.
-        ConnectionError: If the download fails.
-        ValueError: If `data` is neither a name nor an `.npz` path, or if the file holds something else.
+        FileNotFoundError: If the folder holds neither.
     """
-    if data == "digits":
-        return _assemble(_digits(), "digits")
-    if data in _TORCHVISION:
-        return _assemble(_torchvision(str(data), Path(data_root or "data").expanduser(), download), str(data))
-    path = Path(data).expanduser()
-    if path.suffix != ".npz":
-        names = ", ".join(DATA_SETS)
-        raise ValueError(f"Parameter `data` should be one of {names} or the path of an .npz file. Found `{data = !s}`.")
-    if not path.is_file():
-        raise FileNotFoundError(f"Parameter `data` should be the path of an existing .npz file. Found `{data = !s}`.")
-    return _assemble(_npz(path), path.name)
+    folder = Path(root or "data").expanduser()
+    archive = folder / f"{name}.npz"
+    if name == "digits":
+        arrays = _digits()
+    elif archive.is_file():
+        with np.load(archive, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ("train_images", "train_labels", "test_images", "test_labels")}
+    else:
+        try:
+            parts = {part: _TORCHVISION[name](folder, train=part == "train", download=download) for part in
+                     ("train", "test")}  # fmt: skip
+        except (RuntimeError, OSError) as error:
+            raise FileNotFoundError(
+                f"The folder `{folder}` should hold `{name}.npz` or an intact copy of {name} as torchvision stores it "
+                f"(`--data-root` names another folder). Found neither: {error}"
+            ) from error
+        arrays = {f"{part}_images": np.asarray(own.data) for part, own in parts.items()}
+        arrays |= {f"{part}_labels": np.asarray(own.targets) for part, own in parts.items()}
+    train, test = (_images(arrays[f"{part}_images"]) for part in ("train", "test"))
+    labels = [torch.from_numpy(arrays[f"{part}_labels"].reshape(-1).astype(np.int64)) for part in ("train", "test")]
+    classes = int(max(own.max() for own in labels)) + 1
+    return ImageData(train, labels[0], train[:0], labels[0][:0], test, labels[1], classes)
 
 
-def _digits() -> dict[str, Any]:
+def _images(array: np.ndarray) -> Tensor:
+    images = torch.from_numpy(array)
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+
+
+def _digits() -> dict[str, np.ndarray]:
     """scikit-learn's 8x8 digits, pixels repeated 2x2 because the networks need 16x16: 1,500 to train, 297 to test."""
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
-    order = torch.randperm(len(images), generator=_generator(0)).numpy()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).numpy()
     parts = {"train": order[:1500], "test": order[1500:]}
     arrays = {f"{part}_images": images[chosen] for part, chosen in parts.items()}
-    arrays |= {f"{part}_labels": digits.target[chosen] for part, chosen in parts.items()}
-    return arrays | {"classes": digits.target_names}
-
-
-def _torchvision(name: str, root: Path, download: bool) -> dict[str, Any]:
-    arrays: dict[str, Any] = {}
-    try:
-        for part in ("train", "test"):
-            dataset = _TORCHVISION[name](root, train=part == "train", download=download)
-            arrays |= {f"{part}_images": dataset.data, f"{part}_labels": dataset.targets, "classes": dataset.classes}
-    except (RuntimeError, OSError) as error:
-        if download:
-            raise ConnectionError(f"The download of {name} to the folder `{root}` failed: {error}") from error
-        raise FileNotFoundError(
-            f"The folder `{root}` does not hold an intact copy of {name} as torchvision stores it: "
-            "pass `--download` to download it, or `--data-root` to name the folder that holds it."
-        ) from error
-    return arrays
-
-
-def _npz(path: Path) -> dict[str, Any]:
-    try:
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("it is not an archive.")
-        with np.load(path, allow_pickle=False) as file:
-            keys = set(file.files)
-            arrays = {key: file[key] for key in keys & (_REQUIRED | {"val_images", "val_labels", "classes"})}
-    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"`{path.name}` should be an .npz archive of plain arrays. Reading failed: {error}") from error
-    required = _REQUIRED | ({"val_images", "val_labels"} if keys & {"val_images", "val_labels"} else set())
-    if missing := required - keys:
-        expected, found = (", ".join(sorted(names)) for names in (missing, keys))
-        raise ValueError(f"`{path.name}` should hold the keys {expected} too. Found the keys {found}.")
-    return arrays
-
-
-def _assemble(arrays: dict[str, Any], source: str) -> ImageData:
-    """Check arrays in MedMNIST's layout and turn them into tensors; `source` names them in errors."""
-    tensors: dict[str, Tensor] = {}
-    for part in ("train", "test", "val"):
-        images, labels = f"{part}_images", f"{part}_labels"
-        if images not in arrays:  # only the validation part may be missing
-            tensors |= {images: tensors["train_images"][:0], labels: tensors["train_labels"][:0]}
-            continue
-        tensors[images] = _images(np.asarray(arrays[images]), f"`{images}` in `{source}`")
-        tensors[labels] = _labels(np.asarray(arrays[labels]), f"`{labels}` in `{source}`")
-        if len(tensors[images]) != len(tensors[labels]):
-            raise ValueError(
-                f"`{labels}` in `{source}` should hold one label per image. "
-                f"Found {len(tensors[labels])} labels and {len(tensors[images])} images."
-            )
-        found, expected = (tuple(tensors[key].shape[1:]) for key in (images, "train_images"))
-        if found != expected:
-            raise ValueError(f"`{images}` in `{source}` should be {expected} like the training images. Found {found}.")
-    highest = max(int(tensors[key].max()) for key in tensors if key.endswith("labels") and len(tensors[key]))
-    classes = np.asarray(arrays.get("classes", range(highest + 1)))
-    if classes.ndim != 1 or len(classes) <= highest:
-        raise ValueError(
-            f"`classes` in `{source}` should be a list of {highest + 1} names or more, as labels go up to {highest}. "
-            f"Found shape {classes.shape}."
-        )
-    return ImageData(**tensors, classes=tuple(str(name) for name in classes))
-
-
-def _images(array: Any, what: str) -> Tensor:
-    grey, colour = array.ndim == 3, array.ndim == 4 and array.shape[-1] == 3
-    if array.dtype != np.uint8 or not (grey or colour) or array.size == 0:
-        raise ValueError(
-            f"{what} should be uint8 of shape (N, H, W) or (N, H, W, 3) and not empty. "
-            f"Found {array.dtype} of shape {array.shape}."
-        )
-    images = torch.from_numpy(array)
-    return images[:, None] if grey else images.permute(0, 3, 1, 2).contiguous()
-
-
-def _labels(array: Any, what: str) -> Tensor:
-    if array.dtype.kind not in "iu" or array.ndim == 0 or array.shape[1:] not in ((), (1,)):
-        raise ValueError(
-            f"{what} should be integers of shape (N,) or (N, 1). Found {array.dtype} of shape {array.shape}."
-        )
-    labels = torch.from_numpy(array.reshape(-1).astype(np.int64))
-    if (labels < 0).any():
-        raise ValueError(f"{what} should be 0 or more. Found {int(labels.min())}.")
-    return labels
-
-
-def _generator(seed: int) -> Generator:
-    return Generator().manual_seed(seed)
+    return arrays | {f"{part}_labels": digits.target[chosen] for part, chosen in parts.items()}
 
 
 def split(data: ImageData, train_size: int | None, val_size: int, seed: int) -> ImageData:
     """Draw `train_size` training images (None: all that remain) and `val_size` validation images at random.
 
     Both come from the training part. The validation images depend on the seed but not on `train_size`, so that runs of
-    several sizes are judged on the same ones. Data with a validation part keeps it, at random `val_size` images of it
-    where it is larger.
+    several sizes are judged on the same ones.
 
     Raises:
-        ValueError: If a size is below 1 or there are too few images.
+        ValueError: If there are too few images.
     """
-    if val_size < 1:
-        raise ValueError(f"Parameter `val_size` should be a positive integer. Found `{val_size = }`.")
-    generator = _generator(seed)
-    train = torch.randperm(len(data.train_labels), generator=generator)
-    if len(data.val_labels):
-        val = torch.randperm(len(data.val_labels), generator=generator)[:val_size]
-        val_images, val_labels = data.val_images[val], data.val_labels[val]
-    else:
-        val, train = train[:val_size], train[val_size:]
-        val_images, val_labels = data.train_images[val], data.train_labels[val]
-    size = len(train) if train_size is None else train_size
-    if not 1 <= size <= len(train):
+    order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
+    val, train = order[:val_size], order[val_size:]
+    if not 1 <= (size := len(train) if train_size is None else train_size) <= len(train):
         raise ValueError(
             f"Parameter `train_size` should be between 1 and {len(train)}, the images that `{val_size = }` leaves of "
-            f"{len(data.train_labels)}. Found `{train_size = }`."
+            f"{len(order)}. Found `{train_size = }`."
         )
     return replace(
         data,
         train_images=data.train_images[train[:size]],
         train_labels=data.train_labels[train[:size]],
-        val_images=val_images,
-        val_labels=val_labels,
+        val_images=data.train_images[val],
+        val_labels=data.train_labels[val],
     )
 
 
@@ -240,14 +150,6 @@ def _augmented_batch(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tens
     return crop_and_flip(images), labels
 
 
-def to_dataset(images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> TensorDataset:
-    """Pair the normalised images with their labels `(N,)`; the other arguments are those of `normalise`."""
-    return TensorDataset(normalise(images, mean, std), labels)
-
-
-Loader = DataLoader[tuple[Tensor, ...]]
-
-
 def make_loaders(
     data: ImageData, batch_size: int, augment: bool = False, epoch_size: int | None = None
 ) -> tuple[Loader, Loader]:
@@ -259,9 +161,9 @@ def make_loaders(
         augment: Whether training batches go through `crop_and_flip`; the dataset itself yields the images unchanged.
         epoch_size: Training images in an epoch; of fewer images, some come again. None takes each of them once.
     """
-    mean, std = mean_and_std(data.train_images)
-    train = to_dataset(data.train_images, data.train_labels, mean, std)
-    val = to_dataset(data.val_images, data.val_labels, mean, std)
-    collate = _augmented_batch if augment else None
+    scale = mean_and_std(data.train_images)
+    train = TensorDataset(normalise(data.train_images, *scale), data.train_labels)
+    val = TensorDataset(normalise(data.val_images, *scale), data.val_labels)
     order = RandomSampler(train, num_samples=epoch_size)
+    collate = _augmented_batch if augment else None
     return DataLoader(train, batch_size, sampler=order, collate_fn=collate), DataLoader(val, batch_size)

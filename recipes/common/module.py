@@ -1,4 +1,4 @@
-"""The LightningModule that all recipes train: a classifier of images."""
+"""The LightningModule that the laboratory trains, and how well a network does on images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Classifier"]
+__all__ = ["Classifier", "evaluate", "logits_of"]
 
 
 class Classifier(LightningModule):
@@ -47,3 +47,17 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, which is Adam without weight decay."""
         return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Logits `(N, classes)` of images `(N, C, H, W)`, in evaluation mode, in which the network is left."""
+    network.eval()
+    with torch.no_grad():
+        return torch.cat([network(batch) for batch in torch.split(images, 256)])
+
+
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and accuracy."""
+    logits = logits_of(network, images)
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    return functional.cross_entropy(logits.double(), labels).item(), accuracy

@@ -19,14 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from lightning_anomaly import AnalysisSettings, AnomalyReport
-from lightning_anomaly.analysis import analyze_maps
+from lightning_anomaly import AnomalyReport, analyze
 from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, VERDICT_COLOURS
 from lightning_anomaly.report import LayerReport
 from recipes.common.damage import over_range
 from recipes.common.data import load_images, make_loaders, mean_and_std, normalise, split
-from recipes.common.maps import capture
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import one_sentence_errors, quiet
@@ -35,20 +33,20 @@ _DAMAGED = [3, 20]
 _COLUMNS = 16  # cells in a row of the last panel
 
 
-def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Module, Tensor]:
+def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Sequential, Tensor]:
     """A simple CNN trained on 200 digits, and a probe of 512 others, of which two are over-exposed."""
     quiet()
     pl.seed_everything(0, verbose=False)
     data = split(load_images("digits"), 200, 512, seed=0)
-    module = Classifier(build("simple_cnn", data.channels, data.n_classes))
+    network = build("simple_cnn", data.channels, data.n_classes)
     trainer = pl.Trainer(
         max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0
     )
-    trainer.fit(module, *make_loaders(data, batch_size=32))
+    trainer.fit(Classifier(network), *make_loaders(data, batch_size=32))
     mean, std = mean_and_std(data.train_images)
     probe = normalise(data.val_images, mean, std)
     probe[_DAMAGED] = over_range(data.val_images[_DAMAGED], mean, std)
-    return module.network.cpu(), probe
+    return network.cpu().eval(), probe
 
 
 def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
@@ -128,12 +126,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> AnomalyReport:
     """Train, analyse, draw."""
     network, probe = trained_network_and_probe(options.epochs)
-    settings = AnalysisSettings()
-    maps = capture(network, probe, settings)
-    report = analyze_maps(maps, settings)
+    report = analyze(network, probe)
     ((name, index),) = clearest_filters(report, 1)
+    with torch.no_grad():
+        maps = network[: int(name) + 1](probe).relu()
     Path(options.picture).parent.mkdir(parents=True, exist_ok=True)
-    draw(maps[name].maps, report, name, index).savefig(options.picture, dpi=90)
+    draw(maps, report, name, index).savefig(options.picture, dpi=90)
     return report
 
 

@@ -14,7 +14,7 @@ from lightning_anomaly import two_sample_test
 from lightning_anomaly.two_sample.comparison import _compare
 from lightning_anomaly.two_sample.rank_test import random_divisions
 from recipes.common.networks import build
-from recipes.experiments.two_sample.compare import compare, responses
+from recipes.experiments.measures.two_sample import compare, responses
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_anomaly.verdicts.isolation import isolated_samples
-from recipes.experiments.outliers.null import DISTRIBUTIONS, NULLS, Planted, draw, flagged
+from recipes.experiments.null import DISTRIBUTIONS, NULLS, Planted, draw, flagged
 
 FRACTION = 0.02
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from matplotlib.image import imread
 from trainers import SMALL_RUNS
 
 from recipes.pictures import how_it_works
 
-pytestmark = SMALL_RUNS
+pytestmark = [*SMALL_RUNS, pytest.mark.slow]
 
 
 def test_the_picture_shows_a_filter_with_the_planted_outliers(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from trainers import SMALL_RUNS
 
 from recipes.pictures import two_samples
 
-pytestmark = SMALL_RUNS
+pytestmark = [*SMALL_RUNS, pytest.mark.slow]
 
 
 def test_a_small_training_is_compared_and_drawn(tmp_path: Path) -> None:

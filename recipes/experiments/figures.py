@@ -1,0 +1,313 @@
+"""The figures of the results, made from their lines."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from PIL import Image
+
+from lightning_anomaly.two_sample.rise import THRESHOLD
+from recipes.experiments.spec import OVERFITTING
+from recipes.experiments.tables import choice, h2, h3, outliers, output, stability, stopping
+from recipes.experiments.tables.curves import layers_of, signal
+from recipes.experiments.tables.writer import Frame, kinds, runs
+
+__all__ = ["FIGURES"]
+
+_BLUE, _RED = "#0072B2", "#D55E00"
+_COLOURS = {"overfitting": _BLUE, "noise10": "#E69F00", "noise30": "#009E73", "noise20": _RED, "augmented": "#CC79A7",
+            "regularised": "black", "more_data": "#56B4E9"}  # fmt: skip
+Panel = tuple[str, str, str, bool]  # title, signal and reading as in `curves.signal`, and whether of the last layer
+_LOSS = ("validation loss (nats)", "val_loss", "val", False)
+_FRACTIONS = (
+    ("anomaly fraction", "fraction", "val", False),
+    ("the same, paper's reading", "fraction", "val_paper", False),
+)
+
+
+def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:
+    """Signals over the epochs, a row for each network and data set, a line for each condition, mean over the seeds."""
+    groups = some.groupby(["network", "data"])
+    figure = Figure(figsize=(3 * len(panels), 2.3 * len(groups)), layout="constrained")
+    axes = figure.subplots(len(groups), len(panels), squeeze=False)
+    for row, (key, own) in zip(axes, groups, strict=True):
+        for condition, seeds in own.groupby("condition", observed=True):
+            for axis, (_, name, reading, last) in zip(row, panels, strict=True):
+                curves = [signal(line, name, reading, layers_of(line, reading)[-1] if last else None)
+                          for line in seeds.line]  # fmt: skip
+                average = np.mean(curves, axis=0)
+                style = {"linestyle": "-" if condition in OVERFITTING else "--", "color": _COLOURS[condition]}
+                axis.plot(range(1, len(average) + 1), average, label=condition, linewidth=1.3, **style)
+        row[0].set_ylabel("\n".join(key))
+        for axis in row:
+            top = max(axis.get_ylim()[1], 0.01)
+            axis.set_ylim(-0.03 * top, top)  # a curve at 0 is seen
+    for axis, panel in zip(axes[0], panels, strict=True):
+        axis.set_title(panel[0], fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
+    shown = {str(line.get_label()): line for axis in axes[:, 0] for line in axis.get_lines()}
+    names = [name for name in _COLOURS if name in shown]
+    figure.legend([shown[name] for name in names], names, loc="outside lower center", ncols=6, fontsize=8)
+    return figure
+
+
+def _h1(long: bool) -> Figure:
+    """The paper's figure: losses and anomaly fractions over the epochs, overfitting and healthy."""
+    some, more = runs("h1"), (("isolated filters", "set_apart", "val", False),) if long else ()
+    return _panels(some[some.long == long], (_LOSS, *_FRACTIONS, *more))
+
+
+def _two_sample() -> Figure:
+    """The share of the filters, and of the last convolution's, that tell the images apart, over the epochs."""
+    told = (("filters that tell training images", "fraction", "max", False),
+            ("those of the last convolution", "fraction", "max", True))  # fmt: skip
+    return _panels(runs("two_sample"), ((*_LOSS[:2], "max", False), *told))
+
+
+def _signals() -> Figure:
+    """The two scores of each signal that `h1` measures, a marker for each part of the runs."""
+    found = choice.measured_signals()
+    figure = Figure(figsize=(10, 0.32 * len(found) + 1.1), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for place, (part, marker) in enumerate(zip(found.columns[2:], "osD", strict=False)):
+        for axis, what in zip(axes, ("follows", "tells"), strict=True):
+            known = [(row, getattr(own, what)) for row, own in enumerate(found[part]) if own]
+            rows, values = zip(*known, strict=True)
+            axis.plot(values, rows, f"C{place}{marker}", markersize=5, alpha=0.8, label=part)
+    labels = (0.0, "Spearman with the loss after the best epoch"), (0.5, "AUROC")
+    for axis, (chance, label) in zip(axes, labels, strict=True):
+        axis.axvline(chance, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(label)
+        axis.grid(axis="y", linewidth=0.3)
+    names = [f"{label} ({layers})" for label, layers in zip(found.signal, found.layers, strict=True)]
+    axes[0].set_yticks(range(len(found)), names, fontsize=8)
+    axes[0].invert_yaxis()
+    axes[0].set_xticks([-0.5, 0, 0.5, 1])
+    axes[1].legend(fontsize=8)
+    return figure
+
+
+def _stopping() -> Figure:
+    """The accuracy that each rule gives away in each network, in overfitting runs and in healthy ones."""
+    some = runs("h1")
+    groups = some[~some.long].groupby("network")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(groups), sharey=True)
+    for axis, (network, own) in zip(axes, groups, strict=True):
+        looks = (("overfitting", "o", -0.15), ("healthy", "s", 0.15))
+        for kind, (label, marker, shift) in zip(kinds(own), looks, strict=True):
+            lost = [mean(stopping.replay(line, rule)["accuracy"] for line in kind.line) for rule in
+                    stopping.RULES.values()]  # fmt: skip
+            axis.plot(lost, np.arange(len(lost)) + shift, marker, markersize=5, label=f"{label} runs")
+        axis.set(title=network, xlabel="accuracy lost (points)")
+        axis.grid(axis="y", linewidth=0.5, alpha=0.4)
+    axes[0].set_yticks(range(len(stopping.RULES)), stopping.RULES)
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _stability() -> Figure:
+    """Each rule a point: filters that it shares with the clustering that the index selects, and those left without 2%.
+
+    Of ordinary probes, AlexNet and small networks apart; rules that are stable in each part of the table are filled.
+    """
+    figure, some = Figure(figsize=(9, 3.8), layout="constrained"), runs("stability")
+    named = {"best": "largest index", "index^1 > 0.667": "two thirds of the votes", "vote": "majority"}
+    parts = stability.parts().values()
+    small = some.network != "alexnet"
+    shown = {"AlexNet": some[~small], "small networks": some[small]}
+    for axis, (title, own) in zip(figure.subplots(1, 2, sharey=True), shown.items(), strict=True):
+        for rule in stability.RULES:
+            place = [stability.share(own, "0", rule, what) for what in ("selected", "left out")]
+            if None not in place:
+                colour = _BLUE if rule in named else "0.6"
+                stable = all(stability.reaches(part, rule) for part in parts)
+                axis.scatter(*place, s=28, facecolors=colour if stable else "none", edgecolors=colour)
+                axis.annotate(named.get(rule, ""), place, xytext=(5, -11), textcoords="offset points", fontsize=8)
+        axis.axhline(stability.ENOUGH["left out"], color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=f"{title} ({len(own)} runs)", xlim=(0.2, 1.2))
+        axis.set_xlabel("shared with the clustering that the index selects")
+    figure.axes[0].set_ylabel("left without 2% of the probe")
+    return figure
+
+
+def _output() -> Figure:
+    """Each run a point: its largest rise and its rise in loss; and the loss at which three rules leave it.
+
+    Healthy runs are blue, hollow ones had a part in the choice, those on all images are larger.
+    """
+    figure, some = Figure(figsize=(11, 4.4), layout="constrained"), runs("output")
+    some["chosen"] = output.chosen_on(some)
+    left, right = figure.subplots(1, 2)
+    ratio, patience, to_the_end = (next(rule for rule in output.RULES if rule.startswith(start))
+                                   for start in ("ratio of", "validation loss, patience 5", "none"))  # fmt: skip
+    shown = {ratio: "ratio of expected errors", patience: f"{patience} (labels)", to_the_end: "trained to the end"}
+    for marker, (network, own) in zip("os^DvP", some.groupby("network"), strict=False):
+        for run in own.itertuples():
+            colour = _RED if run.overfitting else _BLUE
+            style: dict[str, Any] = {"marker": marker, "s": 70 if run.long else 28, "edgecolors": colour,
+                                     "facecolors": "none" if run.chosen else colour, "linewidths": 1}  # fmt: skip
+            rise = max(output.largest_rise(run.line), 0.01)
+            left.scatter(rise, output.loss_over_best(output.RULES[to_the_end], run.line), **style)
+            for place, rule in enumerate(shown if run.overfitting else ()):
+                right.scatter(place, output.loss_over_best(output.RULES[rule], run.line), **style, alpha=0.8)
+        left.scatter([], [], marker=marker, s=28, color="grey", label=network)
+    left.axvline(THRESHOLD, color="black", linewidth=0.8, linestyle=":")
+    rises = "largest rise of the ratio of expected errors\n(0.01: none; the rule fires right of the dotted line)"
+    left.set(xscale="log", yscale="log", xlabel=rises, ylabel="validation loss at the end / best")
+    left.legend(fontsize=8)
+    left.set_title("all runs: overfitting orange, healthy blue", fontsize=10)
+    right.set(yscale="log", xlim=(-0.5, len(shown) - 0.5), ylabel="validation loss where it ends / best")
+    right.set_xticks(range(len(shown)), shown.values(), fontsize=8)
+    right.set_title("overfitting runs", fontsize=10)
+    for axes in (left, right):
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="y", which="both", labelsize=8)
+    return figure
+
+
+def _gradients(axis: Axes, some: Frame, reading: str) -> None:
+    for number, (key, own) in enumerate(some.groupby(["network", "data"])):
+        for probe, style in zip(h2.PROBES, ("o-", "s--"), strict=True):
+            points = []
+            for place, epoch in enumerate(own.line.iloc[0]["epochs"]):
+                measured = [line["epochs"][place] for line in own.line]
+                ratios = [ratio for ratio, _, _ in h2.ratios_of(measured, probe, "mean", reading) if ratio is not None]
+                points += [(epoch["epoch"], mean(ratios))] if ratios else []
+            if points:
+                label = ", ".join((*key, probe))
+                axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3)
+    axis.axhline(1, color="grey", linewidth=0.8)
+    axis.set(xlabel="epoch", title=f"mean gradient norm, outliers / others ({reading})", xscale="log")
+    axis.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
+    axis.set_xticks([], minor=True)
+
+
+def _h2() -> Figure:
+    """The ratio of mean gradient norms over the epochs, and the AUROC of every score for what was planted."""
+    some = runs("h2").query("kind == 'measure'")
+    figure = Figure(figsize=(12, 4.0), layout="constrained")
+    *left, right = figure.subplots(1, 3, width_ratios=[1, 1, 2])
+    for axis, reading in zip(left, h2.READINGS, strict=True):
+        _gradients(axis, some, reading)
+    bars = {"mislabelled": [line["epochs"][-1]["train"]["ours"]["mislabelled"] for line in some.line]}
+    for found in (h2.damage_in(line, "val") for line in some.line):
+        for entry in [entry for entry in found if entry.endswith(f"/{h2.SHARE}")]:
+            bars.setdefault(entry.partition("/")[0], []).append(found[entry])
+    width = 1 / (len(h2.SCORES) + 1)
+    for number, score in enumerate(h2.SCORES):
+        values = [[one["auroc"][number] for one in results] for results in bars.values()]
+        heights = [float("nan") if None in own else mean(own) for own in values]
+        places = np.arange(len(bars)) + (number - (len(h2.SCORES) - 1) / 2) * width
+        right.bar(places, heights, width, label=score)
+    right.axhline(0.5, color="grey", linewidth=0.8)
+    right.set_xticks(range(len(bars)), [name.replace("_", "\n") for name in bars], fontsize=7)
+    title = "AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)"
+    right.set(ylim=(0, 1.12), title=title)
+    right.legend(fontsize=6, ncols=8, loc="upper center", columnspacing=0.8, handlelength=1)
+    curves = {label: line for axis in left for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(curves.values(), curves.keys(), loc="outside lower center", ncols=6, fontsize=6)
+    for axis in (*left, right):
+        axis.title.set_fontsize(8)
+    return figure
+
+
+def _h3() -> Figure:
+    """Change of the validation loss by masking in every run: the range of random draws, and the other masks in it."""
+    styles = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}
+    some = runs("h3").sort_values(["network", "data", "condition", "seed"], ignore_index=True)
+    groups = {"\n".join(key): list(own.index) for key, own in some.groupby(["network", "data"])}
+    figure, handles = Figure(figsize=(9, 5), layout="constrained"), {}
+    panels = (("best", "0"), ("last", "0"), ("last", "3"))
+    grid = figure.subplots(2, len(panels), sharex=True)
+    for row, (reading, name) in zip(grid, h3.READINGS.items(), strict=True):
+        for axis, (state, moment) in zip(row, panels, strict=True):
+            for place, line in h3.flagged_runs(some, reading, moment, state).line.items():
+                where = (moment, "val_loss", state)
+                start = mean(h3.values(line, reading, "nothing", *where))
+                random = [loss / start for loss in h3.values(line, reading, "random", *where)]
+                axis.plot([place, place], [min(random), max(random)], color="0.8", linewidth=4, solid_capstyle="butt")
+                for arm, style in styles.items():
+                    if (found := h3.average(line, reading, arm, *where)) is not None:
+                        (handles[arm],) = axis.plot(place, found / start, style, markersize=3)
+            for places in groups.values():
+                axis.axvline(max(places) + 0.5, color="0.8", linewidth=0.6)
+            axis.axhline(1, color="black", linewidth=0.6)
+            axis.set_xticks([mean(places) for places in groups.values()], list(groups), fontsize=6, rotation=90)
+            axis.tick_params("x", length=0)
+            axis.set_title(f"{name}\n{'best epoch, ' if state == 'best' else ''}{h3.MOMENTS[moment]}", fontsize=8)
+        row[0].set_ylabel("validation loss /\nthat of nothing masked", fontsize=8)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=8)
+    return figure
+
+
+def _outliers() -> Figure:
+    """The mean AUROC of every score for each kind of damage, and a gallery of one run of each network."""
+    some = runs("outliers")
+    held_out = set(outliers.results().query("held_out").run)
+    galleries = [own.line.iloc[0] for _, own in
+                 some[[bool(line["gallery"]) and line["key"] in held_out for line in some.line]].groupby("network")
+                 ]  # fmt: skip
+    figure = Figure(figsize=(13, 4.2 + 1.5 * len(galleries)), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[4.2, 1.5 * len(galleries)])[:, 0]
+    _areas(upper)
+    _galleries(lower, galleries)
+    return figure
+
+
+def _areas(figure: SubFigure) -> None:
+    axes, found = figure.add_subplot(), outliers.results().query("held_out")
+    pivot = found.pivot_table("auroc", "score", "kind", observed=True, margins=True, margins_name="all")
+    values = pivot.reindex(list(outliers.SCORES)).to_numpy(dtype=float)
+    image = axes.imshow(values, cmap="RdYlBu", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "black" if 0.15 < value < 0.85 else "white"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+    axes.set_xticks(range(values.shape[1]), [*outliers.KINDS, "all"], fontsize=8)
+    axes.set_yticks(range(len(values)), ["outlier score", *outliers.SCORES[1:]], fontsize=8)
+    axes.set_title("Mean AUROC, over the networks, data sets, conditions and shares that were held out", fontsize=10)
+    figure.colorbar(image, ax=axes)
+
+
+def _galleries(figure: SubFigure, lines: Sequence[dict[str, Any]]) -> None:
+    grid = figure.subplots(len(lines), max(len(line["gallery"]["kinds"]) for line in lines), squeeze=False)
+    for row, line in zip(grid, lines, strict=True):
+        for axes in row:
+            axes.axis("off")
+        gallery, cell = line["gallery"], line["cell"]
+        strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(gallery["png"]))))
+        images = np.split(strip, len(gallery["kinds"]), axis=1)
+        captions = zip(images, gallery["kinds"], gallery["scores"], gallery["ranks"], strict=True)
+        for axes, (image, kind, score, rank) in zip(row, captions, strict=False):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+            axes.set_title(f"{kind or 'not damaged'}\n{score:.0f}, rank {rank}", fontsize=8)
+        row[0].text(-0.1, 0.5, f"{cell['network']}\n{cell['data']}", transform=row[0].transAxes, ha="right", fontsize=8)
+    figure.suptitle(
+        "Training images of networks that were trained on the damaged ones: of each kind the one with the median\n"
+        "score, and the undamaged ones with the largest. Above each its score, and its rank among all training images",
+        fontsize=10,
+    )
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "h1.png": lambda: _h1(long=False),
+    "h1_long.png": lambda: _h1(long=True),
+    "signals.png": _signals,
+    "stability.png": _stability,
+    "two_sample.png": _two_sample,
+    "stopping.png": _stopping,
+    "h2.png": _h2,
+    "h3.png": _h3,
+    "stopping_output.png": _output,
+    "outliers.png": _outliers,
+}

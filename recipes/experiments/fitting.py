@@ -1,0 +1,219 @@
+"""How a run goes: its images, training from the start epoch by epoch, and on from there."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly.pruning import FilterMask
+from recipes.common.damage import with_label_noise
+from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
+from recipes.common.module import Classifier, evaluate
+from recipes.common.networks import build
+from recipes.common.options import SILENT, quiet
+from recipes.experiments.spec import CONDITIONS, Training
+
+__all__ = ["Images", "best_and_last", "every_epoch", "further_epochs", "prepare", "trained", "watched_layers"]
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of a run.
+
+    Attributes:
+        data: Images and labels as the network gets to see them, wrong labels included.
+        wrong: Which training labels are wrong `(N,)`.
+        mean: Of the training images, by channel `(C,)`.
+        std: Likewise.
+    """
+
+    data: ImageData
+    wrong: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def normalised(self, part: str, count: int | None = None) -> Tensor:
+        """The first `count` images of the part "train", "val" or "test", float32, channels last; None takes all."""
+        images = normalise(getattr(self.data, f"{part}_images")[:count], self.mean, self.std)
+        return images.contiguous(memory_format=torch.channels_last)  # pooling is twice as fast
+
+
+def prepare(training: Training, root: str | None = None) -> Images:
+    """Load, split and mislabel the images of a run.
+
+    The validation and test images of a seed are the same in every condition, and the plain run's images are the first
+    of those of a larger pool.
+
+    Args:
+        training: The run.
+        root: Folder that holds `NAME.npz` in MedMNIST's layout, or torchvision's copy; the digits need none.
+    """
+    condition = CONDITIONS[training.condition]
+    data = load_images(training.data, root)
+    size = min(training.train_size * condition.pool, len(data.train_labels) - training.val_size)
+    data = split(data, size, training.val_size, training.seed)
+    labels, wrong = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, training.seed)
+    tested = slice(training.test_size)
+    data = replace(
+        data, train_labels=labels, test_images=data.test_images[tested], test_labels=data.test_labels[tested]
+    )
+    return Images(data, wrong, *mean_and_std(data.train_images))
+
+
+def _mixed_precision() -> torch.autocast:
+    """bfloat16 for the steps of a run, where the processor is fast at it; all else stays float32.
+
+    With AVX-512 the larger networks take half the time, without it fifteen times as long.
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() == "AVX512")
+
+
+class _MixedPrecision(Classifier):
+    """Trained in mixed precision where that is fast."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The mean cross-entropy of a batch (nats)."""
+        with _mixed_precision():
+            return super().training_step(batch, batch_idx)
+
+
+def _build(training: Training, images: Images) -> nn.Sequential:
+    """A run's network, untrained, with the channels last."""
+    condition = CONDITIONS[training.condition]
+    network = build(training.network, images.data.channels, images.data.n_classes, condition.dropout)
+    any_module: Any = network  # torch's overloads leave this call out
+    any_module.to(memory_format=torch.channels_last)
+    return network
+
+
+def _fit(training: Training, images: Images, callbacks: list[pl.Callback]) -> nn.Module:
+    """Train from the start; the same run on one thread gives the same network."""
+    quiet()
+    pl.seed_everything(training.seed, verbose=False)
+    condition = CONDITIONS[training.condition]
+    module = _MixedPrecision(_build(training, images), training.lr, condition.decay / training.lr)
+    # Of fewer training images than an epoch has, some come again.
+    epoch_size = max(training.train_size, len(images.data.train_labels))
+    train, _ = make_loaders(images.data, training.batch_size, condition.augment, epoch_size)
+    trainer = pl.Trainer(
+        max_epochs=training.epochs,
+        limit_train_batches=-(-training.train_size // training.batch_size),
+        limit_val_batches=0,
+        callbacks=callbacks,
+        accelerator="cpu",
+        **SILENT,
+    )
+    trainer.fit(module, train)
+    return module.network
+
+
+def trained(training: Training, images: Images, weights: str | None = None) -> nn.Sequential:
+    """The network after the last epoch; its weights are kept in the folder `weights`, and read from there."""
+    path = Path(weights or ".") / f"{training.key}.pt"
+    network = _build(training, images)
+    if weights is None or not path.is_file():
+        network.load_state_dict(_fit(training, images, []).state_dict())
+        if weights is not None:
+            _save(network, path)
+    else:
+        network.load_state_dict(torch.load(path, weights_only=True))
+    return network.eval()
+
+
+def _save(network: nn.Module, path: Path) -> None:
+    """Write the weights, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
+class _KeepWeights(pl.Callback):
+    """Writes the network's state to a folder after every epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `EPOCH.pt`."""
+        assert isinstance(pl_module, Classifier)
+        _save(pl_module.network, self.folder / f"{trainer.current_epoch}.pt")
+
+
+def every_epoch(training: Training, images: Images, weights: str | None) -> Iterator[tuple[int, nn.Sequential]]:
+    """Epochs trained, and the network after each; one network, whose weights change from one epoch to the next.
+
+    Args:
+        training: The run.
+        images: Its images.
+        weights: A folder that keeps the weights of every epoch, for other experiments on the same run; None trains in
+            a temporary one.
+    """
+    network = _build(training, images)
+    with TemporaryDirectory() as temporary:
+        folder = Path(weights or temporary) / training.key
+        paths = [folder / f"{epoch}.pt" for epoch in range(training.epochs)]
+        if not all(path.is_file() for path in paths):
+            _fit(training, images, [_KeepWeights(folder)])
+        for epoch, path in enumerate(paths, 1):
+            network.load_state_dict(torch.load(path, weights_only=True))
+            yield epoch, network.eval()
+
+
+def best_and_last(training: Training, images: Images, weights: str | None) -> dict[str, tuple[int, nn.Sequential]]:
+    """The networks with the smallest validation loss (`best`) and after the `last` epoch, and these epochs."""
+    val, lowest = images.normalised("val"), float("inf")
+    for epoch, network in every_epoch(training, images, weights):
+        loss = evaluate(network, val, images.data.val_labels)[0]
+        if loss < lowest:
+            lowest, best = loss, (epoch, copy.deepcopy(network))
+    return {"last": (epoch, network), "best": best}
+
+
+def further_epochs(
+    training: Training, images: Images, network: nn.Module, epochs: int, mask: FilterMask | None = None
+) -> Iterator[int]:
+    """Train a network on, in place: a new optimizer, the images in the same order always.
+
+    Args:
+        training: The run.
+        images: Its images, which are taken as they are, also where the run augments them.
+        network: The network; its parameters that need no gradient stay as they are.
+        epochs: Epochs.
+        mask: Filters that stay masked.
+
+    Yields:
+        The number of further epochs, after each of them.
+    """
+    decay = CONDITIONS[training.condition].decay / training.lr
+    optimizer = Classifier(network, training.lr, decay).configure_optimizers()
+    inputs, labels = images.normalised("train"), images.data.train_labels
+    order = torch.Generator().manual_seed(training.seed)
+    for epoch in range(1, epochs + 1):
+        network.train()
+        for batch in torch.split(torch.randperm(len(labels), generator=order), training.batch_size):
+            optimizer.zero_grad()
+            with _mixed_precision():
+                loss = functional.cross_entropy(network(inputs[batch]), labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            if mask is not None:
+                mask.keep_gradients()
+            optimizer.step()
+            if mask is not None:
+                mask.keep([optimizer])
+        yield epoch
+
+
+def watched_layers(network: nn.Sequential) -> dict[str, str]:
+    """What is analyzed, each with its convolution: the BatchNorm behind it if there is one, else itself."""
+    places = [place for place, layer in enumerate(network) if isinstance(layer, nn.Conv2d)]
+    normed = [isinstance(network[place + 1], nn.BatchNorm2d) for place in places]
+    return {str(place + norm): str(place) for place, norm in zip(places, normed, strict=True)}

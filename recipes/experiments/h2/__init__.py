@@ -1,1 +1,0 @@
-"""H2: do outlier samples drive overfitting?"""

@@ -1,1 +1,0 @@
-"""H3: does masking anomaly filters improve generalisation?"""

@@ -1,0 +1,128 @@
+"""H1: does the number of anomaly filters rise with overfitting? What is measured after every epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly import AnalysisSettings, analyze
+from lightning_anomaly.report import LayerReport
+from recipes.common.module import evaluate, logits_of
+from recipes.experiments.fitting import Images, every_epoch, prepare, watched_layers
+from recipes.experiments.measures.gradients import batch_disparity
+from recipes.experiments.spec import Training
+
+__all__ = ["layer_statistics", "measure"]
+
+# Settings and the part that the probe is taken from, by reading; and what is kept of the statistics of a reading.
+_DEFAULT, _RAW, _PAPER = AnalysisSettings(), AnalysisSettings(rectify=False), AnalysisSettings.paper()
+_READINGS = {"val": (_DEFAULT, "val"), "val_unrectified": (_RAW, "val"), "val_paper": (_PAPER, "val"),
+             "train": (_DEFAULT, "train")}  # fmt: skip
+_KEPT = {"val_unrectified": ("count", "live"), "val_paper": ("count", "live"), "train": ("count", "live", "separation")}
+_FIXED = 1024  # training images whose predictions are compared from epoch to epoch
+
+
+def _kurtosis(values: Tensor) -> Tensor:
+    """Kurtosis `(F,)` of values `(F, N)`: the fourth central moment over the squared variance, 3 for a Gaussian."""
+    centred = values - values.mean(1, keepdim=True)
+    return centred.pow(4).mean(1) / centred.square().mean(1).square()
+
+
+def _silent_share(points: Tensor) -> Tensor:
+    """Share `(F,)` of the samples that lie on the median of points `(F, N, 2)`: near 1 for a mostly empty map."""
+    return (points == points.median(1, keepdim=True).values).all(2).double().mean(1)
+
+
+def _gap(points: Tensor, outliers: Tensor) -> Tensor:
+    """Smallest distance `(F,)` of an outlier, bool `(F, N)`, from another sample, in the unit of the points."""
+    pairs = zip(points, outliers, strict=True)
+    gaps = [torch.cdist(own[chosen], own[~chosen]).min() if chosen.any() else 0.0 for own, chosen in pairs]
+    return torch.tensor(gaps, dtype=points.dtype)
+
+
+def _class_separation(points: Tensor, labels: Tensor) -> Tensor:
+    """Share `(F,)` of the variance of points `(F, N, 2)` that lies between the classes of labels `(N,)`."""
+    centred = (points - points.mean(1, keepdim=True)).double()
+    members = functional.one_hot(labels).double()
+    members = members[:, members.sum(0) > 0]
+    means = torch.einsum("nc,fnd->fcd", members / members.sum(0), centred)
+    between = torch.einsum("c,fcd->f", members.mean(0), means.square())
+    return between / centred.square().sum(2).mean(1)
+
+
+def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
+    """What a layer's report says, with the statistics that could explain its count or replace it.
+
+    Args:
+        layer: The report.
+        labels: Classes of the probe samples `(N,)`, as the network was given them.
+
+    Returns:
+        `count` anomaly filters of `live` ones; `sparsity`, mean over all filters; over the live filters the median
+        `kurtosis` of the first component, the mean class `separation`, the mean share of the maps' variance that is
+        `outside` of the two components, and the mean variance of the `second` component in units of the first one's;
+        of the anomaly filters, how many give nine tenths of the probe one and the same map (`silent`), and for how many
+        the outliers are at least one standard deviation away from all other samples (`isolated`); `set_apart`, filters
+        with isolated samples.
+    """
+    anomaly, normal = layer.filters("anomaly"), layer.filters("normal")
+    live = sorted(anomaly + normal)
+    points = layer.points.double()
+    return {
+        "count": len(anomaly),
+        "live": len(live),
+        "sparsity": layer.sparsity.mean().item(),
+        "kurtosis": _kurtosis(points[live, :, 0]).median().item() if live else 0.0,
+        "separation": _class_separation(points[live], labels).mean().item() if live else 0.0,
+        "outside": 1 - layer.explained[live].mean().item() if live else 0.0,
+        "second": points[live, :, 1].var(1, correction=0).mean().item() if live else 0.0,
+        "silent": int((_silent_share(layer.points[anomaly]) >= 0.9).sum()),
+        "isolated": int((_gap(points[anomaly], layer.outliers[anomaly]) >= 1).sum()),
+        "set_apart": len(layer.isolated_filters),
+    }
+
+
+def _layers(network: nn.Sequential, images: Images, size: int) -> dict[str, dict[str, dict[str, float]]]:
+    """The statistics by reading and layer; in the default reading those of the weights too."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    convolutions = watched_layers(network)
+    for reading, (settings, part) in _READINGS.items():
+        report = analyze(network, images.normalised(part, size), layers=list(convolutions), settings=settings)
+        labels = getattr(images.data, f"{part}_labels")[:size]
+        found[reading] = {}
+        for name, layer in report.layers.items():
+            statistics = layer_statistics(layer, labels)
+            if reading == "val":
+                weight = network.get_submodule(convolutions[name]).get_parameter("weight").detach()
+                statistics |= {"weight_variance": weight.var().item(), "weight_norm": weight.norm().item()}
+            found[reading][name] = {key: statistics[key] for key in _KEPT.get(reading, statistics)}
+    return found
+
+
+def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
+    """Train, and measure every epoch: losses, accuracies, what others stop by, and the layers by reading."""
+    images = prepare(training, root)
+    data = images.data
+    fixed, labels = images.normalised("train", _FIXED), data.train_labels[:_FIXED]
+    val, test = images.normalised("val"), images.normalised("test")
+    epochs, before = [], torch.full_like(labels, -1)
+    for _, network in every_epoch(training, images, weights):
+        logits = logits_of(network, fixed)
+        now = logits.argmax(1)
+        scores = {"val": evaluate(network, val, data.val_labels), "test": evaluate(network, test, data.test_labels)}
+        epochs.append(
+            {
+                **{f"{part}_{name}": own for part, both in scores.items() for name, own in zip(("loss", "acc"), both,
+                                                                                               strict=True)},
+                "train_loss": functional.cross_entropy(logits, labels).item(),
+                "train_acc": (now == labels).double().mean().item(),
+                "changed": (now != before).double().mean().item(),
+                "disparity": batch_disparity(network, fixed, labels, training.batch_size),
+                "layers": _layers(network, images, training.probe_size),
+            }
+        )  # fmt: skip
+        before = now
+    return {"epochs": epochs}

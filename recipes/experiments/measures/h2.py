@@ -1,0 +1,259 @@
+"""H2: do outlier samples drive overfitting? Their gradients, what finds planted samples, and training without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from recipes.common.data import mean_and_std
+from recipes.common.module import evaluate, logits_of
+from recipes.experiments.fitting import Images, every_epoch
+from recipes.experiments.measures.gradients import gradient_norms_by_layer
+from recipes.experiments.measures.planted import Planted, Probe, plant
+from recipes.experiments.measures.scores import detection, feature_scores, margins, output_scores
+from recipes.experiments.spec import Training
+
+__all__ = ["gradient_ratios", "left_out", "log_spaced", "measure_gradients", "ratio_with_interval",
+           "training_outliers", "without"]  # fmt: skip
+
+# Ours, and the literal reading of the paper: the claim is about that one.
+_READINGS = {"ours": AnalysisSettings(), "paper": AnalysisSettings.paper()}
+_SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
+_FOUND = ("auroc", "precision")
+_MEASURED = 6  # epochs with a measurement
+_RANDOM_DRAWS = 2  # runs without as many random samples
+_ORDER = 2000  # the seed of the training images' order in probes, one that nothing else has
+_FEWEST = 20  # outlier samples to leave out, 0.5% of a full run: what fewer do is lost between two random draws
+
+
+def log_spaced(last: int, count: int) -> list[int]:
+    """Up to `count` epochs from 1 to `last`, each about as many times the one before."""
+    return sorted({round(last ** (i / (count - 1))) for i in range(count)})
+
+
+def _votes(report: AnomalyReport) -> Tensor:
+    """Of how many anomaly filters each sample is an outlier `(N,)`."""
+    return torch.tensor(report.outlier_samples)
+
+
+def ratio_with_interval(
+    group: Tensor, rest: Tensor, reduce: Callable[[Tensor], Tensor] = lambda values: values.mean(1), draws: int = 500
+) -> list[float]:
+    """Ratio of the means (or medians) of two groups of values, and the bounds of its 95% bootstrap interval.
+
+    The percentile interval of Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979): both groups are drawn
+    anew with replacement, always in the same way.
+
+    Args:
+        group: Values `(n,)`.
+        rest: Values `(m,)`.
+        reduce: Gives one number for each row.
+        draws: Draws.
+
+    Returns:
+        Ratio, lower and upper bound; not finite where the rest's is 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    resampled = [
+        reduce(values[torch.randint(len(values), (draws, len(values)), generator=generator)].double())
+        for values in (group, rest)
+    ]
+    bounds = torch.quantile(resampled[0] / resampled[1], torch.tensor([0.025, 0.975], dtype=torch.float64))
+    ratio = reduce(group.double()[None]) / reduce(rest.double()[None])
+    return [ratio.item(), *bounds.tolist()]
+
+
+def _spearman(first: Tensor, second: Tensor) -> float | None:
+    """Spearman's correlation of values `(N,)`; None where one of them is constant or not finite."""
+    if not all(torch.isfinite(x).all() and x.min() < x.max() for x in (first, second)):
+        return None
+    return float(spearmanr(first.numpy(), second.numpy()).statistic)
+
+
+def gradient_ratios(report: AnomalyReport, layers: dict[str, Tensor], losses: Tensor) -> dict[str, Any]:
+    """Gradient norms of outlier samples against those of the rest, for the outliers of every layer and of any.
+
+    Args:
+        report: Of `N` samples.
+        layers: Their gradient norms `(N,)` in each layer of the network.
+        losses: Their losses `(N,)` (nats).
+
+    Returns:
+        `spearman` of votes and overall norm; for the group "all" and for each convolution the number `n` of outlier
+        samples, the ratio of `mean` and `median` overall norms with its interval, and likewise of the mean `loss` and
+        of the mean norms of the layer's `own` gradients. No ratios where a group has fewer than 3 samples.
+    """
+    overall = torch.stack(list(layers.values())).norm(dim=0)
+    votes = _votes(report)
+    groups = {"all": votes > 0, **{name: layer.outliers.any(0) for name, layer in report.layers.items()}}
+    found: dict[str, Any] = {"spearman": _spearman(votes.double(), overall)}
+    for name, group in groups.items():
+        found[name] = {"n": int(group.sum())}
+        if 3 <= group.sum() <= len(group) - 3:
+            found[name]["mean"] = ratio_with_interval(overall[group], overall[~group])
+            found[name]["median"] = ratio_with_interval(
+                overall[group], overall[~group], lambda values: values.median(1).values
+            )
+            found[name]["loss"] = ratio_with_interval(losses[group], losses[~group])
+            if name in layers:
+                found[name]["own"] = ratio_with_interval(layers[name][group], layers[name][~group])
+    return found
+
+
+def _measure_probe(
+    network: nn.Sequential, probe: Probe, planted: Planted, margin: Tensor | None, damage: bool
+) -> dict[str, Any]:
+    """One probe at one epoch.
+
+    Args:
+        network: A network that ends in a linear layer.
+        probe: The probe.
+        planted: Has the training images that are in no probe, the reference of features.
+        margin: Mean margin of each image over the epochs so far `(M,)`; None for images that are not trained on.
+        damage: Whether to put damaged images into the probe too, one kind and share at a time.
+
+    Returns:
+        For each reading `count` anomaly filters, `gradients` (see `gradient_ratios`) and `mislabelled` (see
+        `detection`) without damage; in our reading also `damage`, for each kind and share, with `planted` images of
+        which `hit` have votes, among `outliers`.
+    """
+    used = torch.arange(len(probe.images) if damage else probe.size)
+    images, labels = probe.images[used], probe.labels[used]
+    behind = len(planted.val.images)
+    reference = logits_of(network[:-1], planted.images.normalised("train")[behind:])
+    layers = gradient_norms_by_layer(network, images, labels)
+    output = output_scores(logits_of(network, images), labels)
+    scores: dict[str, Tensor | None] = {
+        **output,
+        "gradient": torch.stack(list(layers.values())).norm(dim=0),
+        "aum": None if margin is None else -margin[used],
+        **feature_scores(logits_of(network[:-1], images), reference, planted.images.data.train_labels[behind:]),
+    }
+
+    def find(report: AnomalyReport, places: Tensor, truth: Tensor) -> dict[str, Any]:
+        votes = _votes(report)
+        others = {name: None if values is None else values[places] for name, values in scores.items()}
+        hits = {"outliers": int((votes > 0).sum()), "hit": int((truth & (votes > 0)).sum())}
+        return hits | detection(truth, {**others, "votes": votes}, _SCORES, _FOUND, digits=3)
+
+    losses = output["loss"][: probe.size]
+    norms = {name: norms[: probe.size] for name, norms in layers.items()}
+    result: dict[str, Any] = {"loss": losses.mean().item()}
+    for reading, settings in _READINGS.items():
+        report = analyze(network, images[probe.clean], settings=settings)
+        result[reading] = {
+            "count": report.count,
+            "gradients": gradient_ratios(report, norms, losses),
+            "mislabelled": find(report, probe.clean, probe.wrong[: probe.size]),
+        }
+    if damage:
+        result["damage"] = {}
+        for kind, share in probe.cases:
+            places = probe.with_damage(kind, share)
+            result["damage"][f"{kind}/{share}"] = find(analyze(network, images[places]), places, places >= probe.size)
+    return result
+
+
+def measure_gradients(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
+    """Train on images of which some have wrong labels and none is damaged, and measure at several epochs.
+
+    Returns:
+        The validation loss of every epoch (nats), and a dict for each measured one; what finds damaged images only at
+        the last, as it is many analyses.
+    """
+    planted = plant(training, root, damage=False)
+    val, labels = planted.images.normalised("val"), planted.images.data.val_labels
+    margin, val_losses, epochs = torch.zeros(len(planted.train.images)), [], []
+    measured = log_spaced(training.epochs, _MEASURED)
+    for epoch, network in every_epoch(training, planted.images, None):
+        val_losses.append(evaluate(network, val, labels)[0])
+        margin += margins(logits_of(network, planted.train.images), planted.train.labels)
+        if epoch in measured:
+            last = epoch == training.epochs
+            train = _measure_probe(network, planted.train, planted, margin / epoch, damage=False)
+            epochs.append(
+                {
+                    "epoch": epoch,
+                    "train": train,
+                    "val": _measure_probe(network, planted.val, planted, None, damage=last),
+                }
+            )
+    return {"kind": "measure", "scores": list(_SCORES), "val_losses": val_losses, "epochs": epochs}
+
+
+def without(images: Images, left_out: Tensor) -> Images:
+    """The images without some training images, bool `(N,)`."""
+    data = images.data
+    kept = replace(data, train_images=data.train_images[~left_out], train_labels=data.train_labels[~left_out])
+    return Images(kept, images.wrong[~left_out], *mean_and_std(kept.train_images))
+
+
+def training_outliers(network: nn.Module, images: Images, probe_size: int) -> dict[str, Tensor]:
+    """Which training images are outliers of any filter, bool `(N,)`, by reading.
+
+    They are analyzed in probes of about `probe_size` images drawn at random, as the damaged ones lie side by side.
+    """
+    everything = images.normalised("train")
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(_ORDER))
+    found = {reading: torch.zeros(len(everything), dtype=torch.bool) for reading in _READINGS}
+    for reading, outliers in found.items():
+        for places in order.chunk(max(1, round(len(everything) / probe_size))):
+            outliers[places] = _votes(analyze(network, everything[places], settings=_READINGS[reading])) > 0
+    return found
+
+
+def _train(training: Training, images: Images, probe: Probe) -> tuple[nn.Sequential, Tensor, dict[str, float]]:
+    """The last network, the mean margins of a probe, and test loss (nats) and accuracy at the best epoch and the last.
+
+    The best one has the smallest validation loss.
+    """
+    val, test = images.normalised("val"), images.normalised("test")
+    margin, rows = torch.zeros(len(probe.images)), []
+    for epoch, network in every_epoch(training, images, None):
+        val_loss = evaluate(network, val, images.data.val_labels)[0]
+        rows.append((val_loss, epoch, *evaluate(network, test, images.data.test_labels)))
+        margin += margins(logits_of(network, probe.images), probe.labels)
+    found: dict[str, float] = {"best_epoch": min(rows)[1]}
+    for name, (_, _, loss, accuracy) in (("best", min(rows)), ("last", rows[-1])):
+        found |= {f"{name}_loss": loss, f"{name}_acc": accuracy}
+    return network, margin / len(rows), found
+
+
+def left_out(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
+    """Train with all images, without the outlier samples of that run, and without as many random ones.
+
+    Some training images have wrong labels and some are damaged.
+
+    Returns:
+        `damage`, what finds the damaged images of both probes. Test loss (nats) and accuracy of each run, see `_train`:
+        of `all` images, and for each reading without the `outliers` and without `random` ones, in as many steps; the
+        number `left_out`, of which `wrong` are mislabelled and `damaged` damaged. Fewer than 20 are not left out.
+    """
+    planted = plant(training, root, damage=True)
+    images = planted.images
+    damaged = torch.zeros_like(images.wrong)
+    damaged[[place for places in planted.train.damaged.values() for place in places]] = True
+    network, margin, with_all = _train(training, images, planted.train)
+    probes = {"train": (planted.train, margin), "val": (planted.val, None)}
+    damage = {
+        part: _measure_probe(network, probe, planted, own, damage=True)["damage"]
+        for part, (probe, own) in probes.items()
+    }
+    found: dict[str, Any] = {"kind": "leave_out", "scores": list(_SCORES), "damage": damage, "all": with_all}
+    for reading, outliers in training_outliers(network, images, training.probe_size).items():
+        counts = {"left_out": outliers, "wrong": outliers & images.wrong, "damaged": outliers & damaged}
+        arms: dict[str, Any] = {name: int(which.sum()) for name, which in counts.items()}
+        if arms["left_out"] >= _FEWEST:
+            generator = torch.Generator().manual_seed(training.seed)
+            draws = [outliers[torch.randperm(len(outliers), generator=generator)] for _ in range(_RANDOM_DRAWS)]
+            arms["outliers"], *arms["random"] = (
+                _train(training, without(images, own), planted.train)[2] for own in (outliers, *draws)
+            )
+        found[reading] = arms
+    return found

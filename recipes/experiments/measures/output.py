@@ -1,0 +1,114 @@
+"""Does the output tell overfitting, and when? What is measured after every epoch.
+
+A network that overfits is surer of its training images than of validation images. By how much, of 1,024 images of each
+kind: as the ratio of the errors that it expects and the rise of that ratio, also of fewer and more images, as a
+probability, in log-odds, and as areas under the ROC curve by numbers that need no label and by one that does (the
+loss); beside the losses and accuracies that say when to stop and what others stop by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_anomaly.two_sample.confidence import compare_confidences, error_ratio, expected_error, mean_error
+from lightning_anomaly.two_sample.rise import ErrorRise
+from recipes.common.module import logits_of
+from recipes.experiments.fitting import every_epoch, prepare
+from recipes.experiments.measures.gradients import batch_disparity
+from recipes.experiments.spec import Training
+
+__all__ = ["Rises", "compare_outputs", "measure"]
+
+_SIZE = 1024  # images of each kind
+_SIZES = (128, 256, 512, 2048)  # fewer, and more: training images, and validation images with test images
+
+
+def _margin(logits: Tensor) -> Tensor:
+    largest = logits.softmax(1).topk(2, 1).values
+    return largest[:, 0] - largest[:, 1]
+
+
+# How sure a network is of a sample, from logits `(N, C)`.
+_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "confidence": lambda logits: logits.softmax(1).amax(1),
+    "entropy": lambda logits: (logits.softmax(1) * logits.log_softmax(1)).sum(1),
+    "margin": _margin,
+    "energy": lambda logits: logits.logsumexp(1),
+}
+
+
+def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels: Tensor) -> dict[str, float]:
+    """What logits `(n, C)` of training images and `(m, C)` of validation images say of the two.
+
+    Returns:
+        The area and the `confidence_...` of the largest softmax probability, as the package has them; `log_odds_gap`,
+        the gap of its log-odds; `log_overconfidence`, the logarithm of the errors made on validation images over those
+        expected; and the areas by the other scores and by the `loss` (the smaller, the surer).
+    """
+    found: dict[str, float] = {}
+    for name, score in _SCORES.items():
+        found[f"{name}_auc"], gap, p_value = compare_confidences(score(train), score(val))
+        if name == "confidence":
+            found |= {"confidence_gap": gap, "confidence_p_value": p_value}
+    errors = [expected_error(logits.softmax(1)) for logits in (train, val)]
+    found["confidence_error_ratio"] = error_ratio(*errors)
+    odds = [torch.log((1 - own) / own.clamp(min=torch.finfo(own.dtype).tiny)).mean() for own in errors]
+    found["log_odds_gap"] = (odds[0] - odds[1]).item()
+    made = (val.argmax(1) != val_labels).double()
+    found["log_overconfidence"] = math.log(mean_error(made) / mean_error(errors[1]))
+    both = ((train, train_labels), (val, val_labels))
+    losses = [functional.cross_entropy(logits, labels, reduction="none") for logits, labels in both]
+    found["loss_auc"] = 1 - compare_confidences(*losses)[0]
+    return found
+
+
+class Rises:
+    """The rise of the ratio of expected errors, by 1,024 images of each kind and by fewer and more of them."""
+
+    def __init__(self) -> None:
+        self.rises = {size: ErrorRise() for size in (_SIZE, *_SIZES)}
+
+    def add(self, known: Tensor, unseen: Tensor) -> dict[str, float]:
+        """`confidence_rise` after one more epoch, with the logits of both kinds `(n, C)`, `(m, C)`, and `... SIZE`."""
+        errors = [expected_error(logits.softmax(1)) for logits in (known, unseen)]
+        return {
+            "confidence_rise" + ("" if size == _SIZE else f" {size}"): rise.add(*(own[:size] for own in errors))
+            for size, rise in self.rises.items()
+        }
+
+
+def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
+    """After every epoch: losses and accuracies, what `compare_outputs` and `Rises` find, and what others stop by.
+
+    That is the share of training images whose prediction `changed`, the `disparity` of the gradients of five batches,
+    and the mean variance of the layers' weights.
+    """
+    images = prepare(training, root)
+    sizes = {"train": max(_SIZES), "val": None, "test": None}
+    parts = {part: images.normalised(part, size) for part, size in sizes.items()}
+    labels = {part: getattr(images.data, f"{part}_labels") for part in sizes}
+    labels["train"] = labels["train"][:_SIZE]
+    epochs, rises, before = [], Rises(), torch.full_like(labels["train"], -1)
+    for _, network in every_epoch(training, images, weights):
+        logits = {part: logits_of(network, own).double() for part, own in parts.items()}
+        risen = rises.add(logits["train"], torch.cat([logits["val"], logits["test"]]))
+        logits["train"] = logits["train"][:_SIZE]
+        row: dict[str, float] = {}
+        for part, own in logits.items():
+            row[f"{part}_loss"] = functional.cross_entropy(own, labels[part]).item()
+            row[f"{part}_acc"] = (own.argmax(1) == labels[part]).double().mean().item()
+        now = logits["train"].argmax(1)
+        row["changed"] = (now != before).double().mean().item()
+        before = now
+        row["disparity"] = batch_disparity(network, parts["train"][:_SIZE], labels["train"], training.batch_size)
+        variances = [own.var() for own in network.parameters() if own.ndim > 1]
+        row["weight_variance"] = torch.stack(variances).mean().item()
+        row |= compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"])
+        epochs.append(row | risen)
+    return {"epochs": epochs}

@@ -1,0 +1,111 @@
+"""Do filters tell training images from others? What is measured after every epoch.
+
+As long as a network has not overfitted, its training and its validation images are alike to it, so a filter that gives
+larger values on either is rare: one in a hundred, at a p-value of 1%. All filters see the same images, so by chance too
+many can be found at once; random divisions of the same images say how often. The hidden units of the linear layers are
+judged in the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly.two_sample.rank_test import live_filters, random_divisions, rank_test, share_of_chance
+from recipes.experiments.fitting import every_epoch, prepare, watched_layers
+from recipes.experiments.spec import Training
+
+__all__ = ["compare", "measure", "responses"]
+
+_SIZE = 1024  # training images, compared with all validation images
+_CHANCE = 0.01  # of a false alarm
+Values = dict[str, dict[str, Tensor]]
+
+
+@torch.no_grad()
+def responses(network: nn.Sequential, images: Tensor) -> tuple[Values, Tensor]:
+    """Rectified values `(F, N)` on images `(N, C, H, W)`, by rule and layer, and the logits.
+
+    The rules are the `mean` and the `max` of a filter's map, and the values of hidden linear `units`.
+    """
+    filters = watched_layers(network)
+    units = [str(place) for place, layer in enumerate(network) if isinstance(layer, nn.Linear)][:-1]
+    batches: dict[str, dict[str, list[Tensor]]] = {
+        "mean": {name: [] for name in filters}, "max": {name: [] for name in filters},
+        "units": {name: [] for name in units},
+    }  # fmt: skip
+    logits = []
+    for batch in torch.split(images, 256):
+        for name, layer in network.named_children():
+            batch = layer(batch)
+            if name in filters:
+                batches["mean"][name].append(batch.clamp(min=0).mean((2, 3)).T)
+                batches["max"][name].append(batch.clamp(min=0).amax((2, 3)).T)
+            elif name in units:
+                batches["units"][name].append(batch.clamp(min=0).T)
+        logits.append(batch)
+    found = {rule: {name: torch.cat(own, 1) for name, own in layers.items()} for rule, layers in batches.items()}
+    return found, torch.cat(logits)
+
+
+def compare(values: Values, n_train: int) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, float]]:
+    """Of each layer the live filters, how many of them tell the images apart (`count`), and their mean area (`auc`).
+
+    Args:
+        values: See `responses`.
+        n_train: How many of the images are training images; they are the first ones.
+
+    Returns:
+        By rule and layer; `auc` is 0.5 where no filter is live. And how often random divisions of the same images give
+        as much or more, by `p RULE STATISTIC`: of the fraction of the live filters, and of their mean area; behind
+        ` last` that of the last layer alone.
+    """
+    some = next(tensor for layers in values.values() for tensor in layers.values())
+    true = torch.arange(some.shape[1])[:, None] < n_train
+    divisions = torch.cat([true, random_divisions(n_train, some.shape[1])], 1)  # the true one first
+    found, by_chance = {}, {}
+    for rule, layers in values.items():
+        counts, areas, lives = [], [], []
+        for of_layer in layers.values():
+            live = of_layer[live_filters(of_layer, n_train)]
+            area, p_value = rank_test(live, divisions)
+            counts.append((p_value <= _CHANCE).sum(0).double())
+            areas.append(area.sum(0))
+            lives.append(len(live))
+        found[rule] = {
+            name: {"count": int(count[0]), "live": live, "auc": area[0].item() / live if live else 0.5}
+            for name, count, area, live in zip(layers, counts, areas, lives, strict=True)
+        }
+        for statistic, sums in (("fraction", counts), ("auc", areas)):
+            for last, chosen in (("", sums), (" last", sums[-1:])):
+                if chosen:
+                    total = torch.stack(chosen).sum(0)
+                    by_chance[f"p {rule} {statistic}{last}"] = share_of_chance(total[0].item(), total[1:])
+    return found, by_chance
+
+
+def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
+    """After every epoch: what `compare` finds, the validation loss, and the network's `confidence` on training images.
+
+    The latter is the mean largest softmax probability, less that on validation images.
+    """
+    images = prepare(training, root)
+    size = min(_SIZE, training.train_size)
+    both = torch.cat([images.normalised("train", size), images.normalised("val")])
+    epochs = []
+    for _, network in every_epoch(training, images, weights):
+        values, logits = responses(network, both)
+        layers, by_chance = compare(values, size)
+        confidence = logits.softmax(1).amax(1)
+        epochs.append(
+            {
+                "val_loss": functional.cross_entropy(logits[size:].double(), images.data.val_labels).item(),
+                "confidence": (confidence[:size].mean() - confidence[size:].mean()).item(),
+                **by_chance,
+                "layers": layers,
+            }
+        )
+    return {"epochs": epochs}

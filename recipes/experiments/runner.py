@@ -1,0 +1,74 @@
+"""Runs an experiment: trains and measures what has no line yet, and appends a line for each run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed, parallel_config
+from tqdm import tqdm
+
+from lightning_anomaly import __version__
+from recipes.experiments.measures import MEASURES
+from recipes.experiments.spec import Training
+from recipes.experiments.store import append, read_lines, rounded
+
+__all__ = ["FILES", "key_of", "run_missing"]
+
+# File and kind of the lines of those measures that share a file.
+FILES = {"h2_gradients": ("h2", "measure"), "h2_left_out": ("h2", "leave_out")}
+
+
+def key_of(measure: str, training: Training) -> str:
+    """The name of a run's line."""
+    return f"{FILES[measure][1]}/{training.key}" if measure in FILES else training.key
+
+
+def _run(measure: str, root: str | None, weights: str | None, training: Training) -> dict[str, Any]:
+    torch.set_num_threads(1)  # also where the run is in this process
+    found = MEASURES[measure](training, root, weights)
+    return {"key": key_of(measure, training), "cell": asdict(training), **found}
+
+
+def run_missing(
+    measure: str,
+    trainings: Sequence[Training],
+    folder: Path,
+    root: str | None = None,
+    weights: str | None = None,
+    workers: int | None = None,
+) -> list[dict[str, Any]]:
+    """Do the runs that have no line, and append each line as it comes.
+
+    Args:
+        measure: A key of `MEASURES`.
+        trainings: The runs.
+        folder: Where the file with a line for each run is.
+        root: Folder of the data, see `prepare`.
+        weights: Folder that keeps the weights of every epoch, or, for `outliers`, of the last; None keeps none.
+        workers: Processes, each with one thread; None takes one for each core, and 1 runs in this process.
+
+    Returns:
+        The lines of these runs, in their order.
+    """
+    path = folder / f"{FILES.get(measure, (measure,))[0]}.jsonl"
+    keys = [key_of(measure, training) for training in trainings]
+    done = {line["key"] for line in read_lines(path)}
+    missing = [training for key, training in zip(keys, trainings, strict=True) if key not in done]
+    print(f"{len(keys) - len(missing)} of {len(keys)} runs are in {path.name} already")
+    packages = {name: version(name) for name in ("torch", "lightning", "scikit-learn")}
+    cpu = torch.backends.cpu.get_cpu_capability()  # without AVX-512 runs are in float32
+    versions = {"python": platform.python_version(), **packages, "lightning-anomaly": __version__, "cpu": cpu}
+    with parallel_config("loky", inner_max_num_threads=1):
+        pool = Parallel(n_jobs=workers or -1, return_as="generator_unordered")
+        results = pool(delayed(partial(_run, measure, root, weights))(training) for training in missing)
+        for result in tqdm(results, total=len(missing), unit="run", disable=not missing):
+            append(path, {**rounded(result), "versions": versions})
+    lines = {line["key"]: line for line in read_lines(path)}
+    return [lines[key] for key in keys]

@@ -1,0 +1,178 @@
+"""What is run: conditions, and for each experiment the networks, data sets, conditions and seeds of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+__all__ = ["CANDIDATES", "CONDITIONS", "DATA", "EXPERIMENTS", "NETWORKS", "OVERFITTING", "PAPERS", "TRAIN_SIZE",
+           "Condition", "Experiment", "Training", "make_training"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a run differs from the plain one.
+
+    Args:
+        label_noise: Fraction of the training labels that are wrong.
+        augment: Whether training images are shifted and mirrored.
+        dropout: Probability of dropout before the linear layers.
+        decay: Fraction that each step takes off the weights: decoupled weight decay times the learning rate.
+        pool: Times as many training images; an epoch still takes as many steps, on other images each time.
+    """
+
+    label_noise: float = 0.0
+    augment: bool = False
+    dropout: float = 0.0
+    decay: float = 0.0
+    pool: int = 1
+
+
+CONDITIONS = {
+    "overfitting": Condition(),
+    "noise10": Condition(label_noise=0.1),
+    "noise30": Condition(label_noise=0.3),
+    "noise20": Condition(label_noise=0.2),  # of the held-out runs only
+    "augmented": Condition(augment=True, dropout=0.5),
+    "regularised": Condition(dropout=0.5, decay=0.001),
+    "more_data": Condition(pool=10),
+    "damaged": Condition(),  # of `outliers` only: some of the training images do not belong
+}
+OVERFITTING = ("overfitting", "noise10", "noise20", "noise30", "damaged")  # the others are the healthy controls
+DATA = ("cifar10", "fashion_mnist")
+TRAIN_SIZE = 4000  # of the short runs
+# Epochs and learning rate: long enough for the validation loss of the plain run to rise well above its minimum.
+_SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "resnet18": (8, 1e-3),
+             "vgg11_bn": (16, 5e-4)}  # fmt: skip
+NETWORKS = tuple(_SCHEDULE)
+PAPERS = NETWORKS[:3]  # those of the source paper
+# The rules that `search` tried, in the words of its lines.
+CANDIDATES = (
+    "default", "paper's reading", "rare at 1%", "rare at 5%", "K up to 8", "K by Calinski-Harabasz", "1,024 images",
+    "paper's reading, 1,024 images", "not rectified", "paper's reading, not rectified", "gap in the tail",
+    "gap in the tail, not rectified", "training probe", "paper's reading, training probe",
+    "not rectified, training probe", "gap in the tail, training probe",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run. `key` names it; two runs with the same key are the same run.
+
+    Args:
+        network: A name that `recipes.common.networks.build` takes.
+        data: A data set's name.
+        condition: A key of `CONDITIONS`.
+        seed: Of the split, the initial weights and the order of the images.
+        epochs: Epochs.
+        lr: Learning rate of Adam.
+        train_size: Training images in an epoch.
+        val_size: Validation images, of which the first `probe_size` are the probe.
+        test_size: Test images.
+        batch_size: Images in a step.
+        probe_size: Images in a probe.
+    """
+
+    network: str
+    data: str
+    condition: str
+    seed: int
+    epochs: int
+    lr: float
+    train_size: int = TRAIN_SIZE
+    val_size: int = 1024
+    test_size: int = 2000
+    batch_size: int = 64
+    probe_size: int = 512
+
+    @property
+    def key(self) -> str:
+        """Network, data, condition and seed, and the sizes where they are not those of a short run."""
+        sizes = "" if self.train_size == TRAIN_SIZE else f"/{self.train_size}x{self.epochs}"
+        return f"{self.network}/{self.data}/{self.condition}/{self.seed}{sizes}"
+
+
+def make_training(network: str, data: str, condition: str, seed: int) -> Training:
+    """A short run."""
+    return Training(network, data, condition, seed, *_SCHEDULE[network])
+
+
+def _all_images(short: Training) -> Training:
+    """The paper's likely regime: all training images but the validation ones, for many epochs."""
+    epochs = {"lenet5": 50, "simple_cnn": 30, "alexnet": 20}
+    images = {"fashion_mnist": 60_000}.get(short.data, 50_000)
+    return replace(short, train_size=images - short.val_size, epochs=epochs.get(short.network, short.epochs))
+
+
+def _fewer_images(short: Training) -> Training:
+    """Less of what the slow networks take."""
+    size = {"vgg11_bn": 2000, "resnet18": 1000}.get(short.network)
+    return replace(short, train_size=size, epochs=8) if size else short
+
+
+def _reported_or_chosen_on(training: Training) -> bool:
+    """Of seed 0 only what the outlier score was chosen on."""
+    return training.seed != 0 or (training.network in ("lenet5", "simple_cnn") and training.data == "cifar10")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The runs of an experiment: all combinations.
+
+    Args:
+        measure: A key of `measures.MEASURES`, and the name of the file of lines.
+        conditions: Keys of `CONDITIONS`, controls among them.
+        networks: Keys of `_SCHEDULE`.
+        data: Data sets.
+        seeds: Seeds; one after the other, so that an unfinished experiment is whole in what it has.
+        sizes: Changes the sizes of a short run.
+        only: Which of the runs there are.
+        quick: The conditions of `--quick`.
+    """
+
+    measure: str
+    conditions: Sequence[str]
+    networks: Sequence[str] = PAPERS
+    data: Sequence[str] = DATA
+    seeds: Sequence[int] = (0, 1, 2)
+    sizes: Callable[[Training], Training] = lambda short: short
+    only: Callable[[Training], bool] = lambda training: True
+    quick: Sequence[str] = field(default=("overfitting", "augmented"))
+
+    def trainings(self) -> list[Training]:
+        """The runs; VGG-11's five poolings leave nothing of 28x28 pixels, so it has none on Fashion-MNIST."""
+        found = [
+            self.sizes(make_training(network, data, condition, seed))
+            for seed, network, data, condition in product(self.seeds, self.networks, self.data, self.conditions)
+            if (network, data) != ("vgg11_bn", "fashion_mnist")
+        ]
+        return [training for training in found if self.only(training)]
+
+    def quick_trainings(self) -> list[Training]:
+        """LeNet-5 for a few epochs on a few hundred digits, once for each condition; it proves nothing."""
+        sizes = {"train_size": 256, "val_size": 192, "test_size": 128, "probe_size": 128}
+        return [Training("lenet5", "digits", condition, 0, 4, 1e-3, **sizes) for condition in self.quick]
+
+
+_ALL = ("overfitting", "noise10", "noise30", "augmented", "regularised", "more_data")
+_FOLLOWED = ("overfitting", "noise30", "augmented", "more_data")  # where every epoch's network is taken apart again
+_HELD_OUT = ("overfitting", "noise20", "augmented", "more_data")
+_PLAIN = ("overfitting",)
+EXPERIMENTS = {
+    "h1": Experiment("h1", _ALL),
+    "h1_held_out": Experiment("h1", _HELD_OUT, ["vgg11_bn"], ["cifar10"], [3]),
+    "h1_long": Experiment("h1", ("overfitting", "augmented"), seeds=(4, 5), sizes=_all_images),
+    "two_sample": Experiment("two_sample", _FOLLOWED),
+    "two_sample_held_out": Experiment("two_sample", _HELD_OUT, ["vgg11_bn"], ["cifar10"], [3]),
+    "output": Experiment("output", _ALL, NETWORKS, seeds=(0, 2, 3, 4)),
+    "output_long": Experiment("output", ("overfitting", "augmented"), seeds=(4, 5), sizes=_all_images),
+    "frozen": Experiment("frozen", _PLAIN, quick=_PLAIN),
+    "h2_gradients": Experiment("h2_gradients", _PLAIN, quick=_PLAIN),
+    "h2_left_out": Experiment("h2_left_out", _PLAIN, quick=_PLAIN),
+    "h3": Experiment("h3", ("overfitting", "noise30"), quick=("overfitting", "noise30")),
+    "outliers": Experiment(
+        "outliers", ("augmented", "overfitting", "damaged"), NETWORKS, sizes=_fewer_images, only=_reported_or_chosen_on,
+        quick=("augmented", "overfitting", "damaged"),
+    ),
+}  # fmt: skip

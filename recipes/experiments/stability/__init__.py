@@ -1,1 +1,0 @@
-"""How much part the Calinski-Harabasz index can have in a verdict that stays the same."""

@@ -1,0 +1,111 @@
+"""Curves of one run, read from its line, and what they say about overfitting: functions on lists of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata, spearmanr
+
+__all__ = [
+    "after_best",
+    "auroc",
+    "best_epoch",
+    "correlation",
+    "late_change",
+    "layers_of",
+    "partial_correlation",
+    "signal",
+]
+
+_OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent", "set_apart": "set_apart"}
+Line = dict[str, Any]
+
+
+def layers_of(line: Line, reading: str | None = None) -> list[str]:
+    """The layers of a run, in the network's order: of one reading, or of the first."""
+    readings = line["epochs"][0]["layers"]
+    return list(readings[reading] if reading in readings else next(iter(readings.values())))
+
+
+def signal(line: Line, name: str, reading: str = "val", layer: str | None = None) -> list[float]:
+    """Read a signal after each epoch.
+
+    Args:
+        line: A run.
+        name: "fraction", "isolated", "silent" or "set_apart" for anomaly filters, isolated or silent ones, or filters
+            that set samples apart, as a fraction of the live filters; or a layer's statistic, where "separation" is
+            that of the training probe minus that of the validation probe; or an entry of the epochs, such as
+            "val_loss"; or "epoch".
+        reading: A key of the line's layers.
+        layer: One layer; None takes all: fractions of all live filters, means of other statistics over the layers.
+    """
+    if name == "epoch":
+        return [float(index) for index in range(len(line["epochs"]))]
+    if name in line["epochs"][0]:
+        return [float(epoch[name]) for epoch in line["epochs"]]
+    chosen = layers_of(line, reading) if layer is None else [layer]
+
+    def at(epoch: Line) -> float:
+        found = [epoch["layers"]["val" if name.startswith("weight") else reading][each] for each in chosen]
+        if name in _OF_LIVE:
+            live = sum(each["live"] for each in found)
+            return sum(each[_OF_LIVE[name]] for each in found) / live if live else 0.0
+        if name == "separation":
+            train = [epoch["layers"]["train"][each]["separation"] for each in chosen]
+            return fmean(a - b["separation"] for a, b in zip(train, found, strict=True))
+        return fmean(each[name] for each in found)
+
+    return [at(epoch) for epoch in line["epochs"]]
+
+
+def best_epoch(line: Line) -> int:
+    """Position of the smallest validation loss."""
+    return int(np.argmin(signal(line, "val_loss")))
+
+
+def after_best(line: Line, values: Sequence[float]) -> list[float]:
+    """The part of a curve from the best epoch on."""
+    return list(values[best_epoch(line) :])
+
+
+def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rank correlation; 0 if one of them is constant, None for fewer than five values."""
+    if len(a) < 5:
+        return None
+    return float(spearmanr(a, b).statistic) if min(a) < max(a) and min(b) < max(b) else 0.0
+
+
+def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[float]) -> float | None:
+    """Spearman's rank correlation of two curves given a third; None for fewer than five values.
+
+    The correlation of what a linear fit on the ranks of `given` leaves of the ranks of `a` and `b`.
+    """
+    if len(a) < 5:
+        return None
+    ranked = [rankdata(values) for values in (a, b, given)]
+    control = ranked[2] - ranked[2].mean()
+    rest = []
+    for values in ranked[:2]:
+        centred = values - values.mean()
+        norm = control @ control
+        rest.append(centred - (centred @ control / norm * control if norm else 0.0))
+    scale = float(np.sqrt((rest[0] @ rest[0]) * (rest[1] @ rest[1])))
+    return float(rest[0] @ rest[1]) / scale if scale > 1e-9 else 0.0
+
+
+def late_change(values: Sequence[float]) -> float:
+    """Mean of the last quarter of a curve minus that of its second quarter; looks at no loss."""
+    quarter = max(1, len(values) // 4)
+    return fmean(values[-quarter:]) - fmean(values[quarter : 2 * quarter])
+
+
+def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
+    """Probability that a positive run scores above another one, ties counted half; None without both kinds."""
+    if len(set(positive)) < 2:
+        return None
+    values, chosen = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    pairs = values[chosen][:, None] - values[~chosen]
+    return float(((pairs > 0) + (pairs == 0) / 2).mean())

@@ -1,0 +1,228 @@
+"""H2: gradients of outlier samples, what finds mislabelled and damaged images, and training without outlier samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import sqrt
+from statistics import mean, variance
+from typing import Any
+
+import pandas as pd
+
+from recipes.experiments.tables.writer import Frame, runs, spread, table
+
+__all__ = ["PROBES", "READINGS", "SCORES", "SHARE", "damage_by_network", "damage_by_share", "damage_in",
+           "damage_votes", "gradients", "layers", "left_out", "mislabelled", "ratios_of"]  # fmt: skip
+
+SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
+READINGS = ("ours", "paper")
+PROBES = {"train": "training", "val": "validation"}
+SHARE = "0.01"  # shown where there is room for one
+_EARLY = 2  # the first epochs
+# What it is called, the kind of run, and the probe.
+_DAMAGED = {
+    "validation, none in training": ("measure", "val"),
+    "validation, some in training": ("leave_out", "val"),
+    "training": ("leave_out", "train"),
+}
+Found = dict[str, Any]
+
+
+def measured() -> Frame:
+    """The runs of the first kind, with their last measured epoch and the one nearest to the smallest loss."""
+    some = runs("h2").query("kind == 'measure'")
+
+    def near_best(line: Found) -> Found:
+        best = line["val_losses"].index(min(line["val_losses"])) + 1
+        nearest: Found = min(line["epochs"], key=lambda epoch: abs(epoch["epoch"] - best))
+        return nearest
+
+    return some.assign(last=[line["epochs"][-1] for line in some.line], best=list(map(near_best, some.line)))
+
+
+def ratios_of(
+    epochs: Iterable[Found], probe: str, what: str, reading: str, name: str = "all"
+) -> list[list[float | None]]:
+    """Ratio and interval of a group of outlier samples in some measured epochs, of those in which it has any."""
+    groups = (epoch[probe][reading]["gradients"].get(name, {}) for epoch in epochs)
+    return [found[what] for found in groups if what in found]
+
+
+def _compare(ratios: Sequence[Sequence[float | None]]) -> str:
+    """Mean and spread of ratios, and in how many runs the interval lies above or below 1."""
+    if not ratios:
+        return "-"
+    above = sum(low is not None and low > 1 for _, low, _ in ratios)
+    below = sum(high is not None and high < 1 for _, _, high in ratios)
+    return f"{spread(ratio for ratio, _, _ in ratios)} ({above} above, {below} below, of {len(ratios)})"
+
+
+def gradients() -> Frame:
+    """For each network, data set and probe: have outlier samples larger gradients than the rest?"""
+    rows = []
+    for key, own in measured().groupby(["network", "data"]):
+        everything = [epoch for line in own.line for epoch in line["epochs"]]
+        for probe, name in PROBES.items():
+            for reading in READINGS:
+                last = [epoch[probe][reading] for epoch in own["last"]]
+                first, later = ([epoch for epoch in everything if (epoch["epoch"] <= _EARLY) == early]
+                                for early in (True, False))  # fmt: skip
+                rows.append(
+                    (
+                        *(*key, name, reading, len(own)),
+                        spread([one["count"] for one in last], 1),
+                        spread([one["gradients"]["all"]["n"] for one in last], 1),
+                        *(
+                            _compare(ratios_of(some, probe, "mean", reading))
+                            for some in (first, later, own.best, own["last"])
+                        ),
+                        _compare(ratios_of(own["last"], probe, "median", reading)),
+                        spread(ratio for ratio, _, _ in ratios_of(own["last"], probe, "loss", reading)),
+                        spread(one["gradients"]["spearman"] for one in last),
+                    )
+                )
+    header = ["network", "data", "probe", "reading", "seeds", "anomaly filters", "outlier samples",
+              f"ratio of mean norms, epochs 1 to {_EARLY}", "later measured epochs", "epoch nearest to the best",
+              "last epoch", "ratio of medians, last", "ratio of mean losses, last",
+              "Spearman of votes and norm, last"]  # fmt: skip
+    return pd.DataFrame(rows, columns=header)
+
+
+def layers() -> Frame:
+    """The same for the outlier samples of each layer, at the last epoch, over all data sets and seeds."""
+    rows = []
+    for network, own in measured().groupby("network"):
+        for probe, name in PROBES.items():
+            for reading in READINGS:
+                found = [epoch[probe][reading]["gradients"] for epoch in own["last"]]
+                for layer in [layer for layer in found[0] if layer not in ("spearman", "all")]:
+                    ratios = (ratios_of(own["last"], probe, what, reading, layer) for what in ("mean", "own"))
+                    counts = spread([one[layer]["n"] for one in found], 1)
+                    rows.append((network, name, reading, layer, counts, *map(_compare, ratios)))
+    header = ["network", "probe", "reading", "layer", "its outlier samples", "ratio of mean norms",
+              "of the layer's own gradients"]  # fmt: skip
+    return pd.DataFrame(rows, columns=header)
+
+
+def _found(results: Sequence[Found], score: int) -> str:
+    """AUROC and average precision of a score over several results."""
+    if results[0]["auroc"][score] is None:
+        return "-"
+    areas = spread([one["auroc"][score] for one in results])
+    return f"{areas} / {mean(one['precision'][score] for one in results):.2f}"
+
+
+def _hits(results: Sequence[Found]) -> str:
+    return f"{mean(one['hit'] for one in results):.1f} of {mean(one['planted'] for one in results):.0f}"
+
+
+def mislabelled() -> Frame:
+    """For each network, data set and probe: what finds wrong labels? AUROC and average precision."""
+    rows = []
+    for key, own in measured().groupby(["network", "data"]):
+        for probe, name in PROBES.items():
+            for epoch, when in (("best", "nearest to the best"), ("last", "last")):
+                ours, paper = ([one[probe][reading]["mislabelled"] for one in own[epoch]] for reading in READINGS)
+                cells = [_found(ours, score) for score in range(len(SCORES))]
+                rows.append((*key, name, when, _hits(ours), _found(paper, 0), *cells))
+    header = ["network", "data", "probe", "epoch", "with votes", "paper's votes", *SCORES]
+    return pd.DataFrame(rows, columns=header)
+
+
+def damage_in(line: Found, probe: str) -> Found:
+    """What was found of the damaged images in a probe."""
+    found: Found = line["damage"][probe] if line["kind"] == "leave_out" else line["epochs"][-1][probe]["damage"]
+    return found
+
+
+def _damaged() -> Iterator[tuple[str, Frame]]:
+    """The name of a probe with damaged images and the runs, with what was found there as `damage`."""
+    for name, (kind, probe) in _DAMAGED.items():
+        some = runs("h2")
+        some = some[some.kind == kind]
+        yield name, some.assign(damage=[damage_in(line, probe) for line in some.line])
+
+
+def _scores(found: Iterable[Found], entry: str) -> list[str]:
+    """How many damaged images have votes, and how well every score finds them."""
+    results = [one[entry] for one in found if entry in one]
+    return [_hits(results), *(_found(results, score) for score in range(len(SCORES)))]
+
+
+def _entries(found: Iterable[Found], end: str = "") -> list[str]:
+    return [entry for entry in dict.fromkeys(entry for one in found for entry in one) if entry.endswith(end)]
+
+
+def damage_votes() -> Frame:
+    """For each network, data set and probe: AUROC of the votes for each kind of damage, at 1% of the probe."""
+    probes = list(_damaged())
+    shown = _entries((one for _, some in probes for one in some.damage), f"/{SHARE}")
+    parts = [
+        table(
+            some.assign(probe=name),
+            ("network", "data", "probe"),
+            [
+                ("seeds", len),
+                *(
+                    (
+                        entry.partition("/")[0],
+                        lambda own, e=entry: spread(one[e]["auroc"][0] for one in own.damage if e in one),
+                    )
+                    for entry in shown
+                ),
+            ],
+        )
+        for name, some in probes
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def damage_by_share() -> Frame:
+    """For each kind and share of damage and each probe: what finds it, over all networks, data sets and seeds."""
+    rows = []
+    for name, some in _damaged():
+        for entry in _entries(some.damage):
+            kind, _, share = entry.rpartition("/")
+            rows.append((name, kind, f"{100 * float(share):g}%", *_scores(some.damage, entry)))
+    return pd.DataFrame(rows, columns=["probe", "damage", "share", "with votes", *SCORES])
+
+
+def damage_by_network() -> Frame:
+    """The same for each network and data set, at 1% of the probe."""
+    rows = [
+        (name, *key, entry.partition("/")[0], *_scores(own.damage, entry))
+        for name, some in _damaged()
+        for key, own in some.groupby(["network", "data"])
+        for entry in _entries(own.damage.iloc[:1], f"/{SHARE}")
+    ]
+    return pd.DataFrame(rows, columns=["probe", "network", "data", "damage", "with votes", *SCORES])
+
+
+def left_out() -> Frame:
+    """For each network and data set: the test loss and accuracy without the outlier samples, without random ones.
+
+    Beside the spread over seeds stands the standard error that the draws of random samples alone give the mean: their
+    variance is pooled over the runs and readings of a network and data set.
+    """
+    rows = []
+    for key, own in runs("h2").query("kind == 'leave_out'").groupby(["network", "data"]):
+        arms = {reading: [line[reading] for line in own.line] for reading in READINGS}
+        pairs = {reading: [arm for arm in some if "outliers" in arm] for reading, some in arms.items()}
+        for reading in READINGS:
+            cells: list[str] = []
+            for what in ("best_loss", "last_loss", "best_acc", "last_acc"):
+                cells.append(spread([line["all"][what] for line in own.line], 3))
+                both = [[one[what] for one in arm["random"]] for some in pairs.values() for arm in some]
+                gains = [arm["outliers"][what] - mean(one[what] for one in arm["random"]) for arm in pairs[reading]]
+                if gains:
+                    draws = len(pairs[reading][0]["random"])
+                    error = sqrt(mean(map(variance, both)) * (1 + 1 / draws) / len(gains))
+                    cells.append(f"{spread(gains, 3)} (draws {error:.3f})")
+                else:
+                    cells.append("-")
+            counts = (spread([arm[name] for arm in arms[reading]], 1) for name in ("left_out", "wrong", "damaged"))
+            rows.append((*key, reading, f"{len(pairs[reading])} of {len(own)}", *counts, *cells))
+    header = ["network", "data", "reading", "seeds with 20 or more", "outlier samples", "mislabelled", "damaged"]
+    for name in ("test loss at the best epoch", "at the end", "accuracy at the best epoch", "at the end"):
+        header += [name, "without outlier samples, less without random ones (standard error from draws)"]
+    return pd.DataFrame(rows, columns=header)

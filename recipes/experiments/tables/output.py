@@ -1,0 +1,244 @@
+"""When to stop by the output: what each rule stops, and how well each number tells overfitting runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import fmean, median
+from typing import Any
+
+import pandas as pd
+
+from lightning_anomaly.two_sample.rise import THRESHOLD, WINDOW
+from recipes.experiments.spec import DATA
+from recipes.experiments.tables.curves import auroc, best_epoch, signal
+from recipes.experiments.tables.stopping import RULES as OTHERS
+from recipes.experiments.tables.writer import Frame, kinds, runs
+
+__all__ = ["RULES", "chosen_on", "each_run", "first_above", "largest_rise", "loss_over_best", "rises", "rules",
+           "scores", "summary"]  # fmt: skip
+
+Line = dict[str, Any]
+Rule = Callable[[Line], int | None]  # the epoch after which it stops a run, if it does
+_TRIED = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
+# Known when a rise had to exceed three standard errors, and when the ratio was preferred to log-odds: network, data and
+# seed.
+_CHOSEN_ON = {
+    ("lenet5", "cifar10", 3),
+    ("simple_cnn", "fashion_mnist", 2),
+    ("lenet5", "fashion_mnist", 0),
+    ("simple_cnn", "fashion_mnist", 0),
+}
+
+
+def chosen_on(some: Frame) -> list[bool]:
+    """Which runs had a part in choosing the rule."""
+    return [cell in _CHOSEN_ON for cell in zip(some.network, some.data, some.seed, strict=True)]
+
+
+def first_above(values: Sequence[float], threshold: float) -> int | None:
+    """Position of the first value above a threshold; None without any."""
+    return next((place for place, value in enumerate(values) if value > threshold), None)
+
+
+def _rises(line: Line, name: str = "confidence_rise", window: int = WINDOW) -> list[float]:
+    """A rise as it was measured; of other numbers, how far the mean of `window` is above its lowest at each validation.
+
+    The `confidence_error_ratio` rises by a fraction, as `confidence_rise` does, but whatever the standard error.
+    """
+    values = signal(line, name)
+    if name.startswith("confidence_rise"):
+        return values
+    if name == "confidence_error_ratio":
+        return [math.expm1(rise) for rise in _above_lowest([math.log(ratio) for ratio in values], window)]
+    return _above_lowest(values, window)
+
+
+def _above_lowest(values: Sequence[float], window: int) -> list[float]:
+    means = [fmean(values[end - window : end]) for end in range(window, len(values) + 1)]
+    return [0.0] * (len(values) - len(means)) + [now - min(means[: end + 1]) for end, now in enumerate(means)]
+
+
+def largest_rise(line: Line) -> float:
+    """How far the ratio of expected errors rises at most."""
+    return max(_rises(line))
+
+
+def _above(threshold: float, name: str = "confidence_rise") -> Rule:
+    return lambda line: first_above(_rises(line, name), threshold)
+
+
+def _as_others(rule: str, line: Line) -> int | None:
+    last = OTHERS[rule](line).last
+    return last if last < len(line["epochs"]) - 1 else None
+
+
+# Where each rule stops a run, if it does; the network is the one of that epoch.
+RULES: dict[str, Rule] = {
+    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)": _above(THRESHOLD),
+    "the same ratio without standard errors, rise of 10%": _above(0.1, "confidence_error_ratio"),
+    "the same, rise of 15%": _above(0.15, "confidence_error_ratio"),
+    "log-odds gap, rise of 0.25": _above(0.25, "log_odds_gap"),
+    "gap, rise of 0.025": _above(0.025, "confidence_gap"),
+    "area, rise of 0.03": _above(0.03, "confidence_auc"),
+    "area, above 0.55": lambda line: first_above(signal(line, "confidence_auc"), 0.55),
+    "area, p-value below 1%": lambda line: first_above([-p for p in signal(line, "confidence_p_value")], -0.01),
+    "errors made over those expected, with labels, rise of 30%": _above(math.log(1.3), "log_overconfidence"),
+    "loss with labels, rise of 0.03": _above(0.03, "loss_auc"),
+    **{
+        rule: partial(_as_others, rule)
+        for rule in (
+            "validation loss, patience 3",
+            "validation loss, patience 5",
+            "validation loss, patience 10",
+            "Label Wave, patience 5",
+            "gradient disparity, patience 5",
+            "rise of weight variance",
+        )
+    },
+    "none: train to the end": lambda line: None,
+}
+
+
+def _parts(some: Frame) -> dict[str, Frame]:
+    """The runs that had a part in the choice, and the others, by data; those on all images apart."""
+    part = [0 if chosen else 1 + long for chosen, long in zip(chosen_on(some), some.long, strict=True)]
+    names = ("chosen on", "others", "all images")
+    return {f"{names[place]}: {data}": own for (place, data), own in some.assign(part=part).groupby(["part", "data"])}
+
+
+def _end(rule: Rule, line: Line) -> int:
+    """The epoch at which a rule ends a run: where it stops it, or the last one."""
+    stop = rule(line)
+    return len(line["epochs"]) - 1 if stop is None else stop
+
+
+def _stopped(rule: Rule, some: Frame) -> str:
+    """How many runs a rule stops; at the last epoch there is nothing to stop."""
+    stops = sum(_end(rule, line) < len(line["epochs"]) - 1 for line in some.line)
+    return f"{stops} of {len(some)}" if len(some) else "-"
+
+
+def loss_over_best(rule: Rule, line: Line) -> float:
+    """Validation loss where a rule ends a run, over the smallest of the run."""
+    loss = signal(line, "val_loss")
+    return loss[_end(rule, line)] / min(loss)
+
+
+_COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest", "epochs spent",
+          "accuracy lost (points)")  # fmt: skip
+
+
+def _costs(rule: Rule, some: Frame) -> list[str]:
+    """What a rule stops, and what the overfitting runs cost then, by `_COSTS`."""
+    bad, good = kinds(some)
+    stopped = [_stopped(rule, bad), _stopped(rule, good)]
+    if not len(bad):
+        return [*stopped, "-", "-", "-", "-"]
+    ratios = [loss_over_best(rule, line) for line in bad.line]
+    spent = fmean((_end(rule, line) + 1) / len(line["epochs"]) for line in bad.line)
+    accuracies = ((signal(line, "test_acc"), _end(rule, line)) for line in bad.line)
+    lost = fmean(100 * (max(own) - own[end]) for own, end in accuracies)
+    return [*stopped, f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * spent:.0f}%", f"{lost:.1f}"]
+
+
+def _costs_by_part(name: str, by_name: Mapping[str, Rule], columns: int) -> Frame:
+    rows = [
+        (part, label, *_costs(rule, own)[:columns])
+        for part, own in _parts(runs("output")).items()
+        for label, rule in by_name.items()
+    ]
+    return pd.DataFrame(rows, columns=["trainings", name, *_COSTS[:columns]])
+
+
+def rules() -> Frame:
+    """For each part and rule: how many runs it stops, and what the overfitting ones cost then.
+
+    Validation loss at the stop over the smallest (of a run that is not stopped, at its end), epochs trained of those
+    there are, and test accuracy below that of the best epoch.
+    """
+    return _costs_by_part("rule", RULES, len(_COSTS))
+
+
+def rises() -> Frame:
+    """The same for each rise of the ratio."""
+    return _costs_by_part("rise", {f"{100 * rise:g}%": _above(rise) for rise in _TRIED}, len(_COSTS) - 1)
+
+
+def summary() -> Frame:
+    """For each rule: what it stops of the held-out runs, and the median loss then."""
+    parts = {name.removeprefix("others: "): own for name, own in _parts(runs("output")).items() if "chosen" not in name}
+    rows = [[rule, *(cell for own in parts.values() for cell in _costs(stop, own)[:3])] for rule, stop in RULES.items()]
+    columns = [f"{name}: {column}" for name in parts for column in ("overfitting", "healthy", "loss")]
+    return pd.DataFrame(rows, columns=["rule", *columns])
+
+
+def each_run() -> Frame:
+    """Each run: its losses, the areas, and where it is stopped."""
+    some, rows, rule = runs("output"), [], _above(THRESHOLD)
+    for line in [line for kind in kinds(some) for line in sorted(kind.line, key=lambda line: str(line["key"]))]:
+        loss, best = signal(line, "val_loss"), best_epoch(line)
+        stop = _end(rule, line)
+        stages = [0, best, -1]
+        ratio, area = ([signal(line, name)[stage] for stage in stages]
+                       for name in ("confidence_error_ratio", "confidence_auc"))  # fmt: skip
+        stopped = (stop + 1, f"{loss[stop] / loss[best]:.2f}") if stop < len(loss) - 1 else ("-", "-")
+        rows.append(
+            (
+                line["key"],
+                f"{loss[best]:.2f} → {loss[-1]:.2f}",
+                best + 1,
+                " → ".join(f"{value:.2f}" for value in ratio),
+                " → ".join(f"{value:.3f}" for value in area),
+                f"{100 * largest_rise(line):.0f}%",
+                *stopped,
+            )
+        )
+    header = ["training", "validation loss, best → end", "best epoch", "ratio, first epoch → best → end", "area",
+              "largest rise of the former", "stopped after epoch", "loss over the best"]  # fmt: skip
+    return pd.DataFrame(rows, columns=header)
+
+
+_RAW = "the same without standard errors"
+# A number and the window of its means, by label.
+_NUMBERS = {
+    "ratio of expected errors": ("confidence_rise", WINDOW),
+    **{f"the same, {size} images": (f"confidence_rise {size}", WINDOW) for size in (128, 256, 512, 2048)},
+    f"{_RAW}, of single validations": ("confidence_error_ratio", 1),
+    _RAW: ("confidence_error_ratio", WINDOW),
+    f"{_RAW}, means of five": ("confidence_error_ratio", 5),
+    "log-odds gap": ("log_odds_gap", WINDOW),
+    "gap of the largest softmax probability": ("confidence_gap", WINDOW),
+    "area by the same": ("confidence_auc", WINDOW),
+    "area by the entropy": ("entropy_auc", WINDOW),
+    "area by the margin": ("margin_auc", WINDOW),
+    "area by the energy": ("energy_auc", WINDOW),
+    "area by the loss, with labels": ("loss_auc", WINDOW),
+    "errors made over those expected, with labels, as a logarithm": ("log_overconfidence", WINDOW),
+}
+
+
+def scores() -> Frame:
+    """How well the largest rise of each number tells the held-out runs.
+
+    The probability that it is larger in an overfitting run than in a healthy one, the least in an overfitting one, and
+    the most in a healthy one; of short runs by data, and of all, the long ones too. In brackets the number of runs,
+    where some do not have the number.
+    """
+    some = runs("output")
+    held_out = some[[not chosen for chosen in chosen_on(some)]]
+    table = pd.DataFrame({"by": list(_NUMBERS)})
+    for part, own in {**{data: held_out[(held_out.data == data) & ~held_out.long] for data in DATA},
+                      "all": held_out}.items():  # fmt: skip
+        cells = []
+        for name, window in _NUMBERS.values():
+            have = own[[name in line["epochs"][0] for line in own.line]]
+            bad, good = ([max(_rises(line, name, window)) for line in kind.line] for kind in kinds(have))
+            area = auroc([*bad, *good], [True] * len(bad) + [False] * len(good))
+            few = f" ({len(have)})" if len(have) < len(own) else ""
+            ends = [f"{min(bad):.3f}" if bad else "-", f"{max(good):.3f}" if good else "-"]
+            cells.append(["-" if area is None else f"{area:.2f}{few}", *ends])
+        n_bad, n_good = map(len, kinds(own))
+        table[[f"{part}: AUROC", f"least of {n_bad} overfitting", f"most of {n_good} healthy"]] = cells
+    return table

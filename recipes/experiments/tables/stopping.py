@@ -1,0 +1,146 @@
+"""Rules that stop a run, replayed on its curves: where each stops, which network it keeps, and what that costs.
+
+Functions on lists with one value for each epoch; positions count from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import mean
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lightning_anomaly.callbacks._history import HOLD, PATIENCE, THRESHOLD, rise
+from recipes.experiments.tables.curves import layers_of, signal
+from recipes.experiments.tables.writer import Frame, kinds, runs, spread
+
+__all__ = ["RULES", "Stop", "by_network", "by_patience", "by_rise", "compared", "replay"]
+
+
+class Stop(NamedTuple):
+    """What a rule does: the last epoch trained, and the epoch whose network is kept."""
+
+    last: int
+    kept: int
+
+
+def by_patience(values: Sequence[float], patience: int) -> Stop:
+    """Stop when `patience` epochs in a row bring no new minimum, and keep the minimum, as EarlyStopping does."""
+    best = 0
+    for position, value in enumerate(values):
+        if value < values[best]:
+            best = position
+        if position - best >= patience:
+            return Stop(position, best)
+    return Stop(len(values) - 1, best)
+
+
+def by_rise(values: Sequence[float], threshold: float = THRESHOLD, patience: int = PATIENCE) -> Stop:
+    """Do what `AnomalyEarlyStopping` does on the values of a fraction; keep the network before the rise."""
+    lasted = 0
+    for position in range(len(values)):
+        lasted = lasted + 1 if rise(values[: position + 1]) > threshold else 0
+        if lasted and lasted + HOLD - 1 >= patience:
+            return Stop(position, max(0, position - lasted - HOLD + 1))
+    return Stop(len(values) - 1, len(values) - 1)
+
+
+def _by_p_value(values: Sequence[float]) -> Stop:
+    """Stop at the first p-value below 1%, and keep that network."""
+    position = next((place for place, value in enumerate(values) if value < 0.01), len(values) - 1)
+    return Stop(position, position)
+
+
+def _relative(values: Sequence[float]) -> list[float]:
+    return [value / values[0] for value in values] if values[0] else list(values)
+
+
+def _accuracy(line: dict[str, Any]) -> list[float]:
+    return [-value for value in signal(line, "val_acc")]
+
+
+_TWO_SAMPLE = "filters that tell training images, p below 1%"  # needs the p-values of `two_sample`
+# Patience 5 for those that were proposed with one; the first epoch of "changed" compares with the untrained network.
+RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
+    "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),
+    "anomaly filters (paper's reading)": lambda line: by_rise(signal(line, "fraction", "val_paper")),
+    "validation loss, patience 3": lambda line: by_patience(signal(line, "val_loss"), 3),
+    "validation loss, patience 5": lambda line: by_patience(signal(line, "val_loss"), 5),
+    "validation loss, patience 10": lambda line: by_patience(signal(line, "val_loss"), 10),
+    "validation accuracy, patience 10": lambda line: by_patience(_accuracy(line), 10),
+    "validation accuracy, best of all epochs": lambda line: by_patience(_accuracy(line), len(line["epochs"])),
+    "Label Wave, patience 5": lambda line: by_patience(signal(line, "changed"), 5),
+    "gradient disparity, patience 5": lambda line: by_patience(signal(line, "disparity"), 5),
+    "rise of sparsity": lambda line: by_rise(signal(line, "sparsity")),
+    "rise of weight variance": lambda line: by_rise(_relative(signal(line, "weight_variance"))),
+    "rise of variance outside, last layer": lambda line: by_rise(signal(line, "outside", layer=layers_of(line)[-1])),
+    "none: train to the end": lambda line: Stop(len(line["epochs"]) - 1, len(line["epochs"]) - 1),
+}
+_COMPARED = {_TWO_SAMPLE: lambda line: _by_p_value(signal(line, "p max fraction"))} | {
+    rule: RULES[rule]
+    for rule in (
+        "validation loss, patience 5",
+        "validation accuracy, best of all epochs",
+        "none: train to the end",
+    )
+}
+
+
+def replay(line: dict[str, Any], rule: Callable[[dict[str, Any]], Stop]) -> dict[str, float]:
+    """What a rule costs in one run.
+
+    Returns:
+        `epochs` trained; `accuracy`, the test accuracy lost against the epoch with the highest (percentage points);
+        `loss`, the test loss above that of the epoch with the lowest (nats); `stopped`, 1 if it ended the run.
+    """
+    stop = rule(line)
+    accuracy, loss = signal(line, "test_acc"), signal(line, "test_loss")
+    return {
+        "epochs": stop.last + 1.0,
+        "accuracy": 100 * (max(accuracy) - accuracy[stop.kept]),
+        "loss": loss[stop.kept] - min(loss),
+        "stopped": float(stop.last < len(accuracy) - 1),
+    }
+
+
+def _costs(some: Frame, rules: dict[str, Callable[[dict[str, Any]], Stop]], by: Sequence[str]) -> Frame:
+    rows = []
+    for key, own in some.groupby(list(by)):
+        for name, rule in rules.items():
+            bad, good = (pd.DataFrame([replay(line, rule) for line in kind.line]) for kind in kinds(own))
+            costs = [spread(bad.accuracy, 1), spread(bad.loss), f"{mean(bad.epochs):.0f}", _stopped(bad)]
+            rows.append((*key, name, *costs, spread(good.accuracy, 1), _stopped(good)))
+    header = [*by, "rule", "overfitting: accuracy lost (points)", "loss above the best (nats)", "epochs", "stopped",
+              "healthy: accuracy lost", "stopped"]  # fmt: skip
+    return pd.DataFrame(rows, columns=header)
+
+
+def _stopped(found: Frame) -> str:
+    return f"{found.stopped.sum():.0f} of {len(found)}"
+
+
+def by_network() -> Frame:
+    """For each network and rule: accuracy and loss given away, epochs spent, and how many runs were stopped."""
+    some = runs("h1")
+    return _costs(some[~some.long], RULES, ["network"])
+
+
+def compared() -> Frame:
+    """The same for the rule of `two_sample`, with some others, on the runs that both experiments followed; by data.
+
+    On another kind of processor the same run takes another course: one whose validation losses differ is left out.
+    """
+    some, others = runs("h1"), {line["key"]: line for line in runs("two_sample").line}
+    some = some[~some.long]
+    same = [
+        line["key"] in others and signal(line, "val_loss") == signal(others[line["key"]], "val_loss")
+        for line in some.line
+    ]
+    some = some[same]
+    some["line"] = [
+        {**line, "epochs": [{**other, **own} for own, other in zip(line["epochs"], others[line["key"]]["epochs"],
+                                                                   strict=True)]}
+        for line in some.line
+    ]  # fmt: skip
+    return _costs(some, _COMPARED, ["network", "data"])

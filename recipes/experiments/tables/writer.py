@@ -1,0 +1,64 @@
+"""Runs as a frame, groups of runs as a table of text, and the one way in which numbers are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from statistics import mean, stdev
+from typing import Any
+
+import pandas as pd
+
+from recipes.experiments.spec import CONDITIONS, OVERFITTING, TRAIN_SIZE
+from recipes.experiments.store import RESULTS, read_lines
+
+__all__ = ["Column", "Frame", "arrow", "kinds", "number", "runs", "spread", "table"]
+
+Frame = Any  # a pandas DataFrame; pandas has no types
+Column = tuple[str, Callable[[Frame], object]]
+
+
+def runs(name: str) -> Frame:
+    """The lines of an experiment, one row each: the settings of the run, and the whole line as `line`."""
+    lines = _lines(name)
+    frame = pd.DataFrame([{**line["cell"], "kind": line.get("kind"), "line": line} for line in lines])
+    frame["overfitting"] = frame.condition.isin(OVERFITTING)
+    frame["condition"] = pd.Categorical(frame.condition, list(CONDITIONS), ordered=True)
+    frame["long"] = frame.train_size > TRAIN_SIZE
+    return frame
+
+
+@cache
+def _lines(name: str) -> list[dict[str, Any]]:
+    return read_lines(RESULTS / f"{name}.jsonl")
+
+
+def kinds(some: Frame) -> tuple[Frame, Frame]:
+    """The overfitting runs and the healthy ones."""
+    return some[some.overfitting], some[~some.overfitting]
+
+
+def table(some: Frame, by: Sequence[str], columns: Sequence[Column]) -> Frame:
+    """One row for each group of runs, in order: its settings, and what each column makes of the group."""
+    groups = some.groupby(list(by), observed=True, sort=True)
+    rows = [[*key, *(cell(group) for _, cell in columns)] for key, group in groups]
+    return pd.DataFrame(rows, columns=[*by, *(title for title, _ in columns)])
+
+
+def number(value: float | None, form: str = "+.2f") -> str:
+    """A number as text; "-" for None."""
+    return "-" if value is None else f"{value:{form}}"
+
+
+def spread(values: Iterable[float | None], digits: int = 2) -> str:
+    """Mean and, from two values on, standard deviation; None is left out."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return "-"
+    text = f"{mean(found):.{digits}f}"
+    return f"{text} ± {stdev(found):.{digits}f}" if len(found) > 1 else text
+
+
+def arrow(courses: Iterable[Sequence[float]], digits: int = 2) -> str:
+    """The means of the stages of several courses, such as best → end."""
+    return " → ".join(f"{mean(stage):.{digits}f}" for stage in zip(*courses, strict=True))

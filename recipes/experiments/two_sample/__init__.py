@@ -1,1 +1,0 @@
-"""What tells overfitting where H1's count does not: filters that tell training images from others."""

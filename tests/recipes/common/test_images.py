@@ -1,0 +1,152 @@
+"""Images are loaded, split, changed and put into loaders as they are said to be."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from recipes.common.damage import DAMAGES, plant_damage, with_label_noise
+from recipes.common.data import ImageData, crop_and_flip, load_images, make_loaders, mean_and_std, normalise, split
+
+
+@pytest.fixture
+def images() -> Tensor:
+    """Mid-tones without flat areas, which every kind of damage changes."""
+    return torch.randint(40, 120, (30, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def numbered(n: int = 40) -> ImageData:
+    """Every image and its label carry the image's number, so that a split can be followed."""
+    numbers = torch.arange(n + 5)
+    every = numbers.to(torch.uint8)[:, None, None, None].repeat(1, 1, 16, 16)
+    return ImageData(every[:n], numbers[:n], every[:0], numbers[:0], every[n:], numbers[n:], n + 5)
+
+
+def test_files_are_read_in_medmnists_layout_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    arrays = {"train_images": np.full((4, 8, 8, 3), 7, np.uint8), "train_labels": np.arange(4)[:, None],
+              "test_images": np.zeros((2, 8, 8, 3), np.uint8), "test_labels": np.arange(2)}  # fmt: skip
+    arrays["train_images"][:, 0, :, 2] = 9
+    np.savez(tmp_path / "cifar100.npz", **arrays)
+    data = load_images("cifar100", str(tmp_path))
+    assert (data.train_images.shape, data.channels, data.n_classes) == ((4, 3, 8, 8), 3, 4)
+    assert data.train_images[0, :, 0, 0].tolist() == [7, 7, 9]
+    assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([0, 1, 2, 3], [0, 1])
+    with pytest.raises(FileNotFoundError, match=r"cifar10\.npz.*--data-root"):
+        load_images("cifar10", str(tmp_path))
+    digits = load_images("digits")
+    assert (digits.train_images.shape, len(digits.test_labels), digits.n_classes) == ((1500, 1, 16, 16), 297, 10)
+
+
+def test_what_is_random_depends_on_its_seed_alone() -> None:
+    state = torch.get_rng_state()
+    draws = [
+        [
+            split(numbered(), 20, 10, seed).train_labels,
+            with_label_noise(torch.arange(100) % 7, 0.3, 7, seed)[0],
+            plant_damage(numbered().train_images, 16, [*DAMAGES, "foreign"], seed, numbered(9).train_images)[0],
+        ]
+        for seed in (3, 3, 4)
+    ]
+    for first, again, other in zip(*draws, strict=True):
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_parts_of_a_split_are_disjoint_and_images_stay_with_their_labels() -> None:
+    data, fewer = split(numbered(40), None, 10, seed=1), split(numbered(40), 5, 10, seed=1)
+    assert sorted(data.train_labels.tolist() + data.val_labels.tolist()) == list(range(40))
+    assert torch.equal(fewer.val_labels, data.val_labels)
+    assert torch.equal(fewer.train_labels, data.train_labels[:5])
+    for images, labels in ((data.train_images, data.train_labels), (data.val_images, data.val_labels)):
+        assert images[:, 0, 0, 0].tolist() == labels.tolist()
+    for size in (0, 31):
+        with pytest.raises(ValueError, match=rf"`train_size` should be between 1 and 30.*Found `train_size = {size}`"):
+            split(numbered(), size, 10, seed=0)
+
+
+def test_normalised_images_have_mean_0_and_deviation_1_per_channel(images: Tensor) -> None:
+    images[:, 1] = images[:, 1] // 2
+    before = images.clone()
+    normalised = normalise(images, *mean_and_std(images))
+    assert torch.equal(images, before)
+    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalised.std((0, 2, 3), correction=0), torch.ones(3))
+    constant = torch.full((4, 1, 16, 16), 90, dtype=torch.uint8)
+    assert normalise(constant, *mean_and_std(constant)).abs().max() < 1e-4
+
+
+def test_crop_and_flip_only_shifts_and_mirrors() -> None:
+    images = torch.rand(100, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        augmented = crop_and_flip(images)
+    windows = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="replicate").unfold(2, 5, 1).unfold(3, 6, 1)
+    both = torch.stack([windows, windows.flip(-1)], 4)  # (100, 2, 9, 9, mirrored, 5, 6)
+    same = (both == augmented[:, :, None, None, None]).all(-1).all(-1).all(1)  # (100, 9, 9, mirrored)
+    assert same.flatten(1).any(1).all()
+    assert same.any(0).any(2).any(1).all()
+    assert same.any(0).any(2).any(0).all()
+    assert same.any(0).any(0).any(0).all()
+
+
+def test_loaders_shuffle_training_and_keep_validation_in_order() -> None:
+    data = split(numbered(), 10, 10, seed=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        train, val = make_loaders(data, batch_size=8, epoch_size=25)
+        epochs = [torch.cat([labels for _, labels in train]) for _ in range(2)]
+        augmented, labels = next(iter(make_loaders(data, 10, augment=True)[0]))
+    assert not torch.equal(*epochs)
+    assert sorted(torch.bincount(epochs[0])[data.train_labels].tolist()) == [2] * 5 + [3] * 5  # all equally often
+    images, val_labels = (torch.cat(parts) for parts in zip(*val, strict=True))
+    assert torch.equal(val_labels, data.val_labels)
+    assert torch.equal(images, normalise(data.val_images, *mean_and_std(data.train_images)))
+    assert augmented.shape == (10, 1, 16, 16)
+    assert sorted(labels.tolist()) == sorted(data.train_labels.tolist())
+
+
+@pytest.mark.parametrize(("fraction", "classes"), [(0.0, 2), (0.333, 10), (1.0, 2)])
+def test_label_noise_changes_exactly_its_share_and_always_to_another_class(fraction: float, classes: int) -> None:
+    labels = torch.arange(203) % classes
+    noisy, changed = with_label_noise(labels, fraction, classes, seed=5)
+    assert int(changed.sum()) == round(fraction * 203)
+    assert torch.equal(noisy != labels, changed)
+    assert torch.equal(labels, torch.arange(203) % classes)
+    counts = torch.bincount(with_label_noise(torch.full((9000,), 4), 1.0, 10, seed=0)[0], minlength=10)
+    assert counts[4] == 0
+    assert all(850 < count < 1150 for place, count in enumerate(counts.tolist()) if place != 4)
+
+
+def test_each_damage_does_what_its_name_says(images: Tensor) -> None:
+    images[0, 0, 0, :3] = torch.tensor([0, 128, 255], dtype=torch.uint8)
+    before = images.clone()
+    damaged = {kind: damage(images, torch.Generator().manual_seed(0)) for kind, damage in DAMAGES.items()}
+    assert torch.equal(images, before)
+    assert damaged["noise"].float().mean() == pytest.approx(127.5, abs=2)
+    assert damaged["noise"].unique().numel() == 256
+    changed = (damaged["salt_and_pepper"] != images).any(1)
+    assert changed.float().mean() == pytest.approx(0.25, abs=0.02)
+    extremes = damaged["salt_and_pepper"].permute(0, 2, 3, 1)[changed]
+    assert ((extremes == 0).all(1) | (extremes == 255).all(1)).all()
+    assert damaged["black"].max() == 0
+    assert torch.equal(damaged["over_exposed"].float(), (images.float() * 4).clamp(max=255))
+    assert damaged["saturated"][0, 0, 0, :3].tolist() == [0, 255, 255]
+    assert damaged["white"].min() == 255
+    assert damaged["blurred"][1:].float().std() < 0.3 * images[1:].float().std()
+    assert torch.equal(damaged["inverted"].int() + images, torch.full_like(images, 255).int())
+
+
+def test_damage_changes_exactly_the_planned_images_in_turn(images: Tensor) -> None:
+    before, kinds = images.clone(), [*DAMAGES, "foreign"]
+    foreign = torch.full((9, 1, 28, 28), 200, dtype=torch.uint8)  # fitted in size and channels
+    damaged, planted = plant_damage(images, 19, kinds, 7, foreign)
+    assert torch.equal(images, before)
+    assert [len(planted[kind]) for kind in kinds] == [3, 2, 2, 2, 2, 2, 2, 2, 2]
+    changed = (damaged != images).flatten(1).any(1).nonzero()[:, 0].tolist()
+    assert changed == sorted(place for places in planted.values() for place in places)
+    assert (damaged[planted["black"]] == 0).all()
+    assert torch.equal(damaged[planted["inverted"]], 255 - images[planted["inverted"]])
+    assert (damaged[planted["foreign"]] == 200).all()

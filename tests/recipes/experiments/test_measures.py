@@ -1,0 +1,228 @@
+"""What is measured, against other ways to the same numbers."""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from sklearn.feature_selection import f_classif
+from sklearn.metrics import accuracy_score, roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly import analyze
+from recipes.common.module import evaluate
+from recipes.common.networks import build
+from recipes.experiments.fitting import further_epochs, prepare, watched_layers
+from recipes.experiments.measures import gradients, h1, h2, h3, output, two_sample
+from recipes.experiments.measures.planted import plant
+from recipes.experiments.spec import EXPERIMENTS
+
+RNG = torch.Generator().manual_seed(0)
+POINTS = torch.randn(5, 60, 2, generator=RNG, dtype=torch.float64)
+NOISY = EXPERIMENTS["h3"].quick_trainings()[1]
+PLAIN = replace(NOISY, condition="overfitting")
+
+
+def test_kurtosis_is_scipys() -> None:
+    values = POINTS[:, :, 0].exp()
+    expected = scipy.stats.kurtosis(values.numpy(), axis=1, fisher=False)
+    torch.testing.assert_close(h1._kurtosis(values), torch.from_numpy(expected))
+
+
+def test_class_separation_is_that_of_an_analysis_of_variance() -> None:
+    labels = torch.arange(60) % 4
+    flat = torch.stack([POINTS[:, :, 0], torch.zeros(5, 60, dtype=torch.float64)], 2)
+    f, _ = f_classif(flat[:, :, 0].T.numpy(), labels.numpy())
+    expected = torch.from_numpy(3 * f / (3 * f + 56))  # between over total, from their ratio
+    torch.testing.assert_close(h1._class_separation(flat, labels), expected)
+
+
+def test_layer_statistics_count_what_was_planted(trained: Any) -> None:
+    report = analyze(trained.model, trained.probe)
+    layer = next(layer for layer in report.layers.values() if layer.filters("anomaly"))
+    labels = torch.arange(len(trained.probe)) % 3
+    found = h1.layer_statistics(layer, labels)
+    assert found["count"] == len(layer.filters("anomaly"))
+    assert found["live"] == len(layer.verdicts) - len(layer.filters("dead"))
+    assert found["set_apart"] == len(layer.isolated_filters)
+    points, outliers = layer.points.double(), layer.outliers
+    far = 0
+    for index in layer.filters("anomaly"):
+        distances = np.linalg.norm(points[index, outliers[index]][:, None] - points[index, ~outliers[index]], axis=2)
+        far += distances.min() >= 1
+    assert found["isolated"] == far
+    assert found["outside"] == pytest.approx(1 - layer.explained[layer.filters("anomaly") + layer.filters("normal")]
+                                             .mean().item())  # fmt: skip
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, stride=2, groups=2, bias=False)),
+        *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 5)),
+    ).double().eval()  # fmt: skip
+
+
+def test_gradient_norms_are_those_of_a_loop_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = network(), torch.randn(11, 2, 8, 8, dtype=torch.float64, generator=RNG)
+    targets, rows = torch.randint(0, 5, (11,), generator=RNG), []
+    for i in range(11):
+        model.zero_grad()
+        functional.cross_entropy(model(inputs[i : i + 1]), targets[i : i + 1]).backward()
+        rows.append(torch.stack([p.grad.norm() for p in model.parameters()]))
+    expected = torch.stack(rows)
+    for limit in (gradients._BYTES, 1):  # all samples at once, and one after the other
+        monkeypatch.setattr(gradients, "_BYTES", limit)
+        found = gradients.gradient_norms_by_layer(model, inputs, targets)
+        for name, columns in {"0": [0, 1], "2": [2], "5": [3, 4]}.items():
+            torch.testing.assert_close(found[name], expected[:, columns].norm(dim=1), rtol=1e-12, atol=0)
+
+
+def test_gradient_disparity_is_the_mean_distance_of_pairs() -> None:
+    model, inputs, targets = (
+        network(),
+        torch.randn(10, 2, 8, 8, dtype=torch.float64, generator=RNG),
+        torch.arange(10) % 5,
+    )
+    rows = []
+    for batch in torch.arange(10).split(2):
+        model.zero_grad()
+        functional.cross_entropy(model(inputs[batch]), targets[batch]).backward()
+        rows.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
+    pairs = [(a - b).norm() for place, a in enumerate(rows) for b in rows[:place]]
+    assert gradients.batch_disparity(model, inputs, targets, 2) == pytest.approx(torch.stack(pairs).mean().item())
+
+
+def test_ratios_and_their_intervals() -> None:
+    group, rest = (torch.rand(200, generator=RNG) + shift for shift in (1.0, 0.5))
+    ratio, low, high = h2.ratio_with_interval(group, rest)
+    assert ratio == pytest.approx((group.double().mean() / rest.double().mean()).item())
+    error = ratio * ((group.std() / group.mean()) ** 2 / 200 + (rest.std() / rest.mean()) ** 2 / 200).sqrt().item()
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert low < ratio < high
+    assert h2.ratio_with_interval(torch.ones(3), torch.zeros(3))[0] == float("inf")
+    assert h2.log_spaced(40, 6) == [1, 2, 4, 9, 19, 40]
+
+
+def test_planted_images_stand_where_they_are_said_to() -> None:
+    planted, plain = plant(PLAIN, damage=True), prepare(PLAIN).data
+    images, train, val = planted.images, planted.train, planted.val
+    torch.testing.assert_close(train.images, images.normalised("train")[: len(train.images)])
+    assert torch.equal(images.data.train_labels != plain.train_labels, images.wrong)
+    assert 0 < images.wrong.sum() <= round(0.05 * 256)
+    for probe in (train, val):
+        assert not probe.wrong[128:].any()
+        assert sorted(place for places in probe.damaged.values() for place in places) == [*range(128, 128 + 36)]
+    # The damaged validation images are in the probe alone; what is validated on has none.
+    assert torch.equal(images.data.val_images, plain.val_images)
+    torch.testing.assert_close(val.images[:128], images.normalised("val")[:128])
+    (black,) = train.images[train.damaged["black"]].unique()
+    torch.testing.assert_close(black, -images.mean[0] / images.std[0])
+    assert val.with_damage("noise", 0.05).tolist() == [*range(122), *val.damaged["noise"]]
+    assert val.with_damage("mixed", 0.05)[122:].tolist() == [places[0] for places in val.damaged.values()]
+    assert plant(PLAIN, damage=False).train.damaged == {}
+
+
+def test_responses_are_those_of_the_layers_and_the_logits_those_of_the_network() -> None:
+    for name, place, count in (("lenet5", 3, 300), ("vgg11_bn", 1, 4)):  # of VGG-11 what the BatchNorm gives
+        images = torch.rand(count, 1, 32, 32, generator=RNG)
+        model = build(name, 1, 10).eval()
+        values, logits = two_sample.responses(model, images)
+        with torch.no_grad():
+            maps = model[: place + 1](images).relu()
+            torch.testing.assert_close(logits, model(images))
+        torch.testing.assert_close(values["mean"][str(place)], maps.mean((2, 3)).T)
+        torch.testing.assert_close(values["max"][str(place)], maps.amax((2, 3)).T)
+        assert list(values["units"]) == (["9", "12"] if name == "lenet5" else [])
+        if name == "lenet5":
+            with torch.no_grad():
+                torch.testing.assert_close(values["units"]["12"], model[:13](images).relu().T)
+    assert watched_layers(build("vgg11_bn", 1, 10))["5"] == "4"
+
+
+def test_filters_that_respond_to_one_kind_of_images_are_counted_and_dead_ones_are_not() -> None:
+    values = torch.rand(4, 300, generator=torch.Generator().manual_seed(0))
+    values[1, :200] += 0.3
+    values[2] = 0
+    values[3] = 1 - values[1]
+    found, by_chance = two_sample.compare({"mean": {"0": values}, "max": {"0": values[2:3]}, "units": {}}, 200)
+    assert (found["mean"]["0"]["count"], found["mean"]["0"]["live"]) == (2, 3)
+    area = [roc_auc_score([True] * 200 + [False] * 100, row) for row in values[[0, 1, 3]]]
+    assert found["mean"]["0"]["auc"] == pytest.approx(sum(area) / 3)
+    assert found["max"]["0"] == {"count": 0, "live": 0, "auc": 0.5}
+    # Two of three, but these two are found together: chance does that about once in a hundred times.
+    assert by_chance["p mean fraction"] == by_chance["p mean fraction last"] == pytest.approx(0.01, abs=0.008)
+    assert by_chance["p max fraction"] == by_chance["p max auc"] == 1
+    assert not any(name.startswith("p units") for name in by_chance)
+
+
+def test_areas_of_the_output_are_scikit_learns() -> None:
+    train, val = (scale * torch.randn(n, 5, generator=RNG).double() for scale, n in ((2, 300), (1, 200)))
+    labels = [torch.randint(5, (n,), generator=RNG) for n in (300, 200)]
+    found = output.compare_outputs(train, val, *labels)
+    truth, both = [True] * 300 + [False] * 200, torch.cat([train, val])
+    assert found["confidence_auc"] == pytest.approx(roc_auc_score(truth, both.softmax(1).amax(1)))
+    entropy = torch.distributions.Categorical(logits=both).entropy()
+    assert found["entropy_auc"] == pytest.approx(roc_auc_score(truth, -entropy))
+    losses = functional.cross_entropy(both, torch.cat(labels), reduction="none")
+    assert found["loss_auc"] == pytest.approx(roc_auc_score(truth, -losses))
+    errors = [1 - own.softmax(1).amax(1).mean().item() for own in (train, val)]
+    assert found["confidence_error_ratio"] == pytest.approx(errors[1] / errors[0])
+    made = 1 - accuracy_score(labels[1], val.argmax(1))
+    assert math.exp(found["log_overconfidence"]) == pytest.approx(made / errors[1])
+
+
+def test_the_rise_of_fewer_images_is_theirs() -> None:
+    everything, few = output.Rises(), output.Rises()
+    for scale in (1, 1, 1, 3):
+        train = scale * torch.randn(300, 5, generator=RNG).double()
+        val = torch.randn(200, 5, generator=RNG).double()
+        found, of_few = everything.add(train, val), few.add(train[:128], val[:128])
+    assert found["confidence_rise"] > 0.1
+    assert found["confidence_rise 128"] == of_few["confidence_rise"] != found["confidence_rise"]
+
+
+def test_calibration_error_by_hand() -> None:
+    sure = torch.tensor([[0.9, 0.1]] * 4 + [[0.4, 0.6]] * 2)
+    labels = torch.tensor([0, 0, 0, 1, 1, 0])
+    assert h3.calibration_error(sure, labels) == pytest.approx(4 / 6 * abs(0.75 - 0.9) + 2 / 6 * abs(0.5 - 0.6))
+    assert h3.calibration_error(torch.eye(2), torch.tensor([0, 1])) == 0
+
+
+def test_a_row_of_h3_measures_what_it_says() -> None:
+    images, plain, model = prepare(NOISY), prepare(PLAIN), build("lenet5", 1, 10).eval()
+    judge = h3.Judge(NOISY, images)
+    row = dict(zip(h3._MEASURES, judge.row(model), strict=True))
+    loss, accuracy = evaluate(model, images.normalised("test"), images.data.test_labels)
+    assert (row["test_loss"], row["test_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
+    wrong = images.wrong
+    with torch.no_grad():
+        predicted = model(images.normalised("train")[wrong]).argmax(1)
+    given, true = images.data.train_labels[wrong], plain.data.train_labels[wrong]
+    assert (given != true).all()
+    for name, labels in (("wrong_kept", given), ("wrong_undone", true)):
+        assert row[name] == pytest.approx((predicted == labels).double().mean().item(), abs=1e-4)
+    assert row["train_acc"] == pytest.approx(judge.train_accuracy(model), abs=1e-4)
+
+
+def test_other_masks_have_the_counts_of_the_flagged_and_leave_dead_filters_out() -> None:
+    order = {"a": [3.0, 1.0, 2.0, 0.0], "b": [1.0, 2.0]}
+    assert h3.choose({"a": [0, 3], "b": [1]}, {"a": [0, 1, 2], "b": [0, 1]}, order) == {"a": [1, 2], "b": [0]}
+    weight = torch.tensor([0.0, 1.0, 2.0, 9.0]).reshape(4, 1, 1, 1)
+    assert h3.median_distances(weight).tolist() == [12, 10, 10, 24]
+
+
+def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:
+    from lightning_anomaly.pruning import mask_filters
+
+    images, model = prepare(NOISY), build("lenet5", 1, 10)
+    before: Tensor = copy.deepcopy(model[3].weight.detach())
+    mask = mask_filters(model, {"0": [1], "3": [0, 5]}, example_input=images.normalised("val", 2))
+    assert list(further_epochs(NOISY, images, model, 2, mask)) == [1, 2]
+    assert not model[3].weight[[0, 5]].any()
+    assert not torch.equal(model[3].weight[1], before[1])

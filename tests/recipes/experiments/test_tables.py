@@ -1,0 +1,79 @@
+"""The tables of the results are made from their lines, to the digit, and what they say of a curve is right."""
+
+import csv
+import io
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from sklearn.metrics import roc_auc_score
+
+from lightning_anomaly.callbacks._history import HOLD
+from recipes.experiments.store import RESULTS
+from recipes.experiments.tables import TABLES, curves, h3, output, stopping
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_that_of_its_lines(name: str) -> None:
+    made = list(csv.reader(io.StringIO(TABLES[name]().to_csv(index=False))))
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        assert made == list(csv.reader(file))
+
+
+def test_every_csv_file_is_a_table() -> None:
+    assert {path.stem for path in RESULTS.glob("*.csv")} == set(TABLES)
+
+
+def test_correlations_are_scipys_and_partial_ones_those_of_the_matrix_inverse() -> None:
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=40)
+    a, b = given + rng.normal(size=40), given + rng.normal(size=40)
+    precision = np.linalg.inv(np.corrcoef([scipy.stats.rankdata(values) for values in (a, b, given)]))
+    expected = -precision[0, 1] / math.sqrt(precision[0, 0] * precision[1, 1])
+    assert curves.partial_correlation(a, b, given) == pytest.approx(expected)
+    assert curves.partial_correlation(given, b, given) == 0
+    assert curves.partial_correlation(a, b, np.zeros(40)) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+    assert curves.correlation([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]) == 0
+    assert curves.correlation([1, 2, 3, 4], [1, 2, 3, 4]) is None
+    assert curves.partial_correlation([1, 2, 3, 4], [1, 2, 3, 4], [1, 1, 1, 1]) is None
+
+
+def test_areas_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    scores, truth = rng.integers(0, 6, 50), rng.random(50) < 0.4
+    assert curves.auroc(scores, truth) == pytest.approx(roc_auc_score(truth, scores))
+    assert curves.auroc([1.0, 2.0], [True, True]) is None
+
+
+def test_the_late_change_compares_quarters() -> None:
+    assert curves.late_change([9, 9, 1, 3, 0, 0, 5, 7]) == pytest.approx(6 - 2)
+
+
+def test_rules_stop_where_they_say_and_keep_what_they_say() -> None:
+    assert stopping.by_patience([3, 2, 1, 2, 2, 2, 0], 3) == stopping.Stop(5, 2)
+    assert stopping.by_patience([3, 2, 1, 2, 2, 0, 1], 3) == stopping.Stop(6, 5)
+    assert stopping.by_rise([0.1] * 8 + [0.3] * 12, patience=HOLD + 1) == stopping.Stop(13, 7)
+    assert stopping.by_rise([0.1] * 12) == stopping.Stop(11, 11)
+    assert output.first_above([0.0, 0.1, 0.2], 0.1) == 2
+    assert output.first_above([0.0, 0.1], 0.1) is None
+
+
+def test_a_rule_is_charged_against_the_best_epoch() -> None:
+    names = ("val_loss", "test_acc", "test_loss")
+    values = [(3, 0.1, 3), (2, 0.2, 2), (1, 0.5, 1.5), (2, 0.6, 1), (2, 0.4, 2), (2, 0.4, 2), (2, 0.4, 2)]
+    line = {"epochs": [dict(zip(names, row, strict=True)) for row in values]}
+    cost = stopping.replay(line, stopping.RULES["validation loss, patience 3"])
+    assert cost == pytest.approx({"epochs": 6, "accuracy": 10, "loss": 0.5, "stopped": 1})
+    cost = stopping.replay(line, stopping.RULES["none: train to the end"])
+    assert cost == pytest.approx({"epochs": 7, "accuracy": 20, "loss": 1.0, "stopped": 0})
+
+
+def test_exchangeable_masks_have_uniform_p_values_and_the_best_of_each_run_a_small_one() -> None:
+    rng = np.random.default_rng(0)
+    found = [h3.permutation_p(rng.normal(size=(8, 21)).tolist(), "val_loss")[1] for _ in range(40)]
+    assert scipy.stats.kstest(found, "uniform").pvalue > 0.01
+    best = [sorted(run) for run in rng.normal(size=(8, 21)).tolist()]
+    assert h3.permutation_p(best, "val_loss") == (1, pytest.approx(1 / 20_001))
+    assert h3.permutation_p(best, "val_acc")[0] == 0
+    assert h3.standing(1.0, [2.0, 1.0, 0.5, 0.0], "val_acc") == (0.5 + 2) / 4
