@@ -1,11 +1,11 @@
-"""How far each sample is from what is ordinary, without a label, by what all the filters of a layer make of it.
+"""Score each sample by how far it is from a reference, without labels, using all filters of a layer.
 
-A map is summed up in five numbers (`map_statistics`), a sample in those of all filters of a layer. Each number counts
-only as its rank among those of the reference samples, so that no filter's scale or shape matters, in two ways: as the
-normal score of the rank, which knows on which side it lies, and as the negative logarithm of its two-sided tail
-probability, which knows how extreme it is. Both vectors are measured in the directions in which the reference varies
-most (a squared Mahalanobis distance in principal components): the scores tell a combination of values that is out of
-the ordinary, the tails a pattern of extreme filters that is. Reference samples that are far out themselves have no say.
+A map is summarized by five numbers (`map_statistics`), a sample by those of all filters of a layer. Each number counts
+only by its rank among those of the reference samples, so that no filter's scale or shape matters, in two ways: as the
+normal score of the rank, which has a sign, and as the negative logarithm of its two-sided tail probability, which says
+how extreme it is. Both vectors are measured in the directions in which the reference varies most (a squared Mahalanobis
+distance in principal components): normal scores show unusual combinations of values, tails unusual patterns of extreme
+filters. Outliers in the reference itself are left out of it.
 """
 
 from __future__ import annotations
@@ -21,78 +21,109 @@ from torch.nn import functional
 from lightning_anomaly.clustering.engines import Engine
 from lightning_anomaly.outliers.directions import Directions, Vectors
 
-__all__ = ["Ordinary", "Spread", "layer_scores"]
+__all__ = ["ReferenceModel", "Spread", "layer_scores"]
 
-_KNOTS = 512  # ranks are told apart this finely
-_DIRECTIONS = 10, 50  # of the tails and of the values, at most
-_STEPS = 2
-_SAMPLES_A_DIRECTION = 5
-_FAR = 10  # spreads from the median at which a sample has no say
-_FEWEST = 8  # samples; of fewer nothing is ordinary
+_KNOTS = 512  # resolution of ranks
+_DIRECTIONS = 10, 50  # of the tails and of the normal scores, at most
+_REFITS = 2
+_SAMPLES_PER_DIRECTION = 5
+_OUTLIER_SCORE = 10  # spreads above the median from which a reference sample is an outlier itself
+_MIN_SAMPLES = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Ordinary:
-    """What is ordinary in a layer, learnt from reference samples.
+class Spread:
+    """Location and scale of the squared distances of a reference.
 
     Attributes:
-        used: Which of the layer's numbers tell anything `(F * S,)`: those that are finite and vary.
-        knots: Sorted values of the reference in each of the V that do `(V, Q)`.
-        beyond: How many knots are at most as large as each `(V, Q)`.
+        median: Medians of the distances by tails and by normal scores `(2,)`.
+        spread: Their median absolute deviations times 1.4826, which are the standard deviations of normal distributions
+            `(2,)`.
+    """
+
+    median: Tensor
+    spread: Tensor
+
+    @classmethod
+    def fit(cls, distances: Tensor) -> Spread:
+        """Fit to distances `(m, 2)`; infinite ones are left out."""
+        distances = distances[distances.isfinite().all(1)]
+        median = distances.median(0).values
+        spread = 1.4826 * (distances - median).abs().median(0).values
+        spread = torch.where(spread > 0, spread, (distances - median).square().mean(0).sqrt())
+        return cls(median, torch.where(spread > 0, spread, 1))
+
+    def scores(self, distances: Tensor) -> Tensor:
+        """Compute how many spreads distances `(n, 2)` are above the median, summed: `(n,)`."""
+        return ((distances - self.median) / self.spread).sum(1)
+
+    def to(self, device: torch.device) -> Spread:
+        """Return the same on another device."""
+        return Spread(self.median.to(device), self.spread.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceModel:
+    """What reference samples look like in one layer.
+
+    Attributes:
+        used: Which of the layer's numbers are finite and vary in the reference `(F * S,)`, V of them.
+        knots: Sorted values of the reference `(V, Q)`.
+        upper_ranks: Number of knots that are at most as large as each knot `(V, Q)`.
         tails: Directions of the tails.
         values: Directions of the normal scores.
-        engine: What looks up ranks.
+        engine: Engine that looks up ranks.
     """
 
     used: Tensor
     knots: Tensor
-    beyond: Tensor
+    upper_ranks: Tensor
     tails: Directions
     values: Directions
     engine: Engine
 
     @classmethod
-    def fit(cls, statistics: Tensor, engine: Engine) -> Ordinary | None:
-        """Learn from statistics `(N, F, S)` on the CPU; None if too few samples are finite or nothing varies.
+    def fit(cls, statistics: Tensor, engine: Engine) -> ReferenceModel | None:
+        """Fit to statistics `(N, F, S)` on the CPU; None if too few samples are finite or nothing varies.
 
-        A number that is NaN or infinite in more than half of the samples is left out, and so is a sample in which
-        another one is.
+        A number that is NaN or infinite in half of the samples or more is left out, and so is a sample in which another
+        one is.
         """
-        learnt = _learn(statistics, engine)
-        if learnt is None:
+        fit = _fit(statistics, engine)
+        if fit is None:
             return None
-        pairs = zip((learnt.tails, learnt.values), _DIRECTIONS, strict=True)
-        tails, values = (vectors.directions(learnt.near, count) for vectors, count in pairs)
-        return cls(learnt.used, learnt.knots, learnt.beyond, tails, values, engine)
+        pairs = zip((fit.tails, fit.values), _DIRECTIONS, strict=True)
+        tails, values = (vectors.directions(fit.inliers, count) for vectors, count in pairs)
+        return cls(fit.used, fit.knots, fit.upper_ranks, tails, values, engine)
 
-    def lengths(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
-        """How far samples are from what is ordinary.
+    def mahalanobis_squared(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute how far samples are from the reference.
 
         Args:
-            statistics: Statistics `(n, F, S)`, on the device that `to` moved this to.
+            statistics: Statistics `(n, F, S)`, on the device of this model.
 
         Returns:
-            Squared distances `(n, 2)` of the tails and of the normal scores, infinite for samples that have NaN or
-            infinite values; and the tails `(n, V)`, for `strongest`.
+            Squared distances `(n, 2)` by tails and by normal scores, infinite for samples with NaN or infinite values;
+            and the tails `(n, V)`, for `extreme_filters`.
         """
         flat = statistics.flatten(1).float()
         if len(self.knots) < len(self.used):
             flat = flat[:, self.used]
-        tails, values = _tails_and_values(flat, self.knots, self.beyond, self.engine)
-        lengths = torch.stack([self.tails.lengths(tails), self.values.lengths(values)], 1)
-        lengths[~flat.abs().amax(1).isfinite()] = torch.inf
-        return lengths, tails
+        tails, values = _tails_and_values(flat, self.knots, self.upper_ranks, self.engine)
+        distances = torch.stack([self.tails.mahalanobis_squared(tails), self.values.mahalanobis_squared(values)], 1)
+        distances[~flat.abs().amax(1).isfinite()] = torch.inf
+        return distances, tails
 
-    def strongest(self, tails: Tensor, filters: int, count: int) -> Tensor:
-        """The filters with the longest tails, the longest first.
+    def extreme_filters(self, tails: Tensor, filters: int, count: int) -> Tensor:
+        """Find the filters with the largest sums of tails.
 
         Args:
-            tails: As `lengths` gives them, of the samples in question `(n, V)`.
+            tails: Tails `(n, V)` from `mahalanobis_squared`.
             filters: Number of the layer's filters, F.
-            count: How many to name for each sample.
+            count: Number of filters to find for each sample.
 
         Returns:
-            Their indices `(n, count)`, -1 where there are no more.
+            Their indices `(n, count)`, the most extreme first, -1 where there are no more.
         """
         full = tails.new_zeros(len(tails), len(self.used))
         full[:, self.used] = tails
@@ -100,88 +131,100 @@ class Ordinary:
         found = by_filter.topk(min(count, filters), 1).indices
         return functional.pad(found, (0, count - found.shape[1]), value=-1)
 
-    def to(self, device: torch.device) -> Ordinary:
-        """The same on another device."""
-        used, knots, beyond = (part.to(device) for part in (self.used, self.knots, self.beyond))
-        return Ordinary(used, knots, beyond, self.tails.to(device), self.values.to(device), self.engine)
+    def to(self, device: torch.device) -> ReferenceModel:
+        """Return the same on another device."""
+        used, knots, upper_ranks = (part.to(device) for part in (self.used, self.knots, self.upper_ranks))
+        return ReferenceModel(used, knots, upper_ranks, self.tails.to(device), self.values.to(device), self.engine)
 
 
-class _Learnt(NamedTuple):
-    """What samples `(N, F, S)` tell of each other.
+def layer_scores(statistics: Tensor, engine: Engine) -> Tensor:
+    """Compute outlier scores `(N,)` of samples among themselves from a layer's statistics `(N, F, S)`.
+
+    A sample with NaN or infinite values has an infinite score, unless half of the samples or more have: then the filter
+    is left out. All scores are 0 where too few samples are finite or nothing varies.
+    """
+    statistics = statistics.cpu()
+    fit = _fit(statistics, engine)
+    if fit is None:
+        return statistics.new_zeros(len(statistics), dtype=torch.float32)
+    distances = _mahalanobis_squared(fit.tails, fit.values, fit.inliers)
+    distances[~fit.complete] = torch.inf
+    return Spread.fit(distances).scores(distances)
+
+
+class _Fit(NamedTuple):
+    """`used`, `knots` and `upper_ranks` of a `ReferenceModel`, and all of its samples.
 
     Attributes:
-        used: See `Ordinary`, as for `knots` and `beyond`.
-        knots: See there.
-        beyond: See there.
         tails: Of all samples, those that are not finite included.
         values: Likewise.
-        near: Positions of those that say what is ordinary `(n,)`.
+        inliers: Positions of the samples that the model is fitted to `(n,)`.
         complete: Which samples are finite `(N,)`.
     """
 
     used: Tensor
     knots: Tensor
-    beyond: Tensor
+    upper_ranks: Tensor
     tails: Vectors
     values: Vectors
-    near: Tensor
+    inliers: Tensor
     complete: Tensor
 
 
-def _learn(statistics: Tensor, engine: Engine) -> _Learnt | None:
+def _fit(statistics: Tensor, engine: Engine) -> _Fit | None:
     flat = statistics.flatten(1).float()
     finite = flat.isfinite()
     known = finite.sum(0) * 2 > len(flat)
     complete = finite[:, known].all(1)
-    near = complete.nonzero()[:, 0]
-    if len(near) < _FEWEST:
+    inliers = complete.nonzero()[:, 0]
+    if len(inliers) < _MIN_SAMPLES:
         return None
-    used = known & ((flat != flat[near[:1]]) & complete[:, None]).any(0)
+    used = known & ((flat != flat[inliers[:1]]) & complete[:, None]).any(0)
     if not used.any():
         return None
     flat = flat if used.all() else flat[:, used]
-    ranked = _ranked(flat, flat[near], engine)
-    far = _far_out(*ranked[2:], near)
-    if far.any():
-        near = near[~far]
-        ranked = _ranked(flat, flat[near], engine)
-    return _Learnt(used, *ranked, near, complete)
+    ranked = _ranked(flat, flat[inliers], engine)
+    outliers = _outlier_mask(*ranked[2:], inliers)
+    if outliers.any():
+        inliers = inliers[~outliers]
+        ranked = _ranked(flat, flat[inliers], engine)
+    return _Fit(used, *ranked, inliers, complete)
 
 
-def _far_out(tails: Vectors, values: Vectors, some: Tensor) -> Tensor:
-    """Which of some samples, at positions `(m,)`, have no say in what is ordinary, bool `(m,)`.
+def _outlier_mask(tails: Vectors, values: Vectors, selected: Tensor) -> Tensor:
+    """Which samples at positions `selected` `(m,)` are outliers among these, bool `(m,)`.
 
-    Many samples that do not belong, and are alike, make a direction of their own, in which they are ordinary. So it is
-    learnt from the half that is least out of it, and that half chosen anew by what was learnt; all that are not far out
-    by that count in the end (a reweighted minimum covariance determinant: Rousseeuw and Van Driessen, "A fast algorithm
-    for the minimum covariance determinant estimator", 1999).
+    Many outliers that are alike make a direction of their own, in which they are not far out. So the directions are
+    fitted to the half that is least far out, and that half is chosen anew by the result (a reweighted minimum
+    covariance determinant: Rousseeuw and Van Driessen, "A fast algorithm for the minimum covariance determinant
+    estimator", 1999).
     """
-    scores = tails.mean[some]
-    for _ in range(_STEPS):
+    scores = tails.mean[selected]
+    for _ in range(_REFITS):
         half = scores.argsort(stable=True)[: -(-len(scores) // 2)]
-        lengths = _lengths(tails, values, some[half])[some]
-        scores = Spread.fit(lengths[half]).scores(lengths)
-    far = scores >= _FAR
-    far[half] = False
-    return far
+        distances = _mahalanobis_squared(tails, values, selected[half])[selected]
+        scores = Spread.fit(distances[half]).scores(distances)
+    outliers = scores >= _OUTLIER_SCORE
+    outliers[half] = False
+    return outliers
 
 
-def _lengths(tails: Vectors, values: Vectors, near: Tensor) -> Tensor:
-    """Squared distances `(N, 2)` of all samples along directions of those at `near`, one for five of them at most.
+def _mahalanobis_squared(tails: Vectors, values: Vectors, inliers: Tensor) -> Tensor:
+    """Squared distances `(N, 2)` of all samples along directions of the inliers, at most one for five of these.
 
     Along as many directions as there are samples all of these are equally far, whatever they are.
     """
-    most = max(1, len(near) // _SAMPLES_A_DIRECTION)
+    most = max(1, len(inliers) // _SAMPLES_PER_DIRECTION)
     pairs = zip((tails, values), _DIRECTIONS, strict=True)
-    return torch.stack([vectors.lengths(near, min(count, most)) for vectors, count in pairs], 1)
+    return torch.stack([vectors.mahalanobis_squared(inliers, min(count, most)) for vectors, count in pairs], 1)
 
 
 def _ranked(flat: Tensor, reference: Tensor, engine: Engine) -> tuple[Tensor, Tensor, Vectors, Vectors]:
-    """Knots of a reference and how many are at most as large as each, and among them `flat`'s tails and values."""
+    """Knots and upper ranks of a reference, and tails and normal scores of `flat` among them."""
     knots = _knots(reference)
-    beyond = _beyond(knots)
-    tails, values = _tails_and_values(flat, knots, beyond, engine)
-    return knots, beyond, Vectors(tails), Vectors(values)
+    upper_ranks = _upper_ranks(knots)
+    tails, values = _tails_and_values(flat, knots, upper_ranks, engine)
+    return knots, upper_ranks, Vectors(tails), Vectors(values)
 
 
 def _knots(flat: Tensor) -> Tensor:
@@ -193,17 +236,17 @@ def _knots(flat: Tensor) -> Tensor:
     return ordered[:, places].contiguous()
 
 
-def _beyond(knots: Tensor) -> Tensor:
+def _upper_ranks(knots: Tensor) -> Tensor:
     """How many values of a sorted row are at most as large as each, int32 `(V, Q)`."""
     places = torch.arange(1, knots.shape[1] + 1, dtype=torch.int32, device=knots.device)
     differs = functional.pad(knots[:, 1:] != knots[:, :-1], (0, 1), value=True)
     return torch.where(differs, places, places[-1]).flip(1).cummin(1).values.flip(1)
 
 
-def _tails_and_values(flat: Tensor, knots: Tensor, beyond: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
+def _tails_and_values(flat: Tensor, knots: Tensor, upper_ranks: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
     """-log of the two-sided tail probabilities and normal scores, `(n, V)` each, of values `(n, V)` among knots."""
-    tail, score = engine.look_up(flat, knots, beyond, _tables(knots.shape[1]).to(knots))
-    return tail, score
+    tails, values = engine.look_up(flat, knots, upper_ranks, _tables(knots.shape[1]).to(knots))
+    return tails, values
 
 
 def _tables(knots: int) -> Tensor:
@@ -212,45 +255,3 @@ def _tables(knots: int) -> Tensor:
         0.5 / knots, 1 - 0.5 / knots
     )
     return torch.stack([-(2 * torch.minimum(level, 1 - level)).log(), torch.special.ndtri(level)])
-
-
-@dataclass(frozen=True, eq=False)
-class Spread:
-    """Where the lengths of a reference lie.
-
-    Attributes:
-        median: Of the tails' and of the values' lengths `(2,)`.
-        spread: Their median absolute deviations times 1.4826, which are the standard deviations of normal distributions
-            `(2,)`.
-    """
-
-    median: Tensor
-    spread: Tensor
-
-    @classmethod
-    def fit(cls, lengths: Tensor) -> Spread:
-        """Of lengths `(m, 2)`, of which those that are infinite have no part in it."""
-        lengths = lengths[lengths.isfinite().all(1)]
-        median = lengths.median(0).values
-        spread = 1.4826 * (lengths - median).abs().median(0).values
-        spread = torch.where(spread > 0, spread, (lengths - median).square().mean(0).sqrt())
-        return cls(median, torch.where(spread > 0, spread, 1))
-
-    def scores(self, lengths: Tensor) -> Tensor:
-        """How many spreads lengths `(n, 2)` are above the median, summed: `(n,)`."""
-        return ((lengths - self.median) / self.spread).sum(1)
-
-
-def layer_scores(statistics: Tensor, engine: Engine) -> Tensor:
-    """Outlier scores `(N,)` of samples among themselves, from a layer's statistics `(N, F, S)`, by any engine.
-
-    A sample with NaN or infinite values has an infinite score, unless most samples have: then the filter is left out.
-    All are 0 where nothing can be told.
-    """
-    statistics = statistics.cpu()
-    learnt = _learn(statistics, engine)
-    if learnt is None:
-        return statistics.new_zeros(len(statistics), dtype=torch.float32)
-    lengths = _lengths(learnt.tails, learnt.values, learnt.near)
-    lengths[~learnt.complete] = torch.inf
-    return Spread.fit(lengths).scores(lengths)

@@ -1,13 +1,13 @@
-"""Images that do not belong, in data sets of any size: learnt from a few thousand, all are scored."""
+"""Find the outliers of a data set of any size: fit to a few thousand images, and score all of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice, zip_longest
-from typing import Any
+from dataclasses import replace
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,18 @@ from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_seed
 from lightning_anomaly.distributed import gather_results, rank_and_world
 from lightning_anomaly.notes import left_out, warn_of
-from lightning_anomaly.outliers.conformal import FILTERS, Judgement, Statistics, learn_halves
+from lightning_anomaly.outliers.conformal import FILTERS, Judgement, SplitConformal, Statistics, fit_halves
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
 from lightning_anomaly.progress import track
 from lightning_anomaly.report.pictures import drawn, shrink
 
 __all__ = ["find_outliers"]
 
-_REFERENCE = 4000  # images that what is ordinary is learnt from, where none are given
-_SMALLEST_REFERENCE = 100
-_TOGETHER = 4  # batches that are judged in one operation
+_REFERENCE = 4000  # of the inputs, where no reference is given
+_MIN_REFERENCE = 100
+_BATCHES = 4  # judged in one operation
 _SIDE = 128  # of an image that the report keeps, at most (pixels)
-_ORDINARY = 256  # images of the reference that tell their range from black to white
+_SCALE_IMAGES = 256  # of the reference, whose range is shown from black to white
 
 
 def find_outliers(
@@ -47,15 +47,15 @@ def find_outliers(
 ) -> OutlierReport:
     """Score every image of a data set by how little it belongs to a reference, without any label.
 
-    The score is that of `AnomalyReport.outlier_scores`, learnt on one half of the reference and measured against the
+    The score is that of `AnomalyReport.outlier_scores`, fitted to one half of the reference and calibrated by the
     other: an image's p-value is the share of that half with scores as large (Bates, Candes, Lei, Romano and Sesia,
     "Testing for outliers with conformal p-values", 2023). So it says how rare such an image is among those of the
-    reference, and if there are outliers in that, it is too large. The halves of the reference are measured by each
-    other. The network runs once on each image, those of a `reference` included. Kept are an image's score,
-    p-value, layer and filters, and small pictures of the 256 with the largest scores.
+    reference, and if there are outliers in that, it is too large. Each half of the reference is scored by the other.
+    The network runs once on each image, those of a `reference` included. Kept are an image's score, p-value, layer and
+    filters, and small pictures of the 256 with the largest scores.
 
     Where processes are connected (`torch.distributed`, as under a Trainer's strategy), all of them call this with the
-    same arguments. Each runs every so many-th batch, and all get the report that one process alone would give.
+    same arguments. Each runs its share of the images, and all get the same report.
 
     The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
     afterwards as before, also after an exception.
@@ -91,12 +91,15 @@ def find_outliers(
         [7]
     """
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
-    seed = check_seed(seed)
-    search = _Search(model, layers, seed, progress)
-    with _buffers_of_first(model), isolated_random_state(seed):
-        references = gather_results(lambda: search.reference_share(inputs, reference))
-        shares = gather_results(lambda: search.scores_share(references))
-        report = gather_results(lambda: search.report(references, shares, rate) if search.rank == 0 else None)[0]
+    search = _Search(model, layers, check_seed(seed), progress)
+    with _buffers_of_first(model), isolated_random_state(search.seed):
+        shares = gather_results(lambda: search.run_reference(inputs, reference))
+        if search.rank > 0:  # most of the memory
+            shares = []
+        fit = gather_results(lambda: search.fit(shares) if search.rank == 0 else None)[0]
+        assert fit is not None
+        scored = gather_results(lambda: search.score(fit))
+        report = gather_results(lambda: search.report(fit, scored, rate) if search.rank == 0 else None)[0]
     assert report is not None
     if search.rank == 0:
         warn_of(report.notes)
@@ -105,7 +108,7 @@ def find_outliers(
 
 @contextmanager
 def _buffers_of_first(model: nn.Module) -> Iterator[None]:
-    """Buffers are those of process 0 inside: a BatchNorm's differ between the processes of a training."""
+    """Give the model the buffers of process 0 inside: those of a BatchNorm differ between processes."""
     rank, world = rank_and_world()
     if world == 1:
         yield
@@ -128,126 +131,137 @@ def _set_buffers(buffers: Mapping[str, Tensor], values: Mapping[str, Tensor]) ->
             buffer.copy_(values[name])
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """What one process knows of the reference: the statistics of its batches, and how many images there are in all."""
+class _ReferenceShare(NamedTuple):
+    """A process's share of the reference, part by part, and how many inputs it has."""
 
-    batches: list[Statistics]
-    images: int
+    statistics: list[Statistics]
+    inputs: int
     unreadable: dict[int, str]
     notes: dict[str, str]
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """What one process found: positions `(n,)` of its images and what was said of them."""
+class _Fit(NamedTuple):
+    """What scores are computed with.
+
+    Attributes:
+        layers: Names of the layers that judge.
+        judge: The fit to the first half of the reference.
+        reference: Positions of the images in the reference that it uses.
+        known: Positions `(n,)` and judgements of inputs that are reference images too.
+        notes: What could not be used and why.
+    """
+
+    layers: tuple[str, ...]
+    judge: SplitConformal
+    reference: list[int]
+    known: list[tuple[Tensor, Judgement]]
+    notes: dict[str, str]
+
+
+class _ScoredShare(NamedTuple):
+    """A process's share of the inputs: their positions `(n,)` and judgements."""
 
     positions: Tensor
-    found: Judgement
+    judgement: Judgement
     unreadable: dict[int, str]
     notes: dict[str, str]
 
 
 class _Search:
-    """One search, in the order of its methods; what they return is brought together between them.
-
-    Args:
-        model: See `find_outliers`, as for the others.
-        layers: See there.
-        seed: See there.
-        progress: See there; only the first process has a bar.
-    """
+    """One search in one process: each method is a step, between which processes exchange the results."""
 
     def __init__(self, model: nn.Module, layers: Iterable[str] | None, seed: int, progress: bool | None) -> None:
-        self._model, self._layers, self._seed = model, layers, seed
+        self.seed = seed
         self.rank, self._world = rank_and_world()
+        self._model, self._layers = model, layers
         self._progress = progress if self.rank == 0 else False
+        self._notes: dict[str, str] = {}
+        tensors = [*model.parameters(), *model.buffers()]
+        self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
 
-    def reference_share(self, inputs: Any, reference: Any) -> _Reference:
-        """Check everything, and run this process's share of the reference."""
+    def run_reference(self, inputs: Any, reference: Any) -> _ReferenceShare:
+        """Check everything, and run the model on this process's share of the reference."""
         images = self._images = ImageSource(inputs, "inputs")
         others = self._others = images if reference is None else ImageSource(reference, "reference")
-        watched = self._watched = select_layers(self._model, self._layers)
-        if not watched:
+        self._watched = select_layers(self._model, self._layers)
+        if not self._watched:
             raise ValueError("Parameter `model` should have a convolution, or `layers` should be named. Found none.")
         if images.shape != others.shape:
             raise ValueError(
                 "Parameters `inputs` and `reference` should hold images of the same shape. "
                 f"Found {images.shape} and {others.shape}."
             )
-        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(self._seed), device="cpu")
-        if len(order) < _SMALLEST_REFERENCE:
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(self.seed), device="cpu")
+        if len(order) < _MIN_REFERENCE:
             advice = "" if reference is not None else " To score fewer, give images that belong as `reference`."
             raise ValueError(
-                f"Parameter `{others.argument}` should hold at least {_SMALLEST_REFERENCE} images to learn from. "
+                f"Parameter `{others.argument}` should hold at least {_MIN_REFERENCE} images to learn from. "
                 f"Found {len(order)}.{advice}"
             )
-        self._chosen = (order if reference is not None else order[:_REFERENCE]).tolist()
-        self._runner = _Runner(self._model, watched, self._progress)
-        share = self._share(others, self._chosen)
+        self._chosen: list[int] = (order if reference is not None else order[:_REFERENCE]).tolist()
         batches = [
-            {name: own.cpu() for name, own in statistics.items()}
-            for _, statistics in _together(self._runner.statistics(others, share, "reference"))
+            {name: part.cpu() for name, part in statistics.items()}
+            for _, statistics in self._run(others, self._share(self._chosen), "reference")
         ]
-        return _Reference(batches, len(images), others.unreadable, self._runner.notes)
+        return _ReferenceShare(batches, len(images), others.unreadable, self._notes)
 
-    def scores_share(self, references: Sequence[_Reference]) -> _Scores:
-        """Learn from the whole reference, and score this process's share of the images."""
-        numbers = [own.images for own in references]
+    def fit(self, shares: Sequence[_ReferenceShare]) -> _Fit:
+        """Fit to the whole reference."""
+        numbers = [share.inputs for share in shares]
         if len({*numbers}) > 1:
             raise ValueError(
                 "Parameter `inputs` should hold all images in every process, each of which takes its share of them. "
                 f"Found {numbers} images in the processes."
             )
-        images = self._images
-        in_turn = zip_longest(*(own.batches for own in references))  # part i is that of process i % world
-        parts = [own for turn in in_turn for own in turn if own is not None]
-        learnt = learn_halves(parts, self._runner.device, self._others.argument)
-        self._names, halves, kept, self._unusable = learnt
-        if self._others is not images:
-            unreadable = {position: error for own in references for position, error in own.unreadable.items()}
+        parts = [part for share in shares for part in share.statistics]
+        names, halves, kept, notes = fit_halves(parts, self._others.argument)
+        notes |= _merged(share.notes for share in shares)
+        chosen = [self._chosen[place] for place in kept.tolist()]
+        known: list[tuple[Tensor, Judgement]] = []
+        if self._others is self._images:
+            middle = len(chosen) // 2
+            positions = torch.tensor(chosen, device="cpu")
+            known = [(positions[middle:], halves[0].own), (positions[:middle], halves[1].own)]
+        else:
+            unreadable = _merged(share.unreadable for share in shares)
             count = len(self._chosen)
-            self._unusable |= _unreadable_note(unreadable, f"{count} reference images", "they have no say")
-            nonfinite = count - len(kept) - len(unreadable)
+            notes |= _unreadable_note(unreadable, f"{count} reference images", "they have no say")
+            nonfinite = count - len(chosen) - len(unreadable)
             if nonfinite:
-                self._unusable["nonfinite reference"] = (
+                notes["nonfinite reference"] = (
                     f"{nonfinite} of the {count} reference images give NaN or infinite values and have no say."
                 )
-        chosen = self._chosen = [self._chosen[place] for place in kept.tolist()]
-        middle = len(chosen) // 2
-        rest: Sequence[int] = range(len(images))
-        self._known: list[tuple[Tensor, Judgement]] = []
-        if self._others is images:
-            own = zip(halves, (chosen[middle:], chosen[:middle]), strict=True)
-            self._known = [(torch.tensor(positions, device="cpu"), half.own) for half, positions in own]
-            taken = {*chosen}
-            rest = [position for position in rest if position not in taken]
-        batches = self._runner.statistics(images, self._share(images, rest), "outlier scores")
-        scored = []
-        for positions, statistics in _together(batches):
-            missing = [name for name in self._names if name not in statistics]
+        for name in self._watched:
+            if name not in names:
+                notes |= left_out(name, "its maps of the reference are not finite or do not vary") | notes
+        return _Fit(names, halves[0], chosen, known, notes)
+
+    def score(self, fit: _Fit) -> _ScoredShare:
+        """Score this process's share of the images, those of the reference excepted."""
+        images = self._images
+        known = {position for positions, _ in fit.known for position in positions.tolist()}
+        rest = [position for position in range(len(images)) if position not in known]
+        fit.judge.view.to(self._device)
+        judged = []
+        for positions, statistics in self._run(images, self._share(rest), "outlier scores"):
+            missing = [name for name in fit.layers if name not in statistics]
             if missing:
                 raise ValueError(
                     "Parameter `inputs` should give maps in all layers in which the reference gives them. Found images "
                     f"without any in {missing}: name other layers as `layers`."
                 )
-            scored.append((positions, halves[0].judge(statistics)))
-        return _Scores(*_joined(scored), images.unreadable, self._runner.notes)
+            judged.append((positions, fit.judge.judge(statistics)))
+        return _ScoredShare(*_joined(judged), images.unreadable, self._notes)
 
-    def report(self, references: Sequence[_Reference], shares: Sequence[_Scores], rate: float) -> OutlierReport:
-        """Bring everything together, in one process for all."""
+    def report(self, fit: _Fit, scored: Sequence[_ScoredShare], rate: float) -> OutlierReport:
+        """Join all scores into a report."""
         images, n = self._images, len(self._images)
-        positions, found = _joined([*self._known, *((own.positions, own.found) for own in shares)])
+        positions, judgement = _joined([*fit.known, *((share.positions, share.judgement) for share in scored)])
         order = positions.argsort()
-        scores, p_values, layer, filters = (part[order] for part in found)
-        notes = unseen_layers(self._model, self._layers) | self._unusable
-        for said in (*(own.notes for own in references), *(own.notes for own in shares)):
-            notes |= said
-        for name in self._watched:
-            if name not in self._names:
-                said = left_out(name, "its maps of the reference are not finite or do not vary")
-                notes = notes | said | notes  # what was said of it before stays
-        unreadable = {position: error for own in shares for position, error in own.unreadable.items()}
+        scores, p_values, layer, filters = (part[order] for part in judgement)
+        notes = unseen_layers(self._model, self._layers) | fit.notes | _merged(share.notes for share in scored)
+        unreadable = _merged(share.unreadable for share in scored)
         notes |= _unreadable_note(unreadable, f"{n} images", "their scores are infinite")
         infinite = [position for position in scores.isinf().nonzero()[:, 0].tolist() if position not in unreadable]
         if infinite:
@@ -258,23 +272,47 @@ class _Search:
         report = OutlierReport(
             scores=scores,
             p_values=p_values,
-            layers=self._names,
+            layers=fit.layers,
             layer=layer,
             filters=filters,
-            n_reference=len(self._chosen),
+            n_reference=len(fit.reference),
             false_discovery_rate=rate,
             notes=notes,
             own_reference=self._others is images,
         )
-        return replace(report, images=_pictures(images, report.top(KEPT), self._others, self._chosen[:_ORDINARY]))
+        shown = _pictures(images, report.top(KEPT), self._others, fit.reference[:_SCALE_IMAGES])
+        return replace(report, images=shown)
 
-    def _share(self, images: ImageSource, positions: Sequence[int]) -> list[int]:
-        """The positions that this process reads: the batches that one process alone would make, dealt out.
+    def _share(self, positions: Sequence[int]) -> Sequence[int]:
+        """Return the positions that this process reads."""
+        first, last = (len(positions) * rank // self._world for rank in (self.rank, self.rank + 1))
+        return positions[first:last]
 
-        As many at a time as are judged together, so that also these operations are the same.
-        """
-        parts = torch.split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), _TOGETHER * images.batch_size)
-        return [position for part in parts[self.rank :: self._world] for position in part.tolist()]
+    def _run(self, images: ImageSource, positions: Sequence[int], what: str) -> Iterator[tuple[Tensor, Statistics]]:
+        """Run the model: positions `(n,)` and statistics of some batches at a time."""
+        total = math.ceil(len(positions) / images.batch_size)
+        batches = iter(track(images.batches(positions), total, what, self._progress))
+        while some := list(islice(batches, _BATCHES)):
+            parts = [self._statistics(batch) for _, batch in some]
+            names = [name for name in parts[0] if all(name in part for part in parts)]
+            statistics = {name: torch.cat([part[name] for part in parts]) for name in names}
+            places = torch.cat([own for own, _ in some])
+            unreadable = [place for place, position in enumerate(places.tolist()) if position in images.unreadable]
+            for own in statistics.values():
+                own[unreadable] = torch.nan
+            yield places, statistics
+
+    def _statistics(self, batch: Tensor) -> Statistics:
+        capture = MapCapture(self._watched, summary=map_statistics)
+        with probing(self._model, capture), capture:
+            self._model(batch.to(self._device, self._dtype))
+        usable, _, notes = usable_layers(capture.maps, len(batch))
+        self._notes |= notes
+        return {name: layer.maps for name, layer in usable.items()}
+
+
+def _merged(parts: Iterable[Mapping[Any, str]]) -> dict[Any, str]:
+    return {key: text for part in parts for key, text in part.items()}
 
 
 def _unreadable_note(unreadable: Mapping[int, str], images: str, consequence: str) -> dict[str, str]:
@@ -285,26 +323,17 @@ def _unreadable_note(unreadable: Mapping[int, str], images: str, consequence: st
     return {f"unreadable {images.split(maxsplit=1)[1]}": f"{note}{consequence}."}
 
 
-def _together(batches: Iterable[tuple[Tensor, Statistics]]) -> Iterator[tuple[Tensor, Statistics]]:
-    """Several batches in one."""
-    batches = iter(batches)
-    while some := list(islice(batches, _TOGETHER)):
-        names = [name for name in some[0][1] if all(name in statistics for _, statistics in some)]
-        statistics = {name: torch.cat([own[name] for _, own in some]) for name in names}
-        yield torch.cat([positions for positions, _ in some]), statistics
-
-
 def _joined(parts: Sequence[tuple[Tensor, Judgement]]) -> tuple[Tensor, Judgement]:
-    """Positions and judgements of all batches."""
+    """Positions and judgements of all parts."""
     nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
     empty = nothing, (nothing.float(), nothing.double(), nothing, nothing.new_zeros(0, FILTERS))
-    positions, found = zip(empty, *parts, strict=True)
-    scores, p_values, layer, filters = (torch.cat(part) for part in zip(*found, strict=True))
+    positions, judgements = zip(empty, *parts, strict=True)
+    scores, p_values, layer, filters = (torch.cat(part) for part in zip(*judgements, strict=True))
     return torch.cat(positions), (scores, p_values, layer, filters)
 
 
 def _pictures(images: ImageSource, shown: list[int], others: ImageSource, ordinary: list[int]) -> Tensor | None:
-    """Small pictures of the images shown, scaled as ordinary ones; None if they are nothing that can be drawn."""
+    """Small pictures of the images shown, scaled as those of the reference; None if they cannot be drawn."""
     if not 1 <= len(images.shape) <= 4:
         return None
     chosen, known = (
@@ -312,31 +341,3 @@ def _pictures(images: ImageSource, shown: list[int], others: ImageSource, ordina
         for source, positions in ((images, shown), (others, ordinary))
     )
     return drawn(chosen, known)
-
-
-class _Runner:
-    """Runs a model on images and takes the statistics of its maps, batch by batch."""
-
-    def __init__(self, model: nn.Module, layers: dict[str, nn.Module], progress: bool | None) -> None:
-        self._model, self._layers, self._progress = model, layers, progress
-        tensors = [*model.parameters(), *model.buffers()]
-        self.device = next((tensor.device for tensor in tensors), torch.device("cpu"))
-        self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
-        self.notes: dict[str, str] = {}
-
-    def statistics(
-        self, images: ImageSource, positions: Sequence[int], what: str
-    ) -> Iterator[tuple[Tensor, Statistics]]:
-        """Positions `(n,)` and statistics of each batch."""
-        batches = track(images.batches(positions), math.ceil(len(positions) / images.batch_size), what, self._progress)
-        for places, batch in batches:
-            capture = MapCapture(self._layers, summary=map_statistics)
-            with probing(self._model, capture) as call, capture:
-                call(batch.to(self.device, self._dtype))
-            usable, _, notes = usable_layers(capture.maps, len(batch))
-            self.notes |= notes
-            statistics = {name: layer.maps for name, layer in usable.items()}
-            unreadable = [place for place, position in enumerate(places.tolist()) if position in images.unreadable]
-            for own in statistics.values():
-                own[unreadable] = torch.nan
-            yield places, statistics

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.engines import load_engine
-from lightning_anomaly.outliers.conformal import Half, learn_halves
-from lightning_anomaly.outliers.scores import Ordinary, Spread
+from lightning_anomaly.outliers.conformal import SplitConformal, fit_halves
+from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 
-CPU, ENGINE, MIDDLE = torch.device("cpu"), load_engine("torch"), 75  # of 151, so that the halves cannot be mixed up
+ENGINE, MIDDLE = load_engine("torch"), 75  # of 151, so that the halves cannot be mixed up
 
 
 def statistics(samples: int, seed: int) -> Tensor:
@@ -19,9 +19,9 @@ REFERENCE = statistics(151, 0)
 
 
 @pytest.fixture
-def halves() -> tuple[Half, Half]:
+def halves() -> tuple[SplitConformal, SplitConformal]:
     batches = [{"conv": own.clone()} for own in REFERENCE.split(40)]
-    return learn_halves(batches, CPU, "reference")[1]
+    return fit_halves(batches, "reference")[1]
 
 
 def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
@@ -29,11 +29,13 @@ def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
     first, second = REFERENCE[:MIDDLE], REFERENCE[MIDDLE:]
     images = statistics(20, 1)
     for half, learnt, measured in ((halves[0], first, second), (halves[1], second, first)):
-        ordinary = Ordinary.fit(learnt, ENGINE)
+        ordinary = ReferenceModel.fit(learnt, ENGINE)
         assert ordinary is not None
-        spread = Spread.fit(ordinary.lengths(measured)[0])
-        torch.testing.assert_close(half.own[0], spread.scores(ordinary.lengths(measured)[0]))
-        torch.testing.assert_close(half.judge({"conv": images})[0], spread.scores(ordinary.lengths(images)[0]))
+        spread = Spread.fit(ordinary.mahalanobis_squared(measured)[0])
+        torch.testing.assert_close(half.own[0], spread.scores(ordinary.mahalanobis_squared(measured)[0]))
+        torch.testing.assert_close(
+            half.judge({"conv": images})[0], spread.scores(ordinary.mahalanobis_squared(images)[0])
+        )
 
 
 def test_a_p_value_counts_the_measured_images_with_scores_as_large_and_the_image_itself(halves):
@@ -53,9 +55,9 @@ def test_a_p_value_counts_the_measured_images_with_scores_as_large_and_the_image
 def test_images_with_nan_are_in_neither_half():
     spoilt = REFERENCE.clone()
     spoilt[[4, 90], 1, 0] = torch.nan
-    _, halves, kept, notes = learn_halves([{"conv": spoilt}], CPU, "reference")
+    _, halves, kept, notes = fit_halves([{"conv": spoilt}], "reference")
     assert kept.tolist() == [place for place in range(151) if place not in (4, 90)]
-    alone = learn_halves([{"conv": REFERENCE[kept]}], CPU, "reference")[1]
+    alone = fit_halves([{"conv": REFERENCE[kept]}], "reference")[1]
     for half, other in zip(halves, alone, strict=True):
         assert torch.equal(half.own[0], other.own[0])
     assert notes == {}
@@ -66,4 +68,4 @@ def test_a_reference_whose_images_mostly_have_nan_somewhere_is_refused():
     for filter_ in range(4):
         spoilt[filter_ * 20 : filter_ * 20 + 20, filter_, 0] = torch.nan
     with pytest.raises(ValueError, match=r"`reference` should hold images that give finite values\. Found 71 of 151"):
-        learn_halves([{"conv": spoilt}], CPU, "reference")
+        fit_halves([{"conv": spoilt}], "reference")

@@ -13,7 +13,7 @@ from lightning_anomaly.outliers.directions import Vectors
 @pytest.fixture(params=["few", "many"], autouse=True)
 def way(request, monkeypatch) -> None:
     """Both ways, whatever the number of vectors."""
-    monkeypatch.setattr(directions, "_FEW", {"few": 10**6, "many": 0}[request.param])
+    monkeypatch.setattr(directions, "_MAX_PRODUCTS", {"few": 10**6, "many": 0}[request.param])
 
 
 def drawn(samples: int, values: int, seed: int = 0) -> Tensor:
@@ -27,7 +27,7 @@ def test_lengths_are_scikit_learn_s_whitened_components(values):
     whitened = PCA(min(10, values), whiten=True).fit_transform(vectors.numpy())
     theirs = np.square(whitened).sum(1) * 300 / 299  # scikit-learn divides by N - 1
     own = Vectors(vectors)
-    for ours in (own.lengths(every, 10), own.directions(every, 10).lengths(vectors.float())):
+    for ours in (own.mahalanobis_squared(every, 10), own.directions(every, 10).mahalanobis_squared(vectors.float())):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=0.02 if values > 24 else 1e-4)
 
 
@@ -35,18 +35,21 @@ def test_lengths_are_scikit_learn_s_whitened_components(values):
 def test_lengths_are_those_of_the_directions_of_some(samples, values):
     vectors = drawn(samples, values).float()
     some = torch.randperm(samples, generator=torch.Generator().manual_seed(1))[: samples // 2]
-    found, own = Vectors(vectors).lengths(some, 10), Vectors(vectors[some]).directions(torch.arange(len(some)), 10)
-    torch.testing.assert_close(found, own.lengths(vectors), rtol=1e-4, atol=1e-4)
+    found, own = (
+        Vectors(vectors).mahalanobis_squared(some, 10),
+        Vectors(vectors[some]).directions(torch.arange(len(some)), 10),
+    )
+    torch.testing.assert_close(found, own.mahalanobis_squared(vectors), rtol=1e-4, atol=1e-4)
 
 
 def test_few_and_many_give_the_same(monkeypatch):
     vectors, some = drawn(200, 1500), torch.arange(0, 200, 3)
-    found = Vectors(vectors).lengths(some, 50)
-    monkeypatch.setattr(directions, "_FEW", 200 - directions._FEW)
-    torch.testing.assert_close(Vectors(vectors).lengths(some, 50), found, rtol=1e-5, atol=1e-5)
+    found = Vectors(vectors).mahalanobis_squared(some, 50)
+    monkeypatch.setattr(directions, "_MAX_PRODUCTS", 200 - directions._MAX_PRODUCTS)
+    torch.testing.assert_close(Vectors(vectors).mahalanobis_squared(some, 50), found, rtol=1e-5, atol=1e-5)
 
 
 def test_where_nothing_varies_there_is_no_direction():
     vectors = drawn(60, 3)[:, [0, 1, 1, 0, 2, 2, 2]]
     assert Vectors(vectors).directions(torch.arange(60), 10).axes.shape == (7, 3)
-    assert Vectors(torch.ones(60, 7)).lengths(torch.arange(30), 10).tolist() == [0] * 60
+    assert Vectors(torch.ones(60, 7)).mahalanobis_squared(torch.arange(30), 10).tolist() == [0] * 60

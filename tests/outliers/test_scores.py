@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.engines import load_engine
 from lightning_anomaly.outliers import scores
-from lightning_anomaly.outliers.scores import Ordinary, Spread
+from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 
 ENGINE = load_engine("torch")  # every engine gives the same ranks, see clustering/test_rank_search.py
 layer_scores = partial(scores.layer_scores, engine=ENGINE)
@@ -43,9 +43,9 @@ def test_an_extreme_sample_comes_first_by_both_lengths():
 def test_a_combination_out_of_the_ordinary_is_far_by_its_normal_scores_alone():
     planted = statistics()
     planted[30] = torch.stack([statistics()[i, :, i % 5] for i in range(5)], 1)  # each number for itself is ordinary
-    ordinary = Ordinary.fit(planted, ENGINE)
+    ordinary = ReferenceModel.fit(planted, ENGINE)
     assert ordinary is not None
-    tails, values = ordinary.lengths(planted)[0].unbind(1)
+    tails, values = ordinary.mahalanobis_squared(planted)[0].unbind(1)
     assert first(values) == {30}
     assert values[30] > 3 * values.median()
     assert tails[30] < tails.quantile(0.9)
@@ -96,28 +96,28 @@ def test_scores_follow_their_samples_and_equal_samples_have_equal_scores():
 def test_of_equal_knots_each_is_beyond_all(kinds):
     knots = torch.randint(kinds, (5, 100), generator=rng()).float().sort(1).values
     expected = [np.searchsorted(row, row, side="right") for row in knots.numpy()]
-    np.testing.assert_array_equal(scores._beyond(knots), expected)
+    np.testing.assert_array_equal(scores._upper_ranks(knots), expected)
 
 
 def test_samples_are_scored_one_by_one():
-    ordinary = Ordinary.fit(statistics(700), ENGINE)
+    ordinary = ReferenceModel.fit(statistics(700), ENGINE)
     assert ordinary is not None
-    lengths, tails = ordinary.lengths(statistics(50, seed=9))
+    lengths, tails = ordinary.mahalanobis_squared(statistics(50, seed=9))
     for sample in (0, 17, 49):
-        alone = ordinary.lengths(statistics(50, seed=9)[sample : sample + 1])
+        alone = ordinary.mahalanobis_squared(statistics(50, seed=9)[sample : sample + 1])
         torch.testing.assert_close(alone[0][0], lengths[sample])
         assert torch.equal(alone[1][0], tails[sample])
 
 
 def test_the_filters_that_say_so_are_named():
-    ordinary = Ordinary.fit(statistics(), ENGINE)
+    ordinary = ReferenceModel.fit(statistics(), ENGINE)
     assert ordinary is not None
     odd = statistics()[:1].clone()
     odd[0, 9], odd[0, 3] = 1e3, -1e3
-    _, tails = ordinary.lengths(odd)
-    assert set(ordinary.strongest(tails, 12, 2)[0].tolist()) == {3, 9}
-    assert ordinary.strongest(tails, 12, 14)[0].tolist()[12:] == [-1, -1]
-    assert ordinary.strongest(tails[:0], 12, 2).shape == (0, 2)
+    _, tails = ordinary.mahalanobis_squared(odd)
+    assert set(ordinary.extreme_filters(tails, 12, 2)[0].tolist()) == {3, 9}
+    assert ordinary.extreme_filters(tails, 12, 14)[0].tolist()[12:] == [-1, -1]
+    assert ordinary.extreme_filters(tails[:0], 12, 2).shape == (0, 2)
 
 
 def test_spreads_above_the_median_are_summed_and_infinite_ones_have_no_part_in_it():
