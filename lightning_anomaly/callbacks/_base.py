@@ -31,38 +31,34 @@ __all__ = [
 ]
 
 
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
 class Subject:
-    """The module that a callback has learnt something about, from one fit to the next and through checkpoints."""
+    """The module that a callback knows something about, also through a checkpoint.
+
+    Lightning loads the state of a callback before `on_fit_start`: what was loaded is about the module that comes next.
+    """
 
     def __init__(self) -> None:
         self._module: weakref.ref[Any] | None = None
-        self._last: weakref.ref[Any] | None = None  # of the last fit, validation or test
         self._loaded = False
-        self._keeps = False
+        self._fitting = True
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy of a callback, in another process for example, meets a copy of the module, if any.
-        return {"_module": None, "_last": None, "_loaded": self._loaded, "_keeps": False}
+        return {**vars(self), "_module": None}  # a weak reference cannot be copied
 
-    def begin(self, pl_module: Any, stage: str) -> bool:
-        """Says what a Trainer does with a module. What a fit found of it stays when it is validated or tested.
-
-        Returns:
-            Whether another module is validated or tested than that of the last fit, validation or test.
-        """
-        known = self._module is not None and self._module() is pl_module
-        again = self._last is not None and self._last() is pl_module
-        self._keeps, self._last = stage != "fit" and known, weakref.ref(pl_module)
-        return stage != "fit" and not known and not again
+    def begin(self, stage: str) -> None:
+        """Begin a fit, a validation or a test."""
+        self._fitting = stage == "fit"
 
     def load(self) -> bool:
-        """Whether to take what a checkpoint brings; if so, it is about the next module."""
-        self._loaded = not self._keeps
+        """Whether to take the state of a checkpoint: not of one that is only tested, after a fit."""
+        self._loaded = self._fitting or self._module is None
         return self._loaded
 
     def meet(self, pl_module: Any) -> None:
-        """Finds out whom a checkpoint was loaded for."""
-        self._keeps = False
+        """Remember whom a checkpoint was loaded for."""
         if self._loaded:
             self._module, self._loaded = weakref.ref(pl_module), False
 
@@ -73,8 +69,6 @@ class Subject:
         self._module = weakref.ref(pl_module)
         return before is not pl_module
 
-
-Hook = TypeVar("Hook", bound=Callable[..., None])
 
 # `lightning.pytorch` and `pytorch_lightning` are two class trees; a Trainer of either only accepts its own classes.
 if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
@@ -166,6 +160,15 @@ def until_validation_end(hook: Hook) -> Hook:
     return cast(Hook, run)
 
 
+class _OwnKey(str):
+    """A state key unlike that of any other callback: a Trainer leaves it to `setup` to explain two that are equal."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return not isinstance(other, _OwnKey) and str.__eq__(self, other)
+
+
 class LoggingCallback(GuardedHooks, AnyCallback):
     """Base class with prefixed, rank-synchronized logging, guarded hooks and each warning once.
 
@@ -176,18 +179,29 @@ class LoggingCallback(GuardedHooks, AnyCallback):
         ValueError: If the prefix is no string, or empty.
     """
 
+    _state_name: str
+
     def __init__(self, log_key_prefix: str) -> None:
         self.log_key_prefix = check_text("log_key_prefix", log_key_prefix)
+        self._set_up = False
         self._everywhere = True
         self._warned: set[str] = set()
         self._subject = Subject()
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint."""
+        key = f"{self._state_name}[{self.log_key_prefix}]"
+        return key if self._set_up else _OwnKey(key)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begins anew, and says so if what is found will be lost."""
         self._everywhere = True
         self._failure = None
-        if self._subject.begin(pl_module, stage):
-            self._warned.clear()  # what was said was of the other one
+        self._set_up = True
+        self._subject.begin(stage)
+        if stage != "fit":
+            self._warned.clear()  # what was said may be of another module
         # `ddp_spawn`, `ddp_notebook` and the like: nothing of a callback comes back from the processes they start.
         launcher = type(getattr(trainer.strategy, "launcher", None))
         if any(kind.__name__ == "_MultiProcessingLauncher" for kind in launcher.__mro__):
@@ -204,12 +218,8 @@ class LoggingCallback(GuardedHooks, AnyCallback):
         """Finds out whether all processes validate."""
         self._everywhere = validates_everywhere(trainer)
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Remembers whom a checkpoint was loaded for."""
-        self._subject.meet(pl_module)
-
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Remembers whom a checkpoint was loaded for."""
+        """Remember whom a checkpoint was loaded for."""
         self._subject.meet(pl_module)
 
     def _check_twins(self, trainer: Any, *kinds: type[LoggingCallback]) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_anomaly.callbacks import _history
-from lightning_anomaly.callbacks._base import AnyEarlyStopping, Subject, validates_everywhere
+from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedHooks, Subject, guarded, validates_everywhere
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
@@ -49,7 +49,7 @@ _OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, patience=1, hold=1, found_a
 _FEW = 100  # of fewer images the standard error is not to be trusted
 
 
-class AnomalyEarlyStopping(AnyEarlyStopping):
+class AnomalyEarlyStopping(GuardedHooks, AnyEarlyStopping):
     """Stops a training that overfits, by a signal that needs no validation labels.
 
     **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_rise` and stops when the output has become
@@ -98,11 +98,19 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
         self.log_key_prefix = None if log_key_prefix is None else check_text("log_key_prefix", log_key_prefix)
         # Checked where the values come from: a checkpoint that is written there, before the epoch ends, has them all.
         super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose), check_on_train_epoch_end=False)
-        # Until there is a Trainer. Two of these in one have two keys for their state, if their arguments differ.
+        # Until there is a Trainer.
         self._watch(*(("two_sample", _OUTPUT) if self.log_key_prefix is None else (self.log_key_prefix, _FILTERS)))
         self._everywhere = True
+        self._warned: set[str] = set()
         self._subject = Subject()
         self._forget()
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint, by what it watches and what it was given."""
+        given = {"threshold": self._threshold, "patience": self._patience}
+        own = "".join(f"[{name}={value}]" for name, value in given.items() if value is not None)
+        return f"{super().state_key}{own}"
 
     def _watch(self, prefix: str, signal: _Signal) -> None:
         self._signal = signal
@@ -113,6 +121,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     def _forget(self) -> None:
         """Starts anew: what is known is about another model."""
+        self._warned.clear()
         self.wait_count = 0
         self.best_score = torch.tensor(torch.inf)
         self._begin()
@@ -133,7 +142,7 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Finds out what there is to watch, and says so."""
-        self._subject.begin(pl_module, stage)
+        self._subject.begin(stage)
         if stage == "fit":
             self._choose(trainer)
             self._tell()
@@ -180,45 +189,55 @@ class AnomalyEarlyStopping(AnyEarlyStopping):
             self._forget()
         self._begin()
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Remembers whom a checkpoint was loaded for."""
-        self._subject.meet(pl_module)
-
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Remembers whom a checkpoint was loaded for."""
         self._subject.meet(pl_module)
 
+    @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Finds out whether there will be anything to stop for."""
         self._everywhere = validates_everywhere(trainer)
 
-    def _run_early_stopping_check(self, trainer: Any) -> None:
-        """Where nothing is analysed (no validation, `barebones`) there is nothing to stop for, and nothing to say."""
-        if not self._everywhere:
-            return
-        # Read first, then ask the others: reading may reduce what was logged, and where a progress bar has done so in
-        # the one process that shows it, the others have yet to answer.
-        found = self.monitor in trainer.callback_metrics
-        if trainer.strategy.reduce_boolean_decision(found, all=True):
-            super()._run_early_stopping_check(trainer)
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Nothing: each validation is judged when it ends."""
 
-    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
-        """Whether to stop, and why. `wait_count` counts the last values in a row that exceed the threshold."""
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Stops the training if it is time, in all processes if in one."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run or not self._everywhere:
+            return
+        reason: str | None = None
+        with self._guard("decide whether to stop"):
+            # Reading may reduce what was logged, which all processes do together.
+            value = trainer.callback_metrics.get(self.monitor)
+            if value is not None:
+                reason = self._reason_to_stop(value)
+        if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
+            self._stop(trainer, reason)
+
+    def _reason_to_stop(self, value: Tensor) -> str | None:
+        """Count a validation's value, and say in a sentence why the training should stop; None if it should not.
+
+        `wait_count` counts the last values in a row that exceed the threshold.
+        """
         history: Sequence[Any] = [] if self._watched is None else self._watched.history
         if history and not history[-1][self._signal.found_anew]:
-            return False, None  # an earlier value, logged again
-        self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=current.device), current)
+            return None  # an earlier value, logged again
+        self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=value.device), value)
         threshold = self.divergence_threshold
         assert threshold is not None
-        self.wait_count = self.wait_count + 1 if current > threshold else 0
+        self.wait_count = self.wait_count + 1 if value > threshold else 0
         # The first value of a rise appears when it has lasted `hold` validations.
         lasted = self.wait_count + self._signal.hold - 1
-        if self.wait_count == 0 or lasted < self.patience:
-            return False, None
+        return self._why(lasted, threshold, float(value)) if self.wait_count and lasted >= self.patience else None
+
+    def _stop(self, trainer: Any, reason: str | None) -> None:
+        trainer.should_stop = True
+        self.stopped_epoch = trainer.current_epoch
+        self.stopping_reason_message = reason
         if reasons := _stopping_reasons():
             self.stopping_reason = reasons.DIVERGENCE_THRESHOLD
-        self.stopping_reason_message = self._why(lasted, threshold, float(current))
-        return True, self.stopping_reason_message
+        if reason and self.verbose:
+            rank_zero_info(reason)
 
     def _why(self, lasted: int, threshold: float, value: float) -> str:
         if self._signal is _FILTERS:

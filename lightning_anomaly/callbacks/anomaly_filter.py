@@ -87,7 +87,8 @@ class AnomalyFilterCallback(LoggingCallback):
             do.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or the last
             values again), `live` (whether a filter of the signal layers could be clustered), `signal` (the fraction in
-            them, the last one where none could), `anomaly_filters` and, with `browser`, `losses`. It outlives a resume.
+            them, the last one where none could), with `browser` also `losses`, and in the last one the
+            `anomaly_filters` of each layer. It outlives a resume.
             A checkpoint written between a training step and the validation due at it, as ModelCheckpoint's
             `every_n_train_steps` may do, has no entry of it, and a resumed Lightning does not run it again.
 
@@ -99,6 +100,8 @@ class AnomalyFilterCallback(LoggingCallback):
         >>> callback.report is None, callback.history
         (True, [])
     """
+
+    _state_name = "AnomalyFilterCallback"
 
     def __init__(
         self,
@@ -144,11 +147,6 @@ class AnomalyFilterCallback(LoggingCallback):
     def history(self) -> list[dict[str, Any]]:
         """What was found in each validation of a fit."""
         return self._memory.history
-
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint."""
-        return f"AnomalyFilterCallback[{self.log_key_prefix}]"
 
     def state_dict(self) -> dict[str, Any]:
         """The history and the last logged values, as plain values."""
@@ -261,7 +259,6 @@ class AnomalyFilterCallback(LoggingCallback):
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leaves no hook behind; if it is the user who ends the fit, figures and page of the last analysis are made."""
-        super().on_exception(trainer, pl_module, exception)
         self._release()
         if isinstance(exception, KeyboardInterrupt):
             self._show_last(trainer)

@@ -60,6 +60,8 @@ class AnomalyPruneCallback(LoggingCallback):
         'AnomalyPruneCallback masked no filter (criterion "anomaly", 2 votes in 3 reports).'
     """
 
+    _state_name = "AnomalyPruneCallback"
+
     def __init__(
         self,
         at_epoch: int | list[int] | None = None,
@@ -113,11 +115,6 @@ class AnomalyPruneCallback(LoggingCallback):
     def masked(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of all filters that are masked."""
         return self._trained.masked
-
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint."""
-        return f"AnomalyPruneCallback[{self.log_key_prefix}]"
 
     def state_dict(self) -> dict[str, Any]:
         """The mask, what was done and what the next decision rests on, as plain values."""

@@ -91,6 +91,8 @@ class TwoSampleCallback(LoggingCallback):
         True
     """
 
+    _state_name = "TwoSampleCallback"
+
     def __init__(
         self,
         train_inputs: Tensor,
@@ -132,11 +134,6 @@ class TwoSampleCallback(LoggingCallback):
         self._rise = ErrorRise()
         self._undrawn: int | None = None  # the step of the last validation, if no figure has it
         self._warned.clear()
-
-    @property
-    def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint."""
-        return f"TwoSampleCallback[{self.log_key_prefix}]"
 
     def state_dict(self) -> dict[str, Any]:
         """The history, whose last values are logged again if the next comparison fails, and the levels of the ratio."""
@@ -199,7 +196,6 @@ class TwoSampleCallback(LoggingCallback):
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """If it is the user who ends the fit, the last figure is made."""
-        super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, KeyboardInterrupt):
             self._draw(trainer)
 
