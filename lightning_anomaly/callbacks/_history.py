@@ -81,12 +81,15 @@ class FitMemory:
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain values."""
         own = {"validations": self.validations, "metrics": dict(self._metrics), "found": self.has_found}
-        return {"history": list(self.history), **own, "comparable": [self._first, self._kind]}
+        history = [dict(entry) for entry in self.history]
+        return {"history": history, **own, "comparable": [self._first, self._kind]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
         # Checkpoints of release 0.1 do not say what was live.
         self.history = [{"live": entry["analysed"], **entry} for entry in state_dict["history"]]
+        for entry in self.history[:-1]:
+            entry.pop("anomaly_filters", None)  # older ones kept those of every validation
         self._first, self._kind = state_dict.get("comparable", [0, None])
         self.validations = int(state_dict["validations"])
         self._metrics = dict(state_dict["metrics"])
@@ -116,13 +119,15 @@ class FitMemory:
             values: What is to be logged of it; its `rise` is set here.
             report: What was found; None if the last values are repeated.
             signal_layers: See `AnomalyFilterCallback`.
-            probe: See there. A fraction of other layers or another probe, or by other settings, has no earlier level.
+            probe: See there. A fraction of another probe, by other settings or of other layers has no earlier level; a
+                layer that is left out for once is no other layer.
         """
         # Without an analysis what was found last still holds.
         last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
-        signal, found, live = last["signal"], last["anomaly_filters"], False
+        signal, found, live = last["signal"], last.pop("anomaly_filters"), False
         if report is not None:
-            found, layers = report.anomaly_filters, signal_layers or list(report.layers)
+            found = report.anomaly_filters
+            layers = signal_layers or [key.removeprefix("layer/") for key in values if key.startswith("layer/")]
             live = bool(report.live_in(layers))
             if live:  # else the layers are not in use yet, say: no level from which a fraction could rise
                 signal = report.fraction_in(layers)
@@ -131,9 +136,8 @@ class FitMemory:
                     self._first = len(self.history)
                 self._kind = kind
                 # What is only repeated must not look sustained.
-                values["rise"] = rise(
-                    [*(entry["signal"] for entry in self.history[self._first :] if entry["live"]), signal]
-                )
+                earlier = [entry["signal"] for entry in self.history[self._first :] if entry["live"]]
+                values["rise"] = rise([*earlier, signal])
         self._metrics = values
         self.history.append(
             {

@@ -213,8 +213,7 @@ class AnomalyFilterCallback(LoggingCallback):
             self._warn_once("empty shard", _EMPTY_SHARD)
             return
         self._due = not (fitting and self._memory.validations % self.every_n_validations)
-        if self._due:
-            self._watch_layers(trainer, pl_module)
+        self._watch_layers(trainer, pl_module)
 
     @until_validation_end
     def _watch_layers(self, trainer: Any, pl_module: Any) -> None:
@@ -222,6 +221,8 @@ class AnomalyFilterCallback(LoggingCallback):
         layers = self._watched(pl_module)
         # What a fit found is no value of another validation.
         self._values = (self._memory if fitting else FitMemory()).last_values(layers)
+        if not self._due:
+            return
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
                 "shuffled",
@@ -277,6 +278,7 @@ class AnomalyFilterCallback(LoggingCallback):
         with self._guard("analyze the filters", self._consequence(trainer)):
             if self._due:
                 found = self._analyse(trainer, pl_module)
+            self._raise_failure()
         if trainer.state.fn == "fit":
             self._remember(trainer, found)
         self._log(trainer, pl_module, self._values, prog_bar="count")

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
-from trainers import QUIET, hook_count, quiet_trainer, watcher
+from trainers import QUIET, Flagged, hook_count, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback
 from lightning_anomaly.pruning.selection import filter_norms
@@ -73,13 +73,13 @@ def epochs(prune: AnomalyPruneCallback) -> list[int]:
 @pytest.mark.parametrize("sanity", [0, 2])
 def test_it_masks_before_the_epoch_asked_for_what_the_report_flags(tmp_path: Path, first: bool, sanity: int) -> None:
     watching, prune = watcher(), pruner(2, max_fraction=1.0)
-    seen = Epochs(prune)
+    seen, found = Epochs(prune), Flagged(watching)
     callbacks = [prune, watching] if first else [watching, prune]
-    trainer = quiet_trainer(tmp_path, *callbacks, seen, max_epochs=4, num_sanity_val_steps=sanity)
+    trainer = quiet_trainer(tmp_path, *callbacks, seen, found, max_epochs=4, num_sanity_val_steps=sanity)
     model = GeluNet()
     trainer.fit(model, training_loader(), probe_loader())
     assert epochs(prune) == [2]
-    flagged = watching.history[1]["anomaly_filters"]
+    flagged = found.filters[1]
     masked = prune.masked
     count = sum(map(len, masked.values()))
     assert count > 5
@@ -123,14 +123,15 @@ def test_without_enough_reports_it_waits_and_says_so(tmp_path: Path) -> None:
 
 def test_votes_are_counted_over_the_last_reports(tmp_path: Path) -> None:
     prune, watching = pruner(3, min_votes=2, last_reports=3, max_fraction=1.0), watcher()
-    trainer = quiet_trainer(tmp_path, prune, watching, max_epochs=4, num_sanity_val_steps=0)
+    found = Flagged(watching)
+    trainer = quiet_trainer(tmp_path, prune, watching, found, max_epochs=4, num_sanity_val_steps=0)
     trainer.fit(GeluNet(), training_loader(), probe_loader())
-    reports = [entry["anomaly_filters"] for entry in watching.history[:3]]
+    reports = found.filters[:3]
     flagged = [
         {n: [i for i, c in enumerate(counts) if c > 0] for n, counts in s.items()} for s in prune._reports.summaries
     ]
     flagged = [{n: filters for n, filters in summary.items() if filters} for summary in flagged]
-    assert flagged == [entry["anomaly_filters"] for entry in watching.history[1:]]
+    assert flagged == found.filters[1:]
     for layer, filters in prune.masked.items():
         votes = [sum(index in report.get(layer, []) for report in reports) for index in filters]
         assert min(votes) >= 2

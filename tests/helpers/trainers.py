@@ -100,14 +100,27 @@ def quiet_trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
     return pl.Trainer(callbacks=list(callbacks), **{**defaults, **options})
 
 
+class Flagged(pl.Callback):
+    """The flagged filters of each validation, of which a history keeps only the last."""
+
+    def __init__(self, watching: AnomalyFilterCallback) -> None:
+        self.watching = watching
+        self.filters: list[dict[str, list[int]]] = []
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.filters.append(self.watching.report.anomaly_filters)
+
+
 def hook_count(model: nn.Module) -> int:
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
 def plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A history without the seconds, which no two runs share."""
-    return [{**e, "metrics": {k: v for k, v in e["metrics"].items() if k != "seconds"}} for e in history]
+    """A history without the seconds, which no two runs share, and the flagged filters, which the last entry has."""
+    kept = [{k: v for k, v in entry.items() if k != "anomaly_filters"} for entry in history]
+    return [{**e, "metrics": {k: v for k, v in e["metrics"].items() if k != "seconds"}} for e in kept]
 
 
 def said(caught: Iterable[Any]) -> list[str]:
