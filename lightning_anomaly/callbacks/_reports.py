@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.pruning.selection import Summary, summarise
+from lightning_anomaly.pruning.selection import Summary, summarize
 from lightning_anomaly.report import AnomalyReport
 
 __all__ = ["LastReports", "find_watcher"]
@@ -69,4 +69,4 @@ class LastReports:
             self._seen = report
             if not report.live_in(report.layers):  # no filter could have got a vote
                 return
-            self.summaries = [*self.summaries, summarise(report)][-self.number :]
+            self.summaries = [*self.summaries, summarize(report)][-self.number :]

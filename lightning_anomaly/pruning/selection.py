@@ -10,7 +10,7 @@ from lightning_anomaly.pruning.filter_rows import filters_first
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.verdicts.rare import ANOMALY, LIVE
 
-__all__ = ["Criterion", "Summary", "choose_filters", "choose_others", "filter_norms", "summarise"]
+__all__ = ["Criterion", "Summary", "choose_filters", "choose_others", "filter_norms", "summarize"]
 
 Criterion = Literal["anomaly", "random", "l1"]
 
@@ -19,7 +19,7 @@ Criterion = Literal["anomaly", "random", "l1"]
 Summary = dict[str, list[int]]
 
 
-def summarise(report: AnomalyReport) -> Summary:
+def summarize(report: AnomalyReport) -> Summary:
     """What the choice needs to know of a report, as plain values.
 
     Args:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_anomaly import analyze
-from lightning_anomaly.pruning.selection import Summary, choose_filters, choose_others, filter_norms, summarise
+from lightning_anomaly.pruning.selection import Summary, choose_filters, choose_others, filter_norms, summarize
 
 SUMMARIES = st.lists(
     st.fixed_dictionaries({"a": st.lists(st.integers(-1, 6), min_size=8, max_size=8), "b": st.just([3, 3, 0])}),
@@ -27,7 +27,7 @@ def test_a_summary_counts_outlier_samples_and_marks_what_could_not_be_clustered(
     with torch.no_grad():
         conv.weight[2] = 0
     report = analyze(conv, trained.probe)
-    (found,) = summarise(report).values()
+    (found,) = summarize(report).values()
     assert found[2] == -1
     assert {i for i, count in enumerate(found) if count > 0} == set(report.anomaly_filters[""])
     assert all(count == len(report.layers[""].outliers_of(i)) for i, count in enumerate(found) if i != 2)
