@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_anomaly.callbacks._base import LoggingCallback
+from lightning_anomaly.callbacks._base import LoggingCallback, guarded
 from lightning_anomaly.callbacks._history import THRESHOLD
+from lightning_anomaly.callbacks._mask import TrainerMask, check_maskable
 from lightning_anomaly.callbacks._reports import LastReports, find_watcher
-from lightning_anomaly.callbacks._trainer_mask import TrainerMask, check_maskable
 from lightning_anomaly.capture.layers import modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
 from lightning_anomaly.pruning.mask import FilterMask
@@ -21,7 +21,7 @@ _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
 class AnomalyPruneCallback(LoggingCallback):
-    """Masks anomaly filters during training: their output is exactly 0 from then on, to the end.
+    """Mask anomaly filters during training: their output is exactly 0 from then on, to the end.
 
     It acts on the reports of the `AnomalyFilterCallback` in the Trainer, wherever that stands in the list. Filters are
     masked when an epoch begins, so that what is validated is what is saved: see `lightning_anomaly.pruning.mask` for
@@ -99,12 +99,13 @@ class AnomalyPruneCallback(LoggingCallback):
         self._forget()
 
     def _forget(self) -> None:
-        """Starts anew, but for the mask."""
+        """Start anew, but for the mask."""
         self._reports.restart([])
         self._warned.clear()
         self.events: list[dict[str, Any]] = []
         self._done: list[int] = []  # epochs of `at_epoch` that are behind
         self._armed = True  # whether a rise would be news
+        self._waits = False  # for a batch to find the norms with
 
     @property
     def mask(self) -> FilterMask | None:
@@ -122,7 +123,7 @@ class AnomalyPruneCallback(LoggingCallback):
         return {"summaries": list(self._reports.summaries), **self._trained.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave: a fit masks the filters when it begins, or now if it has begun."""
+        """Take over what `state_dict` gave: a fit masks the filters when it begins, or now if it has begun."""
         self._forget()
         self._subject.load()
         self._reports.restart(state_dict["summaries"])
@@ -132,12 +133,12 @@ class AnomalyPruneCallback(LoggingCallback):
         self._armed = bool(state_dict["armed"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Finds who watches, and refuses what cannot work."""
+        """Find who watches, and refuse what cannot work."""
         super().setup(trainer, pl_module, stage)
         sharded = _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__)
         if stage != "fit":
             if not sharded:
-                self._trained.meet(pl_module)
+                self._trained.attach(pl_module)
             return
         self._check_twins(trainer, AnomalyPruneCallback)
         self._reports.watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback")
@@ -155,7 +156,7 @@ class AnomalyPruneCallback(LoggingCallback):
             )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Masks again what a checkpoint, or an earlier fit of this model, had masked."""
+        """Mask again what a checkpoint, or an earlier fit of this model, had masked."""
         watcher = self._reports.watcher
         check_maskable(select_layers(pl_module, None if watcher is None else watcher.layers))
         if self._subject.changes_to(pl_module):
@@ -164,15 +165,17 @@ class AnomalyPruneCallback(LoggingCallback):
         self._reports.restart(self._reports.summaries)  # one of `trainer.validate` may be there, of other images
         self._trained.start(pl_module)
 
+    @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Masks what is only there by now: the optimizers' state and averaged weights of a checkpoint."""
+        """Mask what is only there by now: the optimizers' state and averaged weights of a checkpoint."""
         super().on_train_start(trainer, pl_module)
         # A fit of the same model by another Trainer counts its epochs from 0 again.
         self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
         self._trained.keep_everywhere(trainer, pl_module)
 
+    @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Masks, if it is time."""
+        """Mask, if it is time."""
         epoch = trainer.current_epoch
         risen = self.on_rise is not None and self._reports.rise > self.on_rise
         if (risen and self._armed) or any(asked <= epoch and asked not in self._done for asked in self.at_epoch):
@@ -184,42 +187,60 @@ class AnomalyPruneCallback(LoggingCallback):
                     f"`min_votes = {self.min_votes}`. It masks when it has them.",
                 )
                 return
-            masked = self._trained.add(trainer, pl_module, lambda: self._choose(trainer, pl_module))
-            self.events = [*self.events, {"epoch": epoch, "filters": masked}]
-            self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
+            self._mask_filters(trainer, pl_module)
         self._armed = not risen
 
+    @guarded
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Mask where no batch was validated yet, as after a resume."""
+        if self._waits:
+            self._waits = False
+            self._trained.keep_batch(batch)
+            self._mask_filters(trainer, pl_module)
+
+    def _mask_filters(self, trainer: Any, pl_module: Any) -> None:
+        epoch = trainer.current_epoch
+        masked = self._trained.add(trainer, pl_module, lambda: self._choose(trainer, pl_module))
+        self._waits = masked is None
+        if masked is not None:
+            self.events = [*self.events, {"epoch": epoch, "filters": masked}]
+            self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
+
+    @guarded
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Zeroes the gradients of masked filters, before they are clipped."""
+        """Zero the gradients of masked filters, before they are clipped."""
         self._trained.keep_gradients()
 
+    @guarded
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Zeroes the masked filters again."""
+        """Zero the masked filters again."""
         self._trained.keep(trainer)
 
+    @guarded
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Makes sure that averaged weights are validated masked."""
+        """Make sure that averaged weights are validated masked."""
         if trainer.state.fn == "fit":
             self._trained.keep_everywhere(trainer, pl_module)
 
+    @guarded
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Watches, in the first batch of each loader, which normalisation follows which convolution."""
-        if batch_idx == 0:
-            self._trained.before_batch()
+        """Keep a batch to find the norms with."""
+        if trainer.state.fn == "fit" and batch_idx == dataloader_idx == 0:
+            self._trained.keep_batch(batch)
 
+    @guarded
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Takes the hooks off again, and checks that masked filters are at zero in what is validated."""
-        if batch_idx == 0:
-            self._trained.after_batch()
-            if trainer.state.fn == "fit":
-                self._trained.check("in a validation")
+        """Check that masked filters are at zero in what is validated."""
+        if batch_idx == 0 and trainer.state.fn == "fit":
+            self._trained.check("in a validation")
 
+    @guarded
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Logs how much is masked."""
+        """Log how much is masked."""
         if trainer.sanity_checking or trainer.barebones:
             return
         values = {"masked": float(self._trained.count), "masked_fraction": self._trained.parameter_fraction}
@@ -227,28 +248,30 @@ class AnomalyPruneCallback(LoggingCallback):
             values = dict.fromkeys(values, 0.0)
         self._log(trainer, pl_module, values)
 
+    @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Remembers a new report. By now the watcher has it, wherever it stands in the list."""
+        """Remember a new report. By now the watcher has it, wherever it stands in the list."""
         if trainer.state.fn == "fit":
             self._reports.look()
 
+    @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Tells what it did."""
+        """Report what it did."""
         self._trained.check("at the end of the fit")
         rank_zero_info(self.describe())
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leaves no hook behind."""
+        """End what the Trainer does with the model."""
         super().on_exception(trainer, pl_module, exception)
-        self._trained.stop()
+        self._trained.detach()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leaves no hook behind."""
+        """End what the Trainer does with the model."""
         super().teardown(trainer, pl_module, stage)
-        self._trained.stop()
+        self._trained.detach()
 
     def describe(self) -> str:
-        """What was masked and when, in a line for each time."""
+        """Describe what was masked and when, in a line for each time."""
         count = self._trained.count
         share = f" with {100 * self._trained.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
         head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"

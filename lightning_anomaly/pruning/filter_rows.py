@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_anomaly.capture.hooks import evaluating
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+# Norms that treat each channel by itself.
+CHANNEL_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 
 
 @contextmanager
@@ -49,13 +51,11 @@ class Rows:
     @property
     def tensor(self) -> Tensor:
         """The whole tensor as it is now."""
-        # What is pruned meanwhile is made anew from this parameter before each pass (`torch.nn.utils.prune`).
-        pruned: Tensor | None = self.owner._parameters.get(f"{self.name}_orig")
-        tensor: Tensor = getattr(self.owner, self.name) if pruned is None else pruned
+        tensor: Tensor = getattr(self.owner, self.name)
         return tensor
 
     def read(self) -> Tensor:
-        """A copy of the values."""
+        """Copy the values."""
         with _editing():
             return self.tensor[self._index_on(self.tensor.device)]
 
@@ -64,24 +64,24 @@ class Rows:
         return self.fill is None or bool((self.read() == self.fill).all())
 
     def zero(self) -> None:
-        """Sets the rows to `fill`."""
+        """Set the rows to `fill`."""
         if self.fill is not None:
             self._write(self.tensor, self.fill)
 
     def zero_gradient(self) -> None:
-        """Sets the rows of the gradient to 0, if there is one."""
+        """Set the rows of the gradient to 0, if there is one."""
         if self.fill is not None and self.tensor.grad is not None:
             self._write(self.tensor.grad, 0.0)
 
     def zero_state(self, state: Mapping[str, Any]) -> None:
-        """Sets the rows of every floating-point tensor of the same shape in an optimizer's state of the tensor to 0."""
+        """Set the rows of every floating-point tensor of the same shape in the tensor's optimizer state to 0."""
         for value in state.values():
             # Integers are codes of 8-bit optimizers, where 0 may stand for the most negative value.
             if isinstance(value, Tensor) and value.shape == self.tensor.shape and value.is_floating_point():
                 self._write(value, 0.0)
 
     def restore(self) -> None:
-        """Writes the saved values back."""
+        """Write the saved values back."""
         if self.saved is not None:
             self._write(self.tensor, self.saved.to(self.tensor))
 
@@ -97,7 +97,7 @@ class Rows:
 
 @_editing()
 def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
-    """The rows of a convolution, of any kind, that belong to some of its filters.
+    """Find the rows of a convolution, of any kind, that belong to some of its filters.
 
     Args:
         layer: The convolution's name, for errors.
@@ -108,25 +108,14 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
         Rows of the weight, or of weight_norm's two parts of it, and of the bias.
 
     Raises:
-        ValueError: The layer is lazy, its weight is made from others in a way that cannot be masked per filter, or it
-            does more than a convolution, so that its output is not 0 where weight and bias are.
+        ValueError: The layer is lazy, or its weight is computed from other tensors in a way that cannot be masked.
     """
     _refuse_lazy(layer, conv)
-    rows = _conv_rows(layer, conv, filters)
-    if not _silent_without_weights(conv):
-        raise ValueError(
-            "Parameter `filters` should name layers whose output is 0 where their weight and bias are. Found "
-            f"'{layer}', a {type(conv).__name__}."
-        )
-    return rows
-
-
-def _conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     channels = (torch.tensor(filters, device="cpu"),)
     bias = [] if conv.bias is None else [Rows(conv, "bias", filters, channels)]
-    if not is_parametrized(conv) and {"weight", "bias"} <= set(conv._parameters):
+    if _has_plain_parameters(conv):
         index: tuple[Tensor, ...] = channels
-        if isinstance(conv, _ConvTransposeNd):
+        if isinstance(conv, TRANSPOSED):
             # Their weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
             inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
             group, column = channels[0] // outputs, channels[0] % outputs
@@ -143,54 +132,32 @@ def _conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     return [Rows(owner, g, filters, channels), Rows(owner, v, filters, channels, fill=1.0), *bias]
 
 
-def _silent_without_weights(conv: Any) -> bool:
-    """Whether a filter is; if a convolution is of somebody's own class, one is tried out on a copy."""
-    has_norms = any(isinstance(child, _NormBase) for child in conv.modules())  # as in quantization-aware training
-    owners = {getattr(getattr(type(conv), name, None), "__module__", "") for name in ("forward", "_conv_forward")}
-    if owners <= {nn.Conv2d.__module__, ""} and not has_norms:
-        return True
-    try:
-        tried = copy.deepcopy(conv)
-        for own in _conv_rows("", tried, [0]):
-            own.zero()
-        for norm in tried.modules():  # one behind the filters would make something else than 0 of them, once trained
-            for tensor in (norm.bias, norm.running_mean) if isinstance(norm, _NormBase) else ():
-                if tensor is not None:
-                    tensor += 1
-        sides = [step * (side - 1) + 1 for side, step in zip(conv.kernel_size, conv.dilation, strict=True)]
-        with evaluating(tried):
-            output = tried.forward(torch.ones(1, conv.in_channels, *sides).to(conv.weight))
-        return bool((output[:, 0] == 0).all())
-    except Exception:  # it takes something else than images
-        return not has_norms
-
-
 def _weight_norm(conv: Any) -> tuple[nn.Module, str, str] | None:
     """Where a convolution under weight_norm, new style or old, has its norms g and directions v."""
     owner: Any = conv
     g, v = "weight_g", "weight_v"
     if is_parametrized(conv):
-        steps = [step for chain in conv.parametrizations.values() for step in chain]
-        if list(conv.parametrizations) != ["weight"] or [type(step) for step in steps] != [_WeightNorm]:
+        steps = [type(step).__name__ for chain in conv.parametrizations.values() for step in chain]
+        if list(conv.parametrizations) != ["weight"] or steps != ["_WeightNorm"]:
             return None
         owner, g, v = conv.parametrizations["weight"], "original0", "original1"
-    if not {g, v} <= set(owner._parameters) or "bias" not in conv._parameters or isinstance(conv, _ConvTransposeNd):
+    if not {g, v} <= owner._parameters.keys() or "bias" not in conv._parameters or isinstance(conv, TRANSPOSED):
         return None
     norms = getattr(owner, g)
     return (owner, g, v) if norms.shape[:1] == norms.flatten().shape == (conv.out_channels,) else None
 
 
 def filters_first(layer: Any) -> Tensor:
-    """The weight of a convolution of any kind or of a linear layer, its filters in front: `(F, ...)`."""
+    """Return the weight of a convolution of any kind or of a linear layer, its filters in front: `(F, ...)`."""
     weight: Tensor = layer.weight
-    if isinstance(layer, _ConvTransposeNd):  # (inputs, outputs per group, ...)
+    if isinstance(layer, TRANSPOSED):  # (inputs, outputs per group, ...)
         weight = weight.reshape(layer.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     return weight
 
 
 @_editing()
 def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
-    """The rows of a BatchNorm or InstanceNorm that belong to some of its channels.
+    """Find the rows of a BatchNorm or InstanceNorm that belong to some of its channels.
 
     Args:
         name: The layer's name, for errors.
@@ -204,7 +171,7 @@ def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
         ValueError: The layer is lazy, or its weight is not a plain parameter.
     """
     _refuse_lazy(name, norm)
-    if is_parametrized(norm) or not {"weight", "bias"} <= set(norm._parameters):
+    if not _has_plain_parameters(norm):
         raise ValueError(
             "Parameter `filters` should name layers that are followed by a norm with plain parameters. Found "
             f"'{name}' with {_parameter_names(norm)}."
@@ -217,10 +184,31 @@ def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
     return [Rows(norm, attribute, channels, index, fill) for attribute, fill in present.items()]
 
 
+def zero_rows(module: Any) -> Tensor:
+    """Whether each output channel of a layer is 0 whatever its input, `(F,)` bool on the CPU."""
+    parts: list[Any]
+    if isinstance(module, CHANNEL_NORMS):
+        # Without a weight, a map of zeros stays one where the running mean is 0 or there is none.
+        parts = [module.running_mean] if module.weight is None else [module.weight, module.bias]
+        count = module.num_features
+    else:
+        weight = filters_first(module)
+        parts, count = [weight.flatten(1), module.bias], len(weight)
+    zero = torch.ones(count, dtype=torch.bool, device="cpu")
+    for part in parts:
+        if part is not None:
+            zero &= (part.detach() == 0).view(count, -1).all(1).cpu()
+    return zero
+
+
+def _has_plain_parameters(module: nn.Module) -> bool:
+    return not is_parametrized(module) and {"weight", "bias"} <= module._parameters.keys()
+
+
 def _refuse_lazy(layer: str, module: nn.Module) -> None:
     if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
         raise ValueError(
-            f"Parameter `filters` should name initialised layers: run the model once before. Found lazy '{layer}'."
+            f"Parameter `filters` should name initialized layers: run the model once before. Found lazy '{layer}'."
         )
 
 

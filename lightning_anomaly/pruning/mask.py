@@ -4,46 +4,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from numbers import Integral
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_anomaly.capture.layers import modules_by_name
-from lightning_anomaly.pruning.filter_rows import Rows, conv_rows, norm_rows
-from lightning_anomaly.pruning.norms import Fed, NormFlow, fed_name, is_norm, observe_flow, passes_zeros, plain_norms
-from lightning_anomaly.pruning.spread import spread_zeros
+from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, CONVOLUTIONS, Rows, conv_rows, norm_rows, zero_rows
+from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
 from lightning_anomaly.report import AnomalyReport
-
-# Whether the way to a norm that is left alone was followed: what there is to say.
-_WARNINGS = {
-    True: "Masked filters feed normalisation layers that depend on other channels or inputs too: {}. Their output is "
-    "exactly 0 before these layers, but this is not promised after them, where the outputs of other filters may change "
-    "as well.",
-    False: "Masked filters feed normalisation layers behind operations that could not be followed: {}. These are left "
-    "as they are, and what they make of the filters may be a constant other than 0.",
-}
 
 
 def mask_filters(
     model: nn.Module,
     filters: AnomalyReport | Mapping[str, Iterable[int]],
     *,
-    flow: NormFlow | None = None,
     example_input: Any = None,
     optimizers: Iterable[Optimizer] = (),
 ) -> FilterMask:
-    """Sets filters to zero in place, so that their output is exactly 0 in training and in evaluation.
+    """Set filters to zero in place, so that their output is exactly 0 in training and in evaluation.
 
-    Zeroed are the filter's weight and bias, the channels of BatchNorm and InstanceNorm behind it, which would make a
-    constant of its zeros, and the rows of all these in the optimizers' state. Behind it is what depends on masked
-    filters alone: through activations, pooling, concatenation, convolutions of single channels and other such norms,
-    but not in a sum with a filter that is not masked. A norm that mixes channels stays as it is, and so does one behind
-    operations that cannot be followed: there is a warning. A norm without weight gets a running mean of 0 instead: the
-    statistics of a map of zeros, which training leaves as they are.
+    Zeroed are the filter's weight and bias, the channels of BatchNorm and InstanceNorm behind it, which would turn its
+    zeros into a constant, and the rows of all these in the optimizers' state. Behind it is what depends on masked
+    filters alone: through activations, pooling, concatenation, grouped convolutions and other such norms, but not in a
+    sum with a filter that is not masked. A norm that mixes channels stays as it is: there is a warning. A norm without
+    weight gets a running mean of 0 instead: the statistics of a map of zeros, which training leaves as they are.
 
     Nothing is renamed, hooked or registered, so a checkpoint of the model is an ordinary one. Masking is by parameter:
     a shared module or tied parameter is masked wherever it is used.
@@ -54,9 +42,8 @@ def mask_filters(
         model: The model, changed in place.
         filters: `{layer: [filter, ...]}`, layers by their name in `model.named_modules()`; a report stands for its
             anomaly filters.
-        flow: Which normalisation layers are behind which convolutions, from a `FlowObserver`.
-        example_input: Instead of `flow`: what to call the model with once to see it, a tuple for several arguments.
-            Neither is needed by a model without normalisation layers.
+        example_input: What to call the model with, on its device, to find the norms behind the filters; a tuple for
+            several arguments. A model without normalization layers needs none.
         optimizers: Optimizers whose state belongs to the masked filters.
 
     Returns:
@@ -65,7 +52,7 @@ def mask_filters(
     Raises:
         ValueError: An argument is of another kind, a layer or filter does not exist, a whole layer would be masked, a
             layer's parameters cannot be masked (a parametrization other than weight_norm per filter, a lazy layer), or
-            its norm is not known.
+            the pass with `example_input` does not call it.
 
     Examples:
         >>> import torch
@@ -77,7 +64,7 @@ def mask_filters(
         0
     """
     mask = FilterMask(model)
-    mask.add(filters, flow=flow, example_input=example_input, optimizers=optimizers)
+    mask.add(filters, example_input=example_input, optimizers=optimizers)
     return mask
 
 
@@ -94,8 +81,8 @@ class FilterMask:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._filters: dict[str, list[int]] = {}
-        self._norms: dict[str, list[Fed]] = {}  # as in a `NormFlow`, those that may be masked
-        self._zeros: dict[str, set[int]] = {}  # all that is 0 because of the filters
+        self._zeros: dict[str, list[int]] = {}  # the norm channels behind them
+        self._mixing: set[str] = set()  # norms that a warning has named
         self._rows: list[Rows] = []
 
     @property
@@ -105,7 +92,7 @@ class FilterMask:
 
     @property
     def parameter_count(self) -> int:
-        """How many parameters the masked filters have, those of their normalisation layers included."""
+        """How many parameters the masked filters have, those of their normalization layers included."""
         # Keyed by tensor and row, so that tied parameters count once.
         sizes: dict[tuple[int, int], int] = {}
         for rows in self._rows:
@@ -124,11 +111,21 @@ class FilterMask:
         self,
         filters: AnomalyReport | Mapping[str, Iterable[int]],
         *,
-        flow: NormFlow | None = None,
         example_input: Any = None,
+        norms: FoundNorms | None = None,
         optimizers: Iterable[Optimizer] = (),
     ) -> None:
-        """Masks more filters; those that are masked already stay so. Arguments and errors as in `mask_filters`."""
+        """Mask more filters; those that are masked already stay so.
+
+        Args:
+            filters: As in `mask_filters`.
+            example_input: As in `mask_filters`.
+            norms: Instead of `example_input`: what `find_norms` found for these filters and those masked before.
+            optimizers: As in `mask_filters`.
+
+        Raises:
+            ValueError: As in `mask_filters`.
+        """
         modules = modules_by_name(self.model)
         filters = filters.anomaly_filters if isinstance(filters, AnomalyReport) else filters
         if not isinstance(filters, Mapping):
@@ -139,42 +136,39 @@ class FilterMask:
         optimizers = _as_list(optimizers)
         new = {layer: self._check(modules, layer, indices) for layer, indices in filters.items()}
         new = {layer: indices for layer, indices in new.items() if indices}
-        flow = self._known_flow(modules, list(new), flow, example_input)
-        masked = self.masked
-        for layer, indices in new.items():
-            masked[layer] = sorted([*masked.get(layer, []), *indices])
-        zeros, ends = spread_zeros(flow, masked, modules)
+        masked = self.masked | {layer: sorted([*self._filters.get(layer, ()), *new[layer]]) for layer in new}
+        norms = self._find_norms(new, masked, example_input) if norms is None else norms
+        zeros = {norm: sorted({*self._zeros.get(norm, ()), *channels}) for norm, channels in norms.channels.items()}
         rows: list[Rows] = []
         for layer, indices in new.items():
             rows += conv_rows(layer, modules[layer], indices)
-        for layer, channels in zeros.items():
-            fresh = sorted(channels - self._zeros.get(layer, set()))
-            if fresh and is_norm(modules[layer]):
-                rows += norm_rows(layer, modules[layer], fresh)
+        for norm, channels in zeros.items():
+            fresh = sorted({*channels} - {*self._zeros.get(norm, ())})
+            rows += norm_rows(norm, modules[norm], fresh) if fresh else []
         # Everything is checked by now: the model is either masked as asked or not touched.
         for added in rows:
             added.saved = added.read()
             added.zero()
-        news = [end for end in ends if end.layer not in self._zeros]
-        self._filters, self._zeros, self._norms = masked, zeros, _maskable(flow, modules)
+        self._filters, self._zeros = masked, self._zeros | zeros
         self._rows += rows
         self.keep(optimizers)
-        for followed, message in _WARNINGS.items():
-            names = [
-                f"'{end.layer}' -> '{end.norm}' ({type(modules[end.norm]).__name__})"
-                for end in news
-                if end.followed is followed
-            ]
-            if names:
-                warnings.warn(message.format(", ".join(names)), stacklevel=3)
+        mixing = [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing if norm not in self._mixing]
+        self._mixing.update(norms.mixing)
+        if mixing:
+            warnings.warn(
+                "Masked filters feed normalization layers that depend on other channels or inputs too: "
+                f"{', '.join(mixing)}. Their output is exactly 0 before these layers, but this is not promised after "
+                "them, where the outputs of other filters may change as well.",
+                stacklevel=3,
+            )
 
     def keep_gradients(self) -> None:
-        """Zeroes the masked filters' gradients. Call it before gradients are clipped and the optimizer steps."""
+        """Zero the masked filters' gradients. Call it before gradients are clipped and the optimizer steps."""
         for rows in self._rows:
             rows.zero_gradient()
 
     def keep(self, optimizers: Iterable[Optimizer] = ()) -> None:
-        """Zeroes the masked filters again. Call it after the optimizer has stepped.
+        """Zero the masked filters again. Call it after the optimizer has stepped.
 
         Gradients of zero are not enough: momentum, weight decay and Adam's averages move a parameter without any.
 
@@ -194,7 +188,7 @@ class FilterMask:
         return all(rows.is_zero() for rows in self._rows)
 
     def restore(self) -> None:
-        """Puts the values back that the filters had when they were masked, bit for bit, and ends the mask.
+        """Put the values back that the filters had when they were masked, bit for bit, and end the mask.
 
         Parameters and running statistics come back; the optimizers' state of these filters starts from zero.
 
@@ -209,18 +203,15 @@ class FilterMask:
         # Backwards: where two masked layers share a tensor, the first one saw it unmasked.
         for rows in reversed(self._rows):
             rows.restore()
-        self._rows, self._filters, self._norms, self._zeros = [], {}, {}, {}
+        self._rows, self._filters, self._zeros = [], {}, {}
 
-    def state_dict(self) -> dict[str, dict[str, Any]]:
-        """The mask in plain values: `{"filters": {layer: [filter, ...]}, "norms": {layer: [fed, ...]}}`.
-
-        `norms` is that of a `NormFlow`, without the norms that are left alone.
-        """
-        return {"filters": self.masked, "norms": plain_norms(self._norms)}
+    def state_dict(self) -> dict[str, dict[str, list[int]]]:
+        """The mask in plain values: `{"filters": {layer: [filter, ...]}, "zeros": {norm: [channel, ...]}}`."""
+        return {"filters": self.masked, "zeros": {norm: list(channels) for norm, channels in self._zeros.items()}}
 
     @classmethod
     def from_state_dict(cls, model: nn.Module, state: Mapping[str, Any]) -> FilterMask:
-        """Masks a model, or a copy or an average of it, like the one whose mask gave the state.
+        """Mask a model, or a copy or an average of it, like the one whose mask gave the state.
 
         Args:
             model: A model with the same layers, changed in place.
@@ -232,22 +223,43 @@ class FilterMask:
         Raises:
             ValueError: The state is not one, or the model does not have its layers.
         """
-        if set(state) != {"filters", "norms"} or not set(state["filters"]) <= set(state["norms"]):
+        if "filters" not in state or not {"zeros", "norms"} & set(state):
             raise ValueError(
                 f"Parameter `state` should be what `FilterMask.state_dict()` gave. Found `state = {state}`."
             )
-        mask = cls(model)
-        mask.add(state["filters"], flow=NormFlow(state["norms"]))
+        mask, modules = cls(model), modules_by_name(model)
+        zeros = state["zeros"] if "zeros" in state else _zeros_of_0_2(state["norms"], modules)
+        unknown = [norm for norm in zeros if not isinstance(modules.get(norm), CHANNEL_NORMS)]
+        if unknown:
+            raise ValueError(f"Parameter `state` should name norms of the model. Found {unknown}.")
+        mask.add(state["filters"], norms=FoundNorms(zeros, [], set()))
         for rows in mask._rows:
             rows.saved = None
         return mask
 
+    def _find_norms(self, new: Mapping[str, Any], masked: Mapping[str, Any], example_input: Any) -> FoundNorms:
+        """Run the model to find the norms behind its masked filters, if it has any norm."""
+        if not new or not has_norms(self.model):
+            return FoundNorms({}, [], set())
+        if example_input is None:
+            raise ValueError(
+                "Parameter `example_input` should be given for a model with normalization layers, which may follow a "
+                "masked layer. Found None."
+            )
+        norms = find_norms(self.model, masked, partial(call_model, self.model, example_input))
+        uncalled = [layer for layer in new if layer not in norms.called]
+        if uncalled:
+            raise ValueError(
+                f"Parameter `example_input` should make the model call the layers to mask. Found no call of {uncalled}."
+            )
+        return norms
+
     def _check(self, modules: Mapping[str, nn.Module], layer: str, indices: Iterable[int]) -> list[int]:
         """The filters of a layer that are not masked yet, ascending, or an error."""
         module = modules.get(layer)
-        if not isinstance(module, _ConvNd):
+        if not isinstance(module, CONVOLUTIONS):
             found = f"'{layer}'" if module is None else f"'{layer}', a {type(module).__name__}"
-            convs = [name for name, module in modules.items() if isinstance(module, _ConvNd)]
+            convs = [name for name, module in modules.items() if isinstance(module, CONVOLUTIONS)]
             raise ValueError(f"Parameter `filters` should name convolutions of the model, {convs}. Found {found}.")
         count = module.out_channels
         if not isinstance(indices, Iterable):
@@ -271,28 +283,6 @@ class FilterMask:
             )
         return sorted(after - before)
 
-    def _known_flow(
-        self, modules: Mapping[str, nn.Module], layers: list[str], flow: NormFlow | None, example_input: Any
-    ) -> NormFlow:
-        """What is known of the model by now, which is enough for the layers."""
-        unseen = [layer for layer in layers if layer not in self._norms]
-        if flow is None and unseen and any(is_norm(module) for module in modules.values()):
-            if example_input is None:
-                raise ValueError(
-                    "Parameter `flow` or `example_input` should be given for a model with normalisation layers, which "
-                    "may follow a masked layer. Found neither."
-                )
-            flow = observe_flow(self.model, example_input)
-        flow = flow or NormFlow(dict.fromkeys(unseen, ()))
-        for layer in unseen:
-            if layer not in flow.norms:
-                raise ValueError(
-                    f"Parameter `flow` (or the pass with `example_input`) should have seen a call of layer '{layer}'. "
-                    f"Found calls of {list(flow.norms)}."
-                )
-        before = {layer: feds for layer, feds in self._norms.items() if layer in modules}  # others are gone
-        return NormFlow({**before, **flow.norms}, flow.shared, flow.lost)
-
 
 def _as_list(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     if isinstance(optimizers, Optimizer):
@@ -303,7 +293,8 @@ def _as_list(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     return list(optimizers)
 
 
-def _maskable(flow: NormFlow, modules: Mapping[str, nn.Module]) -> dict[str, list[Fed]]:
-    """The norms of a flow, without those that are left alone."""
-    passing = {name for name, module in modules.items() if passes_zeros(module)}.difference(flow.shared)
-    return {layer: [fed for fed in feds if fed_name(fed) in passing] for layer, feds in flow.norms.items()}
+def _zeros_of_0_2(norms: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The masked channels of a model from a checkpoint of version 0.2, which named the norms but not their channels."""
+    names = {fed if isinstance(fed, str) else fed[0] for feds in norms.values() for fed in feds}
+    zeros = {name: zero_rows(modules[name]) for name in names if isinstance(modules.get(name), CHANNEL_NORMS)}
+    return {name: zero.nonzero()[:, 0].tolist() for name, zero in zeros.items()}

@@ -1,233 +1,138 @@
-"""Which normalisation layers are behind which convolutions, found by watching a forward pass."""
+"""Which channels of normalization layers depend on masked filters alone, found by an experiment."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from lightning_anomaly.capture.hooks import Hook, compiled_models_eager, evaluating, is_exclusive
+from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import modules_by_name
 from lightning_anomaly.capture.probe import clone_inputs
-from lightning_anomaly.pruning.operations import is_recorded, watching_operations
-from lightning_anomaly.pruning.origins import Origin, OriginTracker, all_of, is_followed
-
-Fed = str | Sequence[Any]  # see `NormFlow.norms`
+from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, CONVOLUTIONS
 
 
 @dataclass(frozen=True)
-class NormFlow:
-    """What an observed forward pass showed; may also be written by hand.
+class FoundNorms:
+    """What the experiment found.
 
     Attributes:
-        norms: `{layer: [fed, ...]}`, of every convolution that was called and of whatever else passes zeros on: the
-            layers that its output reaches as zeros where it is 0. `fed` is a name if channel `i` is channel `i` there,
-            and else `[name, channels, channels there]`. These are normalisation layers, which are themselves such a
-            layer once they are masked, and convolutions in groups without bias, whose channels are then groups. What
-            several layers feed is 0 if all of them are.
-        shared: Layers that took something else in another call.
-        lost: `{layer: [norm, ...]}`: the normalisation layers behind operations that could not be followed.
+        channels: `{norm: [channel, ...]}` that depend on masked filters alone.
+        mixing: Norms that take zeros of masked filters, and mix them with other channels or with another call's input.
+        called: Convolutions that were called.
     """
 
-    norms: Mapping[str, Sequence[Fed]]
-    shared: Collection[str] = frozenset()
-    lost: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    channels: dict[str, list[int]]
+    mixing: list[str]
+    called: set[str]
 
 
-class FlowObserver:
-    """Watches any forward pass of a model and notes which normalisation layers are behind which convolutions.
+def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Callable[[], object]) -> FoundNorms:
+    """Find the norm channels that are 0 because of masked filters, once the norms on the way are masked too.
 
-    What counts are the tensors themselves, not the order of definition. A filter is followed through modules, functions
-    and methods as long as its zeros stay zeros (activations, dropout, pooling, gates, convolutions of single channels),
-    wherever its channel goes (concatenation, slices, shuffles). In a sum, as behind a shortcut, a channel is 0 only
-    where all filters in it are, and never if something else is in it.
-
-    Use it as a context manager, or `attach` and `remove` it from two places; what several passes showed adds up.
-    The model is only watched in between, and only tensors that the pass itself keeps alive are looked at.
+    The model runs in evaluation mode with noise for the output of every convolution, linear layer and norm, and with
+    zeros for masked filters. A norm channel whose whole input is 0 depends on masked filters alone; its output becomes
+    0 in the same pass, so that what follows is found too. Noise is positive in a first pass and negative in a second
+    one, as a rectifier makes zeros too; what is 0 in both counts.
 
     Args:
-        model: The model whose forward pass will be observed; nothing is attached to it yet.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._hooks = ExitStack()
-        self._tracker = OriginTracker()
-        self._convolutions: dict[str, None] = {}  # those that were called, in order
-        self._sizes: dict[str, int] = {}  # the layers from which filters are followed, with their numbers of channels
-        # What other layers were called with, each different input once: see `_origins`.
-        self._inputs: dict[str, dict[tuple[Origin, ...], None]] = {}
-
-    @property
-    def flow(self) -> NormFlow:
-        """What the passes observed so far have shown."""
-        norms: dict[str, list[Fed]] = {conv: [] for conv in self._convolutions}
-        lost: dict[str, list[str]] = {}
-        for name, inputs in self._inputs.items():
-            feeding: dict[str, dict[tuple[int, int], None]] = {}
-            losing: dict[str, None] = {}
-            for index, origin in ((index, origin) for origins in inputs for index, origin in enumerate(origins)):
-                if is_followed(origin) and not self._has_whole_layer(origin):
-                    for layer, channel in sorted(origin):
-                        feeding.setdefault(layer, {})[channel, index] = None
-                elif origin and all(channel is None for _, channel in origin):  # otherwise a sum with what is followed
-                    losing |= dict.fromkeys(sorted(layer for layer, _ in origin))
-            for layer, pairs in feeding.items():
-                channels, there = (list(part) for part in zip(*pairs, strict=True))
-                same = channels == there == list(range(max(self._sizes[layer], *map(len, inputs))))
-                norms.setdefault(layer, []).append(name if same else [name, channels, there])
-            for layer in losing:
-                lost.setdefault(layer, []).append(name)
-        shared = frozenset(name for name, inputs in self._inputs.items() if len(inputs) > 1)
-        return NormFlow(norms=norms, shared=shared, lost=lost)
-
-    def attach(self) -> None:
-        """Starts to watch. `remove` must follow, also after an exception."""
-        self.remove()
-        with ExitStack() as hooks:
-            hooks.enter_context(compiled_models_eager())
-            for name, module in modules_by_name(self._model).items():
-                self._watch(hooks, name, module)
-            hooks.enter_context(watching_operations(self._tracker))
-            self._hooks = hooks.pop_all()
-
-    def remove(self) -> None:
-        """Stops and takes every hook off the model; a second call does nothing."""
-        self._hooks.close()
-        self._tracker = OriginTracker()
-
-    def __enter__(self) -> FlowObserver:
-        self.attach()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
-
-    def _watch(self, hooks: ExitStack, name: str, module: nn.Module) -> None:
-        def called(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if is_exclusive() or is_recorded():
-                return
-            tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            origins = () if tensor is None else self._origins(module, tensor)
-            self._inputs.setdefault(name, {})[origins] = None
-
-        def returned(module: nn.Module, args: Any, output: Any) -> None:
-            if is_exclusive() or is_recorded():
-                return
-            if isinstance(module, _ConvNd):
-                self._convolutions[name] = None
-            if isinstance(module, _ConvNd) or (isinstance(module, _NormBase) and any(self._inputs.get(name, ()))):
-                self._sizes[name] = channel_count(module) or 0
-            if isinstance(output, Tensor):
-                self._start(module, name, output)
-
-        if is_norm(module) or passes_zeros(module):
-            hooks.callback(module.register_forward_pre_hook(Hook(called), with_kwargs=True).remove)
-        if is_norm(module) or isinstance(module, _ConvNd):
-            hooks.callback(module.register_forward_hook(Hook(returned)).remove)
-
-    def _origins(self, module: nn.Module, tensor: Tensor) -> tuple[Origin, ...]:
-        """What each channel of a layer's input is made of, or group of channels; `()` if of nothing that is followed.
-
-        Of a layer that mixes channels, in whatever place they are: what there is in its input.
-        """
-        if tensor.is_nested:  # it has no shape
-            return ()
-        axis = _channel_axis(module, tensor)
-        if not 0 <= axis < tensor.dim():  # the layer itself will have something to say about it
-            return ()
-        origins: list[Origin]
-        if isinstance(module, _ConvNd):
-            channels = self._tracker.channels(tensor, axis)
-            groups = zip(*[iter(channels)] * (module.in_channels // module.groups), strict=False)
-            origins = [origin if is_followed(origin := all_of(*group)) else None for group in groups]
-        elif isinstance(module, _NormBase):
-            origins = self._tracker.channels(tensor, axis)
-        else:
-            origins = self._tracker.distinct(tensor)
-        return tuple(origins) if any(origins) else ()
-
-    def _has_whole_layer(self, origin: Iterable[tuple[str, int]]) -> bool:
-        """Whether a sum is never 0, as a layer is never masked as a whole."""
-        counts = Counter(layer for layer, _ in origin)
-        return any(count == self._sizes[layer] > 1 for layer, count in counts.items())
-
-    def _start(self, module: nn.Module, name: str, output: Tensor) -> None:
-        axis = 0 if output.is_nested else _channel_axis(module, output)
-        if not output.is_nested and name in self._sizes and output.shape[axis : axis + 1] == (self._sizes[name],):
-            self._tracker.start(output, name, axis)
-        else:
-            self._tracker.forget(output)
-
-
-def observe_flow(model: nn.Module, example_input: Any) -> NormFlow:
-    """Runs one forward pass and returns which normalisation layers are behind which convolutions.
-
-    The pass runs in evaluation mode, without gradients and on copies of the buffers; train/eval flags, buffers,
-    gradients, hooks and torch's random state are as before, also after an exception.
-
-    Args:
-        model: The model to run.
-        example_input: What `model` is called with, on its device; a tuple is unpacked into several arguments.
+        model: The model; its flags and the random state are restored. What else `run` changes is not.
+        filters: `{layer: [filter, ...]}`, all that are masked.
+        run: Runs the model.
 
     Returns:
-        The flow between convolutions and normalisation layers.
-
-    Raises:
-        ValueError: The model has a lazy layer that was never run, which the pass would initialise.
+        What was found.
     """
+    modules = modules_by_name(model)
+    kinds = (*CONVOLUTIONS, nn.Linear)
+    passes: list[_Pass] = []
+    for sign in (1.0, -1.0):
+        passes.append(_Pass(filters, sign, passes[-1].zeros if passes else {}))
+        with ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
+            stack.enter_context(evaluating(model))
+            stack.enter_context(compiled_models_eager())
+            for name, module in modules.items():
+                if isinstance(module, kinds) or _is_norm(module):
+                    hook = partial(passes[-1].replace, name)
+                    stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+            run()
+    first, last = passes
+    channels = {name: zero.nonzero()[:, 0].tolist() for name, zero in last.zeros.items() if zero.any()}
+    return FoundNorms(channels, sorted(first.mixing & last.mixing), last.called)
+
+
+def call_model(model: nn.Module, example_input: Any) -> None:
+    """Call a model on copies of its buffers and of its input; a tuple is several arguments."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
-    if lazy:
-        raise ValueError(f"Parameter `model` should be initialised: run it once before. Found lazy {lazy}.")
+    if lazy:  # the pass would initialize them
+        raise ValueError(f"Parameter `model` should be initialized: run it once before. Found lazy {lazy}.")
     args = clone_inputs(example_input if isinstance(example_input, tuple) else (example_input,))
-    observer = FlowObserver(model)
-    with evaluating(model), torch.inference_mode(False), torch.no_grad(), observer:
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        torch.func.functional_call(model, buffers, args)
-    return observer.flow
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    torch.func.functional_call(model, buffers, args)
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises: torch's own layers, and by its name any other without children (`RMSNorm`)."""
-    if isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)):
+class _Pass:
+    """One pass with noise of one sign."""
+
+    def __init__(self, filters: Mapping[str, Iterable[int]], sign: float, before: Mapping[str, Tensor]) -> None:
+        self.zeros: dict[str, Tensor] = {}  # of each norm, the channels `(C,)` that are 0 in every call and in `before`
+        self.mixing: set[str] = set()
+        self.called: set[str] = set()
+        self._filters, self._sign, self._before = filters, sign, before
+        self._inputs: dict[str, Tensor] = {}  # of each norm, the channels that were 0 in its last call
+        self._generator = torch.Generator().manual_seed(0)
+
+    def replace(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """Replace a layer's output."""
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        if given is None or not isinstance(output, Tensor):
+            return output
+        # Never 0, far from where activations saturate, and another value for each sample and pixel.
+        noise = (1 + torch.rand(output.shape, generator=self._generator, device="cpu")).mul(self._sign).to(output)
+        if isinstance(module, CONVOLUTIONS):
+            self.called.add(name)
+            axis = output.dim() - len(module.kernel_size) - 1
+            zero = torch.zeros(module.out_channels, dtype=torch.bool, device=output.device)
+            zero[[*self._filters.get(name, ())]] = True
+            if module.groups > 1 and module.bias is None:
+                group = _zero_channels(given, axis).view(module.groups, -1).all(1)
+                zero |= group.repeat_interleave(module.out_channels // module.groups)
+        elif isinstance(module, CHANNEL_NORMS):
+            axis = 1 if given.shape[1:2] == (module.num_features,) else 0
+            zero = _zero_channels(given, axis)
+            if name in self._inputs and not torch.equal(zero, self._inputs[name]):
+                self.mixing.add(name)
+            self._inputs[name] = zero
+            zero = zero & self._before.get(name, zero)
+            self.zeros[name] = zero & self.zeros.get(name, zero)
+        else:
+            axes = {1, given.dim() - 1} if _is_norm(module) and given.dim() > 1 else ()
+            if any(_zero_channels(given, axis).any() for axis in axes):
+                self.mixing.add(name)
+            return noise
+        return noise.masked_fill(zero.view(-1, *[1] * (output.dim() - axis - 1)), 0.0)
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Whether a model has a normalization layer."""
+    return any(map(_is_norm, modules_by_name(model).values()))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes: torch's own layers, and by its name any other without children (`RMSNorm`)."""
+    if isinstance(module, (*CHANNEL_NORMS, nn.GroupNorm, nn.LayerNorm)):
         return True
     named = re.search(r"Norm(\dd)?$", type(module).__name__) is not None
     return named and type(module) is not nn.LocalResponseNorm and next(module.children(), None) is None
 
 
-def fed_name(fed: Fed) -> str:
-    """The name of a layer that is fed by another one."""
-    return fed if isinstance(fed, str) else str(fed[0])
-
-
-def plain_norms(norms: Mapping[str, Sequence[Fed]]) -> dict[str, list[Any]]:
-    """The `norms` of a `NormFlow` in strings and lists."""
-    return {layer: [fed if isinstance(fed, str) else list(fed) for fed in feds] for layer, feds in norms.items()}
-
-
-def passes_zeros(module: nn.Module) -> bool:
-    """Whether a layer makes zeros of zeros, channel by channel or group by group: a norm does once it is masked."""
-    return isinstance(module, _NormBase) or (isinstance(module, _ConvNd) and module.groups > 1 and module.bias is None)
-
-
-def channel_count(module: Any) -> int | None:
-    """How many channels a layer gives; None if that is not known of a norm."""
-    count: int | None = module.out_channels if isinstance(module, _ConvNd) else getattr(module, "num_features", None)
-    return count
-
-
-def _channel_axis(module: nn.Module, tensor: Tensor) -> int:
-    """Where the channels are, also without an axis of samples, which convolutions and InstanceNorm can do without."""
-    if isinstance(module, _ConvNd):
-        return tensor.dim() - len(module.kernel_size) - 1
-    return 1 if tensor.shape[1:2] == (getattr(module, "num_features", None),) else 0
+def _zero_channels(tensor: Tensor, axis: int) -> Tensor:
+    return (tensor == 0).movedim(axis, 0).flatten(1).all(1)

@@ -10,22 +10,12 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_anomaly.pruning.mask import FilterMask, mask_filters
-from lightning_anomaly.pruning.norms import FlowObserver, observe_flow
 
-NETWORKS = [
-    "resnet18",
-    "vgg16_bn",
-    "mobilenet_v3_small",
-    "convnext_tiny",
-    "efficientnet_b0",
-    "shufflenet_v2_x0_5",
-    "squeezenet1_1",
-    "mnasnet0_5",
-    "densenet121",
-]
+SLOW = ["resnet18", "vgg16_bn", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "mnasnet0_5", "densenet121"]
+SLOW += ["convnext_tiny", "squeezenet1_0", "googlenet", "regnet_y_400mf"]
+NETWORKS = ["shufflenet_v2_x0_5", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 IMAGES = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -33,9 +23,10 @@ def network(name: str) -> nn.Module:
     """With norms that make something else of zeros than zeros."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None, num_classes=4)
+        options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+        model = torchvision.models.get_model(name, weights=None, num_classes=4, **options)
         for module in model.modules():
-            if isinstance(module, _NormBase):
+            if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias, std=0.2)
                 nn.init.normal_(module.running_mean, std=0.2)
@@ -77,7 +68,7 @@ def constant_and_zero(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     hooks = [
         module.register_forward_hook(lambda _, args, output, name=name: look(name, args[0], output))
         for name, module in model.named_modules()
-        if isinstance(module, _NormBase)
+        if isinstance(module, nn.BatchNorm2d)
     ]
     with torch.no_grad():
         model(IMAGES)
@@ -94,9 +85,7 @@ def test_a_norm_channel_is_0_if_and_only_if_it_depends_on_masked_filters_alone(n
     before = copy.deepcopy(model.state_dict())
     with warnings.catch_warnings():
         if name == "convnext_tiny":
-            warnings.filterwarnings(
-                "ignore", r"Masked filters feed .* 'features\.0\.0' -> 'features\.0\.1' \(LayerNorm2d"
-            )
+            warnings.filterwarnings("ignore", r"Masked filters feed .* 'features\.0\.1' \(LayerNorm2d")
         mask = mask_filters(model, filters, example_input=IMAGES[:2])
     mask_state, count = mask.state_dict(), mask.parameter_count
     behind = 0
@@ -107,19 +96,8 @@ def test_a_norm_channel_is_0_if_and_only_if_it_depends_on_masked_filters_alone(n
         for layer, (constant, zero) in found.items():
             assert torch.equal(constant, zero), layer
             behind += int(zero.sum())
-    assert behind > 0 or name in ("convnext_tiny", "squeezenet1_1")  # which have no such norm
+    assert behind > 0 or name in ("convnext_tiny", "squeezenet1_0")  # which have no such norm
     mask.restore()
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     again = FilterMask.from_state_dict(model, mask_state)
     assert again.parameter_count == count
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_pass_that_is_observed_gives_the_same_bits_and_what_observing_gives(name: str) -> None:
-    model = network(name)
-    for mode in (torch.no_grad, torch.inference_mode):
-        with mode():
-            expected = model(IMAGES[:4])
-            with FlowObserver(model) as observer:
-                assert torch.equal(model(IMAGES[:4]), expected)
-        assert observer.flow == observe_flow(model, IMAGES[:1])
