@@ -56,8 +56,7 @@ FUNCTIONS: dict[str, Callable[[Path], Any]] = {
     "random starts": lambda _: shown(report_of(init="random")),
     "two-sample test": lambda _: str(two_sample_test(NETWORK, IMAGES[:80], IMAGES[80:])),
     "outliers": lambda _: find_outliers(NETWORK, IMAGES).rows(20),
-    "page": lambda folder: page(folder, None),
-    "page of signals": lambda folder: page(folder, IMAGES.flatten(2)),
+    "page": lambda folder: page(folder, IMAGES.flatten(2)),
     "mask": lambda _: [values.tolist() for values in masked()],
 }
 

@@ -83,7 +83,7 @@ def all_finite(*tensors: Tensor) -> bool:
 def test_any_maps_give_a_finite_report(engine_name):
     seen = 0
 
-    @settings(max_examples=100)
+    @settings(max_examples=40)
     @given(hostile_maps(), some_settings)
     def check(maps: Tensor, how: AnalysisSettings) -> None:
         nonlocal seen
@@ -94,40 +94,29 @@ def test_any_maps_give_a_finite_report(engine_name):
         assert report.filters("nonfinite") == (~finite).nonzero().flatten().tolist()
 
     check()
-    assert seen >= 5000
+    assert seen >= 2000
 
 
-def test_any_maps_reduce_to_finite_points():
+def test_any_maps_reduce_to_finite_points_that_give_clusterings():
     seen = 0
 
     @settings(max_examples=40)
-    @given(hostile_maps(largest=40))
-    def check(maps: Tensor) -> None:
+    @given(hostile_maps(largest=30), some_settings)
+    def check(maps: Tensor, how: AnalysisSettings) -> None:
         nonlocal seen
         seen += maps.shape[1]
         reduction = reduce_maps(maps, AUTO)
         assert all_finite(reduction.points, reduction.explained)
         assert not (reduction.constant & ~reduction.finite).any()
-        live = reduction.points[reduction.live]
-        if len(maps) > 1 and len(live):
-            torch.testing.assert_close(live[..., 0].square().mean(1), torch.ones(len(live)).double(), rtol=1e-9, atol=0)
-            assert (live[..., 1].square().mean(1) <= 1 + 1e-9).all()
         assert (reduction.points[~reduction.live] == 0).all()
-
-    check()
-    assert seen >= 1000 * 2
-
-
-def test_any_points_of_unit_spread_give_clusterings():
-    seen = 0
-
-    @settings(max_examples=20)
-    @given(hostile_maps(smallest=3, largest=30), some_settings)
-    def check(maps: Tensor, how: AnalysisSettings) -> None:
-        nonlocal seen
-        seen += maps.shape[1]
-        reduction = reduce_maps(maps, AUTO)
         points = reduction.points[reduction.live]
+        if len(maps) > 1 and len(points):
+            torch.testing.assert_close(
+                points[..., 0].square().mean(1), torch.ones(len(points)).double(), rtol=1e-9, atol=0
+            )
+            assert (points[..., 1].square().mean(1) <= 1 + 1e-9).all()
+        if len(maps) < 3:
+            return
         clustering = cluster_filters(points, how, AUTO)
         assert all_finite(clustering.calinski_harabasz)
         assert ((clustering.labels >= 0) & (clustering.labels < clustering.n_components[:, None])).all()
@@ -137,7 +126,7 @@ def test_any_points_of_unit_spread_give_clusterings():
         assert all_finite(smallest_share(clustering.labels))
 
     check()
-    assert seen >= 1000
+    assert seen >= 2000
 
 
 class Layers(nn.Module):
@@ -156,7 +145,7 @@ class Layers(nn.Module):
 batches = st.none() | hostile_maps(largest=4) | st.sampled_from([torch.zeros(0, FILTERS, 2, 2), torch.zeros(3)])
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(batches, batches), max_size=3), some_settings, st.booleans())
 def test_any_sequence_of_batches_gives_a_report_that_can_be_stored(steps, how, rectify):
     """Of one size or of several, with empty batches, or none: what does not fit together is left out and said."""
