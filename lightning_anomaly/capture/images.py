@@ -1,4 +1,4 @@
-"""What a model sees of a batch, and a user's data loader, read again: some of its items, by their positions."""
+"""The images in a batch, and those of a user's data loader, read again by their positions."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _ATTEMPTS = 100  # images that may be unreadable before the first that is not
 
 
 def first_tensor(batch: Any) -> Tensor | None:
-    """The usual input of a model, in a batch of tuples, lists, dicts, dataclasses: its first floating-point tensor.
+    """Find the input of a model in a batch of tuples, lists, dicts or dataclasses: its first floating-point tensor.
 
-    Or images of another type before it, such as bytes, which the model scales itself: the floating-point one is their
-    target then. (Integers of 16 or 32 bits may be if they have channels, else they are masks or boxes; those of 64 are
-    classes, booleans masks.) A number for each sample is only taken where no image follows.
+    Images of another type before it come first, such as bytes, which the model scales itself: the floating-point one is
+    their target then. (Integers of 16 or 32 bits may be images if they have channels, else they are masks or boxes;
+    those of 64 bits are classes, booleans masks.) A number for each sample is only taken where no image follows.
     """
     found = list(_candidates(batch))
     if found and found[0].ndim < 2:
@@ -68,7 +68,7 @@ def _candidates(batch: Any) -> Iterator[Tensor]:
 
 
 def plain_tensor(batch: Any) -> Tensor | None:
-    """`first_tensor` where its shape says how many samples there are; None if it is nested, sparse or a number."""
+    """Find the `first_tensor`; None if its shape does not say how many samples there are: nested, sparse, a number."""
     tensor = first_tensor(batch)
     if tensor is None or tensor.is_nested or tensor.layout is not torch.strided or tensor.ndim == 0:
         return None
@@ -76,14 +76,14 @@ def plain_tensor(batch: Any) -> Tensor | None:
 
 
 def magnitudes(values: Tensor) -> Tensor:
-    """Values that can be drawn and compared: of complex ones how large they are."""
+    """Make values that can be drawn and compared: the magnitudes of complex ones."""
     return values.abs() if values.is_complex() else values
 
 
 def reread(
     loader: DataLoader[Any], positions: Sequence[int], *, batch_size: int | None, num_workers: int, seed: int = 0
 ) -> DataLoader[Any]:
-    """Load items of a loader's data set as it does; no global random number is drawn.
+    """Load items of a loader's data set as the loader does, without drawing a global random number.
 
     Args:
         loader: A loader over a map-style data set.
@@ -106,7 +106,7 @@ def reread(
 
 
 def sampler_of(loader: Any) -> Any:
-    """What draws a loader's positions, also within a batch sampler; None if that, or the loader, has none."""
+    """Find what draws a loader's positions, also within a batch sampler; None if that, or the loader, has none."""
     batches: Any = getattr(loader, "batch_sampler", None)
     return getattr(loader if batches is None else batches, "sampler", None)
 
@@ -143,7 +143,7 @@ def _first(loaders: Any) -> Any:
 
 
 def unpadded_length(loaders: Any) -> int:
-    """How many samples the first of a Trainer's loaders has over all processes, without those that come twice.
+    """Count the samples of the first of a Trainer's loaders over all processes, without those that come twice.
 
     `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
     """
@@ -305,33 +305,24 @@ class ImageSource:
         return images
 
 
+def _checked(loader: Any, argument: str) -> DataLoader[Any]:
+    """Raise ValueError unless this is a loader over all images of a data set with a length."""
+    data = getattr(loader, "dataset", None)
+    found = type(data if isinstance(loader, DataLoader) else loader).__name__
+    if isinstance(loader, DataLoader) and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
+        if loader.batch_sampler is None:
+            found = "`batch_size=None`: give a number, and a data set of single images"
+        elif not _leaves_out(loader):
+            return loader
+        else:
+            found = "a sampler that leaves some out: give a loader over `Subset(data_set, indices)` instead"
+    raise ValueError(
+        f"Parameter `{argument}` should be a tensor (N, ...), or a DataLoader over a map-style data set with a length, "
+        f"whose images it puts into batches. Found {found}."
+    )
+
+
 def _leaves_out(loader: DataLoader[Any]) -> bool:
     """Whether a sampler leaves some items out, other than by drawing with replacement."""
     drawn, data = drawn_positions(loader), cast(Any, loader.dataset)
     return drawn is not None and len(set(drawn)) == len(drawn) < len(data)
-
-
-def _checked(loader: Any, argument: str) -> DataLoader[Any]:
-    """Raises ValueError unless this is a loader of images with a length."""
-    if not isinstance(loader, DataLoader):
-        raise ValueError(
-            f"Parameter `{argument}` should be a tensor (N, ...) or one DataLoader, such as a data module's "
-            f"`val_dataloader()` or `DataLoader(data_set, batch_size=64)`. Found {type(loader).__name__}."
-        )
-    data = loader.dataset
-    found = None
-    if isinstance(data, IterableDataset) or not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        found = f"{type(data).__name__}: give a map-style data set, or the images as one tensor"
-    elif loader.batch_sampler is None:
-        found = "`batch_size=None`: give a number, and a data set of single images"
-    elif _leaves_out(loader):
-        found = (
-            "a sampler that leaves some out: give a loader without it, or over `Subset(data_set, indices)`, whose "
-            "positions are then those"
-        )
-    if found:
-        raise ValueError(
-            f"Parameter `{argument}` should be a loader over a data set with a length, whose images it puts into "
-            f"batches. Found {found}."
-        )
-    return loader

@@ -1,4 +1,4 @@
-"""Which layers of a model have feature maps, and by what name."""
+"""The layers of a model that have feature maps, and their names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WRAPPERS = ("_orig_mod", "_forward_module")  # what torch.compile and Fabric ca
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a model by their names without `torch.compile` and Fabric; a parametrization is no layer.
+    """Name the layers of a model as without `torch.compile` and Fabric; a parametrization is no layer.
 
     Raises:
         ValueError: If `model` is no module: the name of a file, say, or a state_dict.
@@ -33,7 +33,7 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _by_another_name(model: nn.Module, name: str) -> nn.Module | None:
-    """A layer by a name that it has beside the one that `modules_by_name` gives it; None if there is none."""
+    """Find a layer by a name that it has beside the one that `modules_by_name` gives it; None if there is none."""
     try:
         return model.get_submodule(name)
     except AttributeError:
@@ -59,7 +59,7 @@ def select_layers(
         The modules by name, in the order of `layers` or of the model; empty if the model has no convolution.
 
     Raises:
-        ValueError: If a name does not exist, if the module accepts no hooks, or if `layers` is empty or no list.
+        ValueError: If a name does not exist, its module accepts no hooks, or `layers` is empty or no list.
     """
     modules = modules_by_name(model)
     convolutions: dict[str, nn.Module] = {
@@ -68,29 +68,23 @@ def select_layers(
     names = check_names(argument, layers, "layer names")
     if names is None:
         return convolutions
-    others = {name: _by_another_name(model, name) for name in names if name not in modules}
-    modules |= {name: module for name, module in others.items() if module is not None}
-    unknown = [name for name in names if name not in modules]
+    chosen = {name: modules[name] if name in modules else _by_another_name(model, name) for name in names}
+    unknown = [name for name, module in chosen.items() if module is None or isinstance(module, torch.jit.ScriptModule)]
     if unknown:
         raise ValueError(
             f"Parameter `{argument}` should name layers of the model. Found {unknown}, "
             f"but its convolutions are {list(convolutions)}."
         )
-    scripted = [name for name in names if isinstance(modules[name], torch.jit.ScriptModule)]
-    if scripted:
-        raise ValueError(
-            f"Parameter `{argument}` should name layers that accept hooks. Found ScriptModules {scripted}."
-        )
-    return {name: modules[name] for name in names}
+    return {name: module for name, module in chosen.items() if module is not None}
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers of a model that accept hooks, by name, whatever the shape of their output."""
+    """Choose the linear layers, whatever the shape of their output."""
     return {name: module for name, module in modules_by_name(model).items() if isinstance(module, nn.Linear)}
 
 
 def unseen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, str]:
-    """Notes on what is not watched where `select_layers` takes every convolution; empty if that is none of them."""
+    """Make a note where `select_layers` takes every convolution, and none is there or some are scripted."""
     if layers is not None:
         return {}
     scripted = [

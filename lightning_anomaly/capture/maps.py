@@ -46,7 +46,7 @@ def pool_maps(maps: Tensor, max_side: int) -> Tensor:
 
 
 def map_statistics(maps: Tensor) -> Tensor:
-    """What a map is like in five numbers, for outlier scores.
+    """Describe each map by five numbers, for outlier scores.
 
     Args:
         maps: Feature maps `(N, F, ...)` as the layer gives them: rectified ones tell less.
@@ -70,7 +70,7 @@ def _mean_and_deviation(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def joined(pieces: Sequence[Tensor]) -> Tensor:
-    """One tensor of them all; the only one itself."""
+    """Join tensors along the first axis; a single one is returned itself."""
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 

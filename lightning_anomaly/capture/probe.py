@@ -1,4 +1,4 @@
-"""A model is run on a probe while its maps are taken, and the layers that gave usable maps are told from the others."""
+"""Run a model on a probe while its maps are taken, and choose the layers that gave usable ones."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _calls(inputs: Any, device: torch.device, batches: int) -> Iterable[tuple[tu
 
 
 def most_samples(maps: Mapping[str, LayerMaps]) -> int:
-    """How many samples most layers gave, of those that gave any and have no problem; 0 if there are none."""
+    """Count the samples that most layers gave, of those that gave any and have no problem; 0 if there are none."""
     counts = Counter(layer.count for layer in maps.values() if layer.count and layer.problem is None)
     return counts.most_common(1)[0][0] if counts else 0
 
