@@ -304,8 +304,8 @@ class _Search:
 
     def _statistics(self, batch: Tensor) -> Statistics:
         capture = MapCapture(self._watched, summary=map_statistics)
-        with probing(self._model, capture), capture:
-            self._model(batch.to(self._device, self._dtype))
+        with probing(self._model, capture) as call, capture:
+            call(batch.to(self._device, self._dtype))
         usable, _, notes = usable_layers(capture.maps, len(batch))
         self._notes |= notes
         return {name: layer.maps for name, layer in usable.items()}
