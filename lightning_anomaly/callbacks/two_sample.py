@@ -26,7 +26,7 @@ from lightning_anomaly.plots.comparisons import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import layer_significance
 from lightning_anomaly.two_sample.report import TwoSampleReport
-from lightning_anomaly.two_sample.rise import FEWEST, ErrorRise
+from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
 __all__ = ["TwoSampleCallback"]
 
@@ -291,12 +291,12 @@ class TwoSampleCallback(LoggingCallback):
             self._values["confidence_rise"] = 0.0
         elif output:
             self._values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
-            if self._rise.too_sure:
+            if self._rise.too_few_expected_errors:
                 self._warn_once(
                     "too sure",
                     f"On the {report.n_train} training and the {report.n_val} validation images of TwoSampleCallback "
-                    f"the network expects fewer than {FEWEST} errors, of which a few images decide: `confidence_rise` "
-                    "is 0 meanwhile. Give more images.",
+                    f"the network expects fewer than {MIN_ERRORS} errors, of which a few images decide: "
+                    "`confidence_rise` is 0 meanwhile. Give more images.",
                 )
         found = [name for name in _NEUTRAL if output or not name.startswith("confidence")]
         self._values |= {name: float(getattr(report, name)) for name in found if name != "confidence_rise"}

@@ -1,4 +1,4 @@
-"""Whether a network tells training images from validation images, by its output, and by which of its filters."""
+"""Compare what a network makes of training images and of validation images: its output and its filters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
 
 __all__ = ["check_groups", "compare_groups", "two_sample_test"]
 
-_TOGETHER = 512  # filters judged in one operation, with all divisions: 20 MB
+_FILTER_BATCH = 512  # filters tested in one operation, with all divisions: 20 MB
 
 
 def two_sample_test(
@@ -99,60 +99,100 @@ def compare_groups(
     significance: float,
     batch_size: int,
 ) -> TwoSampleReport:
-    """`two_sample_test`, for somebody else to warn of what could not be compared."""
+    """Do what `two_sample_test` does, without warnings."""
     significance = check_fraction("significance", significance, zero=False)
     batch_size = check_integer("batch_size", batch_size, 1)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
-    notes = unseen_layers(model, layers)
-    train = _observe(model, train_inputs, watched, linear, batch_size)
-    val = _observe(model, val_inputs, watched, linear, batch_size)
-    notes |= train.notes | val.notes
-    # For all batches alike: one image with a value that is no probability would change what is said of its batch.
-    probabilities = train.expected.probabilities and val.expected.probabilities
-    errors = [group.expected.of(group.n_samples, probabilities) for group in (train, val)]
-    for problem in [group.expected.problem for group in (train, val) if group.expected.problem is not None]:
-        notes["output"] = f"The output is not compared: {problem}."
+    train, val = (_run(model, inputs, watched, linear, batch_size) for inputs in (train_inputs, val_inputs))
+    notes = unseen_layers(model, layers) | train.notes | val.notes
+    # Decided for all batches alike: one image whose values are no probabilities would change its own batch only.
+    probabilities = train.output.probabilities and val.output.probabilities
+    errors = [group.output.result(group.n_samples, probabilities) for group in (train, val)]
+    for group in (train, val):
+        if group.output.problem is not None:
+            notes["output"] = f"The output is not compared: {group.output.problem}."
     n_train, n_val = train.n_samples, val.n_samples
-    # Where nothing can be judged there may be no sample either.
-    judged = (train.filters and val.filters) or (train.units and val.units)
-    divisions = (
-        random_divisions(n_train, n_train + n_val)
-        if judged
-        else torch.zeros(0, DIVISIONS, dtype=torch.bool, device="cpu")
-    )
+    enough = enough_samples(n_train, n_val, significance)
+    divisions = torch.zeros(n_train + n_val, 0, dtype=torch.bool, device="cpu")
+    if n_train and n_val:
+        divisions = random_divisions(n_train, n_train + n_val)
     compared: dict[str, LayerComparison] = {}
-    values: dict[str, Tensor] = {}
-    by_chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
+    values: list[Tensor] = []
+    chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
     for name in [name for name in train.filters if name in val.filters]:
         layer, other = train.filters[name], val.filters[name]
         if layer.size != other.size:  # the largest of more values is larger
-            sizes_found = f"{layer.size} for training images and {other.size} for validation images"
-            notes |= left_out(name, f"the size of its maps is {sizes_found}")
+            sizes = f"{layer.size} for training images and {other.size} for validation images"
+            notes |= left_out(name, f"the size of its maps is {sizes}")
             continue
-        values[name] = _values(layer, other)
-        compared[name], of_layer = _compare(values[name], n_train, divisions, significance)
-        by_chance += of_layer
-        unknown = int((~values[name].isfinite().all(1)).sum())
+        values.append(_values(layer, other))
+        compared[name], found = _compare(values[-1], n_train, divisions, significance)
+        chance += found
+        unknown = int((~values[-1].isfinite().all(1)).sum())
         if unknown:
-            notes |= nonfinite(name, unknown, len(values[name]), "and are not compared")
-    live = sum(int(layer.live.sum()) for layer in compared.values())
-    enough = enough_samples(n_train, n_val, significance)
-    if (values or "output" not in notes) and not (live and enough):
-        notes |= _too_few(list(values.values()), n_train, n_val, significance)
+            notes |= nonfinite(name, unknown, len(values[-1]), "and are not compared")
     units = {
         name: _compare(_values(train.units[name], val.units[name]), n_train, divisions, significance)[0]
         for name in train.units
         if name in val.units
     }
-    share_by_chance = by_chance.double() / max(1, live)
-    output = _confidence(*errors) if enough else {}
-    return TwoSampleReport(compared, n_train, n_val, significance, share_by_chance, notes, units=units, **output)
+    live = sum(int(layer.live.sum()) for layer in compared.values())
+    if (values or "output" not in notes) and not (live and enough):
+        notes |= _too_few(values, n_train, n_val, significance)
+    return TwoSampleReport(
+        layers=compared,
+        n_train=n_train,
+        n_val=n_val,
+        significance=significance,
+        chance=chance.double() / max(1, live),
+        notes=notes,
+        units=units,
+        **(_compare_output(*errors) if enough else {}),
+    )
 
 
-def _confidence(train_errors: Tensor | None, val_errors: Tensor | None) -> dict[str, Any]:
-    """What a report says of the output; nothing where it cannot be compared."""
+def check_groups(train_inputs: Any, val_inputs: Any) -> None:
+    """Raise ValueError for inputs that cannot be compared."""
+    check_inputs(train_inputs, "train_inputs")
+    check_inputs(val_inputs, "val_inputs")
+    if isinstance(train_inputs, Tensor) and isinstance(val_inputs, Tensor):
+        shapes = tuple(train_inputs.shape[1:]), tuple(val_inputs.shape[1:])
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
+                f"Found {shapes[0]} and {shapes[1]}."
+            )
+
+
+@dataclass
+class _Group:
+    """What a network makes of the images of one kind."""
+
+    filters: dict[str, LayerMaps]  # the largest value of each filter's map `(n, F)`
+    units: dict[str, LayerMaps]  # the value of each unit of the linear layers `(n, F)`
+    n_samples: int
+    notes: dict[str, str]
+    output: ExpectedErrors
+
+
+def _run(
+    model: nn.Module, inputs: Any, layers: dict[str, nn.Module], linear: dict[str, nn.Module], batch_size: int
+) -> _Group:
+    """Run a network on the images of one kind, once."""
+    capture, output = MapCapture({**layers, **linear}, summary=_largest), ExpectedErrors()
+    run(model, inputs, capture, batch_size=batch_size, take_output=output.update)
+    given = len(inputs) if isinstance(inputs, Tensor) else None
+    filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, given)
+    n_samples = n_samples or len(output)  # where no layer tells
+    usable, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
+    units = {name: layer for name, layer in usable.items() if layer.size == ()}
+    return _Group(filters, units, n_samples, notes, output)
+
+
+def _compare_output(train_errors: Tensor | None, val_errors: Tensor | None) -> dict[str, Any]:
+    """The fields of a report that are about the output; none where it cannot be compared."""
     if train_errors is None or val_errors is None:
         return {}
     area, gap, p_value = compare_confidences(-train_errors, -val_errors)
@@ -166,54 +206,8 @@ def _confidence(train_errors: Tensor | None, val_errors: Tensor | None) -> dict[
     }
 
 
-@dataclass(frozen=True)
-class _Group:
-    """What a network says of the images of one kind.
-
-    Attributes:
-        filters: By layer, the largest value of each filter's map `(n, F)`.
-        units: By linear layer, the value of each unit `(n, F)`.
-        n_samples: Number of images, n.
-        expected: What the output says of them.
-        notes: What could not be used and why.
-    """
-
-    filters: dict[str, LayerMaps]
-    units: dict[str, LayerMaps]
-    n_samples: int
-    expected: ExpectedErrors
-    notes: dict[str, str]
-
-
-def _observe(
-    model: nn.Module, inputs: Any, layers: dict[str, nn.Module], linear: dict[str, nn.Module], batch_size: int
-) -> _Group:
-    """Run a network on the images of one kind, once."""
-    capture, expected = MapCapture({**layers, **linear}, summary=_largest), ExpectedErrors()
-    run(model, inputs, capture, batch_size=batch_size, take_output=expected.take)
-    given = len(inputs) if isinstance(inputs, Tensor) else None
-    filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, given)
-    n_samples = n_samples or len(expected)  # where no layer says how many
-    fitting, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
-    units = {name: layer for name, layer in fitting.items() if layer.size == ()}
-    return _Group(filters, units, n_samples, expected, notes)
-
-
-def check_groups(train_inputs: Any, val_inputs: Any) -> None:
-    """Raises ValueError for what cannot be compared."""
-    check_inputs(train_inputs, "train_inputs")
-    check_inputs(val_inputs, "val_inputs")
-    if isinstance(train_inputs, Tensor) and isinstance(val_inputs, Tensor):
-        shapes = tuple(train_inputs.shape[1:]), tuple(val_inputs.shape[1:])
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
-                f"Found {shapes[0]} and {shapes[1]}."
-            )
-
-
 def _too_few(layers: list[Tensor], n_train: int, n_val: int, significance: float) -> dict[str, str]:
-    """What is missing, of layers' values `(F, n_train + n_val)` that cannot tell, and how many images are enough."""
+    """Note how many images would be enough for layers with values `(F, n_train + n_val)`."""
     if not enough_samples(n_train, n_val, significance):
         note = (
             f"Parameters `train_inputs` and `val_inputs` hold {n_train} and {n_val} images, too few for a rank test at "
@@ -242,22 +236,22 @@ def _values(layer: LayerMaps, other: LayerMaps) -> Tensor:
 
 
 def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: float) -> tuple[LayerComparison, Tensor]:
-    """The filters of a layer from their values on all images `(F, n + m)`, the training images first.
+    """Test the filters of a layer by their values on all images `(F, n + m)`, the training images first.
 
     Returns:
         The comparison, and how many filters each random division finds `(999,)`.
     """
     live = live_filters(values, n_train)
-    made = torch.arange(values.shape[1], device=values.device)[:, None] < n_train
-    groups = torch.cat([made, divisions], 1)
+    actual = torch.arange(values.shape[1], device=values.device)[:, None] < n_train
+    groups = torch.cat([actual, divisions], 1)
     found = torch.zeros(groups.shape[1], dtype=torch.int64, device=values.device)
     smallest = torch.ones(groups.shape[1], dtype=torch.float64, device=values.device)
     area, p_value = (values.new_full(live.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
-    for some in torch.split(live.nonzero()[:, 0], _TOGETHER):
-        areas, p_values = rank_test(values[some], groups)
-        area[some], p_value[some] = areas[:, 0], p_values[:, 0]
+    for batch in torch.split(live.nonzero()[:, 0], _FILTER_BATCH):
+        areas, p_values = rank_test(values[batch], groups)
+        area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
         found += (p_values <= significance).sum(0)
-        smallest = torch.minimum(smallest, p_values.amin(0)) if len(some) else smallest
-    # Of as many filters the one with the smallest p-value decides: in a layer of one or two there is hardly more.
+        smallest = torch.minimum(smallest, p_values.amin(0)) if len(batch) else smallest
+    # The smallest p-value decides between equal numbers of filters: in a layer of one or two these hardly differ.
     evidence = found - smallest
     return LayerComparison(live, area, p_value, share_of_chance(evidence[0].item(), evidence[1:])), found[1:]

@@ -1,4 +1,4 @@
-"""How sure a network is of its answers, and whether it is surer of one group of samples than of another."""
+"""Compare how sure a network is of its answers between two groups of samples."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["ExpectedErrors", "compare_confidences", "error_ratio", "expected_err
 
 
 class ExpectedErrors:
-    """Takes how probably each answer is wrong, by the model's own confidence, out of what a model returns.
+    """Collects, batch by batch, how probably each answer is wrong by the model's own confidence.
 
     Attributes:
-        probabilities: Whether the C values of each sample so far are probabilities, of which no softmax is to be taken.
-        problem: Why there are none, if so.
+        probabilities: Whether the outputs so far are probabilities, which need no softmax.
+        problem: Why the output cannot be used, if so.
     """
 
     def __init__(self) -> None:
@@ -29,8 +29,8 @@ class ExpectedErrors:
     def __len__(self) -> int:
         return sum(map(len, self._as_logits))
 
-    def take(self, output: Any) -> None:
-        """Takes those of a batch from logits `(n, C)`, or `(n, C, ...)`, of which it is the mean over the positions."""
+    def update(self, output: Any) -> None:
+        """Add a batch of outputs `(n, C)`, or `(n, C, ...)`, of which the mean over the positions counts."""
         if self.problem is not None:
             return
         if not isinstance(output, Tensor):
@@ -39,17 +39,17 @@ class ExpectedErrors:
             self.problem = f"it has type {output.dtype}"
         elif output.ndim < 2 or output.shape[1] < 2:
             self.problem = f"it has shape {tuple(output.shape)}, not (samples, classes, ...)"
-        if self.problem is None:
+        else:
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
-            # Not to rounding, or interpolation: of an output in bfloat16 the sum is 1 to two digits. NaN is none.
+            # With a tolerance for rounding and interpolation: in bfloat16 the sum is 1 to two digits. False for NaN.
             self.probabilities &= bool(scores.min() >= -0.02 and (scores.sum(1) - 1).abs().max() <= 0.02)
-            for kept, own in ((self._as_logits, scores.softmax(1)), (self._as_probabilities, scores.clamp(min=0))):
-                kept.append(expected_error(own)[..., None].flatten(1).mean(1).cpu())
+            self._as_logits.append(_mean_expected_error(scores.softmax(1)))
+            self._as_probabilities.append(_mean_expected_error(scores.clamp(min=0)))
 
-    def of(self, n_samples: int, probabilities: bool) -> Tensor | None:
-        """Of all samples `(n_samples,)`, taken as probabilities or as logits; None if some are missing or not finite.
+    def result(self, n_samples: int, probabilities: bool) -> Tensor | None:
+        """Return those of all samples `(n_samples,)`, with the outputs read as probabilities or as logits.
 
-        Then `problem` says why.
+        None if some are missing or not finite; `problem` is the reason then.
         """
         batches = self._as_probabilities if probabilities else self._as_logits
         found = torch.cat(batches) if batches else torch.zeros(0, device="cpu")
@@ -60,13 +60,18 @@ class ExpectedErrors:
         return found if self.problem is None else None
 
 
+def _mean_expected_error(probabilities: Tensor) -> Tensor:
+    """The mean over the positions `(n,)`, on the CPU."""
+    return expected_error(probabilities)[..., None].flatten(1).mean(1).cpu()
+
+
 def expected_error(probabilities: Tensor) -> Tensor:
-    """1 less the largest of C probabilities `(n, C, ...)`, to all digits also where that is nearly 1 `(n, ...)`."""
+    """Compute 1 less the largest of C probabilities `(n, C, ...)`, exact also where that is nearly 1: `(n, ...)`."""
     return probabilities.scatter(1, probabilities.argmax(1, keepdim=True), 0).sum(1)
 
 
 def error_ratio(first: Tensor, second: Tensor) -> float:
-    """The mean of expected errors `(m,)` of the second group over that of those `(n,)` of the first; always finite.
+    """Compute the mean expected error of the second group `(m,)` over that of the first `(n,)`; always finite.
 
     Examples:
         >>> error_ratio(torch.tensor([0.125, 0.375]), torch.tensor([0.5, 0.75]))
@@ -76,7 +81,7 @@ def error_ratio(first: Tensor, second: Tensor) -> float:
 
 
 def mean_error(errors: Tensor) -> float:
-    """The mean of expected errors `(n,)`, at least 1e-7, so that one can be divided by another."""
+    """Compute the mean of expected errors `(n,)`, at least 1e-7, so that one can be divided by another."""
     return max(errors.double().mean().item(), 1e-7)
 
 

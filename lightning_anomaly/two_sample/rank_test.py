@@ -1,4 +1,4 @@
-"""Whether values differ between two groups of samples: a rank test for every filter, and what chance gives."""
+"""A rank test for every filter, its permutation distribution, and how many samples it needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 __all__ = [
     "DIVISIONS",
-    "SMALLEST",
     "enough_samples",
     "layer_significance",
     "live_filters",
@@ -21,21 +20,13 @@ __all__ = [
     "share_of_chance",
 ]
 
-_EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
+_MIN_EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
 DIVISIONS = 999
-SMALLEST = 1 / (1 + DIVISIONS)  # p-value that they can give
+_MIN_P_VALUE = 1 / (1 + DIVISIONS)
 
 
 def random_divisions(n_first: int, n_samples: int) -> Tensor:
-    """Random divisions of samples into two groups, always the same ones.
-
-    Args:
-        n_first: Samples in the first group.
-        n_samples: All samples.
-
-    Returns:
-        Whether each sample is in the first group, bool `(n_samples, 999)`, `n_first` of each column.
-    """
+    """Draw random divisions of samples, always the same ones: bool `(n_samples, 999)`, `n_first` true in each."""
     noise = torch.rand(
         n_samples, DIVISIONS, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(0)
     )
@@ -43,11 +34,10 @@ def random_divisions(n_first: int, n_samples: int) -> Tensor:
 
 
 def rank_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """How well each filter's value tells the samples of one group from those of another, for many divisions at once.
+    """Test whether each filter's values differ between two groups of samples, for many divisions at once.
 
     The rank test of Mann and Whitney, "On a Test of Whether One of Two Random Variables is Stochastically Larger than
-    the Other" (1947), two-sided, in the normal approximation with ties, as SciPy's `mannwhitneyu` has it. Where both
-    groups are drawn alike, a filter has a p-value of at most 1% with a probability of 1%.
+    the Other" (1947), two-sided, in the normal approximation with ties, as SciPy's `mannwhitneyu` has it.
 
     Args:
         values: Values of all samples `(F, N)`.
@@ -71,56 +61,45 @@ def rank_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def share_of_chance(found: float, chance: Tensor) -> float:
-    """The p-value of a number among those that random divisions gave `(D,)`: how often these are at least as large.
+    """Compute the permutation p-value of a number: how often those of random divisions `(D,)` are at least as large.
 
-    The division that was made counts as one of them (Phipson and Smyth, "Permutation P-values Should Never Be Zero",
+    The actual division counts as one of them (Phipson and Smyth, "Permutation P-values Should Never Be Zero",
     2010).
     """
     return (1 + int((chance >= found).sum())) / (1 + len(chance))
 
 
 def layer_significance(significance: float, layers: int) -> float:
-    """The p-value, of those that random divisions give, up to which one of several live layers is named.
+    """Compute the p-value up to which one of several live layers is significant.
 
-    A share of `significance` for each (Bonferroni), so that where nothing is to be found one of them is named at most
-    that often; but 0.001 at least, as there is none smaller, so of more than ten layers at 1% that is one time in 1,000
-    for each.
+    That is `significance` over their number (Bonferroni), but at least 0.001, the smallest that random divisions can
+    give.
     """
-    return max(significance / max(1, layers), SMALLEST)
+    return max(significance / max(1, layers), _MIN_P_VALUE)
 
 
 def live_filters(values: Tensor, n_first: int) -> Tensor:
-    """Which filters can be judged from their values `(F, N)`; bool `(F,)`.
+    """Find the filters that can be judged from their values `(F, N)`; bool `(F,)`.
 
     Their values are finite, and so many of them are not the commonest one that five of these are expected in the
     smaller group, as the approximation in `rank_test` needs.
     """
     smaller = min(n_first, values.shape[1] - n_first)
-    return values.isfinite().all(1) & (_uncommon(values) * smaller >= _EXPECTED * values.shape[1])
+    return values.isfinite().all(1) & (_uncommon(values) * smaller >= _MIN_EXPECTED * values.shape[1])
 
 
 def samples_to_be_live(values: Tensor) -> int | None:
-    """How many samples each group should have, were they like these, for some filter to be live.
+    """Compute how many samples like these each group should have for some filter to be live.
 
-    Args:
-        values: Values of all samples `(F, N)`.
-
-    Returns:
-        The number; None if no filter has more than one value.
+    None if each filter has only one of its values `(F, N)`.
     """
     most = int(_uncommon(values).max())
-    return math.ceil(_EXPECTED * values.shape[1] / most) if most else None
+    return math.ceil(_MIN_EXPECTED * values.shape[1] / most) if most else None
 
 
 def enough_samples(n_first: int, n_second: int, significance: float) -> bool:
-    """Whether a filter that responds to half of the samples is live, and whether a p-value can be so small.
-
-    Args:
-        n_first: Samples in one group.
-        n_second: Samples in the other one.
-        significance: The p-value that `rank_test` should be able to give.
-    """
-    if min(n_first, n_second) / 2 < _EXPECTED:
+    """Return whether a filter that responds to half of the samples is live and can have such a p-value."""
+    if min(n_first, n_second) / 2 < _MIN_EXPECTED:
         return False
     pairs = n_first * n_second
     # The smallest p-value is that of different values, of which one group has all the larger ones.
@@ -129,7 +108,7 @@ def enough_samples(n_first: int, n_second: int, significance: float) -> bool:
 
 
 def samples_needed(significance: float) -> int:
-    """The smallest number of samples that is enough in each group, however many the other one has."""
+    """Compute the smallest number of samples that is enough in each group, however many the other one has."""
     return next(n for n in itertools.count(1) if enough_samples(n, n, significance))
 
 

@@ -1,4 +1,4 @@
-"""What a two-sample test found: of the output, of each layer's filters and units, and where it comes from, in words."""
+"""The result of a two-sample test: of the output, and of the filters and units of each layer."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class LayerComparison:
     p_value: Tensor
     share_p_value: float = 1.0
 
-    def told(self, significance: float) -> Tensor:
-        """Which filters tell the images apart, at this p-value at most `(F,)`."""
+    def significant(self, significance: float) -> Tensor:
+        """Find the filters that tell the images apart, with this p-value at most `(F,)`."""
         return self.live & (self.p_value <= significance)
 
 
@@ -86,7 +86,7 @@ class TwoSampleReport(Tabular):
         return {**self.layers, **self.units}
 
     @property
-    def telling_layers(self) -> dict[str, float]:
+    def significant_layers(self) -> dict[str, float]:
         """`{layer: share of its live filters or units that tell the images apart}`, the largest share first.
 
         Only layers of which random divisions hardly give such a share, see `layer_significance`.
@@ -95,14 +95,14 @@ class TwoSampleReport(Tabular):
         shares = {
             name: self.fraction_in([name])
             for name, layer in self.judged.items()
-            if layer.share_p_value <= significance and layer.told(self.significance).any()
+            if layer.share_p_value <= significance and layer.significant(self.significance).any()
         }
         return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 
     @property
     def where(self) -> str:
-        """In which layers the images are told apart, in words."""
-        named = {f"'{name}'" if name else "the model": share for name, share in self.telling_layers.items()}
+        """The layers in which the images are told apart, in words."""
+        named = {f"'{name}'" if name else "the model": share for name, share in self.significant_layers.items()}
         if named:
             return f"in units of {', '.join(f'{name} ({100 * share:.0f}%)' for name, share in named.items())}"
         by_output = self.compares_output and self.confidence_p_value <= self.significance
@@ -111,8 +111,8 @@ class TwoSampleReport(Tabular):
     @property
     def filters(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of the filters that tell the images apart, layers without any left out."""
-        found = {name: layer.told(self.significance).nonzero()[:, 0].tolist() for name, layer in self.layers.items()}
-        return {name: filters for name, filters in found.items() if filters}
+        found = {name: own.significant(self.significance) for name, own in self.layers.items()}
+        return {name: filters.nonzero()[:, 0].tolist() for name, filters in found.items() if filters.any()}
 
     @property
     def count(self) -> int:
@@ -140,18 +140,17 @@ class TwoSampleReport(Tabular):
         judged = self.judged
         chosen = [judged[name] for name in layers if name in judged]
         live = sum(int(layer.live.sum()) for layer in chosen)
-        return sum(int(layer.told(self.significance).sum()) for layer in chosen) / live if live else 0.0
+        return sum(int(layer.significant(self.significance).sum()) for layer in chosen) / live if live else 0.0
 
     def _rows(self) -> list[tuple[str, ...]]:
-        header = ("layer", "filters or units", "live", "tell them apart", "fraction", "mean area")
-        rows: list[tuple[str, ...]] = [header]
+        rows: list[tuple[str, ...]] = [
+            ("layer", "filters or units", "live", "tell them apart", "fraction", "mean area")
+        ]
         for name, layer in self.judged.items():
-            live = int(layer.live.sum())
+            live, found = int(layer.live.sum()), int(layer.significant(self.significance).sum())
             area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
-            told = int(layer.told(self.significance).sum())
-            rows.append(
-                (name or "(the model)", str(len(layer.live)), str(live), str(told), f"{told / max(1, live):.3f}", area)
-            )
+            counts = str(len(layer.live)), str(live), str(found), f"{found / max(1, live):.3f}"
+            rows.append((name or "(the model)", *counts, area))
         return rows
 
     def _sentences(self) -> list[str]:

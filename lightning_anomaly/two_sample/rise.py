@@ -1,4 +1,4 @@
-"""Whether a network gets surer of its training images from validation to validation: the rise of a ratio of errors."""
+"""The rise of the ratio of expected errors from validation to validation, and its standard error."""
 
 from __future__ import annotations
 
@@ -11,32 +11,21 @@ from torch import Tensor
 
 from lightning_anomaly.two_sample.confidence import mean_error
 
-__all__ = [
-    "CERTAIN",
-    "FEWEST",
-    "THRESHOLD",
-    "WINDOW",
-    "ErrorRise",
-    "Level",
-    "level_of",
-    "mean_level",
-    "rise_over",
-    "standard_error",
-]
+__all__ = ["MIN_ERRORS", "THRESHOLD", "WINDOW", "Z_THRESHOLD", "ErrorRise"]
 
 WINDOW = 3  # validations whose mean is a level
-# Standard errors that a rise has to exceed. One in 30,000 comparisons would by chance, but there is one at every
-# validation, with the lowest level of all before: of fifty validations it is one or two trainings in a hundred.
-CERTAIN = 4
-# Errors that have to be expected of the images of one kind at least. Of fewer a few images decide, and where these were
-# not drawn, the standard error knows nothing of them: of 1,000 images of each kind, 1 to 89% of simulated healthy
-# networks that expect 0.03 to 7 errors were stopped without this, and at most 1% with it.
-FEWEST = 10
+# A rise has to exceed this many standard errors. Chance exceeds them once in 30,000 comparisons, but each validation is
+# compared with the lowest of all levels before: of trainings of fifty validations it is one or two in a hundred.
+Z_THRESHOLD = 4
+# Errors that have to be expected of the images of one kind at least. Of fewer a few images decide, which the standard
+# error does not know if they were not drawn: of 1,000 images of each kind, 1 to 89% of simulated healthy networks that
+# expect 0.03 to 7 errors were stopped without this, and at most 1% with it.
+MIN_ERRORS = 10
 THRESHOLD = 0.1  # the rise that stops a training, as a fraction of the lowest level
 
 
 class Level(NamedTuple):
-    """What a validation, or the mean of several, says of the ratio of expected errors.
+    """The ratio of expected errors at a validation, or its mean over several.
 
     Attributes:
         log_ratio: The logarithm of the ratio.
@@ -55,10 +44,9 @@ class Level(NamedTuple):
 class ErrorRise:
     """How far the ratio of expected errors is above the lowest level that it had.
 
-    A level is the (geometric) mean over three validations. The images are the same at each of them, so what is special
-    about their division stays: a network that knows nothing of them may be surer of the one kind all the time. Its own
-    lowest level is therefore what later ones are compared with, and not 1. Where fewer than ten errors are expected of
-    both kinds there is no level.
+    A level is the (geometric) mean over three validations. A network that knows neither kind of images may still be
+    surer of one of them, as these are the same images each time. So later levels are compared with its own lowest
+    level, and not with 1. Where fewer than ten errors are expected of both kinds there is no level.
 
     Attributes:
         recent: Of the last validations, three at most.
@@ -75,15 +63,15 @@ class ErrorRise:
         self.lowest: Level | None = None
 
     def add(self, train_errors: Tensor, val_errors: Tensor) -> float:
-        """Takes the expected errors of a validation, `(n,)` and `(m,)`, and returns `rise_over`, 0 for the first two.
+        """Add the expected errors of a validation, `(n,)` and `(m,)`, and return `rise_over`, 0 for the first two.
 
-        Errors of another number of images begin anew.
+        With another number of images than before it starts over.
         """
         own = level_of(train_errors, val_errors)
         if self.recent and (self.recent[0].train.shape, self.recent[0].val.shape) != (own.train.shape, own.val.shape):
             self.recent, self.lowest = [], None
         self.recent = [*self.recent, own][-WINDOW:]
-        if len(self.recent) < WINDOW or self.too_sure:
+        if len(self.recent) < WINDOW or self.too_few_expected_errors:
             return 0.0
         now = mean_level(self.recent)
         if self.lowest is None or now.log_ratio < self.lowest.log_ratio:
@@ -91,42 +79,42 @@ class ErrorRise:
         return rise_over(self.lowest, now)
 
     @property
-    def too_sure(self) -> bool:
-        """Whether the network expects too few errors now for a level."""
-        return bool(self.recent) and min(level.errors for level in self.recent) < FEWEST
+    def too_few_expected_errors(self) -> bool:
+        """Whether the network now expects too few errors for a level."""
+        return bool(self.recent) and min(level.errors for level in self.recent) < MIN_ERRORS
 
     def state_dict(self) -> dict[str, list[Any]]:
-        """What a resumed training needs, in plain types."""
+        """Return what a resumed training needs, in plain types."""
         lowest = [] if self.lowest is None else [self.lowest]
         return {"recent": [tuple(level) for level in self.recent], "lowest": [tuple(level) for level in lowest]}
 
     def load_state_dict(self, state_dict: dict[str, list[Any]]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.recent = [Level(*level) for level in state_dict["recent"]]
         self.lowest = next((Level(*level) for level in state_dict["lowest"]), None)
 
 
 def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
-    """Of one validation, from expected errors `(n,)` and `(m,)`."""
+    """Compute the level of one validation from expected errors `(n,)` and `(m,)`."""
     train, val = mean_error(train_errors), mean_error(val_errors)
     errors = max(train, val) * min(len(train_errors), len(val_errors))  # of fewer images fewer decide
     return Level(math.log(val / train), train_errors.double() / train, val_errors.double() / val, errors)
 
 
 def mean_level(levels: Sequence[Level]) -> Level:
-    """Of several validations."""
+    """Compute the mean of several levels."""
     log_ratios, train, val, _ = zip(*levels, strict=True)
     return Level(sum(log_ratios) / len(levels), torch.stack(train).mean(0), torch.stack(val).mean(0))
 
 
 def rise_over(lowest: Level, now: Level) -> float:
-    """By what fraction the ratio of expected errors is above what it was; 0 within four standard errors."""
+    """Compute by what fraction the ratio of expected errors is above the lowest; 0 within four standard errors."""
     rise = now.log_ratio - lowest.log_ratio
-    return math.expm1(rise) if rise > CERTAIN * standard_error(lowest, now) else 0.0
+    return math.expm1(rise) if rise > Z_THRESHOLD * standard_error(lowest, now) else 0.0
 
 
 def standard_error(before: Level, now: Level) -> float:
-    """Of the change of the logarithm of the ratio, had other images of the same kind been taken.
+    """Compute the standard error of the change of the log ratio, over draws of other images of the same kinds.
 
     By the delta method an image with the expected error e has the part e / mean(e) - 1 in the logarithm of a mean, so
     a change has the variance of how these parts change, over the number of images; the two kinds are independent. It

@@ -220,7 +220,7 @@ def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(
         ratio = trainer.callback_metrics["two_sample/confidence_error_ratio"].item()
         assert ratio == pytest.approx(compared.report.confidence_error_ratio)
         assert ratio > 1.1
-        assert list(compared.report.telling_layers) == telling
+        assert list(compared.report.significant_layers) == telling
         assert compared.report.where.startswith("in units of" if telling else "in no single unit")
         assert str(stopping.stopping_reason_message).endswith(f" told apart {compared.report.where}.")
         # The weights are the last epoch's: nothing was restored.

@@ -106,7 +106,7 @@ def test_what_is_drawn_is_what_was_reported(tmp_path: Path, drawn: list[Any]) ->
     for place, report in enumerate(callback.reports):
         for row, name in enumerate(LAYERS):
             if report.layers[name].live.any():
-                expected[int(name in report.telling_layers), row, place] = report.fraction_in([name])
+                expected[int(name in report.significant_layers), row, place] = report.fraction_in([name])
     shown = [mesh.get_array().filled(np.nan) for mesh in where.collections]
     np.testing.assert_array_equal(shown, expected)
     assert all(np.isfinite(expected).any((1, 2)))

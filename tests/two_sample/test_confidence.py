@@ -72,9 +72,9 @@ def test_of_many_positions_it_is_the_mean_and_probabilities_are_taken_as_they_ar
     found = {}
     for name, output in (("logits", maps), ("probabilities", maps.softmax(1)), ("logarithms", maps.log_softmax(1))):
         expected = ExpectedErrors()
-        expected.take(output[:3])
-        expected.take(output[3:])
-        found[name] = expected.of(4, expected.probabilities)
+        expected.update(output[:3])
+        expected.update(output[3:])
+        found[name] = expected.result(4, expected.probabilities)
         wrong = 1 - maps.double().softmax(1).amax(1).mean((1, 2))
         torch.testing.assert_close(found[name], wrong.float(), rtol=1e-5, atol=1e-6)
 
@@ -88,8 +88,8 @@ def test_whether_they_are_probabilities_is_decided_once() -> None:
     for output, first in ((values, 0.3), (dips, 0.3), (logits, 1 - values[0].softmax(0).max().item())):
         expected = ExpectedErrors()
         for batch in output.split(64):
-            expected.take(batch)
-        found = expected.of(80, expected.probabilities)
+            expected.update(batch)
+        found = expected.result(80, expected.probabilities)
         assert found is not None
         torch.testing.assert_close(found[[*range(70), *range(71, 80)]], torch.full((79,), first))
     with pytest.warns(UserWarning, match="None of the 1 filters"):
@@ -112,8 +112,8 @@ class Given(nn.Module):
 def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> None:
     def errors(margin: float) -> Tensor:
         expected = ExpectedErrors()
-        expected.take(torch.tensor([[margin, 0.0]] * 4))
-        found = expected.of(4, expected.probabilities)
+        expected.update(torch.tensor([[margin, 0.0]] * 4))
+        found = expected.result(4, expected.probabilities)
         assert found is not None
         return found
 
@@ -192,7 +192,7 @@ def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_fi
     assert report.filters.get("conv") == convolution.filters.get("")
     assert (report.fraction, report.p_value) == (convolution.fraction, convolution.p_value)
     assert report.fraction_in(["hidden"]) == named.fraction > 0
-    assert report.telling_layers["hidden"] == named.fraction
+    assert report.significant_layers["hidden"] == named.fraction
     assert "'hidden'" in report.where
     assert [row for row in str(report).splitlines() if row.lstrip().startswith("hidden")]
 
@@ -218,10 +218,10 @@ def test_where_the_images_are_told_apart_is_said_by_layer() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         plain = nn.Sequential(nn.Flatten(), nn.Linear(81, 40), nn.ReLU(), nn.Linear(40, 5))
-    assert two_sample_test(plain, train, val, layers=["1"]).telling_layers == {}
+    assert two_sample_test(plain, train, val, layers=["1"]).significant_layers == {}
     report = two_sample_test(plain, train + 1, val, layers=["1"])
-    assert sorted(report.telling_layers) == ["1", "3"]
-    assert report.telling_layers["1"] == report.fraction_in(["1"]) > 0.3
+    assert sorted(report.significant_layers) == ["1", "3"]
+    assert report.significant_layers["1"] == report.fraction_in(["1"]) > 0.3
     assert re.fullmatch(r"in units of '\d' \(\d+%\), '\d' \(\d+%\)", report.where)
 
 
@@ -235,7 +235,7 @@ def test_of_several_layers_one_is_named_as_seldom_as_of_one() -> None:
         values = torch.rand(8, 6, 2 * n, generator=generator)
         layers = {str(i): _compare(own, n, divisions, 0.01)[0] for i, own in enumerate(values)}
         p_values += [layer.share_p_value for layer in layers.values()]
-        named += bool(TwoSampleReport(layers, n, n, 0.01, torch.zeros(0)).telling_layers)
+        named += bool(TwoSampleReport(layers, n, n, 0.01, torch.zeros(0)).significant_layers)
     assert sum(p_value <= 0.05 for p_value in p_values) == pytest.approx(100, abs=40)
     assert named <= 2 + 4 * 2**0.5  # of 250; without a correction about 20
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.two_sample.rise import CERTAIN, ErrorRise, level_of, mean_level, rise_over, standard_error
+from lightning_anomaly.two_sample.rise import Z_THRESHOLD, ErrorRise, level_of, mean_level, rise_over, standard_error
 
 
 def added(
@@ -83,7 +83,7 @@ def test_a_rise_that_chance_explains_is_none() -> None:
     lowest = level_of(train, val)
     error = standard_error(lowest, level_of(train, val.flip(0)))
     assert error > 0.1
-    for errors_apart, counts in ((0.9 * CERTAIN, False), (1.1 * CERTAIN, True)):
+    for errors_apart, counts in ((0.9 * Z_THRESHOLD, False), (1.1 * Z_THRESHOLD, True)):
         factor = math.exp(errors_apart * error)
         found = rise_over(lowest, level_of(train, val.flip(0) * factor))
         assert found == pytest.approx(factor - 1 if counts else 0)
@@ -137,23 +137,23 @@ def test_of_networks_that_expect_next_to_no_error_a_few_images_would_decide() ->
             by_all |= rise_over(lowest, now) > 0.1
         alarms += max(found) > 0.1
         alarms_of_all += by_all
-        assert rise.too_sure
+        assert rise.too_few_expected_errors
     assert alarms == 0
     assert alarms_of_all > 20
 
 
-def test_a_network_that_is_sure_of_its_training_images_alone_is_not_too_sure() -> None:
+def test_a_network_that_is_sure_of_its_training_images_alone_is_not_too_few_expected_errors() -> None:
     rise, ones = ErrorRise(), torch.ones(1000)
     for _ in range(3):
         rise.add(0.02 * ones, 0.02 * ones)
     for _ in range(3):
         found = rise.add(1e-4 * ones, 0.02 * ones)
     assert found == pytest.approx(199, rel=1e-3)
-    assert not rise.too_sure
+    assert not rise.too_few_expected_errors
     for _ in range(3):
         found = rise.add(1e-4 * ones, 9e-3 * ones)
     assert found == 0
-    assert rise.too_sure
+    assert rise.too_few_expected_errors
 
 
 def test_of_a_small_group_beside_a_large_one_a_few_images_would_decide_too() -> None:
