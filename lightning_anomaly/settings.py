@@ -8,11 +8,10 @@ from typing import Any, Literal, get_args
 
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of, check_seed
 
-__all__ = ["AnalysisSettings", "EngineName", "Init", "Rule", "checked_settings"]
+__all__ = ["AnalysisSettings", "EngineName", "Rule", "checked_settings"]
 
 EngineName = Literal["auto", "numba", "torch", "sklearn"]  # each but the first a file in `clustering/engines`
-Init = Literal["kmeans", "random"]
-Rule = Literal["index", "vote", "best"]
+Rule = Literal["index", "best"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,8 @@ class AnalysisSettings:
             Calinski-Harabasz index decide: each mixture votes with its index, and more than two thirds of the votes are
             needed, so that one whose index is more than twice the others' together decides alone and of near-equal ones
             most must agree. `"best"`, the paper's reading, asks only the mixture with the largest index, and its
-            verdict changes with whatever changes the choice between two near-equal ones. `"vote"` needs more than half
-            of the mixtures, whatever their index.
-        init: `"kmeans"` starts each mixture from the best of `n_init` k-means clusterings; `"random"` runs it from
-            `n_init` random starts and keeps the one with the largest lower bound.
-        n_init: Number of starts.
+            verdict changes with whatever changes the choice between two near-equal ones.
+        n_init: Each mixture starts from the best of `n_init` k-means clusterings.
         rectify: Whether negative values of the maps are set to zero first, as a ReLU behind the layer would do.
         max_map_side: Larger maps are average-pooled until no side is larger (pixels). Maps with one or three axes are
             pooled to at most as many pixels as a square of this side has.
@@ -55,7 +51,6 @@ class AnalysisSettings:
     max_components: int = 5
     rare_fraction: float = 0.02
     rule: Rule = "index"
-    init: Init = "kmeans"
     n_init: int = 20
     rectify: bool = True
     max_map_side: int = 8
@@ -72,7 +67,7 @@ class AnalysisSettings:
         smallest = {"max_components": 2, "n_init": 1, "max_map_side": 1, "max_memory_mb": 1}
         for name, bound in smallest.items():
             plain[name] = check_integer(name, getattr(self, name), bound)
-        for name, allowed in (("rule", Rule), ("init", Init), ("engine", EngineName)):
+        for name, allowed in (("rule", Rule), ("engine", EngineName)):
             plain[name] = check_one_of(name, getattr(self, name), get_args(allowed))
         for name, value in plain.items():
             object.__setattr__(self, name, value)  # the way into a frozen dataclass
@@ -82,8 +77,7 @@ class AnalysisSettings:
         """Our literal reading of what is known of the source paper, with scikit-learn's defaults where it is silent.
 
         One k-means start a mixture, as `GaussianMixture(k)` has it, but for the draw of the first centres (plain
-        k-means++, not scikit-learn's greedy one); K up to 8 chosen by Calinski-Harabasz alone, rare at 1%. In release
-        0.1 each mixture started from random samples instead, and far fewer filters were flagged.
+        k-means++, not scikit-learn's greedy one); K up to 8 chosen by Calinski-Harabasz alone, rare at 1%.
         """
         return cls(max_components=8, rare_fraction=0.01, rule="best", n_init=1)
 

@@ -53,7 +53,6 @@ def masked() -> list[Tensor]:
 FUNCTIONS: dict[str, Callable[[Path], Any]] = {
     **{name: lambda _, name=name: shown(report_of(engine=name)) for name in ("auto", "torch")},
     "sklearn": lambda _: shown(report_of(engine="sklearn", max_components=2)),
-    "random starts": lambda _: shown(report_of(init="random")),
     "two-sample test": lambda _: str(two_sample_test(NETWORK, IMAGES[:80], IMAGES[80:])),
     "outliers": lambda _: find_outliers(NETWORK, IMAGES).rows(20),
     "page": lambda folder: page(folder, IMAGES.flatten(2)),

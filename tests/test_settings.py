@@ -46,7 +46,7 @@ def test_rectify_is_true_or_false():
 
 @pytest.mark.parametrize(
     ("name", "allowed"),
-    [("rule", "index.*vote.*best"), ("init", "kmeans.*random"), ("engine", "auto.*numba.*torch.*sklearn")],
+    [("rule", "index.*best"), ("engine", "auto.*numba.*torch.*sklearn")],
 )
 def test_an_unknown_choice_is_an_error_that_lists_the_choices(name, allowed):
     with pytest.raises(ValueError, match=rf"`{name}` should be one of \['{allowed}'\]\. Found `{name} = 'other'`"):
@@ -64,7 +64,7 @@ def test_the_checks_serve_other_arguments_too():
 
 def test_the_paper_s_reading_is_one_kmeans_start_up_to_8_components_and_the_best_index():
     paper = AnalysisSettings.paper()
-    assert (paper.max_components, paper.init, paper.n_init, paper.rule) == (8, "kmeans", 1, "best")
+    assert (paper.max_components, paper.n_init, paper.rule) == (8, 1, "best")
     assert paper.rectify
     assert paper.rare_fraction == 0.01
 

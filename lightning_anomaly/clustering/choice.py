@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.em import REG_COVAR, fit_mixtures
 from lightning_anomaly.clustering.engines import Engine
-from lightning_anomaly.clustering.kmeans import kmeans_plus_plus, random_samples
+from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
 from lightning_anomaly.clustering.moments import cluster_parameters
 from lightning_anomaly.clustering.pca import Reduction
-from lightning_anomaly.clustering.ties import first_largest, nearest
+from lightning_anomaly.clustering.ties import first_largest
 from lightning_anomaly.settings import AnalysisSettings
 
 __all__ = ["Clustering", "cluster_filters", "cluster_layers"]
@@ -105,23 +105,14 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) 
 def _cluster(points: Tensor, numbers: range, settings: AnalysisSettings, engine: Engine) -> tuple[Tensor, Tensor]:
     if not len(numbers):
         return points.new_zeros(len(points), 0, points.shape[1]).long(), points.new_zeros(len(points), 0)
-    if settings.init == "kmeans":
-        centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
-    else:
-        centres = random_samples(points, settings.n_init, numbers[-1], settings.seed)
+    centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
 
     def cluster(k: int) -> Tensor:
-        """Labels `(F, N)` of the fit with the largest lower bound."""
-        fit = fit_mixtures(points, *_start(points, centres[:, :, :k], settings, engine), engine)
-        return fit.labels[torch.arange(len(points), device=points.device), first_largest(fit.lower_bound)]
+        """Labels `(F, N)` of mixtures with k components."""
+        start = engine.kmeans(points, centres[:, :, :k])[:, None]
+        return fit_mixtures(
+            points, *cluster_parameters(points, start, k, REG_COVAR, engine.cluster_moments), engine
+        ).labels[:, 0]
 
     labels = torch.stack(engine.each(cluster, numbers, points), 1)
     return labels, engine.calinski_harabasz(points, labels)
-
-
-def _start(
-    points: Tensor, centres: Tensor, settings: AnalysisSettings, engine: Engine
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and precisions to start from, one start a filter for k-means and `n_init` for random samples."""
-    labels = engine.kmeans(points, centres)[:, None] if settings.init == "kmeans" else nearest(points, centres)
-    return cluster_parameters(points, labels, centres.shape[2], REG_COVAR, engine.cluster_moments)

@@ -1,4 +1,4 @@
-"""Where the mixtures start: from k-means clusterings, or from random samples."""
+"""Where k-means, and with it the mixtures, start."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.engines import Engine
-from lightning_anomaly.clustering.ties import in_order
 
-__all__ = ["kmeans_plus_plus", "random_samples"]
+__all__ = ["kmeans_plus_plus"]
 
 
 def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: Engine) -> Tensor:
@@ -27,14 +26,6 @@ def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, en
     Returns:
         Centres `(F, S, K, 2)`.
     """
-    return engine.kmeans_plus_plus(points, _uniform(n_init, n_clusters, seed).to(points))
-
-
-def random_samples(points: Tensor, n_init: int, n_clusters: int, seed: int) -> Tensor:
-    """Draw distinct samples as starting centres; arguments and result as in `kmeans_plus_plus`."""
-    order = _uniform(n_init, points.shape[1], seed).argsort(1)[:, :n_clusters].to(points.device)
-    return in_order(points)[:, order]
-
-
-def _uniform(rows: int, columns: int, seed: int) -> Tensor:
-    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(n_init, n_clusters, generator=generator, dtype=torch.float64, device="cpu")
+    return engine.kmeans_plus_plus(points, uniform.to(points))

@@ -50,7 +50,7 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
         clustering: Clusterings of F filters.
         rare_fraction: See `rare_samples`.
         rule: `"index"`: rare in clusterings that have more than two thirds of the sum of the Calinski-Harabasz
-            indices; `"best"`: rare in the one with the largest; `"vote"`: in more than half of them.
+            indices; `"best"`: rare in the one with the largest.
 
     Returns:
         Whether each sample is an outlier of each filter `(F, N)`.
@@ -60,8 +60,6 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
         return rare.any(1)
     if rule == "best":
         return rare[torch.arange(len(rare), device=rare.device), clustering.best]
-    if rule == "vote":
-        return 2 * rare.sum(1) > rare.shape[1]
     index = clustering.calinski_harabasz
     # In units of the largest, so that no sum is too large. Where none is defined nothing is rare.
     votes = index / index.amax(1, keepdim=True).clamp(min=torch.finfo(index.dtype).tiny)

@@ -40,7 +40,6 @@ GIVEN: dict[str, Any] = {
         "max_components": 4,
         "rare_fraction": 0.03,
         "rule": "best",
-        "init": "random",
         "n_init": 3,
         "rectify": False,
         "max_map_side": 5,
