@@ -14,8 +14,8 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.clustering.choice import Clustering, cluster_layers
-from lightning_anomaly.clustering.engines import load_engine
+from lightning_anomaly.clustering.engine import load_engine
+from lightning_anomaly.clustering.mixtures import Clustering, cluster_layers
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite, warn_of

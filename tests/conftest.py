@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.clustering.engines import Engine, load_engine
+from lightning_anomaly.clustering.engine import Engine, load_engine
 
 pytest.register_assert_rewrite("properties")
 

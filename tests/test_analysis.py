@@ -20,7 +20,7 @@ from lightning_anomaly.analysis import analyze_maps, analyze_slice, join_slices
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.clustering import choice
+from lightning_anomaly.clustering import mixtures
 from lightning_anomaly.report import LayerReport
 
 DEFAULT = AnalysisSettings(rectify=False)
@@ -121,7 +121,7 @@ def test_every_report_is_finite(maps, settings):
 
 @pytest.mark.parametrize("together", [6, 1000])
 def test_layers_clustered_together_are_as_one_at_a_time(monkeypatch, engine_name, together):
-    monkeypatch.setattr(choice, "_TOGETHER", together)
+    monkeypatch.setattr(mixtures, "_FILTER_BATCH", together)
     layers = {kind: zoo.captured(zoo.maps(kind, 4, 60, (4, 4))) for kind in zoo.KINDS}
     layers["dead"] = zoo.captured(torch.ones(60, 3, 4, 4, dtype=torch.float64))
     settings = replace(DEFAULT, n_init=3, engine=engine_name)

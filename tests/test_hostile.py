@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.clustering.choice import cluster_filters
-from lightning_anomaly.clustering.engines import load_engine
+from lightning_anomaly.clustering.engine import load_engine
+from lightning_anomaly.clustering.mixtures import cluster_filters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.verdicts.rare import outlier_samples, shown_clustering, smallest_share

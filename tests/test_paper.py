@@ -11,8 +11,8 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings, analyze
-from lightning_anomaly.clustering.engines import load_engine
-from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
+from lightning_anomaly.clustering.engine import load_engine
+from lightning_anomaly.clustering.mixtures import kmeans_plus_plus
 from lightning_anomaly.clustering.pca import reduce_maps
 
 KMEANS = cluster.KMeans

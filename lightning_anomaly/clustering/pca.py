@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engines import Engine
-from lightning_anomaly.clustering.threads import ranges, rows_at_a_time, torch_in_threads
+from lightning_anomaly.clustering.engine import Engine
+from lightning_anomaly.clustering.threads import torch_in_threads
 
 __all__ = ["Reduction", "reduce_maps"]
+
+# Points are rounded to this grid, so that equal maps are equal points however a product rounds. Else rounding draws the
+# border between clusters through filters that know a few maps only.
+_GRID = 2.0**40
 
 
 @dataclass(frozen=True)
@@ -52,57 +55,43 @@ def reduce_maps(maps: Tensor, engine: Engine, *, max_memory_mb: int = 256) -> Re
         The points. A filter's points do not depend on the other filters.
     """
     maps = maps.to(engine.device(maps.device))
-    samples = maps.shape[0]
+    values = max(1, maps[:, :1].numel())  # of one filter
+    on_cpu = maps.device.type == "cpu"
+    fit = max_memory_mb * 2**20 // (4 * 8 * values * (torch.get_num_threads() if on_cpu else 1))
+    step = max(
+        1, min(fit, (2**19 if on_cpu else 2**22) // values)
+    )  # large enough to hide what starting an operation costs
     rounding = 4 * torch.finfo(maps.dtype).eps
-    pixels = max(1, maps[:1, :1].numel())
-    threads = torch.get_num_threads() if maps.device.type == "cpu" else 1
-    fit = max_memory_mb * 2**20 // (4 * 8 * samples * pixels * threads)
-    step = max(1, min(fit, 2 * rows_at_a_time(samples * pixels, maps)))
 
-    def reduce(maps: Tensor) -> tuple[Tensor, ...]:
-        # A compact copy first: where channels come last, a filter's values lie far apart until then.
-        parts = [_reduce(own.clone(), rounding, engine) for own in torch.split(maps, step)]
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    def reduce(own: Tensor) -> tuple[Tensor, ...]:
+        return _reduce(own, rounding, engine)
 
-    by_filter = maps.transpose(0, 1)
-    found = torch_in_threads(reduce, *ranges(by_filter), like=maps)
-    return Reduction(*(torch.cat(part) for part in zip(*found, strict=True)))
+    parts = torch_in_threads(reduce, torch.split(maps.transpose(0, 1), step), like=maps)
+    return Reduction(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _reduce(maps: Tensor, rounding: float, engine: Engine) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
+    # A compact copy first: where channels come last, a filter's values lie far apart until then.
+    rows = maps.clone(memory_format=torch.contiguous_format).flatten(2) if maps.ndim > 2 else maps[:, :, None]
     rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     largest = torch.linalg.vector_norm(rows, torch.inf, (1, 2))  # NaN if any is
     finite = largest.isfinite()
-    if not finite.all():
-        rows[~finite] = 0
+    rows[~finite] = 0
     rows /= torch.where(finite & (largest > 0), largest, 1)[:, None, None]
-    rows -= _each(lambda row: row.mean(0, keepdim=True), rows)
-    total = _each(_sum_of_squares, rows)
+    rows -= rows.mean(1, keepdim=True)
+    total = torch.linalg.vector_norm(rows, dim=(1, 2)).square()
     constant = finite & (total <= rounding**2 * rows[0].numel())
-    live = (finite & ~constant).nonzero()[:, 0]
+    live = finite & ~constant
     points = rows.new_zeros(len(rows), rows.shape[1], 2)
     explained = rows.new_zeros(len(rows))
-    if len(live):
-        scores, axes = engine.pca(rows if len(live) == len(rows) else rows[live])
+    if live.any():
+        scores, axes = engine.pca(rows if live.all() else rows[live])
         scores = scores * _signs(axes)
-        spread = (_each(_sum_of_squares, scores[..., 0]) / rows.shape[1]).sqrt()
-        points[live] = scores / spread[:, None, None]
-        explained[live] = (_each(_sum_of_squares, scores) / total[live]).clamp(max=1)
+        squares = scores.square().sum(1)
+        scores /= (squares[:, :1] / rows.shape[1]).sqrt()[:, None]
+        points[live] = (scores * _GRID).round_() / _GRID
+        explained[live] = (squares.sum(1) / total[live]).clamp(max=1)
     return points, explained, constant, finite
-
-
-def _each(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """The results of a function of every filter's own slice of `(F, ...)`.
-
-    Not all filters at once: how torch splits a sum, and with it the last bits of the result, may depend on how
-    many there are.
-    """
-    return torch.stack([function(row) for row in rows])
-
-
-def _sum_of_squares(row: Tensor) -> Tensor:
-    return row.square().sum()
 
 
 def _signs(axes: Tensor) -> Tensor:

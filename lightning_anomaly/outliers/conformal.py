@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engines import load_engine
+from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.clustering.engines import Engine
+from lightning_anomaly.clustering.engine import Engine
 from lightning_anomaly.outliers.directions import Directions, Vectors
 
 __all__ = ["ReferenceModel", "Spread", "layer_scores"]
@@ -245,7 +245,7 @@ def _upper_ranks(knots: Tensor) -> Tensor:
 
 def _tails_and_values(flat: Tensor, knots: Tensor, upper_ranks: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
     """-log of the two-sided tail probabilities and normal scores, `(n, V)` each, of values `(n, V)` among knots."""
-    tails, values = engine.look_up(flat, knots, upper_ranks, _tables(knots.shape[1]).to(knots))
+    tails, values = engine.rank_lookup(flat, knots, upper_ranks, _tables(knots.shape[1]).to(knots))
     return tails, values
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.choice import Clustering
-from lightning_anomaly.clustering.moments import cluster_sizes
-from lightning_anomaly.clustering.ties import SAME, first_largest
+from lightning_anomaly.clustering.engine import SAME
+from lightning_anomaly.clustering.mixtures import Clustering, cluster_sizes, first_largest
 
 __all__ = [
     "ANOMALY",

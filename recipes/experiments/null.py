@@ -17,8 +17,8 @@ import torch
 from torch import Generator, Tensor
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.clustering.choice import cluster_filters
-from lightning_anomaly.clustering.engines import load_engine
+from lightning_anomaly.clustering.engine import load_engine
+from lightning_anomaly.clustering.mixtures import cluster_filters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.rare import outlier_samples

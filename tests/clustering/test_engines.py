@@ -1,93 +1,117 @@
-"""One interface: who is chosen, what is said about it, and that every engine is one."""
+"""One interface: who is chosen, where it works, ranks that are looked up, and threads."""
 
+import threading
 from typing import get_args
 
+import numpy as np
 import oracle
 import pytest
 import torch
 import zoo
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.clustering.em import fit_mixtures
-from lightning_anomaly.clustering.engines import Engine, load_engine
-from lightning_anomaly.clustering.engines.torch_engine import TorchEngine
-from lightning_anomaly.clustering.kmeans import kmeans_plus_plus
-from lightning_anomaly.clustering.moments import cluster_parameters
+from lightning_anomaly.clustering.engine import Engine, load_engine
+from lightning_anomaly.clustering.mixtures import cluster_filters, cluster_parameters, fit_mixtures, kmeans_plus_plus
+from lightning_anomaly.clustering.numba_engine import compile_loop
 from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.settings import EngineName
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 
 
-def test_every_name_of_the_settings_but_auto_is_an_engine():
+def test_every_name_of_the_settings_is_an_engine_and_auto_is_numba():
     auto, *names = get_args(EngineName)
     assert auto == AnalysisSettings().engine == "auto"
     loaded = [load_engine(name) for name in names]
     assert all(isinstance(engine, Engine) for engine in loaded)
     assert len({type(engine) for engine in loaded}) == len(names)
+    assert type(load_engine("auto")) is type(load_engine("numba"))
 
 
-def test_auto_is_numba_which_takes_the_maps_of_a_gpu_to_the_cpu():
-    engine = load_engine("auto")
-    assert type(engine) is type(load_engine("numba"))
-    assert engine.device(GPU) == CPU
-
-
-def test_torch_stays_where_the_maps_are_unless_there_are_no_doubles():
+def test_torch_stays_where_the_maps_are_unless_there_are_no_doubles_or_operations_are_refused():
     engine = load_engine("torch")
     assert engine.device(GPU) == GPU
-    assert engine.device(torch.device("mps")) == CPU
+    assert engine.device(torch.device("mps")) == load_engine("numba").device(GPU) == CPU
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert engine.device(GPU) == CPU
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
-def test_maps_go_where_the_engine_wants_them():
-    class Recording(TorchEngine):
-        def __init__(self):
-            self.asked = []
-
-        def device(self, maps):
-            self.asked.append(maps)
-            return CPU
-
-    engine = Recording()
+def test_maps_go_where_the_engine_wants_them(monkeypatch):
+    asked = []
+    monkeypatch.setattr(engine := load_engine("torch"), "device", lambda device: asked.append(device) or CPU)
     reduce_maps(zoo.maps("skewed", 2, 20, (2, 2)), engine)
-    assert engine.asked == [CPU]
+    assert asked == [CPU]
 
 
 def test_where_nothing_can_be_stored_numba_s_loops_are_compiled_without_a_cache():
     """A read-only installation without a home: numba looks for a folder, as for what comes from no file, in vain."""
-    from lightning_anomaly.clustering.engines._numba_em import compile_loop
-
     names = {}
     exec("def twice(x): return 2 * x", names)
     assert compile_loop(nogil=True, cache=True)(names["twice"])(3) == 6
 
 
-@pytest.mark.parametrize("n_starts", [1, 3])
-def test_the_sklearn_engine_fits_from_the_start_that_it_is_given(n_starts, no_processes):
+def test_the_sklearn_engine_fits_from_the_start_that_it_is_given(no_processes):
     engine = load_engine("sklearn")
     points = zoo.points("skewed", 2, 80)
-    centres = kmeans_plus_plus(points, n_starts, 3, 0, engine)
-    labels = torch.stack([engine.kmeans(points, centres[:, [s]]) for s in range(n_starts)], 1)
-    start = cluster_parameters(points, labels, 3, 1e-6, engine.cluster_moments)
+    start = cluster_parameters(points, engine.kmeans(points, kmeans_plus_plus(points, 2, 3, 0, engine)), 3)
     fit = fit_mixtures(points, *start, engine)
     for f in range(2):
-        for s in range(n_starts):
-            expected = oracle.fit_mixture(points[f].numpy(), *(tensor[f, s].numpy() for tensor in start))
-            for name in ("weights", "means", "covariances", "lower_bound"):
-                torch.testing.assert_close(
-                    getattr(fit, name)[f, s], torch.as_tensor(getattr(expected, name)), rtol=0, atol=1e-10
-                )
-            assert fit.labels[f, s].tolist() == expected.labels.tolist()
-            assert (fit.n_iter[f, s], fit.converged[f, s]) == (expected.n_iter, expected.converged)
+        oracle.assert_equal_fit(fit, f, oracle.fit_mixture(points[f].numpy(), *(part[f].numpy() for part in start)))
 
 
-def test_where_the_same_bits_are_asked_for_torch_clusters_on_the_cpu_as_a_gpu_would_refuse() -> None:
-    engine = load_engine("torch")
-    assert engine.device(GPU) == GPU
-    try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        assert engine.device(GPU) == GPU
-        torch.use_deterministic_algorithms(True)
-        assert engine.device(GPU) == CPU
-    finally:
-        torch.use_deterministic_algorithms(False)
+def drawn(samples: int, rows: int, knots: int, ties: bool) -> tuple[torch.Tensor, ...]:
+    """Values, knots, how many knots are at most as large as each, and tables: their own places, and random ones."""
+    generator = torch.Generator().manual_seed(knots)
+    values = torch.randn(samples, rows, generator=generator)
+    sorted_knots = torch.randn(rows, knots, generator=generator).sort(1).values
+    if ties:
+        values, sorted_knots = values.round(decimals=1), sorted_knots.round(decimals=1)
+    values[:3] = torch.tensor([[-np.inf], [np.inf], [1e30]])
+    beyond = (sorted_knots[:, :, None] >= sorted_knots[:, None]).sum(2).int()
+    tables = torch.stack([torch.arange(2.0 * knots + 1), torch.randn(2 * knots + 1, generator=generator)])
+    return values, sorted_knots, beyond, tables
+
+
+@pytest.mark.parametrize(("samples", "rows", "knots"), [(300, 7, 512), (5, 30, 100), (64, 3, 1), (64, 3, 2)])
+def test_what_is_looked_up_is_the_table_at_twice_the_mid_rank(engine, samples, rows, knots):
+    for ties in (False, True):
+        values, own, beyond, tables = drawn(samples, rows, knots, ties)
+        found = engine.rank_lookup(values, own, beyond, tables).numpy()
+        below = (own.numpy() < values.numpy()[:, :, None]).sum(2)
+        up_to = (own.numpy() <= values.numpy()[:, :, None]).sum(2)
+        np.testing.assert_array_equal(found[0], below + up_to)
+        np.testing.assert_array_equal(found[1], tables[1].numpy()[below + up_to])
+        values[:] = torch.nan
+        assert set(engine.rank_lookup(values, own, beyond, tables)[0].unique().tolist()) <= {0, 2 * knots}
+
+
+def test_each_thread_works_alone_and_the_setting_is_as_before_also_after_an_exception(two_threads):
+    found = torch_in_threads(lambda own: (own, torch.get_num_threads()), range(5), like=torch.zeros(1))
+    assert found == [(own, 1) for own in range(5)]
+    with pytest.raises(ZeroDivisionError):
+        torch_in_threads(lambda own: 1 / own, range(2), like=torch.zeros(1))
+    assert torch.get_num_threads() == 2
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [2]
+
+
+def test_the_number_of_threads_changes_nothing(trained, engine):
+    with torch.no_grad():
+        maps = trained.model[:5](trained.probe[:200])
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            reduction = reduce_maps(maps, engine)
+            found.append(cluster_filters(reduction.points[reduction.live], AnalysisSettings(n_init=3), engine))
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(found[0].labels, found[1].labels)
+    torch.testing.assert_close(found[0].calinski_harabasz, found[1].calinski_harabasz, rtol=1e-9, atol=0)

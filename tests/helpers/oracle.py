@@ -59,6 +59,15 @@ def fit_mixture(points, weights, means, precisions, *, max_iter=100, tol=1e-3, r
     )
 
 
+def assert_equal_fit(fit, index: int, expected: Fit, tolerance: float = 1e-10) -> None:
+    """One filter's part of a `MixtureFit` is the expected one: numbers within a tolerance, the rest exactly."""
+    for name in ("weights", "means", "covariances", "lower_bound"):
+        difference = np.abs(getattr(fit, name)[index].numpy() - getattr(expected, name)).max()
+        assert difference <= tolerance, (name, index, difference)
+    for name in ("labels", "n_iter", "converged"):
+        assert np.array_equal(getattr(fit, name)[index].numpy(), getattr(expected, name)), (name, index)
+
+
 def calinski_harabasz(points: np.ndarray, labels: np.ndarray) -> float:
     return calinski_harabasz_score(points, labels)
 

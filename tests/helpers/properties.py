@@ -43,13 +43,12 @@ def assert_same_value(value: Any, other: Any, name: str) -> None:
 
 
 def assert_batched_equals_one_at_a_time(function: Callable[..., Iterable[Tensor]], *tensors: Tensor) -> None:
-    """A function of tensors `(F, ...)` gives exactly what it gives for each filter alone, and for groups of three."""
+    """A function of tensors `(F, ...)` gives what it gives for each filter alone, and for groups of three."""
     batched = list(function(*tensors))
     for size in (1, 3):
         parts = [list(function(*part)) for part in zip(*(tensor.split(size) for tensor in tensors), strict=True)]
         for index, whole in enumerate(batched):
-            joined = torch.cat([part[index] for part in parts])
-            assert torch.equal(joined, whole), f"result {index} differs in {int((joined != whole).sum())} values"
+            assert_same_value(torch.cat([part[index] for part in parts]), whole, f"result {index}")
 
 
 def assert_filters_do_not_see_each_other(analyse: Analyse, take: Callable[[Tensor], LayerMaps], maps: Tensor) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engines import load_engine
+from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.outliers.conformal import SplitConformal, fit_halves
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engines import load_engine
+from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.outliers import scores
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 

@@ -3,45 +3,46 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from lightning_anomaly.clustering.moments import calinski_harabasz
-
-__all__ = ["KMEANS_ITERATIONS", "Engine"]
+__all__ = ["KMEANS_ITERATIONS", "SAME", "Engine", "load_engine"]
 
 KMEANS_ITERATIONS = 300  # at most, as scikit-learn's KMeans
-_LINE = 8  # values in a cache line
+SAME = 1e-9  # relative difference that is rounding, for values of order one or larger
+
+
+def load_engine(name: str) -> Engine:
+    """Return the engine of a name, see `AnalysisSettings`; what it needs is imported now."""
+    module = import_module(f"{__package__}.{'numba' if name == 'auto' else name}_engine")
+    engine: Engine = module.ENGINE()
+    return engine
 
 
 class Engine(ABC):
     """The loops of an analysis; the mathematics around them is the same for every engine.
 
     Points are float64, in units of their spread, on the device that `device` names. No operation changes its arguments,
-    and each gives a filter exactly what it would give that filter alone.
+    and a filter's result does not depend on the others.
     """
 
     def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores on the first two principal components `(F, N, 2)` and the components' axes.
+        """Compute the scores on the first two principal components.
 
         Args:
             rows: Maps `(F, N, P)` as rows of pixels, centred, of filters that are not constant.
 
         Returns:
-            The scores, the second ones zero if there is one pixel only, and axes `(F, P, 2)` of any length. Which of
-            its two directions an axis has does not matter. More rows of zeros may follow the P.
+            Scores `(F, N, 2)`, the second ones zero if there is one pixel only, and the components' axes `(F, P, 2)`,
+            of any length and in either direction.
         """
         samples, pixels = rows.shape[1:]
         if pixels == 1:
             return torch.cat([rows, torch.zeros_like(rows)], 2), rows.new_ones(len(rows), 1, 2)
-        # What BLAS and LAPACK round depends on where a matrix lies in memory: zeros put filters on whole cache lines.
-        missing = -pixels % _LINE, -samples % _LINE
-        rows = functional.pad(rows, (0, missing[0], 0, missing[1])) if any(missing) else rows
         # All eigenvectors: iterating for the first two took two to five times as long, for 25 to 256 pixels. Scores are
-        # products with the maps, whichever Gram matrix is the smaller, so that equal maps are exactly equal points.
+        # products with the maps, whichever Gram matrix is the smaller, so that equal maps are equal points.
         if samples < pixels:
             values, vectors = (part[..., -2:] for part in torch.linalg.eigh(rows @ rows.transpose(1, 2)))
             smallest = torch.finfo(rows.dtype).eps * values[:, 1:]  # rounding may leave less than nothing
@@ -49,11 +50,11 @@ class Engine(ABC):
         else:
             axes = torch.linalg.eigh(rows.transpose(1, 2) @ rows).eigenvectors[:, :, -2:]
         axes = axes.flip(2)
-        return (rows @ axes)[:, :samples], axes
+        return rows @ axes, axes
 
     @abstractmethod
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
-        """Centres drawn by k-means++.
+        """Draw centres by k-means++.
 
         Args:
             points: Points `(F, N, 2)`.
@@ -66,7 +67,7 @@ class Engine(ABC):
 
     @abstractmethod
     def kmeans(self, points: Tensor, centres: Tensor) -> Tensor:
-        """Lloyd's algorithm from several starts, each until its inertia no longer falls.
+        """Run Lloyd's algorithm from several starts, each until its inertia no longer falls.
 
         Args:
             points: Points `(F, N, 2)`.
@@ -75,16 +76,6 @@ class Engine(ABC):
         Returns:
             Labels `(F, N)` of the start with the smallest inertia, the first of those equal up to rounding. Of equally
             near centres the first counts; one that loses all its points stays where it is.
-        """
-
-    @abstractmethod
-    def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
-        """Size, mean x, y and covariances xx, xy, yy `(F, S, K, 6)` of clusters, zeros for empty ones.
-
-        Args:
-            points: Points `(F, N, 2)`.
-            labels: Labels `(F, S, N)` from 0 to `n_clusters - 1`.
-            n_clusters: Number of clusters, K.
         """
 
     @abstractmethod
@@ -99,14 +90,14 @@ class Engine(ABC):
         tol: float,
         reg_covar: float,
     ) -> tuple[Tensor, ...]:
-        """Expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
+        """Run expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
 
         Args:
             points: Points `(F, N, 2)`.
-            weights: Weights to start from `(F, S, K)`.
-            means: Means to start from `(F, S, K, 2)`.
+            weights: Weights to start from `(F, K)`.
+            means: Means to start from `(F, K, 2)`.
             factors: `u11`, `u12` and `u22` of the upper triangular U with `U U^T` the precision to start from
-                `(F, S, K, 3)`.
+                `(F, K, 3)`.
             max_iter: See `fit_mixtures`, as for `tol` and `reg_covar`.
             tol: See there.
             reg_covar: See there.
@@ -115,12 +106,8 @@ class Engine(ABC):
             Weights, means, factors, and as in `MixtureFit` lower bounds, labels, iterations and convergence.
         """
 
-    def calinski_harabasz(self, points: Tensor, labels: Tensor) -> Tensor:
-        """The index `(F, M)` of clusterings `(F, M, N)` of points `(F, N, 2)`, see `moments.calinski_harabasz`."""
-        return calinski_harabasz(points, labels, self.cluster_moments)
-
-    def look_up(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:
-        """What tables hold for the ranks of values among others.
+    def rank_lookup(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:
+        """Look up in tables by the ranks of values among others.
 
         Args:
             values: Values `(n, V)`, float32; NaN counts as the smallest or the largest.
@@ -138,10 +125,6 @@ class Engine(ABC):
         rank = left + torch.where(knots.gather(1, place) == own, beyond.gather(1, place), left)
         return tables[:, rank].transpose(1, 2)
 
-    def each(self, work: Callable[[int], Tensor], numbers: Sequence[int], points: Tensor) -> list[Tensor]:
-        """The results of work on points for each number of components: in turn, as an operation uses all threads."""
-        return [work(number) for number in numbers]
-
     def device(self, maps: torch.device) -> torch.device:
-        """Where to work on maps that lie on a device."""
+        """Name the device on which to work on maps that lie on a device."""
         return torch.device("cpu")

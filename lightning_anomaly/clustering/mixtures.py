@@ -1,0 +1,305 @@
+"""Every filter's points clustered by mixtures of 2, 3, ... components, and the number of components chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.clustering.engine import SAME, Engine
+from lightning_anomaly.clustering.pca import Reduction
+from lightning_anomaly.clustering.threads import torch_in_threads
+from lightning_anomaly.settings import AnalysisSettings
+
+__all__ = [
+    "MAX_ITER",
+    "REG_COVAR",
+    "TOL",
+    "Clustering",
+    "MixtureFit",
+    "calinski_harabasz",
+    "cluster_filters",
+    "cluster_layers",
+    "cluster_parameters",
+    "cluster_sizes",
+    "first_largest",
+    "fit_mixtures",
+    "kmeans_plus_plus",
+]
+
+# scikit-learn's defaults
+MAX_ITER = 100
+TOL = 1e-3
+REG_COVAR = 1e-6  # the points have unit spread
+
+_FILTER_BATCH = 1000  # filters that are clustered together, of as many layers as it takes
+
+
+class Clustering(NamedTuple):
+    """Mixtures with M numbers of components for each of F filters.
+
+    Attributes:
+        n_components: The numbers of components tried, ascending `(M,)`.
+        labels: Cluster of each sample `(F, M, N)`.
+        calinski_harabasz: Index of each clustering `(F, M)`; 0 where all samples are in one cluster.
+        best: Position in `n_components` of the clustering with the largest index, the first of those equal up to
+            rounding `(F,)`.
+    """
+
+    n_components: Tensor
+    labels: Tensor
+    calinski_harabasz: Tensor
+    best: Tensor
+
+
+def cluster_layers(
+    layers: Iterable[tuple[str, Reduction]], settings: AnalysisSettings, engine: Engine
+) -> Iterator[tuple[str, Reduction, Clustering]]:
+    """Cluster the live filters of one layer after the other.
+
+    Consecutive layers are clustered together until there are enough filters: a small layer costs little more than the
+    start of its operations.
+
+    Args:
+        layers: Names and points of layers with the same number of samples.
+        settings: See `AnalysisSettings`.
+        engine: What runs the loops.
+
+    Yields:
+        Each layer with the clusterings of its live filters.
+    """
+    for batch in _batches(layers):
+        points = [reduction.points[reduction.live] for _, reduction in batch]
+        found = cluster_filters(torch.cat(points), settings, engine)
+        sizes = list(map(len, points))
+        parts = (torch.split(part, sizes) for part in (found.labels, found.calinski_harabasz, found.best))
+        for (name, reduction), labels, index, best in zip(batch, *parts, strict=True):
+            yield name, reduction, Clustering(found.n_components, labels, index, best)
+
+
+def _batches(layers: Iterable[tuple[str, Reduction]]) -> Iterator[list[tuple[str, Reduction]]]:
+    """Consecutive layers on the same device, with enough filters together."""
+    batch: list[tuple[str, Reduction]] = []
+    filters = 0
+    for name, reduction in layers:
+        if batch and (filters >= _FILTER_BATCH or batch[0][1].points.device != reduction.points.device):
+            yield batch
+            batch, filters = [], 0
+        batch.append((name, reduction))
+        filters += int(reduction.live.sum())
+    if batch:
+        yield batch
+
+
+def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) -> Clustering:
+    """Fit mixtures with 2 to `settings.max_components` components to each filter's points.
+
+    Args:
+        points: Points of live filters `(F, N, 2)`, in units of their spread.
+        settings: See `AnalysisSettings`.
+        engine: What runs the loops.
+
+    Returns:
+        The clusterings. Fewer samples than `max_components + 1` allow fewer components; fewer than 3 allow none, which
+        gives `M = 0` and `best` 0.
+    """
+    filters, samples = points.shape[:2]
+    numbers = range(2, min(settings.max_components, samples - 1) + 1)
+    labels = torch.zeros(filters, len(numbers), samples, dtype=torch.int64, device=points.device)
+    index = points.new_zeros(filters, len(numbers))
+    best = labels.new_zeros(filters)
+    if filters and numbers:
+        threads = torch.get_num_threads() if points.device.type == "cpu" else 1
+        bytes_per_filter = 8 * samples * settings.max_components * 8  # working memory: a few arrays (F, K, N)
+        step = settings.max_memory_mb * 2**20 // (bytes_per_filter * threads)
+        if threads > 1:  # pieces that even out what they cost
+            step = min(step, 64, -(-filters // (4 * threads)))
+        pieces = (torch.split(part, max(1, step)) for part in (points, labels, index))
+
+        def cluster(points: Tensor, labels: Tensor, index: Tensor) -> None:
+            centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
+            for place, k in enumerate(numbers):
+                start = cluster_parameters(points, engine.kmeans(points, centres[:, :, :k]), k)
+                labels[:, place] = fit_mixtures(points, *start, engine).labels
+            index[:] = calinski_harabasz(points, labels)
+
+        torch_in_threads(cluster, *pieces, like=points)
+        best = first_largest(index)
+    return Clustering(torch.tensor(list(numbers), dtype=torch.int64, device="cpu"), labels, index, best)
+
+
+def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: Engine) -> Tensor:
+    """Draw starting centres by k-means++ (Arthur and Vassilvitskii, 2007).
+
+    All filters use the same uniform random numbers, each on its own points in the order of their first coordinate, so
+    that a filter's centres depend neither on the other filters nor on the order of the samples.
+
+    Args:
+        points: Points `(F, N, 2)`.
+        n_init: Number of draws, S.
+        n_clusters: Number of centres, K. The first k of them are a draw for k centres.
+        seed: Seed of the random numbers.
+        engine: What runs the loop.
+
+    Returns:
+        Centres `(F, S, K, 2)`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(n_init, n_clusters, generator=generator, dtype=torch.float64, device="cpu")
+    return engine.kmeans_plus_plus(points, uniform.to(points))
+
+
+class MixtureFit(NamedTuple):
+    """Fitted mixtures of F filters, in scikit-learn's words.
+
+    Attributes:
+        weights: Shares of the components `(F, K)`.
+        means: Centres `(F, K, 2)`.
+        covariances: Full covariance matrices `(F, K, 2, 2)`.
+        lower_bound: Mean log-likelihood of a sample under the mixture before the last M-step (nats) `(F,)`.
+        labels: Most probable component of each sample under the fitted mixture `(F, N)`.
+        n_iter: Iterations done `(F,)`.
+        converged: Whether the last change of the lower bound was below `tol` `(F,)`.
+    """
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    lower_bound: Tensor
+    labels: Tensor
+    n_iter: Tensor
+    converged: Tensor
+
+
+def fit_mixtures(
+    points: Tensor,
+    weights: Tensor,
+    means: Tensor,
+    precisions: Tensor,
+    engine: Engine,
+    *,
+    max_iter: int = MAX_ITER,
+    tol: float = TOL,
+    reg_covar: float = REG_COVAR,
+) -> MixtureFit:
+    """Fit Gaussian mixtures by expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
+
+    Args:
+        points: Points `(F, N, 2)`, float64, in units in which `reg_covar` is small.
+        weights: Weights to start from `(F, K)`.
+        means: Means to start from `(F, K, 2)`.
+        precisions: Inverse covariances to start from `(F, K, 2, 2)`.
+        engine: What runs the loop. All do the same arithmetic, up to the order of sums.
+        max_iter: Largest number of iterations.
+        tol: A mixture has converged when its lower bound changes by less than this (nats).
+        reg_covar: Added to the variances (squared units of the points).
+
+    Returns:
+        The fit. A mixture's result does not depend on the others.
+
+    Examples:
+        >>> from lightning_anomaly.clustering.engine import load_engine
+        >>> points = torch.tensor([[[-1.0, 0], [-1, 1], [1, 0], [1, 1]]], dtype=torch.float64)
+        >>> start = torch.tensor([[[-1.0, 0], [1, 0]]], dtype=torch.float64)
+        >>> weights, precisions = torch.full((1, 2), 0.5).double(), torch.eye(2).double().expand(1, 2, 2, 2)
+        >>> fit_mixtures(points, weights, start, precisions, load_engine("torch")).labels.tolist()
+        [[0, 0, 1, 1]]
+    """
+    # The precision is U U^T with U upper triangular: its last entry is that of U squared.
+    p11, p12, p22 = precisions[..., 0, 0], precisions[..., 0, 1], precisions[..., 1, 1]
+    u22 = p22.sqrt()
+    u12 = p12 / u22
+    u11 = (p11 - u12 * u12).clamp(min=torch.finfo(p11.dtype).eps * p11).sqrt()  # rounding may leave less than nothing
+    factors = torch.stack([u11, u12, u22], 2)
+    weights, means, factors, *rest = engine.em(
+        points, weights, means, factors, max_iter=max_iter, tol=tol, reg_covar=reg_covar
+    )
+    u11, u12, u22 = factors.unbind(2)
+    l11, l21, l22 = 1 / u11, -u12 / (u11 * u22), 1 / u22  # the inverse of U transposed: the covariance is L L^T
+    covariances = torch.stack([l11 * l11, l11 * l21, l11 * l21, l21 * l21 + l22 * l22], 2)
+    return MixtureFit(weights, means, covariances.reshape(*means.shape, 2), *rest)
+
+
+def cluster_parameters(
+    points: Tensor, labels: Tensor, n_components: int, reg_covar: float = REG_COVAR
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute weights, means and precisions of the clusters of a hard clustering: one M-step.
+
+    Args:
+        points: Points `(F, N, 2)`.
+        labels: Labels `(F, N)` from 0 to `n_components - 1`.
+        n_components: Number of components, K.
+        reg_covar: Added to the variances.
+
+    Returns:
+        Weights `(F, K)`, means `(F, K, 2)`, precisions `(F, K, 2, 2)`.
+    """
+    sizes, means, covariances = _cluster_moments(points, labels, n_components)
+    count = sizes + 10 * torch.finfo(points.dtype).eps  # as scikit-learn does, in moments too
+    share = (sizes / count)[..., None]
+    xx, xy, yy = (covariances * share).unbind(2)
+    xx, yy = xx + reg_covar, yy + reg_covar
+    precisions = torch.stack([yy, -xy, -xy, xx], 2) / (xx * yy - xy * xy)[..., None]
+    return count / count.sum(1, keepdim=True), means * share, precisions.reshape(*means.shape, 2)
+
+
+def _cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)` of clusters, zeros for empty ones."""
+    x, y = points[..., 0].contiguous(), points[..., 1].contiguous()
+    zeros = points.new_zeros(len(points), n_clusters)
+
+    def total(values: Tensor) -> Tensor:
+        return zeros.scatter_add(1, labels, values)
+
+    sizes = total(torch.ones_like(x))
+    share = 1 / sizes.clamp(min=1)
+    mean_x, mean_y = total(x) * share, total(y) * share
+    x, y = x - mean_x.gather(1, labels), y - mean_y.gather(1, labels)
+    covariances = torch.stack([total(x * x), total(x * y), total(y * y)], 2) * share[..., None]
+    return sizes, torch.stack([mean_x, mean_y], 2), covariances
+
+
+def cluster_sizes(labels: Tensor) -> Tensor:
+    """Count the samples in each cluster `(..., K)` of labels `(..., N)`, K one more than the largest label."""
+    clusters = int(labels.max()) + 1 if labels.numel() else 0
+    sizes = torch.zeros(*labels.shape[:-1], clusters, dtype=torch.int64, device=labels.device)
+    return sizes.scatter_add_(-1, labels, torch.ones_like(labels))
+
+
+def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
+    """Compute the Calinski-Harabasz index, [SSB / (k - 1)] / [SSW / (N - k)] with k occupied clusters.
+
+    Calinski and Harabasz, "A dendrite method for cluster analysis" (1974). SSW counts as at least `SAME ** 2` times
+    SSB. Where all points of a cluster are equal the order of a sum decides whether it is 0, for which scikit-learn's
+    index is 1, or about 1e-34, for which it is about 1e34.
+
+    Args:
+        points: Points `(F, N, 2)`.
+        labels: Clusters `(F, M, N)`.
+
+    Returns:
+        The index `(F, M)`; 0 where it is not defined, with one occupied cluster or as many as samples.
+    """
+    samples = points.shape[1]
+    centred = points - points.mean(1, keepdim=True)
+    index = points.new_zeros(labels.shape[:2])
+    for place, own in enumerate(labels.unbind(1)):
+        sizes, means, covariances = _cluster_moments(centred, own, int(own.max()) + 1)
+        k = (sizes > 0).sum(1)
+        between = (sizes * means.square().sum(2)).sum(1)
+        within = (sizes * (covariances[..., 0] + covariances[..., 2])).sum(1).clamp(min=SAME**2 * between)
+        ratio = between * (samples - k) / (within * (k - 1))
+        index[:, place] = torch.where((k > 1) & (k < samples), torch.where(within > 0, ratio, 1.0), 0.0)
+    return index
+
+
+def first_largest(values: Tensor) -> Tensor:
+    """Find the largest value along the last axis: the position of the first of those that are equal up to rounding.
+
+    The same clusters found twice, numbered in another way, have values that differ by rounding. Which one is chosen
+    should not depend on the order of a sum.
+    """
+    largest = values.amax(-1, keepdim=True)
+    return (values >= largest - SAME * largest.abs().clamp(min=1)).int().argmax(-1)

@@ -1,0 +1,473 @@
+"""Loops compiled by numba, a filter at a time: the fastest on a CPU.
+
+What decides the speed: every inner loop runs over samples, without branches or calls, on arrays that stay in the
+first-level cache, so that the compiler makes vector code of it. Sums may be reordered ("reassoc"), but are so in the
+same way for every filter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_anomaly.clustering.engine import KMEANS_ITERATIONS, SAME, Engine
+
+__all__ = ["ENGINE", "compile_loop"]
+
+_Array = npt.NDArray[np.float64]
+_Integers = npt.NDArray[np.int64]
+_Floats = npt.NDArray[np.floating[Any]]  # of either precision, as the labels are
+_Labels = npt.NDArray[np.signedinteger[Any]]
+_Keys = npt.NDArray[np.uint64]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_LN2 = math.log(2)
+_SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(_SCALE y)^2
+_LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi) and what scaled factors add to the logarithm of a density
+_EMPTY = 10 * float(np.finfo(np.float64).eps)  # what scikit-learn adds to every component's count
+_BLOCK = 256  # samples at a time in the E-step: the arrays of five components fill half of a first-level cache
+_ROUND = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in the low bits
+_EXPONENT = np.int64(52)  # where a double's exponent begins
+# 2^r for |r| <= 1/2 to 2e-17: the Chebyshev series of 2^(s / 2), whose coefficients are Bessel functions
+# 2 I_n(ln(2) / 2), cut after degree 11 and written in powers of r.
+_P0, _P1, _P2 = 1.0, 0.6931471805599453, 0.24022650695910158
+_P3, _P4, _P5 = 0.0555041086648217, 0.009618129107587253, 0.001333355814639035
+_P6, _P7, _P8 = 0.00015403530463727982, 1.5252733856295574e-05, 1.3215432534254118e-06
+_P9, _P10, _P11 = 1.0178051192117847e-07, 7.074194562613105e-09, 4.456675463639861e-10
+
+
+_CLOSE = 1 + 1e-3  # ratio up to which float32 cannot tell inertias apart, by far
+_DRAW = 32  # samples whose squared distances are summed before a draw looks at single ones
+_MIX, _STIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(29)
+
+
+class NumbaEngine(Engine):
+    """A filter at a time, in compiled code."""
+
+    def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
+        """See `Engine`."""
+        in_order = np.sort(points.contiguous().numpy().view(np.complex128)[..., 0], axis=1)
+        xs, ys = np.ascontiguousarray(in_order.real), np.ascontiguousarray(in_order.imag)
+        centres = np.empty((len(xs), *uniform.shape, 2))
+        _draw(xs, ys, uniform.numpy(), centres)
+        return torch.from_numpy(centres)
+
+    def kmeans(self, points: Tensor, centres: Tensor) -> Tensor:
+        """See `Engine`."""
+        xs, ys = _coordinates(points)
+        starts, labels = centres.contiguous().numpy(), np.zeros(xs.shape, np.int64)
+        _lloyd(xs, ys, starts, labels)
+        return torch.from_numpy(labels)
+
+    def em(
+        self,
+        points: Tensor,
+        weights: Tensor,
+        means: Tensor,
+        factors: Tensor,
+        *,
+        max_iter: int,
+        tol: float,
+        reg_covar: float,
+    ) -> tuple[Tensor, ...]:
+        """See `Engine`."""
+        xs, ys = _coordinates(points)
+        filters, samples = xs.shape
+        w, mu, u = (np.array(part.numpy(), order="C") for part in (weights, means, factors * _SCALE))
+        bounds, n_iter, converged = np.empty(filters), np.zeros(filters, np.int64), np.zeros(filters, np.bool_)
+        labels = np.empty((filters, samples), np.int64)
+        _em(xs, ys, w, mu, u, max_iter, tol, reg_covar, bounds, n_iter, converged, labels)
+        return tuple(map(torch.from_numpy, (w, mu, u / _SCALE, bounds, labels, n_iter, converged)))
+
+    def rank_lookup(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:
+        """See `Engine`."""
+        if values.device.type != "cpu":
+            return super().rank_lookup(values, knots, beyond, tables)
+        found = np.empty((len(tables), *values.T.shape), np.float32)
+        _rank_lookup(values.contiguous().numpy(), knots.numpy(), beyond.numpy(), tables.numpy(), found)
+        return torch.from_numpy(found).transpose(1, 2)
+
+
+def _coordinates(points: Tensor) -> tuple[_Array, _Array]:
+    """The two coordinates `(F, N)` of points `(F, N, 2)`, each on its own in memory."""
+    return points[..., 0].contiguous().numpy(), points[..., 1].contiguous().numpy()
+
+
+def compile_loop(**options: Any) -> Callable[[_Function], _Function]:
+    """`numba.njit(**options)` that keeps a function's types, and compiles without a cache where none can be stored."""
+
+    def decorate(function: _Function) -> _Function:
+        try:
+            compiled: _Function = numba.njit(**options)(function)
+        except RuntimeError:  # neither the package's folder nor a home can be written to, as in some containers
+            compiled = numba.njit(**options | {"cache": False})(function)
+        return compiled
+
+    return decorate
+
+
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _squared_distance(x: float, y: float, cx: float, cy: float) -> float:
+    dx, dy = x - cx, y - cy
+    return dx * dx + dy * dy
+
+
+@compile_loop(fastmath={"contract", "reassoc"}, forceinline=True)
+def _sums(x: _Floats, y: _Floats, label: _Labels, k: int) -> tuple[float, float, float]:
+    """Size and sums of one cluster, in the type of the points, by the same instructions whatever its number."""
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    size, sx, sy = zero, zero, zero
+    for i in range(x.size):
+        own = label[i] == k
+        size += one if own else zero
+        sx += x[i] if own else zero
+        sy += y[i] if own else zero
+    return size, sx, sy
+
+
+@compile_loop(forceinline=True)
+def _hash(x: float, y: float) -> np.uint64:
+    """64 bits of two doubles, stirred so that sums of a few thousand of them never meet by chance."""
+    h = np.float64(x).view(np.uint64) * _MIX
+    h ^= h >> _SHIFT
+    h = (h + np.float64(y).view(np.uint64)) * _STIR
+    h ^= h >> _SHIFT
+    key: np.uint64 = h * _MIX
+    return key
+
+
+@compile_loop(error_model="numpy")
+def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
+    """The first sample at which the cumulative distance exceeds a share of the whole; the last if none does."""
+    target = uniform * sums.sum()
+    before, b = 0.0, 0
+    while b < sums.size - 1 and before + sums[b] <= target:
+        before += sums[b]
+        b += 1
+    found = distance.size - 1
+    for i in range(b * _DRAW, min(distance.size, b * _DRAW + _DRAW)):
+        if distance[i] > 0.0:
+            before += distance[i]
+            found = i
+            if before > target:
+                break
+    return found
+
+
+@compile_loop(fastmath={"contract", "reassoc"}, error_model="numpy", forceinline=True)
+def _descend(
+    x: _Floats, y: _Floats, c: _Floats, label: _Labels, distance: _Floats, seen: _Keys, n_seen: int
+) -> tuple[float, int]:
+    """Lloyd's algorithm from centres `c`, which become those of the last assignment, in the type of the points.
+
+    Returns:
+        The inertia, or infinity if it came to one of the first `n_seen` sets of centres in `seen`, from where it would
+        go on as an earlier start did; and how many are in `seen` now.
+    """
+    clusters = len(c)
+    inertia = np.inf
+    for _ in range(KMEANS_ITERATIONS):
+        second = min(1, clusters - 1)
+        ax, ay, bx, by = c[0, 0], c[0, 1], c[second, 0], c[second, 1]
+        for i in range(x.size):
+            d, e = _squared_distance(x[i], y[i], ax, ay), _squared_distance(x[i], y[i], bx, by)
+            label[i] = 1 if e < d else 0
+            distance[i] = e if e < d else d
+        for k in range(2, clusters):
+            ax, ay = c[k, 0], c[k, 1]
+            for i in range(x.size):
+                d = _squared_distance(x[i], y[i], ax, ay)
+                label[i] = k if d < distance[i] else label[i]
+                distance[i] = d if d < distance[i] else distance[i]
+        previous = inertia
+        inertia = np.float64(distance.sum())
+        if not inertia < previous:
+            break
+        key = np.uint64(0)
+        for k in range(clusters):  # the order of the centres does not matter
+            key += _hash(c[k, 0], c[k, 1])
+        known = False
+        for j in range(n_seen):
+            known |= seen[j] == key
+        if known:
+            return np.inf, n_seen
+        seen[n_seen] = key
+        n_seen += 1
+        moved = False
+        for k in range(clusters):
+            size, sx, sy = _sums(x, y, label, k)
+            if size > 0:
+                sx, sy = sx / size, sy / size
+                moved |= sx != c[k, 0] or sy != c[k, 1]
+                c[k, 0], c[k, 1] = sx, sy
+        if not moved:
+            break
+    return inertia, n_seen
+
+
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _lloyd(xs: _Array, ys: _Array, centres: _Array, labels: _Integers) -> None:
+    """The best of several k-means clusterings.
+
+    All starts go their way in float32, where a step is cheaper; those that may be the best go on in float64.
+    """
+    n, starts = xs.shape[1], centres.shape[1]
+    label, distance = np.empty(n, np.int64), np.empty(n)
+    rough_label, rough_distance = np.empty(n, np.int32), np.empty(n, np.float32)
+    seen = np.empty(starts * KMEANS_ITERATIONS, np.uint64)
+    inertias = np.empty(starts)
+    for f in range(len(xs)):
+        x, y = xs[f].astype(np.float32), ys[f].astype(np.float32)
+        c = centres[f].astype(np.float32)
+        n_seen = 0
+        for s in range(starts):
+            inertias[s], n_seen = _descend(x, y, c[s], rough_label, rough_distance, seen, n_seen)
+        close = _CLOSE * inertias.min()
+        best = np.inf
+        n_seen = 0
+        for s in range(starts):
+            if inertias[s] <= close:
+                fine = c[s].astype(np.float64)
+                inertia, n_seen = _descend(xs[f], ys[f], fine, label, distance, seen, n_seen)
+                if inertia + SAME * max(1.0, inertia) < best:
+                    best = inertia
+                    labels[f] = label
+
+
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _draw(xs: _Array, ys: _Array, uniform: _Array, centres: _Array) -> None:
+    """Draw samples in proportion to their squared distance from the nearest centre."""
+    n, clusters = xs.shape[1], uniform.shape[1]
+    distance, sums = np.empty(n), np.empty(-(-n // _DRAW))
+    for f in range(len(xs)):
+        x, y = xs[f], ys[f]
+        for s in range(uniform.shape[0]):
+            for i in range(n):
+                distance[i] = np.inf
+            chosen = min(int(uniform[s, 0] * n), n - 1)
+            for k in range(clusters):
+                if k > 0:
+                    chosen = _inverse(distance, sums, uniform[s, k])
+                cx, cy = x[chosen], y[chosen]
+                centres[f, s, k, 0], centres[f, s, k, 1] = cx, cy
+                for b in range(sums.size):
+                    total = 0.0
+                    for i in range(b * _DRAW, min(n, b * _DRAW + _DRAW)):
+                        d = _squared_distance(x[i], y[i], cx, cy)
+                        d = d if d < distance[i] else distance[i]
+                        distance[i] = d
+                        total += d
+                    sums[b] = total
+
+
+# These must not be reordered: rounding by a large constant would vanish.
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _exp2(t: float) -> float:
+    """2 to the power of `t <= 0` to one unit in the last place; 2^-1000 for everything below."""
+    t = max(t, -1000.0)
+    shifted = t + _ROUND
+    r = t - (shifted - _ROUND)
+    p = _P11 * r + _P10
+    p = p * r + _P9
+    p = p * r + _P8
+    p = p * r + _P7
+    p = p * r + _P6
+    p = p * r + _P5
+    p = p * r + _P4
+    p = p * r + _P3
+    p = p * r + _P2
+    p = p * r + _P1
+    p = p * r + _P0
+    bits = np.float64(p).view(np.int64) + (np.float64(shifted).view(np.int64) << _EXPONENT)
+    power: float = np.int64(bits).view(np.float64)
+    return power
+
+
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _whitened(x: float, y: float, mx: float, my: float, u11: float, u12: float, u22: float) -> tuple[float, float]:
+    dx, dy = x - mx, y - my
+    return u11 * dx, u12 * dx + u22 * dy
+
+
+@compile_loop(forceinline=True, fastmath={"contract"})
+def _log_joint(x: float, y: float, mx: float, my: float, u11: float, u12: float, u22: float, constant: float) -> float:
+    y1, y2 = _whitened(x, y, mx, my, u11, u12, u22)
+    return (constant - y1 * y1) - y2 * y2
+
+
+@compile_loop(fastmath={"contract"}, error_model="numpy")
+def _m_step(w: _Array, mu: _Array, u: _Array, sums: _Array, reg: float) -> float:
+    """M-step from the moments of whitened residuals: counts, means and factors in place; the sum of the counts."""
+    count = 0.0
+    for k in range(w.size):
+        s, s1, s2, s11, s12, s22 = sums[k, 0], sums[k, 1], sums[k, 2], sums[k, 3], sums[k, 4], sums[k, 5]
+        u11, u12, u22 = u[k, 0], u[k, 1], u[k, 2]
+        l11, l22 = 1.0 / u11, 1.0 / u22
+        l21 = -u12 * l11 * l22
+        nk = s + _EMPTY
+        share = 1.0 / nk
+        dx = (l11 * s1 - _EMPTY * mu[k, 0]) * share
+        dy = (l21 * s1 + l22 * s2 - _EMPTY * mu[k, 1]) * share
+        d1, d2 = u11 * dx, u12 * dx + u22 * dy
+        c11 = (s11 - d1 * (2.0 * s1 - s * d1)) * share
+        c12 = (s12 - d1 * s2 - d2 * (s1 - s * d1)) * share
+        c22 = (s22 - d2 * (2.0 * s2 - s * d2)) * share
+        v11 = l11 * l11 * c11 + reg
+        v12 = l11 * (l21 * c11 + l22 * c12)
+        v22 = l21 * (l21 * c11 + 2.0 * l22 * c12) + l22 * l22 * c22 + reg
+        a = np.sqrt(v11)
+        b = v12 / a
+        c = np.sqrt(max(v22 - b * b, 0.5 * reg))
+        mu[k, 0] += dx
+        mu[k, 1] += dy
+        u[k, 0], u[k, 1], u[k, 2] = _SCALE / a, -_SCALE * b / (a * c), _SCALE / c
+        w[k] = nk
+        count += nk
+    return count
+
+
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _em(
+    xs: _Array,
+    ys: _Array,
+    weights: _Array,
+    means: _Array,
+    factors: _Array,
+    max_iter: int,
+    tol: float,
+    reg: float,
+    bounds: _Array,
+    n_iter: _Integers,
+    converged: npt.NDArray[np.bool_],
+    labels: _Integers,
+) -> None:
+    """EM; parameters are updated in place.
+
+    Logarithms are of base 2 and `factors` scaled to suit: the exponential's argument then needs nothing but rounding.
+    """
+    n, components = xs.shape[1], weights.shape[1]
+    block = _BLOCK if components < 16 else 64  # the product of `components ** block` must not overflow
+    rows = np.empty((components, block))
+    largest, total, constant = np.empty(block), np.empty(block), np.empty(components)
+    sums = np.empty((components, 6))
+    for m in range(len(xs)):
+        xm, ym = xs[m], ys[m]
+        w, mu, u = weights[m], means[m], factors[m]
+        bound = -np.inf
+        for iteration in range(1, max_iter + 1):
+            for k in range(components):
+                constant[k] = np.log2(w[k] * u[k, 0] * u[k, 2])
+            sums[:] = 0.0
+            value = 0.0
+            for begin in range(0, n, block):
+                size = min(block, n - begin)
+                x, y = xm[begin : begin + size], ym[begin : begin + size]
+                for i in range(size):
+                    largest[i] = -np.inf
+                    total[i] = 0.0
+                for k in range(components):
+                    row, c = rows[k], constant[k]
+                    mx, my, u11, u12, u22 = mu[k, 0], mu[k, 1], u[k, 0], u[k, 1], u[k, 2]
+                    for i in range(size):
+                        t = _log_joint(x[i], y[i], mx, my, u11, u12, u22, c)
+                        row[i] = t
+                        largest[i] = t if t > largest[i] else largest[i]
+                for k in range(components - 1):
+                    row = rows[k]
+                    for i in range(size):
+                        e = _exp2(row[i] - largest[i])
+                        row[i] = e
+                        total[i] += e
+                row = rows[components - 1]
+                product = 1.0
+                for i in range(size):  # the last component, together with all that is done once a sample
+                    e = _exp2(row[i] - largest[i])
+                    row[i] = e
+                    t = total[i] + e
+                    total[i] = 1.0 / t
+                    product *= t
+                    value += largest[i]
+                value += np.log2(product)
+                for k in range(components):
+                    row = rows[k]
+                    mx, my, u11, u12, u22 = mu[k, 0], mu[k, 1], u[k, 0], u[k, 1], u[k, 2]
+                    s, s1, s2, s11, s12, s22 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+                    for i in range(size):
+                        r = row[i] * total[i]
+                        y1, y2 = _whitened(x[i], y[i], mx, my, u11, u12, u22)
+                        r1, r2 = r * y1, r * y2
+                        s += r
+                        s1 += r1
+                        s2 += r2
+                        s11 += r1 * y1
+                        s12 += r1 * y2
+                        s22 += r2 * y2
+                    sums[k, 0] += s
+                    sums[k, 1] += s1
+                    sums[k, 2] += s2
+                    sums[k, 3] += s11
+                    sums[k, 4] += s12
+                    sums[k, 5] += s22
+            previous = bound
+            bound = value * _LN2 / n - _LOG_NORM
+            count = _m_step(w, mu, u, sums, reg)
+            for k in range(components):
+                w[k] /= count
+            n_iter[m] = iteration
+            if abs(bound - previous) < tol:
+                converged[m] = True
+                break
+        bounds[m] = bound
+        label = labels[m]
+        for begin in range(0, n, block):
+            size = min(block, n - begin)
+            x, y, own = xm[begin : begin + size], ym[begin : begin + size], label[begin : begin + size]
+            for i in range(size):
+                largest[i] = -np.inf
+                own[i] = 0
+            for k in range(components):
+                c = np.log2(w[k] * u[k, 0] * u[k, 2])
+                mx, my, u11, u12, u22 = mu[k, 0], mu[k, 1], u[k, 0], u[k, 1], u[k, 2]
+                for i in range(size):
+                    t = _log_joint(x[i], y[i], mx, my, u11, u12, u22, c)
+                    own[i] = k if t > largest[i] else own[i]
+                    largest[i] = t if t > largest[i] else largest[i]
+
+
+@compile_loop(nogil=True, cache=True)
+def _rank_lookup(values: _Array, knots: _Array, beyond: npt.NDArray[np.int32], tables: _Array, found: _Array) -> None:
+    count = knots.shape[1]
+    half = 1  # the largest power of 2 that is at most the number of knots
+    while 2 * half <= count:
+        half *= 2
+    own, left = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
+    for v in range(len(knots)):
+        row, upper = knots[v], beyond[v]
+        for begin in range(0, values.shape[0], _BLOCK):
+            n = min(_BLOCK, values.shape[0] - begin)
+            # What lies before `left` is smaller than the value; unsigned indices need no test for negative ones.
+            for i in range(n):
+                own[i] = values[begin + i, v]
+                left[i] = np.int32(count - half) if row[half - 1] < own[i] else np.int32(0)
+            step = half // 2
+            while step > 0:
+                for i in range(n):
+                    left[i] += np.int32(step) if row[np.uint32(left[i] + step - 1)] < own[i] else np.int32(0)
+                step //= 2
+            for i in range(n):
+                left[i] += np.int32(1) if row[np.uint32(left[i])] < own[i] else np.int32(0)
+            for i in range(n):
+                place = np.uint32(min(left[i], count - 1))
+                left[i] += upper[place] if row[place] == own[i] else left[i]
+            for t in range(tables.shape[0]):
+                for i in range(n):
+                    found[t, v, begin + i] = tables[t, np.uint32(left[i])]
+
+
+ENGINE = NumbaEngine

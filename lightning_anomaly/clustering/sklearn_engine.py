@@ -1,0 +1,101 @@
+"""scikit-learn's own `PCA` and `GaussianMixture` in a loop over the filters, to check the other engines."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_anomaly.clustering.numba_engine import NumbaEngine
+
+__all__ = ["ENGINE", "fit_filter"]
+
+_PROCESSES = Lock()  # serve one thread at a time
+
+
+class SklearnEngine(NumbaEngine):
+    """Principal components and mixtures by scikit-learn; the mixtures start where numba's do."""
+
+    def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Engine`."""
+        scores, axes = zip(*map(_pca, rows.numpy()), strict=True)
+        return torch.stack(scores), torch.stack(axes)
+
+    def em(
+        self,
+        points: Tensor,
+        weights: Tensor,
+        means: Tensor,
+        factors: Tensor,
+        *,
+        max_iter: int,
+        tol: float,
+        reg_covar: float,
+    ) -> tuple[Tensor, ...]:
+        """See `Engine`; on all cores."""
+        u11, u12, u22 = factors.unbind(2)
+        precisions = torch.stack([u11 * u11 + u12 * u12, u12 * u22, u12 * u22, u22 * u22], 2).reshape(*means.shape, 2)
+        fit = partial(fit_filter, max_iter=max_iter, tol=tol, reg_covar=reg_covar)
+        arguments = zip(*(tensor.numpy() for tensor in (points, weights, means, precisions)), strict=True)
+        with _PROCESSES:
+            found = Parallel(n_jobs=-1)(delayed(fit)(*own) for own in arguments)
+        return tuple(torch.from_numpy(np.array(part)) for part in zip(*found, strict=True))
+
+
+def _pca(rows: Any) -> tuple[Tensor, Tensor]:
+    """Scores `(N, 2)` and axes `(P, 2)` of one filter's rows `(N, P)`."""
+    pca = PCA(min(2, *rows.shape), svd_solver="full")
+    scores = torch.from_numpy(pca.fit_transform(rows))
+    axes = torch.from_numpy(pca.components_).T
+    missing = (0, 2 - scores.shape[1])
+    return functional.pad(scores, missing), functional.pad(axes, missing)
+
+
+def fit_filter(
+    points: Any, weights: Any, means: Any, precisions: Any, *, max_iter: int, tol: float, reg_covar: float
+) -> tuple[Any, ...]:
+    """Fit one filter's points `(N, 2)` by `GaussianMixture`, all of them NumPy arrays.
+
+    Args:
+        points: Points `(N, 2)`.
+        weights: Weights to start from `(K,)`.
+        means: Means to start from `(K, 2)`.
+        precisions: Precisions to start from `(K, 2, 2)`.
+        max_iter: See `fit_mixtures`, as for `tol` and `reg_covar`.
+        tol: See there.
+        reg_covar: See there.
+
+    Returns:
+        Weights, means, the three entries of the precisions' factors, lower bound, labels `(N,)`, iterations and
+        convergence.
+    """
+    mixture = GaussianMixture(
+        len(weights),
+        weights_init=weights / weights.sum(),
+        means_init=means,
+        precisions_init=precisions,
+        init_params="random_from_data",  # whatever it draws is replaced by the start given
+        random_state=0,
+        max_iter=max_iter,
+        tol=tol,
+        reg_covar=reg_covar,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # as in the other engines, it may end at `max_iter`
+        labels = mixture.fit_predict(points)
+    factors = mixture.precisions_cholesky_[:, [0, 0, 1], [0, 1, 1]]
+    parameters = mixture.weights_, mixture.means_, factors
+    return *parameters, mixture.lower_bound_, labels, mixture.n_iter_, mixture.converged_
+
+
+ENGINE = SklearnEngine

@@ -1,0 +1,262 @@
+"""The EM is scikit-learn's GaussianMixture, the index its Calinski-Harabasz index, and the choice follows the index."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import oracle
+import properties
+import pytest
+import torch
+import zoo
+from torch import Tensor
+
+from lightning_anomaly import AnalysisSettings
+from lightning_anomaly.clustering.engine import load_engine
+from lightning_anomaly.clustering.mixtures import (
+    calinski_harabasz,
+    cluster_filters,
+    cluster_parameters,
+    cluster_sizes,
+    first_largest,
+    fit_mixtures,
+    kmeans_plus_plus,
+)
+
+FEW = {"n_init": 4}
+
+
+class Case(NamedTuple):
+    points: Tensor
+    start: tuple[Tensor, Tensor, Tensor]
+    expected: list[oracle.Fit]
+
+
+def case(kind: str, n_components: int, samples: int = 200, **options: float) -> Case:
+    """Three filters, each from a random start."""
+    points = zoo.points(kind, 3, samples)
+    starts = [oracle.random_start(own.numpy(), n_components, seed=f) for f, own in enumerate(points)]
+    expected = [oracle.fit_mixture(own.numpy(), *start, **options) for own, start in zip(points, starts, strict=True)]
+    start = tuple(torch.tensor(np.array(part)) for part in zip(*starts, strict=True))
+    return Case(points, start, expected)
+
+
+@pytest.mark.parametrize("samples", [40, 200, 513])
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_a_fit_is_scikit_learn_s(kind, samples, engine):
+    # Within 1e-10; nearly singular ones within 1e-6, which is what the oracle's own rounding leaves of them.
+    for n_components in (2, 3, 5, 8):
+        points, start, expected = case(kind, n_components, samples)
+        fit = fit_mixtures(points, *start, engine)
+        for f, own in enumerate(expected):
+            oracle.assert_equal_fit(fit, f, own, 1e-6 if kind == "tied" else 1e-10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_iter": 1},
+        {"max_iter": 2},
+        {"max_iter": 5},
+        {"tol": 1e-6, "max_iter": 400},
+        {"tol": 0.1},
+        {"reg_covar": 0.1},
+    ],
+)
+def test_iterations_tolerance_and_regularisation_are_scikit_learn_s(options, engine):
+    points, start, expected = case("skewed", 4, **options)
+    fit = fit_mixtures(points, *start, engine, **options)
+    for f, own in enumerate(expected):
+        oracle.assert_equal_fit(fit, f, own)
+    assert not fit.converged.all() or "max_iter" not in options or options["max_iter"] > 5
+
+
+def test_a_tight_cluster_far_out_loses_no_digits(engine):
+    # Sums of squared coordinates would leave 1e-16 * 1e8 = 1e-8 of a variance of 1e-6.
+    points = torch.randn(1, 100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points[:, :10] = 1e4 + 1e-3 * points[:, :10]
+    weights, _, precisions = (torch.tensor(part)[None] for part in oracle.random_start(points[0].numpy(), 2, seed=0))
+    means = torch.tensor([[[1e4, 1e4], [0, 0]]], dtype=torch.float64)
+    fit = fit_mixtures(points, weights, means, precisions, engine)
+    tight = points[0, :10] - points[0, :10].mean(0)
+    assert fit.labels[0].tolist() == [0] * 10 + [1] * 90
+    truth = tight.T @ tight / 10 + 1e-6 * torch.eye(2)
+    torch.testing.assert_close(fit.covariances[0, 0], truth, rtol=1e-8, atol=0)
+
+
+def test_a_component_that_no_sample_belongs_to_is_scikit_learn_s(engine):
+    points = zoo.points("clustered", 1, 50)
+    means = torch.tensor([[[-1.0, 0], [1, 0], [1e3, 1e3]]]).double()
+    start = torch.full((1, 3), 1 / 3).double(), means, torch.eye(2).double().expand(1, 3, 2, 2).clone()
+    expected = oracle.fit_mixture(points[0].numpy(), *(part[0].numpy() for part in start))
+    assert expected.weights[2] < 1e-10
+    oracle.assert_equal_fit(fit_mixtures(points, *start, engine), 0, expected)
+
+
+def test_of_equally_probable_components_the_first_is_the_label(engine):
+    points, start, _ = case("clustered", 3)
+    weights, means, precisions = (part[:, [0, 1, 0, 1, 2]] for part in start)
+    fit = fit_mixtures(points, weights / weights.sum(1, keepdim=True), means, precisions, engine)
+    assert torch.equal(fit.means[:, :2], fit.means[:, 2:4])
+    assert fit.labels.unique().tolist() == [0, 1, 4]
+
+
+def test_permuting_components_permutes_labels(engine):
+    points, start, _ = case("clustered", 4)
+    order = torch.tensor([2, 0, 3, 1])
+    before = fit_mixtures(points, *start, engine)
+    after = fit_mixtures(points, *(part[:, order] for part in start), engine)
+    assert torch.equal(order[after.labels], before.labels)
+    torch.testing.assert_close(after.means, before.means[:, order], rtol=0, atol=1e-10)
+
+
+def test_more_iterations_never_lower_the_bound(engine):
+    points, start, _ = case("skewed", 4)
+    bounds = [fit_mixtures(points, *start, engine, max_iter=n, tol=0).lower_bound for n in range(1, 30)]
+    # The regularisation of the variances is outside of the bound: it may cost what is left at convergence.
+    assert all((after - before).min() > -1e-4 for before, after in pairwise(bounds))
+
+
+def test_the_arguments_are_left_alone(engine):
+    points, start, _ = case("clustered", 3)
+    before = [part.clone() for part in (points, *start)]
+    fit_mixtures(points, *start, engine)
+    centres = kmeans_plus_plus(points, 3, 4, 0, engine)
+    copied = centres.clone()
+    engine.kmeans(points, centres)
+    assert all(torch.equal(a, b) for a, b in zip((points, *start, centres), (*before, copied), strict=True))
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_cluster_parameters_are_the_clusters_shares_means_and_inverse_covariances(kind):
+    points = zoo.points(kind, 2, 90)
+    for n_components in (2, 5):
+        labels = (torch.arange(90) % n_components).expand(2, 90)
+        found = cluster_parameters(points, labels, n_components, 1e-2)
+        for f in range(2):
+            expected = oracle.cluster_parameters(points[f].numpy(), labels[f].numpy(), n_components, 1e-2)
+            for part, value in zip(found, expected, strict=True):
+                np.testing.assert_allclose(part[f].numpy(), value, rtol=1e-9, atol=1e-12)
+
+
+def test_an_empty_cluster_gets_finite_parameters():
+    points = zoo.points("clustered", 1, 20)
+    weights, means, precisions = cluster_parameters(points, torch.zeros(1, 20, dtype=torch.int64), 3)
+    assert all(part.isfinite().all() for part in (weights, means, precisions))
+    assert (weights[0, 1:] < 1e-15).all()
+    assert weights.sum().item() == pytest.approx(1)
+
+
+def test_sizes_count_the_samples_of_every_cluster():
+    assert cluster_sizes(torch.tensor([[[0, 0, 2], [1, 1, 1]]])).tolist() == [[[2, 0, 1], [0, 3, 0]]]
+    assert cluster_sizes(torch.zeros(0, 2, 5, dtype=torch.int64)).shape == (0, 2, 0)
+
+
+@pytest.mark.parametrize("samples", [10, 200])
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_the_index_is_scikit_learn_s_within_1e_12(kind, samples):
+    points, generator = zoo.points(kind, 3, samples), torch.Generator().manual_seed(0)
+    labels = torch.stack([torch.randint(k, points.shape[:2], generator=generator) for k in (2, 3, 8)], 1)
+    labels = torch.cat([labels, 3 * labels[:, :1] + 2], 1)  # clusters 2 and 5, the others empty
+    index, shifted = calinski_harabasz(points, labels), calinski_harabasz(points + 1000, labels)
+    torch.testing.assert_close(shifted, index, rtol=1e-9, atol=0)
+    for f in range(3):
+        for m in range(4):
+            expected = oracle.calinski_harabasz(points[f].numpy(), labels[f, m].numpy())
+            assert index[f, m].item() == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+def test_the_index_is_0_where_it_is_not_defined():
+    points = torch.tensor([[[0.0, 0], [0, 0], [1, 0], [1, 0]]], dtype=torch.float64)
+    labels = torch.tensor([[[0, 0, 0, 0], [3, 3, 3, 3], [0, 1, 2, 3]]])
+    assert calinski_harabasz(points, labels).tolist() == [[0, 0, 0]]
+
+
+def test_the_index_of_clusters_of_equal_points_is_large_whatever_the_order_of_the_samples():
+    # scikit-learn's is 1 for some and 1e34 for others, as rounding has it.
+    member = torch.tensor([0] * 300 + [1] * 208 + [2] * 4)
+    points, labels = zoo.points("clustered", 20, 3)[:, member], member.expand(20, 1, -1)
+    for seed in range(3):
+        order = torch.randperm(512, generator=torch.Generator().manual_seed(seed))
+        index = calinski_harabasz(points[:, order], labels[..., order])
+        torch.testing.assert_close(index, torch.full_like(index, 509 / 2 * 1e18), rtol=1e-9, atol=0)
+    nearly = torch.tensor([[[-1.0, 0], [-1, 1e-160], [1, 0], [1, -1e-160]]], dtype=torch.float64)
+    assert calinski_harabasz(nearly, torch.tensor([[[0, 0, 1, 1]]])).isfinite().all()
+
+
+def test_of_values_that_are_equal_up_to_rounding_the_first_is_the_largest():
+    for values, position in (
+        ([1, 3 - 1e-12, 3, 2], 1),
+        ([0, -1e-12, 1e-12, 0], 0),
+        ([1, 3 - 1e-6, 3, 2], 2),
+        ([-2, -1 - 1e-12, -1, -3], 1),
+        ([1e300, 2e300, 2e300 * (1 + 1e-12), 0], 1),
+    ):
+        assert first_largest(torch.tensor(values, dtype=torch.float64)).item() == position
+
+
+def test_the_number_of_planted_clusters_is_found(engine):
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.tensor([[-1.0, -0.5], [1, -0.5], [-1, 0.7], [1, 0.7], [0, 2]], dtype=torch.float64)
+    for k in (2, 3, 4, 5):
+        member = torch.arange(100) % k
+        points = corners[member] + 0.02 * torch.randn(3, 100, 2, generator=generator, dtype=torch.float64)
+        clustering = cluster_filters(points, AnalysisSettings(n_init=10), engine)
+        assert clustering.n_components.tolist() == [2, 3, 4, 5]
+        assert clustering.n_components[clustering.best].tolist() == [k] * 3
+        for f in range(3):
+            found = clustering.labels[f, clustering.best[f]]
+            assert len({(a, b) for a, b in zip(found.tolist(), member.tolist(), strict=True)}) == k
+
+
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_every_engine_gives_scikit_learn_s_labels_and_choice(kind, engine, no_processes):
+    points = zoo.points(kind, 3, 100)
+    settings = AnalysisSettings(n_init=3, max_components=4)
+    ours, theirs = (cluster_filters(points, settings, own) for own in (engine, load_engine("sklearn")))
+    assert torch.equal(ours.labels, theirs.labels)
+    assert torch.equal(ours.best, theirs.best)
+    torch.testing.assert_close(ours.calinski_harabasz, calinski_harabasz(points, ours.labels), rtol=1e-12, atol=0)
+
+
+def test_best_is_the_first_of_the_largest_indices_up_to_rounding(engine):
+    # One of eight points each, so that other K give the same clusters and leave components empty.
+    points = zoo.points("skewed", 20, 4)[:, torch.arange(80) % 4]
+    clustering = cluster_filters(points, AnalysisSettings(n_init=2, max_components=8), engine)
+    for values, best in zip(clustering.calinski_harabasz.tolist(), clustering.best.tolist(), strict=True):
+        same = [m for m, value in enumerate(values) if value > max(values) * (1 - 1e-9)]
+        assert best == same[0]
+        assert len(same) > 1
+
+
+@pytest.mark.parametrize("engine_name", ["numba", "torch", "sklearn"], indirect=True)
+@pytest.mark.parametrize(
+    ("filters", "samples", "numbers"),
+    [(2, 1, []), (2, 2, []), (2, 3, [2]), (2, 5, [2, 3, 4]), (2, 9, [2, 3, 4, 5]), (0, 20, [2, 3, 4, 5])],
+)
+def test_fewer_samples_allow_fewer_components(engine, filters, samples, numbers, no_processes):
+    points = torch.randn(filters, samples, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    clustering = cluster_filters(points, AnalysisSettings(**FEW), engine)
+    assert clustering.n_components.tolist() == numbers
+    assert clustering.labels.shape == (filters, len(numbers), samples)
+    assert clustering.calinski_harabasz.shape == (filters, len(numbers))
+    assert clustering.best.shape == (filters,)
+
+
+@pytest.mark.parametrize("settings", [AnalysisSettings(**FEW), AnalysisSettings.paper()], ids=["default", "paper"])
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_batched_equals_one_at_a_time(kind, settings, engine):
+    points = zoo.points(kind, 7, 120)
+    properties.assert_batched_equals_one_at_a_time(lambda own: cluster_filters(own, settings, engine)[1:], points)
+    pieces = cluster_filters(points, AnalysisSettings(**(settings.to_dict() | {"max_memory_mb": 1})), engine)
+    assert torch.equal(pieces.labels, cluster_filters(points, settings, engine).labels)
+
+
+def test_the_memory_bound_cuts_the_work_into_pieces(monkeypatch):
+    engine, seen = load_engine("torch"), []
+    draw = engine.kmeans_plus_plus
+    monkeypatch.setattr(engine, "kmeans_plus_plus", lambda own, *rest: seen.append(len(own)) or draw(own, *rest))
+    points = zoo.points("clustered", 70, 100)
+    whole, pieces = (cluster_filters(points, AnalysisSettings(**FEW, max_memory_mb=mb), engine) for mb in (256, 1))
+    assert seen == [70, 32, 32, 6]
+    assert torch.equal(whole.labels, pieces.labels)
