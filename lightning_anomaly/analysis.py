@@ -119,7 +119,7 @@ def analyze_maps(
         The report. Layers without usable maps are left out of it and named in its notes.
     """
     usable, n_samples, left_out = usable_layers(maps)
-    statistics = {name: layer.statistics for name, layer in usable.items() if layer.statistics}
+    statistics = {name: layer.statistics for name, layer in usable.items()}
     part = analyze_slice(usable, statistics, settings, progress=progress)
     return join_slices([part], list(usable), n_samples, settings, {**(notes or {}), **left_out})
 
@@ -210,7 +210,7 @@ def join_slices(
 def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:
     """Judge the filters of one layer; the clustering is that of the live ones."""
     live = reduction.live.nonzero()[:, 0]
-    statistics = joined(layer.statistics) if layer.statistics else None
+    extremes = joined(layer.statistics).transpose(0, 1)[:, :, EXTREMES]
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
     shown = shown_clustering(clustering, outliers, settings.rare_fraction)
     rows = torch.arange(len(live), device=live.device)
@@ -236,13 +236,7 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
         labels=per_filter(labels.to(torch.uint8)),
         points=reduction.points.float().cpu(),
         outliers=per_filter(outliers),
-        isolated=per_filter(
-            isolated_samples(
-                reduction.points[live],
-                settings.rare_fraction,
-                None if statistics is None else statistics.transpose(0, 1)[live.to(statistics.device), :, EXTREMES],
-            )
-        ),
+        isolated=per_filter(isolated_samples(reduction.points[live], settings.rare_fraction, extremes[live])),
         explained=reduction.explained.cpu(),
         sparsity=layer.sparsity,
         map_size=layer.size or (),
