@@ -1,5 +1,6 @@
-"""The checks of arguments take any kind of number, give back plain values, and name what is wrong."""
+"""The checks of arguments take any kind of number, give back plain values, and name what is wrong; notes are merged."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -11,85 +12,68 @@ from lightning_anomaly.checks import (
     check_integer,
     check_names,
     check_one_of,
+    check_seed,
     check_text,
 )
-
-
-@pytest.mark.parametrize("value", [5, np.int64(5), np.int32(5), np.uint8(5)])
-def test_an_integer_is_an_integer_and_comes_back_as_python_s_own(value):
-    found = check_integer("n", value, 1)
-    assert found == 5
-    assert type(found) is int
-
-
-@pytest.mark.parametrize("value", [np.bool_(True), np.float64(5), np.array([5]), "5"])
-def test_what_is_no_integer_is_an_error(value):
-    with pytest.raises(ValueError, match=r"`n` should be an integer of at least 0\. Found `n = "):
-        check_integer("n", value, 0)
-
-
-@pytest.mark.parametrize("value", [0.5, np.float64(0.5), np.float32(0.5), np.float16(0.5), Fraction(1, 2)])
-def test_a_real_number_is_a_number_and_comes_back_as_python_s_own(value):
-    found = check_fraction("part", value, zero=False)
-    assert found == 0.5
-    assert type(found) is float
-    assert type(check_fraction("part", np.int64(1), zero=False)) is float
-
-
-def test_a_fraction_has_bounds():
-    assert check_fraction("part", 0, zero=True) == 0
-    assert check_fraction("part", 0.5, zero=False, largest=0.5) == 0.5
-    with pytest.raises(ValueError, match=r"`part` should be a number in \(0, 1\]\. Found `part = 0`\."):
-        check_fraction("part", 0, zero=False)
-    with pytest.raises(ValueError, match=r"`part` should be a number in \[0, 1\]\. Found `part = 1\.5`\."):
-        check_fraction("part", 1.5, zero=True)
-    with pytest.raises(ValueError, match=r"`part` should be a number in \(0, 0\.5\]\. Found `part = np.*0\.75"):
-        check_fraction("part", np.float32(0.75), zero=False, largest=0.5)
-
-
-def test_a_choice_comes_back_as_python_s_own_string():
-    found = check_one_of("rule", np.array(["vote"])[0], ("vote", "best"))
-    assert found == "vote"
-    assert type(found) is str
-    with pytest.raises(ValueError, match=r"`rule` should be one of \['vote', 'best'\]\. Found `rule = array"):
-        check_one_of("rule", np.array(["vote", "best"]), ("vote", "best"))
-
-
-def test_true_and_false_are_all_that_a_switch_can_be():
-    assert check_bool("on", True) is True
-    assert check_bool("on", False) is False
-    for value in ("no", 0, None):
-        with pytest.raises(ValueError, match=rf"`on` should be True or False\. Found `on = {value!r}`\."):
-            check_bool("on", value)
-
-
-def test_names_are_a_list_of_strings_or_none():
-    assert check_names("layers", None, "layer names") is None
-    assert check_names("layers", ("a", "b"), "layer names") == ["a", "b"]
-    assert check_names("layers", (name for name in "ab"), "layer names") == ["a", "b"]
-    assert check_names("layers", [""], "layer names") == [""]  # a model that is a single layer
+from lightning_anomaly.notes import left_out, merge_notes, nonfinite
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("found", "expected"),
     [
-        ("conv1", r"'conv1': give \['conv1'\]\."),
-        ("", r"''\."),
-        (3, r"3\."),
-        ([], r"\[\]\."),
-        ([0], r"\[0\]\."),
-        (["conv1", None], r"\['conv1', None\]\."),
+        *((check_integer("n", value, 1), 5) for value in (5, np.int32(5), np.uint8(5))),
+        (check_integer("n", 1, 1), 1),
+        *((check_fraction("part", value, zero=False), 0.5) for value in (0.5, np.float16(0.5), Fraction(1, 2))),
+        (check_fraction("part", np.int64(1), zero=False), 1.0),
+        (check_fraction("part", 0, zero=True), 0.0),
+        (check_fraction("part", 0.5, zero=False, largest=0.5), 0.5),
+        (check_seed(2**64 - 1), 2**64 - 1),
+        (check_one_of("rule", np.array(["vote"])[0], ("vote", "best")), "vote"),
+        (check_bool("on", False), False),
+        (check_names("layers", None, "layer names"), None),
+        (check_names("layers", (name for name in "ab"), "layer names"), ["a", "b"]),
+        (check_names("layers", [""], "layer names"), [""]),  # a model that is a single layer
+        (check_text("prefix", "a"), "a"),
     ],
 )
-def test_names_of_another_kind_are_an_error_that_says_what_to_give(value, found):
-    with pytest.raises(
-        ValueError, match=rf"^Parameter `layers` should be a list of layer names or None\. Found {found}$"
-    ):
-        check_names("layers", value, "layer names")
+def test_what_is_right_comes_back_as_a_plain_value(found, expected):
+    assert found == expected
+    assert type(found) is type(expected)
 
 
-def test_a_text_is_a_string_that_is_not_empty():
-    assert check_text("prefix", "a") == "a"
-    for value in ("", 3, None):
-        with pytest.raises(ValueError, match=r"`prefix` should be a string of at least one character\. Found "):
-            check_text("prefix", value)
+@pytest.mark.parametrize(
+    ("check", "name", "values"),
+    [
+        (lambda value: check_integer("n", value, 1), "n", [0, np.bool_(True), True, np.float64(5), np.array([5]), "5"]),
+        (lambda value: check_fraction("part", value, zero=False), "part", [0, 1.5, -0.1, True, "1", float("nan")]),
+        (lambda value: check_fraction("part", value, zero=True, largest=0.5), "part", [np.float32(0.75), -0.1]),
+        (check_seed, "seed", [-1, 2**64]),
+        (lambda value: check_one_of("rule", value, ("vote", "best")), "rule", ["", np.array(["vote", "best"]), 3]),
+        (lambda value: check_bool("on", value), "on", ["no", 0, None]),
+        (lambda value: check_names("layers", value, "layer names"), "layers", ["conv1", "", 3, [], [0], ["a", None]]),
+        (lambda value: check_text("prefix", value), "prefix", ["", 3, None]),
+    ],
+)
+def test_what_is_wrong_is_an_error_with_the_argument_s_name_and_what_was_found(check, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^Parameter `{name}` should be .*Found .*{re.escape(repr(value))}"):
+            check(value)
+
+
+def test_a_name_that_is_no_list_is_told_how_to_be_one():
+    with pytest.raises(ValueError, match=r"give \['conv1'\]"):
+        check_names("layers", "conv1", "layer names")
+
+
+def test_notes_that_say_the_same_of_several_layers_are_one():
+    notes = {**left_out("a", "it was never called"), **left_out("b2", "it was never called"), "few": "Too few."}
+    notes |= {**left_out("c", "it is lazy"), **nonfinite("a", 2, 8, "in their maps")}
+    notes |= nonfinite("d", 1, 4, "in their maps")
+    assert merge_notes(notes) == {
+        "a left out": "Layer 'a' is left out of the analysis: it was never called. Likewise 'b2'.",
+        "few": "Too few.",
+        "c left out": "Layer 'c' is left out of the analysis: it is lazy.",
+        "a nonfinite": "Layer 'a': 2 of 8 filters have NaN or infinite values in their maps. Likewise 'd'.",
+    }
+    many = {key: note for index in range(8) for key, note in left_out(f"l{index}", "it is lazy").items()}
+    assert merge_notes(many)["l0 left out"].endswith("Likewise 'l1', 'l2', 'l3', 'l4', 'l5' and 2 more.")

@@ -40,22 +40,15 @@ def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, show: bool | Non
 
 
 @pytest.mark.parametrize("stream", [Terminal, Notebook])
-def test_long_work_shows_a_bar_where_somebody_looks(monkeypatch, stream):
+def test_a_bar_is_shown_where_somebody_looks_and_waits(monkeypatch, stream):
     assert "waiting:  67%" in shown(monkeypatch, stream(), None, seconds=0.2)
-
-
-@pytest.mark.parametrize("stream", [Terminal, Notebook])
-def test_short_work_shows_none(monkeypatch, stream):
     assert shown(monkeypatch, stream(), None) == ""
+    assert shown(monkeypatch, stream(), False, seconds=0.2) == ""
 
 
-def test_a_file_gets_none(monkeypatch):
+def test_a_file_gets_one_if_it_is_asked_for(monkeypatch):
     assert shown(monkeypatch, io.StringIO(), None, seconds=0.2) == ""
-
-
-def test_asked_for_it_is_there_and_switched_off_it_is_not(monkeypatch):
     assert "waiting:" in shown(monkeypatch, io.StringIO(), True)
-    assert shown(monkeypatch, Terminal(), False, seconds=0.2) == ""
 
 
 def test_analyze_counts_batches_and_layers(capsys):

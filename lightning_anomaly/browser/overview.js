@@ -53,7 +53,7 @@ export function overview(report) {
     make(
       "details",
       {},
-      make("summary", {}, "How it was analysed"),
+      make("summary", {}, "How it was analyzed"),
       make(
         "dl",
         { class: "settings" },
@@ -89,7 +89,7 @@ function legend(report) {
 
 function layers(report) {
   if (!report.filters.length)
-    return make("p", { class: "empty-state" }, "No layer was analysed. The notes below say why.");
+    return make("p", { class: "empty-state" }, "No layer was analyzed. The notes below say why.");
   const size = report.filters.length > 4000 ? 7 : 11;
   const rows = report.layers.map((layer, place) => {
     const anomalies = layer.verdicts.filter((code) => layer.verdict_names[code] === "anomaly").length;

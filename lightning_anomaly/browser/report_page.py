@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_anomaly.browser.pack import pack
 from lightning_anomaly.browser.page import assemble, write
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.report.pictures import Pictures, probe_images
+from lightning_anomaly.report.pictures import Pictures, check_images, probe_images
 
 __all__ = ["page_text", "write_page"]
 
@@ -33,16 +33,9 @@ def write_page(
             f"Parameter `labels` should have {report.n_samples} entries, one for each probe sample. "
             f"Found {len(labels)}."
         )
-    if images is not None:
-        if not isinstance(images, Tensor):
-            raise ValueError(f"Parameter `images` should be a tensor (N, ...). Found a {type(images).__name__}.")
-        if not (2 <= images.ndim <= 5 and len(images) == report.n_samples and images.numel()):
-            raise ValueError(
-                f"Parameter `images` should be of shape ({report.n_samples}, ...), one image, signal or volume for "
-                f"each probe sample. Found shape {tuple(images.shape)}."
-            )
     pictures = report.pictures or Pictures(None, {})
     if images is not None:
+        check_images(images, report.n_samples, (2, 3, 4, 5))
         pictures = Pictures(probe_images(images), pictures.maps)
     write(path, page_text(report, pictures, title, history, labels))
 

@@ -20,7 +20,7 @@ export const VERDICTS = {
   "normal, isolated": "No cluster is rare, but some samples lie apart from all others.",
   normal: "No sample stands apart.",
   dead: "Its map is the same for every sample, so there is nothing to cluster.",
-  nonfinite: "Its maps have NaN or infinite values, so it was not analysed.",
+  nonfinite: "Its maps have NaN or infinite values, so it was not analyzed.",
 };
 
 /** How many filters there are of each kind, or of each that `of` gives. */

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.style import new_figure
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.report.pictures import displayed
+from lightning_anomaly.report.pictures import check_images, displayed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,13 +57,7 @@ def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) 
         ValueError: If `images` does not hold one image for each probe sample.
     """
     check_integer("max_images", max_images, 1)
-    if not isinstance(images, Tensor):
-        raise ValueError(f"Parameter `images` should be a tensor (N, C, H, W). Found a {type(images).__name__}.")
-    if images.ndim != 4 or len(images) != report.n_samples or 0 in images.shape[1:]:
-        raise ValueError(
-            f"Parameter `images` should be of shape ({report.n_samples}, C, H, W), one image for each probe sample. "
-            f"Found shape {tuple(images.shape)}."
-        )
+    check_images(images, report.n_samples, (4,))
     return displayed(images[_outlying(report)[:max_images]], images)
 
 

@@ -70,7 +70,7 @@ def _block_height(size: int, columns: int) -> float:
 
 def _map_title(report: AnomalyReport, size: int, columns: int, named: int) -> str:
     if not size:
-        return "No filters were analysed"
+        return "No filters were analyzed"
     unnamed = f"; one layer in {named} is named" if named > 1 else ""
     return (
         f"{report.count} of {size} filters are anomaly filters, {100 * report.fraction:.1f}% of those with varying maps"

@@ -37,7 +37,7 @@ class AnomalyReport(Tabular):
         layers: `{layer: LayerReport}` in the network's order.
         n_samples: Number of probe samples, N.
         settings: The analysis settings as plain values.
-        notes: What could not be analysed and why, as sentences, by a key that stays the same from report to report.
+        notes: What could not be analyzed and why, as sentences, by a key that stays the same from report to report.
         pictures: Images of the samples and some of the maps, where they were kept; not in `to_dict`.
     """
 

@@ -18,6 +18,7 @@ from lightning_anomaly.report.layer_report import LayerReport
 __all__ = [
     "KeptMaps",
     "Pictures",
+    "check_images",
     "displayed",
     "drawn",
     "even_order",
@@ -77,7 +78,7 @@ def take_pictures(
 
     Args:
         layers: The layers of its report.
-        maps: The maps that were analysed, of these layers and maybe others.
+        maps: The maps that were analyzed, of these layers and maybe others.
         inputs: The probe as a model takes it: a tensor, or a tuple, list or dict with one, or None.
         n_filters: Number of filters of the network, if the layers have some of them only: see `join_pictures`.
     """
@@ -90,7 +91,7 @@ def take_pictures(
 
 
 def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pictures:
-    """The pictures of all filters out of those of shares of them.
+    """Join the pictures of shares of the filters.
 
     Args:
         parts: Pictures of the first filters of each layer, of the next ones, and so on; their images do not count.
@@ -125,8 +126,18 @@ def _tensor_of(inputs: Any, samples: int) -> Tensor | None:
     return None
 
 
+def check_images(images: Any, n_samples: int, dimensions: tuple[int, ...]) -> None:
+    """Raise ValueError unless `images` is a tensor with an image for each of N samples, of so many dimensions."""
+    found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    if isinstance(found, str) or len(found) not in dimensions or found[0] != n_samples or 0 in found:
+        raise ValueError(
+            f"Parameter `images` should be a tensor of shape ({n_samples}, ...), an image for each probe sample, with "
+            f"{' or '.join(map(str, dimensions))} dimensions. Found {found}."
+        )
+
+
 def probe_images(inputs: Tensor) -> Tensor:
-    """Small pictures of samples.
+    """Draw small pictures of samples.
 
     Args:
         inputs: Images `(N, C, H, W)`, whose channels and values are shown as `outlier_figure` shows them; volumes

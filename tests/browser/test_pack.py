@@ -208,9 +208,9 @@ class TestReport:
         report = made_up(2, 50)
         with pytest.raises(ValueError, match=r"`labels` should have 50 entries.*Found 3\."):
             report.save_html(tmp_path / "a.html", labels=["a", "b", "c"])
-        with pytest.raises(ValueError, match=r"`images` should be of shape \(50, .*Found shape \(49, 1, 4, 4\)"):
+        with pytest.raises(ValueError, match=r"`images` should be .*\(50, .*Found \(49, 1, 4, 4\)"):
             report.save_html(tmp_path / "a.html", images=torch.zeros(49, 1, 4, 4))
-        with pytest.raises(ValueError, match=r"`images` should be a tensor \(N, \.\.\.\)\. Found a ndarray\."):
+        with pytest.raises(ValueError, match=r"`images` should be a tensor .*Found ndarray"):
             report.save_html(tmp_path / "a.html", images=np.zeros((50, 1, 4, 4)))
         assert not (tmp_path / "a.html").exists()
 

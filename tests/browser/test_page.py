@@ -437,5 +437,5 @@ class TestOtherInputs:
 
     def test_a_report_without_layers(self, opened):
         page = opened(AnomalyReport({}, 0, notes={"no layers": "The model has no convolution."}))
-        assert "No layer was analysed" in page.text()
+        assert "No layer was analyzed" in page.text()
         assert "The model has no convolution." in page.text(".notes")

@@ -1,5 +1,6 @@
 """Figures show what the report says, in the order promised, and stay small."""
 
+import re
 from dataclasses import replace
 
 import matplotlib
@@ -244,11 +245,11 @@ class TestOutlierFigure:
 
     @pytest.mark.parametrize("shape", [(N, 3, 4), (N - 1, 3, 4, 4), (N, 0, 4, 4)])
     def test_wrong_shapes_are_refused(self, shape):
-        with pytest.raises(ValueError, match=r"`images` should be of shape \(60, C, H, W\).*Found shape"):
+        with pytest.raises(ValueError, match=rf"`images` should be .*\(60, .*Found {re.escape(str(shape))}"):
             outlier_figure(self.found, torch.zeros(shape))
 
     def test_an_array_is_refused(self):
-        with pytest.raises(ValueError, match=r"`images` should be a tensor \(N, C, H, W\)\. Found a ndarray\."):
+        with pytest.raises(ValueError, match=r"`images` should be a tensor .*Found ndarray"):
             outlier_figure(self.found, np.zeros((N, 3, 4, 4)))
 
 
@@ -297,7 +298,7 @@ class TestVerdictMap:
 
     def test_no_filters_is_a_picture_too(self):
         figure = verdict_map(report())
-        assert figure.axes[0].get_title() == "No filters were analysed"
+        assert figure.axes[0].get_title() == "No filters were analyzed"
         pixels(figure)
 
     @pytest.mark.parametrize(("layers", "filters"), [(150, 8), (3, 12_000)])
