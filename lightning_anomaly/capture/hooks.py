@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,10 @@ from lightning_anomaly.capture.layers import CONVOLUTIONS
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, keep_rows, map_statistics, pool_maps
 
 __all__ = [
-    "Hook",
     "MapCapture",
     "compiled_models_eager",
     "evaluating",
     "exclusive_capture",
-    "is_exclusive",
-    "is_tracing",
     "isolated_random_state",
 ]
 
@@ -100,57 +98,37 @@ def compiled_models_eager() -> Iterator[None]:
                 _eager_stance.close()
 
 
-class _Thread(threading.local):
-    """Another thread may run another model meanwhile."""
-
-    only: MapCapture | None = None
-
-
-_this_thread = _Thread()
+_exclusive: ContextVar[MapCapture | None] = ContextVar("exclusive", default=None)  # of this thread
 
 
 @contextmanager
 def exclusive_capture(capture: MapCapture) -> Iterator[None]:
     """Let no other capture take maps inside: for running a model that may carry hooks of another one."""
-    before, _this_thread.only = _this_thread.only, capture
+    token = _exclusive.set(capture)
     try:
         yield
     finally:
-        _this_thread.only = before
+        _exclusive.reset(token)
 
 
-def is_exclusive() -> bool:
-    """Whether a model is run inside `exclusive_capture`."""
-    return _this_thread.only is not None
-
-
-def is_tracing() -> bool:
-    """Whether what runs is compiled, exported or traced."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-
-
-def _has_values(tensor: Tensor) -> bool:
-    """Whether a tensor has memory of its own: fake tensors and those inside `torch.func` transforms have none."""
+def _is_tracing(output: Any) -> bool:
+    """Whether a module is compiled, exported, traced or transformed, so that its output has no values of its own."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return True
     try:
-        return tensor.untyped_storage().device.type != "meta"
-    except (NotImplementedError, RuntimeError):
-        return False
+        return isinstance(output, Tensor) and output.untyped_storage().device.type == "meta"  # of a fake tensor
+    except (NotImplementedError, RuntimeError):  # inside `torch.func`
+        return True
 
 
-class Hook:
-    """A forward hook that does nothing in a copy of the module, also a pickled one, and while the module is traced.
-
-    Args:
-        function: What the hook does.
-    """
+class _Hook:
+    """A forward hook that does nothing in a copy of the module, also a pickled one."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
 
     def __call__(self, *args: Any) -> None:
-        """Call the function."""
-        if not is_tracing():
-            self._function(*args)
+        self._function(*args)
 
     def __reduce__(self) -> Any:
         return getattr, (nullcontext(), "__exit__")  # takes anything and gives None, wherever it is loaded
@@ -206,7 +184,7 @@ class MapCapture:
         with ExitStack() as hooks:
             hooks.enter_context(compiled_models_eager())
             for name, module in self._layers.items():
-                hooks.callback(module.register_forward_hook(Hook(self._hook(name))).remove)
+                hooks.callback(module.register_forward_hook(_Hook(self._hook(name))).remove)
             self._hooks = hooks.pop_all()
 
     def remove(self) -> None:
@@ -237,9 +215,9 @@ class MapCapture:
     def _hook(self, name: str) -> Callable[..., None]:
         def take(module: nn.Module, args: Any, output: Any) -> None:
             try:
-                if name in self._called or _this_thread.only not in (None, self) or not self._taking():
+                if name in self._called or _exclusive.get() not in (None, self) or _is_tracing(output):
                     return
-                if not isinstance(output, Tensor) or _has_values(output):
+                if self._taking():
                     self._called[name] = 0
                     self._take(name, module, output)
             except Exception as error:  # the forward pass is not ours to break

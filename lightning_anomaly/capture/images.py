@@ -155,9 +155,8 @@ def unpadded_length(loaders: Any) -> int:
 def shuffles(loaders: Any) -> bool:
     """Whether the first of a Trainer's loaders draws its samples at random."""
     sampler = sampler_of(_first(loaders))
-    if isinstance(sampler, DistributedSampler):
-        return sampler.shuffle
-    return isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
+    is_random = isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
+    return bool(getattr(sampler, "shuffle", is_random))
 
 
 def training_batches(loader: Any, size: int, seed: int, first: int | None = None) -> DataLoader[Any]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.images import first_tensor
+from lightning_anomaly.capture.images import first_tensor, magnitudes, plain_tensor
 
 IMAGES = torch.rand(3, 1, 4, 4)
 
@@ -60,3 +60,14 @@ def test_where_a_field_is_not_set_there_is_nothing() -> None:
     batch = Batch([], IMAGES)
     del batch.images
     assert first_tensor(batch) is None
+
+
+@pytest.mark.parametrize("other", [None, torch.tensor(1.0), IMAGES.to_sparse()])
+def test_of_tensors_that_do_not_count_samples_there_is_no_plain_one(other: Any) -> None:
+    assert plain_tensor([other]) is None
+    assert plain_tensor([IMAGES]) is IMAGES
+
+
+def test_complex_values_are_compared_by_their_magnitudes() -> None:
+    assert magnitudes(torch.tensor([3 + 4j])).tolist() == [5]
+    assert magnitudes(IMAGES) is IMAGES
