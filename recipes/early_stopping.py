@@ -1,6 +1,6 @@
 """Stop a training run that overfits, without labels: `python early_stopping.py`.
 
-On 200 digits, 30% of them mislabelled, and, as a healthy control, on 900 digits with random shifts and dropout.
+On 200 digits, 30% of them with random labels, and, as a healthy control, on 900 digits with random shifts and dropout.
 """
 
 import logging

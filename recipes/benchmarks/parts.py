@@ -89,7 +89,7 @@ def overhead(device: str, quick: bool) -> Iterator[Row]:
         module = Classifier(_network(name))
         epochs = -(-batches // len(loader))
         epoch = pl.Trainer(**options, max_epochs=epochs, limit_val_batches=0)
-        seconds = timed(partial(epoch.fit, module, loader))["seconds"] / (epochs * len(loader)) * 50_000 / 128
+        seconds = timed(partial(epoch.fit, module, loader, loader))["seconds"] / (epochs * len(loader)) * 50_000 / 128
         sides = {"": pl.Trainer(**options)}
         sides |= {own: pl.Trainer(**options, callbacks=[make()]) for own, make in callbacks.items()}
         validations = {own: partial(trainer.validate, module, loader, verbose=False) for own, trainer in sides.items()}

@@ -1,1 +1,1 @@
-"""The source paper's experiments with controls: a folder for each question, with the lines that answer it."""
+"""The experiments with healthy controls: runs, measures, tables and figures; their lines are in results/."""

@@ -95,24 +95,28 @@ def _build(training: Training, images: Images) -> nn.Sequential:
     return network
 
 
-def _fit(training: Training, images: Images, callbacks: list[pl.Callback]) -> nn.Module:
-    """Train from the start; the same run on one thread gives the same network."""
+def _fit(training: Training, images: Images, callbacks: list[pl.Callback], validate: bool) -> nn.Module:
+    """Train from the start; the same run on one thread gives the same network.
+
+    A validation draws from the global generator when it begins, so with it and without it are two runs.
+    """
     quiet()
     pl.seed_everything(training.seed, verbose=False)
     condition = CONDITIONS[training.condition]
     module = _MixedPrecision(_build(training, images), training.lr, condition.decay / training.lr)
     # Of fewer training images than an epoch has, some come again.
     epoch_size = max(training.train_size, len(images.data.train_labels))
-    train, _ = make_loaders(images.data, training.batch_size, condition.augment, epoch_size)
+    train, val = make_loaders(images.data, training.batch_size, condition.augment, epoch_size)
     trainer = pl.Trainer(
         max_epochs=training.epochs,
         limit_train_batches=-(-training.train_size // training.batch_size),
-        limit_val_batches=0,
+        limit_val_batches=None if validate else 0,
+        num_sanity_val_steps=0,
         callbacks=callbacks,
         accelerator="cpu",
         **SILENT,
     )
-    trainer.fit(module, train)
+    trainer.fit(module, train, val)
     return module.network
 
 
@@ -121,7 +125,7 @@ def trained(training: Training, images: Images, weights: str | None = None) -> n
     path = Path(weights or ".") / f"{training.key}.pt"
     network = _build(training, images)
     if weights is None or not path.is_file():
-        network.load_state_dict(_fit(training, images, []).state_dict())
+        network.load_state_dict(_fit(training, images, [], validate=False).state_dict())
         if weights is not None:
             _save(network, path)
     else:
@@ -162,7 +166,7 @@ def every_epoch(training: Training, images: Images, weights: str | None) -> Iter
         folder = Path(weights or temporary) / training.key
         paths = [folder / f"{epoch}.pt" for epoch in range(training.epochs)]
         if not all(path.is_file() for path in paths):
-            _fit(training, images, [_KeepWeights(folder)])
+            _fit(training, images, [_KeepWeights(folder)], validate=True)
         for epoch, path in enumerate(paths, 1):
             network.load_state_dict(torch.load(path, weights_only=True))
             yield epoch, network.eval()

@@ -9,8 +9,7 @@ with maps of one pixel gives it, points have two independent ones, and maps 8 x 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,7 @@ from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.rare import outlier_samples
 
-__all__ = ["DISTRIBUTIONS", "NULLS", "PLANTED", "RULES", "SHAPES", "Planted", "draw", "flagged", "rows"]
+__all__ = ["DISTRIBUTIONS", "NULLS", "Planted", "draw", "flagged"]
 
 _ENGINE = load_engine("auto")
 
@@ -165,36 +164,17 @@ def flagged(drawn: tuple[Tensor, Tensor], rule: str) -> float:
     return RULES[rule](*drawn).any(1).double().mean().item()
 
 
-def rows(filters: int, samples: int, seed: int, rules: Iterable[str]) -> Iterator[list[str]]:
-    """The table, row by row: what is drawn, and the share of the filters that each rule flags.
-
-    Args:
-        filters: F of each row.
-        samples: N.
-        seed: Of all draws.
-        rules: Keys of `RULES`.
-    """
+def main(filters: int = 400, samples: int = 512, seed: int = 100) -> None:
+    """Print the table: what is drawn, and the share of the filters that each rule flags."""
     cases: list[tuple[str, str, Planted | None]] = [(kind, name, None) for kind, name in NULLS]
     cases += [(planted.kind, planted.name, planted) for planted in PLANTED]
+    print(f"| samples are | distribution | planted | {' | '.join(RULES)} |")
+    print("| --- | --- | --- |" + " ---: |" * len(RULES))
     for kind, name, planted in cases:
         drawn = draw(name, filters, samples, seed, kind, planted)
         what = "nothing" if planted is None else f"{planted.count} at {planted.distance:g}"
-        shares = [f"{100 * flagged(drawn, rule):.1f}%" for rule in rules]
-        yield [kind, name, what, *shares]
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description="False alarms and detection of the verdicts on filters.")
-    parser.add_argument("--filters", type=int, default=400, help="of each row, default: %(default)s")
-    parser.add_argument("--samples", type=int, default=512, help="probe samples, default: %(default)s")
-    parser.add_argument("--seed", type=int, default=100, help="default: %(default)s")
-    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES), help="default: all")
-    options = parser.parse_args()
-    print("| samples are | distribution | planted | " + " | ".join(options.rules) + " |")
-    print("| --- | --- | --- |" + " ---: |" * len(options.rules))
-    for row in rows(options.filters, options.samples, options.seed, options.rules):
-        print("| " + " | ".join(row) + " |", flush=True)
+        shares = (f"{100 * flagged(drawn, rule):.1f}%" for rule in RULES)
+        print("| " + " | ".join((kind, name, what, *shares)) + " |", flush=True)
 
 
 if __name__ == "__main__":

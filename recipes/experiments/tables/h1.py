@@ -80,9 +80,11 @@ def short_runs() -> Frame:
     """For each network, data set and condition: the loss, the anomaly fraction, and whether one follows the other."""
     some = runs("h1")
     some = some[~some.long]
-    some["loss"] = [signal(line, "val_loss") for line in some.line]
-    some["fraction"] = [signal(line, "fraction") for line in some.line]
-    some["best"] = [best_epoch(line) for line in some.line]
+    some = some.assign(
+        loss=[signal(line, "val_loss") for line in some.line],
+        fraction=[signal(line, "fraction") for line in some.line],
+        best=[best_epoch(line) for line in some.line],
+    )
 
     def largest_rise(values: Sequence[float]) -> float:
         return max(rise(values[:end]) for end in range(1, len(values) + 1))

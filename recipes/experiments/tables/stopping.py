@@ -137,10 +137,9 @@ def compared() -> Frame:
         line["key"] in others and signal(line, "val_loss") == signal(others[line["key"]], "val_loss")
         for line in some.line
     ]
-    some = some[same]
-    some["line"] = [
-        {**line, "epochs": [{**other, **own} for own, other in zip(line["epochs"], others[line["key"]]["epochs"],
-                                                                   strict=True)]}
-        for line in some.line
-    ]  # fmt: skip
+    joined = []
+    for line in some[same].line:
+        pairs = zip(line["epochs"], others[line["key"]]["epochs"], strict=True)
+        joined.append({**line, "epochs": [{**other, **own} for own, other in pairs]})
+    some = some[same].assign(line=joined)
     return _costs(some, _COMPARED, ["network", "data"])
