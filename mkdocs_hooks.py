@@ -1,8 +1,10 @@
-"""Serves the CSV files of results, which lie beside their lines, with the pages that link to them."""
+"""Serve the CSV files of results, which lie next to their lines, and set formulas as MathML, which needs no script."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 FOLDER = "recipes/experiments/results"
@@ -16,5 +18,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Let the links, which are right in the repository, lead to where they are in the site."""
-    return markdown.replace(f"](../../{FOLDER}/", "](tables/")
+    """Point links to CSV files to where these are in the site, and convert formulas."""
+    markdown = markdown.replace(f"](../../{FOLDER}/", "](tables/")
+    if "$$" in markdown:
+        markdown = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1].strip(), display="block"), markdown, flags=re.S)
+        markdown = re.sub(r"\$([^$\n]+)\$", lambda m: convert(m[1]), markdown)
+    return markdown
