@@ -88,7 +88,7 @@ class _Pass:
         self.called: set[str] = set()
         self._filters, self._sign, self._before = filters, sign, before
         self._inputs: dict[str, Tensor] = {}  # of each norm, the channels that were 0 in its last call
-        self._generator = torch.Generator().manual_seed(0)
+        self._generator = torch.Generator("cpu").manual_seed(0)
 
     def replace(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """Replace a layer's output."""
