@@ -12,7 +12,7 @@ __all__ = ["LastReports", "find_watcher"]
 
 
 def find_watcher(trainer: Any, prefix: str | None, asking: str, other: str = "") -> AnomalyFilterCallback:
-    """The AnomalyFilterCallback of a Trainer, wherever it stands in the list.
+    """Find the AnomalyFilterCallback of a Trainer, wherever it stands in the list.
 
     Args:
         trainer: The Trainer.
@@ -58,12 +58,12 @@ class LastReports:
         return float(history[-1]["metrics"]["rise"]) if history else 0.0
 
     def restart(self, summaries: list[Summary]) -> None:
-        """Goes on from these: of a report that is there by now nothing is taken."""
+        """Go on from these: of a report that is there by now nothing is taken."""
         self.summaries = summaries[-self.number :]  # there may have been more in the fit of a checkpoint
         self._seen = None if self.watcher is None else self.watcher.report
 
     def look(self) -> None:
-        """Remembers the watcher's report, if it is a new one and of any live filter."""
+        """Remember the watcher's report, if it is a new one and of any live filter."""
         report = None if self.watcher is None else self.watcher.report
         if report is not None and report is not self._seen:
             self._seen = report

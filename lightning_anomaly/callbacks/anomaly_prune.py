@@ -292,14 +292,12 @@ class AnomalyPruneCallback(LoggingCallback):
         chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         last = summaries[-1]
         for layer in list(chosen):
-            size = getattr(modules.get(layer), "out_channels", None)
-            if size != len(last[layer]):
-                found = "no convolution" if size is None else f"one with {size} filters"
-                found = found if layer in modules else "none"
+            size = len(last[layer])
+            if getattr(modules.get(layer), "out_channels", None) != size:
                 self._warn_once(
                     f"layer {layer}",
-                    f"AnomalyPruneCallback masks nothing in layer '{layer}', of which there is a report on "
-                    f"{len(last[layer])} filters: the model has {found} of this name.",
+                    f"AnomalyPruneCallback masks nothing in layer '{layer}', of which there is a report on {size} "
+                    "filters: the model has no convolution of this name with as many.",
                 )
                 del chosen[layer]
         if self.criterion == "anomaly":

@@ -96,7 +96,10 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
             returned = {tensor.grad_fn for tensor in outputs}
             for module in select_layers(smaller).values():
                 if module in graph.module2node:
-                    failures += _remove(graph, torch_pruning.prune_conv_out_channels, module, silent, returned)
+                    try:
+                        _remove(graph, torch_pruning.prune_conv_out_channels, module, silent, returned)
+                    except Exception as error:  # no reason to keep the filters of other layers
+                        failures.append(error)
         except Exception as error:  # it knows most models, but not all
             raise ValueError(
                 f"Parameter `model` should be one that Torch-Pruning can follow. Found a {type(model).__name__}, on "
@@ -185,32 +188,8 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
 
 def _remove(
     graph: Any, prune: Any, conv: nn.Module, silent: dict[nn.Module, Tensor], returned: Collection[Any]
-) -> list[Exception]:
-    """Removes those zero filters of a convolution that leave no trace, and what hangs on them in other layers.
-
-    Returns:
-        Why they cannot be followed, if so: no reason to keep others.
-    """
-    try:
-        group = _traceless(graph, prune, conv, silent, returned)
-    except Exception as error:
-        return [error]
-    if group is None:
-        return []
-    for item in group.items:
-        module = item.dep.target.module
-        if not graph.is_out_channel_pruning_fn(item.dep.handler):
-            left = torch.ones(len(silent[module]), dtype=torch.bool, device="cpu")
-            left[item.idxs] = False
-            silent[module] = silent[module][left]
-    group.prune()
-    return []
-
-
-def _traceless(
-    graph: Any, prune: Any, conv: nn.Module, silent: Mapping[nn.Module, Tensor], returned: Collection[Any]
-) -> Any:
-    """What to cut to remove those zero filters of a convolution that leave no trace; None if there are none."""
+) -> None:
+    """Remove those zero filters of a convolution that leave no trace, and what hangs on them in other layers."""
     filters: list[int] = zero_rows(conv).nonzero()[:, 0].tolist()
     group, traced = None, set(filters)
     while filters and traced:
@@ -220,7 +199,15 @@ def _traceless(
             free = _free(graph, item, silent, returned)
             traced |= {root for root, goes in zip(item.root_idxs, free, strict=True) if not goes}
         filters = [index for index in filters if index not in traced]
-    return group if filters and graph.check_pruning_group(group) else None
+    if group is None or not filters or not graph.check_pruning_group(group):
+        return
+    for item in group.items:
+        module = item.dep.target.module
+        if not graph.is_out_channel_pruning_fn(item.dep.handler):
+            left = torch.ones(len(silent[module]), dtype=torch.bool, device="cpu")
+            left[item.idxs] = False
+            silent[module] = silent[module][left]
+    group.prune()
 
 
 def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor], returned: Collection[Any]) -> list[bool]:

@@ -20,7 +20,7 @@ Summary = dict[str, list[int]]
 
 
 def summarize(report: AnomalyReport) -> Summary:
-    """What the choice needs to know of a report, as plain values.
+    """Reduce a report to what the choice needs, in plain values.
 
     Args:
         report: The report.
@@ -46,7 +46,7 @@ def choose_filters(
     min_votes: int,
     max_fraction: float,
 ) -> dict[str, list[int]]:
-    """The anomaly filters to mask, layer by layer, worst first.
+    """Choose the anomaly filters to mask, layer by layer, worst first.
 
     A filter's votes are the reports that flag it. Worse is a filter with more votes; among equals one with more outlier
     samples, summed over the reports; among equals again the one with the smaller number, so that there is one answer.
@@ -90,7 +90,7 @@ def choose_others(
     norms: Mapping[str, Sequence[float]] | None,
     seed: str,
 ) -> dict[str, list[int]]:
-    """As many filters of each layer as were chosen, by a criterion that knows nothing of outliers.
+    """Choose as many filters of each layer as were chosen, by a criterion that knows nothing of outliers.
 
     They come from the filters that could have been chosen: not masked, and neither dead nor nonfinite in the last
     report. Masking a dead filter changes nothing and would be no comparison; only where the live ones do not suffice
@@ -118,6 +118,6 @@ def choose_others(
 
 
 def filter_norms(conv: Any) -> list[float]:
-    """The sum of the absolute weights of each filter of a convolution of any kind."""
+    """Sum the absolute weights of each filter of a convolution of any kind."""
     norms: list[float] = filters_first(conv).detach().cpu().double().abs().flatten(1).sum(1).tolist()
     return norms
