@@ -13,7 +13,7 @@ _Item = TypeVar("_Item")
 
 
 def track(items: Iterable[_Item], total: int, what: str, show: bool | None) -> Iterable[_Item]:
-    """The items, while a bar on stderr shows how many were taken.
+    """Go through items, while a bar on stderr shows how many were taken.
 
     Args:
         items: What to go through.

@@ -31,13 +31,13 @@ class Tabular(ABC):
 
 
 def listed(entries: Sequence[object], most: int = 5) -> str:
-    """The first entries, and how many more there are."""
+    """List the first entries, and say how many more there are."""
     more = f" and {len(entries) - most} more" if len(entries) > most else ""
     return ", ".join(map(str, entries[:most])) + more
 
 
 def text_table(rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:
-    """The rows under each other in columns, the first one as a heading, then the sentences, one a line."""
+    """Lay out rows in columns, the first one as a heading, then the sentences, one a line."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
@@ -45,13 +45,8 @@ def text_table(rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:
 
 
 def html_table(rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:
-    """The same as HTML; whatever is in the cells and sentences is shown and never interpreted."""
-    head, *body = ["".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in _tagged(rows)]
-    lines = ["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>"]
-    lines += [f"<tr>{row}</tr>" for row in body]
-    lines += ["</tbody>", "</table>"]
-    return "\n".join(lines + [f"<p>{escape(sentence)}</p>" for sentence in sentences])
-
-
-def _tagged(rows: Sequence[Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
-    return [("td" if place else "th", row) for place, row in enumerate(rows)]
+    """Lay out the same as HTML; whatever is in the cells and sentences is shown and never interpreted."""
+    head, *body = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    head = head.replace("<td>", "<th>").replace("</td>", "</th>")
+    lines = ["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>", *(f"<tr>{row}</tr>" for row in body), "</tbody>"]
+    return "\n".join([*lines, "</table>", *(f"<p>{escape(sentence)}</p>" for sentence in sentences)])

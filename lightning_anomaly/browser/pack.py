@@ -56,8 +56,10 @@ def pack(
         layers.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
         blocks[f"points-{number}"] = _points(layer, shown)
         if name in maps:
-            amount, blocks[f"maps-{number}"] = maps[name]
-            layers[-1] |= _kept(pictures.maps[name], amount)
+            kept, (amount, blocks[f"maps-{number}"]) = pictures.maps[name], maps[name]
+            height, width = kept.maps.shape[2:]
+            layers[-1]["maps"] = {"kept": amount, "height": height, "width": width}
+            layers[-1] |= {"most": kept.most.tolist(), "least": kept.least.tolist()}
     index = {
         "title": title,
         "samples": report.n_samples,
@@ -92,15 +94,6 @@ def _layer(name: str, layer: LayerReport, ranks: list[int | None]) -> dict[str, 
     for column in _COLUMNS:
         found[column] = [_short(value) for value in getattr(layer, column).tolist()]
     return found
-
-
-def _kept(kept: KeptMaps, amount: int) -> dict[str, Any]:
-    height, width = kept.maps.shape[2:]
-    return {
-        "maps": {"kept": amount, "height": height, "width": width},
-        "most": kept.most.tolist(),
-        "least": kept.least.tolist(),
-    }
 
 
 def _rows(flags: Tensor) -> dict[str, list[int]]:
@@ -141,19 +134,16 @@ def _points(layer: LayerReport, shown: Tensor) -> bytes:
     steps = samples.diff(prepend=samples.new_zeros(1))
     begins = starts[:-1][starts[:-1] < len(samples)]
     steps[begins] = samples[begins]
+    codes = levels.T.numpy().astype(np.uint16)
     parts = [
         starts.numpy().astype("<u4"),
         ranges.flatten(1).numpy().astype("<f4"),
         steps.numpy().astype("<u4"),
-        *(plane for axis in (0, 1) for plane in _planes(levels[:, axis].numpy().astype(np.uint16))),
-        layer.labels[rows, samples].clamp(0, 255).numpy().astype(np.uint8),
+        *((axis >> shift).astype(np.uint8) for axis in codes for shift in (0, 8)),
+        layer.labels[rows, samples].to(torch.uint8).numpy(),
         (layer.outliers[rows, samples] + 2 * layer.isolated[rows, samples]).numpy().astype(np.uint8),
     ]
     return zlib.compress(b"".join(part.tobytes() for part in parts))
-
-
-def _planes(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    return (values & 255).astype(np.uint8), (values >> 8).astype(np.uint8)
 
 
 def _fitting_maps(kept: Mapping[str, KeptMaps]) -> dict[str, tuple[int, bytes]]:

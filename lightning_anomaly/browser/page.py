@@ -67,7 +67,7 @@ def plain_labels(labels: Sequence[Any]) -> list[Any]:
 def assemble(
     code: Sequence[str], index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
 ) -> str:
-    """A page as text.
+    """Put a page together, as text.
 
     Args:
         code: Files of JavaScript, in the order of their imports. In the page they are one module, so no two of them
@@ -77,7 +77,8 @@ def assemble(
         blocks: What it unpacks when needed: bytes compressed with zlib, by name.
     """
     placed, sprite = (None, {}) if images is None else _sprite(images)
-    content = {"index": _packed({**index, "images": placed}), **(blocks or {}), **sprite}
+    packed = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()
+    content = {"index": zlib.compress(packed), **(blocks or {}), **sprite}
     module, style = _module(code), _text("page.css")
     parts = {
         "TITLE": escape(index["title"].encode(errors="replace").decode()),  # a file's name may have no UTF-8
@@ -91,10 +92,6 @@ def assemble(
         "CODE": module,
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _text("page.html"))
-
-
-def _packed(index: Mapping[str, Any]) -> bytes:
-    return zlib.compress(json.dumps(index, separators=(",", ":"), allow_nan=False).encode())
 
 
 def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:

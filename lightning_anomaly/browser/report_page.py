@@ -47,6 +47,6 @@ def page_text(
     history: Sequence[Mapping[str, Any]] | None,
     labels: Sequence[Any] | None = None,
 ) -> str:
-    """A report as an HTML page, with given pictures."""
+    """Write a report as the text of an HTML page, with given pictures."""
     index, blocks = pack(report, pictures, labels, title, history)
     return assemble(_CODE, index, pictures.images, blocks)
