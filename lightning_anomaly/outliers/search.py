@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
@@ -113,22 +114,20 @@ def _buffers_of_first(model: nn.Module) -> Iterator[None]:
     if world == 1:
         yield
         return
-    plain = {name: own for name, own in model.named_buffers() if own.layout is torch.strided and not own.is_meta}
-    own = {name: buffer.clone() for name, buffer in plain.items()}
+    own = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if not is_lazy(buffer)}
     first = gather_results(lambda: {name: buffer.cpu() for name, buffer in own.items()} if rank == 0 else {})[0]
     try:
-        gather_results(lambda: _set_buffers(plain, first))
+        for name in own.keys() & first.keys():
+            _set_buffer(model, name, first[name].to(own[name].device))
         yield
     finally:
-        _set_buffers(plain, own)
+        for name, buffer in own.items():
+            _set_buffer(model, name, buffer)
 
 
-@torch.no_grad()
-def _set_buffers(buffers: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, buffer in buffers.items():
-        # Into one that was expanded nothing can be copied.
-        if name in values and not torch.equal(buffer, values[name].to(buffer.device)):
-            buffer.copy_(values[name])
+def _set_buffer(model: nn.Module, name: str, buffer: Tensor) -> None:
+    module, _, own_name = name.rpartition(".")
+    setattr(model.get_submodule(module), own_name, buffer)
 
 
 class _ReferenceShare(NamedTuple):
