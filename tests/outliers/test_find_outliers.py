@@ -70,7 +70,7 @@ def test_images_that_do_not_belong_are_found_with_a_reference_and_without(net):
 
 def test_on_clean_images_the_false_discovery_rate_holds(net):
     """Without outliers, something is found in at most a share of the data sets that is the rate."""
-    reports = [find_outliers(net, images(100, 100 + seed), images(1000, seed)) for seed in range(40)]
+    reports = [find_outliers(net, images(100, 100 + seed), images(400, seed)) for seed in range(40)]
     p_values = torch.cat([report.p_values for report in reports])
     for level in (0.02, 0.1, 0.3, 0.6):  # four standard errors of images that are scored by the same reference
         assert (p_values <= level).double().mean().item() == pytest.approx(level, abs=0.3 * math.sqrt(level / 10))
@@ -146,7 +146,7 @@ def test_loaders_and_tensors_say_the_same_whatever_the_order_and_the_batches(net
     assert find_outliers(net, loader, seed=3).top(1) == find_outliers(net, inputs, seed=3).top(1) == [7]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions_find_the_same(net, dtype):
     inputs = images(200, 1, (7, 8))
     assert set(find_outliers(net.to(dtype), inputs, images(300)).top(2)) == {7, 8}
@@ -224,21 +224,15 @@ def test_of_a_reference_with_nan_the_rest_is_the_reference(net):
 
 def test_a_layer_that_cannot_judge_is_noted(net):
     """Layers behind NaN in the weights say nothing, which is not the same as that all is well."""
-    net[5].weight.data[:] = math.nan
-    with pytest.warns(
-        UserWarning, match="^Layer '5' is left out .*: its maps of the reference are not finite or do not"
+    for filters, layers, note in (
+        ([0, 2], ("0", "5"), "^Layer '5': 2 of 6 filters have NaN"),
+        (range(6), ("0",), "^Layer '5' is left"),
     ):
-        report = find_outliers(net, images(200, 1, (7,)))
-    assert report.layers == ("0",)
-    assert report.top(1) == [7]
-
-
-def test_filters_that_cannot_judge_are_noted(net):
-    net[5].weight.data[[0, 2]] = math.nan
-    with pytest.warns(UserWarning, match="^Layer '5': 2 of 6 filters have NaN .* of most reference images and do not"):
-        report = find_outliers(net, images(200, 1, (7,)))
-    assert report.layers == ("0", "5")
-    assert report.top(1) == [7]
+        net[5].weight.data[list(filters)] = math.nan
+        with pytest.warns(UserWarning, match=note):
+            report = find_outliers(net, images(200, 1, (7,)))
+        assert report.layers == layers
+        assert report.top(1) == [7]
 
 
 def test_a_layer_that_some_images_do_not_reach_is_named(net):
@@ -274,23 +268,18 @@ def test_what_cannot_be_drawn_is_scored_too():
         report.plot()
 
 
-def test_a_layer_s_name_is_no_formula():
-    inputs = images(120)
-    report = find_outliers(nn.Conv2d(1, 2, 3), inputs)
-    replace(report, layers=("$\\x$",)).plot(1).draw_without_rendering()
-
-
 def test_a_model_that_is_one_layer_has_a_name_below_its_images():
-    figure = find_outliers(nn.Conv2d(1, 2, 3), images(120)).plot(1)
-    assert figure.axes[0].get_title().splitlines()[-1] == "(the model)"
+    report = find_outliers(nn.Conv2d(1, 2, 3), images(120))
+    assert report.plot(1).axes[0].get_title().splitlines()[-1] == "(the model)"
+    replace(report, layers=("$\\x$",)).plot(1).draw_without_rendering()  # a name is no formula
 
 
 def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
     torch.manual_seed(0)  # which images score highest hangs on the weights
-    inputs = images(400)[..., None].expand(-1, -1, -1, -1, 30).flatten(3).repeat_interleave(20, 2)  # 240x360
+    inputs = images(400)[..., None].expand(-1, -1, -1, -1, 30).flatten(3)[..., ::2].repeat_interleave(10, 2)  # 120x180
     inputs[:300] *= 100
     report = find_outliers(nn.Conv2d(1, 2, 3), inputs, inputs[300:])
-    assert report.images.shape == (256, 80, 120, 1)
+    assert report.images.shape == (256, 60, 90, 1)
     assert ((report.images == 0) | (report.images == 255)).float().mean() > 0.9
 
 
@@ -298,18 +287,12 @@ def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
     ("inputs", "reference", "message"),
     [
         (DataLoader(Stream()), None, "`inputs` should be .* Found Stream"),
-        (DataLoader(Sizes(12, 12, 9), 1), images(100), r"one size. Found \(1, 12, 12\) and \(1, 9, 9\): resize them"),
         (DataLoader(Sizes(12, 9), 2), images(100), r"one size. Found \(1, 12, 12\) and \(1, 9, 9\)"),
         (images(99), None, "`inputs` should hold at least 100 images to learn from. Found 99. .* as `reference`"),
         (images(5), images(99), "Parameter `reference` should hold at least 100 images to learn from. Found 99."),
         (images(5) * math.nan, images(150) * math.nan, "`reference` should give maps that are finite and vary"),
         (images(5), torch.rand(150, 1, 9, 9), r"of the same shape. Found \(1, 12, 12\) and \(1, 9, 9\)."),
         (images(150).byte(), None, "`inputs` should hold floating-point images.*Found torch.uint8."),
-        (
-            DataLoader(TensorDataset(images(150).byte(), torch.rand(150, 1)), 50),
-            None,
-            "`inputs` should hold floating-point images.*Found torch.uint8.",
-        ),
         (images(150)[:0], None, "Parameter `inputs` should hold images. Found none."),
         (np.zeros((150, 1, 12, 12)), None, "should be a tensor .* DataLoader.* Found ndarray."),
         ([DataLoader(TensorDataset(images(150)))], None, "should be a tensor .* DataLoader.* Found list."),

@@ -42,11 +42,10 @@ def logits(maps: Tensor) -> Tensor:
     return maps.mean((2, 3)) * 5
 
 
-@pytest.mark.parametrize("inputs", [lambda own: own, lambda own: (own,)], ids=["tensor", "tuple"])
-def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_probability(inputs) -> None:
+def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_probability() -> None:
     model = Answers(logits)
     train, val = IMAGES[:70] * 1.5, IMAGES[70:]
-    report = two_sample_test(model, inputs(train), inputs(val))
+    report = two_sample_test(model, train, val)
     with torch.no_grad():
         sure = [model(own).double().softmax(1).amax(1) for own in (train, val)]
     assert report.confidence_auc == pytest.approx(roc_auc_score([True] * 70 + [False] * 80, torch.cat(sure)), abs=1e-3)
@@ -56,7 +55,7 @@ def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_proba
     assert report.confidence_p_value == pytest.approx(mannwhitneyu(*sure).pvalue, rel=0.05)
     assert report.confidence_auc > 0.55
     assert f"surer of a training image than of a validation image in {100 * report.confidence_auc:.1f}%" in str(report)
-    turned = two_sample_test(model, inputs(val), inputs(train))
+    turned = two_sample_test(model, val, train)
     assert turned.confidence_auc == pytest.approx(1 - report.confidence_auc)
     assert turned.confidence_gap == -report.confidence_gap
     assert turned.confidence_error_ratio == pytest.approx(1 / report.confidence_error_ratio)
@@ -133,11 +132,9 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
             "it is a dict, not a tensor of logits, which `forward` should return",
         ),
         (lambda maps: logits(maps)[:, :1], "it has shape (40, 1), not (samples, classes, ...)"),
-        (lambda maps: logits(maps).sum(), "it has shape (), not (samples, classes, ...)"),
         (lambda maps: logits(maps).argmax(1)[:, None], "it has type torch.int64"),
         (lambda maps: logits(maps)[1:], "it has 78 samples where the inputs have 80"),
         (lambda maps: logits(maps) * torch.nan, "it is NaN for 80 of 80 samples"),
-        (lambda maps: logits(maps).sigmoid() * torch.tensor([torch.nan, 0.1, 0.1]), "it is NaN for 80 of 80 samples"),
     ],
 )
 def test_another_kind_of_output_is_one_note_and_the_filters_are_as_before(answer, problem: str) -> None:
@@ -197,22 +194,6 @@ def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_fi
     assert [row for row in str(report).splitlines() if row.lstrip().startswith("hidden")]
 
 
-def test_no_image_is_alone_in_its_batch() -> None:
-    """A model that squeezes would lose that batch's axis."""
-
-    class Squeezing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.conv(x).relu().mean((2, 3), keepdim=True).squeeze())
-
-    report = two_sample_test(Squeezing(), torch.randn(64 * 64 + 1, 1, 8, 8), torch.randn(129, 1, 8, 8))
-    assert report.compares_output
-    assert list(report.units) == ["head"]
-
-
 def test_where_the_images_are_told_apart_is_said_by_layer() -> None:
     train, val = IMAGES[:70], IMAGES[70:]
     with torch.random.fork_rng(devices=[]):
@@ -225,6 +206,7 @@ def test_where_the_images_are_told_apart_is_said_by_layer() -> None:
     assert re.fullmatch(r"in units of '\d' \(\d+%\), '\d' \(\d+%\)", report.where)
 
 
+@pytest.mark.slow
 def test_of_several_layers_one_is_named_as_seldom_as_of_one() -> None:
     """At 1% each, one of eight independent layers would be named in eight of a hundred comparisons."""
     n, draws = 60, 250
@@ -247,7 +229,7 @@ def test_a_layer_of_one_unit_tells_if_it_tells_all_images_apart(significance: fl
     with torch.no_grad():
         conv.weight.fill_(1.0)
         conv.bias.fill_(1.0)
-    for seed in range(20):
+    for seed in range(5):
         images = torch.rand(400, 1, 3, 3, generator=torch.Generator().manual_seed(seed))
         model = nn.Sequential(conv, nn.Flatten(), nn.Linear(9, 2))
         report = two_sample_test(model, images[:200] + 3, images[200:], layers=["0"], significance=significance)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_anomaly.two_sample.rank_test import (
     enough_samples,
+    layer_significance,
     live_filters,
     random_divisions,
     rank_test,
@@ -156,3 +157,7 @@ def test_with_as_many_samples_as_it_says_a_filter_is_live(active: int) -> None:
     enough = 50 * math.ceil(needed / 50)  # whole hundreds of both groups together, so that the share is the same
     assert live_filters(values(2 * enough), enough).item()
     assert live_filters(values(100), 50).item() == (needed <= 50)
+
+
+def test_the_significance_of_a_layer_is_divided_by_their_number_and_no_smaller_than_a_p_value_can_be() -> None:
+    assert [layer_significance(0.01, layers) for layers in (0, 1, 8, 20)] == [0.01, 0.01, 0.00125, 0.001]

@@ -36,8 +36,9 @@ class Pair(nn.Module):
         return self.drop(self.norm(self.conv(images)))
 
 
-@pytest.mark.parametrize(("n_train", "n_val"), [(100, 1000), (300, 300)])
-@pytest.mark.parametrize("active", [1, 5, 20, 60, 400])
+@pytest.mark.parametrize(
+    ("n_train", "n_val", "active"), [(100, 1000, 54), (100, 1000, 55), (300, 300, 9), (300, 300, 10)]
+)
 def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_val: int, active: int) -> None:
     values = torch.zeros(3000, n_train + n_val)
     for row in values:
@@ -106,7 +107,7 @@ def test_a_report_is_a_table_and_sums_over_layers() -> None:
     assert report._repr_html_().startswith("<table>")
 
 
-@pytest.mark.parametrize("name", ["lenet5", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["lenet5", pytest.param("vgg11_bn", marks=pytest.mark.slow)])
 def test_the_recipe_counts_the_same_filters(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -140,8 +141,9 @@ def test_filters_with_nan_are_not_judged_and_the_others_are() -> None:
 BRIGHT, DARK = IMAGES.abs() + 0.1, -IMAGES.abs()  # the filter of `Pair` responds to the one kind alone
 
 
-@pytest.mark.parametrize(("n_train", "n_val"), [(5, 5), (9, 9), (8, 100), (100, 2), (1, 1)])
-@pytest.mark.parametrize("significance", [0.01, 1e-6])
+@pytest.mark.parametrize(
+    ("n_train", "n_val", "significance"), [(9, 9, 0.01), (8, 100, 1e-6), (100, 2, 0.01), (1, 1, 1e-6)]
+)
 def test_too_few_images_are_said_with_how_many_are_enough(n_train: int, n_val: int, significance: float) -> None:
     options = {"layers": ["conv"], "significance": significance}
     with pytest.warns(
@@ -237,10 +239,9 @@ def test_an_increasing_affine_norm_behind_a_convolution_changes_nothing_if_it_is
     torch.testing.assert_close(normed.layers["1"].auc, bare.layers[""].auc, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
-def test_precision_and_three_axes_are_taken_as_they_are(precision: torch.dtype) -> None:
-    model = nn.Conv3d(1, 3, 1).to(precision)
-    train, val = (torch.randn(count, 1, 2, 3, 4, generator=RNG).to(precision) for count in (20, 30))
+def test_precision_and_three_axes_are_taken_as_they_are() -> None:
+    model = nn.Conv3d(1, 3, 1).bfloat16()
+    train, val = (torch.randn(count, 1, 2, 3, 4, generator=RNG).bfloat16() for count in (20, 30))
     report = two_sample_test(model, train + 4, val)
     assert report.layers[""].live.shape == (3,)
     assert (report.n_train, report.n_val) == (20, 30)
@@ -300,7 +301,6 @@ def test_a_model_without_convolutions_gives_an_empty_report_and_a_warning() -> N
             {"train_inputs": IMAGES[:, :, :8]},
             r"`train_inputs` and `val_inputs` should hold images of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)",
         ),
-        ({"val_inputs": IMAGES.expand(-1, 3, -1, -1)}, r"images of the same shape. Found \(1, 9, 9\) and \(3, 9, 9\)"),
         ({"significance": 0}, r"`significance` should be a number in \(0, 1\]. Found `significance = 0`"),
         ({"layers": ["absent"]}, r"`layers` should name layers of the model. Found \['absent'\]"),
     ],
