@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -155,7 +155,8 @@ def until_validation_end(hook: Hook) -> Hook:
             except Exception as error:
                 # The frames of a traceback would keep the tensors of what failed.
                 self._failure = error if self.on_error == "raise" else error.with_traceback(None)
-                self._release()
+                with suppress(Exception):
+                    self._release()
 
     return cast(Hook, run)
 
@@ -195,7 +196,7 @@ class LoggingCallback(GuardedHooks, AnyCallback):
         return key if self._set_up else _OwnKey(key)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begins anew, and says so if what is found will be lost."""
+        """Begin anew, and warn if what is found will be lost."""
         self._everywhere = True
         self._failure = None
         self._set_up = True
@@ -207,15 +208,14 @@ class LoggingCallback(GuardedHooks, AnyCallback):
         if any(kind.__name__ == "_MultiProcessingLauncher" for kind in launcher.__mro__):
             self._warn_once(
                 "started by Lightning",
-                f"{type(self).__name__} works in copies here, in the processes that the strategy starts, and what they "
-                "know is gone when these end: the one given to the Trainer stays as it was. Read what you need in a "
-                "hook, such as `on_fit_end`; what was logged is in `trainer.callback_metrics`. In a script, "
-                '`strategy="ddp"` keeps it all.',
+                f"{type(self).__name__} works in copies here, in processes that the strategy starts and ends: the one "
+                "given to the Trainer stays as it was. Read what you need in a hook, such as `on_fit_end`, or use "
+                '`strategy="ddp"` in a script.',
             )
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Finds out whether all processes validate."""
+        """Find out whether all processes validate."""
         self._everywhere = validates_everywhere(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -223,7 +223,7 @@ class LoggingCallback(GuardedHooks, AnyCallback):
         self._subject.meet(pl_module)
 
     def _check_twins(self, trainer: Any, *kinds: type[LoggingCallback]) -> None:
-        """Raises ValueError if another callback of these kinds in the Trainer logs under the same prefix."""
+        """Raise ValueError if another callback of these kinds in the Trainer logs under the same prefix."""
         twins = [c for c in trainer.callbacks if isinstance(c, kinds) and c is not self]
         if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
             each = " and each ".join(kind.__name__ for kind in kinds)
@@ -238,7 +238,7 @@ class LoggingCallback(GuardedHooks, AnyCallback):
 
     @guarded
     def _log(self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "") -> None:
-        """Logs values of a validation, which are the same in all processes; the one named `prog_bar` there as well."""
+        """Log values of a validation, which are the same in all processes; the one named `prog_bar` there as well."""
         together = self._together(trainer)
         for name, value in values.items():
             # The largest of equal numbers is that number, without the rounding of a mean.
@@ -246,7 +246,7 @@ class LoggingCallback(GuardedHooks, AnyCallback):
                           prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
 
     def _warn_each_once(self, notes: Mapping[str, str]) -> None:
-        """Warns of those notes of a report that have not been said."""
+        """Warn of those notes of a report that have not been said."""
         new = {key: note for key, note in notes.items() if key not in self._warned}
         for key, note in merge_notes(new).items():
             self._warn_once(key, note)
@@ -290,16 +290,9 @@ def validates_everywhere(trainer: Any) -> bool:
 
 
 def describe_dead_monitors(trainer: Any, prefix: str, part: str = "", but: str | None = None) -> str:
-    """Name the Trainer's callbacks that monitor a key under a prefix where nothing is watched.
+    """Name the callbacks that monitor keys `prefix/part...`, but not `prefix/but...`, where nothing is watched.
 
-    Args:
-        trainer: The Trainer. Its callbacks may be of either of Lightning's package trees, or somebody else's.
-        prefix: What the keys begin with.
-        part: What they go on with.
-        but: What others go on with, which stand for something.
-
-    Returns:
-        A sentence with a space before it; empty if none of the keys is monitored.
+    The sentence has a space before it; it is empty if none of the keys is monitored.
     """
     told = []
     for callback in trainer.callbacks:

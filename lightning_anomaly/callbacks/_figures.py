@@ -39,14 +39,8 @@ Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `Gua
 class FigureSchedule:
     """Figures at the 1st, 2nd, 4th, 8th, ... analysis and after the last: few in a long training, close at its start.
 
-    Which analysis is the last is known only afterwards. So of each one the few images stay that its figures would show,
-    until the next; the others go when it ends.
-
-    Args:
-        prefix: What the names of figures and keys begin with.
-        overlay_tags: Tags of the losses in the chart; None finds them among the logged values.
-        enabled: Whether there are figures at all; the layout of the charts is always logged.
-        guard: Turns what fails in a task into a warning.
+    Which analysis is the last is known only afterwards: until the next one, the few images stay that its figures show.
+    The layout of the charts is logged even if figures are not enabled.
     """
 
     def __init__(self, prefix: str, overlay_tags: list[str] | None, enabled: bool, guard: Guard) -> None:
@@ -57,24 +51,17 @@ class FigureSchedule:
         self.start()
 
     def start(self) -> None:
-        """Begins a fit."""
+        """Begin a fit."""
         self._layout_done = False
         self._pending: tuple[int, Tensor | None] | None = None
 
     def lay_out(self, trainer: Any, last_chance: bool = False) -> None:
-        """Lays losses and the numbers of anomaly and of isolated filters into one chart, once their names are known.
+        """Lay losses and the numbers of anomaly and of isolated filters into one chart, once their names are known.
 
-        Call it in all processes, and only in `on_validation_end` and `on_fit_end`. Reading `trainer.logged_metrics`
-        reduces what was logged with `sync_dist=True` and is not reduced yet: a collective call, which one process must
-        not make alone, nor all of them earlier than Lightning would. In `on_validation_end` Lightning has just reduced
-        all of this validation and keeps the results until the next; what training has logged in this epoch is in
-        another collection, which is only read in hooks of training. In `on_fit_end`, where it is read, it is empty
-        again.
-
-        Args:
-            trainer: The Trainer.
-            last_chance: Whether to take what there is. A training loss that is logged by epoch has no value yet in the
-                first validation, and TensorBoard takes only one layout from a run.
+        Call it in all processes, in `on_validation_end` and `on_fit_end` alone: reading `trainer.logged_metrics` may
+        reduce what was logged, which one process must not do by itself, nor all of them before Lightning does. A
+        training loss that is logged by epoch has no value in the first validation, and TensorBoard takes one layout
+        from a run; so the names have to be known, but for the `last_chance`.
         """
         if self._layout_done:
             return
@@ -90,13 +77,13 @@ class FigureSchedule:
         self._layout_done = True
 
     def log(self, trainer: Any, report: AnomalyReport, images: Tensor | None, step: int, number: int) -> None:
-        """Logs the figures that are due after an analysis, the `number`th, of a probe with images `(N, C, H, W)`."""
+        """Log the figures that are due after an analysis, the `number`th, of a probe with images `(N, C, H, W)`."""
         self._pending = (step, _pick_outliers(report, images)) if self._enabled else None
         if is_due(number):
             self.finish(trainer, report)
 
     def finish(self, trainer: Any, report: AnomalyReport) -> None:
-        """Logs the figures of the last analysis, if that has not happened."""
+        """Log the figures of the last analysis, if that has not happened."""
         if self._pending is not None:
             step, outliers = self._pending
             log_report(trainer.loggers, self._prefix, report, outliers, step, self._guard)
@@ -114,16 +101,7 @@ def is_due(number: int) -> bool:
 
 
 def _pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None:
-    """The few images of a probe that the figure of the outliers shows.
-
-    Args:
-        report: The report.
-        images: The probe's images `(N, C, H, W)`, or signals `(N, C, L)`, of which curves are shown; None if there are
-            none.
-
-    Returns:
-        What `log_report` takes; None if the images are not those of the report's samples.
-    """
+    """The few images, or curves of signals, that the figure of the outliers shows; None if of other samples."""
     if images is None or len(images) != report.n_samples:
         return None
     if images.ndim == 3:
@@ -134,16 +112,7 @@ def _pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | Non
 def log_report(
     loggers: list[Any], prefix: str, report: AnomalyReport, outliers: Tensor | None, step: int, guard: Guard
 ) -> None:
-    """Log the figures of a report.
-
-    Args:
-        loggers: The Trainer's loggers.
-        prefix: What the figures' names begin with.
-        report: The report.
-        outliers: What `_pick_outliers` gave.
-        step: The step to log at.
-        guard: Turns what fails in a task into a warning.
-    """
+    """Log the figures of a report, with what `_pick_outliers` gave."""
     if not loggers or not report.layers:
         return
     for name, draw in FIGURES.items():
@@ -178,12 +147,7 @@ def _log_drawn(
 
 
 class BrowserSchedule:
-    """The browser at the 1st, 2nd, 4th, 8th, ... analysis and after the last, beside the figures.
-
-    Args:
-        prefix: What the file's name begins with.
-        guard: Turns what fails in a task into a warning.
-    """
+    """The filter browser at the 1st, 2nd, 4th, 8th, ... analysis and after the last, beside the figures."""
 
     def __init__(self, prefix: str, guard: Guard) -> None:
         self._prefix = prefix
@@ -191,16 +155,16 @@ class BrowserSchedule:
         self.start()
 
     def start(self) -> None:
-        """Begins a fit."""
+        """Begin a fit."""
         self._pending: tuple[AnomalyReport, Pictures, int] | None = None
 
     def take(self, report: AnomalyReport, pictures: Pictures | None, step: int) -> None:
-        """Keeps what the browser shows of an analysis until the next; None if it was not asked for."""
+        """Keep what the browser shows of an analysis until the next; None if it was not asked for."""
         if pictures is not None:
             self._pending = report, pictures, step
 
     def write(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
-        """Gives the browser to the loggers, in process 0, if it is due or the last one was not."""
+        """Log the page in process 0, if it is due or the last one was not."""
         if self._pending is None or not (last or is_due(analyses(history))):
             return
         report, pictures, step = self._pending
@@ -212,7 +176,7 @@ class BrowserSchedule:
 
 
 def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:
-    """Puts losses into the entries that they belong to; call it in all processes, as `lay_out`.
+    """Put losses into the entries that they belong to; call it in all processes, as `lay_out`.
 
     A validation loss is known when its validation ends, and that of a training step as well. An epoch's mean of the
     training loss is known after the validation in it: when the next epoch starts, or the fit ends.

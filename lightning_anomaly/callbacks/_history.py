@@ -58,22 +58,16 @@ def rise(fractions: Sequence[float]) -> float:
     return max(0.0, min(fractions[-HOLD:]) - min(earlier)) if earlier else 0.0
 
 
-_ZEROS = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}  # what is logged where nothing was analysed
+_ZEROS = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}  # what is logged where nothing was analyzed
 
 
 class FitMemory:
-    """What an `AnomalyFilterCallback` remembers of a fit, also through a checkpoint.
-
-    Attributes:
-        history: An entry for each validation, see there.
-        validations: How many all processes have run.
-        has_found: Whether one of them could find something.
-    """
+    """What an `AnomalyFilterCallback` remembers of a fit, also through a checkpoint."""
 
     def __init__(self) -> None:
         self.history: list[dict[str, Any]] = []
-        self.validations = 0
-        self.has_found = False
+        self.validations = 0  # those that all processes have run
+        self.has_found = False  # whether one of them could find something
         self._metrics = dict(_ZEROS)
         self._first = 0  # entry of the history whose signal can be compared with the last one's,
         self._kind: list[Any] | None = None  # by what it is the signal of; None if that is not known
@@ -85,7 +79,7 @@ class FitMemory:
         return {"history": history, **own, "comparable": [self._first, self._kind]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Take over what `state_dict` gave."""
         # Checkpoints of release 0.1 do not say what was live.
         self.history = [{"live": entry["analysed"], **entry} for entry in state_dict["history"]]
         for entry in self.history[:-1]:
@@ -112,15 +106,10 @@ class FitMemory:
         signal_layers: list[str] | None,
         probe: str,
     ) -> None:
-        """Remembers a validation.
+        """Remember a validation, of which `values` are logged, and set their `rise`; None repeats the last report.
 
-        Args:
-            trainer: The Trainer.
-            values: What is to be logged of it; its `rise` is set here.
-            report: What was found; None if the last values are repeated.
-            signal_layers: See `AnomalyFilterCallback`.
-            probe: See there. A fraction of another probe, by other settings or of other layers has no earlier level; a
-                layer that is left out for once is no other layer.
+        A fraction of another probe, by other settings or of other layers has no earlier level. A layer that is left out
+        for once is no other layer.
         """
         # Without an analysis what was found last still holds.
         last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}

@@ -21,16 +21,9 @@ __all__ = ["log_figure", "log_overlay_layout", "log_page", "loss_tags"]
 
 
 def log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
-    """Gives a figure to a logger: TensorBoard, W&B, MLflow, Comet, or a PNG file beside the file of CSVLogger.
+    """Log a figure to TensorBoard, W&B, MLflow, Comet, or a PNG file beside CSVLogger's; whether the logger took it.
 
-    Args:
-        logger: Any logger; one that knows no figures is left alone.
-        name: Name of the figure; slashes make groups or folders of it.
-        figure: The figure, left open.
-        step: The step it belongs to, `trainer.global_step` as a rule.
-
-    Returns:
-        Whether the logger took it.
+    Slashes in its name make groups or folders.
     """
     if _can(logger, "log_image"):
         # W&B. Its logger turns the step into a metric, "trainer/global_step". W&B's own step, which must never go back
@@ -55,18 +48,9 @@ def log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
 
 
 def log_page(logger: Any, name: str, page: str, step: int) -> bool:
-    """Gives an HTML page to a logger: W&B, MLflow, Comet, or a file beside those of TensorBoard and CSVLogger.
+    """Log an HTML page to W&B, MLflow, Comet, or a file beside TensorBoard's or CSVLogger's; whether it was taken.
 
     Only the newest page is kept where that is a file, as it has the whole training in it.
-
-    Args:
-        logger: Any logger; one that knows no pages is left alone.
-        name: Name of the page; slashes make folders of it.
-        page: The page as text.
-        step: The step it belongs to.
-
-    Returns:
-        Whether the logger took it.
     """
     experiment: Any = getattr(logger, "experiment", None)
     file = f"{_file_name(name)}.html"
@@ -89,18 +73,10 @@ def log_page(logger: Any, name: str, page: str, step: int) -> bool:
 
 
 def log_overlay_layout(logger: Any, tags: Sequence[str], title: str, apart: Sequence[str] = ()) -> bool:
-    """Lays curves over each other in one chart of TensorBoard's custom scalars; other loggers are left alone.
+    """Lay curves over each other in one chart of TensorBoard's custom scalars; whether the logger took it.
 
+    Those of `tags` that are `apart` have another scale: they get a second chart to themselves, and the rest a third.
     TensorBoard takes one layout from each run, so call it once, when all curves are known.
-
-    Args:
-        logger: Any logger.
-        tags: Names of the metrics, as they were logged.
-        title: Heading of the charts.
-        apart: Those of `tags` whose scale is another. They get a second chart to themselves, and the rest a third.
-
-    Returns:
-        Whether the logger took it.
     """
     experiment: Any = getattr(logger, "experiment", None)
     if not tags or not _can(experiment, "add_custom_scalars"):

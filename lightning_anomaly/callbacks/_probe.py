@@ -64,8 +64,8 @@ class ProbeImages:
         self._now: list[Tensor] = []
         self._seen = 0
 
-    def look(self, batch: Any, limit: int) -> None:
-        """Takes the pixels of a batch, up to `limit` samples; they stay on their device, so nothing waits for it."""
+    def record(self, batch: Any, limit: int) -> None:
+        """Take the pixels of a batch, up to `limit` samples; they stay on their device, so nothing waits for it."""
         images = plain_tensor(batch)
         if images is None or images.numel() == 0:
             return
@@ -76,11 +76,11 @@ class ProbeImages:
         self._seen += len(images)
 
     def forget(self) -> None:
-        """Drops what was seen of a validation that has not ended."""
+        """Drop what was seen of a validation that has not ended."""
         self._now, self._seen = [], 0
 
     def changed(self) -> bool:
-        """Ends a validation; whether its images are others than those of the one before."""
+        """End a validation; whether its images are others than those of the one before."""
         if not self._seen:
             return False
         before, self._before = self._before, torch.cat(self._now).cpu()
@@ -100,8 +100,8 @@ class SmallImages:
     def __init__(self) -> None:
         self._batches: list[Tensor] = []
 
-    def look(self, batch: Any, limit: int) -> None:
-        """Keeps those of a batch, of up to `limit` samples in all."""
+    def record(self, batch: Any, limit: int) -> None:
+        """Keep those of a batch, of up to `limit` samples in all."""
         missing = limit - sum(map(len, self._batches))
         images = small_images(batch) if missing > 0 else None
         if images is not None:
@@ -112,7 +112,7 @@ class SmallImages:
         return torch.cat(self._batches) if len({images.shape[1:] for images in self._batches}) == 1 else None
 
     def forget(self) -> None:
-        """Drops them."""
+        """Drop them."""
         self._batches = []
 
 
@@ -129,16 +129,12 @@ def small_images(batch: Any) -> Tensor | None:
 
 
 class ValidationWatch:
-    """Takes the maps of a probe during one validation and analyses them.
+    """Take the maps of a probe of `probe_size` samples, over all processes, during one validation.
 
-    Args:
-        trainer: The Trainer.
-        pl_module: Its module.
-        layers: The layers to watch, by name.
-        probe: `"val"` or `"train"`.
-        probe_size: Number of probe samples over all processes.
-        settings: How to analyse.
-        on_batch: Called with every batch of the probe.
+    Attributes:
+        gathered: Number of samples that all processes have together, at most.
+        notes: Notes for the report.
+        images: This process's images of the probe; None if they are not known.
     """
 
     def __init__(
@@ -158,15 +154,16 @@ class ValidationWatch:
         self._probe_size = probe_size
         self._settings = settings
         self._on_batch = on_batch
-        self._together = trainer.world_size > 1 and rank_and_world()[1] > 1
-        self._gathered = probe_size
-        if probe == "val" and self._together:
-            self._gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
+        together = _in_several_processes(trainer)
+        self.gathered = probe_size
+        if probe == "val" and together:
+            self.gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
         self._size: int | None = None  # of the batch that runs
         self._before = 0
-        self._notes: dict[str, str] = {}
-        self._limit = -(-probe_size // (trainer.world_size if self._together else 1))
+        self.notes: dict[str, str] = {}
+        self.images: Tensor | None = None
+        self._limit = -(-probe_size // (trainer.world_size if together else 1))
         self._capture = MapCapture(
             layers,
             limit=self._limit,
@@ -180,7 +177,7 @@ class ValidationWatch:
         return self._probe == "train" or getattr(self._module, "_current_fx_name", None) in (None, "validation_step")
 
     def before_batch(self, batch: Any) -> None:
-        """Hooks the layers for the validation step to come."""
+        """Hook the layers for the validation step to come."""
         if self._probe == "val" and not self._capture.full:
             images = plain_tensor(batch)
             # Of a list of single images, sequences or tables the first tensor need not say how many samples there are.
@@ -203,72 +200,54 @@ class ValidationWatch:
                 )
 
     def after_batch(self) -> None:
-        """Takes the hooks off again; a second call does nothing."""
+        """Take the hooks off again; a second call does nothing."""
         self._capture.remove()
         taken = self._taken - self._before
         # Of the last batch there may be more than the probe needs.
         if self._size is not None and taken and self._taken < self._limit and taken != self._size:
-            self._notes["other samples"] = (
+            self.notes["other samples"] = (
                 f"A validation batch of {self._size} samples gave {taken} maps: the module calls its layers with parts "
                 "of a batch, of which the first counts, or with other samples. So the report's samples are not "
                 "numbered as those of the loader, and their images are not shown."
             )
         self._size = None
 
+    def end(self, notes: Mapping[str, str], images: Tensor | None) -> None:
+        """Keep notes and images for the report, but no images of other samples."""
+        self.images = None if self.notes else images
+        self.notes = {**notes, **self.notes}
+
     @property
     def _taken(self) -> int:
         return most_samples(self._capture.maps)
 
     @property
-    def maps(self) -> dict[str, LayerMaps]:
-        """The maps of each layer so far."""
-        return self._capture.maps
-
-    @property
-    def gathered(self) -> int:
-        """Number of samples that all processes have together, at most."""
-        return self._gathered
-
-    @property
-    def notes(self) -> Mapping[str, str]:
-        """Why the samples are not those of the loader, if they are not."""
-        return self._notes
+    def taken(self) -> tuple[dict[str, LayerMaps], dict[str, str], Tensor | None, int]:
+        """Maps by layer, notes, images, and how many samples all processes have together at most."""
+        return self._capture.maps, self.notes, self.images, self.gathered
 
 
 def analyze_probe(
     trainer: Any,
     watch: ValidationWatch | None,
     settings: AnalysisSettings,
-    notes: Mapping[str, str],
-    images: Tensor | None,
     spec: OutputSpec,
     failure: Exception | None,
 ) -> AnalysisResult:
-    """Analyze what a validation took; a collective call, and none waits for a process that has failed.
-
-    Args:
-        trainer: The Trainer.
-        watch: This process's maps; None if it has failed.
-        settings: How to analyze.
-        notes: Notes to put into the report.
-        images: This process's images of the probe.
-        spec: What to return beside the report.
-        failure: What failed in this process.
-
-    Raises:
-        Exception: If a process failed, in all processes.
-    """
-    maps = {} if watch is None else watch.maps
-    if watch is not None and watch.notes:
-        notes, images = {**notes, **watch.notes}, None
+    """Analyze what a validation took; a collective call, which raises in all processes if one has failed."""
+    # A process without a watch has failed, and takes part all the same.
+    maps, notes, images, limit = ({}, {}, None, 0) if watch is None else watch.taken
     with torch.inference_mode(False), torch.no_grad():
-        if trainer.world_size > 1 and rank_and_world()[1] > 1:
-            limit = 0 if watch is None else watch.gathered
+        if _in_several_processes(trainer):
             return analyze_shared(maps, images, settings, notes, limit=limit, spec=spec, failure=failure)
         if failure is not None:
             raise failure
         report = analyze_maps(maps, settings, notes)
         return AnalysisResult(report, images, take_pictures(report.layers, maps, images) if spec.pictures else None)
+
+
+def _in_several_processes(trainer: Any) -> bool:
+    return trainer.world_size > 1 and rank_and_world()[1] > 1
 
 
 def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
@@ -289,7 +268,7 @@ def is_empty_result(report: AnomalyReport) -> bool:
 
 @contextmanager
 def unlogged(pl_module: Any) -> Iterator[None]:
-    """Drops what the module logs inside, in its `forward` for example: it is of a probe, not of the validation."""
+    """Drop what the module logs inside, in its `forward` for example: it is of a probe, not of the validation."""
     own = vars(pl_module)
     before = own.get("log")
     own["log"] = lambda *_, **__: None
@@ -310,16 +289,7 @@ def _in_order(loader: Any) -> bool:
 def run_training_probe(
     trainer: Any, pl_module: Any, capture: MapCapture, size: int, seed: int, on_batch: Callable[[Any], None]
 ) -> None:
-    """Run a module on a fixed random sample of its training set, as Lightning would in evaluation, and take the maps.
-
-    Args:
-        trainer: The Trainer.
-        pl_module: The module; it is called with what `first_tensor` finds in a batch, or with the batch.
-        capture: What takes the maps.
-        size: Number of samples over all processes, each of which runs its share.
-        seed: Seed of the choice.
-        on_batch: Called with every batch.
-    """
+    """Run this process's share of a fixed random sample of the training set, as Lightning evaluates, and take maps."""
     strategy = trainer.strategy
     precision = strategy.precision_plugin
 

@@ -120,28 +120,28 @@ class AnomalyEarlyStopping(GuardedHooks, AnyEarlyStopping):
         self.patience = signal.patience if self._patience is None else self._patience
 
     def _forget(self) -> None:
-        """Starts anew: what is known is about another model."""
+        """Start anew: what is known is about another model."""
         self._warned.clear()
         self.wait_count = 0
         self.best_score = torch.tensor(torch.inf)
         self._begin()
 
     def _begin(self) -> None:
-        """Knows no reason to stop."""
+        """Know no reason to stop."""
         self.stopped_epoch = 0
         self.stopping_reason_message: str | None = None  # Lightning's own attributes, where it has them
         if reasons := _stopping_reasons():
             self.stopping_reason = reasons.NOT_STOPPED
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
+        """Take over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
         if not self._subject.load():
             return
         self._forget()
         super().load_state_dict({**state_dict, "patience": self.patience})  # of this fit, as the threshold is
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Finds out what there is to watch, and says so."""
+        """Find out what there is to watch, and says so."""
         self._subject.begin(stage)
         if stage == "fit":
             self._choose(trainer)
@@ -152,7 +152,7 @@ class AnomalyEarlyStopping(GuardedHooks, AnyEarlyStopping):
         super().setup(trainer, pl_module, stage)
 
     def _choose(self, trainer: Any) -> None:
-        """Takes the signal of the callback with the prefix, or of the first one.
+        """Take the signal of the callback with the prefix, or of the first one.
 
         Raises:
             ValueError: If there is none, or `patience` does not fit the signal.
@@ -166,7 +166,7 @@ class AnomalyEarlyStopping(GuardedHooks, AnyEarlyStopping):
         check_integer("patience", self.patience, self._signal.hold)
 
     def _tell(self) -> None:
-        """Says what it watches, and if that is little."""
+        """Say what it watches, and if that is little."""
         compared = self._watched if isinstance(self._watched, TwoSampleCallback) else None
         if compared is not None:
             fewest = min(len(compared.train_inputs), len(compared.val_inputs))
@@ -184,25 +184,25 @@ class AnomalyEarlyStopping(GuardedHooks, AnyEarlyStopping):
             )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Drops what was seen of another model, and why an earlier fit of this one was stopped."""
+        """Drop what was seen of another model, and why an earlier fit of this one was stopped."""
         if self._subject.changes_to(pl_module):
             self._forget()
         self._begin()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Remembers whom a checkpoint was loaded for."""
+        """Remember whom a checkpoint was loaded for."""
         self._subject.meet(pl_module)
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Finds out whether there will be anything to stop for."""
+        """Find out whether there will be anything to stop for."""
         self._everywhere = validates_everywhere(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Nothing: each validation is judged when it ends."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Stops the training if it is time, in all processes if in one."""
+        """Stop the training if it is time, in all processes if in one."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run or not self._everywhere:
             return
         reason: str | None = None

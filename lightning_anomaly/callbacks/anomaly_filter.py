@@ -1,4 +1,4 @@
-"""The callback that watches: analyses the filters at the end of a validation and logs what it found."""
+"""The callback that watches: analyzes the filters at the end of a validation and logs what it found."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec
 __all__ = ["AnomalyFilterCallback"]
 
 _EMPTY_SHARD = (
-    "AnomalyFilterCallback has nothing to analyse: some process has no validation batch, or may have none where "
+    "AnomalyFilterCallback has nothing to analyze: some process has no validation batch, or may have none where "
     "`allow_zero_length_dataloader_with_multiple_devices` is set, and then runs no validation; the others cannot wait "
     "for it. Give every process at least one validation batch, and leave that unset."
 )
@@ -59,7 +59,7 @@ class AnomalyFilterCallback(LoggingCallback):
     in each layer).
 
     Args:
-        layers: Names of the layers to analyse, as in `model.named_modules()`; None takes every convolution,
+        layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,
             transposed ones included.
         probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
             class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
@@ -69,13 +69,13 @@ class AnomalyFilterCallback(LoggingCallback):
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyse at every n-th validation, and log the last values again at the others.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
-        signal_layers: Names of the analysed layers whose anomaly fraction gives `rise`; None takes all of them.
+        signal_layers: Names of the analyzed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         overlay_tags: Tags for the chart that lays losses and counts over each other in TensorBoard; None finds the
             training and the validation loss among what was logged.
         on_error: What an exception in this callback does: `"warn"` logs the last values, `"raise"` stops the
             training.
-        settings: How to analyse; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
+        settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
             its image and its map, see `AnomalyReport.save_html`. It is `anomaly_filters/browser.html` beside the files
@@ -132,11 +132,11 @@ class AnomalyFilterCallback(LoggingCallback):
         self._probe_images = ProbeImages()
         self._small_images = SmallImages()
         self._values: dict[str, float] = {}
-        self._due = False  # whether the validation that runs is analysed
+        self._due = False  # whether the validation that runs is analyzed
         self._forget()
 
     def _forget(self) -> None:
-        """Starts anew: what is known is about another model."""
+        """Start anew: what is known is about another model."""
         self.report: AnomalyReport | None = None
         self._memory = FitMemory()
         self._warned.clear()
@@ -153,21 +153,21 @@ class AnomalyFilterCallback(LoggingCallback):
         return self._memory.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
+        """Take over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
         if not self._subject.load():
             return
         self._forget()
         self._memory.load_state_dict(state_dict)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Checks the configuration against the model, unless the model builds its layers later."""
+        """Check the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
         self._check_twins(trainer, AnomalyFilterCallback)
         if not builds_layers_later(pl_module):
             self._watched(pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Checks layer names, now that every layer is there, and drops what was found in another model."""
+        """Check layer names, now that every layer is there, and drop what was found in another model."""
         if self._subject.changes_to(pl_module):
             self._forget()
         self._watched(pl_module)
@@ -177,19 +177,13 @@ class AnomalyFilterCallback(LoggingCallback):
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Says so if nothing will ever be analysed."""
+        """Warn if nothing will ever be analyzed."""
         if not trainer.enable_validation and not trainer.barebones:
             self._warn_once(
                 "no validation",
                 "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
-                "loader, no `validation_step`, or `limit_val_batches = 0`. Nothing will be analysed."
+                "loader, no `validation_step`, or `limit_val_batches = 0`. Nothing will be analyzed."
                 + describe_dead_monitors(trainer, self.log_key_prefix),
-            )
-        if self.browser and not trainer.loggers and not trainer.barebones:
-            self._warn_once(
-                "no logger",
-                "The filter browser (`browser = True`) is given to the Trainer's loggers, and this Trainer has none. "
-                "No page will be written; `report.save_html` of this callback writes one.",
             )
         super().on_train_start(trainer, pl_module)
         if not self._everywhere and trainer.enable_validation:
@@ -197,12 +191,12 @@ class AnomalyFilterCallback(LoggingCallback):
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Remembers the losses of the epoch before."""
+        """Remember the losses of the epoch before."""
         if self.browser and not trainer.barebones:
             remember_losses(self.history, trainer, epoch_ended=True)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Prepares to take maps, if this validation is to be analysed."""
+        """Prepare to take maps, if this validation is to be analyzed."""
         self._release()
         self._due = False
         if trainer.sanity_checking or trainer.barebones:
@@ -259,25 +253,26 @@ class AnomalyFilterCallback(LoggingCallback):
 
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leaves no hook behind; if it is the user who ends the fit, figures and page of the last analysis are made."""
+        """Leave no hook behind; if it is the user who ends the fit, figures and page of the last analysis are made."""
         self._release()
         if isinstance(exception, KeyboardInterrupt):
             self._show_last(trainer)
 
+    @guarded
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leaves no hook and no map behind."""
+        """Leave no hook and no map behind."""
         super().teardown(trainer, pl_module, stage)
         self._release()
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Analyses what was taken, and logs."""
+        """Analyze what was taken, and log."""
         if trainer.sanity_checking or trainer.barebones:
             return
         found: AnalysisResult | None = None
-        self._end_probe()
+        self._end_probe(pl_module)
         with self._guard("analyze the filters", self._consequence(trainer)):
             if self._due:
-                found = self._analyse(trainer, pl_module)
+                found = self._analyze(trainer)
             self._raise_failure()
         if trainer.state.fn == "fit":
             self._remember(trainer, found)
@@ -285,9 +280,10 @@ class AnomalyFilterCallback(LoggingCallback):
         self._release()
 
     @until_validation_end
-    def _end_probe(self) -> None:
+    def _end_probe(self, pl_module: Any) -> None:
         if self._watch is not None:
             self._watch.run_training_probe()  # in a process without any validation batch
+            self._watch.end(unseen_layers(pl_module, self.layers), self._small_images.taken())
 
     @guarded
     def _remember(self, trainer: Any, found: AnalysisResult | None) -> None:
@@ -303,7 +299,7 @@ class AnomalyFilterCallback(LoggingCallback):
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Lays the curves over each other, in a chart."""
+        """Lay the curves over each other, in a chart."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.barebones:
             self._figures.lay_out(trainer)
             if self.browser:
@@ -313,7 +309,7 @@ class AnomalyFilterCallback(LoggingCallback):
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Logs the chart and the figures of the last analysis, if that has not happened."""
+        """Log the chart and the figures of the last analysis, if that has not happened."""
         if self.report is not None:
             self._figures.lay_out(trainer, last_chance=True)
             if self.browser:
@@ -332,20 +328,19 @@ class AnomalyFilterCallback(LoggingCallback):
         watched = select_layers(pl_module, self.layers)
         if unseen := [name for name in self.signal_layers or [] if name not in watched]:
             raise ValueError(
-                f"Parameter `signal_layers` should name layers that are analysed, {list(watched)}. Found {unseen}: add "
+                f"Parameter `signal_layers` should name layers that are analyzed, {list(watched)}. Found {unseen}: add "
                 "them to `layers`."
             )
         return watched
 
-    def _analyse(self, trainer: Any, pl_module: Any) -> AnalysisResult | None:
-        """Sets the report and the metrics, if there is anything to set them to."""
+    def _analyze(self, trainer: Any) -> AnalysisResult | None:
+        """Set the report and the metrics, if there is anything to set them to."""
         started = time.perf_counter()
         fitting = trainer.state.fn == "fit"
         shows = fitting and bool(trainer.loggers)
         spec = OutputSpec(shows and (self.log_figures or self.browser), shows and self.browser)
         failure, self._failure = self._failure, None
-        notes, images = unseen_layers(pl_module, self.layers), self._small_images.taken()
-        found = analyze_probe(trainer, self._watch, self.settings, notes, images, spec, failure)
+        found = analyze_probe(trainer, self._watch, self.settings, spec, failure)
         report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if is_empty_result(report):
@@ -371,23 +366,23 @@ class AnomalyFilterCallback(LoggingCallback):
         return f", so {_NOTHING}{advice}.{describe_dead_monitors(trainer, self.log_key_prefix)}"
 
     def _record_batch(self, trainer: Any, batch: Any) -> None:
-        """Sees a batch of the probe."""
+        """See a batch of the probe."""
         if trainer.state.fn != "fit":
             return
-        self._probe_images.look(batch, self.probe_size)
+        self._probe_images.record(batch, self.probe_size)
         # Of several processes each sees a part of the probe, and only the first one has to have a logger.
         if (self.log_figures or self.browser) and (trainer.loggers or trainer.world_size > 1):
-            self._small_images.look(batch, -(-self.probe_size // trainer.world_size))
+            self._small_images.record(batch, -(-self.probe_size // trainer.world_size))
 
     def _compare_images(self) -> None:
-        """Says once if the probe has changed; in any process, as each has a part of the probe."""
+        """Warn once if the probe has changed; in any process, as each has a part of the probe."""
         if self._probe_images.changed() and not {"shuffled", "changed"} & self._warned:
             self._warned.add("changed")
             warnings.warn(CHANGED[self.probe], stacklevel=2)
 
     def _release(self) -> None:
-        if self._watch is not None:
-            self._watch.after_batch()
-        self._watch = None
+        watch, self._watch = self._watch, None
         self._probe_images.forget()
         self._small_images.forget()
+        if watch is not None:
+            watch.after_batch()

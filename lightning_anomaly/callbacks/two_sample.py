@@ -128,7 +128,7 @@ class TwoSampleCallback(LoggingCallback):
         self._due, self._measured, self._output_measured, self._taken = False, False, False, False
 
     def _forget(self) -> None:
-        """Starts anew: what is known is about another model."""
+        """Start anew: what is known is about another model."""
         self.report: TwoSampleReport | None = None
         self.history: list[ComparisonFields] = []
         self._rise = ErrorRise()
@@ -140,7 +140,7 @@ class TwoSampleCallback(LoggingCallback):
         return {"history": list(self.history), "rise": self._rise.state_dict(), "pixels": self._pixels()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
+        """Take over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
         if not self._subject.load():
             return
         self._forget()
@@ -166,14 +166,14 @@ class TwoSampleCallback(LoggingCallback):
         return means
 
     def _recall(self) -> None:
-        """Takes the last values of the history, which are logged again where nothing can be compared."""
+        """Take the last values of the history, which are logged again where nothing can be compared."""
         self._values = dict(self.history[-1]["metrics"]) if self.history else {}
         self._taken = bool(self.history)
         self._output_measured = any(entry["compares_output"] for entry in self.history)
         self._measured = self._output_measured or any(entry["share_p_values"] for entry in self.history)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Checks the configuration against the model, unless the model builds its layers later."""
+        """Check the configuration against the model, unless the model builds its layers later."""
         super().setup(trainer, pl_module, stage)
         self._check_twins(trainer, TwoSampleCallback, AnomalyFilterCallback)  # both log a count
         self._begin()
@@ -181,7 +181,7 @@ class TwoSampleCallback(LoggingCallback):
             select_layers(pl_module, self.layers)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Checks layer names, now that every layer is there, and drops what was found in another model."""
+        """Check layer names, now that every layer is there, and drop what was found in another model."""
         select_layers(pl_module, self.layers)
         if self._subject.changes_to(pl_module):
             self._forget()
@@ -190,7 +190,7 @@ class TwoSampleCallback(LoggingCallback):
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Logs the figure of the last validation, if that has not happened."""
+        """Log the figure of the last validation, if that has not happened."""
         self._draw(trainer)
 
     @guarded
@@ -201,7 +201,7 @@ class TwoSampleCallback(LoggingCallback):
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Says so if nothing will ever be compared."""
+        """Warn if nothing will ever be compared."""
         super().on_train_start(trainer, pl_module)
         if not self._everywhere and not trainer.barebones:
             self._warn_once(
@@ -212,7 +212,7 @@ class TwoSampleCallback(LoggingCallback):
             )
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Prepares to compare."""
+        """Prepare to compare."""
         self._due = self._everywhere and not trainer.sanity_checking and not trainer.barebones
         if self._due:
             self._fresh = None
@@ -230,12 +230,12 @@ class TwoSampleCallback(LoggingCallback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Compares after the first step: see `ValidationWatch.after_step`."""
+        """Compare after the first step: see `ValidationWatch.after_step`."""
         if self._due:
             self._compare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Logs, and remembers."""
+        """Log, and remember."""
         if trainer.sanity_checking or trainer.barebones or not self._everywhere:
             return
         if self._due:  # a process without any validation batch
@@ -267,26 +267,11 @@ class TwoSampleCallback(LoggingCallback):
 
     @guarded
     def _take(self, trainer: Any, report: TwoSampleReport) -> None:
-        self.report, self._taken = report, True  # in all processes, or in none
-        live = any(layer.live.any() for layer in report.layers.values())
-        self._measured |= live or report.compares_output
-        notes = dict(report.notes)
-        before = self._output_measured
-        self._output_measured |= report.compares_output
-        if "output" in notes and before:
-            notes["output"] += " Its last values are logged."
-        told = " ".join(merge_notes(notes).values())
-        if not (live or report.compares_output):
-            self._warn_once("none live", f"{told} So {_NOTHING}.{describe_dead_monitors(trainer, self.log_key_prefix)}")
-        elif not live and report.layers:
-            vain = describe_dead_monitors(trainer, self.log_key_prefix, but="confidence")
-            self._warn_once("none live", f"{told} So {_NO_FILTER}.{vain}")
-        else:
-            vain = "" if before else describe_dead_monitors(trainer, self.log_key_prefix, "confidence")
-            for key in notes.keys() & {"output", "few images"}:
-                notes[key] += vain
-            self._warn_each_once(notes)
+        """Set the report, in all processes or in none, and the values that it gives."""
+        self.report, self._taken = report, True
+        self._warn_of(trainer, report)
         output = report.compares_output  # else the values would say that it knows nothing of the training images
+        self._output_measured |= output
         if trainer.state.fn != "fit":
             self._values["confidence_rise"] = 0.0
         elif output:
@@ -301,6 +286,24 @@ class TwoSampleCallback(LoggingCallback):
         found = [name for name in _NEUTRAL if output or not name.startswith("confidence")]
         self._values |= {name: float(getattr(report, name)) for name in found if name != "confidence_rise"}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
+
+    def _warn_of(self, trainer: Any, report: TwoSampleReport) -> None:
+        """Warn of a report's notes, and name the monitors that wait in vain for what it does not have."""
+        live = any(layer.live.any() for layer in report.layers.values())
+        self._measured |= live or report.compares_output
+        notes = dict(report.notes)
+        if "output" in notes and self._output_measured:
+            notes["output"] += " Its last values are logged."
+        text = " ".join(merge_notes(notes).values())
+        if not live and (report.layers or not report.compares_output):
+            nothing, but = (_NO_FILTER, "confidence") if report.compares_output else (_NOTHING, None)
+            dead = describe_dead_monitors(trainer, self.log_key_prefix, but=but)
+            self._warn_once("none live", f"{text} So {nothing}.{dead}")
+            return
+        if not self._output_measured:
+            for key in notes.keys() & {"output", "few images"}:
+                notes[key] += describe_dead_monitors(trainer, self.log_key_prefix, "confidence")
+        self._warn_each_once(notes)
 
     @guarded
     def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:

@@ -34,10 +34,6 @@ def flip(image: Tensor, generator: torch.Generator) -> Tensor:
     return image.flip(-1) if torch.rand((), generator=generator) < 0.5 else image
 
 
-def noise(image: Tensor, generator: torch.Generator) -> Tensor:
-    return image + 0.02 * torch.randn(image.shape, generator=generator)
-
-
 def erase(image: Tensor, generator: torch.Generator) -> Tensor:
     image = image.clone()
     row, column = torch.randint(6, (2,), generator=generator).tolist()
@@ -77,7 +73,7 @@ def first(samples: int, batch_size: int = 25) -> DataLoader[Any]:
 # what changes
 
 
-@pytest.mark.parametrize("change", [flip, noise, erase])
+@pytest.mark.parametrize("change", [flip, erase])
 def test_a_validation_set_that_augments_at_random_is_said_once(tmp_path: Path, change: Any) -> None:
     with pytest.warns(UserWarning, match=f"{MESSAGE}, so the anomaly counts are not comparable.*`probe = ") as caught:
         fit(tmp_path, watcher(), val=DataLoader(Augmented(change), 20))
@@ -96,15 +92,6 @@ def test_more_images_are_other_ones_if_they_are_in_the_probe(tmp_path: Path) -> 
         fit(tmp_path, ours, Reloads(lambda times: first(50 + 10 * times)))
     assert [text.startswith(MESSAGE) for text in said(caught)] == [False, True]
     fit(tmp_path, watcher(probe_size=60), Reloads(lambda times: first(50 + 10 * times)))  # not a word
-
-
-def test_images_that_the_module_augments_in_validation_too_are_said_once(tmp_path: Path) -> None:
-    class OnDevice(SmallNet):
-        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            return [batch[0] + torch.rand(()), batch[1]]
-
-    with pytest.warns(UserWarning, match=MESSAGE):
-        fit(tmp_path, watcher(), OnDevice())
 
 
 def test_a_training_probe_that_augments_with_numbers_of_its_own_is_said_once(tmp_path: Path) -> None:
@@ -137,9 +124,14 @@ class ChangesItsInput(SmallNet):
 
 
 @pytest.mark.parametrize(
-    "module", [AugmentsTraining, OtherSanityCheck, ChangesItsInput, lambda: Reloads(lambda times: loader(seed=1))]
+    ("module", "probe"),
+    [
+        (AugmentsTraining, "train"),
+        (OtherSanityCheck, "val"),
+        (ChangesItsInput, "val"),
+        (lambda: Reloads(lambda times: loader(seed=1)), "train"),
+    ],
 )
-@pytest.mark.parametrize("probe", ["val", "train"])
 def test_images_that_stay_are_not_a_word(tmp_path: Path, module: Any, probe: str) -> None:
     ours = watcher(probe=probe)
     fit(tmp_path, ours, module())
@@ -149,36 +141,15 @@ def test_images_that_stay_are_not_a_word(tmp_path: Path, module: Any, probe: str
 @pytest.mark.parametrize(
     "options",
     [
-        {"limit_val_batches": 2},
         {"val_check_interval": 0.5},
-        {"precision": "bf16-true"},
         {"precision": "bf16-mixed"},
-        {"precision": "64-true"},
         {"val": DataLoader(Augmented(rounding), 20)},
-        {"val": [loader(seed=1), DataLoader(Augmented(noise), 20)]},  # the second loader is not the probe
+        {"val": [loader(seed=1), DataLoader(Augmented(erase), 20)]},  # the second loader is not the probe
     ],
-    ids=["fewer batches", "twice an epoch", "bf16-true", "bf16-mixed", "64-true", "rounding", "a second loader"],
+    ids=["twice an epoch", "bf16-mixed", "rounding", "a second loader"],
 )
-@pytest.mark.parametrize("every", [1, 2])
-def test_images_that_stay_are_not_a_word_however_they_are_validated(
-    tmp_path: Path, options: dict[str, Any], every: int
-) -> None:
-    fit(tmp_path, watcher(probe_size=40, every_n_validations=every), **options)
-
-
-def test_a_first_tensor_without_values_is_no_image(tmp_path: Path) -> None:
-    def collate(items: Any) -> Any:
-        x, y = torch.utils.data.default_collate(items)
-        return {"boxes": torch.zeros(len(x), 0), "x": x, "y": y}
-
-    class Detector(SmallNet):
-        def loss(self, batch: Any) -> Tensor:
-            return super().loss((batch["x"], batch["y"]))
-
-    both = DataLoader(loader().dataset, batch_size=20, collate_fn=collate)
-    ours = watcher()
-    quiet_trainer(tmp_path, ours).fit(Detector(), both, both)
-    assert len(ours.history) == 2
+def test_images_that_stay_are_not_a_word_however_they_are_validated(tmp_path: Path, options: dict[str, Any]) -> None:
+    fit(tmp_path, watcher(probe_size=40, every_n_validations=2), **options)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -215,10 +186,10 @@ def test_batches_of_any_kind_are_looked_at_and_the_batches_themselves_are_let_go
     ]
     for times in range(3):
         for batch in batches:
-            seen.look(batch, 100)
+            seen.record(batch, 100)
         assert not seen.changed(), times
     large = torch.rand(16, 3, 224, 224)
-    seen.look(large, 10)
+    seen.record(large, 10)
     assert sum(kept.numel() for kept in seen._now) == 10 * 3 * 4 * 4
     large.zero_()
     assert seen._now[0].max() > 0
