@@ -3,8 +3,7 @@
 import math
 import re
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,10 +12,22 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from trainers import QUIET, SmallNet, arguments, hook_count, images, loader, plain, quiet_trainer, said, watcher
+from torch.utils.data import DataLoader, TensorDataset
+from trainers import (
+    QUIET,
+    Flagged,
+    SmallNet,
+    arguments,
+    hook_count,
+    images,
+    loader,
+    plain,
+    quiet_trainer,
+    said,
+    watcher,
+)
 
-from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, AnomalyReport
+from lightning_anomaly import AnomalyFilterCallback, AnomalyReport
 from lightning_anomaly.callbacks import _figures, _probe
 from lightning_anomaly.plots import outlier_images
 
@@ -39,48 +50,20 @@ class Values(pl.Callback):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"probe": "test"}, r"`probe` should be one of \['val', 'train'\]. Found `probe = 'test'`"),
-        ({"on_error": "ignore"}, r"`on_error` should be one of \['warn', 'raise'\]. Found `on_error = 'ignore'`"),
-        ({"probe_size": 49}, r"`probe_size` should be an integer of at least 50. Found `probe_size = 49`"),
-        ({"probe_size": 19, "rare_fraction": 0.5, "max_components": 10}, r"`probe_size` .* at least 20"),
-        ({"probe_size": 64.0}, r"`probe_size` should be an integer"),
-        ({"every_n_validations": 0}, r"`every_n_validations` should be an integer of at least 1"),
-        ({"log_key_prefix": ""}, r"`log_key_prefix` should be a string of at least one character. Found ''"),
-        ({"log_key_prefix": 3}, r"`log_key_prefix` should be a string of at least one character. Found 3"),
-        ({"layers": []}, r"`layers` should be a list of layer names or None. Found \[\]"),
-        ({"layers": "conv1"}, r"`layers` should be a list of layer names or None. Found 'conv1': give \['conv1'\]"),
-        ({"layers": 3}, r"`layers` should be a list of layer names or None. Found 3"),
-        ({"signal_layers": "conv1"}, r"`signal_layers` should be a list of layer names or None. Found 'conv1'"),
-        ({"overlay_tags": "val_loss"}, r"`overlay_tags` should be a list of tags or None. Found 'val_loss': give \["),
-        ({"log_figures": "no"}, r"`log_figures` should be True or False. Found `log_figures = 'no'`"),
-        ({"max_components": 1}, r"`max_components` should be an integer of at least 2. Found `max_components = 1`"),
-        ({"rare_fraction": 0.0}, r"`rare_fraction` should be a number in \(0, 0.5\]"),
-        ({"rare_fraction": 0.51}, r"`rare_fraction` should be a number in \(0, 0.5\]"),
-        ({"rule": "most"}, r"`rule` should be one of \['index', 'best'\]"),
-        ({"n_init": 0}, r"`n_init` should be an integer of at least 1"),
-        ({"rectify": 1}, r"`rectify` should be True or False"),
-        ({"max_map_side": 0}, r"`max_map_side` should be an integer of at least 1"),
-        ({"engine": "jax"}, r"`engine` should be one of \['auto', 'numba', 'torch', 'sklearn'\]"),
-        ({"seed": -1}, r"`seed` should be an integer of at least 0"),
-        ({"max_memory_mb": 0}, r"`max_memory_mb` should be an integer of at least 1"),
+        ({"probe": "test"}, r"`probe` should be one of .* Found `probe = 'test'`"),
+        ({"on_error": "ignore"}, r"`on_error` should be one of .* Found `on_error = 'ignore'`"),
+        ({"probe_size": 49}, r"`probe_size` should be .* at least 50. Found `probe_size = 49`"),
+        ({"probe_size": 64.0}, "`probe_size` should be an integer"),
+        ({"every_n_validations": 0}, "`every_n_validations` should be an integer of at least 1"),
+        ({"log_key_prefix": ""}, "`log_key_prefix` should be a string .* Found ''"),
+        ({"layers": "conv1"}, r"`layers` should be .* Found 'conv1': give \['conv1'\]"),
+        ({"overlay_tags": []}, r"`overlay_tags` should be .* Found \[\]"),
+        ({"log_figures": 1}, "`log_figures` should be True or False"),
     ],
 )
 def test_the_constructor_names_what_is_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AnomalyFilterCallback(**arguments(options))
-
-
-@pytest.mark.parametrize("settings", [{"rectify": False}, "paper", 3])
-def test_settings_are_nothing_else(settings: Any) -> None:
-    with pytest.raises(ValueError, match=r"`settings` should be an AnalysisSettings or None\. Found "):
-        AnomalyFilterCallback(settings=settings)
-
-
-def test_the_papers_reading_is_a_setting(tmp_path: Any) -> None:
-    callback = AnomalyFilterCallback(probe_size=100, log_figures=False, settings=AnalysisSettings.paper())
-    quiet_trainer(tmp_path, callback, max_epochs=1).fit(SmallNet(), loader(), loader(100))
-    assert callback.report is not None
-    assert AnalysisSettings(**callback.report.settings) == AnalysisSettings.paper()
 
 
 @pytest.mark.parametrize(
@@ -90,14 +73,13 @@ def test_the_papers_reading_is_a_setting(tmp_path: Any) -> None:
             {"layers": ["conv9"]},
             r"`layers` should name layers.*Found \['conv9'\].*convolutions are \['conv1', 'conv2'\]",
         ),
-        ({"signal_layers": ["conv9"]}, r"`signal_layers` should name layers.*\['conv1', 'conv2'\]"),
         (
             {"layers": ["conv1"], "signal_layers": ["conv1", "conv2"]},
-            r"`signal_layers` should name layers that are analysed, \['conv1'\]. Found \['conv2'\]: add them",
+            r"`signal_layers` should name layers that are analyzed, \['conv1'\]. Found \['conv2'\]: add them",
         ),
         (
             {"signal_layers": ["head"]},
-            r"`signal_layers` should name layers that are analysed, \['conv1', 'conv2'\]. Found \['head'\]",
+            r"`signal_layers` should name layers that are analyzed, \['conv1', 'conv2'\]. Found \['head'\]",
         ),
     ],
 )
@@ -130,23 +112,66 @@ def test_layers_built_in_setup_are_found(tmp_path: Any) -> None:
     assert list(callback.report.layers) == ["conv3"]
 
 
-def test_every_validation_logs_finite_floats_and_keeps_plain_values(tmp_path: Any) -> None:
-    callback, values = watcher(), Values()
-    quiet_trainer(tmp_path, callback, values, max_epochs=3).fit(SmallNet(), loader(), loader(seed=1))
-    assert len(values.seen) == len(callback.history) == 3
-    for seen, entry in zip(values.seen, callback.history, strict=True):
+class Fitted(NamedTuple):
+    """Six epochs, in which an image of the probe does not belong, and what TensorBoard has of them."""
+
+    ours: AnomalyFilterCallback
+    values: list[dict[str, Any]]
+    flagged: list[dict[str, list[int]]]
+    events: EventAccumulator
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    folder = tmp_path_factory.mktemp("fitted")
+    logger, probe = TensorBoardLogger(folder), loader(seed=1)
+    probe.dataset.tensors[0][7] *= 20
+    ours, values = watcher(log_figures=True), Values()
+    flagged = Flagged(ours)
+    torch.manual_seed(0)
+    options = {"max_epochs": 3, "val_check_interval": 0.5, "logger": logger}
+    quiet_trainer(folder, ours, values, flagged, **options).fit(SmallNet(), loader(80), probe)
+    return Fitted(ours, values.seen, flagged.filters, EventAccumulator(logger.log_dir, {"images": 0}).Reload())
+
+
+def test_every_validation_logs_finite_floats_and_keeps_plain_values(fitted: Fitted) -> None:
+    history, report = fitted.ours.history, fitted.ours.report
+    assert len(history) == 6
+    assert len(fitted.values) == 3
+    for seen, entry in zip(fitted.values, history[1::2], strict=True):
         logged = {k.removeprefix("anomaly_filters/"): v for k, v in seen.items() if k.startswith("anomaly_filters/")}
         assert set(logged) == METRICS | LAYERS == set(entry["metrics"])
         assert all(value.is_floating_point() and math.isfinite(value) for value in logged.values())
         assert {k: pytest.approx(v) for k, v in entry["metrics"].items()} == {k: v.item() for k, v in logged.items()}
         assert all(type(value) is float for value in entry["metrics"].values())
-    assert [(entry["epoch"], entry["step"]) for entry in callback.history] == [(0, 3), (1, 6), (2, 9)]
-    report = callback.report
+    assert [(entry["epoch"], entry["step"]) for entry in history] == [(i // 2, 2 * i + 2) for i in range(6)]
     assert isinstance(report, AnomalyReport)
     assert report.n_samples == 60
-    assert callback.history[-1]["metrics"]["count"] == report.count
-    assert callback.history[-1]["anomaly_filters"] == report.anomaly_filters
+    assert history[-1]["metrics"]["count"] == report.count
     assert not any(layer.points.is_inference() for layer in report.layers.values())
+
+
+def test_a_history_has_the_counts_of_every_layer_and_the_filters_of_the_last_validation(fitted: Fitted) -> None:
+    assert fitted.ours.history[-1]["anomaly_filters"] == fitted.ours.report.anomaly_filters == fitted.flagged[-1]
+    assert not any("anomaly_filters" in entry for entry in fitted.ours.history[:-1])
+    for entry, flagged in zip(fitted.ours.history, fitted.flagged, strict=True):
+        assert [entry["metrics"][layer] for layer in sorted(LAYERS)] == [
+            len(flagged.get(name, [])) for name in ("conv1", "conv2")
+        ]
+
+
+def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers_of_two(fitted: Fitted) -> None:
+    def steps(tag: str) -> list[int]:
+        return [event.step for event in fitted.events.Scalars(tag)]
+
+    validations = steps("val_loss")
+    assert validations == [1, 3, 5, 7, 9, 11]
+    assert steps("anomaly_filters/count") == validations == steps("anomaly_filters/layer/conv1")
+    assert set(steps("train_loss")) & set(validations)
+    assert fitted.ours.report.outlier_samples[7] > 0
+    for name in ("verdicts", "filters", "outliers"):
+        found = [event.step for event in fitted.events.Images(f"anomaly_filters/{name}")]
+        assert found == [validations[i] for i in (0, 1, 3, 5)], name
 
 
 def test_only_every_nth_validation_is_analysed_and_the_values_stay(tmp_path: Any) -> None:
@@ -257,15 +282,12 @@ class ScalesBytes(SmallNet):
         return (self(x) - y).square().mean()
 
 
-@pytest.mark.parametrize("probe", ["val", "train"])
-def test_images_as_bytes_are_the_images_not_their_targets(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, probe: str
-) -> None:
+def test_images_as_bytes_are_the_images_not_their_targets(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr(_figures, "log_report", lambda *args: shown.append(args[3]))
     bytes_of = TensorDataset((100 + 20 * images()).byte(), torch.rand(60, 1))
     both = DataLoader(bytes_of, batch_size=20)
-    callback = watcher(probe=probe, log_figures=True)
+    callback = watcher(probe="train", log_figures=True)
     quiet_trainer(tmp_path, callback, logger=CSVLogger(tmp_path)).fit(ScalesBytes(), both, both)
     assert callback.report.n_samples == 60
     assert {pictures.shape[1:] for pictures in shown} == {(8, 8, 1)}
@@ -273,51 +295,12 @@ def test_images_as_bytes_are_the_images_not_their_targets(
     assert all((known == picture).flatten(1).all(1).any() for pictures in shown for picture in pictures)
 
 
-@pytest.mark.parametrize("kind", ["batched items", "batch sampler"])
-def test_the_training_probe_takes_loaders_of_other_kinds(tmp_path: Any, kind: str) -> None:
-    data = list(loader())
-    sampler = torch.utils.data.BatchSampler(range(60), 20, drop_last=False)
-    train = (
-        DataLoader(data, batch_size=None)
-        if kind == "batched items"
-        else DataLoader(loader().dataset, batch_sampler=sampler)
-    )
-    callback = watcher(probe="train")
-    quiet_trainer(tmp_path, callback).fit(SmallNet(), train, loader())
-    assert callback.report.n_samples == 60
-
-
-@dataclass
-class Item:
-    """What torch's own collation does not know how to put into a batch."""
-
-    image: Tensor
-    label: Tensor
-
-
-def test_the_training_probe_is_put_into_batches_as_the_training_set_is(tmp_path: Any) -> None:
-    def collate(items: list[Item]) -> list[Tensor]:
-        return [torch.stack([item.image for item in items]), torch.stack([item.label for item in items])]
-
-    items: Any = [Item(*pair) for pair in loader().dataset]
-    callback = watcher(probe="train")
-    quiet_trainer(tmp_path, callback).fit(SmallNet(), DataLoader(items, 20, collate_fn=collate), loader())
-    assert callback.report.n_samples == 60
-
-
-class Stream(IterableDataset[Any]):
-    def __iter__(self) -> Any:
-        return iter(TensorDataset(images(), torch.arange(60) % 3))
-
-
-@pytest.mark.parametrize("train", ["stream", "two loaders"])
-def test_a_training_probe_that_cannot_be_drawn_is_an_error_or_a_warning(tmp_path: Any, train: str) -> None:
+def test_a_training_probe_that_cannot_be_drawn_is_an_error_or_a_warning(tmp_path: Any) -> None:
     class Two(SmallNet):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             return super().training_step(batch["a"] if isinstance(batch, dict) else batch, batch_idx)
 
-    loaders = DataLoader(Stream(), batch_size=20) if train == "stream" else {"a": loader(), "b": loader()}
-    found = "DataLoader over Stream" if train == "stream" else "dict"
+    loaders, found = {"a": loader(), "b": loader()}, "dict"
     message = f'`probe = "train"` should be used with one training DataLoader.*Found {found}'
     with pytest.raises(ValueError, match=message):
         quiet_trainer(tmp_path, watcher(probe="train", on_error="raise")).fit(Two(), loaders, loader())
@@ -330,39 +313,11 @@ def test_a_training_probe_that_cannot_be_drawn_is_an_error_or_a_warning(tmp_path
     assert trainer.callback_metrics["anomaly_filters/count"] == 0
 
 
-def test_a_training_probe_without_forward_is_one_warning(tmp_path: Any) -> None:
-    class NoForward(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = SmallNet()
-
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return self.net.loss(batch)
-
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self.net.loss(batch)
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    module = NoForward()
-    with pytest.warns(UserWarning, match=r"could not analyze.*forward") as caught:
-        quiet_trainer(tmp_path, watcher(probe="train")).fit(module, loader(), loader())
-    assert len(said(caught)) == 1
-    assert hook_count(module) == 0
-
-
 class NoConvolution(SmallNet):
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.norm, self.conv2 = nn.Identity(), nn.Identity(), nn.Identity()
         self.head = nn.Linear(1, 3)
-
-
-class NeverCalled(SmallNet):
-    def __init__(self) -> None:
-        super().__init__()
-        self.spare = nn.Conv2d(1, 2, 1)
 
 
 class Teacher(SmallNet):
@@ -379,13 +334,6 @@ class Diverges(SmallNet):
         nn.init.constant_(self.conv1.weight, math.nan)
 
 
-class TurnsNan(SmallNet):
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            x = x * torch.tensor([math.nan, math.inf, 1e30, 1e-40]).repeat(len(x) // 4)[:, None, None, None]
-        return super().forward(x)
-
-
 @pytest.mark.parametrize(
     ("module", "options", "shuffle", "message"),
     [
@@ -393,13 +341,12 @@ class TurnsNan(SmallNet):
         (SmallNet, {"probe_size": 70}, False, r"The probe has 60 samples, fewer than `probe_size = 70`\.$"),
         (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, False, r"60 samples, fewer.*at least 100 are needed"),
         (NoConvolution, {}, False, "The model has no convolution"),
-        (NeverCalled, {}, False, "Layer 'spare' is left out of the analysis: it was never called"),
         (Teacher, {}, False, r"Layer 'teacher.0' .* it was never called\. Likewise 'teacher.1', .* and 3 more\.$"),
         (
             Diverges,
             {},
             False,
-            r"^Layer 'conv1': 4 of 4 filters .* not analysed\. Likewise 'conv2'\. So nothing is watched",
+            r"^Layer 'conv1': 4 of 4 filters .* not analyzed\. Likewise 'conv2'\. So nothing is watched",
         ),
     ],
 )
@@ -418,21 +365,6 @@ def test_each_shortcoming_is_said_once(
     assert callback.report is not None
 
 
-@pytest.mark.parametrize("module", [NoConvolution, NeverCalled, TurnsNan])
-def test_degenerate_networks_log_finite_values_and_train_on(tmp_path: Any, module: Any) -> None:
-    values = Values()
-    trainer = quiet_trainer(tmp_path, watcher(), values)
-    with pytest.warns(UserWarning, match=r"no convolution|never called|NaN or infinite"):
-        trainer.fit(module(), loader(), loader())
-    assert trainer.current_epoch == 2
-    for seen in values.seen:
-        ours = {key: value for key, value in seen.items() if key.startswith("anomaly_filters/")}
-        assert len(ours) >= len(METRICS)
-        assert all(math.isfinite(value) for value in ours.values())
-    if module is NeverCalled:
-        assert values.seen[0]["anomaly_filters/layer/spare"] == 0
-
-
 HOSTILE = {
     "nan": lambda x, g: x * math.nan,
     "one nan": lambda x, g: x.index_fill(0, torch.tensor([3]), math.nan),
@@ -446,7 +378,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", ["nan", "constant", "huge beside tiny", "mixed"])
 def test_hostile_numbers_never_stop_the_training(tmp_path: Any, kind: str) -> None:
     class Hostile(SmallNet):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -466,22 +398,8 @@ def test_hostile_numbers_never_stop_the_training(tmp_path: Any, kind: str) -> No
         assert all(math.isfinite(seen[key]) for key in seen if key.startswith("anomaly_filters/"))
 
 
-def test_a_validation_image_with_nan_is_named_once(tmp_path: Any) -> None:
-    images_with_nan = images()
-    images_with_nan[17] = math.nan
-    val = DataLoader(TensorDataset(images_with_nan, torch.arange(60) % 3), batch_size=20)
-    trainer = quiet_trainer(tmp_path, watcher(), max_epochs=3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer.fit(SmallNet(), loader(), val)
-    assert said(caught) == [
-        "Sample 17 of the probe gives NaN or infinite values in 2 of 2 layers, so that 10 of 10 filters are not "
-        "analysed: leave it out. So nothing is watched and the logged zeros stand for nothing."
-    ]
-
-
-@pytest.mark.parametrize(("samples", "batch_size"), [(1, 1), (2, 2), (5, 3)])
-def test_a_handful_of_samples_is_one_warning(tmp_path: Any, samples: int, batch_size: int) -> None:
+def test_a_handful_of_samples_is_one_warning(tmp_path: Any) -> None:
+    samples, batch_size = 5, 3
     callback = watcher()
     trainer = quiet_trainer(tmp_path, callback, max_epochs=3)
     with pytest.warns(
@@ -491,16 +409,6 @@ def test_a_handful_of_samples_is_one_warning(tmp_path: Any, samples: int, batch_
     assert len(said(caught)) == 1
     assert callback.report.n_samples == samples
     assert trainer.current_epoch == 3
-
-
-def test_maps_of_one_pixel_are_analysed(tmp_path: Any) -> None:
-    class OnePixel(SmallNet):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x[:, :, :1, :1])
-
-    callback = watcher()
-    quiet_trainer(tmp_path, callback).fit(OnePixel(), loader(), loader())
-    assert {layer.map_size for layer in callback.report.layers.values()} == {(1, 1)}
 
 
 def failing(after: int) -> Any:
@@ -531,16 +439,6 @@ def test_a_failing_analysis_warns_and_logs_the_last_values(tmp_path: Any, monkey
     assert hook_count(module) == 0
 
 
-def test_a_failing_first_analysis_logs_every_key(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_probe, "analyze_maps", failing(after=0))
-    values = Values()
-    saves = pl.callbacks.ModelCheckpoint(tmp_path, monitor="anomaly_filters/layer/conv2")
-    with pytest.warns(UserWarning, match="out of luck"):
-        quiet_trainer(tmp_path, watcher(), values, saves).fit(SmallNet(), loader(), loader(seed=1))
-    keys = {key.removeprefix("anomaly_filters/") for key in values.seen[0] if key.startswith("anomaly_filters/")}
-    assert keys == METRICS | LAYERS
-
-
 @pytest.mark.parametrize("probe", ["val", "train"])
 def test_a_failing_analysis_raises_if_asked_to(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, probe: str) -> None:
     monkeypatch.setattr(_probe, "analyze_maps", failing(after=1))
@@ -550,6 +448,25 @@ def test_a_failing_analysis_raises_if_asked_to(tmp_path: Any, monkeypatch: pytes
         trainer.fit(module, loader(), loader(seed=1))
     assert trainer.current_epoch == 1
     assert hook_count(module) == 0
+
+
+def test_names_of_lightning_s_own_that_are_gone_do_not_end_a_fit(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: Any, **kwargs: Any) -> Any:
+        raise AttributeError("'Loop' has no attribute '_name'")
+
+    monkeypatch.setattr("lightning_anomaly.callbacks.anomaly_filter.logged_step", gone)
+    monkeypatch.setattr("lightning_anomaly.callbacks.anomaly_filter.remember_losses", gone)
+    callback, values = watcher(browser=True), Values()
+    trainer = quiet_trainer(tmp_path, callback, values, logger=CSVLogger(tmp_path), max_epochs=3)
+    with pytest.warns(UserWarning, match=r"could not .*AttributeError: 'Loop' has no attribute") as caught:
+        trainer.fit(SmallNet(), loader(), loader(seed=1))
+    texts = said(caught)
+    assert len(texts) == len(set(texts)) <= 4  # each once in a fit, not at every validation
+    assert len(callback.history) == len(values.seen) == 3
+    with pytest.raises(AttributeError, match="'Loop' has no attribute"):
+        quiet_trainer(tmp_path, watcher(on_error="raise"), max_epochs=1).fit(SmallNet(), loader(), loader(seed=1))
 
 
 def test_a_second_fit_logs_the_layers_of_its_own_model(tmp_path: Any) -> None:
@@ -592,41 +509,6 @@ def test_two_callbacks_with_the_same_prefix_are_an_error(tmp_path: Any) -> None:
         trainer.fit(SmallNet(), loader(), loader())
 
 
-@pytest.mark.parametrize("options", [{}, {"val_check_interval": 0.5}, {"check_val_every_n_epoch": 2}])
-def test_the_curve_has_the_steps_of_the_validation_loss(tmp_path: Any, options: dict[str, Any]) -> None:
-    logger = TensorBoardLogger(tmp_path)
-    quiet_trainer(tmp_path, watcher(), logger=logger, max_epochs=4, **options).fit(
-        SmallNet(), loader(80), loader(seed=1)
-    )
-    events = EventAccumulator(logger.log_dir)
-    events.Reload()
-
-    def steps(tag: str) -> list[int]:
-        return [event.step for event in events.Scalars(tag)]
-
-    assert steps("anomaly_filters/count") == steps("val_loss") == steps("anomaly_filters/layer/conv1")
-    assert len(steps("val_loss")) == {"val_check_interval": 8, "check_val_every_n_epoch": 2}.get(
-        next(iter(options), ""), 4
-    )
-    assert set(steps("train_loss")) & set(steps("anomaly_filters/count"))
-
-
-def test_figures_come_at_powers_of_two_and_at_the_end(tmp_path: Any) -> None:
-    logger = TensorBoardLogger(tmp_path)
-    probe = loader(seed=1)
-    probe.dataset.tensors[0][7] *= 20  # an image that does not belong
-    ours = watcher(log_figures=True)
-    trainer = quiet_trainer(tmp_path, ours, logger=logger, max_epochs=6)
-    trainer.fit(SmallNet(), loader(), probe)
-    assert ours.report.outlier_samples[7] > 0
-    events = EventAccumulator(logger.log_dir, {"images": 0})
-    events.Reload()
-    validations = [event.step for event in events.Scalars("val_loss")]
-    for name in ("verdicts", "filters", "outliers"):
-        steps = [event.step for event in events.Images(f"anomaly_filters/{name}")]
-        assert steps == [validations[i] for i in (0, 1, 3, 5)], name
-
-
 def test_each_fit_of_a_module_lays_out_the_charts_of_its_own_logger(tmp_path: Any) -> None:
     callback, module = watcher(), SmallNet()
     for name in ("first", "second"):
@@ -649,34 +531,12 @@ def test_the_probe_ends_within_a_batch_and_its_images_too(tmp_path: Any, monkeyp
     assert torch.equal(shown[-1], outlier_images(ours.report, pictures[:50]))
 
 
-def test_between_validations_few_images_are_kept_and_after_the_fit_none(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_figures, "log_report", lambda *args: None)  # drawing takes time
-    kept: list[tuple[int, ...] | None] = []
-
-    class Look(pl.Callback):
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            assert ours._small_images.taken() is None
-            pending = ours._figures._pending
-            kept.append(pending and tuple(pending[1].shape))
-
-    probe = loader(seed=1)
-    probe.dataset.tensors[0][:2] *= 20
-    ours = watcher(log_figures=True)
-    logger = TensorBoardLogger(tmp_path)
-    quiet_trainer(tmp_path, ours, Look(), logger=logger, max_epochs=6).fit(SmallNet(), loader(), probe)
-    assert kept == [None, None, (16, 8, 8, 1), None, (16, 8, 8, 1), (16, 8, 8, 1)]
-    assert ours._figures._pending is None
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_another_callbacks_training_probe_does_not_get_into_the_validation_probe(tmp_path: Any, first: bool) -> None:
+def test_another_callbacks_training_probe_does_not_get_into_the_validation_probe(tmp_path: Any) -> None:
     def fit(*callbacks: Any) -> None:
         torch.manual_seed(0)
         quiet_trainer(tmp_path, *callbacks).fit(SmallNet(), loader(80), loader(seed=1))
 
     alone, beside, other = watcher(), watcher(), watcher(probe="train", log_key_prefix="other")
     fit(alone)
-    fit(*([beside, other] if first else [other, beside]))
+    fit(other, beside)
     assert beside.report.to_dict() == alone.report.to_dict()

@@ -141,15 +141,6 @@ class TestLogFigure:
         assert log_figure(logger, "anomaly_filters/filters", figure, 7)
         assert logger.calls == [{"figure_name": "anomaly_filters/filters", "figure": figure, "step": 7}]
 
-    def test_one_figure_serves_several_loggers(self, tmp_path, figure):
-        loggers = [
-            TensorBoardLogger(tmp_path / "a"),
-            CSVLogger(tmp_path / "b"),
-            WandbDouble(),
-            TensorBoardLogger(tmp_path),
-        ]
-        assert all(log_figure(logger, "filters", figure, 1) for logger in loggers)
-
     @pytest.mark.parametrize(
         "logger", [Double(), DummyLogger(), object(), None], ids=lambda logger: type(logger).__name__
     )
@@ -174,11 +165,6 @@ class TestLogOverlayLayout:
             ["^train_loss_epoch$", "^val_loss$"],
             ["^anomaly_filters/count$"],
         ]
-
-    def test_a_single_group_makes_a_single_chart(self, tmp_path):
-        logger = TensorBoardLogger(tmp_path)
-        log_overlay_layout(logger, [COUNT], "anomaly_filters", apart=[COUNT])
-        assert layouts(logger) == {"anomaly_filters": {COUNT: ["^anomaly_filters/count$"]}}
 
     def test_expressions_match_the_logged_tag_alone(self, tmp_path):
         names = ["loss", "loss_step", "a.b (c)+[d]|e", "aXb (c)+[d]|e", "loss/dataloader_idx_0"]
@@ -236,9 +222,6 @@ class TestLossTags:
     def test_the_order_of_names_does_not_matter(self):
         names = ["loss", "train_loss_step", "train_loss_epoch", "train_aux_loss_epoch", "val_loss_epoch", "val_loss"]
         assert loss_tags(names) == loss_tags(names[::-1]) == ["train_loss_epoch", "val_loss_epoch"]
-
-    def test_an_iterator_will_do(self):
-        assert loss_tags(iter({"train_loss": 1, "val_loss": 2})) == ["train_loss", "val_loss"]
 
 
 class Gone:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said
 
-from lightning_anomaly import TwoSampleCallback, TwoSampleReport, two_sample_test
+from lightning_anomaly import TwoSampleCallback, TwoSampleReport
 from lightning_anomaly.callbacks import _figures
 from lightning_anomaly.callbacks import two_sample as two_sample_file
 from lightning_anomaly.plots import comparison_figure
@@ -178,38 +178,6 @@ def test_without_figures_or_logger_nothing_is_written(
         assert drawn == []
     else:
         assert list(tmp_path.iterdir()) == []
-
-
-def test_a_figure_that_fails_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*args: Any) -> Any:
-        raise ArithmeticError("the pencil broke")
-
-    monkeypatch.setattr(_figures, "comparison_figure", fails)
-    callback = compared()
-    with pytest.warns(UserWarning, match="could not draw the figure 'layers' .ArithmeticError: the pencil broke"):
-        fit(tmp_path, callback, max_epochs=3, logger=TensorBoardLogger(tmp_path))
-    assert len(callback.history) == 3
-
-
-def test_two_callbacks_keep_two_histories_and_any_logger_of_figures_takes_them(tmp_path: Path) -> None:
-    one, two = compared(), compared(log_key_prefix="other", layers=["conv2"])
-    keep = ModelCheckpoint(tmp_path)
-    logger = CSVLogger(tmp_path / "csv")
-    fit(tmp_path, one, two, keep, max_epochs=1, logger=logger)
-    files = {file.relative_to(logger.log_dir).as_posix() for file in Path(logger.log_dir).rglob("*.png")}
-    assert files == {"two_sample/layers/step=000003.png", "other/layers/step=000003.png"}
-    again, other = compared(), compared(log_key_prefix="other", layers=["conv2"])
-    fit(tmp_path, again, other, ckpt_path=keep.best_model_path, max_epochs=2)
-    assert (again.history[0], other.history[0]) == (one.history[0], two.history[0])
-
-
-def test_validating_alone_is_no_part_of_the_history(tmp_path: Path) -> None:
-    callback, logger = compared(), TensorBoardLogger(tmp_path)
-    quiet_trainer(tmp_path, callback, logger=logger).validate(SmallNet(), loader(seed=1), verbose=False)
-    assert callback.history == []
-    assert logged(logger) == {}
-    assert callback.report is not None
-    assert callback.report.count == two_sample_test(SmallNet(), TRAIN, VAL, layers=LAYERS).count
 
 
 def test_a_rise_is_of_the_validations_of_the_fit_alone_and_goes_on_after_a_resume(

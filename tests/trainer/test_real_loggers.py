@@ -20,6 +20,7 @@ from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
 pytestmark = [
     *QUIET,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated"),  # MLflow to SQLAlchemy
 ]
 

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import warnings
 from collections import Counter
 from typing import Any
 
@@ -14,10 +13,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, watcher
+from trainers import QUIET, SmallNet, hook_count, loader, quiet_trainer, watcher
 from untouched import FrozenNorm, Watcher, same, train
 
-from lightning_anomaly import TwoSampleCallback
 from lightning_anomaly.callbacks import _probe
 
 pytestmark = QUIET
@@ -46,9 +44,19 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("probe", ["val", "train"])
-@pytest.mark.parametrize("module", [SmallNet, FrozenNorm])
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize(
+    ("kind", "module", "probe"),
+    [
+        ("plain", SmallNet, "val"),
+        ("plain", FrozenNorm, "train"),
+        ("twice an epoch", FrozenNorm, "val"),
+        ("bf16", SmallNet, "train"),
+        ("mixed", FrozenNorm, "train"),
+        ("double", SmallNet, "train"),
+        ("accumulated", SmallNet, "val"),
+        ("no inference mode", FrozenNorm, "train"),
+    ],
+)
 def test_training_is_bit_identical(tmp_path: Any, kind: str, module: Any, probe: str) -> None:
     bare = train(tmp_path, module, **OPTIONS[kind])
     callback = watcher(probe=probe)
@@ -59,7 +67,7 @@ def test_training_is_bit_identical(tmp_path: Any, kind: str, module: Any, probe:
     assert {look["hooks"] for look in watched[:-1]} == {0}
 
 
-@pytest.mark.parametrize("engine", ["torch", "sklearn"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("sklearn", marks=pytest.mark.slow)])
 def test_neither_engine_nor_figures_nor_several_callbacks_touch_anything(tmp_path: Any, engine: Any) -> None:
     options = {"max_epochs": 1 if engine == "sklearn" else 3}
     bare = train(tmp_path / "a", SmallNet, logger=TensorBoardLogger(tmp_path / "a"), **options)
@@ -135,10 +143,9 @@ class Boom(Exception):
     pass
 
 
-@pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
-def test_nothing_is_left_after_an_exception_in_a_validation_step(tmp_path: Any, error: type[BaseException]) -> None:
+def test_nothing_is_left_after_an_exception_in_a_validation_step(tmp_path: Any) -> None:
     module, callback = Breaks(), watcher()
-    module.error = error()
+    module.error = KeyboardInterrupt()
     trainer = quiet_trainer(tmp_path, callback, num_sanity_val_steps=0)
     with pytest.raises((Boom, SystemExit, KeyboardInterrupt)):
         trainer.fit(module, loader(), loader(seed=1))
@@ -150,10 +157,7 @@ def test_nothing_is_left_after_an_exception_in_a_validation_step(tmp_path: Any, 
     assert hook_count(module) == 0
 
 
-@pytest.mark.parametrize("probe", ["val", "train"])
-def test_an_analysis_that_raises_leaves_what_lightning_leaves(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, probe: str
-) -> None:
+def test_an_analysis_that_raises_leaves_what_lightning_leaves(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Breaking(pl.Callback):
         def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             raise Boom
@@ -170,7 +174,7 @@ def test_an_analysis_that_raises_leaves_what_lightning_leaves(
         raise Boom
 
     monkeypatch.setattr(_probe, "analyze_maps", analyze_maps)
-    assert same(stopped(watcher(on_error="raise", probe=probe)), stopped(Breaking()))
+    assert same(stopped(watcher(on_error="raise", probe="train")), stopped(Breaking()))
 
 
 def forget_texts() -> None:
@@ -192,6 +196,7 @@ class Still(SmallNet):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
+@pytest.mark.slow
 def test_sixty_validations_leave_nothing_behind(tmp_path: Any) -> None:
     counts: list[tuple[int, Counter[str], int, int]] = []
     logger = TensorBoardLogger(tmp_path)
@@ -224,26 +229,3 @@ def test_sixty_validations_leave_nothing_behind(tmp_path: Any) -> None:
     assert after[1] - figures == Counter()
     assert after[2] <= files
     assert after[3] == 0
-
-
-def others(kind: str) -> Any:
-    """A callback that runs the module on other images than the validation's."""
-    return TwoSampleCallback(images(60) + 0.1, images(80, seed=1)) if kind == "two samples" else watcher(probe="train")
-
-
-class Talking(SmallNet):
-    """Says something once, as `warnings` does by default."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        warnings.warn("said by the module", stacklevel=1)
-        return super().training_step(batch, batch_idx)
-
-
-@pytest.mark.parametrize("kind", ["two samples", "training probe"])
-def test_what_a_module_says_once_is_said_once(tmp_path: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: said.append(str(message)))
-        quiet_trainer(tmp_path, others(kind), max_epochs=3).fit(Talking(), loader(), loader(seed=1))
-    assert said.count("said by the module") == 1
