@@ -1,10 +1,8 @@
-"""Stop a training run that overfits, without labels: `python early_stopping.py`.
-
-On 200 digits, 30% of them with random labels, and, as a healthy control, on 900 digits with random shifts and dropout.
-"""
+"""Stop a training run that overfits, and not a healthy one, without labels: `python early_stopping.py`."""
 
 import logging
 import warnings
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +18,7 @@ class Classifier(pl.LightningModule):
 
     def __init__(self, augment: bool) -> None:
         super().__init__()
-        self.augment, self.val_losses = augment, list[float]()
+        self.augment, self.losses = augment, list[float]()
         self.network = nn.Sequential(
             *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.Flatten()),
@@ -38,7 +36,7 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Record the mean cross-entropy of all validation images, which are one batch (nats)."""
-        self.val_losses.append(nn.functional.cross_entropy(self(batch[0]), batch[1]).item())
+        self.losses.append(nn.functional.cross_entropy(self(batch[0]), batch[1]).item())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
@@ -53,18 +51,19 @@ def main(size: int, healthy: bool, epochs: int = 40) -> tuple[AnomalyEarlyStoppi
     train, val = torch.split(torch.randperm(len(images))[: size + 512], [size, 512])
     if not healthy:
         labels[train[: 3 * size // 10]] = torch.randint(10, (3 * size // 10,))
-    watcher, stopping = TwoSampleCallback(images[train], images[val]), AnomalyEarlyStopping(verbose=False)
-    trainer = pl.Trainer(max_epochs=epochs, callbacks=[watcher, stopping], logger=False, enable_checkpointing=False)
+    watcher, stop = TwoSampleCallback(images[train], images[val]), AnomalyEarlyStopping(verbose=False)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    trainer = pl.Trainer(max_epochs=epochs, callbacks=[watcher, stop], **options)
     train_loader = DataLoader(TensorDataset(images[train], labels[train]), batch_size=32, shuffle=True)
     model, val_loader = Classifier(healthy), DataLoader(TensorDataset(images[val], labels[val]), batch_size=512)
     trainer.fit(model, train_loader, val_loader)
-    print(f"{len(model.val_losses)} epochs, validation loss: best {min(model.val_losses):.3f}", end=", ")
-    print(f"last {model.val_losses[-1]:.3f}. {stopping.stopping_reason_message or 'Not stopped.'}")
-    return stopping, model.val_losses
+    print(f"Validation loss: best {min(model.losses):.3f}, last {model.losses[-1]:.3f}", end=". ")
+    print(stop.stopping_reason_message or "Not stopped.")
+    return stop, model.losses
 
 
 if __name__ == "__main__":
     logging.disable(logging.INFO)  # what Lightning says about hardware and loaders
     warnings.filterwarnings("ignore", ".*(does not have many workers|smaller than the logging interval|LeafSpec)")
-    main(200, healthy=False)
-    main(900, healthy=True)
+    main(200, healthy=False)  # with 30% random labels
+    main(900, healthy=True)  # with random shifts and dropout
