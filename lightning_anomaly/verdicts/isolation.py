@@ -18,11 +18,11 @@ _FALSE_ALARMS = 0.005  # nominal share of the filters with nothing to find; meas
 # Tails that a filter may have: t distributions with 1 / shape degrees of freedom, from Gaussian (0) to Cauchy (1).
 _SHAPES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
 _GAUSSIAN = 0.75  # weight of the first before anything is seen; the others share the rest
-_FEWEST = 20  # gaps below a set without which its tail is not judged
+_MIN_GAPS = 20  # gaps below a set without which its tail is not judged
 _STEPS = 4  # of the centre; more change nothing
 _SILENT = 1e-9  # distances that are zero but for rounding, in units of the largest that no set holds
 _ROUNDING = 1e-12  # the same, in units of the largest
-_TOGETHER = 2**19  # values held at once
+_BATCH_VALUES = 2**19  # held at once
 
 
 def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | None = None) -> Tensor:
@@ -62,9 +62,9 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     """
     samples = points.shape[1]
     sizes = int(rare_fraction * samples * (1 + 1e-12))
-    if sizes == 0 or samples // 2 <= _FEWEST or len(points) == 0:
+    if sizes == 0 or samples // 2 <= _MIN_GAPS or len(points) == 0:
         return torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
-    step = max(1, _TOGETHER // (len(_SHAPES) * (samples // 2)))
+    step = max(1, _BATCH_VALUES // (len(_SHAPES) * (samples // 2)))
     views = [points.cpu().double()]  # in this order: not every device has doubles
     if extremes is not None:
         views.append(torch.stack([_scaled(part) for part in extremes.cpu().double().unbind(2)], 2))
@@ -167,4 +167,4 @@ def _gap_probabilities(ordered: Tensor, active: Tensor, samples: int, sizes: int
     number, log_means = last[:, :, None].double(), log_mean_sum[last]
     from_others = probability(sums[:, :1] - outer, number - 1, log_means - log_mean[:sizes])
     from_below = probability(sums - outer, number - k, log_means - log_mean_sum[1 : sizes + 1])
-    return torch.where(below >= _FEWEST, 2 * torch.minimum(from_others, from_below), 1.0)
+    return torch.where(below >= _MIN_GAPS, 2 * torch.minimum(from_others, from_below), 1.0)

