@@ -125,9 +125,9 @@ def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
         own: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, held)
         if isinstance(own, DistributedSampler):
             own.rank, own.num_replicas, own.num_samples = 0, 1, own.total_size
-        for name, value in (("epoch", 0), ("generator", torch.Generator().manual_seed(0))):
-            if hasattr(own, name):
-                setattr(own, name, value)
+            own.epoch = 0
+        if isinstance(getattr(own, "generator", None), torch.Generator):
+            own.generator = torch.Generator().manual_seed(0)
         with isolated_random_state(0):
             most = max(len(dataset), len(own) if hasattr(own, "__len__") else 0)  # some never end
             return [int(one) for one in islice(chain.from_iterable(own) if in_batches else own, most)]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -51,6 +52,16 @@ class Uncopied(Dataset[Tensor]):
         raise AssertionError("a data set may be large")
 
 
+class ByNumpy(Sampler[int]):
+    """Draws two positions by a generator of another kind."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(0)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.generator.permutation([7, 2]))
+
+
 class Pairs(Sampler[Any]):
     """Positions with something else, as for images of several sizes."""
 
@@ -70,6 +81,7 @@ class Pairs(Sampler[Any]):
         ({"sampler": WeightedRandomSampler([0.0, 1.0, 2.0] + [0.0] * 9, 40)}, {1, 2}),
         ({"sampler": torch.tensor([5, 3, 5])}, {3, 5}),
         ({"batch_sampler": [[4, 1], [9]]}, {1, 4, 9}),
+        ({"sampler": ByNumpy()}, {7, 2}),
         ({"sampler": Pairs()}, None),
         ({"sampler": torch.tensor([[0, 1], [2, 3]]), "batch_size": None}, None),
     ],
