@@ -42,17 +42,17 @@ class Classifier(pl.LightningModule):
 class Digits(pl.LightningDataModule):
     """scikit-learn's digits: `train_size` to train on, 512 to validate on, of which two are over-exposed."""
 
-    def __init__(self, train_size: int = 200, batch_size: int = 32) -> None:
+    def __init__(self, train_size: int = 200) -> None:
         super().__init__()
-        self.batch_size = batch_size
-        pixels, targets = (torch.tensor(each[: 512 + train_size]) for each in load_digits(return_X_y=True))
+        order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))[: 512 + train_size]
+        pixels, targets = (torch.tensor(each)[order] for each in load_digits(return_X_y=True))
         images = (pixels / 8 - 0.6).float().view(-1, 1, 8, 8)
         images[[3, 20]] *= 4
         self.val, self.train = TensorDataset(images[:512], targets[:512]), TensorDataset(images[512:], targets[512:])
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """The training images, shuffled."""
-        return DataLoader(self.train, self.batch_size, shuffle=True)
+        return DataLoader(self.train, 32, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """The validation images, in order."""
