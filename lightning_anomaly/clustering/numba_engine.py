@@ -25,6 +25,7 @@ _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.floating[Any]]  # of either precision, as the labels are
 _Labels = npt.NDArray[np.signedinteger[Any]]
+_Keys = npt.NDArray[np.uint64]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _LN2 = math.log(2)
 _SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(_SCALE y)^2
@@ -43,6 +44,7 @@ _P9, _P10, _P11 = 1.0178051192117847e-07, 7.074194562613105e-09, 4.4566754636398
 
 _CLOSE = 1 + 1e-3  # ratio up to which float32 cannot tell inertias apart, by far
 _DRAW = 32  # samples whose squared distances are summed before a draw looks at single ones
+_MIX, _STIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(29)
 
 
 class NumbaEngine(Engine):
@@ -129,6 +131,17 @@ def _sums(x: _Floats, y: _Floats, label: _Labels, k: int) -> tuple[float, float,
     return size, sx, sy
 
 
+@compile_loop(forceinline=True)
+def _hash(x: float, y: float) -> np.uint64:
+    """64 bits of two doubles, stirred so that sums of a few thousand of them never meet by chance."""
+    h = np.float64(x).view(np.uint64) * _MIX
+    h ^= h >> _SHIFT
+    h = (h + np.float64(y).view(np.uint64)) * _STIR
+    h ^= h >> _SHIFT
+    key: np.uint64 = h * _MIX
+    return key
+
+
 @compile_loop(error_model="numpy")
 def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
     """The first sample at which the cumulative distance exceeds a share of the whole; the last if none does."""
@@ -148,8 +161,15 @@ def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
 
 
 @compile_loop(fastmath={"contract", "reassoc"}, error_model="numpy", forceinline=True)
-def _descend(x: _Floats, y: _Floats, c: _Floats, label: _Labels, distance: _Floats) -> float:
-    """Inertia of Lloyd's algorithm from centres `c`, which become those of the last assignment; the points' type."""
+def _descend(
+    x: _Floats, y: _Floats, c: _Floats, label: _Labels, distance: _Floats, seen: _Keys, n_seen: int
+) -> tuple[float, int]:
+    """Lloyd's algorithm from centres `c`, which become those of the last assignment, in the type of the points.
+
+    Returns:
+        The inertia, or infinity if it came to one of the first `n_seen` sets of centres in `seen`, from where it would
+        go on as an earlier start did; and how many are in `seen` now.
+    """
     clusters = len(c)
     inertia = np.inf
     for _ in range(KMEANS_ITERATIONS):
@@ -169,6 +189,16 @@ def _descend(x: _Floats, y: _Floats, c: _Floats, label: _Labels, distance: _Floa
         inertia = np.float64(distance.sum())
         if not inertia < previous:
             break
+        key = np.uint64(0)
+        for k in range(clusters):  # the order of the centres does not matter
+            key += _hash(c[k, 0], c[k, 1])
+        known = False
+        for j in range(n_seen):
+            known |= seen[j] == key
+        if known:
+            return np.inf, n_seen
+        seen[n_seen] = key
+        n_seen += 1
         moved = False
         for k in range(clusters):
             size, sx, sy = _sums(x, y, label, k)
@@ -178,7 +208,7 @@ def _descend(x: _Floats, y: _Floats, c: _Floats, label: _Labels, distance: _Floa
                 c[k, 0], c[k, 1] = sx, sy
         if not moved:
             break
-    return inertia
+    return inertia, n_seen
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
@@ -190,18 +220,21 @@ def _lloyd(xs: _Array, ys: _Array, centres: _Array, labels: _Integers) -> None:
     n, starts = xs.shape[1], centres.shape[1]
     label, distance = np.empty(n, np.int64), np.empty(n)
     rough_label, rough_distance = np.empty(n, np.int32), np.empty(n, np.float32)
+    seen = np.empty(starts * KMEANS_ITERATIONS, np.uint64)
     inertias = np.empty(starts)
     for f in range(len(xs)):
         x, y = xs[f].astype(np.float32), ys[f].astype(np.float32)
         c = centres[f].astype(np.float32)
+        n_seen = 0
         for s in range(starts):
-            inertias[s] = _descend(x, y, c[s], rough_label, rough_distance)
+            inertias[s], n_seen = _descend(x, y, c[s], rough_label, rough_distance, seen, n_seen)
         close = _CLOSE * inertias.min()
         best = np.inf
+        n_seen = 0
         for s in range(starts):
             if inertias[s] <= close:
                 fine = c[s].astype(np.float64)
-                inertia = _descend(xs[f], ys[f], fine, label, distance)
+                inertia, n_seen = _descend(xs[f], ys[f], fine, label, distance, seen, n_seen)
                 if inertia + SAME * max(1.0, inertia) < best:
                     best = inertia
                     labels[f] = label
