@@ -1,7 +1,7 @@
 """What processes connected by `torch.distributed` do together.
 
-`gather_results`, `raise_if_any_failed` and `exchange_filters` are collective calls: all processes make them in the same
-order, and none waits for one that has failed.
+`gather_results`, `broadcast_result`, `raise_if_any_failed` and `exchange_filters` are collective calls: all processes
+make them in the same order, and none waits for one that has failed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
+    "broadcast_result",
     "exchange_filters",
     "filter_slices",
     "gather_results",
@@ -51,6 +52,29 @@ def gather_results(work: Callable[[], T]) -> list[T]:
         if problem is not None:
             raise failure or RuntimeError(f"process {rank} failed: {problem}")
     return [result for result, _ in gathered]
+
+
+def broadcast_result(work: Callable[[], T]) -> T:
+    """Run `work` in process 0 and return its result in all; it is pickled.
+
+    Raises:
+        Exception: In all processes if `work` fails: its own error in process 0, a RuntimeError elsewhere.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    failure: Exception | None = None
+    if rank == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            failure, outcome[1] = error, repr(error)
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise failure or RuntimeError(f"process 0 failed: {outcome[1]}")
+    result: T = outcome[0]
+    return result
 
 
 def raise_if_any_failed(failure: Exception | None) -> None:

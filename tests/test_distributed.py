@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from lightning_anomaly.distributed import filter_slices, gather_results, rank_and_world, sample_order
+from lightning_anomaly.distributed import broadcast_result, filter_slices, gather_results, rank_and_world, sample_order
 
 sys.path.insert(0, str(Path(__file__).parent / "scripts"))
 from run import outcomes_of, run_processes
@@ -37,6 +37,7 @@ def test_a_distributed_sampler_deals_as_assumed() -> None:
 def test_one_process_is_process_0_of_one_and_fails_as_it_is() -> None:
     assert rank_and_world() == (0, 1)
     assert gather_results(lambda: "alone") == ["alone"]
+    assert broadcast_result(lambda: "alone") == "alone"
     with pytest.raises(ZeroDivisionError):
         gather_results(lambda: 1 / 0)
 

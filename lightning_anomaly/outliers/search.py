@@ -20,7 +20,7 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.checks import check_fraction, check_seed
-from lightning_anomaly.distributed import gather_results, rank_and_world
+from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world
 from lightning_anomaly.notes import left_out, warn_of
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, SplitConformal, Statistics, fit_halves
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
@@ -97,11 +97,9 @@ def find_outliers(
         shares = gather_results(lambda: search.run_reference(inputs, reference))
         if search.rank > 0:  # most of the memory
             shares = []
-        fit = gather_results(lambda: search.fit(shares) if search.rank == 0 else None)[0]
-        assert fit is not None
+        fit = broadcast_result(lambda: search.fit(shares))
         scored = gather_results(lambda: search.score(fit))
-        report = gather_results(lambda: search.report(fit, scored, rate) if search.rank == 0 else None)[0]
-    assert report is not None
+        report = broadcast_result(lambda: search.report(fit, scored, rate))
     if search.rank == 0:
         warn_of(report.notes)
     return report
@@ -110,12 +108,11 @@ def find_outliers(
 @contextmanager
 def _buffers_of_first(model: nn.Module) -> Iterator[None]:
     """Give the model the buffers of process 0 inside: those of a BatchNorm differ between processes."""
-    rank, world = rank_and_world()
-    if world == 1:
+    if rank_and_world()[1] == 1:
         yield
         return
     own = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if not is_lazy(buffer)}
-    first = gather_results(lambda: {name: buffer.cpu() for name, buffer in own.items()} if rank == 0 else {})[0]
+    first = broadcast_result(lambda: {name: buffer.cpu() for name, buffer in own.items()})
     try:
         for name in own.keys() & first.keys():
             _set_buffer(model, name, first[name].to(own[name].device))

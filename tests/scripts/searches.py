@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly import OutlierReport, find_outliers
+from lightning_anomaly.distributed import broadcast_result
 
 ONE_AND_TWO = ("own_reference", "few_images")
 
@@ -95,6 +96,18 @@ def fails(rank: int, world: int) -> Outcome:
 def differs(rank: int, world: int) -> Outcome:
     find_outliers(connect(rank, world), images(150 - rank).tensors[0], images(120).tensors[0])
     return {}
+
+
+def broadcast(rank: int, world: int) -> Outcome:
+    """What process 0 returns, and what it raises; the other one's work is not run."""
+    connect(rank, world)
+    found = broadcast_result(lambda: {"rank": rank, "numbers": torch.arange(3)})
+    failed = ""
+    try:
+        broadcast_result(lambda: [][rank])
+    except Exception as error:
+        failed = repr(error)
+    return {"rank": found["rank"], "numbers": found["numbers"].tolist(), "failed": failed}
 
 
 def in_a_fit(rank: int, world: int) -> Outcome:

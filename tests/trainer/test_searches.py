@@ -11,8 +11,8 @@ from run import outcomes_of, run_processes
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("searches")
-    return run_processes("searches.py", folder, "own_reference", "few_images", "fails", "differs", timeout=1200)
+    scenarios = "own_reference", "few_images", "fails", "differs", "broadcast"
+    return run_processes("searches.py", tmp_path_factory.mktemp("searches"), *scenarios, timeout=1200)
 
 
 @pytest.mark.parametrize(("scenario", "top"), [("own_reference", {200, 3, 40, 61}), ("few_images", {0})])
@@ -35,8 +35,20 @@ def test_where_one_process_fails_the_other_does_not_wait_for_it(outcomes: Path) 
     assert {3, 40, 61} < set(first["afterwards"])
 
 
+def test_all_get_what_process_0_returns_or_its_error(outcomes: Path) -> None:
+    first, second = outcomes_of(outcomes, "broadcast")
+    for outcome in (first, second):
+        assert (outcome["rank"], outcome["numbers"]) == (0, [0, 1, 2])
+    assert first["failed"].startswith("IndexError")
+    assert second["failed"].startswith("RuntimeError")
+    assert "process 0 failed: IndexError" in second["failed"]
+
+
 def test_processes_that_hold_other_images_are_told(outcomes: Path) -> None:
-    for outcome in outcomes_of(outcomes, "differs"):
+    first, second = outcomes_of(outcomes, "differs")
+    assert first["error"].startswith("ValueError")
+    assert second["error"].startswith("RuntimeError")
+    for outcome in (first, second):
         assert "should hold all images in every process" in outcome["error"]
         assert "Found [150, 149] images" in outcome["error"]
 
