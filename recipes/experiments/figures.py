@@ -35,7 +35,7 @@ _FRACTIONS = (
 def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:
     """Signals over the epochs, a row for each network and data set, a line for each condition, mean over the seeds."""
     groups = some.groupby(["network", "data"])
-    figure = Figure(figsize=(3 * len(panels), 2.3 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.7 * len(groups) + 0.5), layout="constrained")
     axes = figure.subplots(len(groups), len(panels), squeeze=False)
     for row, (key, own) in zip(axes, groups, strict=True):
         for condition, seeds in own.groupby("condition", observed=True):
@@ -50,7 +50,7 @@ def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:
             top = max(axis.get_ylim()[1], 0.01)
             axis.set_ylim(-0.03 * top, top)  # a curve at 0 is seen
     for axis, panel in zip(axes[0], panels, strict=True):
-        axis.set_title(panel[0], fontsize=10)
+        axis.set_title(panel[0], fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("epoch")
     shown = {str(line.get_label()): line for axis in axes[:, 0] for line in axis.get_lines()}
@@ -75,7 +75,7 @@ def _two_sample() -> Figure:
 def _signals() -> Figure:
     """The two scores of each signal that `h1` measures, a marker for each part of the runs."""
     found = choice.measured_signals()
-    figure = Figure(figsize=(10, 0.32 * len(found) + 1.1), layout="constrained")
+    figure = Figure(figsize=(7.5, 0.3 * len(found) + 1.1), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for place, (part, marker) in enumerate(zip(found.columns[2:], "osD", strict=False)):
         for axis, what in zip(axes, ("follows", "tells"), strict=True):
@@ -91,7 +91,7 @@ def _signals() -> Figure:
     axes[0].set_yticks(range(len(found)), names, fontsize=8)
     axes[0].invert_yaxis()
     axes[0].set_xticks([-0.5, 0, 0.5, 1])
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -99,7 +99,7 @@ def _stopping() -> Figure:
     """The accuracy that each rule gives away in each network, in overfitting runs and in healthy ones."""
     some = runs("h1")
     groups = some[~some.long].groupby("network")
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.0), layout="constrained")
     axes = figure.subplots(1, len(groups), sharey=True)
     for axis, (network, own) in zip(axes, groups, strict=True):
         looks = (("overfitting", "o", -0.15), ("healthy", "s", 0.15))
@@ -120,7 +120,7 @@ def _stability() -> Figure:
 
     Of ordinary probes, AlexNet and small networks apart; rules that are stable in each part of the table are filled.
     """
-    figure, some = Figure(figsize=(9, 3.8), layout="constrained"), runs("stability")
+    figure, some = Figure(figsize=(7.5, 3.4), layout="constrained"), runs("stability")
     named = {"best": "largest index", "index^1 > 0.667": "two thirds of the votes", "vote": "majority"}
     parts = stability.parts().values()
     small = some.network != "alexnet"
@@ -132,7 +132,8 @@ def _stability() -> Figure:
                 colour = _BLUE if rule in named else "0.6"
                 stable = all(stability.reaches(part, rule) for part in parts)
                 axis.scatter(*place, s=28, facecolors=colour if stable else "none", edgecolors=colour)
-                axis.annotate(named.get(rule, ""), place, xytext=(5, -11), textcoords="offset points", fontsize=8)
+                place_of = {"xytext": (-5, 6), "ha": "right"} if rule == "best" else {"xytext": (5, -11)}
+                axis.annotate(named.get(rule, ""), place, textcoords="offset points", fontsize=8, **place_of)
         axis.axhline(stability.ENOUGH["left out"], color="black", linewidth=0.8, linestyle=":")
         axis.set(title=f"{title} ({len(own)} runs)", xlim=(0.2, 1.2))
         axis.set_xlabel("shared with the clustering that the index selects")
@@ -145,12 +146,16 @@ def _output() -> Figure:
 
     Healthy runs are blue, hollow ones had a part in the choice, those on all images are larger.
     """
-    figure, some = Figure(figsize=(11, 4.4), layout="constrained"), runs("output")
+    figure, some = Figure(figsize=(7.5, 3.9), layout="constrained"), runs("output")
     some["chosen"] = output.chosen_on(some)
     left, right = figure.subplots(1, 2)
     ratio, patience, to_the_end = (next(rule for rule in output.RULES if rule.startswith(start))
                                    for start in ("ratio of", "validation loss, patience 5", "none"))  # fmt: skip
-    shown = {ratio: "ratio of expected errors", patience: f"{patience} (labels)", to_the_end: "trained to the end"}
+    shown = {
+        ratio: "ratio of\nexpected errors",
+        patience: "validation loss,\npatience 5 (labels)",
+        to_the_end: "trained\nto the end",
+    }
     for marker, (network, own) in zip("os^DvP", some.groupby("network"), strict=False):
         for run in own.itertuples():
             colour = _RED if run.overfitting else _BLUE
@@ -196,8 +201,9 @@ def _gradients(axis: Axes, some: Frame, reading: str) -> None:
 def _h2() -> Figure:
     """The ratio of mean gradient norms over the epochs, and the AUROC of every score for what was planted."""
     some = runs("h2").query("kind == 'measure'")
-    figure = Figure(figsize=(12, 4.0), layout="constrained")
-    *left, right = figure.subplots(1, 3, width_ratios=[1, 1, 2])
+    figure = Figure(figsize=(7.5, 6.0), layout="constrained")
+    grid = figure.add_gridspec(2, 2)
+    left, right = [figure.add_subplot(grid[0, place]) for place in (0, 1)], figure.add_subplot(grid[1, :])
     for axis, reading in zip(left, h2.READINGS, strict=True):
         _gradients(axis, some, reading)
     bars = {"mislabelled": [line["epochs"][-1]["train"]["ours"]["mislabelled"] for line in some.line]}
@@ -211,12 +217,12 @@ def _h2() -> Figure:
         places = np.arange(len(bars)) + (number - (len(h2.SCORES) - 1) / 2) * width
         right.bar(places, heights, width, label=score)
     right.axhline(0.5, color="grey", linewidth=0.8)
-    right.set_xticks(range(len(bars)), [name.replace("_", "\n") for name in bars], fontsize=7)
+    right.set_xticks(range(len(bars)), [name.replace("_", "\n") for name in bars], fontsize=8)
     title = "AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)"
-    right.set(ylim=(0, 1.12), title=title)
-    right.legend(fontsize=6, ncols=8, loc="upper center", columnspacing=0.8, handlelength=1)
+    right.set(ylim=(0, 1.35), title=title)
+    right.legend(fontsize=8, ncols=4, loc="upper center", columnspacing=0.8, handlelength=1)
     curves = {label: line for axis in left for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(curves.values(), curves.keys(), loc="outside lower center", ncols=6, fontsize=6)
+    figure.legend(curves.values(), curves.keys(), loc="outside lower center", ncols=2, fontsize=8)
     for axis in (*left, right):
         axis.title.set_fontsize(8)
     return figure
@@ -227,7 +233,7 @@ def _h3() -> Figure:
     styles = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}
     some = runs("h3").sort_values(["network", "data", "condition", "seed"], ignore_index=True)
     groups = {"\n".join(key): list(own.index) for key, own in some.groupby(["network", "data"])}
-    figure, handles = Figure(figsize=(9, 5), layout="constrained"), {}
+    figure, handles = Figure(figsize=(7.5, 5.5), layout="constrained"), {}
     panels = (("best", "0"), ("last", "0"), ("last", "3"))
     grid = figure.subplots(2, len(panels), sharex=True)
     for row, (reading, name) in zip(grid, h3.READINGS.items(), strict=True):
@@ -243,7 +249,7 @@ def _h3() -> Figure:
             for places in groups.values():
                 axis.axvline(max(places) + 0.5, color="0.8", linewidth=0.6)
             axis.axhline(1, color="black", linewidth=0.6)
-            axis.set_xticks([mean(places) for places in groups.values()], list(groups), fontsize=6, rotation=90)
+            axis.set_xticks([mean(places) for places in groups.values()], list(groups), fontsize=7, rotation=90)
             axis.tick_params("x", length=0)
             axis.set_title(f"{name}\n{'best epoch, ' if state == 'best' else ''}{h3.MOMENTS[moment]}", fontsize=8)
         row[0].set_ylabel("validation loss /\nthat of nothing masked", fontsize=8)
@@ -258,8 +264,8 @@ def _outliers() -> Figure:
     galleries = [own.line.iloc[0] for _, own in
                  some[[bool(line["gallery"]) and line["key"] in held_out for line in some.line]].groupby("network")
                  ]  # fmt: skip
-    figure = Figure(figsize=(13, 4.2 + 1.5 * len(galleries)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[4.2, 1.5 * len(galleries)])[:, 0]
+    figure = Figure(figsize=(8.5, 4.0 + 1.2 * len(galleries)), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[4.0, 1.2 * len(galleries)])[:, 0]
     _areas(upper)
     _galleries(lower, galleries)
     return figure
@@ -272,7 +278,7 @@ def _areas(figure: SubFigure) -> None:
     image = axes.imshow(values, cmap="RdYlBu", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         colour = "black" if 0.15 < value < 0.85 else "white"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(values.shape[1]), [*outliers.KINDS, "all"], fontsize=8)
     axes.set_yticks(range(len(values)), ["outlier score", *outliers.SCORES[1:]], fontsize=8)
     axes.set_title("Mean AUROC, over the networks, data sets, conditions and shares that were held out", fontsize=10)
@@ -290,7 +296,7 @@ def _galleries(figure: SubFigure, lines: Sequence[dict[str, Any]]) -> None:
         captions = zip(images, gallery["kinds"], gallery["scores"], gallery["ranks"], strict=True)
         for axes, (image, kind, score, rank) in zip(row, captions, strict=False):
             axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-            axes.set_title(f"{kind or 'not damaged'}\n{score:.0f}, rank {rank}", fontsize=8)
+            axes.set_title(f"{kind or 'not damaged'}\n{score:.0f}, rank {rank}", fontsize=7)
         row[0].text(-0.1, 0.5, f"{cell['network']}\n{cell['data']}", transform=row[0].transAxes, ha="right", fontsize=8)
     figure.suptitle(
         "Training images of networks that were trained on the damaged ones: of each kind the one with the median\n"
