@@ -1,11 +1,10 @@
-"""Training with the callback is training without it: weights, flags, buffers, gradients, random numbers and hooks."""
+"""Training with the callbacks is training without them: weights, flags, gradients, random numbers and hooks."""
 
 import gc
 import os
 from collections import Counter
 from typing import Any
 
-import joblib
 import lightning.pytorch as pl
 import matplotlib.text
 import numpy as np
@@ -13,10 +12,10 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from trainers import QUIET, SmallNet, hook_count, loader, quiet_trainer, watcher
+from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, watcher
 from untouched import FrozenNorm, Watcher, same, train
 
-from lightning_anomaly.callbacks import _probe
+from lightning_anomaly import TwoSampleCallback
 
 pytestmark = QUIET
 
@@ -24,58 +23,12 @@ pytestmark = QUIET
 def test_the_comparison_notices_a_difference() -> None:
     assert same([{"a": torch.ones(2)}], [{"a": torch.ones(2)}])
     assert not same([{"a": torch.ones(2)}], [{"a": torch.zeros(2)}])
-    assert not same([np.ones(2)], [np.zeros(2)])
     drawing = np.random.RandomState(0)
     drawing.random()
     before = drawing.get_state(legacy=False)
     assert same(drawing.get_state(legacy=False), before)
     drawing.random()  # changes no more than the place among the numbers that are ready
     assert not same(drawing.get_state(legacy=False), before)
-
-
-OPTIONS = {
-    "plain": {},
-    "twice an epoch": {"val_check_interval": 0.5},
-    "bf16": {"precision": "bf16-true"},
-    "mixed": {"precision": "bf16-mixed"},
-    "double": {"precision": "64-true"},
-    "accumulated": {"accumulate_grad_batches": 3},
-    "no inference mode": {"inference_mode": False},
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "module", "probe"),
-    [
-        ("plain", SmallNet, "val"),
-        ("plain", FrozenNorm, "train"),
-        ("twice an epoch", FrozenNorm, "val"),
-        ("bf16", SmallNet, "train"),
-        ("mixed", FrozenNorm, "train"),
-        ("double", SmallNet, "train"),
-        ("accumulated", SmallNet, "val"),
-        ("no inference mode", FrozenNorm, "train"),
-    ],
-)
-def test_training_is_bit_identical(tmp_path: Any, kind: str, module: Any, probe: str) -> None:
-    bare = train(tmp_path, module, **OPTIONS[kind])
-    callback = watcher(probe=probe)
-    watched = train(tmp_path, module, callback, **OPTIONS[kind])
-    assert callback.report is not None
-    assert len(watched) == len(bare)
-    assert same(watched, bare)
-    assert {look["hooks"] for look in watched[:-1]} == {0}
-
-
-@pytest.mark.parametrize("engine", ["torch", pytest.param("sklearn", marks=pytest.mark.slow)])
-def test_neither_engine_nor_figures_nor_several_callbacks_touch_anything(tmp_path: Any, engine: Any) -> None:
-    options = {"max_epochs": 1 if engine == "sklearn" else 3}
-    bare = train(tmp_path / "a", SmallNet, logger=TensorBoardLogger(tmp_path / "a"), **options)
-    few = {"layers": ["conv1"], "max_components": 2} if engine == "sklearn" else {}
-    callbacks = [watcher(engine=engine, log_figures=True, **few), watcher(log_key_prefix="other", probe="train")]
-    logger = TensorBoardLogger(tmp_path / "b")
-    with joblib.parallel_config(backend="threading"):  # processes take seconds to start
-        assert same(train(tmp_path / "b", SmallNet, *callbacks, logger=logger, **options), bare)
 
 
 class Observing(SmallNet):
@@ -90,91 +43,110 @@ class Observing(SmallNet):
         return super().forward(x / (1 + self.average))
 
 
-@pytest.mark.parametrize("probe", ["val", "train"])
-def test_buffers_that_change_in_evaluation_too_are_untouched(tmp_path: Any, probe: str) -> None:
-    assert same(train(tmp_path / "b", Observing, watcher(probe=probe)), train(tmp_path / "a", Observing))
+def val() -> pl.Callback:
+    return watcher()
 
 
-@pytest.mark.parametrize("probe", ["val", "train"])
-def test_a_failing_analysis_touches_nothing(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, probe: str) -> None:
-    def analyze_maps(*args: Any) -> Any:
-        torch.rand(0)
-        raise RuntimeError("out of luck")
-
-    bare = train(tmp_path, FrozenNorm)
-    monkeypatch.setattr(_probe, "analyze_maps", analyze_maps)
-    with pytest.warns(UserWarning, match="out of luck"):
-        assert same(train(tmp_path, FrozenNorm, watcher(probe=probe)), bare)
+def train_probe() -> pl.Callback:
+    return watcher(probe="train", log_key_prefix="train")
 
 
-def test_a_training_probe_that_fails_half_way_touches_nothing(tmp_path: Any) -> None:
-    class Half(FrozenNorm):
-        def forward(self, x: Tensor) -> Tensor:
-            if not self.training and torch.is_inference_mode_enabled() is False and len(x) == 20:
-                torch.rand(1)
-                raise RuntimeError("half way")
-            return super().forward(x)
-
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            super().forward(batch[0])
-
-    bare = train(tmp_path, Half)
-    with pytest.warns(UserWarning, match="half way"):
-        assert same(train(tmp_path, Half, watcher(probe="train")), bare)
+def figures() -> pl.Callback:
+    return watcher(log_figures=True)
 
 
-class Breaks(SmallNet):
-    error: BaseException
-    where = "validation_step"
+def compared() -> pl.Callback:
+    return TwoSampleCallback(images(60) + 0.1, images(80, seed=1))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = 0
+
+# Pairwise: every module with every callback, and every option with some of them.
+@pytest.mark.parametrize(
+    ("module", "options", "makes"),
+    [
+        (SmallNet, {"logger": TensorBoardLogger}, [figures, train_probe]),
+        (FrozenNorm, {"val_check_interval": 0.5}, [val]),
+        (SmallNet, {"precision": "bf16-true"}, [train_probe]),
+        (FrozenNorm, {"precision": "bf16-mixed"}, [train_probe, compared]),
+        (SmallNet, {"precision": "64-true"}, [val, compared]),
+        (FrozenNorm, {"accumulate_grad_batches": 3, "inference_mode": False}, [train_probe, val]),
+        (Observing, {}, [val, train_probe, compared]),
+    ],
+    ids=str,
+)
+def test_training_is_bit_identical(tmp_path: Any, module: Any, options: dict[str, Any], makes: list[Any]) -> None:
+    def fit(folder: str, *callbacks: Any) -> list[Any]:
+        logger = {"logger": options["logger"](tmp_path / folder)} if "logger" in options else {}
+        return train(tmp_path / folder, module, *callbacks, **{**options, **logger})
+
+    callbacks = [make() for make in makes]
+    bare, watched = fit("bare"), fit("watched", *callbacks)
+    assert all(callback.report is not None for callback in callbacks)
+    assert same(watched, bare)
+    assert {look["hooks"] for look in watched[:-1]} == {0}
+
+
+class Half(FrozenNorm):
+    """Its forward fails where it is not Lightning that calls it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            super().forward(x)
+            torch.rand(1)
+            raise RuntimeError("half way")
+        return super().forward(x)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self(batch[0])
-        self.steps += 1
-        if self.steps == 5:
-            assert hook_count(self) > 0
-            raise self.error
+        super().forward(batch[0])
+
+
+def test_what_fails_half_way_touches_nothing(tmp_path: Any) -> None:
+    bare = train(tmp_path, Half)
+    with pytest.warns(UserWarning, match="half way"):
+        watched = train(tmp_path, Half, train_probe(), compared())
+    assert same(watched, bare)
+    assert {look["hooks"] for look in watched[:-1]} == {0}
 
 
 class Boom(Exception):
     pass
 
 
-def test_nothing_is_left_after_an_exception_in_a_validation_step(tmp_path: Any) -> None:
-    module, callback = Breaks(), watcher()
-    module.error = KeyboardInterrupt()
-    trainer = quiet_trainer(tmp_path, callback, num_sanity_val_steps=0)
-    with pytest.raises((Boom, SystemExit, KeyboardInterrupt)):
-        trainer.fit(module, loader(), loader(seed=1))
-    assert hook_count(module) == 0
-    assert len(callback.history) == 1
-    module.train().steps = 100
-    quiet_trainer(tmp_path, callback, max_epochs=1).fit(module, loader(), loader(seed=1))
-    assert len(callback.history) == 2
-    assert hook_count(module) == 0
+class Breaking(pl.Callback):
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        raise Boom
 
 
-def test_an_analysis_that_raises_leaves_what_lightning_leaves(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Breaking(pl.Callback):
-        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            raise Boom
-
+def test_an_analysis_that_raises_leaves_what_lightning_leaves(tmp_path: Any) -> None:
     def stopped(callback: pl.Callback) -> Any:
-        module, looks = FrozenNorm(), Watcher()
+        module, looks = Half(), Watcher()
         pl.seed_everything(1, verbose=False)
-        with pytest.raises(Boom):
+        with pytest.raises((Boom, RuntimeError)):
             quiet_trainer(tmp_path, callback, num_sanity_val_steps=0).fit(module, loader(shuffle=True), loader(seed=1))
         looks.look(module)
         return looks.seen
 
-    def analyze_maps(*args: Any) -> Any:
-        raise Boom
-
-    monkeypatch.setattr(_probe, "analyze_maps", analyze_maps)
     assert same(stopped(watcher(on_error="raise", probe="train")), stopped(Breaking()))
+
+
+def test_nothing_is_left_after_an_exception_in_a_validation_step(tmp_path: Any) -> None:
+    class Breaks(SmallNet):
+        steps = 0
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch[0])
+            self.steps += 1
+            if self.steps == 5:
+                assert hook_count(self) > 0
+                raise KeyboardInterrupt
+
+    module, callback = Breaks(), watcher()
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        quiet_trainer(tmp_path, callback, num_sanity_val_steps=0).fit(module, loader(), loader(seed=1))
+    assert hook_count(module) == 0
+    assert len(callback.history) == 1
+    quiet_trainer(tmp_path, callback, max_epochs=1).fit(module.train(), loader(), loader(seed=1))
+    assert len(callback.history) == 2
+    assert hook_count(module) == 0
 
 
 def forget_texts() -> None:
