@@ -3,13 +3,15 @@
 import math
 import re
 import warnings
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -27,9 +29,7 @@ from trainers import (
     watcher,
 )
 
-from lightning_anomaly import AnomalyFilterCallback, AnomalyReport
-from lightning_anomaly.callbacks import _figures, _probe
-from lightning_anomaly.plots import outlier_images
+from lightning_anomaly import AnomalyFilterCallback, AnomalyReport, TwoSampleCallback
 
 pytestmark = QUIET
 
@@ -45,71 +45,6 @@ class Values(pl.Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self.seen.append(dict(trainer.callback_metrics))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"probe": "test"}, r"`probe` should be one of .* Found `probe = 'test'`"),
-        ({"on_error": "ignore"}, r"`on_error` should be one of .* Found `on_error = 'ignore'`"),
-        ({"probe_size": 49}, r"`probe_size` should be .* at least 50. Found `probe_size = 49`"),
-        ({"probe_size": 64.0}, "`probe_size` should be an integer"),
-        ({"every_n_validations": 0}, "`every_n_validations` should be an integer of at least 1"),
-        ({"log_key_prefix": ""}, "`log_key_prefix` should be a string .* Found ''"),
-        ({"layers": "conv1"}, r"`layers` should be .* Found 'conv1': give \['conv1'\]"),
-        ({"overlay_tags": []}, r"`overlay_tags` should be .* Found \[\]"),
-        ({"log_figures": 1}, "`log_figures` should be True or False"),
-    ],
-)
-def test_the_constructor_names_what_is_wrong(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AnomalyFilterCallback(**arguments(options))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"layers": ["conv9"]},
-            r"`layers` should name layers.*Found \['conv9'\].*convolutions are \['conv1', 'conv2'\]",
-        ),
-        (
-            {"layers": ["conv1"], "signal_layers": ["conv1", "conv2"]},
-            r"`signal_layers` should name layers that are analyzed, \['conv1'\]. Found \['conv2'\]: add them",
-        ),
-        (
-            {"signal_layers": ["head"]},
-            r"`signal_layers` should name layers that are analyzed, \['conv1', 'conv2'\]. Found \['head'\]",
-        ),
-    ],
-)
-@pytest.mark.parametrize("built_in_setup", [False, True])
-def test_layer_names_are_checked_before_training(
-    tmp_path: Any, options: dict[str, Any], message: str, built_in_setup: bool
-) -> None:
-    class BuiltInSetup(SmallNet):
-        def setup(self, stage: str) -> None:
-            self.extra = nn.Linear(1, 1)
-
-    module = BuiltInSetup() if built_in_setup else SmallNet()
-    trainer = quiet_trainer(tmp_path, watcher(**options))
-    with pytest.raises(ValueError, match=message):
-        trainer.fit(module, loader(), loader())
-    assert trainer.global_step == 0
-
-
-def test_layers_built_in_setup_are_found(tmp_path: Any) -> None:
-    class BuiltInSetup(SmallNet):
-        def setup(self, stage: str) -> None:
-            self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
-            self.conv3 = nn.Conv2d(1, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + self.conv3(x).mean()
-
-    callback = watcher(layers=["conv3"])
-    quiet_trainer(tmp_path, callback, max_epochs=1).fit(BuiltInSetup(), loader(), loader())
-    assert list(callback.report.layers) == ["conv3"]
 
 
 class Fitted(NamedTuple):
@@ -174,7 +109,68 @@ def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers
         assert found == [validations[i] for i in (0, 1, 3, 5)], name
 
 
-def test_only_every_nth_validation_is_analysed_and_the_values_stay(tmp_path: Any) -> None:
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"probe": "test"}, "`probe` .* Found `probe = 'test'`"),
+        ({"on_error": "ignore"}, "`on_error` .* Found `on_error = 'ignore'`"),
+        ({"probe_size": 49}, "at least 50. Found `probe_size = 49`"),
+        ({"probe_size": 64.0}, "`probe_size` "),
+        ({"every_n_validations": 0}, "Found `every_n_validations = 0`"),
+        ({"log_key_prefix": ""}, "`log_key_prefix` .* Found ''"),
+        ({"layers": "conv1"}, "`layers` .* Found 'conv1'"),
+        ({"signal_layers": []}, r"`signal_layers` .* Found \[\]"),
+        ({"overlay_tags": []}, r"`overlay_tags` .* Found \[\]"),
+        ({"log_figures": 1}, "`log_figures` "),
+        ({"browser": "no"}, "`browser` "),
+    ],
+)
+def test_the_constructor_names_what_is_wrong(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnomalyFilterCallback(**arguments(options))
+
+
+class BuiltInSetup(SmallNet):
+    def setup(self, stage: str) -> None:
+        self.conv1 = nn.Conv2d(1, 4, 3, padding=1)
+        self.conv3 = nn.Conv2d(1, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.conv3(x).mean()
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (SmallNet, {"layers": ["conv9"]}, r"`layers` .*Found \['conv9'\].*\['conv1', 'conv2'\]"),
+        (BuiltInSetup, {"layers": ["conv9"]}, r"`layers` .*Found \['conv9'\].*'conv3'"),
+        (BuiltInSetup, {"layers": ["conv1"], "signal_layers": ["conv1", "conv2"]},
+         r"`signal_layers` .* \['conv1'\]. Found \['conv2'\]"),
+        (SmallNet, {"signal_layers": ["head"]}, r"`signal_layers` .* \['conv1', 'conv2'\]. Found \['head'\]"),
+    ],
+)  # fmt: skip
+def test_layer_names_are_checked_before_training(tmp_path: Any, module: Any, options: Any, message: str) -> None:
+    trainer = quiet_trainer(tmp_path, watcher(**options))
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(module(), loader(), loader())
+    assert trainer.global_step == 0
+
+
+def test_layers_built_in_setup_are_found_and_every_fit_has_its_own_layers_and_chart(tmp_path: Any) -> None:
+    callback = watcher()
+    for module, layers in ((BuiltInSetup(), ["conv1", "conv2", "conv3"]), (SmallNet(), ["conv1", "conv2"])):
+        logger = TensorBoardLogger(tmp_path)
+        trainer = quiet_trainer(tmp_path, callback, max_epochs=1, logger=logger)
+        trainer.fit(module, loader(), loader())
+        logged = {key for key in trainer.callback_metrics if "/layer/" in key}
+        assert logged == {f"anomaly_filters/layer/{layer}" for layer in layers}
+        assert "custom_scalars__config__" in EventAccumulator(logger.log_dir).Reload().Tags()["tensors"]
+
+
+def test_only_every_nth_validation_is_analysed_and_what_is_repeated_is_no_part_of_the_rise(tmp_path: Any) -> None:
     reports: list[Any] = []
 
     class Reports(pl.Callback):
@@ -186,57 +182,79 @@ def test_only_every_nth_validation_is_analysed_and_the_values_stay(tmp_path: Any
     trainer.fit(SmallNet(), loader(), loader(seed=1))
     assert reports[0] is reports[1] is not reports[2]
     assert reports[2] is reports[3]
+    assert [entry["analysed"] for entry in callback.history] == [True, False, True, False]
     seconds = [seen["anomaly_filters/seconds"].item() for seen in values.seen]
     assert seconds[0] == seconds[1] != seconds[2] == seconds[3]
-    assert len(callback.history) == 4
     callback.report = None
     trainer.validate(SmallNet(), loader(seed=1), verbose=False)
     assert callback.report is not None
     assert len(callback.history) == 4
 
 
-def test_a_value_that_is_only_repeated_is_no_part_of_the_rise(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    series: list[list[float]] = []
-    monkeypatch.setattr("lightning_anomaly.callbacks._history.rise", lambda x: float(len(series.append(x) or x)))
-    callback = watcher(every_n_validations=2)
-    quiet_trainer(tmp_path, callback, max_epochs=5).fit(SmallNet(), loader(), loader(seed=1))
-    assert [entry["analysed"] for entry in callback.history] == [True, False, True, False, True]
-    signals = [entry["signal"] for entry in callback.history]
-    assert series == [signals[:1], signals[:3:2], signals[::2]]
-    assert [entry["metrics"]["rise"] for entry in callback.history] == [1, 1, 2, 2, 3]
+def test_callbacks_side_by_side_keep_their_layers_signals_and_probes(tmp_path: Any) -> None:
+    def fit(*callbacks: Any) -> Any:
+        torch.manual_seed(0)
+        trainer = quiet_trainer(tmp_path, *callbacks)
+        trainer.fit(SmallNet(), loader(80), loader(seed=1))
+        return trainer.callback_metrics
+
+    alone, late = (watcher(layers=["conv2"], log_key_prefix="late") for _ in range(2))
+    both, early = watcher(signal_layers=["conv2"]), watcher(probe="train", layers=["conv1"], log_key_prefix="early")
+    fit(alone)
+    logged = fit(early, both, late)
+    assert {"early/layer/conv1", "late/layer/conv2", "anomaly_filters/layer/conv1"} <= set(logged)
+    assert not {"late/layer/conv1", "early/layer/conv2"} & set(logged)
+    assert plain(late.history) == plain(alone.history)
+    assert late.report.to_dict() == alone.report.to_dict()
+    assert list(both.report.layers) == ["conv1", "conv2"]
+    assert both.history[-1]["signal"] == both.report.fraction_in(["conv2"])
+    assert late.history[-1]["signal"] == late.report.fraction
+    with pytest.raises(ValueError, match=r"`log_key_prefix` .*Found 'anomaly_filters' twice"):
+        fit(watcher(), watcher(probe="train"))
 
 
-def test_the_layers_asked_for_give_the_signal(tmp_path: Any) -> None:
-    both, one = watcher(), watcher(signal_layers=["conv2"], log_key_prefix="one")
-    quiet_trainer(tmp_path, both, one, max_epochs=1).fit(SmallNet(), loader(), loader(seed=1))
-    assert one.history[0]["signal"] == one.report.fraction_in(["conv2"]) != one.report.fraction
-    assert both.history[0]["signal"] == both.report.fraction
-    assert list(one.report.layers) == ["conv1", "conv2"]
+# The probe.
+
+
+def test_the_probe_ends_within_a_batch(tmp_path: Any) -> None:
+    validation, ours = loader(seed=1), watcher(probe_size=50)
+    validation.dataset.tensors[0][[7, 49, 50, 59]] *= 20
+    quiet_trainer(tmp_path, ours).fit(SmallNet(), loader(), validation)
+    assert ours.report.n_samples == 50
+    assert set(ours.report.by_outlier_score[:2]) == {7, 49}
 
 
 class Noisy(TensorDataset):
-    """Augments with random numbers of torch, NumPy and Python, and with generators of its own."""
+    """Images as bytes, loaded with random numbers of torch and NumPy."""
 
     def __init__(self, samples: int = 90) -> None:
-        super().__init__(images(samples), torch.arange(samples) % 3)
+        super().__init__((images(samples) * 200).byte(), torch.arange(samples) % 3)
         self.indices: list[int] = []
 
     def __getitem__(self, index: int) -> Any:
         self.indices.append(index)
         x, y = super().__getitem__(index)
-        return x + torch.rand(()) + float(np.random.rand()), y
+        return x + torch.randint(20, ()).byte() + np.uint8(np.random.randint(20)), y
 
 
 def noisy_collate(items: list[Any]) -> Any:
     xs, ys = zip(*items, strict=True)
-    return torch.stack(xs) + torch.rand(()), torch.stack(ys)
+    return torch.stack(xs) + torch.randint(5, ()).byte(), torch.stack(ys)
 
 
-def test_the_training_probe_is_a_fixed_sample_and_draws_no_random_number(tmp_path: Any) -> None:
+def test_the_training_probe_is_a_fixed_sample_through_the_batch_hooks_and_draws_nothing(tmp_path: Any) -> None:
+    class Hooks(SmallNet):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [batch[0].float() / 255, batch[1]]
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            assert batch[0].max() <= 1
+            assert not (self.trainer.training and not torch.is_grad_enabled())
+            return batch
+
     def train(folder: str, *callbacks: Any) -> tuple[Noisy, dict[str, Tensor], list[Any]]:
         pl.seed_everything(3, verbose=False)
-        dataset = Noisy()
-        module = SmallNet()
+        dataset, module = Noisy(), Hooks()
         train_loader = DataLoader(dataset, batch_size=30, shuffle=True, collate_fn=noisy_collate)
         quiet_trainer(tmp_path / folder, *callbacks, max_epochs=3).fit(module, train_loader, loader(seed=1))
         return dataset, module.state_dict(), [torch.rand(2).tolist(), np.random.rand()]
@@ -248,69 +266,12 @@ def test_the_training_probe_is_a_fixed_sample_and_draws_no_random_number(tmp_pat
     assert all(torch.equal(weights[key], bare_weights[key]) for key in weights)
     assert [bare.indices[i : i + 90] for i in range(0, 270, 90)] == [watched.indices[i : i + 90] for i in (0, 150, 300)]
     probes = [watched.indices[i : i + 60] for i in (90, 240, 390)]
-    assert probes[0] == probes[1] == probes[2]
+    assert probes[0] == probes[1] == probes[2] != sorted(probes[0])
     assert len(set(probes[0])) == 60
-    assert probes[0] != sorted(probes[0])
     assert callback.report.n_samples == 60
 
 
-def test_the_training_probe_goes_through_the_batch_hooks(tmp_path: Any) -> None:
-    class Hooks(SmallNet):
-        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            return [batch[0].float() / 255, batch[1]]
-
-        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            assert batch[0].max() <= 1
-            assert not (self.trainer.training and not torch.is_grad_enabled())
-            return batch
-
-    data = TensorDataset((images() * 255).byte(), torch.arange(60) % 3)
-    callback = watcher(probe="train")
-    trainer = quiet_trainer(tmp_path, callback)
-    trainer.fit(Hooks(), DataLoader(data, 20, shuffle=True), DataLoader(data, 20))
-    assert callback.report.n_samples == 60
-
-
-class ScalesBytes(SmallNet):
-    """Takes images as bytes, and learns a number about each."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float() / 255)
-
-    def loss(self, batch: Any) -> Tensor:
-        x, y = batch
-        return (self(x) - y).square().mean()
-
-
-def test_images_as_bytes_are_the_images_not_their_targets(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = []
-    monkeypatch.setattr(_figures, "log_report", lambda *args: shown.append(args[3]))
-    bytes_of = TensorDataset((100 + 20 * images()).byte(), torch.rand(60, 1))
-    both = DataLoader(bytes_of, batch_size=20)
-    callback = watcher(probe="train", log_figures=True)
-    quiet_trainer(tmp_path, callback, logger=CSVLogger(tmp_path)).fit(ScalesBytes(), both, both)
-    assert callback.report.n_samples == 60
-    assert {pictures.shape[1:] for pictures in shown} == {(8, 8, 1)}
-    known = bytes_of.tensors[0].permute(0, 2, 3, 1)  # and shown as they are, not stretched from black to white
-    assert all((known == picture).flatten(1).all(1).any() for pictures in shown for picture in pictures)
-
-
-def test_a_training_probe_that_cannot_be_drawn_is_an_error_or_a_warning(tmp_path: Any) -> None:
-    class Two(SmallNet):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return super().training_step(batch["a"] if isinstance(batch, dict) else batch, batch_idx)
-
-    loaders, found = {"a": loader(), "b": loader()}, "dict"
-    message = f'`probe = "train"` should be used with one training DataLoader.*Found {found}'
-    with pytest.raises(ValueError, match=message):
-        quiet_trainer(tmp_path, watcher(probe="train", on_error="raise")).fit(Two(), loaders, loader())
-    trainer = quiet_trainer(tmp_path, callback := watcher(probe="train"))
-    with pytest.warns(UserWarning, match=message) as caught:
-        trainer.fit(Two(), loaders, loader())
-    assert len(said(caught)) == 1
-    assert trainer.current_epoch == 2
-    assert callback.report is None
-    assert trainer.callback_metrics["anomaly_filters/count"] == 0
+# What is said, and what fails.
 
 
 class NoConvolution(SmallNet):
@@ -334,209 +295,97 @@ class Diverges(SmallNet):
         nn.init.constant_(self.conv1.weight, math.nan)
 
 
+class Mixed(SmallNet):
+    """Validates images of all magnitudes."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        generator = torch.Generator().manual_seed(self.current_epoch)
+        self(batch[0] * 10 ** (80 * torch.rand(len(batch[0]), 1, 1, 1, generator=generator) - 40))
+
+
+WAITS = "nothing is watched .* EarlyStopping on 'anomaly_filters/count' will never have a reason to stop"
+
+
 @pytest.mark.parametrize(
-    ("module", "options", "shuffle", "message"),
+    ("module", "options", "val", "message"),
     [
-        (SmallNet, {}, True, r"validation loader shuffles.* keep the order, or use `probe = \"train\"`"),
-        (SmallNet, {"probe_size": 70}, False, r"The probe has 60 samples, fewer than `probe_size = 70`\.$"),
-        (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, False, r"60 samples, fewer.*at least 100 are needed"),
-        (NoConvolution, {}, False, "The model has no convolution"),
-        (Teacher, {}, False, r"Layer 'teacher.0' .* it was never called\. Likewise 'teacher.1', .* and 3 more\.$"),
-        (
-            Diverges,
-            {},
-            False,
-            r"^Layer 'conv1': 4 of 4 filters .* not analyzed\. Likewise 'conv2'\. So nothing is watched",
-        ),
+        (SmallNet, {}, {"shuffle": True}, 'validation loader shuffles.*`probe = "train"`'),
+        (SmallNet, {"probe_size": 70}, {}, r"60 samples, fewer than `probe_size = 70`\.$"),
+        (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, {}, f"60 samples, .*at least 100 are needed.*{WAITS}"),
+        (SmallNet, {}, {"samples": 5, "batch_size": 3}, "5 samples, fewer than .* at least 20 are needed"),
+        (NoConvolution, {}, {}, f"The model has no convolution.*{WAITS}"),
+        (Teacher, {}, {}, "Layer 'teacher.0' .* never called.* Likewise 'teacher.1', .* 3 more"),
+        (Diverges, {}, {}, f"Layer 'conv1': 4 of 4 filters .* Likewise 'conv2'.*{WAITS}"),
+        (Mixed, {}, {}, "NaN or infinite"),
     ],
 )
-def test_each_shortcoming_is_said_once(
-    tmp_path: Any, module: Any, options: dict[str, Any], shuffle: bool, message: str
-) -> None:
-    callback = watcher(**options)
-    trainer = quiet_trainer(tmp_path, callback, max_epochs=3)
+def test_each_shortcoming_is_said_once(tmp_path: Any, module: Any, options: Any, val: Any, message: str) -> None:
+    callback, values, waits = watcher(**options), Values(), EarlyStopping("anomaly_filters/count", patience=100)
+    trainer = quiet_trainer(tmp_path, callback, values, waits, max_epochs=3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(module(), loader(), loader(shuffle=shuffle))
+        trainer.fit(module(), loader(), loader(**val))
     (text,) = said(caught)
     assert re.search(message, text)
-    assert trainer.current_epoch == 3
-    assert len(callback.history) == 3
+    assert trainer.current_epoch == len(callback.history) == 3
     assert callback.report is not None
+    assert all(math.isfinite(seen[key]) for seen in values.seen for key in seen if key.startswith("anomaly_filters/"))
 
 
-HOSTILE = {
-    "nan": lambda x, g: x * math.nan,
-    "one nan": lambda x, g: x.index_fill(0, torch.tensor([3]), math.nan),
-    "inf": lambda x, g: x.index_fill(0, torch.tensor([5]), math.inf),
-    "denormal": lambda x, g: x * 1e-42,
-    "constant": lambda x, g: torch.ones_like(x),
-    "duplicates": lambda x, g: x[:2].repeat(len(x) // 2, 1, 1, 1),
-    "huge beside tiny": lambda x, g: x * torch.where(torch.rand(len(x), 1, 1, 1, generator=g) < 0.5, 1e30, 1e-30),
-    "zeros": lambda x, g: torch.zeros_like(x),
-    "mixed": lambda x, g: x * 10 ** (80 * torch.rand(len(x), 1, 1, 1, generator=g) - 40),
-}
+class Wraps(SmallNet):
+    """Its layer `body.conv` becomes `body.inner.conv`, so that what is to be watched is gone."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 1, 3, padding=1)))
 
-@pytest.mark.parametrize("kind", ["nan", "constant", "huge beside tiny", "mixed"])
-def test_hostile_numbers_never_stop_the_training(tmp_path: Any, kind: str) -> None:
-    class Hostile(SmallNet):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            generator = torch.Generator().manual_seed(self.current_epoch)
-            self(HOSTILE[kind](batch[0], generator))
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.body(x))
 
-    callback, values = watcher(), Values()
-    trainer = quiet_trainer(tmp_path, callback, values, max_epochs=4)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        trainer.fit(Hostile(), loader(), loader())
-    texts = said(caught)
-    assert len(texts) == len(set(texts)) <= 2
-    assert all("NaN or infinite" in text for text in texts)
-    assert trainer.current_epoch == len(callback.history) == 4
-    for seen in values.seen:
-        assert all(math.isfinite(seen[key]) for key in seen if key.startswith("anomaly_filters/"))
-
-
-def test_a_handful_of_samples_is_one_warning(tmp_path: Any) -> None:
-    samples, batch_size = 5, 3
-    callback = watcher()
-    trainer = quiet_trainer(tmp_path, callback, max_epochs=3)
-    with pytest.warns(
-        UserWarning, match=rf"The probe has {samples} samples, fewer than .* at least 20 are needed"
-    ) as caught:
-        trainer.fit(SmallNet(), loader(), loader(samples, batch_size=batch_size))
-    assert len(said(caught)) == 1
-    assert callback.report.n_samples == samples
-    assert trainer.current_epoch == 3
-
-
-def failing(after: int) -> Any:
-    calls = []
-
-    def analyze_maps(*args: Any) -> Any:
-        calls.append(args)
-        if len(calls) > after:
-            raise RuntimeError("out of luck")
-        return real(*args)
-
-    real = _probe.analyze_maps
-    return analyze_maps
-
-
-def test_a_failing_analysis_warns_and_logs_the_last_values(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_probe, "analyze_maps", failing(after=2))
-    callback, values = watcher(), Values()
-    module = SmallNet()
-    trainer = quiet_trainer(tmp_path, callback, values, max_epochs=5)
-    with pytest.warns(UserWarning, match=r"could not analyze .*out of luck\) and logs its last values") as caught:
-        trainer.fit(module, loader(), loader(seed=1))
-    assert len(said(caught)) == 1
-    assert len(values.seen) == len(callback.history) == 5
-    last = {key: value for key, value in values.seen[1].items() if key.startswith("anomaly_filters/")}
-    for seen in values.seen[2:]:
-        assert {**last, "anomaly_filters/rise": seen["anomaly_filters/rise"]} == {key: seen[key] for key in last}
-    assert hook_count(module) == 0
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.body = nn.Sequential(OrderedDict(inner=self.body))
 
 
 @pytest.mark.parametrize("probe", ["val", "train"])
-def test_a_failing_analysis_raises_if_asked_to(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, probe: str) -> None:
-    monkeypatch.setattr(_probe, "analyze_maps", failing(after=1))
-    module = SmallNet()
-    trainer = quiet_trainer(tmp_path, watcher(on_error="raise", probe=probe), max_epochs=5)
-    with pytest.raises(RuntimeError, match="out of luck"):
-        trainer.fit(module, loader(), loader(seed=1))
+def test_an_analysis_that_fails_warns_once_and_logs_the_last_values_or_raises(tmp_path: Any, probe: str) -> None:
+    options: dict[str, Any] = {"layers": ["body.conv"], "probe": probe}
+    ours, values, module = watcher(**options), Values(), Wraps()
+    compared = TwoSampleCallback(images(60) + 0.1, images(80, seed=1), layers=["body.conv"])
+    trainer = quiet_trainer(tmp_path, ours, compared, values, max_epochs=3)
+    with pytest.warns(UserWarning, match="could not .*logs its last values") as caught:
+        trainer.fit(module, loader(), loader())
+    assert [text.split()[0] for text in said(caught)] == ["AnomalyFilterCallback", "TwoSampleCallback"]
+    assert trainer.current_epoch == len(ours.history) == len(compared.history) == 3
+    for callback in (ours, compared):
+        assert callback.history[2]["metrics"] == callback.history[0]["metrics"]
+    assert all(values.seen[0][key] == values.seen[2][key] for key in values.seen[0] if "anomaly" in key)
+    assert hook_count(module) == 0
+    trainer = quiet_trainer(tmp_path, watcher(on_error="raise", **options), max_epochs=3)
+    with pytest.raises(ValueError, match=r"`layers` .* Found \['body.conv'\]"):
+        trainer.fit(module := Wraps(), loader(), loader())
     assert trainer.current_epoch == 1
     assert hook_count(module) == 0
 
 
-def test_names_of_lightning_s_own_that_are_gone_do_not_end_a_fit(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def gone(*args: Any, **kwargs: Any) -> Any:
-        raise AttributeError("'Loop' has no attribute '_name'")
+class NanInTheThird(SmallNet):
+    """Its third validation, and no other, sees images of NaN."""
 
-    monkeypatch.setattr("lightning_anomaly.callbacks.anomaly_filter.logged_step", gone)
-    monkeypatch.setattr("lightning_anomaly.callbacks.anomaly_filter.remember_losses", gone)
-    callback, values = watcher(browser=True), Values()
-    trainer = quiet_trainer(tmp_path, callback, values, logger=CSVLogger(tmp_path), max_epochs=3)
-    with pytest.warns(UserWarning, match=r"could not .*AttributeError: 'Loop' has no attribute") as caught:
-        trainer.fit(SmallNet(), loader(), loader(seed=1))
-    texts = said(caught)
-    assert len(texts) == len(set(texts)) <= 4  # each once in a fit, not at every validation
-    assert len(callback.history) == len(values.seen) == 3
-    with pytest.raises(AttributeError, match="'Loop' has no attribute"):
-        quiet_trainer(tmp_path, watcher(on_error="raise"), max_epochs=1).fit(SmallNet(), loader(), loader(seed=1))
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * math.nan if self.current_epoch == 2 and not self.training else x)
 
 
-def test_a_second_fit_logs_the_layers_of_its_own_model(tmp_path: Any) -> None:
-    callback = watcher()
-    first = quiet_trainer(tmp_path, callback, max_epochs=1)
-    first.fit(SmallNet(), loader(), loader())
-
-    class Other(SmallNet):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv3, self.conv2 = self.conv2, nn.Identity()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.conv3(self.norm(self.conv1(x)).relu()).mean((2, 3)))
-
-    second = quiet_trainer(tmp_path, callback, max_epochs=1)
-    second.fit(Other(), loader(), loader())
-    for trainer, layers in ((first, ["conv1", "conv2"]), (second, ["conv1", "conv3"])):
-        logged = {key for key in trainer.callback_metrics if "/layer/" in key}
-        assert logged == {f"anomaly_filters/layer/{layer}" for layer in layers}
-
-
-def test_two_callbacks_live_side_by_side(tmp_path: Any) -> None:
-    torch.manual_seed(0)
-    alone = watcher(layers=["conv2"], log_key_prefix="late")
-    quiet_trainer(tmp_path, alone).fit(SmallNet(), loader(), loader(seed=1))
-    torch.manual_seed(0)
-    early, late = watcher(layers=["conv1"], log_key_prefix="early"), watcher(layers=["conv2"], log_key_prefix="late")
-    trainer = quiet_trainer(tmp_path, early, late)
-    trainer.fit(SmallNet(), loader(), loader(seed=1))
-    assert "early/layer/conv1" in trainer.callback_metrics
-    assert "late/layer/conv2" in trainer.callback_metrics
-    assert "late/layer/conv1" not in trainer.callback_metrics
-    assert plain(late.history) == plain(alone.history)
-
-
-def test_two_callbacks_with_the_same_prefix_are_an_error(tmp_path: Any) -> None:
-    trainer = quiet_trainer(tmp_path, watcher(), watcher(probe="train"))
-    with pytest.raises(ValueError, match=r"`log_key_prefix` should be different for each.*'anomaly_filters' twice"):
-        trainer.fit(SmallNet(), loader(), loader())
-
-
-def test_each_fit_of_a_module_lays_out_the_charts_of_its_own_logger(tmp_path: Any) -> None:
-    callback, module = watcher(), SmallNet()
-    for name in ("first", "second"):
-        logger = TensorBoardLogger(tmp_path / name)
-        quiet_trainer(tmp_path, callback, logger=logger).fit(module, loader(), loader(seed=1))
-        assert "custom_scalars__config__" in EventAccumulator(logger.log_dir).Reload().Tags()["tensors"]
-
-
-def test_the_probe_ends_within_a_batch_and_its_images_too(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = []
-    monkeypatch.setattr(_figures, "log_report", lambda *args: shown.append(args[3]))
-    validation = loader(seed=1)
-    pictures = validation.dataset.tensors[0]
-    pictures[[7, 49, 50, 59]] *= 20
-    ours = watcher(probe_size=50, log_figures=True)
-    quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path)).fit(SmallNet(), loader(), validation)
-    assert ours.report.n_samples == 50
-    assert set(ours.report.by_outlier_score[:2]) == {7, 49}
-    assert len(shown) == 2
-    assert torch.equal(shown[-1], outlier_images(ours.report, pictures[:50]))
-
-
-def test_another_callbacks_training_probe_does_not_get_into_the_validation_probe(tmp_path: Any) -> None:
-    def fit(*callbacks: Any) -> None:
-        torch.manual_seed(0)
-        quiet_trainer(tmp_path, *callbacks).fit(SmallNet(), loader(80), loader(seed=1))
-
-    alone, beside, other = watcher(), watcher(), watcher(probe="train", log_key_prefix="other")
-    fit(alone)
-    fit(other, beside)
-    assert beside.report.to_dict() == alone.report.to_dict()
+def test_a_validation_in_which_nothing_can_be_found_repeats_the_last_values(tmp_path: Any) -> None:
+    ours, module, probe = watcher(), NanInTheThird(), loader(seed=1)
+    probe.dataset.tensors[0][7] *= 20
+    trainer = quiet_trainer(tmp_path, ours, max_epochs=4, num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match="AnomalyFilterCallback logs its last values") as caught:
+        trainer.fit(module, loader(), probe)
+    assert len(said(caught)) == 1
+    assert [entry["analysed"] for entry in ours.history] == [True, True, False, True]
+    assert ours.history[2]["metrics"] == ours.history[1]["metrics"]
+    assert ours.history[1]["metrics"]["count"] > 0
+    for _ in range(2):  # each validation is told
+        with pytest.warns(UserWarning, match="fewer than .* the logged zeros stand for nothing"):
+            (logged,) = trainer.validate(module, loader(5), verbose=False)
+        assert logged["anomaly_filters/count"] == 0  # not what the fit found

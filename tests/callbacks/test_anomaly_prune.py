@@ -10,11 +10,11 @@ import pytest
 import torch
 from acting import GeluNet, fit, leak, probe_loader, pruner, training_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from trainers import QUIET, hook_count, quiet_trainer, watcher
 
-from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, AnomalyPruneCallback
+from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
 
 pytestmark = QUIET
 
@@ -115,14 +115,6 @@ def test_a_list_of_epochs_masks_each_time_within_the_limit_and_is_reported(
     assert str(sorted(first["conv1"])) in lines[0]
 
 
-def test_without_enough_reports_it_waits_and_says_so(tmp_path: Path) -> None:
-    prune = pruner(1, min_votes=3, last_reports=4)
-    with pytest.warns(UserWarning, match=r"has 1 reports as epoch 1 begins, fewer than `min_votes = 3`"):
-        fit(tmp_path, GeluNet(), prune, max_epochs=4)
-    assert epochs(prune) == [3]
-    assert prune.masked
-
-
 def test_votes_are_counted_over_the_last_reports(tmp_path: Path) -> None:
     prune = pruner(4, min_votes=2, last_reports=3, max_fraction=1.0)
     seen = Epochs(prune)
@@ -134,23 +126,6 @@ def test_votes_are_counted_over_the_last_reports(tmp_path: Path) -> None:
         voted = [index for index in range(size) if votes[index] >= 2]
         assert set(prune.masked.get(layer, [])) <= set(voted)
         assert len(prune.masked.get(layer, [])) == min(len(voted), size - 1)
-
-
-def test_reports_count_once_however_many_validations_repeat_them(tmp_path: Path) -> None:
-    prune = pruner(1, min_votes=2, last_reports=2)
-    trainer = quiet_trainer(tmp_path, prune, watcher(every_n_validations=3), max_epochs=5, num_sanity_val_steps=0)
-    with pytest.warns(UserWarning, match="has 1 reports as epoch 1 begins"):
-        trainer.fit(GeluNet(), training_loader(), probe_loader())
-    assert epochs(prune) == [4]  # analyzed at validations 0 and 3
-
-
-def test_a_report_of_another_validation_between_two_fits_is_no_vote(tmp_path: Path) -> None:
-    model, prune, watching = GeluNet(), pruner(None, last_reports=3), watcher()
-    quiet_trainer(tmp_path, prune, watching, max_epochs=1).fit(model, training_loader(), probe_loader())
-    quiet_trainer(tmp_path, prune, watching).validate(model, training_loader(), verbose=False)
-    trainer = quiet_trainer(tmp_path, prune, watching, max_epochs=1)
-    trainer.fit(model, training_loader(), probe_loader())
-    assert len(prune.state_dict()["summaries"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -202,13 +177,6 @@ def test_controls_mask_as_many_in_each_layer(tmp_path: Path) -> None:
     assert [other == random for other in others] == [True, False, False]
 
 
-def test_without_anybody_who_watches_it_says_so(tmp_path: Path) -> None:
-    trainer = quiet_trainer(tmp_path, AnomalyPruneCallback(at_epoch=1))
-    with pytest.raises(ValueError, match=r"AnomalyFilterCallback among .* Found none"):
-        trainer.fit(GeluNet(), training_loader(), probe_loader())
-    trainer.validate(GeluNet(), probe_loader(), verbose=False)  # nothing to mask
-
-
 def test_of_several_watchers_it_takes_the_one_that_is_named(tmp_path: Path) -> None:
     one, two = watcher(log_key_prefix="one", layers=["conv1"]), watcher(log_key_prefix="two", layers=["conv2"])
     for named, layer in ((None, "conv1"), ("two", "conv2")):
@@ -245,23 +213,6 @@ def test_arguments_are_checked(options: dict[str, Any], found: str) -> None:
         AnomalyPruneCallback(**options)
 
 
-def test_an_epoch_that_never_begins_is_reported_at_the_start(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"`at_epoch` .*`max_epochs = 2`.* Found \[2, 7\]"):
-        fit(tmp_path, GeluNet(), pruner([1, 2, 7]))
-    fit(tmp_path, GeluNet(), pruner(100), max_epochs=-1, max_steps=3)  # as far as anybody knows
-
-
-@pytest.mark.parametrize("name", ["FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy"])
-def test_sharded_strategies_are_refused(name: str) -> None:
-    known = {"FSDPStrategy": FSDPStrategy, "ModelParallelStrategy": ModelParallelStrategy}
-    strategy = known[name]() if name in known else type(name, (), {})()
-    prune = pruner()
-    trainer: Any = SimpleNamespace(callbacks=[prune, watcher()], strategy=strategy)
-    with pytest.raises(ValueError, match=f"strategy .* Found {name}"):
-        prune.setup(trainer, GeluNet(), "fit")
-    prune.setup(trainer, GeluNet(), "validate")  # nothing to mask
-
-
 def test_two_of_them_live_side_by_side_and_keep_to_the_limit_together(tmp_path: Path) -> None:
     """Each by itself might leave half of a layer, and both of them nothing."""
     one, two = pruner(1, max_fraction=0.34), pruner(1, criterion="random", log_key_prefix="random")
@@ -273,32 +224,6 @@ def test_two_of_them_live_side_by_side_and_keep_to_the_limit_together(tmp_path: 
     assert counts(two.masked) == {"conv1": 1, "conv2": 2, "up": 1}
     assert not any(set(one.masked[layer]) & set(filters) for layer, filters in two.masked.items())
     assert leak(model, one.masked) == leak(model, two.masked) == 0
-
-
-def test_a_checkpoint_with_more_reports_than_are_looked_at_now() -> None:
-    prune = pruner(2)
-    prune.load_state_dict({**prune.state_dict(), "summaries": [{"conv": [1]}, {"conv": [2]}]})
-    assert prune.state_dict()["summaries"] == [{"conv": [2]}]
-
-
-class Swapping(pl.Callback):
-    """Puts wider layers into the model after the report."""
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        pl_module.conv2, pl_module.up = nn.Conv2d(6, 9, 3), nn.ConvTranspose2d(9, 4, 2, stride=2)
-
-
-def test_layers_of_a_report_that_the_model_does_not_have_are_left_with_a_warning(tmp_path: Path) -> None:
-    prune = pruner(1)
-    with pytest.warns(UserWarning, match="'conv2', .* 8 filters"):
-        fit(tmp_path, GeluNet(), prune, Swapping())
-    assert "conv1" in prune.masked
-    assert "conv2" not in prune.masked
-    watching, prune = watcher(layers=["norm1", "conv2"]), pruner(1)
-    trainer = quiet_trainer(tmp_path, watching, prune, num_sanity_val_steps=0)
-    with pytest.warns(UserWarning, match="'norm1', .* no convolution"):
-        trainer.fit(GeluNet(), training_loader(), probe_loader())
-    assert list(prune.masked) == ["conv2"]
 
 
 def test_a_weight_that_cannot_be_masked_is_refused_before_the_training_begins(tmp_path: Path) -> None:
@@ -330,15 +255,6 @@ def test_a_model_that_cannot_be_run_on_a_few_samples_is_trained_on_with_one_warn
     assert "anomaly_prune/masked" in trainer.callback_metrics
 
 
-@pytest.mark.filterwarnings("ignore:.*Nothing will be analy")
-@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"fast_dev_run": True}], ids=str)
-def test_where_nothing_is_analyzed_nothing_is_masked(tmp_path: Path, options: dict[str, Any]) -> None:
-    prune = pruner(None)
-    fit(tmp_path, GeluNet(), prune, **options)
-    assert prune.masked == {}
-    assert "masked no filter" in prune.describe()
-
-
 def test_it_does_not_touch_what_it_does_not_mask(tmp_path: Path) -> None:
     class Dropping(GeluNet):
         """Draws random numbers where the norms are found, too; the convolution that is masked has no effect."""
@@ -363,30 +279,41 @@ def test_it_does_not_touch_what_it_does_not_mask(tmp_path: Path) -> None:
         assert torch.equal(other[name], value)
 
 
-@pytest.mark.parametrize("tree", ["lightning.pytorch", "pytorch_lightning"])
-def test_both_package_trees_take_those_who_act(tree: str) -> None:
-    package = pytest.importorskip(tree)
+@pytest.mark.parametrize(
+    ("options", "watches", "few", "expected"),
+    [
+        ({"min_votes": 3, "last_reports": 4}, {}, "1 reports as epoch 1 begins, fewer than `min_votes = 3`", 3),
+        # Analyzed at validations 0 and 3, and repeated at the others.
+        ({"min_votes": 2, "last_reports": 2}, {"every_n_validations": 3}, "1 reports as epoch 1", 4),
+    ],
+)
+def test_without_enough_reports_it_waits_and_says_so(
+    tmp_path: Path, options: dict[str, Any], watches: dict[str, Any], few: str, expected: int
+) -> None:
+    prune = pruner(1, **options)
+    trainer = quiet_trainer(tmp_path, prune, watcher(**watches), max_epochs=5, num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match=f"has {few}"):
+        trainer.fit(GeluNet(), training_loader(), probe_loader())
+    assert epochs(prune) == [expected]
+    assert prune.masked
 
-    class Net(package.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 3))
 
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.Adam(self.parameters())
-
-    prune, stopping, watching, model = pruner(1), AnomalyEarlyStopping(), watcher(), Net()
-    trainer = package.Trainer(
-        callbacks=[stopping, prune, watching], accelerator="cpu", max_epochs=3, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(model, training_loader(), probe_loader())
-    assert len(watching.history) == 3
-    assert prune.masked["net.0"]
-    assert model.net[:2](torch.rand(2, 1, 8, 8))[:, prune.masked["net.0"]].count_nonzero() == 0
+def test_what_cannot_work_is_said_when_a_fit_begins(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, AnomalyPruneCallback(at_epoch=1))
+    with pytest.raises(ValueError, match=r"AnomalyFilterCallback .* Found none"):
+        trainer.fit(GeluNet(), training_loader(), probe_loader())
+    trainer.validate(GeluNet(), probe_loader(), verbose=False)  # nothing to mask
+    with pytest.warns(UserWarning, match=r"`at_epoch` .*`max_epochs = 2`.* Found \[2, 7\]"):
+        fit(tmp_path, GeluNet(), pruner([1, 2, 7]))
+    fit(tmp_path, GeluNet(), prune := pruner(100), max_epochs=-1, max_steps=3)  # as far as anybody knows
+    assert "masked no filter" in prune.describe()
+    prune = pruner()
+    trainer = SimpleNamespace(callbacks=[prune, watcher()], strategy=FSDPStrategy())
+    with pytest.raises(ValueError, match=r"strategy .* Found FSDPStrategy"):
+        prune.setup(trainer, GeluNet(), "fit")
+    prune.setup(trainer, GeluNet(), "validate")  # nothing to mask
+    watching, prune = watcher(layers=["norm1", "conv2"]), pruner(1)
+    trainer = quiet_trainer(tmp_path, watching, prune, num_sanity_val_steps=0)
+    with pytest.warns(UserWarning, match=r"'norm1', .* no convolution"):
+        trainer.fit(GeluNet(), training_loader(), probe_loader())
+    assert list(prune.masked) == ["conv2"]

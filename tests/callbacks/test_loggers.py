@@ -88,19 +88,6 @@ def layouts(logger: TensorBoardLogger) -> dict[str, dict[str, list[str]]]:
 
 
 class TestLogFigure:
-    def test_tensorboard_has_the_image_at_its_step(self, tmp_path, figure):
-        logger = TensorBoardLogger(tmp_path)
-        assert log_figure(logger, "anomaly_filters/filters", figure, 7)
-        (image,) = events(logger).Images("anomaly_filters/filters")
-        assert (image.step, image.width, image.height) == (7, 100, 50)
-
-    def test_tensorboard_prefix_is_that_of_the_metrics(self, tmp_path, figure):
-        logger = TensorBoardLogger(tmp_path, prefix="run")
-        log_figure(logger, "filters", figure, 7)
-        logger.log_metrics({"loss": 1.0}, 7)
-        assert events(logger).Tags()["images"] == ["run-filters"]
-        assert "run-loss" in events(logger).Tags()["scalars"]
-
     def test_csv_has_a_picture_beside_its_table(self, tmp_path, figure):
         logger = CSVLogger(tmp_path)
         logger.log_metrics({"loss": 1.0}, 0)
@@ -130,16 +117,13 @@ class TestLogFigure:
         assert call == {"key": "anomaly_filters/filters", "step": 7}
         assert np.asarray(image.convert("RGB")).shape == (50, 100, 3)
 
-    def test_mlflow_gets_the_figure_under_its_run(self, figure):
-        logger = MlflowDouble()
-        assert log_figure(logger, "anomaly_filters/filters", figure, 7)
+    def test_mlflow_gets_the_figure_under_its_run_and_comet_at_its_step(self, figure):
+        mlflow, comet = MlflowDouble(), CometDouble()
+        for logger in (mlflow, comet):
+            assert log_figure(logger, "anomaly_filters/filters", figure, 7)
         file = "anomaly_filters/filters/step=000007.png"
-        assert logger.calls == [{"run_id": "run 1", "figure": figure, "artifact_file": file}]
-
-    def test_comet_gets_the_figure(self, figure):
-        logger = CometDouble()
-        assert log_figure(logger, "anomaly_filters/filters", figure, 7)
-        assert logger.calls == [{"figure_name": "anomaly_filters/filters", "figure": figure, "step": 7}]
+        assert mlflow.calls == [{"run_id": "run 1", "figure": figure, "artifact_file": file}]
+        assert comet.calls == [{"figure_name": "anomaly_filters/filters", "figure": figure, "step": 7}]
 
     @pytest.mark.parametrize(
         "logger", [Double(), DummyLogger(), object(), None], ids=lambda logger: type(logger).__name__
@@ -150,12 +134,6 @@ class TestLogFigure:
 
 
 class TestLogOverlayLayout:
-    def test_one_chart_holds_all_curves(self, tmp_path):
-        logger = TensorBoardLogger(tmp_path)
-        assert log_overlay_layout(logger, [*LOSSES, COUNT], "anomaly_filters")
-        tags = ["^train_loss_epoch$", "^val_loss$", "^anomaly_filters/count$"]
-        assert layouts(logger) == {"anomaly_filters": {"train_loss_epoch, val_loss, anomaly_filters/count": tags}}
-
     def test_curves_of_another_scale_are_shown_apart_as_well(self, tmp_path):
         logger = TensorBoardLogger(tmp_path)
         log_overlay_layout(logger, [*LOSSES, COUNT], "anomaly_filters", apart=[COUNT])
@@ -166,22 +144,18 @@ class TestLogOverlayLayout:
             ["^anomaly_filters/count$"],
         ]
 
-    def test_expressions_match_the_logged_tag_alone(self, tmp_path):
+    def test_expressions_match_the_logged_tag_alone(self, tmp_path, figure):
         names = ["loss", "loss_step", "a.b (c)+[d]|e", "aXb (c)+[d]|e", "loss/dataloader_idx_0"]
         logger = TensorBoardLogger(tmp_path, prefix="run.1")
         logger.log_metrics(dict.fromkeys(names, 1.0), 0)
         log_overlay_layout(logger, names, "losses")
         (expressions,) = layouts(logger)["losses"].values()
-        logged = events(logger).Tags()["scalars"]
+        log_figure(logger, "filters", figure, 7)
+        tags = events(logger).Tags()
+        logged = tags["scalars"]
+        assert tags["images"] == ["run.1-filters"]
         for name, expression in zip(names, expressions, strict=True):
             assert [tag for tag in logged if re.match(expression, tag)] == [f"run.1-{name}"]
-
-    def test_no_curves_no_chart(self, tmp_path):
-        assert log_overlay_layout(TensorBoardLogger(tmp_path), [], "losses") is False
-
-    def test_others_are_left_alone(self, tmp_path):
-        for logger in (CSVLogger(tmp_path), WandbDouble(), MlflowDouble(), CometDouble()):
-            assert log_overlay_layout(logger, LOSSES, "losses") is False
 
 
 class TestLossTags:

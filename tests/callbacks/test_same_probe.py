@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,10 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly.callbacks._probe import ProbeImages
-
 pytestmark = QUIET
-MESSAGE = "The validation images of the probe changed from one validation to the next"
+MESSAGE = "validation images of the probe changed"
 
 
 class Augmented(TensorDataset):
@@ -28,10 +25,6 @@ class Augmented(TensorDataset):
     def __getitem__(self, index: int) -> Any:
         image, label = super().__getitem__(index)
         return self.change(image, self.generator), label
-
-
-def flip(image: Tensor, generator: torch.Generator) -> Tensor:
-    return image.flip(-1) if torch.rand((), generator=generator) < 0.5 else image
 
 
 def erase(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -57,13 +50,12 @@ class Reloads(SmallNet):
         return self.load(self.times)
 
 
-def fit(folder: Path, ours: Any, module: Any = None, val: Any = None, **options: Any) -> pl.LightningModule:
+def fit(folder: Path, ours: Any, module: Any = SmallNet, train: Any = None, val: Any = None, **options: Any) -> None:
     torch.manual_seed(0)
-    module = SmallNet() if module is None else module
+    module = module()
     reloads = {"reload_dataloaders_every_n_epochs": 1} if isinstance(module, Reloads) else {}
     trainer = quiet_trainer(folder, ours, **{"max_epochs": 4, **reloads, **options})
-    trainer.fit(module, loader(80), None if reloads else val or loader(seed=1))
-    return module
+    trainer.fit(module, train or loader(80), None if reloads else val or loader(seed=1))
 
 
 def first(samples: int, batch_size: int = 25) -> DataLoader[Any]:
@@ -73,33 +65,29 @@ def first(samples: int, batch_size: int = 25) -> DataLoader[Any]:
 # what changes
 
 
-@pytest.mark.parametrize("change", [flip, erase])
-def test_a_validation_set_that_augments_at_random_is_said_once(tmp_path: Path, change: Any) -> None:
-    with pytest.warns(UserWarning, match=f"{MESSAGE}, so the anomaly counts are not comparable.*`probe = ") as caught:
-        fit(tmp_path, watcher(), val=DataLoader(Augmented(change), 20))
-    assert len(said(caught)) == 1
-
-
-def test_other_images_after_a_reload_are_said_once(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=MESSAGE) as caught:
-        fit(tmp_path, watcher(), Reloads(lambda times: loader(seed=times)))
+@pytest.mark.parametrize(
+    ("options", "ours", "kind"),
+    [
+        ({"val": DataLoader(Augmented(erase), 20)}, {}, "validation"),
+        ({"module": lambda: Reloads(lambda times: loader(seed=times))}, {}, "validation"),
+        ({"train": DataLoader(Augmented(erase), 20)}, {"probe": "train"}, "training"),
+    ],
+    ids=["augmented", "reloaded", "augmented training"],
+)
+def test_images_that_change_are_said_once(tmp_path: Path, options: Any, ours: dict[str, Any], kind: str) -> None:
+    with pytest.warns(UserWarning, match=f"{kind} images of the probe changed .*`probe = ") as caught:
+        fit(tmp_path, watcher(**ours), **options)
     assert len(said(caught)) == 1
 
 
 def test_more_images_are_other_ones_if_they_are_in_the_probe(tmp_path: Path) -> None:
-    ours = watcher(probe_size=80)
+    def more() -> Reloads:
+        return Reloads(lambda times: first(50 + 10 * times))
+
     with pytest.warns(UserWarning, match=f"{MESSAGE}|fewer than `probe_size = 80`") as caught:
-        fit(tmp_path, ours, Reloads(lambda times: first(50 + 10 * times)))
-    assert [text.startswith(MESSAGE) for text in said(caught)] == [False, True]
-    fit(tmp_path, watcher(probe_size=60), Reloads(lambda times: first(50 + 10 * times)))  # not a word
-
-
-def test_a_training_probe_that_augments_with_numbers_of_its_own_is_said_once(tmp_path: Path) -> None:
-    train = DataLoader(Augmented(flip), 20)
-    trainer = quiet_trainer(tmp_path, watcher(probe="train"), max_epochs=3)
-    with pytest.warns(UserWarning, match=r"^The training images of the probe changed.*`probe = \"val\"`") as caught:
-        trainer.fit(SmallNet(), train, loader(seed=1))
-    assert len(said(caught)) == 1
+        fit(tmp_path, watcher(probe_size=80), more)
+    assert [MESSAGE in text for text in said(caught)] == [False, True]
+    fit(tmp_path, watcher(probe_size=60), more)  # not a word
 
 
 # what stays
@@ -108,13 +96,9 @@ def test_a_training_probe_that_augments_with_numbers_of_its_own_is_said_once(tmp
 class AugmentsTraining(SmallNet):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         x, y = batch
+        if self.trainer.sanity_checking:
+            return [x + 1, y]
         return [x + torch.rand(()) if self.trainer.training else x, y]
-
-
-class OtherSanityCheck(SmallNet):
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        x, y = batch
-        return [x + 1 if self.trainer.sanity_checking else x, y]
 
 
 class ChangesItsInput(SmallNet):
@@ -124,32 +108,21 @@ class ChangesItsInput(SmallNet):
 
 
 @pytest.mark.parametrize(
-    ("module", "probe"),
+    ("options", "ours"),
     [
-        (AugmentsTraining, "train"),
-        (OtherSanityCheck, "val"),
-        (ChangesItsInput, "val"),
-        (lambda: Reloads(lambda times: loader(seed=1)), "train"),
+        ({"module": AugmentsTraining}, {"probe": "train"}),
+        ({"module": AugmentsTraining, "precision": "bf16-mixed"}, {}),
+        ({"module": ChangesItsInput, "val_check_interval": 0.5}, {"every_n_validations": 2}),
+        ({"module": lambda: Reloads(lambda times: loader(seed=1))}, {"probe": "train"}),
+        ({"val": DataLoader(Augmented(rounding), 20)}, {"probe_size": 50}),
+        ({"val": [loader(seed=1), DataLoader(Augmented(erase), 20)]}, {}),  # the second loader is not the probe
     ],
+    ids=["training", "sanity check", "its input", "reloaded", "rounding", "a second loader"],
 )
-def test_images_that_stay_are_not_a_word(tmp_path: Path, module: Any, probe: str) -> None:
-    ours = watcher(probe=probe)
-    fit(tmp_path, ours, module())
-    assert len(ours.history) == 4
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"val_check_interval": 0.5},
-        {"precision": "bf16-mixed"},
-        {"val": DataLoader(Augmented(rounding), 20)},
-        {"val": [loader(seed=1), DataLoader(Augmented(erase), 20)]},  # the second loader is not the probe
-    ],
-    ids=["twice an epoch", "bf16-mixed", "rounding", "a second loader"],
-)
-def test_images_that_stay_are_not_a_word_however_they_are_validated(tmp_path: Path, options: dict[str, Any]) -> None:
-    fit(tmp_path, watcher(probe_size=40, every_n_validations=2), **options)
+def test_images_that_stay_are_not_a_word(tmp_path: Path, options: Any, ours: dict[str, Any]) -> None:
+    callback = watcher(**ours)
+    fit(tmp_path, callback, **options)
+    assert len(callback.history) == (8 if "val_check_interval" in options else 4)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -161,36 +134,3 @@ def test_another_fit_starts_anew(tmp_path: Path) -> None:
     fit(tmp_path, ours, val=loader(seed=3))
     resumed = quiet_trainer(tmp_path, watcher(), ModelCheckpoint(tmp_path), max_epochs=4)
     resumed.fit(SmallNet(), loader(80), loader(seed=4), ckpt_path=saves.best_model_path)
-
-
-# the pixels
-
-
-def test_batches_of_any_kind_are_looked_at_and_the_batches_themselves_are_let_go() -> None:
-    seen = ProbeImages()
-    batches = [
-        None,
-        "text",
-        {"x": torch.arange(5)},
-        torch.tensor(1.0),
-        torch.rand(0, 1, 8, 8),
-        torch.rand(3, 0),
-        torch.rand(4),
-        torch.rand(2, 7),
-        torch.rand(2, 1, 3, 4, 5),
-        torch.rand(2, 3, 40, 50).to(memory_format=torch.channels_last),
-        torch.eye(3).to_sparse(),
-        torch.nested.nested_tensor([torch.rand(2), torch.rand(3)], layout=torch.jagged),
-        torch.full((2, 3), torch.nan),
-        torch.full((2, 3), torch.inf),
-    ]
-    for times in range(3):
-        for batch in batches:
-            seen.record(batch, 100)
-        assert not seen.changed(), times
-    large = torch.rand(16, 3, 224, 224)
-    seen.record(large, 10)
-    assert sum(kept.numel() for kept in seen._now) == 10 * 3 * 4 * 4
-    large.zero_()
-    assert seen._now[0].max() > 0
-    assert seen.changed()

@@ -6,14 +6,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-from acting import GeluNet, probe_loader, pruner, training_loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
 from torch import Tensor
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, TwoSampleCallback
-from lightning_anomaly.two_sample.rise import ErrorRise
 
 pytestmark = [
     *QUIET,
@@ -22,10 +20,10 @@ pytestmark = [
 ]
 
 
-def fit(folder: Path, module: Any, *callbacks: Any, **options: Any) -> pl.Trainer:
+def fit(folder: Path, module: Any, *callbacks: Any, ckpt_path: Any = None, **options: Any) -> pl.Trainer:
     pl.seed_everything(0, verbose=False)
     trainer = quiet_trainer(folder, *callbacks, **{"num_sanity_val_steps": 0, **options})
-    trainer.fit(module, loader(), loader(seed=1))
+    trainer.fit(module, loader(), loader(seed=1), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -49,87 +47,46 @@ def test_the_same_module_keeps_its_history_and_another_has_its_own(tmp_path: Pat
     module, callback, fresh = SmallNet(), watcher(probe_size=100), watcher(probe_size=100)
     few = "fewer than `probe_size = 100`"
     with pytest.warns(UserWarning, match=few):
-        fit(tmp_path, module, callback, max_epochs=2)
+        fit(tmp_path, module, callback)
     fit(tmp_path, module, callback, max_epochs=1)  # said already
     assert [entry["epoch"] for entry in callback.history] == [0, 1, 0]
-    for reused in (copy.deepcopy(callback), callback):
+    for own in (copied := copy.deepcopy(callback), callback, fresh):
         with pytest.warns(UserWarning, match=few):  # of this one too
-            fit(tmp_path, SmallNet(), reused)
-    with pytest.warns(UserWarning, match=few):
-        fit(tmp_path, SmallNet(), fresh)
+            fit(tmp_path, SmallNet(), own)
     assert [entry["epoch"] for entry in callback.history] == [0, 1]
-    for own in (callback, reused):
+    for own in (callback, copied):
         assert [entry["signal"] for entry in own.history] == [entry["signal"] for entry in fresh.history]
 
 
-def broken(*_: Any, **__: Any) -> Any:
-    raise ArithmeticError
-
-
-def test_nothing_of_the_first_model_is_logged_if_the_second_cannot_be_analysed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    callback = watcher()
-    fit(tmp_path, SmallNet(), callback, max_epochs=1)
-    assert callback.report is not None
-    monkeypatch.setattr("lightning_anomaly.callbacks._probe.analyze_maps", broken)
-    with pytest.warns(UserWarning, match="could not analyze"):
-        trainer = fit(tmp_path, SmallNet(), callback, max_epochs=1)
-    assert callback.report is None
-    assert trainer.callback_metrics["anomaly_filters/sparsity"] == 0
-    assert callback.history[0]["anomaly_filters"] == {}
-
-
-def test_a_checkpoint_brings_its_history_to_another_module(tmp_path: Path) -> None:
-    keep, used = ModelCheckpoint(tmp_path), watcher()
+def test_a_checkpoint_belongs_to_the_module_that_comes_next(tmp_path: Path) -> None:
+    keep, used, validated = ModelCheckpoint(tmp_path), watcher(), watcher()
     fit(tmp_path, SmallNet(), watcher(), keep)
     fit(tmp_path, SmallNet(), used, max_epochs=1)
-    trainer = quiet_trainer(tmp_path, used, max_epochs=4)
-    trainer.fit(SmallNet(), loader(), loader(seed=1), ckpt_path=keep.best_model_path)
+    fit(tmp_path, SmallNet(), used, ckpt_path=keep.best_model_path, max_epochs=4)
     assert [entry["epoch"] for entry in used.history] == [0, 1, 2, 3]
-    fit(tmp_path, SmallNet(), used, max_epochs=1)
-    assert [entry["epoch"] for entry in used.history] == [0]
+    trainer = quiet_trainer(tmp_path, validated)
+    trainer.validate(module := SmallNet(), loader(seed=1), ckpt_path=keep.best_model_path, verbose=False)
+    for own in (used, validated):
+        fit(tmp_path, SmallNet(), own, max_epochs=1)
+        assert [entry["epoch"] for entry in own.history] == [0]
+    del module
 
 
-def test_a_checkpoint_that_was_validated_belongs_to_the_module_that_was(tmp_path: Path) -> None:
-    keep, used, module = ModelCheckpoint(tmp_path), watcher(), SmallNet()
-    fit(tmp_path, SmallNet(), watcher(), keep)
-    quiet_trainer(tmp_path, used).validate(module, loader(seed=1), ckpt_path=keep.best_model_path, verbose=False)
-    fit(tmp_path, SmallNet(), used, max_epochs=1)
-    assert [entry["epoch"] for entry in used.history] == [0]
-
-
-def test_what_a_fit_found_stays_when_a_checkpoint_of_it_is_tested(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rises = iter([0.0, 0.0, 0.2])
-    monkeypatch.setattr(ErrorRise, "add", lambda *arguments: next(rises))
+def test_what_a_fit_found_stays_when_a_checkpoint_of_it_is_tested(tmp_path: Path) -> None:
     module, keep = SmallNet(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    filters, compared, stopping = watcher(), TwoSampleCallback(images(100), images(100, seed=1)), AnomalyEarlyStopping()
-    trainer = fit(tmp_path, module, filters, compared, stopping, keep, max_epochs=9)
-    reason, validations, report = stopping.stopping_reason_message, trainer.current_epoch, compared.report
+    compared, signal, stopping = TwoSampleCallback(images(40), images(40)), Scripted([0.0] * 8 + [0.5] * 12), stops()
+    trainer = fit(tmp_path, module, signal, compared, stopping, keep, max_epochs=20)
+    reason, report = stopping.stopping_reason_message, compared.report
     assert reason
+    assert trainer.current_epoch == 14
     trainer.test(module, loader(seed=1), ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
     assert stopping.stopping_reason_message == reason
-    assert len(filters.history) == len(compared.history) == validations > 1
+    assert len(signal.history) == len(compared.history) == 14
     assert compared.report is report is not None
 
 
-@pytest.mark.parametrize("between", [None, "validate"])
-def test_a_comparison_that_fails_in_a_second_fit_of_a_module_logs_what_the_first_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str | None
-) -> None:
-    callback, module = TwoSampleCallback(images(40) + 0.3, images(40, seed=1)), SmallNet()
-    fit(tmp_path, module, callback, max_epochs=1)
-    found = callback.history[0]["metrics"]
-    assert found["count"] > 0
-    if between is not None:  # of another model
-        getattr(quiet_trainer(tmp_path, callback), between)(Other(), loader(seed=1), verbose=False)
-    monkeypatch.setattr("lightning_anomaly.callbacks.two_sample.compare_groups", broken)
-    with pytest.warns(UserWarning, match="could not compare .ArithmeticError.* and logs its last values"):
-        trainer = fit(tmp_path, module, callback, max_epochs=1)
-    assert callback.history[1]["metrics"] == found
-    assert trainer.callback_metrics["two_sample/count"] == found["count"]
+def stops() -> AnomalyEarlyStopping:
+    return AnomalyEarlyStopping(log_key_prefix="anomaly_filters")
 
 
 class Other(SmallNet):
@@ -139,10 +96,33 @@ class Other(SmallNet):
         return 3 * super().forward(x)
 
 
-def test_masks_and_reports_of_the_first_model_do_not_act_on_the_second(tmp_path: Path) -> None:
-    callback, prune = watcher(), pruner(1)
-    for _ in range(2):
-        quiet_trainer(tmp_path, callback, prune, num_sanity_val_steps=0).fit(
-            GeluNet(), training_loader(), probe_loader()
-        )
-        assert [event["epoch"] for event in prune.events] == [1]
+class FailsLater(SmallNet):
+    """Fails on images that are ours from the second fit on."""
+
+    fits = 0
+
+    def on_fit_start(self) -> None:
+        self.fits += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fits > 1 and len(x) == 40:
+            raise ArithmeticError
+        return super().forward(x)
+
+
+def test_a_comparison_that_fails_in_a_second_fit_of_a_module_logs_what_the_first_found(tmp_path: Path) -> None:
+    callback, module = TwoSampleCallback(images(40) + 0.3, images(40, seed=1)), FailsLater()
+    fit(tmp_path, module, callback, max_epochs=1)
+    found = callback.history[0]["metrics"]
+    assert found["count"] > 0
+    quiet_trainer(tmp_path, callback).validate(Other(), loader(seed=1), verbose=False)
+    with pytest.warns(UserWarning, match="could not compare .ArithmeticError.* and logs its last values"):
+        trainer = fit(tmp_path, module, callback, max_epochs=1)
+    assert callback.history[1]["metrics"] == found
+    assert trainer.callback_metrics["two_sample/count"] == found["count"]
+    module = FailsLater()
+    module.fits = 1
+    with pytest.warns(UserWarning, match="so nothing is watched"):
+        trainer = fit(tmp_path, module, callback, max_epochs=1)  # nothing of the first model is logged of this one
+    assert callback.report is None
+    assert trainer.callback_metrics["two_sample/count"] == 0

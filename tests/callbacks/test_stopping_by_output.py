@@ -73,15 +73,6 @@ def test_it_does_not_stop_a_healthy_training(tmp_path: Path, ratios: list[float]
     assert stopping.stopping_reason_message is None
 
 
-def test_few_images_are_a_warning_as_a_few_of_them_decide(tmp_path: Path) -> None:
-    trainer = quiet_trainer(tmp_path, TwoSampleCallback(images(99), images(300)), AnomalyEarlyStopping(), max_epochs=1)
-    with pytest.warns(
-        UserWarning,
-        match="by 99 images of one kind",
-    ):
-        trainer.fit(SmallNet(), loader(4), loader(4))
-
-
 def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run(tmp_path, [1.0])
