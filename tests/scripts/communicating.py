@@ -103,8 +103,8 @@ class Ledger:
 ledger = Ledger()
 
 
-def talking(kind: Any, where: Hooks, reads: bool) -> Any:
-    """A class that talks at the beginning of every hook of a fit, and may read what of the Trainer communicates."""
+def talking(kind: Any, where: Hooks) -> Any:
+    """A class that talks at the beginning of every hook of a fit."""
     others = ("test", "predict", "exception", "load_checkpoint")
     hooks = [name for name in dir(kind) if name.startswith("on_") and not any(word in name for word in others)]
     hooks += ["setup", "teardown", "training_step", "validation_step", "transfer_batch_to_device", "forward"]
@@ -116,8 +116,6 @@ def talking(kind: Any, where: Hooks, reads: bool) -> Any:
         def talks(self: Any, *args: Any, **kwargs: Any) -> Any:
             trainer = self.trainer if isinstance(self, pl.LightningModule) else args[0]
             ledger.talk(trainer, f"{kind.__name__}.{name}")
-            if reads:
-                _ = trainer.log_dir, trainer.callback_metrics, trainer.logged_metrics, trainer.progress_bar_metrics
             return before(self, *args, **kwargs)
 
         return talks
@@ -201,7 +199,6 @@ def run(
     world: int = 2,
     module: Any = Logging,
     where: Hooks = lambda name: True,
-    reads: bool = False,
     val: Any = None,
     logger: Any = None,
     ckpt_path: Path | None = None,
@@ -211,8 +208,8 @@ def run(
     """What this process said and heard in a fit, or in a `trainer.validate()`; one process alone does not talk."""
     ledger.begin()
     where = where if world > 1 else lambda name: False
-    foreign = talking(Foreign, where, reads)
-    model = talking(module, where, reads)()
+    foreign = talking(Foreign, where)
+    model = talking(module, where)()
     val = loader(SAMPLES, batch_size=SAMPLES // 2) if val is None else val
     backend = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT))
     with TemporaryDirectory() as folder:
@@ -319,12 +316,6 @@ def no_validation(rank: int, world: int) -> Outcome:
 
     options: Any = {"module": Silent, "where": outside, "val": val, "use_distributed_sampler": False}
     return {"fit": run(ours(), **options), "validation": run(ours(), validate=True, **options)}
-
-
-def reads(rank: int, world: int) -> Outcome:
-    """Somebody reads what communicates of the Trainer, in every hook; the progress bar reads in process 0 alone."""
-    bar = {"where": lambda name: name != "on_train_epoch_end", "enable_progress_bar": True}
-    return {"fit": run(ours(), reads=True, logger=Recorder()), "bar": run(ours(), **bar)}
 
 
 def main(folder: Path, names: list[str]) -> None:

@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from forked import LIMIT, Outcome, run_forked
 from lightning.pytorch.strategies import DDPStrategy
@@ -59,24 +58,10 @@ def same_set(rank: int, world: int) -> Outcome:
     return fit(world, AnomalyFilterCallback(**PROBE), val=val, model=module(norm=False), use_distributed_sampler=False)
 
 
-def stops(rank: int, world: int) -> Outcome:
-    early = pl.callbacks.EarlyStopping("anomaly_filters/count", mode="max", patience=2)
-    return fit(world, AnomalyFilterCallback(**PROBE), early, model=module(lr=0.0), max_epochs=9)
-
-
 def fails_and_raises(rank: int, world: int) -> Outcome:
     if rank == 0:
         shared_analysis.analyze_slice = lambda *args, **kwargs: 1 / 0
     return fit(world, AnomalyFilterCallback(**PROBE, on_error="raise"))
-
-
-def train_probe_fails(rank: int, world: int) -> Outcome:
-    """The forward pass over the training probe breaks in process 1 alone."""
-    model = module()
-    run = model.forward
-    if rank == 1:  # only the probe's batches have this many samples
-        model.forward = lambda x: run(x[:, :, 0] if len(x) == 15 and model.trainer.validating else x)
-    return fit(world, AnomalyFilterCallback(probe="train", probe_size=90), model=model, train=loader(batch_size=15))
 
 
 def one_sees_other_images(rank: int, world: int) -> Outcome:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from run import outcomes_of, run_processes
 
 FIGURES = {"anomaly_filters/filters", "anomaly_filters/verdicts", "anomaly_filters/outliers"}
-SLOW = ["one_fails", "no_batch", "resume", "no_validation", "reads"]
+SLOW = ["one_fails", "no_batch", "resume", "no_validation"]
 
 Outcome = dict[str, Any]
 
@@ -97,10 +97,3 @@ def test_a_process_without_validations_is_not_waited_for(slow: Path) -> None:
     first, second = both(slow, "no_validation")
     assert any("has no validation batch" in warning for warning in first["warnings"])
     assert second["warnings"] == []
-
-
-@pytest.mark.slow
-def test_what_communicates_may_be_read_anywhere(slow: Path) -> None:
-    first, _ = both(slow, "reads", "metrics")
-    for fit in fits(first):
-        assert {"anomaly_filters/count", "val_loss"} <= set(fit["metrics"])

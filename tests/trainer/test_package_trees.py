@@ -12,9 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
+from lightning_anomaly import (
+    AnalysisSettings,
+    AnomalyEarlyStopping,
+    AnomalyFilterCallback,
+    AnomalyPruneCallback,
+    TwoSampleCallback,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from network import images
 from small import curve, loader, module, quiet
 from trainers import QUIET
 
@@ -55,45 +62,56 @@ def watcher() -> AnomalyFilterCallback:
     return AnomalyFilterCallback(probe_size=90, log_figures=False)
 
 
-@pytest.mark.parametrize("tree", ["lightning.pytorch", "pytorch_lightning"])
-def test_fit_log_stop_and_resume(tree: str, tmp_path: Path) -> None:
-    pl = pytest.importorskip(tree)
-    callbacks = importlib.import_module(f"{tree}.callbacks")
+def fit(tree: str, *callbacks: Any, ckpt_path: str | None = None, **options: Any) -> Any:
+    saves = any("ModelCheckpoint" in str(type(callback)) for callback in callbacks)
+    trainer = quiet(tree, callbacks=[*callbacks], enable_checkpointing=saves, **options)
+    assert isinstance(trainer, importlib.import_module(tree).Trainer)
+    trainer.fit(module(tree, lr=0.005), loader(), loader(), ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("tree", "other"), [("lightning.pytorch", "pytorch_lightning"), ("pytorch_lightning", "lightning.pytorch")]
+)
+def test_all_callbacks_fit_log_stop_and_resume_in_both_trees(tree: str, other: str, tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_lightning")
+    theirs = importlib.import_module(f"{tree}.callbacks")
     csv = importlib.import_module(f"{tree}.loggers").CSVLogger(tmp_path, name="csv")
+    inputs = images(96).tensors[0]
 
-    def fit(callback: AnomalyFilterCallback, *others: Any, ckpt_path: str | None = None, **options: Any) -> Any:
-        saves = any(isinstance(other, callbacks.ModelCheckpoint) for other in others)
-        trainer = quiet(tree, callbacks=[callback, *others], enable_checkpointing=saves, **options)
-        assert isinstance(trainer, pl.Trainer)
-        trainer.fit(module(tree), loader(), loader(), ckpt_path=ckpt_path)
-        return trainer
+    def all_four() -> list[Any]:
+        compared = TwoSampleCallback(inputs[:48], inputs[48:])
+        prune = AnomalyPruneCallback(at_epoch=2, min_votes=1, last_reports=1)
+        return [AnomalyEarlyStopping(log_key_prefix="anomaly_filters"), prune, compared, watcher()]
 
-    whole, keep = (
-        watcher(),
-        callbacks.ModelCheckpoint(tmp_path / "whole", monitor="anomaly_filters/count", save_top_k=-1),
+    keep = theirs.ModelCheckpoint(tmp_path / "saved", "{epoch}", monitor="anomaly_filters/count", save_top_k=-1)
+    whole = all_four()
+    trainer = fit(tree, *whole, keep, logger=csv, max_epochs=4, log_every_n_steps=1)
+    assert trainer.current_epoch == 4
+    assert trainer.callback_metrics["anomaly_filters/count"] == whole[3].report.count > 0
+    columns = set((tmp_path / "csv/version_0/metrics.csv").read_text().splitlines()[0].split(","))
+    assert {"anomaly_filters/count", "two_sample/count", "anomaly_prune/masked"} <= columns
+    assert whole[1].masked
+    assert len(whole[2].history) == 4
+
+    second = all_four()  # in the other tree, as a checkpoint is an ordinary one
+    resumed = fit(other, *second, ckpt_path=str(tmp_path / "saved/epoch=1.ckpt"), max_epochs=4)
+    assert curve(second[3].history) == curve(whole[3].history)
+    assert second[1].masked == whole[1].masked
+    weights = zip(*(own.lightning_module.state_dict().values() for own in (trainer, resumed)), strict=True)
+    assert all(torch.equal(*pair) for pair in weights)
+
+    stopping = theirs.EarlyStopping("anomaly_filters/rise", mode="max", patience=2)
+    assert fit(tree, watcher(), stopping, max_epochs=9).current_epoch == 3
+
+    readers = [theirs.EarlyStopping("anomaly_filters/count", strict=False), theirs.EarlyStopping("train_loss")]
+    readers.append(theirs.EarlyStopping("anomaly_filters_too/count", strict=False))
+    with pytest.warns(UserWarning, match="Nothing will be analyzed") as caught:
+        fit(tree, watcher(), *readers, limit_val_batches=0, max_epochs=1)
+    (text,) = (text for text in map(str, (warning.message for warning in caught)) if "Nothing will be" in text)
+    assert text.endswith(
+        "Nothing will be analyzed. EarlyStopping on 'anomaly_filters/count' will never have a reason to stop."
     )
-    trainer = fit(whole, keep, logger=csv, max_epochs=4, log_every_n_steps=1)
-    assert trainer.callback_metrics["anomaly_filters/count"] == whole.report.count > 0  # type: ignore[union-attr]
-    assert "anomaly_filters/count" in (tmp_path / "csv/version_0/metrics.csv").read_text().splitlines()[0]
-
-    first, keep = watcher(), callbacks.ModelCheckpoint(tmp_path / "first")
-    fit(first, keep, max_epochs=2)
-    second = watcher()
-    fit(second, ckpt_path=keep.best_model_path, max_epochs=4)
-    assert curve(second.history) == curve(whole.history)
-
-    stopping = callbacks.EarlyStopping("anomaly_filters/rise", mode="max", patience=2)
-    assert fit(watcher(), stopping, max_epochs=9).current_epoch == 3
-
-
-def test_checkpoint_of_one_tree_resumes_in_the_other(tmp_path: Path) -> None:
-    other = pytest.importorskip("pytorch_lightning")
-    keep = other.callbacks.ModelCheckpoint(tmp_path)
-    trainer = quiet("pytorch_lightning", callbacks=[watcher(), keep], enable_checkpointing=True, max_epochs=2)
-    trainer.fit(module("pytorch_lightning"), loader(), loader())
-    second = watcher()
-    quiet(callbacks=[second]).fit(module(), loader(), loader(), ckpt_path=keep.best_model_path)
-    assert [entry["epoch"] for entry in second.history] == [0, 1, 2]
 
 
 @pytest.fixture
@@ -159,18 +177,6 @@ def test_cli_takes_the_papers_reading_by_its_name(cli: Callable[..., str]) -> No
     paper = f"--trainer.callbacks.settings={CLASS_PATH.rpartition('.')[0]}.AnalysisSettings.paper"
     printed = cli(*TRAINER, f"--trainer.callbacks={CLASS_PATH}", paper)
     assert given(printed)["settings"] == AnalysisSettings.paper().to_dict()
-
-
-def test_cli_from_the_command_line(cli: Callable[..., str]) -> None:
-    plain = {name: value for name, value in GIVEN.items() if name != "settings"}
-    plain |= {f"settings.{name}": value for name, value in GIVEN["settings"].items()}
-    arguments = [f"--trainer.callbacks={CLASS_PATH}"]
-    arguments += [
-        f"--trainer.callbacks.{name}={value if isinstance(value, str) else json.dumps(value)}"
-        for name, value in plain.items()
-    ]
-    printed = cli(*TRAINER, *arguments)
-    assert given(printed) == {**GIVEN, "history": 0}
 
 
 def test_cli_help(cli: Callable[..., str]) -> None:

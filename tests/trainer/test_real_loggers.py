@@ -151,29 +151,6 @@ def check(file: Path) -> None:
         image.load()
 
 
-@pytest.mark.parametrize("make", [tensorboard, table, wandb, mlflow, comet], ids=lambda make: make.__name__)
-def test_scalars_and_figures_of_a_fit_are_there(
-    make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)  # some loggers write where they stand
-    logger, read = make(tmp_path, monkeypatch)
-    probe = loader(seed=1)
-    probe.dataset.tensors[0][7] *= 20  # an image that does not belong
-    ours = watcher(log_figures=True)
-    quiet_trainer(tmp_path, ours, logger=logger, max_epochs=EPOCHS).fit(SmallNet(), loader(), probe)
-    assert ours.report.outlier_samples[7] > 0
-    found = read()
-    steps = [STEPS * epoch - 1 for epoch in range(1, EPOCHS + 1)]
-    for name in ours.history[-1]["metrics"]:
-        logged = found.scalars[f"anomaly_filters/{name}"]
-        expected = dict(zip(steps, (entry["metrics"][name] for entry in ours.history), strict=True))
-        assert logged == pytest.approx({step: expected[step] for step in logged}, rel=1e-6), name
-        assert len(logged) == (1 if make is wandb else EPOCHS)
-        assert set(logged) == set(found.scalars["val_loss"])
-    names = {f"anomaly_filters/{name}" for name in ("filters", "outliers", "verdicts")}
-    assert found.figures == dict.fromkeys(names, SHOWN)
-
-
 def pages(folder: Path) -> list[str]:
     """The HTML pages below a folder and in the archives there, by name, that have the filter browser's data."""
     found = [(file.name, file.read_bytes()) for file in folder.rglob("*") if file.is_file()]
@@ -186,14 +163,26 @@ def pages(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("make", [tensorboard, table, wandb, mlflow, comet], ids=lambda make: make.__name__)
-def test_the_filter_browser_is_there(make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_scalars_figures_and_the_browser_of_a_fit_are_there(
+    make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some loggers write where they stand
     logger, read = make(tmp_path, monkeypatch)
     probe = loader(seed=1)
-    probe.dataset.tensors[0][7] *= 20
+    probe.dataset.tensors[0][7] *= 20  # an image that does not belong
     ours = watcher(log_figures=True, browser=True)
     quiet_trainer(tmp_path, ours, logger=logger, max_epochs=EPOCHS).fit(SmallNet(), loader(), probe)
-    read()  # which ends the run
+    assert ours.report.outlier_samples[7] > 0
+    found = read()
+    steps = [STEPS * epoch - 1 for epoch in range(1, EPOCHS + 1)]
+    for name in ours.history[-1]["metrics"]:
+        logged = found.scalars[f"anomaly_filters/{name}"]
+        expected = dict(zip(steps, (entry["metrics"][name] for entry in ours.history), strict=True))
+        assert logged == pytest.approx({step: expected[step] for step in logged}, rel=1e-6), name
+        assert len(logged) == (1 if make is wandb else EPOCHS)
+        assert set(logged) == set(found.scalars["val_loss"])
+    names = {f"anomaly_filters/{name}" for name in ("filters", "outliers", "verdicts")}
+    assert found.figures == dict.fromkeys(names, SHOWN)
     # W&B and Comet keep all of them; the others the newest.
     assert len(pages(tmp_path)) == (len(SHOWN) if make in (wandb, comet) else 1)
 

@@ -9,7 +9,6 @@ import lightning.pytorch.callbacks as pl_callbacks
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -19,7 +18,7 @@ from torch.utils.data import (
     TensorDataset,
     WeightedRandomSampler,
 )
-from trainers import QUIET, SmallNet, hook_count, images, loader, plain, quiet_trainer, said, watcher
+from trainers import QUIET, SmallNet, hook_count, loader, plain, quiet_trainer, said, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
 
@@ -49,7 +48,7 @@ def fit(folder: Any, module: pl.LightningModule, *callbacks: Any, **options: Any
 @pytest.mark.parametrize(
     ("interval", "place"), list(zip(INTERVALS, ["first", "last", "first", "last", "first"], strict=True))
 )
-def test_early_stopping_and_checkpoints_read_every_value(tmp_path: Any, interval: str, place: str) -> None:
+def test_early_stopping_checkpoints_and_schedulers_read_every_value(tmp_path: Any, interval: str, place: str) -> None:
     class Reads(EarlyStopping):
         seen: list[float]
 
@@ -57,50 +56,38 @@ def test_early_stopping_and_checkpoints_read_every_value(tmp_path: Any, interval
             self.seen.append(trainer.callback_metrics[self.monitor].item())
             super()._run_early_stopping_check(trainer)
 
+    class OnPlateau(SmallNet):
+        def configure_optimizers(self) -> Any:
+            optimizer, self.plateaus = super().configure_optimizers(), []
+            if "epoch" not in interval or interval == "every second epoch":
+                return optimizer
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=1e9)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": COUNT}}
+
+        def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+            self.plateaus.append(float(metric))
+            super().lr_scheduler_step(scheduler, metric)
+
     options, validations = INTERVALS[interval]
-    ours = watcher()
-    stopping = Reads(COUNT, patience=100)
+    ours, stopping, module = watcher(), Reads(COUNT, patience=100), OnPlateau()
     stopping.seen = []
     saving = ModelCheckpoint(tmp_path, "{epoch}-{step}-{anomaly_filters/count}", monitor=COUNT, save_top_k=-1)
     others = [stopping, saving]
-    fit(tmp_path, SmallNet(), *([ours, *others] if place == "first" else [*others, ours]), max_epochs=4, **options)
+    fit(tmp_path, module, *([ours, *others] if place == "first" else [*others, ours]), max_epochs=4, **options)
     counts = [entry["metrics"]["count"] for entry in ours.history]
     assert len(counts) == validations
     assert stopping.seen == counts
     assert sorted(value.item() for value in saving.best_k_models.values()) == sorted(counts)
+    if module.plateaus:
+        assert module.plateaus == counts[validations // 4 - 1 :: validations // 4]
 
 
-@pytest.mark.parametrize(("interval", "place"), [("each epoch", "last"), ("twice an epoch", "first")])
-def test_a_scheduler_reads_every_value(tmp_path: Any, interval: str, place: str) -> None:
-    seen: list[float] = []
-
-    class OnPlateau(SmallNet):
-        def configure_optimizers(self) -> Any:
-            optimizer = super().configure_optimizers()
-            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=1e9)
-            frequency = INTERVALS[interval][0].get("check_val_every_n_epoch", 1)
-            config = {"scheduler": plateau, "monitor": COUNT, "frequency": frequency}
-            return {"optimizer": optimizer, "lr_scheduler": config}
-
-        def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-            seen.append(float(metric))
-            super().lr_scheduler_step(scheduler, metric)
-
-    options, validations = INTERVALS[interval]
-    ours, other = watcher(), pl_callbacks.LambdaCallback()
-    fit(tmp_path, OnPlateau(), *([ours, other] if place == "first" else [other, ours]), max_epochs=4, **options)
-    counts = [entry["metrics"]["count"] for entry in ours.history]
-    assert seen == counts[validations // len(seen) - 1 :: validations // len(seen)]
-    assert len(seen) == min(4, validations)
-
-
-def test_the_sanity_check_logs_and_keeps_nothing(tmp_path: Any) -> None:
+def test_the_sanity_check_logs_and_keeps_nothing_and_validations_outside_a_fit_no_history(tmp_path: Any) -> None:
     class AfterSanityCheck(pl.Callback):
         def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
             assert ours.report is None
             assert ours.history == []
             assert not any(key.startswith("anomaly") for key in {**trainer.callback_metrics, **trainer.logged_metrics})
-            assert hook_count(pl_module) == 0
             checked.append(True)
 
         def on_validation_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
@@ -108,11 +95,25 @@ def test_the_sanity_check_logs_and_keeps_nothing(tmp_path: Any) -> None:
                 assert hook_count(pl_module) == 0
 
     checked: list[bool] = []
-    ours = watcher(every_n_validations=2)
-    fit(tmp_path, SmallNet(), ours, AfterSanityCheck(), num_sanity_val_steps=2)
+    ours, module = watcher(every_n_validations=2), SmallNet()
+    trainer = quiet_trainer(tmp_path, ours)
+    (result,) = trainer.test(module, loader(seed=1), verbose=False)
+    assert list(result) == ["test_loss"]
+    assert ours.report is None
+    (result,) = trainer.validate(module, loader(seed=1), verbose=False)
+    assert result[COUNT] == ours.report.count
+    assert not any(layer.points.is_inference() or layer.labels.is_inference() for layer in ours.report.layers.values())
+
+    trainer = fit(tmp_path, module, ours, AfterSanityCheck(), num_sanity_val_steps=2, max_epochs=1)
     assert checked == [True]
-    assert len(ours.history) == 2
-    assert ours.report is not None
+    history, report = list(ours.history), ours.report
+    assert len(history) == 1
+    (result,) = trainer.validate(module, loader(seed=1), verbose=False)
+    assert ours.history == history
+    assert ours.report is not report
+    assert ours.report.to_dict() == report.to_dict()
+    assert result[COUNT] == report.count
+    assert hook_count(module) == 0
 
 
 def test_fast_dev_run_analyses_the_one_batch_without_a_word(tmp_path: Any) -> None:
@@ -121,24 +122,6 @@ def test_fast_dev_run_analyses_the_one_batch_without_a_word(tmp_path: Any) -> No
     assert ours.report.n_samples == 20
     assert COUNT in trainer.callback_metrics
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.filterwarnings("ignore:You .* Skipping val loop")
-@pytest.mark.parametrize("way", ["limit_val_batches", "no loader", "no validation_step"])
-def test_without_validation_there_is_one_warning(tmp_path: Any, way: str) -> None:
-    class NoStep(SmallNet):
-        validation_step = pl.LightningModule.validation_step
-
-    ours = watcher()
-    trainer = quiet_trainer(tmp_path, ours, limit_val_batches=0 if way == "limit_val_batches" else None)
-    module = NoStep() if way == "no validation_step" else SmallNet()
-    with pytest.warns(UserWarning, match=f"this Trainer has none: .*{way.split()[-1]}") as caught:
-        trainer.fit(module, loader(), None if way == "no loader" else loader(seed=1))
-    assert len(said(caught)) == 1
-    assert trainer.current_epoch == 2
-    assert ours.report is None
-    assert ours.history == []
-    assert COUNT not in trainer.callback_metrics
 
 
 def test_barebones_trains_without_us(tmp_path: Any) -> None:
@@ -158,16 +141,6 @@ def test_barebones_trains_without_us(tmp_path: Any) -> None:
     assert trainer.current_epoch == 2
     assert ours.report is None
     assert ours.history == []
-
-
-def test_several_loggers_get_the_values_and_none_is_fine_too(tmp_path: Any) -> None:
-    tensorboard, csv = TensorBoardLogger(tmp_path), CSVLogger(tmp_path / "csv")
-    fit(tmp_path, SmallNet(), watcher(log_figures=True), logger=[tensorboard, csv])
-    header = (tmp_path / "csv/lightning_logs/version_0/metrics.csv").read_text().splitlines()[0].split(",")
-    assert {COUNT, "val_loss", "anomaly_filters/layer/conv1"} <= set(header)
-    ours = watcher(log_figures=True)
-    trainer = fit(tmp_path, SmallNet(), ours, logger=False)
-    assert trainer.callback_metrics[COUNT] == ours.report.count
 
 
 SHUFFLES = pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
@@ -196,11 +169,10 @@ def test_of_several_validation_loaders_the_first_is_the_probe(tmp_path: Any, kin
     [
         ({"sampler": WeightedRandomSampler(torch.ones(60), 30)}, True),
         ({"batch_sampler": BatchSampler(RandomSampler(range(60)), 20, drop_last=False)}, True),
-        ({"sampler": range(30)}, False),
         ({"sampler": DistributedSampler(range(60), 2, 0, shuffle=True)}, True),
         ({"sampler": DistributedSampler(range(60), 2, 0, shuffle=False)}, False),
     ],
-    ids=["weighted", "batches", "in order", "divided", "divided in order"],
+    ids=["weighted", "batches", "divided", "divided in order"],
 )
 @SHUFFLES
 def test_a_sampler_that_shuffles_is_noticed(tmp_path: Any, draws: dict[str, Any], noticed: bool) -> None:
@@ -213,19 +185,6 @@ def test_a_sampler_that_shuffles_is_noticed(tmp_path: Any, draws: dict[str, Any]
     assert sum("validation loader shuffles" in message for message in said(caught)) == noticed
 
 
-@pytest.mark.parametrize("every", [1, 2])
-def test_validate_reports_and_logs_but_leaves_the_history(tmp_path: Any, every: int) -> None:
-    ours = watcher(every_n_validations=every)
-    trainer = fit(tmp_path, module := SmallNet(), ours, max_epochs=1)
-    history, report = list(ours.history), ours.report
-    (result,) = trainer.validate(module, loader(seed=1), verbose=False)
-    assert ours.history == history
-    assert ours.report is not report
-    assert ours.report.to_dict() == report.to_dict()
-    assert result[COUNT] == report.count
-    assert hook_count(module) == 0
-
-
 def test_what_validate_finds_on_other_images_is_no_part_of_the_next_fit(tmp_path: Any) -> None:
     ours = watcher(every_n_validations=2)
     trainer = fit(tmp_path, module := SmallNet(), ours, max_epochs=3)
@@ -236,32 +195,6 @@ def test_what_validate_finds_on_other_images_is_no_part_of_the_next_fit(tmp_path
     trainer.fit(module, loader(), loader(seed=1))
     assert [entry["analysed"] for entry in ours.history] == [True, False, True, False]
     assert ours.history[3]["metrics"] == ours.history[2]["metrics"]
-
-
-def test_validate_alone_needs_no_fit(tmp_path: Any) -> None:
-    ours = watcher()
-    (result,) = quiet_trainer(tmp_path, ours).validate(SmallNet(), loader(seed=1), verbose=False)
-    assert result[COUNT] == ours.report.count
-    assert not any(
-        tensor.is_inference() for layer in ours.report.layers.values() for tensor in (layer.points, layer.labels)
-    )
-
-
-def test_test_and_predict_are_none_of_our_business(tmp_path: Any) -> None:
-    ours = watcher()
-    trainer = quiet_trainer(tmp_path, ours)
-    (result,) = trainer.test(SmallNet(), loader(seed=1), verbose=False)
-    assert list(result) == ["test_loss"]
-    assert ours.report is None
-    assert ours.history == []
-
-
-def test_a_second_fit_goes_on_with_the_history(tmp_path: Any) -> None:
-    ours = watcher()
-    trainer = fit(tmp_path, module := SmallNet(), ours, max_epochs=2)
-    trainer.fit_loop.max_epochs = 4
-    trainer.fit(module, loader(80), loader(seed=1))
-    assert [entry["epoch"] for entry in ours.history] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("precision", "probe"), [("bf16-mixed", "train"), ("bf16-true", "train"), ("64-true", "val")])
@@ -281,6 +214,36 @@ def test_precisions(tmp_path: Any, precision: str, probe: str) -> None:
         assert torch.allclose(layer.sparsity, exact.report.layers[name].sparsity, atol=0.05)
         assert layer.points.dtype == torch.float32
     assert trainer.callback_metrics[COUNT] == ours.report.count
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train")
+@pytest.mark.parametrize(
+    ("options", "shuffle"),
+    [({"overfit_batches": 2}, True), ({"limit_train_batches": 2}, False)],
+    ids=["overfitted", "first ones"],
+)
+def test_a_training_probe_is_of_the_batches_that_are_trained_on(tmp_path: Any, options: Any, shuffle: bool) -> None:
+    seen: list[Any] = []
+
+    class Sees(SmallNet):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return super().forward(x)
+
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return loader(shuffle=shuffle)
+
+        def val_dataloader(self) -> Any:
+            return loader(seed=1)
+
+    ours = watcher(probe="train", probe_size=60)
+    trainer = quiet_trainer(tmp_path, ours, max_epochs=1, num_sanity_val_steps=0, **options)
+    with pytest.warns(UserWarning, match="The probe has 40 samples"):
+        trainer.fit(Sees(), datamodule=Data())
+    assert ours.report.n_samples == 40
+    trained, probe = torch.cat(seen[:2]), torch.cat(seen[3:5])  # two batches, a step of the validation, the probe
+    assert {x.sum().item() for x in probe} == {x.sum().item() for x in trained}
 
 
 def averagings() -> dict[str, Callable[[], pl.Callback]]:
@@ -307,19 +270,3 @@ def test_weight_averaging_on_either_side_gives_the_same_report(tmp_path: Any, ki
     assert plain(first.history) == plain(last.history)
     assert first.report.to_dict() == last.report.to_dict()
     assert plain(first.history) != plain(alone.history)
-
-
-def test_overfit_batches_and_datamodules(tmp_path: Any) -> None:
-    class Data(pl.LightningDataModule):
-        def train_dataloader(self) -> Any:
-            return loader()
-
-        def val_dataloader(self) -> Any:
-            return DataLoader(TensorDataset(images(seed=1), torch.arange(60) % 3), 20)
-
-    ours = watcher(probe_size=20)
-    quiet_trainer(tmp_path, ours, overfit_batches=1).fit(SmallNet(), datamodule=Data())
-    assert ours.report.n_samples == 20
-    trained = watcher(probe="train")
-    quiet_trainer(tmp_path, trained).fit(SmallNet(), datamodule=Data())
-    assert trained.report.n_samples == 60
