@@ -1,4 +1,4 @@
-"""Scores with p-values: a view of the samples is fitted to one half of a reference, and calibrated by the other."""
+"""Scores with p-values: fitted to one half of a reference, and calibrated by the other."""
 
 from __future__ import annotations
 
@@ -12,46 +12,51 @@ from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 
-__all__ = ["FILTERS", "FilterView", "Judgement", "Scored", "SplitConformal", "Statistics", "fit_halves"]
+__all__ = ["FILTERS", "Judgement", "SplitConformal", "Statistics", "fit_halves"]
 
 FILTERS = 3  # named for each image
 
 Statistics = dict[str, Tensor]  # (n, F, 5) of each layer
-Scored = tuple[Tensor, Tensor, Tensor]  # scores and strongest layers (n,), that layer's strongest filters (n, 3)
 Judgement = tuple[Tensor, Tensor, Tensor, Tensor]  # scores, p-values and layers (n,), filters (n, 3)
 
 
-class FilterView:
-    """What the filters of a network say of samples: the largest of the layers' scores.
+class SplitConformal:
+    """Scores of samples, the largest of their scores in the layers, with conformal p-values.
 
     Args:
         models: What the reference looks like in each layer.
-        calibration: Statistics of samples that the models were not fitted to, whose distances are the scale of scores.
+        calibration: Statistics of samples that the models were not fitted to. Their distances are the scale of scores,
+            and their scores are those that others are compared with.
 
     Attributes:
-        calibration: The scores of these samples.
+        own: Judgement of these samples, each of which is among those that it is compared with.
     """
 
     def __init__(self, models: Mapping[str, ReferenceModel], calibration: Statistics) -> None:
         self._models = dict(models)
         measured = self._measure(calibration)
         self._spreads = [Spread.fit(distances) for distances, _ in measured]
-        self.calibration = self._strongest(calibration, measured)
+        scores, layer, filters = self._strongest(calibration, measured)
+        self._sorted = scores.sort().values
+        self.own: Judgement = (scores, self._larger(scores).double() / len(scores), layer, filters)
 
-    def score(self, statistics: Statistics) -> Scored:
-        """Score samples by their statistics."""
-        return self._strongest(statistics, self._measure(statistics))
+    def judge(self, statistics: Statistics) -> Judgement:
+        """Judge new samples by their statistics."""
+        scores, layer, filters = self._strongest(statistics, self._measure(statistics))
+        return scores, (1 + self._larger(scores)).double() / (1 + len(self._sorted)), layer, filters
 
-    def to(self, device: torch.device) -> FilterView:
+    def to(self, device: torch.device) -> None:
         """Move to another device, in place."""
         self._models = {name: model.to(device) for name, model in self._models.items()}
         self._spreads = [spread.to(device) for spread in self._spreads]
-        return self
 
     def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
         return [model.mahalanobis_squared(statistics[name]) for name, model in self._models.items()]
 
-    def _strongest(self, statistics: Statistics, measured: Sequence[tuple[Tensor, Tensor]]) -> Scored:
+    def _strongest(
+        self, statistics: Statistics, measured: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores and layers that have them `(n,)`, and those layers' most extreme filters `(n, 3)`, on the CPU."""
         scores = [own.scores(distances) for own, (distances, _) in zip(self._spreads, measured, strict=True)]
         largest, layer = torch.stack(scores).max(0)
         filters = layer.new_zeros(len(layer), FILTERS)
@@ -59,29 +64,6 @@ class FilterView:
             own = layer == place
             filters[own] = model.extreme_filters(measured[place][1][own], statistics[name].shape[1], FILTERS)
         return largest.cpu(), layer.cpu(), filters.cpu()
-
-
-class SplitConformal:
-    """Conformal p-values of a view's scores, by the samples that calibrate it.
-
-    Args:
-        view: A view that was fitted to other samples than those that calibrate it.
-
-    Attributes:
-        view: See above.
-        own: Judgement of the calibrating samples, each of which is among those that it is compared with.
-    """
-
-    def __init__(self, view: FilterView) -> None:
-        self.view = view
-        scores, layer, filters = view.calibration
-        self._sorted = scores.sort().values
-        self.own: Judgement = (scores, self._larger(scores).double() / len(scores), layer, filters)
-
-    def judge(self, statistics: Statistics) -> Judgement:
-        """Judge new samples by their statistics."""
-        scores, layer, filters = self.view.score(statistics)
-        return scores, (1 + self._larger(scores)).double() / (1 + len(self._sorted)), layer, filters
 
     def _larger(self, scores: Tensor) -> Tensor:
         """How many of the calibrating samples have scores at least as large."""
@@ -125,7 +107,7 @@ def fit_halves(
     if not usable:
         raise nothing
     fits = [
-        SplitConformal(FilterView({name: own[name] for name in usable}, {n: statistics[n][other] for n in usable}))
+        SplitConformal({name: own[name] for name in usable}, {name: statistics[name][other] for name in usable})
         for own, other in zip(models, (second, first), strict=True)
     ]
     notes: dict[str, str] = {}

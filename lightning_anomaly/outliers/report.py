@@ -67,7 +67,7 @@ class OutlierReport(Tabular):
             return []
         ordered = self.p_values.sort().values
         below = (ordered <= self._allowed).nonzero()
-        return [] if not len(below) else self._by_score(self.p_values <= ordered[below[-1, 0]])
+        return self._by_score(self.p_values <= ordered[below[-1, 0]]) if len(below) else []
 
     @property
     def fewest(self) -> int:
@@ -186,16 +186,8 @@ class OutlierReport(Tabular):
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("position", "score", "p-value", "layer", "filters")]
         for row in self.rows(10):
-            filters = ", ".join(map(str, row["filters"]))
-            rows.append(
-                (
-                    str(row["position"]),
-                    f"{row['score']:.1f}",
-                    f"{row['p_value']:.4f}",
-                    row["layer"] or "(the model)",
-                    filters,
-                )
-            )
+            numbers = str(row["position"]), f"{row['score']:.1f}", f"{row['p_value']:.4f}"
+            rows.append((*numbers, row["layer"] or "(the model)", ", ".join(map(str, row["filters"]))))
         return rows
 
     def _sentences(self) -> list[str]:

@@ -238,7 +238,7 @@ class _Search:
         images = self._images
         known = {position for positions, _ in fit.known for position in positions.tolist()}
         rest = [position for position in range(len(images)) if position not in known]
-        fit.judge.view.to(self._device)
+        fit.judge.to(self._device)
         judged = []
         for positions, statistics in self._run(images, self._share(rest), "outlier scores"):
             missing = [name for name in fit.layers if name not in statistics]
