@@ -1,6 +1,7 @@
 """The filter browser of a training: when it is written, where, and what is in it."""
 
 import base64
+import io
 import json
 import re
 import sys
@@ -9,11 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from PIL import Image
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks._loggers import log_page
+from lightning_anomaly.report.pictures import probe_images
 
 pytestmark = QUIET
 
@@ -22,6 +27,12 @@ def index_of(page: str) -> dict[str, Any]:
     found = re.search(r'id="index">([^<]*)<', page)
     assert found is not None
     return json.loads(zlib.decompress(base64.b64decode(found[1])))
+
+
+def sprite_of(page: str) -> Image.Image:
+    found = re.search(r'id="sprite">([^<]*)<', page)
+    assert found is not None
+    return Image.open(io.BytesIO(base64.b64decode(found[1])))
 
 
 def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path) -> None:
@@ -38,6 +49,8 @@ def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path
         assert index["title"] == "Anomaly filters, step 8"
         assert index["images"] == {"height": 8, "width": 8, "columns": 8}
         assert index["layers"][0]["maps"]["kept"] == 60
+        sheet = torch.from_numpy(np.array(sprite_of(file.read_text()))).reshape(-1, 8, 8, 8, 1)
+        assert torch.equal(sheet.transpose(1, 2).flatten(0, 1)[:60], probe_images(probe.dataset.tensors[0]))
         assert index["history"]["epochs"] == [0, 1, 2]
         assert index["history"]["counts"] == [entry["metrics"]["count"] for entry in ours.history]
         losses = index["history"]["losses"]

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
 
+from lightning_anomaly.callbacks._probe import ProbeImages
+
 pytestmark = QUIET
 MESSAGE = "validation images of the probe changed"
 
@@ -134,3 +136,19 @@ def test_another_fit_starts_anew(tmp_path: Path) -> None:
     fit(tmp_path, ours, val=loader(seed=3))
     resumed = quiet_trainer(tmp_path, watcher(), ModelCheckpoint(tmp_path), max_epochs=4)
     resumed.fit(SmallNet(), loader(80), loader(seed=4), ckpt_path=saves.best_model_path)
+
+
+def test_a_few_pixels_of_each_image_are_kept_whatever_a_batch_is() -> None:
+    seen = ProbeImages()
+    batches = [None, {"x": torch.arange(5)}, torch.tensor(1.0), torch.rand(3, 0), torch.eye(3).to_sparse()]
+    batches += [torch.rand(2, 1, 3, 4, 5), torch.full((2, 3), torch.nan), torch.full((2, 3), torch.inf)]
+    for times in range(3):
+        for batch in batches:
+            seen.record(batch, 100)
+        assert not seen.changed(), times
+    large = torch.rand(16, 3, 224, 224)
+    seen.record(large, 10)
+    assert sum(kept.numel() for kept in seen._now) == 10 * 3 * 4 * 4
+    large.zero_()
+    assert seen._now[0].max() > 0
+    assert seen.changed()
