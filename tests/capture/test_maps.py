@@ -55,14 +55,14 @@ def test_statistics_are_those_of_numpy(memory_format):
         np.testing.assert_allclose(found[..., place], theirs, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(5, 2), (5, 2, 7), (5, 2, 3, 4, 2)])
-def test_maps_of_any_number_of_axes_have_statistics(shape):
-    found = map_statistics(drawn(*shape))
-    assert found.shape == (5, 2, 5)
-    assert found.isfinite().all()
-    if len(shape) == 2:
-        assert torch.equal(found[..., 0], drawn(*shape))
-        assert not found[..., [1, 4]].any()
+def test_maps_of_any_number_of_axes_have_statistics():
+    for shape in ((5, 2, 7), (5, 2, 3, 4, 2)):
+        found = map_statistics(drawn(*shape))
+        assert found.shape == (5, 2, 5)
+        assert found.isfinite().all()
+    found = map_statistics(drawn(5, 2))
+    assert torch.equal(found[..., 0], drawn(5, 2))
+    assert not found[..., [1, 4]].any()
 
 
 def kept(batches: list[Tensor], most: int) -> list[Tensor]:
@@ -94,8 +94,7 @@ def test_rows_are_copies_of_their_type_also_in_inference_mode(dtype):
         rows = kept([batch[:2]], 4)
     keep_rows(rows, batch[2:], 2)
     batch.zero_()
-    assert torch.equal(rows[0], before)
-    assert rows[0].dtype == dtype
+    torch.testing.assert_close(rows[0], before, rtol=0, atol=0)  # also the type
 
 
 def test_in_deterministic_mode_no_memory_is_taken_in_advance():

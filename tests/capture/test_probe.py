@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from functional import Net
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from lightning_anomaly import TwoSampleCallback, analyze, find_outliers, two_sample_test
 from lightning_anomaly.capture.hooks import MapCapture
@@ -79,37 +79,23 @@ def test_no_function_touches_the_model_or_keeps_gradients(function: Callable[[nn
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def wrapped(kind: str, model: nn.Module) -> nn.Module:
-    if kind == "compiled":
-        return torch.compile(model, backend="eager")
-    if kind == "Fabric":
-        return Fabric(accelerator="cpu").setup(model)
-    if kind == "data parallel":
-        return nn.DataParallel(model)
-    return model
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "Fabric": lambda model: Fabric(accelerator="cpu").setup(model),
+    "data parallel": nn.DataParallel,
+    "lazy": lambda model: model,
+}
 
 
-@pytest.mark.parametrize("kind", ["compiled", "Fabric", "data parallel", "lazy", "parametrized"])
+@pytest.mark.parametrize("kind", WRAPPERS)
 def test_models_of_other_kinds_give_their_maps(kind: str) -> None:
-    conv = nn.LazyConv2d(2, 3) if kind == "lazy" else nn.Conv2d(1, 2, 3)
-    if kind == "parametrized":
-        conv = parametrizations.weight_norm(conv)
-    inner = nn.Sequential(conv, nn.LazyBatchNorm2d() if kind == "lazy" else nn.BatchNorm2d(2)).train()
-    (found,) = maps_of(wrapped(kind, inner), IMAGES[:70]).values()
+    layers = (nn.LazyConv2d(2, 3), nn.LazyBatchNorm2d()) if kind == "lazy" else (nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    inner = nn.Sequential(*layers).train()
+    (found,) = maps_of(WRAPPERS[kind](inner), IMAGES[:70]).values()
     torch.testing.assert_close(found, inner[0](IMAGES[:70]).detach())
     assert inner[1].training
     assert not inner[1].running_mean.any()
     torch._dynamo.reset()
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.* is deprecated:DeprecationWarning")
-def test_scripted_models_and_parts_run_and_are_left_out() -> None:
-    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
-    conv = nn.Conv2d(2, 2, 3)
-    found = maps_of(nn.Sequential(scripted, conv), IMAGES)
-    torch.testing.assert_close(found["1"], conv(scripted.eval()(IMAGES)).detach())
-    with pytest.warns(UserWarning, match=r"ScriptModules.*\['0'\]"):
-        assert not analyze(scripted, IMAGES).layers
 
 
 @pytest.mark.parametrize(
@@ -121,37 +107,31 @@ def test_batches_have_nearly_equal_sizes_up_to_the_largest(batch_size: int, expe
     assert sizes == expected
 
 
-@pytest.mark.parametrize("name", ["analyze", "two_sample_test", "TwoSampleCallback"])
-def test_the_largest_batch_is_an_argument(name: str) -> None:
-    def run(model: nn.Module, **options: Any) -> object:
-        if name == "analyze":
-            return analyze(model, IMAGES, **options)
-        if name == "two_sample_test":
-            return two_sample_test(model, IMAGES[:75], IMAGES[75:], **options)
-        return TwoSampleCallback(IMAGES[:75], IMAGES[75:], **options)
+RUNS: dict[str, Callable[..., object]] = {
+    "analyze": lambda model, **options: analyze(model, IMAGES, **options),
+    "two_sample_test": lambda model, **options: two_sample_test(model, IMAGES[:75], IMAGES[75:], **options),
+    "TwoSampleCallback": lambda _, **options: TwoSampleCallback(IMAGES[:75], IMAGES[75:], **options),
+}
 
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("analyze", {30}), ("two_sample_test", {25}), ("TwoSampleCallback", set())]
+)
+def test_the_largest_batch_is_an_argument(name: str, sizes: set[int]) -> None:
     model = Remembers("in place")
-    run(model, batch_size=30)
-    assert set(model.sizes) == {"analyze": {30}, "two_sample_test": {25}, "TwoSampleCallback": set()}[name]
+    RUNS[name](model, batch_size=30)
+    assert set(model.sizes) == sizes
     for wrong in (0, 2.5):
         with pytest.raises(ValueError, match=f"`batch_size` .* Found `batch_size = {wrong}`"):
-            run(model, batch_size=wrong)
+            RUNS[name](model, batch_size=wrong)
 
 
 def test_a_tuple_or_dict_is_one_call_and_no_input_is_changed() -> None:
-    class Adds(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(1, 2, 3)
-
-        def forward(self, first: Tensor, second: Tensor) -> Tensor:
-            return self.conv(first.add_(second))
-
-    model, before = Adds(), IMAGES.clone()
+    model = Net(lambda net, first, second: net.conv(first.add_(second)), conv=nn.Conv2d(1, 2, 3))
+    before = IMAGES.clone()
     expected = model(IMAGES.clone(), IMAGES).detach()
     for inputs in ((IMAGES, IMAGES), {"second": IMAGES, "first": IMAGES}):
         torch.testing.assert_close(maps_of(model, inputs)["conv"], expected)
-    maps_of(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 1, 1)), IMAGES)
     assert torch.equal(IMAGES, before)
 
 
