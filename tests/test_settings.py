@@ -12,27 +12,18 @@ from lightning_anomaly.settings import checked_settings
 SMALLEST = {"max_components": 2, "n_init": 1, "max_map_side": 1, "seed": 0, "max_memory_mb": 1}
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-def test_an_integer_below_its_smallest_value_or_of_another_type_is_an_error(name):
-    smallest = SMALLEST[name]
-    assert getattr(AnalysisSettings(**{name: smallest}), name) == smallest
-    for value in (smallest - 1, 2.0, "3", None, True):
-        with pytest.raises(ValueError, match=rf"`{name}` should .* {smallest}\..* `{name} = {value!r}`"):
-            AnalysisSettings(**{name: value})
+WRONG = {
+    **{name: [smallest - 1, 2.0, "3", None, True] for name, smallest in SMALLEST.items()},
+    "rare_fraction": [0, -0.1, 0.51, 1, True, "0.1", None, float("nan")],
+    "rectify": [1, None],
+    "rule": ["vote", None],
+    "engine": ["jax"],
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("rare_fraction", [0, -0.1, 0.51, 1, True, "0.1", None, float("nan")]),
-        ("rectify", [1, None]),
-        ("seed", [2**64]),
-        ("rule", ["vote", None]),
-        ("engine", ["jax"]),
-    ],
-)
-def test_a_value_that_is_not_allowed_is_an_error_that_names_it(name, values):
-    for value in values:
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_that_is_not_allowed_is_an_error_that_names_it(name):
+    for value in [*WRONG[name], *([2**64] if name == "seed" else [])]:
         with pytest.raises(ValueError, match=rf"`{name}` should .* `{name} = {value!r}`"):
             AnalysisSettings(**{name: value})
 
@@ -44,6 +35,7 @@ def test_settings_of_another_kind_are_an_error():
 
 
 def test_the_limits_are_allowed():
+    assert AnalysisSettings(**SMALLEST).to_dict().items() >= SMALLEST.items()
     assert AnalysisSettings(seed=2**64 - 1).seed == 2**64 - 1
     assert AnalysisSettings(rare_fraction=0.5).rare_fraction == 0.5
     for smallest in (1e-9, 1e-310):  # the inverse of the latter is infinite
@@ -58,14 +50,7 @@ def test_the_paper_s_reading_is_one_kmeans_start_up_to_8_components_and_the_best
 
 @pytest.mark.parametrize(
     ("rare_fraction", "max_components", "smallest"),
-    [
-        (0.01, 5, 100),
-        (0.03, 5, 34),
-        (0.5, 5, 10),
-        (0.5, 2, 4),
-        (0.07, 2, 15),
-        (1 / 49, 5, 49),  # 1 / (1 / 49) is a little more than 49
-    ],
+    [(0.01, 5, 100), (0.03, 5, 34), (0.5, 5, 10), (0.5, 2, 4), (1 / 49, 5, 49)],  # 1 / (1 / 49) is more than 49
 )
 def test_the_smallest_probe_has_room_for_a_rare_cluster_and_two_samples_a_component(
     rare_fraction, max_components, smallest

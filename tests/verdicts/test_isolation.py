@@ -136,14 +136,10 @@ def test_few_samples_are_not_judged_or_judged_without_complaint(samples):
     assert isolated_samples(few[:0], FRACTION).shape == (0, samples)
 
 
-@pytest.mark.parametrize("active", [0, 1, 4, 15])
-def test_a_filter_with_few_active_samples_is_not_judged(active):
-    silent = torch.zeros(1, 512, 2, dtype=torch.float64)
-    silent[0, :active] = 5 + gaussian(1, active)[0] if active else 0
-    assert not isolated_samples(silent, FRACTION).any()
-
-
-def test_points_in_a_few_places_are_not_judged():
+def test_filters_with_few_active_samples_or_points_in_a_few_places_are_not_judged():
+    silent = torch.zeros(4, 512, 2, dtype=torch.float64)
+    for own, active in zip(silent, (0, 1, 4, 15), strict=True):
+        own[:active] = 5 + gaussian(1, 15)[0, :active]
     places = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 50.0]], dtype=torch.float64)
-    assert not isolated_samples(places[torch.arange(512) % 2][None], FRACTION).any()
-    assert not isolated_samples(places[(torch.arange(512) < 3) * 2][None], FRACTION).any()
+    few = torch.stack([places[torch.arange(512) % 2], places[(torch.arange(512) < 3) * 2]])
+    assert not isolated_samples(torch.cat([silent, few]), FRACTION).any()
