@@ -2,7 +2,6 @@
 
 import copy
 import random
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -252,14 +251,6 @@ def test_attaching_and_removing_twice_does_no_more_than_once():
         assert hook_count(model) == hooks
 
 
-def test_hooks_that_cannot_all_be_put_on_are_taken_off_again(monkeypatch):
-    model = network()
-    monkeypatch.setattr(model[2], "register_forward_hook", lambda _: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        MapCapture(select_layers(model)).attach()
-    assert hook_count(model) == 0
-
-
 def test_a_copy_of_the_model_made_inside_does_not_copy_the_maps():
     model = network()
     with MapCapture(select_layers(model)) as taken:
@@ -268,19 +259,9 @@ def test_a_copy_of_the_model_made_inside_does_not_copy_the_maps():
     torch.testing.assert_close(taken.maps["0"].maps, model[0](-IMAGES).relu().detach())
 
 
-@pytest.fixture
-def graphs():
-    """What was compiled."""
-    yield []
-    torch._dynamo.reset()
-
-
-def compiled_into(graphs: list[object]) -> nn.Module:
-    return torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward)
-
-
-def test_a_compiled_model_is_captured_and_compiled_again_afterwards(graphs):
-    compiled = compiled_into(graphs)
+def test_a_compiled_model_is_captured_and_compiled_again_afterwards():
+    graphs = []
+    compiled = torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward)
     first, second = (MapCapture(select_layers(compiled)) for _ in range(2))
     for one, other in pairwise([first, second, first]):  # in any order
         one.attach()
@@ -293,22 +274,7 @@ def test_a_compiled_model_is_captured_and_compiled_again_afterwards(graphs):
     assert graphs == []
     compiled(IMAGES)
     assert len(graphs) == 1
-
-
-def test_threads_that_capture_leave_compiled_models_compiled(graphs):
-    compiled = compiled_into(graphs)
-    ready = threading.Barrier(6)
-
-    def run(_: int) -> None:
-        ready.wait()
-        for _ in range(1000):
-            with MapCapture({}):
-                pass
-
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(run, range(6)))
-    compiled(IMAGES)
-    assert len(graphs) == 1
+    torch._dynamo.reset()
 
 
 # whose maps

@@ -62,13 +62,6 @@ class ByNumpy(Sampler[int]):
         return iter(self.generator.permutation([7, 2]))
 
 
-class Pairs(Sampler[Any]):
-    """Positions with something else, as for images of several sizes."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([(0, 32), (1, 64)])
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -82,7 +75,7 @@ class Pairs(Sampler[Any]):
         ({"sampler": torch.tensor([5, 3, 5])}, {3, 5}),
         ({"batch_sampler": [[4, 1], [9]]}, {1, 4, 9}),
         ({"sampler": ByNumpy()}, {7, 2}),
-        ({"sampler": Pairs()}, None),
+        ({"sampler": [(0, 32), (1, 64)]}, None),  # with something else, as for images of several sizes
         ({"sampler": torch.tensor([[0, 1], [2, 3]]), "batch_size": None}, None),
     ],
 )

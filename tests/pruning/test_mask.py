@@ -128,17 +128,6 @@ def test_gradients_of_zero_alone_would_not_be_enough() -> None:
     assert leak(model) == 0
 
 
-def test_masked_filters_do_not_use_up_the_clipping_norm() -> None:
-    model = pretrained()
-    mask = mask_filters(model, FILTERS, example_input=IMAGES)
-    F.cross_entropy(model(IMAGES), TARGETS).backward()
-    norm_before = nn.utils.clip_grad_norm_(model.parameters(), torch.inf)  # only measures
-    mask.keep_gradients()
-    assert nn.utils.clip_grad_norm_(model.parameters(), torch.inf) < norm_before
-    assert model.conv1.weight.grad[FILTERS["conv1"]].count_nonzero() == 0
-    assert model.norm1.weight.grad[FILTERS["conv1"]].count_nonzero() == 0
-
-
 def test_an_optimizer_loses_the_masked_rows_and_keeps_everything_else() -> None:
     model = pretrained()
     optimizer = torch.optim.Adam(model.parameters(), amsgrad=True)
@@ -183,15 +172,6 @@ def test_outputs_are_0_behind_every_norm_of_single_channels(options: dict[str, A
     assert not same(bits(again), before)
     mask.restore()
     assert same(bits(again), before)
-
-
-def test_masks_a_synchronized_batch_norm() -> None:
-    # In evaluation mode: training mode wants a GPU and a process group.
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(pretrained()).eval()
-    mask_filters(model, FILTERS, example_input=IMAGES)
-    maps = model.maps(IMAGES)
-    assert maps["norm1"][:, FILTERS["conv1"]].count_nonzero() == 0
-    assert maps["norm2"][:, FILTERS["conv2"]].count_nonzero() == 0
 
 
 def test_norms_that_mix_channels_give_one_warning_and_are_left_alone() -> None:

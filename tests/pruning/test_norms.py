@@ -178,22 +178,6 @@ def test_norms_that_mix_channels_are_named_if_they_take_zeros_and_nothing_is_beh
     assert (result.mixing, result.called) == ([], {"conv"})
 
 
-def test_sees_through_a_compiled_model_and_leaves_it_compiled() -> None:
-    graphs = []
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    inner = nn.Sequential(conv(), nn.BatchNorm2d(4))
-    model = nn.Sequential(torch.compile(inner, backend=backend), nn.ReLU())
-    model(IMAGES)
-    assert found(model, **{"0.0": [1]}) == {"0.1": [1]}
-    assert len(graphs) == 1
-    model.eval()(IMAGES)  # compiled anew, as ever
-    assert len(graphs) == 2
-
-
 class Restless(nn.Module):
     """Draws random numbers, counts its calls, swaps a buffer, and has a layer that is kept in evaluation mode."""
 
