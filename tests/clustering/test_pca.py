@@ -14,17 +14,7 @@ from lightning_anomaly.clustering.pca import reduce_maps
 TORCH = load_engine("torch")
 
 # A map's pixels, and samples: fewer and more than pixels.
-SHAPES = [
-    ((1, 2), 60),
-    ((4, 4), 60),
-    ((4, 4), 10),
-    ((5, 5), 60),
-    ((8, 8), 300),
-    ((8, 8), 40),
-    ((14, 14), 20),
-    ((7,), 300),
-    ((2, 3, 4), 30),
-]
+SHAPES = [((1, 2), 60), ((4, 4), 10), ((5, 5), 60), ((8, 8), 300), ((14, 14), 20), ((7,), 300), ((2, 3, 4), 30)]
 
 
 def up_to_sign(found, expected) -> np.ndarray:
@@ -55,31 +45,27 @@ def test_scores_are_scikit_learn_s_up_to_sign(kind, size, samples):
     # Asked for are 1e-5 of the first axis's spread; 6e-12 was measured, so 1e-9 has room for other BLAS libraries.
     maps = zoo.maps(kind, 2, samples, size)
     maps = maps.float() if samples == 60 else maps
+    before = maps.clone()
     reduction = reduce_maps(maps, TORCH)
+    assert torch.equal(maps, before)
     for index in range(2):
         expected = oracle.pca_scores(maps[:, index].numpy())
         assert (up_to_sign(reduction.points[index].numpy(), expected) < 1e-9).all()
 
 
 @pytest.mark.parametrize(("pixels", "samples"), [(64, 200), (196, 40)])
-@pytest.mark.parametrize(("second", "gap"), [(0.5, 1e-1), (1e-2, 1e-3), (1e-4, 1e-6), (0.5, 1e-9)])
+@pytest.mark.parametrize(("second", "gap"), [(0.5, 1e-1), (1e-4, 1e-6), (0.5, 1e-9), (1.0, 0)])
 def test_scores_are_scikit_learn_s_when_the_third_eigenvalue_is_close_to_the_second(second, gap, samples, pixels):
-    # An axis is only defined up to rounding / gap: both libraries' axes differ by that much from the true one.
-    maps = spectrum([1.0, second, second * (1 - gap)], samples, pixels)
-    points = reduce_maps(maps[:, None], TORCH).points[0].numpy()
-    assert (up_to_sign(points, oracle.pca_scores(maps.numpy())) < 1e-11 + 1e-14 / gap).all()
-
-
-@pytest.mark.parametrize(("pixels", "samples"), [(64, 50), (16, 300)])
-@pytest.mark.parametrize(("second", "gap"), [(1.0, 1e-3), (0.5, 1e-6), (1e-2, 1e-12), (1.0, 0)])
-def test_the_plane_holds_the_two_largest_variances_however_close_the_third(second, gap, samples, pixels):
-    # With equal eigenvalues the axes are arbitrary, but the variance they capture and their being uncorrelated are not.
     maps = spectrum([1.0, second, second * (1 - gap)], samples, pixels)
     reduction = reduce_maps(maps[:, None], TORCH)
-    variance = reduction.points[0].square().mean(0)
+    points = reduction.points[0]
+    # With equal eigenvalues the axes are arbitrary, but the variance they capture and their being uncorrelated are not.
+    variance = points.square().mean(0)
     torch.testing.assert_close(variance, torch.tensor([1.0, second], dtype=torch.float64), rtol=1e-9, atol=0)
-    assert (reduction.points[0, :, 0] * reduction.points[0, :, 1]).mean().abs() < 1e-9
+    assert (points[:, 0] * points[:, 1]).mean().abs() < 1e-9
     assert reduction.explained.item() == pytest.approx((1 + second) / maps.square().sum().item(), rel=1e-9)
+    if gap:  # an axis is defined up to rounding / gap: both libraries' differ by that much from the true one
+        assert (up_to_sign(points.numpy(), oracle.pca_scores(maps.numpy())) < 1e-11 + 1e-14 / gap).all()
 
 
 def test_each_axis_points_to_its_largest_loading():
@@ -104,15 +90,6 @@ def test_equal_maps_are_exactly_equal_points(size, samples, engine):
         distinct = len(maps[:, index].flatten(1).unique(dim=0))
         assert distinct < 0.7 * samples
         assert len(points[index].unique(dim=0)) == distinct
-
-
-@pytest.mark.parametrize("engine_name", ["torch", "sklearn"])
-def test_points_are_centred_and_have_unit_spread_along_the_first_axis(engine):
-    for kind in zoo.KINDS:
-        points = reduce_maps(zoo.maps(kind, 3, 40, (4, 4)), engine).points
-        assert points.dtype == torch.float64
-        assert points.mean(1).abs().max() < 1e-12
-        torch.testing.assert_close(points[..., 0].square().mean(1), torch.ones(3).double(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("engine_name", ["torch", "sklearn"])
@@ -154,13 +131,6 @@ def test_a_filter_with_nan_or_infinity_is_told_apart_and_its_points_are_zero():
     assert reduction.live.tolist() == [True, False, False, False, False]
     assert (reduction.points[1:] == 0).all()
     assert (reduction.explained[1:] == 0).all()
-
-
-def test_the_maps_are_left_alone():
-    maps = zoo.maps("clustered", 2, 20, (3, 3))
-    before = maps.clone()
-    reduce_maps(maps, TORCH)
-    assert torch.equal(maps, before)
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)

@@ -34,29 +34,14 @@ def random_start(points: np.ndarray, n_components: int, seed: int) -> tuple[np.n
 
 def fit_mixture(points, weights, means, precisions, *, max_iter=100, tol=1e-3, reg_covar=1e-6) -> Fit:
     """scikit-learn's fit of points `(N, 2)` from one start."""
-    mixture = GaussianMixture(
-        len(weights),
-        weights_init=weights / weights.sum(),
-        means_init=means,
-        precisions_init=precisions,
-        init_params="random",
-        random_state=0,
-        max_iter=max_iter,
-        tol=tol,
-        reg_covar=reg_covar,
-    )
+    options = {"weights_init": weights / weights.sum(), "means_init": means, "precisions_init": precisions}
+    options |= {"init_params": "random", "random_state": 0, "max_iter": max_iter, "tol": tol, "reg_covar": reg_covar}
+    mixture = GaussianMixture(len(weights), **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = mixture.fit_predict(points)
-    return Fit(
-        mixture.weights_,
-        mixture.means_,
-        mixture.covariances_,
-        mixture.lower_bound_,
-        labels,
-        mixture.n_iter_,
-        mixture.converged_,
-    )
+    found = [getattr(mixture, f"{name}_") for name in ("weights", "means", "covariances", "lower_bound")]
+    return Fit(*found, labels, mixture.n_iter_, mixture.converged_)
 
 
 def assert_equal_fit(fit, index: int, expected: Fit, tolerance: float = 1e-10) -> None:
