@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import properties
 import pytest
 import torch
 import zoo
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from trainers import hook_count
 
-from lightning_anomaly import AnalysisSettings, analyze, two_sample_test
+from lightning_anomaly import AnalysisSettings, analyze
 from lightning_anomaly.analysis import analyze_maps, analyze_slice, join_slices
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
@@ -52,48 +52,53 @@ def real(trained) -> Tensor:
     return taken.maps["2"].maps[:160, :4].double()
 
 
-@pytest.fixture(params=["sparse", "real"])
-def maps(request, real: Tensor) -> Tensor:
-    return real if request.param == "real" else zoo.maps(request.param, 4, 110, (5, 5))
+@pytest.fixture(params=[("sparse", "numba"), ("real", "torch")], ids=["sparse", "real"])
+def case(request, real: Tensor) -> tuple[Tensor, AnalysisSettings]:
+    """Maps and settings, one engine for each kind of maps."""
+    kind, engine = request.param
+    maps = real if kind == "real" else zoo.maps(kind, 4, 110, (5, 5))
+    return maps, replace(DEFAULT, engine=engine)
 
 
-@pytest.fixture
-def analyse(engine_name) -> Callable[[LayerMaps], LayerReport]:
-    return analysing(replace(DEFAULT, engine=engine_name))
-
-
-def test_filters_do_not_see_each_other(maps, analyse):
-    properties.assert_filters_do_not_see_each_other(analyse, zoo.captured, maps)
+@pytest.mark.parametrize(
+    "holds",
+    [
+        properties.assert_filters_do_not_see_each_other,
+        properties.assert_permuting_filters_permutes_verdicts,
+        properties.assert_permuting_samples_permutes_labels,
+    ],
+    ids=lambda holds: holds.__name__,
+)
+def test_what_holds_for_every_analysis(case, holds):
+    maps, settings = case
+    holds(analysing(settings), zoo.captured, maps)
 
 
 def test_filters_do_not_see_each_other_with_two_threads(two_threads, engine_name):
     settings = replace(DEFAULT, n_init=2, max_components=3, engine=engine_name)
-    properties.assert_filters_do_not_see_each_other(
-        analysing(settings), zoo.captured, zoo.maps("skewed", 3, 150, (4, 4))
-    )
+    maps = zoo.maps("skewed", 3, 150, (4, 4))
+    properties.assert_filters_do_not_see_each_other(analysing(settings), zoo.captured, maps)
 
 
-def test_permuting_filters_permutes_verdicts(maps, analyse):
-    properties.assert_permuting_filters_permutes_verdicts(analyse, zoo.captured, maps)
-
-
-def test_permuting_samples_permutes_labels(maps, analyse):
-    properties.assert_permuting_samples_permutes_labels(analyse, zoo.captured, maps)
-
-
-def test_permuting_samples_permutes_labels_where_only_a_few_maps_differ(analyse):
+def test_permuting_samples_permutes_labels_where_only_a_few_maps_differ(engine_name):
     kinds = torch.rand(3, 20, 1, 1, dtype=torch.float64)
-    maps = kinds[torch.tensor([0] * 300 + [1] * 208 + [2] * 4)]
-    properties.assert_permuting_samples_permutes_labels(analyse, zoo.captured, maps)
+    maps, settings = kinds[torch.tensor([0] * 300 + [1] * 208 + [2] * 4)], replace(DEFAULT, engine=engine_name)
+    properties.assert_permuting_samples_permutes_labels(analysing(settings), zoo.captured, maps)
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1e-10, 3.0), (7.0, -1000.0), (1e10, 0.0)])
-def test_scaling_and_shifting_change_nothing(maps, scale, shift):
-    properties.assert_scaling_and_shifting_change_nothing(analysing(DEFAULT), zoo.captured, maps, scale, shift)
+def test_scaling_and_shifting_change_nothing(case, scale, shift):
+    maps, settings = case
+    properties.assert_scaling_and_shifting_change_nothing(analysing(settings), zoo.captured, maps, scale, shift)
 
 
-def test_same_seed_same_report(maps, analyse):
-    properties.assert_same_seed_same_report(analyse, zoo.captured(maps))
+def test_the_same_report_in_every_chunk_and_again_whatever_random_numbers_others_draw(case):
+    maps, settings = case
+    reports = []
+    for own in (settings, settings, replace(settings, max_memory_mb=1)):
+        reports.append(zoo.analysed(zoo.captured(maps), own))
+        torch.rand(3)
+    properties.assert_all_the_same(reports)
 
 
 def test_another_seed_is_another_draw():
@@ -102,21 +107,16 @@ def test_another_seed_is_another_draw():
     assert not torch.equal(first.labels, second.labels)
 
 
-def test_chunk_size_changes_nothing(maps, engine_name):
-    settings = replace(DEFAULT, engine=engine_name)
-    small = analysing(replace(settings, max_memory_mb=1))
-    properties.assert_chunk_size_changes_nothing([analysing(settings), small], zoo.captured(maps))
-
-
-def test_the_split_into_batches_changes_nothing(maps):
-    for side in (1000, 3):
-        layers = [zoo.captured(maps, batch=batch, max_map_side=side) for batch in (1000, 7, 1)]
-        properties.assert_batch_split_changes_nothing(analysing(DEFAULT), layers)
+@pytest.mark.parametrize("side", [1000, 3])
+def test_the_split_into_batches_changes_nothing(case, side):
+    maps, settings = case
+    layers = [zoo.captured(maps, batch=batch, max_map_side=side) for batch in (1000, 7, 1)]
+    properties.assert_all_the_same(zoo.analysed(layer, settings) for layer in layers)
 
 
 @pytest.mark.parametrize("settings", [DEFAULT, PAPER], ids=["default", "paper"])
-def test_every_report_is_finite(maps, settings):
-    properties.assert_finite(zoo.analysed(zoo.captured(maps), settings))
+def test_every_report_is_finite(case, settings):
+    properties.assert_finite(zoo.analysed(zoo.captured(case[0]), settings))
 
 
 @pytest.mark.parametrize("together", [6, 1000])
@@ -137,14 +137,13 @@ def test_slices_of_the_filters_join_to_the_report_of_all(cuts):
     values[:, 1] = 0
     values[7, 4] = torch.nan
     layers = {"first": zoo.captured(values), "second": zoo.captured(values[:, :1])}
-    bounds, parts = [0, *cuts, 6], []
-    for first, last in pairwise(bounds):
+    parts = []
+    for first, last in pairwise([0, *cuts, 6]):
         own = {
-            name: LayerMaps(
-                [layer.maps[:, first:last]],
-                layer.count,
-                layer.size,
-                layer.zeros[first:last],
+            name: replace(
+                layer,
+                batches=[layer.maps[:, first:last]],
+                zeros=layer.zeros[first:last],
                 statistics=[torch.cat(layer.statistics)[:, first:last]],
             )
             for name, layer in layers.items()
@@ -282,7 +281,7 @@ class Busy(nn.Module):
         self.register_buffer("count", torch.zeros(()))
         self.calls, self.fails_at = UserList(), fails_at
 
-    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         self.calls.append(len(x))
         self.count += 1
         self.average = 0.9 * self.average + x.mean()
@@ -293,11 +292,10 @@ class Busy(nn.Module):
 
 
 def state_of(model: nn.Module) -> tuple:
-    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
     flags = [module.training for module in model.modules()]
     values = {name: value.tolist() for name, value in model.state_dict().items()}
     gradients = [parameter.grad.tolist() for parameter in model.parameters() if parameter.grad is not None]
-    return hooks, flags, values, gradients, torch.get_rng_state().tolist()
+    return hook_count(model), flags, values, gradients, torch.get_rng_state().tolist()
 
 
 @pytest.mark.parametrize("fails_at", [-1, 3, 4])
@@ -313,44 +311,25 @@ def test_the_model_and_the_random_state_are_as_before_also_after_an_exception(fa
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("give", [lambda x: x, lambda x: (x,), lambda x: {"x": x}, lambda x: (x, x)])
-def test_inputs_may_be_a_tensor_arguments_or_keywords_and_are_not_changed(give):
-    model, inputs = Busy(), torch.rand(110, 1, 8, 8)
-    before = inputs.clone()
-    found = analyze(model, give(inputs))
-    two_sample_test(model, give(inputs), give(inputs))
-    assert torch.equal(inputs, before)
-    alone = MapCapture(select_layers(model))
-    with torch.no_grad(), alone:
-        model.eval()(inputs.clone())
-    expected = analyze_maps(alone.maps, AnalysisSettings())
-    properties.assert_same(found.layers["conv"], expected.layers["conv"], ["n_components", "labels", "outliers"])
-
-
 # errors
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "value", "found"),
     [
-        ({"inputs": torch.zeros(0, 1, 8, 8)}, r"`inputs`.*\(0, 1, 8, 8\)"),
-        ({"inputs": torch.tensor(1.0)}, r"`inputs`.*\(\)"),
-        ({"inputs": ()}, r"`inputs`.*\(\)"),
-        ({"inputs": np.zeros((30, 1, 8, 8), np.float32)}, "`inputs`.*ndarray"),
-        ({"inputs": DataLoader(TensorDataset(PROBE))}, "`inputs`.*DataLoader"),
-        ({"inputs": [PROBE]}, "`inputs`.*list"),
-        ({"model": nn.Conv2d(1, 1, 1).state_dict()}, "`model`.*OrderedDict"),
-        ({"model": nn.Flatten}, "`model`.*Flatten"),
-        ({"model": nn.Conv2d(1, 1, 1, device="meta")}, "`model`.*meta device"),
-        ({"settings": {"seed": 1}}, "`settings`.*{'seed': 1}"),
-        ({"layers": "conv"}, "`layers`.*conv"),
-        ({"layers": ["other"]}, r"`layers`.*\['other'\]"),
+        ("inputs", DataLoader(TensorDataset(PROBE)), "DataLoader"),
+        ("inputs", torch.zeros(0, 1, 8, 8), r"\(0, 1, 8, 8\)"),
+        ("model", nn.Flatten, "Flatten"),
+        ("model", nn.Conv2d(1, 1, 1, device="meta"), "meta device"),
+        ("settings", {"seed": 1}, "{'seed': 1}"),
+        ("layers", "conv", "conv"),
+        ("layers", ["other"], r"\['other'\]"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=str,
 )
-def test_what_cannot_be_analyzed_is_an_error_that_names_the_argument_and_what_was_found(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        analyze(**{"model": nn.Conv2d(1, 1, 1), "inputs": PROBE, **arguments})
+def test_what_cannot_be_analyzed_is_an_error_that_names_the_argument_and_what_was_found(name, value, found):
+    with pytest.raises(ValueError, match=rf"`{name}`.*{found}"):
+        analyze(**{"model": nn.Conv2d(1, 1, 1), "inputs": PROBE, name: value})
 
 
 # what cannot be analyzed is a note, and each note is one warning
@@ -385,16 +364,13 @@ class Unruly(nn.Module):
         return self.flat(self.good(x))
 
 
-def test_layers_without_a_map_of_every_sample_are_left_out_with_a_note():
+def test_layers_without_a_map_of_every_sample_are_left_out_with_a_note_and_one_warning_for_each_reason():
     layers = ["good", "also", "twice", "flat", *(f"unused.{index}" for index in range(7))]
     notes = notes_of(Unruly(), PROBE, layers=layers)
     assert list(notes) == [f"{name} left out" for name in layers[2:]]
     assert "240 maps where most layers gave 120" in notes["twice left out"]
     assert "(2160,)" in notes["flat left out"]
     assert "never called" in notes["unused.6 left out"]
-
-
-def test_layers_that_are_left_out_for_the_same_reason_are_one_warning():
     with pytest.warns(UserWarning, match="left out") as caught:
         analyze(Unruly(), PROBE)
     assert len(caught) == 2
@@ -415,26 +391,24 @@ def test_samples_that_are_parts_of_those_given_are_said():
     assert notes_of(model, (films,)) == {}
 
 
-def test_samples_with_nan_are_named_and_one_warning_for_all_layers():
-    inputs = PROBE.clone()
+def test_samples_with_nan_are_named_and_weights_with_nan_are_no_fault_of_them():
+    model, inputs = two_layers(), PROBE.clone()
     inputs[[17, 40]] = torch.nan
     with pytest.warns(UserWarning, match="NaN") as caught:
-        report = analyze(two_layers(), inputs)
-    note = "Layer '0': 3 of 3 filters have NaN or infinite values in their maps of samples 17, 40 and are not analyzed."
-    assert report.notes == {"0 nonfinite": note, "2 nonfinite": note.replace("'0': 3 of 3", "'2': 2 of 2")}
-    assert [str(warning.message) for warning in caught] == [f"{note} Likewise '2'."]
-
-
-def test_weights_with_nan_are_no_fault_of_the_samples():
-    model, inputs = two_layers(), PROBE.clone()
-    with torch.no_grad():
-        model[2].weight[1] = torch.nan
-    note = "Layer '2': 1 of 2 filters have NaN or infinite values in their maps and are not analyzed."
-    assert notes_of(model, inputs) == {"2 nonfinite": note}
-    inputs[17] = torch.nan
+        report = analyze(model, inputs)
+    assert list(report.notes) == ["0 nonfinite", "2 nonfinite"]
+    for name, count in (("0", "3 of 3"), ("2", "2 of 2")):
+        assert count in report.notes[f"{name} nonfinite"]
+        assert "samples 17, 40" in report.notes[f"{name} nonfinite"]
+    assert [str(warning.message) for warning in caught] == [f"{report.notes['0 nonfinite']} Likewise '2'."]
+    model[2].weight.data[1] = torch.nan
+    notes = notes_of(model, PROBE)
+    assert list(notes) == ["2 nonfinite"]
+    assert "1 of 2" in notes["2 nonfinite"]
+    assert "sample" not in notes["2 nonfinite"]
+    inputs[40] = 0
     notes = notes_of(model, inputs)
     assert list(notes) == ["0 nonfinite", "2 nonfinite"]
-    assert "3 of 3" in notes["0 nonfinite"]
     assert "of sample 17 and" in notes["0 nonfinite"]
 
 
@@ -448,20 +422,18 @@ def test_too_few_samples_are_said():
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 6])
-@pytest.mark.parametrize(("rule", "rare_fraction"), [("index", 0.01), ("best", 0.5)])
 @pytest.mark.filterwarnings("ignore:The probe has . sample")
-def test_even_a_handful_of_samples_gives_a_report(samples, rule, rare_fraction):
-    report = analyze(
-        nn.Conv2d(1, 3, 3), PROBE[:samples], settings=AnalysisSettings(rule=rule, rare_fraction=rare_fraction)
-    )
-    assert "few samples" in report.notes
-    layer = report.layers[""]
-    properties.assert_finite(layer)
-    assert report.outlier_samples == layer.outliers.sum(0).tolist()
-    if samples == 1:
-        assert layer.verdicts == ("dead",) * 3
-    if samples == 2:
-        assert layer.n_components.tolist() == [0, 0, 0]
+def test_even_a_handful_of_samples_gives_a_report(samples):
+    for rule, rare_fraction in (("index", 0.01), ("best", 0.5)):
+        settings = AnalysisSettings(rule=rule, rare_fraction=rare_fraction)
+        report = analyze(nn.Conv2d(1, 3, 3), PROBE[:samples], settings=settings)
+        assert "few samples" in report.notes
+        layer = report.layers[""]
+        properties.assert_finite(layer)
+        assert report.outlier_samples == layer.outliers.sum(0).tolist()
+        if samples < 3:
+            assert layer.n_components.tolist() == [0, 0, 0]
+        assert (layer.verdicts == ("dead",) * 3) == (samples == 1)
 
 
 def test_a_report_says_what_was_analyzed_and_how():

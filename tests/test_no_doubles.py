@@ -2,19 +2,19 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from reports import layer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_anomaly.capture.hooks import isolated_random_state
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.pruning.selection import filter_norms
-from lightning_anomaly.report.pictures import _keep
+from lightning_anomaly.report.pictures import take_pictures
 from lightning_anomaly.verdicts.isolation import isolated_samples
 
 
@@ -48,8 +48,9 @@ def sparsity(values: Tensor) -> Tensor:
 
 
 def kept(values: Tensor) -> list[Tensor]:
-    maps = _keep(values, torch.zeros(values.shape[1], len(values), dtype=torch.bool), 1000)
-    return [getattr(maps, field.name) for field in fields(maps)]
+    report = layer(*["normal"] * values.shape[1], samples=len(values))
+    pictures = take_pictures({"layer": report}, {"layer": LayerMaps([values], len(values))}, drawn(6, 1, 8, 8))
+    return [getattr(pictures.maps["layer"], name) for name in ("samples", "maps", "most", "least")]
 
 
 def isolated(values: Tensor) -> Tensor:
@@ -59,7 +60,6 @@ def isolated(values: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("work", "shape"),
     [(norms, (4, 3, 3, 3)), (sparsity, (4, 3, 3, 3)), (kept, (6, 4, 8, 8)), (isolated, (2, 100, 1, 2))],
-    ids=["norms of filters", "sparsity", "maps of the browser", "isolated samples"],
 )
 def test_it_is_the_same_without_doubles(work: Callable[[Tensor], Any], shape: tuple[int, ...]) -> None:
     values = drawn(*shape)

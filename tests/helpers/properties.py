@@ -11,18 +11,10 @@ from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.report import LayerReport
 
 Analyse = Callable[[LayerMaps], LayerReport]
+Take = Callable[[Tensor], LayerMaps]
 
-PER_FILTER = [
-    "n_components",
-    "calinski_harabasz",
-    "smallest_share",
-    "labels",
-    "points",
-    "outliers",
-    "isolated",
-    "explained",
-    "sparsity",
-]
+PER_FILTER = ["n_components", "calinski_harabasz", "smallest_share", "labels", "points", "outliers", "isolated"]
+PER_FILTER += ["explained", "sparsity"]
 DECISIONS = ["n_components", "labels", "outliers", "smallest_share"]
 
 
@@ -51,7 +43,7 @@ def assert_batched_equals_one_at_a_time(function: Callable[..., Iterable[Tensor]
             assert_same_value(torch.cat([part[index] for part in parts]), whole, f"result {index}")
 
 
-def assert_filters_do_not_see_each_other(analyse: Analyse, take: Callable[[Tensor], LayerMaps], maps: Tensor) -> None:
+def assert_filters_do_not_see_each_other(analyse: Analyse, take: Take, maps: Tensor) -> None:
     """The report of all filters holds what the reports of the single filters hold."""
     whole = analyse(take(maps))
     for index in range(maps.shape[1]):
@@ -61,9 +53,7 @@ def assert_filters_do_not_see_each_other(analyse: Analyse, take: Callable[[Tenso
             assert_same_value(getattr(alone, name)[0], getattr(whole, name)[index], f"{name} of filter {index}")
 
 
-def assert_permuting_filters_permutes_verdicts(
-    analyse: Analyse, take: Callable[[Tensor], LayerMaps], maps: Tensor
-) -> None:
+def assert_permuting_filters_permutes_verdicts(analyse: Analyse, take: Take, maps: Tensor) -> None:
     """Verdicts and all numbers follow their filter."""
     order = torch.randperm(maps.shape[1], generator=torch.Generator().manual_seed(0))
     before, after = analyse(take(maps)), analyse(take(maps[:, order]))
@@ -72,9 +62,7 @@ def assert_permuting_filters_permutes_verdicts(
         assert_same_value(getattr(after, name), getattr(before, name)[order], name)
 
 
-def assert_permuting_samples_permutes_labels(
-    analyse: Analyse, take: Callable[[Tensor], LayerMaps], maps: Tensor
-) -> None:
+def assert_permuting_samples_permutes_labels(analyse: Analyse, take: Take, maps: Tensor) -> None:
     """Verdicts, K and shares stay, labels and outliers follow their sample exactly, points up to rounding."""
     order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(0))
     before, after = analyse(take(maps)), analyse(take(maps[order]))
@@ -85,7 +73,7 @@ def assert_permuting_samples_permutes_labels(
 
 
 def assert_scaling_and_shifting_change_nothing(
-    analyse: Analyse, take: Callable[[Tensor], LayerMaps], maps: Tensor, scale: float, shift: float
+    analyse: Analyse, take: Take, maps: Tensor, scale: float, shift: float
 ) -> None:
     """All decisions stay, exactly; points up to rounding. `shift` is in units of the maps."""
     before, after = analyse(take(maps)), analyse(take((maps + shift) * scale))
@@ -93,24 +81,9 @@ def assert_scaling_and_shifting_change_nothing(
     torch.testing.assert_close(after.points, before.points, rtol=0, atol=1e-5)
 
 
-def assert_same_seed_same_report(analyse: Analyse, layer: LayerMaps) -> None:
-    """Whatever random numbers others draw in between."""
-    first = analyse(layer)
-    torch.rand(3)
-    assert_same(analyse(layer), first)
-
-
-def assert_chunk_size_changes_nothing(analyses: Iterable[Analyse], layer: LayerMaps) -> None:
-    """Analyses that differ in the size of their pieces give the same report."""
-    first, *others = (analyse(layer) for analyse in analyses)
-    assert others
-    for other in others:
-        assert_same(other, first)
-
-
-def assert_batch_split_changes_nothing(analyse: Analyse, layers: Iterable[LayerMaps]) -> None:
-    """The same maps, taken in batches of other sizes, give the same report."""
-    first, *others = map(analyse, layers)
+def assert_all_the_same(reports: Iterable[LayerReport]) -> None:
+    """Several analyses of one layer give the same report."""
+    first, *others = reports
     assert others
     for other in others:
         assert_same(other, first)
