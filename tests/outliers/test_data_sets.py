@@ -9,13 +9,11 @@ import pytest
 import torch
 from in_workers import DATA, InWorkers, open_data_set
 from torch import Tensor, nn
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_anomaly import find_outliers
+
+IMAGES = torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
@@ -24,12 +22,7 @@ def net() -> nn.Conv2d:
     return nn.Conv2d(1, 3, 3)
 
 
-class Counted(IterableDataset[Tensor]):
-    """A stream that knows its length."""
-
-    def __len__(self) -> int:
-        return 120
-
+class Stream(IterableDataset[Tensor]):
     def __iter__(self) -> Any:
         return iter(DATA.tensors[0])
 
@@ -80,7 +73,7 @@ def test_a_batch_with_other_images_than_its_items_is_refused(net, collate, found
 @pytest.mark.parametrize(
     ("loader", "found"),
     [
-        (DataLoader(Counted(), 30), "Found Counted"),
+        (DataLoader(Stream(), 30), "Found Stream"),
         (DataLoader(DATA, batch_size=None), "Found `batch_size=None`: give"),
         (DataLoader(DATA, 30, sampler=range(100)), "Found a sampler that leaves some out"),
     ],
@@ -110,15 +103,14 @@ def test_random_numbers_that_a_data_set_draws_are_taken_from_nobody_and_are_the_
     assert torch.equal(find_outliers(net, loader).scores, first.scores)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_image_that_cannot_be_read_has_an_infinite_score_and_the_others_are_scored(net, workers):
-    images = torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(1))
-    loader = DataLoader(Broken(images, 0, 5), 32, num_workers=workers)
+    loader = DataLoader(Broken(IMAGES, 0, 5), 32, num_workers=workers)
     with pytest.warns(UserWarning, match=r"^2 of the 200 images cannot be read, the first at position 0 \(OSError: im"):
         report = find_outliers(net, loader, DATA.tensors[0])
     assert report.scores.isinf().nonzero()[:, 0].tolist() == report.top(2) == [0, 5]
     rest = [place for place in range(200) if place not in (0, 5)]
-    expected = find_outliers(net, images[rest], DATA.tensors[0])
+    expected = find_outliers(net, IMAGES[rest], DATA.tensors[0])
     torch.testing.assert_close(report.scores[rest], expected.scores)
     assert torch.equal(report.p_values[rest], expected.p_values)
     assert report.images is not None
@@ -127,13 +119,12 @@ def test_an_image_that_cannot_be_read_has_an_infinite_score_and_the_others_are_s
 
 
 def test_reference_images_that_cannot_be_read_are_left_out(net):
-    images = torch.randn(200, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     with pytest.warns(UserWarning, match=r"^1 of the 120 reference images cannot be read, .* position 5 .*: they have"):
-        report = find_outliers(net, images, DataLoader(Broken(DATA.tensors[0], 5), 32))
+        report = find_outliers(net, IMAGES, DataLoader(Broken(DATA.tensors[0], 5), 32))
     assert report.n_reference == 119
     assert report.scores.isfinite().all()
     with pytest.warns(UserWarning, match=r"^1 of the 200 images cannot be read, .* position 5 "):
-        own = find_outliers(net, DataLoader(Broken(images, 5), 32))
+        own = find_outliers(net, DataLoader(Broken(IMAGES, 5), 32))
     assert (own.n_reference, own.top(1)) == (199, [5])
     with pytest.raises(ValueError, match=r"`inputs` should hold images that can be read\..* image 0 is broken"):
-        find_outliers(net, DataLoader(Broken(images, *range(200)), 32))
+        find_outliers(net, DataLoader(Broken(IMAGES, *range(200)), 32))

@@ -31,22 +31,13 @@ def test_lengths_are_scikit_learn_s_whitened_components(values):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=0.02 if values > 24 else 1e-4)
 
 
-@pytest.mark.parametrize(("samples", "values"), [(300, 7), (300, 64), (260, 2000), (40, 100), (9, 3)])
+@pytest.mark.parametrize(("samples", "values"), [(300, 64), (40, 100), (9, 3)])
 def test_lengths_are_those_of_the_directions_of_some(samples, values):
     vectors = drawn(samples, values).float()
     some = torch.randperm(samples, generator=torch.Generator().manual_seed(1))[: samples // 2]
-    found, own = (
-        Vectors(vectors).mahalanobis_squared(some, 10),
-        Vectors(vectors[some]).directions(torch.arange(len(some)), 10),
-    )
+    found = Vectors(vectors).mahalanobis_squared(some, 10)
+    own = Vectors(vectors[some]).directions(torch.arange(len(some)), 10)
     torch.testing.assert_close(found, own.mahalanobis_squared(vectors), rtol=1e-4, atol=1e-4)
-
-
-def test_few_and_many_give_the_same(monkeypatch):
-    vectors, some = drawn(200, 1500), torch.arange(0, 200, 3)
-    found = Vectors(vectors).mahalanobis_squared(some, 50)
-    monkeypatch.setattr(directions, "_MAX_PRODUCTS", 200 - directions._MAX_PRODUCTS)
-    torch.testing.assert_close(Vectors(vectors).mahalanobis_squared(some, 50), found, rtol=1e-5, atol=1e-5)
 
 
 def test_where_nothing_varies_there_is_no_direction():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.outliers import search
@@ -31,39 +31,11 @@ def net() -> nn.Sequential:
     )
 
 
-class Flattened(nn.Module):
-    """Takes samples of any shape as signals."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.flatten(1)[:, None])
-
-
-class Sizes(Dataset[Tensor]):
-    def __init__(self, *sides: int) -> None:
-        self.sides = sides
-
-    def __len__(self) -> int:
-        return len(self.sides)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.rand(1, self.sides[index], self.sides[index])
-
-
-class Stream(IterableDataset[Tensor]):
-    def __iter__(self):
-        return iter(images(200))
-
-
 def test_images_that_do_not_belong_are_found_with_a_reference_and_without(net):
     planted = (5, 71, 100, 101)
     inputs = images(120, 1, planted)
     report = find_outliers(net, inputs, images(1000))
     assert set(report.top(4)) == set(report.found) == set(planted)
-    assert report.scores.argmax() == report.top(1)[0]
     assert report.p_values.min().item() == report.p_values[5].item() == 1 / (1 + 500)  # more than half of the reference
     assert set(find_outliers(net, images(400, 1, planted)).top(4)) == set(planted)
 
@@ -86,12 +58,12 @@ def test_a_reference_out_of_the_inputs_is_compared_with_its_other_half(net):
     for level in (0.1, 0.5):
         assert (report.p_values <= level).double().mean().item() == pytest.approx(level, abs=0.01)
     assert replace(report, false_discovery_rate=1.0).found == []
-    assert "0 of 300 images do not belong" in str(report)
     assert report.own_reference
-    assert "give a `reference` of images that belong" in str(report)
+    assert "give a `reference`" in str(report)
     assert "cannot be found" not in str(report)
     other = find_outliers(net, images(300), reference=images(300, seed=5))
     assert not other.own_reference
+    assert other.fewest == 20
     assert "fewer than 20 cannot be found" in str(other)
 
 
@@ -108,7 +80,6 @@ def test_of_many_inputs_some_are_the_reference_and_each_is_scored_once(net, monk
     report = find_outliers(net, inputs, false_discovery_rate=1.0)
     assert report.n_reference == 100
     assert len(report.scores) == len(report.p_values) == len(report.layer) == len(report.filters) == 300
-    assert report.found == []
     inputs[[7, 70, 170, 270]] *= 30  # some of them in the reference, some not
     assert set(find_outliers(net, inputs).top(4)) == {7, 70, 170, 270}
 
@@ -125,7 +96,7 @@ def test_an_image_that_only_its_negative_values_tell_apart_is_found():
 
 @pytest.mark.parametrize(
     ("count", "n_reference", "rate"),
-    [(300, 300, 0.1), (10010, 198, 0.01), (20010, 198, 0.15), (52, 101, 0.1), (29, 198, 0.01)],
+    [(300, 300, 0.1), (20010, 198, 0.15), (52, 101, 0.1), (29, 198, 0.01)],
 )
 def test_the_fewest_that_can_be_found_are_found_and_one_fewer_is_not(count, n_reference, rate):
     ordinary = {"layers": ("",), "layer": torch.zeros(count, dtype=torch.int64), "filters": torch.zeros(count, 3)}
@@ -135,22 +106,6 @@ def test_the_fewest_that_can_be_found_are_found_and_one_fewer_is_not(count, n_re
         p_values = torch.ones(count, dtype=torch.float64)
         p_values[:number] = 1 / (1 + math.ceil(n_reference / 2))  # judged by the half of the reference that is larger
         assert len(replace(report, p_values=p_values).found) == (number if number == report.fewest else 0)
-
-
-def test_loaders_and_tensors_say_the_same_whatever_the_order_and_the_batches(net):
-    inputs, reference = images(250, 1, (7,)), images(200)
-    data = TensorDataset(torch.arange(250), inputs)
-    for loader in (DataLoader(data, 16, shuffle=True, drop_last=True), DataLoader(data, 100)):
-        for own, other in ((loader, reference), (loader, DataLoader(TensorDataset(reference), 32))):
-            found = find_outliers(net, own, other)
-            torch.testing.assert_close(found.scores, find_outliers(net, inputs, reference).scores, rtol=0.02, atol=0.05)
-    assert find_outliers(net, loader, seed=3).top(1) == find_outliers(net, inputs, seed=3).top(1) == [7]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_precisions_find_the_same(net, dtype):
-    inputs = images(200, 1, (7, 8))
-    assert set(find_outliers(net.to(dtype), inputs, images(300)).top(2)) == {7, 8}
 
 
 def test_nothing_is_changed(net):
@@ -166,27 +121,6 @@ def test_nothing_is_changed(net):
     assert torch.equal(inputs, images(200))
 
 
-def test_the_report_says_which_layer_and_filters_and_shows_the_images(net):
-    report = find_outliers(net, images(200, 1, (7,)), images(300), layers=["0", "5"])
-    frame = report.to_frame(3)
-    assert list(frame["position"]) == report.top(3)
-    assert frame["position"][0] == 7
-    assert bool(frame["found"][0]) == (7 in report.found)
-    assert frame["layer"][0] in ("0", "5")
-    assert len(set(frame["filters"][0])) == 3
-    assert max(frame["filters"][0]) < 8
-    assert len(report.to_frame()) == 200
-    lines = str(report).splitlines()
-    assert lines[2].split()[0] == "7"
-    assert "of 200 images do not belong to a reference of 300, at a false discovery rate of 10%" in lines[12]
-    figure = report.plot(5)
-    assert isinstance(figure, Figure)
-    assert [axes.get_title().split("\n")[0] for axes in figure.axes] == [f"image {i}" for i in report.top(5)]
-    assert [len(report.top(k)) for k in (1, 1000)] == [1, 200]
-    with pytest.raises(ValueError, match="Parameter `k` should be an integer of at least 1"):
-        report.top(0)
-
-
 def test_benjamini_and_hochberg_s_rule():
     p_values = torch.tensor([0.9, 0.04, 0.001, 0.02, 0.5, 0.03], dtype=torch.float64)
     nothing = torch.zeros(6, dtype=torch.int64)
@@ -197,26 +131,19 @@ def test_benjamini_and_hochberg_s_rule():
     assert replace(report, false_discovery_rate=0.005).found == []
 
 
-def test_images_with_nan_are_infinite_and_noted(net):
-    inputs = images(200, 1)
-    inputs[[3, 9]] = math.nan
-    with pytest.warns(UserWarning, match="^2 of the 200 images give NaN or infinite values, the first at position 3:"):
-        report = find_outliers(net, inputs, images(150))
-    assert set(report.top(2)) == {3, 9}
-    assert report.scores[[3, 9]].isinf().all()
-    assert report.scores[4:9].isfinite().all()
-
-
 def test_of_a_reference_with_nan_the_rest_is_the_reference(net):
     """Images with NaN in it do not hide others by scores of their own that are infinite."""
     inputs, reference = images(300, 1, tuple(range(12))), images(1000, 2)
+    inputs[[30, 90]] = math.nan
     spoilt = torch.cat([reference[:500], reference[:40] * math.nan, reference[500:]])
-    with pytest.warns(UserWarning, match="^40 of the 1040 reference images give NaN or infinite values and have no sa"):
+    with (
+        pytest.warns(UserWarning, match="^40 of the 1040 reference images give NaN or infinite values"),
+        pytest.warns(UserWarning, match="^2 of the 300 images give NaN or infinite values, the first at position 30:"),
+    ):
         report = find_outliers(net, inputs, spoilt)
-    clean = find_outliers(net, inputs, reference)
-    assert len(clean.found) >= 12
-    assert {*report.found} >= {*range(12)}
+    assert {*report.found} >= {*range(12), 30, 90}
     assert report.n_reference == 1000
+    assert report.scores.isinf().nonzero()[:, 0].tolist() == [30, 90]
     with pytest.warns(UserWarning, match="^1 of the 1001 images give NaN or infinite values, the first at"):
         own = find_outliers(net, torch.cat([reference, torch.full((1, 1, 12, 12), math.inf)]))
     assert own.top(1) == [1000]
@@ -250,29 +177,50 @@ def test_a_layer_that_some_images_do_not_reach_is_named(net):
         find_outliers(Exits(), 1000 * images(5), images(150))
 
 
-def test_what_is_no_image_is_scored_too(net):
-    series = nn.Conv1d(2, 4, 3)
+def test_loaders_and_tensors_say_the_same_whatever_the_order_and_the_batches(net):
+    inputs, reference = images(250, 1, (7,)), images(200)
+    loader = DataLoader(TensorDataset(torch.arange(250), inputs), 16, shuffle=True, drop_last=True)
+    found = find_outliers(net, loader, DataLoader(TensorDataset(reference), 32))
+    torch.testing.assert_close(found.scores, find_outliers(net, inputs, reference).scores, rtol=0.02, atol=0.05)
+    assert find_outliers(net, loader, seed=3).top(1) == find_outliers(net, inputs, seed=3).top(1) == [7]
+    assert find_outliers(net.bfloat16(), inputs, reference).top(1) == [7]
+
+
+def test_the_report_says_which_layer_and_filters_and_shows_the_images(net):
+    report = find_outliers(net, images(200, 1, (7,)), images(300), layers=["0", "5"])
+    frame = report.to_frame(3)
+    assert list(frame["position"]) == report.top(3)
+    assert frame["position"][0] == 7
+    assert bool(frame["found"][0]) == (7 in report.found)
+    assert frame["layer"][0] in ("0", "5")
+    assert len(set(frame["filters"][0])) == 3
+    assert max(frame["filters"][0]) < 8
+    assert [len(report.to_frame()), len(report.top(1)), len(report.top(1000))] == [200, 1, 200]
+    lines = str(report).splitlines()
+    assert lines[2].split()[0] == "7"
+    assert "of 200 images do not belong to a reference of 300, at a false discovery rate of 10%" in lines[12]
+    figure = report.plot(5)
+    assert isinstance(figure, Figure)
+    assert [axes.get_title().split("\n")[0] for axes in figure.axes] == [f"image {i}" for i in report.top(5)]
+    with pytest.raises(ValueError, match="`k` should be an integer of at least 1"):
+        report.top(0)
+
+
+def test_what_is_no_image_is_scored_too():
     inputs = torch.randn(150, 2, 20, generator=torch.Generator().manual_seed(0))
     inputs[11] *= 9
-    report = find_outliers(series, inputs)
+    torch.manual_seed(0)
+    report = find_outliers(nn.Conv1d(2, 4, 3), inputs)
     assert report.top(1) == [11]
     assert report.images.shape == (150, 48, 64, 3)  # curves
     assert len(report.plot().axes) == 32
-
-
-def test_what_cannot_be_drawn_is_scored_too():
-    inputs = torch.randn(150, 1, 2, 2, 2, 4, generator=torch.Generator().manual_seed(0))
-    report = find_outliers(Flattened(nn.Conv1d(1, 4, 3)), inputs, layers=["model"])
+    assert report.plot(1).axes[0].get_title().splitlines()[-1] == "(the model)"
+    net = nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 40)), nn.Conv1d(1, 4, 3))
+    report = find_outliers(net, inputs.view(150, 1, 2, 2, 2, 5))
     assert report.scores.isfinite().all()
     assert report.images is None
     with pytest.raises(ValueError, match=r"`OutlierReport\.plot` draws images"):
         report.plot()
-
-
-def test_a_model_that_is_one_layer_has_a_name_below_its_images():
-    report = find_outliers(nn.Conv2d(1, 2, 3), images(120))
-    assert report.plot(1).axes[0].get_title().splitlines()[-1] == "(the model)"
-    replace(report, layers=("$\\x$",)).plot(1).draw_without_rendering()  # a name is no formula
 
 
 def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
@@ -285,38 +233,25 @@ def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
 
 
 @pytest.mark.parametrize(
-    ("inputs", "reference", "message"),
+    ("changed", "message"),
     [
-        (DataLoader(Stream()), None, "`inputs` should be .* Found Stream"),
-        (DataLoader(Sizes(12, 9), 2), images(100), r"one size. Found \(1, 12, 12\) and \(1, 9, 9\)"),
-        (images(99), None, "`inputs` should hold at least 100 images to learn from. Found 99. .* as `reference`"),
-        (images(5), images(99), "Parameter `reference` should hold at least 100 images to learn from. Found 99."),
-        (images(5) * math.nan, images(150) * math.nan, "`reference` should give maps that are finite and vary"),
-        (images(5), torch.rand(150, 1, 9, 9), r"of the same shape. Found \(1, 12, 12\) and \(1, 9, 9\)."),
-        (images(150).byte(), None, "`inputs` should hold floating-point images.*Found torch.uint8."),
-        (images(150)[:0], None, "Parameter `inputs` should hold images. Found none."),
-        (np.zeros((150, 1, 12, 12)), None, "should be a tensor .* DataLoader.* Found ndarray."),
-        ([DataLoader(TensorDataset(images(150)))], None, "should be a tensor .* DataLoader.* Found list."),
+        ({"inputs": [torch.rand(1, 12, 12), torch.rand(1, 9, 9)]}, r"one size. Found \(1, 12, 12\) and \(1, 9, 9\)"),
+        ({"inputs": images(99), "reference": None}, "`inputs` .* at least 100 images .* Found 99. .* as `reference`"),
+        ({"reference": images(99)}, "`reference` should hold at least 100 images to learn from. Found 99.$"),
+        ({"reference": images(150) * math.nan}, "`reference` should give maps that are finite and vary"),
+        ({"reference": torch.rand(150, 1, 9, 9)}, r"of the same shape. Found \(1, 12, 12\) and \(1, 9, 9\)."),
+        ({"inputs": images(150).byte()}, "`inputs` should hold floating-point images.*Found torch.uint8."),
+        ({"inputs": images(150)[:0]}, "Parameter `inputs` should hold images. Found none."),
+        ({"inputs": np.zeros((150, 1, 12, 12))}, "should be a tensor .* DataLoader.* Found ndarray."),
+        ({"model": nn.Linear(2, 2)}, "`model` should have a convolution, or `layers` should be named"),
+        ({"false_discovery_rate": 0}, "`false_discovery_rate` should be a number in"),
+        ({"seed": -1}, "`seed` should be an integer of at least 0."),
+        ({"layers": ["conv9"]}, "`layers` should name layers of the model."),
     ],
 )
-def test_what_cannot_be_scored_is_one_sentence(net, inputs, reference, message):
+def test_what_cannot_be_scored_is_an_error_that_names_the_argument(net, changed, message):
+    arguments = {"model": net, "inputs": images(5), "reference": images(150), **changed}
+    if isinstance(arguments["inputs"], list):
+        arguments["inputs"] = DataLoader(arguments["inputs"], 2)
     with pytest.raises(ValueError, match=message):
-        find_outliers(net, inputs, reference)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"false_discovery_rate": 0}, "Parameter `false_discovery_rate` should be a number in"),
-        ({"seed": -1}, "Parameter `seed` should be an integer of at least 0."),
-        ({"layers": ["conv9"]}, "Parameter `layers` should name layers of the model."),
-    ],
-)
-def test_bad_arguments_are_named(net, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        find_outliers(net, images(100), **arguments)
-
-
-def test_a_model_without_convolutions_is_refused():
-    with pytest.raises(ValueError, match="Parameter `model` should have a convolution, or `layers` should be named"):
-        find_outliers(nn.Linear(2, 2), torch.rand(150, 2))
+        find_outliers(**arguments)

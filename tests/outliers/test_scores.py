@@ -32,11 +32,10 @@ def first(scores: Tensor, count: int = 1) -> set[int]:
     return set(scores.argsort(descending=True)[:count].tolist())
 
 
-def test_an_extreme_sample_comes_first_by_both_lengths():
+def test_an_extreme_sample_comes_first():
     planted = statistics()
     planted[7] *= 10
     scores = layer_scores(planted)
-    assert first(scores) == {7}
     assert scores[7] > 1.5 * scores[torch.arange(200) != 7].max()
 
 
@@ -59,12 +58,6 @@ def test_a_combination_out_of_the_ordinary_comes_first_in_a_small_probe(samples)
         mix = torch.randn(6, 300, generator=rng(99))  # other causes than those of all the others
         planted[30] = (torch.randn(6, generator=rng(seed)) @ mix).view(60, 5)
         assert first(layer_scores(planted)) == {30}
-
-
-def test_several_alike_do_not_hide_each_other():
-    planted = statistics(512, noise=1)
-    planted[[4, 99, 300, 301, 480]] += 20
-    assert first(layer_scores(planted), 5) == {4, 99, 300, 301, 480}
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -99,6 +92,11 @@ def test_of_equal_knots_each_is_beyond_all(kinds):
     np.testing.assert_array_equal(scores._upper_ranks(knots), expected)
 
 
+def test_knots_are_evenly_thinned_out_from_the_smallest_value_to_the_largest():
+    values = torch.randperm(1023, generator=rng()).float()[:, None]
+    assert scores._knots(values).tolist() == [[float(value) for value in range(0, 1023, 2)]]
+
+
 def test_samples_are_scored_one_by_one():
     ordinary = ReferenceModel.fit(statistics(700), ENGINE)
     assert ordinary is not None
@@ -126,20 +124,14 @@ def test_spreads_above_the_median_are_summed_and_infinite_ones_have_no_part_in_i
     torch.testing.assert_close(found, torch.tensor([0.0, 1.0, 1.0]))
 
 
-def test_a_sample_with_nan_is_infinite_and_changes_nothing_for_others():
+def test_a_sample_and_a_filter_with_nan_change_nothing_for_others():
     planted = statistics()
-    planted[7, 2, 1], planted[50, 0, 0] = math.nan, math.inf
+    planted[7, 2, 1], planted[50, 0, 0], planted[:, 4] = math.nan, math.inf, math.nan
     scores = layer_scores(planted)
     others = torch.tensor([i for i in range(200) if i not in (7, 50)])
-    assert scores[[7, 50]].isinf().all()
-    torch.testing.assert_close(scores[others], layer_scores(statistics()[others]))
-
-
-def test_a_filter_with_nan_everywhere_is_left_out():
-    planted = statistics()
-    planted[:, 4] = math.nan
     kept = torch.tensor([i for i in range(12) if i != 4])
-    torch.testing.assert_close(layer_scores(planted), layer_scores(statistics()[:, kept]))
+    assert scores[[7, 50]].isinf().all()
+    torch.testing.assert_close(scores[others], layer_scores(statistics()[others][:, kept]))
 
 
 @pytest.mark.parametrize(
@@ -147,19 +139,3 @@ def test_a_filter_with_nan_everywhere_is_left_out():
 )
 def test_where_nothing_can_be_told_scores_are_zero(nothing):
     assert layer_scores(nothing).tolist() == [0] * len(nothing)
-
-
-def test_the_default_type_has_no_part_in_them():
-    many = statistics(1100)
-    expected = layer_scores(many)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        assert torch.equal(layer_scores(many), expected)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def test_global_random_numbers_are_not_drawn():
-    before = torch.get_rng_state()
-    layer_scores(statistics())
-    assert torch.equal(torch.get_rng_state(), before)

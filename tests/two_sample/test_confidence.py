@@ -127,11 +127,8 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (
-            lambda maps: {"logits": logits(maps)},
-            "it is a dict, not a tensor of logits, which `forward` should return",
-        ),
-        (lambda maps: logits(maps)[:, :1], "it has shape (40, 1), not (samples, classes, ...)"),
+        (lambda maps: {"logits": logits(maps)}, "it is a dict"),
+        (lambda maps: logits(maps)[:, :1], "it has shape (40, 1)"),
         (lambda maps: logits(maps).argmax(1)[:, None], "it has type torch.int64"),
         (lambda maps: logits(maps)[1:], "it has 78 samples where the inputs have 80"),
         (lambda maps: logits(maps) * torch.nan, "it is NaN for 80 of 80 samples"),
@@ -141,7 +138,8 @@ def test_another_kind_of_output_is_one_note_and_the_filters_are_as_before(answer
     as_ever = two_sample_test(Answers(logits), IMAGES[:70] * 2, IMAGES[70:])
     with pytest.warns(UserWarning, match="The output is not compared") as caught:
         report = two_sample_test(Answers(answer), IMAGES[:70] * 2, IMAGES[70:])
-    assert report.notes == {"output": f"The output is not compared: {problem}."}
+    assert list(report.notes) == ["output"]
+    assert problem in report.notes["output"]
     assert len(caught) == 1
     assert (report.confidence_auc, report.confidence_gap, report.confidence_p_value) == (0.5, 0.0, 1.0)
     assert report.confidence_error_ratio == 1
@@ -157,6 +155,7 @@ def test_a_network_without_convolutions_has_an_output_too() -> None:
     with pytest.warns(UserWarning, match="The model has no convolution"):
         report = two_sample_test(model, IMAGES[:70] * 3, IMAGES[70:])
     assert report.confidence_auc > 0.6
+    assert (report.count, report.fraction, report.p_value, report.fraction_in([])) == (0, 0, 1, 0)
     assert (report.layers, list(report.notes), report.n_train, report.n_val) == ({}, ["no layers"], 70, 80)
     assert list(report.units) == ["1"]
     report = replace(report, units={})
@@ -190,20 +189,11 @@ def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_fi
     assert (report.fraction, report.p_value) == (convolution.fraction, convolution.p_value)
     assert report.fraction_in(["hidden"]) == named.fraction > 0
     assert report.significant_layers["hidden"] == named.fraction
-    assert "'hidden'" in report.where
+    assert re.fullmatch(r"in units of .*'hidden' \(\d+%\).*", report.where)
+    shares = list(report.significant_layers.values())
+    assert shares == sorted(shares, reverse=True)
+    assert two_sample_test(model, IMAGES[:70], val).where == "nowhere"
     assert [row for row in str(report).splitlines() if row.lstrip().startswith("hidden")]
-
-
-def test_where_the_images_are_told_apart_is_said_by_layer() -> None:
-    train, val = IMAGES[:70], IMAGES[70:]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        plain = nn.Sequential(nn.Flatten(), nn.Linear(81, 40), nn.ReLU(), nn.Linear(40, 5))
-    assert two_sample_test(plain, train, val, layers=["1"]).significant_layers == {}
-    report = two_sample_test(plain, train + 1, val, layers=["1"])
-    assert sorted(report.significant_layers) == ["1", "3"]
-    assert report.significant_layers["1"] == report.fraction_in(["1"]) > 0.3
-    assert re.fullmatch(r"in units of '\d' \(\d+%\), '\d' \(\d+%\)", report.where)
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 import math
 import re
-import warnings
-from fractions import Fraction
 
 import pytest
 import torch
@@ -48,14 +46,6 @@ def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_v
     assert rate <= 0.01 + 4 * math.sqrt(0.01 / 3000)
     assert found.live.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
     assert found.live.any() == found.live.all()
-
-
-def test_a_model_that_is_one_layer_is_named_and_any_number_is_a_significance() -> None:
-    conv = nn.Conv2d(1, 2, 1)
-    nn.init.ones_(conv.weight)
-    report = two_sample_test(conv, IMAGES[:70] + 2, IMAGES[70:], significance=Fraction(1, 100))  # type: ignore[arg-type]
-    assert report.where == "in units of the model (100%)"
-    assert (report.significance, type(report.significance)) == (0.01, float)
 
 
 def test_the_filter_that_responds_otherwise_is_found_and_no_other() -> None:
@@ -125,19 +115,6 @@ def test_the_recipe_counts_the_same_filters(name: str) -> None:
     assert by_chance["p max fraction"] == report.p_value
 
 
-def test_filters_with_nan_are_not_judged_and_the_others_are() -> None:
-    model = Pair()
-    with torch.no_grad():
-        model.conv.weight[0] = torch.nan
-    with (
-        pytest.warns(UserWarning, match="Layer 'conv': 1 of 2 filters have NaN or infinite values"),
-        pytest.warns(UserWarning, match="The output is not compared: it is NaN for 80 of 80 samples"),
-    ):
-        report = two_sample_test(model, IMAGES[:70] + 1, IMAGES[70:], layers=["conv"])
-    assert report.layers["conv"].live.tolist() == [False, True]
-    assert report.filters == {"conv": [1]}
-
-
 BRIGHT, DARK = IMAGES.abs() + 0.1, -IMAGES.abs()  # the filter of `Pair` responds to the one kind alone
 
 
@@ -177,14 +154,18 @@ def test_filters_that_are_silent_on_nearly_all_images_are_said_with_how_many_are
         two_sample_test(Pair(), DARK[:50], DARK[50:100], layers=["conv"])
 
 
-def test_filters_of_which_none_is_finite_are_not_called_silent() -> None:
+@pytest.mark.parametrize("lost", [[0], [0, 1]])
+def test_filters_with_nan_are_not_judged_nor_called_silent_and_the_others_are(lost: list[int]) -> None:
     model = Pair()
-    torch.nn.init.constant_(model.conv.weight, torch.nan)
+    with torch.no_grad():
+        model.conv.weight[lost] = torch.nan
     with (
-        pytest.warns(UserWarning, match="The output is not compared: it is NaN"),
-        pytest.warns(UserWarning, match="Layer 'conv': 2 of 2 filters have NaN"),
+        pytest.warns(UserWarning, match=f"Layer 'conv': {len(lost)} of 2 filters have NaN or infinite values"),
+        pytest.warns(UserWarning, match="The output is not compared: it is NaN for 80 of 80 samples"),
     ):
-        report = two_sample_test(model, IMAGES[:70], IMAGES[70:], layers=["conv"])
+        report = two_sample_test(model, IMAGES[:70] + 1, IMAGES[70:], layers=["conv"])
+    assert report.layers["conv"].live.tolist() == [False, 1 not in lost]
+    assert report.filters == ({} if 1 in lost else {"conv": [1]})
     assert set(report.notes) == {"output", "conv nonfinite"}
 
 
@@ -194,57 +175,6 @@ def test_maps_of_two_sizes_are_not_compared() -> None:
     ):
         report = two_sample_test(Pair(), (IMAGES[:70],), (IMAGES[70:, :, :8],), layers=["conv"])
     assert report.layers == {}
-
-
-def test_a_model_that_does_not_tell_how_many_samples_it_was_given_is_no_error() -> None:
-    class Scores(nn.Linear):
-        def forward(self, x: Tensor):
-            return {"scores": super().forward(x)}
-
-    with (
-        pytest.warns(UserWarning, match="The model has no convolution"),
-        pytest.warns(UserWarning, match="The output is not compared: it is a dict"),
-    ):
-        report = two_sample_test(Scores(9, 2), (IMAGES[:70],), (IMAGES[70:],))
-    assert set(report.notes) == {"output", "no layers"}
-    assert report.where == "nowhere"
-
-
-def test_samples_that_come_in_parts_are_not_counted_as_so_many_samples() -> None:
-    class Frames(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(1, 3, 1)
-
-        def forward(self, clips: Tensor) -> Tensor:
-            return self.conv(clips.flatten(0, 1))
-
-    clips = IMAGES[:, None].expand(-1, 4, -1, -1, -1)
-    with (
-        pytest.warns(UserWarning, match="is left out of the analysis: it gave 320 maps where the samples are 80"),
-        pytest.warns(UserWarning, match="The output is not compared: it has 320 samples where the inputs have 80"),
-    ):
-        report = two_sample_test(Frames(), clips[:70], clips[70:])
-    assert report.layers == {}
-
-
-def test_an_increasing_affine_norm_behind_a_convolution_changes_nothing_if_it_is_the_layer() -> None:
-    conv, norm = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)
-    with torch.no_grad():
-        norm.running_var.uniform_(0.5, 2)
-        norm.bias.fill_(100.0)  # nothing is rectified away
-        conv.bias.fill_(100.0)
-    bare = two_sample_test(conv, IMAGES[:70] * 1.2, IMAGES[70:])
-    normed = two_sample_test(nn.Sequential(conv, norm), IMAGES[:70] * 1.2, IMAGES[70:], layers=["1"])
-    torch.testing.assert_close(normed.layers["1"].auc, bare.layers[""].auc, rtol=0, atol=1e-3)
-
-
-def test_precision_and_three_axes_are_taken_as_they_are() -> None:
-    model = nn.Conv3d(1, 3, 1).bfloat16()
-    train, val = (torch.randn(count, 1, 2, 3, 4, generator=RNG).bfloat16() for count in (20, 30))
-    report = two_sample_test(model, train + 4, val)
-    assert report.layers[""].live.shape == (3,)
-    assert (report.n_train, report.n_val) == (20, 30)
 
 
 def test_chance_is_counted_in_whole_numbers_whatever_the_default_type() -> None:
@@ -260,12 +190,15 @@ def test_chance_is_counted_in_whole_numbers_whatever_the_default_type() -> None:
     assert torch.equal(found, expected)
 
 
-def test_inputs_may_be_the_arguments_of_a_call() -> None:
-    parts = IMAGES[:70] + 1, IMAGES[70:]
-    plain = two_sample_test(Pair(), *parts, layers=["conv"])
-    for wrapped in ([(part,) for part in parts], [{"images": part} for part in parts]):
-        report = two_sample_test(Pair(), *wrapped, layers=["conv"])
-        assert torch.equal(report.layers["conv"].p_value, plain.layers["conv"].p_value)
+def test_precision_three_axes_and_the_arguments_of_a_call_are_taken_as_they_are() -> None:
+    model = nn.Conv3d(1, 3, 1).bfloat16()
+    nn.init.ones_(model.weight)
+    train, val = (torch.randn(count, 1, 2, 3, 4, generator=RNG).bfloat16() for count in (20, 30))
+    report = two_sample_test(model, train + 4, val)
+    assert (report.n_train, report.n_val, report.filters) == (20, 30, {"": [0, 1, 2]})
+    assert report.where == "in units of the model (100%)"
+    for wrapped in ([(train + 4,), (val,)], [{"input": train + 4}, {"input": val}]):
+        assert torch.equal(two_sample_test(model, *wrapped).layers[""].p_value, report.layers[""].p_value)
 
 
 def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
@@ -283,30 +216,17 @@ def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_model_without_convolutions_gives_an_empty_report_and_a_warning() -> None:
-    with pytest.warns(UserWarning, match="no convolution, so there are no filters to analyse"):
-        report = two_sample_test(nn.Linear(3, 2), torch.rand(20, 3), torch.rand(30, 3))
-    assert (report.count, report.fraction, report.p_value, report.filters) == (0, 0.0, 1.0, {})
-    assert "note: The model has no convolution" in str(report)
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"train_inputs": IMAGES[:0]}, r"`train_inputs` should hold samples. Found shape \(0, 1, 9, 9\)"),
         ({"val_inputs": None}, r"`val_inputs` should be a tensor .* Found NoneType"),
         ({"model": "last.ckpt"}, r"`model` should be a torch.nn.Module. Found 'last.ckpt'"),
-        ({"val_inputs": IMAGES.numpy()}, r"`val_inputs` should be a tensor .* Found ndarray"),
-        (
-            {"train_inputs": IMAGES[:, :, :8]},
-            r"`train_inputs` and `val_inputs` should hold images of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)",
-        ),
+        ({"train_inputs": IMAGES[:, :, :8]}, r"of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)"),
         ({"significance": 0}, r"`significance` should be a number in \(0, 1\]. Found `significance = 0`"),
         ({"layers": ["absent"]}, r"`layers` should name layers of the model. Found \['absent'\]"),
     ],
 )
 def test_bad_arguments_are_named(changed: dict, message: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(ValueError, match=message):
-            two_sample_test(**{"model": Pair(), "train_inputs": IMAGES, "val_inputs": IMAGES, **changed})
+    with pytest.raises(ValueError, match=message):
+        two_sample_test(**{"model": Pair(), "train_inputs": IMAGES, "val_inputs": IMAGES, **changed})
