@@ -29,19 +29,18 @@ def check_fraction(name: str, value: Any, *, zero: bool, largest: float = 1) -> 
     return float(value)
 
 
-def check_integer(name: str, value: Any, smallest: int) -> int:
-    """Raises ValueError unless `value` is an integer of at least `smallest`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < smallest:
-        raise ValueError(f"Parameter `{name}` should be an integer of at least {smallest}. Found `{name} = {value!r}`.")
+def check_integer(name: str, value: Any, smallest: int, largest: int | None = None) -> int:
+    """Raises ValueError unless `value` is an integer from `smallest` to `largest`."""
+    integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not integer or int(value) < smallest or (largest is not None and int(value) > largest):
+        allowed = f"of at least {smallest}" if largest is None else f"from {smallest} to {largest}"
+        raise ValueError(f"Parameter `{name}` should be an integer {allowed}. Found `{name} = {value!r}`.")
     return int(value)
 
 
 def check_seed(value: Any) -> int:
     """Raises ValueError unless `value` is an integer of at least 0 that torch takes as a seed."""
-    seed = check_integer("seed", value, 0)
-    if seed >= 2**64:
-        raise ValueError(f"Parameter `seed` should be an integer below 2 ** 64. Found `seed = {value!r}`.")
-    return seed
+    return check_integer("seed", value, 0, 2**64 - 1)
 
 
 def check_names(name: str, value: Any, kind: str) -> list[str] | None:

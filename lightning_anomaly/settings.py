@@ -19,8 +19,8 @@ class AnalysisSettings:
     """How feature maps are clustered and judged. The source paper's abstract leaves this open: these are our choices.
 
     Args:
-        max_components: Mixtures of 2 to `max_components` components are fitted to every filter. With up to 5,
-            most flagged filters stay so when 2% of the probe is left out (87 to 97%); with up to 8, fewer.
+        max_components: Mixtures of 2 to `max_components` components, at most 255, are fitted to every filter. With up
+            to 5, most flagged filters stay so when 2% of the probe is left out (87 to 97%); with up to 8, fewer.
         rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples. With 2%, ten images of
             512 that do not belong may sit in one cluster and still be found.
         rule: Which of a filter's mixtures decide whether a sample in a rare cluster is an outlier. `"index"` lets the
@@ -64,9 +64,10 @@ class AnalysisSettings:
             "rectify": check_bool("rectify", self.rectify),
             "seed": check_seed(self.seed),
         }
-        smallest = {"max_components": 2, "n_init": 1, "max_map_side": 1, "max_memory_mb": 1}
-        for name, bound in smallest.items():
-            plain[name] = check_integer(name, getattr(self, name), bound)
+        # A label is stored in one byte.
+        plain["max_components"] = check_integer("max_components", self.max_components, 2, 255)
+        for name in ("n_init", "max_map_side", "max_memory_mb"):
+            plain[name] = check_integer(name, getattr(self, name), 1)
         for name, allowed in (("rule", Rule), ("engine", EngineName)):
             plain[name] = check_one_of(name, getattr(self, name), get_args(allowed))
         for name, value in plain.items():
