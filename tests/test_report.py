@@ -226,7 +226,7 @@ class TestPlot:
         [
             (("conv7",), r"`layer` should be one of .* \['conv1', .*\]\. Found `layer = 'conv7'`"),
             ((None, 1), r"`layer` should be one of"),
-            (("conv1", 3), r"`filter_index` should be below 3 .*'conv1'\. Found `filter_index = 3`"),
+            (("conv1", 3), r"`filter_index` should be .* from 0 to 2\. Found `filter_index = 3`"),
             (("conv1", -1), "`filter_index` should be an integer"),
             (("conv1", True), "`filter_index` should be an integer"),
         ],

@@ -51,10 +51,8 @@ def comparison_figure(
 
     Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
     the share of its filters or units that tell the two apart. What chance explains is grey, and orange what it hardly
-    gives; where nothing could be compared the row is hatched.
-
-    Rows get lower with the number of layers, and names are left out where there is no room for all, so that the picture
-    stays within 10 x 16 inches.
+    gives; where nothing could be compared the row is hatched. The figure stays within 10 x 16 inches: of many layers,
+    only some are named.
 
     Args:
         history: The validations, oldest first. The layers are those of the last one, in its order.
@@ -114,10 +112,7 @@ def _draw_output(axes: Axes, history: Sequence[ComparisonFields], significance: 
 def _shares(
     history: Sequence[ComparisonFields], layers: Sequence[str], significance: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The share of each layer at each validation, NaN where none was compared, and whether chance does not explain it.
-
-    Both are of shape `(layers, validations)`.
-    """
+    """Shares `(layers, validations)`, NaN where none was compared, and whether chance does not explain them."""
     import numpy as np
 
     shares = np.full((len(layers), len(history)), np.nan)
@@ -126,8 +121,8 @@ def _shares(
         for row, name in enumerate(layers):
             if name in entry["share_p_values"]:
                 shares[row, column] = entry["metrics"][_LAYER + name]
-                telling[row, column] = shares[row, column] > 0 and entry["share_p_values"][name] <= significance
-    return shares, telling
+                telling[row, column] = entry["share_p_values"][name] <= significance
+    return shares, telling & (shares > 0)
 
 
 def _draw_layers(axes: Axes, shares: np.ndarray, telling: np.ndarray) -> list[QuadMesh]:
@@ -142,17 +137,15 @@ def _draw_layers(axes: Axes, shares: np.ndarray, telling: np.ndarray) -> list[Qu
     axes.patch.set(hatch="////", edgecolor="#CCCCCC")
     rows, columns = shares.shape
     axes.set_ylim(max(rows, 1) - 0.5, -0.5)
-    return [
-        axes.pcolormesh(
-            np.arange(columns + 1) - 0.5,
-            np.arange(rows + 1) - 0.5,
+    x, y, highest = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, max(_FULL, np.nanmax(shares, initial=0))
+    meshes = []
+    for own, shades in ((False, _CHANCE_SHADES), (True, _TELLING_SHADES)):
+        cells, cmap = (
             np.ma.masked_where(missing | (telling != own), shares),
-            cmap=LinearSegmentedColormap.from_list("shares", list(shades)),
-            vmin=0,
-            vmax=max(_FULL, np.nanmax(shares, initial=0)),
+            LinearSegmentedColormap.from_list("", shades),
         )
-        for own, shades in ((False, _CHANCE_SHADES), (True, _TELLING_SHADES))
-    ]
+        meshes.append(axes.pcolormesh(x, y, cells, cmap=cmap, vmin=0, vmax=highest))
+    return meshes
 
 
 def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, telling: np.ndarray, height: float) -> None:
@@ -164,15 +157,9 @@ def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, telling:
     if every > 1:
         axes.set_ylabel(f"one layer in {every} is named")
     for row in named:
-        axes.text(
-            1.01,
-            row,
-            "-" if math.isnan(shares[row]) else f"{shares[row]:.0%}",
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            fontsize=8,
-            fontweight="bold" if telling[row] else "normal",
-        )
+        text = "-" if math.isnan(shares[row]) else f"{shares[row]:.0%}"
+        weight = "bold" if telling[row] else "normal"
+        axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, fontweight=weight)
 
 
 def _number_validations(axes: Axes, history: Sequence[ComparisonFields]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_PANELS = 6
 _MARKERS = "osD^v"  # one after another where there are more components than colours
 _OUTLIER = "outlier sample"
 _ENTRY = 1.35  # width of an entry of the legend of components (inches)
@@ -28,11 +29,10 @@ _COMPARED = 100  # outliers of one filter whose distances are looked at: bounds 
 def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[str, int]]:
     """Find the anomaly filters whose outliers lie most clearly apart from the other samples.
 
-    As an eye judges it, by the gap: the distance from an outlier to the nearest sample that is none, the median over
-    the outliers, in units of the others' spread (the root of their mean squared distance to their mean). Long tails,
-    where outliers follow close upon the others, come last. Gaps of more than 5 count as equally clear, and among those
-    the filter whose other samples vary most comes first: else the list would be of filters that are silent but for
-    their outliers, which are many in sparse layers, have infinite gaps and look all the same.
+    The gap decides: the median over the outliers of the distance to the nearest sample that is none, in units of the
+    others' spread (the root of their mean squared distance to their mean). Gaps of more than 5 count as equally clear,
+    and among those the filter whose other samples vary most comes first: else the list would be of filters that are
+    silent but for their outliers, which are many in sparse layers and look all the same.
 
     Args:
         report: The report.
@@ -62,45 +62,42 @@ def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
     return min(_CLEAR, gap.item()), spread.item()
 
 
-def filter_figure(report: AnomalyReport, max_filters: int = 6) -> Figure | None:
-    """Draw scatter plots of the filters with the clearest anomalies.
+def filter_figure(report: AnomalyReport) -> Figure | None:
+    """Draw scatter plots of the up to six filters with the clearest anomalies.
 
     A panel shows all probe samples of a filter on its two principal components, coloured by the component of the
     mixture (1 is the largest), with rings around the outlier samples.
 
     Args:
         report: The report.
-        max_filters: Number of panels at most; `clearest_filters` says which come first.
 
     Returns:
         The figure; None if there is no anomaly filter.
     """
-    chosen = clearest_filters(report, max_filters)
+    chosen = clearest_filters(report, _PANELS)
     title = f"Filters with the clearest anomalies: {len(chosen)} of {report.count}"
-    return _panels(report, chosen, title) if chosen else None
+    return _draw_panels(report, chosen, title) if chosen else None
 
 
-def layer_figure(report: AnomalyReport, layer: str, max_filters: int = 6) -> Figure:
-    """Draw scatter plots of one layer's filters, as in `filter_figure`.
+def layer_figure(report: AnomalyReport, layer: str) -> Figure:
+    """Draw scatter plots of up to six of a layer's filters, as in `filter_figure`.
 
     Args:
         report: The report.
         layer: The layer's name.
-        max_filters: Number of panels at most: the clearest anomalies first, then normal filters, then what could not be
-            clustered.
 
     Returns:
-        The figure.
+        The figure: the clearest anomalies first, then normal filters, then what could not be clustered.
 
     Raises:
         ValueError: If the report does not have the layer.
     """
     own = _layer_of(report, layer)
-    anomalies = clearest_filters(replace(report, layers={layer: own}), max_filters)
+    anomalies = clearest_filters(replace(report, layers={layer: own}), _PANELS)
     others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in own.filters(verdict)]
-    chosen = (anomalies + others)[:max_filters]
+    chosen = (anomalies + others)[:_PANELS]
     title = f"{len(own.filters(ANOMALY))} of {len(own.verdicts)} filters are anomaly filters; shown are {len(chosen)}"
-    return _panels(report, chosen, f"{layer_text(layer, 40)}: {title}")
+    return _draw_panels(report, chosen, f"{layer_text(layer, 40)}: {title}")
 
 
 def scatter_figure(report: AnomalyReport, layer: str | None, filter_index: int) -> Figure:
@@ -117,13 +114,8 @@ def scatter_figure(report: AnomalyReport, layer: str | None, filter_index: int) 
     Raises:
         ValueError: If the report does not have the layer, or the layer not the filter.
     """
-    count = len(_layer_of(report, layer).verdicts)
-    if check_integer("filter_index", filter_index, 0) >= count:
-        raise ValueError(
-            f"Parameter `filter_index` should be below {count} for layer {layer!r}. "
-            f"Found `filter_index = {filter_index!r}`."
-        )
-    return _panels(report, [(layer or "", filter_index)], None)
+    check_integer("filter_index", filter_index, 0, len(_layer_of(report, layer).verdicts) - 1)
+    return _draw_panels(report, [(layer or "", filter_index)], None)
 
 
 def _layer_of(report: AnomalyReport, layer: str | None) -> LayerReport:
@@ -134,7 +126,7 @@ def _layer_of(report: AnomalyReport, layer: str | None) -> LayerReport:
     return report.layers[layer]
 
 
-def _panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: str | None) -> Figure:
+def _draw_panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: str | None) -> Figure:
     """One panel for each `(layer, filter)`, and one legend for all."""
     columns = min(3, len(chosen))
     rows = math.ceil(len(chosen) / columns)
@@ -147,14 +139,9 @@ def _panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: str | N
         entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
         handles = {label: handle for own in entries for handle, label in own}
         labels = sorted(handles, key=lambda label: (label == _OUTLIER, len(label), label))
-        figure.legend(
-            [handles[label] for label in labels],
-            labels,
-            loc="outside lower center",
-            ncols=math.ceil(len(labels) / math.ceil(len(labels) * _ENTRY / width)),
-            handlelength=1,
-            columnspacing=1.2,
-        )
+        ncols = math.ceil(len(labels) / math.ceil(len(labels) * _ENTRY / width))
+        shown = [handles[label] for label in labels]
+        figure.legend(shown, labels, loc="outside lower center", ncols=ncols, handlelength=1, columnspacing=1.2)
     return figure
 
 
@@ -165,21 +152,14 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
     size = min(16.0, max(3.0, 6000 / len(points)))  # square points
     for rank, component in enumerate(components):
         x, y = points[labels == component].T.tolist()
-        axes.scatter(
-            x,
-            y,
-            s=size,
-            c=COMPONENT_COLOURS[rank % len(COMPONENT_COLOURS)],
-            marker=_MARKERS[rank // len(COMPONENT_COLOURS) % len(_MARKERS)],
-            linewidths=0,
-            label=f"component {rank + 1}",
-            rasterized=True,  # loggers that store vector graphics would store every point
-        )
+        turn, place = divmod(rank, len(COMPONENT_COLOURS))
+        colour, marker = COMPONENT_COLOURS[place], _MARKERS[turn % len(_MARKERS)]
+        drawn = axes.scatter(x, y, s=size, c=colour, marker=marker, linewidths=0, label=f"component {rank + 1}")
+        drawn.set_rasterized(True)  # loggers that store vector graphics would store every point
     x, y = points[outliers].T.tolist()
     axes.scatter(x, y, s=70, facecolors="none", edgecolors="black", linewidths=1.0, label=_OUTLIER)
     axes.set_title(f"{layer_text(name, 24)}\nfilter {index}: {_verdict_text(layer, index)}", parse_math=False)
-    axes.set_xlabel("first component (its std. dev.)")
-    axes.set_ylabel("second component (same unit)")
+    axes.set(xlabel="first component (its std. dev.)", ylabel="second component (same unit)")
     axes.margins(0.12)
     for lower, upper, limit in ((*axes.get_xlim(), axes.set_xlim), (*axes.get_ylim(), axes.set_ylim)):
         if upper - lower < 1:  # a component that hardly varies should look so

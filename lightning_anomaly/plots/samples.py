@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.style import new_figure
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import check_images, displayed
@@ -16,9 +15,11 @@ from lightning_anomaly.report.pictures import check_images, displayed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_IMAGES = 16
 
-def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Figure | None:
-    """Draw the images of the samples with the largest outlier scores, with their scores and votes.
+
+def outlier_figure(report: AnomalyReport, images: Tensor) -> Figure | None:
+    """Draw the images of up to 16 samples with the largest outlier scores, with their scores and votes.
 
     A sample's votes are the anomaly filters that it is an outlier of; at equal scores more votes come first, then the
     earlier sample.
@@ -30,7 +31,6 @@ def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) 
             channel so that the range of an ordinary image of the probe goes from black to white: this undoes a
             normalisation, and what is darker or brighter than ordinary images looks so. (Scaled one by one, a black
             image and an over-exposed one would look like any other.)
-        max_images: Number of images to show at most.
 
     Returns:
         The figure, each image under the caption of its place in the probe, its score and its votes; None if no sample
@@ -39,16 +39,15 @@ def outlier_figure(report: AnomalyReport, images: Tensor, max_images: int = 16) 
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
     """
-    return draw_outliers(report, outlier_images(report, images, max_images))
+    return draw_outliers(report, outlier_images(report, images))
 
 
-def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) -> Tensor:
+def outlier_images(report: AnomalyReport, images: Tensor) -> Tensor:
     """Pick the images that `outlier_figure` shows: all that has to be kept of a probe to draw it later.
 
     Args:
-        report: See `outlier_figure`, as for the arguments below.
-        images: The probe's images `(N, C, H, W)`.
-        max_images: Number of images at most.
+        report: The report.
+        images: See `outlier_figure`.
 
     Returns:
         uint8 images `(n, H, W, C)` with one or three channels, on the CPU; `n` is 0 if no sample has any score or vote.
@@ -56,15 +55,14 @@ def outlier_images(report: AnomalyReport, images: Tensor, max_images: int = 16) 
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
     """
-    check_integer("max_images", max_images, 1)
     check_images(images, report.n_samples, (4,))
-    return displayed(images[_outlying(report)[:max_images]], images)
+    return displayed(images[_outlying(report)], images)
 
 
 def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
     """Draw what `outlier_images` returned for the same report; None if that is nothing."""
     scores, votes = report.outlier_scores, report.outlier_samples
-    chosen = _outlying(report)[: len(shown)]
+    chosen = _outlying(report)
     if not chosen:
         return None
     captions = [f"sample {i}\nscore {scores[i]:.1f}\n{votes[i]} vote{'s' * (votes[i] != 1)}" for i in chosen]
@@ -92,6 +90,6 @@ def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
 
 
 def _outlying(report: AnomalyReport) -> list[int]:
-    """The samples with any score or vote, the largest score first."""
+    """The samples drawn: those with the largest scores that have any score or vote."""
     scores, votes = report.outlier_scores, report.outlier_samples
-    return [sample for sample in report.by_outlier_score if scores[sample] > 0 or votes[sample]]
+    return [sample for sample in report.by_outlier_score if scores[sample] > 0 or votes[sample]][:_IMAGES]

@@ -26,10 +26,8 @@ _ROWS = (32, 64, 128, 256)  # cells in a row; smaller ones would be hard to see
 def verdict_map(report: AnomalyReport) -> Figure:
     """Draw a map of all filters, one cell each, coloured by verdict: a block of rows for every layer.
 
-    Filters that set samples apart from all others (`isolated`) have a colour of their own for each verdict.
-
-    Cells get smaller with the number of filters, and names of layers are left out where there is no room for all, so
-    that the picture stays within 10 x 20 inches.
+    Filters that set samples apart from all others (`isolated`) have a colour of their own for each verdict. The figure
+    stays within 10 x 20 inches: with many filters cells are smaller, and of many layers only some are named.
 
     Args:
         report: The report.
@@ -85,17 +83,11 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float, colum
     rows = max(1, math.ceil(len(layer.verdicts) / columns))
     codes = np.full(rows * columns, -1)
     codes[: len(layer.verdicts)] = [list(_COLOURS).index(kind) for kind in _kinds(layer)]
-    axes.pcolormesh(
-        np.linspace(0, _MAP_WIDTH, columns + 1),
-        np.linspace(top, top + height, rows + 1),
-        np.ma.masked_less(codes.reshape(rows, columns), 0),
-        cmap=ListedColormap(list(_COLOURS.values())),
-        vmin=-0.5,
-        vmax=len(_COLOURS) - 0.5,
-        edgecolors="white",
-        linewidth=8 * _MAP_WIDTH / columns if height / rows > 0.04 else 0,
-        antialiased=True,
-    )
+    x, y = np.linspace(0, _MAP_WIDTH, columns + 1), np.linspace(top, top + height, rows + 1)
+    cells = np.ma.masked_less(codes.reshape(rows, columns), 0)
+    cmap = ListedColormap(list(_COLOURS.values()))
+    mesh = axes.pcolormesh(x, y, cells, cmap=cmap, vmin=-0.5, vmax=len(_COLOURS) - 0.5, antialiased=True)
+    mesh.set(edgecolor="white", linewidth=8 * _MAP_WIDTH / columns if height / rows > 0.04 else 0)
 
 
 def _verdict_legend(figure: Figure, report: AnomalyReport) -> None:

@@ -46,36 +46,27 @@ def pixels(figure) -> np.ndarray:
 
 
 class TestClearestFilters:
-    def test_wider_gaps_come_first(self):
-        distances = [3.0, 4.2, 2.0, 3.6]
-        points = torch.stack([far([1, 2], distance) for distance in distances])
-        found = clearest_filters(report(conv=layer([ANOMALY] * 4, {i: [1, 2] for i in range(4)}, points=points)))
-        assert found == [("conv", 1), ("conv", 3), ("conv", 0), ("conv", 2)]
+    def clearest(self, *points: Tensor, outliers: list[int]) -> list[int]:
+        flagged = dict.fromkeys(range(len(points)), outliers)
+        found = report(conv=layer([ANOMALY] * len(points), flagged, points=torch.stack(points)))
+        return [index for _, index in clearest_filters(found)]
 
-    def test_the_unit_is_the_spread_of_the_others(self):
-        points = torch.stack([far([0], 3.0), 0.5 * far([0], 2.9)])  # the second is the same picture, twice as close
-        found = clearest_filters(report(conv=layer([ANOMALY] * 2, {0: [0], 1: [0]}, points=points)))
-        assert found == [("conv", 0), ("conv", 1)]
+    def test_wider_gaps_come_first_in_units_of_the_spread_of_the_others(self):
+        assert self.clearest(*(far([1, 2], gap) for gap in (3.0, 4.2, 2.0, 3.6)), outliers=[1, 2]) == [1, 3, 0, 2]
+        assert self.clearest(far([0], 3.0), 0.5 * far([0], 2.9), outliers=[0]) == [0, 1]  # the same, twice as close
 
     def test_near_dead_filters_do_not_crowd_out_the_others(self):
         silent = torch.zeros(N, 2)
         silent[5, 0] = 7.0
-        points = torch.stack([silent, far([5], 10.0), silent, far([5], 2.0)])
-        found = clearest_filters(report(conv=layer([ANOMALY] * 4, {i: [5] for i in range(4)}, points=points)))
-        assert found == [("conv", 1), ("conv", 0), ("conv", 2), ("conv", 3)]
+        assert self.clearest(silent, far([5], 10.0), silent, far([5], 2.0), outliers=[5]) == [1, 0, 2, 3]
 
     def test_only_anomaly_filters_of_any_layer_up_to_the_limit(self):
         found = report(a=layer([NORMAL, ANOMALY, DEAD], {1: [3]}), b=layer([NONFINITE, ANOMALY], {1: [3]}))
         assert sorted(clearest_filters(found)) == [("a", 1), ("b", 1)]
         assert len(clearest_filters(found, max_filters=1)) == 1
 
-    def test_all_samples_may_be_outliers(self):
-        found = report(a=layer([ANOMALY, ANOMALY], {0: list(range(N)), 1: [3]}))
-        assert clearest_filters(found) == [("a", 1), ("a", 0)]
-
-    def test_limit_is_checked(self):
-        with pytest.raises(ValueError, match="Parameter `max_filters` should be an integer of at least 1"):
-            clearest_filters(report(), max_filters=0)
+        every = report(a=layer([ANOMALY, ANOMALY], {0: list(range(N)), 1: [3]}))  # all samples may be outliers
+        assert clearest_filters(every) == [("a", 1), ("a", 0)]
 
 
 class TestFilterFigure:
@@ -99,34 +90,24 @@ class TestFilterFigure:
         assert len({tuple(drawn[f"component {rank}"].get_facecolor()[0]) for rank in (1, 2, 3)}) == 3
         assert "component 4" not in drawn
 
-    def test_components_of_many_do_not_look_alike(self):
-        (axes,) = filter_figure(report(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12))).axes
-        looks = {
-            (tuple(part.get_facecolor()[0]), part.get_paths()[0].vertices.tobytes()) for part in axes.collections[:-1]
-        }
-        assert len(looks) == 12
+        many, *_ = filter_figure(report(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12))).axes
+        parts = many.collections[:-1]
+        assert len({(*part.get_facecolor()[0], part.get_paths()[0].vertices.tobytes()) for part in parts}) == 12
 
-    def test_title_and_axes_say_what_is_shown(self):
-        index = torch.tensor([1234.5], dtype=torch.float64)
+    @pytest.mark.parametrize(("value", "text"), [(1234.5, "1,234"), (0.0, "0"), (3.14159, "3.14"), (7.3e34, "7.3e+34")])
+    def test_title_and_axes_say_what_is_shown(self, value, text):
+        index = torch.tensor([value], dtype=torch.float64)
         own = layer([ANOMALY], {0: [5]}, calinski_harabasz=index, n_components=torch.tensor([3]))
-        found = report(block__conv1=own)
-        (axes,) = filter_figure(found).axes
-        assert axes.get_title() == "layer block.conv1\nfilter 0: K = 3, CH = 1,234, 1 outlier"
+        (axes,) = filter_figure(report(block__conv1=own)).axes
+        assert axes.get_title() == f"layer block.conv1\nfilter 0: K = 3, CH = {text}, 1 outlier"
         assert axes.get_xlabel() == "first component (its std. dev.)"
-        assert axes.get_ylabel() == "second component (same unit)"
-
-    @pytest.mark.parametrize(("value", "text"), [(0.0, "0,"), (3.14159, "3.14,"), (7.3e34, "7.3e+34,")])
-    def test_index_of_any_size_is_short(self, value, text):
-        found = layer([ANOMALY], {0: [5]}, calinski_harabasz=torch.tensor([value], dtype=torch.float64))
-        (axes,) = filter_figure(report(conv=found)).axes
-        assert f"CH = {text}" in axes.get_title()
 
     def test_panels_are_the_clearest_filters_in_order(self):
         found = report(conv=layer([ANOMALY] * 9, {i: [i] for i in range(9)}))
-        figure = filter_figure(found, max_filters=4)
+        figure = filter_figure(found)
         shown = [axes.get_title().split("\n")[1].split(":")[0] for axes in figure.axes]
-        assert shown == [f"filter {index}" for _, index in clearest_filters(found, 4)]
-        assert figure.get_suptitle() == "Filters with the clearest anomalies: 4 of 9"
+        assert shown == [f"filter {index}" for _, index in clearest_filters(found)]
+        assert figure.get_suptitle() == "Filters with the clearest anomalies: 6 of 9"
 
     def test_a_component_that_hardly_varies_looks_so(self):
         points = far([5], 4.0)[None].clone()
@@ -138,21 +119,14 @@ class TestFilterFigure:
     @pytest.mark.parametrize("count", [1, 6])
     def test_nothing_lies_outside_or_overlaps(self, count):
         labels = torch.arange(N).expand(count, N) % 8
-        name = "backbone__with_a_long_name__layer4__2__downsample__0"
-        figure = filter_figure(
-            report(**{name: layer([ANOMALY] * count, {i: [5] for i in range(count)}, labels=labels)})
-        )
+        name = "backbone.with_a_long_name.layer4.2.downsample.0"
+        own = layer([ANOMALY] * count, {i: [5] for i in range(count)}, labels=labels)
+        figure = filter_figure(AnomalyReport({name: own}, N))
         pixels(figure)
-        renderer = figure.canvas.get_renderer()
-        boxes = [axes.title.get_window_extent(renderer) for axes in figure.axes]
-        boxes.append(figure.legends[0].get_window_extent(renderer))
-        boxes += [label.get_window_extent(renderer) for axes in figure.axes for label in (axes.xaxis.label,)]
-        width, height = figure.get_size_inches() * figure.dpi
+        shown = [figure.legends[0], *(part for axes in figure.axes for part in (axes.title, axes.xaxis.label))]
+        boxes = [part.get_window_extent(figure.canvas.get_renderer()) for part in shown]
         for place, box in enumerate(boxes):
-            assert box.x0 >= 0
-            assert box.y0 >= 0
-            assert box.x1 <= width
-            assert box.y1 <= height
+            assert min(*box.min, *(figure.get_size_inches() * figure.dpi - box.max)) >= 0
             assert not any(box.overlaps(other) for other in boxes[:place])
 
 
@@ -170,16 +144,11 @@ class TestOutlierFigure:
 
     def test_most_votes_first_then_earliest(self):
         figure = outlier_figure(self.found, self.images)
-        captions = [
-            f"sample {sample}\nscore 0.0\n{votes}" for sample, votes in ((30, "3 votes"), (9, "2 votes"), (7, "1 vote"))
-        ]
-        assert self.captions(figure) == captions
+        votes = {30: "3 votes", 9: "2 votes", 7: "1 vote"}
+        assert self.captions(figure) == [f"sample {sample}\nscore 0.0\n{text}" for sample, text in votes.items()]
         assert figure.get_suptitle().startswith("Samples with the largest outlier scores: 3 of 60\n")
-        tied = report(conv=layer([ANOMALY], {0: [40, 2, 11]}))
-        assert self.captions(outlier_figure(tied, self.images, 2)) == [
-            "sample 2\nscore 0.0\n1 vote",
-            "sample 11\nscore 0.0\n1 vote",
-        ]
+        tied = outlier_figure(report(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)
+        assert [text.split()[1] for text in self.captions(tied)] == ["2", "11", "40"]
 
     def test_a_white_image_has_a_frame(self):
         figure = outlier_figure(self.found, torch.full((N, 1, 4, 4), 255, dtype=torch.uint8))
@@ -191,33 +160,25 @@ class TestOutlierFigure:
             assert (inside < 250).any()
 
     def test_larger_scores_come_before_more_votes(self):
-        scores = torch.linspace(-1, 1, N)[torch.randperm(N, generator=rng())]
-        found = report(conv=replace(layer([ANOMALY], {0: [40, 2, 11]}), outlier_scores=scores))
-        figure = outlier_figure(found, self.images, max_images=4)
-        first = scores.argsort(descending=True)[:4].tolist()
-        assert [caption.split("\n")[0] for caption in self.captions(figure)] == [f"sample {sample}" for sample in first]
-        shown = outlier_figure(found, self.images, max_images=60)  # none that is ordinary, unless it has votes
-        assert len(shown.axes) == len({*scores.argsort()[30:].tolist(), 40, 2, 11})
+        scores = torch.full((N,), -1.0)
+        scores[:5] = torch.tensor([2.0, 4.0, 1.0, 5.0, 3.0])
+        found = report(conv=replace(layer([ANOMALY], {0: [40, 2]}), outlier_scores=scores))
+        shown = [int(caption.split()[1]) for caption in self.captions(outlier_figure(found, self.images))]
+        assert shown == [3, 1, 4, 0, 2, 40]  # none that is ordinary, unless it has votes
 
-    def test_the_limit_holds(self):
-        many = report(conv=layer([ANOMALY], {0: list(range(N))}))
-        figure = outlier_figure(many, self.images)
+    def test_sixteen_are_shown_at_most(self):
+        figure = outlier_figure(report(conv=layer([ANOMALY], {0: list(range(N))})), self.images)
         assert len(figure.axes) == 16
         assert figure.get_suptitle().startswith("Samples with the largest outlier scores: 16 of 60\n")
-        with pytest.raises(ValueError, match="Parameter `max_images` should be an integer of at least 1"):
-            outlier_figure(many, self.images, max_images=0)
 
-    def shown(self, images: Tensor, found: AnomalyReport | None = None) -> list[np.ndarray]:
-        return [np.asarray(axes.images[0].get_array()) for axes in outlier_figure(found or self.found, images).axes]
+    def shown(self, images: Tensor) -> list[np.ndarray]:
+        return [np.asarray(axes.images[0].get_array()) for axes in outlier_figure(self.found, images).axes]
 
-    def test_bytes_are_shown_as_they_are(self):
+    def test_bytes_are_shown_as_they_are_and_of_other_numbers_of_channels_the_first(self):
         for image, sample in zip(self.shown(self.images), (30, 9, 7), strict=True):
             np.testing.assert_array_equal(image, self.images[sample].permute(1, 2, 0).numpy())
-
-    @pytest.mark.parametrize("channels", [1, 4])
-    def test_other_numbers_of_channels_show_the_first(self, channels):
-        images = torch.randint(0, 256, (N, channels, 5, 4), generator=rng()).to(torch.uint8)
-        np.testing.assert_array_equal(self.shown(images)[0], images[30, 0].numpy())
+        for images in (self.images[:, :1], torch.cat([self.images, self.images], 1)):
+            np.testing.assert_array_equal(self.shown(images)[0], images[30, 0].numpy())
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_a_normalisation_is_undone(self, dtype):
@@ -243,14 +204,16 @@ class TestOutlierFigure:
         assert [image.max() for image in self.shown(images)] == [0, 255, 0]
         assert [image.max() for image in self.shown(torch.zeros(N, 1, 2, 2))] == [0, 0, 0]
 
-    @pytest.mark.parametrize("shape", [(N, 3, 4), (N - 1, 3, 4, 4), (N, 0, 4, 4)])
-    def test_wrong_shapes_are_refused(self, shape):
-        with pytest.raises(ValueError, match=rf"`images` should be .*\(60, .*Found {re.escape(str(shape))}"):
-            outlier_figure(self.found, torch.zeros(shape))
-
-    def test_an_array_is_refused(self):
-        with pytest.raises(ValueError, match=r"`images` should be a tensor .*Found ndarray"):
-            outlier_figure(self.found, np.zeros((N, 3, 4, 4)))
+    @pytest.mark.parametrize(
+        ("images", "found"),
+        [
+            *((torch.zeros(size), size) for size in ((N, 3, 4), (N - 1, 3, 4, 4), (N, 0, 4, 4))),
+            (np.zeros(N), "ndarray"),
+        ],
+    )
+    def test_what_is_no_image_for_each_sample_is_an_error(self, images, found):
+        with pytest.raises(ValueError, match=rf"`images` should be .*\(60, .*Found {re.escape(str(found))}"):
+            outlier_figure(self.found, images)
 
 
 class TestVerdictMap:
@@ -279,13 +242,8 @@ class TestVerdictMap:
         apart[[1, 3], 5] = True
         figure = verdict_map(report(a=layer([NORMAL, NORMAL, ANOMALY, ANOMALY], {2: [5], 3: [5]}, isolated=apart)))
         assert self.codes(figure) == [[0, 4, 1, 5]]
-        assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-            "normal: 1",
-            "anomaly: 1",
-            "dead: 0",
-            "normal, isolated: 1",
-            "anomaly, isolated: 1",
-        ]
+        texts = ["normal: 1", "anomaly: 1", "dead: 0", "normal, isolated: 1", "anomaly, isolated: 1"]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == texts
         assert len({patch.get_facecolor() for patch in figure.legends[0].get_patches()}) == 5
 
     def test_long_names_lose_their_beginning(self):
@@ -305,9 +263,7 @@ class TestVerdictMap:
     def test_size_is_bounded_and_every_cell_is_kept(self, layers, filters):
         found = layer([NORMAL, ANOMALY] * (filters // 2), samples=1)
         figure = verdict_map(AnomalyReport({f"layer{i}": found for i in range(layers)}, 1))
-        width, height = figure.get_size_inches()
-        assert width <= 10
-        assert height <= 20
+        assert (figure.get_size_inches() <= (10, 20)).all()
         assert sum(map(len, self.codes(figure))) == layers * filters
         few = len(figure.axes[0].texts) < 2 * layers
         assert few == ("is named" in figure.axes[0].get_title()) == (layers > 100)
@@ -321,6 +277,8 @@ class TestVerdictMap:
 
 
 def test_the_users_style_neither_matters_nor_changes():
+    from matplotlib import pyplot
+
     found = report(conv__with_under_scores=layer([ANOMALY, DEAD], {0: [5]}), **{"money$1$": layer([NORMAL])})
     plain = [pixels(filter_figure(found)), pixels(verdict_map(found))]
     with matplotlib.style.context(["dark_background", {"font.size": 20, "text.usetex": True}]):
@@ -329,10 +287,4 @@ def test_the_users_style_neither_matters_nor_changes():
         assert dict(matplotlib.rcParams) == before
     for one, other in zip(plain, styled, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_no_window_knows_the_figures():
-    from matplotlib import pyplot
-
-    verdict_map(report(conv=layer([NORMAL])))
-    assert pyplot.get_fignums() == []
+    assert pyplot.get_fignums() == []  # no window knows the figures
