@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from trainers import QUIET, quiet_trainer
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.__main__ import main
 from lightning_anomaly.checkpoint import load_model
 
@@ -208,6 +209,20 @@ class TestModels:
         torch.save({"state_dict": state}, tmp_path / "both.ckpt")
         with pytest.raises(ValueError, match=r"'student\.', 'teacher\.'"):
             load_model(tmp_path / "both.ckpt", f"{HERE}:net")
+
+
+def test_a_checkpoint_of_a_training_with_our_callbacks_is_tensors_and_plain_values(folder, tmp_path, capsys):
+    prune, stopping = AnomalyPruneCallback(1, min_votes=1), AnomalyEarlyStopping(log_key_prefix="anomaly_filters")
+    callbacks = [watcher(), stopping, prune, TwoSampleCallback(images(60) + 0.1, images(seed=1))]
+    module, trainer = SmallNet(), quiet_trainer(tmp_path, *callbacks)
+    trainer.fit(module, loader(), loader(seed=1))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    assert {callback.state_key for callback in callbacks} <= set(states)
+    assert same(load_model(tmp_path / "last.ckpt", "trainers:SmallNet"), module)
+    options = ("--model", "trainers:SmallNet", "--data", folder / "images.npz", "--output", tmp_path)
+    command("analyze", tmp_path / "last.ckpt", *options)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:4]] == ["conv1", "conv2"]
 
 
 class TestMistakes:
