@@ -39,14 +39,11 @@ def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, show: bool | Non
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("stream", [Terminal, Notebook])
-def test_a_bar_is_shown_where_somebody_looks_and_waits(monkeypatch, stream):
-    assert "waiting:  67%" in shown(monkeypatch, stream(), None, seconds=0.2)
-    assert shown(monkeypatch, stream(), None) == ""
-    assert shown(monkeypatch, stream(), False, seconds=0.2) == ""
-
-
-def test_a_file_gets_one_if_it_is_asked_for(monkeypatch):
+def test_a_bar_is_shown_where_somebody_looks_and_waits_and_if_it_is_asked_for(monkeypatch):
+    for stream in (Terminal, Notebook):
+        assert "waiting:  67%" in shown(monkeypatch, stream(), None, seconds=0.2)
+    assert shown(monkeypatch, Terminal(), None) == ""
+    assert shown(monkeypatch, Terminal(), False, seconds=0.2) == ""
     assert shown(monkeypatch, io.StringIO(), None, seconds=0.2) == ""
     assert "waiting:" in shown(monkeypatch, io.StringIO(), True)
 

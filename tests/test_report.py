@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -193,11 +192,6 @@ class TestFrame:
             for key in values:
                 assert row[key] == getattr(own, key)[row["filter"]].item()
 
-    def test_without_pandas_an_error_says_what_to_install(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "pandas", None)
-        with pytest.raises(ImportError, match="pip install pandas"):
-            REPORT.to_frame()
-
 
 class TestPlot:
     def titles(self, figure) -> list[str]:
@@ -207,6 +201,7 @@ class TestPlot:
         (title,) = self.titles(REPORT.plot())
         assert title.startswith("3 of 7 filters are anomaly filters, 60.0% of those with varying maps")
         figure = REPORT.plot("conv1")
+        assert figure._repr_png_().startswith(b"\x89PNG")  # for notebooks
         assert figure.get_suptitle() == "layer conv1: 1 of 3 filters are anomaly filters; shown are 3"
         filters = [title.split(":")[0] for title in self.titles(figure)]
         assert filters == ["layer conv1 filter 1", "layer conv1 filter 0", "layer conv1 filter 2"]  # anomalies first
@@ -218,17 +213,14 @@ class TestPlot:
         assert self.titles(REPORT.plot("conv2", 0)) == ["layer conv2 filter 0: nonfinite"]
         assert self.titles(AnomalyReport({"": layer("normal")}, 60).plot("", 0))[0].startswith("the model filter 0")
 
-    def test_notebooks_show_it(self):
-        assert REPORT.plot("conv3")._repr_png_().startswith(b"\x89PNG")
-
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("conv7",), r"`layer` should be one of .* \['conv1', .*\]\. Found `layer = 'conv7'`"),
-            ((None, 1), r"`layer` should be one of"),
-            (("conv1", 3), r"`filter_index` should be .* from 0 to 2\. Found `filter_index = 3`"),
-            (("conv1", -1), "`filter_index` should be an integer"),
-            (("conv1", True), "`filter_index` should be an integer"),
+            (("conv7",), r"`layer` should .* \['conv1', .*\]\. Found `layer = 'conv7'`"),
+            ((None, 1), r"`layer` should .* Found `layer = None`"),
+            (("conv1", 3), r"`filter_index` should .* from 0 to 2\. Found `filter_index = 3`"),
+            (("conv1", -1), r"`filter_index` should .* Found `filter_index = -1`"),
+            (("conv1", True), r"`filter_index` should .* Found `filter_index = True`"),
         ],
     )
     def test_what_does_not_exist_is_an_error_that_says_what_does(self, arguments, message):

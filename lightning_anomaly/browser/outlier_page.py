@@ -26,16 +26,7 @@ def write_outlier_page(
     labels: Sequence[Any] | None,
     title: str,
 ) -> None:
-    """Write a report as an HTML file, see `OutlierReport.save_html`.
-
-    Args:
-        report: The report.
-        path: Where to write it.
-        shown: Number of images, those with the largest scores.
-        sentences: What was found, in words.
-        labels: A name or number for each image of the data set.
-        title: The page's heading.
-    """
+    """Write the `shown` images with the largest scores as an HTML file, see `OutlierReport.save_html`."""
     if labels is not None and len(labels) != len(report.scores):
         raise ValueError(
             f"Parameter `labels` should have {len(report.scores)} entries, one for each image. Found {len(labels)}."

@@ -110,53 +110,38 @@ def _short(value: float) -> float | None:
 
 
 def _points(layer: LayerReport, shown: Tensor) -> bytes:
-    """The points of a layer's filters, of each those of the samples `shown` and of those that it sets apart.
-
-    One after another: where each filter's points begin `(F + 1,)` in uint32; the smallest x, largest x, smallest y and
-    largest y of each filter `(F, 4)` in float32; steps from sample to sample in uint32; coordinates x in uint16, low
-    bytes before high ones, which compress; y likewise; clusters, and 1 for an outlier plus 2 for an isolated sample, a
-    byte each.
-    """
+    """The points of a layer's filters, of each those of the samples `shown` and of those that it sets apart."""
     points = layer.points.nan_to_num(0.0, 0.0, 0.0)
+    low, high = points.amin(1), points.amax(1)
     included = shown | layer.outliers | layer.isolated
-    spread = (
-        (points.amax(1) > points.amin(1)).any(1) if points.shape[1] else points.new_zeros(len(points), dtype=torch.bool)
-    )
-    included &= spread[:, None]  # dead filters have no points worth a picture
+    included &= (high > low).any(1)[:, None]  # dead filters have no points worth a picture
     rows, samples = included.nonzero(as_tuple=True)
-    starts = included.new_zeros(len(included) + 1, dtype=torch.int64)
-    starts[1:] = included.sum(1).cumsum(0)
-    ranges = points.new_zeros(len(points), 2, 2)
-    if points.shape[1]:
-        ranges = torch.stack([points.amin(1), points.amax(1)], 2)
-    low, high = ranges[rows].unbind(2)
-    levels = ((points[rows, samples] - low) / (high - low).clamp_min(1e-30) * _LEVELS).round().clamp(0, _LEVELS)
+    starts = torch.nn.functional.pad(included.sum(1).cumsum(0), (1, 0))
+    levels = ((points[rows, samples] - low[rows]) / (high - low)[rows].clamp_min(1e-30) * _LEVELS).round()
     steps = samples.diff(prepend=samples.new_zeros(1))
     begins = starts[:-1][starts[:-1] < len(samples)]
     steps[begins] = samples[begins]
     codes = levels.T.numpy().astype(np.uint16)
     parts = [
-        starts.numpy().astype("<u4"),
-        ranges.flatten(1).numpy().astype("<f4"),
-        steps.numpy().astype("<u4"),
+        starts.numpy().astype("<u4"),  # where each filter's points begin (F + 1,)
+        torch.stack([low, high], 2).numpy().astype("<f4"),  # of x and of y (F, 2, 2)
+        steps.numpy().astype("<u4"),  # from sample to sample
+        # x and y, each the low bytes before the high ones, which compress
         *((axis >> shift).astype(np.uint8) for axis in codes for shift in (0, 8)),
-        layer.labels[rows, samples].to(torch.uint8).numpy(),
+        layer.labels[rows, samples].numpy(),
         (layer.outliers[rows, samples] + 2 * layer.isolated[rows, samples]).numpy().astype(np.uint8),
     ]
     return zlib.compress(b"".join(part.tobytes() for part in parts))
 
 
 def _fitting_maps(kept: Mapping[str, KeptMaps]) -> dict[str, tuple[int, bytes]]:
-    """The maps of each layer that fit into a page: of how many samples, and packed.
-
-    What surely fits is packed first. Maps have many zeros, so that as a rule more do, which is then tried.
-    """
+    """The maps of each layer that fit into a page: of how many samples, and packed."""
     filters = sum(len(maps.samples) for maps in kept.values())
     budget = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * filters))
     bytes_each = {name: 4 + -(-math.prod(maps.maps.shape[2:]) // 2) for name, maps in kept.items()}
     room: float = budget / max(1, filters)
     fitting: dict[str, tuple[int, bytes]] = {}
-    for _ in range(2):
+    for _ in range(2):  # first what surely fits, then more, as maps have many zeros
         packed = {}
         for name, maps in kept.items():
             amount = min(maps.samples.shape[1], max(1, int(room / bytes_each[name])))
@@ -169,10 +154,7 @@ def _fitting_maps(kept: Mapping[str, KeptMaps]) -> dict[str, tuple[int, bytes]]:
 
 
 def _maps(kept: KeptMaps, amount: int) -> bytes:
-    """The first M maps by sample.
-
-    Steps from sample to sample `(F, M)` in uint32, then maps with two pixels a byte, the first in the lower half.
-    """
+    """The first M maps by sample: steps from sample to sample `(F, M)`, then pixels, two in a byte, low half first."""
     samples, order = kept.samples[:, :amount].sort(1)
     steps = samples.diff(dim=1, prepend=samples.new_zeros(len(samples), 1))
     levels = kept.maps.flatten(2).gather(1, order[..., None].expand(-1, -1, kept.maps[0, 0].numel()))

@@ -81,7 +81,7 @@ def assemble(
     content = {"index": zlib.compress(packed), **(blocks or {}), **sprite}
     module, style = _module(code), _text("page.css")
     parts = {
-        "TITLE": escape(index["title"].encode(errors="replace").decode()),  # a file's name may have no UTF-8
+        "TITLE": escape(index["title"]),
         "CODE_HASH": _hash(module),
         "STYLE_HASH": _hash(style),
         "STYLE": style,
@@ -95,7 +95,7 @@ def assemble(
 
 
 def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
-    """How to find an image in the sprite, and the sprite: all images side by side, row by row, in a PNG file."""
+    """All images side by side, row by row, in a PNG file, and how to find one in it."""
     from PIL import Image
 
     count, height, width, channels = images.shape

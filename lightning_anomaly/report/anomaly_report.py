@@ -66,9 +66,8 @@ class AnomalyReport(Tabular):
     def isolated(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of filters that set one or a few samples apart from all others.
 
-        The rule has false alarms in about 1% of filters without outliers, sparse and heavy-tailed ones included, of
-        which a clustering flags many: see `isolated_samples`. Of samples that are there twice or more often it has
-        several times as many. Layers without any are left out.
+        The rule, see `isolated_samples`, has false alarms in about 1% of filters without outliers, and in several times
+        as many if samples are there twice or more often. Layers without any are left out.
         """
         return self._by_layer(lambda layer: layer.isolated_filters)
 
@@ -168,12 +167,10 @@ class AnomalyReport(Tabular):
         outliers and isolated (numbers of samples), explained and sparsity.
 
         Raises:
-            ImportError: If pandas is not installed; the package does not ask for it.
+            ImportError: If pandas is not installed.
         """
-        try:
-            from pandas import DataFrame
-        except ImportError as error:
-            raise ImportError("`AnomalyReport.to_frame` needs pandas, so install it: `pip install pandas`.") from error
+        from pandas import DataFrame
+
         columns: dict[str, list[Any]] = {key: [] for key in ("layer", "filter", "verdict", *_COLUMNS)}
         for name, layer in self.layers.items():
             columns["layer"] += [name] * len(layer.verdicts)

@@ -111,19 +111,11 @@ def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pic
 
 def _images_of(inputs: Any, samples: int) -> Tensor | None:
     """Small pictures of the first tensor with as many samples."""
-    tensor = _tensor_of(inputs, samples)
-    return None if tensor is None else probe_images(tensor)
-
-
-def _tensor_of(inputs: Any, samples: int) -> Tensor | None:
-    """The first tensor with as many samples."""
     if isinstance(inputs, Tensor):
-        return inputs if 2 <= inputs.ndim <= 5 and len(inputs) == samples and inputs.numel() else None
-    if isinstance(inputs, Mapping):
-        inputs = list(inputs.values())
-    if isinstance(inputs, (list, tuple)):
-        return next((t for t in (_tensor_of(i, samples) for i in inputs) if t is not None), None)
-    return None
+        fits = 2 <= inputs.ndim <= 5 and len(inputs) == samples and inputs.numel()
+        return probe_images(inputs) if fits else None
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (list, tuple)) else ()
+    return next((found for part in parts if (found := _images_of(part, samples)) is not None), None)
 
 
 def check_images(images: Any, n_samples: int, dimensions: tuple[int, ...]) -> None:

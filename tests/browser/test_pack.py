@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import re
 import zlib
 from dataclasses import replace
@@ -213,11 +212,6 @@ class TestReport:
         with pytest.raises(ValueError, match=r"`images` should be a tensor .*Found ndarray"):
             report.save_html(tmp_path / "a.html", images=np.zeros((50, 1, 4, 4)))
         assert not (tmp_path / "a.html").exists()
-
-    def test_a_title_may_hold_what_has_no_utf_8(self, tmp_path):
-        (tmp_path / "a.html").write_text("before")
-        made_up(2, 50).save_html(tmp_path / "a.html", title=f"Net on {os.fsdecode(bytes([0xFC]))}.npz")
-        assert "<title>Net on ?.npz</title>" in (tmp_path / "a.html").read_text()
 
     def test_scores_are_there_if_there_are_any_and_infinite_ones_are_told(self, tmp_path):
         report = made_up(1, 3)
