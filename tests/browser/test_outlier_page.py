@@ -248,16 +248,12 @@ def test_hostile_names_stay_text(opened):
 
 
 @pytest.mark.slow
-def test_a_notebook_shows_it_in_place(chromium, tmp_path):
+def test_a_notebook_shows_it_in_place(in_notebook):
     shown = made_up().browse(title="In a notebook")
     assert str(shown).endswith("outliers.html")
-    notebook = tmp_path / "notebook.html"
-    notebook.write_text(f"<!doctype html><meta charset=utf-8>{shown._repr_html_()}", encoding="utf-8")
-    page = chromium.new_page()
-    page.goto(notebook.as_uri())
+    page = in_notebook(shown)
     frame = page.frame_locator("iframe")
     frame.locator(".outlier-picture").nth(2).click()
     frame.get_by_label("Tick this image").check()
     with page.expect_download():
         frame.get_by_role("button", name="Save as CSV").click()
-    page.close()
