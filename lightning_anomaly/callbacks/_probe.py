@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from lightning_anomaly.analysis import analyze_maps
+from lightning_anomaly.callbacks._figures import Guard
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import (
     first_tensor,
@@ -233,6 +234,7 @@ def analyze_probe(
     settings: AnalysisSettings,
     spec: OutputSpec,
     failure: Exception | None,
+    guard: Guard,
 ) -> AnalysisResult:
     """Analyze what a validation took; a collective call, which raises in all processes if one has failed."""
     # A process without a watch has failed, and takes part all the same.
@@ -243,7 +245,11 @@ def analyze_probe(
         if failure is not None:
             raise failure
         report = analyze_maps(maps, settings, notes)
-        return AnalysisResult(report, images, take_pictures(report.layers, maps, images) if spec.pictures else None)
+        pictures = None
+        if spec.pictures:
+            with guard("take pictures for the browser"):  # which are not worth an analysis
+                pictures = take_pictures(report.layers, maps, images)
+        return AnalysisResult(report, images, pictures)
 
 
 def _in_several_processes(trainer: Any) -> bool:

@@ -340,7 +340,7 @@ class AnomalyFilterCallback(LoggingCallback):
         shows = fitting and bool(trainer.loggers)
         spec = OutputSpec(shows and (self.log_figures or self.browser), shows and self.browser)
         failure, self._failure = self._failure, None
-        found = analyze_probe(trainer, self._watch, self.settings, spec, failure)
+        found = analyze_probe(trainer, self._watch, self.settings, spec, failure, self._guard)
         report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if is_empty_result(report):
