@@ -18,7 +18,6 @@ from lightning_anomaly.callbacks._base import (
 from lightning_anomaly.callbacks._figures import is_due, log_comparisons
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
-from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.notes import merge_notes
@@ -64,7 +63,8 @@ class TwoSampleCallback(LoggingCallback):
     there, a subclass loads them.
 
     Args:
-        train_inputs: Images of the training set as `forward` gets them in validation, a tensor `(n, ...)`.
+        train_inputs: Images of the training set as `forward` gets them in validation, a tensor `(n, ...)`; a resumed
+            fit needs the same ones.
         val_inputs: Images of the validation set, likewise `(m, ...)`.
         layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution. The units
             of other linear layers are compared too, for `layer/NAME` alone.
@@ -137,7 +137,7 @@ class TwoSampleCallback(LoggingCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The history, whose last values are logged again if the next comparison fails, and the levels of the ratio."""
-        return {"history": list(self.history), "rise": self._rise.state_dict(), "pixels": self._pixels()}
+        return {"history": list(self.history), "rise": self._rise.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
@@ -146,24 +146,7 @@ class TwoSampleCallback(LoggingCallback):
         self._forget()
         self.history = list(state_dict["history"])
         self._rise.load_state_dict(state_dict["rise"])
-        before, now = torch.tensor(state_dict["pixels"]), torch.tensor(self._pixels())
-        rounding = 1e-3 * now.nan_to_num(0.0, 0.0, 0.0).abs().amax().item()
-        if before.shape != now.shape or not torch.allclose(before, now, rtol=1e-3, atol=rounding, equal_nan=True):
-            self._rise = ErrorRise()
-            self._warn_once(
-                "other images",
-                "The images of TwoSampleCallback are others than those of the checkpoint, so its `confidence_rise` "
-                "begins anew: give the same ones to go on.",
-            )
         self._recall()
-
-    def _pixels(self) -> list[float]:
-        """A weighted mean of each of a few images of both kinds, to know them again; plain ones of many are all 0."""
-        some = [own[:: max(1, len(own) // 32)][:32] for own in (self.train_inputs, self.val_inputs)]
-        values = torch.cat([magnitudes(own).cpu().double().reshape(len(own), -1) for own in some])
-        weights = torch.arange(values.shape[1], dtype=torch.float64, device="cpu").cos()
-        means: list[float] = (values * weights).mean(1).tolist()
-        return means
 
     def _recall(self) -> None:
         """Take the last values of the history, which are logged again where nothing can be compared."""
