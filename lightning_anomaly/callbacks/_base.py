@@ -17,57 +17,18 @@ from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.notes import merge_notes
 
 __all__ = [
-    "AnyCallback",
     "AnyEarlyStopping",
-    "GuardedHooks",
+    "GuardedCallback",
     "LoggingCallback",
-    "Subject",
-    "builds_layers_later",
+    "all_validate",
     "describe_dead_monitors",
     "guarded",
     "logged_step",
     "until_validation_end",
-    "validates_everywhere",
 ]
 
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
-
-
-class Subject:
-    """The module that a callback knows something about, also through a checkpoint.
-
-    Lightning loads the state of a callback before `on_fit_start`: what was loaded is about the module that comes next.
-    """
-
-    def __init__(self) -> None:
-        self._module: weakref.ref[Any] | None = None
-        self._loaded = False
-        self._fitting = True
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_module": None}  # a weak reference cannot be copied
-
-    def begin(self, stage: str) -> None:
-        """Begin a fit, a validation or a test."""
-        self._fitting = stage == "fit"
-
-    def load(self) -> bool:
-        """Whether to take the state of a checkpoint: not of one that is only tested, after a fit."""
-        self._loaded = self._fitting or self._module is None
-        return self._loaded
-
-    def meet(self, pl_module: Any) -> None:
-        """Remember whom a checkpoint was loaded for."""
-        if self._loaded:
-            self._module, self._loaded = weakref.ref(pl_module), False
-
-    def changes_to(self, pl_module: Any) -> bool:
-        """Whether what is known is about another module; from now on it is about this one."""
-        self.meet(pl_module)
-        before = None if self._module is None else self._module()
-        self._module = weakref.ref(pl_module)
-        return before is not pl_module
 
 
 # `lightning.pytorch` and `pytorch_lightning` are two class trees; a Trainer of either only accepts its own classes.
@@ -95,12 +56,43 @@ else:
         """An `EarlyStopping` for `lightning.pytorch` and `pytorch_lightning`."""
 
 
-class GuardedHooks:
-    """The guard of our callbacks: what fails in a hook becomes one warning, and training continues."""
+class GuardedCallback(AnyCallback):
+    """Base class with the guard, where what fails in a hook becomes one warning, and with what is known of a module."""
 
     on_error = "warn"  # or "raise"
     _warned: set[str]
     _failure: Exception | None = None  # of the validation that runs
+    _module: weakref.ref[Any] | None = None  # that what is known is about
+    _fitting = True
+    _loaded = False  # a checkpoint, whose state is about the module that comes next
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_module": None}  # a weak reference cannot be copied
+
+    def _forget(self) -> None:
+        """Start anew: what is known is about another module."""
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; a checkpoint that is only validated or tested changes nothing."""
+        if self._fitting:
+            self._loaded = True
+            self._forget()
+            self._restore(state_dict)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Begin a fit, a validation or a test."""
+        self._fitting = stage == "fit"
+        self._failure = None
+        super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Drop what is known of another module."""
+        if not self._loaded and (self._module is None or self._module() is not pl_module):
+            self._forget()
+        self._module, self._loaded = weakref.ref(pl_module), False
 
     @contextmanager
     def _guard(self, task: str, consequence: str = "") -> Iterator[None]:
@@ -134,7 +126,7 @@ def guarded(hook: Hook) -> Hook:
     """Run a hook of a callback behind its guard."""
 
     @wraps(hook)
-    def run(self: GuardedHooks, *args: Any, **kwargs: Any) -> None:
+    def run(self: GuardedCallback, *args: Any, **kwargs: Any) -> None:
         with self._guard(f"run `{hook.__name__}`"):
             hook(self, *args, **kwargs)
 
@@ -148,7 +140,7 @@ def until_validation_end(hook: Hook) -> Hook:
     """
 
     @wraps(hook)
-    def run(self: GuardedHooks, *args: Any, **kwargs: Any) -> None:
+    def run(self: GuardedCallback, *args: Any, **kwargs: Any) -> None:
         if self._failure is None:
             try:
                 hook(self, *args, **kwargs)
@@ -170,8 +162,8 @@ class _OwnKey(str):
         return not isinstance(other, _OwnKey) and str.__eq__(self, other)
 
 
-class LoggingCallback(GuardedHooks, AnyCallback):
-    """Base class with prefixed, rank-synchronized logging, guarded hooks and each warning once.
+class LoggingCallback(GuardedCallback):
+    """Base class with prefixed, rank-synchronized logging and each warning once.
 
     Args:
         log_key_prefix: What the keys of the logged values begin with.
@@ -180,14 +172,12 @@ class LoggingCallback(GuardedHooks, AnyCallback):
         ValueError: If the prefix is no string, or empty.
     """
 
-    _state_name: str
+    _state_name: str  # also of a subclass
 
     def __init__(self, log_key_prefix: str) -> None:
         self.log_key_prefix = check_text("log_key_prefix", log_key_prefix)
         self._set_up = False
-        self._everywhere = True
         self._warned: set[str] = set()
-        self._subject = Subject()
 
     @property
     def state_key(self) -> str:
@@ -196,50 +186,53 @@ class LoggingCallback(GuardedHooks, AnyCallback):
         return key if self._set_up else _OwnKey(key)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begin anew, and warn if what is found will be lost."""
-        self._everywhere = True
-        self._failure = None
+        """Check the configuration; names of layers later if the model builds its layers later."""
+        super().setup(trainer, pl_module, stage)
         self._set_up = True
-        self._subject.begin(stage)
         if stage != "fit":
             self._warned.clear()  # what was said may be of another module
-        # `ddp_spawn`, `ddp_notebook` and the like: nothing of a callback comes back from the processes they start.
-        launcher = type(getattr(trainer.strategy, "launcher", None))
-        if any(kind.__name__ == "_MultiProcessingLauncher" for kind in launcher.__mro__):
-            self._warn_once(
-                "started by Lightning",
-                f"{type(self).__name__} works in copies here, in processes that the strategy starts and ends: the one "
-                "given to the Trainer stays as it was. Read what you need in a hook, such as `on_fit_end`, or use "
-                '`strategy="ddp"` in a script.',
-            )
+        for twin in trainer.callbacks:
+            if isinstance(twin, LoggingCallback) and twin is not self and twin.log_key_prefix == self.log_key_prefix:
+                raise ValueError(
+                    "Parameter `log_key_prefix` should be different for each callback of a Trainer. "
+                    f"Found {self.log_key_prefix!r} twice."
+                )
+        if not builds_layers_later(pl_module):
+            self._check_layers(pl_module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check names of layers, now that every layer is there, and drop what is known of another module."""
+        self._check_layers(pl_module)
+        super().on_fit_start(trainer, pl_module)
+
+    def _check_layers(self, pl_module: Any) -> None:
+        """Raise ValueError for names of layers that the model does not have."""
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find out whether all processes validate."""
-        self._everywhere = validates_everywhere(trainer)
+        """Warn if nothing will be found."""
+        self._warn_of_no_validation(trainer)
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Remember whom a checkpoint was loaded for."""
-        self._subject.meet(pl_module)
-
-    def _check_twins(self, trainer: Any, *kinds: type[LoggingCallback]) -> None:
-        """Raise ValueError if another callback of these kinds in the Trainer logs under the same prefix."""
-        twins = [c for c in trainer.callbacks if isinstance(c, kinds) and c is not self]
-        if any(twin.log_key_prefix == self.log_key_prefix for twin in twins):
-            each = " and each ".join(kind.__name__ for kind in kinds)
-            raise ValueError(
-                f"Parameter `log_key_prefix` should be different for each {each} of a Trainer. "
-                f"Found {self.log_key_prefix!r} twice."
+    def _warn_of_no_validation(self, trainer: Any) -> None:
+        """Warn if there are no validations, or none that all processes run."""
+        if trainer.barebones:
+            return
+        if not all_validate(trainer):
+            problem = (
+                "some process may have none, and the others cannot wait for it: give every process a validation batch, "
+                "and do not set `allow_zero_length_dataloader_with_multiple_devices`"
             )
-
-    def _together(self, trainer: Any) -> bool:
-        """Whether every process runs the hooks of this validation, so that they can wait for each other in them."""
-        return self._everywhere if trainer.state.fn == "fit" else not _may_skip_validations(trainer)
+        elif not trainer.enable_validation:
+            problem = "this Trainer has none: no validation loader, no `validation_step`, or `limit_val_batches = 0`"
+        else:
+            return
+        text = f"{self._state_name} works at validations, and {problem}. It will find nothing."
+        self._warn_once("no validation", text + describe_dead_monitors(trainer, self.log_key_prefix))
 
     @guarded
     def _log(self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "") -> None:
         """Log values of a validation, which are the same in all processes; the one named `prog_bar` there as well."""
-        together = self._together(trainer)
+        together = all_validate(trainer)
         for name, value in values.items():
             # The largest of equal numbers is that number, without the rounding of a mean.
             pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
@@ -267,26 +260,14 @@ def logged_step(trainer: Any) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def _may_skip_validations(trainer: Any) -> bool:
-    """Whether a process without validation batches skips validations, hooks included; otherwise Lightning raises.
+def all_validate(trainer: Any) -> bool:
+    """Whether every process runs the hooks of validations, so that they can wait for each other in them.
 
-    An iterable data set without a length does run its hooks.
+    With this flag of Lightning's a process without validation batches runs none; else Lightning raises.
     """
     asked = (trainer.lightning_module, trainer.datamodule)
-    return trainer.world_size > 1 and any(
-        getattr(part, "allow_zero_length_dataloader_with_multiple_devices", False) for part in asked
-    )
-
-
-def validates_everywhere(trainer: Any) -> bool:
-    """Whether all processes will run the validations of a fit; a collective call for `on_train_start`.
-
-    A process without any batch may run no validation hooks, and the others must not wait for it there.
-    """
-    # Where the first epoch ends without a validation the loaders are not there yet, and others may follow these.
-    known = trainer.val_dataloaders is not None and not trainer.reload_dataloaders_every_n_epochs
-    validates = sum(trainer.num_val_batches) > 0 if known else not _may_skip_validations(trainer)
-    return bool(trainer.strategy.reduce_boolean_decision(trainer.enable_validation and validates, all=True))
+    flag = "allow_zero_length_dataloader_with_multiple_devices"
+    return trainer.world_size == 1 or not any(getattr(part, flag, False) for part in asked)
 
 
 def describe_dead_monitors(trainer: Any, prefix: str, part: str = "", but: str | None = None) -> str:

@@ -2,58 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
+from lightning_anomaly.browser import page_text
+from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, log_page, loss_tags
 from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
 from lightning_anomaly.plots.comparisons import ComparisonFields
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import drawn
+from lightning_anomaly.shared_analysis import AnalysisResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-from lightning_anomaly.browser import page_text
-from lightning_anomaly.callbacks._loggers import log_page
-from lightning_anomaly.report.pictures import Pictures
-
-__all__ = [
-    "BrowserSchedule",
-    "FigureSchedule",
-    "Guard",
-    "analyses",
-    "is_due",
-    "log_comparisons",
-    "log_report",
-    "remember_losses",
-]
+__all__ = ["FigureSchedule", "Guard", "is_due", "log_comparisons", "log_report", "remember_losses"]
 
 Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `GuardedHooks._guard`
 
 
 class FigureSchedule:
-    """Figures at the 1st, 2nd, 4th, 8th, ... analysis and after the last: few in a long training, close at its start.
+    """Figures and filter browser at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
 
-    Which analysis is the last is known only afterwards: until the next one, the few images stay that its figures show.
-    The layout of the charts is logged even if figures are not enabled.
+    Which analysis is the last is known only afterwards: what they show of one stays until the next. The layout of the
+    charts is logged even if neither is enabled.
     """
 
-    def __init__(self, prefix: str, overlay_tags: list[str] | None, enabled: bool, guard: Guard) -> None:
+    def __init__(self, prefix: str, overlay_tags: list[str] | None, figures: bool, guard: Guard) -> None:
         self._prefix = prefix
         self._overlay_tags = overlay_tags
-        self._enabled = enabled
+        self._figures = figures
         self._guard = guard
         self.start()
 
     def start(self) -> None:
         """Begin a fit."""
         self._layout_done = False
-        self._pending: tuple[int, Tensor | None] | None = None
+        self._pending: tuple[AnalysisResult, Tensor | None, int] | None = None
 
     def lay_out(self, trainer: Any, last_chance: bool = False) -> None:
         """Lay losses and the numbers of anomaly and of isolated filters into one chart, once their names are known.
@@ -76,23 +66,25 @@ class FigureSchedule:
                     log_overlay_layout(logger, [*losses, *counts], self._prefix, apart=counts)
         self._layout_done = True
 
-    def log(self, trainer: Any, report: AnomalyReport, images: Tensor | None, step: int, number: int) -> None:
-        """Log the figures that are due after an analysis, the `number`th, of a probe with images `(N, C, H, W)`."""
-        self._pending = (step, _pick_outliers(report, images)) if self._enabled else None
-        if is_due(number):
-            self.finish(trainer, report)
+    def take(self, found: AnalysisResult, step: int) -> None:
+        """Keep what is shown of an analysis until the next."""
+        outliers = _pick_outliers(found.report, found.images) if self._figures else None
+        self._pending = replace(found, images=None), outliers, step
 
-    def finish(self, trainer: Any, report: AnomalyReport) -> None:
-        """Log the figures of the last analysis, if that has not happened."""
-        if self._pending is not None:
-            step, outliers = self._pending
-            log_report(trainer.loggers, self._prefix, report, outliers, step, self._guard)
-            self._pending = None
-
-
-def analyses(history: Sequence[Mapping[str, Any]]) -> int:
-    """The number of analyses in a history, those before a resume included."""
-    return sum(entry["analysed"] for entry in history)
+    def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
+        """Log what is due, or not shown yet after the `last` analysis; for process 0, after `remember_losses`."""
+        if self._pending is None or not (last or is_due(sum(entry["analysed"] for entry in history))):
+            return
+        (found, outliers, step), self._pending = self._pending, None
+        if self._figures:
+            log_report(trainer.loggers, self._prefix, found.report, outliers, step, self._guard)
+        if found.pictures is not None:
+            with self._guard("draw the filter browser"):
+                title = f"Anomaly filters, step {step:,}"
+                page = page_text(found.report, found.pictures, title=title, history=history)
+                for logger in trainer.loggers:
+                    with self._guard(f"log a page to {type(logger).__name__}"):
+                        log_page(logger, f"{self._prefix}/browser", page, step)
 
 
 def is_due(number: int) -> bool:
@@ -144,35 +136,6 @@ def _log_drawn(
         for logger in loggers:
             with guard(f"log a figure to {type(logger).__name__}"):
                 log_figure(logger, f"{prefix}/{name}", figure, step)
-
-
-class BrowserSchedule:
-    """The filter browser at the 1st, 2nd, 4th, 8th, ... analysis and after the last, beside the figures."""
-
-    def __init__(self, prefix: str, guard: Guard) -> None:
-        self._prefix = prefix
-        self._guard = guard
-        self.start()
-
-    def start(self) -> None:
-        """Begin a fit."""
-        self._pending: tuple[AnomalyReport, Pictures, int] | None = None
-
-    def take(self, report: AnomalyReport, pictures: Pictures | None, step: int) -> None:
-        """Keep what the browser shows of an analysis until the next; None if it was not asked for."""
-        if pictures is not None:
-            self._pending = report, pictures, step
-
-    def write(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
-        """Log the page in process 0, if it is due or the last one was not."""
-        if self._pending is None or not (last or is_due(analyses(history))):
-            return
-        report, pictures, step = self._pending
-        self._pending = None
-        page = page_text(report, pictures, title=f"Anomaly filters, step {step:,}", history=history)
-        for logger in trainer.loggers:
-            with self._guard(f"log a page to {type(logger).__name__}"):
-                log_page(logger, f"{self._prefix}/browser", page, step)
 
 
 def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:

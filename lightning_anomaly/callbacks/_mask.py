@@ -43,6 +43,10 @@ class TrainerMask:
         self._batch: Any = None
         self._warn = warn
 
+    def forget(self) -> None:
+        """Know no mask."""
+        self.mask, self._loaded = None, None
+
     @property
     def masked(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}`."""

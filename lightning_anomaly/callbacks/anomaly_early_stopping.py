@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_anomaly.callbacks import _history
-from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedHooks, Subject, guarded, validates_everywhere
+from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, all_validate
 from lightning_anomaly.callbacks._reports import find_watcher
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
@@ -49,7 +49,7 @@ _OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, patience=1, hold=1, found_a
 _FEW = 100  # of fewer images the standard error is not to be trusted
 
 
-class AnomalyEarlyStopping(GuardedHooks, AnyEarlyStopping):
+class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
     """Stops a training that overfits, by a signal that needs no validation labels.
 
     **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_rise` and stops when the output has become
@@ -100,9 +100,7 @@ class AnomalyEarlyStopping(GuardedHooks, AnyEarlyStopping):
         super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose), check_on_train_epoch_end=False)
         # Until there is a Trainer.
         self._watch(*(("two_sample", _OUTPUT) if self.log_key_prefix is None else (self.log_key_prefix, _FILTERS)))
-        self._everywhere = True
         self._warned: set[str] = set()
-        self._subject = Subject()
         self._forget()
 
     @property
@@ -133,16 +131,12 @@ class AnomalyEarlyStopping(GuardedHooks, AnyEarlyStopping):
         if reasons := _stopping_reasons():
             self.stopping_reason = reasons.NOT_STOPPED
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
-        if not self._subject.load():
-            return
-        self._forget()
-        super().load_state_dict({**state_dict, "patience": self.patience})  # of this fit, as the threshold is
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        # The patience is that of this fit, as the threshold is.
+        AnyEarlyStopping.load_state_dict(self, {**state_dict, "patience": self.patience})
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Find out what there is to watch, and says so."""
-        self._subject.begin(stage)
+        """Find out what there is to watch, and say so."""
         if stage == "fit":
             self._choose(trainer)
             self._tell()
@@ -185,25 +179,15 @@ class AnomalyEarlyStopping(GuardedHooks, AnyEarlyStopping):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Drop what was seen of another model, and why an earlier fit of this one was stopped."""
-        if self._subject.changes_to(pl_module):
-            self._forget()
+        super().on_fit_start(trainer, pl_module)
         self._begin()
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Remember whom a checkpoint was loaded for."""
-        self._subject.meet(pl_module)
-
-    @guarded
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find out whether there will be anything to stop for."""
-        self._everywhere = validates_everywhere(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Nothing: each validation is judged when it ends."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop the training if it is time, in all processes if in one."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run or not self._everywhere:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run or not all_validate(trainer):
             return
         reason: str | None = None
         with self._guard("decide whether to stop"):

@@ -6,23 +6,24 @@ import time
 import warnings
 from typing import Any, Literal
 
+from torch import Tensor
+
 from lightning_anomaly.callbacks._base import (
     LoggingCallback,
-    builds_layers_later,
+    all_validate,
     describe_dead_monitors,
     guarded,
     logged_step,
     until_validation_end,
 )
-from lightning_anomaly.callbacks._figures import BrowserSchedule, FigureSchedule, analyses, remember_losses
+from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._history import FitMemory
 from lightning_anomaly.callbacks._probe import (
     CHANGED,
-    ProbeImages,
-    SmallImages,
     ValidationWatch,
     analyze_probe,
     is_empty_result,
+    same_pixels,
     shortcomings,
 )
 from lightning_anomaly.capture.images import shuffles
@@ -35,11 +36,6 @@ from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec
 
 __all__ = ["AnomalyFilterCallback"]
 
-_EMPTY_SHARD = (
-    "AnomalyFilterCallback has nothing to analyze: some process has no validation batch, or may have none where "
-    "`allow_zero_length_dataloader_with_multiple_devices` is set, and then runs no validation; the others cannot wait "
-    "for it. Give every process at least one validation batch, and leave that unset."
-)
 _NOTHING = "nothing is watched and the logged zeros stand for nothing"
 
 
@@ -129,19 +125,16 @@ class AnomalyFilterCallback(LoggingCallback):
         self.on_error = check_one_of("on_error", on_error, ("warn", "raise"))
         self.browser = check_bool("browser", browser)
         self._watch: ValidationWatch | None = None
-        self._probe_images = ProbeImages()
-        self._small_images = SmallImages()
         self._values: dict[str, float] = {}
         self._due = False  # whether the validation that runs is analyzed
         self._forget()
 
     def _forget(self) -> None:
-        """Start anew: what is known is about another model."""
         self.report: AnomalyReport | None = None
         self._memory = FitMemory()
         self._warned.clear()
         self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self._guard)
-        self._browser = BrowserSchedule(self.log_key_prefix, self._guard)
+        self._pixels: Tensor | None = None  # of the last probe of this fit
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -152,42 +145,17 @@ class AnomalyFilterCallback(LoggingCallback):
         """The history and the last logged values, as plain values."""
         return self._memory.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
-        if not self._subject.load():
-            return
-        self._forget()
+    def _restore(self, state_dict: dict[str, Any]) -> None:
         self._memory.load_state_dict(state_dict)
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration against the model, unless the model builds its layers later."""
-        super().setup(trainer, pl_module, stage)
-        self._check_twins(trainer, AnomalyFilterCallback)
-        if not builds_layers_later(pl_module):
-            self._watched(pl_module)
+    def _check_layers(self, pl_module: Any) -> None:
+        self._watched(pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check layer names, now that every layer is there, and drop what was found in another model."""
-        if self._subject.changes_to(pl_module):
-            self._forget()
-        self._watched(pl_module)
+        """Check names of layers, and drop what was found in another model."""
+        super().on_fit_start(trainer, pl_module)
         self._figures.start()
-        self._browser.start()
-        self._probe_images = ProbeImages()
-
-    @guarded
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn if nothing will ever be analyzed."""
-        if not trainer.enable_validation and not trainer.barebones:
-            self._warn_once(
-                "no validation",
-                "AnomalyFilterCallback runs at the end of validations, and this Trainer has none: no validation "
-                "loader, no `validation_step`, or `limit_val_batches = 0`. Nothing will be analyzed."
-                + describe_dead_monitors(trainer, self.log_key_prefix),
-            )
-        super().on_train_start(trainer, pl_module)
-        if not self._everywhere and trainer.enable_validation:
-            self._warn_once("empty shard", _EMPTY_SHARD + describe_dead_monitors(trainer, self.log_key_prefix))
+        self._pixels = None
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -201,28 +169,30 @@ class AnomalyFilterCallback(LoggingCallback):
         self._due = False
         if trainer.sanity_checking or trainer.barebones:
             return
-        fitting = trainer.state.fn == "fit"
-        self._values = (self._memory if fitting else FitMemory()).last_values(None)
-        if not self._together(trainer):
-            self._warn_once("empty shard", _EMPTY_SHARD)
+        # What a fit found is no value of another validation.
+        memory = self._memory if trainer.state.fn == "fit" else FitMemory()
+        self._values = memory.last_values(None)
+        if not all_validate(trainer):
+            self._warn_of_no_validation(trainer)
             return
-        self._due = not (fitting and self._memory.validations % self.every_n_validations)
-        self._watch_layers(trainer, pl_module)
+        self._due = memory.validations % self.every_n_validations == 0
+        self._watch_layers(trainer, pl_module, memory)
 
     @until_validation_end
-    def _watch_layers(self, trainer: Any, pl_module: Any) -> None:
-        fitting = trainer.state.fn == "fit"
+    def _watch_layers(self, trainer: Any, pl_module: Any, memory: FitMemory) -> None:
         layers = self._watched(pl_module)
-        # What a fit found is no value of another validation.
-        self._values = (self._memory if fitting else FitMemory()).last_values(layers)
+        self._values = memory.last_values(layers)
         if not self._due:
             return
+        fitting = trainer.state.fn == "fit"
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
                 "shuffled",
                 "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
                 'comparable. Let it keep the order, or use `probe = "train"`, which takes a fixed sample.',
             )
+        # Of several processes each sees a part of the probe, and only the first one has to have a logger.
+        shown = fitting and (self.log_figures or self.browser) and bool(trainer.loggers or trainer.world_size > 1)
         self._watch = ValidationWatch(
             trainer,
             pl_module,
@@ -230,14 +200,15 @@ class AnomalyFilterCallback(LoggingCallback):
             probe=self.probe,
             probe_size=self.probe_size,
             settings=self.settings,
-            on_batch=lambda batch: self._record_batch(trainer, batch),
+            notes=unseen_layers(pl_module, self.layers),
+            keep_images=shown,
         )
 
     @until_validation_end
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Hooks the layers for the validation step to come."""
+        """Hook the layers for the validation step to come."""
         if self._watch is not None and dataloader_idx == 0:
             self._watch.before_batch(batch)
 
@@ -245,7 +216,7 @@ class AnomalyFilterCallback(LoggingCallback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Takes the hooks off again."""
+        """Take the hooks off again."""
         if self._watch is not None:
             self._watch.after_batch()
             if dataloader_idx == 0:
@@ -269,7 +240,7 @@ class AnomalyFilterCallback(LoggingCallback):
         if trainer.sanity_checking or trainer.barebones:
             return
         found: AnalysisResult | None = None
-        self._end_probe(pl_module)
+        self._end_probe()
         with self._guard("analyze the filters", self._consequence(trainer)):
             if self._due:
                 found = self._analyze(trainer)
@@ -280,32 +251,29 @@ class AnomalyFilterCallback(LoggingCallback):
         self._release()
 
     @until_validation_end
-    def _end_probe(self, pl_module: Any) -> None:
+    def _end_probe(self) -> None:
         if self._watch is not None:
             self._watch.run_training_probe()  # in a process without any validation batch
-            self._watch.end(unseen_layers(pl_module, self.layers), self._small_images.taken())
 
     @guarded
     def _remember(self, trainer: Any, found: AnalysisResult | None) -> None:
         """Add this validation to the history, and its figures and page to those that are due."""
-        if self._everywhere:  # the number is the same in all processes, so that all find the same one due
+        if all_validate(trainer):  # the number is the same in all processes, so that all find the same one due
             self._memory.validations += 1
         report = None if found is None else found.report
         self._memory.add(trainer, self._values, report, self.signal_layers, self.probe)
         if found is not None and trainer.is_global_zero:
-            step = logged_step(trainer)
-            self._figures.log(trainer, found.report, found.images, step, analyses(self.history))
-            self._browser.take(found.report, found.pictures, step)
+            self._figures.take(found, logged_step(trainer))
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Lay the curves over each other, in a chart."""
+        """Lay the curves over each other, in a chart, and log figures and page that are due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.barebones:
             self._figures.lay_out(trainer)
             if self.browser:
                 remember_losses(self.history, trainer)
-                if trainer.is_global_zero:
-                    self._browser.write(trainer, self.history)
+            if trainer.is_global_zero:
+                self._figures.show(trainer, self.history)
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -317,10 +285,9 @@ class AnomalyFilterCallback(LoggingCallback):
             self._show_last(trainer)
 
     def _show_last(self, trainer: Any) -> None:
-        """Figures and page of the last analysis, if they were not made; nothing here waits for other processes."""
-        if self.report is not None and trainer.is_global_zero:
-            self._figures.finish(trainer, self.report)
-            self._browser.write(trainer, self.history, last=True)
+        """Log figures and page of the last analysis, if not done; nothing here waits for other processes."""
+        if trainer.is_global_zero:
+            self._figures.show(trainer, self.history, last=True)
 
     def _watched(self, pl_module: Any) -> dict[str, Any]:
         if self.signal_layers is not None:
@@ -354,7 +321,8 @@ class AnomalyFilterCallback(LoggingCallback):
             self._memory.has_found = True
         self.report = report
         self._warn_each_once(notes)
-        self._compare_images()
+        if fitting:
+            self._compare_images()
         self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}
         return found
 
@@ -365,24 +333,17 @@ class AnomalyFilterCallback(LoggingCallback):
         advice = "" if self.probe == "val" else '. Use `probe = "val"`, which needs the validation step alone'
         return f", so {_NOTHING}{advice}.{describe_dead_monitors(trainer, self.log_key_prefix)}"
 
-    def _record_batch(self, trainer: Any, batch: Any) -> None:
-        """See a batch of the probe."""
-        if trainer.state.fn != "fit":
-            return
-        self._probe_images.record(batch, self.probe_size)
-        # Of several processes each sees a part of the probe, and only the first one has to have a logger.
-        if (self.log_figures or self.browser) and (trainer.loggers or trainer.world_size > 1):
-            self._small_images.record(batch, -(-self.probe_size // trainer.world_size))
-
     def _compare_images(self) -> None:
         """Warn once if the probe has changed; in any process, as each has a part of the probe."""
-        if self._probe_images.changed() and not {"shuffled", "changed"} & self._warned:
+        now = self._watch.pixels if self._watch is not None else None
+        if now is None or not len(now):
+            return
+        before, self._pixels = self._pixels, now
+        if before is not None and not same_pixels(before, now) and not {"shuffled", "changed"} & self._warned:
             self._warned.add("changed")
             warnings.warn(CHANGED[self.probe], stacklevel=2)
 
     def _release(self) -> None:
         watch, self._watch = self._watch, None
-        self._probe_images.forget()
-        self._small_images.forget()
         if watch is not None:
             watch.after_batch()

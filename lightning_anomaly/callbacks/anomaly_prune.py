@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -99,7 +100,7 @@ class AnomalyPruneCallback(LoggingCallback):
         self._forget()
 
     def _forget(self) -> None:
-        """Start anew, but for the mask."""
+        self._trained.forget()
         self._reports.restart([])
         self._warned.clear()
         self.events: list[dict[str, Any]] = []
@@ -125,7 +126,7 @@ class AnomalyPruneCallback(LoggingCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave: a fit masks the filters when it begins, or now if it has begun."""
         self._forget()
-        self._subject.load()
+        self._loaded = True
         self._reports.restart(state_dict["summaries"])
         self._trained.load_state_dict(state_dict)
         self.events = list(state_dict["events"])
@@ -140,7 +141,6 @@ class AnomalyPruneCallback(LoggingCallback):
             if not sharded:
                 self._trained.attach(pl_module)
             return
-        self._check_twins(trainer, AnomalyPruneCallback)
         self._reports.watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback")
         if sharded:
             raise ValueError(
@@ -159,16 +159,13 @@ class AnomalyPruneCallback(LoggingCallback):
         """Mask again what a checkpoint, or an earlier fit of this model, had masked."""
         watcher = self._reports.watcher
         check_maskable(select_layers(pl_module, None if watcher is None else watcher.layers))
-        if self._subject.changes_to(pl_module):
-            self._forget()
-            self._trained = TrainerMask(self._warn_once)
+        super().on_fit_start(trainer, pl_module)
         self._reports.restart(self._reports.summaries)  # one of `trainer.validate` may be there, of other images
         self._trained.start(pl_module)
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Mask what is only there by now: the optimizers' state and averaged weights of a checkpoint."""
-        super().on_train_start(trainer, pl_module)
         # A fit of the same model by another Trainer counts its epochs from 0 again.
         self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
         self._trained.keep_everywhere(trainer, pl_module)
@@ -269,6 +266,8 @@ class AnomalyPruneCallback(LoggingCallback):
         """End what the Trainer does with the model."""
         super().teardown(trainer, pl_module, stage)
         self._trained.detach()
+        if self._loaded:  # for a validation or a test
+            self._module, self._loaded = weakref.ref(pl_module), False
 
     def describe(self) -> str:
         """Describe what was masked and when, in a line for each time."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._base import (
     LoggingCallback,
-    builds_layers_later,
+    all_validate,
     describe_dead_monitors,
     guarded,
     logged_step,
@@ -17,7 +17,6 @@ from lightning_anomaly.callbacks._base import (
 )
 from lightning_anomaly.callbacks._figures import is_due, log_comparisons
 from lightning_anomaly.callbacks._probe import unlogged
-from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.notes import merge_notes
@@ -139,14 +138,9 @@ class TwoSampleCallback(LoggingCallback):
         """The history, whose last values are logged again if the next comparison fails, and the levels of the ratio."""
         return {"history": list(self.history), "rise": self._rise.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, unless the checkpoint is of a fit that is known and is only tested."""
-        if not self._subject.load():
-            return
-        self._forget()
+    def _restore(self, state_dict: dict[str, Any]) -> None:
         self.history = list(state_dict["history"])
         self._rise.load_state_dict(state_dict["rise"])
-        self._recall()
 
     def _recall(self) -> None:
         """Take the last values of the history, which are logged again where nothing can be compared."""
@@ -156,18 +150,16 @@ class TwoSampleCallback(LoggingCallback):
         self._measured = self._output_measured or any(entry["share_p_values"] for entry in self.history)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration against the model, unless the model builds its layers later."""
+        """Check the configuration."""
         super().setup(trainer, pl_module, stage)
-        self._check_twins(trainer, TwoSampleCallback, AnomalyFilterCallback)  # both log a count
         self._begin()
-        if not builds_layers_later(pl_module):
-            select_layers(pl_module, self.layers)
+
+    def _check_layers(self, pl_module: Any) -> None:
+        select_layers(pl_module, self.layers)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check layer names, now that every layer is there, and drop what was found in another model."""
-        select_layers(pl_module, self.layers)
-        if self._subject.changes_to(pl_module):
-            self._forget()
+        """Check names of layers, and take the last values of this module."""
+        super().on_fit_start(trainer, pl_module)
         self._recall()
         self._undrawn = None
 
@@ -182,23 +174,12 @@ class TwoSampleCallback(LoggingCallback):
         if isinstance(exception, KeyboardInterrupt):
             self._draw(trainer)
 
-    @guarded
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn if nothing will ever be compared."""
-        super().on_train_start(trainer, pl_module)
-        if not self._everywhere and not trainer.barebones:
-            self._warn_once(
-                "no validation",
-                "TwoSampleCallback compares at validations, and this Trainer, or a process of it, has none: no "
-                "validation loader, no batch in it, no `validation_step`, or `limit_val_batches = 0`. Nothing "
-                "will be compared." + describe_dead_monitors(trainer, self.log_key_prefix),
-            )
-
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Prepare to compare."""
-        self._due = self._everywhere and not trainer.sanity_checking and not trainer.barebones
-        if self._due:
-            self._fresh = None
+        self._fresh = None
+        self._due = False
+        if not trainer.sanity_checking and not trainer.barebones:
+            self._due = all_validate(trainer)
             self._values = _NEUTRAL | self._values
             self._choose_keys(pl_module)
 
@@ -219,15 +200,17 @@ class TwoSampleCallback(LoggingCallback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log, and remember."""
-        if trainer.sanity_checking or trainer.barebones or not self._everywhere:
+        if trainer.sanity_checking or trainer.barebones:
+            return
+        if not all_validate(trainer):
+            self._warn_of_no_validation(trainer)
+            self._log(trainer, pl_module, self._values)
             return
         if self._due:  # a process without any validation batch
             self._compare(trainer, pl_module)
         report: TwoSampleReport | None = None
         with self._guard("compare", self._consequence(trainer)):
-            compared = self._fresh is not None
-            if self._together(trainer):
-                compared = trainer.strategy.reduce_boolean_decision(compared, all=True)
+            compared = trainer.strategy.reduce_boolean_decision(self._fresh is not None, all=True)
             self._raise_failure()
             if not compared:
                 raise RuntimeError("another process failed")

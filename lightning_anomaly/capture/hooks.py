@@ -148,7 +148,6 @@ class MapCapture:
         max_map_side: See `pool_maps`.
         summary: What is kept of maps `(n, F, ...)`; None keeps pooled maps, their sparsity and their statistics before
             they are rectified.
-        taking: Asked at each call of a layer whether it counts.
     """
 
     def __init__(
@@ -159,7 +158,6 @@ class MapCapture:
         rectify: bool = True,
         max_map_side: int = 8,
         summary: Callable[[Tensor], Tensor] | None = None,
-        taking: Callable[[], bool] = lambda: True,
     ) -> None:
         self._layers = layers
         self._limit = limit
@@ -167,7 +165,6 @@ class MapCapture:
         self._max_map_side = max_map_side
         self._summary = summary
         self._hooks = ExitStack()
-        self._taking = taking
         self._called: dict[str, int] = {}  # in this pass, and how many maps they gave
         self._given: Counter[str] = Counter()  # maps in all passes, also those beyond the limit
         self._samples = 0  # in all passes
@@ -217,9 +214,8 @@ class MapCapture:
             try:
                 if name in self._called or _exclusive.get() not in (None, self) or _is_tracing(output):
                     return
-                if self._taking():
-                    self._called[name] = 0
-                    self._take(name, module, output)
+                self._called[name] = 0
+                self._take(name, module, output)
             except Exception as error:  # the forward pass is not ours to break
                 self.maps[name].problem = f"taking its maps failed with {error!r}"
 

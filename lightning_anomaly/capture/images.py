@@ -30,7 +30,6 @@ __all__ = [
     "part_of",
     "plain_tensor",
     "reread",
-    "sampler_of",
     "shuffles",
     "training_batches",
     "unpadded_length",
@@ -159,14 +158,13 @@ def shuffles(loaders: Any) -> bool:
     return bool(getattr(sampler, "shuffle", is_random))
 
 
-def training_batches(loader: Any, size: int, seed: int, first: int | None = None) -> DataLoader[Any]:
+def training_batches(loader: Any, size: int, seed: int) -> DataLoader[Any]:
     """Load a fixed random sample of a training set.
 
     Args:
         loader: A `DataLoader` over a data set that has a length.
         size: Number of samples; all of them if the set has fewer.
         seed: Seed of the choice.
-        first: Take the sample from so many of the loader's first batches only; None takes all.
 
     Raises:
         ValueError: If the loader's data set cannot be indexed.
@@ -180,10 +178,9 @@ def training_batches(loader: Any, size: int, seed: int, first: int | None = None
         )
     # What the loader leaves out may be the validation images.
     drawn = drawn_positions(loader)
-    places = list(range(len(dataset)) if drawn is None else dict.fromkeys(drawn))
+    places = sorted(range(len(dataset)) if drawn is None else set(drawn))
     # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
     batch_size = None if loader.batch_sampler is None else getattr(loader.batch_sampler, "batch_size", None) or _BATCH
-    places = sorted(places) if first is None else places[: first * (batch_size or 1)]
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
     # In a worker where the training has some: open files and generators of the data set's own are not shared then.
     workers = min(1, loader.num_workers)

@@ -211,7 +211,6 @@ def test_a_failure_while_taking_is_a_problem_and_no_error():
         raise ZeroDivisionError
 
     assert "ZeroDivisionError" in take(Returns(), torch.ones(2, 1, 1, 1), summary=fails).problem
-    assert "ZeroDivisionError" in take(Returns(), torch.ones(2, 1, 1, 1), taking=fails).problem
 
 
 def test_what_has_no_values_is_not_taken():
