@@ -163,14 +163,7 @@ class _OwnKey(str):
 
 
 class LoggingCallback(GuardedCallback):
-    """Base class with prefixed, rank-synchronized logging and each warning once.
-
-    Args:
-        log_key_prefix: What the keys of the logged values begin with.
-
-    Raises:
-        ValueError: If the prefix is no string, or empty.
-    """
+    """Base class with prefixed, rank-synchronized logging and each warning once."""
 
     _state_name: str  # also of a subclass
 
@@ -261,13 +254,11 @@ def logged_step(trainer: Any) -> int:
 
 
 def all_validate(trainer: Any) -> bool:
-    """Whether every process runs the hooks of validations, so that they can wait for each other in them.
-
-    With this flag of Lightning's a process without validation batches runs none; else Lightning raises.
-    """
-    asked = (trainer.lightning_module, trainer.datamodule)
+    """Whether all processes run the hooks of validations: with this flag, one without batches runs none."""
     flag = "allow_zero_length_dataloader_with_multiple_devices"
-    return trainer.world_size == 1 or not any(getattr(part, flag, False) for part in asked)
+    return trainer.world_size == 1 or not (
+        getattr(trainer.lightning_module, flag, False) or getattr(trainer.datamodule, flag, False)
+    )
 
 
 def describe_dead_monitors(trainer: Any, prefix: str, part: str = "", but: str | None = None) -> str:

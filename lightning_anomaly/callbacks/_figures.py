@@ -72,7 +72,7 @@ class FigureSchedule:
         self._pending = replace(found, images=None), outliers, step
 
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
-        """Log what is due, or not shown yet after the `last` analysis; for process 0, after `remember_losses`."""
+        """Log what is due, or not shown yet after the `last` analysis; after `remember_losses`."""
         if self._pending is None or not (last or is_due(sum(entry["analysed"] for entry in history))):
             return
         (found, outliers, step), self._pending = self._pending, None

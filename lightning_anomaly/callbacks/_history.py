@@ -66,7 +66,6 @@ class FitMemory:
 
     def __init__(self) -> None:
         self.history: list[dict[str, Any]] = []
-        self.validations = 0  # those that all processes have run
         self.has_found = False  # whether one of them could find something
         self._metrics = dict(_ZEROS)
         self._first = 0  # entry of the history whose signal can be compared with the last one's,
@@ -74,9 +73,8 @@ class FitMemory:
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as plain values."""
-        own = {"validations": self.validations, "metrics": dict(self._metrics), "found": self.has_found}
-        history = [dict(entry) for entry in self.history]
-        return {"history": history, **own, "comparable": [self._first, self._kind]}
+        own = {"history": [dict(entry) for entry in self.history], "metrics": dict(self._metrics)}
+        return {**own, "found": self.has_found, "comparable": [self._first, self._kind]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -85,7 +83,6 @@ class FitMemory:
         for entry in self.history[:-1]:
             entry.pop("anomaly_filters", None)  # older ones kept those of every validation
         self._first, self._kind = state_dict.get("comparable", [0, None])
-        self.validations = int(state_dict["validations"])
         self._metrics = dict(state_dict["metrics"])
         self.has_found = bool(state_dict.get("found", any(entry["analysed"] for entry in self.history)))
 

@@ -73,10 +73,10 @@ def log_page(logger: Any, name: str, page: str, step: int) -> bool:
 
 
 def log_overlay_layout(logger: Any, tags: Sequence[str], title: str, apart: Sequence[str] = ()) -> bool:
-    """Lay curves over each other in one chart of TensorBoard's custom scalars; whether the logger took it.
+    """Lay curves over each other in a chart of TensorBoard's custom scalars; whether the logger took it.
 
-    Those of `tags` that are `apart` have another scale: they get a second chart to themselves, and the rest a third.
-    TensorBoard takes one layout from each run, so call it once, when all curves are known.
+    Those that are `apart` have another scale: they get a chart to themselves too, and so does the rest. TensorBoard
+    takes one layout from each run, so call it once, when all curves are known.
     """
     experiment: Any = getattr(logger, "experiment", None)
     if not tags or not _can(experiment, "add_custom_scalars"):
@@ -104,25 +104,12 @@ _VARIANTS = {"epoch": 0, "": 1, "step": 2}
 
 
 def loss_tags(names: Iterable[str]) -> list[str]:
-    """Finds the training loss and the validation loss among the names of logged metrics.
+    """Find the training loss and the validation loss, if any, in this order, among the names in `logged_metrics`.
 
-    A name is a loss if it has "loss" in it. It belongs to validation if one of its words is val, valid, validation,
-    dev, eval or evaluation; to training if one is train or training, or if none says to what and at most one word is
-    left over (`loss`, `nll_loss`); test and prediction losses are passed over. Words end at any sign that is no letter
-    and where small letters turn into capitals. Of several losses of a kind that one is taken which
-
-    1. has the fewest words left over, "total" not counted: `train_loss` before `train_aux_loss`;
-    2. says its kind: `train_loss` before `loss`;
-    3. is an epoch's mean, then one without a suffix, then a step's value: `_epoch`, nothing, `_step`;
-    4. belongs to the first dataloader;
-    5. comes first.
-
-    Args:
-        names: Names as loggers got them, `trainer.logged_metrics`; `trainer.callback_metrics` has names that no logger
-            ever saw.
-
-    Returns:
-        The training loss, then the validation loss, each only if there is one.
+    A name is a loss if it has "loss" in it. Its words say its kind; without such a word it is a training loss if at
+    most one word is left over (`loss`, `nll_loss`). Of several losses of a kind that one is taken which has the fewest
+    words left over, "total" not counted; then one that says its kind; then an epoch's mean, one without a suffix, a
+    step's value; then that of the first dataloader.
 
     Examples:
         >>> loss_tags(["train_loss_step", "train_loss_epoch", "epoch", "val_loss", "val_accuracy", "test_loss"])

@@ -27,17 +27,10 @@ _SAMPLES = 4  # that are kept of a batch
 
 
 class TrainerMask:
-    """The mask of the module that a Trainer fits, from one fit to the next and through checkpoints.
-
-    Args:
-        warn: Takes a key and a message, and warns once for each key.
-
-    Attributes:
-        mask: The `FilterMask`; None before there is a model.
-    """
+    """The mask of the module that a Trainer fits, from one fit to the next and through checkpoints."""
 
     def __init__(self, warn: Callable[[str, str], None]) -> None:
-        self.mask: FilterMask | None = None
+        self.mask: FilterMask | None = None  # before there is a model
         self._loaded: dict[str, Any] | None = None  # the mask's state, until there is a model to mask
         self._module: nn.Module | None = None  # while a Trainer works with it
         self._batch: Any = None
@@ -117,12 +110,7 @@ class TrainerMask:
     def add(
         self, trainer: Any, pl_module: Any, choose: Callable[[], dict[str, list[int]]]
     ) -> dict[str, list[int]] | None:
-        """Mask filters, in all processes.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-            choose: Gives `{layer: [filter, ...]}`, in process 0 for all.
+        """Mask the `{layer: [filter, ...]}` that `choose` gives in process 0, in all processes.
 
         Returns:
             What of it was masked; None if no process has a batch to find the norms with.
@@ -192,12 +180,6 @@ class TrainerMask:
                         f"{type(callback).__name__} averages a model that does not have the masked layers under the "
                         "same names: masked filters may come back from the average.",
                     )
-        if any(isinstance(module, AveragedModel) for module in pl_module.modules()):
-            self._warn(
-                "average inside",
-                "The module has an AveragedModel among its layers, in which filters are not masked with those that it "
-                "averages: masked filters may come back from the average.",
-            )
 
     def check(self, when: str) -> None:
         """Warn if masked filters are not at zero."""

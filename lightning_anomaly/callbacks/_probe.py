@@ -176,9 +176,8 @@ def analyze_probe(
 ) -> AnalysisResult:
     """Analyze what a validation took; a collective call, which raises in all processes if one has failed."""
     # A process without a watch has failed, and takes part all the same.
-    maps, notes, images, limit = {}, {}, None, 0
-    if watch is not None:
-        maps, notes, images, limit = watch.maps, watch.notes, watch.images, watch.gathered
+    notes: Mapping[str, str] = {} if watch is None else watch.notes
+    maps, images, limit = ({}, None, 0) if watch is None else (watch.maps, watch.images, watch.gathered)
     with torch.inference_mode(False), torch.no_grad():
         if _in_several_processes(trainer):
             return analyze_shared(maps, images, settings, notes, limit=limit, spec=spec, failure=failure)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks import _history
 from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, all_validate
-from lightning_anomaly.callbacks._reports import find_watcher
-from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
+from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback, find_watcher
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
 from lightning_anomaly.two_sample import rise
@@ -26,22 +25,13 @@ __all__ = ["AnomalyEarlyStopping"]
 
 @dataclass(frozen=True)
 class _Signal:
-    """What can be watched.
+    """What can be watched."""
 
-    Attributes:
-        name: Its key, behind the prefix.
-        threshold: What has to be exceeded.
-        patience: For how many validations.
-        hold: How many of these are part of the value already.
-        found_anew: The entry of a validation in its callback's history that says whether it was found there; else an
-            earlier value was logged again.
-    """
-
-    name: str
-    threshold: float
-    patience: int
-    hold: int
-    found_anew: str
+    name: str  # its key, behind the prefix
+    threshold: float  # what has to be exceeded
+    patience: int  # for how many validations
+    hold: int  # how many of these are part of the value already
+    found_anew: str  # the entry of a history that says whether a validation found it; else an earlier value is repeated
 
 
 _FILTERS = _Signal("rise", _history.THRESHOLD, _history.PATIENCE, _history.HOLD, found_anew="live")
@@ -153,8 +143,8 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         """
         compared = [callback for callback in trainer.callbacks if isinstance(callback, TwoSampleCallback)]
         compared = [own for own in compared if self.log_key_prefix in (None, own.log_key_prefix)]
-        others = "AnomalyEarlyStopping", "a TwoSampleCallback or "
-        watched = compared[0] if compared else find_watcher(trainer, self.log_key_prefix, *others)
+        asking = "AnomalyEarlyStopping should be used with a TwoSampleCallback or"
+        watched = compared[0] if compared else find_watcher(trainer, self.log_key_prefix, asking)
         self._watch(watched.log_key_prefix, _OUTPUT if compared else _FILTERS)
         self._watched = watched
         check_integer("patience", self.patience, self._signal.hold)

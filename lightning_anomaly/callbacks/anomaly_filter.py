@@ -34,7 +34,7 @@ from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec
 
-__all__ = ["AnomalyFilterCallback"]
+__all__ = ["AnomalyFilterCallback", "find_watcher"]
 
 _NOTHING = "nothing is watched and the logged zeros stand for nothing"
 
@@ -175,7 +175,7 @@ class AnomalyFilterCallback(LoggingCallback):
         if not all_validate(trainer):
             self._warn_of_no_validation(trainer)
             return
-        self._due = memory.validations % self.every_n_validations == 0
+        self._due = len(memory.history) % self.every_n_validations == 0
         self._watch_layers(trainer, pl_module, memory)
 
     @until_validation_end
@@ -227,7 +227,7 @@ class AnomalyFilterCallback(LoggingCallback):
         """Leave no hook behind; if it is the user who ends the fit, figures and page of the last analysis are made."""
         self._release()
         if isinstance(exception, KeyboardInterrupt):
-            self._show_last(trainer)
+            self._figures.show(trainer, self.history, last=True)  # waits for no other process
 
     @guarded
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -258,8 +258,6 @@ class AnomalyFilterCallback(LoggingCallback):
     @guarded
     def _remember(self, trainer: Any, found: AnalysisResult | None) -> None:
         """Add this validation to the history, and its figures and page to those that are due."""
-        if all_validate(trainer):  # the number is the same in all processes, so that all find the same one due
-            self._memory.validations += 1
         report = None if found is None else found.report
         self._memory.add(trainer, self._values, report, self.signal_layers, self.probe)
         if found is not None and trainer.is_global_zero:
@@ -272,8 +270,7 @@ class AnomalyFilterCallback(LoggingCallback):
             self._figures.lay_out(trainer)
             if self.browser:
                 remember_losses(self.history, trainer)
-            if trainer.is_global_zero:
-                self._figures.show(trainer, self.history)
+            self._figures.show(trainer, self.history)
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -282,11 +279,6 @@ class AnomalyFilterCallback(LoggingCallback):
             self._figures.lay_out(trainer, last_chance=True)
             if self.browser:
                 remember_losses(self.history, trainer, epoch_ended=True)
-            self._show_last(trainer)
-
-    def _show_last(self, trainer: Any) -> None:
-        """Log figures and page of the last analysis, if not done; nothing here waits for other processes."""
-        if trainer.is_global_zero:
             self._figures.show(trainer, self.history, last=True)
 
     def _watched(self, pl_module: Any) -> dict[str, Any]:
@@ -347,3 +339,20 @@ class AnomalyFilterCallback(LoggingCallback):
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.after_batch()
+
+
+def find_watcher(trainer: Any, prefix: str | None, asking: str) -> AnomalyFilterCallback:
+    """Find the AnomalyFilterCallback with this `log_key_prefix` in a Trainer, or the first; `asking` is for the error.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    watchers = [callback for callback in trainer.callbacks if isinstance(callback, AnomalyFilterCallback)]
+    for watcher in watchers:
+        if prefix in (None, watcher.log_key_prefix):
+            return watcher
+    wanted = "" if prefix is None else f" with `log_key_prefix = {prefix!r}`"
+    raise ValueError(
+        f"{asking} an AnomalyFilterCallback{wanted} among the Trainer's callbacks. "
+        f"Found {[watcher.log_key_prefix for watcher in watchers] or 'none'}."
+    )

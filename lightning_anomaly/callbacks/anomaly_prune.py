@@ -10,11 +10,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_anomaly.callbacks._base import LoggingCallback, guarded
 from lightning_anomaly.callbacks._history import THRESHOLD
 from lightning_anomaly.callbacks._mask import TrainerMask, check_maskable
-from lightning_anomaly.callbacks._reports import LastReports, find_watcher
+from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback, find_watcher
 from lightning_anomaly.capture.layers import modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
 from lightning_anomaly.pruning.mask import FilterMask
-from lightning_anomaly.pruning.selection import Criterion, choose_filters, choose_others, filter_norms
+from lightning_anomaly.pruning.selection import (
+    Criterion,
+    Summary,
+    choose_filters,
+    choose_others,
+    filter_norms,
+    summarize,
+)
+from lightning_anomaly.report import AnomalyReport
 
 __all__ = ["AnomalyPruneCallback"]
 
@@ -95,18 +103,23 @@ class AnomalyPruneCallback(LoggingCallback):
         self.criterion = check_one_of("criterion", criterion, get_args(Criterion))
         self.seed = check_integer("seed", seed, 0)
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
-        self._reports = LastReports(self.last_reports)
+        self._watcher: AnomalyFilterCallback | None = None
         self._trained = TrainerMask(self._warn_once)
         self._forget()
 
     def _forget(self) -> None:
         self._trained.forget()
-        self._reports.restart([])
+        self._restart([])
         self._warned.clear()
         self.events: list[dict[str, Any]] = []
         self._done: list[int] = []  # epochs of `at_epoch` that are behind
         self._armed = True  # whether a rise would be news
         self._waits = False  # for a batch to find the norms with
+
+    def _restart(self, summaries: list[Summary]) -> None:
+        """Go on from these: of a report that is there by now nothing is taken."""
+        self._summaries = summaries[-self.last_reports :]  # there may have been more in the fit of a checkpoint
+        self._seen: AnomalyReport | None = None if self._watcher is None else self._watcher.report
 
     @property
     def mask(self) -> FilterMask | None:
@@ -121,13 +134,13 @@ class AnomalyPruneCallback(LoggingCallback):
     def state_dict(self) -> dict[str, Any]:
         """The mask, what was done and what the next decision rests on, as plain values."""
         own = {"events": list(self.events), "done": list(self._done), "armed": self._armed}
-        return {"summaries": list(self._reports.summaries), **self._trained.state_dict(), **own}
+        return {"summaries": list(self._summaries), **self._trained.state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave: a fit masks the filters when it begins, or now if it has begun."""
         self._forget()
         self._loaded = True
-        self._reports.restart(state_dict["summaries"])
+        self._restart(state_dict["summaries"])
         self._trained.load_state_dict(state_dict)
         self.events = list(state_dict["events"])
         self._done = list(state_dict["done"])
@@ -141,7 +154,7 @@ class AnomalyPruneCallback(LoggingCallback):
             if not sharded:
                 self._trained.attach(pl_module)
             return
-        self._reports.watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback")
+        self._watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback should be used with")
         if sharded:
             raise ValueError(
                 "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, such "
@@ -157,10 +170,9 @@ class AnomalyPruneCallback(LoggingCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Mask again what a checkpoint, or an earlier fit of this model, had masked."""
-        watcher = self._reports.watcher
-        check_maskable(select_layers(pl_module, None if watcher is None else watcher.layers))
+        check_maskable(select_layers(pl_module, None if self._watcher is None else self._watcher.layers))
         super().on_fit_start(trainer, pl_module)
-        self._reports.restart(self._reports.summaries)  # one of `trainer.validate` may be there, of other images
+        self._restart(self._summaries)  # one of `trainer.validate` may be there, of other images
         self._trained.start(pl_module)
 
     @guarded
@@ -174,9 +186,10 @@ class AnomalyPruneCallback(LoggingCallback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Mask, if it is time."""
         epoch = trainer.current_epoch
-        risen = self.on_rise is not None and self._reports.rise > self.on_rise
+        history = [] if self._watcher is None else self._watcher.history
+        risen = self.on_rise is not None and bool(history) and history[-1]["metrics"]["rise"] > self.on_rise
         if (risen and self._armed) or any(asked <= epoch and asked not in self._done for asked in self.at_epoch):
-            known = len(self._reports.summaries)
+            known = len(self._summaries)
             if known < self.min_votes:
                 self._warn_once(
                     "few reports",
@@ -248,8 +261,12 @@ class AnomalyPruneCallback(LoggingCallback):
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Remember a new report. By now the watcher has it, wherever it stands in the list."""
-        if trainer.state.fn == "fit":
-            self._reports.look()
+        report = None if self._watcher is None else self._watcher.report
+        if trainer.state.fn != "fit" or report is None or report is self._seen:
+            return
+        self._seen = report
+        if report.live_in(report.layers):  # else no filter could have got a vote
+            self._summaries = [*self._summaries, summarize(report)][-self.last_reports :]
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -283,7 +300,7 @@ class AnomalyPruneCallback(LoggingCallback):
 
     def _choose(self, trainer: Any, pl_module: Any) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` to mask, worst first."""
-        summaries, modules = self._reports.summaries, modules_by_name(pl_module)
+        summaries, modules = self._summaries, modules_by_name(pl_module)
         masked: dict[str, set[int]] = {}
         for prune in trainer.callbacks:
             for layer, filters in prune.masked.items() if isinstance(prune, AnomalyPruneCallback) else ():

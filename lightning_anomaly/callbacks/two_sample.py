@@ -194,7 +194,7 @@ class TwoSampleCallback(LoggingCallback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Compare after the first step: see `ValidationWatch.after_step`."""
+        """Compare after the first step, see `ValidationWatch.run_training_probe`."""
         if self._due:
             self._compare(trainer, pl_module)
 

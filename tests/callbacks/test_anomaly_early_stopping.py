@@ -106,6 +106,7 @@ def stopped(signal: list[float], **options: Any) -> int | None:
     trainer: Any = SimpleNamespace(
         state=SimpleNamespace(fn="fit"),
         strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision),
+        world_size=1,
         **dict.fromkeys(("sanity_checking", "fast_dev_run", "should_stop", "current_epoch"), 0),
     )
     for end in range(1, len(signal) + 1):
