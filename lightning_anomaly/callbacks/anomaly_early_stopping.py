@@ -40,7 +40,7 @@ _FEW = 100  # of fewer images the standard error is not to be trusted
 
 
 class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
-    """Stops a training that overfits, by a signal that needs no validation labels.
+    """Stop a training that overfits, by a signal that needs no validation labels.
 
     **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_rise` and stops when the output has become
     surer of training images: when, relative to them, the network expects 10% more errors on validation images than at

@@ -40,7 +40,7 @@ _NOTHING = "nothing is watched and the logged zeros stand for nothing"
 
 
 class AnomalyFilterCallback(LoggingCallback):
-    """Finds anomaly filters at the end of validations and logs how many there are.
+    """Find anomaly filters at the end of validations and log how many there are.
 
     The maps are taken while the validation step itself runs, so with `probe="val"` there is no second forward pass, and
     nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook is left
@@ -60,10 +60,9 @@ class AnomalyFilterCallback(LoggingCallback):
         probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
             class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
             module's `forward` on it in evaluation mode: the images are loaded for it, in a worker if the loader has
-            any, and what a `forward` hands to hooks is of them too. If the images of a probe change from one
-            validation to the next, there is a warning.
+            any. If the images of a probe change from one validation to the next, there is a warning.
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
-        every_n_validations: Analyse at every n-th validation, and log the last values again at the others.
+        every_n_validations: Analyze at every n-th validation, and log the last values again at the others.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
         signal_layers: Names of the analyzed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
@@ -78,15 +77,12 @@ class AnomalyFilterCallback(LoggingCallback):
             of TensorBoard or CSVLogger; W&B, MLflow and Comet store it, and other loggers do not take it.
 
     Attributes:
-        report: The last `AnomalyReport`, None before the first validation. Every process of the fit has it, with points
-            and labels only in process 0; none is left where the strategy ends them, as `ddp_spawn` and `ddp_notebook`
-            do.
+        report: The last `AnomalyReport`, None before the first validation, with points and labels only in process 0.
+            Nothing is left of it where the strategy ends the processes, as `ddp_spawn` and `ddp_notebook` do.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or the last
             values again), `live` (whether a filter of the signal layers could be clustered), `signal` (the fraction in
             them, the last one where none could), with `browser` also `losses`, and in the last one the
             `anomaly_filters` of each layer. It outlives a resume.
-            A checkpoint written between a training step and the validation due at it, as ModelCheckpoint's
-            `every_n_train_steps` may do, has no entry of it, and a resumed Lightning does not run it again.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.

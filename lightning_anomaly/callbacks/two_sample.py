@@ -44,7 +44,7 @@ _NEUTRAL = {
 
 
 class TwoSampleCallback(LoggingCallback):
-    """Logs at every validation whether the output, and which filters, tell training images from validation images.
+    """Log at every validation whether the output, and which filters, tell training images from validation images.
 
     See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
     as finite floats under `log_key_prefix`, of the output: `confidence_auc` (probability that it is surer of a training
@@ -76,8 +76,7 @@ class TwoSampleCallback(LoggingCallback):
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
-        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics` (what was found in this
-            process; of several, should they differ, the largest is logged), `compares_output` (whether
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `compares_output` (whether
             the output could be compared) and `share_p_values` (of each layer with filters that could be judged, how
             often random divisions find as much there). It outlives a resume.
 
@@ -121,7 +120,7 @@ class TwoSampleCallback(LoggingCallback):
         self._forget()
 
     def _begin(self) -> None:
-        """Nothing has been compared yet in this fit, validation or test."""
+        """Know of no comparison in this fit, validation or test."""
         self._values: dict[str, float] = {}
         self._units: dict[str, float] = {}
         self._due, self._measured, self._output_measured, self._taken = False, False, False, False
@@ -244,7 +243,7 @@ class TwoSampleCallback(LoggingCallback):
             self._values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
             if self._rise.too_few_expected_errors:
                 self._warn_once(
-                    "too sure",
+                    "few errors",
                     f"On the {report.n_train} training and the {report.n_val} validation images of TwoSampleCallback "
                     f"the network expects fewer than {MIN_ERRORS} errors, of which a few images decide: "
                     "`confidence_rise` is 0 meanwhile. Give more images.",
