@@ -161,7 +161,9 @@ class Silent(Small):
 class MaySkip(Silent):
     """Allows a process to have no batch."""
 
-    allow_zero_length_dataloader_with_multiple_devices = True
+    def __init__(self) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
 
 
 class Recorder(Logger):
