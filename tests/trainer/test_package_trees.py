@@ -106,11 +106,11 @@ def test_all_callbacks_fit_log_stop_and_resume_in_both_trees(tree: str, other: s
 
     readers = [theirs.EarlyStopping("anomaly_filters/count", strict=False), theirs.EarlyStopping("train_loss")]
     readers.append(theirs.EarlyStopping("anomaly_filters_too/count", strict=False))
-    with pytest.warns(UserWarning, match="Nothing will be analyzed") as caught:
+    with pytest.warns(UserWarning, match="It will find nothing") as caught:
         fit(tree, watcher(), *readers, limit_val_batches=0, max_epochs=1)
-    (text,) = (text for text in map(str, (warning.message for warning in caught)) if "Nothing will be" in text)
+    (text,) = (text for text in map(str, (warning.message for warning in caught)) if "It will find nothing" in text)
     assert text.endswith(
-        "Nothing will be analyzed. EarlyStopping on 'anomaly_filters/count' will never have a reason to stop."
+        "It will find nothing. EarlyStopping on 'anomaly_filters/count' will never have a reason to stop."
     )
 
 
