@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
-from trainers import QUIET, SmallNet, images, loader, plain, quiet_trainer, watcher
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 
 from lightning_anomaly import TwoSampleCallback
 
@@ -48,22 +48,6 @@ def test_a_layer_with_several_maps_of_each_image_leaves_the_others_their_probe(t
     assert ours.report.n_samples == 60
     assert list(ours.report.layers) == ["conv1"]
     assert torch.equal(ours.report.layers["conv1"].outliers, named.report.layers["conv1"].outliers)
-
-
-def test_images_that_a_hook_runs_before_the_validation_step_are_no_part_of_the_probe(tmp_path: Path) -> None:
-    class Runs(pl.Callback):
-        def on_validation_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            with torch.no_grad():
-                pl_module(100 * images(20, seed=9))
-
-    first, second, alone = watcher(), watcher(), watcher()
-    torch.manual_seed(0)
-    quiet_trainer(tmp_path, first, Runs()).fit(SmallNet(), loader(), loader())
-    torch.manual_seed(0)
-    quiet_trainer(tmp_path, Runs(), second).fit(SmallNet(), loader(), loader())
-    torch.manual_seed(0)
-    quiet_trainer(tmp_path, alone).fit(SmallNet(), loader(), loader())
-    assert plain(first.history) == plain(second.history) == plain(alone.history)
 
 
 class Interrupts(pl.Callback):
