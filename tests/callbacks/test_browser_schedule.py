@@ -135,6 +135,18 @@ def test_the_losses_are_those_of_their_epochs(logged: Any, options: Any, expecte
     assert {name: [losses.get(name) for losses in found] for name in expected} == expected
 
 
+@pytest.mark.parametrize("part", ["_probe.take_pictures", "_figures.page_text"])
+def test_a_browser_that_fails_costs_no_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise ValueError("no page today")
+
+    monkeypatch.setattr(f"lightning_anomaly.callbacks.{part}", fail)
+    ours = watcher(browser=True)
+    with pytest.warns(UserWarning, match="could not .*ValueError: no page today"):
+        quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path)).fit(SmallNet(), loader(), loader(seed=1))
+    assert [entry["analysed"] for entry in ours.history] == [True, True]
+
+
 class TestLogPage:
     def test_wandb_gets_html_without_anything_from_the_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Html:
