@@ -12,7 +12,7 @@ from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "AnalysisSettings",
