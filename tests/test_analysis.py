@@ -325,7 +325,7 @@ def test_the_model_and_the_random_state_are_as_before_also_after_an_exception(fa
         ("layers", "conv", "conv"),
         ("layers", ["other"], r"\['other'\]"),
     ],
-    ids=str,
+    ids=["loader", "no samples", "class", "meta device", "dict", "string", "unknown layer"],
 )
 def test_what_cannot_be_analyzed_is_an_error_that_names_the_argument_and_what_was_found(name, value, found):
     with pytest.raises(ValueError, match=rf"`{name}`.*{found}"):

@@ -71,7 +71,7 @@ def compared() -> pl.Callback:
         (FrozenNorm, {"accumulate_grad_batches": 3, "inference_mode": False}, [train_probe, val]),
         (Observing, {}, [val, train_probe, compared]),
     ],
-    ids=str,
+    ids=["figures", "frozen norm", "bf16-true", "bf16-mixed", "64-true", "accumulated", "observing"],
 )
 def test_training_is_bit_identical(tmp_path: Any, module: Any, options: dict[str, Any], makes: list[Any]) -> None:
     def fit(folder: str, *callbacks: Any) -> list[Any]:
