@@ -85,5 +85,3 @@ def test_processes_that_lightning_starts(strategy: str) -> None:
     report, count = printed.rsplit("report", 1)[1].split("count")
     assert float(count) > 0
     assert report.strip() == "None"
-    # Spawned processes are without warnings, as the script that starts them is; forked ones have its filters.
-    assert printed.count("AnomalyFilterCallback works in copies here") == (strategy == "ddp_fork")
