@@ -86,7 +86,7 @@ def overhead(device: str, quick: bool) -> Iterator[Row]:
     }
     options: dict[str, Any] = {**SILENT, "accelerator": device, "devices": 1}
     for name in ("lenet5",) if quick else ("alexnet", "simple_cnn", "lenet5"):
-        module = Classifier(_network(name))
+        module = Classifier(_network(name).train())
         epochs = -(-batches // len(loader))
         epoch = pl.Trainer(**options, max_epochs=epochs, limit_val_batches=0)
         seconds = timed(partial(epoch.fit, module, loader, loader))["seconds"] / (epochs * len(loader)) * 50_000 / 128
