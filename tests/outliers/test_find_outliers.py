@@ -245,7 +245,7 @@ def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
         ({"inputs": np.zeros((150, 1, 12, 12))}, "should be a tensor .* DataLoader.* Found ndarray."),
         ({"model": nn.Linear(2, 2)}, "`model` should have a convolution, or `layers` should be named"),
         ({"false_discovery_rate": 0}, "`false_discovery_rate` should be a number in"),
-        ({"seed": -1}, "`seed` should be an integer of at least 0."),
+        ({"seed": -1}, "`seed` .* Found `seed = -1`"),
         ({"layers": ["conv9"]}, "`layers` should name layers of the model."),
     ],
 )
