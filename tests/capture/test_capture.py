@@ -2,6 +2,7 @@
 
 import copy
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -213,6 +214,11 @@ def test_a_failure_while_taking_is_a_problem_and_no_error():
     assert "ZeroDivisionError" in take(Returns(), torch.ones(2, 1, 1, 1), summary=fails).problem
 
 
+def test_private_names_that_torch_drops_do_not_end_the_forward_pass(monkeypatch):
+    monkeypatch.delattr(torch._C, "_TorchDispatchModeKey")
+    assert take(Returns(), torch.ones(2, 1, 1, 1)).count == 2
+
+
 def test_what_has_no_values_is_not_taken():
     layer = nn.Identity()
     taken = MapCapture({"layer": layer}, rectify=False, max_map_side=9)
@@ -271,6 +277,25 @@ def test_a_compiled_model_is_captured_and_compiled_again_afterwards():
     assert list(first.maps) == ["0", "2"]
     assert (first.maps["0"].count, second.maps["0"].count) == (6, 6)
     assert graphs == []
+    compiled(IMAGES)
+    assert len(graphs) == 1
+    torch._dynamo.reset()
+
+
+def test_threads_that_capture_leave_compiled_models_compiled():
+    graphs = []
+    compiled = torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    ready = threading.Barrier(6)
+
+    def run(_: int) -> None:
+        capture = MapCapture({})
+        ready.wait()
+        for _ in range(1000):
+            with capture:
+                pass
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(run, range(6)))
     compiled(IMAGES)
     assert len(graphs) == 1
     torch._dynamo.reset()
