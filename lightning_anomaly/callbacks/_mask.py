@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_anomaly.capture.probe import clone_inputs
-from lightning_anomaly.distributed import gather_results, rank_and_world
+from lightning_anomaly.distributed import broadcast_result, gather_results
 from lightning_anomaly.pruning.filter_rows import CONVOLUTIONS, conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
@@ -116,7 +116,7 @@ class TrainerMask:
             What of it was masked; None if no process has a batch to find the norms with.
         """
         assert self.mask is not None
-        chosen = gather_results(lambda: choose() if rank_and_world()[0] == 0 else {})[0]
+        chosen = broadcast_result(choose)
         # The first process that has a batch decides for all: some may have seen none.
         found = gather_results(lambda: self._find_norms(trainer, pl_module, chosen))
         norms = next((norms for norms in found if norms is not None), None)
