@@ -242,7 +242,7 @@ def run_training_probe(
     # Dealt out as `sample_order` expects it, so that process 0 has as many samples as any.
     sample = training_batches(trainer.train_dataloader, size, seed)
     own, most = (part_of(sample, slice(rank, None, trainer.world_size), seed) for rank in (trainer.global_rank, 0))
-    with isolated_random_state(seed), unlogged(pl_module), probing(pl_module, capture) as call:
+    with isolated_random_state(seed), unlogged(pl_module), probing(pl_module) as call:
         for batch in own:
             on_batch(batch)
             forward(batch, capture)

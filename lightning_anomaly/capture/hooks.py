@@ -7,8 +7,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.layers import CONVOLUTIONS
-from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, keep_rows, map_statistics, pool_maps
+from lightning_anomaly.capture.maps import LayerMaps, keep_rows, map_statistics, pool_maps
 
-__all__ = [
-    "MapCapture",
-    "compiled_models_eager",
-    "evaluating",
-    "exclusive_capture",
-    "isolated_random_state",
-]
+__all__ = ["MapCapture", "compiled_models_eager", "evaluating", "isolated_random_state"]
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
@@ -98,42 +91,6 @@ def compiled_models_eager() -> Iterator[None]:
                 _eager_stance.close()
 
 
-_exclusive: ContextVar[MapCapture | None] = ContextVar("exclusive", default=None)  # of this thread
-
-
-@contextmanager
-def exclusive_capture(capture: MapCapture) -> Iterator[None]:
-    """Let no other capture take maps inside: for running a model that may carry hooks of another one."""
-    token = _exclusive.set(capture)
-    try:
-        yield
-    finally:
-        _exclusive.reset(token)
-
-
-def _is_tracing(output: Any) -> bool:
-    """Whether a module is compiled, exported, traced or transformed, so that its output has no values of its own."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return True
-    try:
-        return isinstance(output, Tensor) and output.untyped_storage().device.type == "meta"  # of a fake tensor
-    except (NotImplementedError, RuntimeError):  # inside `torch.func`
-        return True
-
-
-class _Hook:
-    """A forward hook that does nothing in a copy of the module, also a pickled one."""
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any) -> None:
-        self._function(*args)
-
-    def __reduce__(self) -> Any:
-        return getattr, (nullcontext(), "__exit__")  # takes anything and gives None, wherever it is loaded
-
-
 class MapCapture:
     """Takes the maps of chosen layers out of a model while it runs.
 
@@ -181,7 +138,7 @@ class MapCapture:
         with ExitStack() as hooks:
             hooks.enter_context(compiled_models_eager())
             for name, module in self._layers.items():
-                hooks.callback(module.register_forward_hook(_Hook(self._hook(name))).remove)
+                hooks.callback(module.register_forward_hook(self._hook(name)).remove)
             self._hooks = hooks.pop_all()
 
     def remove(self) -> None:
@@ -212,10 +169,9 @@ class MapCapture:
     def _hook(self, name: str) -> Callable[..., None]:
         def take(module: nn.Module, args: Any, output: Any) -> None:
             try:
-                if name in self._called or _exclusive.get() not in (None, self) or _is_tracing(output):
-                    return
-                self._called[name] = 0
-                self._take(name, module, output)
+                if name not in self._called:
+                    self._called[name] = 0
+                    self._take(name, module, output)
             except Exception as error:  # the forward pass is not ours to break
                 self.maps[name].problem = f"taking its maps failed with {error!r}"
 
@@ -238,12 +194,9 @@ class MapCapture:
         for piece in torch.split(maps, max(1, _PIECE // output[0].numel())):
             values = piece.to(dtype)
             if self._summary is None:
-                statistics = map_statistics(values)
-                keep_rows(layer.statistics, statistics, room)
-                if self._rectify:  # a map with minus infinity is not finite afterwards either
-                    infinite = statistics[:, :, EXTREMES].isinf().any(2)
-                    floor = torch.where(infinite, torch.nan, values.new_zeros(()))
-                    values = torch.maximum(values, floor.reshape(*floor.shape, *[1] * (values.ndim - 2)))
+                keep_rows(layer.statistics, map_statistics(values), room)
+                if self._rectify:
+                    values = values.clamp(min=0)
                 zeros = (values <= 0).transpose(0, 1).flatten(1).sum(1)
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
                 values = pool_maps(values, self._max_map_side)
@@ -264,8 +217,5 @@ def _problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:
         return f"its output has type {output.dtype}"
     if output.numel() == 0 or not layer.batches:
         return None
-    if output.shape[1] != layer.batches[0].shape[1]:
-        return f"its number of filters changes, from {layer.batches[0].shape[1]} to {output.shape[1]}"
-    if tuple(output.shape[2:]) != layer.size:
-        return f"the size of its maps changes, from {layer.size} to {tuple(output.shape[2:])}"
-    return None
+    shape = (layer.batches[0].shape[1], *(layer.size or ()))
+    return None if tuple(output.shape[1:]) == shape else f"its shape changes, from {shape} to {tuple(output.shape[1:])}"

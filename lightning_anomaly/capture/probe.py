@@ -14,7 +14,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_anomaly.capture.hooks import MapCapture, evaluating, exclusive_capture
+from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.notes import left_out
 from lightning_anomaly.progress import track
@@ -45,8 +45,8 @@ def _clone(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def probing(model: nn.Module, capture: MapCapture) -> Iterator[Callable[..., Any]]:
-    """Run a model for its maps: in evaluation mode, without gradients, and while no other capture takes any.
+def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
+    """Run a model in evaluation mode and without gradients.
 
     What is yielded calls the model, each time on fresh copies of its buffers, so that no batch leaves a trace.
     """
@@ -60,7 +60,7 @@ def probing(model: nn.Module, capture: MapCapture) -> Iterator[Callable[..., Any
         buffers = {name: buffer.clone() for name, buffer in own.named_buffers() if not is_lazy(buffer)}
         return torch.func.functional_call(own, buffers, args, kwargs, tie_weights=False)
 
-    with evaluating(model), exclusive_capture(capture), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         yield call
 
 
@@ -94,7 +94,7 @@ def run(
             "or call `model.to_empty(device='cpu')` and load its weights."
         )
     total = math.ceil(len(inputs) / batch_size) if isinstance(inputs, Tensor) else 1
-    with probing(model, capture) as call:
+    with probing(model) as call:
         for arguments, keywords in track(_calls(inputs, device, total), total, "feature maps", progress):
             with capture:
                 output = call(*arguments, **keywords)

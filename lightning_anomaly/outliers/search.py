@@ -300,7 +300,7 @@ class _Search:
 
     def _statistics(self, batch: Tensor) -> Statistics:
         capture = MapCapture(self._watched, summary=map_statistics)
-        with probing(self._model, capture) as call, capture:
+        with probing(self._model) as call, capture:
             call(batch.to(self._device, self._dtype))
         usable, _, notes = usable_layers(capture.maps, len(batch))
         self._notes |= notes
