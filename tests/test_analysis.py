@@ -320,12 +320,11 @@ def test_the_model_and_the_random_state_are_as_before_also_after_an_exception(fa
         ("inputs", DataLoader(TensorDataset(PROBE)), "DataLoader"),
         ("inputs", torch.zeros(0, 1, 8, 8), r"\(0, 1, 8, 8\)"),
         ("model", nn.Flatten, "Flatten"),
-        ("model", nn.Conv2d(1, 1, 1, device="meta"), "meta device"),
         ("settings", {"seed": 1}, "{'seed': 1}"),
         ("layers", "conv", "conv"),
         ("layers", ["other"], r"\['other'\]"),
     ],
-    ids=["loader", "no samples", "class", "meta device", "dict", "string", "unknown layer"],
+    ids=["loader", "no samples", "class", "dict", "string", "unknown layer"],
 )
 def test_what_cannot_be_analyzed_is_an_error_that_names_the_argument_and_what_was_found(name, value, found):
     with pytest.raises(ValueError, match=rf"`{name}`.*{found}"):

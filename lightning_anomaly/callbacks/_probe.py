@@ -14,9 +14,7 @@ from lightning_anomaly.callbacks._figures import Guard
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import (
     first_tensor,
-    magnitudes,
     part_of,
-    plain_tensor,
     training_batches,
     unpadded_length,
 )
@@ -52,13 +50,13 @@ _SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what c
 
 def sample_pixels(batch: Any, limit: int) -> Tensor:
     """Copy a few pixels of each sample of a batch, of `limit` at most; they stay on their device."""
-    images = plain_tensor(batch)
+    images = first_tensor(batch)
     if images is None or images.numel() == 0:
         return torch.zeros(0, device="cpu")
     places = [slice(size // _SIDE // 2, None, max(1, size // _SIDE)) for size in images.shape[1:]]
     grid = (slice(limit), *places)
     # A view, whatever the memory format; then a copy, as the model may change its input in place.
-    return magnitudes(images.detach()[grid]).to(torch.float32, copy=True).flatten()
+    return images.detach()[grid].to(torch.float32, copy=True).flatten()
 
 
 def same_pixels(before: Tensor, now: Tensor) -> bool:
@@ -76,7 +74,7 @@ def small_images(batch: Any) -> Tensor | None:
     Returns:
         Images, or the middle slices of volumes, `(n, C, H, W)` of at most 64 pixels a side; or signals `(n, C, L)`.
     """
-    tensor = plain_tensor(batch)
+    tensor = first_tensor(batch)
     if tensor is None or not 2 <= tensor.ndim <= 5 or not tensor.numel():
         return None
     return shrink(tensor, _LARGEST_IMAGE).clone()  # the model may change its input in place

@@ -26,9 +26,7 @@ __all__ = [
     "ImageSource",
     "drawn_positions",
     "first_tensor",
-    "magnitudes",
     "part_of",
-    "plain_tensor",
     "reread",
     "shuffles",
     "training_batches",
@@ -42,9 +40,8 @@ _ATTEMPTS = 100  # images that may be unreadable before the first that is not
 def first_tensor(batch: Any) -> Tensor | None:
     """Find the input of a model in a batch of tuples, lists, dicts or dataclasses: its first floating-point tensor.
 
-    Images of another type before it come first, such as bytes, which the model scales itself: the floating-point one is
-    their target then. (Integers of 16 or 32 bits may be images if they have channels, else they are masks or boxes;
-    those of 64 bits are classes, booleans masks.) A number for each sample is only taken where no image follows.
+    Images in bytes before it come first, which the model scales itself: the floating-point tensor is their target then.
+    A number for each sample is only taken where no image follows.
     """
     found = list(_candidates(batch))
     if found and found[0].ndim < 2:
@@ -54,8 +51,7 @@ def first_tensor(batch: Any) -> Tensor | None:
 
 def _candidates(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
-        axes = {torch.uint8: 3, torch.int64: 99, torch.bool: 99}.get(batch.dtype, 3 if batch.is_complex() else 4)
-        if batch.is_floating_point() or batch.ndim >= axes:
+        if batch.ndim >= 3 if batch.dtype == torch.uint8 else batch.is_floating_point() and batch.ndim >= 1:
             yield batch
     elif isinstance(batch, Mapping):
         yield from _candidates(list(batch.values()))
@@ -64,19 +60,6 @@ def _candidates(batch: Any) -> Iterator[Tensor]:
             yield from _candidates(part)
     elif is_dataclass(batch) and not isinstance(batch, type):
         yield from _candidates([getattr(batch, field.name, None) for field in fields(batch)])
-
-
-def plain_tensor(batch: Any) -> Tensor | None:
-    """Find the `first_tensor`; None if its shape does not say how many samples there are: nested, sparse, a number."""
-    tensor = first_tensor(batch)
-    if tensor is None or tensor.is_nested or tensor.layout is not torch.strided or tensor.ndim == 0:
-        return None
-    return tensor
-
-
-def magnitudes(values: Tensor) -> Tensor:
-    """Make values that can be drawn and compared: the magnitudes of complex ones."""
-    return values.abs() if values.is_complex() else values
 
 
 def reread(
@@ -263,7 +246,7 @@ class ImageSource:
         """Iterate over batches as a data set gives them; may go on after an error."""
         if self._loader is None:
             assert self._tensor is not None
-            return map(self._tensor.__getitem__, [own.to(self._tensor.device) for own in places])
+            return map(self._tensor.__getitem__, places)
         workers = self._loader.num_workers if len(places) > 1 else 0
         return iter(reread(self._loader, positions, batch_size=self.batch_size, num_workers=workers))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import torch
@@ -32,14 +31,6 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     return {_clean_name(name): module for name, module in named.items()}
 
 
-def _by_another_name(model: nn.Module, name: str) -> nn.Module | None:
-    """Find a layer by a name that it has beside the one that `modules_by_name` gives it; None if there is none."""
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
-
-
 def _clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
@@ -59,7 +50,7 @@ def select_layers(
         The modules by name, in the order of `layers` or of the model; empty if the model has no convolution.
 
     Raises:
-        ValueError: If a name does not exist, its module accepts no hooks, or `layers` is empty or no list.
+        ValueError: If a name does not exist, or `layers` is empty or no list.
     """
     modules = modules_by_name(model)
     convolutions: dict[str, nn.Module] = {
@@ -68,14 +59,15 @@ def select_layers(
     names = check_names(argument, layers, "layer names")
     if names is None:
         return convolutions
-    chosen = {name: modules[name] if name in modules else _by_another_name(model, name) for name in names}
-    unknown = [name for name, module in chosen.items() if module is None or isinstance(module, torch.jit.ScriptModule)]
+    # A shared layer has several names.
+    by_all_names = {_clean_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
+    unknown = [name for name in names if name not in by_all_names]
     if unknown:
         raise ValueError(
             f"Parameter `{argument}` should name layers of the model. Found {unknown}, "
             f"but its convolutions are {list(convolutions)}."
         )
-    return {name: module for name, module in chosen.items() if module is not None}
+    return {name: by_all_names[name] for name in names}
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -90,8 +82,7 @@ def unseen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     scripted = [
         name
         for name, module in modules_by_name(model).items()
-        if isinstance(module, torch.jit.ScriptModule)
-        and re.fullmatch(r"Conv(Transpose)?[123]d", str(getattr(module, "original_name", "")))
+        if isinstance(module, torch.jit.ScriptModule) and module.original_name.startswith("Conv")
     ]
     if scripted:
         return {"scripted": f"Convolutions in ScriptModules are skipped, as these accept no hooks: {scripted}."}

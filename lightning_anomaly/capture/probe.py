@@ -37,11 +37,7 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
 
 def clone_inputs(inputs: Any) -> Any:
     """Copy all tensors in the arguments of a model, which may change them in place."""
-    return apply_to_collection(inputs, Tensor, _clone, allow_frozen=True)
-
-
-def _clone(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return apply_to_collection(inputs, Tensor, lambda tensor: tensor.detach().clone(), allow_frozen=True)
 
 
 @contextmanager
@@ -83,16 +79,8 @@ def run(
         progress: Whether a bar is shown, see `analyze`.
         batch_size: Largest number of samples of a tensor that run at a time.
         take_output: Called with what the model returns, batch by batch.
-
-    Raises:
-        ValueError: If the model is on the meta device.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    if device.type == "meta" and capture.maps:
-        raise ValueError(
-            "Parameter `model` should have weights. Found it on the meta device, which has none: build it elsewhere, "
-            "or call `model.to_empty(device='cpu')` and load its weights."
-        )
     total = math.ceil(len(inputs) / batch_size) if isinstance(inputs, Tensor) else 1
     with probing(model) as call:
         for arguments, keywords in track(_calls(inputs, device, total), total, "feature maps", progress):

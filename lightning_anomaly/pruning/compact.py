@@ -10,21 +10,19 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating, isolated_random_state
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.probe import clone_inputs
 from lightning_anomaly.pruning.filter_rows import CONVOLUTIONS, zero_rows
-from lightning_anomaly.tables import listed
 
 __all__ = ["compact"]
 
 _NAMED = 3  # layers that a warning names
-# How far outputs may be apart (of the largest), as sums of other lengths round differently: at least the one, and as
-# many epsilons of the least precise type as the other.
+# How far outputs may be apart (of the largest), as sums of other lengths round differently, and in half precision more.
 _TOLERANCE, _EPSILONS = 1e-4, 8
 # Torch-Pruning's kinds of nodes: layers with weights that can be cut, and what works on each channel by itself.
 _LAYERS = {"CONV", "DEPTHWISE_CONV", "LINEAR", "BN", "IN"}
@@ -38,8 +36,8 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     and the weights behind them that take their output, where nothing else lives in their channels. A filter stays where
     its output is added to that of a filter that is not masked (residual connections), goes through a norm across
     channels, comes from a grouped convolution or is an output of the model, or where Torch-Pruning cannot follow it; a
-    warning says how many stay and where. Another names layers that this call does not reach, as of a training alone:
-    they keep their size.
+    warning says how many stay and where. Layers that this call does not reach, as those of a training alone, keep their
+    size.
 
     Args:
         model: The model, which stays as it is.
@@ -74,7 +72,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         ) from error
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     masked = _zero_filters(model)
-    smaller = _copy(model)
+    smaller = copy.deepcopy(model)
     with _traceable(smaller), isolated_random_state(0):
         expected, silent = _observe(smaller, arguments)
         outputs: list[Tensor] = []
@@ -106,45 +104,23 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
                 f"which it failed: {error!r}; the masked model itself gives the outputs that a smaller one would."
             ) from error
         _compare(smaller, arguments, expected)
-    _warn_of_what_stays(masked, smaller, silent, failures)
+    _warn_of_what_stays(masked, _zero_filters(smaller), failures)
     return smaller
 
 
 def _warn_of_what_stays(
-    masked: Mapping[str, list[int]], smaller: nn.Module, silent: Collection[nn.Module], failures: list[Exception]
+    masked: Mapping[str, list[int]], staying: Mapping[str, list[int]], failures: list[Exception]
 ) -> None:
-    kept = {name: len(filters) for name, filters in _zero_filters(smaller).items()}
-    staying, all_masked = sum(kept.values()), sum(map(len, masked.values()))
+    kept = {name: len(filters) for name, filters in staying.items()}
     if kept:
         failed = f" (on some Torch-Pruning failed: {failures[0]!r})" if failures else ""
         more = f" and more in {len(kept) - _NAMED} others" if len(kept) > _NAMED else ""
         warnings.warn(
-            f"{staying} of {all_masked} masked filters stay, as other filters or the "
+            f"{sum(kept.values())} of {sum(map(len, masked.values()))} masked filters stay, as other filters or the "
             "model's output share their channels, or what is behind them may mix channels or make something of zeros: "
             f"{dict(islice(kept.items(), _NAMED))}{more}{failed}.",
             stacklevel=3,
         )
-    unseen = [
-        repr(name) for name, module in smaller.named_modules() if _takes_channels(module) and module not in silent
-    ]
-    if unseen and staying < all_masked:
-        warnings.warn(
-            f"Layers {listed(unseen, _NAMED)} keep their size, as `example_input` does not reach them in evaluation: "
-            "where one takes the output of filters that are removed, it will fail when it is called.",
-            stacklevel=3,
-        )
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy, of tensors too that a pass has computed and left in a module, such as a normalized weight."""
-    kept = (value for module in model.modules() for value in (*vars(module).values(), *module._buffers.values()))
-    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
-
-
-def _takes_channels(module: nn.Module) -> bool:
-    """Whether this is a convolution or a linear layer; of attention the last one is used without being called."""
-    return isinstance(module, (*CONVOLUTIONS, nn.Linear)) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 @contextmanager
@@ -171,12 +147,11 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
     silent: dict[nn.Module, Tensor] = {}
 
     def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        axis = -1 if isinstance(module, nn.Linear) else -1 - len(module.kernel_size)
         given = args[0] if args else kwargs["input"]
-        zero = (given.detach().movedim(axis, 0).flatten(1) == 0).all(1).cpu()
+        zero = (given.detach().movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1) == 0).all(1).cpu()
         silent[module] = silent[module] & zero if module in silent else zero
 
-    layers = [module for module in model.modules() if _takes_channels(module)]
+    layers = [module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
     hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
         with torch.no_grad(), isolated_random_state(0):
@@ -225,22 +200,20 @@ def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor], returned: C
         return never
     if kind in _CHANNELWISE:
         return [True] * len(item.idxs)
-    separate = kind == "DEPTHWISE_CONV" and module.groups == module.in_channels
-    norm = kind == "BN" or (kind == "IN" and module.running_mean is None)  # Torch-Pruning does not cut an IN's means
-    if kind == "LINEAR" or norm or (kind == "CONV" and module.groups == 1) or separate:
-        zero: list[bool] = zero_rows(module)[item.idxs].tolist()
-        return zero
-    return never
+    if kind == "CONV" and module.groups > 1:
+        return never
+    zero: list[bool] = zero_rows(module)[item.idxs].tolist() if kind in _LAYERS else never
+    return zero
 
 
 def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
     """Raise ValueError if the model does not give the expected output."""
     try:
         with torch.no_grad(), isolated_random_state(0):
-            found = list(_tensors(model(*clone_inputs(arguments))))
+            found = _tensors(model(*clone_inputs(arguments)))
+        types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        tolerance = max(_TOLERANCE, *(_EPSILONS * torch.finfo(dtype).eps for dtype in types))
         for one, other in zip(found, _tensors(expected), strict=True):
-            types = {tensor.dtype for tensor in (other, *model.parameters()) if tensor.is_floating_point()}
-            tolerance = max(_TOLERANCE, *(_EPSILONS * torch.finfo(dtype).eps for dtype in types))
             scale = tolerance * other.abs().max() if other.is_floating_point() and other.numel() else 0.0
             torch.testing.assert_close(one, other, rtol=0.0, atol=float(scale), equal_nan=True)
     except Exception as error:  # also whatever the user's model raises
@@ -250,9 +223,8 @@ def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Non
         ) from error
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (Mapping, list, tuple)):
-        for value in values.values() if isinstance(values, Mapping) else values:
-            yield from _tensors(value)
+def _tensors(values: Any) -> list[Tensor]:
+    """All tensors in what a model returns."""
+    found: list[Tensor] = []
+    apply_to_collection(values, Tensor, found.append, allow_frozen=True)
+    return found

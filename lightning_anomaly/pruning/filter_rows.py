@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -21,13 +19,6 @@ CHANNEL_NORMS = (
 )
 
 
-@contextmanager
-def _editing() -> Iterator[None]:
-    """No gradients, and no tensors of inference mode, which could not be used outside of it."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 @dataclass
 class Rows:
     """The part of one tensor that belongs to some filters of a layer, and what masking does to it.
@@ -37,7 +28,7 @@ class Rows:
         name: The tensor's attribute in `owner`.
         filters: The filters; of a norm, its channels.
         index: Where they are in the tensor, one entry per indexed axis.
-        fill: What they are set to; None if they are only remembered.
+        masked: Whether they are set to 0; else they are only remembered.
         saved: What they were before; None if that is not known.
     """
 
@@ -45,7 +36,7 @@ class Rows:
     name: str
     filters: list[int]
     index: tuple[Tensor, ...]
-    fill: float | None = 0.0
+    masked: bool = True
     saved: Tensor | None = None
 
     @property
@@ -56,28 +47,26 @@ class Rows:
 
     def read(self) -> Tensor:
         """Copy the values."""
-        with _editing():
-            return self.tensor[self._index_on(self.tensor.device)]
+        return self.tensor.detach()[self._index_on(self.tensor.device)]
 
     def is_zero(self) -> bool:
         """Whether the rows are as `zero` leaves them."""
-        return self.fill is None or bool((self.read() == self.fill).all())
+        return not self.masked or not self.read().any()
 
     def zero(self) -> None:
-        """Set the rows to `fill`."""
-        if self.fill is not None:
-            self._write(self.tensor, self.fill)
+        """Set the rows to 0, if they are masked."""
+        if self.masked:
+            self._write(self.tensor, 0.0)
 
     def zero_gradient(self) -> None:
         """Set the rows of the gradient to 0, if there is one."""
-        if self.fill is not None and self.tensor.grad is not None:
+        if self.masked and self.tensor.grad is not None:
             self._write(self.tensor.grad, 0.0)
 
     def zero_state(self, state: Mapping[str, Any]) -> None:
-        """Set the rows of every floating-point tensor of the same shape in the tensor's optimizer state to 0."""
+        """Set the rows of every tensor of the same shape in the tensor's optimizer state to 0."""
         for value in state.values():
-            # Integers are codes of 8-bit optimizers, where 0 may stand for the most negative value.
-            if isinstance(value, Tensor) and value.shape == self.tensor.shape and value.is_floating_point():
+            if isinstance(value, Tensor) and value.shape == self.tensor.shape:
                 self._write(value, 0.0)
 
     def restore(self) -> None:
@@ -85,9 +74,9 @@ class Rows:
         if self.saved is not None:
             self._write(self.tensor, self.saved.to(self.tensor))
 
+    @torch.no_grad()
     def _write(self, tensor: Tensor, value: Tensor | float) -> None:
-        with _editing():
-            tensor[self._index_on(tensor.device)] = value
+        tensor[self._index_on(tensor.device)] = value
 
     def _index_on(self, device: torch.device) -> tuple[Tensor, ...]:
         if self.index[0].device != device:
@@ -95,22 +84,20 @@ class Rows:
         return self.index
 
 
-@_editing()
 def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     """Find the rows of a convolution, of any kind, that belong to some of its filters.
 
     Args:
         layer: The convolution's name, for errors.
-        conv: The convolution, perhaps under weight_norm.
+        conv: The convolution, perhaps under `parametrizations.weight_norm`.
         filters: Filters from 0 to `conv.out_channels - 1`.
 
     Returns:
         Rows of the weight, or of weight_norm's two parts of it, and of the bias.
 
     Raises:
-        ValueError: The layer is lazy, or its weight is computed from other tensors in a way that cannot be masked.
+        ValueError: The layer's weight is computed from other tensors in a way that cannot be masked.
     """
-    _refuse_lazy(layer, conv)
     channels = (torch.tensor(filters, device="cpu"),)
     bias = [] if conv.bias is None else [Rows(conv, "bias", filters, channels)]
     if _has_plain_parameters(conv):
@@ -121,30 +108,25 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
             group, column = channels[0] // outputs, channels[0] % outputs
             index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
         return [Rows(conv, "weight", filters, index), *bias]
-    normed = _weight_norm(conv)
-    if normed is None:
+    if not _has_norm_per_filter(conv):
         raise ValueError(
-            "Parameter `filters` should name layers with a plain weight, or with weight_norm that has one norm per "
-            f"filter (`dim=0`, no transposed convolution). Found '{layer}' with {_parameter_names(conv)}."
+            "Parameter `filters` should name layers with a plain weight, or with `parametrizations.weight_norm` that "
+            f"has one norm per filter (`dim=0`). Found '{layer}' with {_parameter_names(conv)}."
         )
-    # weight = g * v / |v|: g carries the zero, and v is parked at 1, so that weight decay cannot drive it into 0 / 0.
-    owner, g, v = normed
-    return [Rows(owner, g, filters, channels), Rows(owner, v, filters, channels, fill=1.0), *bias]
+    # weight = g * v / |v|: g carries the zero.
+    parts = conv.parametrizations["weight"]
+    return [Rows(parts, "original0", filters, channels), Rows(parts, "original1", filters, channels, False), *bias]
 
 
-def _weight_norm(conv: Any) -> tuple[nn.Module, str, str] | None:
-    """Where a convolution under weight_norm, new style or old, has its norms g and directions v."""
-    owner: Any = conv
-    g, v = "weight_g", "weight_v"
-    if is_parametrized(conv):
-        steps = [type(step).__name__ for chain in conv.parametrizations.values() for step in chain]
-        if list(conv.parametrizations) != ["weight"] or steps != ["_WeightNorm"]:
-            return None
-        owner, g, v = conv.parametrizations["weight"], "original0", "original1"
-    if not {g, v} <= owner._parameters.keys() or "bias" not in conv._parameters or isinstance(conv, TRANSPOSED):
-        return None
-    norms = getattr(owner, g)
-    return (owner, g, v) if norms.shape[:1] == norms.flatten().shape == (conv.out_channels,) else None
+def _has_norm_per_filter(conv: Any) -> bool:
+    """Whether a convolution has weight_norm, and nothing else that makes its parameters of others."""
+    if not is_parametrized(conv) or isinstance(conv, TRANSPOSED):
+        return False
+    steps = [(name, type(step).__name__) for name, chain in conv.parametrizations.items() for step in chain]
+    if steps != [("weight", "_WeightNorm")]:
+        return False
+    norms: Tensor = conv.parametrizations["weight"].original0
+    return norms.dim() > 0 and len(norms) == norms.numel()
 
 
 def filters_first(layer: Any) -> Tensor:
@@ -155,7 +137,6 @@ def filters_first(layer: Any) -> Tensor:
     return weight
 
 
-@_editing()
 def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
     """Find the rows of a BatchNorm or InstanceNorm that belong to some of its channels.
 
@@ -168,9 +149,8 @@ def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
         Rows of the weight and bias, and of the running statistics.
 
     Raises:
-        ValueError: The layer is lazy, or its weight is not a plain parameter.
+        ValueError: The layer's weight is not a plain parameter.
     """
-    _refuse_lazy(name, norm)
     if not _has_plain_parameters(norm):
         raise ValueError(
             "Parameter `filters` should name layers that are followed by a norm with plain parameters. Found "
@@ -179,9 +159,8 @@ def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
     index = (torch.tensor(channels, device="cpu"),)
     # Statistics are remembered, as those of a map of zeros would blow up a restored filter. Without a weight the output
     # in evaluation is (0 - running mean) / std: it is 0 where the running mean is.
-    fills = {"weight": 0.0, "bias": 0.0, "running_mean": 0.0 if norm.weight is None else None, "running_var": None}
-    present = {attribute: fill for attribute, fill in fills.items() if getattr(norm, attribute) is not None}
-    return [Rows(norm, attribute, channels, index, fill) for attribute, fill in present.items()]
+    masked = {"weight": True, "bias": True, "running_mean": norm.weight is None, "running_var": False}
+    return [Rows(norm, part, channels, index, own) for part, own in masked.items() if getattr(norm, part) is not None]
 
 
 def zero_rows(module: Any) -> Tensor:
@@ -203,13 +182,6 @@ def zero_rows(module: Any) -> Tensor:
 
 def _has_plain_parameters(module: nn.Module) -> bool:
     return not is_parametrized(module) and {"weight", "bias"} <= module._parameters.keys()
-
-
-def _refuse_lazy(layer: str, module: nn.Module) -> None:
-    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
-        raise ValueError(
-            f"Parameter `filters` should name initialized layers: run the model once before. Found lazy '{layer}'."
-        )
 
 
 def _parameter_names(module: nn.Module) -> list[str]:

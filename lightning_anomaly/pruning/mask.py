@@ -5,11 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_anomaly.capture.layers import modules_by_name
@@ -33,8 +31,7 @@ def mask_filters(
     sum with a filter that is not masked. A norm that mixes channels stays as it is: there is a warning. A norm without
     weight gets a running mean of 0 instead: the statistics of a map of zeros, which training leaves as they are.
 
-    Nothing is renamed, hooked or registered, so a checkpoint of the model is an ordinary one. Masking is by parameter:
-    a shared module or tied parameter is masked wherever it is used.
+    Nothing is renamed, hooked or registered, so a checkpoint of the model is an ordinary one.
 
     While training goes on, call the mask's `keep_gradients` before and `keep` after every optimizer step.
 
@@ -50,9 +47,9 @@ def mask_filters(
         The mask, which keeps, reports and restores.
 
     Raises:
-        ValueError: An argument is of another kind, a layer or filter does not exist, a whole layer would be masked, a
-            layer's parameters cannot be masked (a parametrization other than weight_norm per filter, a lazy layer), or
-            the pass with `example_input` does not call it.
+        ValueError: A layer or filter does not exist, a whole layer would be masked, a layer's parameters cannot be
+            masked (a parametrization other than weight_norm per filter), or the pass with `example_input` does not call
+            it.
 
     Examples:
         >>> import torch
@@ -82,7 +79,6 @@ class FilterMask:
         self.model = model
         self._filters: dict[str, list[int]] = {}
         self._zeros: dict[str, list[int]] = {}  # the norm channels behind them
-        self._mixing: set[str] = set()  # norms that a warning has named
         self._rows: list[Rows] = []
 
     @property
@@ -93,19 +89,12 @@ class FilterMask:
     @property
     def parameter_count(self) -> int:
         """How many parameters the masked filters have, those of their normalization layers included."""
-        # Keyed by tensor and row, so that tied parameters count once.
-        sizes: dict[tuple[int, int], int] = {}
-        for rows in self._rows:
-            if isinstance(rows.tensor, nn.Parameter):
-                size = rows.read().numel() // len(rows.filters)
-                sizes |= {(id(rows.tensor), index): size for index in rows.filters}
-        return sum(sizes.values())
+        return sum(rows.read().numel() for rows in self._rows if isinstance(rows.tensor, nn.Parameter))
 
     @property
     def parameter_fraction(self) -> float:
-        """`parameter_count` as a fraction of all parameters of the model; lazy ones have no size yet."""
-        sizes = [parameter.numel() for parameter in self.model.parameters() if not is_lazy(parameter)]
-        return self.parameter_count / sum(sizes) if self._rows else 0.0
+        """`parameter_count` as a fraction of all parameters of the model."""
+        return self.parameter_count / sum(p.numel() for p in self.model.parameters()) if self._rows else 0.0
 
     def add(
         self,
@@ -128,12 +117,7 @@ class FilterMask:
         """
         modules = modules_by_name(self.model)
         filters = filters.anomaly_filters if isinstance(filters, AnomalyReport) else filters
-        if not isinstance(filters, Mapping):
-            raise ValueError(
-                "Parameter `filters` should be `{layer: [filter, ...]}` or an AnomalyReport. "
-                f"Found a {type(filters).__name__}."
-            )
-        optimizers = _as_list(optimizers)
+        optimizers = list(optimizers)
         new = {layer: self._check(modules, layer, indices) for layer, indices in filters.items()}
         new = {layer: indices for layer, indices in new.items() if indices}
         masked = self.masked | {layer: sorted([*self._filters.get(layer, ()), *new[layer]]) for layer in new}
@@ -152,8 +136,7 @@ class FilterMask:
         self._filters, self._zeros = masked, self._zeros | zeros
         self._rows += rows
         self.keep(optimizers)
-        mixing = [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing if norm not in self._mixing]
-        self._mixing.update(norms.mixing)
+        mixing = [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]
         if mixing:
             warnings.warn(
                 "Masked filters feed normalization layers that depend on other channels or inputs too: "
@@ -173,11 +156,10 @@ class FilterMask:
         Gradients of zero are not enough: momentum, weight decay and Adam's averages move a parameter without any.
 
         Args:
-            optimizers: Optimizers whose state belongs to the masked filters; in it every floating-point tensor of a
-                parameter's shape is zeroed like the parameter, anything else (step counts, factored averages, codes of
-                8-bit optimizers) is left alone.
+            optimizers: Optimizers whose state belongs to the masked filters; in it every tensor of a parameter's shape
+                is zeroed like the parameter, anything else (step counts, factored averages) is left alone.
         """
-        states = [optimizer.state for optimizer in _as_list(optimizers)]
+        states = [optimizer.state for optimizer in optimizers]
         for rows in self._rows:
             rows.zero()
             for state in states:
@@ -258,18 +240,11 @@ class FilterMask:
         """The filters of a layer that are not masked yet, ascending, or an error."""
         module = modules.get(layer)
         if not isinstance(module, CONVOLUTIONS):
-            found = f"'{layer}'" if module is None else f"'{layer}', a {type(module).__name__}"
             convs = [name for name, module in modules.items() if isinstance(module, CONVOLUTIONS)]
-            raise ValueError(f"Parameter `filters` should name convolutions of the model, {convs}. Found {found}.")
-        count = module.out_channels
-        if not isinstance(indices, Iterable):
-            raise ValueError(
-                f"Parameter `filters` should hold a list of filters for layer '{layer}', such as [{indices!r}]. "
-                f"Found {indices!r}."
-            )
-        asked = list(indices)
+            raise ValueError(f"Parameter `filters` should name convolutions of the model, {convs}. Found '{layer}'.")
+        count, asked = module.out_channels, list(indices)
         for index in asked:
-            if isinstance(index, bool) or not isinstance(index, Integral) or not 0 <= int(index) < count:
+            if isinstance(index, bool) or index not in range(count):
                 raise ValueError(
                     f"Parameter `filters` should hold integers from 0 to {count - 1} for layer '{layer}'. "
                     f"Found {index!r}."
@@ -282,15 +257,6 @@ class FilterMask:
                 f"Found {len(asked)} to mask and {len(before)} masked before, of the {count} it has."
             )
         return sorted(after - before)
-
-
-def _as_list(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
-    if isinstance(optimizers, Optimizer):
-        raise ValueError(
-            f"Parameter `optimizers` should be a list of optimizers. Found a {type(optimizers).__name__}: give "
-            "`[optimizer]`."
-        )
-    return list(optimizers)
 
 
 def _zeros_of_0_2(norms: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import modules_by_name
@@ -70,10 +69,6 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
 
 def call_model(model: nn.Module, example_input: Any) -> None:
     """Call a model on copies of its buffers and of its input; a tuple is several arguments."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    lazy = [name for name, tensor in tensors.items() if is_lazy(tensor)]
-    if lazy:  # the pass would initialize them
-        raise ValueError(f"Parameter `model` should be initialized: run it once before. Found lazy {lazy}.")
     args = clone_inputs(example_input if isinstance(example_input, tuple) else (example_input,))
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     torch.func.functional_call(model, buffers, args)
@@ -99,26 +94,23 @@ class _Pass:
         noise = (1 + torch.rand(output.shape, generator=self._generator, device="cpu")).mul(self._sign).to(output)
         if isinstance(module, CONVOLUTIONS):
             self.called.add(name)
-            axis = output.dim() - len(module.kernel_size) - 1
             zero = torch.zeros(module.out_channels, dtype=torch.bool, device=output.device)
             zero[[*self._filters.get(name, ())]] = True
-            if module.groups > 1 and module.bias is None:
-                group = _zero_channels(given, axis).view(module.groups, -1).all(1)
+            if module.bias is None:
+                group = _zero_channels(given).view(module.groups, -1).all(1)
                 zero |= group.repeat_interleave(module.out_channels // module.groups)
         elif isinstance(module, CHANNEL_NORMS):
-            axis = 1 if given.shape[1:2] == (module.num_features,) else 0
-            zero = _zero_channels(given, axis)
+            zero = _zero_channels(given)
             if name in self._inputs and not torch.equal(zero, self._inputs[name]):
                 self.mixing.add(name)
             self._inputs[name] = zero
             zero = zero & self._before.get(name, zero)
             self.zeros[name] = zero & self.zeros.get(name, zero)
         else:
-            axes = {1, given.dim() - 1} if _is_norm(module) and given.dim() > 1 else ()
-            if any(_zero_channels(given, axis).any() for axis in axes):
+            if _is_norm(module) and any(_zero_channels(given, axis).any() for axis in (1, -1)):
                 self.mixing.add(name)
             return noise
-        return noise.masked_fill(zero.view(-1, *[1] * (output.dim() - axis - 1)), 0.0)
+        return noise.masked_fill(zero.view(-1, *[1] * (output.dim() - 2)), 0.0)
 
 
 def has_norms(model: nn.Module) -> bool:
@@ -134,5 +126,5 @@ def _is_norm(module: nn.Module) -> bool:
     return named and type(module) is not nn.LocalResponseNorm and next(module.children(), None) is None
 
 
-def _zero_channels(tensor: Tensor, axis: int) -> Tensor:
+def _zero_channels(tensor: Tensor, axis: int = 1) -> Tensor:
     return (tensor == 0).movedim(axis, 0).flatten(1).all(1)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning_anomaly.pruning.filter_rows import filters_first
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.verdicts.rare import ANOMALY, LIVE
+from lightning_anomaly.verdicts.rare import LIVE
 
 __all__ = ["Criterion", "Summary", "choose_filters", "choose_others", "filter_norms", "summarize"]
 
@@ -31,11 +31,8 @@ def summarize(report: AnomalyReport) -> Summary:
     summary: Summary = {}
     for name, layer in report.layers.items():
         outliers: list[int] = layer.outliers.sum(1).tolist()
-        known = [
-            -1 if verdict not in LIVE else max(1, count) if verdict == ANOMALY else 0
-            for count, verdict in zip(outliers, layer.verdicts, strict=True)
-        ]
-        summary[name] = known
+        live = [verdict in LIVE for verdict in layer.verdicts]
+        summary[name] = [count if own else -1 for count, own in zip(outliers, live, strict=True)]
     return summary
 
 
@@ -71,13 +68,12 @@ def choose_filters(
     chosen: dict[str, list[int]] = {}
     for layer, last in (summaries[-1] if summaries else {}).items():
         size, gone = len(last), set(masked.get(layer, ()))
-        columns = [s[layer] for s in summaries if len(s.get(layer, ())) == size]
+        columns = [summary[layer] for summary in summaries if layer in summary]
         votes = [sum(column[i] > 0 for column in columns) for i in range(size)]
         outliers = [sum(max(0, column[i]) for column in columns) for i in range(size)]
         flagged = [i for i in range(size) if votes[i] >= min_votes and i not in gone]
         flagged.sort(key=lambda i: (-votes[i], -outliers[i], i))
-        # The tolerance takes up the rounding of products such as 0.29 * 100 only.
-        room = min(int(max_fraction * size + 1e-9), size - 1) - len(gone)
+        room = min(int(max_fraction * size), size - 1) - len(gone)
         if flagged[: max(0, room)]:
             chosen[layer] = flagged[:room]
     return chosen

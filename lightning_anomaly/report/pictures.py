@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.capture.images import magnitudes
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.report.layer_report import LayerReport
 
@@ -156,7 +155,7 @@ def shrink(samples: Tensor, side: int) -> Tensor:
         Images `(N, C, H, W)` with one or three channels, or signals `(N, C, L)` with one to three, of which long ones
         are the largest and the smallest value in each column of the picture.
     """
-    samples = magnitudes(samples.detach())
+    samples = samples.detach()
     if not samples.is_floating_point() and samples.dtype != torch.uint8:
         samples = samples.float()
     if samples.ndim < 4:

@@ -183,11 +183,6 @@ CASES: dict[str, tuple[Any, dict[str, list[int]], dict[str, int], list[int]]] = 
     "LayerNorm": (lambda: around(nn.LayerNorm([6, 6, 6])), {"0": [1, 4]}, {"0": 2}, [6, 2]),
     "softmax": (lambda: around(nn.Softmax(1)), {"0": [1]}, {"0": 1}, [6, 2]),
     "weight_norm": (lambda: nn.Sequential(weight_norm(nn.Conv2d(3, 6, 3)), nn.ReLU()), {"0": [1]}, {"0": 1}, [6]),
-    "old weight_norm": (lambda: around(nn.utils.weight_norm(nn.Conv2d(6, 6, 3))), {"0": [1]}, {"0": 1}, [6, 6, 2]),
-    "running means": (
-        lambda: around(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)),
-        *({"0": [1]}, {"0": 1}, [6, 2]),
-    ),
     "shuffle": (lambda: Net(shuffled, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 2, 3)), {"a": [1]}, {"a": 1}, [6, 2]),
     "groups": (
         lambda: around(nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2)),
@@ -249,10 +244,9 @@ GIVEN: dict[str, tuple[Any, ...]] = {
     "three axes": (inputs(2, 3, 8, 8, 8),),
     "several arguments and outputs": (inputs(), inputs(seed=1), 2.0),
 }
-MASKED = ("weight_norm", "old weight_norm", "running means")  # of the cases where filters stay
+MASKED = ("weight_norm",)  # of the cases where filters stay
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_a_masked_filter_goes_unless_something_is_made_of_its_zeros(case):
     make, filters, staying, left = CASES[case]
@@ -263,12 +257,8 @@ def test_a_masked_filter_goes_unless_something_is_made_of_its_zeros(case):
     else:  # the norms behind are as they were
         for layer, own in filters.items():
             zeroed(model.get_submodule(layer), own)
-    model(*given)  # leaves a computed weight in the old weight_norm
     smaller = compacted(model, *given, staying=staying)
     assert list(filters_of(smaller).values()) == left
-    if case == "old weight_norm":
-        with torch.no_grad():
-            model(*given)  # or it could not be copied
     assert_same_outputs(model, smaller, *given)
 
 
@@ -301,19 +291,6 @@ def test_flags_are_those_of_the_given_model():
     assert [p.requires_grad for p in smaller.parameters()] == [p.requires_grad for p in model.parameters()]
     assert not smaller[0].weight.requires_grad
     assert all(parameter.is_leaf and parameter.grad is None for parameter in smaller.parameters())
-
-
-def test_layers_of_a_training_alone_are_named():
-    def forward(net: nn.Module, x: Tensor) -> Any:
-        maps = net.conv(x).relu()
-        return (net.head(maps), net.deep(maps)) if net.training else net.head(maps)
-
-    model = Net(forward, conv=nn.Conv2d(3, 6, 3), head=nn.Conv2d(6, 2, 3), deep=nn.Conv2d(6, 2, 1))
-    compact(model, inputs())  # nothing is removed, so nothing is to be said
-    mask_filters(model, {"conv": [1]})
-    with pytest.warns(UserWarning, match="'deep' .* `example_input`"):
-        smaller = compact(model, inputs())
-    assert filters_of(smaller) == {"conv": 5, "head": 2, "deep": 2}
 
 
 def test_half_precision_rounds_more():

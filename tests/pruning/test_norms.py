@@ -232,11 +232,3 @@ def test_a_tuple_is_several_arguments() -> None:
     model = Net(lambda net, x, scale: net.bn(input=net.conv(x)) * scale, conv=conv(), bn=nn.BatchNorm2d(4))
     mask_filters(model, {"conv": [1]}, example_input=(IMAGES, 2.0))
     assert model.bn.weight.tolist() == [1, 0, 1, 1]
-
-
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_a_lazy_model_is_refused_and_stays_lazy() -> None:
-    model = nn.Sequential(conv(), nn.LazyBatchNorm2d())
-    with pytest.raises(ValueError, match=r"`model` should be initialized.*'1\.weight'"):
-        mask_filters(model, {"0": [1]}, example_input=IMAGES)
-    assert model[1].has_uninitialized_params()
