@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lightning_anomaly.browser import page_text
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, log_page, loss_tags
+from lightning_anomaly.capture.drawing import drawn
 from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
 from lightning_anomaly.plots.comparisons import ComparisonFields
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.report.pictures import drawn
 from lightning_anomaly.shared_analysis import AnalysisResult
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._figures import Guard
+from lightning_anomaly.capture.drawing import shrink
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import (
     first_tensor,
@@ -21,7 +22,7 @@ from lightning_anomaly.capture.images import (
 from lightning_anomaly.capture.probe import most_samples, probing
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.report.pictures import shrink, take_pictures
+from lightning_anomaly.report.pictures import take_pictures
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec, analyze_shared
 from lightning_anomaly.verdicts.rare import LIVE, NONFINITE

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
+from lightning_anomaly.capture.drawing import drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
@@ -25,7 +26,6 @@ from lightning_anomaly.notes import left_out, warn_of
 from lightning_anomaly.outliers.conformal import FILTERS, Judgement, SplitConformal, Statistics, fit_halves
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
 from lightning_anomaly.progress import track
-from lightning_anomaly.report.pictures import drawn, shrink
 
 __all__ = ["find_outliers"]
 

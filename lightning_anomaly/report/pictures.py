@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from lightning_anomaly.capture.drawing import drawn, shrink
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.report.layer_report import LayerReport
 
@@ -18,12 +18,9 @@ __all__ = [
     "KeptMaps",
     "Pictures",
     "check_images",
-    "displayed",
-    "drawn",
     "even_order",
     "join_pictures",
     "probe_images",
-    "shrink",
     "take_pictures",
 ]
 
@@ -32,8 +29,6 @@ _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four b
 _MAP_SIDE = 8  # (pixels)
 _MAP_BYTES = 64_000_000  # of all maps together
 _STRIP = 8  # most and least active samples
-_CURVE = (48, 64)  # height and width of a signal's picture (pixels)
-_CURVE_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))  # Okabe and Ito's, for up to three channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,90 +137,6 @@ def probe_images(inputs: Tensor) -> Tensor:
     side = max(1, min(_SIDE, math.isqrt(_PIXELS // len(inputs))))
     small = torch.cat([shrink(part, side) for part in torch.split(inputs, 64)])
     return drawn(small, small)
-
-
-def shrink(samples: Tensor, side: int) -> Tensor:
-    """Samples of whatever kind as `drawn` takes them, in no more pixels than are shown, on the CPU.
-
-    Args:
-        samples: Images, volumes or signals, see `probe_images`.
-        side: Pixels of a side at most.
-
-    Returns:
-        Images `(N, C, H, W)` with one or three channels, or signals `(N, C, L)` with one to three, of which long ones
-        are the largest and the smallest value in each column of the picture.
-    """
-    samples = samples.detach()
-    if not samples.is_floating_point() and samples.dtype != torch.uint8:
-        samples = samples.float()
-    if samples.ndim < 4:
-        return _bounds(samples.reshape(len(samples), -1, samples.shape[-1])[:, : len(_CURVE_COLOURS)]).cpu()
-    if samples.ndim == 5:
-        samples = samples[:, :, samples.shape[2] // 2]
-    if samples.shape[1] != 3:
-        samples = samples[:, :1]
-    window = -(-max(samples.shape[2:]) // side)
-    if window > 1:
-        pooled = functional.avg_pool2d(samples.float(), window, ceil_mode=True, count_include_pad=False)
-        samples = pooled.round().to(torch.uint8) if samples.dtype == torch.uint8 else pooled
-    return samples.cpu()
-
-
-def drawn(samples: Tensor, ordinary: Tensor) -> Tensor:
-    """What `shrink` gave as uint8 images `(N, height, width, channels)`, scaled to the range of `ordinary` samples."""
-    return displayed(samples, ordinary) if samples.ndim == 4 else _curves(samples, ordinary)
-
-
-def displayed(images: Tensor, ordinary: Tensor) -> Tensor:
-    """Images `(n, C, H, W)` as uint8 `(n, H, W, C)` with one or three channels, scaled as `outlier_figure` says.
-
-    Args:
-        images: The images.
-        ordinary: Images whose range goes from black to white, of the same channels and type.
-    """
-    shown, ordinary = images.detach().cpu(), ordinary.detach()
-    if images.shape[1] != 3:
-        shown, ordinary = shown[:, :1], ordinary[:, :1]
-    if images.dtype != torch.uint8:
-        pixels = ordinary.flatten(2)
-        # Half a tenth of the images at either end may be out of the ordinary.
-        low = pixels.amin(2).float().cpu().nanquantile(0.05, dim=0)[:, None, None]
-        high = pixels.amax(2).float().cpu().nanquantile(0.95, dim=0)[:, None, None]
-        scaled = (shown.float() - low) / (high - low).clamp_min(1e-12)
-        shown = scaled.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return shown.permute(0, 2, 3, 1)
-
-
-def _bounds(signals: Tensor) -> Tensor:
-    """Signals `(N, C, L)` without what no picture of them shows."""
-    width = _CURVE[1]
-    if signals.shape[2] <= 2 * width:
-        return signals
-    finite = signals.float().nan_to_num(math.nan, math.nan, math.nan)
-    bounds = [functional.adaptive_max_pool1d(side.nan_to_num(-math.inf), width) for side in (finite, -finite)]
-    return torch.stack([bounds[0], -bounds[1]], 3).flatten(2)  # infinite where no value is finite
-
-
-def _curves(signals: Tensor, ordinary: Tensor) -> Tensor:
-    """Drawings `(N, height, width, 3)` of signals `(N, C, L)`; all have one scale, that of ordinary signals."""
-    height, width = _CURVE
-    finite, known = (values.float().nan_to_num(math.nan, math.nan, math.nan) for values in (signals, ordinary))
-    low, high = known.amin((1, 2)).nanquantile(0.05), known.amax((1, 2)).nanquantile(0.95)
-    rows = ((finite - low) / (high - low).clamp_min(1e-12)).nan_to_num(0.5).clamp(0, 1) * (height - 1)
-    if rows.shape[2] < width:
-        rows = functional.interpolate(rows, width, mode="linear", align_corners=True)
-    top, bottom = functional.adaptive_max_pool1d(rows, width), -functional.adaptive_max_pool1d(-rows, width)
-    # From one column to the next the curve is connected.
-    top[..., 1:], bottom[..., 1:] = (
-        torch.maximum(top[..., 1:], bottom[..., :-1]),
-        torch.minimum(bottom[..., 1:], top[..., :-1]),
-    )
-    drawn = signals.new_full((len(signals), height, width, 3), 255, dtype=torch.uint8)
-    ruler = torch.arange(height - 1, -1, -1, device=signals.device)[:, None]
-    for channel in reversed(range(rows.shape[1])):
-        inside = (ruler >= bottom[:, channel, None].round()) & (ruler <= top[:, channel, None].round())
-        drawn[inside] = drawn.new_tensor(_CURVE_COLOURS[channel])
-    return drawn
 
 
 def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
