@@ -13,13 +13,16 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.clustering.mixtures import Clustering, cluster_layers
 from lightning_anomaly.clustering.pca import Reduction, reduce_maps
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite, warn_of
+from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.scores import layer_scores
+from lightning_anomaly.outliers.views import view_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.layer_report import join_layers
@@ -85,9 +88,11 @@ def analyze(
     settings = checked_settings(settings)
     check_inputs(inputs)
     batch_size = check_integer("batch_size", batch_size, 1)
-    capture = MapCapture(select_layers(model, layers), rectify=settings.rectify, max_map_side=settings.max_map_side)
+    watched = select_layers(model, layers)
+    capture = MapCapture(watched, rectify=settings.rectify, max_map_side=settings.max_map_side, model=model)
     run(model, inputs, capture, progress, batch_size=batch_size)
-    report = analyze_maps(capture.maps, settings, unseen_layers(model, layers), progress=progress)
+    notes = unseen_layers(model, layers)
+    report = analyze_maps(capture.maps, settings, notes, samples=capture.samples, progress=progress)
     if isinstance(inputs, Tensor) and report.layers and report.n_samples != len(inputs):
         parts = (
             f"The layers give {report.n_samples} maps for the {len(inputs)} samples of `inputs`, such as those of "
@@ -105,6 +110,7 @@ def analyze_maps(
     settings: AnalysisSettings,
     notes: Mapping[str, str] | None = None,
     *,
+    samples: SampleCapture | None = None,
     progress: bool | None = False,
 ) -> AnomalyReport:
     """Analyze captured maps; nothing but the maps and the settings decides the result.
@@ -113,6 +119,7 @@ def analyze_maps(
         maps: What a `MapCapture` took.
         settings: See `AnalysisSettings`.
         notes: Notes to add to those of the report.
+        samples: What it took of the samples beside their maps.
         progress: See `analyze`.
 
     Returns:
@@ -120,7 +127,8 @@ def analyze_maps(
     """
     usable, n_samples, left_out = usable_layers(maps)
     statistics = {name: layer.statistics for name, layer in usable.items()}
-    part = analyze_slice(usable, statistics, settings, progress=progress)
+    known = SampleStatistics() if samples is None else samples.collected(n_samples)
+    part = analyze_slice(usable, statistics, settings, known, progress=progress)
     return join_slices([part], list(usable), n_samples, settings, {**(notes or {}), **left_out})
 
 
@@ -131,16 +139,19 @@ class FilterSlice:
     Attributes:
         layers: `{layer: LayerReport}` of these filters, without outlier scores and without layers of no filters.
         outlier_scores: `{layer: (N,)}` of layers whose samples were scored by all filters.
+        views: What their pixels and classes say of the samples, if they were viewed here.
     """
 
     layers: Mapping[str, LayerReport]
     outlier_scores: Mapping[str, Tensor]
+    views: Mapping[str, SampleView]
 
 
 def analyze_slice(
     maps: Mapping[str, LayerMaps],
     statistics: Mapping[str, Sequence[Tensor]],
     settings: AnalysisSettings,
+    samples: SampleStatistics | None = None,
     *,
     progress: bool | None = False,
 ) -> FilterSlice:
@@ -150,6 +161,7 @@ def analyze_slice(
         maps: Their maps `(N, F, ...)` by layer, F possibly zero.
         statistics: By layer, the statistics of all its filters `(n, F, 5)` in batches; samples are scored by these.
         settings: See `AnalysisSettings`.
+        samples: What is known of the samples beside their maps; None views them elsewhere.
         progress: See `analyze`.
     """
     engine = load_engine(settings.engine)
@@ -168,7 +180,8 @@ def analyze_slice(
         statistics.values(),
         like=torch.empty(0, device="cpu"),
     )
-    return FilterSlice(layers, dict(zip(statistics, scores, strict=True)))
+    views = {} if samples is None else view_samples(samples)
+    return FilterSlice(layers, dict(zip(statistics, scores, strict=True)), views)
 
 
 def join_slices(
@@ -204,7 +217,8 @@ def join_slices(
             f"before a cluster can be rare with `rare_fraction = {settings.rare_fraction}` and `max_components = "
             f"{settings.max_components}`."
         )
-    return AnomalyReport(layers, n_samples, settings.to_dict(), notes)
+    views = {name: view for part in parts for name, view in part.views.items()}
+    return AnomalyReport(layers, n_samples, settings.to_dict(), notes, views)
 
 
 def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:

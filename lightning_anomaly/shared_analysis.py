@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_anomaly.analysis import FilterSlice, analyze_slice, join_slices
 from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
 from lightning_anomaly.capture.probe import most_samples, usable_layers
+from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.distributed import (
     exchange_filters,
     filter_slices,
@@ -69,6 +70,7 @@ def analyze_shared(
     *,
     limit: int,
     spec: OutputSpec,
+    samples: SampleCapture | None = None,
     failure: Exception | None = None,
 ) -> AnalysisResult:
     """Analyze the maps of all processes; a collective call, also for a process that has no maps or has failed.
@@ -80,6 +82,7 @@ def analyze_shared(
         notes: Notes to put into the report.
         limit: Number of samples to keep of all processes.
         spec: What process 0 should get; that of the other processes is ignored.
+        samples: What this process knows of its samples beside their maps.
         failure: Why this process has no maps, if it has failed.
 
     Raises:
@@ -87,12 +90,13 @@ def analyze_shared(
     """
     rank, world = rank_and_world()
 
-    def describe() -> tuple[dict[str, LayerMaps], dict[str, str], OutputSpec]:
+    def describe() -> tuple[dict[str, LayerMaps], dict[str, str], OutputSpec, SampleStatistics]:
         if failure is not None:
             raise failure
-        return {name: _header(layer) for name, layer in maps.items()}, dict(notes), spec
+        known = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
+        return {name: _header(layer) for name, layer in maps.items()}, dict(notes), spec, known
 
-    headers, all_notes, (spec, *_) = zip(*gather_results(describe), strict=True)
+    headers, all_notes, (spec, *_), all_known = zip(*gather_results(describe), strict=True)
     layers = {name: _join_headers([own[name] for own in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
     scorers = {name: place % world for place, name in enumerate(usable)}
@@ -112,7 +116,8 @@ def analyze_shared(
             own[name] = _slice_maps(layer, rows, filter_slices(_filters(layer), world)[rank])
             if rank == scorers[name]:
                 statistics[name] = [scored.transpose(0, 1)]
-        part = analyze_slice(own, statistics, settings)
+        known = _join_samples(all_known, [most_samples(own) for own in headers], limit) if rank == world - 1 else None
+        part = analyze_slice(own, statistics, settings, known)
         pictures = take_pictures(part.layers, own, None, sum(map(_filters, usable.values()))) if spec.pictures else None
         shown.append((part, images if spec.images else None, pictures))
         return _without_points(part)
@@ -205,6 +210,12 @@ def _without_points(part: FilterSlice) -> FilterSlice:
         for name, layer in part.layers.items()
     }
     return replace(part, layers=layers)
+
+
+def _join_samples(parts: Sequence[SampleStatistics], counts: Sequence[int], limit: int) -> SampleStatistics:
+    """What is known of the samples of all processes."""
+    known = [part for part, count in zip(parts, counts, strict=True) if count]
+    return SampleStatistics.join(known).select(sample_order(counts, limit)) if known else SampleStatistics()
 
 
 def _join_images(parts: Sequence[Tensor | None], counts: Sequence[int], limit: int) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from reports import layer
 
+from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.report import AnomalyReport
 
 SCORES = torch.tensor([2.0, 0.5, math.inf, 9.0, 0.5, 1.0])
@@ -47,11 +49,28 @@ def test_the_fraction_is_of_the_filters_that_could_be_clustered():
     assert REPORT.live_in(["conv1", "unknown"]) == ["normal", "anomaly"]
 
 
-def test_samples_have_votes_and_the_score_of_the_layer_where_they_are_farthest():
+def test_samples_have_votes_and_a_score_from_the_layer_where_they_are_farthest():
     assert REPORT.outlier_samples == [1, 0, 1, 0, 0, 3]
-    assert REPORT.outlier_scores == [2, 0.5, math.inf, math.inf, 0.5, 2]
+    rare = math.log(5 / 3)  # two of the four that are finite, and the sample itself, of four and itself
+    assert REPORT.outlier_scores.tolist() == pytest.approx([rare, 0, math.inf, math.inf, 0, rare])
     assert REPORT.by_outlier_score == [2, 3, 5, 0, 1, 4]  # at equal scores by votes, then by place
-    assert EMPTY.outlier_samples == EMPTY.outlier_scores == EMPTY.by_outlier_score == []
+    assert EMPTY.outlier_samples == EMPTY.outlier_scores.tolist() == EMPTY.by_outlier_score == []
+
+
+def test_views_add_up_and_each_has_a_reason():
+    """The oddest view comes first; the filters' reason is the layer, and the filters that set the sample apart."""
+    pixels = torch.tensor([1.0, 9, 2, 3, 4, 5], dtype=torch.float64)
+    views = {"pixels": SampleView(pixels, ("dark", "bright", "flat", "noisy", "sharp", "odd"))}
+    report = replace(REPORT, views=views)
+    assert list(report.view_scores) == ["pixels", "filters"]
+    torch.testing.assert_close(report.outlier_scores, sum(report.view_scores.values()))
+    assert report.outlier_reasons(1) == {"pixels": "bright", "filters": "layer conv1, filters 1"}
+    assert list(report.outlier_reasons(2)) == ["filters", "pixels"]
+    restored = AnomalyReport.from_dict(json.loads(json.dumps(report.to_dict())))
+    torch.testing.assert_close(restored.outlier_scores, report.outlier_scores)
+    assert restored.outlier_reasons(1) == report.outlier_reasons(1)
+    with pytest.raises(ValueError, match="`sample = 6`"):
+        report.outlier_reasons(6)
 
 
 def test_metrics_are_finite_floats():
@@ -62,7 +81,7 @@ def test_metrics_are_finite_floats():
         "dead": 1.0,
         "sparsity": pytest.approx((5 * 0.25 + 0.75) / 6),  # of the filters without NaN
         "outlier_samples": 3.0,
-        "outlier_score": 2.0,
+        "outlier_score": pytest.approx(math.log(5 / 3)),
         "layer/conv1": 1.0,
         "layer/conv2": 0.0,
         "layer/conv3": 2.0,
@@ -98,7 +117,7 @@ def test_a_report_of_version_0_1_has_no_isolated_filters_and_no_scores():
         del own["isolated"], own["outlier_scores"]
     old = AnomalyReport.from_dict(values)
     assert old.isolated == {}
-    assert old.outlier_scores == [0] * 6
+    assert old.outlier_scores.tolist() == [0] * 6
     assert old.by_outlier_score[:3] == [5, 0, 2]
     assert old.metrics()["outlier_score"] == 0
     assert "outlier scores" not in str(old)
@@ -142,9 +161,7 @@ class TestTable:
         assert words[3].startswith("conv2 2 0 0 0 0.82 1 pooled to 8x8")
         assert words[4] == "conv3 2 2 0 0 0.25 8x8 0 (1), 1 (2)"
         assert "3 anomaly filters (60.0% of those with varying maps), 3 of 6 probe samples" in lines[5]
-        assert lines[6].startswith(
-            "largest outlier scores: samples 2 (inf, 1 vote), 3 (inf, 0 votes), 5 (2.0, 3 votes),"
-        )
+        assert lines[6].startswith("largest outlier scores: samples 2 (inf), 3 (inf), 5 (0.5),")
         assert lines[7] == f"note: {LEFT_OUT}"
         assert not any(line != line.rstrip() for line in lines)
         assert repr(REPORT) == str(REPORT)

@@ -87,6 +87,7 @@ class ValidationWatch:
     Attributes:
         gathered: Number of samples that all processes have together, at most.
         maps: This process's maps, by layer.
+        samples: What is known of its samples beside their maps.
         notes: Notes for the report.
     """
 
@@ -117,9 +118,14 @@ class ValidationWatch:
         self._pixels: list[Tensor] = []
         self._images: list[Tensor] | None = [] if keep_images else None
         self._capture = MapCapture(
-            layers, limit=self._limit, rectify=settings.rectify, max_map_side=settings.max_map_side
+            layers,
+            limit=self._limit,
+            rectify=settings.rectify,
+            max_map_side=settings.max_map_side,
+            model=pl_module,
         )
         self.maps = self._capture.maps
+        self.samples = self._capture.samples
 
     def before_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come."""
@@ -176,13 +182,17 @@ def analyze_probe(
     """Analyze what a validation took; a collective call, which raises in all processes if one has failed."""
     # A process without a watch has failed, and takes part all the same.
     notes: Mapping[str, str] = {} if watch is None else watch.notes
-    maps, images, limit = ({}, None, 0) if watch is None else (watch.maps, watch.images, watch.gathered)
+    maps, samples, images, limit = (
+        ({}, None, None, 0) if watch is None else (watch.maps, watch.samples, watch.images, watch.gathered)
+    )
     with torch.inference_mode(False), torch.no_grad():
         if _in_several_processes(trainer):
-            return analyze_shared(maps, images, settings, notes, limit=limit, spec=spec, failure=failure)
+            return analyze_shared(
+                maps, images, settings, notes, limit=limit, spec=spec, samples=samples, failure=failure
+            )
         if failure is not None:
             raise failure
-        report = analyze_maps(maps, settings, notes)
+        report = analyze_maps(maps, settings, notes, samples=samples)
         pictures = None
         if spec.pictures:
             with guard("take pictures for the browser"):  # which are not worth an analysis

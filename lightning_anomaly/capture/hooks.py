@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_anomaly.capture.layers import CONVOLUTIONS
 from lightning_anomaly.capture.maps import LayerMaps, keep_rows, map_statistics, pool_maps
+from lightning_anomaly.capture.samples import SampleCapture
 
 __all__ = ["MapCapture", "compiled_models_eager", "evaluating", "isolated_random_state"]
 
@@ -105,6 +106,7 @@ class MapCapture:
         max_map_side: See `pool_maps`.
         summary: What is kept of maps `(n, F, ...)`; None keeps pooled maps, their sparsity and their statistics before
             they are rectified.
+        model: The model, if its samples are to be described too, see `SampleCapture`.
     """
 
     def __init__(
@@ -115,12 +117,14 @@ class MapCapture:
         rectify: bool = True,
         max_map_side: int = 8,
         summary: Callable[[Tensor], Tensor] | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         self._layers = layers
         self._limit = limit
         self._rectify = rectify
         self._max_map_side = max_map_side
         self._summary = summary
+        self.samples = SampleCapture(nn.Module() if model is None else model, limit)
         self._hooks = ExitStack()
         self._called: dict[str, int] = {}  # in this pass, and how many maps they gave
         self._given: Counter[str] = Counter()  # maps in all passes, also those beyond the limit
@@ -139,6 +143,7 @@ class MapCapture:
             hooks.enter_context(compiled_models_eager())
             for name, module in self._layers.items():
                 hooks.callback(module.register_forward_hook(self._hook(name)).remove)
+            self.samples.attach(hooks, self._sample_hook)
             self._hooks = hooks.pop_all()
 
     def remove(self) -> None:
@@ -152,8 +157,10 @@ class MapCapture:
         counts = Counter(count for count in self._called.values() if count)
         self._given.update(self._called)
         self._called.clear()
+        count = counts.most_common(1)[0][0] if counts else 0
+        self.samples.end_pass(count)
         if counts and self._limit is not None:
-            self._samples += counts.most_common(1)[0][0]
+            self._samples += count
             for name, layer in self.maps.items():
                 given = self._given[name]
                 if given not in (0, self._samples) and layer.problem is None:
@@ -176,6 +183,15 @@ class MapCapture:
                 self.maps[name].problem = f"taking its maps failed with {error!r}"
 
         return take
+
+    def _sample_hook(self, take: Callable[..., None]) -> Callable[..., None]:
+        def run(*args: Any) -> None:
+            try:
+                take(*args)
+            except Exception as error:
+                self.samples.problem = repr(error)
+
+        return run
 
     def _take(self, name: str, module: nn.Module, output: Any) -> None:
         layer = self.maps[name]

@@ -3,67 +3,153 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite
+from lightning_anomaly.outliers.classes import ClassView
+from lightning_anomaly.outliers.combine import SampleView, Tail, combine
+from lightning_anomaly.outliers.pixels import PixelView
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread
+from lightning_anomaly.outliers.views import fit_views
+from lightning_anomaly.tables import listed
 
 __all__ = ["FILTERS", "Judgement", "SplitConformal", "Statistics", "fit_halves"]
 
 FILTERS = 3  # named for each image
 
-Statistics = dict[str, Tensor]  # (n, F, 5) of each layer
-Judgement = tuple[Tensor, Tensor, Tensor, Tensor]  # scores, p-values and layers (n,), filters (n, 3)
+
+class Statistics(NamedTuple):
+    """What is known of some images.
+
+    Attributes:
+        layers: See `map_statistics` `{layer: (n, F, 5)}`.
+        samples: What is known beside the maps.
+    """
+
+    layers: dict[str, Tensor]
+    samples: SampleStatistics
+
+
+class Judgement(NamedTuple):
+    """What is said of some images, on the CPU.
+
+    Attributes:
+        scores: See `combine` `(n,)`.
+        p_values: Shares of the calibrating samples with scores as large `(n,)`.
+        layer: Place of the layer with the largest score `(n,)`.
+        filters: Its most extreme filters `(n, 3)`, -1 where there are no more.
+        views: What each view says; scores are the negative logarithms of tail probabilities.
+    """
+
+    scores: Tensor
+    p_values: Tensor
+    layer: Tensor
+    filters: Tensor
+    views: dict[str, SampleView]
+
+    def select(self, order: Tensor) -> Judgement:
+        """Select images, in an order."""
+        places = order.tolist()
+        views = {
+            name: SampleView(view.scores[order], tuple(view.reasons[place] for place in places))
+            for name, view in self.views.items()
+        }
+        return Judgement(self.scores[order], self.p_values[order], self.layer[order], self.filters[order], views)
+
+    @staticmethod
+    def join(parts: Sequence[Judgement]) -> Judgement:
+        """Join what is said of several images, by the same views."""
+        scores, p_values, layer, filters = (torch.cat(own) for own in zip(*(part[:4] for part in parts), strict=True))
+        views = {
+            name: SampleView(
+                torch.cat([part.views[name].scores for part in parts]),
+                tuple(reason for part in parts for reason in part.views[name].reasons),
+            )
+            for name in parts[0].views
+        }
+        return Judgement(scores, p_values, layer, filters, views)
 
 
 class SplitConformal:
-    """Scores of samples, the largest of their scores in the layers, with conformal p-values.
+    """Scores of samples by all views, with conformal p-values.
 
     Args:
         models: What the reference looks like in each layer.
-        calibration: Statistics of samples that the models were not fitted to. Their distances are the scale of scores,
-            and their scores are those that others are compared with.
+        views: The other views of the reference.
+        calibration: Statistics of samples that neither was fitted to. Their distances are the scale of a layer's
+            scores, the scores of each view say how rare others are, and their own scores what others are compared with.
 
     Attributes:
         own: Judgement of these samples, each of which is among those that it is compared with.
     """
 
-    def __init__(self, models: Mapping[str, ReferenceModel], calibration: Statistics) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ReferenceModel],
+        views: Mapping[str, PixelView | ClassView],
+        calibration: Statistics,
+    ) -> None:
         self._models = dict(models)
+        self._views = dict(views)
         measured = self._measure(calibration)
         self._spreads = [Spread.fit(distances) for distances, _ in measured]
-        scores, layer, filters = self._strongest(calibration, measured)
+        views_of, layer, filters = self._view(calibration, measured)
+        self._tails = {name: Tail.fit(view.scores) for name, view in views_of.items()}
+        scores, views_of = self._combine(views_of)
         self._sorted = scores.sort().values
-        self.own: Judgement = (scores, self._larger(scores).double() / len(scores), layer, filters)
+        self.own = Judgement(scores, self._larger(scores).double() / len(scores), layer, filters, views_of)
+
+    def missing(self, statistics: Statistics) -> list[str]:
+        """Name the layers and views that judge, and of which these statistics have none."""
+        samples = statistics.samples
+        views = [name for name, view in self._views.items() if not view.sees(samples)]
+        return [name for name in self._models if name not in statistics.layers] + views
 
     def judge(self, statistics: Statistics) -> Judgement:
         """Judge new samples by their statistics."""
-        scores, layer, filters = self._strongest(statistics, self._measure(statistics))
-        return scores, (1 + self._larger(scores)).double() / (1 + len(self._sorted)), layer, filters
+        views, layer, filters = self._view(statistics, self._measure(statistics))
+        scores, views = self._combine(views)
+        p_values = (1 + self._larger(scores)).double() / (1 + len(self._sorted))
+        return Judgement(scores, p_values, layer, filters, views)
 
     def to(self, device: torch.device) -> None:
-        """Move to another device, in place."""
+        """Move what judges maps to another device, in place."""
         self._models = {name: model.to(device) for name, model in self._models.items()}
         self._spreads = [spread.to(device) for spread in self._spreads]
 
     def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
-        return [model.mahalanobis_squared(statistics[name]) for name, model in self._models.items()]
+        return [model.mahalanobis_squared(statistics.layers[name]) for name, model in self._models.items()]
 
-    def _strongest(
+    def _view(
         self, statistics: Statistics, measured: Sequence[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores and layers that have them `(n,)`, and those layers' most extreme filters `(n, 3)`, on the CPU."""
-        scores = [own.scores(distances) for own, (distances, _) in zip(self._spreads, measured, strict=True)]
-        largest, layer = torch.stack(scores).max(0)
+    ) -> tuple[dict[str, SampleView], Tensor, Tensor]:
+        """All views, with scores in their own units, and the layers `(n,)` and filters `(n, 3)` of that of filters."""
+        layers = [own.scores(distances) for own, (distances, _) in zip(self._spreads, measured, strict=True)]
+        largest, layer = torch.stack(layers).max(0)
         filters = layer.new_zeros(len(layer), FILTERS)
         for place, (name, model) in enumerate(self._models.items()):
             own = layer == place
-            filters[own] = model.extreme_filters(measured[place][1][own], statistics[name].shape[1], FILTERS)
-        return largest.cpu(), layer.cpu(), filters.cpu()
+            filters[own] = model.extreme_filters(measured[place][1][own], statistics.layers[name].shape[1], FILTERS)
+        layer, filters = layer.cpu(), filters.cpu()
+        names = [name or "(the model)" for name in self._models]
+        reasons = tuple(
+            f"layer {names[place]}, filters {listed([index for index in own if index >= 0])}"
+            for place, own in zip(layer.tolist(), filters.tolist(), strict=True)
+        )
+        views = {name: view.view(statistics.samples) for name, view in self._views.items()}
+        return {**views, "filters": SampleView(largest.cpu(), reasons)}, layer, filters
+
+    def _combine(self, views: Mapping[str, SampleView]) -> tuple[Tensor, dict[str, SampleView]]:
+        surprises = {
+            name: SampleView(self._tails[name].surprise(view.scores), view.reasons) for name, view in views.items()
+        }
+        return combine({name: view.scores for name, view in surprises.items()}), surprises
 
     def _larger(self, scores: Tensor) -> Tensor:
         """How many of the calibrating samples have scores at least as large."""
@@ -87,10 +173,11 @@ def fit_halves(
         f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
         "layer: look for NaN in the images and in the weights."
     )
-    names = [name for name in parts[0] if all(name in part for part in parts)]
+    names = [name for name in parts[0].layers if all(name in part.layers for part in parts)]
     if not names:
         raise nothing
-    statistics = {name: torch.cat([part.pop(name) for part in parts]) for name in names}
+    statistics = {name: torch.cat([part.layers.pop(name) for part in parts]) for name in names}
+    samples = SampleStatistics.join([part.samples for part in parts])
     unknown = {name: own.isfinite().all(2).sum(0) * 2 <= len(own) for name, own in statistics.items()}
     complete = torch.stack([own[:, ~unknown[name]].isfinite().all(2).all(1) for name, own in statistics.items()]).all(0)
     kept = complete.nonzero()[:, 0]
@@ -101,14 +188,21 @@ def fit_halves(
         )
     if len(kept) < len(complete):
         statistics = {name: statistics.pop(name)[kept] for name in names}
+        samples = samples.select(kept)
     first, second = slice(None, len(kept) // 2), slice(len(kept) // 2, None)
     models = _fit_layers(statistics, first), _fit_layers(statistics, second)
     usable = tuple(name for name in names if name in models[0] and name in models[1])
     if not usable:
         raise nothing
+    views = [fit_views(samples.select(half)) for half in (first, second)]
+    shared = views[0].keys() & views[1].keys()
     fits = [
-        SplitConformal({name: own[name] for name in usable}, {name: statistics[name][other] for name in usable})
-        for own, other in zip(models, (second, first), strict=True)
+        SplitConformal(
+            {name: own[name] for name in usable},
+            {name: view for name, view in seen.items() if name in shared},
+            Statistics({name: statistics[name][other] for name in usable}, samples.select(other)),
+        )
+        for own, seen, other in zip(models, views, (second, first), strict=True)
     ]
     notes: dict[str, str] = {}
     for name in usable:
@@ -118,7 +212,7 @@ def fit_halves(
     return usable, (fits[0], fits[1]), kept, notes
 
 
-def _fit_layers(statistics: Statistics, half: slice) -> dict[str, ReferenceModel]:
+def _fit_layers(statistics: Mapping[str, Tensor], half: slice) -> dict[str, ReferenceModel]:
     """Fit to half of the samples in every layer where that is possible."""
     engine = load_engine("auto")
     fit = torch_in_threads(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
+from lightning_anomaly.outliers.combine import VIEWS, SampleView
 from lightning_anomaly.tables import Tabular
 
 if TYPE_CHECKING:
@@ -30,17 +31,18 @@ class OutlierReport(Tabular):
     """How little each image of a data set belongs to a reference. `print(report)` gives a table.
 
     Attributes:
-        scores: The larger, the less an image belongs `(N,)`, by its position in the data set; infinity where it cannot
-            be read or gives NaN or infinite values.
+        scores: The larger, the less an image belongs `(N,)`, by its position in the data set: the sum of `view_scores`;
+            infinity where it cannot be read or gives NaN or infinite values.
         p_values: How often an image of the reference has a score as large `(N,)`.
         layers: Names of the layers that judge.
-        layer: Which of them has the largest score `(N,)`.
+        layer: In which of them an image is farthest from the reference `(N,)`.
         filters: The filters of that layer that the image is most extreme in `(N, 3)`, -1 where there are no more.
         n_reference: Number of images in the reference that can be read and give finite values.
         false_discovery_rate: The share of ordinary images that is accepted among those found.
         images: Small pictures of the images that `top` gives first, uint8 `(n, H, W, C)`; None if they are nothing that
             can be drawn.
         notes: What could not be used and why, as sentences.
+        views: What each view says of the images, see `AnomalyReport.view_scores`.
         own_reference: Whether the reference was taken out of these images. Then p-values only rank them, and none is
             found.
     """
@@ -55,6 +57,22 @@ class OutlierReport(Tabular):
     images: Tensor | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     own_reference: bool = False
+    views: Mapping[str, SampleView] = field(default_factory=dict)
+
+    @property
+    def view_scores(self) -> dict[str, Tensor]:
+        """The negative logarithm of the tail probability of each image in the reference `(N,)`, by view, in nats."""
+        return {name: self.views[name].scores for name in VIEWS if name in self.views}
+
+    def outlier_reasons(self, position: int) -> dict[str, str]:
+        """Say what each view finds odd about an image, the view that finds it oddest first.
+
+        Raises:
+            ValueError: If the data set does not have the image.
+        """
+        position = check_integer("position", position, 0, len(self.scores) - 1)
+        ordered = sorted(self.views, key=lambda name: -self.views[name].scores[position].item())
+        return {name: self.views[name].reasons[position] for name in ordered}
 
     @property
     def found(self) -> list[int]:
@@ -100,7 +118,7 @@ class OutlierReport(Tabular):
     def to_frame(self, k: int | None = None) -> DataFrame:
         """The images as a pandas DataFrame, the largest score first, one row each.
 
-        Columns are position, score, p_value, found, layer and filters.
+        Columns are position, score, p_value, found, layer, filters and reasons, see `outlier_reasons`.
 
         Args:
             k: Number of images; None takes all.
@@ -125,6 +143,7 @@ class OutlierReport(Tabular):
                 "found": position in found,
                 "layer": self.layers[int(self.layer[position])],
                 "filters": [index for index in self.filters[position].tolist() if index >= 0],
+                "reasons": self.outlier_reasons(position),
             }
             for position in self.top(len(self.scores) if k is None else k)
         ]

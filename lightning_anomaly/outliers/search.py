@@ -20,10 +20,11 @@ from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing, usable_layers
+from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.checks import check_fraction, check_seed
 from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world
 from lightning_anomaly.notes import left_out, warn_of
-from lightning_anomaly.outliers.conformal import FILTERS, Judgement, SplitConformal, Statistics, fit_halves
+from lightning_anomaly.outliers.conformal import Judgement, SplitConformal, Statistics, fit_halves
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
 from lightning_anomaly.progress import track
 
@@ -48,12 +49,13 @@ def find_outliers(
 ) -> OutlierReport:
     """Score every image of a data set by how little it belongs to a reference, without any label.
 
-    The score is that of `AnomalyReport.outlier_scores`, fitted to one half of the reference and calibrated by the
-    other: an image's p-value is the share of that half with scores as large (Bates, Candes, Lei, Romano and Sesia,
-    "Testing for outliers with conformal p-values", 2023). So it says how rare such an image is among those of the
-    reference, and if there are outliers in that, it is too large. Each half of the reference is scored by the other.
-    The network runs once on each image, those of a `reference` included. Kept are an image's score, p-value, layer and
-    filters, and small pictures of the 256 with the largest scores.
+    The score is that of `AnomalyReport.outlier_scores`, which combines what pixels, filters and classes say, fitted to
+    one half of the reference and calibrated by the other: an image's p-value is the share of that half with scores as
+    large (Bates, Candes, Lei, Romano and Sesia, "Testing for outliers with conformal p-values", 2023). So it says how
+    rare such an image is among those of the reference, and if there are outliers in that, it is too large. Each half
+    of the reference is scored by the other. The network runs once on each image, those of a `reference` included. Kept
+    are an image's score and p-value, what each view says, its layer and filters, and small pictures of the 256 with
+    the largest scores.
 
     Where processes are connected (`torch.distributed`, as under a Trainer's strategy), all of them call this with the
     same arguments. Each runs its share of the images, and all get the same report.
@@ -155,10 +157,9 @@ class _Fit(NamedTuple):
 
 
 class _ScoredShare(NamedTuple):
-    """A process's share of the inputs: their positions `(n,)` and judgements."""
+    """A process's share of the inputs: positions `(n,)` and judgements of some at a time."""
 
-    positions: Tensor
-    judgement: Judgement
+    judged: list[tuple[Tensor, Judgement]]
     unreadable: dict[int, str]
     notes: dict[str, str]
 
@@ -197,7 +198,7 @@ class _Search:
             )
         self._chosen: list[int] = (order if reference is not None else order[:_REFERENCE]).tolist()
         batches = [
-            {name: part.cpu() for name, part in statistics.items()}
+            Statistics({name: part.cpu() for name, part in statistics.layers.items()}, statistics.samples)
             for _, statistics in self._run(others, self._share(self._chosen), "reference")
         ]
         return _ReferenceShare(batches, len(images), others.unreadable, self._notes)
@@ -241,21 +242,21 @@ class _Search:
         fit.judge.to(self._device)
         judged = []
         for positions, statistics in self._run(images, self._share(rest), "outlier scores"):
-            missing = [name for name in fit.layers if name not in statistics]
+            missing = fit.judge.missing(statistics)
             if missing:
                 raise ValueError(
                     "Parameter `inputs` should give maps in all layers in which the reference gives them. Found images "
                     f"without any in {missing}: name other layers as `layers`."
                 )
             judged.append((positions, fit.judge.judge(statistics)))
-        return _ScoredShare(*_joined(judged), images.unreadable, self._notes)
+        return _ScoredShare(judged, images.unreadable, self._notes)
 
     def report(self, fit: _Fit, scored: Sequence[_ScoredShare], rate: float) -> OutlierReport:
         """Join all scores into a report."""
         images, n = self._images, len(self._images)
-        positions, judgement = _joined([*fit.known, *((share.positions, share.judgement) for share in scored)])
-        order = positions.argsort()
-        scores, p_values, layer, filters = (part[order] for part in judgement)
+        judged = [*fit.known, *(own for share in scored for own in share.judged)]
+        positions, parts = zip(*judged, strict=True)
+        scores, p_values, layer, filters, views = Judgement.join(parts).select(torch.cat(positions).argsort())
         notes = unseen_layers(self._model, self._layers) | fit.notes | _merged(share.notes for share in scored)
         unreadable = _merged(share.unreadable for share in scored)
         notes |= _unreadable_note(unreadable, f"{n} images", "their scores are infinite")
@@ -271,6 +272,7 @@ class _Search:
             layers=fit.layers,
             layer=layer,
             filters=filters,
+            views=views,
             n_reference=len(fit.reference),
             false_discovery_rate=rate,
             notes=notes,
@@ -290,21 +292,23 @@ class _Search:
         batches = iter(track(images.batches(positions), total, what, self._progress))
         while some := list(islice(batches, _BATCHES)):
             parts = [self._statistics(batch) for _, batch in some]
-            names = [name for name in parts[0] if all(name in part for part in parts)]
-            statistics = {name: torch.cat([part[name] for part in parts]) for name in names}
+            names = [name for name in parts[0].layers if all(name in part.layers for part in parts)]
+            layers = {name: torch.cat([part.layers[name] for part in parts]) for name in names}
+            samples = SampleStatistics.join([part.samples for part in parts])
             places = torch.cat([own for own, _ in some])
             unreadable = [place for place, position in enumerate(places.tolist()) if position in images.unreadable]
-            for own in statistics.values():
-                own[unreadable] = torch.nan
-            yield places, statistics
+            for own in (*layers.values(), samples.pixels, samples.features):
+                if own is not None:
+                    own[unreadable] = torch.nan
+            yield places, Statistics(layers, samples)
 
     def _statistics(self, batch: Tensor) -> Statistics:
-        capture = MapCapture(self._watched, summary=map_statistics)
+        capture = MapCapture(self._watched, summary=map_statistics, model=self._model)
         with probing(self._model) as call, capture:
             call(batch.to(self._device, self._dtype))
         usable, _, notes = usable_layers(capture.maps, len(batch))
         self._notes |= notes
-        return {name: layer.maps for name, layer in usable.items()}
+        return Statistics({name: layer.maps for name, layer in usable.items()}, capture.samples.collected(len(batch)))
 
 
 def _merged(parts: Iterable[Mapping[Any, str]]) -> dict[Any, str]:
@@ -317,15 +321,6 @@ def _unreadable_note(unreadable: Mapping[int, str], images: str, consequence: st
     first = min(unreadable)
     note = f"{len(unreadable)} of the {images} cannot be read, the first at position {first} ({unreadable[first]}): "
     return {f"unreadable {images.split(maxsplit=1)[1]}": f"{note}{consequence}."}
-
-
-def _joined(parts: Sequence[tuple[Tensor, Judgement]]) -> tuple[Tensor, Judgement]:
-    """Positions and judgements of all parts."""
-    nothing = torch.zeros(0, dtype=torch.int64, device="cpu")
-    empty = nothing, (nothing.float(), nothing.double(), nothing, nothing.new_zeros(0, FILTERS))
-    positions, judgements = zip(empty, *parts, strict=True)
-    scores, p_values, layer, filters = (torch.cat(part) for part in zip(*judgements, strict=True))
-    return torch.cat(positions), (scores, p_values, layer, filters)
 
 
 def _pictures(images: ImageSource, shown: list[int], others: ImageSource, ordinary: list[int]) -> Tensor | None:

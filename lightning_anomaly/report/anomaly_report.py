@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.report.layer_report import LayerReport, layer_from_dict, layer_to_dict
+from lightning_anomaly.outliers.combine import VIEWS, SampleView, Tail, combine
+from lightning_anomaly.report.layer_report import LayerReport, layer_from_dict, layer_to_dict, to_plain, to_tensor
 from lightning_anomaly.report.pictures import Pictures
-from lightning_anomaly.tables import Tabular
+from lightning_anomaly.tables import Tabular, listed
 from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, LIVE, NONFINITE
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class AnomalyReport(Tabular):
         n_samples: Number of probe samples, N.
         settings: The analysis settings as plain values.
         notes: What could not be analyzed and why, as sentences, by a key that stays the same from report to report.
+        views: What pixels and classes say of each sample, where the model has them.
         pictures: Images of the samples and some of the maps, where they were kept; not in `to_dict`.
     """
 
@@ -45,6 +48,7 @@ class AnomalyReport(Tabular):
     n_samples: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    views: Mapping[str, SampleView] = field(default_factory=dict)
     pictures: Pictures | None = None
 
     @property
@@ -106,20 +110,47 @@ class AnomalyReport(Tabular):
         votes = [layer.outliers.sum(0) for layer in self.layers.values()]
         return torch.stack(votes).sum(0).tolist() if votes else [0] * self.n_samples
 
-    @property
-    def outlier_scores(self) -> list[float]:
-        """How far each probe sample is from the others in the layer where it is farthest, N numbers; 0 without any.
+    @cached_property
+    def outlier_scores(self) -> Tensor:
+        """How little each probe sample belongs to the others `(N,)`, in nats; 0 without any layer.
 
-        They rank the samples, without any label: the larger, the less a sample belongs to the others. An ordinary one
-        has less than about 5; one with NaN or infinite maps has infinity.
+        The score ranks the samples, without any label: it is the sum of `view_scores`. One with NaN or infinite maps
+        has infinity.
         """
-        scores = [layer.outlier_scores for layer in self.layers.values() if len(layer.outlier_scores)]
-        return torch.stack(scores).amax(0).tolist() if scores else [0.0] * self.n_samples
+        return combine(self.view_scores) if self.view_scores else torch.zeros(self.n_samples, device="cpu")
+
+    @cached_property
+    def view_scores(self) -> dict[str, Tensor]:
+        """The negative logarithm of the tail probability of each sample among the others `(N,)`, by view, in nats.
+
+        Views are `"pixels"`, plain statistics of the image, `"filters"`, the layer in which the maps of all filters are
+        farthest from those of the others, and `"classes"`, the last features and the logits.
+        """
+        scores = {name: view.scores for name, view in self.views.items()}
+        if known := [layer.outlier_scores for layer in self.layers.values() if len(layer.outlier_scores)]:
+            scores["filters"] = torch.stack(known).amax(0)
+        return {name: Tail.fit(scores[name]).surprise(scores[name]) for name in VIEWS if name in scores}
+
+    def outlier_reasons(self, sample: int) -> dict[str, str]:
+        """Say what each view finds odd about a probe sample, the view that finds it oddest first.
+
+        Raises:
+            ValueError: If the probe does not have the sample.
+        """
+        sample = check_integer("sample", sample, 0, self.n_samples - 1)
+        reasons = {name: view.reasons[sample] for name, view in self.views.items()}
+        known = {name: layer for name, layer in self.layers.items() if len(layer.outlier_scores)}
+        if known:
+            farthest = max(known, key=lambda name: known[name].outlier_scores[sample].item())
+            isolating = known[farthest].isolated[:, sample].nonzero()[:, 0].tolist()
+            filters = f", filters {listed(isolating)}" if isolating else ""
+            reasons["filters"] = f"layer {farthest or '(the model)'}{filters}"
+        return {name: reasons[name] for name in sorted(reasons, key=lambda name: -self.view_scores[name][sample])}
 
     @property
     def by_outlier_score(self) -> list[int]:
         """The probe samples, the one with the largest score first; at equal scores the one with more votes."""
-        scores, votes = self.outlier_scores, self.outlier_samples
+        scores, votes = self.outlier_scores.tolist(), self.outlier_samples
         return sorted(range(self.n_samples), key=lambda sample: (-scores[sample], -votes[sample]))
 
     def metrics(self) -> dict[str, float]:
@@ -131,7 +162,7 @@ class AnomalyReport(Tabular):
             "dead": float(sum(map(len, self.dead_filters.values()))),
             "sparsity": self.sparsity,
             "outlier_samples": float(sum(votes > 0 for votes in self.outlier_samples)),
-            "outlier_score": max(filter(math.isfinite, self.outlier_scores), default=0.0),
+            "outlier_score": max(filter(math.isfinite, self.outlier_scores.tolist()), default=0.0),
             **{f"layer/{name}": float(len(layer.filters(ANOMALY))) for name, layer in self.layers.items()},
         }
 
@@ -142,6 +173,10 @@ class AnomalyReport(Tabular):
             "settings": dict(self.settings),
             "notes": dict(self.notes),
             "layers": {name: layer_to_dict(layer) for name, layer in self.layers.items()},
+            "views": {
+                name: {"scores": to_plain(view.scores), "reasons": list(view.reasons)}
+                for name, view in self.views.items()
+            },
         }
 
     @classmethod
@@ -154,7 +189,11 @@ class AnomalyReport(Tabular):
         try:
             n_samples = check_integer("n_samples", values["n_samples"], 0)
             layers = {name: layer_from_dict(layer, n_samples) for name, layer in values["layers"].items()}
-            return cls(layers, n_samples, dict(values["settings"]), dict(values["notes"]))
+            views = {
+                name: SampleView(to_tensor(view["scores"], torch.float64).reshape(n_samples), tuple(view["reasons"]))
+                for name, view in values.get("views", {}).items()  # none in version 0.2
+            }
+            return cls(layers, n_samples, dict(values["settings"]), dict(values["notes"]), views)
         except (AttributeError, LookupError, OverflowError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"Parameter `values` should be what `AnomalyReport.to_dict()` returned. Found {error!r}."
@@ -268,14 +307,10 @@ class AnomalyReport(Tabular):
             f"{self.count} anomaly filters ({100 * self.fraction:.1f}% of those with varying maps), "
             f"{sum(own > 0 for own in votes)} of {self.n_samples} probe samples are outliers of at least one"
         )
-        scores = self.outlier_scores
-        listed = [f"{i} ({scores[i]:.1f}, {_votes_text(votes[i])})" for i in self.by_outlier_score[:5]]
-        largest = [f"largest outlier scores: samples {', '.join(listed)}"] if any(scores) else []
+        scores = self.outlier_scores.tolist()
+        top = [f"{i} ({scores[i]:.1f})" for i in self.by_outlier_score[:5]]
+        largest = [f"largest outlier scores: samples {', '.join(top)}"] if any(scores) else []
         return [found, *largest, *(f"note: {note}" for note in self.notes.values())]
-
-
-def _votes_text(votes: int) -> str:
-    return f"{votes} vote{'s' * (votes != 1)}"
 
 
 def _size_text(layer: LayerReport) -> str:

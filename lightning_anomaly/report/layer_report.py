@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_anomaly.verdicts.rare import DEAD, LIVE, NONFINITE
 
-__all__ = ["LayerReport", "join_layers", "layer_from_dict", "layer_to_dict"]
+__all__ = ["LayerReport", "join_layers", "layer_from_dict", "layer_to_dict", "to_plain", "to_tensor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
 def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
     """Convert a layer to values that JSON knows."""
     sizes = {"map_size": list(layer.map_size), "analysed_size": list(layer.analysed_size)}
-    tensors = {key: _to_plain(getattr(layer, key)) for key in _DTYPES}
+    tensors = {key: to_plain(getattr(layer, key)) for key in _DTYPES}
     return {"verdicts": list(layer.verdicts), **sizes, **tensors}
 
 
@@ -105,7 +105,7 @@ def layer_from_dict(values: Mapping[str, Any], n_samples: int) -> LayerReport:
         raise ValueError(f"unknown verdicts {unknown}")
     filters = len(values["verdicts"])
     missing = {"isolated": [[False] * n_samples] * filters, "outlier_scores": []}  # in version 0.1
-    tensors = {key: _to_tensor({**missing, **values}[key], dtype) for key, dtype in _DTYPES.items()}
+    tensors = {key: to_tensor({**missing, **values}[key], dtype) for key, dtype in _DTYPES.items()}
     # Of several processes only the first has points and labels, and not every layer has scores.
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_DTYPES, (filters,))
     shapes |= dict.fromkeys(("outliers", "isolated"), (filters, n_samples))
@@ -120,14 +120,15 @@ def layer_from_dict(values: Mapping[str, Any], n_samples: int) -> LayerReport:
     )
 
 
-def _to_plain(tensor: Tensor) -> Any:
+def to_plain(tensor: Tensor) -> Any:
     """Nested lists; JSON has no infinite numbers and no NaN, so these are strings."""
     if tensor.isfinite().all():
         return tensor.tolist()
     if tensor.ndim == 0:
         return str(tensor.item())
-    return [_to_plain(part) for part in tensor]
+    return [to_plain(part) for part in tensor]
 
 
-def _to_tensor(values: Any, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.array(values, dtype=str(dtype).removeprefix("torch.")))  # reads "inf" as a number
+def to_tensor(values: Any, dtype: torch.dtype) -> Tensor:
+    """Convert nested lists back, with "inf" and "nan" as numbers."""
+    return torch.from_numpy(np.array(values, dtype=str(dtype).removeprefix("torch.")))

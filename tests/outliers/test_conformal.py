@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.clustering.engine import load_engine
-from lightning_anomaly.outliers.conformal import SplitConformal, fit_halves
+from lightning_anomaly.outliers.combine import Tail
+from lightning_anomaly.outliers.conformal import SplitConformal, Statistics, fit_halves
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 
 ENGINE, MIDDLE = load_engine("torch"), 75  # of 151, so that the halves cannot be mixed up
@@ -15,13 +17,17 @@ def statistics(samples: int, seed: int) -> Tensor:
     return torch.randn(samples, 4, 5, generator=torch.Generator().manual_seed(seed))
 
 
+def maps(statistics: Tensor) -> Statistics:
+    """Of a model without classes, whose inputs are no images."""
+    return Statistics({"conv": statistics}, SampleStatistics())
+
+
 REFERENCE = statistics(151, 0)
 
 
 @pytest.fixture
 def halves() -> tuple[SplitConformal, SplitConformal]:
-    batches = [{"conv": own.clone()} for own in REFERENCE.split(40)]
-    return fit_halves(batches, "reference")[1]
+    return fit_halves([maps(own.clone()) for own in REFERENCE.split(40)], "reference")[1]
 
 
 def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
@@ -32,17 +38,16 @@ def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
         ordinary = ReferenceModel.fit(learnt, ENGINE)
         assert ordinary is not None
         spread = Spread.fit(ordinary.mahalanobis_squared(measured)[0])
-        torch.testing.assert_close(half.own[0], spread.scores(ordinary.mahalanobis_squared(measured)[0]))
-        torch.testing.assert_close(
-            half.judge({"conv": images})[0], spread.scores(ordinary.mahalanobis_squared(images)[0])
-        )
+        own, new = (spread.scores(ordinary.mahalanobis_squared(values)[0]) for values in (measured, images))
+        torch.testing.assert_close(half.own.scores, Tail.fit(own).surprise(own))
+        torch.testing.assert_close(half.judge(maps(images)).scores, Tail.fit(own).surprise(new))
 
 
 def test_a_p_value_counts_the_measured_images_with_scores_as_large_and_the_image_itself(halves):
     images = torch.cat([statistics(30, 1), 100 * statistics(1, 2)])
     for half, number in zip(halves, (151 - MIDDLE, MIDDLE), strict=True):
         own, own_p_values = half.own[:2]
-        scores, p_values = half.judge({"conv": images})[:2]
+        scores, p_values = half.judge(maps(images))[:2]
         assert len(own) == number
         assert p_values.tolist() == [(1 + sum(other >= score for other in own.tolist())) / (1 + number)
                                      for score in scores.tolist()]  # fmt: skip
@@ -55,9 +60,9 @@ def test_a_p_value_counts_the_measured_images_with_scores_as_large_and_the_image
 def test_images_with_nan_are_in_neither_half():
     spoilt = REFERENCE.clone()
     spoilt[[4, 90], 1, 0] = torch.nan
-    _, halves, kept, notes = fit_halves([{"conv": spoilt}], "reference")
+    _, halves, kept, notes = fit_halves([maps(spoilt)], "reference")
     assert kept.tolist() == [place for place in range(151) if place not in (4, 90)]
-    alone = fit_halves([{"conv": REFERENCE[kept]}], "reference")[1]
+    alone = fit_halves([maps(REFERENCE[kept])], "reference")[1]
     for half, other in zip(halves, alone, strict=True):
         assert torch.equal(half.own[0], other.own[0])
     assert notes == {}
@@ -68,4 +73,4 @@ def test_a_reference_whose_images_mostly_have_nan_somewhere_is_refused():
     for filter_ in range(4):
         spoilt[filter_ * 20 : filter_ * 20 + 20, filter_, 0] = torch.nan
     with pytest.raises(ValueError, match=r"`reference` should hold images that give finite values\. Found 71 of 151"):
-        fit_halves([{"conv": spoilt}], "reference")
+        fit_halves([maps(spoilt)], "reference")

@@ -1,0 +1,123 @@
+"""Describe images, signals and volumes by plain statistics of their pixels, whatever the network makes of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["describes_pixels", "pixel_phrases", "pixel_statistics"]
+
+_WINDOW = 4  # pixels along each side of a block, in which patterns are measured
+_NEAR = 0.02  # of an image's own range, within which a pixel is as bright or as dark as any
+_FLAT = 0.01  # of that range, up to which neighbours are alike
+_RELATIVE = 1e-4  # of the variance of an image, below which the energy of a pattern is rounding or JPEG
+_TINY = 1e-9
+_CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+def describes_pixels(shape: torch.Size) -> bool:
+    """Return whether inputs of a shape `(N, C, ...)` have pixels to describe: one to three axes of four or more."""
+    return 3 <= len(shape) <= 5 and shape[1] > 0 and min(shape[2:]) >= _WINDOW
+
+
+def pixel_statistics(images: Tensor) -> Tensor:
+    """Describe each image by S numbers: brightness, contrast, edges, local patterns, where it is bright, and colour.
+
+    None of them depends on the unit of the pixels but by a factor or a constant, so it does not matter how images are
+    normalized. Colour is what channels differ in from their mean, grey.
+
+    Args:
+        images: Images `(N, C, H, W)`, signals `(N, C, L)` or volumes `(N, C, D, H, W)`, see `describes_pixels`.
+
+    Returns:
+        The numbers that `pixel_phrases` puts into words `(N, S)`; the energies of patterns as logarithms.
+    """
+    images = images if images.dtype == torch.float64 else images.float()
+    channels, sides = images.shape[1], images.shape[2:]
+    grey = images.mean(1)
+    pixels = grey.flatten(1)
+    mean = pixels.mean(1)
+    centered = pixels - mean[:, None]
+    variance = centered.square().mean(1)
+    lowest, highest = pixels.aminmax(dim=1)
+    span = (highest - lowest)[:, None]
+    found = [
+        mean,
+        lowest,
+        highest,
+        (variance + _TINY).log(),
+        (centered / (variance.sqrt()[:, None] + _TINY)).pow(3).mean(1),
+        (pixels >= highest[:, None] - _NEAR * span).to(pixels).mean(1),
+        (pixels <= lowest[:, None] + _NEAR * span).to(pixels).mean(1),
+    ]
+    for axis in range(1, len(sides) + 1):
+        steps = grey.diff(dim=axis).abs().flatten(1)
+        first, middle, last = (part.flatten(1).mean(1) for part in grey.tensor_split(3, axis))
+        found += [steps.amax(1), (steps <= _FLAT * span).to(pixels).mean(1), first - last, middle - mean]
+    found += [*_pattern_energies(grey[:, None], variance).T]
+    if channels > 1:
+        colour = images - grey[:, None]
+        own = images.flatten(2) - images.flatten(2).mean(2, keepdim=True)
+        own = own / (own.norm(dim=2, keepdim=True) + _TINY)
+        found += [*_pattern_energies(colour, variance).T]
+        found += [*colour.flatten(2).mean(2).T, *(own[:, 1:] * own[:, :-1]).sum(2).T]
+        found += [(colour.flatten(1).square().mean(1) + _TINY).log(), colour.square().mean(1).flatten(1).amax(1).sqrt()]
+    return torch.stack(found, 1)
+
+
+def pixel_phrases(channels: int, axes: int) -> list[tuple[str, str]]:
+    """Put into words what it means that each of the S numbers is lower than in other images, and higher."""
+    found = [
+        ("darker than the rest", "brighter than the rest"),
+        ("unusually dark shadows", "no dark pixels"),
+        ("no bright pixels", "unusually bright highlights"),
+        ("low contrast", "high contrast"),
+        ("mostly bright", "mostly dark"),
+        ("few pixels as bright as its brightest", "many pixels as bright as its brightest"),
+        ("few pixels as dark as its darkest", "many pixels as dark as its darkest"),
+    ]
+    ends = [("top", "bottom"), ("left", "right")] if axes == 2 else [("start", "end")] * axes
+    for axis, (first, last) in enumerate(ends):
+        where = "" if axes == 2 else f" of axis {axis}"
+        found += [
+            ("no sharp edges", "unusually sharp edges"),
+            ("few flat areas", "large flat areas"),
+            (f"brighter at the {last}{where}", f"brighter at the {first}{where}"),
+            ("dark in the middle", "bright in the middle"),
+        ]
+    sizes = ["fine" if _WINDOW - 1 in place else "coarse" for place in _pattern_places(axes)]
+    found += [(f"{size} patterns missing", f"strong {size} patterns") for size in sizes]
+    if channels > 1:
+        found += [(f"{size} colour patterns missing", f"strong {size} colour patterns") for size in sizes]
+        found += [(f"little of channel {channel}", f"much of channel {channel}") for channel in range(channels)]
+        pairs = [f"channels {channel} and {channel + 1}" for channel in range(channels - 1)]
+        found += [(f"{pair} show different things", f"{pair} show the same") for pair in pairs]
+        found += [("little colour", "much colour"), ("no bright colours", "unusually bright colours")]
+    return found
+
+
+def _pattern_places(axes: int) -> list[tuple[int, ...]]:
+    """Frequencies of the local patterns along each axis; all but the constant one."""
+    return list(itertools.product(range(_WINDOW), repeat=axes))[1:]
+
+
+def _pattern_energies(images: Tensor, variance: Tensor) -> Tensor:
+    """Log of the mean energy of each local pattern of images `(N, C, ...)`, over channels and places: `(N, P)`.
+
+    The patterns are those of a discrete cosine transform of blocks of 4 pixels along each axis.
+    """
+    n, channels, *sides = images.shape
+    place = torch.arange(_WINDOW, dtype=torch.float64, device="cpu")
+    waves = (math.pi / _WINDOW * place[:, None] * (place + 0.5)).cos()
+    waves /= waves.norm(dim=1, keepdim=True)
+    kernels = waves
+    for _ in sides[1:]:
+        kernels = torch.einsum("p...,qx->pq...x", kernels, waves).flatten(0, 1)
+    kernels = kernels[1:, None].to(images)
+    response = _CONVOLUTIONS[len(sides)](images.flatten(0, 1)[:, None], kernels, stride=_WINDOW)
+    energies = response.square().flatten(2).mean(2).view(n, channels, -1).mean(1)
+    return (energies + _RELATIVE * variance[:, None] + _TINY).log()

@@ -1,0 +1,134 @@
+"""Take what is known of each sample beside its maps: its pixels, and what the last linear layer sees and says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly.capture.layers import CONVOLUTIONS
+from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
+
+__all__ = ["SampleCapture", "SampleStatistics"]
+
+
+class SampleStatistics(NamedTuple):
+    """What is known of N samples; None where the model has no such thing, or not of each sample.
+
+    Attributes:
+        pixels: See `pixel_statistics` `(N, S)`.
+        shape: Shape of a sample, without its batch.
+        features: Input of the last linear layer `(N, D)`.
+        logits: Its output, of two or more classes `(N, classes)`.
+    """
+
+    pixels: Tensor | None = None
+    shape: tuple[int, ...] = ()
+    features: Tensor | None = None
+    logits: Tensor | None = None
+
+    def select(self, samples: Any) -> SampleStatistics:
+        """Select samples."""
+        pixels, features, logits = (
+            None if own is None else own[samples] for own in (self.pixels, self.features, self.logits)
+        )
+        return SampleStatistics(pixels, self.shape, features, logits)
+
+    def to(self, device: torch.device) -> SampleStatistics:
+        """Move to a device."""
+        pixels, features, logits = (
+            None if own is None else own.to(device) for own in (self.pixels, self.features, self.logits)
+        )
+        return SampleStatistics(pixels, self.shape, features, logits)
+
+    @staticmethod
+    def join(parts: Sequence[SampleStatistics]) -> SampleStatistics:
+        """Join statistics of several samples; what one part does not have, or in another shape, is None."""
+
+        def join(own: Sequence[Tensor | None]) -> Tensor | None:
+            known = [tensor for tensor in own if tensor is not None]
+            alike = len({tensor.shape[1:] for tensor in known}) == 1
+            return torch.cat(known) if alike and len(known) == len(own) else None
+
+        pixels, shapes, features, logits = zip(*parts, strict=True)
+        same_shape = len({*shapes}) == 1
+        classes = join(features), join(logits)
+        return SampleStatistics(
+            join(pixels) if same_shape else None,
+            shapes[0] if same_shape else (),
+            *(classes if None not in classes else (None, None)),
+        )
+
+
+class SampleCapture:
+    """Takes `SampleStatistics` while a model runs.
+
+    Pixels are those of the first convolution's input, which is the image as the network sees it. The last linear layer
+    is the last one that is called with one row for each sample and gives two numbers or more. If a layer is called
+    several times in one pass, its first call counts.
+
+    Args:
+        model: The model.
+        limit: Number of samples to take; None takes all.
+
+    Attributes:
+        problem: Why nothing is known, if taking it has failed.
+    """
+
+    def __init__(self, model: nn.Module, limit: int | None = None) -> None:
+        self._convolutions: list[nn.Module] = [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
+        self._linear: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        self._limit = sys.maxsize if limit is None else limit
+        self._passes: list[SampleStatistics] = []
+        self._current = SampleStatistics()
+        self._called: set[nn.Module] = set()
+        self._seen = 0
+        self.problem: str | None = None
+
+    def attach(self, hooks: ExitStack, hook: Callable[[Callable[..., None]], Any]) -> None:
+        """Put hooks on; `hook` wraps their functions."""
+        watched: list[tuple[list[nn.Module], Callable[..., None]]]
+        watched = [(self._convolutions, self._take_pixels), (self._linear, self._take_classes)]
+        for modules, take in watched:
+            for module in modules:
+                hooks.callback(module.register_forward_hook(hook(take)).remove)
+
+    def end_pass(self, count: int) -> None:
+        """Keep what one pass of `count` samples has shown."""
+        if count and self._seen < self._limit:
+            self._passes.append(self._current.select(slice(self._limit - self._seen)))
+        self._seen += count
+        self._current = SampleStatistics()
+        self._called.clear()
+
+    def collected(self, samples: int) -> SampleStatistics:
+        """Return what is known of the first samples, on the CPU, if it is known of all of them and of no others."""
+        if not self._passes or self.problem is not None:
+            return SampleStatistics()
+        found = SampleStatistics.join(self._passes)
+        self._passes = [found]
+        pixels, features, logits = (
+            own if own is not None and len(own) == samples else None
+            for own in (found.pixels, found.features, found.logits)
+        )
+        return SampleStatistics(pixels, found.shape, features, logits).to(torch.device("cpu"))
+
+    def _take_pixels(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._current.shape or not args:
+            return
+        images = args[0].detach()
+        known = images.is_floating_point() and describes_pixels(images.shape)
+        statistics = pixel_statistics(images) if known else None
+        self._current = self._current._replace(pixels=statistics, shape=tuple(images.shape[1:]))
+
+    def _take_classes(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module in self._called or not args or args[0].ndim != 2 or output.shape[1] < 2:
+            return
+        self._called.add(module)
+        # Copies, as an activation in place would change them.
+        features, logits = (own.detach().to(torch.float32, copy=True) for own in (args[0], output))
+        self._current = self._current._replace(features=features, logits=logits)

@@ -1,0 +1,100 @@
+"""The view of classes: images whose last features or whose logits are unlike those of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.capture.samples import SampleStatistics
+from lightning_anomaly.outliers.combine import SampleView
+from lightning_anomaly.outliers.directions import Vectors
+from lightning_anomaly.outliers.mahalanobis import RobustGaussian, robust_scale
+
+__all__ = ["ClassView"]
+
+_DIRECTIONS = 32  # of the features, at most
+_SAMPLES_PER_DIRECTION = 40
+
+
+@dataclass(frozen=True, eq=False)
+class ClassView:
+    """What ordinary inputs of the last linear layer look like, and how sure its outputs are.
+
+    As in ViM (Wang, Li, Feng and Zhang, "ViM: Out-Of-Distribution with Virtual-logit Matching", 2022), features and
+    logits are judged together: features by their Mahalanobis distance along principal components and by what these
+    leave of them, logits by their energy (Liu, Wang, Owens and Li, "Energy-based Out-of-distribution Detection", 2020).
+
+    Attributes:
+        mean: Mean of the features `(D,)`.
+        axes: Their first principal components `(D, k)`.
+        model: Distribution of their coordinates and of the log of the squared norm of what is left `(k + 1,)`.
+        centers: Medians of distance and energy `(2,)`.
+        scales: Their robust standard deviations `(2,)`.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    model: RobustGaussian
+    centers: Tensor
+    scales: Tensor
+
+    @classmethod
+    def fit(cls, samples: SampleStatistics) -> ClassView | None:
+        """Fit to samples; None if the model has no classes, or if features are too few or all the same."""
+        if samples.features is None or samples.logits is None:
+            return None
+        finite = samples.features.isfinite().all(1).nonzero()[:, 0]
+        count = min(_DIRECTIONS, samples.features.shape[1], len(finite) // _SAMPLES_PER_DIRECTION)
+        if count == 0:
+            return None
+        mean = samples.features[finite].mean(0)
+        centered = samples.features[finite] - mean
+        scale = centered.abs().amax()  # of vectors of order one
+        if not scale > 0:
+            return None
+        axes = Vectors(centered / scale).directions(torch.arange(len(finite), device="cpu"), count).axes
+        axes = axes / axes.norm(dim=0)
+        model = RobustGaussian.fit(_coordinates(samples.features, mean, axes))
+        if model is None:
+            return None
+        unit = cls(mean, axes, model, torch.zeros(2, device="cpu"), torch.ones(2, device="cpu"))
+        parts = unit._parts(samples)
+        centers, scales = robust_scale(parts[parts.isfinite().all(1)])
+        return cls(mean, axes, model, centers, torch.where(scales > 0, scales, 1))
+
+    def sees(self, samples: SampleStatistics) -> bool:
+        """Whether the samples have what is viewed."""
+        return samples.features is not None
+
+    def view(self, samples: SampleStatistics) -> SampleView:
+        """Score samples by the sum of standardised distance and energy, the larger of which is the reason."""
+        assert samples.logits is not None
+        parts = (self._parts(samples) - self.centers) / self.scales
+        scores = parts.sum(1)
+        predicted = samples.logits.argmax(1).tolist()
+        reasons = tuple(
+            f"small logits for every class, of which {label} has the largest"
+            if unsure
+            else f"predicted class {label} from unusual features"
+            for label, unsure in zip(predicted, (parts[:, 1] > parts[:, 0]).tolist(), strict=True)
+        )
+        return SampleView(torch.where(scores.isfinite(), scores, torch.inf), reasons)
+
+    def _parts(self, samples: SampleStatistics) -> Tensor:
+        """Distances of the features and energies of the logits `(n, 2)`."""
+        assert samples.features is not None
+        assert samples.logits is not None
+        distance = self.model.mahalanobis_squared(_coordinates(samples.features, self.mean, self.axes)).sqrt()
+        return torch.stack([distance, -samples.logits.double().logsumexp(1)], 1)
+
+
+def _coordinates(features: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+    """Coordinates of features `(n, D)` along the axes, and the log of the squared norm of the rest `(n, k + 1)`."""
+    centered = features - mean
+    along = centered @ axes
+    rest = (centered.square().sum(1) - along.square().sum(1)).clamp(min=0)
+    if axes.shape[0] == axes.shape[1]:  # rounding is all that is left
+        return along
+    return torch.cat([along, (rest + torch.finfo(rest.dtype).eps * centered.square().sum(1)).log()[:, None]], 1)

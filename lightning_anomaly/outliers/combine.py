@@ -1,0 +1,79 @@
+"""One score out of several views of a sample: their tail probabilities, combined by Fisher's rule.
+
+A view's score becomes the probability that an ordinary sample has one as large, and a sample's score is the sum of the
+negative logarithms of these probabilities (Fisher, "Statistical Methods for Research Workers", 1925). If the views were
+independent, twice the score of ordinary samples would follow a chi-squared distribution with two degrees of freedom for
+each view. They are not, so p-values come from the scores of ordinary samples, not from that distribution; independence
+only decides how the views are weighed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["VIEWS", "SampleView", "Tail", "combine"]
+
+VIEWS = ("pixels", "filters", "classes")
+
+_FROM, _TO = 0.75, 0.9  # quantiles that tell how fast the tail falls; few outliers do not move them
+
+
+@dataclass(frozen=True, eq=False)
+class SampleView:
+    """What one view says of N samples.
+
+    Attributes:
+        scores: How odd each sample looks `(N,)`, in a unit of the view's own; infinite for one with NaN.
+        reasons: What is odd about each, in words.
+    """
+
+    scores: Tensor
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tail:
+    """How rare scores are among those of ordinary samples, of which up to a tenth may be outliers.
+
+    Up to the 0.9 quantile it is the share of samples with scores as large. Beyond, where samples are few, an
+    exponential tail goes on as steeply as from the 0.75 to the 0.9 quantile; squared distances from a normal
+    distribution have such a tail.
+
+    Attributes:
+        ordered: The scores of the ordinary samples, sorted `(n,)`.
+        start: Their 0.9 quantile.
+        scale: Scale of the tail, in the unit of the scores.
+    """
+
+    ordered: Tensor
+    start: float
+    scale: float
+
+    @classmethod
+    def fit(cls, scores: Tensor) -> Tail:
+        """Fit to the scores `(n,)` of ordinary samples; infinite ones are left out."""
+        ordered = scores[scores.isfinite()].double().sort().values
+        if not len(ordered):
+            return cls(ordered, math.inf, 1.0)
+        before, start = (ordered[int(share * len(ordered))].item() for share in (_FROM, _TO))
+        return cls(ordered, start, (start - before) / math.log((1 - _FROM) / (1 - _TO)))
+
+    def surprise(self, scores: Tensor) -> Tensor:
+        """Compute the negative logarithms of the tail probabilities of scores `(n,)`, in nats, float64 `(n,)`."""
+        scores = scores.double()
+        larger = len(self.ordered) - torch.searchsorted(self.ordered, scores)
+        counted = -((1 + larger).double() / (1 + len(self.ordered))).log()
+        level = -math.log(1 - _TO)
+        if not self.scale > 0:
+            return torch.where(scores.isinf(), scores, counted)
+        return torch.where(scores > self.start, level + (scores - self.start) / self.scale, counted.clamp(max=level))
+
+
+def combine(surprises: Mapping[str, Tensor]) -> Tensor:
+    """Add up the negative logarithms of the views' tail probabilities `(n,)`: the score of each sample, in nats."""
+    return torch.stack([*surprises.values()]).sum(0)

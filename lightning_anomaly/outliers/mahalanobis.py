@@ -1,0 +1,127 @@
+"""A robust Mahalanobis distance, for samples among which some may be outliers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["RobustGaussian", "robust_scale"]
+
+_CLIP = 6.0  # robust standard deviations, beyond which one number counts no more against a sample
+_ORDINARY = 0.8  # of the samples, the least odd ones, by which numbers are transformed
+_CUTOFF = 4.0  # robust standard deviations of squared distances above their median, beyond which samples are outliers
+_MIN_SAMPLES = 8
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+
+def robust_scale(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the median and the median absolute deviation, as a standard deviation, along the first axis."""
+    median = values.median(0).values
+    return median, 1.4826 * (values - median).abs().median(0).values
+
+
+@dataclass(frozen=True, eq=False)
+class RobustGaussian:
+    """A normal distribution of V numbers, each transformed to be as normal as it can be, that outliers do not move.
+
+    A reweighted minimum covariance determinant (Rousseeuw and Van Driessen, "A fast algorithm for the minimum
+    covariance determinant estimator", 1999) with a shrunk covariance (Ledoit and Wolf, "A well-conditioned estimator
+    for large-dimensional covariance matrices", 2004), so that it can have more numbers than samples. Before the last
+    step each number is transformed by what makes the least odd samples most normal (Yeo and Johnson, "A new family of
+    power transformations to improve normality or symmetry", 2000): then those at the end of a long tail are not far.
+
+    Attributes:
+        used: Which numbers are finite and vary `(V,)`, v of them.
+        mean: Their means `(v,)`.
+        scale: Their standard deviations `(v,)`.
+        powers: Powers of the transformation `(v,)`.
+        center: Means of the numbers transformed `(v,)`.
+        precision: Inverse of their covariance `(v, v)`.
+    """
+
+    used: Tensor
+    mean: Tensor
+    scale: Tensor
+    powers: Tensor
+    center: Tensor
+    precision: Tensor
+
+    @classmethod
+    def fit(cls, values: Tensor) -> RobustGaussian | None:
+        """Fit to values `(N, V)` on the CPU; None if fewer than eight samples are finite or nothing varies.
+
+        A number that is NaN or infinite in half of the samples or more is left out, and so is a sample in which another
+        one is.
+        """
+        values = values.double()
+        finite = values.isfinite()
+        known = finite.sum(0) * 2 > len(values)
+        values = values[finite[:, known].all(1)]
+        if len(values) < _MIN_SAMPLES:
+            return None
+        median, spread = robust_scale(values[:, known])
+        far = ((values[:, known] - median) / spread.clamp(min=_SMALLEST)).abs()
+        distances = far.clamp(max=_CLIP).sum(1)
+        model = None
+        for share, normal in ((0.5, False), (0.5, False), (_ORDINARY, True)):
+            least = distances.argsort(stable=True)[: math.ceil(share * len(values))]
+            refitted = cls._fit(values[least], known, normal=normal)
+            if refitted is None:  # these samples are all the same
+                break
+            model, distances = refitted, refitted.mahalanobis_squared(values)
+        center, spread = robust_scale(distances)
+        inliers = values if model is None else values[distances <= center + _CUTOFF * spread]
+        return cls._fit(inliers, known, model)
+
+    @classmethod
+    def _fit(
+        cls, values: Tensor, known: Tensor, like: RobustGaussian | None = None, *, normal: bool = False
+    ) -> RobustGaussian | None:
+        """Fit without regard to outliers: transformed as in another model, or to be `normal`, or not at all."""
+        from sklearn.covariance import ledoit_wolf  # slow to import
+        from sklearn.preprocessing import PowerTransformer
+
+        if like is None:
+            mean, scale = values.mean(0), values.std(0, correction=0)
+            used = known & (scale > 1e-9 * mean.abs()) & (scale > _SMALLEST)
+            if not used.any():
+                return None
+            mean, scale = mean[used], scale[used]
+            powers = torch.ones_like(mean)
+            if normal:
+                standard = ((values[:, used] - mean) / scale).numpy()
+                powers = torch.from_numpy(PowerTransformer(standardize=False).fit(standard).lambdas_)
+        else:
+            used, mean, scale, powers = like.used, like.mean, like.scale, like.powers
+        transformed = _yeo_johnson((values[:, used] - mean) / scale, powers)
+        center = transformed.mean(0)
+        covariance, _ = ledoit_wolf((transformed - center).numpy(), assume_centered=True)
+        precision = torch.linalg.pinv(torch.from_numpy(covariance), hermitian=True)
+        return cls(used, mean, scale, powers, center, precision)
+
+    def deviations(self, values: Tensor) -> Tensor:
+        """Compute how many standard deviations values `(n, V)` are above the mean `(n, V)`, 0 for those not used."""
+        found = torch.zeros_like(values, dtype=torch.float64)
+        found[:, self.used] = (values[:, self.used].double() - self.mean) / self.scale
+        return found
+
+    def mahalanobis_squared(self, values: Tensor) -> Tensor:
+        """Compute squared Mahalanobis distances `(n,)` of values `(n, V)`, infinite where one is not finite."""
+        standard = (values[:, self.used].double() - self.mean) / self.scale
+        centered = _yeo_johnson(standard, self.powers) - self.center
+        distances = ((centered @ self.precision) * centered).sum(1)
+        return torch.where(distances.isfinite(), distances, torch.inf)
+
+
+def _yeo_johnson(values: Tensor, powers: Tensor) -> Tensor:
+    """Transform numbers `(n, v)` by a power each `(v,)`, which is 1 where they stay as they are."""
+
+    def power(base: Tensor, exponent: Tensor) -> Tensor:
+        flat = exponent.abs() < 1e-9
+        safe = torch.where(flat, 1.0, exponent)
+        return torch.where(flat, base.log1p(), ((safe * base.log1p()).expm1()) / safe)
+
+    return torch.where(values >= 0, power(values.clamp(min=0), powers), -power((-values).clamp(min=0), 2 - powers))

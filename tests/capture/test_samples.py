@@ -1,0 +1,97 @@
+"""What is taken of samples beside their maps: their pixels, and what the last linear layer sees and says."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.pixels import describes_pixels, pixel_phrases, pixel_statistics
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.hidden, self.unused, self.last = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 5)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.hidden(self.conv(x).relu().mean((2, 3))).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.last(self.features(2 * x - 1))  # normalized inside the model
+        return logits.softmax(1) if self.training else logits.relu_()
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_pixels_are_those_of_the_network_and_classes_those_of_its_last_linear_layer(limit):
+    model, x = Classifier(), images(10, 3, 8, 8)
+    capture = MapCapture({"conv": model.conv}, limit=limit, model=model)
+    with torch.no_grad():
+        for batch in x.split(4):
+            with capture:
+                model.eval()(batch)
+        features = model.features(2 * x - 1)
+        logits = model.last(features)
+    taken = limit or 10
+    found = capture.samples.collected(taken)
+    assert found.shape == (3, 8, 8)
+    torch.testing.assert_close(found.pixels, pixel_statistics(2 * x - 1)[:taken])
+    torch.testing.assert_close(found.features, features[:taken])
+    torch.testing.assert_close(found.logits, logits[:taken])  # before an activation in place
+    assert capture.samples.collected(taken + 1).pixels is None
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_model_of_one_output_or_of_patches_has_no_classes():
+    for last in (nn.Linear(3, 1), nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Linear(1, 2))):
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
+        capture = MapCapture({"0": model[0]}, model=model)
+        with capture, torch.no_grad():
+            model(images(5, 1, 8, 8))
+        found = capture.samples.collected(5)
+        assert found.pixels is not None
+        assert found.features is found.logits is None
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 9, 12), (6, 3, 8, 8), (6, 2, 20), (6, 1, 5, 6, 7), (6, 5, 6, 6)])
+def test_each_pixel_statistic_has_words_and_needs_no_unit(shape):
+    x = images(*shape)
+    found = pixel_statistics(x)
+    assert found.shape == (6, len(pixel_phrases(shape[1], len(shape) - 2)))
+    other = pixel_statistics(9 * x - 4)
+    for column, changed in zip(found.T, other.T, strict=True):  # the same but for a factor and a constant
+        before, now = ((values - values.mean()) / values.std().clamp(min=1e-12) for values in (column, changed))
+        torch.testing.assert_close(now, before, rtol=1e-2, atol=1e-2)
+
+
+def test_words_say_which_way_a_statistic_deviates():
+    x = nn.functional.interpolate(images(1, 3, 4, 4), size=32, mode="bilinear") * 0.5 + 0.2
+    bottom = torch.linspace(0, 0.3, 32)[:, None]
+    noise = 0.2 * (images(1, 3, 32, 32) - 0.5)
+    changes = {
+        "brighter than the rest": x + 0.2,
+        "low contrast": 0.5 * x,
+        "brighter at the bottom": x + bottom,
+        "strong fine patterns": x + noise.mean(1, keepdim=True),
+        "fine colour patterns missing": x.mean(1, keepdim=True).expand(-1, 3, -1, -1),
+        "much of channel 2": x + torch.tensor([0, 0, 0.2])[:, None, None],
+        "many pixels as bright as its brightest": x.clamp(max=x.mean()),
+    }
+    plain = pixel_statistics(x)[0]
+    for words, changed in changes.items():
+        deviation = pixel_statistics(changed)[0] - plain
+        said = [pair[deviation[place] > 0] for place, pair in enumerate(pixel_phrases(3, 2))]
+        assert words in said
+        moved = [abs(deviation[place].item()) for place, phrase in enumerate(said) if phrase == words]
+        assert max(moved) > 1e-3
+
+
+def test_what_has_too_few_pixels_is_not_described():
+    for shape in ((4, 3, 8, 3), (4, 7), (4, 1, 2, 2, 2)):
+        assert not describes_pixels(torch.Size(shape))
+    assert describes_pixels(torch.Size((4, 1, 4)))
