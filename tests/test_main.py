@@ -160,7 +160,7 @@ class TestOutliers:
         assert (output / "outliers.html").read_text().startswith("<!doctype html>")
         with (output / "outliers.csv").open() as file:
             rows = list(csv.DictReader(file))
-        assert list(rows[0]) == ["position", "score", "p_value", "found", "layer", "filters"]
+        assert list(rows[0]) == ["position", "score", "p_value", "found", "layer", "filters", "reasons"]
         assert len(rows) == 5
         assert {rows[0]["position"], rows[1]["position"]} == {"7", "60"}
         assert (output / "outliers.png").read_bytes().startswith(b"\x89PNG")

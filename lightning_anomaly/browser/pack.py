@@ -51,7 +51,7 @@ def pack(
     shown[even_order(report.n_samples)[:count]] = True
     ranks = {place: rank for rank, place in enumerate(clearest_filters(report, max(1, filters)))}
     layers, blocks = [], {}
-    maps, scores = _fitting_maps(pictures.maps), report.outlier_scores
+    maps, scores = _fitting_maps(pictures.maps), report.outlier_scores.tolist()
     for number, (name, layer) in enumerate(report.layers.items()):
         layers.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
         blocks[f"points-{number}"] = _points(layer, shown)

@@ -143,7 +143,7 @@ class OutlierReport(Tabular):
                 "found": position in found,
                 "layer": self.layers[int(self.layer[position])],
                 "filters": [index for index in self.filters[position].tolist() if index >= 0],
-                "reasons": self.outlier_reasons(position),
+                "reasons": "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items()),
             }
             for position in self.top(len(self.scores) if k is None else k)
         ]
@@ -203,10 +203,10 @@ class OutlierReport(Tabular):
         return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("position", "score", "p-value", "layer", "filters")]
+        rows: list[tuple[str, ...]] = [("position", "score", "p-value", "reason")]
         for row in self.rows(10):
-            numbers = str(row["position"]), f"{row['score']:.1f}", f"{row['p_value']:.4f}"
-            rows.append((*numbers, row["layer"] or "(the model)", ", ".join(map(str, row["filters"]))))
+            reason = row["reasons"].partition("; ")[0]
+            rows.append((str(row["position"]), f"{row['score']:.1f}", f"{row['p_value']:.4f}", reason))
         return rows
 
     def _sentences(self) -> list[str]:

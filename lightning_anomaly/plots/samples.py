@@ -62,7 +62,7 @@ def outlier_images(report: AnomalyReport, images: Tensor) -> Tensor:
 
 def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
     """Draw what `outlier_images` returned for the same report; None if that is nothing."""
-    scores, votes = report.outlier_scores, report.outlier_samples
+    scores, votes = report.outlier_scores.tolist(), report.outlier_samples
     chosen = _outlying(report)
     if not chosen:
         return None
@@ -92,5 +92,5 @@ def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
 
 def _outlying(report: AnomalyReport) -> list[int]:
     """The samples drawn: those with the largest scores that have any score or vote."""
-    scores, votes = report.outlier_scores, report.outlier_samples
+    scores, votes = report.outlier_scores.tolist(), report.outlier_samples
     return [sample for sample in report.by_outlier_score if scores[sample] > 0 or votes[sample]][:_IMAGES]

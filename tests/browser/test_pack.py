@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import zlib
 from dataclasses import replace
@@ -214,7 +215,7 @@ class TestReport:
         assert index_of(tmp_path / "a.html")["scores"] is None
         own = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5]))
         replace(report, layers={"conv": own}).save_html(tmp_path / "a.html")
-        assert index_of(tmp_path / "a.html")["scores"] == [pytest.approx(1.23456), None, 0.5]
+        assert index_of(tmp_path / "a.html")["scores"] == [pytest.approx(-math.log(2 / 3)), None, 0]
 
     @pytest.mark.parametrize(
         ("labels", "names"),
