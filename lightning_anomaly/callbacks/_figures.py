@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FigureSchedule", "Guard", "is_due", "log_comparisons", "log_report", "remember_losses"]
 
-Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `GuardedHooks._guard`
+Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `GuardedCallback._guard`
 
 
 class FigureSchedule:
@@ -46,12 +46,12 @@ class FigureSchedule:
         self._pending: tuple[AnalysisResult, Tensor | None, int] | None = None
 
     def lay_out(self, trainer: Any, last_chance: bool = False) -> None:
-        """Lay losses and the numbers of anomaly and of isolated filters into one chart, once their names are known.
+        """Lay losses and the fraction of anomaly filters into one chart, once the losses' names are known.
 
         Call it in all processes, in `on_validation_end` and `on_fit_end` alone: reading `trainer.logged_metrics` may
         reduce what was logged, which one process must not do by itself, nor all of them before Lightning does. A
         training loss that is logged by epoch has no value in the first validation, and TensorBoard takes one layout
-        from a run; so the names have to be known, but for the `last_chance`.
+        from a run.
         """
         if self._layout_done:
             return
@@ -59,11 +59,10 @@ class FigureSchedule:
         waiting = len(losses) < 2 or (losses[0].endswith("_step") and trainer.current_epoch == 0)
         if self._overlay_tags is None and waiting and not last_chance:
             return
-        counts = [f"{self._prefix}/count", f"{self._prefix}/isolated"]
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 with self._guard(f"log a chart layout to {type(logger).__name__}"):
-                    log_overlay_layout(logger, [*losses, *counts], self._prefix, apart=counts)
+                    log_overlay_layout(logger, [*losses, f"{self._prefix}/fraction"], self._prefix)
         self._layout_done = True
 
     def take(self, found: AnalysisResult, step: int) -> None:
