@@ -19,8 +19,8 @@ from lightning_anomaly.report.pictures import KeptMaps, Pictures, even_order
 __all__ = ["pack"]
 
 _POINTS = 4_000_000  # of all filters together
-_MAP_BYTES = (1_400_000, 11_000_000)  # of all maps, compressed: of most networks, and at most
-_FILTER_BYTES = 450  # that each filter adds to the maps in networks of more filters
+_MAP_BYTES = (2_400_000, 18_000_000)  # of all maps before they are compressed: of most networks, and at most
+_FILTER_BYTES = 700  # that each filter adds to the maps in networks of more filters
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
@@ -138,19 +138,12 @@ def _fitting_maps(kept: Mapping[str, KeptMaps]) -> dict[str, tuple[int, bytes]]:
     """The maps of each layer that fit into a page: of how many samples, and packed."""
     filters = sum(len(maps.samples) for maps in kept.values())
     budget = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * filters))
-    bytes_each = {name: 4 + -(-math.prod(maps.maps.shape[2:]) // 2) for name, maps in kept.items()}
-    room: float = budget / max(1, filters)
-    fitting: dict[str, tuple[int, bytes]] = {}
-    for _ in range(2):  # first what surely fits, then more, as maps have many zeros
-        packed = {}
-        for name, maps in kept.items():
-            amount = min(maps.samples.shape[1], max(1, int(room / bytes_each[name])))
-            packed[name] = amount, _maps(maps, amount)
-        size = sum(len(content) for _, content in packed.values())
-        if not fitting or size <= budget:
-            fitting = packed
-        room *= 0.9 * budget / max(1, size)
-    return fitting
+    packed = {}
+    for name, maps in kept.items():
+        bytes_each = 4 + -(-math.prod(maps.maps.shape[2:]) // 2)
+        amount = min(maps.samples.shape[1], max(1, budget // (filters * bytes_each)))
+        packed[name] = amount, _maps(maps, amount)
+    return packed
 
 
 def _maps(kept: KeptMaps, amount: int) -> bytes:
@@ -171,10 +164,8 @@ def _labels(labels: Sequence[Any] | None) -> dict[str, Any] | None:
     values = plain_labels(labels)
     told = [str(value) for value in values]  # also where values cannot be compared: lists have no hash, NaN no equal
     known = dict(zip(told, values, strict=True))
-    try:
-        names = sorted(known, key=known.__getitem__)
-    except TypeError:  # of several types
-        names = sorted(known)
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    names = sorted(known, key=known.__getitem__ if numbers else None)
     places = {name: place for place, name in enumerate(names)}
     return {"names": names, "of": [places[name] for name in told]}
 

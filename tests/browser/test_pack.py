@@ -57,9 +57,13 @@ def read_points(content: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarr
 class TestPoints:
     def test_they_come_back_to_a_four_thousandth_of_their_range(self, tmp_path):
         report = made_up(5, 300, outliers=2)
-        report.layers["conv"].isolated[3, 7] = True
-        report.save_html(tmp_path / "a.html")
         own = report.layers["conv"]
+        own.isolated[3, 7] = True
+        own.calinski_harabasz[0], own.sparsity[1] = torch.inf, torch.nan  # which JSON does not have
+        report.save_html(tmp_path / "a.html")
+        index = index_of(tmp_path / "a.html")
+        assert index["notes"] == []  # all points are there
+        assert index["layers"][0]["calinski_harabasz"][0] is index["layers"][0]["sparsity"][1] is None
         for index, (samples, points, marks) in enumerate(read_points(blocks_of(tmp_path / "a.html")["points-0"], 5)):
             assert samples.tolist() == list(range(300))
             size = own.points[index].amax(0) - own.points[index].amin(0)
@@ -83,16 +87,6 @@ class TestPoints:
             assert np.diff(samples).max() < 25
         notes = index_of(tmp_path / "a.html")["notes"]
         assert any("the points of 100 samples" in note and "1,000 of the probe" in note for note in notes)
-
-    def test_infinite_and_missing_numbers_are_no_error(self, tmp_path):
-        report = made_up(3, 50)
-        own = report.layers["conv"]
-        own.calinski_harabasz[0], own.sparsity[1], own.points[2, 5] = torch.inf, torch.nan, torch.nan
-        report.save_html(tmp_path / "a.html")
-        assert index_of(tmp_path / "a.html")["notes"] == []  # all points are there
-        told = index_of(tmp_path / "a.html")["layers"][0]
-        assert told["calinski_harabasz"][0] is None
-        assert told["sparsity"][1] is None
 
 
 class TestMaps:
@@ -124,27 +118,21 @@ class TestMaps:
         assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 0], [0, 0]]]
         assert kept.maps.sum() == 255
 
-    def test_they_keep_to_their_room(self, monkeypatch):
+    def test_they_keep_to_their_room(self, tmp_path, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.report.pictures._MAP_BYTES", 3 * 16 * 10)
         maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-        kept = self.take(maps, torch.zeros(3, 100, dtype=torch.bool)).maps["conv"]
+        pictures = self.take(maps, torch.zeros(3, 100, dtype=torch.bool))
+        kept = pictures.maps["conv"]
         assert kept.maps.shape == (3, 10, 4, 4)
         # Nor is anything else held, which a pickled report would hold as well.
         for part in (kept.samples, kept.maps, kept.most, kept.least):
             assert part.untyped_storage().nbytes() == part.nbytes
-
-    def test_a_page_takes_as_many_as_fit(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("lightning_anomaly.browser.pack._MAP_BYTES", (20_000, 20_000))
-        outliers = torch.zeros(4, 500, dtype=torch.bool)
-        maps = torch.rand(500, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        amounts = []
-        for sparse in (maps, maps * (maps > 0.8)):
-            report = replace(made_up(4, 500), pictures=self.take(sparse, outliers))
-            report.save_html(tmp_path / "a.html")
-            assert len(blocks_of(tmp_path / "a.html")["maps-0"]) <= 20_000
-            amounts.append(index_of(tmp_path / "a.html")["layers"][0]["maps"]["kept"])
-            assert any(f"the maps of {amounts[-1]} of 500 samples" in n for n in index_of(tmp_path / "a.html")["notes"])
-        assert 500 > amounts[1] > 1.5 * amounts[0] > 150
+        monkeypatch.setattr("lightning_anomaly.browser.pack._MAP_BYTES", (3 * (8 + 4) * 7, 10**6))
+        monkeypatch.setattr("lightning_anomaly.browser.pack._FILTER_BYTES", 1)
+        replace(made_up(3, 100), pictures=pictures).save_html(tmp_path / "a.html")
+        index = index_of(tmp_path / "a.html")
+        assert index["layers"][0]["maps"]["kept"] == 7
+        assert any("the maps of 7 of 100 samples" in note for note in index["notes"])
 
     def test_packed_pixels_are_the_nearest_of_sixteen_levels(self, tmp_path):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
@@ -161,11 +149,9 @@ class TestMaps:
 
 
 class TestImages:
-    def test_small_uint8_images_keep_every_pixel(self):
+    def test_small_images_keep_every_pixel_large_and_many_are_pooled_by_means(self):
         images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         assert torch.equal(probe_images(images), images.permute(0, 2, 3, 1))
-
-    def test_large_images_are_pooled_by_means_and_many_are_smaller(self):
         assert probe_images(torch.zeros(2, 3, 224, 100)).shape == (2, 56, 25, 3)
         assert probe_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)
         images = torch.zeros(1, 1, 128, 128, dtype=torch.uint8)
@@ -222,19 +208,12 @@ class TestReport:
         [
             (torch.tensor([10, 9, 10]), ["9", "10"]),  # in their own order
             (["b", "a", "b"], ["a", "b"]),
-            ([2, "a", 2], ["2", "a"]),
             (np.array([[3], [1], [3]]), ["[1]", "[3]"]),  # MedMNIST's
-            ([torch.tensor(3), torch.tensor(1), torch.tensor(3)], ["1", "3"]),
-            ([float("nan"), 1.0, float("nan")], None),
         ],
     )
     def test_labels_are_numbered_by_what_they_say(self, tmp_path, labels, names):
         made_up(1, 3).save_html(tmp_path / "a.html", labels=labels)
-        told = index_of(tmp_path / "a.html")["labels"]
-        assert told["names"] == (names or told["names"])
-        first, second, third = (told["names"][place] for place in told["of"])
-        assert first == third != second
-        assert len(told["names"]) == 2
+        assert index_of(tmp_path / "a.html")["labels"] == {"names": names, "of": [1, 0, 1]}
 
     def test_what_is_browsed_is_removed_when_python_exits(self, monkeypatch):
         at_exit = []
