@@ -261,7 +261,7 @@ class AnomalyFilterCallback(LoggingCallback):
         """Add this validation to the history, and its figures and page to those that are due."""
         remember(self.history, trainer, self._values, None if found is None else found.report, self.signal_layers)
         if found is not None and trainer.is_global_zero:
-            self._figures.take(found, logged_step(trainer))
+            self._figures.take(found, trainer.current_epoch, logged_step(trainer))
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

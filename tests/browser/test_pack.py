@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 import re
 import zlib
 from dataclasses import replace
@@ -17,6 +16,8 @@ from reports import layer
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from lightning_anomaly.browser import EpochPoints
+from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.report.pictures import Pictures, even_order, probe_images, take_pictures
 
@@ -87,6 +88,72 @@ class TestPoints:
             assert np.diff(samples).max() < 25
         notes = index_of(tmp_path / "a.html")["notes"]
         assert any("the points of 100 samples" in note and "1,000 of the probe" in note for note in notes)
+
+
+class TestEpochs:
+    def frames(self, report: AnomalyReport, factors: list[float]) -> list[Frame]:
+        kept = EpochPoints()
+        for epoch, factor in enumerate(factors):
+            layers = {name: replace(own, points=own.points * factor) for name, own in report.layers.items()}
+            kept.add(replace(report, layers=layers), epoch, epoch)
+        return kept.before(report, len(factors) - 1)
+
+    def read(self, report: AnomalyReport, frames: list[Frame]) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """What the analyses are called, samples `(F, S)` and points `(E, F, S, 2)`."""
+        called, count, blocks = packed_frames(report, frames)
+        filters = len(report.layers["conv"].verdicts)
+        samples = np.frombuffer(blocks["conv"], "<u4", filters * count).reshape(filters, count).cumsum(1)
+        codes = np.frombuffer(blocks["conv"], np.int8, offset=4 * filters * count)
+        points = np.sinh(codes / 24).reshape(2, len(called), filters, count).transpose(1, 2, 3, 0)
+        return called, samples, points
+
+    def test_points_come_back_turned_to_those_of_the_last(self):
+        report = made_up(4, 300, outliers=2)
+        factors = [0.5, -0.5, torch.tensor([3.0, -3.0]), -20, 1]
+        called, samples, points = self.read(report, self.frames(report, factors))
+        assert called == ["epoch 0", "epoch 1", "epoch 2", "epoch 3"]
+        assert samples.tolist() == [list(range(300))] * 4
+        last = report.layers["conv"].points.numpy()
+        for own, factor in zip(points, (0.5, 0.5, 3, 20), strict=True):
+            np.testing.assert_allclose(own, factor * last, rtol=0.03, atol=0.03)
+
+    def test_twenty_are_kept_spread_evenly_and_few_samples_of_many_filters(self, monkeypatch):
+        report = made_up(4, 300, outliers=2)
+        epochs = [frame.epoch for frame in self.frames(report, [1.0] * 90)]
+        assert epochs == list(range(0, 89, 8))
+        assert [frame.epoch for frame in self.frames(report, [1.0] * 20)] == list(range(19))
+        monkeypatch.setattr("lightning_anomaly.browser.epochs._PACKED_BYTES", (2 * 4 * 60, 10**6))
+        monkeypatch.setattr("lightning_anomaly.browser.epochs._FILTER_BYTES", 1)
+        called, samples, _ = self.read(report, self.frames(report, [1.0] * 6))
+        assert called == ["epoch 0", "epoch 3"]
+        assert samples.shape == (4, 30)
+        assert samples[:, :2].tolist() == [[0, 1]] * 4  # the outliers
+        assert np.diff(samples[:, 2:]).max() < 25
+        monkeypatch.setattr("lightning_anomaly.browser.epochs._KEPT_BYTES", 2 * 4 * 20)
+        (frame, *_) = self.frames(report, [1.0] * 6)
+        assert frame.codes["conv"].shape == (4, 20, 2)
+        assert frame.samples.diff().max() < 40
+
+    def test_of_other_layers_or_samples_none_is_shown(self):
+        kept = EpochPoints()
+        for step, other in enumerate((made_up(4, 300), made_up(4, 200), made_up(5, 300), AnomalyReport({}, 0))):
+            kept.add(other, 0, step)
+        assert [frame.step for frame in kept.before(made_up(4, 300), 9)] == [0]
+        assert kept.before(made_up(4, 300), 0) == []
+        kept.add(made_up(4, 300), 0, 5)
+        assert packed_frames(made_up(4, 300), kept.before(made_up(4, 300), 9))[0] == ["step 0", "step 5"]
+
+
+def test_of_each_sample_the_filters_farthest_from_it_come_first(tmp_path):
+    report = made_up(40, 50)
+    report.layers["conv"].points[3, 7] = torch.nan  # of a filter that was not analyzed
+    report.save_html(tmp_path / "a.html")
+    raw = zlib.decompress(blocks_of(tmp_path / "a.html")["reactions"])
+    filters = np.frombuffer(raw, "<u4", 50 * 24).reshape(50, 24)
+    distances = np.frombuffer(raw, "<f4", offset=4 * 50 * 24).reshape(50, 24)
+    expected = report.layers["conv"].points.nan_to_num(0).norm(dim=2).T.sort(1, descending=True)
+    np.testing.assert_array_equal(filters, expected.indices[:, :24])
+    np.testing.assert_allclose(distances, expected.values[:, :24], rtol=1e-6)
 
 
 class TestMaps:
@@ -195,13 +262,22 @@ class TestReport:
                 report.save_html(tmp_path / "a.html", images=images)
         assert not (tmp_path / "a.html").exists()
 
-    def test_scores_are_there_if_there_are_any_and_infinite_ones_are_told(self, tmp_path):
-        report = made_up(1, 3)
+    def test_scores_are_told_with_what_is_usual_also_infinite_ones(self, tmp_path):
+        report = made_up(1, 5)
         report.save_html(tmp_path / "a.html")
-        assert index_of(tmp_path / "a.html")["scores"] is None
-        own = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5]))
-        replace(report, layers={"conv": own}).save_html(tmp_path / "a.html")
-        assert index_of(tmp_path / "a.html")["scores"] == [pytest.approx(-math.log(2 / 3)), None, 0]
+        assert index_of(tmp_path / "a.html")["scores"] == [0] * 5
+        own = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5, 2, 3]))
+        report = replace(report, layers={"conv": own})
+        report.save_html(tmp_path / "a.html")
+        index, (first, infinite, *others) = index_of(tmp_path / "a.html"), report.outlier_scores.tolist()
+        assert index["scores"] == [first, None, *others]
+        assert index["ordinary"] == pytest.approx(torch.tensor([first, *others]).quantile(0.95).item(), rel=1e-3)
+        assert [(view["view"], view["layer"]) for view in index["views"]] == [("filters", None), (None, "conv")]
+        assert index["views"][1]["ordinary"] == 2.85  # of the finite ones
+        raw = zlib.decompress(blocks_of(tmp_path / "a.html")["views"])
+        expected = [first, infinite, *others, *own.outlier_scores.tolist()]
+        assert np.frombuffer(raw, "<f4").tolist() == pytest.approx(expected)
+        assert index["reasons"] == [{"filters": "layer conv"}] * 5
 
     @pytest.mark.parametrize(
         ("labels", "names"),
