@@ -132,7 +132,7 @@ class TestOutlierFigure:
         found = report(conv=replace(layer([ANOMALY], {0: [40, 2]}), outlier_scores=scores))
         figure = outlier_figure(found, self.images)
         assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # none that is ordinary, unless it is an outlier of a filter
-        assert figure.axes[0].get_title() == "sample 3\nscore 5.0"
+        assert figure.axes[0].get_title() == f"sample 3\nscore {found.outlier_scores[3]:.1f}"
         assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
         assert self.order(outlier_figure(self.found, self.images)) == [30, 9, 7]  # without scores
         assert self.order(outlier_figure(report(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)) == [2, 11, 40]
