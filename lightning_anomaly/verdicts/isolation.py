@@ -10,19 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.threads import torch_in_threads
-
 __all__ = ["isolated_samples"]
 
 _FALSE_ALARMS = 0.005  # nominal share of the filters with nothing to find; measured, about twice that at most
-# Tails that a filter may have: t distributions with 1 / shape degrees of freedom, from Gaussian (0) to Cauchy (1).
-_SHAPES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
-_GAUSSIAN = 0.75  # weight of the first before anything is seen; the others share the rest
-_MIN_GAPS = 20  # gaps below a set without which its tail is not judged
 _STEPS = 4  # of the centre; more change nothing
-_SILENT = 1e-9  # distances that are zero but for rounding, in units of the largest that no set holds
-_ROUNDING = 1e-12  # the same, in units of the largest
-_BATCH_VALUES = 2**19  # held at once
 
 
 def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | None = None) -> Tensor:
@@ -62,19 +53,18 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     """
     samples = points.shape[1]
     sizes = int(rare_fraction * samples * (1 + 1e-12))
-    if sizes == 0 or samples // 2 <= _MIN_GAPS or len(points) == 0:
+    if sizes == 0 or len(points) == 0:
         return torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
-    step = max(1, _BATCH_VALUES // (len(_SHAPES) * (samples // 2)))
+    from lightning_anomaly.verdicts.gaps import find_borders  # and numba, which an import of the package does without
+
     views = [points.cpu().double()]  # in this order: not every device has doubles
     if extremes is not None:
         views.append(torch.stack([_scaled(part) for part in extremes.cpu().double().unbind(2)], 2))
-    level = _FALSE_ALARMS / len(views)
-
-    def found(part: Tensor) -> Tensor:
-        return _set_apart(_distances(part), sizes, level)
-
-    apart = [torch.cat(torch_in_threads(found, torch.split(view, step), like=view)) for view in views]
-    return torch.stack(apart).any(0).to(points.device)
+    apart = torch.zeros(points.shape[:2], dtype=torch.bool, device="cpu")
+    for view in views:
+        distances = _distances(view).numpy()
+        apart |= torch.from_numpy(distances >= find_borders(distances, sizes, _FALSE_ALARMS / len(views)))
+    return apart.to(points.device)
 
 
 def _scaled(values: Tensor) -> Tensor:
@@ -84,87 +74,22 @@ def _scaled(values: Tensor) -> Tensor:
     return torch.where(spread > 0, centred / spread, 0)
 
 
-def _distances(points: Tensor) -> Tensor:
-    """Distances `(F, N)` from the mean of the half of the points that lies closest to it, found by iteration.
-
-    It is the silent point of a filter that is silent for more than half of the samples, turns with the points, and is
-    moved by a few outliers as little as a median.
-    """
-    x, y = (part.contiguous() for part in points.unbind(2))
-    distances = ((x - x.mean(1, keepdim=True)).square() + (y - y.mean(1, keepdim=True)).square()).sqrt()
-    for _ in range(_STEPS):
-        inner = (distances <= _median(distances)).double()
-        number = inner.sum(1, keepdim=True)
-        means = [(part * inner).sum(1, keepdim=True) / number for part in (x, y)]
-        distances = ((x - means[0]).square() + (y - means[1]).square()).sqrt()
-    return distances
-
-
 def _median(rows: Tensor) -> Tensor:
     """The lower median of each row `(F, 1)`; NumPy's selection is ten times as fast as torch's."""
     middle = (rows.shape[1] - 1) // 2
     return torch.from_numpy(np.partition(rows.numpy(), middle)[:, middle : middle + 1])
 
 
-def _set_apart(distances: Tensor, sizes: int, level: float) -> Tensor:
-    """Whether each sample is among the outermost `k <= sizes` ones that have a gap behind them `(F, N)`."""
-    farthest = distances.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    distances = torch.where(distances > _ROUNDING * farthest, distances / farthest, 0)
-    ordered = torch.from_numpy(np.sort(distances.numpy()))[:, (distances.shape[1] - 1) // 2 :].flip(1)
-    unit = ordered[:, sizes : sizes + 1]  # next to the farthest, all others may look silent
-    unit = torch.where(unit > 0, unit, 1)
-    distances, ordered = distances / unit, ordered / unit
-    active = (distances > _SILENT).sum(1)
-    k = torch.arange(1, sizes + 1, device=distances.device, dtype=torch.float64)
-    significant = _gap_probabilities(ordered, active, distances.shape[1], sizes) <= level / (k * (1 / k).sum())
-    largest = torch.where(significant, k, 0).amax(1).long()[:, None]
-    return (largest > 0) & (distances >= ordered.gather(1, (largest - 1).clamp(min=0)))
+def _distances(points: Tensor) -> Tensor:
+    """Distances `(F, N)` from the mean of the half of the points that lies closest to it, found by iteration.
 
-
-def _gap_probabilities(ordered: Tensor, active: Tensor, samples: int, sizes: int) -> Tensor:
-    """Probabilities of gaps as wide as those behind the k outermost samples.
-
-    Args:
-        ordered: The largest `M + 1` distances of each filter, largest first `(F, M + 1)`.
-        active: Number of samples that do not lie on the centre `(F,)`.
-        samples: Number of samples, N.
-        sizes: Largest k.
-
-    Returns:
-        Probabilities `(F, sizes)`; 1 where the tail below is too short to judge.
+    It is the silent point of a filter that is silent for more than half of the samples, turns with the points, and is
+    moved by a few outliers as little as a median.
     """
-    most = ordered.shape[1] - 1
-    shapes = ordered.new_tensor(_SHAPES).clamp(min=1e-9)
-    prior = torch.full_like(shapes, (1 - _GAUSSIAN) / (len(shapes) - 1))
-    prior[0] = _GAUSSIAN
-    # What a tail of each shape expects, place by place: `(M + 1, shapes)`.
-    place = torch.arange(1, most + 2, device=ordered.device).double()
-    tail = torch.log((samples + 1) / place)[:, None]
-    quantile = (torch.expm1(2 * shapes * tail) / shapes).sqrt()
-    log_mean = (2 * shapes * tail - quantile.log())[:most]
-    log_mean_sum = torch.cat([torch.zeros_like(log_mean[:1]), log_mean.cumsum(0)])
-
-    last = active.sub(1).clamp(0, most)[:, None]  # gaps between samples that are not silent
-    gaps = ordered.diff(dim=1).neg() * place[:most] * (place[:most] <= last)
-    positive = (gaps > _SILENT).double()
-    below = positive.sum(1, keepdim=True) - positive.cumsum(1)[:, :sizes]
-    outer = gaps[:, :sizes, None] / log_mean[:sizes].exp()  # (F, sizes, shapes), in units of the expected gap
-    inner = (gaps[:, None, sizes:] * log_mean[sizes:].neg().exp().T).sum(2)
-    sums = inner[:, None] + outer.flip(1).cumsum(1).flip(1)
-    first = quantile[last]  # (F, 1, shapes), where the used distances begin
-    ends = [(ordered[:, i : i + sizes] - ordered.gather(1, last))[..., None] for i in (0, 1)]
-    k = place[:sizes, None]
-
-    def probability(total: Tensor, number: Tensor, log_means: Tensor) -> Tensor:
-        """The gaps' probabilities, by the sum, the number and the summed log means of the others."""
-        total, number = total.clamp(min=_SILENT), number.clamp(min=1)
-        weights = (prior.log() - log_means - number * total.log()).softmax(2)
-        outside, inside = (torch.log1p(shapes * (first + end * number / total).square()) for end in ends)
-        x = k * (outside - inside) / (2 * shapes)
-        result: Tensor = (weights * torch.exp(-number * torch.log1p(x / number))).sum(2)
-        return result
-
-    number, log_means = last[:, :, None].double(), log_mean_sum[last]
-    from_others = probability(sums[:, :1] - outer, number - 1, log_means - log_mean[:sizes])
-    from_below = probability(sums - outer, number - k, log_means - log_mean_sum[1 : sizes + 1])
-    return torch.where(below >= _MIN_GAPS, 2 * torch.minimum(from_others, from_below), 1.0)
+    coordinates = points.permute(0, 2, 1).contiguous()
+    squared = (coordinates - coordinates.mean(2, keepdim=True)).square().sum(1)
+    for _ in range(_STEPS):
+        inner = (squared <= _median(squared)).double()
+        means = coordinates @ inner[..., None] / inner.sum(1)[:, None, None]
+        squared = (coordinates - means).square().sum(1)
+    return squared.sqrt()

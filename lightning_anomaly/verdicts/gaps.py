@@ -1,0 +1,116 @@
+"""How likely the gaps behind a filter's outermost samples are: the compiled part of `isolated_samples`."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_anomaly.clustering.numba_engine import compile_loop
+
+__all__ = ["find_borders"]
+
+_MIN_GAPS = 20  # gaps below a set without which its tail is not judged
+# Tails that a filter may have: t distributions with 1 / shape degrees of freedom, from Gaussian (0) to Cauchy (1).
+_SHAPES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
+_GAUSSIAN = 0.75  # weight of the first before anything is seen; the others share the rest
+_SILENT = 1e-9  # distances that are zero but for rounding, in units of the largest that no set holds
+_ROUNDING = 1e-12  # the same, in units of the largest
+
+_Array = npt.NDArray[np.float64]
+
+
+def find_borders(distances: _Array, sizes: int, level: float) -> _Array:
+    """Find the innermost sample that each filter sets apart, see `isolated_samples`.
+
+    Args:
+        distances: Distances of the samples from a filter's centre `(F, N)`.
+        sizes: Largest number of samples that are set apart.
+        level: Share of false alarms.
+
+    Returns:
+        The distances of these samples `(F, 1)`; infinity if none is set apart.
+    """
+    k = np.arange(1, sizes + 1)
+    borders = np.full((len(distances), 1), np.inf)
+    _find_borders(np.sort(distances), level / (k * (1 / k).sum()), *_expected_tails(distances.shape[1]), borders)
+    return borders
+
+
+def _expected_tails(samples: int) -> tuple[_Array, _Array, _Array, _Array, _Array]:
+    """What tails of each shape expect of the outer half of M samples, the farthest first.
+
+    Returns:
+        The shapes and the logarithms of their weights before anything is seen, the inverse means of the normalised gaps
+        `(shapes, M + 1)`, the sums of the logarithms of the first 0 to M means, and the upper quantiles.
+    """
+    shapes = np.maximum(_SHAPES, 1e-9)
+    prior = np.full(len(shapes), (1 - _GAUSSIAN) / (len(shapes) - 1))
+    prior[0] = _GAUSSIAN
+    exponent = 2 * shapes[:, None] * np.log((samples + 1) / np.arange(1, samples // 2 + 2))
+    quantiles = np.sqrt(np.expm1(exponent) / shapes[:, None])
+    log_sums = np.pad((exponent - np.log(quantiles)).cumsum(1), ((0, 0), (1, 0)))[:, :-1]
+    return shapes, np.log(prior), quantiles * np.exp(-exponent), log_sums, quantiles
+
+
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _find_borders(
+    ordered: _Array,
+    levels: _Array,
+    shapes: _Array,
+    log_prior: _Array,
+    inverse_means: _Array,
+    log_sums: _Array,
+    quantiles: _Array,
+    borders: _Array,
+) -> None:
+    """Fill in `borders`, from sorted distances, the probability up to which k samples are set apart, and tails."""
+    sizes, most = levels.size, quantiles.shape[1] - 1
+    gaps, weights = np.empty(most), np.empty(shapes.size)
+    every, below = np.empty(shapes.size), np.empty(shapes.size)  # sums of gaps in units of those expected
+    for f in range(len(ordered)):
+        row = ordered[f, ::-1]
+        if not 0.0 < row[0] < np.inf:
+            continue
+        unit = row[sizes] if row[sizes] > _ROUNDING * row[0] else row[0]  # next to the farthest, all may look silent
+        last = 0  # the innermost sample used that is not silent
+        while last < most and row[last + 1] > max(_SILENT * unit, _ROUNDING * row[0]):
+            last += 1
+        positive = 0
+        for j in range(last):
+            gaps[j] = (row[j] - row[j + 1]) / unit * (j + 1)
+            positive += j >= sizes and gaps[j] > _SILENT
+        for h in range(shapes.size):
+            below[h] = 0.0
+            for j in range(sizes, last):
+                below[h] += gaps[j] * inverse_means[h, j]
+            every[h] = below[h]
+            for j in range(min(sizes, last)):
+                every[h] += gaps[j] * inverse_means[h, j]
+        for k in range(min(sizes, last), 0, -1):
+            gap = gaps[k - 1]
+            if positive >= _MIN_GAPS:
+                smaller = 1.0
+                for others in (True, False):  # all other gaps, or those below
+                    number = float(max(last - (1 if others else k), 1))
+                    for h in range(shapes.size):
+                        known = log_sums[h, k] - log_sums[h, k - 1] if others else log_sums[h, k]
+                        total = every[h] - gap * inverse_means[h, k - 1] if others else below[h]
+                        weights[h] = log_prior[h] - log_sums[h, last] + known - number * np.log(max(total, _SILENT))
+                    largest = weights.max()
+                    probability, norm = 0.0, 0.0
+                    for h in range(shapes.size):
+                        total = every[h] - gap * inverse_means[h, k - 1] if others else below[h]
+                        scale = number / max(total, _SILENT) / unit
+                        outside = quantiles[h, last] + (row[k - 1] - row[last]) * scale
+                        inside = quantiles[h, last] + (row[k] - row[last]) * scale
+                        x = np.log1p(shapes[h] * outside * outside) - np.log1p(shapes[h] * inside * inside)
+                        weight = np.exp(weights[h] - largest)
+                        norm += weight
+                        probability += weight * np.exp(-number * np.log1p(k * x / (2.0 * shapes[h] * number)))
+                    smaller = min(smaller, probability / norm)
+                if 2.0 * smaller <= levels[k - 1]:
+                    borders[f, 0] = row[k - 1]
+                    break
+            positive += gap > _SILENT
+            for h in range(shapes.size):
+                below[h] += gap * inverse_means[h, k - 1]
