@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
 from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
 from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.clustering.engine import load_engine
-from lightning_anomaly.clustering.mixtures import Clustering, cluster_layers
-from lightning_anomaly.clustering.pca import Reduction, reduce_maps
+from lightning_anomaly.clustering.engine import Engine, load_engine
+from lightning_anomaly.clustering.mixtures import cluster_filters
+from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.outliers.combine import SampleView
@@ -169,15 +170,13 @@ def analyze_slice(
         progress: See `analyze`.
     """
     engine = load_engine(settings.engine)
-    own = {name: layer for name, layer in maps.items() if layer.batches[0].shape[1]}
-    reduced = (
-        (name, reduce_maps(layer.maps, engine, max_memory_mb=settings.max_memory_mb))
-        for name, layer in track(own.items(), len(own), "clustering", progress)
-    )
-    layers = {
-        name: _report(own[name], reduction, clustering, settings)
-        for name, reduction, clustering in cluster_layers(reduced, settings, engine)
-    }
+    layers = {}
+    for name, layer in track(maps.items(), len(maps), "clustering", progress):
+        device = engine.device(layer.batches[0].device)
+        batches = _filter_batches(layer, settings, device)
+        found = torch_in_threads(partial(_report, layer, settings, engine), batches, like=torch.empty(0, device=device))
+        if found:
+            layers[name] = join_layers(found)
     # Joined layer by layer, as the statistics of all layers are large.
     scores = torch_in_threads(
         lambda batches: layer_scores(joined(batches), engine),
@@ -225,10 +224,25 @@ def join_slices(
     return AnomalyReport(layers, n_samples, settings.to_dict(), notes, views)
 
 
-def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, settings: AnalysisSettings) -> LayerReport:
-    """Judge the filters of one layer; the clustering is that of the live ones."""
+def _filter_batches(layer: LayerMaps, settings: AnalysisSettings, device: torch.device) -> list[slice]:
+    """Filters of a layer that are analyzed together on a device, as many as fit into the memory allowed."""
+    filters, values = layer.batches[0].shape[1], layer.batches[0].shape[2:].numel()
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    # While a filter is analyzed there are a few copies of its maps, or a few numbers for each sample and component.
+    needed = 8 * layer.count * (4 * values + 8 * settings.max_components)
+    size = max(1, settings.max_memory_mb * 2**20 // (needed * threads))
+    if device.type == "cpu":  # few enough to stay in the caches, and for all threads to end at about the same time
+        size = min(size, max(8, min(32, -(-filters // (4 * threads)))))
+    return [slice(first, first + size) for first in range(0, filters, size)]
+
+
+def _report(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filters: slice) -> LayerReport:
+    """Analyze some filters of one layer."""
+    maps = joined([batch[:, filters] for batch in layer.batches])
+    extremes = joined([batch[:, filters, EXTREMES] for batch in layer.statistics]).transpose(0, 1)
+    reduction = reduce_maps(maps.to(engine.device(maps.device)), engine)
     live = reduction.live.nonzero()[:, 0]
-    extremes = joined(layer.statistics).transpose(0, 1)[:, :, EXTREMES]
+    clustering = cluster_filters(reduction.points[live], settings, engine)
     outliers = outlier_samples(clustering, settings.rare_fraction, settings.rule)
     shown = shown_clustering(clustering, outliers, settings.rare_fraction)
     rows = torch.arange(len(live), device=live.device)
@@ -256,7 +270,7 @@ def _report(layer: LayerMaps, reduction: Reduction, clustering: Clustering, sett
         outliers=per_filter(outliers),
         isolated=per_filter(isolated_samples(reduction.points[live], settings.rare_fraction, extremes[live])),
         explained=reduction.explained.cpu(),
-        sparsity=layer.sparsity,
+        sparsity=layer.sparsity[filters],
         map_size=layer.size or (),
-        analysed_size=tuple(layer.batches[0].shape[2:]),
+        analysed_size=tuple(maps.shape[2:]),
     )

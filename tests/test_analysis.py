@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import hook_count
 
-from lightning_anomaly import AnalysisSettings, analyze
+from lightning_anomaly import AnalysisSettings, analysis, analyze
 from lightning_anomaly.analysis import analyze_maps, analyze_slice, join_slices
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.clustering import mixtures
+from lightning_anomaly.clustering.pca import reduce_maps as work
+from lightning_anomaly.clustering.torch_engine import TorchEngine
 from lightning_anomaly.report import LayerReport
 
 DEFAULT = AnalysisSettings(rectify=False)
@@ -74,12 +75,6 @@ def test_what_holds_for_every_analysis(case, holds):
     holds(analysing(settings), zoo.captured, maps)
 
 
-def test_filters_do_not_see_each_other_with_two_threads(two_threads, engine_name):
-    settings = replace(DEFAULT, n_init=2, max_components=3, engine=engine_name)
-    maps = zoo.maps("skewed", 3, 150, (4, 4))
-    properties.assert_filters_do_not_see_each_other(analysing(settings), zoo.captured, maps)
-
-
 def test_permuting_samples_permutes_labels_where_only_a_few_maps_differ(engine_name):
     kinds = torch.rand(3, 20, 1, 1, dtype=torch.float64)
     maps, settings = kinds[torch.tensor([0] * 300 + [1] * 208 + [2] * 4)], replace(DEFAULT, engine=engine_name)
@@ -92,11 +87,11 @@ def test_scaling_and_shifting_change_nothing(case, scale, shift):
     properties.assert_scaling_and_shifting_change_nothing(analysing(settings), zoo.captured, maps, scale, shift)
 
 
-def test_the_same_report_in_every_chunk_and_again_whatever_random_numbers_others_draw(case):
+def test_the_same_report_again_whatever_random_numbers_others_draw(case):
     maps, settings = case
     reports = []
-    for own in (settings, settings, replace(settings, max_memory_mb=1)):
-        reports.append(zoo.analysed(zoo.captured(maps), own))
+    for _ in range(2):
+        reports.append(zoo.analysed(zoo.captured(maps), settings))
         torch.rand(3)
     properties.assert_all_the_same(reports)
 
@@ -119,9 +114,7 @@ def test_every_report_is_finite(case, settings):
     properties.assert_finite(zoo.analysed(zoo.captured(case[0]), settings))
 
 
-@pytest.mark.parametrize("together", [6, 1000])
-def test_layers_clustered_together_are_as_one_at_a_time(monkeypatch, engine_name, together):
-    monkeypatch.setattr(mixtures, "_FILTER_BATCH", together)
+def test_each_layer_is_analyzed_alone(engine_name):
     layers = {kind: zoo.captured(zoo.maps(kind, 4, 60, (4, 4))) for kind in zoo.KINDS}
     layers["dead"] = zoo.captured(torch.ones(60, 3, 4, 4, dtype=torch.float64))
     settings = replace(DEFAULT, n_init=3, engine=engine_name)
@@ -129,6 +122,26 @@ def test_layers_clustered_together_are_as_one_at_a_time(monkeypatch, engine_name
     assert list(report.layers) == list(layers)
     for name, layer in layers.items():
         properties.assert_same(report.layers[name], zoo.analysed(layer, settings))
+
+
+def test_the_number_of_threads_and_the_memory_bound_cut_the_filters_but_change_nothing(monkeypatch):
+    layer, found = zoo.captured(zoo.maps("sparse", 36, 300, (6, 6)), batch=100), []
+    monkeypatch.setattr(analysis, "reduce_maps", lambda maps, engine: seen.append(maps.shape[1]) or work(maps, engine))
+    for threads, memory, sizes in ((1, 256, [9] * 4), (2, 256, [8] * 4 + [4]), (1, 1, [2] * 18), (2, 1, [1] * 36)):
+        seen: list[int] = []
+        torch.set_num_threads(threads)
+        try:
+            found.append(zoo.analysed(layer, replace(DEFAULT, n_init=2, max_memory_mb=memory)))
+        finally:
+            torch.set_num_threads(1)
+        assert sorted(seen, reverse=True) == sizes
+    properties.assert_all_the_same(found)
+
+
+def test_maps_go_where_the_engine_wants_them(monkeypatch):
+    monkeypatch.setattr(TorchEngine, "device", lambda self, maps: torch.device("meta"))
+    with pytest.raises(RuntimeError, match="meta"):
+        zoo.analysed(zoo.captured(zoo.maps("skewed", 2, 20, (2, 2))), replace(DEFAULT, engine="torch"))
 
 
 @pytest.mark.parametrize("cuts", [(3,), (0, 2, 6)], ids=["two slices", "one without filters"])

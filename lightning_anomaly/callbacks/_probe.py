@@ -44,7 +44,7 @@ CHANGED = {
     'comparable. Give the same ones each time, without random augmentation, or use `probe = "train"`.',
     "train": "The training images of the probe changed from one validation to the next, so the anomaly counts are not "
     "comparable. Augment with the random numbers of torch, NumPy or Python, which are the same ones for each probe, or "
-    'use `probe = "val"`.',
+    'use `probe = "val"`: without a worker, a generator of the data set\'s own gives the training other numbers too.',
 }
 _SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them
 
@@ -109,12 +109,12 @@ class ValidationWatch:
         self._probe_size = probe_size
         self._seed = settings.seed
         self.notes = notes
-        world = rank_and_world()[1]
+        together = _in_several_processes(trainer)
         self.gathered = probe_size
-        if probe == "val" and world > 1:
+        if probe == "val" and together:
             self.gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
-        self._limit = -(-probe_size // world)
+        self._limit = -(-probe_size // (trainer.world_size if together else 1))
         self._pixels: list[Tensor] = []
         self._images: list[Tensor] | None = [] if keep_images else None
         self._capture = MapCapture(
@@ -172,6 +172,7 @@ class ValidationWatch:
 
 
 def analyze_probe(
+    trainer: Any,
     watch: ValidationWatch | None,
     settings: AnalysisSettings,
     spec: OutputSpec,
@@ -185,7 +186,7 @@ def analyze_probe(
         ({}, None, None, 0) if watch is None else (watch.maps, watch.samples, watch.images, watch.gathered)
     )
     with torch.inference_mode(False), torch.no_grad():
-        if rank_and_world()[1] > 1:
+        if _in_several_processes(trainer):
             return analyze_shared(
                 maps, images, settings, notes, limit=limit, spec=spec, samples=samples, failure=failure
             )
@@ -197,6 +198,10 @@ def analyze_probe(
             with guard("take pictures for the browser"):  # which are not worth an analysis
                 pictures = take_pictures(report.layers, maps, images)
         return AnalysisResult(report, images, pictures)
+
+
+def _in_several_processes(trainer: Any) -> bool:
+    return trainer.world_size > 1 and rank_and_world()[1] > 1
 
 
 def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
@@ -218,11 +223,15 @@ def is_empty_result(report: AnomalyReport) -> bool:
 @contextmanager
 def unlogged(pl_module: Any) -> Iterator[None]:
     """Drop what the module logs inside, in its `forward` for example: it is of a probe, not of the validation."""
-    vars(pl_module)["log"] = lambda *_, **__: None
+    own = vars(pl_module)
+    before = own.get("log")
+    own["log"] = lambda *_, **__: None
     try:
         yield
     finally:
-        del vars(pl_module)["log"]
+        del own["log"]
+        if before is not None:
+            own["log"] = before
 
 
 def run_training_probe(

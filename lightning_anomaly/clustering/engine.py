@@ -8,10 +8,14 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-__all__ = ["KMEANS_ITERATIONS", "SAME", "Engine", "load_engine"]
+__all__ = ["KMEANS_ITERATIONS", "SAME", "Engine", "Parameters", "load_engine"]
 
 KMEANS_ITERATIONS = 300  # at most, as scikit-learn's KMeans
 SAME = 1e-9  # relative difference that is rounding, for values of order one or larger
+
+# Weights `(F, K)`, means `(F, K, 2)`, and `u11`, `u12`, `u22` `(F, K, 3)` of the upper triangular U with `U U^T` the
+# precision
+Parameters = tuple[Tensor, Tensor, Tensor]
 
 
 def load_engine(name: str) -> Engine:
@@ -79,31 +83,18 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def em(
-        self,
-        points: Tensor,
-        weights: Tensor,
-        means: Tensor,
-        factors: Tensor,
-        *,
-        max_iter: int,
-        tol: float,
-        reg_covar: float,
-    ) -> tuple[Tensor, ...]:
+    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> tuple[Tensor, ...]:
         """Run expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
 
         Args:
             points: Points `(F, N, 2)`.
-            weights: Weights to start from `(F, K)`.
-            means: Means to start from `(F, K, 2)`.
-            factors: `u11`, `u12` and `u22` of the upper triangular U with `U U^T` the precision to start from
-                `(F, K, 3)`.
+            start: What to start from.
             max_iter: See `fit_mixtures`, as for `tol` and `reg_covar`.
             tol: See there.
             reg_covar: See there.
 
         Returns:
-            Weights, means, factors, and as in `MixtureFit` lower bounds, labels, iterations and convergence.
+            The fitted `Parameters`, and as in `MixtureFit` lower bounds, labels, iterations and convergence.
         """
 
     def rank_lookup(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:

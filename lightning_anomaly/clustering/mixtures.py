@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.engine import SAME, Engine
-from lightning_anomaly.clustering.pca import Reduction
-from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.settings import AnalysisSettings
 
 __all__ = [
@@ -21,7 +18,6 @@ __all__ = [
     "MixtureFit",
     "calinski_harabasz",
     "cluster_filters",
-    "cluster_layers",
     "cluster_parameters",
     "cluster_sizes",
     "first_largest",
@@ -33,8 +29,6 @@ __all__ = [
 MAX_ITER = 100
 TOL = 1e-3
 REG_COVAR = 1e-6  # the points have unit spread
-
-_FILTER_BATCH = 1000  # filters that are clustered together, of as many layers as it takes
 
 
 class Clustering(NamedTuple):
@@ -52,45 +46,6 @@ class Clustering(NamedTuple):
     labels: Tensor
     calinski_harabasz: Tensor
     best: Tensor
-
-
-def cluster_layers(
-    layers: Iterable[tuple[str, Reduction]], settings: AnalysisSettings, engine: Engine
-) -> Iterator[tuple[str, Reduction, Clustering]]:
-    """Cluster the live filters of one layer after the other.
-
-    Consecutive layers are clustered together until there are enough filters: a small layer costs little more than the
-    start of its operations.
-
-    Args:
-        layers: Names and points of layers with the same number of samples.
-        settings: See `AnalysisSettings`.
-        engine: What runs the loops.
-
-    Yields:
-        Each layer with the clusterings of its live filters.
-    """
-    for batch in _batches(layers):
-        points = [reduction.points[reduction.live] for _, reduction in batch]
-        found = cluster_filters(torch.cat(points), settings, engine)
-        sizes = list(map(len, points))
-        parts = (torch.split(part, sizes) for part in (found.labels, found.calinski_harabasz, found.best))
-        for (name, reduction), labels, index, best in zip(batch, *parts, strict=True):
-            yield name, reduction, Clustering(found.n_components, labels, index, best)
-
-
-def _batches(layers: Iterable[tuple[str, Reduction]]) -> Iterator[list[tuple[str, Reduction]]]:
-    """Consecutive layers on the same device, with enough filters together."""
-    batch: list[tuple[str, Reduction]] = []
-    filters = 0
-    for name, reduction in layers:
-        if batch and (filters >= _FILTER_BATCH or batch[0][1].points.device != reduction.points.device):
-            yield batch
-            batch, filters = [], 0
-        batch.append((name, reduction))
-        filters += int(reduction.live.sum())
-    if batch:
-        yield batch
 
 
 def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) -> Clustering:
@@ -111,21 +66,11 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) 
     index = points.new_zeros(filters, len(numbers))
     best = labels.new_zeros(filters)
     if filters and numbers:
-        threads = torch.get_num_threads() if points.device.type == "cpu" else 1
-        bytes_per_filter = 8 * samples * settings.max_components * 8  # working memory: a few arrays (F, K, N)
-        step = settings.max_memory_mb * 2**20 // (bytes_per_filter * threads)
-        if threads > 1:  # pieces that even out what they cost
-            step = min(step, 64, -(-filters // (4 * threads)))
-        pieces = (torch.split(part, max(1, step)) for part in (points, labels, index))
-
-        def cluster(points: Tensor, labels: Tensor, index: Tensor) -> None:
-            centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
-            for place, k in enumerate(numbers):
-                start = cluster_parameters(points, engine.kmeans(points, centres[:, :, :k]), k)
-                labels[:, place] = fit_mixtures(points, *start, engine).labels
-            index[:] = calinski_harabasz(points, labels)
-
-        torch_in_threads(cluster, *pieces, like=points)
+        centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
+        for place, k in enumerate(numbers):
+            start = cluster_parameters(points, engine.kmeans(points, centres[:, :, :k]), k)
+            labels[:, place] = fit_mixtures(points, *start, engine).labels
+        index = calinski_harabasz(points, labels)
         best = first_largest(index)
     return Clustering(torch.tensor(list(numbers), dtype=torch.int64, device="cpu"), labels, index, best)
 
@@ -213,9 +158,7 @@ def fit_mixtures(
     u12 = p12 / u22
     u11 = (p11 - u12 * u12).clamp(min=torch.finfo(p11.dtype).eps * p11).sqrt()  # rounding may leave less than nothing
     factors = torch.stack([u11, u12, u22], 2)
-    weights, means, factors, *rest = engine.em(
-        points, weights, means, factors, max_iter=max_iter, tol=tol, reg_covar=reg_covar
-    )
+    weights, means, factors, *rest = engine.em(points, (weights, means, factors), max_iter, tol, reg_covar)
     u11, u12, u22 = factors.unbind(2)
     l11, l21, l22 = 1 / u11, -u12 / (u11 * u22), 1 / u22  # the inverse of U transposed: the covariance is L L^T
     covariances = torch.stack([l11 * l11, l11 * l21, l11 * l21, l21 * l21 + l22 * l22], 2)
@@ -247,18 +190,12 @@ def cluster_parameters(
 
 def _cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)` of clusters, zeros for empty ones."""
-    x, y = points[..., 0].contiguous(), points[..., 1].contiguous()
-    zeros = points.new_zeros(len(points), n_clusters)
-
-    def total(values: Tensor) -> Tensor:
-        return zeros.scatter_add(1, labels, values)
-
-    sizes = total(torch.ones_like(x))
-    share = 1 / sizes.clamp(min=1)
-    mean_x, mean_y = total(x) * share, total(y) * share
-    x, y = x - mean_x.gather(1, labels), y - mean_y.gather(1, labels)
-    covariances = torch.stack([total(x * x), total(x * y), total(y * y)], 2) * share[..., None]
-    return sizes, torch.stack([mean_x, mean_y], 2), covariances
+    member = (labels[:, None] == torch.arange(n_clusters, device=labels.device)[:, None]).to(points)
+    sizes = member.sum(2)
+    share = 1 / sizes.clamp(min=1)[..., None]
+    means = member @ points * share
+    x, y = (points - means.gather(1, labels[..., None].expand_as(points))).unbind(2)
+    return sizes, means, member @ torch.stack([x * x, x * y, y * y], 2) * share
 
 
 def cluster_sizes(labels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engine import KMEANS_ITERATIONS, SAME, Engine
+from lightning_anomaly.clustering.engine import KMEANS_ITERATIONS, SAME, Engine, Parameters
 
 __all__ = ["ENGINE", "compile_loop"]
 
@@ -65,20 +65,11 @@ class NumbaEngine(Engine):
         _lloyd(xs, ys, starts, labels)
         return torch.from_numpy(labels)
 
-    def em(
-        self,
-        points: Tensor,
-        weights: Tensor,
-        means: Tensor,
-        factors: Tensor,
-        *,
-        max_iter: int,
-        tol: float,
-        reg_covar: float,
-    ) -> tuple[Tensor, ...]:
+    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> tuple[Tensor, ...]:
         """See `Engine`."""
         xs, ys = _coordinates(points)
         filters, samples = xs.shape
+        weights, means, factors = start
         w, mu, u = (np.array(part.numpy(), order="C") for part in (weights, means, factors * _SCALE))
         bounds, n_iter, converged = np.empty(filters), np.zeros(filters, np.int64), np.zeros(filters, np.bool_)
         labels = np.empty((filters, samples), np.int64)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.engine import Engine
-from lightning_anomaly.clustering.threads import torch_in_threads
 
 __all__ = ["Reduction", "reduce_maps"]
 
@@ -40,7 +39,7 @@ class Reduction:
         return self.finite & ~self.constant
 
 
-def reduce_maps(maps: Tensor, engine: Engine, *, max_memory_mb: int = 256) -> Reduction:
+def reduce_maps(maps: Tensor, engine: Engine) -> Reduction:
     """Reduce each filter's maps to two principal components.
 
     Every filter's maps are divided by their largest absolute value, so that no scale can overflow, and centred. It is
@@ -48,29 +47,13 @@ def reduce_maps(maps: Tensor, engine: Engine, *, max_memory_mb: int = 256) -> Re
 
     Args:
         maps: Feature maps `(N, F, ...)`.
-        engine: What decomposes them, on the device that it chooses.
-        max_memory_mb: Bound on the working memory (MiB).
+        engine: What decomposes them, where they are.
 
     Returns:
         The points. A filter's points do not depend on the other filters.
     """
-    maps = maps.to(engine.device(maps.device))
-    values = max(1, maps[:, :1].numel())  # of one filter
-    on_cpu = maps.device.type == "cpu"
-    fit = max_memory_mb * 2**20 // (4 * 8 * values * (torch.get_num_threads() if on_cpu else 1))
-    step = max(
-        1, min(fit, (2**19 if on_cpu else 2**22) // values)
-    )  # large enough to hide what starting an operation costs
     rounding = 4 * torch.finfo(maps.dtype).eps
-
-    def reduce(own: Tensor) -> tuple[Tensor, ...]:
-        return _reduce(own, rounding, engine)
-
-    parts = torch_in_threads(reduce, torch.split(maps.transpose(0, 1), step), like=maps)
-    return Reduction(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def _reduce(maps: Tensor, rounding: float, engine: Engine) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    maps = maps.transpose(0, 1)
     # A compact copy first: where channels come last, a filter's values lie far apart until then.
     rows = maps.clone(memory_format=torch.contiguous_format).flatten(2) if maps.ndim > 2 else maps[:, :, None]
     rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
@@ -80,10 +63,10 @@ def _reduce(maps: Tensor, rounding: float, engine: Engine) -> tuple[Tensor, Tens
     rows /= torch.where(finite & (largest > 0), largest, 1)[:, None, None]
     rows -= rows.mean(1, keepdim=True)
     total = torch.linalg.vector_norm(rows, dim=(1, 2)).square()
-    constant = finite & (total <= rounding**2 * rows[0].numel())
-    live = finite & ~constant
-    points = rows.new_zeros(len(rows), rows.shape[1], 2)
-    explained = rows.new_zeros(len(rows))
+    constant = finite & (total <= rounding**2 * rows.shape[1] * rows.shape[2])
+    points, explained = rows.new_zeros(*rows.shape[:2], 2), rows.new_zeros(len(rows))
+    reduction = Reduction(points, explained, constant, finite)
+    live = reduction.live
     if live.any():
         scores, axes = engine.pca(rows if live.all() else rows[live])
         scores = scores * _signs(axes)
@@ -91,7 +74,7 @@ def _reduce(maps: Tensor, rounding: float, engine: Engine) -> tuple[Tensor, Tens
         scores /= (squares[:, :1] / rows.shape[1]).sqrt()[:, None]
         points[live] = (scores * _GRID).round_() / _GRID
         explained[live] = (squares.sum(1) / total[live]).clamp(max=1)
-    return points, explained, constant, finite
+    return reduction
 
 
 def _signs(axes: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_anomaly.clustering.engine import Parameters
 from lightning_anomaly.clustering.numba_engine import NumbaEngine
 
-__all__ = ["ENGINE", "fit_filter"]
+__all__ = ["ENGINE"]
 
 _PROCESSES = Lock()  # serve one thread at a time
 
@@ -31,21 +32,12 @@ class SklearnEngine(NumbaEngine):
         scores, axes = zip(*map(_pca, rows.numpy()), strict=True)
         return torch.stack(scores), torch.stack(axes)
 
-    def em(
-        self,
-        points: Tensor,
-        weights: Tensor,
-        means: Tensor,
-        factors: Tensor,
-        *,
-        max_iter: int,
-        tol: float,
-        reg_covar: float,
-    ) -> tuple[Tensor, ...]:
+    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> tuple[Tensor, ...]:
         """See `Engine`; on all cores."""
+        weights, means, factors = start
         u11, u12, u22 = factors.unbind(2)
         precisions = torch.stack([u11 * u11 + u12 * u12, u12 * u22, u12 * u22, u22 * u22], 2).reshape(*means.shape, 2)
-        fit = partial(fit_filter, max_iter=max_iter, tol=tol, reg_covar=reg_covar)
+        fit = partial(_fit, max_iter=max_iter, tol=tol, reg_covar=reg_covar)
         arguments = zip(*(tensor.numpy() for tensor in (points, weights, means, precisions)), strict=True)
         with _PROCESSES:
             found = Parallel(n_jobs=-1)(delayed(fit)(*own) for own in arguments)
@@ -61,24 +53,8 @@ def _pca(rows: Any) -> tuple[Tensor, Tensor]:
     return functional.pad(scores, missing), functional.pad(axes, missing)
 
 
-def fit_filter(
-    points: Any, weights: Any, means: Any, precisions: Any, *, max_iter: int, tol: float, reg_covar: float
-) -> tuple[Any, ...]:
-    """Fit one filter's points `(N, 2)` by `GaussianMixture`, all of them NumPy arrays.
-
-    Args:
-        points: Points `(N, 2)`.
-        weights: Weights to start from `(K,)`.
-        means: Means to start from `(K, 2)`.
-        precisions: Precisions to start from `(K, 2, 2)`.
-        max_iter: See `fit_mixtures`, as for `tol` and `reg_covar`.
-        tol: See there.
-        reg_covar: See there.
-
-    Returns:
-        Weights, means, the three entries of the precisions' factors, lower bound, labels `(N,)`, iterations and
-        convergence.
-    """
+def _fit(points: Any, weights: Any, means: Any, precisions: Any, **options: float) -> tuple[Any, ...]:
+    """One filter's part of what `em` returns, from its points `(N, 2)` and where they start."""
     mixture = GaussianMixture(
         len(weights),
         weights_init=weights / weights.sum(),
@@ -86,9 +62,7 @@ def fit_filter(
         precisions_init=precisions,
         init_params="random_from_data",  # whatever it draws is replaced by the start given
         random_state=0,
-        max_iter=max_iter,
-        tol=tol,
-        reg_covar=reg_covar,
+        **options,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # as in the other engines, it may end at `max_iter`

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engine import KMEANS_ITERATIONS, SAME, Engine
+from lightning_anomaly.clustering.engine import KMEANS_ITERATIONS, SAME, Engine, Parameters
 
 __all__ = ["ENGINE"]
 
@@ -34,19 +34,9 @@ class TorchEngine(Engine):
             best, labels = torch.where(better, inertia, best), torch.where(better[:, None], found, labels)
         return labels
 
-    def em(
-        self,
-        points: Tensor,
-        weights: Tensor,
-        means: Tensor,
-        factors: Tensor,
-        *,
-        max_iter: int,
-        tol: float,
-        reg_covar: float,
-    ) -> tuple[Tensor, ...]:
+    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> tuple[Tensor, ...]:
         """See `Engine`."""
-        weights, means, factors = weights.clone(), means.clone(), factors.clone()
+        weights, means, factors = (part.clone() for part in start)
         bound = points.new_full((len(points),), -torch.inf)
         n_iter = torch.zeros_like(bound, dtype=torch.int64)
         converged = torch.zeros_like(bound, dtype=torch.bool)

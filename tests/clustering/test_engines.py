@@ -11,9 +11,8 @@ import zoo
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.clustering.engine import Engine, load_engine
-from lightning_anomaly.clustering.mixtures import cluster_filters, cluster_parameters, fit_mixtures, kmeans_plus_plus
+from lightning_anomaly.clustering.mixtures import cluster_parameters, fit_mixtures, kmeans_plus_plus
 from lightning_anomaly.clustering.numba_engine import compile_loop
-from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.settings import EngineName
 
@@ -38,13 +37,6 @@ def test_torch_stays_where_the_maps_are_unless_there_are_no_doubles_or_operation
         assert engine.device(GPU) == CPU
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def test_maps_go_where_the_engine_wants_them(monkeypatch):
-    asked = []
-    monkeypatch.setattr(engine := load_engine("torch"), "device", lambda device: asked.append(device) or CPU)
-    reduce_maps(zoo.maps("skewed", 2, 20, (2, 2)), engine)
-    assert asked == [CPU]
 
 
 def test_where_nothing_can_be_stored_numba_s_loops_are_compiled_without_a_cache():
@@ -100,18 +92,3 @@ def test_each_thread_works_alone_and_the_setting_is_as_before_also_after_an_exce
     thread.start()
     thread.join()
     assert later == [2]
-
-
-def test_the_number_of_threads_changes_nothing(trained, engine):
-    with torch.no_grad():
-        maps = trained.model[:5](trained.probe[:200])
-    found = []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        try:
-            reduction = reduce_maps(maps, engine)
-            found.append(cluster_filters(reduction.points[reduction.live], AnalysisSettings(n_init=3), engine))
-        finally:
-            torch.set_num_threads(1)
-    assert torch.equal(found[0].labels, found[1].labels)
-    torch.testing.assert_close(found[0].calinski_harabasz, found[1].calinski_harabasz, rtol=1e-9, atol=0)

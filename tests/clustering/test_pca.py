@@ -7,7 +7,6 @@ import pytest
 import torch
 import zoo
 
-from lightning_anomaly.clustering import pca
 from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.clustering.pca import reduce_maps
 
@@ -140,18 +139,6 @@ def test_batched_equals_one_at_a_time(kind, two_threads):
         properties.assert_batched_equals_one_at_a_time(parts, maps.transpose(0, 1))
         channels_last = maps.transpose(0, 1).contiguous()
         assert all(map(torch.equal, parts(channels_last), parts(maps.transpose(0, 1))))
-
-
-def test_the_memory_bound_changes_nothing_and_cuts_the_work_into_pieces(monkeypatch):
-    maps = zoo.maps("sparse", 9, 300, (6, 6))
-    seen = []
-    work = pca._reduce
-    monkeypatch.setattr(pca, "_reduce", lambda maps, *rest: seen.append(len(maps)) or work(maps, *rest))
-    reductions = [reduce_maps(maps, TORCH, max_memory_mb=mb) for mb in (256, 1, 2)]
-    assert seen == [9, *[3] * 3, 6, 3]
-    for reduction in reductions[1:]:
-        torch.testing.assert_close(reduction.points, reductions[0].points, rtol=0, atol=1e-9)
-        torch.testing.assert_close(reduction.explained, reductions[0].explained, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-10, 1e10, 1e300])
