@@ -1,16 +1,19 @@
 """A report as one HTML file that needs no server and no network: hover a point, see its image and its feature map.
 
-`pack.py` makes all of a report small, with the images and maps that `report/pictures.py` keeps, and `page.py` puts that
+`pack.py` makes all of a report small, with the images and maps that `report/pictures.py` keeps and the points of
+earlier analyses that `epochs.py` keeps, and `page.py` puts that
 into `page.html` with `page.css` and the JavaScript that `report_page.py` names.
 `outlier_page.py` makes a page of what `find_outliers` found.
 """
 
+from lightning_anomaly.browser.epochs import EpochPoints
 from lightning_anomaly.browser.outlier_page import write_outlier_page
 from lightning_anomaly.browser.page import BrowserFile, temporary_path
 from lightning_anomaly.browser.report_page import page_text, write_page
 
 __all__ = [
     "BrowserFile",
+    "EpochPoints",
     "page_text",
     "temporary_path",
     "write_outlier_page",

@@ -43,13 +43,25 @@ export class Report {
     return this.verdict(place) + (this.isolated(place).length ? ", isolated" : "");
   }
 
-  /** The filters of which a sample is among the `"outliers"`, or the `"isolated"`. */
-  filtersOf(sample, which) {
-    return this.layers.flatMap((layer, number) =>
-      Object.entries(layer[which])
-        .filter(([, samples]) => samples.includes(sample))
-        .map(([filter]) => ({ layer: number, filter: Number(filter) })),
-    );
+  /** Of how many filters a sample is among the `"outliers"`, or the `"isolated"`. */
+  amountOf(sample, which) {
+    const rows = this.layers.flatMap((layer) => Object.values(layer[which]));
+    return rows.filter((samples) => samples.includes(sample)).length;
+  }
+
+  /** A score of a sample by each view, and by each layer, with what 95% of the samples have less than. */
+  async scoresOf(sample) {
+    const all = await this.block("views", (buffer) => new Float32Array(buffer));
+    return this.views.map((view, i) => ({ ...view, score: all[i * this.samples + sample] }));
+  }
+
+  /** The filters that react most strongly to a sample, and how far from their means it lies (standard deviations). */
+  async reactionsTo(sample) {
+    const buffer = await this.block("reactions", (bytes) => bytes);
+    const amount = this.reactions;
+    const filters = new Uint32Array(buffer, 4 * sample * amount, amount);
+    const distances = new Float32Array(buffer, 4 * (this.samples + sample) * amount, amount);
+    return [...filters].map((filter, i) => ({ place: this.filters[filter], distance: distances[i] }));
   }
 
   label(sample) {
@@ -72,6 +84,24 @@ export class Report {
       outliers: all.marks.subarray(begin, end).map((mark) => mark & 1),
       isolated: all.marks.subarray(begin, end).map((mark) => mark >> 1),
     };
+  }
+
+  /** The points of a filter in earlier analyses, some of its samples, with the clusters and marks of the last. */
+  async frames({ layer, filter }, last) {
+    if (!this.epochs) return [];
+    const buffer = await this.block(`epochs-${layer}`, (bytes) => bytes);
+    const { samples: amount, of } = this.epochs;
+    const filters = this.layers[layer].verdicts.length;
+    const samples = summed(new Uint32Array(buffer, 4 * filter * amount, amount));
+    const size = filters * amount;
+    const axis = (which, frame) => {
+      const codes = new Int8Array(buffer, 4 * size + (which * of.length + frame) * size + filter * amount, amount);
+      return Float32Array.from(codes, (code) => Math.sinh(code / 24));
+    };
+    const places = Array.from(samples, (sample) => last.samples.indexOf(sample));
+    const taken = (values) => Uint8Array.from(places, (place) => values[place]);
+    const marks = { clusters: taken(last.clusters), outliers: taken(last.outliers), isolated: taken(last.isolated) };
+    return of.map((epoch, frame) => ({ epoch, samples, x: axis(0, frame), y: axis(1, frame), ...marks }));
   }
 
   /** What gives the map of a sample: `{height, width, levels}` with levels 0 to 15, or null where it was not kept. */

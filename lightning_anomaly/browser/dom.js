@@ -9,7 +9,7 @@ export function make(tag, attributes = {}, ...children) {
     else if (value === true) element.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
@@ -29,6 +29,12 @@ export function choice(label, options, chosen, change) {
     options.map(([value, text]) => make("option", { value, selected: value === chosen }, text)),
   );
   return make("label", { class: "choice" }, make("span", {}, label), list);
+}
+
+/** A field that looks for something once Enter is pressed or the field is left. */
+export function finder(hint, text, change) {
+  const field = make("input", { type: "search", value: text, placeholder: hint, change: () => change(field.value) });
+  return make("label", { class: "choice" }, make("span", {}, "Find"), field);
 }
 
 /** A canvas of so many CSS pixels, sharp on any screen. */

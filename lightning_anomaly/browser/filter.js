@@ -13,7 +13,7 @@ import {
   verdictBadge,
 } from "./parts.js";
 import { Scatter } from "./scatter.js";
-import { count, facts, layerText, number, scoreText, VERDICTS, votesText } from "./words.js";
+import { count, facts, layerText, number, scoreText, VERDICTS } from "./words.js";
 
 const LEGEND = 35; // entries: as many as there are marks
 const STRIP = 40; // tiles
@@ -82,13 +82,16 @@ export async function filterPage(report, place, query) {
     points.outliers.reduce((sum, flag) => sum + flag, 0),
     "outlier",
   )} ringed`;
-  const scatter = new Scatter(points, { show, pin, description });
+  const frames = await report.frames(place, points);
+  const scatter = new Scatter(points, { show, pin, description, frames });
   // A link that goes with the file of another report may name a sample that this one does not have.
   const repin = (sample) =>
     scatter.setPinned(sample !== null && report.hasSample(Number(sample)) ? Number(sample) : null);
   repin(pinned);
   const labelled = report.labels && by === "label";
-  if (labelled) scatter.colourBy(Array.from(points.samples, (sample) => report.labels.of[sample]));
+  const groupsOf = (shown) =>
+    labelled ? Array.from(shown.samples, (sample) => report.labels.of[sample]) : shown.clusters;
+  scatter.colourBy(groupsOf(points));
   const toolbar = make(
     "div",
     { class: "toolbar" },
@@ -118,7 +121,7 @@ export async function filterPage(report, place, query) {
       make(
         "div",
         { class: "filter" },
-        make("div", { class: "panel" }, toolbar, scatter.element),
+        make("div", { class: "panel" }, toolbar, scatter.element, epochSlider(scatter, frames, points, groupsOf)),
         make("div", { class: "side" }, inspector, known),
       ),
       ...strips(report, place, map, (sample) => {
@@ -129,6 +132,41 @@ export async function filterPage(report, place, query) {
     keys: { ...stepKeys(step), ...pointKeys(scatter, points, pin) },
     repin,
   };
+}
+
+/** Leads through the points of earlier analyses to those of the last, which are all there. */
+function epochSlider(scatter, frames, points, groupsOf) {
+  if (!frames.length) return null;
+  const shown = [...frames, points];
+  const last = frames.length;
+  const told = make("output", { class: "epoch" });
+  const slider = make("input", { type: "range", min: 0, max: last, value: last, "aria-label": "Epoch" });
+  const show = (frame) => {
+    slider.value = frame;
+    told.textContent = frame === last ? "the last" : frames[frame].epoch;
+    scatter.setPoints(shown[frame], groupsOf(shown[frame]));
+  };
+  slider.addEventListener("input", () => show(Number(slider.value)));
+  let playing = null;
+  const stop = () => {
+    clearInterval(playing);
+    playing = null;
+    button.textContent = "Play";
+  };
+  const advance = () => {
+    if (slider.isConnected && Number(slider.value) < last) show(Number(slider.value) + 1);
+    else stop();
+  };
+  const play = () => {
+    if (playing !== null) return stop();
+    if (Number(slider.value) === last) show(0);
+    playing = setInterval(advance, 400);
+    button.textContent = "Stop";
+  };
+  const button = make("button", { type: "button", click: play }, "Play");
+  show(last);
+  const about = `Earlier epochs show ${frames[0].samples.length} samples, in the colours of their clusters in the last.`;
+  return make("div", { class: "epochs" }, button, slider, told, make("span", { class: "quiet" }, about));
 }
 
 const stepKeys = (step) => ({ ArrowLeft: () => step(-1), ArrowRight: () => step(1) });
@@ -161,7 +199,7 @@ function inspected(report, place, points, map, sample, isPinned) {
           make(
             "p",
             { class: "hint" },
-            "Hover a point to see its sample. Click to pin it. Scroll to zoom, drag to move.",
+            "Hover a point to see its sample. Click to pin it. Drag to move, zoom with Ctrl and the wheel.",
           ),
         ]
       : [];
@@ -184,22 +222,17 @@ function inspected(report, place, points, map, sample, isPinned) {
       "p",
       {},
       label === null ? null : make("span", { class: "label cut", title: label }, label),
-      standing(report.votes[sample], points, i),
-      i >= 0 && points.isolated[i] ? " Apart from all other samples." : null,
-      report.scores ? ` Outlier score ${scoreText(report.scores[sample])}.` : null,
+      standing(points, i),
+      ` Score ${scoreText(report.scores[sample])}.`,
     ),
   ];
 }
 
-/** What a sample is to this filter and to the others; `i` is the place of its point, less than 0 if that was left out. */
-function standing(votes, points, i) {
-  if (i >= 0 && points.outliers[i]) {
-    return votes > 1
-      ? `An outlier of this filter and of ${count(votes - 1, "other")}.`
-      : "An outlier of this filter alone.";
-  }
-  const where = i >= 0 ? `In cluster ${points.clusters[i] + 1}` : "Its point is not in this file";
-  return `${where}; ${votesText(votes)}.`;
+/** What a sample is to this filter; `i` is the place of its point, less than 0 if that was left out. */
+function standing(points, i) {
+  if (i < 0) return "Its point is not in this file.";
+  const kinds = [points.outliers[i] && "outlier", points.isolated[i] && "isolated"].filter(Boolean);
+  return `In cluster ${points.clusters[i] + 1}${kinds.length ? `, ${kinds.join(" and ")}` : ""}.`;
 }
 
 function groupLegend(report, scatter, labelled) {
@@ -266,7 +299,7 @@ function strips(report, place, map, pin) {
   const found = [];
   const first = (samples) => (samples.length > STRIP ? `, the first ${STRIP} shown` : "");
   if (isolated.length)
-    found.push(strip("Isolated", `apart from all others${first(isolated)}`, isolated.slice(0, STRIP)));
+    found.push(strip("Isolated", `beyond the tail of the others${first(isolated)}`, isolated.slice(0, STRIP)));
   if (outliers.length)
     found.push(strip("Outliers", `${count(outliers.length, "sample")}${first(outliers)}`, outliers.slice(0, STRIP)));
   if (own.maps) {

@@ -1,7 +1,8 @@
 // All filters as small pictures, chosen by layer and verdict, in several orders.
-import { choice, make } from "./dom.js";
+import { exportButton } from "./csv.js";
+import { choice, finder, make } from "./dom.js";
 import { address, filterCard, pages } from "./parts.js";
-import { count, kindsOf, layerText } from "./words.js";
+import { contains, count, kindsOf, layerText } from "./words.js";
 
 export const CARDS = 24; // at once
 
@@ -11,7 +12,7 @@ const column = (name, sign) =>
 const ORDERS = {
   network: ["order of the network", null],
   clearest: [
-    "most isolated outliers",
+    "clearest anomalies",
     by((report, { layer, filter }) => report.layers[layer].clearest[filter] ?? Number.MAX_VALUE),
   ],
   outliers: ["most outliers", by((report, place) => -report.outliers(place).length)],
@@ -28,21 +29,51 @@ function hasVerdict(report, place, verdict) {
 
 const verdictText = (verdict) => (/^=[^,]+$/.test(verdict) ? `${verdict.slice(1)} alone` : verdict.replace("=", ""));
 
+/** Whether a filter is meant: a number is its own, everything else a part of its layer's name. */
+const isNamed = (report, place, find) =>
+  find
+    .split(/[\s/]+/)
+    .filter((word) => word && !/^(filter|layer)$/i.test(word))
+    .every((word) =>
+      /^\d+$/.test(word) ? place.filter === Number(word) : contains(report.layers[place.layer].name, word),
+    );
+
 /** The filters that an address asks for, in its order. */
-export function chosenFilters(report, { layer, verdict, sort }) {
+export function chosenFilters(report, { layer, verdict, sort, find = "" }) {
   const found = report.filters.filter(
-    (place) => (!layer || place.layer === Number(layer)) && (!verdict || hasVerdict(report, place, verdict)),
+    (place) =>
+      (!layer || place.layer === Number(layer)) &&
+      (!verdict || hasVerdict(report, place, verdict)) &&
+      isNamed(report, place, find),
   );
   const order = ORDERS[sort]?.[1];
   return order ? found.sort(order(report)) : found;
 }
 
 /** What is chosen, in words. */
-export function choiceText(report, { layer, verdict, sort }) {
+export function choiceText(report, { layer, verdict, sort, find }) {
   const parts = [verdict ? `${verdictText(verdict)} filters` : "all filters"];
   if (layer && report.layers[layer]) parts.push(`of ${layerText(report.layers[layer].name)}`);
+  if (find) parts.push(`"${find}"`);
   if (ORDERS[sort]?.[1]) parts.push(`by ${ORDERS[sort][0]}`);
   return parts.join(" ");
+}
+
+/** The columns of `AnomalyReport.to_frame`. */
+function columnsOf(report) {
+  const of = (name) => (place) => report.layers[place.layer][name][place.filter];
+  return {
+    layer: (place) => report.layers[place.layer].name,
+    filter: (place) => place.filter,
+    verdict: (place) => report.verdict(place),
+    n_components: of("n_components"),
+    calinski_harabasz: of("calinski_harabasz"),
+    smallest_share: of("smallest_share"),
+    outliers: (place) => report.outliers(place).length,
+    isolated: (place) => report.isolated(place).length,
+    explained: of("explained"),
+    sparsity: of("sparsity"),
+  };
 }
 
 export function filtersPage(report, query) {
@@ -74,10 +105,16 @@ export function filtersPage(report, query) {
         query.sort ?? "network",
         change("sort"),
       ),
+      finder("number or layer", query.find ?? "", change("find")),
+      found.length ? exportButton("filters.csv", columnsOf(report), found) : null,
       make("span", { class: "quiet", role: "status" }, count(found.length, "filter")),
     ),
     found.length
-      ? pages(found, CARDS, (place) => filterCard(report, place, query), "cards")
-      : make("p", { class: "empty-state" }, "No filter is like that. Choose another verdict or layer."),
+      ? pages(found, CARDS, (place) => filterCard(report, place, { query }), "cards")
+      : make(
+          "p",
+          { class: "empty-state" },
+          "No filter is like that. Choose another verdict or layer, or find another name.",
+        ),
   ];
 }

@@ -15,7 +15,7 @@ async function pageOf(report, page, rest, query) {
       return { ...(await filterPage(report, { layer, filter }, query)), section: "filters" };
   }
   if (page === "sample" && report.hasSample(Number(rest[0])))
-    return { ...samplePage(report, Number(rest[0]), query), section: "samples" };
+    return { ...(await samplePage(report, Number(rest[0]), query)), section: "samples" };
   if (page === "filters") return { content: filtersPage(report, query), section: page };
   if (page === "samples") return { content: samplesPage(report, query), section: page };
   if (page === "overview") return { content: overview(report), section: page };
@@ -33,7 +33,8 @@ run({
     ["←  →", "previous, next filter or sample"],
     ["o  O", "pin the next, the previous outlier or isolated sample of a filter"],
     [".  ,", "pin the next, the previous point, from left to right"],
-    ["+  −  0", "zoom in, zoom out, show all points"],
+    ["+  −  0", "zoom in, zoom out, show all points; or Ctrl and the wheel"],
+    ["/", "find a filter or a sample in a list"],
     ["1  2  3", "overview, filters, samples"],
     ["Esc", "unpin; close this"],
     ["?", "these keys"],

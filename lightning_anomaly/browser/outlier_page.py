@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_anomaly.browser.pack import usual_score
 from lightning_anomaly.browser.page import assemble, plain_labels, write
 from lightning_anomaly.outliers.report import OutlierReport
 
 __all__ = ["write_outlier_page"]
 
-_CODE = ("dom.js", "unpack.js", "words.js", "colours.js", "draw.js", "parts.js", "ranking.js", "shell.js",
+_CODE = ("dom.js", "unpack.js", "csv.js", "words.js", "colours.js", "draw.js", "parts.js", "ranking.js", "shell.js",
          "outliers.js")  # fmt: skip
 
 
@@ -34,12 +35,18 @@ def write_outlier_page(
     names = None if labels is None else plain_labels(labels)
     rows = report.rows(shown)
     for row in rows:
-        row["score"] = row["score"] if math.isfinite(row["score"]) else None  # JSON has no infinity
+        row["score"] = _finite(row["score"])
     # By which a browser keeps what was ticked: the same for the same ranking, whatever its images are called.
     key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
     if names is not None:
         for row in rows:
             row["label"] = str(names[row["position"]])
+    # A p-value is at least one in the half of the reference that says how rare a score is.
+    least = 1 / (1 + report.n_reference - report.n_reference // 2)
+    for row in rows:
+        row["views"] = {view: _finite(own[row["position"]].item()) for view, own in report.view_scores.items()}
+        row["told"] = report.outlier_reasons(row["position"])
+        row["beyond"] = not report.own_reference and row["p_value"] <= least * (1 + 1e-12)
     images = None if report.images is None else report.images[: len(rows)]
     index = {
         "title": title,
@@ -47,8 +54,15 @@ def write_outlier_page(
         "layers": report.layers,
         "rate": report.false_discovery_rate,
         "total": len(report.scores),
+        "ordinary": usual_score(report.scores),
+        "views": {view: usual_score(own) for view, own in report.view_scores.items()},
         "pictured": 0 if images is None else len(images),
         "rows": rows,
         "key": key,
     }
     write(path, assemble(_CODE, index, images))
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None

@@ -1,17 +1,18 @@
 // The browser of the images that belong least: a gallery to tick some, and one image.
 
 import { verdictColour } from "./colours.js";
-import { choice, make } from "./dom.js";
-import { address, imageOf, layerLine, pages, stepper, swatch } from "./parts.js";
+import { csvText, download, exportButton } from "./csv.js";
+import { choice, finder, make } from "./dom.js";
+import { address, bars, imageOf, pages, stepper, swatch } from "./parts.js";
 import { Ranking } from "./ranking.js";
 import { run } from "./shell.js";
-import { count, layerText, number, percent, scoreText } from "./words.js";
+import { count, layerText, number, ordinaryText, percent, scoreText } from "./words.js";
 
 const AT_ONCE = 48;
 const EMPTY = {
-  found: "No image is found at this rate of false discoveries. Look at the largest scores.",
+  found: "No image is significant at this rate of false discoveries. Look at the largest scores.",
   ticked: "No image is ticked.",
-  layer: "No image is like that. Show others, or choose another layer.",
+  other: "No image is like that. Show others, choose another layer, or find another name.",
 };
 
 const tickedText = (amount) => `ticked (${amount})`;
@@ -27,7 +28,12 @@ const picture = (ranking, row) =>
 const chance = (row) => Number(row.p_value.toPrecision(2)).toString();
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 
-const foundBadge = () => make("span", { class: "badge" }, swatch(verdictColour("anomaly")), "found");
+/** What is said of an image beside its rank. */
+function badge(row) {
+  if (row.found) return make("span", { class: "badge" }, swatch(verdictColour("anomaly")), "significant");
+  const title = "Its score is larger than that of every image of the reference.";
+  return row.beyond ? make("span", { class: "badge", title }, "beyond the reference") : null;
+}
 
 /** A box to tick; `changed` is called when it was. */
 function tickBox(ranking, row, text, changed) {
@@ -46,7 +52,11 @@ function tickBox(ranking, row, text, changed) {
 /** What can be done with what is ticked; `update()` after a change. */
 function tickedBar(ranking) {
   const status = make("span", { role: "status" });
-  const save = make("button", { type: "button", class: "main-button", click: () => download(ranking) }, "Save as CSV");
+  const save = make(
+    "button",
+    { type: "button", class: "main-button", click: () => saveTicked(ranking) },
+    "Save as CSV",
+  );
   const none = make("button", { type: "button", click: () => untick() }, "Untick all");
   const bar = make("div", { class: "ticked-bar" }, status, none, save);
   const update = () => {
@@ -65,15 +75,6 @@ function tickedBar(ranking) {
   return { bar, update };
 }
 
-function download(ranking) {
-  const link = make("a", {
-    href: URL.createObjectURL(new Blob([ranking.csv()], { type: "text/csv" })),
-    download: "ticked.csv",
-  });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-}
-
 function card(ranking, row, query, changed) {
   return make(
     "div",
@@ -87,16 +88,13 @@ function card(ranking, row, query, changed) {
       "div",
       { class: "outlier-head" },
       tickBox(ranking, row, make("strong", {}, `${row.rank + 1}`), changed),
-      row.found ? foundBadge() : null,
+      badge(row),
     ),
     make("span", {}, `image ${row.position}`),
     row.label === undefined ? null : make("span", { class: "outlier-label", title: row.label }, row.label),
     make("span", {}, `score ${scoreText(row.score)}`),
     make("span", {}, `p-value ${chance(row)}`),
-    layerLine(row.layer),
-    row.filters.length
-      ? make("span", { class: "quiet" }, `${row.filters.length > 1 ? "filters" : "filter"} ${row.filters.join(", ")}`)
-      : null,
+    make("span", { class: "quiet" }, Object.values(row.told)[0] ?? layerText(row.layer)),
   );
 }
 
@@ -121,13 +119,13 @@ function gallery(ranking, query) {
     `Tick ${found.length === 1 ? "this one" : `all ${number(found.length)}`}`,
   );
   const content = [
-    make("h1", {}, "Images that belong least"),
+    make("h1", {}, "Images by score"),
     ranking.sentences.map((text) => make("p", {}, sentence(text))),
     make(
       "p",
       { class: "quiet" },
-      "A score is how far an image is from the reference in the layer where it is farthest; an ordinary one has less " +
-        "than about 5. A p-value is the share of ordinary images with a score as large.",
+      `The larger its score, the less an image is like the reference: ${ordinaryText(ranking, "images")}. ` +
+        "A p-value is the share of reference images with a score as large.",
     ),
     make(
       "div",
@@ -136,19 +134,21 @@ function gallery(ranking, query) {
         "Show",
         [
           ["all", `the ${number(ranking.rows.length)} largest scores`],
-          ["found", `found (${amountOf("found")})`],
+          ["found", `significant (${amountOf("found")})`],
           ["ticked", tickedText(amountOf("ticked"))],
         ],
         query.show ?? "all",
         change("show"),
       ),
       choice("Strongest layer", [["all", "any"], ...layers], query.layer ?? "all", change("layer")),
+      finder("number or name", query.find ?? "", (text) => change("find")(text || "all")),
       query.show === "ticked" || !found.length ? null : all,
+      found.length ? exportButton("images.csv", ranking.columns, found) : null,
       make("span", { class: "quiet", role: "status" }, `${count(found.length, "image")} of ${number(ranking.total)}`),
     ),
     found.length
       ? pages(found, AT_ONCE, (row) => card(ranking, row, query, update), "cards outliers")
-      : make("p", { class: "empty-state" }, EMPTY[query.layer ? "layer" : query.show]),
+      : make("p", { class: "empty-state" }, EMPTY[query.layer || query.find ? "other" : query.show]),
     bar,
   ];
   return { content: content.flat(), section: "gallery", keys: galleryKeys(ranking, update) };
@@ -178,7 +178,10 @@ function galleryKeys(ranking, update) {
   return { ArrowRight: () => step(1), ArrowLeft: () => step(-1), x: tick, s: () => saveTicked(ranking) };
 }
 
-const saveTicked = (ranking) => ranking.ticked.size && download(ranking);
+function saveTicked(ranking) {
+  const rows = ranking.chosen({ show: "ticked" });
+  if (rows.length) download("ticked.csv", csvText(ranking.columns, rows));
+}
 
 function imagePage(ranking, row, query) {
   opened = row;
@@ -190,17 +193,9 @@ function imagePage(ranking, row, query) {
   });
   const facts = [
     ["Rank", `${number(row.rank + 1)} of ${number(ranking.total)}, by its score`],
-    [
-      "Score",
-      `${scoreText(row.score)}: how far it is from the reference in the layer where it is farthest; an ordinary image has less than about 5`,
-    ],
-    ["p-value", `${chance(row)}: ${percent(Number(chance(row)))} of ordinary images have a score as large`],
-    [
-      "Found",
-      row.found
-        ? `yes: it does not belong, at a false discovery rate of ${percent(ranking.rate)}`
-        : `no: too many ordinary images would be found with it for a false discovery rate of ${percent(ranking.rate)}`,
-    ],
+    ["Score", `${scoreText(row.score)}; ${ordinaryText(ranking, "images")}`],
+    ["p-value", `${chance(row)}: ${percent(Number(chance(row)))} of reference images have a score as large`],
+    ["Significant", `${row.found ? "yes" : "no"}, at a false discovery rate of ${percent(ranking.rate)}`],
     ["Strongest layer", make("a", { href: address(["gallery"], { layer: `=${row.layer}` }) }, layerText(row.layer))],
     ["Its filters", row.filters.length ? `${row.filters.join(", ")}, the most extreme first` : "none"],
     ...(row.label === undefined ? [] : [["Label", row.label]]),
@@ -219,11 +214,14 @@ function imagePage(ranking, row, query) {
         make(
           "div",
           {},
-          make(
-            "p",
-            { class: "outlier-head" },
-            tickBox(ranking, row, "Tick this image", update),
-            row.found ? foundBadge() : null,
+          make("p", { class: "outlier-head" }, tickBox(ranking, row, "Tick this image", update), badge(row)),
+          bars(
+            Object.entries(row.views).map(([view, value]) => ({
+              name: view,
+              value: value ?? Infinity,
+              usual: ranking.views[view],
+              told: row.told[view],
+            })),
           ),
           make(
             "dl",

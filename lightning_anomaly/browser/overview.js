@@ -4,40 +4,44 @@ import { verdictColour } from "./colours.js";
 import { make, makeSvg, sharpCanvas } from "./dom.js";
 import { ticks } from "./draw.js";
 import { chosenFilters } from "./filters.js";
-import { address, byStanding, filterAddress, sampleCaption, sampleTile, swatch } from "./parts.js";
-import { count, kindsOf, layerText, number, percent, VERDICTS } from "./words.js";
+import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch } from "./parts.js";
+import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./words.js";
 
 const TOP_SAMPLES = 12;
 
 export function overview(report) {
-  const flagged = report.votes.filter((votes) => votes > 0).length;
   const isolated = report.filters.filter((place) => report.isolated(place).length).length;
-  const tile = (value, text, href) =>
-    make(href ? "a" : "div", { class: "stat", href }, make("b", {}, value), make("span", {}, text));
+  const first = byScore(report)[0];
+  const tile = (value, text, href, title) =>
+    make(href ? "a" : "div", { class: "stat", href, title }, make("b", {}, value), make("span", {}, text));
   return [
     make(
       "section",
       { class: "stats" },
+      first === undefined
+        ? null
+        : tile(
+            scoreText(report.scores[first]),
+            `the largest score; ${ordinaryText(report, "samples")}`,
+            address(["samples"]),
+          ),
       tile(
         number(report.count),
         `anomaly ${report.count === 1 ? "filter" : "filters"} of ${number(report.filters.length)}, ${percent(report.fraction)} of those whose maps vary`,
         address(["filters"], { verdict: "anomaly", sort: "clearest" }),
+        VERDICTS.anomaly,
       ),
       tile(
         number(isolated),
-        `${isolated === 1 ? "filter sets" : "filters set"} samples apart from all others`,
+        `isolated ${isolated === 1 ? "filter, which sets" : "filters, which set"} samples apart`,
         address(["filters"], { verdict: "isolated" }),
-      ),
-      tile(
-        number(flagged),
-        `of ${count(report.samples, "sample")} ${flagged === 1 ? "is an outlier" : "are outliers"} of some filter`,
-        address(["samples"], report.scores ? { show: "outliers" } : {}),
+        VERDICTS["normal, isolated"],
       ),
       tile(percent(report.sparsity), "of the maps' values are zero or less"),
     ),
     report.history ? make("section", {}, make("h2", {}, "Over the training"), curves(report.history)) : null,
+    report.samples ? make("section", {}, make("h2", {}, "Samples with the largest scores"), samples(report)) : null,
     make("section", {}, make("h2", {}, "Layers"), legend(report), layers(report)),
-    make("section", {}, make("h2", {}, "Samples that stand out"), samples(report)),
     report.notes.length
       ? make(
           "section",
@@ -170,30 +174,12 @@ function cells(report, place, size) {
   return box;
 }
 
-/** The samples that stand out: by their scores, or, where there are none, those with votes. */
-function prominent(report) {
-  const all = byStanding(report);
-  return report.scores ? all : all.filter((sample) => report.votes[sample] > 0);
-}
-
 function samples(report) {
-  const found = prominent(report);
-  if (!found.length) return make("p", { class: "empty-state" }, "No sample is an outlier of any filter.");
+  const found = byScore(report).slice(0, TOP_SAMPLES);
+  const tile = (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: { sort: "score" } });
   return [
-    make(
-      "div",
-      { class: "tiles" },
-      found.slice(0, TOP_SAMPLES).map((sample) => sampleTile(report, sample, sampleCaption(report, sample))),
-    ),
-    make(
-      "p",
-      {},
-      make(
-        "a",
-        { href: address(["samples"]) },
-        report.scores ? "All samples by outlier score" : `All ${number(found.length)} of them`,
-      ),
-    ),
+    make("div", { class: "tiles" }, found.map(tile)),
+    make("p", {}, make("a", { href: address(["samples"]) }, `All ${number(report.samples)} samples by score`)),
   ];
 }
 

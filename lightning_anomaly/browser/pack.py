@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.browser.page import plain_labels
 from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.report import AnomalyReport, LayerReport
@@ -19,9 +20,11 @@ from lightning_anomaly.report.pictures import KeptMaps, Pictures, even_order
 __all__ = ["pack"]
 
 _POINTS = 4_000_000  # of all filters together
-_MAP_BYTES = (1_400_000, 11_000_000)  # of all maps, compressed: of most networks, and at most
-_FILTER_BYTES = 450  # that each filter adds to the maps in networks of more filters
+_MAP_BYTES = (2_400_000, 18_000_000)  # of all maps before they are compressed: of most networks, and at most
+_FILTER_BYTES = 700  # that each filter adds to the maps in networks of more filters
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
+_REACTIONS = 24  # filters told for each sample
+_USUAL = 0.95  # of the samples have a smaller score than what is told beside one
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
@@ -31,6 +34,7 @@ def pack(
     labels: Sequence[Any] | None,
     title: str,
     history: Sequence[Mapping[str, Any]] | None,
+    frames: Sequence[Frame] = (),
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Pack a report.
 
@@ -40,17 +44,19 @@ def pack(
         labels: A name or number for each sample.
         title: The page's heading.
         history: Entries as `AnomalyFilterCallback.history` has them, where `"losses"` may be a dict of losses.
+        frames: Points of earlier analyses, see `EpochPoints`.
 
     Returns:
-        The index, which is read at once: plain values. And by name points, and maps if there are any, of each layer:
-        bytes compressed with zlib.
+        The index, which is read at once: plain values. And by name points, and maps if there are any, of each layer,
+        scores and reactions: bytes compressed with zlib.
     """
     filters = sum(len(layer.verdicts) for layer in report.layers.values())
     count = min(report.n_samples, max(1, _POINTS // max(1, filters)))
     shown = torch.zeros(report.n_samples, dtype=torch.bool, device="cpu")
     shown[even_order(report.n_samples)[:count]] = True
     ranks = {place: rank for rank, place in enumerate(clearest_filters(report, max(1, filters)))}
-    layers, blocks = [], {}
+    layers: list[dict[str, Any]] = []
+    blocks: dict[str, bytes] = {}
     maps, scores = _fitting_maps(pictures.maps), report.outlier_scores.tolist()
     for number, (name, layer) in enumerate(report.layers.items()):
         layers.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
@@ -68,14 +74,50 @@ def pack(
         "sparsity": _short(report.sparsity),
         "votes": report.outlier_samples,
         # Not rounded: what is rounded twice may read otherwise than in the report's table. Infinite ones are None.
-        "scores": [score if math.isfinite(score) else None for score in scores] if any(scores) else None,
+        "scores": [score if math.isfinite(score) else None for score in scores],
+        "ordinary": usual_score(report.outlier_scores),
+        "reasons": [report.outlier_reasons(sample) for sample in range(report.n_samples)],
+        "views": [],
+        "epochs": None,
         "layers": layers,
         "labels": _labels(labels),
         "settings": {key: str(value) for key, value in report.settings.items()},
         "notes": [*report.notes.values(), *_left_out(report.n_samples, count, [amount for amount, _ in maps.values()])],
         "history": _history(history),
     }
+    views: dict[tuple[str | None, str | None], Tensor] = {(view, None): own for view, own in report.view_scores.items()}
+    known = {name: layer.outlier_scores for name, layer in report.layers.items() if len(layer.outlier_scores)}
+    views |= {(None, name): own for name, own in known.items()}
+    index["views"] = [
+        {"view": view, "layer": name, "ordinary": usual_score(own)} for (view, name), own in views.items()
+    ]
+    blocks["views"] = zlib.compress(b"".join(own.numpy().astype("<f4").tobytes() for own in views.values()))
+    index["reactions"], blocks["reactions"] = _reactions(report)
+    if frames and report.layers:
+        epochs, amount, packed = packed_frames(report, frames)
+        index["epochs"] = {"of": epochs, "samples": amount}
+        blocks |= {f"epochs-{number}": zlib.compress(packed[name]) for number, name in enumerate(report.layers)}
     return index, blocks
+
+
+def usual_score(scores: Tensor) -> float:
+    """The score that 95% of the finite ones are below; 0 without any."""
+    finite = scores[scores.isfinite()].double()
+    return _short(torch.quantile(finite, _USUAL).item()) or 0.0 if len(finite) else 0.0
+
+
+def _reactions(report: AnomalyReport) -> tuple[int, bytes]:
+    """Of each sample the filters from whose mean its point is farthest, uint32 `(N, k)`, and how far, float32 `(N, k)`.
+
+    Filters are numbered through all layers; k comes first.
+    """
+    points = [layer.points for layer in report.layers.values()]
+    if not points:
+        return 0, zlib.compress(b"")
+    distances = torch.cat([own.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt() for own in points])
+    found = distances.T.topk(min(_REACTIONS, len(distances)), 1)
+    parts = found.indices.numpy().astype("<u4"), found.values.numpy().astype("<f4")
+    return found.indices.shape[1], zlib.compress(b"".join(part.tobytes() for part in parts))
 
 
 def _layer(name: str, layer: LayerReport, ranks: list[int | None]) -> dict[str, Any]:
@@ -138,19 +180,12 @@ def _fitting_maps(kept: Mapping[str, KeptMaps]) -> dict[str, tuple[int, bytes]]:
     """The maps of each layer that fit into a page: of how many samples, and packed."""
     filters = sum(len(maps.samples) for maps in kept.values())
     budget = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * filters))
-    bytes_each = {name: 4 + -(-math.prod(maps.maps.shape[2:]) // 2) for name, maps in kept.items()}
-    room: float = budget / max(1, filters)
-    fitting: dict[str, tuple[int, bytes]] = {}
-    for _ in range(2):  # first what surely fits, then more, as maps have many zeros
-        packed = {}
-        for name, maps in kept.items():
-            amount = min(maps.samples.shape[1], max(1, int(room / bytes_each[name])))
-            packed[name] = amount, _maps(maps, amount)
-        size = sum(len(content) for _, content in packed.values())
-        if not fitting or size <= budget:
-            fitting = packed
-        room *= 0.9 * budget / max(1, size)
-    return fitting
+    packed = {}
+    for name, maps in kept.items():
+        bytes_each = 4 + -(-math.prod(maps.maps.shape[2:]) // 2)
+        amount = min(maps.samples.shape[1], max(1, budget // (filters * bytes_each)))
+        packed[name] = amount, _maps(maps, amount)
+    return packed
 
 
 def _maps(kept: KeptMaps, amount: int) -> bytes:
@@ -171,10 +206,8 @@ def _labels(labels: Sequence[Any] | None) -> dict[str, Any] | None:
     values = plain_labels(labels)
     told = [str(value) for value in values]  # also where values cannot be compared: lists have no hash, NaN no equal
     known = dict(zip(told, values, strict=True))
-    try:
-        names = sorted(known, key=known.__getitem__)
-    except TypeError:  # of several types
-        names = sorted(known)
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    names = sorted(known, key=known.__getitem__ if numbers else None)
     places = {name: place for place, name in enumerate(names)}
     return {"names": names, "of": [places[name] for name in told]}
 

@@ -3,7 +3,7 @@
 import { groupColour, groupShape, verdictColour } from "./colours.js";
 import { make, sharpCanvas } from "./dom.js";
 import { drawImage, drawMap, drawMiniature, mark } from "./draw.js";
-import { count, layerText, number, scoreText } from "./words.js";
+import { count, layerText, number, scoreText, VERDICTS } from "./words.js";
 
 const MINIATURE = [150, 110];
 const BESIDE_MAP = [96, 96];
@@ -39,7 +39,7 @@ export function mapOf(map, sample) {
 }
 
 export function verdictBadge(verdict) {
-  return make("span", { class: "badge" }, swatch(verdictColour(verdict)), verdict);
+  return make("span", { class: "badge", title: VERDICTS[verdict] ?? "" }, swatch(verdictColour(verdict)), verdict);
 }
 
 export function swatch(colour) {
@@ -60,8 +60,8 @@ export function groupMark(group) {
 export const layerLine = (name) =>
   make("span", { class: "quiet cut cut-left", title: layerText(name) }, make("bdi", {}, layerText(name)));
 
-/** A filter as a small picture with its name, that leads to it. */
-export function filterCard(report, place, query = {}, ringed = null) {
+/** A filter as a small picture with its name, that leads to it; `told` stands beside its name. */
+export function filterCard(report, place, { query = {}, ringed = null, told = null } = {}) {
   const canvas = make("canvas", { class: "miniature", "aria-hidden": "true" });
   const outliers = report.outliers(place).length;
   const picture = make("span", { class: "card-picture" }, canvas);
@@ -80,7 +80,12 @@ export function filterCard(report, place, query = {}, ringed = null) {
     "a",
     { class: "card", href: filterAddress(report, place, query) },
     picture,
-    make("strong", {}, `filter ${place.filter}`),
+    make(
+      "span",
+      { class: "card-head" },
+      make("strong", {}, `filter ${place.filter}`),
+      told === null ? null : make("span", { class: "told" }, told),
+    ),
     layerLine(report.layers[place.layer].name),
     make(
       "span",
@@ -101,19 +106,43 @@ export function sampleTile(report, sample, caption, { map = null, click = null, 
     : make("a", { class: "tile", title: `sample ${sample}`, href: sampleAddress(sample, query) }, pictures, text);
 }
 
-/** The samples, the largest score first, at equal scores more votes. */
-export function byStanding(report) {
-  const score = (sample) => (report.scores ? (report.scores[sample] ?? Number.MAX_VALUE) : 0);
-  return report.votes
+/** The samples in the order of `AnomalyReport.by_outlier_score`. */
+export function byScore(report) {
+  const score = (sample) => report.scores[sample] ?? Number.MAX_VALUE;
+  return report.scores
     .map((_, sample) => sample)
     .sort((a, b) => score(b) - score(a) || report.votes[b] - report.votes[a] || a - b);
 }
 
-/** A sample's number, score and votes. */
+/** A sample's number, score and label. */
 export function sampleCaption(report, sample) {
-  const told = make("span", { class: "quiet" }, count(report.votes[sample], "vote"));
-  const score = report.scores ? ` score ${scoreText(report.scores[sample])} ` : " ";
-  return [make("strong", {}, String(sample)), score, report.scores ? make("br") : null, told];
+  const label = report.label(sample);
+  return [
+    make("strong", {}, String(sample)),
+    ` score ${scoreText(report.scores[sample])}`,
+    label === null ? null : make("span", { class: "quiet cut tile-label", title: label }, label),
+  ];
+}
+
+/** Rows of a name, a bar and its value, and what is told of it, with a line across at what is usual, on one scale. */
+export function bars(rows) {
+  const highest = Math.max(1e-9, ...rows.flatMap(({ value, usual }) => [value, usual]).filter(Number.isFinite));
+  const width = (value) => `${100 * Math.min(1, Math.max(0, value / highest))}%`;
+  return make(
+    "div",
+    { class: "bars" },
+    rows.map(({ name, href, value, usual, told }) => [
+      make(href ? "a" : "span", { class: "cut cut-left", href, title: name }, make("bdi", {}, name)),
+      make(
+        "span",
+        { class: "bar" },
+        make("i", { class: value > usual ? "odd" : "", style: { width: width(value) } }),
+        make("i", { class: "usual", style: { left: width(usual) } }),
+      ),
+      make("span", { class: "bar-value" }, scoreText(value)),
+      told ? make("span", { class: "bar-told quiet" }, told) : null,
+    ]),
+  );
 }
 
 /** Buttons from one of a list to the next, and `step(by)` for keys; `about` says what the list is. */

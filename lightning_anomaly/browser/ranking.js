@@ -1,5 +1,6 @@
 // What `find_outliers` found, the image that belongs least first, and what a reader has ticked of it.
 import { openIndex } from "./unpack.js";
+import { isMeant } from "./words.js";
 
 export class Ranking {
   static async open() {
@@ -42,9 +43,10 @@ export class Ranking {
   }
 
   /** The rows that an address asks for. A layer has a sign before its name, as that of the model itself is empty. */
-  chosen({ layer, show }) {
+  chosen({ layer, show, find = "" }) {
     const shown = { found: (row) => row.found, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
-    return this.rows.filter((row) => (layer === undefined || `=${row.layer}` === layer) && shown(row));
+    const named = (row) => !find || isMeant(row.position, row.label, find);
+    return this.rows.filter((row) => (layer === undefined || `=${row.layer}` === layer) && shown(row) && named(row));
   }
 
   /** The layers that any row has, in the network's order, and how many have it. */
@@ -53,25 +55,17 @@ export class Ranking {
     return found.filter(([, amount]) => amount);
   }
 
-  /** What is ticked as a table, with the columns of `OutlierReport.rows` in Python's words. */
-  csv() {
-    const columns = {
+  /** The columns of `OutlierReport.rows`, in Python's words. */
+  get columns() {
+    return {
       position: (row) => row.position,
       score: (row) => row.score ?? "inf",
       p_value: (row) => row.p_value,
       found: (row) => (row.found ? "True" : "False"),
       layer: (row) => row.layer,
       filters: (row) => row.filters.join(" "),
+      reasons: (row) => row.reasons,
       ...(this.rows.some((row) => "label" in row) ? { label: (row) => row.label } : {}),
     };
-    const ticked = this.rows.filter((row) => this.ticked.has(row.position));
-    const lines = [Object.keys(columns), ...ticked.map((row) => Object.values(columns).map((of) => of(row)))];
-    return lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");
   }
-}
-
-/** A cell as Python's csv module writes it. */
-function quoted(value) {
-  const text = String(value);
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

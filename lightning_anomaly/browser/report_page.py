@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_anomaly.browser.epochs import Frame
 from lightning_anomaly.browser.pack import pack
 from lightning_anomaly.browser.page import assemble, write
 from lightning_anomaly.report import AnomalyReport
@@ -15,8 +16,8 @@ from lightning_anomaly.report.pictures import Pictures, check_images, probe_imag
 
 __all__ = ["page_text", "write_page"]
 
-_CODE = ("dom.js", "unpack.js", "data.js", "words.js", "colours.js", "draw.js", "scatter.js", "parts.js", "overview.js",
-         "filters.js", "filter.js", "samples.js", "shell.js", "main.js")  # fmt: skip
+_CODE = ("dom.js", "unpack.js", "csv.js", "data.js", "words.js", "colours.js", "draw.js", "scatter.js", "parts.js",
+         "overview.js", "filters.js", "filter.js", "samples.js", "shell.js", "main.js")  # fmt: skip
 
 
 def write_page(
@@ -46,7 +47,8 @@ def page_text(
     title: str,
     history: Sequence[Mapping[str, Any]] | None,
     labels: Sequence[Any] | None = None,
+    frames: Sequence[Frame] = (),
 ) -> str:
-    """Write a report as the text of an HTML page, with given pictures."""
-    index, blocks = pack(report, pictures, labels, title, history)
+    """Write a report as the text of an HTML page, with given pictures and points of earlier analyses."""
+    index, blocks = pack(report, pictures, labels, title, history, frames)
     return assemble(_CODE, index, pictures.images, blocks)

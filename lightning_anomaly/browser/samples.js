@@ -1,9 +1,10 @@
-// The samples of the probe, and one of them with the filters it is an outlier of.
-import { choice, make } from "./dom.js";
-import { CARDS } from "./filters.js";
+// The samples of the probe, and one of them: its score, and the filters that react to it.
+import { exportButton } from "./csv.js";
+import { choice, finder, make } from "./dom.js";
 import {
   address,
-  byStanding,
+  bars,
+  byScore,
   filterCard,
   imageOf,
   pages,
@@ -12,45 +13,36 @@ import {
   sampleTile,
   stepper,
 } from "./parts.js";
-import { count, layerText, scoreText, votesText } from "./words.js";
+import { count, isMeant, layerText, number, ordinaryText, percent, scoreText } from "./words.js";
 
 const TILES = 96;
+const SORTS = { score: "largest score", number: "number" };
 
-function chosenSamples(report, { show, sort, label }) {
-  const orders = {
-    number: (a, b) => a - b,
-    votes: (a, b) => report.votes[b] - report.votes[a],
-  };
-  const found = byStanding(report).filter(
-    (sample) => (show === "all" || report.votes[sample] > 0) && (!label || report.labels?.of[sample] === Number(label)),
+/** The samples that an address asks for, in its order. */
+function chosenSamples(report, { sort, label, find = "" }) {
+  const found = byScore(report).filter(
+    (sample) =>
+      (!label || report.labels?.of[sample] === Number(label)) &&
+      (!find || isMeant(sample, report.label(sample), find.replace(/^sample\s+/i, ""))),
   );
-  return orders[sort] ? found.sort(orders[sort]) : found;
+  return sort === "number" ? found.sort((a, b) => a - b) : found;
 }
-
-const usualOf = (report) => (report.scores ? { show: "all", sort: "score" } : { show: "outliers", sort: "votes" });
-const SORTS = { score: "largest score", votes: "most votes", number: "number" };
 
 export function samplesPage(report, query) {
   const change = (name) => (value) => {
-    window.location.hash = address(["samples"], { ...query, [name]: value === usual[name] ? "" : value });
+    window.location.hash = address(["samples"], { ...query, [name]: value === "score" ? "" : value });
   };
-  const usual = usualOf(report);
-  const chosen = { ...usual, ...query };
-  const found = chosenSamples(report, chosen);
+  const found = chosenSamples(report, query);
+  const columns = {
+    sample: (sample) => sample,
+    score: (sample) => report.scores[sample] ?? "inf",
+    ...(report.labels ? { label: (sample) => report.label(sample) } : {}),
+  };
   return [
     make("h1", {}, "Samples"),
     make(
       "div",
       { class: "choices" },
-      choice(
-        "Show",
-        [
-          ["outliers", "outliers"],
-          ["all", "all samples"],
-        ],
-        chosen.show,
-        change("show"),
-      ),
       report.labels
         ? choice(
             "Label",
@@ -59,47 +51,37 @@ export function samplesPage(report, query) {
             change("label"),
           )
         : null,
-      choice(
-        "Sort by",
-        Object.entries(SORTS).filter(([order]) => report.scores || order !== "score"),
-        chosen.sort,
-        change("sort"),
-      ),
+      choice("Sort by", Object.entries(SORTS), query.sort ?? "score", change("sort")),
+      finder(report.labels ? "number or name" : "number", query.find ?? "", change("find")),
+      found.length ? exportButton("samples.csv", columns, found) : null,
       make("span", { class: "quiet", role: "status" }, count(found.length, "sample")),
     ),
-    make(
-      "p",
-      { class: "quiet" },
-      report.scores
-        ? "A score is how far a sample is from the others in the layer where it is farthest; an ordinary one has less than about 5. "
-        : null,
-      "A vote is a filter that a sample is an outlier of.",
-    ),
+    make("p", { class: "quiet" }, `The larger its score, the less a sample is like the others: ${ordinary(report)}.`),
     found.length
       ? pages(
           found,
           TILES,
-          (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: chosen }),
+          (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: { sort: "score", ...query } }),
           "tiles",
         )
-      : make("p", { class: "empty-state" }, "No sample is an outlier of any filter. Show all samples to look at them."),
+      : make("p", { class: "empty-state" }, "No sample is like that. Choose another label, or find another name."),
   ];
 }
 
+const ordinary = (report) => ordinaryText(report, "samples");
+
 /** One sample; with a `query`, the arrows lead through the samples that it chooses, in their order. */
-export function samplePage(report, sample, query) {
-  const filters = report.filtersOf(sample, "outliers");
-  const apart = report.filtersOf(sample, "isolated");
-  const layers = new Set(filters.map(({ layer }) => layer));
+export async function samplePage(report, sample, query) {
   const label = report.label(sample);
-  const all = report.votes.map((_, place) => place);
-  const chosen = query.sort ? chosenSamples(report, { ...usualOf(report), ...query }) : all;
+  const all = report.scores.map((_, place) => place);
+  const chosen = query.sort ? chosenSamples(report, query) : all;
   const list = chosen.includes(sample) ? chosen : all;
   const about = list === all ? "" : `, by ${SORTS[query.sort] ?? SORTS.score}`;
   const go = (next) => {
     window.location.hash = sampleAddress(next, list === all ? {} : query);
   };
   const { element, step } = stepper(list, sample, "sample", go, about);
+  const [scores, reactions] = await Promise.all([report.scoresOf(sample), report.reactionsTo(sample)]);
   const content = [
     make("div", { class: "title-row" }, make("h1", {}, `Sample ${sample}`), element),
     make(
@@ -112,18 +94,37 @@ export function samplePage(report, sample, query) {
         label === null ? null : make("p", {}, "Label ", make("strong", { class: "label" }, label)),
         make(
           "p",
-          {},
-          `It is ${votesText(report.votes[sample])}${filters.length ? ` in ${count(layers.size, "layer")}: ${[...layers].map((layer) => layerText(report.layers[layer].name)).join(", ")}` : ""}.`,
+          { class: "score" },
+          "Score ",
+          make("strong", {}, scoreText(report.scores[sample])),
+          make("span", { class: "quiet" }, ` ${byScore(report).indexOf(sample) + 1} of ${number(report.samples)}`),
         ),
-        report.scores
-          ? make(
-              "p",
-              {},
-              "Its outlier score is ",
-              make("strong", {}, scoreText(report.scores[sample])),
-              ", and an ordinary sample's less than about 5.",
-            )
-          : null,
+        bars(
+          scores
+            .filter(({ view }) => view)
+            .map(({ view, score, ordinary: usual }) => ({
+              name: view,
+              value: score,
+              usual,
+              told: report.reasons[sample][view],
+            })),
+        ),
+        make(
+          "p",
+          { class: "quiet" },
+          `The views add up to the score. A line marks what 95% of the samples stay below; ${ordinary(report)}.`,
+        ),
+        make("h2", {}, "Distance in each layer"),
+        bars(
+          scores
+            .filter(({ layer }) => layer !== null)
+            .map(({ layer, score, ordinary: usual }) => ({
+              name: layerText(layer),
+              href: address(["filters"], { layer: report.layers.findIndex(({ name }) => name === layer) }),
+              value: score,
+              usual,
+            })),
+        ),
         report.images
           ? null
           : make(
@@ -133,17 +134,39 @@ export function samplePage(report, sample, query) {
             ),
       ),
     ),
-  ];
-  const section = (title, places) =>
+    reactions.length
+      ? make(
+          "section",
+          {},
+          make(
+            "h2",
+            {},
+            "Filters that react most ",
+            make("span", { class: "quiet" }, "how far the sample lies from a filter's mean, in standard deviations"),
+          ),
+          make(
+            "div",
+            { class: "cards" },
+            reactions.map(({ place, distance }) =>
+              filterCard(report, place, { query: { pin: sample }, ringed: sample, told: number(distance) }),
+            ),
+          ),
+        )
+      : null,
     make(
-      "section",
+      "details",
       {},
-      make("h2", {}, title),
-      pages(places, CARDS, (place) => filterCard(report, place, { pin: sample }, sample), "cards"),
-    );
-  if (apart.length) content.push(section("The filters that set it apart from all others", apart));
-  const others = filters.filter((place) => !report.isolated(place).includes(sample));
-  const title = apart.length ? "Other filters that it is an outlier of" : "The filters it is an outlier of";
-  if (others.length) content.push(section(title, others));
+      make("summary", {}, "Details"),
+      make("p", {}, `It is an outlier of ${count(report.votes[sample], "filter")} (votes).`),
+      make("p", {}, `It is isolated by ${count(report.amountOf(sample, "isolated"), "filter")}.`),
+      make("p", {}, `A share of ${percent(rankShare(report, sample))} of the samples has a score as large.`),
+    ),
+  ];
   return { content, keys: { ArrowLeft: () => step(-1), ArrowRight: () => step(1) } };
+}
+
+/** The share of the samples whose score is at least as large. */
+function rankShare(report, sample) {
+  const score = (other) => report.scores[other] ?? Infinity;
+  return report.scores.filter((_, other) => score(other) >= score(sample)).length / report.samples;
 }

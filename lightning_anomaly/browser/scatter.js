@@ -9,9 +9,13 @@ const REACH = 18; // how far from a point the pointer still finds it (pixels)
 const RADIUS = 3.4;
 
 export class Scatter {
-  /** `show(sample, pinned)` is called with what is under the pointer, or else pinned, or null; `pin(sample)` on a click. */
-  constructor(points, { show, pin, description }) {
+  /**
+   * `show(sample, pinned)` is called with what is under the pointer, or else pinned, or null; `pin(sample)` on a click.
+   * `frames` are other points that it will show, which have to fit as well.
+   */
+  constructor(points, { show, pin, description, frames = [] }) {
     this.points = points;
+    this.whole = [points, ...frames];
     this.show = show;
     this.pin = pin;
     this.groups = points.clusters;
@@ -38,9 +42,17 @@ export class Scatter {
   }
 
   reset() {
-    const [lowX, highX] = extent(this.points.x);
-    const [lowY, highY] = extent(this.points.y);
+    const [lowX, highX] = extent(this.whole.flatMap(({ x }) => [...x]));
+    const [lowY, highY] = extent(this.whole.flatMap(({ y }) => [...y]));
     this.view = { lowX, highX, lowY, highY };
+    this.draw();
+  }
+
+  /** Shows other points of the same filter, coloured by groups; the view stays as it is. */
+  setPoints(points, groups) {
+    this.points = points;
+    this.groups = groups;
+    this.ellipses = ellipsesOf(points);
     this.draw();
   }
 
@@ -153,6 +165,7 @@ export class Scatter {
     this.canvas.addEventListener(
       "wheel",
       (event) => {
+        if (!event.ctrlKey && !event.metaKey) return; // the page scrolls
         event.preventDefault();
         this.zoom(Math.exp(-event.deltaY / 300), ...place(event));
       },

@@ -73,7 +73,7 @@ async function show(report, { sections, pageOf }, anew = true) {
   const before = followed ? 0 : (scrolled.get(place) ?? 0);
   const kept = current.path === path ? window.scrollY : before;
   followed = false;
-  const controls = () => [...main.querySelectorAll("select, .step")];
+  const controls = () => [...main.querySelectorAll("select, .step, [type=search]")];
   const held = current.section === next.section ? controls().indexOf(document.activeElement) : -1;
   const isFirst = current.name === undefined;
   current = { keys: {}, ...next, name, path, place };
@@ -110,13 +110,12 @@ async function start(browser) {
     const section = sections[Number(event.key) - 1];
     const action =
       current.keys[event.key] ??
-      (event.key === "?"
-        ? () => dialog.showModal()
-        : section
-          ? () => {
-              window.location.hash = address([section[0]]);
-            }
-          : null);
+      { "?": () => dialog.showModal(), "/": () => main.querySelector("[type=search]")?.focus() }[event.key] ??
+      (section
+        ? () => {
+            window.location.hash = address([section[0]]);
+          }
+        : null);
     if (!action) return;
     event.preventDefault();
     action();

@@ -13,12 +13,20 @@ export const percent = (share) => (share === null ? "unknown" : `${short.format(
 export const count = (amount, one, many = `${one}s`) => `${whole.format(amount)} ${amount === 1 ? one : many}`;
 export const layerText = (name) => (name ? `layer ${name}` : "the model");
 
+/** Whether a name has a text in it, in whatever case. */
+export const contains = (name, text) => name.toLowerCase().includes(text.toLowerCase());
+
+/** Whether a text means this sample or image: by its number, or by a part of its name. */
+export const isMeant = (position, name, text) =>
+  /^\d+$/.test(text) ? [String(position), name].includes(text) : contains(name ?? "", text);
+
 /** What verdicts mean, in the order in which they are told. */
 export const VERDICTS = {
-  "anomaly, isolated": "A few samples lie in a cluster of their own, and some apart from all others.",
-  anomaly: "A few samples lie in a cluster of their own.",
-  "normal, isolated": "No cluster is rare, but some samples lie apart from all others.",
-  normal: "No sample stands apart.",
+  "anomaly, isolated":
+    "Anomaly: a few samples are a cluster of their own. Isolated: the others' tail does not reach them.",
+  anomaly: "A few samples are a cluster of their own, so it is an anomaly filter, as the source paper calls it.",
+  "normal, isolated": "No cluster is rare, but some samples lie so far out that the others' tail does not reach them.",
+  normal: "No cluster is rare, and no sample lies beyond the others' tail.",
   dead: "Its map is the same for every sample, so there is nothing to cluster.",
   nonfinite: "Its maps have NaN or infinite values, so it was not analyzed.",
 };
@@ -41,7 +49,7 @@ export function facts(report, { layer, filter }) {
   const told = [];
   if (outliers) told.push(["Outliers", `${count(outliers, "sample")} of ${number(report.samples)}`]);
   const isolated = report.isolated({ layer, filter }).length;
-  if (isolated) told.push(["Isolated", `${count(isolated, "sample")}, apart from all others`]);
+  if (isolated) told.push(["Isolated", `${count(isolated, "sample")} beyond the tail of the others`]);
   if (own.n_components[filter]) {
     const chosen = outliers ? "the largest index of those that show its outliers" : "the largest index";
     told.push(["Clusters", `K = ${own.n_components[filter]}: ${chosen}`]);
@@ -55,12 +63,12 @@ export function facts(report, { layer, filter }) {
   told.push(["Sparsity", `${percent(own.sparsity[filter])} of its map's values are zero or less`]);
   const size = own.map_size.join(" × ") || "a single value";
   const pooled = String(own.map_size) !== String(own.analysed_size);
-  told.push(["Map", pooled ? `${size}, analysed as ${own.analysed_size.join(" × ")}` : size]);
+  told.push(["Map", pooled ? `${size}, analyzed as ${own.analysed_size.join(" × ")}` : size]);
   return told;
 }
 
 /** An outlier score; infinite ones, of samples with NaN or infinite maps, are packed as null. */
-export const scoreText = (score) => (score === null ? "∞" : score.toFixed(1));
+export const scoreText = (score) => (score === null || score === Infinity ? "∞" : score.toFixed(1));
 
-/** Votes of a sample. */
-export const votesText = (votes) => (votes ? `an outlier of ${count(votes, "filter")}` : "an outlier of no filter");
+/** What an ordinary score is, measured on the samples or images at hand. */
+export const ordinaryText = (report, what) => `95% of the ${what} have a score below ${scoreText(report.ordinary)}`;

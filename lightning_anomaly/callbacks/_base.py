@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib.util import find_spec
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lightning.pytorch.callbacks import Callback, EarlyStopping
+from torch import Tensor
 
 from lightning_anomaly.checks import check_text
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.notes import merge_notes
+from lightning_anomaly.settings import AnalysisSettings
 
 __all__ = [
     "AnyEarlyStopping",
@@ -63,11 +66,22 @@ class GuardedCallback(AnyCallback):
     _warned: set[str]
     _failure: Exception | None = None  # of the validation that runs
     _module: weakref.ref[Any] | None = None  # that what is known is about
+    _present: weakref.ref[Any] | None = None  # the module that the Trainer works with
     _fitting = True
-    _loaded = False  # a checkpoint, whose state is about the module that comes next
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_module": None}  # a weak reference cannot be copied
+        return {**vars(self), "_module": None, "_present": None}  # a weak reference cannot be copied
+
+    def __repr__(self) -> str:
+        """The arguments that are not the defaults; of a tensor its shape."""
+        shown = []
+        for name, parameter in signature(type(self)).parameters.items():
+            value = getattr(self, name, parameter.default)
+            if isinstance(value, Tensor):
+                shown.append(f"{name}=<{tuple(value.shape)}>")
+            elif value not in (parameter.default, AnalysisSettings(), []):
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def _forget(self) -> None:
         """Start anew: what is known is about another module."""
@@ -78,21 +92,19 @@ class GuardedCallback(AnyCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; a checkpoint that is only validated or tested changes nothing."""
         if self._fitting:
-            self._loaded = True
             self._forget()
             self._restore(state_dict)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begin a fit, a validation or a test."""
+        """Begin a fit, a validation or a test; a fit drops what is known of another module."""
         self._fitting = stage == "fit"
         self._failure = None
+        self._present = weakref.ref(pl_module)
+        if self._fitting:
+            if self._module is None or self._module() is not pl_module:
+                self._forget()
+            self._module = self._present
         super().setup(trainer, pl_module, stage)
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Drop what is known of another module."""
-        if not self._loaded and (self._module is None or self._module() is not pl_module):
-            self._forget()
-        self._module, self._loaded = weakref.ref(pl_module), False
 
     @contextmanager
     def _guard(self, task: str, consequence: str = "") -> Iterator[None]:
@@ -179,7 +191,7 @@ class LoggingCallback(GuardedCallback):
         return key if self._set_up else _OwnKey(key)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration; names of layers later if the model builds its layers later."""
+        """Check that no other callback logs under the same keys."""
         super().setup(trainer, pl_module, stage)
         self._set_up = True
         if stage != "fit":
@@ -190,13 +202,11 @@ class LoggingCallback(GuardedCallback):
                     "Parameter `log_key_prefix` should be different for each callback of a Trainer. "
                     f"Found {self.log_key_prefix!r} twice."
                 )
-        if not builds_layers_later(pl_module):
-            self._check_layers(pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check names of layers, now that every layer is there, and drop what is known of another module."""
-        self._check_layers(pl_module)
+        """Check names of layers, now that `setup` and `configure_model` of the module have built them."""
         super().on_fit_start(trainer, pl_module)
+        self._check_layers(pl_module)
 
     def _check_layers(self, pl_module: Any) -> None:
         """Raise ValueError for names of layers that the model does not have."""
@@ -208,27 +218,27 @@ class LoggingCallback(GuardedCallback):
 
     def _warn_of_no_validation(self, trainer: Any) -> None:
         """Warn if there are no validations, or none that all processes run."""
-        if trainer.barebones:
-            return
+        problem = ""
         if not all_validate(trainer):
             problem = (
-                "some process may have none, and the others cannot wait for it: give every process a validation batch, "
-                "and do not set `allow_zero_length_dataloader_with_multiple_devices`"
+                "some process may have none: give each a validation batch, and do not set "
+                "`allow_zero_length_dataloader_with_multiple_devices`"
             )
         elif not trainer.enable_validation:
             problem = "this Trainer has none: no validation loader, no `validation_step`, or `limit_val_batches = 0`"
-        else:
-            return
-        text = f"{self._state_name} works at validations, and {problem}. It will find nothing."
-        self._warn_once("no validation", text + describe_dead_monitors(trainer, self.log_key_prefix))
+        if problem and not trainer.barebones:
+            text = f"{self._state_name} works at validations, and {problem}. It will find nothing."
+            self._warn_once("no validation", text + describe_dead_monitors(trainer, self.log_key_prefix))
 
     @guarded
-    def _log(self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "") -> None:
-        """Log values of a validation, which are the same in all processes; the one named `prog_bar` there as well."""
+    def _log(
+        self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "", suffix: str = ""
+    ) -> None:
+        """Log values of a validation, which are the same in all processes, under the prefix and a suffix of it."""
         together = all_validate(trainer)
         for name, value in values.items():
             # The largest of equal numbers is that number, without the rounding of a mean.
-            pl_module.log(f"{self.log_key_prefix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
+            pl_module.log(f"{self.log_key_prefix}{suffix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
                           prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
 
     def _warn_each_once(self, notes: Mapping[str, str]) -> None:
@@ -237,15 +247,6 @@ class LoggingCallback(GuardedCallback):
         for key, note in merge_notes(new).items():
             self._warn_once(key, note)
         self._warned.update(new)
-
-
-def builds_layers_later(pl_module: Any) -> bool:
-    """Whether a module has a `setup` or `configure_model` of its own, after which it may have other layers."""
-    for hook in ("setup", "configure_model"):
-        owner = next((cls for cls in type(pl_module).__mro__ if hook in vars(cls)), None)
-        if owner is not None and not owner.__module__.startswith(("lightning.", "pytorch_lightning.")):
-            return True
-    return False
 
 
 def logged_step(trainer: Any) -> int:
@@ -261,18 +262,11 @@ def all_validate(trainer: Any) -> bool:
     )
 
 
-def describe_dead_monitors(trainer: Any, prefix: str, part: str = "", but: str | None = None) -> str:
-    """Name the callbacks that monitor keys `prefix/part...`, but not `prefix/but...`, where nothing is watched.
+def describe_dead_monitors(trainer: Any, prefix: str) -> str:
+    """Name the keys `prefix/...` that callbacks monitor where nothing is watched, in a sentence with a space before it.
 
-    The sentence has a space before it; it is empty if none of the keys is monitored.
+    With finite patience an EarlyStopping stops a training for nothing, so not "never fires".
     """
-    told = []
-    for callback in trainer.callbacks:
-        key = getattr(callback, "monitor", None)
-        if not isinstance(key, str) or (but is not None and key.startswith(f"{prefix}/{but}")):
-            continue
-        if key.startswith(f"{prefix}/{part}"):
-            # Only what stops has patience. With finite patience it stops a training for nothing, so not "never fires".
-            fate = "will never have a reason to stop" if hasattr(callback, "patience") else "has nothing to rank by"
-            told.append(f"{type(callback).__name__} on '{key}' {fate}")
-    return f" {' and '.join(told)}." if told else ""
+    keys = {key for key in (getattr(own, "monitor", None) for own in trainer.callbacks) if isinstance(key, str)}
+    own = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(f"{prefix}/"))
+    return f" What monitors {own} waits in vain." if own else ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_anomaly.browser import page_text
+from lightning_anomaly.browser import EpochPoints, page_text
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, log_page, loss_tags
 from lightning_anomaly.capture.drawing import drawn
 from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FigureSchedule", "Guard", "is_due", "log_comparisons", "log_report", "remember_losses"]
 
-Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `GuardedHooks._guard`
+Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `GuardedCallback._guard`
 
 
 class FigureSchedule:
@@ -44,14 +44,16 @@ class FigureSchedule:
         """Begin a fit."""
         self._layout_done = False
         self._pending: tuple[AnalysisResult, Tensor | None, int] | None = None
+        self._drawn = False  # whether figures of what is pending were logged
+        self._epochs = EpochPoints()
 
     def lay_out(self, trainer: Any, last_chance: bool = False) -> None:
-        """Lay losses and the numbers of anomaly and of isolated filters into one chart, once their names are known.
+        """Lay losses and the fraction of anomaly filters into one chart, once the losses' names are known.
 
         Call it in all processes, in `on_validation_end` and `on_fit_end` alone: reading `trainer.logged_metrics` may
         reduce what was logged, which one process must not do by itself, nor all of them before Lightning does. A
         training loss that is logged by epoch has no value in the first validation, and TensorBoard takes one layout
-        from a run; so the names have to be known, but for the `last_chance`.
+        from a run.
         """
         if self._layout_done:
             return
@@ -59,29 +61,38 @@ class FigureSchedule:
         waiting = len(losses) < 2 or (losses[0].endswith("_step") and trainer.current_epoch == 0)
         if self._overlay_tags is None and waiting and not last_chance:
             return
-        counts = [f"{self._prefix}/count", f"{self._prefix}/isolated"]
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 with self._guard(f"log a chart layout to {type(logger).__name__}"):
-                    log_overlay_layout(logger, [*losses, *counts], self._prefix, apart=counts)
+                    log_overlay_layout(logger, [*losses, f"{self._prefix}/fraction"], self._prefix)
         self._layout_done = True
 
-    def take(self, found: AnalysisResult, step: int) -> None:
+    def take(self, found: AnalysisResult, epoch: int, step: int) -> None:
         """Keep what is shown of an analysis until the next."""
         outliers = _pick_outliers(found.report, found.images) if self._figures else None
-        self._pending = replace(found, images=None), outliers, step
+        self._pending, self._drawn = (replace(found, images=None), outliers, step), False
+        if found.pictures is not None:
+            self._epochs.add(found.report, epoch, step)
 
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
-        """Log what is due, or not shown yet after the `last` analysis; after `remember_losses`."""
-        if self._pending is None or not (last or is_due(sum(entry["analysed"] for entry in history))):
+        """Log what is due, or not shown yet after the `last` analysis; after `remember_losses`.
+
+        The page of the last analysis is logged once more: the training loss of its epoch is known only now.
+        """
+        due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
+        if self._pending is None or not (last or due):
             return
-        (found, outliers, step), self._pending = self._pending, None
-        if self._figures:
+        found, outliers, step = self._pending
+        if self._figures and not self._drawn:
             log_report(trainer.loggers, self._prefix, found.report, outliers, step, self._guard)
+        self._drawn = True
+        if last:
+            self._pending = None
         if found.pictures is not None:
             with self._guard("draw the filter browser"):
                 title = f"Anomaly filters, step {step:,}"
-                page = page_text(found.report, found.pictures, title=title, history=history)
+                frames = self._epochs.before(found.report, step)
+                page = page_text(found.report, found.pictures, title=title, history=history, frames=frames)
                 for logger in trainer.loggers:
                     with self._guard(f"log a page to {type(logger).__name__}"):
                         log_page(logger, f"{self._prefix}/browser", page, step)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning_anomaly.report import AnomalyReport
 
-__all__ = [
-    "HOLD",
-    "PATIENCE",
-    "THRESHOLD",
-    "FitMemory",
-    "rise",
-]
+__all__ = ["HOLD", "PATIENCE", "THRESHOLD", "has_found", "last_values", "remember", "rise"]
 
 HOLD = 5  # validations that make a level: for so long a value has to stay before it counts, below and above
 # The rise that callbacks act on by default. In simulations of 1,000 runs of 100 validations with 160 filters, each
@@ -59,80 +53,50 @@ def rise(fractions: Sequence[float]) -> float:
 
 
 _ZEROS = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}  # what is logged where nothing was analyzed
+History = list[dict[str, Any]]
 
 
-class FitMemory:
-    """What an `AnomalyFilterCallback` remembers of a fit, also through a checkpoint."""
+def last_values(history: History, layers: Iterable[str] | None = None) -> dict[str, float]:
+    """Return the values that were logged last, 0 where there are none, for these layers or those that there were.
 
-    def __init__(self) -> None:
-        self.history: list[dict[str, Any]] = []
-        self.has_found = False  # whether one of them could find something
-        self._metrics = dict(_ZEROS)
-        self._first = 0  # entry of the history whose signal can be compared with the last one's,
-        self._kind: list[Any] | None = None  # by what it is the signal of; None if that is not known
+    A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
+    """
+    before = {**_ZEROS, **(history[-1]["metrics"] if history else {})}
+    keys = before if layers is None else [*_ZEROS, *(f"layer/{name}" for name in layers)]
+    return {key: before.get(key, 0.0) for key in keys}
 
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain values."""
-        own = {"history": [dict(entry) for entry in self.history], "metrics": dict(self._metrics)}
-        return {**own, "found": self.has_found, "comparable": [self._first, self._kind]}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        # Checkpoints of release 0.1 do not say what was live.
-        self.history = [{"live": entry["analysed"], **entry} for entry in state_dict["history"]]
-        for entry in self.history[:-1]:
-            entry.pop("anomaly_filters", None)  # older ones kept those of every validation
-        self._first, self._kind = state_dict.get("comparable", [0, None])
-        self._metrics = dict(state_dict["metrics"])
-        self.has_found = bool(state_dict.get("found", any(entry["analysed"] for entry in self.history)))
+def has_found(history: History) -> bool:
+    """Whether a validation found something, which can be logged again where a later one finds nothing."""
+    return any(entry["live"] for entry in history)
 
-    def last_values(self, layers: Iterable[str] | None) -> dict[str, float]:
-        """The values logged last, 0 where there are none, for these layers; None for those that there were."""
-        if layers is None:
-            return dict(self._metrics)
-        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it. Layers
-        # that only the model of an earlier fit or of a checkpoint had are gone for good.
-        keys = [*_ZEROS, *(f"layer/{name}" for name in layers)]
-        return {key: self._metrics.get(key, 0.0) for key in keys}
 
-    def add(
-        self,
-        trainer: Any,
-        values: dict[str, float],
-        report: AnomalyReport | None,
-        signal_layers: list[str] | None,
-        probe: str,
-    ) -> None:
-        """Remember a validation, of which `values` are logged, and set their `rise`; None repeats the last report.
-
-        A fraction of another probe, by other settings or of other layers has no earlier level. A layer that is left out
-        for once is no other layer.
-        """
-        # Without an analysis what was found last still holds.
-        last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0, "anomaly_filters": {}}
-        signal, found, live = last["signal"], last.pop("anomaly_filters"), False
-        if report is not None:
-            found = report.anomaly_filters
-            layers = signal_layers or [key.removeprefix("layer/") for key in values if key.startswith("layer/")]
-            live = bool(report.live_in(layers))
-            if live:  # else the layers are not in use yet, say: no level from which a fraction could rise
-                signal = report.fraction_in(layers)
-                kind = [probe, report.n_samples, repr({**report.settings, "engine": None}), sorted(layers)]
-                if self._kind not in (None, kind):
-                    self._first = len(self.history)
-                self._kind = kind
-                # What is only repeated must not look sustained.
-                earlier = [entry["signal"] for entry in self.history[self._first :] if entry["live"]]
-                values["rise"] = rise([*earlier, signal])
-        self._metrics = values
-        self.history.append(
-            {
-                "epoch": trainer.current_epoch,
-                "step": trainer.global_step,
-                "metrics": dict(values),
-                "analysed": report is not None,
-                "live": live,
-                "signal": signal,
-                "anomaly_filters": found,
-            }
-        )
+def remember(
+    history: History,
+    trainer: Any,
+    values: dict[str, float],
+    report: AnomalyReport | None,
+    signal_layers: list[str] | None,
+) -> None:
+    """Add a validation, of which `values` are logged, and set their `rise`; None repeats the last report."""
+    last: dict[str, Any] = history[-1] if history else {"signal": 0.0}
+    signal, found, live = last["signal"], last.pop("anomaly_filters", {}), False
+    if report is not None:
+        found = report.anomaly_filters
+        layers = signal_layers or list(report.layers)
+        live = bool(report.live_in(layers)) and "few samples" not in report.notes
+        if live:  # else the layers are not in use yet, say: no level from which a fraction could rise
+            signal = report.fraction_in(layers)
+            # What is only repeated must not look sustained.
+            values["rise"] = rise([*(entry["signal"] for entry in history if entry["live"]), signal])
+    history.append(
+        {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "metrics": dict(values),
+            "analysed": report is not None,
+            "live": live,
+            "signal": signal,
+            "anomaly_filters": found,
+        }
+    )

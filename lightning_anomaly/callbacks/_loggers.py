@@ -20,21 +20,20 @@ if TYPE_CHECKING:
 __all__ = ["log_figure", "log_overlay_layout", "log_page", "loss_tags"]
 
 
-def log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
-    """Log a figure to TensorBoard, W&B, MLflow, Comet, or a PNG file beside CSVLogger's; whether the logger took it.
+def log_figure(logger: Any, name: str, figure: Figure, step: int) -> None:
+    """Log a figure to TensorBoard, W&B, MLflow, Comet, or as a PNG file beside CSVLogger's; others do not take it.
 
     Slashes in its name make groups or folders.
     """
+    experiment: Any = getattr(logger, "experiment", None)
+    file = f"{_file_name(name)}/step={step:06d}.png"
     if _can(logger, "log_image"):
         # W&B. Its logger turns the step into a metric, "trainer/global_step". W&B's own step, which must never go back
         # and would discard what does, is left to count by itself.
         from PIL import Image
 
         logger.log_image(key=name, images=[Image.open(io.BytesIO(_png(figure)))], step=step)
-        return True
-    experiment: Any = getattr(logger, "experiment", None)
-    file = f"{_file_name(name)}/step={step:06d}.png"
-    if _can(experiment, "add_figure"):
+    elif _can(experiment, "add_figure"):
         experiment.add_figure(_prefixed(logger, name), figure, global_step=step, close=False)
     elif _can(experiment, "log_figure") and hasattr(type(logger), "run_id"):
         experiment.log_figure(logger.run_id, figure, file)  # MLflow's client, which serves many runs
@@ -42,13 +41,10 @@ def log_figure(logger: Any, name: str, figure: Figure, step: int) -> bool:
         experiment.log_figure(figure_name=name, figure=figure, step=step)  # Comet
     elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):
         _write(os.path.join(os.path.dirname(table), file), _png(figure))  # CSVLogger
-    else:
-        return False
-    return True
 
 
-def log_page(logger: Any, name: str, page: str, step: int) -> bool:
-    """Log an HTML page to W&B, MLflow, Comet, or a file beside TensorBoard's or CSVLogger's; whether it was taken.
+def log_page(logger: Any, name: str, page: str, step: int) -> None:
+    """Log an HTML page to W&B, MLflow, Comet, or as a file beside TensorBoard's or CSVLogger's; others do not take it.
 
     Only the newest page is kept where that is a file, as it has the whole training in it.
     """
@@ -67,30 +63,17 @@ def log_page(logger: Any, name: str, page: str, step: int) -> bool:
         _write(os.path.join(folder, file), page.encode())  # TensorBoard
     elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):
         _write(os.path.join(os.path.dirname(table), file), page.encode())  # CSVLogger
-    else:
-        return False
-    return True
 
 
-def log_overlay_layout(logger: Any, tags: Sequence[str], title: str, apart: Sequence[str] = ()) -> bool:
-    """Lay curves over each other in a chart of TensorBoard's custom scalars; whether the logger took it.
+def log_overlay_layout(logger: Any, tags: Sequence[str], title: str) -> None:
+    """Lay curves over each other in a chart of TensorBoard's custom scalars.
 
-    Those that are `apart` have another scale: they get a chart to themselves too, and so does the rest. TensorBoard
-    takes one layout from each run, so call it once, when all curves are known.
+    TensorBoard takes one layout from each run, so call it once, when all curves are known.
     """
     experiment: Any = getattr(logger, "experiment", None)
-    if not tags or not _can(experiment, "add_custom_scalars"):
-        return False
-    # A chart has a single axis: 40 anomaly filters press losses of 0.5 to 3 flat, and losses press a fraction of 0.02
-    # flat. So the overlay, whose axis a button makes logarithmic, is followed by its two halves on the same steps,
-    # where the shapes can be compared.
-    groups = [list(tags)]
-    if apart:
-        groups += [[tag for tag in tags if tag not in apart], [tag for tag in tags if tag in apart]]
-    charts = {", ".join(group): ["Multiline", [_exactly(_prefixed(logger, tag)) for tag in group]]
-              for group in groups if group}  # fmt: skip
-    experiment.add_custom_scalars({title: charts})
-    return True
+    if _can(experiment, "add_custom_scalars"):
+        curves = [_exactly(_prefixed(logger, tag)) for tag in tags]
+        experiment.add_custom_scalars({title: {", ".join(tags): ["Multiline", curves]}})
 
 
 def _exactly(tag: str) -> str:

@@ -44,7 +44,7 @@ CHANGED = {
     'comparable. Give the same ones each time, without random augmentation, or use `probe = "train"`.',
     "train": "The training images of the probe changed from one validation to the next, so the anomaly counts are not "
     "comparable. Augment with the random numbers of torch, NumPy or Python, which are the same ones for each probe, or "
-    'use `probe = "val"`: without a worker, a generator of the data set\'s own gives the training other numbers too.',
+    'use `probe = "val"`.',
 }
 _SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them
 
@@ -109,12 +109,12 @@ class ValidationWatch:
         self._probe_size = probe_size
         self._seed = settings.seed
         self.notes = notes
-        together = _in_several_processes(trainer)
+        world = rank_and_world()[1]
         self.gathered = probe_size
-        if probe == "val" and together:
+        if probe == "val" and world > 1:
             self.gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
-        self._limit = -(-probe_size // (trainer.world_size if together else 1))
+        self._limit = -(-probe_size // world)
         self._pixels: list[Tensor] = []
         self._images: list[Tensor] | None = [] if keep_images else None
         self._capture = MapCapture(
@@ -172,7 +172,6 @@ class ValidationWatch:
 
 
 def analyze_probe(
-    trainer: Any,
     watch: ValidationWatch | None,
     settings: AnalysisSettings,
     spec: OutputSpec,
@@ -186,7 +185,7 @@ def analyze_probe(
         ({}, None, None, 0) if watch is None else (watch.maps, watch.samples, watch.images, watch.gathered)
     )
     with torch.inference_mode(False), torch.no_grad():
-        if _in_several_processes(trainer):
+        if rank_and_world()[1] > 1:
             return analyze_shared(
                 maps, images, settings, notes, limit=limit, spec=spec, samples=samples, failure=failure
             )
@@ -198,10 +197,6 @@ def analyze_probe(
             with guard("take pictures for the browser"):  # which are not worth an analysis
                 pictures = take_pictures(report.layers, maps, images)
         return AnalysisResult(report, images, pictures)
-
-
-def _in_several_processes(trainer: Any) -> bool:
-    return trainer.world_size > 1 and rank_and_world()[1] > 1
 
 
 def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
@@ -223,15 +218,11 @@ def is_empty_result(report: AnomalyReport) -> bool:
 @contextmanager
 def unlogged(pl_module: Any) -> Iterator[None]:
     """Drop what the module logs inside, in its `forward` for example: it is of a probe, not of the validation."""
-    own = vars(pl_module)
-    before = own.get("log")
-    own["log"] = lambda *_, **__: None
+    vars(pl_module)["log"] = lambda *_, **__: None
     try:
         yield
     finally:
-        del own["log"]
-        if before is not None:
-            own["log"] = before
+        del vars(pl_module)["log"]
 
 
 def run_training_probe(

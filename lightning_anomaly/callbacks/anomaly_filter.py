@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from typing import Any, Literal
 
 from torch import Tensor
@@ -17,7 +16,7 @@ from lightning_anomaly.callbacks._base import (
     until_validation_end,
 )
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
-from lightning_anomaly.callbacks._history import FitMemory
+from lightning_anomaly.callbacks._history import has_found, last_values, remember
 from lightning_anomaly.callbacks._probe import (
     CHANGED,
     ValidationWatch,
@@ -37,52 +36,61 @@ from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec
 __all__ = ["AnomalyFilterCallback", "find_watcher"]
 
 _NOTHING = "nothing is watched and the logged zeros stand for nothing"
+_PREFIX = "anomaly_filters"
+_MOST_LAYERS = 12  # that are logged without being asked for
+
+
+class _Integer(int):
+    """A number that a progress bar shows without decimals, whatever it asks for."""
+
+    def __format__(self, spec: str) -> str:
+        return str(int(self))
 
 
 class AnomalyFilterCallback(LoggingCallback):
     """Find anomaly filters at the end of validations and log how many there are.
 
     The maps are taken while the validation step itself runs, so with `probe="val"` there is no second forward pass, and
-    nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient or hook is left
-    changed. Compiled layers run as they were written meanwhile, whose outputs may differ by rounding.
+    the training is not touched. Compiled layers run as they were written meanwhile, whose outputs may differ by
+    rounding.
 
     Logged at every validation, as finite floats under `log_key_prefix`: `count` (anomaly filters), `fraction` (of the
     filters whose maps vary), `isolated` (filters that set one or a few samples apart from all others, by a rule with
-    hardly any false alarm, also where filters are sparse), `dead` (filters with the same map for every sample),
-    `sparsity` (fraction of map values at most 0), `outlier_samples` (probe samples that are outliers of some filter),
-    `outlier_score` (the largest of a probe sample), `rise` (how far the fraction has risen and stayed above an earlier
-    level, 0 to 1; 0 before ten analyses and outside a fit), `seconds` (taken by the analysis) and `layer/NAME` (count
-    in each layer).
+    hardly any false alarm), `dead` (filters with the same map for every sample), `sparsity` (fraction of map values at
+    most 0), `outlier_samples` (probe samples that are outliers of some filter), `outlier_score` (the largest of a probe
+    sample), `rise` (how far the fraction has risen and stayed above an earlier level, 0 to 1; 0 before ten analyses and
+    outside a fit) and `seconds` (taken by the analysis). The count in each layer is logged as
+    `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or there are at most twelve.
 
     Args:
         layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,
             transposed ones included.
         probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
             class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
-            module's `forward` on it in evaluation mode: the images are loaded for it, in a worker if the loader has
-            any. If the images of a probe change from one validation to the next, there is a warning.
+            module's `forward` on it in evaluation mode. If the images of a probe change from one validation to the
+            next, there is a warning.
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyze at every n-th validation, and log the last values again at the others.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
         signal_layers: Names of the analyzed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
-        overlay_tags: Tags for the chart that lays losses and counts over each other in TensorBoard; None finds the
-            training and the validation loss among what was logged.
+        overlay_tags: Tags for the chart that lays losses and the fraction over each other in TensorBoard; None finds
+            the training and the validation loss among what was logged.
         on_error: What an exception in this callback does: `"warn"` logs the last values, `"raise"` stops the
             training.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
             its image and its map, see `AnomalyReport.save_html`. It is `anomaly_filters/browser.html` beside the files
-            of TensorBoard or CSVLogger; W&B, MLflow and Comet store it, and other loggers do not take it.
+            of TensorBoard or CSVLogger; W&B, MLflow and Comet store it.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation, with points and labels only in process 0.
             Nothing is left of it where the strategy ends the processes, as `ddp_spawn` and `ddp_notebook` do.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or the last
             values again), `live` (whether a filter of the signal layers could be clustered), `signal` (the fraction in
-            them, the last one where none could), with `browser` also `losses`, and in the last one the
-            `anomaly_filters` of each layer. It outlives a resume.
+            them), with `browser` also `losses`, and in the last one the `anomaly_filters` of each layer. It outlives a
+            resume.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -101,7 +109,7 @@ class AnomalyFilterCallback(LoggingCallback):
         probe: Literal["val", "train"] = "val",
         probe_size: int = 512,
         every_n_validations: int = 1,
-        log_key_prefix: str = "anomaly_filters",
+        log_key_prefix: str = _PREFIX,
         signal_layers: list[str] | None = None,
         log_figures: bool = True,
         overlay_tags: list[str] | None = None,
@@ -127,28 +135,24 @@ class AnomalyFilterCallback(LoggingCallback):
 
     def _forget(self) -> None:
         self.report: AnomalyReport | None = None
-        self._memory = FitMemory()
+        self.history: list[dict[str, Any]] = []
         self._warned.clear()
         self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
 
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        """What was found in each validation of a fit."""
-        return self._memory.history
-
     def state_dict(self) -> dict[str, Any]:
-        """The history and the last logged values, as plain values."""
-        return self._memory.state_dict()
+        """The history, as plain values."""
+        return {"history": [dict(entry) for entry in self.history]}
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        self._memory.load_state_dict(state_dict)
+        # Checkpoints of release 0.1 do not say what was live.
+        self.history = [{"live": entry["analysed"], **entry} for entry in state_dict["history"]]
 
     def _check_layers(self, pl_module: Any) -> None:
         self._watched(pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check names of layers, and drop what was found in another model."""
+        """Check names of layers, and begin the figures of a fit."""
         super().on_fit_start(trainer, pl_module)
         self._figures.start()
         self._pixels = None
@@ -166,18 +170,18 @@ class AnomalyFilterCallback(LoggingCallback):
         if trainer.sanity_checking or trainer.barebones:
             return
         # What a fit found is no value of another validation.
-        memory = self._memory if trainer.state.fn == "fit" else FitMemory()
-        self._values = memory.last_values(None)
+        history = self.history if trainer.state.fn == "fit" else []
+        self._values = last_values(history)
         if not all_validate(trainer):
             self._warn_of_no_validation(trainer)
             return
-        self._due = len(memory.history) % self.every_n_validations == 0
-        self._watch_layers(trainer, pl_module, memory)
+        self._due = len(history) % self.every_n_validations == 0
+        self._watch_layers(trainer, pl_module, history)
 
     @until_validation_end
-    def _watch_layers(self, trainer: Any, pl_module: Any, memory: FitMemory) -> None:
+    def _watch_layers(self, trainer: Any, pl_module: Any, history: list[dict[str, Any]]) -> None:
         layers = self._watched(pl_module)
-        self._values = memory.last_values(layers)
+        self._values = last_values(history, layers)
         if not self._due:
             return
         fitting = trainer.state.fn == "fit"
@@ -187,8 +191,6 @@ class AnomalyFilterCallback(LoggingCallback):
                 "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
                 'comparable. Let it keep the order, or use `probe = "train"`, which takes a fixed sample.',
             )
-        # Of several processes each sees a part of the probe, and only the first one has to have a logger.
-        shown = fitting and (self.log_figures or self.browser) and bool(trainer.loggers or trainer.world_size > 1)
         self._watch = ValidationWatch(
             trainer,
             pl_module,
@@ -197,7 +199,7 @@ class AnomalyFilterCallback(LoggingCallback):
             probe_size=self.probe_size,
             settings=self.settings,
             notes=unseen_layers(pl_module, self.layers),
-            keep_images=shown,
+            keep_images=fitting and (self.log_figures or self.browser),
         )
 
     @until_validation_end
@@ -243,7 +245,10 @@ class AnomalyFilterCallback(LoggingCallback):
             self._raise_failure()
         if trainer.state.fn == "fit":
             self._remember(trainer, found)
-        self._log(trainer, pl_module, self._values, prog_bar="count")
+        layers = {key.removeprefix("layer/"): value for key, value in self._values.items() if key.startswith("layer/")}
+        self._log(trainer, pl_module, {key: self._values[key] for key in self._values if not key.startswith("layer/")})
+        if self.layers is not None or len(layers) <= _MOST_LAYERS:
+            self._log(trainer, pl_module, layers, suffix="_layers")
         self._release()
 
     @until_validation_end
@@ -254,16 +259,18 @@ class AnomalyFilterCallback(LoggingCallback):
     @guarded
     def _remember(self, trainer: Any, found: AnalysisResult | None) -> None:
         """Add this validation to the history, and its figures and page to those that are due."""
-        report = None if found is None else found.report
-        self._memory.add(trainer, self._values, report, self.signal_layers, self.probe)
+        remember(self.history, trainer, self._values, None if found is None else found.report, self.signal_layers)
         if found is not None and trainer.is_global_zero:
-            self._figures.take(found, logged_step(trainer))
+            self._figures.take(found, trainer.current_epoch, logged_step(trainer))
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Lay the curves over each other, in a chart, and log figures and page that are due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.barebones:
             self._figures.lay_out(trainer)
+            if self.report is not None:  # what is logged would be shown as a float, under its whole key
+                short = "anomalies" if self.log_key_prefix == _PREFIX else self.log_key_prefix
+                trainer.progress_bar_metrics[short] = _Integer(self.report.count)
             if self.browser:
                 remember_losses(self.history, trainer)
             self._figures.show(trainer, self.history)
@@ -278,8 +285,6 @@ class AnomalyFilterCallback(LoggingCallback):
             self._figures.show(trainer, self.history, last=True)
 
     def _watched(self, pl_module: Any) -> dict[str, Any]:
-        if self.signal_layers is not None:
-            select_layers(pl_module, self.signal_layers, argument="signal_layers")
         watched = select_layers(pl_module, self.layers)
         if unseen := [name for name in self.signal_layers or [] if name not in watched]:
             raise ValueError(
@@ -295,18 +300,16 @@ class AnomalyFilterCallback(LoggingCallback):
         shows = fitting and bool(trainer.loggers)
         spec = OutputSpec(shows and (self.log_figures or self.browser), shows and self.browser)
         failure, self._failure = self._failure, None
-        found = analyze_probe(trainer, self._watch, self.settings, spec, failure, self._guard)
+        found = analyze_probe(self._watch, self.settings, spec, failure, self._guard)
         report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if is_empty_result(report):
             told = " ".join(merge_notes(notes).values())
-            if fitting and self._memory.has_found:  # a count of 0 would look like health
+            if fitting and has_found(self.history):  # a count of 0 would look like health
                 self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
                 return None
             if notes:
                 notes = {"nothing": f"{told} So {_NOTHING}.{describe_dead_monitors(trainer, self.log_key_prefix)}"}
-        elif fitting:
-            self._memory.has_found = True
         self.report = report
         self._warn_each_once(notes)
         if fitting:
@@ -316,20 +319,18 @@ class AnomalyFilterCallback(LoggingCallback):
 
     def _consequence(self, trainer: Any) -> str:
         """What a failing analysis leaves to be logged."""
-        if trainer.state.fn == "fit" and self._memory.has_found:
+        if trainer.state.fn == "fit" and has_found(self.history):
             return " and logs its last values"
-        advice = "" if self.probe == "val" else '. Use `probe = "val"`, which needs the validation step alone'
-        return f", so {_NOTHING}{advice}.{describe_dead_monitors(trainer, self.log_key_prefix)}"
+        return f", so {_NOTHING}.{describe_dead_monitors(trainer, self.log_key_prefix)}"
 
     def _compare_images(self) -> None:
-        """Warn once if the probe has changed; in any process, as each has a part of the probe."""
+        """Warn if the probe has changed."""
         now = self._watch.pixels if self._watch is not None else None
         if now is None or not len(now):
             return
         before, self._pixels = self._pixels, now
-        if before is not None and not same_pixels(before, now) and not {"shuffled", "changed"} & self._warned:
-            self._warned.add("changed")
-            warnings.warn(CHANGED[self.probe], stacklevel=2)
+        if before is not None and not same_pixels(before, now) and "shuffled" not in self._warned:
+            self._warn_once("changed", CHANGED[self.probe])
 
     def _release(self) -> None:
         watch, self._watch = self._watch, None

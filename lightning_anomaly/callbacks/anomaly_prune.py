@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
+from contextlib import suppress
 from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
+from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.callbacks._base import LoggingCallback, guarded
 from lightning_anomaly.callbacks._history import THRESHOLD
-from lightning_anomaly.callbacks._mask import TrainerMask, check_maskable
+from lightning_anomaly.callbacks._mask import average_models, find_norms_on, first_samples
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback, find_watcher
 from lightning_anomaly.capture.layers import modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
+from lightning_anomaly.distributed import broadcast_result, gather_results
+from lightning_anomaly.pruning.filter_rows import CONVOLUTIONS, conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.selection import (
     Criterion,
@@ -22,7 +25,6 @@ from lightning_anomaly.pruning.selection import (
     filter_norms,
     summarize,
 )
-from lightning_anomaly.report import AnomalyReport
 
 __all__ = ["AnomalyPruneCallback"]
 
@@ -58,6 +60,7 @@ class AnomalyPruneCallback(LoggingCallback):
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
 
     Attributes:
+        mask: The `FilterMask`, which reports and restores; None before there is a model.
         events: One plain dict each time it acted: `epoch` and `filters`, those masked then, `{layer: [filter, ...]}`.
 
     Raises:
@@ -104,83 +107,80 @@ class AnomalyPruneCallback(LoggingCallback):
         self.seed = check_integer("seed", seed, 0)
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
         self._watcher: AnomalyFilterCallback | None = None
-        self._trained = TrainerMask(self._warn_once)
         self._forget()
 
     def _forget(self) -> None:
-        self._trained.forget()
-        self._restart([])
+        self.mask: FilterMask | None = None
         self._warned.clear()
         self.events: list[dict[str, Any]] = []
+        self._summaries: list[Summary] = []  # of the last reports
         self._done: list[int] = []  # epochs of `at_epoch` that are behind
         self._armed = True  # whether a rise would be news
-        self._waits = False  # for a batch to find the norms with
-
-    def _restart(self, summaries: list[Summary]) -> None:
-        """Go on from these: of a report that is there by now nothing is taken."""
-        self._summaries = summaries[-self.last_reports :]  # there may have been more in the fit of a checkpoint
-        self._seen: AnomalyReport | None = None if self._watcher is None else self._watcher.report
-
-    @property
-    def mask(self) -> FilterMask | None:
-        """The mask, which reports and restores; None before there is a model."""
-        return self._trained.mask
+        self._batch: Any = None  # to find the norms with
+        self._waits = False  # for one
 
     @property
     def masked(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of all filters that are masked."""
-        return self._trained.masked
+        return {} if self.mask is None else self.mask.masked
 
     def state_dict(self) -> dict[str, Any]:
         """The mask, what was done and what the next decision rests on, as plain values."""
-        own = {"events": list(self.events), "done": list(self._done), "armed": self._armed}
-        return {"summaries": list(self._summaries), **self._trained.state_dict(), **own}
+        return {
+            "mask": {"filters": {}, "zeros": {}} if self.mask is None else self.mask.state_dict(),
+            "summaries": list(self._summaries),
+            "events": list(self.events),
+            "done": list(self._done),
+            "armed": self._armed,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave: a fit masks the filters when it begins, or now if it has begun."""
+        """Take over what `state_dict` gave, for a validation or a test too, and mask the model that the Trainer has."""
         self._forget()
-        self._loaded = True
-        self._restart(state_dict["summaries"])
-        self._trained.load_state_dict(state_dict)
+        self._module = self._present
+        self._summaries = state_dict["summaries"][-self.last_reports :]
         self.events = list(state_dict["events"])
         self._done = list(state_dict["done"])
         self._armed = bool(state_dict["armed"])
+        model = None if self._present is None else self._present()
+        if model is not None:
+            self.mask = FilterMask.from_state_dict(model, state_dict["mask"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find who watches, and refuse what cannot work."""
         super().setup(trainer, pl_module, stage)
-        sharded = _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__)
-        if stage != "fit":
-            if not sharded:
-                self._trained.attach(pl_module)
-            return
-        self._watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback should be used with")
-        if sharded:
-            raise ValueError(
-                "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, such "
-                f"as DDP. Found {type(trainer.strategy).__name__}, which shards them."
-            )
-        late = [epoch for epoch in self.at_epoch if 0 <= (trainer.max_epochs or -1) <= epoch]
-        if late and not trainer.fast_dev_run:
-            self._warn_once(
-                "late",
-                f"Parameter `at_epoch` should be below `max_epochs = {trainer.max_epochs}`, as filters are masked when "
-                f"an epoch begins. Found {late}, when nothing will happen.",
-            )
+        if stage == "fit":
+            self._watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback should be used with")
+            if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
+                raise ValueError(
+                    "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, "
+                    f"such as DDP. Found {type(trainer.strategy).__name__}, which shards them."
+                )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Mask again what a checkpoint, or an earlier fit of this model, had masked."""
-        check_maskable(select_layers(pl_module, None if self._watcher is None else self._watcher.layers))
+        """Refuse layers that could not be masked, rather than in the middle of the fit."""
         super().on_fit_start(trainer, pl_module)
-        self._restart(self._summaries)  # one of `trainer.validate` may be there, of other images
-        self._trained.start(pl_module)
+        watched = select_layers(pl_module, None if self._watcher is None else self._watcher.layers)
+        for name, layer in watched.items():
+            if isinstance(layer, CONVOLUTIONS) and not any(map(is_lazy, layer.parameters(recurse=False))):
+                conv_rows(name, layer, [0])
+        if self.mask is None:
+            self.mask = FilterMask(pl_module)
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Mask what is only there by now: the optimizers' state and averaged weights of a checkpoint."""
         # A fit of the same model by another Trainer counts its epochs from 0 again.
         self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
-        self._trained.keep_everywhere(trainer, pl_module)
+        self._keep_everywhere(trainer)
+
+    def _keep_everywhere(self, trainer: Any) -> None:
+        """Mask again, also in averages of the weights that callbacks keep; an average of zeros stays zero."""
+        if self.mask is not None and self.masked:
+            self.mask.keep(trainer.optimizers)
+            for average in average_models(trainer.callbacks):
+                with suppress(ValueError):  # it is of a part of the model
+                    FilterMask.from_state_dict(average, self.mask.state_dict())
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -204,41 +204,58 @@ class AnomalyPruneCallback(LoggingCallback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Mask where no batch was validated yet, as after a resume."""
         if self._waits:
-            self._waits = False
-            self._trained.keep_batch(batch)
+            self._batch = first_samples(batch)
             self._mask_filters(trainer, pl_module)
 
     def _mask_filters(self, trainer: Any, pl_module: Any) -> None:
+        """Mask what process 0 chooses, in all processes, or wait until one has a batch to find the norms with."""
+        assert self.mask is not None
         epoch = trainer.current_epoch
-        masked = self._trained.add(trainer, pl_module, lambda: self._choose(trainer, pl_module))
-        self._waits = masked is None
-        if masked is not None:
-            self.events = [*self.events, {"epoch": epoch, "filters": masked}]
-            self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
+        chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
+        # The first process that has a batch decides for all: some may have seen none.
+        found = gather_results(lambda: find_norms_on(self._batch, trainer, pl_module, self.masked, chosen))
+        norms = next((norms for norms in found if norms is not None), None)
+        self._waits = norms is None
+        if norms is None:
+            return
+        if uncalled := sorted(chosen.keys() - norms.called):
+            self._warn_once(
+                f"uncalled {uncalled}",
+                f"AnomalyPruneCallback leaves {uncalled} as they are: neither `forward` nor `validation_step` calls "
+                "them, so that the norms behind them cannot be found.",
+            )
+        masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
+        self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
+        self._keep_everywhere(trainer)
+        self._batch = None
+        self.events = [*self.events, {"epoch": epoch, "filters": masked}]
+        self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
 
     @guarded
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Zero the gradients of masked filters, before they are clipped."""
-        self._trained.keep_gradients()
+        if self.mask is not None:
+            self.mask.keep_gradients()
 
     @guarded
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Zero the masked filters again."""
-        self._trained.keep(trainer)
+        if self.mask is not None:
+            self.mask.keep(trainer.optimizers)
 
     @guarded
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Make sure that averaged weights are validated masked."""
         if trainer.state.fn == "fit":
-            self._trained.keep_everywhere(trainer, pl_module)
+            self._keep_everywhere(trainer)
 
     @guarded
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep a batch to find the norms with."""
-        if trainer.state.fn == "fit" and batch_idx == dataloader_idx == 0:
-            self._trained.keep_batch(batch)
+        if trainer.state.fn == "fit" and self._batch is None and batch_idx == dataloader_idx == 0:
+            self._batch = first_samples(batch)
 
     @guarded
     def on_validation_batch_end(
@@ -246,50 +263,51 @@ class AnomalyPruneCallback(LoggingCallback):
     ) -> None:
         """Check that masked filters are at zero in what is validated."""
         if batch_idx == 0 and trainer.state.fn == "fit":
-            self._trained.check("in a validation")
+            self._check("in a validation")
+
+    def _check(self, when: str) -> None:
+        if self.mask is not None and not self.mask.verify():
+            self._warn_once(
+                f"not at zero {when}",
+                f"Masked filters were not at zero {when}: something other than an optimizer writes to the weights, "
+                "such as a callback that averages them.",
+            )
 
     @guarded
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how much is masked."""
         if trainer.sanity_checking or trainer.barebones:
             return
-        values = {"masked": float(self._trained.count), "masked_fraction": self._trained.parameter_fraction}
-        if trainer.state.fn != "fit" and not self._trained.holds_in(pl_module):  # another model, or other weights
-            values = dict.fromkeys(values, 0.0)
+        values = {"masked": 0.0, "masked_fraction": 0.0}
+        # Outside of a fit it may be another model that is validated, or other weights.
+        if self.mask is not None and self.mask.model is pl_module and self.mask.verify():
+            values = {"masked": float(self._count), "masked_fraction": self.mask.parameter_fraction}
         self._log(trainer, pl_module, values)
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Remember a new report. By now the watcher has it, wherever it stands in the list."""
-        report = None if self._watcher is None else self._watcher.report
-        if trainer.state.fn != "fit" or report is None or report is self._seen:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self._watcher is None:
             return
-        self._seen = report
-        if report.live_in(report.layers):  # else no filter could have got a vote
+        report, history = self._watcher.report, self._watcher.history
+        # A repeated report is none, and neither is one in which no filter could have got a vote.
+        if report is not None and history and history[-1]["analysed"] and report.live_in(report.layers):
             self._summaries = [*self._summaries, summarize(report)][-self.last_reports :]
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Report what it did."""
-        self._trained.check("at the end of the fit")
+        self._check("at the end of the fit")
         rank_zero_info(self.describe())
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """End what the Trainer does with the model."""
-        super().on_exception(trainer, pl_module, exception)
-        self._trained.detach()
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """End what the Trainer does with the model."""
-        super().teardown(trainer, pl_module, stage)
-        self._trained.detach()
-        if self._loaded:  # for a validation or a test
-            self._module, self._loaded = weakref.ref(pl_module), False
+    @property
+    def _count(self) -> int:
+        return sum(map(len, self.masked.values()))
 
     def describe(self) -> str:
         """Describe what was masked and when, in a line for each time."""
-        count = self._trained.count
-        share = f" with {100 * self._trained.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
+        count = self._count
+        share = f" with {100 * self.mask.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
         head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
         lines = [f'{head} (criterion "{self.criterion}", {self.min_votes} votes in {self.last_reports} reports).']
         nothing = "no filter, for want of votes or because of `max_fraction`"

@@ -261,13 +261,10 @@ class TwoSampleCallback(LoggingCallback):
             notes["output"] += " Its last values are logged."
         text = " ".join(merge_notes(notes).values())
         if not live and (report.layers or not report.compares_output):
-            nothing, but = (_NO_FILTER, "confidence") if report.compares_output else (_NOTHING, None)
-            dead = describe_dead_monitors(trainer, self.log_key_prefix, but=but)
+            nothing = _NO_FILTER if report.compares_output else _NOTHING
+            dead = "" if report.compares_output else describe_dead_monitors(trainer, self.log_key_prefix)
             self._warn_once("none live", f"{text} So {nothing}.{dead}")
             return
-        if not self._output_measured:
-            for key in notes.keys() & {"output", "few images"}:
-                notes[key] += describe_dead_monitors(trainer, self.log_key_prefix, "confidence")
         self._warn_each_once(notes)
 
     @guarded

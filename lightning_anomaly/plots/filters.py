@@ -23,7 +23,6 @@ _MARKERS = "osD^v"  # one after another where there are more components than col
 _OUTLIER = "outlier sample"
 _ENTRY = 1.35  # width of an entry of the legend of components (inches)
 _CLEAR = 5.0  # a gap that nobody misses (spreads of the other samples)
-_COMPARED = 100  # outliers of one filter whose distances are looked at: bounds the memory
 
 
 def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[str, int]]:
@@ -55,8 +54,7 @@ def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
     others = points[~outliers]
     if len(others) == 0:
         return 0.0, 0.0
-    # Exact differences: the quick way by matrix products loses small gaps far from the origin.
-    distances = torch.cdist(points[outliers][:_COMPARED], others, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(points[outliers], others)
     spread = (others - others.mean(0)).square().sum(1).mean().sqrt()
     gap = distances.amin(1).median() / spread.clamp_min(1e-6)  # the others may be one and the same point
     return min(_CLEAR, gap.item()), spread.item()

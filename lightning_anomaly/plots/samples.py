@@ -20,10 +20,9 @@ _IMAGES = 16
 
 
 def outlier_figure(report: AnomalyReport, images: Tensor) -> Figure | None:
-    """Draw the images of up to 16 samples with the largest outlier scores, with their scores and votes.
+    """Draw the images of up to 16 samples with the largest outlier scores.
 
-    A sample's votes are the anomaly filters that it is an outlier of; at equal scores more votes come first, then the
-    earlier sample.
+    At equal scores a sample that is an outlier of more filters comes first, then the earlier one.
 
     Args:
         report: The report.
@@ -34,8 +33,8 @@ def outlier_figure(report: AnomalyReport, images: Tensor) -> Figure | None:
             image and an over-exposed one would look like any other.)
 
     Returns:
-        The figure, each image under the caption of its place in the probe, its score and its votes; None if no sample
-        has any.
+        The figure, each image under the caption of its place in the probe and its score; None if no sample has a
+        score or is an outlier.
 
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
@@ -51,7 +50,8 @@ def outlier_images(report: AnomalyReport, images: Tensor) -> Tensor:
         images: See `outlier_figure`.
 
     Returns:
-        uint8 images `(n, H, W, C)` with one or three channels, on the CPU; `n` is 0 if no sample has any score or vote.
+        uint8 images `(n, H, W, C)` with one or three channels, on the CPU; `n` is 0 if no sample has a score or is an
+            outlier.
 
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
@@ -62,17 +62,11 @@ def outlier_images(report: AnomalyReport, images: Tensor) -> Tensor:
 
 def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
     """Draw what `outlier_images` returned for the same report; None if that is nothing."""
-    scores, votes = report.outlier_scores.tolist(), report.outlier_samples
-    chosen = _outlying(report)
+    scores, chosen = report.outlier_scores.tolist(), _outlying(report)
     if not chosen:
         return None
-    captions = [f"sample {i}\nscore {scores[i]:.1f}\n{votes[i]} vote{'s' * (votes[i] != 1)}" for i in chosen]
-    return gallery(
-        shown,
-        captions,
-        f"Samples with the largest outlier scores: {len(chosen)} of {report.n_samples}\n"
-        "(a vote is an anomaly filter that a sample is an outlier of)",
-    )
+    captions = [f"sample {i}\nscore {scores[i]:.1f}" for i in chosen]
+    return gallery(shown, captions, f"Samples with the largest outlier scores: {len(chosen)} of {report.n_samples}")
 
 
 def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
@@ -91,6 +85,6 @@ def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
 
 
 def _outlying(report: AnomalyReport) -> list[int]:
-    """The samples drawn: those with the largest scores that have any score or vote."""
+    """The samples drawn: those with the largest scores, if positive, and outliers of filters."""
     scores, votes = report.outlier_scores.tolist(), report.outlier_samples
     return [sample for sample in report.by_outlier_score if scores[sample] > 0 or votes[sample]][:_IMAGES]

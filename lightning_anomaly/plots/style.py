@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the largest component gets the first. Those of the
 # filter browser, on light and dark ground, are in `browser/colours.js`.
 COMPONENT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-# Told apart by lightness too: pale, strong, dark.
-VERDICT_COLOURS = {NORMAL: "#C6DBEF", ANOMALY: "#D55E00", DEAD: "#4D4D4D", NONFINITE: "#F0E442"}
-# Of the filters that set samples apart from all others.
-ISOLATED_COLOURS = {NORMAL: "#0072B2", ANOMALY: "#CC79A7"}
+# Told apart by lightness too: pale, strong, dark. The browser has the same on light ground.
+VERDICT_COLOURS = {
+    NORMAL: "#BCD3E8",
+    f"{NORMAL}, isolated": "#0072B2",
+    ANOMALY: "#D55E00",
+    f"{ANOMALY}, isolated": "#CC79A7",
+    DEAD: "#4D4D4D",
+    NONFINITE: "#E8D820",
+}
 _STYLE = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "figure.dpi": 100}
 
 

@@ -1,7 +1,7 @@
 """A real Chromium that opens pages from disk, and a report with images to put into one."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +9,8 @@ import pytest
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, OutlierReport, analyze
+from lightning_anomaly.browser import page_text
+from lightning_anomaly.browser.epochs import Frame
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -132,10 +134,13 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
         name: str = "browser.html",
         width: int = 1280,
         scheme: str = "light",
+        frames: Sequence[Frame] = (),
         **options: Any,
     ) -> Opened:
         file = tmp_path / name
         report.save_html(file, **options)
+        if frames:
+            file.write_text(page_text(report, report.pictures, "with epochs", None, frames=frames))
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         pages.append(Opened(page, file))
         return pages[-1].open(address)

@@ -10,22 +10,24 @@ import torch
 from test_pack import index_of
 
 from lightning_anomaly import OutlierReport
+from lightning_anomaly.outliers.combine import SampleView
 
 HOSTILE = '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
 
 
 def made_up(images: int = 300, layers: tuple[str, ...] = ("conv1", "conv2"), kept: int = 256) -> OutlierReport:
-    """Scores in no order, of which the largest tenth has small p-values; small coloured pictures."""
+    """Scores in no order, of which the largest tenth has small p-values, some the smallest; small coloured pictures."""
     generator = torch.Generator().manual_seed(0)
     scores = 30 * torch.rand(images, generator=generator)
     return OutlierReport(
         scores=scores,
-        p_values=torch.where(scores > 27, 0.0005, 0.7).double(),
+        p_values=torch.where(scores > 29, 1, torch.where(scores > 27, 4, 1400)).double() / 2001,
         layers=layers,
         layer=torch.arange(images) % len(layers),
         filters=torch.stack([torch.arange(images) % 7, torch.arange(images) % 5, torch.full((images,), -1)], 1),
         n_reference=4000,
         false_discovery_rate=0.1,
+        views={"pixels": SampleView(scores / 3, tuple(f"reason {place}" for place in range(images)))},
         images=torch.randint(0, 256, (kept, 6, 5, 3), generator=generator, dtype=torch.uint8),
     )
 
@@ -35,13 +37,20 @@ def cards(page: Any) -> list[int]:
     return page.page.eval_on_selector_all("[data-position]", "boxes => boxes.map(box => Number(box.dataset.position))")
 
 
-def saved(page: Any) -> list[dict[str, str]]:
-    """What the button saves."""
+def saved(page: Any, button: str = "Save as CSV") -> list[dict[str, str]]:
+    """What a button saves."""
     with page.page.expect_download() as download:
-        page.page.get_by_role("button", name="Save as CSV").click()
-    assert download.value.suggested_filename == "ticked.csv"
+        page.page.get_by_role("button", name=button).click()
     with Path(download.value.path()).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def plain(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Rows of a report as a CSV file has them."""
+    return [
+        {**{key: str(value) for key, value in row.items()}, "filters": " ".join(map(str, row["filters"]))}
+        for row in rows
+    ]
 
 
 def test_ticks_outlive_other_labels_and_every_image_has_one(tmp_path):
@@ -64,30 +73,31 @@ class TestGallery:
     def test_the_largest_scores_come_first_each_with_its_picture(self, opened):
         report = made_up()
         page = opened(report, title="Fruit")
-        assert page.page.title() == "Images that belong least · Fruit"
+        assert page.page.title() == "Images by score · Fruit"
         assert cards(page) == report.top(48)
         first = report.rows(1)[0]
         lines = page.text(".outlier >> nth=0").split("\n")
         assert [line for line in lines if line.strip()] == [
-            "1", "found", f"image {first['position']}", f"score {first['score']:.1f}", "p-value 0.0005",
-            f"layer {first['layer']}", f"filters {first['filters'][0]}, {first['filters'][1]}",
+            "1", "significant", f"image {first['position']}", f"score {first['score']:.1f}", "p-value 0.0005",
+            f"reason {first['position']}",
         ]  # fmt: skip
         for place in (0, 1, 47):
             assert page.pixels(f".outlier >> nth={place} >> canvas") == report.images[place].tolist()
-        assert f"{len(report.found)} of 300 images do not belong to a reference of 4,000" in page.text()
+        assert f"95% of the images have a score below {report.scores.quantile(0.95):.1f}" in page.text()
         assert "256 images of 300" in page.text(".choices")
+        assert saved(page, "Export as CSV") == plain(report.rows(256))
         for _ in range(5):
             page.page.get_by_role("button", name="Show more").click()
         assert cards(page) == report.top(256)
 
-    def test_it_is_filtered_by_layer_and_by_what_was_found(self, opened):
+    def test_it_is_filtered_by_layer_by_significance_and_by_name(self, opened):
         report = made_up(layers=("conv1", ""))
         rows = [row for row in report.rows(256) if row["layer"] == ""]
-        page = opened(report)
+        page = opened(report, labels=[f"{place}.png" for place in range(300)])
         page.page.get_by_label("Strongest layer").select_option(label=f"the model ({len(rows)})")
         page.settle()
         assert cards(page) == [row["position"] for row in rows][:48]
-        page.page.get_by_label("Show").select_option(label=f"found ({len(report.found)})")
+        page.page.get_by_label("Show").select_option(label=f"significant ({len(report.found)})")
         page.settle()
         expected = [row["position"] for row in rows if row["found"]]
         assert cards(page) == expected
@@ -100,17 +110,26 @@ class TestGallery:
         assert page.text("h1") == f"Image {expected[1]}"
         page.go("#/gallery?show=ticked")
         assert "No image is ticked" in page.text()
+        page.go("#/gallery")
+        page.press("/")
+        page.page.keyboard.type("11.PNG")
+        page.press("Enter")
+        assert cards(page) == [place for place in report.top(256) if place % 100 == 11]
+        page.go(f"#/gallery?find={expected[0]}")
+        assert cards(page) == [expected[0]]
 
     def test_odd_reports_are_shown_too(self, opened):
-        report = replace(made_up(), p_values=torch.ones(300, dtype=torch.float64), images=None)
+        report = replace(made_up(), false_discovery_rate=1e-9, images=None)  # nothing is found
         page = opened(report, "#/gallery?show=found")
-        assert "No image is found at this rate" in page.text()
+        assert "No image is significant at this rate" in page.text()
         page.go("#/gallery")
         assert len(cards(page)) == 48
+        assert page.page.get_by_text("beyond the reference").count() == int((report.scores > 29).sum())
         assert page.page.locator("main canvas").count() == 0
-        few = made_up(kept=2)
+        few = replace(made_up(kept=2), false_discovery_rate=1e-9, own_reference=True)
         few.scores[7] = torch.inf
         page = opened(few, name="few.html")
+        assert page.page.get_by_text("beyond the reference").count() == 0
         assert page.page.locator("main canvas").count() == 2
         assert page.text(".outlier >> nth=2").startswith("no picture")
         assert "score ∞" in page.text(".outlier >> nth=0")
@@ -148,11 +167,8 @@ class TestTicks:
         for place in (3, 0):
             page.page.locator(".tick").nth(place).click()
         assert "2 images ticked" in page.text(".ticked-bar")
-        rows = report.rows(4)
-        assert saved(page) == [
-            {**{key: str(value) for key, value in row.items()}, "filters": " ".join(map(str, row["filters"]))}
-            for row in (rows[0], rows[3])
-        ]
+        rows = plain(report.rows(4))
+        assert saved(page) == [rows[0], rows[3]]
         page.page.get_by_role("button", name="Untick all").click()
         assert page.text(".ticked-bar") == "Tick images to save them as a list."
         page.go("#/gallery?layer=%3Dconv1")
@@ -188,12 +204,14 @@ def test_one_image_and_the_next(opened):
     assert page.text("h1") == f"Image {rows[1]['position']}"
     assert page.pixels(".big-image canvas") == report.images[1].tolist()
     assert "2 of 256" in page.text(".steps")
-    assert "0.0005: 0.05% of ordinary images" in page.text(".facts")
-    assert "yes: it does not belong, at a false discovery rate of 10%" in page.text(".facts")
+    bars = ["pixels", f"{report.view_scores['pixels'][rows[1]['position']]:.1f}", f"reason {rows[1]['position']}"]
+    assert page.text(".bars").split("\n") == bars
+    assert "0.0005: 0.05% of reference images" in page.text(".facts")
+    assert "yes, at a false discovery rate of 10%" in page.text(".facts")
     page.press("ArrowRight")
     assert page.hash == f"#/image/{rows[2]['position']}"
     page.press("Escape")
-    assert page.text("h1") == "Images that belong least"
+    assert page.text("h1") == "Images by score"
     for wrong in (f"#/image/{report.top(300)[-1]}", "#/image/x", "#/image", "#/elsewhere"):
         page.go(wrong)
         assert "nothing of that name" in page.text(), wrong
@@ -214,12 +232,8 @@ def test_it_is_used_by_keyboard_alone(opened):
     page.press("x")
     with page.page.expect_download():
         page.press("s")
-    page.press("?")
-    assert page.page.locator("dialog[open]").count() == 1
-    page.press("Escape")
-    assert page.page.locator("dialog[open]").count() == 0
     page.press("1")
-    assert page.text("h1") == "Images that belong least"
+    assert page.text("h1") == "Images by score"
 
 
 @pytest.mark.slow
@@ -236,7 +250,7 @@ def test_no_page_is_wider_than_its_window(opened, width):
 def test_hostile_names_stay_text(opened):
     report = replace(made_up(layers=(HOSTILE,)), notes={"a": HOSTILE})
     page = opened(report, labels=[HOSTILE] * 300, title=HOSTILE, name="<img src=x onerror=alert(1)>.html")
-    assert page.page.title() == "Images that belong least · " + " ".join(HOSTILE.split())
+    assert page.page.title() == "Images by score · " + " ".join(HOSTILE.split())
     for place in ("", f"#/image/{report.top(1)[0]}"):
         page.go(place)
         assert page.page.locator("img, b").count() == 0

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 import re
 import zlib
 from dataclasses import replace
@@ -17,6 +16,8 @@ from reports import layer
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from lightning_anomaly.browser import EpochPoints
+from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.report.pictures import Pictures, even_order, probe_images, take_pictures
 
@@ -57,9 +58,13 @@ def read_points(content: bytes, filters: int) -> list[tuple[np.ndarray, np.ndarr
 class TestPoints:
     def test_they_come_back_to_a_four_thousandth_of_their_range(self, tmp_path):
         report = made_up(5, 300, outliers=2)
-        report.layers["conv"].isolated[3, 7] = True
-        report.save_html(tmp_path / "a.html")
         own = report.layers["conv"]
+        own.isolated[3, 7] = True
+        own.calinski_harabasz[0], own.sparsity[1] = torch.inf, torch.nan  # which JSON does not have
+        report.save_html(tmp_path / "a.html")
+        index = index_of(tmp_path / "a.html")
+        assert index["notes"] == []  # all points are there
+        assert index["layers"][0]["calinski_harabasz"][0] is index["layers"][0]["sparsity"][1] is None
         for index, (samples, points, marks) in enumerate(read_points(blocks_of(tmp_path / "a.html")["points-0"], 5)):
             assert samples.tolist() == list(range(300))
             size = own.points[index].amax(0) - own.points[index].amin(0)
@@ -84,15 +89,71 @@ class TestPoints:
         notes = index_of(tmp_path / "a.html")["notes"]
         assert any("the points of 100 samples" in note and "1,000 of the probe" in note for note in notes)
 
-    def test_infinite_and_missing_numbers_are_no_error(self, tmp_path):
-        report = made_up(3, 50)
-        own = report.layers["conv"]
-        own.calinski_harabasz[0], own.sparsity[1], own.points[2, 5] = torch.inf, torch.nan, torch.nan
-        report.save_html(tmp_path / "a.html")
-        assert index_of(tmp_path / "a.html")["notes"] == []  # all points are there
-        told = index_of(tmp_path / "a.html")["layers"][0]
-        assert told["calinski_harabasz"][0] is None
-        assert told["sparsity"][1] is None
+
+class TestEpochs:
+    def frames(self, report: AnomalyReport, factors: list[float]) -> list[Frame]:
+        kept = EpochPoints()
+        for epoch, factor in enumerate(factors):
+            layers = {name: replace(own, points=own.points * factor) for name, own in report.layers.items()}
+            kept.add(replace(report, layers=layers), epoch, epoch)
+        return kept.before(report, len(factors) - 1)
+
+    def read(self, report: AnomalyReport, frames: list[Frame]) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """What the analyses are called, samples `(F, S)` and points `(E, F, S, 2)`."""
+        called, count, blocks = packed_frames(report, frames)
+        filters = len(report.layers["conv"].verdicts)
+        samples = np.frombuffer(blocks["conv"], "<u4", filters * count).reshape(filters, count).cumsum(1)
+        codes = np.frombuffer(blocks["conv"], np.int8, offset=4 * filters * count)
+        points = np.sinh(codes / 24).reshape(2, len(called), filters, count).transpose(1, 2, 3, 0)
+        return called, samples, points
+
+    def test_points_come_back_turned_to_those_of_the_last(self):
+        report = made_up(4, 300, outliers=2)
+        factors = [0.5, -0.5, torch.tensor([3.0, -3.0]), -20, 1]
+        called, samples, points = self.read(report, self.frames(report, factors))
+        assert called == ["epoch 0", "epoch 1", "epoch 2", "epoch 3"]
+        assert samples.tolist() == [list(range(300))] * 4
+        last = report.layers["conv"].points.numpy()
+        for own, factor in zip(points, (0.5, 0.5, 3, 20), strict=True):
+            np.testing.assert_allclose(own, factor * last, rtol=0.03, atol=0.03)
+
+    def test_twenty_are_kept_spread_evenly_and_few_samples_of_many_filters(self, monkeypatch):
+        report = made_up(4, 300, outliers=2)
+        epochs = [frame.epoch for frame in self.frames(report, [1.0] * 90)]
+        assert epochs == list(range(0, 89, 8))
+        assert [frame.epoch for frame in self.frames(report, [1.0] * 20)] == list(range(19))
+        monkeypatch.setattr("lightning_anomaly.browser.epochs._PACKED_BYTES", (2 * 4 * 60, 10**6))
+        monkeypatch.setattr("lightning_anomaly.browser.epochs._FILTER_BYTES", 1)
+        called, samples, _ = self.read(report, self.frames(report, [1.0] * 6))
+        assert called == ["epoch 0", "epoch 3"]
+        assert samples.shape == (4, 30)
+        assert samples[:, :2].tolist() == [[0, 1]] * 4  # the outliers
+        assert np.diff(samples[:, 2:]).max() < 25
+        monkeypatch.setattr("lightning_anomaly.browser.epochs._KEPT_BYTES", 2 * 4 * 20)
+        (frame, *_) = self.frames(report, [1.0] * 6)
+        assert frame.codes["conv"].shape == (4, 20, 2)
+        assert frame.samples.diff().max() < 40
+
+    def test_of_other_layers_or_samples_none_is_shown(self):
+        kept = EpochPoints()
+        for step, other in enumerate((made_up(4, 300), made_up(4, 200), made_up(5, 300), AnomalyReport({}, 0))):
+            kept.add(other, 0, step)
+        assert [frame.step for frame in kept.before(made_up(4, 300), 9)] == [0]
+        assert kept.before(made_up(4, 300), 0) == []
+        kept.add(made_up(4, 300), 0, 5)
+        assert packed_frames(made_up(4, 300), kept.before(made_up(4, 300), 9))[0] == ["step 0", "step 5"]
+
+
+def test_of_each_sample_the_filters_farthest_from_it_come_first(tmp_path):
+    report = made_up(40, 50)
+    report.layers["conv"].points[3, 7] = torch.nan  # of a filter that was not analyzed
+    report.save_html(tmp_path / "a.html")
+    raw = zlib.decompress(blocks_of(tmp_path / "a.html")["reactions"])
+    filters = np.frombuffer(raw, "<u4", 50 * 24).reshape(50, 24)
+    distances = np.frombuffer(raw, "<f4", offset=4 * 50 * 24).reshape(50, 24)
+    expected = report.layers["conv"].points.nan_to_num(0).norm(dim=2).T.sort(1, descending=True)
+    np.testing.assert_array_equal(filters, expected.indices[:, :24])
+    np.testing.assert_allclose(distances, expected.values[:, :24], rtol=1e-6)
 
 
 class TestMaps:
@@ -124,27 +185,21 @@ class TestMaps:
         assert kept.maps[0, kept.samples[0] == 7].tolist() == [[[255, 0], [0, 0]]]
         assert kept.maps.sum() == 255
 
-    def test_they_keep_to_their_room(self, monkeypatch):
+    def test_they_keep_to_their_room(self, tmp_path, monkeypatch):
         monkeypatch.setattr("lightning_anomaly.report.pictures._MAP_BYTES", 3 * 16 * 10)
         maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-        kept = self.take(maps, torch.zeros(3, 100, dtype=torch.bool)).maps["conv"]
+        pictures = self.take(maps, torch.zeros(3, 100, dtype=torch.bool))
+        kept = pictures.maps["conv"]
         assert kept.maps.shape == (3, 10, 4, 4)
         # Nor is anything else held, which a pickled report would hold as well.
         for part in (kept.samples, kept.maps, kept.most, kept.least):
             assert part.untyped_storage().nbytes() == part.nbytes
-
-    def test_a_page_takes_as_many_as_fit(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("lightning_anomaly.browser.pack._MAP_BYTES", (20_000, 20_000))
-        outliers = torch.zeros(4, 500, dtype=torch.bool)
-        maps = torch.rand(500, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        amounts = []
-        for sparse in (maps, maps * (maps > 0.8)):
-            report = replace(made_up(4, 500), pictures=self.take(sparse, outliers))
-            report.save_html(tmp_path / "a.html")
-            assert len(blocks_of(tmp_path / "a.html")["maps-0"]) <= 20_000
-            amounts.append(index_of(tmp_path / "a.html")["layers"][0]["maps"]["kept"])
-            assert any(f"the maps of {amounts[-1]} of 500 samples" in n for n in index_of(tmp_path / "a.html")["notes"])
-        assert 500 > amounts[1] > 1.5 * amounts[0] > 150
+        monkeypatch.setattr("lightning_anomaly.browser.pack._MAP_BYTES", (3 * (8 + 4) * 7, 10**6))
+        monkeypatch.setattr("lightning_anomaly.browser.pack._FILTER_BYTES", 1)
+        replace(made_up(3, 100), pictures=pictures).save_html(tmp_path / "a.html")
+        index = index_of(tmp_path / "a.html")
+        assert index["layers"][0]["maps"]["kept"] == 7
+        assert any("the maps of 7 of 100 samples" in note for note in index["notes"])
 
     def test_packed_pixels_are_the_nearest_of_sixteen_levels(self, tmp_path):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
@@ -161,11 +216,9 @@ class TestMaps:
 
 
 class TestImages:
-    def test_small_uint8_images_keep_every_pixel(self):
+    def test_small_images_keep_every_pixel_large_and_many_are_pooled_by_means(self):
         images = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         assert torch.equal(probe_images(images), images.permute(0, 2, 3, 1))
-
-    def test_large_images_are_pooled_by_means_and_many_are_smaller(self):
         assert probe_images(torch.zeros(2, 3, 224, 100)).shape == (2, 56, 25, 3)
         assert probe_images(torch.zeros(10_000, 1, 32, 32)).shape == (10_000, 16, 16, 1)
         images = torch.zeros(1, 1, 128, 128, dtype=torch.uint8)
@@ -209,32 +262,34 @@ class TestReport:
                 report.save_html(tmp_path / "a.html", images=images)
         assert not (tmp_path / "a.html").exists()
 
-    def test_scores_are_there_if_there_are_any_and_infinite_ones_are_told(self, tmp_path):
-        report = made_up(1, 3)
+    def test_scores_are_told_with_what_is_usual_also_infinite_ones(self, tmp_path):
+        report = made_up(1, 5)
         report.save_html(tmp_path / "a.html")
-        assert index_of(tmp_path / "a.html")["scores"] is None
-        own = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5]))
-        replace(report, layers={"conv": own}).save_html(tmp_path / "a.html")
-        assert index_of(tmp_path / "a.html")["scores"] == [pytest.approx(-math.log(2 / 3)), None, 0]
+        assert index_of(tmp_path / "a.html")["scores"] == [0] * 5
+        own = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5, 2, 3]))
+        report = replace(report, layers={"conv": own})
+        report.save_html(tmp_path / "a.html")
+        index, (first, infinite, *others) = index_of(tmp_path / "a.html"), report.outlier_scores.tolist()
+        assert index["scores"] == [first, None, *others]
+        assert index["ordinary"] == pytest.approx(torch.tensor([first, *others]).quantile(0.95).item(), rel=1e-3)
+        assert [(view["view"], view["layer"]) for view in index["views"]] == [("filters", None), (None, "conv")]
+        assert index["views"][1]["ordinary"] == 2.85  # of the finite ones
+        raw = zlib.decompress(blocks_of(tmp_path / "a.html")["views"])
+        expected = [first, infinite, *others, *own.outlier_scores.tolist()]
+        assert np.frombuffer(raw, "<f4").tolist() == pytest.approx(expected)
+        assert index["reasons"] == [{"filters": "layer conv"}] * 5
 
     @pytest.mark.parametrize(
         ("labels", "names"),
         [
             (torch.tensor([10, 9, 10]), ["9", "10"]),  # in their own order
             (["b", "a", "b"], ["a", "b"]),
-            ([2, "a", 2], ["2", "a"]),
             (np.array([[3], [1], [3]]), ["[1]", "[3]"]),  # MedMNIST's
-            ([torch.tensor(3), torch.tensor(1), torch.tensor(3)], ["1", "3"]),
-            ([float("nan"), 1.0, float("nan")], None),
         ],
     )
     def test_labels_are_numbered_by_what_they_say(self, tmp_path, labels, names):
         made_up(1, 3).save_html(tmp_path / "a.html", labels=labels)
-        told = index_of(tmp_path / "a.html")["labels"]
-        assert told["names"] == (names or told["names"])
-        first, second, third = (told["names"][place] for place in told["of"])
-        assert first == third != second
-        assert len(told["names"]) == 2
+        assert index_of(tmp_path / "a.html")["labels"] == {"names": names, "of": [1, 0, 1]}
 
     def test_what_is_browsed_is_removed_when_python_exits(self, monkeypatch):
         at_exit = []

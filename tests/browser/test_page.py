@@ -1,7 +1,9 @@
 """The browser as a user meets it: opened from disk, hovered, clicked, keyed, linked to."""
 
+import csv
 import re
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from lightning_anomaly.browser import EpochPoints
 from lightning_anomaly.plots import clearest_filters
 
 HOSTILE = '<img src=x onerror="document.title=1">"\'&</script><b>'
@@ -60,58 +63,80 @@ def test_hovering_a_point_shows_that_sample_its_image_and_its_map(probed, opened
         assert page.text(".sample-link") == f"Sample {sample}"
 
 
+def exported(page) -> list[dict[str, str]]:
+    """The rows that the button saves."""
+    with page.page.expect_download() as download:
+        page.page.get_by_role("button", name="Export as CSV").click()
+    with Path(download.value.path()).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def find(page, text: str) -> None:
+    """What a person types into the field of a list."""
+    page.press("/")
+    page.page.keyboard.type(text)
+    page.press("Enter")
+
+
 @pytest.mark.slow
 class TestOverview:
-    def test_it_says_what_was_found(self, probed, opened):
+    def test_it_says_what_was_found_and_a_number_leads_to_as_many(self, probed, opened):
         report = probed.report
-        page = opened(report, title="Four hundred digits")
-        assert page.page.title() == "Four hundred digits"
-        text = page.text()
-        assert f"{report.count}\nanomaly filters of 40" in text
-        outliers = sum(votes > 0 for votes in report.outlier_samples)
-        assert f"{outliers}\nof 400 samples are outliers of some filter" in text
-        for layer in report.layers.values():
-            assert f"{len(layer.filters('anomaly'))} of {len(layer.verdicts)}" in text
-        assert page.page.locator("polyline").count() == 0
-        page.page.locator("canvas.cells").nth(1).click(position={"x": 11 * 5 + 4, "y": 4})
-        page.settle()
-        assert page.text("h1") == "Filter 5 of layer 2"
-
-    def test_isolated_filters_are_counted_and_told_from_the_others(self, probed, opened):
-        report = probed.report
-        page = opened(report)
-        total = sum(len(layer.isolated_filters) for layer in report.layers.values())
-        assert f"{total}\nfilters set samples apart from all others" in page.text()
-        layer, index = next(
-            (name, own.isolated_filters[0]) for name, own in report.layers.items() if own.isolated.any()
-        )
-        sample = int(report.layers[layer].isolated[index].nonzero()[0])
-        page.go(address(layer, index, f"?pin={sample}"))
-        assert "Apart from all other samples." in page.text(".inspector")
-        assert "isolated" in page.text(".groups")
-
-    def test_a_number_leads_to_as_many(self, probed, opened):
-        page = opened(probed.report)
-        links = page.page.eval_on_selector_all(
-            ".stat[href], .legend a", "all => all.map(each => [each.getAttribute('href'), each.innerText])"
-        )
-        assert len(links) >= 5
-        for link, text in links:
-            number = re.search(r"(^\d+)\n|(\d+)$", text)
-            page.go(link)
-            assert page.text("[role=status]").split()[0] == (number[1] or number[2]), text
-
-    def test_the_curves_of_a_history_are_drawn(self, probed, opened):
         history = [
             {"epoch": epoch, "metrics": {"count": 2.0 * epoch}, "losses": {"val_loss": 1.0 / (1 + epoch)}}
             for epoch in range(4)
         ]
-        page = opened(probed.report, history=history)
+        page = opened(report, title="Four hundred digits", history=history)
+        assert page.page.title() == "Four hundred digits"
+        text = page.text()
+        usual = report.outlier_scores.quantile(0.95)
+        assert f"{max(report.outlier_scores):.1f}\nthe largest score; 95% of the samples" in text
+        assert f"score below {usual:.1f}" in text
+        assert f"{report.count}\nanomaly filters of 40" in text
+        assert f"{sum(map(len, report.isolated.values()))}\nisolated filters" in text
+        for layer in report.layers.values():
+            assert f"{len(layer.filters('anomaly'))} of {len(layer.verdicts)}" in text
         assert page.page.locator("polyline").count() == 2
         assert page.page.locator("circle title").all_text_contents() == [
             *(f"val_loss, epoch {epoch}: {text}" for epoch, text in enumerate(["1", "0.5", "0.333", "0.25"])),
             *(f"anomaly filters, epoch {epoch}: {2 * epoch}" for epoch in range(4)),
         ]
+        links = page.page.eval_on_selector_all(
+            ".stat[href*=filters], .legend a", "all => all.map(each => [each.getAttribute('href'), each.innerText])"
+        )
+        assert len(links) >= 4
+        page.page.locator("canvas.cells").nth(1).click(position={"x": 11 * 5 + 4, "y": 4})
+        page.settle()
+        assert page.text("h1") == "Filter 5 of layer 2"
+        for link, text in links:
+            number = re.search(r"(^\d+)\n|(\d+)$", text)
+            page.go(link)
+            assert page.text("[role=status]").split()[0] == (number[1] or number[2]), text
+
+
+@pytest.mark.slow
+def test_a_slider_leads_through_earlier_analyses(probed, opened):
+    report = probed.report
+    layer, index, sample = flagged(report)
+    earlier = EpochPoints()
+    for epoch in range(3):  # points move outwards, and components have no sign
+        scale = (epoch + 1) / 4 * (1, -1, -1)[epoch]
+        layers = {name: replace(own, points=own.points * scale) for name, own in report.layers.items()}
+        earlier.add(replace(report, layers=layers), epoch, 10 * epoch)
+    page = opened(report, address(layer, index), frames=earlier.before(report, 30))
+    assert page.text("output") == "the last"
+    slider = page.page.get_by_label("Epoch")
+    place = report.layers[layer].points[index, sample]
+    for epoch in (0, 1, 2):
+        slider.fill(str(epoch))
+        assert page.text("output") == f"epoch {epoch}"
+        page.page.mouse.move(*page.place_of(place * (epoch + 1) / 4))
+        assert page.text(".sample-link") == f"Sample {sample}"
+        page.page.mouse.move(2, 2)
+    page.page.get_by_role("button", name="Play").click()
+    page.page.get_by_text("the last", exact=True).wait_for()
+    page.page.mouse.move(*page.place_of(place))
+    assert page.text(".sample-link") == f"Sample {sample}"
 
 
 @pytest.mark.slow
@@ -129,6 +154,7 @@ class TestFilter:
         assert page.text(".inspected") == f"Sample {sample}\npinned"
         page.open(page.hash)
         assert page.text(".inspected") == f"Sample {sample}\npinned"
+        assert re.search(r"In cluster \d+, outlier\b.* Score \d+\.\d\.", page.text(".inspector"))
         page.press("Escape")
         assert page.hash == address(layer, index)
         assert "Hover a point" in page.text(".inspector")
@@ -175,7 +201,12 @@ class TestFilter:
         page.press("o")
         assert view() == near != whole
         scatter.hover(position={"x": 200, "y": 200})
+        page.page.mouse.wheel(0, -100)  # scrolls the page
+        page.settle()
+        assert view() == near
+        page.page.keyboard.down("Control")
         page.page.mouse.wheel(0, -100)
+        page.page.keyboard.up("Control")
         page.settle()
         before = view()
         assert before != near
@@ -212,7 +243,7 @@ class TestFilter:
 
 @pytest.mark.slow
 class TestLists:
-    def test_filters_are_sorted_and_filtered(self, probed, opened):
+    def test_filters_are_sorted_filtered_found_and_exported(self, probed, opened):
         report = probed.report
         page = opened(report, "#/filters")
         page.page.get_by_label("Verdict").select_option("anomaly")
@@ -221,6 +252,10 @@ class TestLists:
         page.settle()
         shown = page.page.eval_on_selector_all("a.card", "cards => cards.map(card => card.getAttribute('href'))")
         assert shown == [address(*place, "?verdict=anomaly&sort=clearest") for place in clearest_filters(report, 24)]
+        rows = exported(page)
+        assert [(row["layer"], int(row["filter"])) for row in rows] == clearest_filters(report, report.count)
+        own = report.layers[rows[0]["layer"]]
+        assert float(rows[0]["explained"]) == pytest.approx(own.explained[int(rows[0]["filter"])].item(), rel=1e-3)
         page.page.get_by_label("Layer").select_option(label="layer 2")
         page.settle()
         own = report.layers["2"].filters("anomaly")
@@ -228,41 +263,57 @@ class TestLists:
         page.page.locator("a.card").first.click()
         page.settle()
         assert f"1 of {len(own)}, anomaly filters of layer 2" in page.text(".steps")
+        page.go("#/filters")
+        find(page, "filter 5")
+        assert page.text("[role=status]") == "3 filters"
+        assert {row["filter"] for row in exported(page)} == {"5"}
         page.go("#/filters?verdict=dead&layer=0")
         assert "No filter is like that" in page.text()
 
-    def test_samples_are_sorted_by_score_and_by_votes_and_the_arrows_keep_to_it(self, probed, opened):
+    def test_samples_are_ranked_found_and_exported_and_the_arrows_keep_to_it(self, probed, opened):
         report = probed.report
-        votes, scores = report.outlier_samples, report.outlier_scores
-        page = opened(report, "#/samples")
+        scores, order = report.outlier_scores, report.by_outlier_score
+        page = opened(report, "#/samples", labels=[f"{place}.png" for place in range(400)])
         tiles = page.page.locator("a.tile").all_inner_texts()
-        expected = [
-            f"{i} score {scores[i]:.1f}\n{votes[i]} vote{'s' * (votes[i] != 1)}" for i in report.by_outlier_score
-        ]
+        expected = [f"{i} score {scores[i]:.1f}\n{i}.png" for i in order]
         assert [tile.strip() for tile in tiles] == expected[: len(tiles)]
-        page.page.get_by_label("Sort by").select_option("votes")
-        page.settle()
-        counts = [int(tile.split("\n")[1].split()[0]) for tile in page.page.locator("a.tile").all_inner_texts()]
-        assert counts == sorted(votes, reverse=True)[: len(counts)]
-        order = sorted(range(400), key=lambda sample: -votes[sample])
-        most = [sample for sample in order if votes[sample] > votes[order[3]]]
+        assert [(int(row["sample"]), row["label"]) for row in exported(page)] == [(i, f"{i}.png") for i in order]
         page.page.locator("a.tile").first.click()
         page.settle()
-        found = [page.text("h1")]
-        for _ in most[1:]:
+        for place in (1, 2):
             page.press("ArrowRight")
-            found.append(page.text("h1"))
-        assert set(found) == {f"Sample {sample}" for sample in most}
+            assert page.text("h1") == f"Sample {order[place]}"
+        page.go("#/samples")
+        find(page, "99.PNG")
+        assert [row["sample"] for row in exported(page)] == [str(i) for i in order if i % 100 == 99]
+        page.go("#/samples?find=sample+7")
+        assert page.text("[role=status]") == "1 sample"
 
-    def test_a_sample_leads_to_its_filters_and_back(self, probed, opened):
+    def test_a_sample_has_a_bar_for_each_layer_and_the_filters_that_react_most(self, probed, opened):
         report = probed.report
         first = report.by_outlier_score[0]
-        page = opened(report, "#/samples")
-        page.page.locator("a.tile").first.click()
-        page.settle()
-        assert page.text("h1") == f"Sample {first}"
-        assert f"an outlier of {report.outlier_samples[first]} filters" in page.text(".sample")
-        assert f"outlier score is {report.outlier_scores[first]:.1f}" in page.text(".sample")
+        page = opened(report, f"#/sample/{first}")
+        assert f"Score {report.outlier_scores[first]:.1f} 1 of 400" in page.text(".score")
+        views, layers = (bars.split("\n") for bars in page.page.locator(".bars").all_inner_texts())
+        reasons = report.outlier_reasons(first)
+        expected = [(name, f"{own[first]:.1f}", reasons[name]) for name, own in report.view_scores.items()]
+        assert [*zip(views[::3], views[1::3], views[2::3], strict=True)] == expected
+        expected = [(f"layer {name}", f"{own.outlier_scores[first]:.1f}") for name, own in report.layers.items()]
+        assert [*zip(layers[::2], layers[1::2], strict=True)] == expected
+        reactions = {
+            (name, index): own.points[index, first].norm().item()
+            for name, own in report.layers.items()
+            for index in range(len(own.verdicts))
+        }
+        strongest = sorted(reactions, key=reactions.__getitem__, reverse=True)
+        shown = page.page.eval_on_selector_all("a.card", "cards => cards.map(card => card.getAttribute('href'))")
+        assert shown == [address(*place, f"?pin={first}") for place in strongest[:24]]
+        assert page.text(".told >> nth=0") == f"{reactions[strongest[0]]:.3g}"
+        assert "vote" not in page.text()  # until the details are opened
+        page.page.locator("summary").click()
+        assert f"outlier of {report.outlier_samples[first]} filters (votes)" in page.text("details")
+        isolating = sum(int(own.isolated[:, first].sum()) for own in report.layers.values())
+        assert f"isolated by {isolating} filter" in page.text("details")
         page.page.locator("a.card").first.click()
         page.settle()
         assert page.text(".inspected") == f"Sample {first}\npinned"
@@ -320,6 +371,8 @@ class TestEverywhere:
         page = opened(probed.report)
         page.press("2")
         assert page.text("h1") == "Filters"
+        # What has the focus has a frame, but for the page as a whole.
+        assert page.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "none"
         page.press("?")
         assert page.page.locator("dialog[open]").count() == 1
         page.press("Escape")

@@ -144,11 +144,10 @@ def test_it_masks_once_for_each_rise(tmp_path: Path, options: dict[str, Any], ex
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
 def test_a_resumed_run_masks_for_the_same_rises_as_the_whole_one(tmp_path: Path) -> None:
-    rises = [0.2, 0.2, 0.0, 0.2, 0.2]
-
     def run(*callbacks: Any, ckpt_path: Any = None) -> list[dict[str, Any]]:
-        prune, ends = pruner(None, on_rise=0.1), {"max_epochs": 5, "limit_train_batches": 1}
-        trainer = quiet_trainer(tmp_path, prune, Rising(rises), *callbacks, num_sanity_val_steps=0, **ends)
+        prune, rising = pruner(None, on_rise=0.1), Rising([0.2, 0.2, 0.0, 0.2, 0.2])
+        options: Any = {"max_epochs": 5, "limit_train_batches": 1, "num_sanity_val_steps": 0}
+        trainer = quiet_trainer(tmp_path, prune, rising, *callbacks, **options)
         trainer.fit(GeluNet(), training_loader(), probe_loader(), ckpt_path=ckpt_path)
         return prune.events
 
@@ -219,7 +218,6 @@ def test_two_of_them_live_side_by_side_and_keep_to_the_limit_together(tmp_path: 
     model = GeluNet()
     trainer = fit(tmp_path, model, one, two)
     assert {"anomaly_prune/masked", "random/masked"} <= set(trainer.callback_metrics)
-    assert one.state_key != two.state_key
     assert counts(one.masked) == {"conv1": 2, "conv2": 2, "up": 1}
     assert counts(two.masked) == {"conv1": 1, "conv2": 2, "up": 1}
     assert not any(set(one.masked[layer]) & set(filters) for layer, filters in two.masked.items())
@@ -229,7 +227,7 @@ def test_two_of_them_live_side_by_side_and_keep_to_the_limit_together(tmp_path: 
 def test_a_weight_that_cannot_be_masked_is_refused_before_the_training_begins(tmp_path: Path) -> None:
     model = GeluNet()
     nn.utils.parametrizations.orthogonal(model.conv2)
-    with pytest.raises(ValueError, match=r"'conv2' .* AnomalyPruneCallback cannot mask it"):
+    with pytest.raises(ValueError, match="Found 'conv2' with"):
         fit(tmp_path, model, pruner())
     prune = pruner()
     trainer = quiet_trainer(tmp_path, watcher(layers=["conv1"]), prune, num_sanity_val_steps=0)
@@ -279,22 +277,13 @@ def test_it_does_not_touch_what_it_does_not_mask(tmp_path: Path) -> None:
         assert torch.equal(other[name], value)
 
 
-@pytest.mark.parametrize(
-    ("options", "watches", "few", "expected"),
-    [
-        ({"min_votes": 3, "last_reports": 4}, {}, "1 reports as epoch 1 begins, fewer than `min_votes = 3`", 3),
-        # Analyzed at validations 0 and 3, and repeated at the others.
-        ({"min_votes": 2, "last_reports": 2}, {"every_n_validations": 3}, "1 reports as epoch 1", 4),
-    ],
-)
-def test_without_enough_reports_it_waits_and_says_so(
-    tmp_path: Path, options: dict[str, Any], watches: dict[str, Any], few: str, expected: int
-) -> None:
-    prune = pruner(1, **options)
-    trainer = quiet_trainer(tmp_path, prune, watcher(**watches), max_epochs=5, num_sanity_val_steps=0)
-    with pytest.warns(UserWarning, match=f"has {few}"):
+def test_without_enough_reports_it_waits_and_says_so(tmp_path: Path) -> None:
+    """Reports are of validations 0 and 3, and repeated at the others."""
+    prune = pruner(1, min_votes=2, last_reports=2)
+    trainer = quiet_trainer(tmp_path, prune, watcher(every_n_validations=3), max_epochs=5, num_sanity_val_steps=2)
+    with pytest.warns(UserWarning, match="has 1 reports as epoch 1 begins, fewer than `min_votes = 2`"):
         trainer.fit(GeluNet(), training_loader(), probe_loader())
-    assert epochs(prune) == [expected]
+    assert epochs(prune) == [4]
     assert prune.masked
 
 
@@ -303,15 +292,10 @@ def test_what_cannot_work_is_said_when_a_fit_begins(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"AnomalyFilterCallback .* Found none"):
         trainer.fit(GeluNet(), training_loader(), probe_loader())
     trainer.validate(GeluNet(), probe_loader(), verbose=False)  # nothing to mask
-    with pytest.warns(UserWarning, match=r"`at_epoch` .*`max_epochs = 2`.* Found \[2, 7\]"):
-        fit(tmp_path, GeluNet(), pruner([1, 2, 7]))
-    fit(tmp_path, GeluNet(), prune := pruner(100), max_epochs=-1, max_steps=3)  # as far as anybody knows
-    assert "masked no filter" in prune.describe()
     prune = pruner()
     trainer = SimpleNamespace(callbacks=[prune, watcher()], strategy=FSDPStrategy())
     with pytest.raises(ValueError, match=r"strategy .* Found FSDPStrategy"):
         prune.setup(trainer, GeluNet(), "fit")
-    prune.setup(trainer, GeluNet(), "validate")  # nothing to mask
     watching, prune = watcher(layers=["norm1", "conv2"]), pruner(1)
     trainer = quiet_trainer(tmp_path, watching, prune, num_sanity_val_steps=0)
     with pytest.warns(UserWarning, match=r"'norm1', .* no convolution"):

@@ -1,10 +1,18 @@
-"""Real TensorBoard and CSV files are read back; W&B, MLflow and Comet are doubles with the methods of the real ones."""
+"""Figures, charts and pages: TensorBoard's and CSV files are read back; W&B, MLflow and Comet are doubles here."""
 
+import base64
+import io
+import json
 import re
+import sys
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from matplotlib.figure import Figure
@@ -13,10 +21,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from trainers import QUIET, SmallNet, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, loss_tags
+from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, log_page, loss_tags
+from lightning_anomaly.report.pictures import probe_images
 
 pytestmark = QUIET
-LOSSES, COUNT = ["train_loss_epoch", "val_loss"], "anomaly_filters/count"
+LOSSES = ["train_loss", "val_loss"]
 
 
 @pytest.fixture
@@ -27,52 +36,55 @@ def figure() -> Figure:
 
 
 class Double(Logger):
-    """A logger that writes down what it is told."""
+    """A logger that writes down what it is told; its experiment does too, if it has one."""
 
     name, version = "double", "0"
+    experiment: Any = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[dict] = []
+        self.calls: list[Any] = []
 
-    def log_metrics(self, metrics, step=None):
-        raise AssertionError("not asked for")
+    def log_metrics(self, metrics: Any, step: Any = None) -> None:
+        self.calls.append((metrics, step))
 
-    def log_hyperparams(self, params, *args, **kwargs):
-        raise AssertionError("not asked for")
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None: ...
 
 
 class WandbDouble(Double):
-    def log_image(self, key, images, step=None, **kwargs):
-        assert isinstance(images, list)
-        self.calls.append({"key": key, "images": images, "step": step, **kwargs})
+    def log_image(self, key: str, images: Any, step: Any = None) -> None:
+        (image,) = images
+        self.calls.append((key, np.asarray(image.convert("RGB")).shape, step))
 
 
-class MlflowClient:
-    def __init__(self, calls):
-        self._calls = calls
+class MlflowClient(list):
+    def log_figure(self, run_id: str, figure: Figure, artifact_file: str, *, save_kwargs: Any = None) -> None:
+        self.append((run_id, figure, artifact_file))
 
-    def log_figure(self, run_id, figure, artifact_file, *, save_kwargs=None):
-        self._calls.append({"run_id": run_id, "figure": figure, "artifact_file": artifact_file})
+    def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
+        self.append((run_id, text, artifact_file))
 
 
 class MlflowDouble(Double):
     run_id = property(lambda self: "run 1")
-    experiment = property(lambda self: MlflowClient(self.calls))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experiment = MlflowClient()
 
 
-class CometExperiment:
-    def __init__(self, calls):
-        self._calls = calls
+class CometExperiment(list):
+    def log_figure(self, figure_name=None, figure=None, overwrite=False, step=None, metadata=None, format="auto"):
+        self.append((figure_name, figure, step))
 
-    def log_figure(
-        self, figure_name=None, figure=None, overwrite=False, step=None, metadata=None, format="auto"
-    ):  # as Comet's
-        self._calls.append({"figure_name": figure_name, "figure": figure, "step": step})
+    def log_asset_data(self, data: str, name: str, overwrite: bool, step: int) -> None:
+        self.append((data, name, overwrite, step))
 
 
 class CometDouble(Double):
-    experiment = property(lambda self: CometExperiment(self.calls))
+    def __init__(self) -> None:
+        super().__init__()
+        self.experiment = CometExperiment()
 
 
 def events(logger: TensorBoardLogger) -> EventAccumulator:
@@ -92,7 +104,7 @@ class TestLogFigure:
         logger = CSVLogger(tmp_path)
         logger.log_metrics({"loss": 1.0}, 0)
         for step in (12, 123_456_789):
-            assert log_figure(logger, "anomaly_filters/filters", figure, step)
+            log_figure(logger, "anomaly_filters/filters", figure, step)
         logger.save()
         folder = Path(logger.log_dir) / "anomaly_filters" / "filters"
         assert sorted(file.name for file in folder.iterdir()) == ["step=000012.png", "step=123456789.png"]
@@ -104,45 +116,45 @@ class TestLogFigure:
     @pytest.mark.parametrize("name", ["../../outside", "/outside", "a:b*?/..", "..", ""])
     def test_no_name_leads_out_of_the_log_folder(self, tmp_path, figure, name):
         logger = CSVLogger(tmp_path / "logs")
-        assert log_figure(logger, name, figure, 1)
+        log_figure(logger, name, figure, 1)
         (file,) = tmp_path.rglob("*.png")
         assert file.is_relative_to(logger.log_dir)
         assert all(re.fullmatch(r"[\w.=-]+", part) for part in file.relative_to(logger.log_dir).parts)
 
-    def test_wandb_gets_a_picture(self, figure):
-        logger = WandbDouble()
-        assert log_figure(logger, "anomaly_filters/filters", figure, 7)
-        (call,) = logger.calls
-        (image,) = call.pop("images")
-        assert call == {"key": "anomaly_filters/filters", "step": 7}
-        assert np.asarray(image.convert("RGB")).shape == (50, 100, 3)
-
-    def test_mlflow_gets_the_figure_under_its_run_and_comet_at_its_step(self, figure):
-        mlflow, comet = MlflowDouble(), CometDouble()
-        for logger in (mlflow, comet):
-            assert log_figure(logger, "anomaly_filters/filters", figure, 7)
-        file = "anomaly_filters/filters/step=000007.png"
-        assert mlflow.calls == [{"run_id": "run 1", "figure": figure, "artifact_file": file}]
-        assert comet.calls == [{"figure_name": "anomaly_filters/filters", "figure": figure, "step": 7}]
-
-    @pytest.mark.parametrize(
-        "logger", [Double(), DummyLogger(), object(), None], ids=lambda logger: type(logger).__name__
-    )
+    @pytest.mark.parametrize("logger", [Double(), DummyLogger(), object(), None], ids=lambda own: type(own).__name__)
     def test_others_are_left_alone(self, logger, figure):
-        assert log_figure(logger, "filters", figure, 1) is False
-        assert log_overlay_layout(logger, LOSSES, "losses") is False
+        log_figure(logger, "filters", figure, 1)
+        log_page(logger, "browser", "<p>", 1)
+        log_overlay_layout(logger, LOSSES, "losses")
+        assert not isinstance(logger, Double) or logger.calls == []
+
+
+NAME = "anomaly_filters/filters"
+
+
+def test_wandb_gets_pictures_and_pages_without_anything_from_the_network(figure, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Html=lambda data, inject=True: (data.read(), inject)))
+    logger = WandbDouble()
+    log_figure(logger, NAME, figure, 7)
+    log_page(logger, NAME, "<p>", 8)
+    assert logger.calls == [(NAME, (50, 100, 3), 7), ({NAME: ("<p>", False)}, 8)]
+
+
+def test_mlflow_gets_artifacts_of_its_run_and_comet_figures_and_assets_at_their_steps(figure):
+    mlflow, comet = MlflowDouble(), CometDouble()
+    for logger in (mlflow, comet):
+        log_figure(logger, NAME, figure, 7)
+        log_page(logger, NAME, "<p>", 8)
+    assert mlflow.experiment == [("run 1", figure, f"{NAME}/step=000007.png"), ("run 1", "<p>", f"{NAME}.html")]
+    assert comet.experiment == [(NAME, figure, 7), ("<p>", f"{NAME}.html", True, 8)]
 
 
 class TestLogOverlayLayout:
-    def test_curves_of_another_scale_are_shown_apart_as_well(self, tmp_path):
+    def test_a_fit_lays_its_losses_and_the_fraction_into_one_chart(self, tmp_path):
         logger = TensorBoardLogger(tmp_path)
-        log_overlay_layout(logger, [*LOSSES, COUNT], "anomaly_filters", apart=[COUNT])
-        charts = layouts(logger)["anomaly_filters"]
-        assert list(charts.values()) == [
-            ["^train_loss_epoch$", "^val_loss$", "^anomaly_filters/count$"],
-            ["^train_loss_epoch$", "^val_loss$"],
-            ["^anomaly_filters/count$"],
-        ]
+        quiet_trainer(tmp_path, watcher(), logger=logger).fit(SmallNet(), loader(), loader(seed=1))
+        expected = ["^train_loss$", "^val_loss$", "^anomaly_filters/fraction$"]
+        assert list(layouts(logger)["anomaly_filters"].values()) == [expected]
 
     def test_expressions_match_the_logged_tag_alone(self, tmp_path, figure):
         names = ["loss", "loss_step", "a.b (c)+[d]|e", "aXb (c)+[d]|e", "loss/dataloader_idx_0"]
@@ -165,16 +177,12 @@ class TestLossTags:
             ("", []),
             ("epoch accuracy val_accuracy lr-Adam", []),
             ("train_loss val_loss", ["train_loss", "val_loss"]),
-            ("val_loss train_loss", ["train_loss", "val_loss"]),
             ("train_loss_step train_loss train_loss_epoch val_loss", ["train_loss_epoch", "val_loss"]),
-            ("train_loss_step train_loss val_loss", ["train_loss", "val_loss"]),
             ("train_loss_step val_loss_step val_loss_epoch", ["train_loss_step", "val_loss_epoch"]),
             ("loss valid/loss", ["loss", "valid/loss"]),
-            ("loss_step loss_epoch valid_loss", ["loss_epoch", "valid_loss"]),
             ("training/loss_epoch training/loss_step validation/loss", ["training/loss_epoch", "validation/loss"]),
             ("Loss/val Loss/train", ["Loss/train", "Loss/val"]),
             ("trainLoss valLoss", ["trainLoss", "valLoss"]),
-            ("TrainLoss ValidationLoss", ["TrainLoss", "ValidationLoss"]),
             ("valloss trainloss", ["trainloss", "valloss"]),
             ("loss/train/epoch loss/dev", ["loss/train/epoch", "loss/dev"]),
             ("losses/train losses/eval", ["losses/train", "losses/eval"]),
@@ -206,13 +214,7 @@ class Gone:
 
 
 class Broken(Double):
-    experiment = property(lambda self: Gone())
-
-    def log_metrics(self, metrics, step=None):
-        pass
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
+    experiment = Gone()
 
 
 def test_a_failing_logger_is_one_warning_and_the_others_get_their_figures(tmp_path):
@@ -226,3 +228,102 @@ def test_a_failing_logger_is_one_warning_and_the_others_get_their_figures(tmp_pa
     assert len(said(caught)) == 2  # the layout of the charts, and figures
     assert len(list(Path(csv.log_dir).rglob("*.png"))) > 1
     assert len(ours.history) == 2
+
+
+# The filter browser.
+
+
+def index_of(page: str) -> dict[str, Any]:
+    found = re.search(r'id="index">([^<]*)<', page)
+    assert found is not None
+    return json.loads(zlib.decompress(base64.b64decode(found[1])))
+
+
+def sprite_of(page: str) -> Image.Image:
+    found = re.search(r'id="sprite">([^<]*)<', page)
+    assert found is not None
+    return Image.open(io.BytesIO(base64.b64decode(found[1])))
+
+
+def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path) -> None:
+    loggers = [TensorBoardLogger(tmp_path / "a"), CSVLogger(tmp_path / "b")]
+    probe = loader(seed=1)
+    probe.dataset.tensors[0][7] *= 20
+    off, ours = watcher(log_key_prefix="off"), watcher(browser=True)
+    quiet_trainer(tmp_path, off, ours, logger=loggers, max_epochs=3).fit(SmallNet(), loader(), probe)
+    files = {Path(logger.log_dir) / "anomaly_filters" / "browser.html" for logger in loggers}
+    assert set(tmp_path.rglob("*.html")) == files
+    for file in files:
+        index = index_of(file.read_text())
+        assert index["votes"] == ours.report.outlier_samples
+        assert index["title"] == "Anomaly filters, step 8"
+        assert index["images"] == {"height": 8, "width": 8, "columns": 8}
+        assert index["layers"][0]["maps"]["kept"] == 60
+        sheet = torch.from_numpy(np.array(sprite_of(file.read_text()))).reshape(-1, 8, 8, 8, 1)
+        assert torch.equal(sheet.transpose(1, 2).flatten(0, 1)[:60], probe_images(probe.dataset.tensors[0]))
+        assert index["history"]["epochs"] == [0, 1, 2]
+        assert index["history"]["counts"] == [entry["metrics"]["count"] for entry in ours.history]
+        losses = index["history"]["losses"]
+        assert set(losses) == {"train_loss", "val_loss"}
+        assert all(value is not None for values in losses.values() for value in values)
+    assert all("losses" not in entry for entry in off.history)
+
+
+def test_a_resumed_fit_goes_on_with_the_steps_of_the_whole_one(tmp_path: Path) -> None:
+    def fit(epochs: int, ckpt_path: Any = None) -> list[int]:
+        logger = CometDouble()
+        trainer = quiet_trainer(tmp_path, watcher(browser=True), logger=logger, max_epochs=epochs)
+        trainer.fit(SmallNet(), loader(), loader(seed=1), ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return [step for _, _, _, step in logger.experiment]
+
+    assert fit(3) == [2, 5, 8]  # the 1st, the 2nd and the last of three
+    assert fit(9, tmp_path / "last.ckpt") == [11, 23, 26]  # the 4th, the 8th and the last of nine
+
+
+MEAN, BOTH = ({"on_step": step, "on_epoch": True} for step in (False, True))
+
+
+@pytest.mark.parametrize(
+    ("logged", "options", "expected"),
+    [
+        (BOTH, {}, {"train_loss_epoch": [1, 11, 21, 31]}),
+        (
+            MEAN,
+            {"val_check_interval": 1},
+            {"train_loss": [*[None, None, 1], *[None, None, 11], *[None, None, 21], *[None, None, 31]]},
+        ),
+    ],
+    ids=["both", "mean, every batch"],
+)
+def test_the_losses_are_those_of_their_epochs(logged: Any, options: Any, expected: Any, tmp_path: Path) -> None:
+    class Losses(SmallNet):
+        """Losses that tell the epoch and the batch."""
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("train_loss", 10.0 * self.current_epoch + batch_idx, **logged)
+            return self.loss(batch)
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0])
+            self.log("val_loss", 100.0 + self.current_epoch)
+
+    ours = watcher(browser=True)
+    trainer = quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path), max_epochs=4, **options)
+    trainer.fit(Losses(), loader(), loader(seed=1))
+    found = [entry["losses"] for entry in ours.history]
+    assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
+    assert {name for losses in found for name in losses} == set(expected)
+    assert {name: [losses.get(name) for losses in found] for name in expected} == expected
+
+
+@pytest.mark.parametrize("part", ["_probe.take_pictures", "_figures.page_text"])
+def test_a_browser_that_fails_costs_no_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise ValueError("no page today")
+
+    monkeypatch.setattr(f"lightning_anomaly.callbacks.{part}", fail)
+    ours = watcher(browser=True)
+    with pytest.warns(UserWarning, match="could not .*ValueError: no page today"):
+        quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path)).fit(SmallNet(), loader(), loader(seed=1))
+    assert [entry["analysed"] for entry in ours.history] == [True, True]

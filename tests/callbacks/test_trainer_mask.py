@@ -11,7 +11,7 @@ import pytest
 import torch
 from acting import PROBE, GeluNet, ManualNet, fit, leak, probe_loader, pruner, training_loader
 from lightning.pytorch import callbacks as lightning_callbacks
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
@@ -272,8 +272,7 @@ def test_a_second_fit_of_the_model_keeps_the_mask_and_another_model_starts_witho
     assert leak(model, prune.masked) == 0
     other = GeluNet()
     trainer = quiet_trainer(tmp_path, prune, watching, max_epochs=1)
-    with pytest.warns(UserWarning, match="when nothing will happen"):
-        trainer.fit(other, training_loader(), probe_loader())
+    trainer.fit(other, training_loader(), probe_loader())
     assert prune.masked == {}
     assert all((other.conv1.weight[i] != 0).any() for i in range(6))
 
@@ -299,32 +298,7 @@ def test_what_is_validated_is_said_to_be_masked_if_it_is(tmp_path: Path) -> None
     (reset,) = trainer.validate(model, probe_loader(), verbose=False)
     assert other["anomaly_prune/masked"] == reset["anomaly_prune/masked"] == 0
     assert other["anomaly_prune/masked_fraction"] == reset["anomaly_prune/masked_fraction"] == 0
-    with pytest.warns(UserWarning, match=f"Other weights were loaded since .* masked {count} filters"):
-        trainer.fit(model, training_loader(), probe_loader())
-    assert leak(model, prune.masked) == 0
-
-
-class Searching(LearningRateFinder):
-    """Looks for a learning rate before epoch 2, as in Lightning's example of fine-tuning: it loads what it saved."""
-
-    def __init__(self) -> None:
-        super().__init__(num_training_steps=2, early_stop_threshold=None, update_attr=False)
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        pass
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.current_epoch == 2 and self.optimal_lr is None:
-            self.lr_find(trainer, pl_module)
-
-
-def test_a_checkpoint_that_is_loaded_in_the_middle_of_a_fit_keeps_the_mask(tmp_path: Path) -> None:
-    prune, model, searching = pruner([1, 3], max_fraction=0.5), GeluNet(), Searching()
-    seen = Watching(prune)
-    fit(tmp_path, model, searching, prune, seen, max_epochs=4)
-    assert searching.optimal_lr is not None
-    assert [event["epoch"] for event in prune.events] == [1, 3]
-    assert seen.batches == 3 * 3
+    trainer.fit(model, training_loader(), probe_loader())
     assert leak(model, prune.masked) == 0
 
 
@@ -364,7 +338,7 @@ class Stepping(FunctionalNet):
 
 def test_without_forward_validation_step_finds_the_norms_and_leaves_no_trace(tmp_path: Path) -> None:
     prune, model, logger = pruner(1), Stepping(), CSVLogger(tmp_path)
-    with pytest.warns(UserWarning, match="'up' as it is"):  # neither calls it for a few samples
+    with pytest.warns(UserWarning, match=r"leaves \['up'\]"):  # neither calls it for a few samples
         fit(tmp_path, model, prune, logger=logger)
     assert "conv1" in prune.masked
     assert "up" not in prune.masked
@@ -419,15 +393,13 @@ class Elsewhere(pl.Callback):
         self.average = AveragedModel(pl_module.conv1)
 
 
-def test_averages_that_cannot_be_masked_are_reported_and_other_networks_not_touched(tmp_path: Path) -> None:
-    model, other, prune = GeluNet(), Elsewhere(), pruner(1)
-    before = copy.deepcopy(other.teacher.state_dict())
-    with pytest.warns(UserWarning, match="may come back") as caught:
-        fit(tmp_path, model, prune, other)
-    told = [str(warning.message) for warning in caught if "average" in str(warning.message)]
-    assert ["Elsewhere" in text for text in told] == [True]
+def test_averages_of_a_part_and_other_networks_are_not_touched(tmp_path: Path) -> None:
+    other, prune = Elsewhere(), pruner(1)
+    before = copy.deepcopy([other.teacher.state_dict(), GeluNet().conv1.state_dict()])
+    fit(tmp_path, GeluNet(), prune, other)
     assert prune.masked
-    assert same(other.teacher.state_dict(), before)
+    assert same(other.teacher.state_dict(), before[0])
+    assert same(other.average.module.state_dict(), before[1])
 
 
 class Replacing(pl.Callback):

@@ -17,7 +17,6 @@ from forked import LIMIT, Outcome, run_forked
 from lightning.pytorch.strategies import DDPStrategy
 from network import images
 from small import loader, module, quiet
-from torch.utils.data import DataLoader
 
 from lightning_anomaly import AnalysisSettings, shared_analysis
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, TwoSampleCallback, two_sample
@@ -26,14 +25,11 @@ PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False, "settings": Ana
 ONE_AND_TWO = ("whole_set", "train_probe")  # run in one process too, for comparison
 
 
-def fit(
-    world: int, callback: Any, *others: Any, val: Any = None, model: Any = None, train: Any = None, **options: Any
-) -> Outcome:
-    """What one process saw in a fit."""
+def fit(world: int, callback: Any, *others: Any, val: Any = None, train: Any = None, **options: Any) -> Outcome:
+    """What one process saw in a fit, in which the weights stay."""
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)) if world > 1 else "auto"
     fitter = quiet(devices=world, strategy=strategy, callbacks=[callback, *others], **options)
-    model = module() if model is None else model
-    fitter.fit(model, loader() if train is None else train, loader() if val is None else val)
+    fitter.fit(module(lr=0.0), loader() if train is None else train, loader() if val is None else val)
     report = callback.report
     return {
         "epochs": fitter.current_epoch,
@@ -43,32 +39,19 @@ def fit(
 
 
 def whole_set(rank: int, world: int) -> Outcome:
-    """The probe is all of a validation set that two processes cannot share evenly; the weights stay."""
-    return fit(world, AnomalyFilterCallback(probe_size=500), model=module(lr=0.0), val=loader(95), max_epochs=1)
+    """The probe is all of a validation set that two processes cannot share evenly."""
+    return fit(world, AnomalyFilterCallback(probe_size=500), val=loader(95), max_epochs=1)
 
 
 def train_probe(rank: int, world: int) -> Outcome:
     probe = AnomalyFilterCallback(probe="train", probe_size=81)
-    return fit(world, probe, model=module(lr=0.0), train=loader(103, batch_size=13, shuffle=True), max_epochs=1)
-
-
-def same_set(rank: int, world: int) -> Outcome:
-    """Both processes validate all of the set."""
-    val = DataLoader(images(96), batch_size=8)
-    return fit(world, AnomalyFilterCallback(**PROBE), val=val, model=module(norm=False), use_distributed_sampler=False)
+    return fit(world, probe, train=loader(103, batch_size=13, shuffle=True), max_epochs=1)
 
 
 def fails_and_raises(rank: int, world: int) -> Outcome:
     if rank == 0:
         shared_analysis.analyze_slice = lambda *args, **kwargs: 1 / 0
     return fit(world, AnomalyFilterCallback(**PROBE, on_error="raise"))
-
-
-def one_sees_other_images(rank: int, world: int) -> Outcome:
-    """In process 1 the images are others in every epoch."""
-    model = module()
-    model.on_after_batch_transfer = lambda batch, _: [batch[0] + rank * model.current_epoch, batch[1]]
-    return fit(world, AnomalyFilterCallback(**PROBE), model=model)
 
 
 def output_stops(rank: int, world: int) -> Outcome:
@@ -86,7 +69,7 @@ def output_stops(rank: int, world: int) -> Outcome:
     inputs, stopping = images(96).tensors[0], AnomalyEarlyStopping()
     compared = TwoSampleCallback(inputs[:40] + 0.3, inputs[40:])
     return {
-        **fit(world, compared, stopping, model=module(lr=0.0), max_epochs=9),
+        **fit(world, compared, stopping, max_epochs=9),
         "reason": stopping.stopping_reason_message,
     }
 

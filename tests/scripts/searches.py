@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from forked import LIMIT, Outcome, run_forked
@@ -108,25 +107,6 @@ def broadcast(rank: int, world: int) -> Outcome:
     except Exception as error:
         failed = repr(error)
     return {"rank": found["rank"], "numbers": found["numbers"].tolist(), "failed": failed}
-
-
-def in_a_fit(rank: int, world: int) -> Outcome:
-    """In a hook of a callback of a Trainer that has wrapped the loader."""
-    import lightning.pytorch as pl
-    from lightning.pytorch.strategies import DDPStrategy
-    from small import loader, module, quiet
-
-    class Search(pl.Callback):
-        found: Outcome = {}
-
-        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-            self.found = values(find_outliers(pl_module, trainer.train_dataloader))
-
-    search = Search()
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT))
-    trainer = quiet(devices=world, strategy=strategy, callbacks=[search], max_epochs=1, limit_val_batches=0)
-    trainer.fit(module(), loader(217, shuffle=True))
-    return search.found
 
 
 def main(folder: Path, names: list[str]) -> None:

@@ -76,9 +76,3 @@ def quiet(tree: str = "lightning.pytorch", **options: Any) -> Any:
             **options,
         }
     )
-
-
-def curve(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A history without the time taken, which differs from run to run, and without what only its last entry has."""
-    kept = [{k: v for k, v in entry.items() if k != "anomaly_filters"} for entry in history]
-    return [{**entry, "metrics": {k: v for k, v in entry["metrics"].items() if k != "seconds"}} for entry in kept]

@@ -11,7 +11,7 @@ from run import outcomes_of, run_processes, run_script
 
 pytestmark = pytest.mark.slow
 
-SCENARIOS = ["whole_set", "train_probe", "same_set", "fails_and_raises", "one_sees_other_images", "output_stops"]
+SCENARIOS = ["whole_set", "train_probe", "fails_and_raises", "output_stops"]
 
 Outcome = dict[str, Any]
 
@@ -55,14 +55,6 @@ def test_number_of_processes_does_not_matter(outcomes: Path, scenario: str, samp
         assert view["scores"] == pytest.approx(two["views"][name]["scores"], rel=0.01, abs=0.01)
 
 
-def test_a_set_that_is_not_dealt_out_is_said(outcomes: Path) -> None:
-    first, second = pair(outcomes, "same_set")
-    (warning,) = first["warnings"]
-    assert "the same samples" in warning
-    assert second["warnings"] == []
-    assert "same samples" in first["report"]["notes"]
-
-
 def test_early_stopping_by_the_output_stops_both(outcomes: Path) -> None:
     first, second = pair(outcomes, "output_stops")
     assert first["epochs"] == 4  # of 9
@@ -74,12 +66,6 @@ def test_a_failing_analysis_stops_both_where_it_is_to_raise(outcomes: Path) -> N
     first, second = outcomes_of(outcomes, "fails_and_raises")
     assert first["error"].startswith("ZeroDivisionError")
     assert "process 0 failed: ZeroDivisionError" in second["error"]
-
-
-def test_images_that_change_in_one_process_are_said_there(outcomes: Path) -> None:
-    first, second = pair(outcomes, "one_sees_other_images")
-    assert first["warnings"] == []
-    assert ["validation images of the probe changed" in warning for warning in second["warnings"]] == [True]
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])

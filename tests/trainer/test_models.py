@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.models.resnet import Bottleneck, ResNet
-from trainers import QUIET, hook_count, images, loader, quiet_trainer, said, watcher
+from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from lightning_anomaly import AnalysisSettings, AnomalyReport, TwoSampleCallback, analyze
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")]
 
@@ -59,7 +59,6 @@ def net(seed: int = 0) -> nn.Sequential:
 BATCHES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
     "tensor": (lambda x: x, lambda batch: batch),
     "tuple": (lambda x: (x, 1), lambda batch: batch[0]),
-    "dict": (lambda x: {"label": 1, "image": x}, lambda batch: batch["image"]),
     "nested": (lambda x: {"label": [1], "views": [(x, 2), {"x": x}]}, lambda batch: batch["views"][0][0]),
 }
 
@@ -74,7 +73,7 @@ def test_batches_of_any_structure(tmp_path: Any, kind: str) -> None:
 
     make, take = BATCHES[kind]
     data = DataLoader([make(x) for x in images()], batch_size=20)
-    report = watch(tmp_path, Still(net(), take), data, log_figures=kind != "dict")
+    report = watch(tmp_path, Still(net(), take), data, log_figures=kind != "tuple")
     expected = analyze(net(), images(), settings=AnalysisSettings(rare_fraction=0.05, n_init=2, max_components=3))
     assert list(report.layers) == ["net.0", "net.2"]
     assert list(report.to_dict()["layers"].values()) == list(expected.to_dict()["layers"].values())
@@ -100,38 +99,6 @@ def test_sound_and_volumes_and_their_pictures(tmp_path: Any, network: nn.Module,
     folder = Path(logger.log_dir) / "anomaly_filters"
     assert (folder / "browser.html").is_file()
     assert len(list(folder.glob("outliers/*.png"))) == 2
-
-
-class Gan(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.generator = nn.Sequential(nn.ConvTranspose2d(4, 8, 4), nn.ReLU(), nn.ConvTranspose2d(8, 1, 5))
-        self.discriminator = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Conv2d(4, 1, 3))
-
-    def judge(self, x: Tensor, real: float) -> Tensor:
-        score = self.discriminator(x).mean((1, 2, 3))
-        return nn.functional.binary_cross_entropy_with_logits(score, torch.full_like(score, real))
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        first, second = self.optimizers()
-        fake = self.generator(torch.randn(len(batch[0]), 4, 1, 1))
-        for optimizer, loss in ((first, self.judge(fake, 1)), (second, self.judge(fake.detach(), 0))):
-            optimizer.zero_grad()
-            self.manual_backward(loss)
-            optimizer.step()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        noise = torch.randn(len(batch[0]), 4, 1, 1, generator=torch.Generator().manual_seed(batch_idx))
-        self.log("val_loss", self.judge(batch[0], 1) + self.judge(self.generator(noise), 0))
-
-    def configure_optimizers(self) -> Any:
-        return [torch.optim.Adam(part.parameters()) for part in (self.generator, self.discriminator)]
-
-
-def test_a_gan_with_manual_optimization(tmp_path: Any) -> None:
-    names = ["generator.0", "generator.2", "discriminator.0", "discriminator.2"]
-    assert list(watch(tmp_path, Gan()).layers) == names
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
@@ -162,6 +129,38 @@ def test_scripted_parts_are_skipped_with_one_note(tmp_path: Any) -> None:
         report = watch(tmp_path, Wrapped(parts))
     assert len(said(caught)) == 1
     assert list(report.layers) == ["net.0"]
+
+
+class Chunked(SmallNet):
+    """Validates a batch in two halves."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        for part in batch[0].chunk(2):
+            self(part)
+
+
+def test_no_image_is_shown_for_layers_called_with_parts_of_a_batch(tmp_path: Path) -> None:
+    ours, logger = watcher(probe_size=30, log_figures=True), CSVLogger(tmp_path)
+    quiet_trainer(tmp_path, ours, logger=logger).fit(Chunked(), loader(), loader())
+    assert list(Path(logger.log_dir).rglob("verdicts/*.png"))
+    assert not list(Path(logger.log_dir).rglob("outliers/*.png"))
+
+
+class Interrupts(pl.Callback):
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 3:
+            raise KeyboardInterrupt
+
+
+def test_the_last_figures_are_there_when_the_user_ends_the_fit(tmp_path: Path) -> None:
+    logger, both = CSVLogger(tmp_path), [watcher(log_figures=True)]
+    both.append(TwoSampleCallback(images(60) + 0.1, images(80, seed=1)))
+    trainer = quiet_trainer(tmp_path, *both, Interrupts(), logger=logger, max_epochs=9)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        trainer.fit(SmallNet(), loader(), loader())
+    for name in ("anomaly_filters/verdicts", "two_sample/layers"):
+        found = sorted(file.stem for file in (Path(logger.log_dir) / name).iterdir())
+        assert found == [f"step={step:06d}" for step in (2, 5, 8)], name  # the last is the third
 
 
 # The smallest of each of torchvision's families, at 64x64; Inception needs 75 pixels. Those with options have a size or

@@ -185,10 +185,3 @@ def test_scalars_figures_and_the_browser_of_a_fit_are_there(
     assert found.figures == dict.fromkeys(names, SHOWN)
     # W&B and Comet keep all of them; the others the newest.
     assert len(pages(tmp_path)) == (len(SHOWN) if make in (wandb, comet) else 1)
-
-
-def test_several_loggers_share_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = [tensorboard(tmp_path / "a", monkeypatch), table(tmp_path / "b", monkeypatch)]
-    trainer = quiet_trainer(tmp_path, watcher(log_figures=True), logger=[logger for logger, _ in made], max_epochs=1)
-    trainer.fit(SmallNet(), loader(), loader(seed=1))
-    assert [read().figures["anomaly_filters/verdicts"] for _, read in made] == [[2], [2]]

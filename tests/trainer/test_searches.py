@@ -51,10 +51,3 @@ def test_processes_that_hold_other_images_are_told(outcomes: Path) -> None:
     for outcome in (first, second):
         assert "should hold all images in every process" in outcome["error"]
         assert "Found [150, 149] images" in outcome["error"]
-
-
-@pytest.mark.slow
-def test_it_may_be_called_in_a_hook(tmp_path: Path) -> None:
-    first, second = outcomes_of(run_processes("searches.py", tmp_path, "in_a_fit", timeout=1200), "in_a_fit")
-    assert {**first, "warnings": []} == second
-    assert {3, 40, 61} < set(first["top"])

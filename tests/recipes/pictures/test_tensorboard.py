@@ -39,14 +39,10 @@ def colours(page: Page, box: dict[str, float]) -> dict[tuple[int, int, int], int
     return {colour: count for count, colour in picture.getcolors(picture.width * picture.height)}
 
 
-def test_the_overlay_has_all_four_curves_and_they_are_drawn(page: tuple[str, Page]) -> None:
+def test_the_overlay_has_all_three_curves_and_they_are_drawn(page: tuple[str, Page]) -> None:
     address, opened = page
     found = charts(opened, address)
-    assert list(found) == [
-        "train_loss, val_loss, anomaly_filters/count, anomaly_filters/isolated",
-        "train_loss, val_loss",
-        "anomaly_filters/count, anomaly_filters/isolated",
-    ]
+    assert list(found) == ["train_loss, val_loss, anomaly_filters/fraction"]
     for title, chart in found.items():
         assert sorted(chart["curves"]) == sorted(title.split(", "))  # which is each curve once, and nothing else
         assert len(chart["points"]) == 2 * len(chart["curves"])  # as measured, and smoothed

@@ -1,0 +1,23 @@
+// Tables to save.
+import { make } from "./dom.js";
+
+/** Rows as a table, as Python's csv module writes it; `columns` gives for each heading the value of a row. */
+export function csvText(columns, rows) {
+  const lines = [Object.keys(columns), ...rows.map((row) => Object.values(columns).map((of) => of(row)))];
+  return lines.map((line) => `${line.map(quoted).join(",")}\r\n`).join("");
+}
+
+function quoted(value) {
+  const text = String(value ?? "");
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+export function download(name, text) {
+  const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+/** A button that saves what is listed. */
+export const exportButton = (name, columns, rows) =>
+  make("button", { type: "button", click: () => download(name, csvText(columns, rows)) }, "Export as CSV");

@@ -1,0 +1,113 @@
+"""Points of earlier analyses, small enough to keep, which show how the points of a filter separate in a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.report.pictures import even_order
+
+__all__ = ["EpochPoints", "Frame", "packed_frames"]
+
+_MOST = 20  # analyses, the last one included
+_KEPT_BYTES = 4_000_000  # of an analysis in memory
+_PACKED_BYTES = (3_000_000, 11_000_000)  # of all in a page before they are compressed: of most networks, and at most
+_FILTER_BYTES = 450  # that each filter adds in networks of more filters
+_FEWEST = 24  # samples of a filter: rather fewer analyses are shown
+_STEPS = 24  # of a coordinate for one of asinh: 0.04 standard deviations near 0, 4% far out
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Points of one analysis.
+
+    Attributes:
+        epoch: The epoch that it belongs to.
+        step: Optimizer steps before it.
+        n_samples: Number of probe samples, N.
+        samples: Which of the probe's samples they are of `(n,)`, ascending.
+        codes: Their coordinates by layer, int8 `(F, n, 2)`.
+    """
+
+    epoch: int
+    step: int
+    n_samples: int
+    samples: Tensor
+    codes: Mapping[str, Tensor]
+
+
+class EpochPoints:
+    """The points of up to twenty analyses of a fit, spread evenly over it."""
+
+    def __init__(self) -> None:
+        self._frames: list[Frame] = []
+        self._seen = 0
+        self._stride = 1
+
+    def add(self, report: AnomalyReport, epoch: int, step: int) -> None:
+        """Keep the points of an analysis; of more than twenty every second, later every fourth one, and so on."""
+        if self._seen % self._stride == 0:
+            filters = sum(len(layer.verdicts) for layer in report.layers.values())
+            count = min(report.n_samples, max(1, _KEPT_BYTES // (2 * max(1, filters))))
+            samples = even_order(report.n_samples)[:count].sort().values
+            codes = {name: _encode(layer.points[:, samples]) for name, layer in report.layers.items()}
+            self._frames.append(Frame(epoch, step, report.n_samples, samples, codes))
+        self._seen += 1
+        if len(self._frames) > _MOST:
+            self._frames, self._stride = self._frames[::2], 2 * self._stride
+
+    def before(self, report: AnomalyReport, step: int) -> list[Frame]:
+        """The analyses before the one that gave `report` at a step, of the same layers and as many samples."""
+        sizes = {name: len(layer.verdicts) for name, layer in report.layers.items()}
+        return [
+            frame
+            for frame in self._frames
+            if frame.step < step
+            and frame.n_samples == report.n_samples
+            and {name: len(codes) for name, codes in frame.codes.items()} == sizes
+        ][-_MOST + 1 :]
+
+
+def packed_frames(report: AnomalyReport, frames: Sequence[Frame]) -> tuple[list[str], int, dict[str, bytes]]:
+    """Pack some samples of every filter in earlier analyses: its outliers, and others spread evenly over the probe.
+
+    Principal components have no sign, so each is turned to where its points are in the next analysis.
+
+    Args:
+        report: The last analysis.
+        frames: Those before it, of the same layers and samples.
+
+    Returns:
+        What the analyses packed are called, by epoch or, where an epoch has several, by step; the number of samples S;
+        and by layer bytes: steps from sample to sample `(F, S)` in uint32, then of E analyses all first and all second
+        coordinates, int8 `(2, E, F, S)`.
+    """
+    filters = sum(len(layer.verdicts) for layer in report.layers.values())
+    budget = min(_PACKED_BYTES[1], max(_PACKED_BYTES[0], _FILTER_BYTES * filters)) // (2 * max(1, filters))
+    frames = frames[:: -(-len(frames) // max(1, budget // _FEWEST))]
+    known = frames[0].samples
+    amount = min(len(known), max(1, budget // len(frames)))
+    blocks = {}
+    for name, layer in report.layers.items():
+        wanted = (layer.outliers | layer.isolated)[:, known].double()
+        wanted -= even_order(len(known)).argsort() / len(known)
+        chosen = wanted.topk(amount, 1).indices.sort(1).values  # (F, S)
+        planes, later = [], _encode(layer.points[:, known])
+        for frame in reversed(frames):
+            codes = frame.codes[name]
+            turned = (codes.float() * later.float()).sum(1, keepdim=True) < 0
+            later = torch.where(turned, -codes, codes)
+            planes.append(later.gather(1, chosen[..., None].expand(-1, -1, 2)).permute(2, 0, 1))
+        steps = known[chosen].diff(dim=1, prepend=known.new_zeros(len(chosen), 1))
+        coordinates = torch.stack(planes[::-1], 1).contiguous()
+        blocks[name] = steps.numpy().astype("<u4").tobytes() + coordinates.numpy().tobytes()
+    by_epoch = len({frame.epoch for frame in frames}) == len(frames)
+    return [f"epoch {frame.epoch}" if by_epoch else f"step {frame.step}" for frame in frames], amount, blocks
+
+
+def _encode(points: Tensor) -> Tensor:
+    return (points.nan_to_num(0.0, 0.0, 0.0).asinh() * _STEPS).round().clamp(-127, 127).to(torch.int8)
