@@ -132,15 +132,13 @@ def run_outliers(options: argparse.Namespace) -> OutlierReport:
     print(report)
     options.output.mkdir(parents=True, exist_ok=True)
     rows = report.rows(options.top)
-    if images.names is not None:
-        rows = [{**row, "name": images.names[row["position"]]} for row in rows]
     with (options.output / "outliers.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "filters": " ".join(map(str, row["filters"]))} for row in rows)
     report.plot(options.top).savefig(options.output / "outliers.png")
     gallery = options.output / "outliers.html"
-    report.save_html(gallery, labels=images.names, title=f"{options.model} on {options.data.name}")
+    report.save_html(gallery, title=f"{options.model} on {options.data.name}")
     print(f"to look through them and tick some: open {gallery}")
     print(f"in {options.output}: outliers.csv, outliers.png")
     return report

@@ -76,7 +76,7 @@ class FolderImages(Dataset[Tensor]):
     Attributes:
         root: The folder.
         samples: The path and the class of each image, as in torchvision's `ImageFolder`.
-        targets: The class of each image.
+        targets: The class of each image; empty if there is no folder in the folder.
         names: The path of each image below the folder.
         one_class: The name of the class if there is only one.
         shape: Shape of an image.
@@ -90,8 +90,9 @@ class FolderImages(Dataset[Tensor]):
         self.names = [file.relative_to(folder).as_posix() for file in files]
         own = [name.rpartition("/")[0].partition("/")[0] for name in self.names]  # "" of a file beside the classes
         classes = sorted({*own})
-        self.targets = [classes.index(name) for name in own]
-        self.samples = list(zip(map(str, files), self.targets, strict=True))
+        numbers = [classes.index(name) for name in own]
+        self.samples = list(zip(map(str, files), numbers, strict=True))
+        self.targets = numbers if classes != [""] else []
         self.one_class = classes[0] or None if len(classes) == 1 else None
         self.shape = (1 if gray else 3, size, size)
 
