@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch.callbacks.early_stopping as lightning_early_stopping
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_anomaly.callbacks import _history
-from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, all_validate
+from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, all_validate, guarded
+from lightning_anomaly.callbacks._loggers import loss_tags
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback, find_watcher
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
-from lightning_anomaly.two_sample import rise
+from lightning_anomaly.two_sample import rise, stopping
 from lightning_anomaly.two_sample.report import TwoSampleReport
 
 __all__ = ["AnomalyEarlyStopping"]
@@ -31,21 +32,26 @@ class _Signal:
     threshold: float  # what has to be exceeded
     patience: int  # for how many validations
     hold: int  # how many of these are part of the value already
+    first: int  # the first validation at which it can be above 0
     found_anew: str  # the entry of a history that says whether a validation found it; else an earlier value is repeated
 
 
-_FILTERS = _Signal("rise", _history.THRESHOLD, _history.PATIENCE, _history.HOLD, found_anew="live")
-_OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, patience=1, hold=1, found_anew="compares_output")
-_FEW = 100  # of fewer images the standard error is not to be trusted
+_FILTERS = _Signal("rise", _history.THRESHOLD, _history.PATIENCE, _history.HOLD, 2 * _history.HOLD, "live")
+_OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, 1, 1, rise.WINDOW + 1, "compares_output")
+_CONFIRMED = replace(_OUTPUT, threshold=stopping.CONFIRMED_THRESHOLD, patience=stopping.CONFIRMED_PATIENCE)
+_FEWEST = 300  # images of one kind that the rule was tested with
 
 
 class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
-    """Stop a training that overfits, by a signal that needs no validation labels.
+    """Stop a training that overfits: when the network knows its training images and the validation loss agrees.
 
-    **Beside a `TwoSampleCallback`** it watches `<log_key_prefix>/confidence_rise` and stops when the output has become
-    surer of training images: when, relative to them, the network expects 10% more errors on validation images than at
-    its lowest level, and chance does not explain it. So it has to see a training from its beginning, and about 1,000
-    images of each kind. See `docs/results/stopping_output.md` for what it cost and found.
+    **Beside a `TwoSampleCallback`** it waits for two things. A gap opens: relative to training images, the network
+    expects 5% more errors on validation images than at its lowest level (`<log_key_prefix>/confidence_rise`), and
+    chance does not explain it. That is not yet harm: on few images a network improves on validation images long after.
+    So the validation loss, as an exponential average, must not have improved for three validations either. Without a
+    validation loss it warns and does not stop; `confirm=None` stops by the gap alone, from 10% on, which is too early
+    on small data. It has to see a training from its beginning, and about 1,000 images of each kind. See
+    `docs/results/stopping_output.md` for what it cost and found, and on which data.
 
     **Beside an `AnomalyFilterCallback` alone** it watches `<log_key_prefix>/rise`, which is 0 while the fraction of
     anomaly filters is flat or falls: then it never stops a run, however long. Whether a rise means overfitting is the
@@ -58,20 +64,23 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
     those of the last epoch; a `ModelCheckpoint` keeps others.
 
     Args:
-        threshold: The rise that has to be exceeded, 0 to 1; None takes 0.1, as a fraction of the lowest level, for the
-            output, and 0.05, as a fraction of the filters, for anomaly filters.
-        patience: Number of validations in a row for which it has to, not counting those that find nothing anew; None
-            takes 1 for the output, and 6 for anomaly filters, at least 5: the first 5 of a rise are part of the value,
-            which shows none that lasted less.
+        threshold: The rise that has to be exceeded, 0 to 1; None takes 0.05, as a fraction of the lowest level, for the
+            output (0.1 with `confirm=None`), and 0.05, as a fraction of the filters, for anomaly filters.
+        patience: Number of validations in a row without a lower loss; None takes 3. With `confirm=None`, and for
+            anomaly filters, the number for which the rise has to be above the threshold, not counting validations that
+            find nothing anew; None takes 1, and 6 for anomaly filters, at least 5: the first 5 of a rise are part of
+            the value, which shows none that lasted less.
         log_key_prefix: That of the callback to watch; None takes the first TwoSampleCallback of the Trainer, and
             without one the first AnomalyFilterCallback.
         verbose: Whether it says what it watches, and why it stops; `stopping_reason_message` has that in any case.
+        confirm: The name of the logged metric that has to confirm the gap, the lower the better; "auto" finds the
+            validation loss among them, None stops by the gap alone. Anomaly filters need none.
 
     Raises:
         ValueError: If an argument is not allowed, or if there is no callback that it could watch.
 
     Examples:
-        >>> stopping = AnomalyEarlyStopping()  # `TwoSampleCallback(train_images, val_images)` stands beside it
+        >>> stopping = AnomalyEarlyStopping()  # a `TwoSampleCallback()` stands beside it
         >>> stopping.stopping_reason_message is None
         True
     """
@@ -82,14 +91,16 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         patience: int | None = None,
         log_key_prefix: str | None = None,
         verbose: bool = True,
+        confirm: str | None = "auto",
     ) -> None:
         self._threshold = None if threshold is None else check_fraction("threshold", threshold, zero=True)
         self._patience = None if patience is None else check_integer("patience", patience, 1)
         self.log_key_prefix = None if log_key_prefix is None else check_text("log_key_prefix", log_key_prefix)
+        self.confirm = None if confirm is None else check_text("confirm", confirm)
         # Checked where the values come from: a checkpoint that is written there, before the epoch ends, has them all.
         super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose), check_on_train_epoch_end=False)
         # Until there is a Trainer.
-        self._watch(*(("two_sample", _OUTPUT) if self.log_key_prefix is None else (self.log_key_prefix, _FILTERS)))
+        self._watch(*(("two_sample", self._output) if self.log_key_prefix is None else (self.log_key_prefix, _FILTERS)))
         self._warned: set[str] = set()
         self._forget()
 
@@ -98,7 +109,11 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         """The key of this callback's state in a checkpoint, by what it watches and what it was given."""
         given = {"threshold": self._threshold, "patience": self._patience}
         own = "".join(f"[{name}={value}]" for name, value in given.items() if value is not None)
-        return f"{super().state_key}{own}"
+        return f"{super().state_key}{own}{'' if self.confirm == 'auto' else f'[confirm={self.confirm}]'}"
+
+    @property
+    def _output(self) -> _Signal:
+        return _OUTPUT if self.confirm is None else _CONFIRMED
 
     def _watch(self, prefix: str, signal: _Signal) -> None:
         self._signal = signal
@@ -112,6 +127,8 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         self._warned.clear()
         self.wait_count = 0
         self.best_score = torch.tensor(torch.inf)
+        self._rises: list[float] = []  # of each validation that found it anew
+        self._losses: list[float] = []  # of each validation that has one
         self._begin()
 
     def _begin(self) -> None:
@@ -121,9 +138,15 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         if reasons := _stopping_reasons():
             self.stopping_reason = reasons.NOT_STOPPED
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs, in plain types."""
+        return {**super().state_dict(), "rises": list(self._rises), "losses": list(self._losses)}
+
     def _restore(self, state_dict: dict[str, Any]) -> None:
         # The patience is that of this fit, as the threshold is.
         AnyEarlyStopping.load_state_dict(self, {**state_dict, "patience": self.patience})
+        self._rises = list(state_dict.get("rises", [math.inf] * self.wait_count))  # older checkpoints have the count
+        self._losses = list(state_dict.get("losses", []))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Find out what there is to watch, and say so."""
@@ -145,32 +168,49 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         compared = [own for own in compared if self.log_key_prefix in (None, own.log_key_prefix)]
         asking = "AnomalyEarlyStopping should be used with a TwoSampleCallback or"
         watched = compared[0] if compared else find_watcher(trainer, self.log_key_prefix, asking)
-        self._watch(watched.log_key_prefix, _OUTPUT if compared else _FILTERS)
+        self._watch(watched.log_key_prefix, self._output if compared else _FILTERS)
         self._watched = watched
         check_integer("patience", self.patience, self._signal.hold)
 
     def _tell(self) -> None:
-        """Say what it watches, and if that is little."""
-        compared = self._watched if isinstance(self._watched, TwoSampleCallback) else None
-        if compared is not None:
-            fewest = min(len(compared.train_inputs), len(compared.val_inputs))
-            if fewest < _FEW:
-                rank_zero_warn(
-                    f"AnomalyEarlyStopping judges by {fewest} images of one kind, of which a few may decide: give its "
-                    "TwoSampleCallback about 1,000 of each."
-                )
-        if self.verbose:
-            earliest = f", after {rise.WINDOW + self.patience} validations at the earliest" if compared else ""
-            rank_zero_info(
-                f"AnomalyEarlyStopping watches '{self.monitor}' and stops when it has been above "
-                f"{self.divergence_threshold:g} for {self.patience} validation{'s' * (self.patience > 1)} in a "
-                f"row{earliest}."
-            )
+        """Say what it watches."""
+        if not self.verbose:
+            return
+        validations = f"{self.patience} validation{'s' * (self.patience > 1)} in a row"
+        if self._signal is _CONFIRMED:
+            loss = "the validation loss" if self.confirm == "auto" else f"'{self.confirm}'"
+            when = f"is above {self.divergence_threshold:g} and {loss} has not improved for {validations}"
+        else:
+            when = f"has been above {self.divergence_threshold:g} for {validations}"
+        rank_zero_info(
+            f"AnomalyEarlyStopping watches '{self.monitor}' and stops when it {when}, after {self._earliest} "
+            "validations at the earliest."
+        )
+
+    @property
+    def _earliest(self) -> int:
+        """The first validation after which it may stop a training."""
+        if self._signal is _CONFIRMED:
+            return max(self._signal.first, 1 + self.patience)
+        return self._signal.first + self.patience - self._signal.hold
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Drop what was seen of another model, and why an earlier fit of this one was stopped."""
         super().on_fit_start(trainer, pl_module)
         self._begin()
+
+    @guarded
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Warn if the fit is too short for the rule."""
+        epochs, batches = trainer.max_epochs, trainer.val_check_batch
+        if trainer.fast_dev_run or epochs in (None, -1) or trainer.check_val_every_n_epoch is None:
+            return
+        planned = epochs // trainer.check_val_every_n_epoch * max(1, trainer.num_training_batches // batches)
+        if planned <= self._earliest:
+            self._warn_once(
+                "short fit",
+                f"AnomalyEarlyStopping cannot stop a fit of {planned:.0f} validations: it needs {self._earliest + 1}.",
+            )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Nothing: each validation is judged when it ends."""
@@ -179,30 +219,69 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         """Stop the training if it is time, in all processes if in one."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run or not all_validate(trainer):
             return
-        reason: str | None = None
+        metrics, name, loss, reason = {}, None, math.nan, None
         with self._guard("decide whether to stop"):
             # Reading may reduce what was logged, which all processes do together.
-            value = trainer.callback_metrics.get(self.monitor)
-            if value is not None:
-                reason = self._reason_to_stop(value)
+            metrics = trainer.callback_metrics
+            name = self._loss_name(metrics)
+            loss = math.nan if name is None else float(metrics[name])
+        if self._signal is _CONFIRMED and trainer.world_size > 1:  # each has its part of the validation images
+            own = torch.tensor(loss, dtype=torch.float32, device=pl_module.device)
+            loss = float(trainer.strategy.reduce(own, reduce_op="mean"))
+        with self._guard("decide whether to stop"):
+            if self.monitor in metrics:
+                value = round(float(metrics[self.monitor]), 7)  # 0.05 in single precision is above 0.05
+                reason = self._reason_to_stop(value, name, loss)
         if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
             self._stop(trainer, reason)
 
-    def _reason_to_stop(self, value: Tensor) -> str | None:
-        """Count a validation's value, and say in a sentence why the training should stop; None if it should not.
+    def _loss_name(self, metrics: Mapping[str, Any]) -> str | None:
+        """The name of the metric that has to confirm; None, with a warning, if there is none."""
+        if self._signal is not _CONFIRMED:
+            return None
+        name = next(iter(loss_tags(["loss", *metrics])[1:]), None) if self.confirm == "auto" else self.confirm
+        if name in metrics:
+            return name
+        looked_for = "no validation loss" if name is None else f"no '{name}'"
+        self._warn_once(
+            "no loss",
+            f"AnomalyEarlyStopping finds {looked_for} among the logged metrics, so it will not stop this fit: log one, "
+            "name it as `confirm`, or give `confirm=None` to stop by the gap alone.",
+        )
+        return None
 
-        `wait_count` counts the last values in a row that exceed the threshold.
+    def _reason_to_stop(self, value: float, name: str | None, loss: float) -> str | None:
+        """Take the values of a validation, and say in a sentence why the training should stop; None if it should not.
+
+        `wait_count` counts the last values in a row that exceed the threshold, or bring no lower loss.
         """
         history: Sequence[Any] = [] if self._watched is None else self._watched.history
-        if history and not history[-1][self._signal.found_anew]:
-            return None  # an earlier value, logged again
-        self.best_score = torch.minimum(torch.as_tensor(self.best_score, device=value.device), value)
-        threshold = self.divergence_threshold
+        confirmed, threshold = self._signal is _CONFIRMED, self.divergence_threshold
         assert threshold is not None
-        self.wait_count = self.wait_count + 1 if value > threshold else 0
+        self._warn_of_few_images()
+        if name is not None:
+            self._losses.append(loss)
+        elif confirmed and value > threshold:
+            self._warn_once("gap", f"{self._why(value, 'is above its threshold')} No loss confirms it: not stopped.")
+        if not history or history[-1][self._signal.found_anew]:
+            self._rises.append(value)
+        elif not confirmed:
+            return None  # an earlier value, logged again
+        self.best_score = torch.tensor(min(self._rises, default=math.inf))
+        losses = self._losses if confirmed else None
+        self.wait_count = stopping.waited(self._rises, losses, threshold)
         # The first value of a rise appears when it has lasted `hold` validations.
-        lasted = self.wait_count + self._signal.hold - 1
-        return self._why(lasted, threshold, float(value)) if self.wait_count and lasted >= self.patience else None
+        stops, why = stopping.decide(self._rises, losses, threshold, self.patience - self._signal.hold + 1)
+        return self._why(value, why) if stops else None
+
+    def _warn_of_few_images(self) -> None:
+        report = None if self._watched is None else self._watched.report
+        if isinstance(report, TwoSampleReport) and min(report.n_train, report.n_val) < _FEWEST:
+            self._warn_once(
+                "few images",
+                f"AnomalyEarlyStopping judges by {report.n_train} training and {report.n_val} validation images, and "
+                f"was tested with {_FEWEST} of each and more: give its TwoSampleCallback more.",
+            )
 
     def _stop(self, trainer: Any, reason: str | None) -> None:
         trainer.should_stop = True
@@ -213,19 +292,20 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         if reason and self.verbose:
             rank_zero_info(reason)
 
-    def _why(self, lasted: int, threshold: float, value: float) -> str:
+    def _why(self, value: float, why: str) -> str:
         if self._signal is _FILTERS:
+            lasted = self.wait_count + self._signal.hold - 1
             return (
-                f"Anomaly filters have risen: for {lasted} validations their fraction has been more than {threshold:g} "
-                f"above an earlier level, by now {self.monitor} = {value:.3f}."
+                f"Anomaly filters have risen: for {lasted} validations their fraction has been more than "
+                f"{self.divergence_threshold:g} above an earlier level, by now {self.monitor} = {value:.3f}."
             )
         report = None if self._watched is None else self._watched.report
         where = ""
         if isinstance(report, TwoSampleReport) and report.where != "nowhere":
-            where = f", and the two are told apart {report.where}"
+            where = f" The two are told apart {report.where}."
         return (
             f"The network knows its training images: relative to them it expects {100 * value:.0f}% more errors on "
-            f"validation images than at its lowest level ({self.monitor} = {value:.3f}){where}."
+            f"validation images than at its lowest level, so {self.monitor} = {value:.3f} {why}.{where}"
         )
 
 

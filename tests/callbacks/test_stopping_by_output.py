@@ -1,6 +1,9 @@
 """Beside a TwoSampleCallback it stops when the network is surer of training images, and needs no validation label."""
 
 import logging
+import re
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import QUIET, SmallNet, images, loader, quiet_trainer
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said
 
 from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
 from lightning_anomaly.two_sample.rise import ErrorRise
@@ -39,14 +42,94 @@ class Written(TwoSampleCallback):
             pl_module.log(f"{self.log_key_prefix}/confidence_rise", rise, on_step=False, on_epoch=True, batch_size=1)
 
 
+class Loses(SmallNet):
+    """Logs given validation losses, under a given name."""
+
+    def __init__(self, losses: list[float], name: str) -> None:
+        super().__init__()
+        self.losses, self.name = losses, name
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log(self.name, self.losses[min(self.current_epoch, len(self.losses) - 1)])
+
+
 def run(
-    folder: Path, ratios: list[float], *callbacks: Any, ckpt_path: Path | None = None, **options: Any
+    folder: Path,
+    ratios: list[float],
+    *callbacks: Any,
+    ckpt_path: Path | None = None,
+    losses: list[float] | None = None,
+    name: str = "val_loss",
+    **options: Any,
 ) -> tuple[AnomalyEarlyStopping, int]:
-    """What stopped, and after how many validations the training ended."""
+    """What stopped, and after how many validations the training ended; without losses by the gap alone."""
+    options = options if losses is not None else {"confirm": None, **options}
     stopping, written = AnomalyEarlyStopping(**options), Written(ratios)
     trainer = quiet_trainer(folder, stopping, *callbacks, written, max_epochs=len(ratios), limit_train_batches=1)
-    trainer.fit(SmallNet(), loader(4), loader(4), ckpt_path=ckpt_path)
+    trainer.fit(Loses(losses or [1.0], name), loader(4), loader(4), ckpt_path=ckpt_path)
     return stopping, written.validations
+
+
+OPEN = [1.0] * 3 + [1.5] * 9  # a gap from the fourth validation on
+LATER = [1.0, 0.9, 0.8, 0.7, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]  # averaged, it is lowest at the sixth
+
+
+@pytest.mark.parametrize(
+    ("ratios", "losses", "options", "expected"),
+    [
+        (OPEN, LATER, {}, 9),
+        (OPEN, LATER, {"patience": 1}, 7),
+        ([1.0] * 10 + [1.5] * 2, LATER, {}, 11),  # the gap opens after the loss has turned
+        (OPEN, [1 / (1 + epoch) for epoch in range(12)], {}, 12),  # a gap is not yet harm
+        ([1.0] * 12, LATER, {}, 12),
+        (OPEN, LATER, {"threshold": 0.6}, 12),
+        (OPEN, LATER, {"name": "objective", "confirm": "objective"}, 9),
+    ],
+)
+def test_it_waits_for_a_gap_and_for_a_loss_that_no_longer_improves(
+    tmp_path: Path, ratios: list[float], losses: list[float], options: dict[str, Any], expected: int
+) -> None:
+    stopping, ended = run(tmp_path, ratios, losses=losses, **options)
+    assert ended == expected
+    assert bool(stopping.stopping_reason_message) == (expected < 12)
+    if expected == 9:
+        assert "has not improved for 3 validations" in str(stopping.stopping_reason_message)
+        assert stopping.wait_count == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [({"name": "accuracy"}, "no validation loss"), ({"confirm": "objective"}, "no 'objective'")],
+)
+def test_without_a_loss_it_warns_that_the_gap_is_open_and_does_not_stop(
+    tmp_path: Path, options: dict[str, Any], found: str
+) -> None:
+    with (
+        pytest.warns(UserWarning, match=f"{found}.* `confirm`.*`confirm=None`"),
+        pytest.warns(UserWarning, match="14% more errors .* not stopped") as caught,
+    ):
+        stopping, ended = run(tmp_path, OPEN, losses=LATER, **options)
+    assert (ended, stopping.stopped_epoch, len(said(caught))) == (12, 0, 2)
+
+
+@RESUMES
+def test_a_resumed_run_waits_as_long_as_the_whole_one(tmp_path: Path) -> None:
+    run(tmp_path, OPEN[:7], ModelCheckpoint(tmp_path, save_last=True), losses=LATER)
+    assert run(tmp_path, OPEN, ckpt_path=tmp_path / "last.ckpt", losses=LATER)[1] == 9
+
+
+@pytest.mark.parametrize("options", [{"losses": LATER}, {"losses": LATER, "patience": 5}, {"patience": 2}], ids=str)
+def test_a_fit_too_short_to_be_stopped_is_said_with_what_is_enough(tmp_path: Path, options: dict[str, Any]) -> None:
+    """With as many validations as it says, one that is never better than the first is stopped before the last."""
+    options |= {"losses": [1.0] * 12} if "losses" in options else {}
+    with pytest.warns(UserWarning, match="cannot stop a fit of 2 validations") as caught:
+        run(tmp_path, OPEN[:2], **options)
+    enough = int(re.search(r"it needs (\d+)", said(caught)[0])[1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="AnomalyEarlyStopping cannot stop")
+        assert run(tmp_path, OPEN[:enough], **options)[1] == enough - 1
+    with pytest.warns(UserWarning, match=f"it needs {enough}"):
+        run(tmp_path, OPEN[: enough - 1], **options)
 
 
 def test_it_stops_when_the_mean_of_three_has_risen_above_its_lowest(tmp_path: Path) -> None:
@@ -76,8 +159,13 @@ def test_it_does_not_stop_a_healthy_training(tmp_path: Path, ratios: list[float]
 def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         run(tmp_path, [1.0])
-    (said,) = (message for message in caplog.messages if "'two_sample/confidence_rise'" in message)
-    assert "above 0.1 for 1 validation in a row, after 4 validations" in said
+    (message,) = (message for message in caplog.messages if "'two_sample/confidence_rise'" in message)
+    assert "above 0.1 for 1 validation in a row, after 4 validations" in message
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, [1.0], losses=[1.0], patience=5)
+    (message,) = (message for message in caplog.messages if "'two_sample/confidence_rise'" in message)
+    assert all(part in message for part in ("above 0.05", "validation loss", "5 validations in a row, after 6 "))
     caplog.clear()
     with caplog.at_level(logging.INFO):
         run(tmp_path, [1.0], verbose=False)
@@ -131,7 +219,8 @@ def test_it_reads_each_validation_once_whenever_the_trainer_validates(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ErrorRise, "add", lambda *arguments: 1.0)
-    compared, stopping = TwoSampleCallback(images(100), images(100, seed=1)), AnomalyEarlyStopping(0.0, patience=100)
+    compared = TwoSampleCallback(images(300), images(300, seed=1))
+    stopping = AnomalyEarlyStopping(0.0, patience=100, confirm=None)
     for own in ({}, options):
         quiet_trainer(tmp_path, compared, stopping, **{"max_epochs": 4, **own}).fit(SmallNet(), loader(80), loader(20))
         assert stopping.wait_count == len(compared.history)
@@ -152,9 +241,10 @@ def test_a_validation_whose_output_is_nan_is_none_and_logs_what_was_before(
         return add(rise, torch.full_like(train, 0.1), torch.full_like(val, 0.1 * next(ratios)))
 
     monkeypatch.setattr(ErrorRise, "add", learning)
-    compared, stopping = TwoSampleCallback(images(100), images(100, seed=1)), AnomalyEarlyStopping(patience=2)
+    compared = TwoSampleCallback(images(300), images(300, seed=1))
+    stopping = AnomalyEarlyStopping(patience=2, confirm=None)
     trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=9)
-    with pytest.warns(UserWarning, match=r"it is NaN for 100 of 100 samples\. Its last values are logged\.$"):
+    with pytest.warns(UserWarning, match=r"it is NaN for 300 of 300 samples\. Its last values are logged\.$"):
         trainer.fit(Sometimes(), loader(20), loader(20))
     rises = [entry["metrics"]["confidence_rise"] for entry in compared.history]
     assert rises[3:] == pytest.approx([1.5 ** (1 / 3) - 1] * 2 + [1.5 ** (2 / 3) - 1])
@@ -197,11 +287,14 @@ def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(
     torch.manual_seed(0)
     train, unseen = images(100), images(1500, seed=1)
     compared = TwoSampleCallback(train + brighter if known else unseen[:750], unseen[750:])
-    stopping = AnomalyEarlyStopping()
+    stopping = AnomalyEarlyStopping(confirm=None)
     keep = ModelCheckpoint(tmp_path, monitor="sureness", mode="min", save_top_k=1)
     model, without_labels = ByHeart(), DataLoader(TensorDataset(unseen[750:]), batch_size=250)
     trainer = quiet_trainer(tmp_path, compared, stopping, keep, max_epochs=40)
-    with pytest.warns(UserWarning, match="The model has no convolution"):
+    with (
+        pytest.warns(UserWarning, match="The model has no convolution"),
+        pytest.warns(UserWarning, match="judges by 100 training and 750 validation") if known else nullcontext(),
+    ):
         trainer.fit(model, loader(100, shuffle=True), without_labels)
     assert (trainer.current_epoch < 40) == known
     assert keep.best_model_path
@@ -213,7 +306,7 @@ def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(
         assert ratio > 1.1
         assert list(compared.report.significant_layers) == telling
         assert compared.report.where.startswith("in units of" if telling else "in no single unit")
-        assert str(stopping.stopping_reason_message).endswith(f" told apart {compared.report.where}.")
+        assert f" told apart {compared.report.where}." in str(stopping.stopping_reason_message)
         # The weights are the last epoch's: nothing was restored.
         with torch.no_grad():
             sure = model(unseen[750:]).softmax(1).amax(1).mean().item()

@@ -17,6 +17,7 @@ from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 QUIET = [
     pytest.mark.filterwarnings(r"ignore:The '\w+_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:AnomalyEarlyStopping cannot stop a fit of"),
 ]
 
 # What Lightning says about the few batches that recipes train on in tests.
