@@ -7,8 +7,6 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import TwoSampleCallback
-
 
 class Classifier(pl.LightningModule):
     """Two convolutions, of `width` and `2 * width` filters, and two linear layers."""
@@ -57,13 +55,6 @@ class Digits(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """The validation images, in order."""
         return DataLoader(self.val, 512)
-
-
-class Comparison(TwoSampleCallback):
-    """`TwoSampleCallback` for a configuration file, which cannot hold tensors: it loads the images of `Digits`."""
-
-    def __init__(self) -> None:
-        super().__init__(Digits().train.tensors[0], Digits().val.tensors[0])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stop a training run that overfits, and not a healthy one, without labels: `python early_stopping.py`."""
+"""Stop a training run that overfits, and not a healthy one: `python early_stopping.py`."""
 
 import logging
 import warnings
@@ -35,8 +35,10 @@ class Classifier(pl.LightningModule):
         return nn.functional.cross_entropy(self(batch[0].roll(shift, (2, 3))), batch[1])
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Record the mean cross-entropy of all validation images, which are one batch (nats)."""
-        self.losses.append(nn.functional.cross_entropy(self(batch[0]), batch[1]).item())
+        """Log the mean cross-entropy of all validation images, which are one batch (nats)."""
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("val_loss", loss)
+        self.losses.append(loss.item())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
@@ -50,10 +52,10 @@ def main(size: int, healthy: bool, epochs: int = 40) -> tuple[AnomalyEarlyStoppi
     images, labels = torch.tensor(digits.images[:, None] / 8 - 0.6).float(), torch.tensor(digits.target)
     train, val = torch.split(torch.randperm(len(images))[: size + 512], [size, 512])
     if not healthy:
-        labels[train[: 3 * size // 10]] = torch.randint(10, (3 * size // 10,))
-    watcher, stop = TwoSampleCallback(images[train], images[val]), AnomalyEarlyStopping(verbose=False)
+        labels[train[: size // 2]] = torch.randint(10, (size // 2,))
+    stop = AnomalyEarlyStopping(verbose=False)
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    trainer = pl.Trainer(max_epochs=epochs, callbacks=[watcher, stop], **options)
+    trainer = pl.Trainer(max_epochs=epochs, callbacks=[TwoSampleCallback(), stop], **options)
     train_loader = DataLoader(TensorDataset(images[train], labels[train]), batch_size=32, shuffle=True)
     model, val_loader = Classifier(healthy), DataLoader(TensorDataset(images[val], labels[val]), batch_size=512)
     trainer.fit(model, train_loader, val_loader)
@@ -65,5 +67,5 @@ def main(size: int, healthy: bool, epochs: int = 40) -> tuple[AnomalyEarlyStoppi
 if __name__ == "__main__":
     logging.disable(logging.INFO)  # what Lightning says about hardware and loaders
     warnings.filterwarnings("ignore", ".*(does not have many workers|smaller than the logging interval|LeafSpec)")
-    main(200, healthy=False)  # with 30% random labels
+    main(300, healthy=False)  # with 50% random labels
     main(900, healthy=True)  # with random shifts and dropout

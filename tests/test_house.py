@@ -28,7 +28,6 @@ ROOMS = [
     "shared_analysis",
     "pruning",
     "checkpoint",
-    "image_files",
     "__main__",
     "callbacks",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning_anomaly.callbacks._base import (
     until_validation_end,
 )
 from lightning_anomaly.callbacks._figures import is_due, log_comparisons
+from lightning_anomaly.callbacks._images import Source, check_source, describe_doubts, read_images
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
@@ -40,7 +42,9 @@ _NEUTRAL = {
     "confidence_error_ratio": 1.0,
     "confidence_p_value": 1.0,
     "confidence_rise": 0.0,
+    "seconds": 0.0,
 }
+_REPORTED = _NEUTRAL.keys() - {"confidence_rise", "seconds"}
 
 
 class TwoSampleCallback(LoggingCallback):
@@ -54,17 +58,22 @@ class TwoSampleCallback(LoggingCallback):
     above its lowest level in the fit, each a mean over three validations; 0 while that is within four standard errors
     or fewer than ten errors are expected); of the filters: `count`, `fraction` (of the live ones), `p_value` (how often
     random divisions of the same images give such a fraction) and `layer/NAME` (the fraction in each layer, also of the
-    units of linear ones). No label is needed. An `AnomalyEarlyStopping` beside it stops by `confidence_rise`.
+    units of linear ones); and `seconds`, what that took. No label is needed. An `AnomalyEarlyStopping` beside it stops
+    by `confidence_rise`.
+
+    Without arguments it takes a fixed random sample of the Trainer's own training and validation images, which it reads
+    once in a fit and keeps. Where the two data sets have a `transform`, as torchvision's have, training images are read
+    with that of the validation set; else as the training loader yields them, augmentation included.
 
     Every process runs the module's `forward` on all of the images, `batch_size` at a time, in evaluation mode and the
     Trainer's precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient
-    or hook is left changed; what a `forward` hands to hooks is of these images too. LightningCLI cannot make tensors:
-    there, a subclass loads them.
+    or hook is left changed; what a `forward` hands to hooks is of these images too.
 
     Args:
-        train_inputs: Images of the training set as `forward` gets them in validation, a tensor `(n, ...)`; a resumed
-            fit needs the same ones.
-        val_inputs: Images of the validation set, likewise `(m, ...)`.
+        train_inputs: Where training images come from, as `forward` gets them in validation: a Dataset or a DataLoader,
+            of which a random sample is taken, or a tensor `(n, ...)`; None takes the Trainer's. A resumed fit needs the
+            same ones.
+        val_inputs: Where validation images come from, likewise.
         layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution. The units
             of other linear layers are compared too, for `layer/NAME` alone.
         significance: The p-value up to which a filter counts.
@@ -73,6 +82,8 @@ class TwoSampleCallback(LoggingCallback):
             all validations so far, of the output the area, and of every layer the fraction.
         batch_size: Largest number of images that run at a time; give fewer where a model of volumes needs too much
             memory.
+        n: Number of images of each kind, where no tensor is given.
+        every_n_validations: Compare at every n-th validation, and log the last values again at the others.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
@@ -84,8 +95,7 @@ class TwoSampleCallback(LoggingCallback):
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
 
     Examples:
-        >>> images = torch.rand(100, 3, 32, 32)
-        >>> TwoSampleCallback(images[:50], images[50:]).report is None
+        >>> TwoSampleCallback(n=512).report is None
         True
     """
 
@@ -93,21 +103,20 @@ class TwoSampleCallback(LoggingCallback):
 
     def __init__(
         self,
-        train_inputs: Tensor,
-        val_inputs: Tensor,
+        train_inputs: Source = None,
+        val_inputs: Source = None,
         layers: list[str] | None = None,
         significance: float = 0.01,
         log_key_prefix: str = "two_sample",
         log_figures: bool = True,
         batch_size: int = 64,
+        n: int = 1024,
+        every_n_validations: int = 1,
     ) -> None:
-        for name, inputs in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
-            if not isinstance(inputs, Tensor):
-                raise ValueError(
-                    f"Parameter `{name}` should be a tensor (N, ...). Found {type(inputs).__name__}: give the images "
-                    "alone, as one tensor (`torch.stack`, `torch.cat`, `torch.from_numpy`)."
-                )
-        check_groups(train_inputs, val_inputs)
+        for name, source in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
+            check_source(name, source)
+        if isinstance(train_inputs, Tensor) and isinstance(val_inputs, Tensor):
+            check_groups(train_inputs, val_inputs)
         super().__init__(log_key_prefix)
         self.train_inputs = train_inputs
         self.val_inputs = val_inputs
@@ -115,7 +124,11 @@ class TwoSampleCallback(LoggingCallback):
         self.significance = check_fraction("significance", significance, zero=False)
         self.log_figures = check_bool("log_figures", log_figures)
         self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.n = check_integer("n", n, 1)
+        self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
+        self._images: tuple[Tensor, Tensor] | None = None  # read in this fit
         self._fresh: TwoSampleReport | None = None
+        self._seconds = 0.0
         self._begin()
         self._forget()
 
@@ -123,7 +136,8 @@ class TwoSampleCallback(LoggingCallback):
         """Know of no comparison in this fit, validation or test."""
         self._values: dict[str, float] = {}
         self._units: dict[str, float] = {}
-        self._due, self._measured, self._output_measured, self._taken = False, False, False, False
+        self._due, self._skips = False, False
+        self._measured, self._output_measured, self._taken = False, False, False
 
     def _forget(self) -> None:
         """Start anew: what is known is about another model."""
@@ -160,7 +174,7 @@ class TwoSampleCallback(LoggingCallback):
         """Check names of layers, and take the last values of this module."""
         super().on_fit_start(trainer, pl_module)
         self._recall()
-        self._undrawn = None
+        self._images, self._undrawn = None, None
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
@@ -178,7 +192,8 @@ class TwoSampleCallback(LoggingCallback):
         self._fresh = None
         self._due = False
         if not trainer.sanity_checking and not trainer.barebones:
-            self._due = all_validate(trainer)
+            skips = trainer.state.fn == "fit" and len(self.history) % self.every_n_validations > 0
+            self._due, self._skips = all_validate(trainer) and not skips, skips
             self._values = _NEUTRAL | self._values
             self._choose_keys(pl_module)
 
@@ -195,7 +210,7 @@ class TwoSampleCallback(LoggingCallback):
     ) -> None:
         """Compare after the first step, see `ValidationWatch.run_training_probe`."""
         if self._due:
-            self._compare(trainer, pl_module)
+            self._compare(trainer, pl_module, batch)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log, and remember."""
@@ -206,14 +221,8 @@ class TwoSampleCallback(LoggingCallback):
             self._log(trainer, pl_module, self._values)
             return
         if self._due:  # a process without any validation batch
-            self._compare(trainer, pl_module)
-        report: TwoSampleReport | None = None
-        with self._guard("compare", self._consequence(trainer)):
-            compared = trainer.strategy.reduce_boolean_decision(self._fresh is not None, all=True)
-            self._raise_failure()
-            if not compared:
-                raise RuntimeError("another process failed")
-            report = self._fresh
+            self._compare(trainer, pl_module, None)
+        report = None if self._skips else self._shared_report(trainer)
         if report is not None:
             self._take(trainer, report)
         elif not self._taken:  # which of the linear layers have units to compare is not known yet
@@ -222,13 +231,32 @@ class TwoSampleCallback(LoggingCallback):
             self._remember(trainer, report)
         self._log(trainer, pl_module, self._values, prog_bar="fraction")
 
+    def _shared_report(self, trainer: Any) -> TwoSampleReport | None:
+        """Return the report if all processes have one."""
+        with self._guard("compare", self._consequence(trainer)):
+            compared = trainer.strategy.reduce_boolean_decision(self._fresh is not None, all=True)
+            self._raise_failure()
+            if not compared:
+                raise RuntimeError("another process failed")
+            return self._fresh
+        return None
+
     @until_validation_end
-    def _compare(self, trainer: Any, pl_module: Any) -> None:
-        self._due = False
+    def _compare(self, trainer: Any, pl_module: Any, batch: Any) -> None:
+        self._due, start = False, perf_counter()
         precision = trainer.strategy.precision_plugin
-        with torch.inference_mode(False), torch.no_grad(), precision.forward_context(), unlogged(pl_module):
-            train, val = precision.convert_input(self.train_inputs), precision.convert_input(self.val_inputs)
-            self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, self.batch_size)
+        with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
+            if self._images is None:
+                self._images = read_images(trainer, pl_module, self.train_inputs, self.val_inputs, self.n)
+                sources = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
+                pairs = zip(sources.items(), self._images, strict=True)
+                given = {name: images for (name, source), images in pairs if source is not None}
+                for key, doubt in describe_doubts(given, *self._images, batch).items():
+                    self._warn_once(key, doubt)
+            train, val = map(precision.convert_input, self._images)
+            with precision.forward_context():
+                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, self.batch_size)
+        self._seconds = perf_counter() - start
 
     @guarded
     def _take(self, trainer: Any, report: TwoSampleReport) -> None:
@@ -248,8 +276,8 @@ class TwoSampleCallback(LoggingCallback):
                     f"the network expects fewer than {MIN_ERRORS} errors, of which a few images decide: "
                     "`confidence_rise` is 0 meanwhile. Give more images.",
                 )
-        found = [name for name in _NEUTRAL if output or not name.startswith("confidence")]
-        self._values |= {name: float(getattr(report, name)) for name in found if name != "confidence_rise"}
+        found = [name for name in _REPORTED if output or not name.startswith("confidence")]
+        self._values |= {name: float(getattr(report, name)) for name in found} | {"seconds": self._seconds}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
 
     def _warn_of(self, trainer: Any, report: TwoSampleReport) -> None:
@@ -279,9 +307,10 @@ class TwoSampleCallback(LoggingCallback):
                 "share_p_values": {name: own.share_p_value for name, own in layers.items() if own.live.any()},
             }
         )
-        self._undrawn = logged_step(trainer)
-        if is_due(len(self.history)):
-            self._draw(trainer)
+        if not self._skips:
+            self._undrawn = logged_step(trainer)
+            if is_due(-(-len(self.history) // self.every_n_validations)):
+                self._draw(trainer)
 
     def _draw(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:

@@ -57,7 +57,7 @@ def test_the_quickstart_finds_the_six_damaged_digits_first(tmp_path: Path, capsy
 
 @pytest.mark.slow
 def test_an_overfitting_run_is_stopped_near_its_best_loss_and_a_healthy_one_is_not() -> None:
-    stopping, losses = early_stopping.main(200, healthy=False)
+    stopping, losses = early_stopping.main(300, healthy=False)
     assert 5 < len(losses) < 40
     assert losses[-1] < 1.3 * min(losses)
     assert "training images" in str(stopping.stopping_reason_message)

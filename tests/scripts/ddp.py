@@ -22,14 +22,16 @@ from lightning_anomaly import AnalysisSettings, shared_analysis
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, TwoSampleCallback, two_sample
 
 PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False, "settings": AnalysisSettings(n_init=2)}
-ONE_AND_TWO = ("whole_set", "train_probe")  # run in one process too, for comparison
+ONE_AND_TWO = ("whole_set", "train_probe", "own_images")  # run in one process too, for comparison
 
 
-def fit(world: int, callback: Any, *others: Any, val: Any = None, train: Any = None, **options: Any) -> Outcome:
+def fit(
+    world: int, callback: Any, *others: Any, val: Any = None, train: Any = None, norm: bool = True, **options: Any
+) -> Outcome:
     """What one process saw in a fit, in which the weights stay."""
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)) if world > 1 else "auto"
     fitter = quiet(devices=world, strategy=strategy, callbacks=[callback, *others], **options)
-    fitter.fit(module(lr=0.0), loader() if train is None else train, loader() if val is None else val)
+    fitter.fit(module(norm=norm, lr=0.0), loader() if train is None else train, loader() if val is None else val)
     report = callback.report
     return {
         "epochs": fitter.current_epoch,
@@ -46,6 +48,12 @@ def whole_set(rank: int, world: int) -> Outcome:
 def train_probe(rank: int, world: int) -> Outcome:
     probe = AnomalyFilterCallback(probe="train", probe_size=81)
     return fit(world, probe, train=loader(103, batch_size=13, shuffle=True), max_epochs=1)
+
+
+def own_images(rank: int, world: int) -> Outcome:
+    """Training and validation images of the Trainer's own loaders, which two processes share."""
+    train, val = loader(103, batch_size=13, shuffle=True), loader(95)
+    return fit(world, TwoSampleCallback(n=81), train=train, val=val, norm=False, max_epochs=2)
 
 
 def fails_and_raises(rank: int, world: int) -> Outcome:
@@ -69,7 +77,7 @@ def output_stops(rank: int, world: int) -> Outcome:
     inputs, stopping = images(96).tensors[0], AnomalyEarlyStopping()
     compared = TwoSampleCallback(inputs[:40] + 0.3, inputs[40:])
     return {
-        **fit(world, compared, stopping, max_epochs=9),
+        **fit(world, compared, stopping, norm=False, max_epochs=9),
         "reason": stopping.stopping_reason_message,
     }
 

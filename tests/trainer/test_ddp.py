@@ -11,7 +11,7 @@ from run import outcomes_of, run_processes, run_script
 
 pytestmark = pytest.mark.slow
 
-SCENARIOS = ["whole_set", "train_probe", "fails_and_raises", "output_stops"]
+SCENARIOS = ["whole_set", "train_probe", "own_images", "fails_and_raises", "output_stops"]
 
 Outcome = dict[str, Any]
 
@@ -53,6 +53,16 @@ def test_number_of_processes_does_not_matter(outcomes: Path, scenario: str, samp
     assert list(one["views"]) == list(two["views"]) == list(second["report"]["views"]) == ["pixels", "classes"]
     for name, view in one["views"].items():
         assert view["scores"] == pytest.approx(two["views"][name]["scores"], rel=0.01, abs=0.01)
+
+
+def test_processes_compare_the_same_images_of_the_trainers_own(outcomes: Path) -> None:
+    (alone,) = outcomes_of(outcomes, "own_images", world=1)
+    first, _ = pair(outcomes, "own_images")
+    assert first["warnings"] == alone["warnings"]
+    assert "are training images too" in "".join(first["warnings"])  # as these loaders have the same ones
+    metrics = [{k: v for k, v in own["metrics"].items() if "seconds" not in k} for own in (alone, first)]
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-4)
+    assert metrics[0]["two_sample/confidence_auc"] != 0.5
 
 
 def test_early_stopping_by_the_output_stops_both(outcomes: Path) -> None:

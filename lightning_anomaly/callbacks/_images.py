@@ -1,0 +1,155 @@
+"""The images that a `TwoSampleCallback` compares: a fixed random sample of each data set, read once in a fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_anomaly.capture.hooks import isolated_random_state
+from lightning_anomaly.capture.images import first_tensor, reread, training_batches
+
+__all__ = ["Source", "check_source", "describe_doubts", "read_images"]
+
+Source = Tensor | Dataset[Any] | DataLoader[Any] | None
+_SEED = 0
+
+
+def check_source(name: str, source: Any) -> None:
+    """Raise ValueError for what images cannot be taken from."""
+    if source is not None and not isinstance(source, (Tensor, Dataset, DataLoader)):
+        raise ValueError(
+            f"Parameter `{name}` should be a Dataset, a DataLoader, a tensor (N, ...) or None. Found "
+            f"{type(source).__name__}."
+        )
+
+
+def read_images(trainer: Any, pl_module: Any, train: Source, val: Source, size: int) -> tuple[Tensor, Tensor]:
+    """Return the training and the validation images `(n, ...)`, `(m, ...)` on the CPU, the same ones each time.
+
+    A tensor is taken whole, and of anything else a random sample of `size`. None takes the Trainer's own: training
+    images with the transform of the validation images, where their data sets have one, and else as the loader yields
+    them.
+
+    Raises:
+        ValueError: If a data set cannot be indexed.
+    """
+    train_loader = _loader("train_inputs", trainer.train_dataloader if train is None else train)
+    val_loader = _loader("val_inputs", trainer.val_dataloaders if val is None else val)
+    with isolated_random_state(_SEED):
+        images = []
+        for loader in (train_loader, val_loader):
+            if isinstance(loader, Tensor):
+                images.append(loader)
+                continue
+            sample: Any = training_batches(loader, size, _SEED)
+            if train is None and loader is train_loader:
+                sample = _without_augmentation(sample, val_loader)
+            images.append(torch.cat([_inputs(trainer, pl_module, batch) for batch in sample]))
+    return images[0], images[1]
+
+
+def _loader(name: str, source: Any) -> Any:
+    """A tensor as it is, or a loader over what is given, of several the first."""
+    if isinstance(source, Dataset):
+        source = DataLoader(source, batch_size=64)
+    if isinstance(source, (list, tuple, Mapping)):
+        source = next(iter(source.values() if isinstance(source, Mapping) else source), None)
+    dataset = getattr(source, "dataset", None)
+    if isinstance(source, Tensor) or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        return source
+    found = type(source).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
+    raise ValueError(
+        f"Parameter `{name}` should be given, as the Trainer has no data set with an index. Found {found}."
+    )
+
+
+def _without_augmentation(sample: Any, val_loader: Any) -> Any:
+    """Read a sample of the training set as validation images are read, and say whether that is possible."""
+    dataset = _with_transform_of(sample.dataset, getattr(val_loader, "dataset", None))
+    if dataset is None:
+        rank_zero_info("TwoSampleCallback takes training images as the loader yields them, augmentation included.")
+        return sample
+    rank_zero_info("TwoSampleCallback takes training images with the transform of the validation images.")
+    positions: Any = sample.sampler
+    as_val = DataLoader(dataset, collate_fn=val_loader.collate_fn, worker_init_fn=sample.worker_init_fn)
+    return reread(as_val, positions, batch_size=sample.batch_size, num_workers=sample.num_workers, seed=_SEED)
+
+
+def _with_transform_of(dataset: Any, other: Any) -> Any:
+    """Copy a data set like torchvision's, shallowly, with the transform of another one; None if that makes no sense."""
+    while other is not None and not hasattr(other, "transform"):
+        other = getattr(other, "dataset", None)  # of a Subset
+    own = copy.copy(dataset)
+    if hasattr(dataset, "transform"):
+        if type(other) is not type(dataset):
+            return None
+        for name in ("transform", "transforms"):
+            if hasattr(other, name):
+                setattr(own, name, getattr(other, name))
+        return own
+    if not hasattr(dataset, "dataset"):
+        return None
+    own.dataset = _with_transform_of(dataset.dataset, other)
+    return None if own.dataset is None else own
+
+
+def _inputs(trainer: Any, pl_module: Any, batch: Any) -> Tensor:
+    """The images of a batch as Lightning would validate them, on the CPU."""
+    batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
+    images = first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
+    if images is None:
+        raise ValueError(f"A batch should hold images. Found {type(batch).__name__}.")
+    return images.cpu()
+
+
+_FEWEST = 8  # images whose mean and spread say something
+_EQUAL = 0.01  # share of the validation images
+
+
+def describe_doubts(given: Mapping[str, Tensor], train: Tensor, val: Tensor, batch: Any) -> dict[str, str]:
+    """Say in a sentence each, by a key, why images may not be what they should be: one kind each, prepared alike.
+
+    Args:
+        given: Those that the user gave, by the name of the argument.
+        train: Training images.
+        val: Validation images.
+        batch: A batch of the validation, or None.
+    """
+    found = {}
+    seen = first_tensor(batch)
+    if seen is not None and len(seen) >= _FEWEST and seen.is_floating_point():
+        mean, spread = _scale(seen)
+        for name, images in given.items():
+            own_mean, own_spread = _scale(images)
+            if abs(own_mean - mean) > spread or not spread / 1.5 <= own_spread <= spread * 1.5:
+                found[name] = (
+                    f"The images in `{name}` are not scaled as the validation batches are: mean {own_mean:.2g} and "
+                    f"standard deviation {own_spread:.2g} instead of {mean:.2g} and {spread:.2g}. Give them the "
+                    "transform of the validation set."
+                )
+    known = set(_fingerprints(train))
+    equal = sum(one in known for one in _fingerprints(val))
+    if equal > _EQUAL * len(val):
+        found["equal"] = (
+            f"{equal} of {len(val)} validation images of TwoSampleCallback are training images too, so it cannot tell "
+            "whether the network knows its training images."
+        )
+    return found
+
+
+def _scale(images: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of the pixels of an ordinary image: medians over the images."""
+    spread, mean = torch.std_mean(images.detach().float().flatten(1), 1)
+    return mean.median().item(), spread.median().item()
+
+
+def _fingerprints(images: Tensor) -> list[int]:
+    """A number for each image, the same for the same image."""
+    rows = images.cpu().reshape(len(images), -1).contiguous().view(torch.uint8).numpy()
+    return [hash(row.tobytes()) for row in rows]

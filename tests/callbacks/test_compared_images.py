@@ -1,0 +1,245 @@
+"""Where a TwoSampleCallback takes its images from: the Trainer's own data without augmentation, or what it is given."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+from torchvision import transforms
+from torchvision.datasets import VisionDataset
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said
+
+from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback, two_sample_test
+
+pytestmark = QUIET
+RESUMES = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkp")
+PLAIN = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
+AUGMENTED = transforms.Compose([transforms.RandomCrop(8, 2), transforms.RandomHorizontalFlip(), PLAIN])
+
+
+class Pictures(VisionDataset):
+    """As torchvision's CIFAR-10, but smaller and of noise."""
+
+    def __init__(self, train: bool, transform: Any) -> None:
+        super().__init__(None, transform=transform)
+        generator = np.random.default_rng(int(train))
+        self.data = generator.integers(0, 256, (500 if train else 400, 8, 8, 3), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        assert self.transform is not None
+        return self.transform(Image.fromarray(self.data[index])), index % 3
+
+
+class Module(SmallNet):
+    """A user's module; remembers the images that are not of its loaders' batches of 50."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) != 50:
+            self.seen.append(x)
+        return super().forward(x)
+
+
+class Data(pl.LightningDataModule):
+    """Augmented training images and plain validation images, as two data sets or as parts of such."""
+
+    def __init__(self, subsets: bool = False) -> None:
+        super().__init__()
+        self.train, self.val = Pictures(True, AUGMENTED), Pictures(False, PLAIN)
+        self.parts = (Subset(self.train, range(450)), Subset(self.val, range(350))) if subsets else None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.parts[0] if self.parts else self.train, 50, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.parts[1] if self.parts else self.val, 50)
+
+
+def fit(folder: Path, *callbacks: Any, subsets: bool = False, ckpt_path: Any = None, **options: Any) -> Module:
+    torch.manual_seed(0)
+    model = Module()
+    quiet_trainer(folder, *callbacks, **options).fit(model, datamodule=Data(subsets), ckpt_path=ckpt_path)
+    return model
+
+
+class Fitted(NamedTuple):
+    """Six epochs with a checkpoint after the third, and what was said."""
+
+    model: Module
+    compared: TwoSampleCallback
+    folder: Path
+    messages: list[str]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    folder, messages = tmp_path_factory.mktemp("own"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("lightning.pytorch").addHandler(handler)
+    logging.getLogger("pytorch_lightning").addHandler(handler)
+    compared, keep = TwoSampleCallback(n=320), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+    model = fit(folder, compared, AnomalyEarlyStopping(), keep, max_epochs=6)
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(name).removeHandler(handler)
+    return Fitted(model, compared, folder, messages)
+
+
+def sources(seen: Tensor, dataset: Pictures) -> list[int]:
+    """Which plain images of a data set these are; -1 for none of them."""
+    known = {PLAIN(Image.fromarray(data)).numpy().tobytes(): place for place, data in enumerate(dataset.data)}
+    return [known.get(image.numpy().tobytes(), -1) for image in seen]
+
+
+@RESUMES
+def test_two_lines_compare_a_plain_random_sample_of_the_trainers_own_data(fitted: Fitted, tmp_path: Path) -> None:
+    model, compared, data = fitted.model, fitted.compared, Data()
+    report = compared.report
+    assert report is not None
+    assert (report.n_train, report.n_val) == (320, 320)
+    seen = torch.cat(model.seen).split(320)
+    assert len(seen) == 12  # of both kinds, at six validations
+    for first, again in (seen[:2], seen[-2:]), (seen[:2], seen[4:6]):
+        assert all(map(torch.equal, first, again))
+    for own, dataset in zip(seen, (data.train, data.val), strict=False):
+        places = sources(own, dataset)
+        assert len(set(places)) == 320
+        assert min(places) >= 0
+        assert places != sorted(places)
+        assert max(places) >= 320
+    again = two_sample_test(model, seen[0], seen[1])
+    assert again.confidence_error_ratio == pytest.approx(report.confidence_error_ratio)
+    assert [message for message in fitted.messages if "with the transform of the validation" in message]
+
+    second = TwoSampleCallback(n=320)
+    resumed = fit(tmp_path, second, ckpt_path=fitted.folder / "epoch=2.ckpt", max_epochs=6)
+    assert torch.equal(torch.cat(resumed.seen), torch.cat(seen[6:]))
+    assert len(second.history) == 6
+    assert second.history[:3] == compared.history[:3]
+
+
+def test_the_training_is_the_same_without_it(fitted: Fitted, tmp_path: Path) -> None:
+    alone = fit(tmp_path, max_epochs=6).state_dict()
+    assert all(torch.equal(value, alone[name]) for name, value in fitted.model.state_dict().items())
+
+
+def test_of_parts_of_data_sets_only_those_parts_are_taken(tmp_path: Path) -> None:
+    model = fit(tmp_path, TwoSampleCallback(n=1000), subsets=True, max_epochs=1)
+    train, val = torch.cat(model.seen).split([450, 350])
+    data = Data()
+    assert sorted(sources(train, data.train)) == list(range(450))
+    assert sorted(sources(val, data.val)) == list(range(350))
+    assert data.train.transform is AUGMENTED
+
+
+def test_without_a_transform_images_are_as_the_loader_yields_them_and_it_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def brighter(samples: list[tuple[Tensor, Tensor]]) -> Any:
+        x, y = torch.utils.data.default_collate(samples)
+        return x + 0.05, y
+
+    train = DataLoader(loader(80).dataset, batch_size=20, shuffle=True, collate_fn=brighter)
+    compared, trainer = TwoSampleCallback(n=64), quiet_trainer(tmp_path, max_epochs=1)
+    trainer.callbacks.append(compared)
+    model = SmallNet()
+    with caplog.at_level(logging.INFO):
+        trainer.fit(model, train, loader(seed=1))
+    assert len([message for message in caplog.messages if "augmentation included" in message]) == 1
+    assert compared.report is not None
+    assert (compared.report.n_train, compared.report.n_val) == (64, 60)
+    # All validation images, and a random sample of the training images.
+    expected = two_sample_test(model, images(80) + 0.05, images(60, seed=1))
+    torch.testing.assert_close(compared.report.val_errors.sort().values, expected.val_errors.sort().values)
+    among = (compared.report.train_errors[:, None] - expected.train_errors).abs().amin(1)
+    assert among.max() < 1e-5
+
+
+def test_data_sets_loaders_and_tensors_are_accepted_for_either_side(tmp_path: Path) -> None:
+    train, val = images(80), images(60, seed=1)
+    found = []
+    for one, other in [
+        (train, TensorDataset(val)),
+        (DataLoader(TensorDataset(train), batch_size=7), val),
+        (TensorDataset(train, torch.zeros(80)), DataLoader(TensorDataset(val))),
+        (train, None),
+    ]:
+        torch.manual_seed(0)
+        compared = TwoSampleCallback(one, other)
+        quiet_trainer(tmp_path, compared, max_epochs=1).fit(SmallNet(), loader(20), loader(seed=1))
+        assert compared.report is not None
+        found.append({k: v for k, v in compared.history[0]["metrics"].items() if k != "seconds"})
+    assert all(own == pytest.approx(found[0]) for own in found)
+
+
+def test_every_nth_validation_is_compared_and_the_others_log_the_last_values(tmp_path: Path) -> None:
+    compared = TwoSampleCallback(n=60, every_n_validations=3)
+    quiet_trainer(tmp_path, compared, max_epochs=7).fit(SmallNet(), loader(80), loader(seed=1))
+    assert [entry["compares_output"] for entry in compared.history] == [True, False, False] * 2 + [True]
+    metrics = [entry["metrics"] for entry in compared.history]
+    assert metrics[0] == metrics[1] == metrics[2] != metrics[3] == metrics[5]
+    assert 0 < metrics[3]["seconds"] < 60
+
+
+def test_data_without_an_index_is_one_warning_that_says_what_to_give(tmp_path: Path) -> None:
+    class Stream(torch.utils.data.IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(loader(40).dataset)  # type: ignore[call-overload]
+
+    compared = TwoSampleCallback(n=60)
+    with pytest.warns(UserWarning, match="`train_inputs` should be given.*Found DataLoader over Stream") as caught:
+        quiet_trainer(tmp_path, compared).fit(SmallNet(), DataLoader(Stream(), batch_size=20), loader(seed=1))
+    assert len(said(caught)) == 1
+    assert compared.report is None
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        (images(60) * 255, images(60, seed=2), "`train_inputs` .* not scaled .* mean 1.3e\\+02"),
+        (images(60), images(60, seed=2) / 4, "`val_inputs` .* not scaled"),
+        (images(60) + 0.5, images(60, seed=2), "`train_inputs` .* not scaled"),
+        (images(60), images(60), "60 of 60 validation images .* are training images too"),
+        (images(60), torch.cat([images(59, seed=2), images(1)]), "1 of 60"),
+    ],
+)
+def test_images_that_hide_the_signal_are_one_warning(tmp_path: Path, train: Tensor, val: Tensor, message: str) -> None:
+    with pytest.warns(UserWarning, match=message) as caught:
+        quiet_trainer(tmp_path, TwoSampleCallback(train, val)).fit(SmallNet(), loader(80), loader(seed=1))
+    assert len(said(caught)) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "batch"),
+    [
+        (images(60), images(60, seed=2), 5),  # of a few images the mean says little
+        (images(60) * 1.3, images(60, seed=2) / 1.3, 20),
+    ],
+)
+def test_images_like_those_of_the_validation_are_no_warning(
+    tmp_path: Path, train: Tensor, val: Tensor, batch: int
+) -> None:
+    quiet_trainer(tmp_path, TwoSampleCallback(train, val), max_epochs=1).fit(
+        SmallNet(), loader(80), loader(seed=1, batch_size=batch)
+    )
+
+
+def test_what_images_cannot_be_taken_from_is_named() -> None:
+    for options in ({"n": 0}, {"every_n_validations": 0}, {"train_inputs": [1]}, {"val_inputs": "data"}):
+        ((name, _),) = options.items()
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            TwoSampleCallback(**options)  # type: ignore[arg-type]
