@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -17,13 +19,24 @@ class Classifier(LightningModule):
         network: Gives logits `(n, classes)` for images `(n, C, H, W)`.
         lr: Learning rate.
         weight_decay: Decoupled weight decay (AdamW).
+        label_smoothing: Of the training loss.
+        cosine: Whether the learning rate falls to 0 along half a cosine.
     """
 
-    def __init__(self, network: nn.Module, lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        label_smoothing: float = 0.0,
+        cosine: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
         self.lr = lr
         self.weight_decay = weight_decay
+        self.label_smoothing = label_smoothing
+        self.cosine = cosine
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(n, classes)` of images `(n, C, H, W)`."""
@@ -33,7 +46,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean cross-entropy of a batch (nats)."""
         images, labels = batch
-        loss = functional.cross_entropy(self(images), labels)
+        loss = functional.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
@@ -44,9 +57,13 @@ class Classifier(LightningModule):
         self.log("val_loss", functional.cross_entropy(logits, labels), prog_bar=True)
         self.log("val_acc", (logits.argmax(1) == labels).float().mean(), prog_bar=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         """AdamW, which is Adam without weight decay."""
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        if not self.cosine:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs or 1)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:

@@ -86,6 +86,25 @@ def simple_cnn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequenti
     )
 
 
+def simple_cnn_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """The simple CNN with a BatchNorm behind each convolution."""
+    layers: list[nn.Module] = []
+    for layer in simple_cnn(channels, classes, dropout):
+        layers.append(layer)
+        if isinstance(layer, nn.Conv2d):
+            layers.append(nn.BatchNorm2d(layer.out_channels))
+    return nn.Sequential(*layers)
+
+
+def strided_cnn_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """Three 3x3 convolutions of 16, 32 and 32 filters with BatchNorm, two of them strided, and a hidden layer."""
+    layers: list[nn.Module] = []
+    for before, width, stride in ((channels, 16, 2), (16, 32, 2), (32, 32, 1)):
+        layers += [nn.Conv2d(before, width, 3, stride, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    head = (nn.Flatten(), nn.Dropout(dropout), nn.Linear(32 * 16, 64), nn.ReLU(), nn.Linear(64, classes))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), *head)
+
+
 def vgg11_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """Torchvision's VGG-11 with BatchNorm, 2,752 filters, and one linear layer behind the mean of its last maps."""
     features = torchvision_vgg11_bn().features
@@ -113,6 +132,8 @@ NETWORKS: dict[str, Callable[[int, int, float], nn.Sequential]] = {
 }
 # Not of the paper: in the experiments, what is chosen on the networks above is tried on these.
 HELD_OUT: dict[str, Callable[[int, int, float], nn.Sequential]] = {
+    "simple_cnn_bn": simple_cnn_bn,
+    "strided_cnn_bn": strided_cnn_bn,
     "vgg11_bn": vgg11_bn,
     "resnet18": resnet18,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,12 +34,14 @@ class Images:
         wrong: Which training labels are wrong `(N,)`.
         mean: Of the training images, by channel `(C,)`.
         std: Likewise.
+        features: Weights of the layers before the linear ones to start from, trained on other images; may be empty.
     """
 
     data: ImageData
     wrong: Tensor
     mean: Tensor
     std: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
 
     def normalised(self, part: str, count: int | None = None) -> Tensor:
         """The first `count` images of the part "train", "val" or "test", float32, channels last; None takes all."""
@@ -66,7 +68,26 @@ def prepare(training: Training, root: str | None = None) -> Images:
     data = replace(
         data, train_labels=labels, test_images=data.test_images[tested], test_labels=data.test_labels[tested]
     )
-    return Images(data, wrong, *mean_and_std(data.train_images))
+    images = Images(data, wrong, *mean_and_std(data.train_images))
+    return replace(images, features=_features(training, data.channels, root)) if condition.pretrained else images
+
+
+_PRETRAINED_ON = {"digits": "fashion_mnist", "fashion_mnist": "cifar10", "cifar10": "fashion_mnist"}
+
+
+def _features(training: Training, channels: int, root: str | None) -> dict[str, Tensor]:
+    """Train the network on other data, and return its weights but for those of the linear layers."""
+    other = replace(training, data=_PRETRAINED_ON[training.data], condition="plain", train_size=4000, epochs=3)
+    network = trained(other, prepare(other, root))
+    features = {name: value for name, value in network.state_dict().items() if int(name.split(".")[0]) < _head(network)}
+    first = features["0.weight"]
+    features["0.weight"] = (first.sum(1, keepdim=True) / channels).expand(-1, channels, -1, -1)
+    return features
+
+
+def _head(network: nn.Sequential) -> int:
+    """The place where the linear layers begin."""
+    return next(place for place, layer in enumerate(network) if isinstance(layer, nn.Flatten))
 
 
 def _mixed_precision() -> torch.autocast:
@@ -92,6 +113,8 @@ def _build(training: Training, images: Images) -> nn.Sequential:
     network = build(training.network, images.data.channels, images.data.n_classes, condition.dropout)
     any_module: Any = network  # torch's overloads leave this call out
     any_module.to(memory_format=torch.channels_last)
+    network.load_state_dict(images.features, strict=False)
+    network[: _head(network)].requires_grad_(not condition.frozen)
     return network
 
 
@@ -103,7 +126,10 @@ def _fit(training: Training, images: Images, callbacks: list[pl.Callback], valid
     quiet()
     pl.seed_everything(training.seed, verbose=False)
     condition = CONDITIONS[training.condition]
-    module = _MixedPrecision(_build(training, images), training.lr, condition.decay / training.lr)
+    module = _MixedPrecision(
+        *(_build(training, images), training.lr, condition.decay / training.lr),
+        *(condition.label_smoothing, condition.cosine),
+    )
     # Of fewer training images than an epoch has, some come again.
     epoch_size = max(training.train_size, len(images.data.train_labels))
     train, val = make_loaders(images.data, training.batch_size, condition.augment, epoch_size)

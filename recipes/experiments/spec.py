@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 __all__ = ["CANDIDATES", "CONDITIONS", "DATA", "EXPERIMENTS", "NETWORKS", "OVERFITTING", "PAPERS", "TRAIN_SIZE",
            "Condition", "Experiment", "Training", "make_training"]  # fmt: skip
@@ -20,6 +21,10 @@ class Condition:
         dropout: Probability of dropout before the linear layers.
         decay: Fraction that each step takes off the weights: decoupled weight decay times the learning rate.
         pool: Times as many training images; an epoch still takes as many steps, on other images each time.
+        label_smoothing: Of the training loss.
+        cosine: Whether the learning rate falls to 0 along half a cosine.
+        pretrained: Whether the convolutions were trained on another data set before.
+        frozen: Whether these stay as they are.
     """
 
     label_noise: float = 0.0
@@ -27,6 +32,10 @@ class Condition:
     dropout: float = 0.0
     decay: float = 0.0
     pool: int = 1
+    label_smoothing: float = 0.0
+    cosine: bool = False
+    pretrained: bool = False
+    frozen: bool = False
 
 
 CONDITIONS = {
@@ -38,15 +47,22 @@ CONDITIONS = {
     "regularised": Condition(dropout=0.5, decay=0.001),
     "more_data": Condition(pool=10),
     "damaged": Condition(),  # of `outliers` only: some of the training images do not belong
+    # Of `harm` only, which asks of each run whether it overfits.
+    "plain": Condition(),
+    "label_smoothing": Condition(label_smoothing=0.1),
+    "cosine": Condition(cosine=True),
+    "transfer": Condition(pretrained=True),
+    "frozen": Condition(pretrained=True, frozen=True),
 }
 OVERFITTING = ("overfitting", "noise10", "noise20", "noise30", "damaged")  # the others are the healthy controls
 DATA = ("cifar10", "fashion_mnist")
 TRAIN_SIZE = 4000  # of the short runs
 # Epochs and learning rate: long enough for the validation loss of the plain run to rise well above its minimum.
 _SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-4), "resnet18": (8, 1e-3),
-             "vgg11_bn": (16, 5e-4)}  # fmt: skip
+             "vgg11_bn": (16, 5e-4), "simple_cnn_bn": (30, 2e-3), "strided_cnn_bn": (30, 2e-3)}  # fmt: skip
 NETWORKS = tuple(_SCHEDULE)
 PAPERS = NETWORKS[:3]  # those of the source paper
+_ALL_BUT_ONE = NETWORKS[:5]
 # The rules that `search` tried, in the words of its lines.
 CANDIDATES = (
     "default", "paper's reading", "rare at 1%", "rare at 5%", "K up to 8", "K by Calinski-Harabasz", "1,024 images",
@@ -111,6 +127,12 @@ def _fewer_images(short: Training) -> Training:
     return replace(short, train_size=size, epochs=8) if size else short
 
 
+def _small(size: int) -> Callable[[Training], Training]:
+    """So few images that a gap opens long before the network is done."""
+    own: Any = {"train_size": size, "val_size": 500, "test_size": 1000, "batch_size": 32}
+    return lambda short: replace(short, epochs=40, lr=1e-3, **own)
+
+
 def _reported_or_chosen_on(training: Training) -> bool:
     """Of seed 0 only what the outlier score was chosen on."""
     return training.seed != 0 or (training.network in ("lenet5", "simple_cnn") and training.data == "cifar10")
@@ -159,20 +181,33 @@ _ALL = ("overfitting", "noise10", "noise30", "augmented", "regularised", "more_d
 _FOLLOWED = ("overfitting", "noise30", "augmented", "more_data")  # where every epoch's network is taken apart again
 _HELD_OUT = ("overfitting", "noise20", "augmented", "more_data")
 _PLAIN = ("overfitting",)
+_SMALL = ("lenet5", "strided_cnn_bn", "simple_cnn", "simple_cnn_bn")
+_HARM = ("plain", "label_smoothing", "cosine", "augmented")
 EXPERIMENTS = {
     "h1": Experiment("h1", _ALL),
     "h1_held_out": Experiment("h1", _HELD_OUT, ["vgg11_bn"], ["cifar10"], [3]),
     "h1_long": Experiment("h1", ("overfitting", "augmented"), seeds=(4, 5), sizes=_all_images),
     "two_sample": Experiment("two_sample", _FOLLOWED),
     "two_sample_held_out": Experiment("two_sample", _HELD_OUT, ["vgg11_bn"], ["cifar10"], [3]),
-    "output": Experiment("output", _ALL, NETWORKS, seeds=(0, 2, 3, 4)),
+    "output": Experiment("output", _ALL, _ALL_BUT_ONE, seeds=(0, 2, 3, 4)),
     "output_long": Experiment("output", ("overfitting", "augmented"), seeds=(4, 5), sizes=_all_images),
     "frozen": Experiment("frozen", _PLAIN, quick=_PLAIN),
     "h2_gradients": Experiment("h2_gradients", _PLAIN, quick=_PLAIN),
     "h2_left_out": Experiment("h2_left_out", _PLAIN, quick=_PLAIN),
     "h3": Experiment("h3", ("overfitting", "noise30"), quick=("overfitting", "noise30")),
     "outliers": Experiment(
-        "outliers", ("augmented", "overfitting", "damaged"), NETWORKS, sizes=_fewer_images, only=_reported_or_chosen_on,
-        quick=("augmented", "overfitting", "damaged"),
+        "outliers", ("augmented", "overfitting", "damaged"), _ALL_BUT_ONE, sizes=_fewer_images,
+        only=_reported_or_chosen_on, quick=("augmented", "overfitting", "damaged"),
     ),
+    **{
+        f"harm_{size}": Experiment("harm", ("plain",), _SMALL, ("digits", "fashion_mnist"), sizes=_small(size),
+                                   quick=("plain",))
+        for size in (300, 500, 1000)
+    },
+    "harm_cifar10": Experiment(
+        "harm", _HARM, _SMALL, ("cifar10",), (5, 6, 7),
+        lambda short: replace(_small(2000)(short), epochs=30, batch_size=64), quick=("plain",),
+    ),
+    "harm_transfer": Experiment("harm", ("transfer", "frozen"), _SMALL, ("digits", *DATA), (0, 1, 2), _small(1000),
+                                quick=("plain",)),
 }  # fmt: skip

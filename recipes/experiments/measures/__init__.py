@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from recipes.experiments.measures import frozen, h1, h2, h3, outliers, output, two_sample
+from recipes.experiments.measures import frozen, h1, h2, h3, harm, outliers, output, two_sample
 from recipes.experiments.spec import Training
 
 __all__ = ["MEASURES"]
@@ -13,6 +13,7 @@ MEASURES: dict[str, Callable[[Training, str | None, str | None], dict[str, Any]]
     "h1": h1.measure,
     "two_sample": two_sample.measure,
     "output": output.measure,
+    "harm": harm.measure,
     "frozen": frozen.measure,
     "h2_gradients": h2.measure_gradients,
     "h2_left_out": h2.left_out,
