@@ -1,9 +1,10 @@
 """A quick look at a trained model, from the command line.
 
 The model is built from `--model` with the arguments that a Lightning checkpoint stores, or those of `--model-args`, and
-gets the checkpoint's weights. Images come from an .npz file: from its array `val_images`, else `test_images`, else the
-only array that it has. uint8 images, (N, H, W) or (N, H, W, 3) as in MedMNIST, are scaled to 0..1; floating-point ones,
-(N, C, H, W), are taken as they are, so normalise them like the training images.
+gets the checkpoint's weights. Images come from a folder, with or without a folder for each class, or from an .npz file:
+from its array `val_images`, else `test_images`, else the only array that it has. Files and uint8 arrays, (N, H, W) or
+(N, H, W, 3), are scaled to 0..1; floating-point ones, (N, C, H, W), are taken as they are, so normalise them like the
+training images.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import json
 import os
 import sys
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_anomaly.analysis import analyze
 from lightning_anomaly.capture.hooks import evaluating
+from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
+from lightning_anomaly.image_files import ArrayImages, FolderImages, open_images
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.outliers import OutlierReport, find_outliers
 from lightning_anomaly.plots import FIGURES, outlier_images
@@ -34,6 +35,14 @@ from lightning_anomaly.report import AnomalyReport
 
 _PROBE_SIZE = 512  # as in `AnomalyFilterCallback`
 _BATCH = 64
+_EXAMPLES = {
+    "analyze": """examples:
+  lightning-anomaly analyze last.ckpt --model my_project.models:Net --data photos --size 64
+  lightning-anomaly weights.pt --model torchvision.models:resnet18 --model-args '{"num_classes": 10}' --data val.npz""",
+    "outliers": """examples:
+  lightning-anomaly outliers last.ckpt --model my_project.models:Net --data photos --size 64
+  lightning-anomaly outliers last.ckpt --model my_project.models:Net --data new.npz --reference val.npz --top 100""",
+}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,17 +52,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         given.insert(0, "analyze")
     parser = argparse.ArgumentParser(prog="lightning-anomaly", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    first = commands.add_parser("analyze", help="print and draw anomaly filters by the first 512 images; the default")
-    outliers = commands.add_parser("outliers", help="score images, and list and draw those that belong least")
-    for command, run, folder in ((first, run_analysis, "anomaly_filters"), (outliers, run_outliers, "outliers")):
+    helps = {
+        "analyze": "print and draw anomaly filters by 512 images, the default: the first ones of a file",
+        "outliers": "score images, and list and draw those that belong least",
+    }
+    for name, run, folder in (("analyze", run_analysis, "anomaly_filters"), ("outliers", run_outliers, "outliers")):
+        raw = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=helps[name], epilog=_EXAMPLES[name], formatter_class=raw)
         command.set_defaults(run=run)
         add = command.add_argument
         add("checkpoint", type=Path, help="a state_dict or a Lightning checkpoint, as a file")
         add("--model", required=True, metavar="MODULE:CLASS", help="what builds the model: a class or function")
-        add("--data", required=True, type=Path, metavar="FILE.npz", help="the images")
+        add("--data", required=True, type=Path, metavar="PATH", help="the images: a folder or an .npz file")
+        add("--size", type=_positive, metavar="PIXELS", help="height and width to give to the images of a folder")
         add("--model-args", type=_json_object, default={}, metavar="JSON", help="""such as '{"channels": 3}'""")
         add("--output", type=Path, default=folder, help="folder for what is written, default: %(default)s")
-    add("--reference", type=Path, metavar="FILE.npz", help="ordinary images, default: some of these")
+    add("--reference", type=Path, metavar="PATH", help="ordinary images, likewise, default: some of these")
     add("--top", type=_positive, default=50, help="images to list, the first 64 also drawn, default: %(default)s")
     return parser.parse_args(given)
 
@@ -77,14 +91,18 @@ def _json_object(text: str) -> dict[str, Any]:
 def run_analysis(options: argparse.Namespace) -> AnomalyReport:
     """Analyze the first images, print the table and write the figures and the filter browser."""
     model = load_model(options.checkpoint, options.model, options.model_args)
-    images = _as_images(_read_array(options.data)[:_PROBE_SIZE])
-    _try(model, images[:2], options)
+    given = _open(model, options.data, options)
+    positions = given.probe(_PROBE_SIZE)
+    names = None if given.names is None else [given.names[position] for position in positions]
+    images = torch.stack([given[position] for position in positions])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
         report = analyze(model, images, keep_images=True)
     if not report.layers:
         raise ValueError(f"`{options.model}` has no filters to analyze. {' '.join(merge_notes(report.notes).values())}")
     print(report)
+    if given.one_class is not None:
+        print(f"note: All images are of the class '{given.one_class}': give the folder with all classes as `--data`.")
     options.output.mkdir(parents=True, exist_ok=True)
     shown = outlier_images(report, images) if report.n_samples == len(images) else None
     drawn = []
@@ -95,7 +113,7 @@ def run_analysis(options: argparse.Namespace) -> AnomalyReport:
             figure.savefig(file)
             drawn.append(file.name)
     browser = options.output / "browser.html"
-    report.save_html(browser, title=f"{options.model} on {options.data.name}")
+    report.save_html(browser, labels=names, title=f"{options.model} on {options.data.name}")
     print(f"every filter with its images: open {browser}")
     print(f"figures in {options.output}: {', '.join(drawn)}")
     return report
@@ -104,9 +122,10 @@ def run_analysis(options: argparse.Namespace) -> AnomalyReport:
 def run_outliers(options: argparse.Namespace) -> OutlierReport:
     """Score all images, print the table and write those that belong least."""
     model = load_model(options.checkpoint, options.model, options.model_args)
-    images = _Images(options.data)
-    reference = None if options.reference is None else DataLoader(_Images(options.reference), batch_size=_BATCH)
-    _try(model, torch.stack([images[0], images[-1]]), options)
+    images = _open(model, options.data, options)
+    reference = None
+    if options.reference is not None:
+        reference = DataLoader(_open(model, options.reference, options), batch_size=_BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
         report = find_outliers(model, DataLoader(images, batch_size=_BATCH), reference)
@@ -125,61 +144,19 @@ def run_outliers(options: argparse.Namespace) -> OutlierReport:
     return report
 
 
-class _Images(Dataset[Tensor]):
-    """Images that become float32 one by one: those of a large file together take four times its memory."""
-
-    def __init__(self, path: Path) -> None:
-        self._array = _read_array(path)
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return _as_images(self._array[index][None])[0]
-
-
-def _as_images(array: Any) -> Tensor:
-    """Images of a file as a model takes them `(N, C, H, W)`."""
-    if array.dtype != np.uint8:
-        return torch.from_numpy(array.astype(np.float32))
-    tensor = torch.from_numpy(array).float() / 255
-    return tensor[:, None] if array.ndim == 3 else tensor.permute(0, 3, 1, 2).contiguous()
-
-
-def _read_array(path: Path) -> Any:
-    """Read the images of a file, see the module's docstring."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = file.files
-            known = [key for key in ("val_images", "test_images") if key in names]
-            key = known[0] if known else names[0] if len(names) == 1 else None
-            array = None if key is None else file[key]
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"`{path.name}` should be an .npz file, as `numpy.savez` writes it: {error}.") from error
-    if array is None:
-        raise ValueError(
-            f"`{path.name}` should hold the images as `val_images`, as `test_images`, or as its only array. "
-            f"Found the arrays {names}."
-        )
-    integer = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)))
-    if not array.size or not (integer or (array.dtype.kind == "f" and array.ndim == 4)):
-        raise ValueError(
-            f"`{key}` in `{path.name}` should be uint8 of shape (N, H, W) or (N, H, W, 3), or floating-point of shape "
-            f"(N, C, H, W), and not empty. Found {array.dtype} of shape {array.shape}."
-        )
-    return array
-
-
-def _try(model: nn.Module, images: Tensor, options: argparse.Namespace) -> None:
-    """Run the model once, so that images of another kind are named before the work begins."""
+def _open(model: nn.Module, path: Path, options: argparse.Namespace) -> ArrayImages | FolderImages:
+    """Open images, and run the model once on zeros, so that images of another kind are named before the work begins."""
+    first = next(iter(select_layers(model).values()), None)
+    images = open_images(path, options.size, gray=getattr(first, "in_channels", 3) == 1)
     try:
         with evaluating(model), torch.no_grad():
-            model(images.clone())  # it may change them in place
+            model(torch.zeros(2, *images.shape))
     except Exception as error:  # whatever the user's model raises
         raise ValueError(
-            f"`{options.model}` cannot take the images of `{options.data.name}`, {tuple(images.shape[1:])} (channels, "
-            f"height, width): give images like those it was trained on. {type(error).__name__}: {error}"
+            f"`{options.model}` cannot take the images of `{path.name}`, {images.shape} (channels, height, width): "
+            f"give images like those it was trained on. {type(error).__name__}: {error}"
         ) from error
+    return images
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -28,6 +28,7 @@ ROOMS = [
     "shared_analysis",
     "pruning",
     "checkpoint",
+    "image_files",
     "__main__",
     "callbacks",
 ]

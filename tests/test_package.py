@@ -40,6 +40,8 @@ def test_the_version_is_that_of_the_distribution_and_of_the_last_release() -> No
     assert metadata("lightning-anomaly")["Version"] == lightning_anomaly.__version__
     changes = (ROOT / "CHANGELOG.md").read_text()
     assert re.findall(r"^## (\d\S+)", changes, re.MULTILINE)[0] == lightning_anomaly.__version__
+    for name, field in (("CITATION.cff", r"^version: (\S+)"), ("docs/method.md", r"version = \{(\S+)\}")):
+        assert re.findall(field, (ROOT / name).read_text(), re.MULTILINE)[-1] == lightning_anomaly.__version__
 
 
 def test_the_package_says_that_it_is_typed() -> None:

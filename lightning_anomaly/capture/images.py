@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -16,6 +17,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Subset,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -188,6 +190,8 @@ class ImageSource:
         argument: See above.
         batch_size: Number of images in a batch.
         shape: Shape of an image.
+        names: The file of each image, where the data set has `samples` as torchvision's `ImageFolder`, else None.
+        classes: The class of each image, where the data set has `targets`, else None.
         unreadable: `{position: error}` of the images that could not be read so far; zeros stand for them.
 
     Raises:
@@ -201,6 +205,8 @@ class ImageSource:
         self.batch_size = _BATCH if self._loader is None else self._loader.batch_size or _BATCH
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
+        dataset = None if self._loader is None else self._loader.dataset
+        self.names, self.classes = _file_names(dataset), _classes(dataset)
         self.unreadable: dict[int, str] = {}
         self.shape: tuple[int, ...] = ()
         self.shape = self._first_shape()
@@ -282,6 +288,34 @@ class ImageSource:
                 "and adds none."
             )
         return images
+
+
+def _file_names(dataset: Any) -> list[str] | None:
+    """The files of a data set's images, below its `root`; None if it has no `samples` that name them."""
+    samples = _column(dataset, "samples")
+    if samples is None or not all(isinstance(own, tuple) and isinstance(own[0], str) for own in samples):
+        return None
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    root = os.path.join(getattr(dataset, "root", ""), "")
+    return [path.removeprefix(root) for path, *_ in samples]
+
+
+def _classes(dataset: Any) -> list[int] | None:
+    """The class of each image; None if a data set has no `targets` that are integers."""
+    targets = _column(dataset, "targets")
+    return targets if targets is not None and all(isinstance(own, int) for own in targets) else None
+
+
+def _column(dataset: Any, name: str) -> list[Any] | None:
+    """What a data set, or the one that it is a subset of, has of each item as the attribute `name`."""
+    if isinstance(dataset, Subset):
+        whole = _column(dataset.dataset, name)
+        return None if whole is None else [whole[index] for index in dataset.indices]
+    values = getattr(dataset, name, None)
+    if not isinstance(values, (list, Tensor)) or len(values) != len(dataset):
+        return None
+    return values if isinstance(values, list) else values.tolist()
 
 
 def _checked(loader: Any, argument: str) -> DataLoader[Any]:

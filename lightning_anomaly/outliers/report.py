@@ -43,6 +43,7 @@ class OutlierReport(Tabular):
             can be drawn.
         notes: What could not be used and why, as sentences.
         views: What each view says of the images, see `AnomalyReport.view_scores`.
+        names: The file of each image, where its data set names them, as torchvision's `ImageFolder` does.
         own_reference: Whether the reference was taken out of these images. Then p-values only rank them, and none is
             found.
     """
@@ -58,6 +59,7 @@ class OutlierReport(Tabular):
     notes: Mapping[str, str] = field(default_factory=dict)
     own_reference: bool = False
     views: Mapping[str, SampleView] = field(default_factory=dict)
+    names: Sequence[str] | None = None
 
     @property
     def view_scores(self) -> dict[str, Tensor]:
@@ -118,7 +120,8 @@ class OutlierReport(Tabular):
     def to_frame(self, k: int | None = None) -> DataFrame:
         """The images as a pandas DataFrame, the largest score first, one row each.
 
-        Columns are position, score, p_value, found, layer, filters and reasons, see `outlier_reasons`.
+        Columns are position, name if there are `names`, score, p_value, found, layer, filters and reasons, see
+        `outlier_reasons`.
 
         Args:
             k: Number of images; None takes all.
@@ -138,6 +141,7 @@ class OutlierReport(Tabular):
         return [
             {
                 "position": position,
+                **({} if self.names is None else {"name": self.names[position]}),
                 "score": self.scores[position].item(),
                 "p_value": self.p_values[position].item(),
                 "found": position in found,
@@ -180,6 +184,7 @@ class OutlierReport(Tabular):
         Args:
             path: Where to write it; missing folders are created.
             labels: A name or number for each image of the data set: its file or its class. A column of the CSV file.
+                None takes `names`.
             title: The heading.
 
         Raises:
@@ -187,7 +192,7 @@ class OutlierReport(Tabular):
         """
         from lightning_anomaly.browser import write_outlier_page
 
-        write_outlier_page(self, path, KEPT, self._sentences(), labels, title)
+        write_outlier_page(self, path, KEPT, self._sentences(), self.names if labels is None else labels, title)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
         """Write the same to a file that lasts until Python exits: a notebook shows it, a console its path.
@@ -203,10 +208,11 @@ class OutlierReport(Tabular):
         return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("position", "score", "p-value", "reason")]
+        named = self.names is not None
+        rows: list[tuple[str, ...]] = [("position", *["name"] * named, "score", "p-value", "reason")]
         for row in self.rows(10):
-            reason = row["reasons"].partition("; ")[0]
-            rows.append((str(row["position"]), f"{row['score']:.1f}", f"{row['p_value']:.4f}", reason))
+            name, reason = [row["name"]] if named else [], row["reasons"].partition("; ")[0]
+            rows.append((str(row["position"]), *name, f"{row['score']:.1f}", f"{row['p_value']:.4f}", reason))
         return rows
 
     def _sentences(self) -> list[str]:

@@ -66,7 +66,8 @@ def find_outliers(
     Args:
         model: Any model, on any device and in any precision, in which the images are given to it.
         inputs: Images `(N, ...)`, or a loader: its data set is read from the first to the last item, whatever the order
-            of the loader, and the first floating-point tensor of a batch is taken.
+            of the loader, and the first floating-point tensor of a batch is taken. The report has the names of files
+            that a data set has in its `samples`, as torchvision's `ImageFolder`.
         reference: Images that are ordinary, likewise; a few thousand are enough. Of each, 20 bytes are kept for every
             filter of the layers that judge, and eight times as many for a while in the widest layer. P-values of
             several layers are too small where there are few: of 100 images, by a tenth to a third with 5 to 60 layers;
@@ -196,6 +197,12 @@ class _Search:
                 f"Parameter `{others.argument}` should hold at least {_MIN_REFERENCE} images to learn from. "
                 f"Found {len(order)}.{advice}"
             )
+        classes = len({*(images.classes or ())})
+        if others.classes and len({*others.classes}) == 1 < classes:
+            self._notes["one class"] = (
+                f"All reference images are of one class, and the inputs of {classes}, of which the others will have "
+                "large scores: give a `reference` of all classes."
+            )
         self._chosen: list[int] = (order if reference is not None else order[:_REFERENCE]).tolist()
         batches = [
             Statistics({name: part.cpu() for name, part in statistics.layers.items()}, statistics.samples)
@@ -277,6 +284,7 @@ class _Search:
             false_discovery_rate=rate,
             notes=notes,
             own_reference=self._others is images,
+            names=images.names,
         )
         shown = _pictures(images, report.top(KEPT), self._others, fit.reference[:_SCALE_IMAGES])
         return replace(report, images=shown)

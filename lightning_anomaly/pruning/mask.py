@@ -139,7 +139,7 @@ class FilterMask:
         mixing = [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]
         if mixing:
             warnings.warn(
-                "Masked filters feed normalization layers that depend on other channels or inputs too: "
+                "Masked filters feed normalization layers that depend on other channels too: "
                 f"{', '.join(mixing)}. Their output is exactly 0 before these layers, but this is not promised after "
                 "them, where the outputs of other filters may change as well.",
                 stacklevel=3,

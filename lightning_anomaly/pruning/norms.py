@@ -24,7 +24,7 @@ class FoundNorms:
 
     Attributes:
         channels: `{norm: [channel, ...]}` that depend on masked filters alone.
-        mixing: Norms that take zeros of masked filters, and mix them with other channels or with another call's input.
+        mixing: Norms that take zeros of masked filters, and mix them with other channels.
         called: Convolutions that were called.
     """
 
@@ -82,7 +82,6 @@ class _Pass:
         self.mixing: set[str] = set()
         self.called: set[str] = set()
         self._filters, self._sign, self._before = filters, sign, before
-        self._inputs: dict[str, Tensor] = {}  # of each norm, the channels that were 0 in its last call
         self._generator = torch.Generator("cpu").manual_seed(0)
 
     def replace(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -101,10 +100,7 @@ class _Pass:
                 zero |= group.repeat_interleave(module.out_channels // module.groups)
         elif isinstance(module, CHANNEL_NORMS):
             zero = _zero_channels(given)
-            if name in self._inputs and not torch.equal(zero, self._inputs[name]):
-                self.mixing.add(name)
-            self._inputs[name] = zero
-            zero = zero & self._before.get(name, zero)
+            zero &= self._before.get(name, zero)
             self.zeros[name] = zero & self.zeros.get(name, zero)
         else:
             if _is_norm(module) and any(_zero_channels(given, axis).any() for axis in (1, -1)):

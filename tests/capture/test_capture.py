@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -14,7 +15,6 @@ from trainers import hook_count
 from lightning_anomaly.capture.hooks import MapCapture, evaluating, isolated_random_state
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import LayerMaps, map_statistics, pool_maps
-from lightning_anomaly.capture.probe import usable_layers
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
 NUMBERS = torch.arange(20.0)[:, None, None, None].expand(20, 2, 3, 3)
@@ -116,14 +116,6 @@ def test_a_layer_with_maps_of_other_samples_is_left_out_and_neither_ends_the_cap
     assert "20 maps where most layers gave 10" in beyond.maps["parts"].problem
 
 
-def test_layers_with_a_problem_have_no_say_in_how_many_samples_there_are():
-    first, second = NUMBERS.split(10)
-    taken = take_several([dict.fromkeys("abxyz", first), dict.fromkeys("ab", second)], limit=20)
-    usable, n_samples, notes = usable_layers(taken.maps)
-    assert (list(usable), n_samples, len(notes)) == (["a", "b"], 20, 3)
-    assert all("it gave 10 maps where most layers gave 20" in note for note in notes.values())
-
-
 def test_the_first_call_in_a_pass_counts():
     layer = Returns()
     taken = MapCapture({"layer": layer}, rectify=False)
@@ -207,7 +199,7 @@ def test_a_failure_while_taking_is_a_problem_and_no_error():
 # nothing is left behind
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
 def test_hooks_are_only_on_the_model_inside_and_those_of_others_stay(error):
     model = network()
     model[0].register_forward_hook(lambda *_: None)
@@ -216,7 +208,7 @@ def test_hooks_are_only_on_the_model_inside_and_those_of_others_stay(error):
             assert hook_count(model) == 3
             if error is not None:
                 raise error
-    except (RuntimeError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         pass
     assert hook_count(model) == 1
 
@@ -229,9 +221,19 @@ def test_attaching_and_removing_twice_does_no_more_than_once():
         assert hook_count(model) == hooks
 
 
-def test_a_compiled_model_is_captured_and_compiled_again_afterwards():
-    graphs = []
-    compiled = torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward)
+@pytest.fixture
+def graphs() -> Iterator[list[object]]:
+    """The graphs that torch compiles."""
+    yield []
+    torch._dynamo.reset()
+
+
+def compiled_network(graphs: list[object]) -> nn.Module:
+    return torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward)
+
+
+def test_a_compiled_model_is_captured_and_compiled_again_afterwards(graphs):
+    compiled = compiled_network(graphs)
     first, second = (MapCapture(select_layers(compiled)) for _ in range(2))
     for one, other in pairwise([first, second, first]):  # in any order
         one.attach()
@@ -244,26 +246,21 @@ def test_a_compiled_model_is_captured_and_compiled_again_afterwards():
     assert graphs == []
     compiled(IMAGES)
     assert len(graphs) == 1
-    torch._dynamo.reset()
 
 
-def test_threads_that_capture_leave_compiled_models_compiled():
-    graphs = []
-    compiled = torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward)
-    ready = threading.Barrier(6)
+def test_threads_that_capture_leave_compiled_models_compiled(graphs):
+    compiled, ready = compiled_network(graphs), threading.Barrier(6)
 
     def run(_: int) -> None:
-        capture = MapCapture({})
         ready.wait()
         for _ in range(1000):
-            with capture:
+            with MapCapture({}):
                 pass
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(run, range(6)))
     compiled(IMAGES)
     assert len(graphs) == 1
-    torch._dynamo.reset()
 
 
 # evaluation mode and random numbers

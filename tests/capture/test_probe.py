@@ -134,13 +134,16 @@ def test_what_cannot_be_a_probe_is_an_error(inputs: Any, found: str) -> None:
 
 
 def test_the_number_of_samples_is_given_or_that_of_most_layers() -> None:
-    layers = {name: nn.Identity() for name in "abcd"}
+    layers = {name: nn.Identity() for name in "abcdef"}
     capture = MapCapture(layers)
     with capture:
-        for name, number in zip("abc", (4, 4, 8), strict=True):
+        for name, number in zip("abcef", (4, 4, 8, 8, 8), strict=True):
             layers[name](torch.rand(number, 2))
+    for name in "ef":  # which have no say
+        capture.maps[name].problem = "it is odd"
     for expected, names in ((None, ["a", "b"]), (8, ["c"])):
         usable, n_samples, notes = usable_layers(capture.maps, expected)
         assert (list(usable), n_samples) == (names, expected or 4)
         assert "never called" in notes["d left out"]
-        assert len(notes) == 4 - len(names)
+        assert "it is odd" in notes["e left out"]
+        assert len(notes) == 6 - len(names)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from in_workers import DATA, InWorkers, open_data_set
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_anomaly import find_outliers
 
@@ -90,6 +90,44 @@ def test_workers_get_the_data_set_itself_and_start_as_the_loader_says(net):
         InWorkers(), 60, num_workers=1, worker_init_fn=open_data_set, multiprocessing_context=get_context("spawn")
     )
     assert torch.equal(find_outliers(net, loader).scores, find_outliers(net, DATA.tensors[0]).scores)
+
+
+class Files(Dataset[Tensor]):
+    """Has files and classes, as torchvision's `ImageFolder`."""
+
+    def __init__(self, *classes: int) -> None:
+        self.root = "photos"
+        self.samples = [(f"photos/{place % len(classes)}/{place}.png", place % len(classes)) for place in range(120)]
+        self.targets = [classes[place % len(classes)] for place in range(120)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return DATA[index][0]
+
+
+def test_the_names_of_files_are_in_the_report_also_those_of_a_subset(net):
+    for data, first in ((Files(0, 1), 0), (Subset(Files(0, 1), range(3, 120)), 3)):
+        report = find_outliers(net, DataLoader(data, 32))
+        names = [f"{place % 2}/{place}.png" for place in range(first, 120)]
+        assert report.names == names
+        frame = report.to_frame()
+        assert frame["name"].tolist() == [names[position] for position in report.top(200)]
+        assert f"  {names[report.top(1)[0]]}  " in str(report)
+    assert find_outliers(net, IMAGES).names is None
+
+
+def test_a_reference_of_a_single_class_is_noted_where_the_images_have_several(net):
+    loaders = [DataLoader(Files(*classes), 32) for classes in ((0, 1, 2), (1,), (1, 2))]
+    with pytest.warns(UserWarning, match="of one class, and the inputs of 3"):
+        find_outliers(net, loaders[0], loaders[1])
+    for inputs, reference in ((loaders[0], loaders[2]), (loaders[1], loaders[1]), (loaders[1], loaders[0])):
+        assert "one class" not in find_outliers(net, inputs, reference).notes
+    numbers = TensorDataset(*DATA.tensors)
+    numbers.targets = torch.ones(120, dtype=torch.int64)
+    with pytest.warns(UserWarning, match="of one class"):
+        find_outliers(net, loaders[0], DataLoader(numbers, 32))
 
 
 def test_random_numbers_that_a_data_set_draws_are_taken_from_nobody_and_are_the_same_again(net):

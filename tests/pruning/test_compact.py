@@ -86,24 +86,14 @@ def compacted(model: nn.Module, *given: Any, staying: dict[str, int] | None = No
     return smaller
 
 
-def every_third(model: nn.Module) -> dict[str, list[int]]:
-    return {name: list(range(0, count - 1, 3)) for name, count in filters_of(model).items()}
-
-
-@pytest.mark.parametrize(
-    "name", [*NETWORKS, "resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg11", "vgg11_bn"))]
-)
+@pytest.mark.parametrize("name", [*NETWORKS, pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_networks_lose_all_masked_filters(name):
     torch.manual_seed(0)
-    if name in NETWORKS:
-        model = NETWORKS[name](3, 10, 0.5)
-    elif name == "resnet18":
-        model = torchvision.models.resnet18(num_classes=10)  # every third everywhere, so that no shortcut holds one
-    else:
-        model = torchvision.models.get_model(name, num_classes=10, init_weights=False)
-        model.classifier = nn.Sequential(nn.Linear(512 * 49, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10))  # quicker
+    model = NETWORKS[name](3, 10, 0.5) if name in NETWORKS else torchvision.models.resnet18(num_classes=10)
     lived_in(model)
-    filters, images = every_third(model), inputs(4, 3, 64, 64)
+    # Every third of all layers, so that no shortcut holds one.
+    filters = {layer: list(range(0, count - 1, 3)) for layer, count in filters_of(model).items()}
+    images = inputs(4, 3, 64, 64)
     mask_filters(model, filters, example_input=images)
     smaller = compacted(model, images)
     left = {layer: count - len(filters[layer]) for layer, count in filters_of(model).items()}
@@ -171,8 +161,8 @@ def chain(*after: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), *after)
 
 
-def axes(conv: Any, pixels: int) -> nn.Module:
-    return nn.Sequential(conv(3, 6, 3), nn.ReLU(), conv(6, 6, 3), nn.Flatten(), nn.Linear(6 * pixels, 2))
+def volumes() -> nn.Module:
+    return nn.Sequential(nn.Conv3d(3, 6, 3), nn.ReLU(), nn.Conv3d(6, 6, 3), nn.Flatten(), nn.Linear(6 * 64, 2))
 
 
 # A model, its masked filters, how many of them stay, and the filters of the smaller model.
@@ -180,7 +170,6 @@ CASES: dict[str, tuple[Any, dict[str, list[int]], dict[str, int], list[int]]] = 
     "sigmoid": (lambda: around(nn.Sigmoid()), {"0": [1, 2]}, {"0": 2}, [6, 2]),
     "norm not masked": (lambda: around(nn.BatchNorm2d(6), nn.ReLU()), {"0": [1]}, {"0": 1}, [6, 2]),
     "GroupNorm": (lambda: around(nn.GroupNorm(3, 6)), {"0": [1, 4]}, {"0": 2}, [6, 2]),
-    "LayerNorm": (lambda: around(nn.LayerNorm([6, 6, 6])), {"0": [1, 4]}, {"0": 2}, [6, 2]),
     "softmax": (lambda: around(nn.Softmax(1)), {"0": [1]}, {"0": 1}, [6, 2]),
     "weight_norm": (lambda: nn.Sequential(weight_norm(nn.Conv2d(3, 6, 3)), nn.ReLU()), {"0": [1]}, {"0": 1}, [6]),
     "shuffle": (lambda: Net(shuffled, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 2, 3)), {"a": [1]}, {"a": 1}, [6, 2]),
@@ -194,10 +183,6 @@ CASES: dict[str, tuple[Any, dict[str, list[int]], dict[str, int], list[int]]] = 
     ),
     "shortcut": (only_on_the_example, {"one": [2]}, {"one": 1}, [6, 6, 2]),
     "output": (chain, {"0": [3], "2": [1]}, {"2": 1}, [5, 4]),
-    "pooled output": (
-        lambda: chain(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-        *({"0": [3], "2": [1]}, {"2": 1}, [5, 4]),
-    ),
     "used and returned": (
         lambda: Net(both, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 6, 3), c=nn.Conv2d(6, 2, 3)),
         *({"a": [1], "b": [0, 4]}, {"a": 1}, [6, 4, 2]),
@@ -228,8 +213,7 @@ CASES: dict[str, tuple[Any, dict[str, list[int]], dict[str, int], list[int]]] = 
         lambda: nn.Sequential(nn.ConvTranspose2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.Conv2d(4, 2, 1)),
         *({"0": [1, 2], "2": [0]}, {}, [4, 3, 2]),
     ),
-    "one axis": (lambda: axes(nn.Conv1d, 4), {"0": [1, 2], "2": [0]}, {}, [4, 5]),
-    "three axes": (lambda: axes(nn.Conv3d, 64), {"0": [1, 2], "2": [0]}, {}, [4, 5]),
+    "three axes": (volumes, {"0": [1, 2], "2": [0]}, {}, [4, 5]),
     "several arguments and outputs": (
         lambda: Net(several, conv=nn.Conv2d(3, 6, 3), head=nn.Conv2d(6, 2, 3), other=nn.Conv2d(6, 1, 1)),
         *({"conv": [1, 2]}, {}, [4, 2, 1]),
@@ -240,11 +224,9 @@ CASES: dict[str, tuple[Any, dict[str, list[int]], dict[str, int], list[int]]] = 
     ),
 }
 GIVEN: dict[str, tuple[Any, ...]] = {
-    "one axis": (inputs(2, 3, 8),),
     "three axes": (inputs(2, 3, 8, 8, 8),),
     "several arguments and outputs": (inputs(), inputs(seed=1), 2.0),
 }
-MASKED = ("weight_norm",)  # of the cases where filters stay
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -252,7 +234,7 @@ def test_a_masked_filter_goes_unless_something_is_made_of_its_zeros(case):
     make, filters, staying, left = CASES[case]
     torch.manual_seed(0)
     model, given = make(), GIVEN.get(case, (inputs(),))
-    if case in MASKED or not staying:
+    if case == "weight_norm" or not staying:
         mask_filters(model, filters, example_input=given)
     else:  # the norms behind are as they were
         for layer, own in filters.items():

@@ -4,7 +4,7 @@ After each run, images of its validation probe are damaged, one kind at a time a
 how little each image of the probe belongs: the outlier scores and the votes of an analysis of the probe, and what else
 there is, see `scores`. A third of the runs have a hundred damaged images among those that they train on; there
 `find_outliers` scores all training images. The score was chosen on LeNet-5 and the simple CNN on CIFAR-10 with seed 0.
-CleanVision is in the extra `outliers`.
+CleanVision is in the extra `rivals`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,144 @@
+"""Images on disk as the command line takes them: an .npz file, or a folder of image files."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["ArrayImages", "FolderImages", "open_images"]
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # as torchvision's ImageFolder
+
+
+def open_images(path: Path, size: int | None, gray: bool) -> ArrayImages | FolderImages:
+    """Open the images of a file or a folder.
+
+    Args:
+        path: An .npz file or a folder.
+        size: Height and width that images of a folder get (pixels).
+        gray: Whether these get one channel instead of three.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If there are no images, or a folder's have no `size`.
+    """
+    if not path.is_dir():
+        return ArrayImages(path)
+    if size is None:
+        raise ValueError(
+            f"`--size` should be given for a folder, as the height and width of the images that the model takes: add "
+            f"`--size 224`, for example. Found the folder `{path}`."
+        )
+    return FolderImages(path, size, gray)
+
+
+class ArrayImages(Dataset[Tensor]):
+    """The images of an .npz file, as float32 one by one: those of a large file together take four times its memory.
+
+    Attributes:
+        names: None, as they have none.
+        one_class: None, as their classes are not known.
+        shape: Shape of an image.
+    """
+
+    names: None = None
+    one_class: None = None
+
+    def __init__(self, path: Path) -> None:
+        self._array = _read_array(path)
+        self.shape = tuple(self[0].shape)
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return _as_image(self._array[index])
+
+    def probe(self, count: int) -> list[int]:
+        """Positions of the first images."""
+        return list(range(min(count, len(self))))
+
+
+class FolderImages(Dataset[Tensor]):
+    """The images in a folder and below it, in the order of their names; a folder in it is a class.
+
+    Args:
+        folder: The folder.
+        size: Height and width: an image is scaled until it covers a square of this size, and its middle is taken.
+        gray: Whether it gets one channel instead of three.
+
+    Attributes:
+        root: The folder.
+        samples: The path and the class of each image, as in torchvision's `ImageFolder`.
+        targets: The class of each image; empty if there is no folder in the folder.
+        names: The path of each image below the folder.
+        one_class: The name of the class if there is only one.
+        shape: Shape of an image.
+    """
+
+    def __init__(self, folder: Path, size: int, gray: bool) -> None:
+        self.root = folder
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        if not files:
+            raise ValueError(f"`{folder.name}` should hold images ({', '.join(sorted(_SUFFIXES))}). Found none.")
+        self.names = [file.relative_to(folder).as_posix() for file in files]
+        own = [name.rpartition("/")[0].partition("/")[0] for name in self.names]  # "" of a file beside the classes
+        classes = sorted({*own})
+        numbers = [classes.index(name) for name in own]
+        self.samples = list(zip(map(str, files), numbers, strict=True))
+        self.targets = numbers if classes != [""] else []
+        self.one_class = classes[0] or None if len(classes) == 1 else None
+        self.shape = (1 if gray else 3, size, size)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tensor:
+        from PIL import Image, ImageOps
+
+        channels, height, width = self.shape
+        with Image.open(self.samples[index][0]) as image:
+            plain = image.convert("L" if channels == 1 else "RGB")
+        return _as_image(np.array(ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)))
+
+    def probe(self, count: int) -> list[int]:
+        """Positions of images at equal distances: the first ones would be of a few classes."""
+        return list(range(0, len(self), -(-len(self) // count)))
+
+
+def _as_image(array: Any) -> Tensor:
+    """An image as a model takes it `(C, H, W)`."""
+    if array.dtype != np.uint8:
+        return torch.from_numpy(array.astype(np.float32))
+    tensor = torch.from_numpy(array).float() / 255
+    return tensor[None] if array.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+
+
+def _read_array(path: Path) -> Any:
+    """Read `val_images` of a file, else `test_images`, else the only array that it has."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = file.files
+            known = [key for key in ("val_images", "test_images") if key in names]
+            key = known[0] if known else names[0] if len(names) == 1 else None
+            array = None if key is None else file[key]
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"`{path.name}` should be an .npz file, as `numpy.savez` writes it: {error}.") from error
+    if array is None:
+        raise ValueError(
+            f"`{path.name}` should hold the images as `val_images`, as `test_images`, or as its only array. "
+            f"Found the arrays {names}."
+        )
+    integer = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)))
+    if not array.size or not (integer or (array.dtype.kind == "f" and array.ndim == 4)):
+        raise ValueError(
+            f"`{key}` in `{path.name}` should be uint8 of shape (N, H, W) or (N, H, W, 3), or floating-point of shape "
+            f"(N, C, H, W), and not empty. Found {array.dtype} of shape {array.shape}."
+        )
+    return array
