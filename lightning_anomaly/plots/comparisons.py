@@ -22,7 +22,8 @@ _CHANCE_SHADES, _TELLING_SHADES = ("#FFFFFF", "#8C8C8C"), ("#FDD9B5", "#D55E00",
 _CHANCE, _TELLING = "#8C8C8C", "#D55E00"
 _FULL = 0.2  # the share with the darkest shade, where none is larger: what chance gives should look pale
 _AREAS = (0.48, 0.6)  # always on the axis: what chance gives should look flat
-_ROW, _LEAST, _TALLEST = 0.17, 0.7, 12.0  # height of a layer with its name, of all at least, and at most (inches)
+_ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a layer with its name, of all at least, and at most (inches)
+_FONT = {"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 12}  # to be read on a card of TensorBoard
 
 
 class ComparisonFields(TypedDict):
@@ -51,7 +52,7 @@ def comparison_figure(
 
     Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
     the share of its filters or units that tell the two apart. What chance explains is grey, and orange what it hardly
-    gives; where nothing could be compared the row is hatched. The figure stays within 10 x 16 inches: of many layers,
+    gives; where nothing could be compared the row is hatched. The figure stays within 7 x 16 inches: of many layers,
     only some are named.
 
     Args:
@@ -62,6 +63,7 @@ def comparison_figure(
     Returns:
         The figure; None if there was no validation yet.
     """
+    from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     if not history:
@@ -69,8 +71,8 @@ def comparison_figure(
     percent = StrMethodFormatter("{x:.0%}")  # matplotlib 3.8 takes the text itself for a format with %
     layers = [key.removeprefix(_LAYER) for key in history[-1]["metrics"] if key.startswith(_LAYER)]
     height = min(_TALLEST, max(_LEAST, _ROW * len(layers)))
-    with new_figure(9.6, height + 3.4) as figure:
-        grid = figure.add_gridspec(3, 2, height_ratios=[1.5, height, 0.12])
+    with new_figure(7.0, height + 4.4) as figure, rc_context(_FONT):
+        grid = figure.add_gridspec(3, 2, height_ratios=[1.6, height, 0.12])
         whether = figure.add_subplot(grid[0, :])
         _draw_output(whether, history, significance)
         where = figure.add_subplot(grid[1, :], sharex=whether)
@@ -103,9 +105,9 @@ def _draw_output(axes: Axes, history: Sequence[ComparisonFields], significance: 
         axes.scatter(places, [areas[place] for place in places], size, face, edgecolors=edge, label=words, zorder=3)
     low, high = (pick(*_AREAS, *(area for area in areas if area == area)) for pick in (min, max))
     axes.set(ylim=(low - 0.02, high + 0.3 * (high - low)), ylabel="area under ROC curve")  # room for the legend
-    what = "how often the output is surer of a training image than of a validation image; 0.5: treats both alike"
+    what = "how often the output is surer of a training image\nthan of a validation image; 0.5: treats both alike"
     axes.set_title(f"Whether: {what}" if any(area == area for area in areas) else "Whether: the output is not compared")
-    axes.legend(loc="upper left", ncols=2, frameon=False)
+    axes.legend(loc="upper left", ncols=2, frameon=False, fontsize=9, columnspacing=1)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -131,7 +133,7 @@ def _draw_layers(axes: Axes, shares: np.ndarray, telling: np.ndarray) -> list[Qu
     from matplotlib.colors import LinearSegmentedColormap
 
     missing = np.isnan(shares)
-    what = "share of each layer's filters or units that tell the two apart; at the right, the last"
+    what = "share of each layer's filters or units that tell the two apart;\nat the right, the last"
     hatched = "; hatched: not compared" if missing.any() else ""
     axes.set_title(f"Where: {what}{hatched}" if len(shares) else "Where: no layer is compared")
     axes.patch.set(hatch="////", edgecolor="#CCCCCC")
@@ -152,14 +154,14 @@ def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, telling:
     """Names at the left, and at the right the last shares `(layers,)`."""
     every = max(1, math.ceil(_ROW * len(layers) / height))
     named = range(0, len(layers), every)
-    axes.set_yticks(named, [short_name(layers[row], 30) for row in named], fontsize=8, parse_math=False)
+    axes.set_yticks(named, [short_name(layers[row], 18) for row in named], fontsize=10, parse_math=False)
     axes.tick_params(axis="y", length=0)
     if every > 1:
         axes.set_ylabel(f"one layer in {every} is named")
     for row in named:
         text = "-" if math.isnan(shares[row]) else f"{shares[row]:.0%}"
         weight = "bold" if telling[row] else "normal"
-        axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8, fontweight=weight)
+        axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=10, fontweight=weight)
 
 
 def _number_validations(axes: Axes, history: Sequence[ComparisonFields]) -> None:
@@ -169,7 +171,7 @@ def _number_validations(axes: Axes, history: Sequence[ComparisonFields]) -> None
     epochs = [entry["epoch"] for entry in history]
     by_epoch = len(set(epochs)) == len(epochs)
     numbers = epochs if by_epoch else [entry["step"] for entry in history]
-    ticks = MaxNLocator(12, integer=True).tick_values(0, max(1, len(history) - 1))
+    ticks = MaxNLocator(10, integer=True).tick_values(0, max(1, len(history) - 1))
     places = [int(tick) for tick in ticks if 0 <= tick < len(history)]
     axes.set_xticks(places, [str(numbers[place]) for place in places])
     axes.set(xlim=(-0.5, len(history) - 0.5), xlabel="epoch" if by_epoch else "step")

@@ -122,7 +122,7 @@ def test_without_layers_or_output_the_other_is_shown() -> None:
 def test_nothing_overlaps_or_lies_outside(layers: int, validations: int) -> None:
     figure = drawn(long(layers, validations))
     FigureCanvasAgg(figure).draw()
-    assert (figure.get_size_inches() <= (10, 16)).all()
+    assert (figure.get_size_inches() <= (7, 16)).all()
     whether, where, *_ = figure.axes
     named = where.get_yticklabels()
     assert len(named) == len(where.texts)
