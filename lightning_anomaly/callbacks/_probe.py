@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
@@ -14,6 +15,7 @@ from lightning_anomaly.callbacks._figures import Guard
 from lightning_anomaly.capture.drawing import shrink
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import (
+    first_loader,
     first_tensor,
     part_of,
     training_batches,
@@ -81,6 +83,25 @@ def small_images(batch: Any) -> Tensor | None:
     return shrink(tensor, _LARGEST_IMAGE).clone()  # the model may change its input in place
 
 
+def class_targets(batch: Any) -> Tensor | None:
+    """Copy what may be the classes of a batch: its first integers of 64 bits with one for each sample."""
+    images = first_tensor(batch)
+    found: list[Tensor] = []
+    apply_to_collection(batch, Tensor, found.append)
+    for own in found:
+        if images is not None and own.dtype == torch.int64 and own.ndim == 1 and own.shape == images.shape[:1]:
+            return own.clone()
+    return None
+
+
+def class_names(loaders: Any) -> Sequence[str]:
+    """Find the names of the classes in the first data set, where it has them as those of torchvision do."""
+    data = getattr(first_loader(loaders), "dataset", None)
+    while data is not None and not hasattr(data, "classes"):
+        data = getattr(data, "dataset", None)  # of a Subset
+    return getattr(data, "classes", None) or ()
+
+
 class ValidationWatch:
     """Take the maps of a probe of `probe_size` samples, over all processes, during one validation.
 
@@ -117,6 +138,7 @@ class ValidationWatch:
         self._limit = -(-probe_size // world)
         self._pixels: list[Tensor] = []
         self._images: list[Tensor] | None = [] if keep_images else None
+        self._targets: list[Tensor | None] = []  # of the whole validation
         self._capture = MapCapture(
             layers,
             limit=self._limit,
@@ -129,9 +151,11 @@ class ValidationWatch:
 
     def before_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come."""
-        if self._probe == "val" and not self._capture.full:
-            self._capture.attach()
-            self._record(batch)
+        if self._probe == "val":
+            self._targets.append(class_targets(batch))
+            if not self._capture.full:
+                self._capture.attach()
+                self._record(batch)
 
     def _record(self, batch: Any) -> None:
         room = self._limit - most_samples(self.maps)
@@ -169,6 +193,41 @@ class ValidationWatch:
         """Images `(N, C, H, W)` or signals `(N, C, L)`; None if they are not known, or of several sizes."""
         one_size = len({images.shape[1:] for images in self._images or ()}) == 1
         return torch.cat(self._images) if self._images and one_size else None
+
+    def _classes(self, samples: int) -> tuple[Tensor, Tensor] | None:
+        """The classes of all samples of this validation, and those predicted for the probe, if both are known."""
+        logits = self.samples.collected(samples).logits
+        targets = [own for own in self._targets if own is not None]
+        if logits is None or not targets or len(targets) < len(self._targets):
+            return None
+        classes = torch.cat(targets).cpu()
+        known = len(classes) >= samples and classes.min() >= 0 and classes.max() < logits.shape[1]
+        return (classes, logits.argmax(1)) if known else None
+
+    def labels(self, samples: int) -> list[str] | None:
+        """Name the class of each sample of the probe, and the predicted one where that is another; None if unknown."""
+        known = self._classes(samples)
+        if known is None:
+            return None
+        names = dict(enumerate(class_names(self._trainer.val_dataloaders)))
+        pairs = zip(*(own[:samples].tolist() for own in known), strict=True)
+        told = [(names.get(target, target), names.get(predicted, predicted)) for target, predicted in pairs]
+        return [
+            f"{target}" if target == predicted else f"{target}, predicted {predicted}" for target, predicted in told
+        ]
+
+    def class_notes(self, samples: int) -> dict[str, str]:
+        """Note that the probe has few of the classes that this validation has."""
+        known = self._classes(samples)
+        if known is None:
+            return {}
+        probe, every = (len(set(own.tolist())) for own in (known[0][:samples], known[0]))
+        if probe == every or (probe > 1 and 2 * probe >= every):
+            return {}
+        return {
+            "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {every} classes: "
+            "shuffle the data set once, with a fixed seed, before it goes into the loader."
+        }
 
 
 def analyze_probe(

@@ -27,6 +27,7 @@ from lightning_anomaly.capture.hooks import isolated_random_state
 __all__ = [
     "ImageSource",
     "drawn_positions",
+    "first_loader",
     "first_tensor",
     "part_of",
     "reread",
@@ -119,8 +120,8 @@ def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
         return None
 
 
-def _first(loaders: Any) -> Any:
-    """The first of a Trainer's loaders, which may be one, several or none."""
+def first_loader(loaders: Any) -> Any:
+    """Return the first of a Trainer's loaders, which may be one, several or none."""
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     return next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
@@ -131,14 +132,14 @@ def unpadded_length(loaders: Any) -> int:
 
     `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
     """
-    sampler = sampler_of(_first(loaders))
+    sampler = sampler_of(first_loader(loaders))
     dataset: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
     return sys.maxsize if dataset is None else len(dataset)
 
 
 def shuffles(loaders: Any) -> bool:
     """Whether the first of a Trainer's loaders draws its samples at random."""
-    sampler = sampler_of(_first(loaders))
+    sampler = sampler_of(first_loader(loaders))
     is_random = isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
     return bool(getattr(sampler, "shuffle", is_random))
 

@@ -23,7 +23,6 @@ _CHANCE, _TELLING = "#8C8C8C", "#D55E00"
 _FULL = 0.2  # the share with the darkest shade, where none is larger: what chance gives should look pale
 _AREAS = (0.48, 0.6)  # always on the axis: what chance gives should look flat
 _ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a layer with its name, of all at least, and at most (inches)
-_FONT = {"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 12}  # to be read on a card of TensorBoard
 
 
 class ComparisonFields(TypedDict):
@@ -71,7 +70,8 @@ def comparison_figure(
     percent = StrMethodFormatter("{x:.0%}")  # matplotlib 3.8 takes the text itself for a format with %
     layers = [key.removeprefix(_LAYER) for key in history[-1]["metrics"] if key.startswith(_LAYER)]
     height = min(_TALLEST, max(_LEAST, _ROW * len(layers)))
-    with new_figure(7.0, height + 4.4) as figure, rc_context(_FONT):
+    legible = rc_context({"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 12})  # on a card of TensorBoard
+    with new_figure(7.0, height + 4.4) as figure, legible:
         grid = figure.add_gridspec(3, 2, height_ratios=[1.6, height, 0.12])
         whether = figure.add_subplot(grid[0, :])
         _draw_output(whether, history, significance)

@@ -29,7 +29,13 @@ from trainers import (
     watcher,
 )
 
-from lightning_anomaly import AnomalyFilterCallback, AnomalyReport, TwoSampleCallback
+from lightning_anomaly import (
+    AnalysisSettings,
+    AnomalyFilterCallback,
+    AnomalyPruneCallback,
+    AnomalyReport,
+    TwoSampleCallback,
+)
 
 pytestmark = QUIET
 
@@ -139,6 +145,14 @@ def test_curves_have_the_steps_of_the_validation_loss_and_figures_come_at_powers
 def test_the_constructor_names_what_is_wrong(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AnomalyFilterCallback(**arguments(options))
+
+
+def test_a_repr_has_the_arguments_that_are_not_the_defaults() -> None:
+    assert repr(AnomalyFilterCallback()) == "AnomalyFilterCallback()"
+    named = AnomalyFilterCallback(layers=["a"], probe_size=200, settings=AnalysisSettings(seed=3))
+    assert repr(named) == f"AnomalyFilterCallback(layers=['a'], probe_size=200, settings={AnalysisSettings(seed=3)!r})"
+    assert repr(AnomalyPruneCallback([3, 5])) == "AnomalyPruneCallback(at_epoch=[3, 5])"
+    assert "train_inputs=<(60, 1, 8, 8)>" in repr(TwoSampleCallback(images(60), images(80)))
 
 
 class BuiltInSetup(SmallNet):

@@ -249,8 +249,11 @@ def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path
     loggers = [TensorBoardLogger(tmp_path / "a"), CSVLogger(tmp_path / "b")]
     probe = loader(seed=1)
     probe.dataset.tensors[0][7] *= 20
-    off, ours = watcher(log_key_prefix="off"), watcher(browser=True)
-    quiet_trainer(tmp_path, off, ours, logger=loggers, max_epochs=3).fit(SmallNet(), loader(), probe)
+    probe.dataset.classes = ["ape", "bee", "cat"]
+    off, ours, module = watcher(log_key_prefix="off"), watcher(browser=True), SmallNet()
+    quiet_trainer(tmp_path, off, ours, logger=loggers, max_epochs=3).fit(module, loader(), probe)
+    predicted = [probe.dataset.classes[place] for place in module.eval()(probe.dataset.tensors[0]).argmax(1)]
+    labels = [("ape", "bee", "cat")[place % 3] for place in range(60)]
     files = {Path(logger.log_dir) / "anomaly_filters" / "browser.html" for logger in loggers}
     assert set(tmp_path.rglob("*.html")) == files
     for file in files:
@@ -258,6 +261,9 @@ def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path
         assert index["votes"] == ours.report.outlier_samples
         assert index["title"] == "Anomaly filters, step 8"
         assert index["images"] == {"height": 8, "width": 8, "columns": 8}
+        assert [index["labels"]["names"][place] for place in index["labels"]["of"]] == [
+            own if own == other else f"{own}, predicted {other}" for own, other in zip(labels, predicted, strict=True)
+        ]
         assert index["layers"][0]["maps"]["kept"] == 60
         sheet = torch.from_numpy(np.array(sprite_of(file.read_text()))).reshape(-1, 8, 8, 8, 1)
         assert torch.equal(sheet.transpose(1, 2).flatten(0, 1)[:60], probe_images(probe.dataset.tensors[0]))

@@ -1,5 +1,7 @@
 """Images that change from one validation to the next are noticed, whoever changes them; those that stay say nothing."""
 
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
 
@@ -131,3 +133,37 @@ def test_a_few_pixels_of_each_image_are_kept_whatever_a_batch_is() -> None:
     large.zero_()
     assert before.max() > 0
     assert not same_pixels(before, sample_pixels(large, 10))
+
+
+# classes
+
+
+class Unscored(SmallNet):
+    """With seven classes; what it is to say of images does not matter in a validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 7)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0])
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.arange(120) // 60, "first 60 .* have 1 of 2 classes"),
+        (torch.arange(140) // 20, "first 60 .* have 3 of 7 classes"),
+        (torch.arange(120) // 20, None),  # half of them
+        (torch.arange(60) * 0, None),  # there is no other
+        (torch.arange(120), None),  # more than there are outputs: positions, say
+        (torch.rand(120).round(decimals=1), None),
+    ],
+    ids=["one", "few", "half", "all of one", "positions", "numbers"],
+)
+def test_a_probe_that_is_sorted_by_class_is_said_once(tmp_path: Path, targets: Tensor, message: str | None) -> None:
+    val = DataLoader(TensorDataset(images(len(targets)), targets), 20)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, watcher(), Unscored, val=val, max_epochs=2)
+    assert [re.search(message or "", text) is not None for text in said(caught)] == ([True] if message else [])

@@ -183,5 +183,5 @@ def test_scalars_figures_and_the_browser_of_a_fit_are_there(
         assert set(logged) == set(found.scalars["val_loss"])
     names = {f"anomaly_filters/{name}" for name in ("filters", "outliers", "verdicts")}
     assert found.figures == dict.fromkeys(names, SHOWN)
-    # W&B and Comet keep all of them; the others the newest.
-    assert len(pages(tmp_path)) == (len(SHOWN) if make in (wandb, comet) else 1)
+    # W&B and Comet keep all of them, the last of which is logged again with the training loss; the others the newest.
+    assert len(pages(tmp_path)) == (len(SHOWN) + 1 if make in (wandb, comet) else 1)
