@@ -54,7 +54,7 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     passes: list[_Pass] = []
     for sign in (1.0, -1.0):
         passes.append(_Pass(filters, sign, passes[-1].zeros if passes else {}))
-        with ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
+        with ExitStack() as stack, torch.no_grad():
             stack.enter_context(evaluating(model))
             stack.enter_context(compiled_models_eager())
             for name, module in modules.items():

@@ -234,7 +234,10 @@ def compiled_network(graphs: list[object]) -> nn.Module:
 
 def test_a_compiled_model_is_captured_and_compiled_again_afterwards(graphs):
     compiled = compiled_network(graphs)
-    first, second = (MapCapture(select_layers(compiled)) for _ in range(2))
+    alone, first, second = (MapCapture(select_layers(compiled)) for _ in range(3))
+    with alone:
+        compiled(IMAGES)
+    assert alone.maps["0"].count == 6
     for one, other in pairwise([first, second, first]):  # in any order
         one.attach()
         other.attach()
