@@ -10,7 +10,7 @@ import pytest
 import torch
 from reports import layer
 
-from lightning_anomaly.outliers.combine import SampleView
+from lightning_anomaly.outliers.combine import SampleView, combine
 from lightning_anomaly.report import AnomalyReport
 
 SCORES = torch.tensor([2.0, 0.5, math.inf, 9.0, 0.5, 1.0])
@@ -63,7 +63,7 @@ def test_views_add_up_and_each_has_a_reason():
     views = {"pixels": SampleView(pixels, ("dark", "bright", "flat", "noisy", "sharp", "odd"))}
     report = replace(REPORT, views=views)
     assert list(report.view_scores) == ["pixels", "filters"]
-    torch.testing.assert_close(report.outlier_scores, sum(report.view_scores.values()))
+    torch.testing.assert_close(report.outlier_scores, combine(report.view_scores))
     assert report.outlier_reasons(1) == {"pixels": "bright", "filters": "layer conv1, filters 1"}
     assert list(report.outlier_reasons(2)) == ["filters", "pixels"]
     restored = AnomalyReport.from_dict(json.loads(json.dumps(report.to_dict())))

@@ -1,10 +1,9 @@
-"""One score out of several views of a sample: their tail probabilities, combined by Fisher's rule.
+"""One score out of several views of a sample: the tail probabilities of the image and of what the network makes of it.
 
-A view's score becomes the probability that an ordinary sample has one as large, and a sample's score is the sum of the
-negative logarithms of these probabilities (Fisher, "Statistical Methods for Research Workers", 1925). If the views were
-independent, twice the score of ordinary samples would follow a chi-squared distribution with two degrees of freedom for
-each view. They are not, so p-values come from the scores of ordinary samples, not from that distribution; independence
-only decides how the views are weighed.
+A view's score becomes the probability that an ordinary sample has one as large. Fisher's rule adds the negative
+logarithms of such probabilities where they are independent ("Statistical Methods for Research Workers", 1925). Those of
+filters and classes are not, as both come from the same network, so these count half each: a sample's score is that of
+its pixels plus the mean of the network's views. P-values come from the scores of ordinary samples and assume nothing.
 """
 
 from __future__ import annotations
@@ -75,5 +74,7 @@ class Tail:
 
 
 def combine(surprises: Mapping[str, Tensor]) -> Tensor:
-    """Add up the negative logarithms of the views' tail probabilities `(n,)`: the score of each sample, in nats."""
-    return torch.stack([*surprises.values()]).sum(0)
+    """Compute the score of each sample `(n,)` from the views' negative log tail probabilities `(n,)`, in nats."""
+    network = [own for name, own in surprises.items() if name != "pixels"]
+    parts = [surprises["pixels"]] if "pixels" in surprises else []
+    return torch.stack([*parts, torch.stack(network).mean(0)] if network else parts).sum(0)

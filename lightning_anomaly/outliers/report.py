@@ -31,7 +31,7 @@ class OutlierReport(Tabular):
     """How little each image of a data set belongs to a reference. `print(report)` gives a table.
 
     Attributes:
-        scores: The larger, the less an image belongs `(N,)`, by its position in the data set: the sum of `view_scores`;
+        scores: The larger, the less an image belongs `(N,)`, by its position in the data set, see `view_scores`;
             infinity where it cannot be read or gives NaN or infinite values.
         p_values: How often an image of the reference has a score as large `(N,)`.
         layers: Names of the layers that judge.

@@ -114,8 +114,8 @@ class AnomalyReport(Tabular):
     def outlier_scores(self) -> Tensor:
         """How little each probe sample belongs to the others `(N,)`, in nats; 0 without any layer.
 
-        The score ranks the samples, without any label: it is the sum of `view_scores`. One with NaN or infinite maps
-        has infinity.
+        The score ranks the samples, without any label. It is made of `view_scores`: that of pixels plus the mean of the
+        others. One with NaN or infinite maps has infinity.
         """
         return combine(self.view_scores) if self.view_scores else torch.zeros(self.n_samples, device="cpu")
 

@@ -91,11 +91,12 @@ def test_tail_probabilities_are_shares_and_go_on_as_an_exponential():
     assert Tail.fit(spoilt).surprise(torch.tensor([6.0])).item() == pytest.approx(6, rel=0.35)
 
 
-def test_ordinary_scores_of_independent_views_follow_fisher_s_distribution():
-    draws = [-torch.rand(20_000, generator=rng(seed)).log() for seed in range(3)]
-    total = combine({str(place): Tail.fit(own).surprise(own) for place, own in enumerate(draws)})
-    for share, quantile in ((0.5, 5.348), (0.9, 10.645), (0.99, 16.812)):  # of chi-squared with six degrees of freedom
-        assert torch.quantile(2 * total, share).item() == pytest.approx(quantile, rel=0.05)
+def test_the_image_counts_as_much_as_all_that_the_network_says():
+    views = {name: torch.tensor([value, 1.0]) for name, value in (("pixels", 4.0), ("filters", 6.0), ("classes", 1.0))}
+    assert combine(views).tolist() == [7.5, 2]
+    assert combine({name: views[name] for name in ("pixels", "filters")}).tolist() == [10, 2]
+    assert combine({"filters": views["filters"]}).tolist() == [6, 1]
+    assert combine({"pixels": views["pixels"]}).tolist() == [4, 1]
 
 
 def test_a_view_names_what_is_odd():
