@@ -68,6 +68,11 @@ export class Report {
     return this.labels ? this.labels.names[this.labels.of[sample]] : null;
   }
 
+  /** The file of a sample, if it is known. */
+  name(sample) {
+    return this.names ? this.names[sample] : null;
+  }
+
   /** The points of a filter: samples, x, y, clusters (0 is the largest), whether each is an outlier or isolated. */
   async points({ layer, filter }) {
     const all = await this.block(`points-${layer}`, (buffer) => readPoints(buffer, this.layers[layer].verdicts.length));

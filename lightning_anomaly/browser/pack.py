@@ -35,6 +35,7 @@ def pack(
     title: str,
     history: Sequence[Mapping[str, Any]] | None,
     frames: Sequence[Frame] = (),
+    names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Pack a report.
 
@@ -45,6 +46,7 @@ def pack(
         title: The page's heading.
         history: Entries as `AnomalyFilterCallback.history` has them, where `"losses"` may be a dict of losses.
         frames: Points of earlier analyses, see `EpochPoints`.
+        names: The file of each sample.
 
     Returns:
         The index, which is read at once: plain values. And by name points, and maps if there are any, of each layer,
@@ -81,6 +83,7 @@ def pack(
         "epochs": None,
         "layers": layers,
         "labels": _labels(labels),
+        "names": names,
         "settings": {key: str(value) for key, value in report.settings.items()},
         "notes": [*report.notes.values(), *_left_out(report.n_samples, count, [amount for amount, _ in maps.values()])],
         "history": _history(history),
@@ -91,7 +94,7 @@ def pack(
     index["views"] = [
         {"view": view, "layer": name, "ordinary": usual_score(own)} for (view, name), own in views.items()
     ]
-    blocks["views"] = zlib.compress(b"".join(own.numpy().astype("<f4").tobytes() for own in views.values()))
+    blocks["views"] = zlib.compress(b"".join(own.float().numpy().astype("<f4").tobytes() for own in views.values()))
     index["reactions"], blocks["reactions"] = _reactions(report)
     if frames and report.layers:
         epochs, amount, packed = packed_frames(report, frames)
@@ -116,7 +119,7 @@ def _reactions(report: AnomalyReport) -> tuple[int, bytes]:
         return 0, zlib.compress(b"")
     distances = torch.cat([own.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt() for own in points])
     found = distances.T.topk(min(_REACTIONS, len(distances)), 1)
-    parts = found.indices.numpy().astype("<u4"), found.values.numpy().astype("<f4")
+    parts = found.indices.numpy().astype("<u4"), found.values.float().numpy().astype("<f4")
     return found.indices.shape[1], zlib.compress(b"".join(part.tobytes() for part in parts))
 
 

@@ -48,7 +48,8 @@ def page_text(
     history: Sequence[Mapping[str, Any]] | None,
     labels: Sequence[Any] | None = None,
     frames: Sequence[Frame] = (),
+    names: Sequence[str] | None = None,
 ) -> str:
-    """Write a report as the text of an HTML page, with given pictures and points of earlier analyses."""
-    index, blocks = pack(report, pictures, labels, title, history, frames)
+    """Write a report as the text of an HTML page, with given pictures, points of earlier analyses and files."""
+    index, blocks = pack(report, pictures, labels, title, history, frames, names)
     return assemble(_CODE, index, pictures.images, blocks)

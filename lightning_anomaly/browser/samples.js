@@ -23,7 +23,10 @@ function chosenSamples(report, { sort, label, find = "" }) {
   const found = byScore(report).filter(
     (sample) =>
       (!label || report.labels?.of[sample] === Number(label)) &&
-      (!find || isMeant(sample, report.label(sample), find.replace(/^sample\s+/i, ""))),
+      (!find ||
+        [report.label(sample), report.name(sample)].some((told) =>
+          isMeant(sample, told, find.replace(/^sample\s+/i, "")),
+        )),
   );
   return sort === "number" ? found.sort((a, b) => a - b) : found;
 }
@@ -36,6 +39,7 @@ export function samplesPage(report, query) {
   const columns = {
     sample: (sample) => sample,
     score: (sample) => report.scores[sample] ?? "inf",
+    ...(report.names ? { name: (sample) => report.name(sample) } : {}),
     ...(report.labels ? { label: (sample) => report.label(sample) } : {}),
   };
   return [
@@ -52,7 +56,7 @@ export function samplesPage(report, query) {
           )
         : null,
       choice("Sort by", Object.entries(SORTS), query.sort ?? "score", change("sort")),
-      finder(report.labels ? "number or name" : "number", query.find ?? "", change("find")),
+      finder(report.labels || report.names ? "number or name" : "number", query.find ?? "", change("find")),
       found.length ? exportButton("samples.csv", columns, found) : null,
       make("span", { class: "quiet", role: "status" }, count(found.length, "sample")),
     ),
@@ -92,6 +96,7 @@ export async function samplePage(report, sample, query) {
         "div",
         {},
         label === null ? null : make("p", {}, "Label ", make("strong", { class: "label" }, label)),
+        report.names ? make("p", { class: "quiet" }, report.name(sample)) : null,
         make(
           "p",
           { class: "score" },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -43,7 +43,7 @@ class FigureSchedule:
     def start(self) -> None:
         """Begin a fit."""
         self._layout_done = False
-        self._pending: tuple[AnalysisResult, Tensor | None, list[str] | None, int] | None = None
+        self._pending: tuple[AnalysisResult, Tensor | None, Mapping[str, Any], int] | None = None
         self._drawn = False  # whether figures of what is pending were logged
         self._epochs = EpochPoints()
 
@@ -67,10 +67,10 @@ class FigureSchedule:
                     log_overlay_layout(logger, [*losses, f"{self._prefix}/fraction"], self._prefix)
         self._layout_done = True
 
-    def take(self, found: AnalysisResult, labels: list[str] | None, epoch: int, step: int) -> None:
-        """Keep what is shown of an analysis until the next."""
+    def take(self, found: AnalysisResult, told: Mapping[str, Any], epoch: int, step: int) -> None:
+        """Keep what is shown of an analysis, and what a page is `told` of its samples, until the next."""
         outliers = _pick_outliers(found.report, found.images) if self._figures else None
-        self._pending, self._drawn = (replace(found, images=None), outliers, labels, step), False
+        self._pending, self._drawn = (replace(found, images=None), outliers, told, step), False
         if found.pictures is not None:
             self._epochs.add(found.report, epoch, step)
 
@@ -82,7 +82,7 @@ class FigureSchedule:
         due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
         if self._pending is None or not (last or due):
             return
-        found, outliers, labels, step = self._pending
+        found, outliers, told, step = self._pending
         if self._figures and not self._drawn:
             log_report(trainer.loggers, self._prefix, found.report, outliers, step, self._guard)
         self._drawn = True
@@ -92,7 +92,7 @@ class FigureSchedule:
             with self._guard("draw the filter browser"):
                 title = f"Anomaly filters, step {step:,}"
                 frames = self._epochs.before(found.report, step)
-                page = page_text(found.report, found.pictures, title, history, labels, frames)
+                page = page_text(found.report, found.pictures, title, history, frames=frames, **told)
                 for logger in trainer.loggers:
                     with self._guard(f"log a page to {type(logger).__name__}"):
                         log_page(logger, f"{self._prefix}/browser", page, step)

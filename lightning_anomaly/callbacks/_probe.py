@@ -15,9 +15,12 @@ from lightning_anomaly.callbacks._figures import Guard
 from lightning_anomaly.capture.drawing import shrink
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import (
+    drawn_positions,
+    file_names,
     first_loader,
     first_tensor,
     part_of,
+    shuffles,
     training_batches,
     unpadded_length,
 )
@@ -204,17 +207,23 @@ class ValidationWatch:
         known = len(classes) >= samples and classes.min() >= 0 and classes.max() < logits.shape[1]
         return (classes, logits.argmax(1)) if known else None
 
-    def labels(self, samples: int) -> list[str] | None:
-        """Name the class of each sample of the probe, and the predicted one where that is another; None if unknown."""
-        known = self._classes(samples)
-        if known is None:
-            return None
-        names = dict(enumerate(class_names(self._trainer.val_dataloaders)))
-        pairs = zip(*(own[:samples].tolist() for own in known), strict=True)
-        told = [(names.get(target, target), names.get(predicted, predicted)) for target, predicted in pairs]
-        return [
-            f"{target}" if target == predicted else f"{target}, predicted {predicted}" for target, predicted in told
-        ]
+    def describe_samples(self, samples: int) -> dict[str, list[str] | None]:
+        """Return the `labels` and the `names` of the samples of the probe, each None if unknown.
+
+        A label is the class, and the predicted one where that is another; a name is a file of the data set.
+        """
+        loaders = self._trainer.val_dataloaders
+        known, classes = self._classes(samples), dict(enumerate(class_names(loaders)))
+        labels = None
+        if known is not None:
+            pairs = zip(*([classes.get(own, own) for own in part[:samples].tolist()] for part in known), strict=True)
+            labels = [f"{own}" if own == predicted else f"{own}, predicted {predicted}" for own, predicted in pairs]
+        loader = first_loader(loaders)
+        files = file_names(getattr(loader, "dataset", None))
+        in_order = self._probe == "val" and rank_and_world()[1] == 1 and not shuffles(loaders)
+        positions = drawn_positions(loader) if files is not None and in_order else None
+        names = None if files is None or positions is None else [files[place] for place in positions[:samples]]
+        return {"labels": labels, "names": names}
 
     def class_notes(self, samples: int) -> dict[str, str]:
         """Note that the probe has few of the classes that this validation has."""

@@ -82,8 +82,9 @@ class AnomalyFilterCallback(LoggingCallback):
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
             its image and its map, see `AnomalyReport.save_html`. It is `anomaly_filters/browser.html` beside the files
-            of TensorBoard or CSVLogger; W&B, MLflow and Comet store it. A sample has its class, and what is predicted
-            if that is another, where batches have integer targets and a linear layer gives the logits (one process).
+            of TensorBoard or CSVLogger; W&B, MLflow and Comet store it. With one process a sample has its class, and
+            what is predicted if that is another, where batches have integer targets and a linear layer gives the
+            logits, and its file where the data set has `samples`, as torchvision's `ImageFolder`.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation, with points and labels only in process 0.
@@ -262,8 +263,8 @@ class AnomalyFilterCallback(LoggingCallback):
         """Add this validation to the history, and its figures and page to those that are due."""
         remember(self.history, trainer, self._values, None if found is None else found.report, self.signal_layers)
         if found is not None and trainer.is_global_zero:
-            labels = None if self._watch is None else self._watch.labels(found.report.n_samples)
-            self._figures.take(found, labels, trainer.current_epoch, logged_step(trainer))
+            told = {} if self._watch is None else self._watch.describe_samples(found.report.n_samples)
+            self._figures.take(found, told, trainer.current_epoch, logged_step(trainer))
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

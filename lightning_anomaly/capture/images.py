@@ -27,6 +27,7 @@ from lightning_anomaly.capture.hooks import isolated_random_state
 __all__ = [
     "ImageSource",
     "drawn_positions",
+    "file_names",
     "first_loader",
     "first_tensor",
     "part_of",
@@ -207,7 +208,7 @@ class ImageSource:
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         dataset = None if self._loader is None else self._loader.dataset
-        self.names, self.classes = _file_names(dataset), _classes(dataset)
+        self.names, self.classes = file_names(dataset), _classes(dataset)
         self.unreadable: dict[int, str] = {}
         self.shape: tuple[int, ...] = ()
         self.shape = self._first_shape()
@@ -291,8 +292,8 @@ class ImageSource:
         return images
 
 
-def _file_names(dataset: Any) -> list[str] | None:
-    """The files of a data set's images, below its `root`; None if it has no `samples` that name them."""
+def file_names(dataset: Any) -> list[str] | None:
+    """Return the files of a data set's images, below its `root`; None if it has no `samples` that name them."""
     samples = _column(dataset, "samples")
     if samples is None or not all(isinstance(own, tuple) and isinstance(own[0], str) for own in samples):
         return None

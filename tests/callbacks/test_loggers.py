@@ -249,7 +249,8 @@ def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path
     loggers = [TensorBoardLogger(tmp_path / "a"), CSVLogger(tmp_path / "b")]
     probe = loader(seed=1)
     probe.dataset.tensors[0][7] *= 20
-    probe.dataset.classes = ["ape", "bee", "cat"]
+    probe.dataset.classes, probe.dataset.root = ["ape", "bee", "cat"], "data"
+    probe.dataset.samples = [(f"data/{place}.png", place % 3) for place in range(60)]
     off, ours, module = watcher(log_key_prefix="off"), watcher(browser=True), SmallNet()
     quiet_trainer(tmp_path, off, ours, logger=loggers, max_epochs=3).fit(module, loader(), probe)
     predicted = [probe.dataset.classes[place] for place in module.eval()(probe.dataset.tensors[0]).argmax(1)]
@@ -261,6 +262,7 @@ def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path
         assert index["votes"] == ours.report.outlier_samples
         assert index["title"] == "Anomaly filters, step 8"
         assert index["images"] == {"height": 8, "width": 8, "columns": 8}
+        assert index["names"] == [f"{place}.png" for place in range(60)]
         assert [index["labels"]["names"][place] for place in index["labels"]["of"]] == [
             own if own == other else f"{own}, predicted {other}" for own, other in zip(labels, predicted, strict=True)
         ]

@@ -25,13 +25,11 @@ PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False, "settings": Ana
 ONE_AND_TWO = ("whole_set", "train_probe", "own_images")  # run in one process too, for comparison
 
 
-def fit(
-    world: int, callback: Any, *others: Any, val: Any = None, train: Any = None, norm: bool = True, **options: Any
-) -> Outcome:
-    """What one process saw in a fit, in which the weights stay."""
+def fit(world: int, callback: Any, *others: Any, val: Any = None, train: Any = None, **options: Any) -> Outcome:
+    """What one process saw in a fit, in which the weights stay; a BatchNorm would remember other batches."""
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)) if world > 1 else "auto"
     fitter = quiet(devices=world, strategy=strategy, callbacks=[callback, *others], **options)
-    fitter.fit(module(norm=norm, lr=0.0), loader() if train is None else train, loader() if val is None else val)
+    fitter.fit(module(norm=False, lr=0.0), loader() if train is None else train, loader() if val is None else val)
     report = callback.report
     return {
         "epochs": fitter.current_epoch,
@@ -53,7 +51,7 @@ def train_probe(rank: int, world: int) -> Outcome:
 def own_images(rank: int, world: int) -> Outcome:
     """Training and validation images of the Trainer's own loaders, which two processes share."""
     train, val = loader(103, batch_size=13, shuffle=True), loader(95)
-    return fit(world, TwoSampleCallback(n=81), train=train, val=val, norm=False, max_epochs=2)
+    return fit(world, TwoSampleCallback(n=81), train=train, val=val, max_epochs=2)
 
 
 def fails_and_raises(rank: int, world: int) -> Outcome:
@@ -77,7 +75,7 @@ def output_stops(rank: int, world: int) -> Outcome:
     inputs, stopping = images(96).tensors[0], AnomalyEarlyStopping()
     compared = TwoSampleCallback(inputs[:40] + 0.3, inputs[40:])
     return {
-        **fit(world, compared, stopping, norm=False, max_epochs=9),
+        **fit(world, compared, stopping, max_epochs=9),
         "reason": stopping.stopping_reason_message,
     }
 
