@@ -73,7 +73,10 @@ def _without_augmentation(sample: Any, val_loader: Any) -> Any:
     """Read a sample of the training set as validation images are read, and say whether that is possible."""
     dataset = _with_transform_of(sample.dataset, getattr(val_loader, "dataset", None))
     if dataset is None:
-        rank_zero_info("TwoSampleCallback takes training images as the loader yields them, augmentation included.")
+        rank_zero_info(
+            "TwoSampleCallback takes training images as the loader yields them; if that augments them, give plain ones "
+            "as `train_inputs`, or the gap hardly shows."
+        )
         return sample
     rank_zero_info("TwoSampleCallback takes training images with the transform of the validation images.")
     positions: Any = sample.sampler

@@ -23,7 +23,6 @@ from lightning_anomaly.two_sample.rank_test import (
     random_divisions,
     rank_test,
     samples_needed,
-    samples_to_be_live,
     share_of_chance,
 )
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
@@ -140,7 +139,8 @@ def compare_groups(
     }
     live = sum(int(layer.live.sum()) for layer in compared.values())
     if (values or "output" not in notes) and not (live and enough):
-        notes |= _too_few(values, n_train, n_val, significance)
+        finite = sum(int(own.isfinite().all(1).sum()) for own in values)
+        notes |= _too_few(finite, n_train, n_val, significance)
     return TwoSampleReport(
         layers=compared,
         n_train=n_train,
@@ -206,23 +206,19 @@ def _compare_output(train_errors: Tensor | None, val_errors: Tensor | None) -> d
     }
 
 
-def _too_few(layers: list[Tensor], n_train: int, n_val: int, significance: float) -> dict[str, str]:
-    """Note how many images would be enough for layers with values `(F, n_train + n_val)`."""
+def _too_few(n_filters: int, n_train: int, n_val: int, significance: float) -> dict[str, str]:
+    """Note that there are too few images, for any test or for filters that respond to few of them."""
+    counts = f"{n_train} training and {n_val} validation images"
     if not enough_samples(n_train, n_val, significance):
         note = (
-            f"Parameters `train_inputs` and `val_inputs` hold {n_train} and {n_val} images, too few for a rank test at "
-            f"`significance = {significance}`: give at least {samples_needed(significance)} of each."
+            f"The {counts} in `train_inputs` and `val_inputs` are too few for a rank test at `significance = "
+            f"{significance}`: give at least {samples_needed(significance)} of each."
         )
         return {"few images": note}
-    values = torch.cat([own[own.isfinite().all(1)] for own in layers]) if layers else torch.zeros(0, 1, device="cpu")
-    if not len(values):
+    if not n_filters:
         return {}
-    needed = samples_to_be_live(values)
-    note = (
-        f"None of the {len(values)} filters responds to enough of the {n_train} training and {n_val} validation images "
-        "to be judged: "
-    )
-    return {"none live": note + ("name other `layers`." if needed is None else f"give at least {needed} of each.")}
+    note = f"None of the {n_filters} filters responds to enough of the {counts} to be judged"
+    return {"none live": f"{note}: give more images, or other `layers`."}
 
 
 def _largest(maps: Tensor) -> Tensor:

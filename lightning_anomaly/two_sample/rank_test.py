@@ -16,7 +16,6 @@ __all__ = [
     "random_divisions",
     "rank_test",
     "samples_needed",
-    "samples_to_be_live",
     "share_of_chance",
 ]
 
@@ -85,16 +84,8 @@ def live_filters(values: Tensor, n_first: int) -> Tensor:
     smaller group, as the approximation in `rank_test` needs.
     """
     smaller = min(n_first, values.shape[1] - n_first)
-    return values.isfinite().all(1) & (_uncommon(values) * smaller >= _MIN_EXPECTED * values.shape[1])
-
-
-def samples_to_be_live(values: Tensor) -> int | None:
-    """Compute how many samples like these each group should have for some filter to be live.
-
-    None if each filter has only one of its values `(F, N)`.
-    """
-    most = int(_uncommon(values).max())
-    return math.ceil(_MIN_EXPECTED * values.shape[1] / most) if most else None
+    uncommon = (values != values.mode(1, keepdim=True).values).sum(1)
+    return values.isfinite().all(1) & (uncommon * smaller >= _MIN_EXPECTED * values.shape[1])
 
 
 def enough_samples(n_first: int, n_second: int, significance: float) -> bool:
@@ -110,8 +101,3 @@ def enough_samples(n_first: int, n_second: int, significance: float) -> bool:
 def samples_needed(significance: float) -> int:
     """Compute the smallest number of samples that is enough in each group, however many the other one has."""
     return next(n for n in itertools.count(1) if enough_samples(n, n, significance))
-
-
-def _uncommon(values: Tensor) -> Tensor:
-    """How many of each filter's values `(F, N)` are not its commonest one `(F,)`."""
-    return (values != values.mode(1, keepdim=True).values).sum(1)

@@ -11,25 +11,30 @@ __all__ = ["CONFIRMED_PATIENCE", "CONFIRMED_THRESHOLD", "SMOOTHING", "decide", "
 CONFIRMED_THRESHOLD = 0.05  # the rise, as a fraction of the lowest level, where the loss has to agree
 CONFIRMED_PATIENCE = 3  # validations without a lower loss
 SMOOTHING = 0.7  # weight of the average so far: the loss of a few hundred images fluctuates
+# The network of a validation with a loss so many times its average is not the one to end with: with BatchNorm single
+# epochs are worse by far, and the next one is as good as before.
+_SPIKE = 1.1
+
+
+def _averages(losses: Sequence[float]) -> list[float]:
+    """The exponential average of the losses at each validation; one that is not finite leaves it as it is."""
+    found: list[float] = []
+    for loss in losses:
+        before = found[-1] if found else math.nan
+        now = loss if math.isnan(before) else SMOOTHING * before + (1 - SMOOTHING) * loss
+        found.append(now if math.isfinite(loss) else before)
+    return found
 
 
 def since_best(losses: Sequence[float]) -> int:
-    """Count the validations since the exponential average of the losses was lowest.
-
-    A loss that is not finite does not count as lower, and leaves the average as it is.
+    """Count the validations since the average of the losses was lowest.
 
     Examples:
         >>> since_best([1.0, 0.5, 0.8, 0.9]), since_best([])
         (1, 0)
     """
-    average, lowest, waited = None, math.inf, 0
-    for loss in losses:
-        waited += 1
-        if math.isfinite(loss):
-            average = loss if average is None else SMOOTHING * average + (1 - SMOOTHING) * loss
-            if average < lowest:
-                lowest, waited = average, 0
-    return waited
+    known = [(average, place) for place, average in enumerate(_averages(losses)) if not math.isnan(average)]
+    return len(losses) - 1 - min(known)[1] if known else len(losses)
 
 
 def waited(rises: Sequence[float], losses: Sequence[float] | None, threshold: float) -> int:
@@ -46,13 +51,14 @@ def decide(rises: Sequence[float], losses: Sequence[float] | None, threshold: fl
         rises: How far the signal has risen, at each validation that found it.
         losses: The validation loss at each validation; None stops by the rise alone.
         threshold: What the last rise has to exceed.
-        patience: How many validations it has to have `waited`.
+        patience: How many validations it has to have `waited`; if the last loss is a spike, it is some more.
 
     Returns:
         Whether to stop, and the reason as a predicate of the signal.
     """
     count = waited(rises, losses, threshold)
-    stops = bool(rises) and rises[-1] > threshold and count >= patience
+    spike = losses is not None and len(losses) > 0 and losses[-1] > _SPIKE * _averages(losses)[-1]
+    stops = bool(rises) and rises[-1] > threshold and count >= patience and not spike
     validations = f"{count} validation{'s' * (count != 1)}"
     if losses is None:
         return stops, f"has been above {threshold:g} for {validations}"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lightning_anomaly.two_sample.rise import THRESHOLD
 from recipes.experiments.spec import OVERFITTING
-from recipes.experiments.tables import choice, h2, h3, outliers, output, stability, stopping
+from recipes.experiments.tables import choice, h2, h3, harm, outliers, output, stability, stopping
 from recipes.experiments.tables.curves import layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
@@ -150,9 +150,9 @@ def _output() -> Figure:
     some["chosen"] = output.chosen_on(some)
     left, right = figure.subplots(1, 2)
     ratio, patience, to_the_end = (next(rule for rule in output.RULES if rule.startswith(start))
-                                   for start in ("ratio of", "validation loss, patience 5", "none"))  # fmt: skip
+                                   for start in ("rise of 5%", "validation loss, patience 5", "none"))  # fmt: skip
     shown = {
-        ratio: "ratio of\nexpected errors",
+        ratio: "a gap and\nvalidation loss",
         patience: "validation loss,\npatience 5 (labels)",
         to_the_end: "trained\nto the end",
     }
@@ -167,7 +167,7 @@ def _output() -> Figure:
                 right.scatter(place, output.loss_over_best(output.RULES[rule], run.line), **style, alpha=0.8)
         left.scatter([], [], marker=marker, s=28, color="grey", label=network)
     left.axvline(THRESHOLD, color="black", linewidth=0.8, linestyle=":")
-    rises = "largest rise of the ratio of expected errors\n(0.01: none; the rule fires right of the dotted line)"
+    rises = "largest rise of the ratio of expected errors\n(0.01: none; dotted: `confirm=None` stops)"
     left.set(xscale="log", yscale="log", xlabel=rises, ylabel="validation loss at the end / best")
     left.legend(fontsize=8)
     left.set_title("all runs: overfitting orange, healthy blue", fontsize=10)
@@ -178,6 +178,32 @@ def _output() -> Figure:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.tick_params(axis="y", which="both", labelsize=8)
+    return figure
+
+
+def _harm() -> Figure:
+    """Each new run a point for each rule: its loss where the rule ends it, and the accuracy that was still to come."""
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    losses = [f"loss,\npatience {patience}" for patience in (3, 5, 10)]
+    labels = ["gap and\nloss", "gap\nalone", *losses, "to the\nend"]
+    parts = {name: own for name, own in harm.parts(runs("harm")).items() if name != "all"}
+    for shift, (marker, (part, lines)) in enumerate(zip("os^D", parts.items(), strict=True)):
+        for place, rule in enumerate(harm.SHOWN.values()):
+            costs = [harm.cost(rule, line) for line in lines]
+            places = [place + 0.18 * (shift - 1.5)] * len(costs)
+            style: dict[str, Any] = {"marker": marker, "s": 16, "color": f"C{shift}", "alpha": 0.7}
+            axes[0].scatter(places, [own.val_loss for own in costs], label=part if place == 0 else None, **style)
+            axes[1].scatter(places, [own.later for own in costs], **style)
+    axes[0].set(yscale="log", ylabel="validation loss where it ends / best")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter("{x:g}")
+    axes[0].tick_params(axis="y", which="both", labelsize=8)
+    axes[0].legend(fontsize=7)
+    axes[1].set_ylabel("accuracy still to come (points)")
+    axes[1].axhline(2, color="black", linewidth=0.8, linestyle=":")
+    for axis in axes:
+        axis.set_xticks(range(len(labels)), labels, fontsize=7)
     return figure
 
 
@@ -315,5 +341,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "h2.png": _h2,
     "h3.png": _h3,
     "stopping_output.png": _output,
+    "harm.png": _harm,
     "outliers.png": _outliers,
 }

@@ -159,7 +159,7 @@ def test_without_a_transform_images_are_as_the_loader_yields_them_and_it_says_so
     model = SmallNet()
     with caplog.at_level(logging.INFO):
         trainer.fit(model, train, loader(seed=1))
-    assert len([message for message in caplog.messages if "augmentation included" in message]) == 1
+    assert len([message for message in caplog.messages if "`train_inputs`" in message]) == 1
     assert compared.report is not None
     assert (compared.report.n_train, compared.report.n_val) == (64, 60)
     # All validation images, and a random sample of the training images.

@@ -217,7 +217,7 @@ class Silent(SmallNet):
 @pytest.mark.parametrize(
     ("module", "inputs", "waits_for", "message"),
     [
-        (SmallNet, (TRAIN[:5], VAL[:5]), "p_value", "hold 5 and 5 images.* So nothing is watched"),
+        (SmallNet, (TRAIN[:5], VAL[:5]), "p_value", "5 training and 5 validation images .* So nothing is watched"),
         (Silent, (TRAIN, VAL), "p_value", "None of the 10 filters"),
         (Scores, (TRAIN, VAL), "confidence_auc", "The output is not compared: it is a dict"),
     ],

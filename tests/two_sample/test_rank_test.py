@@ -14,7 +14,6 @@ from lightning_anomaly.two_sample.rank_test import (
     random_divisions,
     rank_test,
     samples_needed,
-    samples_to_be_live,
     share_of_chance,
 )
 
@@ -111,20 +110,6 @@ def test_as_many_samples_as_are_needed_are_enough_and_one_less_is_not(significan
         assert enough_samples(factor * needed, needed, significance)
     assert not enough_samples(needed - 1, needed - 1, significance)
     assert not enough_samples(9, 10**6, significance)
-
-
-@pytest.mark.parametrize("active", [1, 10, 25])
-def test_with_as_many_samples_as_it_says_a_filter_is_live(active: int) -> None:
-    def values(n_samples: int) -> Tensor:
-        """A filter that responds to as large a share of the samples as to `active` of a hundred."""
-        return (torch.arange(n_samples) % 100 < active).double()[None] * torch.arange(1, n_samples + 1)
-
-    assert samples_to_be_live(torch.zeros(3, 100)) is None
-    needed = samples_to_be_live(torch.cat([torch.zeros(1, 100), values(100)]))
-    assert needed == 500 / active
-    enough = 50 * math.ceil(needed / 50)  # whole hundreds of both groups together, so that the share is the same
-    assert live_filters(values(2 * enough), enough).item()
-    assert live_filters(values(100), 50).item() == (needed <= 50)
 
 
 def test_the_significance_of_a_layer_is_divided_by_their_number_and_no_smaller_than_a_p_value_can_be() -> None:

@@ -32,11 +32,14 @@ def test_one_low_loss_among_many_does_not_start_the_wait_anew_and_nan_is_no_impr
 @pytest.mark.parametrize(
     ("rises", "losses", "stops"),
     [
-        ([0.0, 0.06], [1.0, 2.0, 2.0, 2.0], True),
-        ([0.0, 0.05], [1.0, 2.0, 2.0, 2.0], False),  # at the threshold
-        ([0.2, 0.04], [1.0, 2.0, 2.0, 2.0], False),  # the gap has closed
-        ([0.0, 0.06], [1.0, 2.0, 2.0], False),  # two validations without a lower loss
+        ([0.0, 0.06], [1.0, 1.1, 1.1, 1.1], True),
+        ([0.0, 0.05], [1.0, 1.1, 1.1, 1.1], False),  # at the threshold
+        ([0.2, 0.04], [1.0, 1.1, 1.1, 1.1], False),  # the gap has closed
+        ([0.0, 0.06], [1.0, 1.1, 1.1], False),  # two validations without a lower loss
         ([0.0, 0.06], [1.0, 2.0, 0.0, 2.0], False),  # a lower average
+        ([0.0, 0.06], [1.0, 2.0, 2.0, 3.0], False),  # a spike: its average is 2.0
+        ([0.0, 0.06], [1.0, 2.0, 2.0, 1.6, 1.5], True),
+        ([0.0, 0.06], [1.0, 1.1, 1.1, math.nan], True),
         ([0.0, 0.06], [], False),
         ([], [1.0] * 9, False),
         ([0.06, 0.06, 0.06], None, True),
@@ -51,7 +54,7 @@ def test_it_stops_with_an_open_gap_and_no_lower_loss(
 
 
 def test_the_reason_names_the_threshold_and_the_wait() -> None:
-    assert decide([0.5], [1, 2, 3, 4, 5], 0.25, 3)[1] == (
+    assert decide([0.5], [1, 1.1, 1.1, 1.1, 1.2], 0.25, 3)[1] == (
         "is above 0.25 and the validation loss has not improved for 4 validations"
     )
     assert decide([0.1, 0.5], None, 0.25, 1)[1] == "has been above 0.25 for 1 validation"

@@ -124,7 +124,7 @@ BRIGHT, DARK = IMAGES.abs() + 0.1, -IMAGES.abs()  # the filter of `Pair` respond
 def test_too_few_images_are_said_with_how_many_are_enough(n_train: int, n_val: int, significance: float) -> None:
     options = {"layers": ["conv"], "significance": significance}
     with pytest.warns(
-        UserWarning, match=rf"`train_inputs` and `val_inputs` hold {n_train} and {n_val} images"
+        UserWarning, match=rf"{n_train} training and {n_val} validation images in `train_inputs` and `val_inputs`"
     ) as caught:
         report = two_sample_test(Pair(), BRIGHT[:n_train], DARK[:n_val], **options)
     (note,) = report.notes.values()
@@ -140,18 +140,13 @@ def test_too_few_images_are_said_with_how_many_are_enough(n_train: int, n_val: i
         assert two_sample_test(Pair(), BRIGHT[: enough - 1], DARK[: enough - 1], **options).notes
 
 
-def test_filters_that_are_silent_on_nearly_all_images_are_said_with_how_many_are_enough() -> None:
+def test_filters_that_are_silent_on_nearly_all_images_are_said() -> None:
     images = torch.where(torch.arange(300)[:, None, None, None] % 25 == 0, BRIGHT.repeat(2, 1, 1, 1), -1.0)
     with pytest.warns(UserWarning, match="None of the 2 filters responds to enough of the 50 training and 50 valid"):
         report = two_sample_test(Pair(), images[:50], images[50:100], layers=["conv"])
-    (note,) = report.notes.values()
     assert not report.layers["conv"].live.any()
-    enough = int(re.search(r"give at least (\d+) of each\.$", note)[1])
-    assert enough == 125
-    told = two_sample_test(Pair(), images[:enough], images[enough : 2 * enough], layers=["conv"])
+    told = two_sample_test(Pair(), images[:125], images[125:250], layers=["conv"])
     assert told.layers["conv"].live.tolist() == [False, True]
-    with pytest.warns(UserWarning, match=r"None of the 2 filters responds .* to be judged: name other `layers`\.$"):
-        two_sample_test(Pair(), DARK[:50], DARK[50:100], layers=["conv"])
 
 
 @pytest.mark.parametrize("lost", [[0], [0, 1]])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from recipes.experiments.tables import choice, h1, h2, h3, outliers, output, stability, stopping
+from recipes.experiments.tables import choice, h1, h2, h3, harm, outliers, output, stability, stopping
 from recipes.experiments.tables.writer import Frame
 
 __all__ = ["TABLES"]
@@ -26,6 +26,10 @@ TABLES: dict[str, Callable[[], Frame]] = {
     "output_rules": output.rules,
     "output_scores": output.scores,
     "output_runs": output.each_run,
+    "harm": harm.new_runs,
+    "harm_recorded": harm.recorded_runs,
+    "harm_runs": harm.each_new_run,
+    "harm_augmented": harm.augmented,
     "stability": stability.stability,
     "h2_gradients": h2.gradients,
     "h2_layers": h2.layers,

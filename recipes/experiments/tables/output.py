@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 
 from lightning_anomaly.two_sample.rise import THRESHOLD, WINDOW
+from lightning_anomaly.two_sample.stopping import CONFIRMED_PATIENCE, CONFIRMED_THRESHOLD, decide
 from recipes.experiments.spec import DATA
 from recipes.experiments.tables.curves import auroc, best_epoch, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
-__all__ = ["RULES", "chosen_on", "each_run", "first_above", "largest_rise", "loss_over_best", "rises", "rules",
+__all__ = ["RULES", "Rule", "chosen_on", "each_run", "first_above", "largest_rise", "loss_over_best", "rises", "rules",
            "scores", "summary"]  # fmt: skip
 
 Line = dict[str, Any]
@@ -69,6 +70,13 @@ def _above(threshold: float, name: str = "confidence_rise") -> Rule:
     return lambda line: first_above(_rises(line, name), threshold)
 
 
+def _confirmed(line: Line) -> int | None:
+    rises, losses = signal(line, "confidence_rise"), signal(line, "val_loss")
+    ends = range(1, len(rises) + 1)
+    rule = CONFIRMED_THRESHOLD, CONFIRMED_PATIENCE
+    return next((end - 1 for end in ends if decide(rises[:end], losses[:end], *rule)[0]), None)
+
+
 def _as_others(rule: str, line: Line) -> int | None:
     last = OTHERS[rule](line).last
     return last if last < len(line["epochs"]) - 1 else None
@@ -76,7 +84,8 @@ def _as_others(rule: str, line: Line) -> int | None:
 
 # Where each rule stops a run, if it does; the network is the one of that epoch.
 RULES: dict[str, Rule] = {
-    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping`)": _above(THRESHOLD),
+    "rise of 5% and a validation loss that does not improve (`AnomalyEarlyStopping`)": _confirmed,
+    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping(confirm=None)`)": _above(THRESHOLD),
     "the same ratio without standard errors, rise of 10%": _above(0.1, "confidence_error_ratio"),
     "the same, rise of 15%": _above(0.15, "confidence_error_ratio"),
     "log-odds gap, rise of 0.25": _above(0.25, "log_odds_gap"),
