@@ -1,17 +1,32 @@
 """Labels changed and images damaged on purpose, so that there is something true to find.
 
-Functions on tensors; they change nothing they are given. What is random takes a seed and draws from a
-generator of its own. Axes: `N` images, `C` channels, `H W` pixels.
+Functions on tensors; they change nothing they are given. What is random takes a seed. Axes: `N` images, `C` channels,
+`H W` pixels; images are uint8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from torchvision.transforms.functional import gaussian_blur
+
+__all__ = ["DAMAGES", "GROUPS", "corrupt", "damage_all", "over_range", "plant_damage", "with_label_noise"]
+
+Damage = Callable[[Tensor, Generator], Tensor]
+
+_CORRUPTIONS = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
+    "weather": ("snow", "frost", "fog", "brightness", "spatter"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
+}
+_SEVERITIES = 3, 5
+_SMALLEST = 32  # pixels of a side that `imagecorruptions` takes
+_RECOGNISABLE = 28  # pixels of a side from which on there is something to corrupt
 
 
 def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -34,17 +49,85 @@ def _salt_and_pepper(images: Tensor, generator: Generator) -> Tensor:
     return images.masked_fill(dice < 1 / 8, 0).masked_fill(dice > 7 / 8, 255)
 
 
-# Ways to damage images uint8 `(N, C, H, W)`. `plant_damage` knows one more, "foreign", which needs other images.
-DAMAGES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+def _crop(images: Tensor, generator: Generator) -> Tensor:
+    """Enlarge a part of each image, of about half its height and width."""
+    height, width = images.shape[2:]
+    tall, wide = 9 * height // 16, 9 * width // 16
+    rows, columns = (torch.randint(0, room + 1, (len(images),), generator=generator).tolist()
+                     for room in (height - tall, width - wide))  # fmt: skip
+    parts = [image[:, y : y + tall, x : x + wide] for image, y, x in zip(images.float(), rows, columns, strict=True)]
+    enlarged = F.interpolate(torch.stack(parts), size=(height, width), mode="bilinear")
+    return enlarged.round().to(torch.uint8)
+
+
+DAMAGES: dict[str, Damage] = {
     "noise": lambda images, rng: torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=rng),
     "salt_and_pepper": _salt_and_pepper,
     "black": lambda images, rng: torch.zeros_like(images),
     "over_exposed": lambda images, rng: (images.int() * 4).clamp(max=255).to(torch.uint8),
-    "saturated": lambda images, rng: (images >= 128).to(torch.uint8) * 255,
-    "white": lambda images, rng: torch.full_like(images, 255),
     "blurred": lambda images, rng: gaussian_blur(images, kernel_size=[9, 9], sigma=[2.0, 2.0]),
     "inverted": lambda images, rng: 255 - images,
 }
+_GEOMETRY: dict[str, Damage] = {
+    "quarter_turn": lambda images, rng: images.rot90(1, (2, 3)),
+    "half_turn": lambda images, rng: images.rot90(2, (2, 3)),
+    "upside_down": lambda images, rng: images.flip(2),
+    "transposed": lambda images, rng: images.transpose(2, 3),
+    "cropped": _crop,
+    "shifted": lambda images, rng: images.roll((images.shape[2] // 3, images.shape[3] // 3), (2, 3)),
+    "blended": lambda images, rng: ((images.int() + images.roll(1, 0)) // 2).to(torch.uint8),
+}
+# Kinds of damage in groups: the corruptions of ImageNet-C (Hendrycks and Dietterich, "Benchmarking Neural Network
+# Robustness to Common Corruptions and Perturbations", 2019) and others.
+GROUPS: dict[str, tuple[str, ...]] = {
+    **_CORRUPTIONS,
+    "foreign": ("other_data", "digits"),
+    "geometry": tuple(_GEOMETRY),
+    "plain": tuple(DAMAGES),
+}
+
+
+def damage_all(images: Tensor, foreign: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Damage images uint8 `(N, C, H, W)` in every way; returns as many by kind.
+
+    Images of fewer than 28 pixels a side are not corrupted.
+
+    Args:
+        images: What to damage.
+        foreign: Images that do not belong, by kind.
+        seed: Seed of what is random.
+    """
+    names = [name for group in _CORRUPTIONS.values() for name in group]
+    found = {name: corrupt(images, name, seed) for name in names if min(images.shape[2:]) >= _RECOGNISABLE}
+    generator = torch.Generator().manual_seed(seed)
+    found |= {name: _foreign(source, images, generator) for name, source in foreign.items()}
+    return found | {name: damage(images, generator) for name, damage in (_GEOMETRY | DAMAGES).items()}
+
+
+def corrupt(images: Tensor, name: str, seed: int) -> Tensor:
+    """Corrupt images uint8 `(N, C, H, W)` in a way of ImageNet-C, at severities 3 and 5 by turns.
+
+    Images smaller than 32x32 are extended by their last rows and columns, and cut again. Needs the package
+    `imagecorruptions-imaug`, which draws from numpy's global generator: its state is given back.
+    """
+    import imagecorruptions
+
+    height, width = images.shape[2:]
+    extended = F.pad(
+        images.float(), (0, max(0, _SMALLEST - width), 0, max(0, _SMALLEST - height)), mode="replicate"
+    ).expand(-1, 3, -1, -1)
+    arrays = extended.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        corrupted = [
+            imagecorruptions.corrupt(array, corruption_name=name, severity=_SEVERITIES[place % len(_SEVERITIES)])
+            for place, array in enumerate(arrays)
+        ]
+    finally:
+        np.random.set_state(state)
+    result = torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2)[:, :, :height, :width]
+    return result.float().mean(1, keepdim=True).to(torch.uint8) if images.shape[1] == 1 else result.contiguous()
 
 
 def over_range(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

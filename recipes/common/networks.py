@@ -1,4 +1,4 @@
-"""The three networks of the source paper, sized for images from 16x16 to 64x64.
+"""The three networks of the source paper and some others, sized for images from 16x16 to 64x64.
 
 The paper names them (AlexNet, LeNet-5 and a simple CNN); their sizes are not known to us, so these are ours. AlexNet
 keeps torchvision's five convolutions (64, 192, 384, 256 and 256 filters, 1,152 in all) behind a stem with a smaller
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.models import vgg11_bn as torchvision_vgg11_bn
 from torchvision.models.resnet import BasicBlock
 
@@ -125,6 +126,49 @@ def resnet18(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential
     )
 
 
+def small_vgg(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """Four 3x3 convolutions of 32, 64, 128 and 128 filters, their means, and one hidden layer of 64 units."""
+    layers: list[nn.Module] = []
+    for before, width, pooled in ((channels, 32, True), (32, 64, True), (64, 128, False), (128, 128, True)):
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(), *[nn.MaxPool2d(2)] * pooled]
+    head = nn.Linear(128, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, classes)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+
+
+class _Block(nn.Module):
+    """Two convolutions with a norm behind each, beside a shortcut."""
+
+    def __init__(self, before: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(before, width, 3, stride, 1, bias=False), norm(width), nn.ReLU()),
+            *(nn.Conv2d(width, width, 3, 1, 1, bias=False), norm(width)),
+        )
+        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(before, width, 1, stride, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.relu(self.body(maps) + self.shortcut(maps))
+
+
+def _small_resnet(channels: int, classes: int, dropout: float, norm: Callable[[int], nn.Module]) -> nn.Sequential:
+    """A stem and three blocks of 16, 32 and 64 filters."""
+    return nn.Sequential(
+        *(nn.Conv2d(channels, 16, 3, padding=1, bias=False), norm(16), nn.ReLU()),
+        *(_Block(16, 16, 1, norm), _Block(16, 32, 2, norm), _Block(32, 64, 2, norm)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(64, classes)),
+    )
+
+
+def small_resnet_bn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """A ResNet of seven convolutions and two shortcuts, 336 filters, with BatchNorm."""
+    return _small_resnet(channels, classes, dropout, nn.BatchNorm2d)
+
+
+def small_resnet_gn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """The same with GroupNorm."""
+    return _small_resnet(channels, classes, dropout, lambda width: nn.GroupNorm(8, width))
+
+
 NETWORKS: dict[str, Callable[[int, int, float], nn.Sequential]] = {
     "lenet5": lenet5,
     "alexnet": alexnet,
@@ -136,6 +180,9 @@ HELD_OUT: dict[str, Callable[[int, int, float], nn.Sequential]] = {
     "strided_cnn_bn": strided_cnn_bn,
     "vgg11_bn": vgg11_bn,
     "resnet18": resnet18,
+    "small_vgg": small_vgg,
+    "small_resnet_bn": small_resnet_bn,
+    "small_resnet_gn": small_resnet_gn,
 }
 
 

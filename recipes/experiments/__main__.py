@@ -20,13 +20,18 @@ import matplotlib
 from recipes.common.data import DATA_SETS
 from recipes.common.options import one_sentence_errors
 from recipes.experiments.runner import run_missing
-from recipes.experiments.spec import CONDITIONS, EXPERIMENTS, NETWORKS
+from recipes.experiments.spec import CONDITIONS, EXPERIMENTS, NETWORKS, SMALL
 from recipes.experiments.store import RESULTS
 
 __all__ = ["parse", "run"]
 
 _PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-_AXES = {"networks": (NETWORKS, str), "data": (DATA_SETS, str), "conditions": (CONDITIONS, str), "seeds": (None, int)}
+_AXES = {
+    "networks": ((*NETWORKS, *SMALL), str),
+    "data": (DATA_SETS, str),
+    "conditions": (CONDITIONS, str),
+    "seeds": (None, int),
+}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

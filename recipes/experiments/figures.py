@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
+from itertools import product
 from statistics import mean
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from PIL import Image
+from matplotlib.figure import Figure
 
 from lightning_anomaly.two_sample.rise import THRESHOLD
-from recipes.experiments.spec import OVERFITTING
+from recipes.experiments.spec import DATA, OVERFITTING
 from recipes.experiments.tables import choice, h2, h3, harm, outliers, output, stability, stopping
 from recipes.experiments.tables.curves import layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs
@@ -225,32 +223,15 @@ def _gradients(axis: Axes, some: Frame, reading: str) -> None:
 
 
 def _h2() -> Figure:
-    """The ratio of mean gradient norms over the epochs, and the AUROC of every score for what was planted."""
+    """The ratio of mean gradient norms over the epochs."""
     some = runs("h2").query("kind == 'measure'")
-    figure = Figure(figsize=(7.5, 6.0), layout="constrained")
-    grid = figure.add_gridspec(2, 2)
-    left, right = [figure.add_subplot(grid[0, place]) for place in (0, 1)], figure.add_subplot(grid[1, :])
-    for axis, reading in zip(left, h2.READINGS, strict=True):
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    grid = figure.subplots(1, 2)
+    for axis, reading in zip(grid, h2.READINGS, strict=True):
         _gradients(axis, some, reading)
-    bars = {"mislabelled": [line["epochs"][-1]["train"]["ours"]["mislabelled"] for line in some.line]}
-    for found in (h2.damage_in(line, "val") for line in some.line):
-        for entry in [entry for entry in found if entry.endswith(f"/{h2.SHARE}")]:
-            bars.setdefault(entry.partition("/")[0], []).append(found[entry])
-    width = 1 / (len(h2.SCORES) + 1)
-    for number, score in enumerate(h2.SCORES):
-        values = [[one["auroc"][number] for one in results] for results in bars.values()]
-        heights = [float("nan") if None in own else mean(own) for own in values]
-        places = np.arange(len(bars)) + (number - (len(h2.SCORES) - 1) / 2) * width
-        right.bar(places, heights, width, label=score)
-    right.axhline(0.5, color="grey", linewidth=0.8)
-    right.set_xticks(range(len(bars)), [name.replace("_", "\n") for name in bars], fontsize=8)
-    title = "AUROC at the last epoch (mislabelled: training probe; damage, 1%: validation probe)"
-    right.set(ylim=(0, 1.35), title=title)
-    right.legend(fontsize=8, ncols=4, loc="upper center", columnspacing=0.8, handlelength=1)
-    curves = {label: line for axis in left for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(curves.values(), curves.keys(), loc="outside lower center", ncols=2, fontsize=8)
-    for axis in (*left, right):
         axis.title.set_fontsize(8)
+    curves = {label: line for axis in grid for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(curves.values(), curves.keys(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -284,51 +265,25 @@ def _h3() -> Figure:
 
 
 def _outliers() -> Figure:
-    """The mean AUROC of every score for each kind of damage, and a gallery of one run of each network."""
-    some = runs("outliers")
-    held_out = set(outliers.results().query("held_out").run)
-    galleries = [own.line.iloc[0] for _, own in
-                 some[[bool(line["gallery"]) and line["key"] in held_out for line in some.line]].groupby("network")
-                 ]  # fmt: skip
-    figure = Figure(figsize=(8.5, 4.0 + 1.2 * len(galleries)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[4.0, 1.2 * len(galleries)])[:, 0]
-    _areas(upper)
-    _galleries(lower, galleries)
+    """The mean AUROC of every score for each group of kinds, on either data set and with either input."""
+    found = outliers.results()
+    figure = Figure(figsize=(9.0, 8.5), layout="constrained")
+    grid, places = figure.subplots(2, 2, sharex=True, sharey=True), product(("probe", "reference"), DATA)
+    for axes, (question, data) in zip(grid.flat, places, strict=True):
+        own = found[(found.question == question) & (found.data == data)]
+        pivot = own.pivot_table("auroc", "score", "group", observed=True, margins=True, margins_name="all")
+        values = pivot.reindex(list(outliers.SCORES)).to_numpy(dtype=float)
+        image = axes.imshow(values, cmap="RdYlBu", vmin=0, vmax=1, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            if value == value:
+                colour = "black" if 0.15 < value < 0.85 else "white"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        axes.set_xticks(range(values.shape[1]), pivot.columns, fontsize=8, rotation=30)
+        axes.set_yticks(range(len(values)), outliers.SCORES, fontsize=8)
+        axes.set_title(f"{data}, {outliers.QUESTIONS[question]}", fontsize=9)
+    figure.suptitle("Mean AUROC for kinds of damage that the outlier score was not chosen on", fontsize=10)
+    figure.colorbar(image, ax=grid)
     return figure
-
-
-def _areas(figure: SubFigure) -> None:
-    axes, found = figure.add_subplot(), outliers.results().query("held_out")
-    pivot = found.pivot_table("auroc", "score", "kind", observed=True, margins=True, margins_name="all")
-    values = pivot.reindex(list(outliers.SCORES)).to_numpy(dtype=float)
-    image = axes.imshow(values, cmap="RdYlBu", vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        colour = "black" if 0.15 < value < 0.85 else "white"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(values.shape[1]), [*outliers.KINDS, "all"], fontsize=8)
-    axes.set_yticks(range(len(values)), ["outlier score", *outliers.SCORES[1:]], fontsize=8)
-    axes.set_title("Mean AUROC, over the networks, data sets, conditions and shares that were held out", fontsize=10)
-    figure.colorbar(image, ax=axes)
-
-
-def _galleries(figure: SubFigure, lines: Sequence[dict[str, Any]]) -> None:
-    grid = figure.subplots(len(lines), max(len(line["gallery"]["kinds"]) for line in lines), squeeze=False)
-    for row, line in zip(grid, lines, strict=True):
-        for axes in row:
-            axes.axis("off")
-        gallery, cell = line["gallery"], line["cell"]
-        strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(gallery["png"]))))
-        images = np.split(strip, len(gallery["kinds"]), axis=1)
-        captions = zip(images, gallery["kinds"], gallery["scores"], gallery["ranks"], strict=True)
-        for axes, (image, kind, score, rank) in zip(row, captions, strict=False):
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-            axes.set_title(f"{kind or 'not damaged'}\n{score:.0f}, rank {rank}", fontsize=7)
-        row[0].text(-0.1, 0.5, f"{cell['network']}\n{cell['data']}", transform=row[0].transAxes, ha="right", fontsize=8)
-    figure.suptitle(
-        "Training images of networks that were trained on the damaged ones: of each kind the one with the median\n"
-        "score, and the undamaged ones with the largest. Above each its score, and its rank among all training images",
-        fontsize=10,
-    )
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {

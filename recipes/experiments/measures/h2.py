@@ -1,4 +1,4 @@
-"""H2: do outlier samples drive overfitting? Their gradients, what finds planted samples, and training without them."""
+"""H2: do outlier samples drive overfitting? Their gradients, what finds wrong labels, and training without them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ __all__ = ["gradient_ratios", "left_out", "log_spaced", "measure_gradients", "ra
 # Ours, and the literal reading of the paper: the claim is about that one.
 _READINGS = {"ours": AnalysisSettings(), "paper": AnalysisSettings.paper()}
 _SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
-_FOUND = ("auroc", "precision")
 _MEASURED = 6  # epochs with a measurement
 _RANDOM_DRAWS = 2  # runs without as many random samples
 _ORDER = 2000  # the seed of the training images' order in probes, one that nothing else has
@@ -106,57 +105,39 @@ def gradient_ratios(report: AnomalyReport, layers: dict[str, Tensor], losses: Te
     return found
 
 
-def _measure_probe(
-    network: nn.Sequential, probe: Probe, planted: Planted, margin: Tensor | None, damage: bool
-) -> dict[str, Any]:
+def _measure_probe(network: nn.Sequential, probe: Probe, planted: Planted, margin: Tensor | None) -> dict[str, Any]:
     """One probe at one epoch.
 
     Args:
         network: A network that ends in a linear layer.
         probe: The probe.
         planted: Has the training images that are in no probe, the reference of features.
-        margin: Mean margin of each image over the epochs so far `(M,)`; None for images that are not trained on.
-        damage: Whether to put damaged images into the probe too, one kind and share at a time.
+        margin: Mean margin of each image over the epochs so far `(N,)`; None for images that are not trained on.
 
     Returns:
         For each reading `count` anomaly filters, `gradients` (see `gradient_ratios`) and `mislabelled` (see
-        `detection`) without damage; in our reading also `damage`, for each kind and share, with `planted` images of
-        which `hit` have votes, among `outliers`.
+        `detection`), with the number of `outliers`, samples with votes, and how many of these `hit`.
     """
-    used = torch.arange(len(probe.images) if damage else probe.size)
-    images, labels = probe.images[used], probe.labels[used]
-    behind = len(planted.val.images)
+    images, labels, behind = probe.images, probe.labels, planted.behind
     reference = logits_of(network[:-1], planted.images.normalised("train")[behind:])
-    layers = gradient_norms_by_layer(network, images, labels)
+    norms = gradient_norms_by_layer(network, images, labels)
     output = output_scores(logits_of(network, images), labels)
     scores: dict[str, Tensor | None] = {
         **output,
-        "gradient": torch.stack(list(layers.values())).norm(dim=0),
-        "aum": None if margin is None else -margin[used],
+        "gradient": torch.stack(list(norms.values())).norm(dim=0),
+        "aum": None if margin is None else -margin,
         **feature_scores(logits_of(network[:-1], images), reference, planted.images.data.train_labels[behind:]),
     }
-
-    def find(report: AnomalyReport, places: Tensor, truth: Tensor) -> dict[str, Any]:
-        votes = _votes(report)
-        others = {name: None if values is None else values[places] for name, values in scores.items()}
-        hits = {"outliers": int((votes > 0).sum()), "hit": int((truth & (votes > 0)).sum())}
-        return hits | detection(truth, {**others, "votes": votes}, _SCORES, _FOUND, digits=3)
-
-    losses = output["loss"][: probe.size]
-    norms = {name: norms[: probe.size] for name, norms in layers.items()}
-    result: dict[str, Any] = {"loss": losses.mean().item()}
+    result: dict[str, Any] = {"loss": output["loss"].mean().item()}
     for reading, settings in _READINGS.items():
-        report = analyze(network, images[probe.clean], settings=settings)
+        report = analyze(network, images, settings=settings)
+        votes = _votes(report)
+        hits = {"outliers": int((votes > 0).sum()), "hit": int((probe.wrong & (votes > 0)).sum())}
         result[reading] = {
             "count": report.count,
-            "gradients": gradient_ratios(report, norms, losses),
-            "mislabelled": find(report, probe.clean, probe.wrong[: probe.size]),
+            "gradients": gradient_ratios(report, norms, output["loss"]),
+            "mislabelled": hits | detection(probe.wrong, {**scores, "votes": votes}, _SCORES),
         }
-    if damage:
-        result["damage"] = {}
-        for kind, share in probe.cases:
-            places = probe.with_damage(kind, share)
-            result["damage"][f"{kind}/{share}"] = find(analyze(network, images[places]), places, places >= probe.size)
     return result
 
 
@@ -164,8 +145,7 @@ def measure_gradients(training: Training, root: str | None, weights: str | None)
     """Train on images of which some have wrong labels and none is damaged, and measure at several epochs.
 
     Returns:
-        The validation loss of every epoch (nats), and a dict for each measured one; what finds damaged images only at
-        the last, as it is many analyses.
+        The validation loss of every epoch (nats), and a dict for each measured one.
     """
     planted = plant(training, root, damage=False)
     val, labels = planted.images.normalised("val"), planted.images.data.val_labels
@@ -175,15 +155,8 @@ def measure_gradients(training: Training, root: str | None, weights: str | None)
         val_losses.append(evaluate(network, val, labels)[0])
         margin += margins(logits_of(network, planted.train.images), planted.train.labels)
         if epoch in measured:
-            last = epoch == training.epochs
-            train = _measure_probe(network, planted.train, planted, margin / epoch, damage=False)
-            epochs.append(
-                {
-                    "epoch": epoch,
-                    "train": train,
-                    "val": _measure_probe(network, planted.val, planted, None, damage=last),
-                }
-            )
+            train = _measure_probe(network, planted.train, planted, margin / epoch)
+            epochs.append({"epoch": epoch, "train": train, "val": _measure_probe(network, planted.val, planted, None)})
     return {"kind": "measure", "scores": list(_SCORES), "val_losses": val_losses, "epochs": epochs}
 
 
@@ -208,21 +181,20 @@ def training_outliers(network: nn.Module, images: Images, probe_size: int) -> di
     return found
 
 
-def _train(training: Training, images: Images, probe: Probe) -> tuple[nn.Sequential, Tensor, dict[str, float]]:
-    """The last network, the mean margins of a probe, and test loss (nats) and accuracy at the best epoch and the last.
+def _train(training: Training, images: Images) -> tuple[nn.Sequential, dict[str, float]]:
+    """The last network, and test loss (nats) and accuracy at the best epoch and the last.
 
     The best one has the smallest validation loss.
     """
     val, test = images.normalised("val"), images.normalised("test")
-    margin, rows = torch.zeros(len(probe.images)), []
+    rows = []
     for epoch, network in every_epoch(training, images, None):
         val_loss = evaluate(network, val, images.data.val_labels)[0]
         rows.append((val_loss, epoch, *evaluate(network, test, images.data.test_labels)))
-        margin += margins(logits_of(network, probe.images), probe.labels)
     found: dict[str, float] = {"best_epoch": min(rows)[1]}
     for name, (_, _, loss, accuracy) in (("best", min(rows)), ("last", rows[-1])):
         found |= {f"{name}_loss": loss, f"{name}_acc": accuracy}
-    return network, margin / len(rows), found
+    return network, found
 
 
 def left_out(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
@@ -231,29 +203,22 @@ def left_out(training: Training, root: str | None, weights: str | None) -> dict[
     Some training images have wrong labels and some are damaged.
 
     Returns:
-        `damage`, what finds the damaged images of both probes. Test loss (nats) and accuracy of each run, see `_train`:
-        of `all` images, and for each reading without the `outliers` and without `random` ones, in as many steps; the
-        number `left_out`, of which `wrong` are mislabelled and `damaged` damaged. Fewer than 20 are not left out.
+        Test loss (nats) and accuracy of each run, see `_train`: of `all` images, and for each reading without the
+        `outliers` and without `random` ones, in as many steps; the number `left_out`, of which `wrong` are mislabelled
+        and `damaged` damaged. Fewer than 20 are not left out.
     """
     planted = plant(training, root, damage=True)
     images = planted.images
-    damaged = torch.zeros_like(images.wrong)
-    damaged[[place for places in planted.train.damaged.values() for place in places]] = True
-    network, margin, with_all = _train(training, images, planted.train)
-    probes = {"train": (planted.train, margin), "val": (planted.val, None)}
-    damage = {
-        part: _measure_probe(network, probe, planted, own, damage=True)["damage"]
-        for part, (probe, own) in probes.items()
-    }
-    found: dict[str, Any] = {"kind": "leave_out", "scores": list(_SCORES), "damage": damage, "all": with_all}
+    network, with_all = _train(training, images)
+    found: dict[str, Any] = {"kind": "leave_out", "all": with_all}
     for reading, outliers in training_outliers(network, images, training.probe_size).items():
-        counts = {"left_out": outliers, "wrong": outliers & images.wrong, "damaged": outliers & damaged}
+        counts = {"left_out": outliers, "wrong": outliers & images.wrong, "damaged": outliers & planted.damaged}
         arms: dict[str, Any] = {name: int(which.sum()) for name, which in counts.items()}
         if arms["left_out"] >= _FEWEST:
             generator = torch.Generator().manual_seed(training.seed)
             draws = [outliers[torch.randperm(len(outliers), generator=generator)] for _ in range(_RANDOM_DRAWS)]
             arms["outliers"], *arms["random"] = (
-                _train(training, without(images, own), planted.train)[2] for own in (outliers, *draws)
+                _train(training, without(images, own))[1] for own in (outliers, *draws)
             )
         found[reading] = arms
     return found

@@ -1,165 +1,144 @@
 """What finds images that do not belong?
 
-After each run, images of its validation probe are damaged, one kind at a time and all kinds mixed, and every score says
-how little each image of the probe belongs: the outlier scores and the votes of an analysis of the probe, and what else
-there is, see `scores`. A third of the runs have a hundred damaged images among those that they train on; there
-`find_outliers` scores all training images. The score was chosen on LeNet-5 and the simple CNN on CIFAR-10 with seed 0.
-CleanVision is in the extra `rivals`.
+Images are damaged by the nineteen corruptions of ImageNet-C, which nobody here chose, and in other ways, see `pool`.
+There are three questions, and rivals are asked the same, see `rivals`:
+
+- `probe`: a score sees nothing but the images of a probe, as `analyze` does;
+- `reference`: it sees the training images too, as `find_outliers` does with a reference. What an image gets does not
+  depend on the share of damaged images, so all of these are compared with all validation images;
+- `trained_on`: the network was trained on damaged images, and these are to be found among the training images.
+
+The score was chosen on `spec.CHOSEN_KINDS`; all else is held out.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torchvision.transforms.functional import to_pil_image
 
 from lightning_anomaly import OutlierReport, analyze, find_outliers
-from recipes.common.damage import plant_damage
-from recipes.common.data import mean_and_std
-from recipes.common.module import logits_of
-from recipes.experiments.fitting import Images, prepare, trained
-from recipes.experiments.measures.planted import KINDS, Probe, damage_behind, foreign_images
-from recipes.experiments.measures.scores import (
-    cleanvision_scores,
-    detection,
-    feature_scores,
-    forest_scores,
-    output_scores,
-    pixel_scores,
-)
-from recipes.experiments.spec import Training
+from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.layers import select_layers
+from lightning_anomaly.capture.maps import map_statistics
+from lightning_anomaly.capture.probe import probing
+from lightning_anomaly.capture.samples import SampleStatistics
+from lightning_anomaly.clustering.engine import load_engine
+from lightning_anomaly.outliers.combine import Tail, combine
+from lightning_anomaly.outliers.conformal import Statistics, fit_halves
+from lightning_anomaly.outliers.scores import layer_scores
+from lightning_anomaly.outliers.views import view_samples
+from recipes.common.damage import GROUPS
+from recipes.experiments.fitting import prepare
+from recipes.experiments.measures.pool import append_found, make_pool
+from recipes.experiments.measures.scores import auroc
+from recipes.experiments.spec import CHOSEN_KINDS, Training
 
-__all__ = ["measure"]
+__all__ = ["false_discoveries", "look_at", "measure", "probe_scores"]
 
-_SCORES = ("score", "votes", "confidence", "loss", "energy", "neighbour", "mahalanobis", "forest", "pixel neighbour",
-           "pixel residual", "cleanvision")  # fmt: skip
-_MEASURES = ("auroc", "precision", "false_positives")
-_DAMAGED = 100  # training images of the condition "damaged", of all kinds in turn
-_SMALLEST = 20  # ordinary images for each damaged one, where the run has few
-_SHOWN = 3  # undamaged images in the gallery
-Scores = Mapping[str, Tensor | None]
-
-
-def _features_and_logits(network: nn.Sequential, images: Tensor) -> tuple[Tensor, Tensor]:
-    features = logits_of(network[:-1], images)
-    return features, logits_of(network[-1], features)
+_VOTES = {kinds[0] for kinds in GROUPS.values()}  # for which votes are counted, as they take a whole analysis
+_RATE = 0.1  # of false discoveries
+_FITS, _DRAWS = 10, 20  # references, and draws that each judges
+_PLANTED = 5  # of 512 images, if any
+_REFERENCE = 2000  # images, and as many test images to draw from
 
 
-def _detection(truth: Tensor, scores: Scores, chosen: Tensor) -> dict[str, Any]:
-    """How well the scores of the chosen samples find those of truth among them."""
-    some = {name: None if own is None else own[chosen] for name, own in scores.items()}
-    return detection(truth, some, _SCORES, _MEASURES, digits=4)
+def look_at(network: nn.Module, inputs: Tensor) -> Statistics:
+    """Run a network on images `(N, C, H, W)` and keep what they are scored by."""
+    parts = []
+    for batch in torch.split(inputs, 256):
+        capture = MapCapture(select_layers(network, None), summary=map_statistics, model=network)
+        with probing(network) as call, capture:
+            call(batch)
+        layers = {name: layer.maps for name, layer in capture.maps.items()}
+        parts.append(Statistics(layers, capture.samples.collected(len(batch))))
+    layers = {name: torch.cat([part.layers[name] for part in parts]) for name in parts[0].layers}
+    return Statistics(layers, SampleStatistics.join([part.samples for part in parts]))
 
 
-def _loss_and_accuracy(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    loss = functional.cross_entropy(logits.double(), labels).item()
-    return {"loss": loss, "accuracy": (logits.argmax(1) == labels).double().mean().item()}
+def _select(statistics: Statistics, chosen: Tensor) -> Statistics:
+    layers = {name: own[chosen] for name, own in statistics.layers.items()}
+    return Statistics(layers, statistics.samples.select(chosen))
 
 
-def _gallery(images: Tensor, damaged: Mapping[str, list[int]], scores: Tensor, bad: Tensor) -> dict[str, Any]:
-    """Damaged training images, of each kind the one with the median score, and the undamaged ones with the largest.
-
-    Returns:
-        `png`, the images side by side in base64; and for each `kinds` ("" for undamaged), `scores` and `ranks`, from 1.
-    """
-    order = scores.argsort(descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(1, len(order) + 1)
-    shown = [sorted(places, key=scores.__getitem__)[len(places) // 2] for places in damaged.values()]
-    ordinary = order[~bad[order]][:_SHOWN].tolist()
-    places = [*shown, *ordinary]
-    to_pil_image(torch.cat([*images[places]], 2)).save(written := io.BytesIO(), "PNG")
-    return {
-        "png": base64.b64encode(written.getvalue()).decode(),
-        "kinds": [*damaged, *[""] * len(ordinary)],
-        "scores": scores[places].tolist(),
-        "ranks": rank[places].tolist(),
-    }
+def probe_scores(statistics: Statistics) -> dict[str, Tensor]:
+    """Compute the scores `(N,)` that `analyze` gives these images, and those of each view, without its clustering."""
+    engine = load_engine("auto")
+    views = {name: view.scores for name, view in view_samples(statistics.samples).items()}
+    views["filters"] = torch.stack([layer_scores(own, engine) for own in statistics.layers.values()]).amax(0)
+    surprises = {name: Tail.fit(scores).surprise(scores) for name, scores in views.items()}
+    return {"outlier score": combine(surprises), **{f"view: {name}": own for name, own in surprises.items()}}
 
 
-def _by_kind(damaged: Mapping[str, list[int]], bad: Tensor, scores: Scores, report: OutlierReport) -> dict[str, Any]:
-    """What finds the damaged images among all that were trained on: each kind for itself, and all, as "mixed"."""
-    result = {}
-    for kind, places in {**damaged, "mixed": bad.nonzero()[:, 0].tolist()}.items():
-        truth = torch.zeros_like(bad)
-        truth[places] = True
-        kept = truth | ~bad
-        result[kind] = _detection(truth[kept], scores, kept)
-    right = int(bad[torch.tensor(report.found, dtype=torch.int64)].sum())
-    result["mixed"] |= {"found": len(report.found), "right": right}
-    return result
+def _found(scores: Tensor, p_values: Tensor, n_reference: int) -> Tensor:
+    """Which images `find_outliers` finds `(N,)`, if these are all that it is given."""
+    nothing = torch.zeros(len(scores), dtype=torch.int64)
+    report = OutlierReport(scores, p_values, (), nothing, nothing[:, None], n_reference, _RATE)
+    found = torch.zeros(len(scores), dtype=torch.bool)
+    found[report.found] = True
+    return found
 
 
 def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
-    """Train, and score the images of the probe and those that were trained on.
+    """Train, and score.
 
     Returns:
-        `train` and `val` (loss in nats, accuracy, and of the validation images only those in the probe), `probe` (by
-        kind and share) and `trained_on` (by kind), see `detection`, and the `gallery`; the last two are empty without
-        damaged images in training.
+        Of a network that was trained on damaged images `trained_on`, AUROCs by kind and score; else `probe`, likewise
+        by kind, share and score, one for each probe, of some kinds of the votes too; `reference`, by kind and score;
+        and `found`, by kind and share what `find_outliers` finds in each probe: images, damaged ones among them, and
+        how many of these there are.
     """
-    images, foreign = prepare(training, root), foreign_images(training, root)
-    data = images.data
-    damaged: dict[str, list[int]] = {}
-    if training.condition == "damaged":
-        count = min(_DAMAGED, len(data.train_images) // _SMALLEST)
-        kinds = KINDS if foreign is None else (*KINDS, "foreign")
-        train, damaged = plant_damage(data.train_images, count, kinds, training.seed, foreign)
-        images = Images(replace(data, train_images=train), images.wrong, *mean_and_std(train))
-        data = images.data
-    bad = torch.zeros(len(data.train_images), dtype=torch.bool)
-    bad[[place for places in damaged.values() for place in places]] = True
-    val, places = damage_behind(data.val_images, training, foreign, seed=training.seed + 1000)
-    # Where there are fewer damaged images than kinds, other kinds are left out with another seed.
-    order = sorted(places, key=lambda kind: (list(places).index(kind) - 3 * training.seed) % len(places))
-    used = training.probe_size + sum(map(len, places.values()))
-    shown = replace(images, data=replace(data, val_images=val)).normalised("val", used)
-    in_probe = {kind: places[kind] for kind in order}
-    probe = Probe(shown, data.val_labels[:used], torch.zeros(used).bool(), training.probe_size, in_probe)
+    pool = make_pool(training, root, weights)
+    if pool.planted:
+        among = find_outliers(pool.network, pool.trained_on[1], progress=False)
+        return {"kind": "scores", "trained_on": pool.among_trained({"outlier score": among.scores})}
+    report = find_outliers(pool.network, pool.inputs, pool.reference[1], progress=False)
+    beside = {"outlier score": report.scores, **{f"view: {name}": own for name, own in report.view_scores.items()}}
+    seen = look_at(pool.network, pool.inputs)
+    probe: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    for kind, share, chosen, truth in pool.probes():
+        scores = probe_scores(_select(seen, chosen))
+        if kind in _VOTES and share == 0.01 and str(share) not in probe.get(kind, {}):
+            scores["votes"] = torch.tensor(analyze(pool.network, pool.inputs[chosen], progress=False).outlier_samples)
+        append_found(probe, kind, share, {name: auroc(truth, own) for name, own in scores.items()})
+        flagged = _found(report.scores[chosen], report.p_values[chosen], report.n_reference)
+        counts = [int(flagged.sum()), int((flagged & truth).sum()), int(truth.sum())]
+        append_found(found, kind, share, {"found": counts})
+    return {"kind": "scores", "probe": probe, "reference": pool.by_kind(beside), "found": found}
 
-    network = trained(training, images, weights)
-    inputs, labels = images.normalised("train"), data.train_labels
-    features, logits = _features_and_logits(network, inputs)
-    own_features, own_logits = _features_and_logits(network, probe.images)
-    # What one image gets by these does not depend on the others in the probe.
-    alone: dict[str, Tensor | None] = {
-        **output_scores(own_logits, probe.labels),
-        **feature_scores(own_features, features, labels),
-        "forest": forest_scores(own_features, features),
-        **pixel_scores(probe.images, inputs),
-        "cleanvision": cleanvision_scores(val[:used]),
+
+def false_discoveries(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
+    """Find outliers among test images, of which none or a few of all held-out kinds are damaged.
+
+    Returns:
+        `draws`, by reference ("training images", or "held-out images": other test images) and number of planted images:
+        of each draw the number of images found and of damaged ones among these. Twenty draws share one fit.
+    """
+    pool = make_pool(training, root, weights)
+    inputs = prepare(replace(training, test_size=2 * _REFERENCE), root).normalised("test")
+    clean = len(inputs) // 2
+    references = {
+        "training images": look_at(pool.network, pool.reference[1][: 2 * _REFERENCE]),
+        "held-out images": look_at(pool.network, inputs[clean:]),
     }
-    result: dict[str, Any] = {
-        "train": _loss_and_accuracy(logits[~bad], labels[~bad]),
-        "val": _loss_and_accuracy(own_logits[probe.clean], probe.labels[probe.clean]),
-        "probe": {},
-        "trained_on": {},
-        "gallery": {},
-    }
-    for kind, share in probe.cases:
-        chosen = probe.with_damage(kind, share)
-        analysis = analyze(network, probe.images[chosen])
-        found = {name: None if own is None else own[chosen] for name, own in alone.items()}
-        found |= {"score": torch.tensor(analysis.outlier_scores), "votes": torch.tensor(analysis.outlier_samples)}
-        everything = torch.arange(len(chosen))
-        result["probe"][f"{kind}/{share}"] = _detection(chosen >= probe.size, found, everything)
-    if damaged:
-        report = find_outliers(network, inputs, progress=False)
-        scores = {
-            "score": report.scores,
-            **output_scores(logits, labels),
-            **feature_scores(features, features, labels, own=True),
-            "forest": forest_scores(features, features),
-            **pixel_scores(inputs, inputs, own=True),
-            "cleanvision": cleanvision_scores(data.train_images),
-        }
-        result["trained_on"] = _by_kind(damaged, bad, scores, report)
-        result["gallery"] = _gallery(data.train_images, damaged, report.scores, bad)
-    return result
+    places = [place for kind, own in pool.damaged.items() if kind not in CHOSEN_KINDS for place in own]
+    judged = look_at(pool.network, torch.cat([inputs[:clean], pool.inputs[places]]))
+    generator = torch.Generator().manual_seed(training.seed)
+    draws: dict[str, Any] = {}
+    for name, reference in references.items():
+        for _ in range(_FITS):
+            order = torch.randperm(len(next(iter(reference.layers.values()))), generator=generator)[:_REFERENCE]
+            _, (fit, _), _, _ = fit_halves([_select(reference, order)], "reference")
+            judgement = fit.judge(judged)
+            for planted in (0, _PLANTED):
+                for _ in range(_DRAWS):
+                    others = torch.randperm(clean, generator=generator)[: training.probe_size - planted]
+                    bad = clean + torch.randperm(len(places), generator=generator)[:planted]
+                    chosen = torch.cat([others, bad])
+                    flagged = _found(judgement.scores[chosen], judgement.p_values[chosen], len(order))
+                    counts = [int(flagged.sum()), int(flagged[len(others) :].sum())]
+                    draws.setdefault(name, {}).setdefault(str(planted), []).append(counts)
+    return {"kind": "found", "draws": draws}

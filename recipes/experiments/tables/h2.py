@@ -1,30 +1,22 @@
-"""H2: gradients of outlier samples, what finds mislabelled and damaged images, and training without outlier samples."""
+"""H2: gradients of outlier samples, what finds mislabelled images, and training without outlier samples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
 from statistics import mean, variance
 from typing import Any
 
 import pandas as pd
 
-from recipes.experiments.tables.writer import Frame, runs, spread, table
+from recipes.experiments.tables.writer import Frame, runs, spread
 
-__all__ = ["PROBES", "READINGS", "SCORES", "SHARE", "damage_by_network", "damage_by_share", "damage_in",
-           "damage_votes", "gradients", "layers", "left_out", "mislabelled", "ratios_of"]  # fmt: skip
+__all__ = ["PROBES", "READINGS", "gradients", "layers", "left_out", "mislabelled", "ratios_of"]
 
-SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
+_SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
 READINGS = ("ours", "paper")
 PROBES = {"train": "training", "val": "validation"}
-SHARE = "0.01"  # shown where there is room for one
 _EARLY = 2  # the first epochs
-# What it is called, the kind of run, and the probe.
-_DAMAGED = {
-    "validation, none in training": ("measure", "val"),
-    "validation, some in training": ("leave_out", "val"),
-    "training": ("leave_out", "train"),
-}
 Found = dict[str, Any]
 
 
@@ -123,79 +115,10 @@ def mislabelled() -> Frame:
         for probe, name in PROBES.items():
             for epoch, when in (("best", "nearest to the best"), ("last", "last")):
                 ours, paper = ([one[probe][reading]["mislabelled"] for one in own[epoch]] for reading in READINGS)
-                cells = [_found(ours, score) for score in range(len(SCORES))]
+                cells = [_found(ours, score) for score in range(len(_SCORES))]
                 rows.append((*key, name, when, _hits(ours), _found(paper, 0), *cells))
-    header = ["network", "data", "probe", "epoch", "with votes", "paper's votes", *SCORES]
+    header = ["network", "data", "probe", "epoch", "with votes", "paper's votes", *_SCORES]
     return pd.DataFrame(rows, columns=header)
-
-
-def damage_in(line: Found, probe: str) -> Found:
-    """What was found of the damaged images in a probe."""
-    found: Found = line["damage"][probe] if line["kind"] == "leave_out" else line["epochs"][-1][probe]["damage"]
-    return found
-
-
-def _damaged() -> Iterator[tuple[str, Frame]]:
-    """The name of a probe with damaged images and the runs, with what was found there as `damage`."""
-    for name, (kind, probe) in _DAMAGED.items():
-        some = runs("h2")
-        some = some[some.kind == kind]
-        yield name, some.assign(damage=[damage_in(line, probe) for line in some.line])
-
-
-def _scores(found: Iterable[Found], entry: str) -> list[str]:
-    """How many damaged images have votes, and how well every score finds them."""
-    results = [one[entry] for one in found if entry in one]
-    return [_hits(results), *(_found(results, score) for score in range(len(SCORES)))]
-
-
-def _entries(found: Iterable[Found], end: str = "") -> list[str]:
-    return [entry for entry in dict.fromkeys(entry for one in found for entry in one) if entry.endswith(end)]
-
-
-def damage_votes() -> Frame:
-    """For each network, data set and probe: AUROC of the votes for each kind of damage, at 1% of the probe."""
-    probes = list(_damaged())
-    shown = _entries((one for _, some in probes for one in some.damage), f"/{SHARE}")
-    parts = [
-        table(
-            some.assign(probe=name),
-            ("network", "data", "probe"),
-            [
-                ("seeds", len),
-                *(
-                    (
-                        entry.partition("/")[0],
-                        lambda own, e=entry: spread(one[e]["auroc"][0] for one in own.damage if e in one),
-                    )
-                    for entry in shown
-                ),
-            ],
-        )
-        for name, some in probes
-    ]
-    return pd.concat(parts, ignore_index=True)
-
-
-def damage_by_share() -> Frame:
-    """For each kind and share of damage and each probe: what finds it, over all networks, data sets and seeds."""
-    rows = []
-    for name, some in _damaged():
-        for entry in _entries(some.damage):
-            kind, _, share = entry.rpartition("/")
-            rows.append((name, kind, f"{100 * float(share):g}%", *_scores(some.damage, entry)))
-    return pd.DataFrame(rows, columns=["probe", "damage", "share", "with votes", *SCORES])
-
-
-def damage_by_network() -> Frame:
-    """The same for each network and data set, at 1% of the probe."""
-    rows = [
-        (name, *key, entry.partition("/")[0], *_scores(own.damage, entry))
-        for name, some in _damaged()
-        for key, own in some.groupby(["network", "data"])
-        for entry in _entries(own.damage.iloc[:1], f"/{SHARE}")
-    ]
-    return pd.DataFrame(rows, columns=["probe", "network", "data", "damage", "with votes", *SCORES])
 
 
 def left_out() -> Frame:

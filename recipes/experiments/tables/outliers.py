@@ -1,119 +1,141 @@
-"""What finds images that do not belong: one row for each probe, kind of damage, share and score, and its pivots."""
+"""What finds images that do not belong: one row for each run, question, kind of damage, share and score, and pivots."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from math import sqrt
 from statistics import mean
 
 import pandas as pd
 
+from recipes.common.damage import GROUPS
+from recipes.experiments.measures.rivals import RIVALS
+from recipes.experiments.spec import CHOSEN_KINDS
 from recipes.experiments.tables.writer import Frame, runs, spread
 
-__all__ = ["KINDS", "SCORES", "by_kind", "by_network", "measures", "results", "trained_on", "wins"]
+__all__ = ["QUESTIONS", "SCORES", "by_group", "by_kind", "by_network", "false_discoveries", "power", "results",
+           "summary"]  # fmt: skip
 
-SCORES = ("score", "votes", "confidence", "loss", "energy", "neighbour", "mahalanobis", "forest", "pixel neighbour",
-          "pixel residual", "cleanvision")  # fmt: skip
-KINDS = ("noise", "salt_and_pepper", "black", "over_exposed", "blurred", "inverted", "foreign", "mixed")
-_MEASURES = {
-    "auroc": "AUROC",
-    "precision": "average precision",
-    "false_positives": "false positives at 95% recall",
-}
-_TITLES = {"score": "outlier score"} | {name: name for name in SCORES[1:]}
-_CHOSEN_ON = 0  # seed, of two networks on CIFAR-10
+OURS = ("outlier score", "view: pixels", "view: filters", "view: classes", "votes")
+SCORES = (*OURS[:-1], *RIVALS, OURS[-1])
+QUESTIONS = {"probe": "probe only", "reference": "training images too", "trained_on": "among training images"}
+_SHOWN = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST"}
+_GROUP_OF = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
 
 
 def results() -> Frame:
-    """One row for each run, kind of damage, share and score, with the three measures; None where there is none."""
-    rows = [
-        {**{name: run[name] for name in ("network", "data", "condition", "seed")}, "run": run.line["key"],
-         "kind": kind, "share": float(share), "score": score,
-         **{measure: found[measure][place] for measure in _MEASURES}}
-        for _, run in runs("outliers").iterrows()
-        for (kind, _, share), found in ((key.partition("/"), found) for key, found in run.line["probe"].items())
-        for place, score in enumerate(SCORES)
-    ]  # fmt: skip
-    found = pd.DataFrame(rows)
-    found["kind"] = pd.Categorical(found.kind, KINDS, ordered=True)
-    found["held_out"] = ~(found.network.isin(["lenet5", "simple_cnn"]) & (found.data == "cifar10"))
-    return found
+    """One row for each run, question, kind of damage, share and score, with the mean AUROC of its probes.
+
+    Without the kinds that the score was chosen on, and of the runs in which rivals were measured as well. The questions
+    are those of `measures.outliers`; only the first one has shares.
+    """
+    rows, some = [], runs("outliers").query("kind != 'found'")
+    both = some.groupby(["network", "data", "condition", "seed"], observed=True).kind.transform("nunique") == 2
+    for _, run in some[both].iterrows():
+        for question in QUESTIONS:
+            for kind, cells in run.line.get(question, {}).items():
+                for share, scores in (cells if question == "probe" else {"": cells}).items():
+                    rows += [(run.network, run.data, run.seed, question, kind, _GROUP_OF[kind], share, score,
+                              mean(values) if question == "probe" else values)
+                             for score, values in scores.items()]  # fmt: skip
+    header = ["network", "data", "seed", "question", "kind", "group", "share", "score", "auroc"]
+    found = pd.DataFrame(rows, columns=header)
+    found["group"] = pd.Categorical(found.group, list(GROUPS), ordered=True)
+    return found[~found.kind.isin(CHOSEN_KINDS)]
 
 
-def _mean(values: Iterable[float]) -> str:
-    found = [value for value in values if value == value]  # no NaN
-    return f"{mean(found):.2f}" if found else "-"
+def _means(found: Frame, by: Sequence[str]) -> Frame:
+    """The mean AUROC of every score by other columns: of the shares of a kind, of the kinds, and of the runs."""
+    own = list(dict.fromkeys([*by, "network", "data", "seed", "score"]))
+    kinds = found.groupby(list(dict.fromkeys([*own, "kind"])), observed=True).auroc.mean().reset_index()
+    return kinds.groupby(own, observed=True).auroc.mean().reset_index()
 
 
-def _pivot(found: Frame, rows: Sequence[str], measure: str = "auroc") -> Frame:
-    """The mean of a measure of each score, by rows."""
-    pivot = found.pivot_table(measure, list(rows), "score", _mean, fill_value="-", observed=True)
-    return pivot.reindex(columns=list(SCORES), fill_value="-").rename(columns=_TITLES).reset_index()
+def _cells(found: Frame, by: Sequence[str]) -> Frame:
+    """A row for each score, a column for each group of runs, with the mean over the runs and its spread."""
+    table = found.groupby([*by, "score"], observed=True).auroc.agg(spread).unstack("score").T
+    return table.reindex([score for score in SCORES if score in table.index]).fillna("-")
+
+
+def summary() -> Frame:
+    """For each score, question and data set: the mean over the kinds of damage, and the spread of the runs."""
+    table = _cells(_means(results(), ["question", "data"]), ["question", "data"])
+    order = [(question, data) for question in QUESTIONS for data in _SHOWN if (question, data) in table]
+    table = table[order]
+    table.columns = [f"{QUESTIONS[question]}, {_SHOWN[data]}" for question, data in order]
+    return table.rename_axis("score").reset_index()
+
+
+def _pivot(found: Frame, by: Sequence[str]) -> Frame:
+    pivot = _means(found, by).pivot_table("auroc", list(by), "score", observed=True)
+    pivot = pivot.reindex(columns=[score for score in SCORES if score in pivot]).map(
+        lambda value: "-" if value != value else f"{value:.2f}"
+    )
+    return pivot.reset_index()
+
+
+def by_group() -> Frame:
+    """For each question and group of kinds, on each data set: the mean of our score, and the best rival's."""
+    rows = []
+    for (question, group), some in results().groupby(["question", "group"], observed=True):
+        row = [QUESTIONS[question], group]
+        for data in _SHOWN:
+            means = _means(some[some.data == data], ["group"]).groupby("score").auroc.mean()
+            rivals = means.drop(list(OURS), errors="ignore")
+            row += [f"{means['outlier score']:.2f}", f"{rivals.max():.2f} ({rivals.idxmax()})"] if len(means) else "--"
+        rows.append(row)
+    columns = [f"{name}, {what}" for name in _SHOWN.values() for what in ("outlier score", "best rival")]
+    return pd.DataFrame(rows, columns=["given", "damage", *columns])
 
 
 def by_kind() -> Frame:
-    """The mean AUROC of every score for each kind of damage, and for each share, of the held-out runs."""
-    found = results().query("held_out")
-    shares = _pivot(found, ["share"]).rename(columns={"share": "damage"})
-    shares["damage"] = [f"{100 * share:g}% of the probe" for share in shares.damage]
-    kinds = _pivot(found, ["kind"]).rename(columns={"kind": "damage"}).astype({"damage": str})
-    return pd.concat([kinds, shares], ignore_index=True)
-
-
-def measures() -> Frame:
-    """Every measure of every score, mean over all held-out runs; of the AUROC also the spread of the runs' means."""
-    found = results().query("held_out")
-    rows = [[label, *(_mean(found[found.score == score][name]) for score in SCORES)] for name, label in
-            _MEASURES.items()]  # fmt: skip
-    by_run = found.dropna(subset="auroc").groupby(["score", "run"]).auroc.agg(lambda own: mean(own))
-    rows.insert(1, ["AUROC by training", *(spread(by_run[score]) for score in SCORES)])
-    return pd.DataFrame(rows, columns=["measure", *_TITLES.values()])
+    """For each question, data set and kind: the mean of every score over the networks."""
+    return _pivot(results(), ["question", "data", "group", "kind"])
 
 
 def by_network() -> Frame:
-    """For each network, data set and condition the mean AUROC of every score, over the kinds and shares."""
-    found, some, rows = results(), runs("outliers"), []
-    for key, own in some.groupby(["network", "data", "condition"], observed=True):
-        for chosen in (True, False):
-            part = own[(own.seed == _CHOSEN_ON) == chosen]
-            if len(part):
-                losses = (f"{mean(line[what]['loss'] for line in part.line):.2f}" for what in ("train", "val"))
-                mine = found[found.run.isin([line["key"] for line in part.line])]
-                cells = [_mean(mine[mine.score == score].auroc) for score in SCORES]
-                rows.append((*key, ", ".join(map(str, sorted(set(part.seed)))), " / ".join(losses), *cells))
-    header = ["network", "data", "condition", "seeds", "loss, training / validation", *_TITLES.values()]
-    return pd.DataFrame(rows, columns=header)
+    """For each question, network, data set and seed: the mean of every score over the kinds."""
+    return _pivot(results(), ["question", "network", "data", "seed"])
 
 
-def wins() -> Frame:
-    """For each data set and kind of damage: the outlier score, and the rivals that do better, best first.
+def power() -> Frame:
+    """For each data set, group and share: how many damaged images `find_outliers` finds, and how many others.
 
-    Two scores are compared in the probes in which both were measured.
+    With training images as the reference, at a false discovery rate of 10%.
     """
     rows = []
-    for (data, kind), own in results().query("held_out").groupby(["data", "kind"], observed=True):
-        areas = own.pivot_table("auroc", ["run", "share"], "score", dropna=False)
-        better = {}
-        for rival in SCORES[1:]:
-            pairs = areas[[rival, "score"]].dropna() if rival in areas else areas[:0]
-            if len(pairs) and mean(pairs[rival]) > mean(pairs.score):
-                better[rival] = mean(pairs[rival])
-        ranked = sorted(better, key=lambda name: -better[name])
-        names = ", ".join(f"{name} {better[name]:.2f}" for name in ranked) or "none"
-        rows.append((data, kind, _mean(areas.score), names))
-    return pd.DataFrame(rows, columns=["data", "damage", "outlier score", "what does better"])
+    for _, run in runs("outliers").query("kind == 'scores'").iterrows():
+        rows += [
+            (run.data, _GROUP_OF[kind], f"{100 * float(share):g}%", right / planted, found - right)
+            for kind, cells in run.line.get("found", {}).items()
+            for share, probes in cells.items()
+            for found, right, planted in probes["found"]
+            if kind not in CHOSEN_KINDS
+        ]
+    found = pd.DataFrame(rows, columns=["data", "damage", "share", "found of the damaged", "others found by probe"])
+    found["damage"] = pd.Categorical(found.damage, list(GROUPS), ordered=True)
+    means = found.groupby(["data", "damage", "share"], observed=True).mean().map("{:.2f}".format)
+    return means.reset_index()
 
 
-def trained_on() -> Frame:
-    """What finds the damaged images of all kinds among those trained on: AUROC and average precision."""
-    some, rows = runs("outliers"), []
-    for key, own in some[[bool(line["trained_on"]) for line in some.line]].groupby(["network", "data"]):
-        found = [line["trained_on"]["mixed"] for line in own.line]
-        planted = ", ".join(f"{one['planted']} of {size}" for one, size in zip(found, own.train_size, strict=True))
-        cells = []
-        for place, score in enumerate(SCORES):
-            columns = [[one[name][place] for one in found] for name in ("auroc", "precision")]
-            if score != "votes":
-                cells.append("-" if None in columns[0] else " / ".join(_mean(column) for column in columns))
-        rows.append((*key, planted, *cells))
-    header = ["network", "data", "damaged", *(title for name, title in _TITLES.items() if name != "votes")]
+def _wilson(count: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a share."""
+    centre, wide = (count + z * z / 2) / (n + z * z), z * sqrt(count * (n - count) / n + z * z / 4) / (n + z * z)
+    return centre - wide, centre + wide
+
+
+def false_discoveries() -> Frame:
+    """For each data set, reference and number of planted images: how many of the draws report another image."""
+    rows = []
+    for _, run in runs("outliers").query("kind == 'found'").iterrows():
+        for reference, cells in run.line["draws"].items():
+            for planted, draws in cells.items():
+                wrong = sum(found > right for found, right in draws)
+                low, high = _wilson(wrong, len(draws))
+                share = f"{wrong / len(draws):.2f} ({low:.2f} to {high:.2f})"
+                rate = mean((found - right) / max(found, 1) for found, right in draws)
+                row = _SHOWN[run.data], reference, planted, f"{wrong} of {len(draws)}", share, f"{rate:.3f}"
+                rows.append(row)
+    header = ["data", "reference", "planted", "reports with another image", "share (95% interval)",
+              "false discovery rate"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)

@@ -25,11 +25,14 @@ def test_the_blocks_of_resnet18_are_torchvisions_behind_another_stem() -> None:
         torch.testing.assert_close(own(images), theirs.fc(theirs.avgpool(maps).flatten(1)))
 
 
-@pytest.mark.parametrize(("name", "filters"), [("lenet5", 22), ("alexnet", 1152), ("simple_cnn", 160)])
-def test_the_papers_networks_take_small_images(name: str, filters: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "filters"),
+    [*(("lenet5", 22), ("alexnet", 1152), ("simple_cnn", 160)), *(("small_vgg", 352), ("small_resnet_gn", 336))],
+)
+def test_networks_take_small_images(name: str, filters: int) -> None:
     network = build(name, 1, 7, 0.5)
     assert network(torch.rand(2, 1, 28, 28)).shape == (2, 7)
-    assert sum(part.out_channels for part in network if isinstance(part, torch.nn.Conv2d)) == filters
+    assert sum(part.out_channels for part in network.modules() if isinstance(part, torch.nn.Conv2d)) == filters
     assert {part.p for part in network if isinstance(part, torch.nn.Dropout)} == {0.5}
 
 
