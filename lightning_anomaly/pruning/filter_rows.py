@@ -172,11 +172,11 @@ def zero_rows(module: Any) -> Tensor:
         count = module.num_features
     else:
         weight = filters_first(module)
-        parts, count = [weight.flatten(1), module.bias], len(weight)
+        parts, count = [weight, module.bias], len(weight)
     zero = torch.ones(count, dtype=torch.bool, device="cpu")
     for part in parts:
         if part is not None:
-            zero &= (part.detach() == 0).view(count, -1).all(1).cpu()
+            zero &= (part.detach() == 0).reshape(count, -1).all(1).cpu()
     return zero
 
 
