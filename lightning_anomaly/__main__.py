@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.analysis import analyze
+from lightning_anomaly.browser import write_page
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
@@ -93,7 +94,7 @@ def run_analysis(options: argparse.Namespace) -> AnomalyReport:
     model = load_model(options.checkpoint, options.model, options.model_args)
     given = _open(model, options.data, options)
     positions = given.probe(_PROBE_SIZE)
-    names = None if given.names is None else [given.names[position] for position in positions]
+    names, labels = (own and [own[position] for position in positions] for own in (given.names, given.labels))
     images = torch.stack([given[position] for position in positions])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
@@ -101,8 +102,8 @@ def run_analysis(options: argparse.Namespace) -> AnomalyReport:
     if not report.layers:
         raise ValueError(f"`{options.model}` has no filters to analyze. {' '.join(merge_notes(report.notes).values())}")
     print(report)
-    if given.one_class is not None:
-        print(f"note: All images are of the class '{given.one_class}': give the folder with all classes as `--data`.")
+    if labels is not None and len({*labels}) == 1:
+        print(f"note: All images are of the class '{labels[0]}': give the folder with all classes as `--data`.")
     options.output.mkdir(parents=True, exist_ok=True)
     shown = outlier_images(report, images) if report.n_samples == len(images) else None
     drawn = []
@@ -113,7 +114,7 @@ def run_analysis(options: argparse.Namespace) -> AnomalyReport:
             figure.savefig(file)
             drawn.append(file.name)
     browser = options.output / "browser.html"
-    report.save_html(browser, labels=names, title=f"{options.model} on {options.data.name}")
+    write_page(report, browser, None, labels, f"{options.model} on {options.data.name}", None, names)
     print(f"every filter with its images: open {browser}")
     print(f"figures in {options.output}: {', '.join(drawn)}")
     return report

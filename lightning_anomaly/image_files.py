@@ -43,12 +43,12 @@ class ArrayImages(Dataset[Tensor]):
 
     Attributes:
         names: None, as they have none.
-        one_class: None, as their classes are not known.
+        labels: None, as their classes are not known.
         shape: Shape of an image.
     """
 
     names: None = None
-    one_class: None = None
+    labels: None = None
 
     def __init__(self, path: Path) -> None:
         self._array = _read_array(path)
@@ -78,7 +78,7 @@ class FolderImages(Dataset[Tensor]):
         samples: The path and the class of each image, as in torchvision's `ImageFolder`.
         targets: The class of each image; empty if there is no folder in the folder.
         names: The path of each image below the folder.
-        one_class: The name of the class if there is only one.
+        labels: The name of the class of each image; None if there is no folder in the folder.
         shape: Shape of an image.
     """
 
@@ -93,7 +93,7 @@ class FolderImages(Dataset[Tensor]):
         numbers = [classes.index(name) for name in own]
         self.samples = list(zip(map(str, files), numbers, strict=True))
         self.targets = numbers if classes != [""] else []
-        self.one_class = classes[0] or None if len(classes) == 1 else None
+        self.labels = own if classes != [""] else None
         self.shape = (1 if gray else 3, size, size)
 
     def __len__(self) -> int:

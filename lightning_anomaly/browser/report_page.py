@@ -27,8 +27,9 @@ def write_page(
     labels: Sequence[Any] | None,
     title: str,
     history: Sequence[Mapping[str, Any]] | None,
+    names: Sequence[str] | None = None,
 ) -> None:
-    """Write a report as an HTML file, see `AnomalyReport.save_html`."""
+    """Write a report as an HTML file, see `AnomalyReport.save_html`; samples are found by their `names` too."""
     if labels is not None and len(labels) != report.n_samples:
         raise ValueError(
             f"Parameter `labels` should have {report.n_samples} entries, one for each probe sample. "
@@ -38,7 +39,7 @@ def write_page(
     if images is not None:
         check_images(images, report.n_samples, (2, 3, 4, 5))
         pictures = Pictures(probe_images(images), pictures.maps)
-    write(path, page_text(report, pictures, title, history, labels))
+    write(path, page_text(report, pictures, title, history, labels, names=names))
 
 
 def page_text(

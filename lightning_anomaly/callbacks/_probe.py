@@ -226,12 +226,13 @@ class ValidationWatch:
         return {"labels": labels, "names": names}
 
     def class_notes(self, samples: int) -> dict[str, str]:
-        """Note that the probe has few of the classes that this validation has."""
+        """Note that the probe lacks classes which as many samples at equal distances in this validation have."""
         known = self._classes(samples)
         if known is None:
             return {}
-        probe, every = (len(set(own.tolist())) for own in (known[0][:samples], known[0]))
-        if probe == every or (probe > 1 and 2 * probe >= every):
+        parts = known[0][:samples], known[0][:: -(-len(known[0]) // samples)], known[0]
+        probe, spread, every = (len({*part.tolist()}) for part in parts)
+        if probe >= 0.9 * spread:  # there may be more classes than samples in a probe
             return {}
         return {
             "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {every} classes: "

@@ -154,12 +154,13 @@ class Unscored(SmallNet):
     [
         (torch.arange(120) // 60, "first 60 .* have 1 of 2 classes"),
         (torch.arange(140) // 20, "first 60 .* have 3 of 7 classes"),
-        (torch.arange(120) // 20, None),  # half of them
+        (torch.arange(100) // 20 % 4, "first 60 .* have 3 of 4 classes"),
+        (torch.arange(200) * 5 % 7, None),
         (torch.arange(60) * 0, None),  # there is no other
         (torch.arange(120), None),  # more than there are outputs: positions, say
         (torch.rand(120).round(decimals=1), None),
     ],
-    ids=["one", "few", "half", "all of one", "positions", "numbers"],
+    ids=["one", "few", "most", "in turns", "all of one", "positions", "numbers"],
 )
 def test_a_probe_that_is_sorted_by_class_is_said_once(tmp_path: Path, targets: Tensor, message: str | None) -> None:
     val = DataLoader(TensorDataset(images(len(targets)), targets), 20)
