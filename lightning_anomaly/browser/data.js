@@ -51,7 +51,7 @@ export class Report {
 
   /** A score of a sample by each view, and by each layer, with what 95% of the samples have less than. */
   async scoresOf(sample) {
-    const all = await this.block("views", (buffer) => new Float32Array(buffer));
+    const all = await this.block("views", (buffer) => new Float64Array(buffer));
     return this.views.map((view, i) => ({ ...view, score: all[i * this.samples + sample] }));
   }
 

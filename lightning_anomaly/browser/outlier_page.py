@@ -41,12 +41,11 @@ def write_outlier_page(
     if names is not None:
         for row in rows:
             row["label"] = str(names[row["position"]])
-    # A p-value is at least one in the half of the reference that says how rare a score is.
-    least = 1 / (1 + report.n_reference - report.n_reference // 2)
+    beyond = {*report.beyond}
     for row in rows:
         row["views"] = {view: _finite(own[row["position"]].item()) for view, own in report.view_scores.items()}
         row["told"] = report.outlier_reasons(row["position"])
-        row["beyond"] = not report.own_reference and row["p_value"] <= least * (1 + 1e-12)
+        row["beyond"] = row["position"] in beyond
     images = None if report.images is None else report.images[: len(rows)]
     index = {
         "title": title,

@@ -94,7 +94,7 @@ def pack(
     index["views"] = [
         {"view": view, "layer": name, "ordinary": usual_score(own)} for (view, name), own in views.items()
     ]
-    blocks["views"] = zlib.compress(b"".join(own.float().numpy().astype("<f4").tobytes() for own in views.values()))
+    blocks["views"] = zlib.compress(b"".join(own.double().numpy().astype("<f8").tobytes() for own in views.values()))
     index["reactions"], blocks["reactions"] = _reactions(report)
     if frames and report.layers:
         epochs, amount, packed = packed_frames(report, frames)

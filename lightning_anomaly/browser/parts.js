@@ -124,10 +124,10 @@ export function sampleCaption(report, sample) {
   ];
 }
 
-/** Rows of a name, a bar and its value, and what is told of it, with a line across at what is usual, on one scale. */
+/** Rows of a name, a bar and its value, and what is told of it, with a line across at what is usual, on one logarithmic scale. */
 export function bars(rows) {
   const highest = Math.max(1e-9, ...rows.flatMap(({ value, usual }) => [value, usual]).filter(Number.isFinite));
-  const width = (value) => `${100 * Math.min(1, Math.max(0, value / highest))}%`;
+  const width = (value) => `${100 * Math.min(1, Math.log1p(Math.max(0, value)) / Math.log1p(highest))}%`;
   return make(
     "div",
     { class: "bars" },

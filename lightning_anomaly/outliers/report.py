@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.outliers.combine import VIEWS, SampleView
-from lightning_anomaly.tables import Tabular
+from lightning_anomaly.tables import Tabular, score_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,13 +91,26 @@ class OutlierReport(Tabular):
         return self._by_score(self.p_values <= ordered[below[-1, 0]]) if len(below) else []
 
     @property
+    def beyond(self) -> list[int]:
+        """Positions of the images that score higher than every reference image, the largest score first.
+
+        Half of the reference is compared with, as the other half says what is ordinary. There is none where the
+        reference was taken out of these images.
+        """
+        return [] if self.own_reference else self._by_score(self.p_values <= self._least * (1 + 1e-12))
+
+    @property
     def fewest(self) -> int:
         """How many images must stand out of all others before any can be found.
 
         For fewer no p-value can be small enough, as it is at least one in half of the reference.
         """
-        least = 1 / (1 + self.n_reference - self.n_reference // 2)  # of all but the reference, by its second half
-        return 1 + int((self._allowed < least).sum())
+        return 1 + int((self._allowed < self._least).sum())
+
+    @property
+    def _least(self) -> float:
+        """The smallest p-value that there can be."""
+        return 1 / (1 + self.n_reference - self.n_reference // 2)  # of all but the reference, by its second half
 
     @property
     def _allowed(self) -> Tensor:
@@ -168,7 +182,8 @@ class OutlierReport(Tabular):
         positions = self.top(k)[: min(_DRAWN, len(self.images))]
         layers = [short_name(self.layers[int(self.layer[i])], 16) for i in positions]
         captions = [
-            f"image {i}\nscore {self.scores[i].item():.1f}\n{layer}" for i, layer in zip(positions, layers, strict=True)
+            f"image {i}\nscore {score_text(self.scores[i].item())}\n{layer}"
+            for i, layer in zip(positions, layers, strict=True)
         ]
         heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"
         return gallery(self.images[: len(positions)], captions, f"{heading}\n(below them the layer that says so)")
@@ -212,21 +227,39 @@ class OutlierReport(Tabular):
         rows: list[tuple[str, ...]] = [("position", *["name"] * named, "score", "p-value", "reason")]
         for row in self.rows(10):
             name, reason = [row["name"]] if named else [], row["reasons"].partition("; ")[0]
-            rows.append((str(row["position"]), *name, f"{row['score']:.1f}", f"{row['p_value']:.4f}", reason))
+            rows.append((str(row["position"]), *name, score_text(row["score"]), f"{row['p_value']:.4f}", reason))
         return rows
 
     def _sentences(self) -> list[str]:
-        found = (
-            f"{len(self.found):,} of {len(self.scores):,} images do not belong to a reference of "
-            f"{self.n_reference:,}, at a false discovery rate of {100 * self.false_discovery_rate:g}%"
+        return [self._headline(), *(f"note: {note}" for note in self.notes.values())]
+
+    def _headline(self) -> str:
+        """What was found, or what it takes."""
+        rate, beyond = f"{100 * self.false_discovery_rate:g}%", len(self.beyond)
+        if self.own_reference:
+            return (
+                "The reference was taken out of these images, so p-values only rank them and none is significant: look "
+                "at the largest scores, or give a `reference` of images that you trust."
+            )
+        if found := len(self.found):
+            return (
+                f"{_images(found)} of {len(self.scores):,} {'is' if found == 1 else 'are'} significant at a false "
+                f"discovery rate of {rate}, against {self.n_reference:,} reference images."
+            )
+        if not beyond:
+            return (
+                f"None of {len(self.scores):,} images scores higher than every reference image, and none is "
+                f"significant at a false discovery rate of {rate}."
+            )
+        # The smallest p-value, one in half of the reference, has to be as small as the rule asks of so many images.
+        needed = 2 * (len(self.scores) / (self.false_discovery_rate * beyond) - 1)
+        digits = 10 ** max(0, math.floor(math.log10(max(1.0, needed))) - 1)
+        return (
+            f"{_images(beyond)} {'scores' if beyond == 1 else 'score'} higher than every reference image. Calling "
+            f"{_images(beyond)} significant at {rate} takes about {math.ceil(needed / digits) * digits:,} reference "
+            f"images; you gave {self.n_reference:,}."
         )
-        ranks = (
-            "the reference was taken out of these images, so p-values only rank them and none is found: look at the "
-            "largest scores, or give a `reference` of images that belong"
-        )
-        too_few = (
-            f"fewer than {self.fewest} cannot be found at this rate, however far they are: give a larger reference, or "
-            "look at the largest scores"
-        )
-        hint = [ranks] if self.own_reference else [too_few] * (self.fewest > 1)
-        return [found, *hint, *(f"note: {note}" for note in self.notes.values())]
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"

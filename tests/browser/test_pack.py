@@ -276,7 +276,7 @@ class TestReport:
         assert index["views"][1]["ordinary"] == 2.85  # of the finite ones
         raw = zlib.decompress(blocks_of(tmp_path / "a.html")["views"])
         expected = [first, infinite, *others, *own.outlier_scores.tolist()]
-        assert np.frombuffer(raw, "<f4").tolist() == pytest.approx(expected)
+        assert np.frombuffer(raw, "<f8").tolist() == pytest.approx(expected)
         assert index["reasons"] == [{"filters": "layer conv"}] * 5
 
     @pytest.mark.parametrize(
