@@ -30,6 +30,7 @@ from recipes.common.networks import build
 from recipes.common.options import one_sentence_errors, quiet
 
 _DAMAGED = [3, 20]
+_LETTERS = 15  # size of the titles (points)
 _COLUMNS = 16  # cells in a row of the last panel
 
 
@@ -52,22 +53,24 @@ def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Sequential, Tensor]
 def draw(maps: Tensor, report: AnomalyReport, name: str, index: int) -> Figure:
     """The four steps for filter `index` of a layer with maps `(N, F, H, W)`."""
     layer = report.layers[name]
-    figure = Figure(figsize=(12, 3.1), layout="constrained")
-    panels = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.1])
+    figure = Figure(figsize=(7.2, 7.2), layout="constrained")  # square, with letters that a phone shows large enough
+    panels = figure.subplots(2, 2).flatten()
     _draw_maps(panels[0], maps[:, index], layer.outliers[index])
     points, outliers = layer.points[index], layer.outliers[index]
-    panels[1].scatter(*points.T.numpy(), s=6, color="#555555")
-    panels[1].set_title("2  two principal components", fontsize=10)
+    panels[1].scatter(*points.T.numpy(), s=14, color="#555555")
+    panels[1].set_title("2  two principal components", fontsize=_LETTERS)
     for cluster in range(int(layer.n_components[index])):
         members = points[layer.labels[index] == cluster]
-        panels[2].scatter(*members.T.numpy(), s=6, color=COMPONENT_COLOURS[cluster])
-    panels[2].scatter(*points[outliers].T.numpy(), s=70, facecolors="none", edgecolors="black")
+        panels[2].scatter(*members.T.numpy(), s=14, color=COMPONENT_COLOURS[cluster])
+    panels[2].scatter(*points[outliers].T.numpy(), s=140, facecolors="none", edgecolors="black")
     rare = int(outliers.sum())
-    panels[2].set_title(f"3  mixture, K = {int(layer.n_components[index])}: {rare} outlier samples", fontsize=10)
+    panels[2].set_title(f"3  a mixture: {rare} outlier samples", fontsize=_LETTERS)
     for axes in panels[1:3]:
-        axes.set(xticks=[], yticks=[], xlabel="first component", ylabel="second component")
+        axes.set(xticks=[], yticks=[])
+        axes.set_xlabel("first component", fontsize=_LETTERS)
+        axes.set_ylabel("second component", fontsize=_LETTERS)
     _draw_verdicts(panels[3], report.layers)
-    panels[3].set_title(f"4  all filters: {report.count} are anomalies", fontsize=10)
+    panels[3].set_title(f"4  all filters: {report.count} anomalies", fontsize=_LETTERS)
     return figure
 
 
@@ -82,7 +85,7 @@ def _draw_maps(axes: Axes, maps: Tensor, outliers: Tensor) -> None:
     for place in range(min(4, int(outliers.sum()))):
         axes.add_patch(Rectangle((place * width - 0.5, -0.5), width - 1, height - 1, fill=False, edgecolor="red", lw=2))
     axes.set(xticks=[], yticks=[])
-    axes.set_title("1  one filter's maps of 16 samples", fontsize=10)
+    axes.set_title("1  a filter's maps of 16 images", fontsize=_LETTERS)
 
 
 def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
@@ -104,13 +107,14 @@ def _draw_verdicts(axes: Axes, layers: Mapping[str, LayerReport]) -> None:
         edgecolors="w",
         linewidth=1,
     )
-    axes.set(xticks=[], yticks=middles, yticklabels=[f"layer {name}" for name in layers], aspect="equal")
+    axes.set(xticks=[], aspect="equal")
+    axes.set_yticks(middles, [f"layer {name}" for name in layers], fontsize=_LETTERS - 2)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     shown = [verdict for verdict in verdicts if any(layer.filters(verdict) for layer in layers.values())]
     patches = [Patch(facecolor=VERDICT_COLOURS[verdict], label=verdict) for verdict in shown]
-    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 1, "columnspacing": 1}
+    style: dict[str, Any] = {"frameon": False, "fontsize": _LETTERS - 2, "handlelength": 1, "columnspacing": 1}
     axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(shown), **style)
 
 

@@ -1,4 +1,4 @@
-"""Run the quickstart and photograph what TensorBoard shows of it: `python -m recipes.pictures.screenshots`.
+"""Run the quickstart and photograph its pages and TensorBoard: `python -m recipes.pictures.screenshots`.
 
 Needs a Chromium (Debian: `apt-get install chromium`) and Playwright (`pip install playwright`).
 """
@@ -19,29 +19,51 @@ from recipes.common.options import one_sentence_errors
 from recipes.pictures.browser import IN_PAGE, charts, figures, open_page, tensorboard
 
 _WIDTH, _HEIGHT = 1480, 3000  # pixels
+_PAGE, _GAP = (1100, 1000), 24
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=15, help="epochs of the quickstart, default: %(default)s")
+    parser.add_argument("--data-root", default="data", help="where torchvision has Fashion-MNIST, default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of the quickstart, default: %(default)s")
     parser.add_argument("--pictures", default="docs/pictures", help="where they go, default: %(default)s")
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, photograph, and write `tensorboard_charts.png` and `tensorboard_images.png`."""
+    """Train, photograph, and write `pages.png`, `tensorboard_charts.png` and `tensorboard_images.png`."""
     pictures = Path(options.pictures)
     pictures.mkdir(parents=True, exist_ok=True)
     with open_page(_WIDTH, _HEIGHT) as page, tempfile.TemporaryDirectory() as folder:
         log_dir = Path(folder) / "logs"
-        quickstart.main(options.epochs, str(log_dir))
+        watcher = quickstart.main(options.data_root, options.epochs, str(log_dir))
+        assert watcher.report is not None
+        layer, (index, *_) = next(iter(watcher.report.isolated.items()))
+        photograph_pages(log_dir / "quickstart" / "version_0", f"{layer}/{index}", pictures / "pages.png")
         with tensorboard(log_dir) as address:
             charts(page, address)
             _show_all(page)
             _photograph(page, pictures / "tensorboard_charts.png")
             figures(page, address)
             _photograph(page, pictures / "tensorboard_images.png")
+
+
+def photograph_pages(folder: Path, shown: str, path: Path) -> None:
+    """Write the gallery beside the page of a filter `LAYER/INDEX`, with its first outlier pinned."""
+    sides = []
+    for file, address in (("outliers.html", ""), ("anomaly_filters/browser.html", f"#/filter/{shown}")):
+        with open_page(*_PAGE) as page:
+            page.goto(f"{(folder / file).resolve().as_uri()}{address}")
+            page.wait_for_selector("html[data-shown]")
+            if address:
+                page.keyboard.press("o")
+            page.locator("main canvas").first.wait_for()
+            sides.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+    whole = Image.new("RGB", (2 * _PAGE[0] + _GAP, _PAGE[1]), "white")
+    for place, side in enumerate(sides):
+        whole.paste(side, (place * (_PAGE[0] + _GAP), 0))
+    whole.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _show_all(page: Page) -> None:

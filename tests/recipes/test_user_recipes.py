@@ -31,7 +31,7 @@ def scalars(log_dir: Path) -> dict[str, list[float]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_one_short_file_that_imports_public_names_only(name: str) -> None:
     text = (RECIPES / f"{name}.py").read_text()
-    assert len(text.splitlines()) <= 70
+    assert len(text.splitlines()) <= 85
     public = {"lightning_anomaly", "lightning_anomaly.pruning"}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
@@ -44,14 +44,13 @@ def test_the_quickstart_finds_the_six_damaged_digits_first(tmp_path: Path, capsy
     planted = [image for images in quickstart.DAMAGED.values() for image in images]
     assert watcher.report is not None
     assert sorted(watcher.report.by_outlier_score[:6]) == sorted(planted)
-    voted = {image for image, votes in enumerate(watcher.report.outlier_samples) if votes}
-    assert voted >= set(quickstart.DAMAGED["over-exposed"])
-    assert voted <= set(planted)
+    isolated = sum(map(len, watcher.report.isolated.values()))
+    assert 0 < isolated < 0.6 * sum(len(layer.verdicts) for layer in watcher.report.layers.values())
     logged = scalars(tmp_path / "quickstart/version_0")
     assert len(logged["anomaly_filters/count"]) == len(logged["val_loss"]) == len(logged["train_loss"]) == 8
     said = capsys.readouterr().out
-    page = said.partition("open ")[2].splitlines()[0]
-    assert Path(page).is_file()
+    pages = [Path(line.partition("open ")[2]) for line in said.splitlines() if "open " in line]
+    assert [page.name for page in pages if page.is_file()] == ["outliers.html", "browser.html"]
     assert f"tensorboard --logdir {tmp_path}" in said
 
 

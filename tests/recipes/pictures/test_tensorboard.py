@@ -10,6 +10,7 @@ from PIL import Image
 from playwright.sync_api import Page
 from trainers import SMALL_RUNS
 
+from lightning_anomaly.plots.style import VERDICT_COLOURS
 from recipes import quickstart
 from recipes.pictures import browser
 from recipes.pictures.browser import charts, figures, find_chromium, open_page, tensorboard
@@ -28,7 +29,7 @@ pytestmark = [
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Page]]:
     """A TensorBoard over the logs of a quickstart, and a browser."""
     log_dir = tmp_path_factory.mktemp("tensorboard") / "logs"
-    quickstart.main(EPOCHS, str(log_dir))
+    quickstart.main(epochs=EPOCHS, log_dir=str(log_dir))
     with tensorboard(log_dir) as address, open_page(1480, 3000) as empty:
         yield address, empty
 
@@ -54,7 +55,7 @@ def test_the_overlay_has_all_three_curves_and_they_are_drawn(page: tuple[str, Pa
 def test_the_figures_are_shown_as_they_were_drawn(page: tuple[str, Page]) -> None:
     address, opened = page
     found = figures(opened, address)
-    assert list(found) == ["anomaly_filters/filters", "anomaly_filters/outliers", "anomaly_filters/verdicts"]
+    assert {"anomaly_filters/outliers", "anomaly_filters/verdicts", "two_sample/layers"} <= set(found)
     assert len({figure["step"] for figure in found.values()}) == 1
     for tag, figure in found.items():
         assert figure["width"] >= 500, tag
@@ -62,10 +63,9 @@ def test_the_figures_are_shown_as_they_were_drawn(page: tuple[str, Page]) -> Non
         assert sum(seen.values()) == figure["width"] * figure["height"], tag
         assert max(seen.values()) < 0.99 * sum(seen.values()), tag  # not a single colour
     verdicts = colours(opened, found["anomaly_filters/verdicts"]["box"])
-    # Of each pair the second are those that are isolated too.
-    normal = sum(verdicts.get(colour, 0) for colour in ((0xBC, 0xD3, 0xE8), (0x00, 0x72, 0xB2)))
-    anomalies = sum(verdicts.get(colour, 0) for colour in ((0xD5, 0x5E, 0x00), (0xCC, 0x79, 0xA7)))
-    assert min(anomalies, normal) > 1000
+    shades = {name: verdicts.get(tuple(bytes.fromhex(colour[1:])), 0) for name, colour in VERDICT_COLOURS.items()}
+    assert shades["normal"] > 1000
+    assert shades["normal, isolated"] + shades["anomaly, isolated"] > 1000
 
 
 def test_without_a_browser_the_error_says_which_one(monkeypatch: pytest.MonkeyPatch) -> None:
