@@ -252,7 +252,7 @@ def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path
     probe.dataset.classes, probe.dataset.root = ["ape", "bee", "cat"], "data"
     probe.dataset.samples = [(f"data/{place}.png", place % 3) for place in range(60)]
     off, ours, module = watcher(log_key_prefix="off"), watcher(browser=True), SmallNet()
-    quiet_trainer(tmp_path, off, ours, logger=loggers, max_epochs=3).fit(module, loader(), probe)
+    quiet_trainer(tmp_path, off, ours, logger=loggers, max_epochs=4).fit(module, loader(), probe)
     predicted = [probe.dataset.classes[place] for place in module.eval()(probe.dataset.tensors[0]).argmax(1)]
     labels = [("ape", "bee", "cat")[place % 3] for place in range(60)]
     files = {Path(logger.log_dir) / "anomaly_filters" / "browser.html" for logger in loggers}
@@ -260,7 +260,7 @@ def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path
     for file in files:
         index = index_of(file.read_text())
         assert index["votes"] == ours.report.outlier_samples
-        assert index["title"] == "Anomaly filters, step 8"
+        assert index["title"] == "Anomaly filters, step 11"
         assert index["images"] == {"height": 8, "width": 8, "columns": 8}
         assert index["names"] == [f"{place}.png" for place in range(60)]
         assert [index["labels"]["names"][place] for place in index["labels"]["of"]] == [
@@ -269,7 +269,8 @@ def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path
         assert index["layers"][0]["maps"]["kept"] == 60
         sheet = torch.from_numpy(np.array(sprite_of(file.read_text()))).reshape(-1, 8, 8, 8, 1)
         assert torch.equal(sheet.transpose(1, 2).flatten(0, 1)[:60], probe_images(probe.dataset.tensors[0]))
-        assert index["history"]["epochs"] == [0, 1, 2]
+        assert index["history"]["epochs"] == [0, 1, 2, 3]  # the page of the 4th analysis is there before its last loss
+        assert index["epochs"] == {"of": ["epoch 0", "epoch 1", "epoch 2"], "samples": 60}
         assert index["history"]["counts"] == [entry["metrics"]["count"] for entry in ours.history]
         losses = index["history"]["losses"]
         assert set(losses) == {"train_loss", "val_loss"}
