@@ -74,7 +74,8 @@ def test_a_checkpoint_belongs_to_the_module_that_comes_next(tmp_path: Path) -> N
 
 def test_what_a_fit_found_stays_when_a_checkpoint_of_it_is_tested(tmp_path: Path) -> None:
     module, keep = SmallNet(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
-    compared, signal, stopping = TwoSampleCallback(images(40), images(40)), Scripted([0.0] * 8 + [0.5] * 12), stops()
+    compared = TwoSampleCallback(images(40), images(40, seed=1))
+    signal, stopping = Scripted([0.0] * 8 + [0.5] * 12), stops()
     trainer = fit(tmp_path, module, signal, compared, stopping, keep, max_epochs=20)
     reason, report = stopping.stopping_reason_message, compared.report
     assert reason
@@ -110,6 +111,7 @@ class FailsLater(SmallNet):
         return super().forward(x)
 
 
+@pytest.mark.filterwarnings("ignore:The images in `train_inputs` are not scaled")
 def test_a_comparison_that_fails_in_a_second_fit_of_a_module_logs_what_the_first_found(tmp_path: Path) -> None:
     callback, module = TwoSampleCallback(images(40) + 0.3, images(40, seed=1)), FailsLater()
     fit(tmp_path, module, callback, max_epochs=1)
