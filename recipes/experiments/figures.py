@@ -201,7 +201,7 @@ def _harm() -> Figure:
     axes[1].set_ylabel("accuracy still to come (points)")
     axes[1].axhline(2, color="black", linewidth=0.8, linestyle=":")
     for axis in axes:
-        axis.set_xticks(range(len(labels)), labels, fontsize=7)
+        axis.set_xticks(range(len(labels)), labels, fontsize=6)
     return figure
 
 

@@ -201,7 +201,8 @@ def test_cli_help(cli: Callable[..., Any]) -> None:
     ("name", "arguments"),
     [
         ("AnomalyPruneCallback", {"at_epoch": [3, 5], "on_rise": 0.2, "min_votes": 1, "max_fraction": 0.3, "seed": 4}),
-        ("AnomalyEarlyStopping", {"threshold": 0.3, "patience": 9, "verbose": False}),
+        ("AnomalyEarlyStopping", {"threshold": 0.3, "patience": 9, "verbose": False, "confirm": "val/ce"}),
+        ("TwoSampleCallback", {"n": 256, "every_n_validations": 2, "log_figures": False}),
     ],
 )
 def test_cli_takes_the_other_callbacks(cli: Callable[..., Any], tmp_path: Path, name: str, arguments: Any) -> None:
@@ -213,6 +214,7 @@ def test_cli_takes_the_other_callbacks(cli: Callable[..., Any], tmp_path: Path, 
     assert cli("--config", config, "--print_config") == printed
     for argument, value in arguments.items():
         first = value[0] if isinstance(value, list) else value
-        assert f"{argument}: {json.dumps(value)}" in printed or f"- {first}" in printed, argument
+        written = value if isinstance(value, str) else json.dumps(value)
+        assert f"{argument}: {written}" in printed or f"- {first}" in printed, argument
     words = " ".join(cli("fit", f"--trainer.callbacks.help={path}").split())
     assert all(f".{argument} " in words for argument in arguments)

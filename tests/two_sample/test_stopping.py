@@ -26,6 +26,8 @@ def test_one_low_loss_among_many_does_not_start_the_wait_anew_and_nan_is_no_impr
     assert since_best([1.0, 0.9, math.nan, math.inf]) == 2
     assert since_best([math.nan, math.nan]) == 2
     assert since_best([math.nan, 1.0]) == 0
+    assert since_best([0.8, 1.5, math.nan, 0.79]) == 3  # the average goes on
+    assert since_best([1.5, 1.4, 0.3, 1.1, 2.0, 0.5]) == 2  # with a weight of 0.6 it were 3, of 0.8 none
     assert since_best([]) == 0
 
 
