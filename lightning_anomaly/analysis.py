@@ -232,7 +232,7 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings, device: torch.
     needed = 8 * layer.count * (4 * values + 8 * settings.max_components)
     size = max(1, settings.max_memory_mb * 2**20 // (needed * threads))
     if device.type == "cpu":  # few enough to stay in the caches, and for all threads to end at about the same time
-        size = min(size, max(8, min(32, -(-filters // (4 * threads)))))
+        size = min(size, max(16, min(32, -(-filters // (4 * threads)))))
     return [slice(first, first + size) for first in range(0, filters, size)]
 
 

@@ -97,6 +97,24 @@ class Engine(ABC):
             The fitted `Parameters`, and as in `MixtureFit` lower bounds, labels, iterations and convergence.
         """
 
+    def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the moments of the clusters of a hard clustering.
+
+        Args:
+            points: Points `(F, N, 2)`.
+            labels: Labels `(F, N)` from 0 to `n_clusters - 1`.
+            n_clusters: Number of clusters, K.
+
+        Returns:
+            Sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)`; zeros for empty clusters.
+        """
+        member = (labels[:, None] == torch.arange(n_clusters, device=labels.device)[:, None]).to(points)
+        sizes = member.sum(2)
+        share = 1 / sizes.clamp(min=1)[..., None]
+        means = member @ points * share
+        x, y = (points - means.gather(1, labels[..., None].expand_as(points))).unbind(2)
+        return sizes, means, member @ torch.stack([x * x, x * y, y * y], 2) * share
+
     def rank_lookup(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:
         """Look up in tables by the ranks of values among others.
 

@@ -68,9 +68,9 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) 
     if filters and numbers:
         centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
         for place, k in enumerate(numbers):
-            start = cluster_parameters(points, engine.kmeans(points, centres[:, :, :k]), k)
+            start = cluster_parameters(points, engine.kmeans(points, centres[:, :, :k]), k, engine)
             labels[:, place] = fit_mixtures(points, *start, engine).labels
-        index = calinski_harabasz(points, labels)
+        index = calinski_harabasz(points, labels, engine)
         best = first_largest(index)
     return Clustering(torch.tensor(list(numbers), dtype=torch.int64, device="cpu"), labels, index, best)
 
@@ -166,7 +166,7 @@ def fit_mixtures(
 
 
 def cluster_parameters(
-    points: Tensor, labels: Tensor, n_components: int, reg_covar: float = REG_COVAR
+    points: Tensor, labels: Tensor, n_components: int, engine: Engine, reg_covar: float = REG_COVAR
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute weights, means and precisions of the clusters of a hard clustering: one M-step.
 
@@ -174,28 +174,19 @@ def cluster_parameters(
         points: Points `(F, N, 2)`.
         labels: Labels `(F, N)` from 0 to `n_components - 1`.
         n_components: Number of components, K.
+        engine: What runs the loop.
         reg_covar: Added to the variances.
 
     Returns:
         Weights `(F, K)`, means `(F, K, 2)`, precisions `(F, K, 2, 2)`.
     """
-    sizes, means, covariances = _cluster_moments(points, labels, n_components)
+    sizes, means, covariances = engine.cluster_moments(points, labels, n_components)
     count = sizes + 10 * torch.finfo(points.dtype).eps  # as scikit-learn does, in moments too
     share = (sizes / count)[..., None]
     xx, xy, yy = (covariances * share).unbind(2)
     xx, yy = xx + reg_covar, yy + reg_covar
     precisions = torch.stack([yy, -xy, -xy, xx], 2) / (xx * yy - xy * xy)[..., None]
     return count / count.sum(1, keepdim=True), means * share, precisions.reshape(*means.shape, 2)
-
-
-def _cluster_moments(points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)` of clusters, zeros for empty ones."""
-    member = (labels[:, None] == torch.arange(n_clusters, device=labels.device)[:, None]).to(points)
-    sizes = member.sum(2)
-    share = 1 / sizes.clamp(min=1)[..., None]
-    means = member @ points * share
-    x, y = (points - means.gather(1, labels[..., None].expand_as(points))).unbind(2)
-    return sizes, means, member @ torch.stack([x * x, x * y, y * y], 2) * share
 
 
 def cluster_sizes(labels: Tensor) -> Tensor:
@@ -205,7 +196,7 @@ def cluster_sizes(labels: Tensor) -> Tensor:
     return sizes.scatter_add_(-1, labels, torch.ones_like(labels))
 
 
-def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
+def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
     """Compute the Calinski-Harabasz index, [SSB / (k - 1)] / [SSW / (N - k)] with k occupied clusters.
 
     Calinski and Harabasz, "A dendrite method for cluster analysis" (1974). SSW counts as at least `SAME ** 2` times
@@ -215,6 +206,7 @@ def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
     Args:
         points: Points `(F, N, 2)`.
         labels: Clusters `(F, M, N)`.
+        engine: What runs the loop.
 
     Returns:
         The index `(F, M)`; 0 where it is not defined, with one occupied cluster or as many as samples.
@@ -223,7 +215,7 @@ def calinski_harabasz(points: Tensor, labels: Tensor) -> Tensor:
     centred = points - points.mean(1, keepdim=True)
     index = points.new_zeros(labels.shape[:2])
     for place, own in enumerate(labels.unbind(1)):
-        sizes, means, covariances = _cluster_moments(centred, own, int(own.max()) + 1)
+        sizes, means, covariances = engine.cluster_moments(centred, own, int(own.max()) + 1)
         k = (sizes > 0).sum(1)
         between = (sizes * means.square().sum(2)).sum(1)
         within = (sizes * (covariances[..., 0] + covariances[..., 2])).sum(1).clamp(min=SAME**2 * between)

@@ -76,12 +76,21 @@ class NumbaEngine(Engine):
         _em(xs, ys, w, mu, u, max_iter, tol, reg_covar, bounds, n_iter, converged, labels)
         return tuple(map(torch.from_numpy, (w, mu, u / _SCALE, bounds, labels, n_iter, converged)))
 
+    def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Engine`."""
+        moments = np.zeros((len(points), n_clusters, 6))
+        _cluster_moments(*_coordinates(points), labels.contiguous().numpy(), moments)
+        found = torch.from_numpy(moments)
+        return found[..., 0], found[..., 1:3], found[..., 3:]
+
     def rank_lookup(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:
         """See `Engine`."""
         if values.device.type != "cpu":
             return super().rank_lookup(values, knots, beyond, tables)
-        found = np.empty((len(tables), *values.T.shape), np.float32)
-        _rank_lookup(values.contiguous().numpy(), knots.numpy(), beyond.numpy(), tables.numpy(), found)
+        own = values.T.contiguous().numpy()
+        found = np.empty((len(tables), *own.shape), np.float32)
+        # To sort and then to go along both is four times as fast as a binary search.
+        _rank_lookup(own, own.argsort(1), knots.numpy(), beyond.numpy(), tables.numpy(), found)
         return torch.from_numpy(found).transpose(1, 2)
 
 
@@ -431,34 +440,42 @@ def _em(
                     largest[i] = t if t > largest[i] else largest[i]
 
 
+@compile_loop(nogil=True, cache=True, error_model="numpy")
+def _cluster_moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array) -> None:
+    """Size, means and covariances of each cluster, where there were zeros `(F, K, 6)`."""
+    for f in range(len(xs)):
+        x, y, label, own = xs[f], ys[f], labels[f], moments[f]
+        for i in range(x.size):
+            k = label[i]
+            own[k, 0] += 1.0
+            own[k, 1] += x[i]
+            own[k, 2] += y[i]
+        for k in range(len(own)):
+            own[k, 1:3] /= max(own[k, 0], 1.0)
+        for i in range(x.size):
+            k = label[i]
+            dx, dy = x[i] - own[k, 1], y[i] - own[k, 2]
+            own[k, 3] += dx * dx
+            own[k, 4] += dx * dy
+            own[k, 5] += dy * dy
+        for k in range(len(own)):
+            own[k, 3:] /= max(own[k, 0], 1.0)
+
+
 @compile_loop(nogil=True, cache=True)
-def _rank_lookup(values: _Array, knots: _Array, beyond: npt.NDArray[np.int32], tables: _Array, found: _Array) -> None:
+def _rank_lookup(
+    values: _Floats, order: _Integers, knots: _Floats, beyond: npt.NDArray[np.int32], tables: _Floats, found: _Floats
+) -> None:
     count = knots.shape[1]
-    half = 1  # the largest power of 2 that is at most the number of knots
-    while 2 * half <= count:
-        half *= 2
-    own, left = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
-    for v in range(len(knots)):
-        row, upper = knots[v], beyond[v]
-        for begin in range(0, values.shape[0], _BLOCK):
-            n = min(_BLOCK, values.shape[0] - begin)
-            # What lies before `left` is smaller than the value; unsigned indices need no test for negative ones.
-            for i in range(n):
-                own[i] = values[begin + i, v]
-                left[i] = np.int32(count - half) if row[half - 1] < own[i] else np.int32(0)
-            step = half // 2
-            while step > 0:
-                for i in range(n):
-                    left[i] += np.int32(step) if row[np.uint32(left[i] + step - 1)] < own[i] else np.int32(0)
-                step //= 2
-            for i in range(n):
-                left[i] += np.int32(1) if row[np.uint32(left[i])] < own[i] else np.int32(0)
-            for i in range(n):
-                place = np.uint32(min(left[i], count - 1))
-                left[i] += upper[place] if row[place] == own[i] else left[i]
-            for t in range(tables.shape[0]):
-                for i in range(n):
-                    found[t, v, begin + i] = tables[t, np.uint32(left[i])]
+    for v in range(len(values)):
+        left = 0  # how many knots are smaller than the value
+        for i in order[v]:
+            while left < count and not knots[v, left] >= values[v, i]:  # NaN comes last and passes all
+                left += 1
+            same = left < count and knots[v, left] == values[v, i]
+            rank = left + (beyond[v, left] if same else left)
+            for t in range(len(tables)):
+                found[t, v, i] = tables[t, rank]
 
 
 ENGINE = NumbaEngine

@@ -53,9 +53,7 @@ def reduce_maps(maps: Tensor, engine: Engine) -> Reduction:
         The points. A filter's points do not depend on the other filters.
     """
     rounding = 4 * torch.finfo(maps.dtype).eps
-    maps = maps.transpose(0, 1)
-    # A compact copy first: where channels come last, a filter's values lie far apart until then.
-    rows = maps.clone(memory_format=torch.contiguous_format).flatten(2) if maps.ndim > 2 else maps[:, :, None]
+    rows = (maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]).transpose(0, 1)
     rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     largest = torch.linalg.vector_norm(rows, torch.inf, (1, 2))  # NaN if any is
     finite = largest.isfinite()

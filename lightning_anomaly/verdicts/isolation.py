@@ -13,7 +13,6 @@ from torch import Tensor
 __all__ = ["isolated_samples"]
 
 _FALSE_ALARMS = 0.005  # nominal share of the filters with nothing to find; measured, about twice that at most
-_STEPS = 4  # of the centre; more change nothing
 
 
 def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | None = None) -> Tensor:
@@ -55,14 +54,15 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     sizes = int(rare_fraction * samples * (1 + 1e-12))
     if sizes == 0 or len(points) == 0:
         return torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device)
-    from lightning_anomaly.verdicts.gaps import find_borders  # and numba, which an import of the package does without
+    # Not above: an import of the package does without numba.
+    from lightning_anomaly.verdicts.gaps import centre_distances, find_borders
 
     views = [points.cpu().double()]  # in this order: not every device has doubles
     if extremes is not None:
         views.append(torch.stack([_scaled(part) for part in extremes.cpu().double().unbind(2)], 2))
     apart = torch.zeros(points.shape[:2], dtype=torch.bool, device="cpu")
     for view in views:
-        distances = _distances(view).numpy()
+        distances = centre_distances(view.numpy())
         apart |= torch.from_numpy(distances >= find_borders(distances, sizes, _FALSE_ALARMS / len(views)))
     return apart.to(points.device)
 
@@ -78,18 +78,3 @@ def _median(rows: Tensor) -> Tensor:
     """The lower median of each row `(F, 1)`; NumPy's selection is ten times as fast as torch's."""
     middle = (rows.shape[1] - 1) // 2
     return torch.from_numpy(np.partition(rows.numpy(), middle)[:, middle : middle + 1])
-
-
-def _distances(points: Tensor) -> Tensor:
-    """Distances `(F, N)` from the mean of the half of the points that lies closest to it, found by iteration.
-
-    It is the silent point of a filter that is silent for more than half of the samples, turns with the points, and is
-    moved by a few outliers as little as a median.
-    """
-    coordinates = points.permute(0, 2, 1).contiguous()
-    squared = (coordinates - coordinates.mean(2, keepdim=True)).square().sum(1)
-    for _ in range(_STEPS):
-        inner = (squared <= _median(squared)).double()
-        means = coordinates @ inner[..., None] / inner.sum(1)[:, None, None]
-        squared = (coordinates - means).square().sum(1)
-    return squared.sqrt()

@@ -49,7 +49,7 @@ def test_where_nothing_can_be_stored_numba_s_loops_are_compiled_without_a_cache(
 def test_the_sklearn_engine_fits_from_the_start_that_it_is_given(no_processes):
     engine = load_engine("sklearn")
     points = zoo.points("skewed", 2, 80)
-    start = cluster_parameters(points, engine.kmeans(points, kmeans_plus_plus(points, 2, 3, 0, engine)), 3)
+    start = cluster_parameters(points, engine.kmeans(points, kmeans_plus_plus(points, 2, 3, 0, engine)), 3, engine)
     fit = fit_mixtures(points, *start, engine)
     for f in range(2):
         oracle.assert_equal_fit(fit, f, oracle.fit_mixture(points[f].numpy(), *(part[f].numpy() for part in start)))
