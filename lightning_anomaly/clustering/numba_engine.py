@@ -8,7 +8,9 @@ same way for every filter.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -49,6 +51,12 @@ _MIX, _STIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4
 
 class NumbaEngine(Engine):
     """A filter at a time, in compiled code."""
+
+    def __init__(self) -> None:
+        folder = _em.stats.cache_path  # type: ignore[attr-defined]
+        if folder is None or not any(Path(folder).glob(f"{Path(__file__).stem}._em-*.nbi")):
+            kept = "and again in the next process" if folder is None else f"and keeps them in {folder}"
+            print(f"lightning_anomaly compiles its loops, which takes half a minute, {kept}.", file=sys.stderr)
 
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
         """See `Engine`."""
