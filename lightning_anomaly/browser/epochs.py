@@ -15,8 +15,8 @@ __all__ = ["EpochPoints", "Frame", "packed_frames"]
 
 _MOST = 20  # analyses, the last one included
 _KEPT_BYTES = 4_000_000  # of an analysis in memory
-_PACKED_BYTES = (3_000_000, 11_000_000)  # of all in a page before they are compressed: of most networks, and at most
-_FILTER_BYTES = 450  # that each filter adds in networks of more filters
+_PACKED_BYTES = (1_200_000, 8_000_000)  # of all in a page before they are compressed: of most networks, and at most
+_FILTER_BYTES = 300  # that each filter adds in networks of more filters
 _FEWEST = 24  # samples of a filter: rather fewer analyses are shown
 _STEPS = 24  # of a coordinate for one of asinh: 0.04 standard deviations near 0, 4% far out
 

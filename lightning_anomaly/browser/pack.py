@@ -20,7 +20,7 @@ from lightning_anomaly.report.pictures import KeptMaps, Pictures, even_order
 __all__ = ["pack"]
 
 _POINTS = 4_000_000  # of all filters together
-_MAP_BYTES = (2_400_000, 18_000_000)  # of all maps before they are compressed: of most networks, and at most
+_MAP_BYTES = (1_800_000, 18_000_000)  # of all maps before they are compressed: of most networks, and at most
 _FILTER_BYTES = 700  # that each filter adds to the maps in networks of more filters
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
 _REACTIONS = 24  # filters told for each sample
