@@ -15,6 +15,7 @@ _ORDINARY = 0.8  # of the samples, the least odd ones, by which numbers are tran
 _CUTOFF = 4.0  # robust standard deviations of squared distances above their median, beyond which samples are outliers
 _MIN_SAMPLES = 8
 _SMALLEST = torch.finfo(torch.float32).tiny
+_STEADY = 1e-6  # standard deviation of a number that does not vary, relative to 1 and to its mean
 
 
 def robust_scale(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,6 +39,7 @@ class RobustGaussian:
         mean: Their means `(v,)`.
         scale: Their standard deviations `(v,)`.
         powers: Powers of the transformation `(v,)`.
+        limits: Smallest and largest standardised numbers that it was fitted to, `(v,)` each; it goes on as a line.
         center: Means of the numbers transformed `(v,)`.
         precision: Inverse of their covariance `(v, v)`.
     """
@@ -46,6 +48,7 @@ class RobustGaussian:
     mean: Tensor
     scale: Tensor
     powers: Tensor
+    limits: tuple[Tensor, Tensor]
     center: Tensor
     precision: Tensor
 
@@ -86,21 +89,23 @@ class RobustGaussian:
 
         if like is None:
             mean, scale = values.mean(0), values.std(0, correction=0)
-            used = known & (scale > 1e-9 * mean.abs()) & (scale > _SMALLEST)
+            used = known & (scale > _STEADY * (1 + mean.abs()))
             if not used.any():
                 return None
             mean, scale = mean[used], scale[used]
+            low, high = ((values[:, used] - mean) / scale).aminmax(dim=0)
+            limits = low, high
             powers = torch.ones_like(mean)
             if normal:
                 standard = ((values[:, used] - mean) / scale).numpy()
                 powers = torch.from_numpy(PowerTransformer(standardize=False).fit(standard).lambdas_)
         else:
-            used, mean, scale, powers = like.used, like.mean, like.scale, like.powers
-        transformed = _yeo_johnson((values[:, used] - mean) / scale, powers)
+            used, mean, scale, powers, limits = like.used, like.mean, like.scale, like.powers, like.limits
+        transformed = _yeo_johnson((values[:, used] - mean) / scale, powers, *limits)
         center = transformed.mean(0)
         covariance, _ = ledoit_wolf((transformed - center).numpy(), assume_centered=True)
         precision = torch.linalg.pinv(torch.from_numpy(covariance), hermitian=True)
-        return cls(used, mean, scale, powers, center, precision)
+        return cls(used, mean, scale, powers, limits, center, precision)
 
     def deviations(self, values: Tensor) -> Tensor:
         """Compute how many standard deviations values `(n, V)` are above the mean `(n, V)`, 0 for those not used."""
@@ -111,17 +116,22 @@ class RobustGaussian:
     def mahalanobis_squared(self, values: Tensor) -> Tensor:
         """Compute squared Mahalanobis distances `(n,)` of values `(n, V)`, infinite where one is not finite."""
         standard = (values[:, self.used].double() - self.mean) / self.scale
-        centered = _yeo_johnson(standard, self.powers) - self.center
+        centered = _yeo_johnson(standard, self.powers, *self.limits) - self.center
         distances = ((centered @ self.precision) * centered).sum(1)
         return torch.where(distances.isfinite(), distances, torch.inf)
 
 
-def _yeo_johnson(values: Tensor, powers: Tensor) -> Tensor:
-    """Transform numbers `(n, v)` by a power each `(v,)`, which is 1 where they stay as they are."""
+def _yeo_johnson(values: Tensor, powers: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Transform numbers `(n, v)` by a power each `(v,)`, which is 1 where they stay as they are.
 
-    def power(base: Tensor, exponent: Tensor) -> Tensor:
-        flat = exponent.abs() < 1e-9
-        safe = torch.where(flat, 1.0, exponent)
-        return torch.where(flat, base.log1p(), ((safe * base.log1p()).expm1()) / safe)
-
-    return torch.where(values >= 0, power(values.clamp(min=0), powers), -power((-values).clamp(min=0), 2 - powers))
+    Outside of the range from `low` to `high` `(v,)`, where a power of more than 1 would make too much of numbers such
+    as it was not fitted to, the transformation goes on as a line.
+    """
+    exponents = torch.where(values >= 0, powers, 2 - powers)
+    ranges = torch.minimum(torch.maximum(values, low), high)
+    inside = torch.where(exponents > 1, ranges, values)
+    bases = inside.abs().log1p()
+    flat = exponents.abs() < 1e-9
+    safe = torch.where(flat, 1.0, exponents)
+    transformed = inside.sign() * torch.where(flat, bases, (safe * bases).expm1() / safe)
+    return transformed + ((exponents - 1) * bases).exp() * (values - inside)
