@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["Tabular", "html_table", "listed", "score_text", "text_table"]
+__all__ = ["Tabular", "html_table", "listed", "text_table"]
 
 
 class Tabular(ABC):
@@ -35,11 +34,6 @@ def listed(entries: Sequence[object], most: int = 5) -> str:
     """List the first entries, and say how many more there are."""
     more = f" and {len(entries) - most} more" if len(entries) > most else ""
     return ", ".join(map(str, entries[:most])) + more
-
-
-def score_text(score: float) -> str:
-    """Write a score with one decimal, or with its power of ten where it is huge."""
-    return f"{score:.1e}" if 1e5 <= score < math.inf else f"{score:.1f}"
 
 
 def text_table(rows: Sequence[Sequence[str]], sentences: Sequence[str]) -> str:

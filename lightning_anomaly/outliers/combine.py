@@ -19,6 +19,7 @@ __all__ = ["VIEWS", "SampleView", "Tail", "combine"]
 
 VIEWS = ("pixels", "filters", "classes")
 
+_MOST = 100.0  # nats, beyond which a tail says nothing of how rare a score is: only the order of samples stays
 _FROM, _TO = 0.75, 0.9  # quantiles that tell how fast the tail falls; few outliers do not move them
 
 
@@ -70,7 +71,10 @@ class Tail:
         level = -math.log(1 - _TO)
         if not self.scale > 0:
             return torch.where(scores.isinf(), scores, counted)
-        return torch.where(scores > self.start, level + (scores - self.start) / self.scale, counted.clamp(max=level))
+        surprises = torch.where(
+            scores > self.start, level + (scores - self.start) / self.scale, counted.clamp(max=level)
+        )
+        return torch.where(surprises > _MOST, _MOST + (surprises / _MOST).log(), surprises)
 
 
 def combine(surprises: Mapping[str, Tensor]) -> Tensor:

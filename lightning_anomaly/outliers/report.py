@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.outliers.combine import VIEWS, SampleView
-from lightning_anomaly.tables import Tabular, score_text
+from lightning_anomaly.tables import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,8 +182,7 @@ class OutlierReport(Tabular):
         positions = self.top(k)[: min(_DRAWN, len(self.images))]
         layers = [short_name(self.layers[int(self.layer[i])], 16) for i in positions]
         captions = [
-            f"image {i}\nscore {score_text(self.scores[i].item())}\n{layer}"
-            for i, layer in zip(positions, layers, strict=True)
+            f"image {i}\nscore {self.scores[i].item():.1f}\n{layer}" for i, layer in zip(positions, layers, strict=True)
         ]
         heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"
         return gallery(self.images[: len(positions)], captions, f"{heading}\n(below them the layer that says so)")
@@ -227,7 +226,7 @@ class OutlierReport(Tabular):
         rows: list[tuple[str, ...]] = [("position", *["name"] * named, "score", "p-value", "reason")]
         for row in self.rows(10):
             name, reason = [row["name"]] if named else [], row["reasons"].partition("; ")[0]
-            rows.append((str(row["position"]), *name, score_text(row["score"]), f"{row['p_value']:.4f}", reason))
+            rows.append((str(row["position"]), *name, f"{row['score']:.1f}", f"{row['p_value']:.4f}", reason))
         return rows
 
     def _sentences(self) -> list[str]:

@@ -12,7 +12,6 @@ from lightning_anomaly.capture.drawing import displayed
 from lightning_anomaly.plots.style import new_figure
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import check_images
-from lightning_anomaly.tables import score_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +65,7 @@ def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
     scores, chosen = report.outlier_scores.tolist(), _outlying(report)
     if not chosen:
         return None
-    captions = [f"sample {i}\nscore {score_text(scores[i])}" for i in chosen]
+    captions = [f"sample {i}\nscore {scores[i]:.1f}" for i in chosen]
     return gallery(shown, captions, f"Samples with the largest outlier scores: {len(chosen)} of {report.n_samples}")
 
 

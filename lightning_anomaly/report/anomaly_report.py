@@ -16,7 +16,7 @@ from lightning_anomaly.checks import check_integer
 from lightning_anomaly.outliers.combine import VIEWS, SampleView, Tail, combine
 from lightning_anomaly.report.layer_report import LayerReport, layer_from_dict, layer_to_dict, to_plain, to_tensor
 from lightning_anomaly.report.pictures import Pictures
-from lightning_anomaly.tables import Tabular, listed, score_text
+from lightning_anomaly.tables import Tabular, listed
 from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, LIVE, NONFINITE
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ class AnomalyReport(Tabular):
             f"{sum(own > 0 for own in votes)} of {self.n_samples} probe samples are outliers of at least one"
         )
         scores = self.outlier_scores.tolist()
-        top = [f"{i} ({score_text(scores[i])})" for i in self.by_outlier_score[:5]]
+        top = [f"{i} ({scores[i]:.1f})" for i in self.by_outlier_score[:5]]
         largest = [f"largest outlier scores: samples {', '.join(top)}"] if any(scores) else []
         return [found, *largest, *(f"note: {note}" for note in self.notes.values())]
 

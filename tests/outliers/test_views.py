@@ -89,6 +89,9 @@ def test_tail_probabilities_are_shares_and_go_on_as_an_exponential():
     tail = Tail.fit(scores)
     for level in (0.5, 1.5, 6.0, 40.0):  # of exponential scores the negative logarithm is the score itself
         assert tail.surprise(torch.tensor([level])).item() == pytest.approx(level, rel=0.05)
+    far = tail.surprise(torch.tensor([99.0, 1e3, 1e30])).tolist()  # beyond 100 only the order stays
+    assert far == sorted(far)
+    assert far[2] < 200
     few = Tail.fit(torch.arange(10.0))
     assert few.surprise(torch.tensor([-1.0, 4.5, 5.0])).tolist() == pytest.approx(
         [0, math.log(11 / 6), math.log(11 / 6)]
