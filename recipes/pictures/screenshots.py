@@ -35,13 +35,13 @@ def run(options: argparse.Namespace) -> None:
     """Train, photograph, and write `pages.png`, `tensorboard_charts.png` and `tensorboard_images.png`."""
     pictures = Path(options.pictures)
     pictures.mkdir(parents=True, exist_ok=True)
-    with open_page(_WIDTH, _HEIGHT) as page, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         log_dir = Path(folder) / "logs"
         watcher = quickstart.main(options.data_root, options.epochs, str(log_dir))
         assert watcher.report is not None
         layer, (index, *_) = next(iter(watcher.report.isolated.items()))
         photograph_pages(log_dir / "quickstart" / "version_0", f"{layer}/{index}", pictures / "pages.png")
-        with tensorboard(log_dir) as address:
+        with open_page(_WIDTH, _HEIGHT) as page, tensorboard(log_dir) as address:
             charts(page, address)
             _show_all(page)
             _photograph(page, pictures / "tensorboard_charts.png")
