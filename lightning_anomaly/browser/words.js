@@ -68,8 +68,7 @@ export function facts(report, { layer, filter }) {
 }
 
 /** An outlier score; infinite ones, of samples with NaN or infinite maps, are packed as null. */
-export const scoreText = (score) =>
-  score === null || score === Infinity ? "∞" : score.toFixed(1);
+export const scoreText = (score) => (score === null || score === Infinity ? "∞" : score.toFixed(1));
 
 /** What an ordinary score is, measured on the samples or images at hand. */
 export const ordinaryText = (report, what) => `95% of the ${what} have a score below ${scoreText(report.ordinary)}`;
