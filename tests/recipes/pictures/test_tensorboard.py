@@ -29,7 +29,8 @@ pytestmark = [
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Page]]:
     """A TensorBoard over the logs of a quickstart, and a browser."""
     log_dir = tmp_path_factory.mktemp("tensorboard") / "logs"
-    quickstart.main(epochs=EPOCHS, log_dir=str(log_dir))
+    watcher = quickstart.main(epochs=EPOCHS, log_dir=str(log_dir))
+    assert {entry["metrics"]["fraction"] for entry in watcher.history} == {0}
     with tensorboard(log_dir) as address, open_page(1480, 3000) as empty:
         yield address, empty
 
@@ -46,7 +47,8 @@ def test_the_overlay_has_all_three_curves_and_they_are_drawn(page: tuple[str, Pa
     assert list(found) == ["train_loss, val_loss, anomaly_filters/fraction"]
     for title, chart in found.items():
         assert sorted(chart["curves"]) == sorted(title.split(", "))  # which is each curve once, and nothing else
-        assert len(chart["points"]) == 2 * len(chart["curves"])  # as measured, and smoothed
+        # As measured, and smoothed; the fraction is 0 throughout, and a constant is not smoothed.
+        assert len(chart["points"]) == 2 * len(chart["curves"]) - 1
         assert max(chart["points"]) == EPOCHS
         assert len(chart["labels"]) > 6
         assert colours(opened, chart["box"]).get(RUN_COLOUR, 0) > 100

@@ -21,4 +21,4 @@ def test_a_small_training_is_compared_and_drawn(tmp_path: Path) -> None:
     drawn = [*compared.report.layers, *compared.report.units]
     assert drawn == [f"network.{place}" for place in (0, 3, 9, 12, 14)]
     with Image.open(file) as picture:
-        assert picture.width == 960
+        assert picture.width == 700
