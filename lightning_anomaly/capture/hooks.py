@@ -211,8 +211,8 @@ class MapCapture:
             values = piece.to(dtype)
             if self._summary is None:
                 keep_rows(layer.statistics, map_statistics(values), room)
-                if self._rectify:
-                    values = values.clamp(min=0)
+                if self._rectify:  # minus infinity is no silence: it stays a value that is not finite
+                    values = torch.where(values > -torch.inf, values.clamp(min=0), torch.nan)
                 zeros = (values <= 0).transpose(0, 1).flatten(1).sum(1)
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
                 values = pool_maps(values, self._max_map_side)

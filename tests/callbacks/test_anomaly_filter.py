@@ -337,6 +337,14 @@ class Diverges(SmallNet):
 WAITS = "nothing is watched .* 'anomaly_filters/count' waits in vain"
 
 
+class Mixed(SmallNet):
+    """Validates images of all magnitudes."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        generator = torch.Generator().manual_seed(self.current_epoch)
+        self(batch[0] * 10 ** (80 * torch.rand(len(batch[0]), 1, 1, 1, generator=generator) - 40))
+
+
 @pytest.mark.parametrize(
     ("module", "options", "val", "message"),
     [
@@ -346,6 +354,7 @@ WAITS = "nothing is watched .* 'anomaly_filters/count' waits in vain"
         (SmallNet, {}, {"samples": 5, "batch_size": 3}, "5 samples, fewer than .* at least 20 are needed"),
         (NoConvolution, {}, {}, f"The model has no convolution.*{WAITS}"),
         (Teacher, {}, {}, "Layer 'teacher.0' .* never called.* Likewise 'teacher.1', .* 3 more"),
+        (Mixed, {}, {}, "NaN or infinite"),
         (Diverges, {}, {}, f"Layer 'conv1': 4 of 4 filters .* Likewise 'conv2'.*{WAITS}"),
     ],
 )
