@@ -203,7 +203,8 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Warn if the fit is too short for the rule."""
         epochs, batches = trainer.max_epochs, trainer.val_check_batch
-        if trainer.fast_dev_run or epochs in (None, -1) or trainer.check_val_every_n_epoch is None:
+        endless = epochs in (None, -1) or trainer.check_val_every_n_epoch is None
+        if trainer.fast_dev_run or endless or not trainer.enable_validation:
             return
         planned = epochs // trainer.check_val_every_n_epoch * max(1, trainer.num_training_batches // batches)
         if planned <= self._earliest:
