@@ -33,16 +33,12 @@ class SampleStatistics(NamedTuple):
 
     def select(self, samples: Any) -> SampleStatistics:
         """Select samples."""
-        pixels, features, logits = (
-            None if own is None else own[samples] for own in (self.pixels, self.features, self.logits)
-        )
-        return SampleStatistics(pixels, self.shape, features, logits)
+        return self._each(lambda own: own[samples])
 
-    def to(self, device: torch.device) -> SampleStatistics:
-        """Move to a device."""
-        pixels, features, logits = (
-            None if own is None else own.to(device) for own in (self.pixels, self.features, self.logits)
-        )
+    def _each(self, change: Callable[[Tensor], Tensor | None]) -> SampleStatistics:
+        """Change each tensor that is known."""
+        tensors = self.pixels, self.features, self.logits
+        pixels, features, logits = (None if own is None else change(own) for own in tensors)
         return SampleStatistics(pixels, self.shape, features, logits)
 
     @staticmethod
@@ -111,11 +107,7 @@ class SampleCapture:
             return SampleStatistics()
         found = SampleStatistics.join(self._passes)
         self._passes = [found]
-        pixels, features, logits = (
-            own if own is not None and len(own) == samples else None
-            for own in (found.pixels, found.features, found.logits)
-        )
-        return SampleStatistics(pixels, found.shape, features, logits).to(torch.device("cpu"))
+        return found._each(lambda own: own.cpu() if len(own) == samples else None)
 
     def _take_pixels(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._current.shape or not args:

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from lightning_anomaly.clustering.engine import Engine
 from lightning_anomaly.outliers.directions import Directions, Vectors
+from lightning_anomaly.outliers.mahalanobis import robust_scale
 
 __all__ = ["ReferenceModel", "Spread", "layer_scores"]
 
@@ -48,8 +49,7 @@ class Spread:
     def fit(cls, distances: Tensor) -> Spread:
         """Fit to distances `(m, 2)`; infinite ones are left out."""
         distances = distances[distances.isfinite().all(1)]
-        median = distances.median(0).values
-        spread = 1.4826 * (distances - median).abs().median(0).values
+        median, spread = robust_scale(distances)
         spread = torch.where(spread > 0, spread, (distances - median).square().mean(0).sqrt())
         return cls(median, torch.where(spread > 0, spread, 1))
 

@@ -35,7 +35,7 @@ def test_distances_are_those_of_scikit_learn_in_numbers_as_normal_as_it_makes_th
     assert model is not None
     found = model.mahalanobis_squared(values).numpy()
     ranks, oracle_ranks = (np.argsort(np.argsort(own)) for own in (found, expected))
-    assert np.corrcoef(ranks, oracle_ranks)[0, 1] > 0.95
+    assert np.corrcoef(ranks, oracle_ranks)[0, 1] > 0.97
     assert np.median(found) == pytest.approx(np.median(expected), rel=0.15)  # its scale is that of the inliers
     again = torch.from_numpy(PowerTransformer(standardize=False).fit(standard[:100]).lambdas_)
     far = torch.full((6,), torch.inf)
