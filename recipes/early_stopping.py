@@ -36,9 +36,8 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Log the mean cross-entropy of all validation images, which are one batch (nats)."""
-        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
-        self.log("val_loss", loss)
-        self.losses.append(loss.item())
+        self.losses.append(nn.functional.cross_entropy(self(batch[0]), batch[1]).item())
+        self.log("val_loss", self.losses[-1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""
@@ -59,8 +58,8 @@ def main(size: int, healthy: bool, epochs: int = 40) -> tuple[AnomalyEarlyStoppi
     train_loader = DataLoader(TensorDataset(images[train], labels[train]), batch_size=32, shuffle=True)
     model, val_loader = Classifier(healthy), DataLoader(TensorDataset(images[val], labels[val]), batch_size=512)
     trainer.fit(model, train_loader, val_loader)
-    print(f"Validation loss: best {min(model.losses):.3f}, last {model.losses[-1]:.3f}", end=". ")
-    print(stop.stopping_reason_message or "Not stopped.")
+    best, last, reason = min(model.losses), model.losses[-1], stop.stopping_reason_message or "Not stopped."
+    print(f"Validation loss: best {best:.3f}, last {last:.3f}. {reason}")
     return stop, model.losses
 
 

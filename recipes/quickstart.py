@@ -72,7 +72,7 @@ def main(data_root: str = "data", epochs: int = 12, log_dir: str = "logs") -> An
     print(f"{watcher.report}\n\n{outliers}\n\nDamaged: {DAMAGED}")
     print(f"The strangest images: open {logger.log_dir}/outliers.html")
     print(f"Losses, and every filter epoch by epoch: open {logger.log_dir}/anomaly_filters/browser.html")
-    print(f"When it overfits, two_sample/confidence_rise passes 0.1: tensorboard --logdir {log_dir}")
+    print(f"When it overfits, two_sample/confidence_rise passes 0.05: tensorboard --logdir {log_dir}")
     return watcher
 
 
