@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_anomaly.callbacks._probe import transferred
 from lightning_anomaly.capture.hooks import isolated_random_state
-from lightning_anomaly.capture.images import first_tensor, reread, training_batches
+from lightning_anomaly.capture.images import first_loader, first_tensor, holder, reread, training_batches
 
 __all__ = ["Source", "check_source", "describe_doubts", "read_images"]
 
@@ -58,8 +59,7 @@ def _loader(name: str, source: Any) -> Any:
     """A tensor as it is, or a loader over what is given, of several the first."""
     if isinstance(source, Dataset):
         source = DataLoader(source, batch_size=64)
-    if isinstance(source, (list, tuple, Mapping)):
-        source = next(iter(source.values() if isinstance(source, Mapping) else source), None)
+    source = first_loader(source)
     dataset = getattr(source, "dataset", None)
     if isinstance(source, Tensor) or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         return source
@@ -86,8 +86,7 @@ def _without_augmentation(sample: Any, val_loader: Any) -> Any:
 
 def _with_transform_of(dataset: Any, other: Any) -> Any:
     """Copy a data set like torchvision's, shallowly, with the transform of another one; None if that makes no sense."""
-    while other is not None and not hasattr(other, "transform"):
-        other = getattr(other, "dataset", None)  # of a Subset
+    other = holder(other, "transform")
     own = copy.copy(dataset)
     if hasattr(dataset, "transform"):
         if type(other) is not type(dataset):
@@ -104,8 +103,7 @@ def _with_transform_of(dataset: Any, other: Any) -> Any:
 
 def _inputs(trainer: Any, pl_module: Any, batch: Any) -> Tensor:
     """The images of a batch as Lightning would validate them, on the CPU."""
-    batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
-    images = first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
+    images = first_tensor(transferred(trainer, pl_module, batch))
     if images is None:
         raise ValueError(f"A batch should hold images. Found {type(batch).__name__}.")
     return images.cpu()

@@ -19,6 +19,7 @@ from lightning_anomaly.capture.images import (
     file_names,
     first_loader,
     first_tensor,
+    holder,
     part_of,
     shuffles,
     training_batches,
@@ -41,6 +42,7 @@ __all__ = [
     "sample_pixels",
     "shortcomings",
     "small_images",
+    "transferred",
     "unlogged",
 ]
 
@@ -99,9 +101,7 @@ def class_targets(batch: Any) -> Tensor | None:
 
 def class_names(loaders: Any) -> Sequence[str]:
     """Find the names of the classes in the first data set, where it has them as those of torchvision do."""
-    data = getattr(first_loader(loaders), "dataset", None)
-    while data is not None and not hasattr(data, "classes"):
-        data = getattr(data, "dataset", None)  # of a Subset
+    data = holder(getattr(first_loader(loaders), "dataset", None), "classes")
     return getattr(data, "classes", None) or ()
 
 
@@ -294,16 +294,20 @@ def unlogged(pl_module: Any) -> Iterator[None]:
         del vars(pl_module)["log"]
 
 
+def transferred(trainer: Any, pl_module: Any, batch: Any) -> Any:
+    """Convert a batch and move it to the device, through the module's hooks, as Lightning does in validation."""
+    batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
 def run_training_probe(
     trainer: Any, pl_module: Any, capture: MapCapture, size: int, seed: int, on_batch: Callable[[Any], None]
 ) -> None:
     """Run this process's share of a fixed random sample of the training set, as Lightning evaluates, and take maps."""
-    strategy = trainer.strategy
-    precision = strategy.precision_plugin
+    precision = trainer.strategy.precision_plugin
 
     def forward(batch: Any, watching: AbstractContextManager[object]) -> None:
-        batch = pl_module._on_before_batch_transfer(precision.convert_input(batch))
-        batch = strategy.batch_to_device(batch, dataloader_idx=0)
+        batch = transferred(trainer, pl_module, batch)
         inputs = first_tensor(batch)
         with precision.forward_context(), watching:
             call(batch if inputs is None else inputs)

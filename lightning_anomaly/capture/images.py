@@ -30,6 +30,7 @@ __all__ = [
     "file_names",
     "first_loader",
     "first_tensor",
+    "holder",
     "part_of",
     "reread",
     "shuffles",
@@ -292,14 +293,19 @@ class ImageSource:
         return images
 
 
+def holder(dataset: Any, attribute: str) -> Any:
+    """Return the data set, or the one that it is a subset of, that has an attribute; None if none has it."""
+    while dataset is not None and not hasattr(dataset, attribute):
+        dataset = getattr(dataset, "dataset", None)
+    return dataset
+
+
 def file_names(dataset: Any) -> list[str] | None:
     """Return the files of a data set's images, below its `root`; None if it has no `samples` that name them."""
     samples = _column(dataset, "samples")
     if samples is None or not all(isinstance(own, tuple) and isinstance(own[0], str) for own in samples):
         return None
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    root = os.path.join(getattr(dataset, "root", ""), "")
+    root = os.path.join(getattr(holder(dataset, "root"), "root", ""), "")
     return [path.removeprefix(root) for path, *_ in samples]
 
 
