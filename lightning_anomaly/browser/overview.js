@@ -210,7 +210,7 @@ function chart(epochs, series) {
   const [height, left, right, top, bottom] = [190, 44, 12, 10, 30];
   const values = series.flatMap((one) => one.values).filter((value) => value !== null);
   const lowest = Math.min(0, ...values);
-  const highest = lowest + 1.05 * Math.max(1e-6, Math.max(...values) - lowest);
+  const highest = lowest + 1.05 * (Math.max(...values) - lowest || 1); // a count of 0 throughout has an axis too
   const x = (i) => left + (epochs.length > 1 ? i / (epochs.length - 1) : 0.5) * (width - left - right);
   const y = (value) => height - bottom - ((value - lowest) / (highest - lowest)) * (height - top - bottom);
   const text = (content, attributes) => makeSvg("text", attributes, content);
