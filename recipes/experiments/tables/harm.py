@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lightning_anomaly.two_sample.stopping import CONFIRMED_PATIENCE, since_best
 from recipes.experiments.spec import OVERFITTING, TUNED_ON
 from recipes.experiments.tables.curves import signal
 from recipes.experiments.tables.output import RULES, Rule, first_above
@@ -18,7 +19,17 @@ __all__ = ["SHOWN", "Cost", "augmented", "cost", "each_new_run", "new_runs", "pa
 Line = dict[str, Any]
 _NAMES = {"rise of 5%": "gap and loss (the default)", "ratio of": "gap alone (`confirm=None`)", "validation loss": "",
           "none": "none: train to the end"}  # fmt: skip
-SHOWN = {label or rule: RULES[rule] for rule in RULES for start, label in _NAMES.items() if rule.startswith(start)}
+
+
+def _smoothed(line: Line) -> int | None:
+    """The default rule without the gap: when the average of the validation loss has not improved."""
+    losses = signal(line, "val_loss")
+    return next((place for place in range(len(losses)) if since_best(losses[: place + 1]) >= CONFIRMED_PATIENCE), None)
+
+
+_CHOSEN = {label or rule: RULES[rule] for rule in RULES for start, label in _NAMES.items() if rule.startswith(start)}
+_DEFAULT = next(iter(_CHOSEN))
+SHOWN = {_DEFAULT: _CHOSEN.pop(_DEFAULT), "validation loss, smoothed, patience 3": _smoothed, **_CHOSEN}
 
 
 class Cost(NamedTuple):
