@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numba
@@ -46,20 +48,17 @@ _P9, _P10, _P11 = 1.0178051192117847e-07, 7.074194562613105e-09, 4.4566754636398
 
 _CLOSE = 1 + 1e-3  # ratio up to which float32 cannot tell inertias apart, by far
 _DRAW = 32  # samples whose squared distances are summed before a draw looks at single ones
+_ANNOUNCING = Lock()
 _MIX, _STIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(29)
 
 
 class NumbaEngine(Engine):
     """A filter at a time, in compiled code."""
 
-    def __init__(self) -> None:
-        folder = _em.stats.cache_path  # type: ignore[attr-defined]
-        if folder is None or not any(Path(folder).glob(f"{Path(__file__).stem}._em-*.nbi")):
-            kept = "and again in the next process" if folder is None else f"and keeps them in {folder}"
-            print(f"lightning_anomaly compiles its loops, which takes half a minute, {kept}.", file=sys.stderr)
-
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
         """See `Engine`."""
+        with _ANNOUNCING:  # an analysis begins with this loop
+            _announce_compilation()
         in_order = np.sort(points.contiguous().numpy().view(np.complex128)[..., 0], axis=1)
         xs, ys = np.ascontiguousarray(in_order.real), np.ascontiguousarray(in_order.imag)
         centres = np.empty((len(xs), *uniform.shape, 2))
@@ -100,6 +99,15 @@ class NumbaEngine(Engine):
         # To sort and then to go along both is four times as fast as a binary search.
         _rank_lookup(own, own.argsort(1), knots.numpy(), beyond.numpy(), tables.numpy(), found)
         return torch.from_numpy(found).transpose(1, 2)
+
+
+@cache
+def _announce_compilation() -> None:
+    """Say on stderr, once in a process, that loops will be compiled if an earlier one has left none."""
+    folder = _em.stats.cache_path  # type: ignore[attr-defined]
+    if folder is None or not any(Path(folder).glob(f"{Path(__file__).stem}._em-*.nbi")):
+        kept = "and again in the next process" if folder is None else f"and keeps them in {folder}"
+        print(f"lightning_anomaly compiles its loops, which takes half a minute, {kept}.", file=sys.stderr)
 
 
 def _coordinates(points: Tensor) -> tuple[_Array, _Array]:
