@@ -17,7 +17,8 @@ from lightning_anomaly.capture.images import first_loader, first_tensor, holder,
 
 __all__ = ["Source", "check_source", "describe_doubts", "read_images"]
 
-Source = Tensor | Dataset[Any] | DataLoader[Any] | None
+# Without type arguments, as the command line takes none for a data set of a parametrised type.
+Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 _SEED = 0
 
 

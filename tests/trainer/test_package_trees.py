@@ -178,6 +178,18 @@ def test_cli_from_yaml_and_back(cli: Callable[..., Any], tmp_path: Path) -> None
     assert given(cli("--config", round_trip)) == GIVEN
 
 
+def test_cli_takes_data_sets_by_their_class(cli: Callable[..., Any], tmp_path: Path) -> None:
+    transform = {"class_path": "torchvision.transforms.ToTensor"}
+    images = {"class_path": "torchvision.datasets.FakeData", "init_args": {"size": 300, "transform": transform}}
+    callback = {"class_path": "lightning_anomaly.TwoSampleCallback", "init_args": {"train_inputs": images}}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
+    trainer = cli("--config", config, *TRAINER)
+    (made,) = (own for own in trainer.callbacks if isinstance(own, TwoSampleCallback))
+    assert (len(made.train_inputs), made.train_inputs[0][0].shape) == (300, (3, 224, 224))
+    assert made.val_inputs is None
+
+
 def test_cli_takes_the_papers_reading_by_its_name(cli: Callable[..., Any]) -> None:
     paper = "--trainer.callbacks.settings=lightning_anomaly.AnalysisSettings.paper"
     trainer = cli(*TRAINER, f"--trainer.callbacks={CLASS_PATH}", paper)
