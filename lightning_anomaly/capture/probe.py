@@ -19,7 +19,7 @@ from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.notes import left_out
 from lightning_anomaly.progress import track
 
-__all__ = ["check_inputs", "clone_inputs", "most_samples", "probing", "run", "usable_layers"]
+__all__ = ["check_inputs", "clone_inputs", "most_samples", "probing", "run", "tensors_in", "usable_layers"]
 
 
 def check_inputs(inputs: Any, argument: str = "inputs") -> None:
@@ -33,6 +33,13 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
     if empty:
         found = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else repr(inputs)
         raise ValueError(f"Parameter `{argument}` should hold samples. Found {found}.")
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """Find all tensors in a batch, or in what a model returns, whatever they are kept in."""
+    found: list[Tensor] = []
+    apply_to_collection(values, Tensor, found.append, allow_frozen=True)
+    return found
 
 
 def clone_inputs(inputs: Any) -> Any:

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+from lightning_anomaly.capture.probe import check_inputs, run, tensors_in, usable_layers
 from lightning_anomaly.checks import check_fraction, check_integer
-from lightning_anomaly.notes import left_out, nonfinite, warn_of
+from lightning_anomaly.notes import nonfinite, warn_of
+from lightning_anomaly.tables import listed
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
-    enough_samples,
+    MIN_SAMPLES,
     live_filters,
     random_divisions,
     rank_test,
-    samples_needed,
     share_of_chance,
 )
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
@@ -104,43 +104,43 @@ def compare_groups(
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
-    train, val = (_run(model, inputs, watched, linear, batch_size) for inputs in (train_inputs, val_inputs))
+    train = _run(model, train_inputs, watched, linear, batch_size, ExpectedErrors())
+    val = _run(model, val_inputs, watched, linear, batch_size, ExpectedErrors(train.output.probabilities))
     notes = unseen_layers(model, layers) | train.notes | val.notes
-    # Decided for all batches alike: one image whose values are no probabilities would change its own batch only.
-    probabilities = train.output.probabilities and val.output.probabilities
-    errors = [group.output.result(group.n_samples, probabilities) for group in (train, val)]
+    n_train, n_val = train.n_samples, val.n_samples
+    errors = [group.output.result(group.n_samples) for group in (train, val)]
     for group in (train, val):
         if group.output.problem is not None:
             notes["output"] = f"The output is not compared: {group.output.problem}."
-    n_train, n_val = train.n_samples, val.n_samples
-    enough = enough_samples(n_train, n_val, significance)
-    divisions = torch.zeros(n_train + n_val, 0, dtype=torch.bool, device="cpu")
-    if n_train and n_val:
-        divisions = random_divisions(n_train, n_train + n_val)
-    compared: dict[str, LayerComparison] = {}
-    values: list[Tensor] = []
     chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
+    if min(n_train, n_val) < MIN_SAMPLES:
+        notes["few images"] = (
+            f"The {n_train} training and {n_val} validation images in `train_inputs` and `val_inputs` are too few for "
+            f"a rank test: give at least {MIN_SAMPLES} of each, better 1,000."
+        )
+        return TwoSampleReport({}, n_train, n_val, significance, chance.double(), notes)
+    divisions = random_divisions(n_train, n_train + n_val)
+    compared: dict[str, LayerComparison] = {}
+    finite = 0
     for name in [name for name in train.filters if name in val.filters]:
-        layer, other = train.filters[name], val.filters[name]
-        if layer.size != other.size:  # the largest of more values is larger
-            sizes = f"{layer.size} for training images and {other.size} for validation images"
-            notes |= left_out(name, f"the size of its maps is {sizes}")
-            continue
-        values.append(_values(layer, other))
-        compared[name], found = _compare(values[-1], n_train, divisions, significance)
+        values = _values(train.filters[name], val.filters[name])
+        compared[name], found = _compare(values, n_train, divisions, significance)
         chance += found
-        unknown = int((~values[-1].isfinite().all(1)).sum())
+        unknown = int((~values.isfinite().all(1)).sum())
+        finite += len(values) - unknown
         if unknown:
-            notes |= nonfinite(name, unknown, len(values[-1]), "and are not compared")
+            notes |= nonfinite(name, unknown, len(values), "and are not compared")
     units = {
         name: _compare(_values(train.units[name], val.units[name]), n_train, divisions, significance)[0]
         for name in train.units
         if name in val.units
     }
     live = sum(int(layer.live.sum()) for layer in compared.values())
-    if (values or "output" not in notes) and not (live and enough):
-        finite = sum(int(own.isfinite().all(1).sum()) for own in values)
-        notes |= _too_few(finite, n_train, n_val, significance)
+    if finite and not live:
+        notes["none live"] = (
+            f"None of the {finite} filters responds to enough of the {n_train} training and {n_val} validation images "
+            "to be judged: give more images, or other `layers`."
+        )
     return TwoSampleReport(
         layers=compared,
         n_train=n_train,
@@ -149,7 +149,7 @@ def compare_groups(
         chance=chance.double() / max(1, live),
         notes=notes,
         units=units,
-        **(_compare_output(*errors) if enough else {}),
+        **_compare_output(*errors),
     )
 
 
@@ -157,13 +157,12 @@ def check_groups(train_inputs: Any, val_inputs: Any) -> None:
     """Raise ValueError for inputs that cannot be compared."""
     check_inputs(train_inputs, "train_inputs")
     check_inputs(val_inputs, "val_inputs")
-    if isinstance(train_inputs, Tensor) and isinstance(val_inputs, Tensor):
-        shapes = tuple(train_inputs.shape[1:]), tuple(val_inputs.shape[1:])
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
-                f"Found {shapes[0]} and {shapes[1]}."
-            )
+    shapes, others = ([tuple(own.shape[1:]) for own in tensors_in(inputs)] for inputs in (train_inputs, val_inputs))
+    if {*shapes} != {*others}:  # the largest of more values is larger
+        raise ValueError(
+            "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
+            f"Found {listed(shapes)} and {listed(others)}."
+        )
 
 
 @dataclass
@@ -178,10 +177,15 @@ class _Group:
 
 
 def _run(
-    model: nn.Module, inputs: Any, layers: dict[str, nn.Module], linear: dict[str, nn.Module], batch_size: int
+    model: nn.Module,
+    inputs: Any,
+    layers: dict[str, nn.Module],
+    linear: dict[str, nn.Module],
+    batch_size: int,
+    output: ExpectedErrors,
 ) -> _Group:
     """Run a network on the images of one kind, once."""
-    capture, output = MapCapture({**layers, **linear}, summary=_largest), ExpectedErrors()
+    capture = MapCapture({**layers, **linear}, summary=_largest)
     run(model, inputs, capture, batch_size=batch_size, take_output=output.update)
     given = len(inputs) if isinstance(inputs, Tensor) else None
     filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, given)
@@ -204,21 +208,6 @@ def _compare_output(train_errors: Tensor | None, val_errors: Tensor | None) -> d
         "train_errors": train_errors,
         "val_errors": val_errors,
     }
-
-
-def _too_few(n_filters: int, n_train: int, n_val: int, significance: float) -> dict[str, str]:
-    """Note that there are too few images, for any test or for filters that respond to few of them."""
-    counts = f"{n_train} training and {n_val} validation images"
-    if not enough_samples(n_train, n_val, significance):
-        note = (
-            f"The {counts} in `train_inputs` and `val_inputs` are too few for a rank test at `significance = "
-            f"{significance}`: give at least {samples_needed(significance)} of each."
-        )
-        return {"few images": note}
-    if not n_filters:
-        return {}
-    note = f"None of the {n_filters} filters responds to enough of the {counts} to be judged"
-    return {"none live": f"{note}: give more images, or other `layers`."}
 
 
 def _largest(maps: Tensor) -> Tensor:

@@ -15,19 +15,21 @@ __all__ = ["ExpectedErrors", "compare_confidences", "error_ratio", "expected_err
 class ExpectedErrors:
     """Collects, batch by batch, how probably each answer is wrong by the model's own confidence.
 
+    Args:
+        probabilities: Whether outputs are probabilities, which need no softmax; None asks the first batch.
+
     Attributes:
-        probabilities: Whether the outputs so far are probabilities, which need no softmax.
+        probabilities: See above; None before the first batch.
         problem: Why the output cannot be used, if so.
     """
 
-    def __init__(self) -> None:
-        self.probabilities = True
+    def __init__(self, probabilities: bool | None = None) -> None:
+        self.probabilities = probabilities
         self.problem: str | None = None
-        self._as_logits: list[Tensor] = []  # of the samples of each batch `(n,)`, on the CPU
-        self._as_probabilities: list[Tensor] = []
+        self._errors: list[Tensor] = []  # of the samples of each batch `(n,)`, on the CPU
 
     def __len__(self) -> int:
-        return sum(map(len, self._as_logits))
+        return sum(map(len, self._errors))
 
     def update(self, output: Any) -> None:
         """Add a batch of outputs `(n, C)`, or `(n, C, ...)`, of which the mean over the positions counts."""
@@ -41,28 +43,23 @@ class ExpectedErrors:
             self.problem = f"it has shape {tuple(output.shape)}, not (samples, classes, ...)"
         else:
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
-            # With a tolerance for rounding and interpolation: in bfloat16 the sum is 1 to two digits. False for NaN.
-            self.probabilities &= bool(scores.min() >= -0.02 and (scores.sum(1) - 1).abs().max() <= 0.02)
-            self._as_logits.append(_mean_expected_error(scores.softmax(1)))
-            self._as_probabilities.append(_mean_expected_error(scores.clamp(min=0)))
+            if self.probabilities is None:
+                # With a tolerance for rounding: in bfloat16 the sum is 1 to two digits. False for NaN.
+                self.probabilities = bool(scores.min() >= -0.02 and (scores.sum(1) - 1).abs().max() <= 0.02)
+            errors = expected_error(scores.clamp(min=0) if self.probabilities else scores.softmax(1))
+            self._errors.append(errors[..., None].flatten(1).mean(1).cpu())
 
-    def result(self, n_samples: int, probabilities: bool) -> Tensor | None:
-        """Return those of all samples `(n_samples,)`, with the outputs read as probabilities or as logits.
+    def result(self, n_samples: int) -> Tensor | None:
+        """Return those of all samples `(n_samples,)`.
 
         None if some are missing or not finite; `problem` is the reason then.
         """
-        batches = self._as_probabilities if probabilities else self._as_logits
-        found = torch.cat(batches) if batches else torch.zeros(0, device="cpu")
+        found = torch.cat(self._errors) if self._errors else torch.zeros(0, device="cpu")
         if self.problem is None and len(found) != n_samples:
             self.problem = f"it has {len(found)} samples where the inputs have {n_samples}"
         if self.problem is None and not found.isfinite().all():
             self.problem = f"it is NaN for {int((~found.isfinite()).sum())} of {n_samples} samples"
         return found if self.problem is None else None
-
-
-def _mean_expected_error(probabilities: Tensor) -> Tensor:
-    """The mean over the positions `(n,)`, on the CPU."""
-    return expected_error(probabilities)[..., None].flatten(1).mean(1).cpu()
 
 
 def expected_error(probabilities: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -10,16 +9,16 @@ from torch import Tensor
 
 __all__ = [
     "DIVISIONS",
-    "enough_samples",
+    "MIN_SAMPLES",
     "layer_significance",
     "live_filters",
     "random_divisions",
     "rank_test",
-    "samples_needed",
     "share_of_chance",
 ]
 
 _MIN_EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
+MIN_SAMPLES = 2 * _MIN_EXPECTED  # of each group: a filter that responds to half of them is judged
 DIVISIONS = 999
 _MIN_P_VALUE = 1 / (1 + DIVISIONS)
 
@@ -86,18 +85,3 @@ def live_filters(values: Tensor, n_first: int) -> Tensor:
     smaller = min(n_first, values.shape[1] - n_first)
     uncommon = (values != values.mode(1, keepdim=True).values).sum(1)
     return values.isfinite().all(1) & (uncommon * smaller >= _MIN_EXPECTED * values.shape[1])
-
-
-def enough_samples(n_first: int, n_second: int, significance: float) -> bool:
-    """Return whether a filter that responds to half of the samples is live and can have such a p-value."""
-    if min(n_first, n_second) / 2 < _MIN_EXPECTED:
-        return False
-    pairs = n_first * n_second
-    # The smallest p-value is that of different values, of which one group has all the larger ones.
-    score = (pairs / 2 - 0.5) / math.sqrt(pairs * (n_first + n_second + 1) / 12)
-    return math.erfc(score / math.sqrt(2)) <= significance
-
-
-def samples_needed(significance: float) -> int:
-    """Compute the smallest number of samples that is enough in each group, however many the other one has."""
-    return next(n for n in itertools.count(1) if enough_samples(n, n, significance))

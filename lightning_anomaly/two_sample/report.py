@@ -78,7 +78,7 @@ class TwoSampleReport(Tabular):
     @property
     def compares_output(self) -> bool:
         """Whether the output could be compared; else a note says why not."""
-        return not {"output", "few images"} & set(self.notes)
+        return len(self.train_errors) > 0
 
     @property
     def judged(self) -> dict[str, LayerComparison]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.two_sample.rise import Z_THRESHOLD, ErrorRise, level_of, mean_level, rise_over, standard_error
+from lightning_anomaly.two_sample.rise import ErrorRise, level_of, mean_level, rise_over, standard_error
 
 
 def added(
@@ -66,7 +66,7 @@ def test_the_standard_error_is_how_far_changes_spread_from_one_draw_of_images_to
 
 def test_of_a_small_group_the_errors_expected_of_as_many_images_count() -> None:
     rise, ones = ErrorRise(), torch.ones(1000)
-    for count, few in ((100, True), (125, False)):
+    for count, few in ((111, True), (112, False)):
         for _ in range(3):
             rise.add(0.09 * ones, 0.09 * ones[:count])
         assert rise.too_few_expected_errors == few
@@ -78,7 +78,7 @@ def test_a_rise_that_chance_explains_is_none() -> None:
     lowest = level_of(train, val)
     error = standard_error(lowest, level_of(train, val.flip(0)))
     assert error > 0.1
-    for errors_apart, counts in ((0.9 * Z_THRESHOLD, False), (1.1 * Z_THRESHOLD, True)):
+    for errors_apart, counts in ((3.9, False), (4.1, True)):
         factor = math.exp(errors_apart * error)
         found = rise_over(lowest, level_of(train, val.flip(0) * factor))
         assert found == pytest.approx(factor - 1 if counts else 0)
@@ -86,27 +86,20 @@ def test_a_rise_that_chance_explains_is_none() -> None:
 
 def test_fifty_looks_at_a_network_that_is_right_in_nearly_all_and_does_not_overfit_find_next_to_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
-    alarms = alarms_of_three = alarms_of_a_tenth = 0
-    for _ in range(60):
+    alarms = alarms_of_a_tenth = 0
+    for _ in range(40):
         # The logit of each image's expected error wanders, alike for both kinds: 1% on average, most of it in a few.
         logits, rise, rises, ratios = torch.randn(2, 1000, generator=generator), ErrorRise(), [], []
-        by_three = False
         for _ in range(50):
             logits = 0.9 * logits + (1 - 0.9**2) ** 0.5 * torch.randn(2, 1000, generator=generator)
             train, val = torch.sigmoid(2.5 * logits - 7)
             rises.append(rise.add(train, val))
             ratios.append(level_of(train, val).log_ratio)
-            if rise.lowest is not None:
-                now = mean_level(rise.recent)
-                change = now.log_ratio - rise.lowest.log_ratio
-                by_three |= math.expm1(change) > 0.1 and change > 3 * standard_error(rise.lowest, now)
         alarms += max(rises) > 0.1
-        alarms_of_three += by_three
         means = torch.tensor(ratios).unfold(0, 3, 1).mean(1)
         alarms_of_a_tenth += bool((means - means.cummin(0).values > 0.1).any())
     assert alarms <= 2
-    assert alarms_of_three >= 6  # so there have to be four
-    assert alarms_of_a_tenth == 60  # without a look at the standard error
+    assert alarms_of_a_tenth == 40  # without a look at the standard error
 
 
 def test_of_a_network_that_is_sure_of_everything_it_is_finite_as_it_is_logged() -> None:
@@ -115,26 +108,6 @@ def test_of_a_network_that_is_sure_of_everything_it_is_finite_as_it_is_logged() 
     largest = rise_over(level_of(all_wrong, nothing), level_of(nothing, all_wrong))
     assert largest > 1
     assert torch.isfinite(torch.tensor(largest, dtype=torch.float32))
-
-
-def test_of_networks_that_expect_next_to_no_error_a_few_images_would_decide() -> None:
-    """Of 1,000 images 0.2 errors are expected, nearly all of one or two of them, and of others at the next look."""
-    generator = torch.Generator().manual_seed(0)
-    alarms = alarms_of_all = 0
-    for _ in range(40):
-        logits, rise, lowest, by_all = torch.randn(2, 1000, generator=generator), ErrorRise(), None, False
-        found = []
-        for _ in range(30):
-            logits = 0.9 * logits + (1 - 0.9**2) ** 0.5 * torch.randn(2, 1000, generator=generator)
-            found.append(rise.add(*torch.sigmoid(8 * logits - 30)))
-            now = mean_level(rise.recent)
-            lowest = now if lowest is None or now.log_ratio < lowest.log_ratio else lowest
-            by_all |= rise_over(lowest, now) > 0.1
-        alarms += max(found) > 0.1
-        alarms_of_all += by_all
-        assert rise.too_few_expected_errors
-    assert alarms == 0
-    assert alarms_of_all > 20
 
 
 def test_a_network_that_is_sure_of_its_training_images_alone_is_not_too_few_expected_errors() -> None:

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from lightning_anomaly import two_sample_test
 from lightning_anomaly.two_sample.comparison import _compare
 from lightning_anomaly.two_sample.rank_test import random_divisions
-from recipes.common.networks import build
-from recipes.experiments.measures.two_sample import compare, responses
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
@@ -34,9 +32,7 @@ class Pair(nn.Module):
         return self.drop(self.norm(self.conv(images)))
 
 
-@pytest.mark.parametrize(
-    ("n_train", "n_val", "active"), [(100, 1000, 54), (100, 1000, 55), (300, 300, 9), (300, 300, 10)]
-)
+@pytest.mark.parametrize(("n_train", "n_val", "active"), [(100, 1000, 54), (100, 1000, 55), (300, 300, 10)])
 def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_val: int, active: int) -> None:
     values = torch.zeros(3000, n_train + n_val)
     for row in values:
@@ -97,47 +93,21 @@ def test_a_report_is_a_table_and_sums_over_layers() -> None:
     assert report._repr_html_().startswith("<table>")
 
 
-@pytest.mark.parametrize("name", ["lenet5", pytest.param("vgg11_bn", marks=pytest.mark.slow)])
-def test_the_recipe_counts_the_same_filters(name: str) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build(name, 1, 10).eval()
-    images = nn.functional.interpolate(torch.cat([IMAGES[:70] * 1.3, IMAGES[70:]]), size=32)
-    values, _ = responses(network, images)
-    layers, by_chance = compare(values, 70)
-    found = layers["max"]
-    report = two_sample_test(network, images[:70], images[70:], layers=list(found))  # of VGG-11 the BatchNorms
-    for layer, compared in report.layers.items():
-        assert found[layer]["live"] == int(compared.live.sum())
-        assert found[layer]["count"] == len(report.filters.get(layer, []))
-        assert found[layer]["auc"] == pytest.approx(compared.auc[compared.live].mean().item())
-    assert report.count > 0
-    assert by_chance["p max fraction"] == report.p_value
-
-
 BRIGHT, DARK = IMAGES.abs() + 0.1, -IMAGES.abs()  # the filter of `Pair` responds to the one kind alone
 
 
-@pytest.mark.parametrize(
-    ("n_train", "n_val", "significance"), [(9, 9, 0.01), (8, 100, 1e-6), (100, 2, 0.01), (1, 1, 1e-6)]
-)
-def test_too_few_images_are_said_with_how_many_are_enough(n_train: int, n_val: int, significance: float) -> None:
-    options = {"layers": ["conv"], "significance": significance}
-    with pytest.warns(
-        UserWarning, match=rf"{n_train} training and {n_val} validation images in `train_inputs` and `val_inputs`"
-    ) as caught:
-        report = two_sample_test(Pair(), BRIGHT[:n_train], DARK[:n_val], **options)
+@pytest.mark.parametrize(("n_train", "n_val"), [(9, 100), (100, 2)])
+def test_of_too_few_images_nothing_is_said_and_ten_of_each_are_enough(n_train: int, n_val: int) -> None:
+    said = rf"{n_train} training and {n_val} validation images .* at least 10 of each"
+    with pytest.warns(UserWarning, match=said) as caught:
+        report = two_sample_test(Pair(), BRIGHT[:n_train], DARK[:n_val], layers=["conv"])
     (note,) = report.notes.values()
     assert [str(warning.message) for warning in caught] == [note]
     assert f"note: {note}" in str(report)
-    assert report.filters == {}
-    enough = int(re.search(r"at least (\d+) of each\.$", note)[1])
-    told = two_sample_test(Pair(), BRIGHT[:enough], DARK[:enough], **options)  # without a word: warnings are errors
+    assert (report.filters, report.p_value, report.compares_output) == ({}, 1, False)
+    told = two_sample_test(Pair(), BRIGHT[:10], DARK[:10], layers=["conv"])  # without a word: warnings are errors
     assert told.filters == {"conv": [1]}
-    assert told.layers["conv"].p_value[1] <= significance
-    assert told.p_value <= max(significance, 0.001)  # of one filter, which chance finds as often
-    with pytest.warns(UserWarning, match=rf"give at least {enough} of each"):
-        assert two_sample_test(Pair(), BRIGHT[: enough - 1], DARK[: enough - 1], **options).notes
+    assert told.layers["conv"].p_value[1] <= 0.01
 
 
 def test_filters_that_are_silent_on_nearly_all_images_are_said() -> None:
@@ -162,14 +132,6 @@ def test_filters_with_nan_are_not_judged_nor_called_silent_and_the_others_are(lo
     assert report.layers["conv"].live.tolist() == [False, 1 not in lost]
     assert report.filters == ({} if 1 in lost else {"conv": [1]})
     assert set(report.notes) == {"output", "conv nonfinite"}
-
-
-def test_maps_of_two_sizes_are_not_compared() -> None:
-    with pytest.warns(
-        UserWarning, match=r"'conv' is left out.*: the size of its maps is \(9, 9\) for training images and"
-    ):
-        report = two_sample_test(Pair(), (IMAGES[:70],), (IMAGES[70:, :, :8],), layers=["conv"])
-    assert report.layers == {}
 
 
 def test_chance_is_counted_in_whole_numbers_whatever_the_default_type() -> None:
@@ -203,8 +165,8 @@ def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
     state = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
     two_sample_test(model, IMAGES[:70], IMAGES[70:], layers=["conv"])
-    with pytest.raises(RuntimeError):
-        two_sample_test(model, IMAGES[:70], (torch.zeros(5, 3, 9, 9),), layers=["conv"])
+    with pytest.raises(TypeError):
+        two_sample_test(model, IMAGES[:70], {"other": IMAGES[70:]}, layers=["conv"])
     assert [module.training for module in model.modules()] == flags
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
@@ -217,7 +179,7 @@ def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
         ({"train_inputs": IMAGES[:0]}, r"`train_inputs` should hold samples. Found shape \(0, 1, 9, 9\)"),
         ({"val_inputs": None}, r"`val_inputs` should be a tensor .* Found NoneType"),
         ({"model": "last.ckpt"}, r"`model` should be a torch.nn.Module. Found 'last.ckpt'"),
-        ({"train_inputs": IMAGES[:, :, :8]}, r"of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)"),
+        ({"train_inputs": (IMAGES[:, :, :8],)}, r"of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)"),
         ({"significance": 0}, r"`significance` should be a number in \(0, 1\]. Found `significance = 0`"),
         ({"layers": ["absent"]}, r"`layers` should name layers of the model. Found \['absent'\]"),
     ],
