@@ -130,9 +130,7 @@ def analyze_maps(
     statistics = {name: layer.statistics for name, layer in usable.items()}
     known = SampleStatistics() if samples is None else samples.collected(n_samples)
     if samples is not None and samples.problem is not None:
-        left_out["views"] = (
-            f"Samples are scored by their maps alone: taking pixels and classes failed with {samples.problem}."
-        )
+        left_out["views"] = f"Samples are scored by their maps alone, without pixels and classes: {samples.problem}."
     part = analyze_slice(usable, statistics, settings, known, progress=progress)
     return join_slices([part], list(usable), n_samples, settings, {**(notes or {}), **left_out})
 

@@ -13,7 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.callbacks._probe import transferred
 from lightning_anomaly.capture.hooks import isolated_random_state
-from lightning_anomaly.capture.images import first_loader, first_tensor, holder, reread, training_batches
+from lightning_anomaly.capture.images import (
+    batch_size_of,
+    first_loader,
+    first_tensor,
+    holder,
+    reread,
+    training_positions,
+)
 
 __all__ = ["Source", "check_source", "describe_doubts", "read_images"]
 
@@ -49,10 +56,11 @@ def read_images(trainer: Any, pl_module: Any, train: Source, val: Source, size: 
             if isinstance(loader, Tensor):
                 images.append(loader)
                 continue
-            sample: Any = training_batches(loader, size, _SEED)
+            positions = training_positions(loader, size, _SEED)
             if train is None and loader is train_loader:
-                sample = _without_augmentation(sample, val_loader)
-            images.append(torch.cat([_inputs(trainer, pl_module, batch) for batch in sample]))
+                loader = _without_augmentation(loader, val_loader)
+            batches = reread(loader, positions, seed=_SEED)
+            images.append(torch.cat([_inputs(trainer, pl_module, batch) for batch in batches]))
     return images[0], images[1]
 
 
@@ -70,19 +78,23 @@ def _loader(name: str, source: Any) -> Any:
     )
 
 
-def _without_augmentation(sample: Any, val_loader: Any) -> Any:
-    """Read a sample of the training set as validation images are read, and say whether that is possible."""
-    dataset = _with_transform_of(sample.dataset, getattr(val_loader, "dataset", None))
+def _without_augmentation(loader: Any, val_loader: Any) -> Any:
+    """Load the training set as validation images are loaded, and say whether that is possible."""
+    dataset = _with_transform_of(loader.dataset, getattr(val_loader, "dataset", None))
     if dataset is None:
         rank_zero_info(
             "TwoSampleCallback takes training images as the loader yields them; if that augments them, give plain ones "
             "as `train_inputs`, or the gap hardly shows."
         )
-        return sample
+        return loader
     rank_zero_info("TwoSampleCallback takes training images with the transform of the validation images.")
-    positions: Any = sample.sampler
-    as_val = DataLoader(dataset, collate_fn=val_loader.collate_fn, worker_init_fn=sample.worker_init_fn)
-    return reread(as_val, positions, batch_size=sample.batch_size, num_workers=sample.num_workers, seed=_SEED)
+    return DataLoader(
+        dataset,
+        batch_size_of(loader),
+        collate_fn=val_loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+    )
 
 
 def _with_transform_of(dataset: Any, other: Any) -> Any:

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
@@ -20,12 +19,12 @@ from lightning_anomaly.capture.images import (
     first_loader,
     first_tensor,
     holder,
-    part_of,
+    reread,
     shuffles,
-    training_batches,
+    training_positions,
     unpadded_length,
 )
-from lightning_anomaly.capture.probe import most_samples, probing
+from lightning_anomaly.capture.probe import most_samples, probing, tensors_in
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import take_pictures
@@ -91,9 +90,7 @@ def small_images(batch: Any) -> Tensor | None:
 def class_targets(batch: Any) -> Tensor | None:
     """Copy what may be the classes of a batch: its first integers of 64 bits with one for each sample."""
     images = first_tensor(batch)
-    found: list[Tensor] = []
-    apply_to_collection(batch, Tensor, found.append)
-    for own in found:
+    for own in tensors_in(batch):
         if images is not None and own.dtype == torch.int64 and own.ndim == 1 and own.shape == images.shape[:1]:
             return own.clone()
     return None
@@ -313,8 +310,9 @@ def run_training_probe(
             call(batch if inputs is None else inputs)
 
     # Dealt out as `sample_order` expects it, so that process 0 has as many samples as any.
-    sample = training_batches(trainer.train_dataloader, size, seed)
-    own, most = (part_of(sample, slice(rank, None, trainer.world_size), seed) for rank in (trainer.global_rank, 0))
+    loader, world = trainer.train_dataloader, trainer.world_size
+    positions = training_positions(loader, size, seed)
+    own, most = (reread(loader, positions[rank::world], seed=seed) for rank in (trainer.global_rank, 0))
     with isolated_random_state(seed), unlogged(pl_module), probing(pl_module) as call:
         for batch in own:
             on_batch(batch)
@@ -322,5 +320,5 @@ def run_training_probe(
             if capture.full:
                 return
         if len(own) < len(most):  # what the module does with a batch may communicate: all processes do it as often
-            for batch in part_of(sample, slice(1), seed):
+            for batch in reread(loader, positions[:1], seed=seed):
                 forward(batch, nullcontext())

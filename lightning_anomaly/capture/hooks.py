@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -142,8 +143,9 @@ class MapCapture:
         with ExitStack() as hooks:
             hooks.enter_context(compiled_models_eager())
             for name, module in self._layers.items():
-                hooks.callback(module.register_forward_hook(self._hook(name)).remove)
-            self.samples.attach(hooks, self._sample_hook)
+                hook = _guarded(self.maps[name], partial(self._take, name))
+                hooks.callback(module.register_forward_hook(hook).remove)
+            self.samples.attach(hooks, partial(_guarded, self.samples))
             self._hooks = hooks.pop_all()
 
     def remove(self) -> None:
@@ -173,27 +175,10 @@ class MapCapture:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _hook(self, name: str) -> Callable[..., None]:
-        def take(module: nn.Module, args: Any, output: Any) -> None:
-            try:
-                if name not in self._called:
-                    self._called[name] = 0
-                    self._take(name, module, output)
-            except Exception as error:  # the forward pass is not ours to break
-                self.maps[name].problem = f"taking its maps failed with {error!r}"
-
-        return take
-
-    def _sample_hook(self, take: Callable[..., None]) -> Callable[..., None]:
-        def run(*args: Any) -> None:
-            try:
-                take(*args)
-            except Exception as error:
-                self.samples.problem = repr(error)
-
-        return run
-
-    def _take(self, name: str, module: nn.Module, output: Any) -> None:
+    def _take(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if name in self._called:
+            return
+        self._called[name] = 0
         layer = self.maps[name]
         layer.problem = layer.problem or _problem(layer, module, output)
         if layer.problem is not None or output.numel() == 0:
@@ -220,6 +205,18 @@ class MapCapture:
                 values = self._summary(values)
             keep_rows(layer.batches, values, room)
             room -= len(piece)
+
+
+def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Callable[..., None]:
+    """Make a failure of a hook the owner's `problem`, as the forward pass is not ours to break."""
+
+    def hook(*args: Any) -> None:
+        try:
+            take(*args)
+        except Exception as error:
+            owner.problem = f"taking it failed with {error!r}"
+
+    return hook
 
 
 def _problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:

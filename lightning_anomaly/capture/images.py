@@ -6,7 +6,6 @@ import copy
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from itertools import chain, islice
 from typing import Any, cast
 
@@ -23,18 +22,19 @@ from torch.utils.data import (
 )
 
 from lightning_anomaly.capture.hooks import isolated_random_state
+from lightning_anomaly.capture.probe import tensors_in
 
 __all__ = [
     "ImageSource",
+    "batch_size_of",
     "drawn_positions",
     "file_names",
     "first_loader",
     "first_tensor",
     "holder",
-    "part_of",
     "reread",
     "shuffles",
-    "training_batches",
+    "training_positions",
     "unpadded_length",
 ]
 
@@ -48,48 +48,46 @@ def first_tensor(batch: Any) -> Tensor | None:
     Images in bytes before it come first, which the model scales itself: the floating-point tensor is their target then.
     A number for each sample is only taken where no image follows.
     """
-    found = list(_candidates(batch))
+    found = [
+        own
+        for own in tensors_in(batch)
+        if (own.ndim >= 3 if own.dtype == torch.uint8 else own.ndim >= 1 and own.is_floating_point())
+    ]
     if found and found[0].ndim < 2:
         return next((tensor for tensor in found if tensor.ndim > 2), found[0])
     return found[0] if found else None
 
 
-def _candidates(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        if batch.ndim >= 3 if batch.dtype == torch.uint8 else batch.is_floating_point() and batch.ndim >= 1:
-            yield batch
-    elif isinstance(batch, Mapping):
-        yield from _candidates(list(batch.values()))
-    elif isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
-        for part in batch:
-            yield from _candidates(part)
-    elif is_dataclass(batch) and not isinstance(batch, type):
-        yield from _candidates([getattr(batch, field.name, None) for field in fields(batch)])
-
-
 def reread(
-    loader: DataLoader[Any], positions: Sequence[int], *, batch_size: int | None, num_workers: int, seed: int = 0
+    loader: DataLoader[Any], positions: Sequence[int], *, num_workers: int | None = None, seed: int = 0
 ) -> DataLoader[Any]:
     """Load items of a loader's data set as the loader does, without drawing a global random number.
 
     Args:
         loader: A loader over a map-style data set.
         positions: Which items, in this order.
-        batch_size: Items in a batch; None where each item is a batch already.
-        num_workers: Processes that load.
+        num_workers: Processes that load; None takes one where the loader has any: open files and generators of the data
+            set's own are not shared then.
         seed: Seed of what the data set draws in them.
     """
+    workers = min(1, loader.num_workers) if num_workers is None else num_workers
     return DataLoader(
         loader.dataset,  # itself, as `worker_init_fn` may reach for it
         sampler=positions,
-        batch_size=batch_size,
+        batch_size=batch_size_of(loader),
         collate_fn=loader.collate_fn,
-        num_workers=num_workers,
+        num_workers=workers,
         worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context if num_workers else None,
+        multiprocessing_context=loader.multiprocessing_context if workers else None,
         # Its own: without one a DataLoader draws its base seed from the global random numbers.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def batch_size_of(loader: DataLoader[Any]) -> int | None:
+    """Return the number of items in a batch; None where each item is a batch already."""
+    batches = loader.batch_sampler  # one of the user's may have no size
+    return None if batches is None else getattr(batches, "batch_size", None) or _BATCH
 
 
 def sampler_of(loader: Any) -> Any:
@@ -108,11 +106,9 @@ def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
     in_batches = sampler is None
     try:
         # A sampler may hold the data set, which is not to be copied.
-        held = {id(data): data for data in (dataset, getattr(dataset, "dataset", None))}
-        own: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, held)
+        own: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, {id(dataset): dataset})
         if isinstance(own, DistributedSampler):
-            own.rank, own.num_replicas, own.num_samples = 0, 1, own.total_size
-            own.epoch = 0
+            own.rank, own.num_replicas, own.num_samples, own.epoch = 0, 1, own.total_size, 0
         if isinstance(getattr(own, "generator", None), torch.Generator):
             own.generator = torch.Generator().manual_seed(0)
         with isolated_random_state(0):
@@ -146,8 +142,8 @@ def shuffles(loaders: Any) -> bool:
     return bool(getattr(sampler, "shuffle", is_random))
 
 
-def training_batches(loader: Any, size: int, seed: int) -> DataLoader[Any]:
-    """Load a fixed random sample of a training set.
+def training_positions(loader: Any, size: int, seed: int) -> list[int]:
+    """Choose a fixed random sample of a training set.
 
     Args:
         loader: A `DataLoader` over a data set that has a length.
@@ -167,19 +163,8 @@ def training_batches(loader: Any, size: int, seed: int) -> DataLoader[Any]:
     # What the loader leaves out may be the validation images.
     drawn = drawn_positions(loader)
     places = sorted(range(len(dataset)) if drawn is None else set(drawn))
-    # Without a batch sampler each item of the data set is a batch already; a batch sampler of the user's has no size.
-    batch_size = None if loader.batch_sampler is None else getattr(loader.batch_sampler, "batch_size", None) or _BATCH
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
-    # In a worker where the training has some: open files and generators of the data set's own are not shared then.
-    workers = min(1, loader.num_workers)
-    return reread(loader, [places[place] for place in order], batch_size=batch_size, num_workers=workers, seed=seed)
-
-
-def part_of(sample: DataLoader[Any], share: slice, seed: int) -> DataLoader[Any]:
-    """Load a part of the sample that `training_batches` gave."""
-    positions: Any = sample.sampler  # a list
-    size, workers = sample.batch_size, sample.num_workers
-    return reread(sample, positions[share], batch_size=size, num_workers=workers, seed=seed)
+    return [places[place] for place in order]
 
 
 class ImageSource:
@@ -205,7 +190,7 @@ class ImageSource:
         self.argument = argument
         self._tensor = images if isinstance(images, Tensor) else None
         self._loader: DataLoader[Any] | None = None if isinstance(images, Tensor) else _checked(images, argument)
-        self.batch_size = _BATCH if self._loader is None else self._loader.batch_size or _BATCH
+        self.batch_size = (None if self._loader is None else batch_size_of(self._loader)) or _BATCH
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         dataset = None if self._loader is None else self._loader.dataset
@@ -257,13 +242,13 @@ class ImageSource:
             assert self._tensor is not None
             return map(self._tensor.__getitem__, places)
         workers = self._loader.num_workers if len(places) > 1 else 0
-        return iter(reread(self._loader, positions, batch_size=self.batch_size, num_workers=workers))
+        return iter(reread(self._loader, positions, num_workers=workers))
 
     def _read_alone(self, position: int) -> Tensor:
         """Read one image of a batch that could not be read `(1, ...)`."""
         assert self._loader is not None
         try:
-            batch = next(iter(reread(self._loader, [position], batch_size=1, num_workers=0)))
+            batch = next(iter(reread(self._loader, [position], num_workers=0)))
         except Exception as error:
             self.unreadable[position] = f"{type(error).__name__}: {error}"
             return torch.zeros(1, *self.shape, device="cpu")

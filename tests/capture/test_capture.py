@@ -143,18 +143,12 @@ def test_large_outputs_are_taken_in_pieces_that_change_nothing():
     assert sizes == [2, 2, 1]
 
 
-def test_layers_without_pixels_and_on_volumes_and_sound_are_taken():
-    for shape in ((3, 4), (3, 4, 20), (3, 4, 2, 3, 4)):
-        maps = take(Returns(), torch.randn(*shape))
-        assert maps.maps.shape == shape
-        assert maps.size == shape[2:]
-
-
 def test_a_summary_takes_the_place_of_the_maps():
-    maps = drawn(4, 3, 5, 5)
-    taken = take(nn.Identity(), maps, summary=lambda maps: maps.amax((2, 3)))
-    assert torch.equal(taken.maps, maps.amax((2, 3)))
-    assert (taken.size, taken.count, taken.zeros, taken.statistics) == ((5, 5), 4, None, [])
+    for shape in ((4, 3), (4, 3, 20), (4, 3, 5, 5), (4, 3, 2, 3, 4)):
+        maps = drawn(*shape)
+        taken = take(nn.Identity(), maps, summary=lambda maps: maps.reshape(4, 3, -1).amax(2))
+        assert torch.equal(taken.maps, maps.reshape(4, 3, -1).amax(2))
+        assert (taken.size, taken.count, taken.zeros, taken.statistics) == (shape[2:], 4, None, [])
 
 
 def test_sparsity_is_counted_before_pooling_and_after_the_sign():
@@ -204,21 +198,16 @@ def test_hooks_are_only_on_the_model_inside_and_those_of_others_stay(error):
     model = network()
     model[0].register_forward_hook(lambda *_: None)
     try:
-        with MapCapture(select_layers(model)):
-            assert hook_count(model) == 3
+        with MapCapture(select_layers(model)) as taken:
+            taken.attach()
+            assert hook_count(model) == 3  # no more than after the first time
             if error is not None:
                 raise error
     except KeyboardInterrupt:
         pass
     assert hook_count(model) == 1
-
-
-def test_attaching_and_removing_twice_does_no_more_than_once():
-    model = network()
-    taken = MapCapture(select_layers(model))
-    for step, hooks in ((taken.attach, 2), (taken.attach, 2), (taken.remove, 0), (taken.remove, 0)):
-        step()
-        assert hook_count(model) == hooks
+    taken.remove()
+    assert hook_count(model) == 1
 
 
 @pytest.fixture
@@ -256,7 +245,7 @@ def test_threads_that_capture_leave_compiled_models_compiled(graphs):
 
     def run(_: int) -> None:
         ready.wait()
-        for _ in range(1000):
+        for _ in range(300):
             with MapCapture({}):
                 pass
 

@@ -1,6 +1,7 @@
 """A model that is run on a probe is as before, whatever it is wrapped in, and no batch sees what another one left."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -89,23 +90,19 @@ def test_batches_have_nearly_equal_sizes_up_to_the_largest(batch_size: int, expe
     assert sizes == expected
 
 
-RUNS: dict[str, Callable[..., object]] = {
-    "analyze": lambda model, **options: analyze(model, IMAGES, **options),
-    "two_sample_test": lambda model, **options: two_sample_test(model, IMAGES[:75], IMAGES[75:], **options),
-    "TwoSampleCallback": lambda _, **options: TwoSampleCallback(IMAGES[:75], IMAGES[75:], **options),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes"), [("analyze", {30}), ("two_sample_test", {25}), ("TwoSampleCallback", set())]
-)
-def test_the_largest_batch_is_an_argument(name: str, sizes: set[int]) -> None:
+def test_the_largest_batch_is_an_argument() -> None:
     model = Remembers("in place")
-    RUNS[name](model, batch_size=30)
-    assert set(model.sizes) == sizes
-    for wrong in (0, 2.5):
-        with pytest.raises(ValueError, match=f"`batch_size` .* Found `batch_size = {wrong}`"):
-            RUNS[name](model, batch_size=wrong)
+    analyze(model, IMAGES, batch_size=30)
+    assert set(model.sizes) == {30}
+    two_sample_test(model, IMAGES[:75], IMAGES[75:], batch_size=30)
+    assert set(model.sizes[5:]) == {25}
+    for call in (
+        analyze,
+        partial(two_sample_test, val_inputs=IMAGES),
+        lambda *_, **options: TwoSampleCallback(**options),
+    ):
+        with pytest.raises(ValueError, match=r"`batch_size` .* Found `batch_size = 0`"):
+            call(model, IMAGES, batch_size=0)
 
 
 def test_a_tuple_or_dict_is_one_call_and_no_input_is_changed() -> None:
