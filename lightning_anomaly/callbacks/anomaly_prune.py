@@ -12,10 +12,10 @@ from lightning_anomaly.callbacks._base import LoggingCallback, guarded
 from lightning_anomaly.callbacks._history import THRESHOLD
 from lightning_anomaly.callbacks._mask import average_models, find_norms_on, first_samples
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback, find_watcher
-from lightning_anomaly.capture.layers import modules_by_name, select_layers
+from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
 from lightning_anomaly.distributed import broadcast_result, gather_results
-from lightning_anomaly.pruning.filter_rows import CONVOLUTIONS, conv_rows
+from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.selection import (
     Criterion,

@@ -5,23 +5,21 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating, isolated_random_state
-from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.probe import clone_inputs
-from lightning_anomaly.pruning.filter_rows import CONVOLUTIONS, zero_rows
+from lightning_anomaly.capture.layers import CONVOLUTIONS, select_layers
+from lightning_anomaly.capture.probe import clone_inputs, tensors_in
+from lightning_anomaly.pruning.filter_rows import zero_rows
+from lightning_anomaly.tables import listed
 
 __all__ = ["compact"]
 
-_NAMED = 3  # layers that a warning names
 # How far outputs may be apart (of the largest), as sums of other lengths round differently, and in half precision more.
 _TOLERANCE, _EPSILONS = 1e-4, 8
 # Torch-Pruning's kinds of nodes: layers with weights that can be cut, and what works on each channel by itself.
@@ -76,10 +74,9 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     with _traceable(smaller), isolated_random_state(0):
         expected, silent = _observe(smaller, arguments)
         outputs: list[Tensor] = []
-        failures: list[Exception] = []
 
         def differentiable(output: Any) -> list[Tensor]:
-            outputs[:] = [tensor for tensor in _tensors(output) if tensor.grad_fn is not None]
+            outputs[:] = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
             return outputs
 
         try:
@@ -94,33 +91,23 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
             returned = {tensor.grad_fn for tensor in outputs}
             for module in select_layers(smaller).values():
                 if module in graph.module2node:
-                    try:
+                    with suppress(Exception):  # where it fails, filters stay, but not those of other layers
                         _remove(graph, torch_pruning.prune_conv_out_channels, module, silent, returned)
-                    except Exception as error:  # no reason to keep the filters of other layers
-                        failures.append(error)
         except Exception as error:  # it knows most models, but not all
             raise ValueError(
                 f"Parameter `model` should be one that Torch-Pruning can follow. Found a {type(model).__name__}, on "
                 f"which it failed: {error!r}; the masked model itself gives the outputs that a smaller one would."
             ) from error
         _compare(smaller, arguments, expected)
-    _warn_of_what_stays(masked, _zero_filters(smaller), failures)
-    return smaller
-
-
-def _warn_of_what_stays(
-    masked: Mapping[str, list[int]], staying: Mapping[str, list[int]], failures: list[Exception]
-) -> None:
-    kept = {name: len(filters) for name, filters in staying.items()}
-    if kept:
-        failed = f" (on some Torch-Pruning failed: {failures[0]!r})" if failures else ""
-        more = f" and more in {len(kept) - _NAMED} others" if len(kept) > _NAMED else ""
+    staying = {name: len(filters) for name, filters in _zero_filters(smaller).items()}
+    if staying:
         warnings.warn(
-            f"{sum(kept.values())} of {sum(map(len, masked.values()))} masked filters stay, as other filters or the "
+            f"{sum(staying.values())} of {sum(map(len, masked.values()))} masked filters stay, as other filters or the "
             "model's output share their channels, or what is behind them may mix channels or make something of zeros: "
-            f"{dict(islice(kept.items(), _NAMED))}{more}{failed}.",
-            stacklevel=3,
+            f"{listed([f'{count} of {name!r}' for name, count in staying.items()])}.",
+            stacklevel=2,
         )
+    return smaller
 
 
 @contextmanager
@@ -154,8 +141,7 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
     layers = [module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
     hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
-        with torch.no_grad(), isolated_random_state(0):
-            return model(*clone_inputs(arguments)), silent
+        return _call(model, arguments), silent
     finally:
         for hook in hooks:
             hook.remove()
@@ -209,11 +195,10 @@ def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor], returned: C
 def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
     """Raise ValueError if the model does not give the expected output."""
     try:
-        with torch.no_grad(), isolated_random_state(0):
-            found = _tensors(model(*clone_inputs(arguments)))
+        found = tensors_in(_call(model, arguments))
         types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         tolerance = max(_TOLERANCE, *(_EPSILONS * torch.finfo(dtype).eps for dtype in types))
-        for one, other in zip(found, _tensors(expected), strict=True):
+        for one, other in zip(found, tensors_in(expected), strict=True):
             scale = tolerance * other.abs().max() if other.is_floating_point() and other.numel() else 0.0
             torch.testing.assert_close(one, other, rtol=0.0, atol=float(scale), equal_nan=True)
     except Exception as error:  # also whatever the user's model raises
@@ -223,8 +208,7 @@ def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Non
         ) from error
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    """All tensors in what a model returns."""
-    found: list[Tensor] = []
-    apply_to_collection(values, Tensor, found.append, allow_frozen=True)
-    return found
+def _call(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
+    """Call a model without a trace, each time with the same random numbers."""
+    with torch.no_grad(), isolated_random_state(0):
+        return model(*clone_inputs(arguments))

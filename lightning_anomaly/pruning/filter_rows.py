@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Norms that treat each channel by itself.
 CHANNEL_NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
@@ -26,7 +25,6 @@ class Rows:
     Attributes:
         owner: The module that has the tensor, which may be replaced there (`load_state_dict(assign=True)`).
         name: The tensor's attribute in `owner`.
-        filters: The filters; of a norm, its channels.
         index: Where they are in the tensor, one entry per indexed axis.
         masked: Whether they are set to 0; else they are only remembered.
         saved: What they were before; None if that is not known.
@@ -34,7 +32,6 @@ class Rows:
 
     owner: nn.Module
     name: str
-    filters: list[int]
     index: tuple[Tensor, ...]
     masked: bool = True
     saved: Tensor | None = None
@@ -99,28 +96,28 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
         ValueError: The layer's weight is computed from other tensors in a way that cannot be masked.
     """
     channels = (torch.tensor(filters, device="cpu"),)
-    bias = [] if conv.bias is None else [Rows(conv, "bias", filters, channels)]
-    if _has_plain_parameters(conv):
+    bias = [] if conv.bias is None else [Rows(conv, "bias", channels)]
+    if not is_parametrized(conv) and {"weight", "bias"} <= conv._parameters.keys():
         index: tuple[Tensor, ...] = channels
-        if isinstance(conv, TRANSPOSED):
+        if isinstance(conv, _TRANSPOSED):
             # Their weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
             inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
             group, column = channels[0] // outputs, channels[0] % outputs
             index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
-        return [Rows(conv, "weight", filters, index), *bias]
+        return [Rows(conv, "weight", index), *bias]
     if not _has_norm_per_filter(conv):
         raise ValueError(
             "Parameter `filters` should name layers with a plain weight, or with `parametrizations.weight_norm` that "
-            f"has one norm per filter (`dim=0`). Found '{layer}' with {_parameter_names(conv)}."
+            f"has one norm per filter (`dim=0`). Found '{layer}' with {[name for name, _ in conv.named_parameters()]}."
         )
     # weight = g * v / |v|: g carries the zero.
     parts = conv.parametrizations["weight"]
-    return [Rows(parts, "original0", filters, channels), Rows(parts, "original1", filters, channels, False), *bias]
+    return [Rows(parts, "original0", channels), Rows(parts, "original1", channels, False), *bias]
 
 
 def _has_norm_per_filter(conv: Any) -> bool:
     """Whether a convolution has weight_norm, and nothing else that makes its parameters of others."""
-    if not is_parametrized(conv) or isinstance(conv, TRANSPOSED):
+    if not is_parametrized(conv) or isinstance(conv, _TRANSPOSED):
         return False
     steps = [(name, type(step).__name__) for name, chain in conv.parametrizations.items() for step in chain]
     if steps != [("weight", "_WeightNorm")]:
@@ -132,35 +129,18 @@ def _has_norm_per_filter(conv: Any) -> bool:
 def filters_first(layer: Any) -> Tensor:
     """Return the weight of a convolution of any kind or of a linear layer, its filters in front: `(F, ...)`."""
     weight: Tensor = layer.weight
-    if isinstance(layer, TRANSPOSED):  # (inputs, outputs per group, ...)
+    if isinstance(layer, _TRANSPOSED):  # (inputs, outputs per group, ...)
         weight = weight.reshape(layer.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     return weight
 
 
-def norm_rows(name: str, norm: Any, channels: list[int]) -> list[Rows]:
-    """Find the rows of a BatchNorm or InstanceNorm that belong to some of its channels.
-
-    Args:
-        name: The layer's name, for errors.
-        norm: The layer.
-        channels: Channels from 0 to `norm.num_features - 1`.
-
-    Returns:
-        Rows of the weight and bias, and of the running statistics.
-
-    Raises:
-        ValueError: The layer's weight is not a plain parameter.
-    """
-    if not _has_plain_parameters(norm):
-        raise ValueError(
-            "Parameter `filters` should name layers that are followed by a norm with plain parameters. Found "
-            f"'{name}' with {_parameter_names(norm)}."
-        )
+def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:
+    """Find the rows of weight, bias and running statistics that belong to some channels of a Batch- or InstanceNorm."""
     index = (torch.tensor(channels, device="cpu"),)
     # Statistics are remembered, as those of a map of zeros would blow up a restored filter. Without a weight the output
     # in evaluation is (0 - running mean) / std: it is 0 where the running mean is.
     masked = {"weight": True, "bias": True, "running_mean": norm.weight is None, "running_var": False}
-    return [Rows(norm, part, channels, index, own) for part, own in masked.items() if getattr(norm, part) is not None]
+    return [Rows(norm, part, index, own) for part, own in masked.items() if getattr(norm, part) is not None]
 
 
 def zero_rows(module: Any) -> Tensor:
@@ -178,11 +158,3 @@ def zero_rows(module: Any) -> Tensor:
         if part is not None:
             zero &= (part.detach() == 0).reshape(count, -1).all(1).cpu()
     return zero
-
-
-def _has_plain_parameters(module: nn.Module) -> bool:
-    return not is_parametrized(module) and {"weight", "bias"} <= module._parameters.keys()
-
-
-def _parameter_names(module: nn.Module) -> list[str]:
-    return sorted(name for name, _ in module.named_parameters())

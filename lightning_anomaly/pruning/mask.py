@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_anomaly.capture.layers import modules_by_name
-from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, CONVOLUTIONS, Rows, conv_rows, norm_rows, zero_rows
+from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name
+from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, Rows, conv_rows, norm_rows, zero_rows
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
 from lightning_anomaly.report import AnomalyReport
 
@@ -128,7 +128,7 @@ class FilterMask:
             rows += conv_rows(layer, modules[layer], indices)
         for norm, channels in zeros.items():
             fresh = sorted({*channels} - {*self._zeros.get(norm, ())})
-            rows += norm_rows(norm, modules[norm], fresh) if fresh else []
+            rows += norm_rows(modules[norm], fresh) if fresh else []
         # Everything is checked by now: the model is either masked as asked or not touched.
         for added in rows:
             added.saved = added.read()

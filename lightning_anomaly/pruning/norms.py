@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
-from lightning_anomaly.capture.layers import modules_by_name
-from lightning_anomaly.capture.probe import clone_inputs
-from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS, CONVOLUTIONS
+from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name
+from lightning_anomaly.capture.probe import clone_inputs, probing
+from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,8 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
 
 def call_model(model: nn.Module, example_input: Any) -> None:
     """Call a model on copies of its buffers and of its input; a tuple is several arguments."""
-    args = clone_inputs(example_input if isinstance(example_input, tuple) else (example_input,))
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    torch.func.functional_call(model, buffers, args)
+    with probing(model) as call:
+        call(*clone_inputs(example_input if isinstance(example_input, tuple) else (example_input,)))
 
 
 class _Pass:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, parametrize
 
 from lightning_anomaly.pruning import mask_filters
 
@@ -60,15 +60,12 @@ def parametrized(module: nn.Module, name: str = "weight") -> nn.Module:
 
 REFUSED = {
     "spectral_norm": lambda: parametrizations.spectral_norm(nn.Conv2d(4, 6, 3)),
-    "orthogonal": lambda: parametrizations.orthogonal(nn.Conv2d(4, 6, 3)),
     "custom bias": lambda: parametrized(nn.Conv2d(4, 6, 3), "bias"),
     "weight_norm and more": lambda: parametrized(parametrizations.weight_norm(nn.Conv2d(4, 6, 3))),
     "old weight_norm": lambda: torch.nn.utils.weight_norm(nn.Conv2d(4, 6, 3)),
     "weight_norm of inputs": lambda: parametrizations.weight_norm(nn.Conv2d(6, 6, 3), dim=1),
     "weight_norm of all": lambda: parametrizations.weight_norm(nn.Conv2d(4, 6, 3), dim=None),
     "transposed weight_norm": lambda: parametrizations.weight_norm(nn.ConvTranspose2d(6, 6, 3)),
-    "pruned bias": lambda: prune.l1_unstructured(nn.Conv2d(4, 6, 3), "bias", 0.5),
-    "norm": lambda: nn.Sequential(nn.Conv2d(4, 6, 3), parametrized(nn.BatchNorm2d(6))),
 }
 
 
@@ -76,8 +73,7 @@ REFUSED = {
 @pytest.mark.parametrize("how", REFUSED)
 def test_refuses_a_weight_made_from_others_and_touches_nothing(how: str) -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), REFUSED[how]()).eval()
-    layer, found = ("1.0", "1.1") if how == "norm" else ("1", "1")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match=f"`filters` .* Found '{found}'"):
-        mask_filters(model, {"0": [1], layer: [1]}, example_input=torch.randn(2, 4, 7, 7))
+    with pytest.raises(ValueError, match=r"`filters` .* Found '1'"):
+        mask_filters(model, {"0": [1], "1": [1]})
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
