@@ -199,7 +199,7 @@ function inspected(report, place, points, map, sample, isPinned) {
           make(
             "p",
             { class: "hint" },
-            "Hover a point to see its sample. Click to pin it. Drag to move, zoom with Ctrl and the wheel.",
+            "Point at a dot to see its sample, click or tap to pin it. Drag to move, zoom with Ctrl and the wheel.",
           ),
         ]
       : [];

@@ -61,8 +61,8 @@ function tickedBar(ranking) {
   const bar = make("div", { class: "ticked-bar" }, status, none, save);
   const update = () => {
     const amount = ranking.ticked.size;
-    status.textContent = amount ? `${count(amount, "image")} ticked` : "Tick images to save them as a list.";
-    save.hidden = none.hidden = amount === 0;
+    status.textContent = `${count(amount, "image")} ticked`;
+    bar.hidden = amount === 0;
     for (const option of document.querySelectorAll("option[value='ticked']")) option.textContent = tickedText(amount);
     for (const box of document.querySelectorAll("[data-position]"))
       box.checked = ranking.ticked.has(Number(box.dataset.position));
@@ -125,7 +125,7 @@ function gallery(ranking, query) {
       "p",
       { class: "quiet" },
       `The larger its score, the less an image is like the reference: ${ordinaryText(ranking, "images")}. ` +
-        "A p-value is the share of reference images with a score as large.",
+        "A p-value is the share of reference images with a score as large. Tick images to save them as a list.",
     ),
     make(
       "div",
@@ -133,7 +133,7 @@ function gallery(ranking, query) {
       choice(
         "Show",
         [
-          ["all", `the ${number(ranking.rows.length)} largest scores`],
+          ["all", `largest ${number(ranking.rows.length)}`],
           ["found", `significant (${amountOf("found")})`],
           ["ticked", tickedText(amountOf("ticked"))],
         ],

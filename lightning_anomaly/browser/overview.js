@@ -39,7 +39,7 @@ export function overview(report) {
       ),
       tile(percent(report.sparsity), "of the maps' values are zero or less"),
     ),
-    report.history ? make("section", {}, make("h2", {}, "Over the training"), curves(report.history)) : null,
+    report.history ? make("section", {}, make("h2", {}, "Over the run"), curves(report.history)) : null,
     report.samples ? make("section", {}, make("h2", {}, "Samples with the largest scores"), samples(report)) : null,
     make("section", {}, make("h2", {}, "Layers"), legend(report), layers(report)),
     report.notes.length

@@ -157,7 +157,7 @@ class TestFilter:
         assert re.search(r"In cluster \d+, outlier\b.* Score \d+\.\d\.", page.text(".inspector"))
         page.press("Escape")
         assert page.hash == address(layer, index)
-        assert "Hover a point" in page.text(".inspector")
+        assert "Point at a dot" in page.text(".inspector")
 
     def test_a_label_stands_with_its_sample_and_colours_the_points(self, probed, opened):
         layer, index, sample = flagged(probed.report)
