@@ -10,7 +10,7 @@ const by = (value) => (report) => (a, b) => value(report, a) - value(report, b);
 const column = (name, sign) =>
   by((report, { layer, filter }) => sign * (report.layers[layer][name][filter] ?? -sign * Number.MAX_VALUE));
 const ORDERS = {
-  network: ["order of the network", null],
+  network: ["network order", null],
   clearest: [
     "clearest anomalies",
     by((report, { layer, filter }) => report.layers[layer].clearest[filter] ?? Number.MAX_VALUE),

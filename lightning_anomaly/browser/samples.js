@@ -117,7 +117,7 @@ export async function samplePage(report, sample, query) {
         make(
           "p",
           { class: "quiet" },
-          `The views add up to the score. A line marks what 95% of the samples stay below; ${ordinary(report)}.`,
+          `The score is that of the pixels plus the mean of the network's views. A line marks what 95% of the samples stay below; ${ordinary(report)}.`,
         ),
         make("h2", {}, "Distance in each layer"),
         bars(
