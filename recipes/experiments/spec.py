@@ -188,8 +188,8 @@ EXPERIMENTS = {
     "h2_gradients": Experiment("h2_gradients", _PLAIN, quick=_PLAIN),
     "h2_left_out": Experiment("h2_left_out", _PLAIN, quick=_PLAIN),
     "h3": Experiment("h3", ("overfitting", "noise30"), quick=("overfitting", "noise30")),
-    "outlier_rivals": Experiment("outlier_rivals", _ODD, SMALL, seeds=(1,), quick=_ODD),
-    "outliers": Experiment("outliers", _ODD, SMALL, seeds=(1,), quick=_ODD),
+    "outlier_rivals": Experiment("outlier_rivals", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
+    "outliers": Experiment("outliers", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
     "false_discoveries": Experiment("false_discoveries", ("clean",), SMALL[:1], seeds=(1,), quick=("clean",)),
     **{
         f"harm_{size}": Experiment("harm", ("plain",), _SMALL, ("digits", "fashion_mnist"), sizes=_small(size),
