@@ -17,8 +17,6 @@ from recipes.experiments.tables import choice, h2, h3, harm, outliers, output, s
 from recipes.experiments.tables.curves import layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
-__all__ = ["FIGURES"]
-
 _BLUE, _RED = "#0072B2", "#D55E00"
 _COLOURS = {"overfitting": _BLUE, "noise10": "#E69F00", "noise30": "#009E73", "noise20": _RED, "augmented": "#CC79A7",
             "regularised": "black", "more_data": "#56B4E9"}  # fmt: skip

@@ -5,18 +5,12 @@ from collections.abc import Callable
 from recipes.experiments.tables import choice, h1, h2, h3, harm, outliers, output, stability, stopping
 from recipes.experiments.tables.writer import Frame
 
-__all__ = ["TABLES"]
-
 TABLES: dict[str, Callable[[], Frame]] = {
-    "h1_short_runs": h1.short_runs,
     "h1_signals": h1.signals,
-    "h1_layers": h1.layers,
-    "h1_long_runs": h1.long_runs,
     "h1_long_signals": h1.long_signals,
     "frozen": h1.frozen,
     "signals": choice.measured_signals,
     "search": choice.candidates,
-    "two_sample": choice.told_apart,
     "two_sample_alarms": choice.alarms,
     "two_sample_scores": choice.two_sample_scores,
     "stopping": stopping.by_network,
@@ -25,22 +19,16 @@ TABLES: dict[str, Callable[[], Frame]] = {
     "output_summary": output.summary,
     "output_rules": output.rules,
     "output_scores": output.scores,
-    "output_runs": output.each_run,
     "harm": harm.new_runs,
     "harm_recorded": harm.recorded_runs,
     "harm_runs": harm.each_new_run,
     "harm_augmented": harm.augmented,
     "stability": stability.stability,
     "h2_gradients": h2.gradients,
-    "h2_layers": h2.layers,
     "h2_mislabelled": h2.mislabelled,
     "h2_left_out": h2.left_out,
-    "h3_filters": h3.filters,
     "h3_flagged": h3.what_is_flagged,
-    "h3_loss": h3.loss,
-    "h3_memory": h3.memory,
     "h3_contest": h3.contest,
-    "h3_matching": h3.matching,
     "outliers": outliers.summary,
     "outliers_by_group": outliers.by_group,
     "outliers_by_kind": outliers.by_kind,

@@ -8,12 +8,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from recipes.experiments.spec import CANDIDATES
 from recipes.experiments.tables.curves import after_best, auroc, correlation, late_change, layers_of, signal
 from recipes.experiments.tables.h1 import SOURCES, Source
-from recipes.experiments.tables.writer import Frame, arrow, kinds, runs, table
-
-__all__ = ["Score", "alarms", "candidates", "measured_signals", "ranked", "score", "told_apart", "two_sample_scores"]
+from recipes.experiments.tables.writer import Frame, kinds, runs, table
 
 _CHOSEN_ON = 0  # the seed
 _SHOWN = 8  # signals, best first
@@ -124,40 +121,9 @@ def measured_signals() -> Frame:
 
 def candidates() -> Frame:
     """The rules that `search` tried, and a signal from the other end of the network."""
-    return ranked(runs("search"), {name: ("fraction", name) for name in CANDIDATES} | _CONFIDENCE, CANDIDATES)
-
-
-def told_apart() -> Frame:
-    """For each network, data set and condition: the share of the live filters that tell the images apart.
-
-    By their largest values; after the first epoch, the one with the smallest validation loss and the last one, in all
-    convolutions and in the last one, and of the hidden units; mean over the seeds.
-    """
-
-    def course(own: Frame, rule: str, last: bool = False) -> str:
-        courses = []
-        for line in own.line:
-            if not (names := layers_of(line, rule)):
-                return "-"
-            values, loss = signal(line, "fraction", rule, names[-1] if last else None), signal(line, "val_loss")
-            courses.append((values[0], values[loss.index(min(loss))], values[-1]))
-        return arrow(courses, 3)
-
-    losses = (
-        "validation loss, best → end",
-        lambda own: arrow((min(loss), loss[-1]) for loss in (signal(line, "val_loss") for line in own.line)),
-    )
-    return table(
-        runs("two_sample"),
-        ("network", "data", "condition"),
-        [
-            ("seeds", len),
-            losses,
-            ("filters, first epoch → best → end", lambda own: course(own, "max")),
-            ("those of the last convolution", lambda own: course(own, "max", last=True)),
-            ("hidden units", lambda own: course(own, "units")),
-        ],
-    )
+    some = runs("search")
+    tried = list(some.line[0]["epochs"][0]["layers"])
+    return ranked(some, {name: ("fraction", name) for name in tried} | _CONFIDENCE, tried)
 
 
 def alarms() -> Frame:

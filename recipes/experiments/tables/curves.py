@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
-
-__all__ = [
-    "after_best",
-    "auroc",
-    "best_epoch",
-    "correlation",
-    "late_change",
-    "layers_of",
-    "partial_correlation",
-    "signal",
-]
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
 
 _OF_LIVE = {"fraction": "count", "isolated": "isolated", "silent": "silent", "set_apart": "set_apart"}
 Line = dict[str, Any]
@@ -79,21 +70,12 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 
 def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[float]) -> float | None:
-    """Spearman's rank correlation of two curves given a third; None for fewer than five values.
-
-    The correlation of what a linear fit on the ranks of `given` leaves of the ranks of `a` and `b`.
-    """
-    if len(a) < 5:
+    """Spearman's rank correlation of two curves given a third; None for fewer than five values."""
+    both, with_a, with_b = correlation(a, b), correlation(a, given), correlation(b, given)
+    if both is None or with_a is None or with_b is None:
         return None
-    ranked = [rankdata(values) for values in (a, b, given)]
-    control = ranked[2] - ranked[2].mean()
-    rest = []
-    for values in ranked[:2]:
-        centred = values - values.mean()
-        norm = control @ control
-        rest.append(centred - (centred @ control / norm * control if norm else 0.0))
-    scale = float(np.sqrt((rest[0] @ rest[0]) * (rest[1] @ rest[1])))
-    return float(rest[0] @ rest[1]) / scale if scale > 1e-9 else 0.0
+    scale = math.sqrt(max(0.0, (1 - with_a**2) * (1 - with_b**2)))
+    return (both - with_a * with_b) / scale if scale > 1e-9 else 0.0
 
 
 def late_change(values: Sequence[float]) -> float:
@@ -104,8 +86,4 @@ def late_change(values: Sequence[float]) -> float:
 
 def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
     """Probability that a positive run scores above another one, ties counted half; None without both kinds."""
-    if len(set(positive)) < 2:
-        return None
-    values, chosen = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
-    pairs = values[chosen][:, None] - values[~chosen]
-    return float(((pairs > 0) + (pairs == 0) / 2).mean())
+    return float(roc_auc_score(positive, scores)) if len(set(positive)) == 2 else None

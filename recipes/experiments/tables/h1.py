@@ -8,20 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from lightning_anomaly.callbacks._history import rise
 from recipes.experiments.tables.curves import (
     after_best,
     auroc,
-    best_epoch,
     correlation,
     late_change,
-    layers_of,
     partial_correlation,
     signal,
 )
-from recipes.experiments.tables.writer import Frame, arrow, kinds, number, runs, spread, table
-
-__all__ = ["LONG_SOURCES", "SOURCES", "frozen", "layers", "long_runs", "long_signals", "short_runs", "signals"]
+from recipes.experiments.tables.writer import Frame, kinds, number, runs, spread
 
 Line = dict[str, Any]
 Source = tuple[str, str]  # a signal and the reading that it is taken from
@@ -50,13 +45,13 @@ LONG_SOURCES: dict[str, Source] = {
 }
 
 
-def _follows(line: Line, source: Source, layer: str | None = None) -> float | None:
+def _follows(line: Line, source: Source) -> float | None:
     """Rank correlation with the validation loss from the best epoch on."""
-    return correlation(after_best(line, signal(line, *source, layer)), after_best(line, signal(line, "val_loss")))
+    return correlation(after_best(line, signal(line, *source)), after_best(line, signal(line, "val_loss")))
 
 
-def _follows_given_sparsity(line: Line, source: Source, layer: str | None = None) -> float | None:
-    curves = (signal(line, *source, layer), signal(line, "val_loss"), signal(line, "sparsity", layer=layer))
+def _follows_given_sparsity(line: Line, source: Source) -> float | None:
+    curves = (signal(line, *source), signal(line, "val_loss"), signal(line, "sparsity"))
     return partial_correlation(*(after_best(line, each) for each in curves))
 
 
@@ -65,50 +60,12 @@ def _median(values: Sequence[float | None]) -> str:
     return number(median(found) if found else None)
 
 
-def _tells(some: Frame, source: Source, layer: str | None = None) -> str:
-    """AUROC of late changes, overfitting runs against healthy ones."""
-    return number(auroc([late_change(signal(line, *source, layer)) for line in some.line], some.overfitting), ".2f")
-
-
-def _signal(some: Frame, source: Source, layer: str | None = None) -> tuple[str, str, str]:
+def _signal(some: Frame, source: Source) -> tuple[str, str, str]:
+    """How a signal follows the loss, the same given sparsity, and the AUROC of its late changes."""
     lines = some[some.overfitting].line
-    follows = [_median([how(line, source, layer) for line in lines]) for how in (_follows, _follows_given_sparsity)]
-    return follows[0], follows[1], _tells(some, source, layer)
-
-
-def short_runs() -> Frame:
-    """For each network, data set and condition: the loss, the anomaly fraction, and whether one follows the other."""
-    some = runs("h1")
-    some = some[~some.long]
-    some = some.assign(
-        loss=[signal(line, "val_loss") for line in some.line],
-        fraction=[signal(line, "fraction") for line in some.line],
-        best=[best_epoch(line) for line in some.line],
-    )
-
-    def largest_rise(values: Sequence[float]) -> float:
-        return max(rise(values[:end]) for end in range(1, len(values) + 1))
-
-    return table(
-        some,
-        ("network", "data", "condition"),
-        [
-            ("seeds", len),
-            ("validation loss, best → end", lambda own: arrow((min(loss), loss[-1]) for loss in own.loss)),
-            ("best epoch", lambda own: f"{mean(int(best) + 1 for best in own.best):.0f} of {len(own.loss.iloc[0])}"),
-            (
-                "anomaly fraction, best → end",
-                lambda own: arrow(((f[best], f[-1]) for f, best in zip(own.fraction, own.best, strict=True)), 3),
-            ),
-            ("Spearman, whole run", lambda own: spread(map(correlation, own.fraction, own.loss))),
-            ("Spearman after best", lambda own: spread(_follows(line, ("fraction", "val")) for line in own.line)),
-            (
-                "the same, paper's reading",
-                lambda own: spread(_follows(line, ("fraction", "val_paper")) for line in own.line),
-            ),
-            ("largest rise", lambda own: spread(map(largest_rise, own.fraction), 3)),
-        ],
-    )
+    follows = [_median([how(line, source) for line in lines]) for how in (_follows, _follows_given_sparsity)]
+    changes = [late_change(signal(line, *source)) for line in some.line]
+    return follows[0], follows[1], number(auroc(changes, some.overfitting), ".2f")
 
 
 def signals() -> Frame:
@@ -121,42 +78,6 @@ def signals() -> Frame:
     ]
     header = ["network", "signal", "runs", "Spearman after best", "the same given sparsity", "AUROC"]
     return pd.DataFrame(rows, columns=header)
-
-
-def layers() -> Frame:
-    """For each layer: what `signals` says of the anomaly fraction, in both readings, and of sparsity."""
-    some, rows = runs("h1"), []
-    for network, own in some[~some.long].groupby("network"):
-        for layer in layers_of(own.line.iloc[0]):
-            sources = (("fraction", "val"), ("fraction", "val_paper"), ("sparsity", "val"))
-            cells = [_signal(own, source, layer) for source in sources]
-            rows.append((network, layer, *(f"{follows} / {tells}" for follows, _, tells in cells)))
-    return pd.DataFrame(rows, columns=["network", "layer", "anomaly fraction", "paper's reading", "sparsity"])
-
-
-def long_runs() -> Frame:
-    """Runs on all images: what is counted at the best epoch and at the end, and how sparsity and the epoch follow."""
-    some = runs("h1")
-
-    def cell(line: Line, source: Source) -> str:
-        values = signal(line, *source)
-        follows = (number(how(line, source)) for how in (_follows, _follows_given_sparsity))
-        return f"{values[best_epoch(line)]:.3f} → {values[-1]:.3f}, {late_change(values):+.3f}, " + " / ".join(follows)
-
-    columns = [(label, lambda own, source=source: cell(own.line.iloc[0], source)) for label, source in
-               LONG_SOURCES.items()]  # fmt: skip
-    return table(
-        some[some.long],
-        ("network", "data", "condition", "seed"),
-        [
-            (
-                "validation loss, best → end",
-                lambda own: arrow([(min(loss := signal(own.line.iloc[0], "val_loss")), loss[-1])]),
-            ),
-            ("best epoch", lambda own: f"{best_epoch(own.line.iloc[0]) + 1} of {own.epochs.iloc[0]}"),
-            *columns,
-        ],
-    )
 
 
 def long_signals() -> Frame:

@@ -11,8 +11,6 @@ import pandas as pd
 
 from recipes.experiments.tables.writer import Frame, runs, spread
 
-__all__ = ["PROBES", "READINGS", "gradients", "layers", "left_out", "mislabelled", "ratios_of"]
-
 _SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
 READINGS = ("ours", "paper")
 PROBES = {"train": "training", "val": "validation"}
@@ -32,11 +30,9 @@ def measured() -> Frame:
     return some.assign(last=[line["epochs"][-1] for line in some.line], best=list(map(near_best, some.line)))
 
 
-def ratios_of(
-    epochs: Iterable[Found], probe: str, what: str, reading: str, name: str = "all"
-) -> list[list[float | None]]:
-    """Ratio and interval of a group of outlier samples in some measured epochs, of those in which it has any."""
-    groups = (epoch[probe][reading]["gradients"].get(name, {}) for epoch in epochs)
+def ratios_of(epochs: Iterable[Found], probe: str, what: str, reading: str) -> list[list[float | None]]:
+    """Ratio of outlier samples to others and its interval in some measured epochs, of those that have it."""
+    groups = (epoch[probe][reading]["gradients"]["all"] for epoch in epochs)
     return [found[what] for found in groups if what in found]
 
 
@@ -77,22 +73,6 @@ def gradients() -> Frame:
               f"ratio of mean norms, epochs 1 to {_EARLY}", "later measured epochs", "epoch nearest to the best",
               "last epoch", "ratio of medians, last", "ratio of mean losses, last",
               "Spearman of votes and norm, last"]  # fmt: skip
-    return pd.DataFrame(rows, columns=header)
-
-
-def layers() -> Frame:
-    """The same for the outlier samples of each layer, at the last epoch, over all data sets and seeds."""
-    rows = []
-    for network, own in measured().groupby("network"):
-        for probe, name in PROBES.items():
-            for reading in READINGS:
-                found = [epoch[probe][reading]["gradients"] for epoch in own["last"]]
-                for layer in [layer for layer in found[0] if layer not in ("spearman", "all")]:
-                    ratios = (ratios_of(own["last"], probe, what, reading, layer) for what in ("mean", "own"))
-                    counts = spread([one[layer]["n"] for one in found], 1)
-                    rows.append((network, name, reading, layer, counts, *map(_compare, ratios)))
-    header = ["network", "probe", "reading", "layer", "its outlier samples", "ratio of mean norms",
-              "of the layer's own gradients"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)
 
 

@@ -12,9 +12,6 @@ from scipy.stats import binomtest
 
 from recipes.experiments.tables.writer import Frame, runs, spread
 
-__all__ = ["MOMENTS", "READINGS", "average", "contest", "filters", "flagged_runs", "loss", "matching", "memory",
-           "permutation_p", "standing", "values", "what_is_flagged"]  # fmt: skip
-
 ARMS = ("anomaly", "random", "matched", "l1", "fpgm", "sparsest")
 MOMENTS = {"0": "right after masking", "1": "after 1 further epoch", "3": "after 3 further epochs"}
 READINGS = {"default": "default settings", "paper": "paper's settings"}
@@ -83,28 +80,6 @@ def flagged_runs(some: Frame, reading: str, moment: str = "0", state: str = "las
     return some[[bool(values(line, reading, "anomaly", moment, "val_loss", state)) for line in some.line]]
 
 
-def filters() -> Frame:
-    """For each network, data set and condition: flagged filters of the live ones of each layer, mean over the seeds."""
-    rows = []
-    for key, own in runs("h3").groupby(_CELL, observed=True):
-        start = (mean(line["nothing"][state]["0"][0][0] for line in own.line) for state in ("best", "last"))
-        cells = []
-        for reading in READINGS:
-            for state in ("best", "last"):
-                found = [line["readings"][reading][state] for line in own.line]
-                counts = ", ".join(
-                    " of ".join(f"{mean(one[what][layer] for one in found):{form}}"
-                                for what, form in (("masked", ".1f"), ("live", ".0f")))
-                    for layer in found[0]["masked"]
-                )  # fmt: skip
-                cells.append(f"{counts} ({len(flagged_runs(own, reading, state=state))})")
-        rows.append((*key, len(own), " → ".join(f"{value:.2f}" for value in start), *cells))
-    header = ["network", "data", "condition", "seeds", "validation loss, best → last epoch"]
-    for name in READINGS.values():
-        header += [f"{name}, best epoch (runs with any)", "last epoch (runs with any)"]
-    return pd.DataFrame(rows, columns=header)
-
-
 def _cases() -> Iterator[tuple[str, str, str, Frame]]:
     """Reading, state, moment and the runs that have them."""
     for reading in READINGS:
@@ -112,22 +87,6 @@ def _cases() -> Iterator[tuple[str, str, str, Frame]]:
             some = flagged_runs(runs("h3"), reading, moment, state)
             if len(some):
                 yield reading, state, moment, some
-
-
-def loss() -> Frame:
-    """For each reading, moment, network, data set and condition: the validation loss under every kind of mask."""
-    rows = []
-    for reading, state, moment, some in _cases():
-        if state == "last" and moment != "1":
-            for key, own in some.groupby(_CELL, observed=True):
-                cells = [spread(average(line, reading, arm, moment, "val_loss") for line in own.line)
-                         for arm in ("nothing", *ARMS)]  # fmt: skip
-                both = [[values(line, reading, arm, moment, "val_loss") for arm in ("anomaly", "random")] for line in
-                        own.line]  # fmt: skip
-                ranks = spread(standing(mask[0], draws, "val_loss") for mask, draws in both)
-                rows.append((READINGS[reading], MOMENTS[moment], *key, len(own), *cells, ranks))
-    header = ["reading", "when", *_CELL, "seeds", "nothing masked", *ARMS, "share of random draws beaten"]
-    return pd.DataFrame(rows, columns=header)
 
 
 def contest() -> Frame:
@@ -148,21 +107,6 @@ def contest() -> Frame:
               "better than the mean random draw in (sign test p)", "than matched draws", "than l1", "than fpgm",
               "than sparsest", "than nothing masked"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)
-
-
-def memory() -> Frame:
-    """Mislabelled training images: predicted as their wrong label / as what they are; is what was memorised lost?"""
-    rows = []
-    for reading, state, moment, some in _cases():
-        if state == "last" and moment != "1":
-            for key, own in some[some.condition != "overfitting"].groupby(_CELL, observed=True):
-                cells = []
-                for arm in ("nothing", *ARMS):
-                    parts = (spread(average(line, reading, arm, moment, name) for line in own.line)
-                             for name in ("wrong_kept", "wrong_undone"))  # fmt: skip
-                    cells.append(" / ".join(parts))
-                rows.append((READINGS[reading], *key, len(own), MOMENTS[moment], *cells))
-    return pd.DataFrame(rows, columns=["reading", *_CELL, "seeds", "when", "nothing masked", *ARMS])
 
 
 def what_is_flagged() -> Frame:
@@ -189,23 +133,4 @@ def what_is_flagged() -> Frame:
     header = ["reading", "network", "runs", "flagged filters", "their sparsity",
               "sparsity of the layers' normal filters", "flagged filters that l1 masks too", "that fpgm masks too",
               "that sparsest masks too", "validation loss the same in"]  # fmt: skip
-    return pd.DataFrame(rows, columns=header)
-
-
-def matching() -> Frame:
-    """How well random draws could be matched on the training accuracy right after masking, at the last epoch."""
-    rows = []
-    for reading, name in READINGS.items():
-        for network, own in flagged_runs(runs("h3"), reading).groupby("network"):
-            found = [line["readings"][reading]["last"]["matching"] for line in own.line]
-            usable = [one for one in found if one["matched"]]
-            gaps = [abs(mean(one["matched"]) - one["anomaly"]) for one in usable]
-            inside = sum(one["pool"][0] <= one["anomaly"] <= one["pool"][1] for one in usable)
-            start = spread([average(line, reading, "nothing", "0", "train_acc") for line in own.line], 3)
-            masked, matched = ([one["anomaly"] for one in found], [mean(one["matched"]) for one in usable])
-            largest = f"{max(gaps):.3f}" if gaps else "-"
-            rows.append((name, network, len(own), start, spread(masked, 3), spread(matched, 3), largest,
-                         f"{inside} of {len(usable)}"))  # fmt: skip
-    header = ["reading", "network", "runs", "training accuracy, nothing masked", "anomaly filters masked",
-              "matched draws", "largest difference", "within the draws' range in"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)

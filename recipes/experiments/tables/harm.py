@@ -14,8 +14,6 @@ from recipes.experiments.tables.curves import signal
 from recipes.experiments.tables.output import RULES, Rule, first_above
 from recipes.experiments.tables.writer import Frame, runs
 
-__all__ = ["SHOWN", "Cost", "augmented", "cost", "each_new_run", "new_runs", "parts", "recorded_runs"]
-
 Line = dict[str, Any]
 _NAMES = {"rise of 5%": "gap and loss (the default)", "ratio of": "gap alone (`confirm=None`)", "validation loss": "",
           "none": "none: train to the end"}  # fmt: skip

@@ -13,9 +13,6 @@ from recipes.experiments.measures.rivals import RIVALS
 from recipes.experiments.spec import CHOSEN_KINDS
 from recipes.experiments.tables.writer import Frame, runs, spread
 
-__all__ = ["QUESTIONS", "SCORES", "by_group", "by_kind", "by_network", "false_discoveries", "power", "results",
-           "summary"]  # fmt: skip
-
 OURS = ("outlier score", "view: pixels", "view: filters", "view: classes", "votes")
 SCORES = (*OURS[:-1], *RIVALS, OURS[-1])
 QUESTIONS = {"probe": "probe only", "reference": "training images too", "trained_on": "among training images"}

@@ -13,12 +13,9 @@ import pandas as pd
 from lightning_anomaly.two_sample.rise import THRESHOLD, WINDOW
 from lightning_anomaly.two_sample.stopping import CONFIRMED_PATIENCE, CONFIRMED_THRESHOLD, decide
 from recipes.experiments.spec import DATA
-from recipes.experiments.tables.curves import auroc, best_epoch, signal
+from recipes.experiments.tables.curves import auroc, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs
-
-__all__ = ["RULES", "Rule", "chosen_on", "each_run", "first_above", "largest_rise", "loss_over_best", "rises", "rules",
-           "scores", "summary"]  # fmt: skip
 
 Line = dict[str, Any]
 Rule = Callable[[Line], int | None]  # the epoch after which it stops a run, if it does
@@ -181,32 +178,6 @@ def summary() -> Frame:
     rows = [[rule, *(cell for own in parts.values() for cell in _costs(stop, own)[:3])] for rule, stop in RULES.items()]
     columns = [f"{name}: {column}" for name in parts for column in ("overfitting", "healthy", "loss")]
     return pd.DataFrame(rows, columns=["rule", *columns])
-
-
-def each_run() -> Frame:
-    """Each run: its losses, the areas, and where it is stopped."""
-    some, rows, rule = runs("output"), [], _above(THRESHOLD)
-    for line in [line for kind in kinds(some) for line in sorted(kind.line, key=lambda line: str(line["key"]))]:
-        loss, best = signal(line, "val_loss"), best_epoch(line)
-        stop = _end(rule, line)
-        stages = [0, best, -1]
-        ratio, area = ([signal(line, name)[stage] for stage in stages]
-                       for name in ("confidence_error_ratio", "confidence_auc"))  # fmt: skip
-        stopped = (stop + 1, f"{loss[stop] / loss[best]:.2f}") if stop < len(loss) - 1 else ("-", "-")
-        rows.append(
-            (
-                line["key"],
-                f"{loss[best]:.2f} → {loss[-1]:.2f}",
-                best + 1,
-                " → ".join(f"{value:.2f}" for value in ratio),
-                " → ".join(f"{value:.3f}" for value in area),
-                f"{100 * largest_rise(line):.0f}%",
-                *stopped,
-            )
-        )
-    header = ["training", "validation loss, best → end", "best epoch", "ratio, first epoch → best → end", "area",
-              "largest rise of the former", "stopped after epoch", "loss over the best"]  # fmt: skip
-    return pd.DataFrame(rows, columns=header)
 
 
 _RAW = "the same without standard errors"

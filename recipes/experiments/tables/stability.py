@@ -8,8 +8,6 @@ import pandas as pd
 
 from recipes.experiments.tables.writer import Frame, runs
 
-__all__ = ["ENOUGH", "RULES", "reaches", "share", "stability"]
-
 RULES = ("vote", "best", *(f"index^{power} > {share:g}" for power, share in product(range(1, 7), (0.5, 0.55, 0.6,
                                                                                                 0.667))))  # fmt: skip
 DAMAGED = ("0", "8")  # of the probe's images

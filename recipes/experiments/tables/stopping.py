@@ -15,8 +15,6 @@ from lightning_anomaly.callbacks._history import HOLD, PATIENCE, THRESHOLD, rise
 from recipes.experiments.tables.curves import layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs, spread
 
-__all__ = ["RULES", "Stop", "by_network", "by_patience", "by_rise", "compared", "replay"]
-
 
 class Stop(NamedTuple):
     """What a rule does: the last epoch trained, and the epoch whose network is kept."""

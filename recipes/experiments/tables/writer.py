@@ -12,8 +12,6 @@ import pandas as pd
 from recipes.experiments.spec import CONDITIONS, OVERFITTING, TRAIN_SIZE
 from recipes.experiments.store import RESULTS, read_lines
 
-__all__ = ["Column", "Frame", "arrow", "kinds", "number", "runs", "spread", "table"]
-
 Frame = Any  # a pandas DataFrame; pandas has no types
 Column = tuple[str, Callable[[Frame], object]]
 

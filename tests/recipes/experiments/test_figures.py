@@ -4,7 +4,6 @@ import pytest
 
 from recipes.experiments.figures import FIGURES
 from recipes.experiments.tables.curves import signal
-from recipes.experiments.tables.stopping import RULES
 from recipes.experiments.tables.writer import runs
 
 pytestmark = pytest.mark.slow
@@ -22,8 +21,3 @@ def test_curves_are_means_over_the_seeds() -> None:
     curves = [signal(line, "val_loss") for line in own.line]
     shown = {line.get_label(): line.get_ydata() for line in FIGURES["h1.png"]().axes[0].get_lines()}
     assert shown["noise10"] == pytest.approx([sum(values) / 3 for values in zip(*curves, strict=True)])
-
-
-def test_each_rule_of_stopping_has_a_row() -> None:
-    labels = [label.get_text() for label in FIGURES["stopping.png"]().axes[0].get_yticklabels()]
-    assert labels == list(RULES)
