@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-__all__ = ["DAMAGES", "GROUPS", "corrupt", "damage_all", "over_range", "plant_damage", "with_label_noise"]
-
 Damage = Callable[[Tensor, Generator], Tensor]
 
 _CORRUPTIONS = {

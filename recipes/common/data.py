@@ -17,9 +17,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, default_collate
 from torchvision import datasets
 
-__all__ = ["DATA_SETS", "ImageData", "Loader", "crop_and_flip", "load_images", "make_loaders", "mean_and_std",
-           "normalise", "split"]  # fmt: skip
-
 _TORCHVISION = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 DATA_SETS = ("digits", *_TORCHVISION)
 Loader = DataLoader[tuple[Tensor, ...]]
@@ -43,14 +40,13 @@ class ImageData:
         return self.train_images.shape[1]
 
 
-def load_images(name: str, root: str | None = None, *, download: bool = False) -> ImageData:
+def load_images(name: str, root: str | None = None) -> ImageData:
     """Load a data set.
 
     Args:
         name: One of `DATA_SETS`.
         root: Folder that holds `NAME.npz` with `train_images`, uint8 `(N, H, W)` or `(N, H, W, 3)`, `train_labels`,
             `test_images` and `test_labels`, or else torchvision's copy; by default `data` in the working directory.
-        download: Let torchvision download what the folder lacks.
 
     Raises:
         FileNotFoundError: If the folder holds neither.
@@ -64,7 +60,7 @@ def load_images(name: str, root: str | None = None, *, download: bool = False) -
             arrays = {key: file[key] for key in ("train_images", "train_labels", "test_images", "test_labels")}
     else:
         try:
-            parts = {part: _TORCHVISION[name](folder, train=part == "train", download=download) for part in
+            parts = {part: _TORCHVISION[name](folder, train=part == "train") for part in
                      ("train", "test")}  # fmt: skip
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(

@@ -9,8 +9,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Classifier", "evaluate", "logits_of"]
-
 
 class Classifier(LightningModule):
     """A network trained with Adam on the cross-entropy; logs `train_loss`, `val_loss` and `val_acc` by epoch.

@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["SILENT", "one_sentence_errors", "quiet"]
-
 # Arguments of a Trainer whose run leaves nothing on the disk and shows nothing.
 SILENT: dict[str, Any] = {
     "logger": False,

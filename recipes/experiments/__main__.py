@@ -23,8 +23,6 @@ from recipes.experiments.runner import run_missing
 from recipes.experiments.spec import CONDITIONS, EXPERIMENTS, NETWORKS, SMALL
 from recipes.experiments.store import RESULTS
 
-__all__ = ["parse", "run"]
-
 _PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 _AXES = {
     "networks": ((*NETWORKS, *SMALL), str),

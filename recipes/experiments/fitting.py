@@ -22,8 +22,6 @@ from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
 from recipes.experiments.spec import CONDITIONS, Training
 
-__all__ = ["Images", "best_and_last", "every_epoch", "further_epochs", "prepare", "trained", "watched_layers"]
-
 
 @dataclass(frozen=True, eq=False)
 class Images:

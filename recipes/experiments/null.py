@@ -22,8 +22,6 @@ from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.rare import outlier_samples
 
-__all__ = ["DISTRIBUTIONS", "NULLS", "Planted", "draw", "flagged"]
-
 _ENGINE = load_engine("auto")
 
 

@@ -19,8 +19,6 @@ from recipes.experiments.measures import MEASURES
 from recipes.experiments.spec import Training
 from recipes.experiments.store import append, read_lines, rounded
 
-__all__ = ["FILES", "key_of", "run_missing"]
-
 # File and kind of the lines of those measures that share a file.
 FILES = {
     "h2_gradients": ("h2", "measure"),

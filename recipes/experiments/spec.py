@@ -7,9 +7,6 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-__all__ = ["CANDIDATES", "CHOSEN_KINDS", "CONDITIONS", "DATA", "EXPERIMENTS", "NETWORKS", "OVERFITTING", "PAPERS",
-           "SMALL", "TRAIN_SIZE", "TUNED_ON", "Condition", "Experiment", "Training", "make_training"]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Condition:
@@ -69,13 +66,6 @@ CHOSEN_KINDS = ("shot_noise", "defocus_blur", "frost", "contrast", "elastic_tran
 _SCHEDULE |= dict(zip(SMALL, ((16, 2e-3), (12, 3e-3), (12, 3e-3)), strict=True))
 PAPERS = NETWORKS[:3]  # those of the source paper
 _ALL_BUT_ONE = NETWORKS[:5]
-# The rules that `search` tried, in the words of its lines.
-CANDIDATES = (
-    "default", "paper's reading", "rare at 1%", "rare at 5%", "K up to 8", "K by Calinski-Harabasz", "1,024 images",
-    "paper's reading, 1,024 images", "not rectified", "paper's reading, not rectified", "gap in the tail",
-    "gap in the tail, not rectified", "training probe", "paper's reading, training probe",
-    "not rectified, training probe", "gap in the tail, training probe",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -184,7 +174,6 @@ EXPERIMENTS = {
     "two_sample_held_out": Experiment("two_sample", _HELD_OUT, ["vgg11_bn"], ["cifar10"], [3]),
     "output": Experiment("output", _ALL, _ALL_BUT_ONE, seeds=(0, 2, 3, 4)),
     "output_long": Experiment("output", ("overfitting", "augmented"), seeds=(4, 5), sizes=_all_images),
-    "frozen": Experiment("frozen", _PLAIN, quick=_PLAIN),
     "h2_gradients": Experiment("h2_gradients", _PLAIN, quick=_PLAIN),
     "h2_left_out": Experiment("h2_left_out", _PLAIN, quick=_PLAIN),
     "h3": Experiment("h3", ("overfitting", "noise30"), quick=("overfitting", "noise30")),

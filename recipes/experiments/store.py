@@ -11,8 +11,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "append", "read_lines", "rounded"]
-
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -21,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
-
-__all__ = ["IN_PAGE", "charts", "figures", "find_chromium", "open_page", "tensorboard"]
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _TIME_LIMIT = 60  # seconds, for anything that is waited for
@@ -63,50 +58,22 @@ def open_page(width: int, height: int) -> Iterator[Page]:
 
 
 @contextlib.contextmanager
-def tensorboard(log_dir: str | Path, time_limit: float = _TIME_LIMIT) -> Iterator[str]:
-    """Starts a TensorBoard on a free port of this machine, and ends it.
-
-    Args:
-        log_dir: The log directory.
-        time_limit: The longest that it may take to have read the logs (seconds).
-
-    Yields:
-        Its address, once it has charts and images to show.
-
-    Raises:
-        RuntimeError: If it ends without serving, or is not ready in time.
-    """
-    folder = Path(log_dir).resolve()
-    command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0", "--logdir", folder.name]
-    process = subprocess.Popen(
-        command, cwd=folder.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    end = threading.Timer(time_limit, os.killpg, (process.pid, signal.SIGKILL))
-    end.start()
-    said: list[str] = []
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            said.append(line)
-            if found := re.search(r"http://\S+", line.partition(" at ")[2]):
-                break
-        else:
-            raise RuntimeError(f"TensorBoard did not start within {time_limit:g} seconds:\n{''.join(said)}")
-        # It reads the logs beside serving, and a page that is opened before it has them stays empty.
-        while not _has_all(found[0]):
-            if not end.is_alive():
-                raise RuntimeError(f"TensorBoard found no charts and images in {log_dir} in {time_limit:g} seconds.")
-            time.sleep(0.1)  # between two looks
-        end.cancel()
-        yield found[0]
-    finally:
-        end.cancel()
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=10)
-        with contextlib.suppress(ProcessLookupError):  # whatever is left of it
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+def tensorboard(log_dir: str | Path) -> Iterator[str]:
+    """Start a TensorBoard on a free port, yield its address once it has charts and images to show, and end it."""
+    command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0", "--logdir", str(log_dir)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            address = next(found[1] for line in process.stderr if (found := re.search(r" at (http://\S+)", line)))
+            end = time.monotonic() + _TIME_LIMIT
+            # It reads the logs beside serving, and a page that is opened before it has them stays empty.
+            while not _has_all(address):
+                if time.monotonic() > end:
+                    raise RuntimeError(f"TensorBoard found no charts and images in {log_dir}.")
+                time.sleep(0.1)
+            yield address
+        finally:
+            process.terminate()
 
 
 def _has_all(address: str) -> bool:

@@ -29,7 +29,7 @@ from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import one_sentence_errors, quiet
 
-_DAMAGED = [3, 20]
+DAMAGED = [3, 20]
 _LETTERS = 15  # size of the titles (points)
 _COLUMNS = 16  # cells in a row of the last panel
 
@@ -46,7 +46,7 @@ def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Sequential, Tensor]
     trainer.fit(Classifier(network), *make_loaders(data, batch_size=32))
     mean, std = mean_and_std(data.train_images)
     probe = normalise(data.val_images, mean, std)
-    probe[_DAMAGED] = over_range(data.val_images[_DAMAGED], mean, std)
+    probe[DAMAGED] = over_range(data.val_images[DAMAGED], mean, std)
     return network.cpu().eval(), probe
 
 

@@ -1,13 +1,9 @@
 """The recipes that a user copies: each is one short file that needs nothing of ours but the package."""
 
 import ast
-import contextlib
-import importlib
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,46 +93,3 @@ def test_the_configuration_file_trains_with_all_callbacks_in_a_folder_of_its_own
     assert logged["anomaly_filters/outlier_samples"][4] == 2  # the two images that are over-exposed
     assert logged["anomaly_prune/masked"][4] == 0 < logged["anomaly_prune/masked"][5]
     assert len(set(logged["two_sample/confidence_error_ratio"])) == 6
-
-
-@pytest.fixture
-def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Runs `cli.py fit` in this process."""
-    pytest.importorskip("jsonargparse", reason="LightningCLI is made of it")
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about how Lightning calls it
-    monkeypatch.chdir(tmp_path)
-    cli = importlib.import_module("recipes.cli")
-
-    def run(line: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["cli.py", "fit", "--seed_everything=false", *shlex.split(line)])
-        with torch.random.fork_rng(devices=[]):
-            cli.LightningCLI(cli.Classifier, cli.Digits)
-
-    return run
-
-
-@pytest.mark.slow
-def test_the_command_line_adds_callbacks(fit: Callable[[str], None], tmp_path: Path) -> None:
-    fit(
-        "--trainer.max_epochs=2 --trainer.enable_progress_bar=false --trainer.logger=TensorBoardLogger"
-        " --trainer.logger.save_dir=logs --data.train_size=64"
-        " --trainer.callbacks+=lightning_anomaly.AnomalyFilterCallback --trainer.callbacks.probe_size=128"
-        " --trainer.callbacks+=lightning_anomaly.AnomalyEarlyStopping --trainer.callbacks.threshold=0.2"
-        " --trainer.callbacks+=lightning_anomaly.AnomalyPruneCallback --trainer.callbacks.at_epoch=1"
-        " --trainer.callbacks.min_votes=1"
-    )
-    log_dir = tmp_path / "logs/lightning_logs/version_0"
-    assert scalars(log_dir)["anomaly_prune/masked"][-1] > 0
-    saved = (log_dir / "config.yaml").read_text()
-    for line in ("probe_size: 128", "threshold: 0.2", "at_epoch: 1", "min_votes: 1"):
-        assert line in saved
-
-
-def test_a_wrong_value_is_refused_with_what_is_allowed(
-    fit: Callable[[str], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with contextlib.suppress(SystemExit):
-        fit("--trainer.callbacks+=lightning_anomaly.AnomalyFilterCallback --trainer.callbacks.probe=test")
-    said = capsys.readouterr().err
-    for part in ("probe", "'val'", "'train'"):
-        assert part in said

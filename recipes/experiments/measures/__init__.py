@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from recipes.experiments.measures import frozen, h1, h2, h3, harm, outliers, output, rivals, two_sample
+from recipes.experiments.measures import h1, h2, h3, harm, outliers, output, rivals, two_sample
 from recipes.experiments.spec import Training
-
-__all__ = ["MEASURES"]
 
 # Takes the run, the folder of the data and a folder that keeps weights; gives plain values.
 MEASURES: dict[str, Callable[[Training, str | None, str | None], dict[str, Any]]] = {
@@ -14,7 +12,6 @@ MEASURES: dict[str, Callable[[Training, str | None, str | None], dict[str, Any]]
     "two_sample": two_sample.measure,
     "output": output.measure,
     "harm": harm.measure,
-    "frozen": frozen.measure,
     "h2_gradients": h2.measure_gradients,
     "h2_left_out": h2.left_out,
     "h3": h3.measure,

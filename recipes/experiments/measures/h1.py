@@ -15,8 +15,6 @@ from recipes.experiments.fitting import Images, every_epoch, prepare, watched_la
 from recipes.experiments.measures.gradients import batch_disparity
 from recipes.experiments.spec import Training
 
-__all__ = ["layer_statistics", "measure"]
-
 # Settings and the part that the probe is taken from, by reading; and what is kept of the statistics of a reading.
 _DEFAULT, _RAW, _PAPER = AnalysisSettings(), AnalysisSettings(rectify=False), AnalysisSettings.paper()
 _READINGS = {"val": (_DEFAULT, "val"), "val_unrectified": (_RAW, "val"), "val_paper": (_PAPER, "val"),
@@ -25,7 +23,7 @@ _KEPT = {"val_unrectified": ("count", "live"), "val_paper": ("count", "live"), "
 _FIXED = 1024  # training images whose predictions are compared from epoch to epoch
 
 
-def _kurtosis(values: Tensor) -> Tensor:
+def kurtosis(values: Tensor) -> Tensor:
     """Kurtosis `(F,)` of values `(F, N)`: the fourth central moment over the squared variance, 3 for a Gaussian."""
     centred = values - values.mean(1, keepdim=True)
     return centred.pow(4).mean(1) / centred.square().mean(1).square()
@@ -43,7 +41,7 @@ def _gap(points: Tensor, outliers: Tensor) -> Tensor:
     return torch.tensor(gaps, dtype=points.dtype)
 
 
-def _class_separation(points: Tensor, labels: Tensor) -> Tensor:
+def class_separation(points: Tensor, labels: Tensor) -> Tensor:
     """Share `(F,)` of the variance of points `(F, N, 2)` that lies between the classes of labels `(N,)`."""
     centred = (points - points.mean(1, keepdim=True)).double()
     members = functional.one_hot(labels).double()
@@ -75,8 +73,8 @@ def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
         "count": len(anomaly),
         "live": len(live),
         "sparsity": layer.sparsity.mean().item(),
-        "kurtosis": _kurtosis(points[live, :, 0]).median().item() if live else 0.0,
-        "separation": _class_separation(points[live], labels).mean().item() if live else 0.0,
+        "kurtosis": kurtosis(points[live, :, 0]).median().item() if live else 0.0,
+        "separation": class_separation(points[live], labels).mean().item() if live else 0.0,
         "outside": 1 - layer.explained[live].mean().item() if live else 0.0,
         "second": points[live, :, 1].var(1, correction=0).mean().item() if live else 0.0,
         "silent": int((_silent_share(layer.points[anomaly]) >= 0.9).sum()),

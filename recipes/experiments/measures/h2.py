@@ -14,13 +14,10 @@ from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
 from recipes.common.data import mean_and_std
 from recipes.common.module import evaluate, logits_of
 from recipes.experiments.fitting import Images, every_epoch
-from recipes.experiments.measures.gradients import gradient_norms_by_layer
+from recipes.experiments.measures.gradients import gradient_norms
 from recipes.experiments.measures.planted import Planted, Probe, plant
 from recipes.experiments.measures.scores import detection, feature_scores, margins, output_scores
 from recipes.experiments.spec import Training
-
-__all__ = ["gradient_ratios", "left_out", "log_spaced", "measure_gradients", "ratio_with_interval",
-           "training_outliers", "without"]  # fmt: skip
 
 # Ours, and the literal reading of the paper: the claim is about that one.
 _READINGS = {"ours": AnalysisSettings(), "paper": AnalysisSettings.paper()}
@@ -75,34 +72,25 @@ def _spearman(first: Tensor, second: Tensor) -> float | None:
     return float(spearmanr(first.numpy(), second.numpy()).statistic)
 
 
-def gradient_ratios(report: AnomalyReport, layers: dict[str, Tensor], losses: Tensor) -> dict[str, Any]:
-    """Gradient norms of outlier samples against those of the rest, for the outliers of every layer and of any.
+def gradient_ratios(votes: Tensor, norms: Tensor, losses: Tensor) -> dict[str, Any]:
+    """Gradient norms of outlier samples against those of the rest.
 
     Args:
-        report: Of `N` samples.
-        layers: Their gradient norms `(N,)` in each layer of the network.
-        losses: Their losses `(N,)` (nats).
+        votes: Of how many anomaly filters each sample is an outlier `(N,)`.
+        norms: Gradient norms `(N,)`.
+        losses: Losses `(N,)` (nats).
 
     Returns:
-        `spearman` of votes and overall norm; for the group "all" and for each convolution the number `n` of outlier
-        samples, the ratio of `mean` and `median` overall norms with its interval, and likewise of the mean `loss` and
-        of the mean norms of the layer's `own` gradients. No ratios where a group has fewer than 3 samples.
+        `spearman` of votes and norms; for the group "all" the number `n` of outlier samples, and the ratio of `mean`
+        and `median` norms and of the mean `loss`, with its interval. No ratios where a group has fewer than 3 samples.
     """
-    overall = torch.stack(list(layers.values())).norm(dim=0)
-    votes = _votes(report)
-    groups = {"all": votes > 0, **{name: layer.outliers.any(0) for name, layer in report.layers.items()}}
-    found: dict[str, Any] = {"spearman": _spearman(votes.double(), overall)}
-    for name, group in groups.items():
-        found[name] = {"n": int(group.sum())}
-        if 3 <= group.sum() <= len(group) - 3:
-            found[name]["mean"] = ratio_with_interval(overall[group], overall[~group])
-            found[name]["median"] = ratio_with_interval(
-                overall[group], overall[~group], lambda values: values.median(1).values
-            )
-            found[name]["loss"] = ratio_with_interval(losses[group], losses[~group])
-            if name in layers:
-                found[name]["own"] = ratio_with_interval(layers[name][group], layers[name][~group])
-    return found
+    group = votes > 0
+    found: dict[str, Any] = {"n": int(group.sum())}
+    if 3 <= group.sum() <= len(group) - 3:
+        found["mean"] = ratio_with_interval(norms[group], norms[~group])
+        found["median"] = ratio_with_interval(norms[group], norms[~group], lambda values: values.median(1).values)
+        found["loss"] = ratio_with_interval(losses[group], losses[~group])
+    return {"spearman": _spearman(votes.double(), norms), "all": found}
 
 
 def _measure_probe(network: nn.Sequential, probe: Probe, planted: Planted, margin: Tensor | None) -> dict[str, Any]:
@@ -120,11 +108,11 @@ def _measure_probe(network: nn.Sequential, probe: Probe, planted: Planted, margi
     """
     images, labels, behind = probe.images, probe.labels, planted.behind
     reference = logits_of(network[:-1], planted.images.normalised("train")[behind:])
-    norms = gradient_norms_by_layer(network, images, labels)
+    norms = gradient_norms(network, images, labels)
     output = output_scores(logits_of(network, images), labels)
     scores: dict[str, Tensor | None] = {
         **output,
-        "gradient": torch.stack(list(norms.values())).norm(dim=0),
+        "gradient": norms,
         "aum": None if margin is None else -margin,
         **feature_scores(logits_of(network[:-1], images), reference, planted.images.data.train_labels[behind:]),
     }
@@ -135,7 +123,7 @@ def _measure_probe(network: nn.Sequential, probe: Probe, planted: Planted, margi
         hits = {"outliers": int((votes > 0).sum()), "hit": int((probe.wrong & (votes > 0)).sum())}
         result[reading] = {
             "count": report.count,
-            "gradients": gradient_ratios(report, norms, output["loss"]),
+            "gradients": gradient_ratios(votes, norms, output["loss"]),
             "mislabelled": hits | detection(probe.wrong, {**scores, "votes": votes}, _SCORES),
         }
     return result

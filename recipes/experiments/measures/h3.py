@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,25 +37,14 @@ from recipes.experiments.fitting import Images, best_and_last, further_epochs, p
 from recipes.experiments.spec import Training
 from recipes.experiments.store import rounded
 
-__all__ = ["Judge", "calibration_error", "choose", "measure", "median_distances"]
-
 _READINGS = {"default": AnalysisSettings(), "paper": AnalysisSettings.paper()}
 _EPOCHS = (1, 3)  # of further training, after which it is measured
 _RANDOM, _RANDOM_TRAINED, _LEANING, _MATCHED = 20, 5, 40, 2
 _SINGLE = ("l1", "fpgm", "sparsest")
-_MEASURES = (
-    "val_loss",
-    "val_acc",
-    "val_ece",
-    "test_loss",
-    "test_acc",
-    "train_acc",  # against the labels that were trained on
-    "wrong_kept",  # of mislabelled training images, those predicted to be what the wrong label says
-    "wrong_undone",  # and those predicted to be what they are
-)
-_TEST, _TRAIN, _WRONG = 1024, 512, 512  # at most as many images, as it is done thousands of times
+MEASURED = ("val_loss", "val_acc", "val_ece", "test_loss", "test_acc", "train_acc")
+_SIZES = {"val": None, "test": 1024, "train": 512}  # at most as many images, as it is done thousands of times
 Filters = dict[str, list[int]]
-Row = list[float | None]  # one value for each of _MEASURES
+Row = list[float]  # one value for each of MEASURED
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -72,33 +61,26 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 
 class Judge:
-    """Measures networks on the first validation, test, training and mislabelled training images of a run."""
+    """Measures networks on the first validation, test and training images of a run, as they are labelled."""
 
-    def __init__(self, training: Training, images: Images, root: str | None = None) -> None:
-        plain = prepare(replace(training, condition="overfitting"), root)  # the same images and no wrong label
-        train, labels = images.normalised("train"), images.data.train_labels
-        wrong = images.wrong.nonzero()[:_WRONG, 0]
-        parts = [images.normalised("val"), images.normalised("test", _TEST), train[:_TRAIN], train[wrong]]
-        known = [images.data.val_labels, images.data.test_labels[:_TEST], labels[:_TRAIN], labels[wrong]]
-        self.images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
-        self.labels, self.true = torch.cat(known), plain.data.train_labels[wrong]
-        self.sizes = [len(part) for part in parts]
+    def __init__(self, images: Images) -> None:
+        self.parts = {
+            part: (images.normalised(part, size), getattr(images.data, f"{part}_labels")[:size])
+            for part, size in _SIZES.items()
+        }
 
     def row(self, network: nn.Module) -> Row:
-        """The values of _MEASURES; None for what needs mislabelled images where there are none."""
-        logits = logits_of(network, self.images).double()
-        hits = torch.split((logits.argmax(1) == self.labels).double(), self.sizes)
-        val, test, _, wrong = torch.split(logits, self.sizes)
-        val_labels, test_labels, _, _ = torch.split(self.labels, self.sizes)
-        in_val, *others = (part.mean().item() for part in (*hits, (wrong.argmax(1) == self.true).double()))
-        losses = functional.cross_entropy(val, val_labels).item(), functional.cross_entropy(test, test_labels).item()
-        ece = calibration_error(val.softmax(1), val_labels)
-        return list(rounded([losses[0], in_val, ece, losses[1], *others], 4))
+        """The values of MEASURED."""
+        logits = {part: logits_of(network, images).double() for part, (images, _) in self.parts.items()}
+        labels = {part: own for part, (_, own) in self.parts.items()}
+        loss = {part: functional.cross_entropy(own, labels[part]).item() for part, own in logits.items()}
+        hits = {part: (own.argmax(1) == labels[part]).double().mean().item() for part, own in logits.items()}
+        ece = calibration_error(logits["val"].softmax(1), labels["val"])
+        return list(rounded([loss["val"], hits["val"], ece, loss["test"], hits["test"], hits["train"]], 4))
 
     def train_accuracy(self, network: nn.Module) -> float:
         """The measure `train_acc` alone."""
-        part = slice(sum(self.sizes[:2]), sum(self.sizes[:3]))
-        return evaluate(network, self.images[part], self.labels[part])[1]
+        return evaluate(network, *self.parts["train"])[1]
 
 
 def choose(flagged: Filters, live: Filters, order: Mapping[str, Sequence[float]]) -> Filters:
@@ -146,7 +128,7 @@ class _Comparison:
     def masked(self, filters: Filters) -> tuple[nn.Module, FilterMask]:
         """A masked copy of the network."""
         network = copy.deepcopy(self.network)
-        return network, mask_filters(network, filters, example_input=self.judge.images[:2])
+        return network, mask_filters(network, filters, example_input=self.judge.parts["val"][0][:2])
 
     def rows(self, filters: Filters, train: bool) -> dict[str, Row]:
         """What a mask does, by epochs of further training: `"0"` is right after masking."""
@@ -171,7 +153,7 @@ class _Comparison:
 
     def reading(self, settings: AnalysisSettings, match: bool, further: bool) -> dict[str, Any]:
         """What the settings flag, and the rows of all masks; no rows where nothing is flagged."""
-        report = analyze(self.network, self.judge.images[: self.training.probe_size], settings=settings)
+        report = analyze(self.network, self.judge.parts["val"][0][: self.training.probe_size], settings=settings)
         live = {name: sorted(layer.filters("anomaly") + layer.filters("normal")) for name, layer in
                 report.layers.items()}  # fmt: skip
         # A whole layer is never masked: one of its filters stays.
@@ -242,12 +224,12 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
         and the rows of all masks, by reading and state.
     """
     images = prepare(training, root)
-    judge = Judge(training, images, root)
+    judge = Judge(images)
     found = best_and_last(training, images, weights)
     by_epoch = {epochs: _Comparison(training, images, judge, network) for epochs, network in found.values()}
     comparisons = {state: by_epoch[epochs] for state, (epochs, _) in found.items()}
     result: dict[str, Any] = {
-        "measures": _MEASURES,
+        "measures": MEASURED,
         "epochs": {state: epochs for state, (epochs, _) in found.items()},
         "nothing": {state: compared.arm([{}], trained=state == "last") for state, compared in comparisons.items()},
         "readings": {},

@@ -14,8 +14,6 @@ from recipes.common.module import logits_of
 from recipes.experiments.fitting import every_epoch, prepare
 from recipes.experiments.spec import Training
 
-__all__ = ["measure"]
-
 _SIZE = 1024  # images of each kind, where there are as many
 
 

@@ -36,8 +36,6 @@ from recipes.experiments.measures.pool import append_found, make_pool
 from recipes.experiments.measures.scores import auroc
 from recipes.experiments.spec import CHOSEN_KINDS, Training
 
-__all__ = ["false_discoveries", "look_at", "measure", "probe_scores"]
-
 _VOTES = {kinds[0] for kinds in GROUPS.values()}  # for which votes are counted, as they take a whole analysis
 _RATE = 0.1  # of false discoveries
 _FITS, _DRAWS = 10, 20  # references, and draws that each judges

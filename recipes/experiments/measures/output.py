@@ -23,8 +23,6 @@ from recipes.experiments.fitting import every_epoch, prepare
 from recipes.experiments.measures.gradients import batch_disparity
 from recipes.experiments.spec import Training
 
-__all__ = ["Rises", "compare_outputs", "measure"]
-
 _SIZE = 1024  # images of each kind
 _SIZES = (128, 256, 512, 2048)  # fewer, and more: training images, and validation images with test images
 

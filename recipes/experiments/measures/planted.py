@@ -12,8 +12,6 @@ from recipes.common.data import mean_and_std
 from recipes.experiments.fitting import Images, prepare
 from recipes.experiments.spec import Training
 
-__all__ = ["FOREIGN", "Planted", "Probe", "plant"]
-
 _SHARE = 0.05  # damaged images of each kind, beside a probe's images
 _MISLABELLED = 0.05  # of all labels
 FOREIGN = {"cifar10": "fashion_mnist", "cifar100": "fashion_mnist", "fashion_mnist": "cifar10"}

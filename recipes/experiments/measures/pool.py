@@ -23,8 +23,6 @@ from recipes.experiments.measures.planted import FOREIGN
 from recipes.experiments.measures.scores import auroc
 from recipes.experiments.spec import Training
 
-__all__ = ["DRAWS", "Pool", "append_found", "make_pool"]
-
 DRAWS = {0.002: 1, 0.01: 2, 0.05: 1}  # share of the probe's images, and probes for each kind of damage
 _DAMAGED, _TRAINED_ON = 48, 2  # images of each kind to plant in probes, and for the network to be trained on
 _TRAINED_SHARE = 0.01

@@ -24,9 +24,6 @@ from recipes.experiments.measures.pool import append_found, make_pool
 from recipes.experiments.measures.scores import auroc
 from recipes.experiments.spec import Training
 
-__all__ = ["RIVALS", "Seen", "cleanvision_scores", "gram_scores", "look_at", "measure_rivals", "pixel_statistics",
-           "rival_scores", "stages"]  # fmt: skip
-
 RIVALS = (
     "pixels: Mahalanobis", "pixels: ECOD", "pixels: isolation forest", "pixels: LOF", "CleanVision",
     "features: ViM", "features: Mahalanobis", "features: relative Mahalanobis", "features: kNN", "features: ECOD",

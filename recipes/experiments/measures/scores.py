@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn import functional
-
-__all__ = ["auroc", "average_precision", "detection", "feature_scores", "margins", "output_scores"]
 
 _NEIGHBOUR = 5  # the distance to this one of the nearest reference samples
 
@@ -25,9 +24,7 @@ def output_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     Returns:
         `confidence`, 1 minus the largest probability (Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and
         Out-of-Distribution Examples in Neural Networks", 2017); `loss`, the cross-entropy (nats); `el2n`, the norm of
-        the error vector (Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet", 2021); `energy`, minus the
-        logarithm of the sum of the logits' exponentials (Liu et al., "Energy-based Out-of-distribution Detection",
-        2020).
+        the error vector (Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet", 2021).
     """
     logits = logits.double()
     probabilities = logits.softmax(1)
@@ -35,7 +32,6 @@ def output_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         "confidence": 1 - probabilities.max(1).values,
         "loss": functional.cross_entropy(logits, labels, reduction="none"),
         "el2n": (probabilities - functional.one_hot(labels, logits.shape[1])).norm(dim=1),
-        "energy": -logits.logsumexp(1),
     }
 
 
@@ -81,13 +77,6 @@ def auroc(truth: Tensor, values: Tensor) -> float:
     return ((chosen > others).double() + (chosen == others).double() / 2).mean().item()
 
 
-def average_precision(truth: Tensor, values: Tensor) -> float:
-    """Mean over the samples of truth, bool `(N,)`, of the precision among all values that are as large or larger."""
-    chosen = values[truth]
-    found = (chosen >= chosen[:, None]).sum(1).double()
-    return (found / (values >= chosen[:, None]).sum(1)).mean().item()
-
-
 def detection(truth: Tensor, scores: Mapping[str, Tensor | None], names: Sequence[str]) -> dict[str, Any]:
     """How well scores `(N,)` find the samples that truth, bool `(N,)`, names.
 
@@ -95,7 +84,7 @@ def detection(truth: Tensor, scores: Mapping[str, Tensor | None], names: Sequenc
         The number of these, `planted`, and by measure a value for each of the names, None for a score that is missing.
     """
     found: dict[str, Any] = {"planted": int(truth.sum())}
-    for name, measure in (("auroc", auroc), ("precision", average_precision)):
+    for name, measure in (("auroc", auroc), ("precision", average_precision_score)):
         values = [scores.get(score) for score in names]
-        found[name] = [None if own is None else round(measure(truth, own), 3) for own in values]
+        found[name] = [None if own is None else round(float(measure(truth, own)), 3) for own in values]
     return found

@@ -18,8 +18,6 @@ from lightning_anomaly.two_sample.rank_test import live_filters, random_division
 from recipes.experiments.fitting import every_epoch, prepare, watched_layers
 from recipes.experiments.spec import Training
 
-__all__ = ["compare", "measure", "responses"]
-
 _SIZE = 1024  # training images, compared with all validation images
 _CHANCE = 0.01  # of a false alarm
 Values = dict[str, dict[str, Tensor]]

@@ -1,13 +1,10 @@
-"""The networks of the laboratory, and how its commands end when something is wrong."""
-
-import argparse
+"""The networks of the laboratory."""
 
 import pytest
 import torch
 from torchvision.models import resnet18
 
 from recipes.common.networks import build
-from recipes.common.options import one_sentence_errors
 
 
 @pytest.mark.slow
@@ -34,11 +31,3 @@ def test_networks_take_small_images(name: str, filters: int) -> None:
     assert network(torch.rand(2, 1, 28, 28)).shape == (2, 7)
     assert sum(part.out_channels for part in network.modules() if isinstance(part, torch.nn.Conv2d)) == filters
     assert {part.p for part in network if isinstance(part, torch.nn.Dropout)} == {0.5}
-
-
-def test_what_a_user_got_wrong_ends_in_one_sentence() -> None:
-    def run(options: argparse.Namespace) -> None:
-        raise FileNotFoundError("There is no data.")
-
-    with pytest.raises(SystemExit, match=r"^error: There is no data\.$"):
-        one_sentence_errors(run, argparse.Namespace)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import analyze
+from lightning_anomaly.pruning import mask_filters
 from recipes.common.module import evaluate
 from recipes.common.networks import build
 from recipes.experiments.fitting import further_epochs, prepare, watched_layers
@@ -31,7 +32,7 @@ PLAIN = replace(NOISY, condition="overfitting")
 def test_kurtosis_is_scipys() -> None:
     values = POINTS[:, :, 0].exp()
     expected = scipy.stats.kurtosis(values.numpy(), axis=1, fisher=False)
-    torch.testing.assert_close(h1._kurtosis(values), torch.from_numpy(expected))
+    torch.testing.assert_close(h1.kurtosis(values), torch.from_numpy(expected))
 
 
 def test_class_separation_is_that_of_an_analysis_of_variance() -> None:
@@ -39,7 +40,7 @@ def test_class_separation_is_that_of_an_analysis_of_variance() -> None:
     flat = torch.stack([POINTS[:, :, 0], torch.zeros(5, 60, dtype=torch.float64)], 2)
     f, _ = f_classif(flat[:, :, 0].T.numpy(), labels.numpy())
     expected = torch.from_numpy(3 * f / (3 * f + 56))  # between over total, from their ratio
-    torch.testing.assert_close(h1._class_separation(flat, labels), expected)
+    torch.testing.assert_close(h1.class_separation(flat, labels), expected)
 
 
 def test_layer_statistics_count_what_was_planted(trained: Any) -> None:
@@ -56,8 +57,8 @@ def test_layer_statistics_count_what_was_planted(trained: Any) -> None:
         distances = np.linalg.norm(points[index, outliers[index]][:, None] - points[index, ~outliers[index]], axis=2)
         far += distances.min() >= 1
     assert found["isolated"] == far
-    assert found["outside"] == pytest.approx(1 - layer.explained[layer.filters("anomaly") + layer.filters("normal")]
-                                             .mean().item())  # fmt: skip
+    live = layer.filters("anomaly") + layer.filters("normal")
+    assert found["outside"] == pytest.approx(1 - layer.explained[live].mean().item())
 
 
 def network() -> nn.Sequential:
@@ -68,19 +69,15 @@ def network() -> nn.Sequential:
     ).double().eval()  # fmt: skip
 
 
-def test_gradient_norms_are_those_of_a_loop_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_norms_are_those_of_a_loop_over_samples() -> None:
     model, inputs = network(), torch.randn(11, 2, 8, 8, dtype=torch.float64, generator=RNG)
     targets, rows = torch.randint(0, 5, (11,), generator=RNG), []
     for i in range(11):
         model.zero_grad()
         functional.cross_entropy(model(inputs[i : i + 1]), targets[i : i + 1]).backward()
-        rows.append(torch.stack([p.grad.norm() for p in model.parameters()]))
-    expected = torch.stack(rows)
-    for limit in (gradients._BYTES, 1):  # all samples at once, and one after the other
-        monkeypatch.setattr(gradients, "_BYTES", limit)
-        found = gradients.gradient_norms_by_layer(model, inputs, targets)
-        for name, columns in {"0": [0, 1], "2": [2], "5": [3, 4]}.items():
-            torch.testing.assert_close(found[name], expected[:, columns].norm(dim=1), rtol=1e-12, atol=0)
+        rows.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
+    found = gradients.gradient_norms(model, inputs, targets)
+    torch.testing.assert_close(found, torch.stack(rows), rtol=1e-12, atol=0)
 
 
 def test_gradient_disparity_is_the_mean_distance_of_pairs() -> None:
@@ -126,8 +123,8 @@ def test_planted_images_stand_where_they_are_said_to() -> None:
 
 
 def test_responses_are_those_of_the_layers_and_the_logits_those_of_the_network() -> None:
-    for name, place, count in (("lenet5", 3, 300), ("vgg11_bn", 1, 4)):  # of VGG-11 what the BatchNorm gives
-        images = torch.rand(count, 1, 32, 32, generator=RNG)
+    for name, place in (("lenet5", 3), ("vgg11_bn", 1)):  # of VGG-11 what the BatchNorm gives
+        images = torch.rand(4, 1, 32, 32, generator=RNG)
         model = build(name, 1, 10).eval()
         values, logits = two_sample.responses(model, images)
         with torch.no_grad():
@@ -136,10 +133,7 @@ def test_responses_are_those_of_the_layers_and_the_logits_those_of_the_network()
         torch.testing.assert_close(values["mean"][str(place)], maps.mean((2, 3)).T)
         torch.testing.assert_close(values["max"][str(place)], maps.amax((2, 3)).T)
         assert list(values["units"]) == (["9", "12"] if name == "lenet5" else [])
-        if name == "lenet5":
-            with torch.no_grad():
-                torch.testing.assert_close(values["units"]["12"], model[:13](images).relu().T)
-    assert watched_layers(build("vgg11_bn", 1, 10))["5"] == "4"
+    assert watched_layers(model)["5"] == "4"
 
 
 def test_filters_that_respond_to_one_kind_of_images_are_counted_and_dead_ones_are_not() -> None:
@@ -192,19 +186,15 @@ def test_calibration_error_by_hand() -> None:
 
 
 def test_a_row_of_h3_measures_what_it_says() -> None:
-    images, plain, model = prepare(NOISY), prepare(PLAIN), build("lenet5", 1, 10).eval()
-    judge = h3.Judge(NOISY, images)
-    row = dict(zip(h3._MEASURES, judge.row(model), strict=True))
+    images, model = prepare(NOISY), build("lenet5", 1, 10).eval()
+    judge = h3.Judge(images)
+    row = dict(zip(h3.MEASURED, judge.row(model), strict=True))
     loss, accuracy = evaluate(model, images.normalised("test"), images.data.test_labels)
     assert (row["test_loss"], row["test_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
-    wrong = images.wrong
-    with torch.no_grad():
-        predicted = model(images.normalised("train")[wrong]).argmax(1)
-    given, true = images.data.train_labels[wrong], plain.data.train_labels[wrong]
-    assert (given != true).all()
-    for name, labels in (("wrong_kept", given), ("wrong_undone", true)):
-        assert row[name] == pytest.approx((predicted == labels).double().mean().item(), abs=1e-4)
-    assert row["train_acc"] == pytest.approx(judge.train_accuracy(model), abs=1e-4)
+    loss, accuracy = evaluate(model, images.normalised("val"), images.data.val_labels)
+    assert (row["val_loss"], row["val_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
+    accuracy = evaluate(model, images.normalised("train"), images.data.train_labels)[1]
+    assert row["train_acc"] == pytest.approx(judge.train_accuracy(model), abs=1e-4) == pytest.approx(accuracy, abs=1e-4)
 
 
 def test_other_masks_have_the_counts_of_the_flagged_and_leave_dead_filters_out() -> None:
@@ -215,8 +205,6 @@ def test_other_masks_have_the_counts_of_the_flagged_and_leave_dead_filters_out()
 
 
 def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:
-    from lightning_anomaly.pruning import mask_filters
-
     images, model = prepare(NOISY), build("lenet5", 1, 10)
     before: Tensor = copy.deepcopy(model[3].weight.detach())
     mask = mask_filters(model, {"0": [1], "3": [0, 5]}, example_input=images.normalised("val", 2))

@@ -1,11 +1,6 @@
 """Scores of conspicuous samples, beside scikit-learn's and by hand."""
 
-import sys
-from types import ModuleType, SimpleNamespace
-from typing import Any
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
@@ -28,7 +23,6 @@ def test_scores_from_outputs() -> None:
     torch.testing.assert_close(found["loss"], -torch.tensor([0.7, 0.1], dtype=torch.float64).log())
     expected = torch.tensor([0.09 + 0.04 + 0.01, 0.01 + 0.81 + 0.64], dtype=torch.float64).sqrt()
     torch.testing.assert_close(found["el2n"], expected)
-    torch.testing.assert_close(found["energy"], torch.tensor([-3.0, -3], dtype=torch.float64))
     margins = scores.margins(torch.tensor([[1.0, 4, 2], [3, 1, 2]]), torch.tensor([1, 2]))
     torch.testing.assert_close(margins, torch.tensor([2.0, -1]))
 
@@ -47,13 +41,6 @@ def test_scores_from_features() -> None:
     np.testing.assert_allclose(found["mahalanobis"], np.einsum("nci,ij,ncj->nc", away, inverse, away).min(1), rtol=1e-8)
 
 
-def test_features_that_are_always_zero_do_not_break_the_distance() -> None:
-    reference = torch.rand(40, 3, generator=RNG) * torch.tensor([1.0, 1, 0])
-    far = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 5.0]])
-    found = scores.feature_scores(far, reference, torch.zeros(40, dtype=torch.int64))["mahalanobis"]
-    assert found[1] > 100 * found[0]
-
-
 def test_detection_is_scikit_learns_in_the_order_of_the_names() -> None:
     truth, values = torch.rand(80, generator=RNG) < 0.2, torch.randint(0, 9, (80,), generator=RNG).double()
     found = scores.detection(truth, {"a": None, "b": values}, ("b", "missing", "a"))
@@ -69,7 +56,6 @@ def test_pixel_statistics_are_numpys_and_the_rival_scikit_learns() -> None:
     images[0, :, :, 4:] = 3
     found = rivals.pixel_statistics(images)
     assert found.shape == (60, 17)
-    assert rivals.pixel_statistics(images[:, :1]).shape == (60, 13)
     grey = images[5].double().mean(0).numpy()
     along, down = np.abs(np.diff(grey, axis=1)), np.abs(np.diff(grey, axis=0))
     expected = [grey.mean(), grey.std(ddof=1), np.sort(grey.ravel())[31], grey.min(), grey.max()]
@@ -92,26 +78,3 @@ def test_a_network_is_cut_into_stages_without_a_change(name: str, widths: list[i
         torch.testing.assert_close(seen.logits, network(inputs))
         torch.testing.assert_close(seen.features, network[:-1](inputs))
     assert [own.shape[1] for own in seen.means] == widths
-    chosen = seen[torch.tensor([3, 1])]
-    assert torch.equal(chosen.means[0], seen.means[0][[3, 1]])
-    assert torch.equal(chosen.pixels, seen.pixels[[3, 1]])
-
-
-def test_cleanvision_orders_images_as_they_become_issues(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(torchvision_dataset: list[Any], verbose: bool) -> SimpleNamespace:
-        assert [picture.mode for (picture,) in torchvision_dataset] == ["RGB"] * 4
-        columns = {"dark": [1.0, 0.16, 1.0, 1.0], "blurry": [1.0, 1.0, 0.29, 1.0], "odd_size": [1.0] * 4,
-                   "exact_duplicates": [1.0, 1.0, 1.0, 0.5], "grayscale": [0.0] * 4}  # fmt: skip
-        frame = pd.DataFrame({f"{name}_score": values for name, values in columns.items()})
-        for name, values in columns.items():
-            frame[f"is_{name}_issue"] = [value < 0.6 for value in values]
-        return SimpleNamespace(find_issues=lambda n_jobs, verbose: None, issues=frame)
-
-    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    monkeypatch.setitem(sys.modules, "cleanvision", None)
-    assert rivals.cleanvision_scores(images) == {}
-    module = ModuleType("cleanvision")
-    module.Imagelab = make  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cleanvision", module)
-    # What all images are, grey, is not reported.
-    assert rivals.cleanvision_scores(images)["CleanVision"].tolist() == pytest.approx([-1 / 0.32, -0.5, -1, -0.5])
