@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.analysis import analyze
-from lightning_anomaly.browser import write_page
+from lightning_anomaly.browser import page_text, write
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
@@ -114,7 +114,7 @@ def run_analysis(options: argparse.Namespace) -> AnomalyReport:
             figure.savefig(file)
             drawn.append(file.name)
     browser = options.output / "browser.html"
-    write_page(report, browser, None, labels, f"{options.model} on {options.data.name}", None, names)
+    write(browser, page_text(report, f"{options.model} on {options.data.name}", labels=labels, names=names))
     print(f"every filter with its images: open {browser}")
     print(f"figures in {options.output}: {', '.join(drawn)}")
     return report

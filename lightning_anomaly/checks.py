@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["check_bool", "check_fraction", "check_integer", "check_names", "check_one_of", "check_seed", "check_text"]
-
 
 def check_bool(name: str, value: Any) -> bool:
     """Raises ValueError unless `value` is True or False."""

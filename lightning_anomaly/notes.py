@@ -8,8 +8,6 @@ from collections.abc import Mapping
 
 from lightning_anomaly.tables import listed
 
-__all__ = ["left_out", "merge_notes", "nonfinite", "warn_of"]
-
 _LEFT_OUT, _NONFINITE = " left out", " nonfinite"  # how the keys of notes on single layers end
 
 

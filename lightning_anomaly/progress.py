@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
-__all__ = ["track"]
-
 _PATIENCE = 2.0  # how long nobody wonders (seconds)
 _Item = TypeVar("_Item")
 

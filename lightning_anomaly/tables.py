@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["Tabular", "html_table", "listed", "text_table"]
-
 
 class Tabular(ABC):
     """What shows itself as a table: printed, in a console and in a notebook."""

@@ -8,14 +8,14 @@ into `page.html` with `page.css` and the JavaScript that `report_page.py` names.
 
 from lightning_anomaly.browser.epochs import EpochPoints
 from lightning_anomaly.browser.outlier_page import write_outlier_page
-from lightning_anomaly.browser.page import BrowserFile, temporary_path
-from lightning_anomaly.browser.report_page import page_text, write_page
+from lightning_anomaly.browser.page import BrowserFile, temporary_path, write
+from lightning_anomaly.browser.report_page import page_text
 
 __all__ = [
     "BrowserFile",
     "EpochPoints",
     "page_text",
     "temporary_path",
+    "write",
     "write_outlier_page",
-    "write_page",
 ]

@@ -11,8 +11,6 @@ from torch import Tensor
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import even_order
 
-__all__ = ["EpochPoints", "Frame", "packed_frames"]
-
 _MOST = 20  # analyses, the last one included
 _KEPT_BYTES = 4_000_000  # of an analysis in memory
 _PACKED_BYTES = (1_200_000, 8_000_000)  # of all in a page before they are compressed: of most networks, and at most

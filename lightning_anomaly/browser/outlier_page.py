@@ -13,8 +13,6 @@ from lightning_anomaly.browser.pack import usual_score
 from lightning_anomaly.browser.page import assemble, plain_labels, write
 from lightning_anomaly.outliers.report import OutlierReport
 
-__all__ = ["write_outlier_page"]
-
 _CODE = ("dom.js", "unpack.js", "csv.js", "words.js", "colours.js", "draw.js", "parts.js", "ranking.js", "shell.js",
          "outliers.js")  # fmt: skip
 
@@ -28,11 +26,7 @@ def write_outlier_page(
     title: str,
 ) -> None:
     """Write the `shown` images with the largest scores as an HTML file, see `OutlierReport.save_html`."""
-    if labels is not None and len(labels) != len(report.scores):
-        raise ValueError(
-            f"Parameter `labels` should have {len(report.scores)} entries, one for each image. Found {len(labels)}."
-        )
-    names = None if labels is None else plain_labels(labels)
+    names = None if labels is None else plain_labels(labels, len(report.scores))
     rows = report.rows(shown)
     for row in rows:
         row["score"] = _finite(row["score"])

@@ -17,8 +17,6 @@ from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.pictures import KeptMaps, Pictures, even_order
 
-__all__ = ["pack"]
-
 _POINTS = 4_000_000  # of all filters together
 _MAP_BYTES = (1_800_000, 18_000_000)  # of all maps before they are compressed: of most networks, and at most
 _FILTER_BYTES = 700  # that each filter adds to the maps in networks of more filters
@@ -82,7 +80,7 @@ def pack(
         "views": [],
         "epochs": None,
         "layers": layers,
-        "labels": _labels(labels),
+        "labels": None if labels is None else _labels(plain_labels(labels, report.n_samples)),
         "names": names,
         "settings": {key: str(value) for key, value in report.settings.items()},
         "notes": [*report.notes.values(), *_left_out(report.n_samples, count, [amount for amount, _ in maps.values()])],
@@ -203,10 +201,8 @@ def _maps(kept: KeptMaps, amount: int) -> bytes:
     return zlib.compress(steps.numpy().astype("<u4").tobytes() + packed.numpy().tobytes())
 
 
-def _labels(labels: Sequence[Any] | None) -> dict[str, Any] | None:
-    if labels is None:
-        return None
-    values = plain_labels(labels)
+def _labels(values: list[Any]) -> dict[str, Any]:
+    """The different labels in their order, and which of them each sample has."""
     told = [str(value) for value in values]  # also where values cannot be compared: lists have no hash, NaN no equal
     known = dict(zip(told, values, strict=True))
     numbers = all(isinstance(value, (int, float)) for value in values)

@@ -21,8 +21,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["BrowserFile", "assemble", "plain_labels", "temporary_path", "write"]
-
 _FRAME = "box-sizing:border-box;width:100%;height:760px;border:1px solid #8884;border-radius:8px"
 
 
@@ -58,8 +56,14 @@ def write(path: str | Path, text: str) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def plain_labels(labels: Sequence[Any]) -> list[Any]:
-    """Labels by position as plain values, also out of tensors, arrays and columns of tables, whose index has no say."""
+def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
+    """Labels by position as plain values, also out of tensors, arrays and columns of tables, whose index has no say.
+
+    Raises:
+        ValueError: If there are not `count` of them.
+    """
+    if len(labels) != count:
+        raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {len(labels)}.")
     values = labels.tolist() if hasattr(labels, "tolist") else labels
     return [value.tolist() if hasattr(value, "tolist") else value for value in values]
 

@@ -92,7 +92,8 @@ class FigureSchedule:
             with self._guard("draw the filter browser"):
                 title = f"Anomaly filters, step {step:,}"
                 frames = self._epochs.before(found.report, step)
-                page = page_text(found.report, found.pictures, title, history, frames=frames, **told)
+                report = replace(found.report, pictures=found.pictures)
+                page = page_text(report, title, history=history, frames=frames, **told)
                 for logger in trainer.loggers:
                     with self._guard(f"log a page to {type(logger).__name__}"):
                         log_page(logger, f"{self._prefix}/browser", page, step)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
-__all__ = ["ComparisonFields", "comparison_figure"]
-
 _LAYER = "layer/"  # what the names of layers' metrics begin with
 # Of shares, from none to the largest: hue says whether chance explains them, lightness how large they are.
 _CHANCE_SHADES, _TELLING_SHADES = ("#FFFFFF", "#8C8C8C"), ("#FDD9B5", "#D55E00", "#7A2E00")

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from lightning_anomaly.browser import BrowserFile
 
-__all__ = ["AnomalyReport"]
-
 
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
 
@@ -265,9 +263,9 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If `images` or `labels` do not have one entry for each probe sample.
         """
-        from lightning_anomaly.browser import write_page
+        from lightning_anomaly.browser import page_text, write
 
-        write_page(self, path, images, labels, title, history)
+        write(path, page_text(self, title, images=images, labels=labels, history=history))
 
     def browse(
         self,

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from lightning_anomaly.verdicts.rare import DEAD, LIVE, NONFINITE
 
-__all__ = ["LayerReport", "join_layers", "layer_from_dict", "layer_to_dict", "to_plain", "to_tensor"]
-
 
 @dataclass(frozen=True, eq=False)
 class LayerReport:

@@ -14,16 +14,6 @@ from lightning_anomaly.capture.drawing import drawn, shrink
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.report.layer_report import LayerReport
 
-__all__ = [
-    "KeptMaps",
-    "Pictures",
-    "check_images",
-    "even_order",
-    "join_pictures",
-    "probe_images",
-    "take_pictures",
-]
-
 _SIDE = 64  # of an image or a map's picture, at most (pixels)
 _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
 _MAP_SIDE = 8  # (pixels)

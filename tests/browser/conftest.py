@@ -140,7 +140,7 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
         file = tmp_path / name
         report.save_html(file, **options)
         if frames:
-            file.write_text(page_text(report, report.pictures, "with epochs", None, frames=frames))
+            file.write_text(page_text(report, "with epochs", frames=frames))
         page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         pages.append(Opened(page, file))
         return pages[-1].open(address)
