@@ -18,6 +18,7 @@ from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.__main__ import main, parse
 from lightning_anomaly.checkpoint import load_model
+from lightning_anomaly.image_files import open_images
 
 pytestmark = QUIET
 
@@ -39,18 +40,6 @@ class Wide(pl.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
-
-
-class Sees(nn.Conv2d):
-    """Keeps the images that it is given."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, 2, 1)
-        Sees.images: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        Sees.images.extend(x)
-        return super().forward(x)
 
 
 def broken() -> nn.Module:
@@ -107,13 +96,10 @@ class TestAnalyze:
         command(folder / "weights.pt", *options)  # `analyze` is the default
         out, err = capsys.readouterr()
         assert err == ""
-        lines = out.splitlines()
-        assert lines[0].startswith("layer  filters  anomaly")
-        assert lines[2].split()[:2] == ["0", "4"]
+        assert out.splitlines()[2].split()[:2] == ["0", "4"]
         files = ["browser.html", "filters.png", "outliers.png", "verdicts.png"]
         assert sorted(p.name for p in output.iterdir()) == files
-        assert f"every filter with its images: open {output / 'browser.html'}" in lines
-        assert lines[-1] == f"figures in {output}: verdicts.png, filters.png, outliers.png"
+        assert all(name in out for name in files)
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in output.glob("*.png"))
 
     def test_figures_of_an_earlier_run_do_not_stay_and_notes_are_in_the_table(self, folder, tmp_path, capsys):
@@ -161,7 +147,6 @@ class TestOutliers:
         assert err == ""
         lines = out.splitlines()
         assert {lines[2].split()[0], lines[3].split()[0]} == {"7", "60"}
-        assert lines[-1] == f"in {output}: outliers.csv, outliers.png"
         assert (output / "outliers.html").read_text().startswith("<!doctype html>")
         with (output / "outliers.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -179,9 +164,6 @@ class TestOutliers:
 
 
 class TestModels:
-    def test_a_state_dict(self, folder):
-        assert same(load_model(folder / "weights.pt", f"{HERE}:net").state_dict(), torch.load(folder / "weights.pt"))
-
     def test_a_lightning_checkpoint_has_its_arguments_and_given_ones_come_first(self, checkpoint):
         path, module = checkpoint
         found = load_model(path, f"{HERE}:Wide")
@@ -194,7 +176,7 @@ class TestModels:
     def test_two_that_differ_are_named(self, tmp_path):
         state = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in net().state_dict().items()}
         torch.save({"state_dict": state}, tmp_path / "both.ckpt")
-        with pytest.raises(ValueError, match=r"'student\.', 'teacher\.'"):
+        with pytest.raises(ValueError, match=r"student.*teacher"):
             load_model(tmp_path / "both.ckpt", f"{HERE}:net")
 
 
@@ -216,10 +198,10 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("model", "message"),
         [
-            ("torchvision", "`--model` should be `module:Class`"),
-            ("no_such_place:Net", "No module named 'no_such_place'"),
-            (f"{HERE}:number", "should build a torch.nn.Module"),
-            (f"{HERE}:broken", "RuntimeError: there is a fault in it"),
+            ("torchvision", "`--model`"),
+            ("no_such_place:Net", "no_such_place"),
+            (f"{HERE}:number", "torch.nn.Module"),
+            (f"{HERE}:broken", "there is a fault in it"),
             (f"{HERE}:Wide", "`--model-args`"),
             ("trainers:SmallNet", "Missing key"),
         ],
@@ -229,7 +211,7 @@ class TestMistakes:
         assert message in text
 
     @pytest.mark.parametrize(
-        ("name", "value"), [("--top", "0"), ("--top", "-3"), ("--model-args", "channels=3"), ("--model-args", "[3]")]
+        ("name", "value"), [("--top", "0"), ("--model-args", "channels=3"), ("--model-args", "[3]")]
     )
     def test_options(self, name, value, folder, capsys):
         options = ("--model", f"{HERE}:net", "--data", folder / "images.npz", f"{name}={value}")
@@ -241,9 +223,9 @@ class TestMistakes:
         ("content", "message"),
         [
             (None, "No such file"),
-            (b"hello", "`some.pt` should be a file of `torch.save`"),
-            ([torch.ones(1)], "`some.pt` does not fit"),
-            ({"state_dict": {}, "hyper_parameters": {"path": Path("x")}}, "`some.pt` should be a file of `torch.save`"),
+            (b"hello", "`torch.save`"),
+            ([torch.ones(1)], "does not fit"),
+            ({"state_dict": {}, "hyper_parameters": {"path": Path("x")}}, "`torch.save`"),
         ],
     )
     def test_files(self, content, message, folder, tmp_path, capsys):
@@ -252,7 +234,9 @@ class TestMistakes:
             path.write_bytes(content)
         elif content is not None:
             torch.save(content, path)
-        assert message in refused(capsys, path, "--model", f"{HERE}:net", "--data", folder / "images.npz")
+        text = refused(capsys, path, "--model", f"{HERE}:net", "--data", folder / "images.npz")
+        assert message in text
+        assert "some.pt" in text
 
     def test_nothing_in_a_file_is_run(self, tmp_path, folder, capsys):
         class Evil:
@@ -267,7 +251,7 @@ class TestMistakes:
     def test_a_model_without_filters_or_for_other_images(self, folder, tmp_path, capsys):
         torch.save({}, tmp_path / "none.pt")
         text = refused(capsys, tmp_path / "none.pt", "--model", "torch.nn:Flatten", "--data", folder / "images.npz")
-        assert "`torch.nn:Flatten` has no filters" in text
+        assert "no filters" in text
         np.savez(tmp_path / "colour.npz", np.zeros((20, 8, 9, 3), np.uint8))
         text = refused(capsys, folder / "weights.pt", "--model", f"{HERE}:net", "--data", tmp_path / "colour.npz")
         assert "`colour.npz`, (3, 8, 9)" in text
@@ -276,11 +260,11 @@ class TestMistakes:
         ("content", "message"),
         [
             (None, "No such file"),
-            (b"hello", "`some.npz` should be an .npz file"),
-            ({"a": np.zeros(1), "b_images": np.zeros(1)}, "Found the arrays ['a', 'b_images']"),
-            ({"x": np.zeros((5, 3, 8, 8), np.uint8)}, "Found uint8 of shape (5, 3, 8, 8)"),
-            ({"x": np.zeros((5, 8, 8))}, "Found float64 of shape (5, 8, 8)"),
-            ({"val_images": np.zeros((0, 8, 8), np.uint8)}, "Found uint8 of shape (0, 8, 8)"),
+            (b"hello", "some.npz"),
+            ({"a": np.zeros(1), "b_images": np.zeros(1)}, "['a', 'b_images']"),
+            ({"x": np.zeros((5, 3, 8, 8), np.uint8)}, "(5, 3, 8, 8)"),
+            ({"x": np.zeros((5, 8, 8))}, "(5, 8, 8)"),
+            ({"val_images": np.zeros((0, 8, 8), np.uint8)}, "(0, 8, 8)"),
         ],
     )
     def test_data(self, content, message, folder, tmp_path, capsys):
@@ -291,34 +275,20 @@ class TestMistakes:
             np.savez(path, **content)
         assert message in refused(capsys, folder / "weights.pt", "--model", f"{HERE}:net", "--data", path)
 
-    def test_an_output_that_is_no_folder(self, folder, capsys):
-        file = folder / "weights.pt"
-        options = ("--model", f"{HERE}:net", "--data", folder / "few.npz", "--output", file)
-        assert "weights.pt" in refused(capsys, file, *options)
-
 
 @pytest.mark.parametrize(
     ("array", "shape", "mean"),
     [
-        (np.full((120, 8, 8), 51, np.uint8), (1, 8, 8), 0.2),
-        (np.full((120, 9, 8, 3), 51, np.uint8), (3, 9, 8), 0.2),
-        (np.full((120, 2, 8, 9), -3.0), (2, 8, 9), -3),
+        (np.full((5, 8, 8), 51, np.uint8), (1, 8, 8), 0.2),
+        (np.full((5, 9, 8, 3), 51, np.uint8), (3, 9, 8), 0.2),
+        (np.full((5, 2, 8, 9), -3.0), (2, 8, 9), -3),
     ],
 )
-def test_bytes_are_scaled_and_floats_taken_as_they_are(array, shape, mean, tmp_path, capsys):
+def test_bytes_are_scaled_and_floats_taken_as_they_are(array, shape, mean, tmp_path):
     np.savez(tmp_path / "some.npz", test_images=array, train_images=array[:1])
-    seen = seen_images(tmp_path, shape[0], "some.npz")
-    assert seen.dtype == torch.float32
-    assert seen.shape == (120, *shape)
-    assert torch.allclose(seen, torch.tensor(float(mean)))
-
-
-def seen_images(folder: Path, channels: int, data: str, *options: Any) -> Tensor:
-    """What the model is given by `analyze`, without the zeros before."""
-    torch.save(Sees(channels).state_dict(), folder / "sees.pt")
-    model = ("--model", f"{HERE}:Sees", "--model-args", f'{{"channels": {channels}}}', "--output", folder / "out")
-    command("analyze", folder / "sees.pt", *model, "--data", folder / data, *options)
-    return torch.stack(Sees.images[2:])
+    found = open_images(tmp_path / "some.npz", None, gray=False)
+    torch.testing.assert_close(torch.stack([*found]), torch.full((5, *shape), float(mean)))
+    assert found.probe(3) == [0, 1, 2]
 
 
 def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
@@ -343,29 +313,26 @@ class TestFolders:
             rows = list(csv.DictReader(file))
         assert [(row["name"], row["position"]) for row in rows][:2] == [("cats/000.png", "0"), ("dogs/007.png", "63")]
 
-    def test_images_cover_a_square_of_the_size_and_have_the_model_s_channels(self, tmp_path):
-        picture(tmp_path / "photos" / "B.JPG", (51, 51, 51), (40, 20))
-        picture(tmp_path / "photos" / "a.png", (255, 0, 0))
+    def test_images_cover_a_square_of_the_size(self, tmp_path):
+        picture(tmp_path / "B.JPG", (51, 51, 51), (40, 20))
+        picture(tmp_path / "a.png", (255, 0, 0))
         for channels in (3, 1):
-            seen = seen_images(tmp_path, channels, "photos", "--size", 10)
-            assert seen.shape == (2, channels, 10, 10)
-            assert torch.allclose(seen[0], torch.tensor(0.2), atol=0.01)
-        picture(wide := tmp_path / "wide" / "a.png", (0, 0, 0), (30, 10))
-        with Image.open(wide) as image:
-            image.paste((255, 255, 255), (10, 0, 20, 10))
-            image.save(wide)
-        assert seen_images(tmp_path, 3, "wide", "--size", 10)[0, :, :, 1:-1].eq(1).all()  # the middle
+            first, second = open_images(tmp_path, 10, gray=channels == 1)
+            assert first.shape == second.shape == (channels, 10, 10)
+            assert torch.allclose(first, torch.tensor(0.2), atol=0.01)
+        wide = Image.new("RGB", (30, 10))
+        wide.paste((255, 255, 255), (10, 0, 20, 10))
+        wide.save(tmp_path / "B.JPG", "png")
+        assert open_images(tmp_path, 10, gray=False)[0][:, :, 1:-1].eq(1).all()  # the middle
 
-    def test_a_probe_is_of_all_classes(self, tmp_path, capsys):
-        for index in range(600):
-            picture(
-                tmp_path / "all" / "photos" / f"{index // 200}" / f"{index:03}.png", (80 * (index // 200), 0, 0), (2, 2)
-            )
-        seen = seen_images(tmp_path, 3, "all/photos", "--size", 2)
-        assert len(seen) == 300
-        assert seen[:, 0, 0, 0].unique().tolist() == pytest.approx([0, 80 / 255, 160 / 255])
-        assert "note: All images are of the class" not in capsys.readouterr().out
-        seen_images(tmp_path, 3, "all", "--size", 2)
+    def test_a_probe_is_of_all_classes(self, folder, tmp_path, capsys):
+        for index in range(9):
+            picture(tmp_path / "photos" / f"{index // 3}" / f"{index}.png", (80 * (index // 3), 0, 0))
+        found = open_images(tmp_path / "photos", 8, gray=False)
+        assert found.labels == [*"000111222"]
+        assert found.probe(4) == [0, 3, 6]
+        options = ("--model", f"{HERE}:net", "--size", 8, "--output", tmp_path / "found", "--data", tmp_path)
+        command(folder / "weights.pt", *options)
         assert "of the class 'photos'" in capsys.readouterr().out
 
     def test_mistakes(self, folder, tmp_path, capsys):

