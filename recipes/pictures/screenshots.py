@@ -19,7 +19,7 @@ from recipes.common.options import one_sentence_errors
 from recipes.pictures.browser import IN_PAGE, charts, figures, open_page, tensorboard
 
 _WIDTH, _HEIGHT = 1480, 3000  # pixels
-_PAGE, _GAP = (1100, 1000), 24
+_PAGE, _GAP = (860, 920), 20
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
