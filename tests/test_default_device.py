@@ -21,18 +21,15 @@ IMAGES[7] *= 20
 NETWORK = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3), nn.Flatten(), nn.Linear(200, 3))
 
 
-def report_of(**settings: Any) -> AnomalyReport:
-    return analyze(NETWORK, IMAGES, settings=AnalysisSettings(n_init=2, **settings), keep_images=True)
-
-
-def shown(report: AnomalyReport) -> list[Any]:
+def analyzed(engine: str) -> list[Any]:
+    report = analyze(NETWORK, IMAGES, settings=AnalysisSettings(n_init=2, engine=engine), keep_images=True)
     again = AnomalyReport.from_dict(report.to_dict())
     figure = outlier_figure(report, IMAGES)
     return [report.to_dict(), again.to_dict(), report.metrics(), again.outlier_samples, str(report), figure is None]
 
 
 def page(folder: Path) -> str:
-    report_of().save_html(folder / "browser.html", images=IMAGES.flatten(2))
+    analyze(NETWORK, IMAGES).save_html(folder / "browser.html", images=IMAGES.flatten(2))
     return (folder / "browser.html").read_text()
 
 
@@ -43,8 +40,8 @@ def masked() -> list[Any]:
 
 
 FUNCTIONS: dict[str, Callable[[Path], Any]] = {
-    **{name: lambda _, name=name: shown(report_of(engine=name)) for name in ("auto", "torch")},
-    "sklearn": lambda _: shown(report_of(engine="sklearn", max_components=2)),
+    "numba": lambda _: analyzed("numba"),
+    "torch": lambda _: analyzed("torch"),
     "two-sample test": lambda _: str(two_sample_test(NETWORK, IMAGES[:80], IMAGES[80:])),
     "outliers": lambda _: find_outliers(NETWORK, IMAGES).rows(20),
     "page": page,

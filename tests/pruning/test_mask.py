@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from lightning_anomaly import AnomalyReport, analyze
@@ -54,15 +53,14 @@ def pretrained(seed: int = 0, **options: Any) -> Model:
     return model
 
 
-def train(model, optimizer, mask, steps=5, clip=None, accumulate=1, gradients=True, rows=True) -> None:
+def train(model, optimizer, mask, steps=5, accumulate=1, gradients=True, rows=True) -> None:
     model.train()
     for step in range(steps * accumulate):
         F.cross_entropy(model(IMAGES), TARGETS).backward()
         if (step + 1) % accumulate == 0:
             if gradients:
                 mask.keep_gradients()
-            if clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             optimizer.step()
             optimizer.zero_grad()
         if rows:
@@ -89,40 +87,32 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
 
 
-OPTIMIZERS: list[tuple[type[torch.optim.Optimizer], dict[str, Any], dict[str, Any]]] = [
-    (torch.optim.SGD, {"lr": 0.1}, {}),
-    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {"clip": 0.1}),
-    (torch.optim.Adam, {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1}, {"accumulate": 3}),
-    (torch.optim.AdamW, {"weight_decay": 0.1}, {"clip": 0.1, "accumulate": 2, "gradients": False}),
-]
-
-
-@pytest.mark.parametrize(("make", "options", "how"), OPTIMIZERS, ids=str)
+@pytest.mark.parametrize(
+    ("make", "options", "how"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {}),
+        (torch.optim.Adam, {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1}, {"accumulate": 3}),
+        (torch.optim.AdamW, {"weight_decay": 0.1}, {"accumulate": 2, "gradients": False}),
+    ],
+    ids=str,
+)
 def test_outputs_stay_exactly_0_through_training(make: Any, options: dict[str, Any], how: dict[str, Any]) -> None:
     model = pretrained()
     optimizer = make(model.parameters(), **options)
     train(model, optimizer, FilterMask(model))  # so that the optimizer has a past
     assert leak(model) > 0
-    mask = mask_filters(model, FILTERS, example_input=IMAGES, optimizers=[optimizer])
+    mask = mask_filters(model, FILTERS, example_input=IMAGES)
     assert leak(model) == 0
+    train(model, optimizer, mask, steps=1, rows=False)
+    assert leak(model) > 0  # gradients of zero are not enough
+    assert not mask.verify()
     unmasked = model.conv1.weight[0].clone()
+    mask.keep([optimizer])
     train(model, optimizer, mask, **how)
     assert leak(model) == 0
     assert mask.verify()
     assert not torch.equal(model.conv1.weight[0], unmasked)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
-
-
-def test_gradients_of_zero_alone_would_not_be_enough() -> None:
-    model = pretrained()
-    optimizer = torch.optim.AdamW(model.parameters())
-    train(model, optimizer, FilterMask(model))
-    mask = mask_filters(model, FILTERS, example_input=IMAGES)  # the optimizer keeps its past
-    train(model, optimizer, mask, steps=1, rows=False)
-    assert leak(model) > 0
-    assert not mask.verify()
-    mask.keep([optimizer])
-    assert leak(model) == 0
 
 
 def test_an_optimizer_loses_the_masked_rows_and_keeps_everything_else() -> None:
@@ -140,9 +130,6 @@ def test_an_optimizer_loses_the_masked_rows_and_keeps_everything_else() -> None:
     assert after["step"] == before["step"] == 5
     assert after["row_var"].count_nonzero() == after["row_var"].numel()
     assert optimizer.state[model.norm1.weight]["exp_avg"][[1, 4]].count_nonzero() == 0
-    fresh = torch.optim.Adam(model.parameters())
-    mask_filters(model, {"conv1": [2]}, example_input=IMAGES, optimizers=[fresh])
-    assert len(fresh.state) == 0
 
 
 INSTANCE_NORM = {"norm": nn.InstanceNorm2d, "affine": True, "track_running_stats": True}
@@ -282,25 +269,6 @@ def test_a_state_that_is_none_is_refused() -> None:
             FilterMask.from_state_dict(Model(), state)
 
 
-def test_keeps_no_tensor_of_inference_mode() -> None:
-    model = pretrained()
-    with torch.inference_mode():
-        mask = mask_filters(model, FILTERS, example_input=IMAGES)
-        mask.keep()
-    train(model, torch.optim.Adam(model.parameters()), mask)
-    assert leak(model) == 0
-    mask.restore()
-    assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
-
-
-def test_names_are_those_without_compile_and_fabric() -> None:
-    for wrap in (lambda m: torch.compile(m, backend="eager"), Fabric(accelerator="cpu", devices=1).setup):
-        model = pretrained()
-        mask = mask_filters(wrap(model), FILTERS, example_input=IMAGES)
-        assert leak(model) == 0
-        FilterMask.from_state_dict(pretrained(), mask.state_dict())
-
-
 def test_a_report_stands_for_its_anomaly_filters() -> None:
     conv = nn.Conv2d(1, 2, 1, bias=False)
     with torch.no_grad():
@@ -316,31 +284,25 @@ def test_a_report_stands_for_its_anomaly_filters() -> None:
     assert mask.masked == {"": [0]}
 
 
-BAD_FILTERS = {
-    "conv9": {"conv9": [0]},
-    "head": {"head": [0]},
-    "6": {"conv1": [6]},
-    "-1": {"conv1": [-1]},
-    "True": {"conv1": [True, False]},
-    "6 to mask and 0 masked": {"conv1": range(6)},
-}
-
-
-@pytest.mark.parametrize("found", BAD_FILTERS)
-def test_bad_filters_are_refused_and_touch_nothing(found: str) -> None:
-    model, filters = pretrained(), BAD_FILTERS[found]
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({"conv9": [0]}, "conv9"),
+        ({"head": [0]}, "head"),
+        ({"conv1": [6]}, "6"),
+        ({"conv1": [-1]}, "-1"),
+        ({"conv1": [True, False]}, "True"),
+        ({"conv1": range(1, 6)}, "5 to mask and 1 masked"),
+    ],
+)
+def test_bad_filters_are_refused_and_touch_nothing(filters: dict[str, Any], found: str) -> None:
+    model = pretrained()
+    mask = mask_filters(model, {"conv1": [0, 0]}, example_input=IMAGES)
     before = bits(model)
     with pytest.raises(ValueError, match=rf"`filters`.* Found .*{found}"):
-        mask_filters(model, {"conv2": [0], **filters}, example_input=IMAGES)
+        mask.add({"conv2": [0], **filters}, example_input=IMAGES)
     assert same(bits(model), before)
-
-
-def test_never_masks_a_whole_layer_not_even_bit_by_bit() -> None:
-    model = pretrained()
-    mask = mask_filters(model, {"conv1": [0, 1, 2, 2]}, example_input=IMAGES)
-    with pytest.raises(ValueError, match=r"`filters`.* Found 4 to mask and 3 masked"):
-        mask.add({"conv1": [2, 3, 4, 5]}, example_input=IMAGES)
-    assert mask.masked == {"conv1": [0, 1, 2]}
+    assert mask.masked == {"conv1": [0]}
 
 
 def test_other_bad_arguments_are_refused_and_touch_nothing() -> None:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -55,6 +55,7 @@ def test_a_layer_that_a_report_left_out_has_no_vote_there() -> None:
 
 
 @given(SUMMARIES, st.sets(st.integers(0, 7), max_size=7), st.integers(1, 4), st.floats(0.01, 1))
+@settings(max_examples=50)
 def test_limits_hold_and_the_controls_have_the_same_counts(
     summaries: list[Summary], masked: set[int], votes: int, fraction: float
 ) -> None:

@@ -53,7 +53,7 @@ def errors(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def test_the_standard_error_is_how_far_changes_spread_from_one_draw_of_images_to_the_next() -> None:
     """In a mean of three validations what differs from one to the next averages out, and counts less than in one."""
     generator = torch.Generator().manual_seed(0)
-    for validations, draws in ((1, 1500), (3, 400)):
+    for validations, draws in ((1, 800), (3, 250)):
         changes, expected = [], []
         for _ in range(draws):
             pairs = [[errors(count, generator) for count in (200, 300)] for _ in range(validations)]

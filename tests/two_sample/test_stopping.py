@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lightning_anomaly.two_sample.stopping import SMOOTHING, decide, since_best
@@ -13,6 +13,7 @@ LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=30)
 
 
 @given(LOSSES)
+@settings(max_examples=50)
 def test_it_waits_since_the_lowest_of_pandas_exponential_average(losses: list[float]) -> None:
     losses = [round(loss, 3) for loss in losses]
     average = pd.Series(losses).ewm(alpha=1 - SMOOTHING, adjust=False).mean().round(9)
