@@ -21,48 +21,54 @@ __all__ = ["log_figure", "log_overlay_layout", "log_page", "loss_tags"]
 
 
 def log_figure(logger: Any, name: str, figure: Figure, step: int) -> None:
-    """Log a figure to TensorBoard, W&B, MLflow, Comet, or as a PNG file beside CSVLogger's; others do not take it.
-
-    Slashes in its name make groups or folders.
-    """
+    """Log a figure, as a PNG file beside CSVLogger's; slashes in its name make groups or folders."""
     experiment: Any = getattr(logger, "experiment", None)
-    file = f"{_file_name(name)}/step={step:06d}.png"
-    if _can(logger, "log_image"):
-        # W&B. Its logger turns the step into a metric, "trainer/global_step". W&B's own step, which must never go back
-        # and would discard what does, is left to count by itself.
+    kind, file = _kind(logger), f"{_file_name(name)}/step={step:06d}.png"
+    if kind == "wandb":
+        # Its logger turns the step into a metric, "trainer/global_step". W&B's own step, which must never go back and
+        # would discard what does, is left to count by itself.
         from PIL import Image
 
         logger.log_image(key=name, images=[Image.open(io.BytesIO(_png(figure)))], step=step)
-    elif _can(experiment, "add_figure"):
+    elif kind == "tensorboard":
         experiment.add_figure(_prefixed(logger, name), figure, global_step=step, close=False)
-    elif _can(experiment, "log_figure") and hasattr(type(logger), "run_id"):
-        experiment.log_figure(logger.run_id, figure, file)  # MLflow's client, which serves many runs
-    elif _can(experiment, "log_figure"):
-        experiment.log_figure(figure_name=name, figure=figure, step=step)  # Comet
-    elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):
-        _write(os.path.join(os.path.dirname(table), file), _png(figure))  # CSVLogger
+    elif kind == "mlflow":
+        experiment.log_figure(logger.run_id, figure, file)
+    elif kind == "comet":
+        experiment.log_figure(figure_name=name, figure=figure, step=step)
+    elif kind == "csv":
+        _write(os.path.dirname(experiment.metrics_file_path), file, _png(figure))
 
 
 def log_page(logger: Any, name: str, page: str, step: int) -> None:
-    """Log an HTML page to W&B, MLflow, Comet, or as a file beside TensorBoard's or CSVLogger's; others do not take it.
-
-    Only the newest page is kept where that is a file, as it has the whole training in it.
-    """
+    """Log an HTML page, as a file beside TensorBoard's or CSVLogger's, where only the newest page is kept."""
     experiment: Any = getattr(logger, "experiment", None)
-    file = f"{_file_name(name)}.html"
-    if _can(logger, "log_image"):
+    kind, file = _kind(logger), f"{_file_name(name)}.html"
+    if kind == "wandb":
         import wandb
 
         # Not as a string, which may be a path; without `inject`, which adds a style sheet from the network.
         logger.log_metrics({name: wandb.Html(io.StringIO(page), inject=False)}, step)
-    elif _can(experiment, "log_text") and hasattr(type(logger), "run_id"):
-        experiment.log_text(logger.run_id, page, file)  # MLflow's client
-    elif _can(experiment, "log_asset_data"):
-        experiment.log_asset_data(page, name=file, overwrite=True, step=step)  # Comet
-    elif _can(experiment, "add_figure") and isinstance(folder := getattr(experiment, "log_dir", None), str):
-        _write(os.path.join(folder, file), page.encode())  # TensorBoard
-    elif isinstance(table := getattr(experiment, "metrics_file_path", None), str):
-        _write(os.path.join(os.path.dirname(table), file), page.encode())  # CSVLogger
+    elif kind == "tensorboard" and isinstance(folder := getattr(experiment, "log_dir", None), str):
+        _write(folder, file, page.encode())
+    elif kind == "mlflow":
+        experiment.log_text(logger.run_id, page, file)
+    elif kind == "comet":
+        experiment.log_asset_data(page, name=file, overwrite=True, step=step)
+    elif kind == "csv":
+        _write(os.path.dirname(experiment.metrics_file_path), file, page.encode())
+
+
+def _kind(logger: Any) -> str:
+    """Which logger this is; "" for one that takes no figures."""
+    experiment = getattr(logger, "experiment", None)
+    if _can(logger, "log_image"):
+        return "wandb"
+    if _can(experiment, "add_figure"):
+        return "tensorboard"
+    if _can(experiment, "log_figure"):
+        return "mlflow" if hasattr(type(logger), "run_id") else "comet"  # MLflow's client serves many runs
+    return "csv" if isinstance(getattr(experiment, "metrics_file_path", None), str) else ""
 
 
 def log_overlay_layout(logger: Any, tags: Sequence[str], title: str) -> None:
@@ -72,13 +78,9 @@ def log_overlay_layout(logger: Any, tags: Sequence[str], title: str) -> None:
     """
     experiment: Any = getattr(logger, "experiment", None)
     if _can(experiment, "add_custom_scalars"):
-        curves = [_exactly(_prefixed(logger, tag)) for tag in tags]
+        # It takes a tag for the beginning of a regular expression: `loss` would bring `loss_step` along.
+        curves = [f"^{re.escape(_prefixed(logger, tag))}$" for tag in tags]
         experiment.add_custom_scalars({title: {", ".join(tags): ["Multiline", curves]}})
-
-
-def _exactly(tag: str) -> str:
-    """TensorBoard takes a tag for the beginning of a regular expression: `loss` would bring `loss_step` along."""
-    return f"^{re.escape(tag)}$"
 
 
 _TRAIN, _VALIDATION = {"train", "training"}, {"val", "valid", "validation", "dev", "eval", "evaluation"}
@@ -139,9 +141,10 @@ def _file_name(name: str) -> str:
     return "/".join(part for part in parts if part.strip("._")) or "figure"
 
 
-def _write(path: str, content: bytes) -> None:
+def _write(folder: str, name: str, content: bytes) -> None:
     from lightning.fabric.utilities.cloud_io import get_filesystem  # a log folder may be a bucket
 
+    path = os.path.join(folder, name)
     system = get_filesystem(path)
     system.makedirs(os.path.dirname(path), exist_ok=True)
     with system.open(path, "wb") as file:

@@ -25,7 +25,6 @@ from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout,
 from lightning_anomaly.report.pictures import probe_images
 
 pytestmark = QUIET
-LOSSES = ["train_loss", "val_loss"]
 
 
 @pytest.fixture
@@ -99,37 +98,29 @@ def layouts(logger: TensorBoardLogger) -> dict[str, dict[str, list[str]]]:
     return {part.title: {chart.title: list(chart.multiline.tag) for chart in part.chart} for part in layout.category}
 
 
-class TestLogFigure:
-    def test_csv_has_a_picture_beside_its_table(self, tmp_path, figure):
-        logger = CSVLogger(tmp_path)
-        logger.log_metrics({"loss": 1.0}, 0)
-        for step in (12, 123_456_789):
-            log_figure(logger, "anomaly_filters/filters", figure, step)
-        logger.save()
-        folder = Path(logger.log_dir) / "anomaly_filters" / "filters"
-        assert sorted(file.name for file in folder.iterdir()) == ["step=000012.png", "step=123456789.png"]
-        with Image.open(folder / "step=000012.png") as image:
-            assert image.size == (100, 50)
-            assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
-        assert (Path(logger.log_dir) / "metrics.csv").is_file()
-
-    @pytest.mark.parametrize("name", ["../../outside", "/outside", "a:b*?/..", "..", ""])
-    def test_no_name_leads_out_of_the_log_folder(self, tmp_path, figure, name):
-        logger = CSVLogger(tmp_path / "logs")
-        log_figure(logger, name, figure, 1)
-        (file,) = tmp_path.rglob("*.png")
-        assert file.is_relative_to(logger.log_dir)
-        assert all(re.fullmatch(r"[\w.=-]+", part) for part in file.relative_to(logger.log_dir).parts)
-
-    @pytest.mark.parametrize("logger", [Double(), DummyLogger(), object(), None], ids=lambda own: type(own).__name__)
-    def test_others_are_left_alone(self, logger, figure):
-        log_figure(logger, "filters", figure, 1)
-        log_page(logger, "browser", "<p>", 1)
-        log_overlay_layout(logger, LOSSES, "losses")
-        assert not isinstance(logger, Double) or logger.calls == []
-
-
 NAME = "anomaly_filters/filters"
+
+
+@pytest.mark.parametrize("name", [NAME, "../../outside", "/outside", "a:b*?/..", ""])
+def test_csv_has_a_picture_beside_its_table_and_no_name_leads_out_of_its_folder(tmp_path, figure, name):
+    logger = CSVLogger(tmp_path / "logs")
+    log_figure(logger, name, figure, 12)
+    (file,) = tmp_path.rglob("*.png")
+    inside = file.relative_to(logger.log_dir)
+    assert all(re.fullmatch(r"[\w.=-]+", part) for part in inside.parts)
+    assert inside.name == "step=000012.png"
+    assert name != NAME or inside.parent.as_posix() == NAME
+    with Image.open(file) as image:
+        assert image.size == (100, 50)
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("logger", [Double(), DummyLogger(), None], ids=lambda own: type(own).__name__)
+def test_others_are_left_alone(logger, figure):
+    log_figure(logger, "filters", figure, 1)
+    log_page(logger, "browser", "<p>", 1)
+    log_overlay_layout(logger, ["train_loss", "val_loss"], "losses")
+    assert not isinstance(logger, Double) or logger.calls == []
 
 
 def test_wandb_gets_pictures_and_pages_without_anything_from_the_network(figure, monkeypatch):
@@ -149,61 +140,50 @@ def test_mlflow_gets_artifacts_of_its_run_and_comet_figures_and_assets_at_their_
     assert comet.experiment == [(NAME, figure, 7), ("<p>", f"{NAME}.html", True, 8)]
 
 
-class TestLogOverlayLayout:
-    def test_a_fit_lays_its_losses_and_the_fraction_into_one_chart(self, tmp_path):
-        logger = TensorBoardLogger(tmp_path)
-        quiet_trainer(tmp_path, watcher(), logger=logger).fit(SmallNet(), loader(), loader(seed=1))
-        expected = ["^train_loss$", "^val_loss$", "^anomaly_filters/fraction$"]
-        assert list(layouts(logger)["anomaly_filters"].values()) == [expected]
-
-    def test_expressions_match_the_logged_tag_alone(self, tmp_path, figure):
-        names = ["loss", "loss_step", "a.b (c)+[d]|e", "aXb (c)+[d]|e", "loss/dataloader_idx_0"]
-        logger = TensorBoardLogger(tmp_path, prefix="run.1")
-        logger.log_metrics(dict.fromkeys(names, 1.0), 0)
-        log_overlay_layout(logger, names, "losses")
-        (expressions,) = layouts(logger)["losses"].values()
-        log_figure(logger, "filters", figure, 7)
-        tags = events(logger).Tags()
-        logged = tags["scalars"]
-        assert tags["images"] == ["run.1-filters"]
-        for name, expression in zip(names, expressions, strict=True):
-            assert [tag for tag in logged if re.match(expression, tag)] == [f"run.1-{name}"]
+def test_a_fit_lays_its_losses_and_the_fraction_into_one_chart(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    quiet_trainer(tmp_path, watcher(), logger=logger).fit(SmallNet(), loader(), loader(seed=1))
+    expected = ["^train_loss$", "^val_loss$", "^anomaly_filters/fraction$"]
+    assert list(layouts(logger)["anomaly_filters"].values()) == [expected]
 
 
-class TestLossTags:
-    @pytest.mark.parametrize(
-        ("names", "found"),
-        [
-            ("", []),
-            ("epoch accuracy val_accuracy lr-Adam", []),
-            ("train_loss val_loss", ["train_loss", "val_loss"]),
-            ("train_loss_step train_loss train_loss_epoch val_loss", ["train_loss_epoch", "val_loss"]),
-            ("train_loss_step val_loss_step val_loss_epoch", ["train_loss_step", "val_loss_epoch"]),
-            ("loss valid/loss", ["loss", "valid/loss"]),
-            ("training/loss_epoch training/loss_step validation/loss", ["training/loss_epoch", "validation/loss"]),
-            ("Loss/val Loss/train", ["Loss/train", "Loss/val"]),
-            ("trainLoss valLoss", ["trainLoss", "valLoss"]),
-            ("valloss trainloss", ["trainloss", "valloss"]),
-            ("loss/train/epoch loss/dev", ["loss/train/epoch", "loss/dev"]),
-            ("losses/train losses/eval", ["losses/train", "losses/eval"]),
-            ("train_aux_loss train_loss val_kl_loss val_loss", ["train_loss", "val_loss"]),
-            ("train_aux_loss train_total_loss", ["train_total_loss"]),
-            ("loss train_loss", ["train_loss"]),
-            ("nll_loss val_nll_loss", ["nll_loss", "val_nll_loss"]),
-            ("train_loss test_loss test/loss_epoch", ["train_loss"]),
-            ("val_loss/dataloader_idx_1 val_loss/dataloader_idx_0", ["val_loss/dataloader_idx_0"]),
-            ("val_loss/dataloader_idx_10 val_loss/dataloader_idx_2", ["val_loss/dataloader_idx_2"]),
-            ("anomaly_filters/layer/loss_net.conv1 anomaly_filters/count", []),
-            ("train_val_loss_gap", []),
-            ("training_step_time evaluation_loss", ["evaluation_loss"]),
-        ],
-    )
-    def test_finds(self, names, found):
-        assert loss_tags(names.split()) == found
+def test_expressions_match_the_logged_tag_alone(tmp_path, figure):
+    names = ["loss", "loss_step", "a.b (c)+[d]|e", "aXb (c)+[d]|e"]
+    logger = TensorBoardLogger(tmp_path, prefix="run.1")
+    logger.log_metrics(dict.fromkeys(names, 1.0), 0)
+    log_overlay_layout(logger, names, "losses")
+    (expressions,) = layouts(logger)["losses"].values()
+    log_figure(logger, "filters", figure, 7)
+    tags = events(logger).Tags()
+    assert tags["images"] == ["run.1-filters"]
+    for name, expression in zip(names, expressions, strict=True):
+        assert [tag for tag in tags["scalars"] if re.match(expression, tag)] == [f"run.1-{name}"]
 
-    def test_the_order_of_names_does_not_matter(self):
-        names = ["loss", "train_loss_step", "train_loss_epoch", "train_aux_loss_epoch", "val_loss_epoch", "val_loss"]
-        assert loss_tags(names) == loss_tags(names[::-1]) == ["train_loss_epoch", "val_loss_epoch"]
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("epoch accuracy val_accuracy lr-Adam", []),
+        ("train_loss_step train_loss train_loss_epoch val_loss", ["train_loss_epoch", "val_loss"]),
+        ("train_loss_step val_loss_step val_loss_epoch", ["train_loss_step", "val_loss_epoch"]),
+        ("loss valid/loss", ["loss", "valid/loss"]),
+        ("Loss/val Loss/train", ["Loss/train", "Loss/val"]),
+        ("trainLoss valLoss", ["trainLoss", "valLoss"]),
+        ("valloss trainloss", ["trainloss", "valloss"]),
+        ("loss/train/epoch loss/dev", ["loss/train/epoch", "loss/dev"]),
+        ("losses/train losses/eval", ["losses/train", "losses/eval"]),
+        ("train_aux_loss train_loss val_kl_loss val_loss", ["train_loss", "val_loss"]),
+        ("train_aux_loss train_total_loss", ["train_total_loss"]),
+        ("loss train_loss", ["train_loss"]),
+        ("nll_loss val_nll_loss", ["nll_loss", "val_nll_loss"]),
+        ("train_loss test_loss test/loss_epoch", ["train_loss"]),
+        ("val_loss/dataloader_idx_10 val_loss/dataloader_idx_2", ["val_loss/dataloader_idx_2"]),
+        ("anomaly_filters/layer/loss_net.conv1 anomaly_filters/count", []),
+        ("train_val_loss_gap training_step_time evaluation_loss", ["evaluation_loss"]),
+    ],
+)
+def test_losses_are_found_by_their_names_in_any_order(names, found):
+    assert loss_tags(names.split()) == loss_tags(names.split()[::-1]) == found
 
 
 class Gone:
