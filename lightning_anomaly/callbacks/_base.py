@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
 from inspect import signature
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lightning_anomaly.checks import check_text
 from lightning_anomaly.distributed import rank_and_world
-from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.settings import AnalysisSettings
 
 __all__ = [
@@ -24,10 +23,10 @@ __all__ = [
     "GuardedCallback",
     "LoggingCallback",
     "all_validate",
-    "describe_dead_monitors",
+    "find_callback",
     "guarded",
+    "is_idle",
     "logged_step",
-    "until_validation_end",
 ]
 
 
@@ -64,7 +63,6 @@ class GuardedCallback(AnyCallback):
 
     on_error = "warn"  # or "raise"
     _warned: set[str]
-    _failure: Exception | None = None  # of the validation that runs
     _module: weakref.ref[Any] | None = None  # that what is known is about
     _present: weakref.ref[Any] | None = None  # the module that the Trainer works with
     _fitting = True
@@ -98,7 +96,6 @@ class GuardedCallback(AnyCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin a fit, a validation or a test; a fit drops what is known of another module."""
         self._fitting = stage == "fit"
-        self._failure = None
         self._present = weakref.ref(pl_module)
         if self._fitting:
             if self._module is None or self._module() is not pl_module:
@@ -124,15 +121,6 @@ class GuardedCallback(AnyCallback):
             if rank_and_world()[0] == 0:
                 warnings.warn(message, stacklevel=2)
 
-    def _release(self) -> None:
-        """Remove hooks and drop what a validation has taken."""
-
-    def _raise_failure(self) -> None:
-        """Raise what failed in this validation; the next one starts without it."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-
 
 def guarded(hook: Hook) -> Hook:
     """Run a hook of a callback behind its guard."""
@@ -145,39 +133,8 @@ def guarded(hook: Hook) -> Hook:
     return cast(Hook, run)
 
 
-def until_validation_end(hook: Hook) -> Hook:
-    """Keep an exception of a validation's hook in `_failure` until the validation ends, and skip the hooks between.
-
-    All processes meet there: one that fails earlier would leave the others waiting.
-    """
-
-    @wraps(hook)
-    def run(self: GuardedCallback, *args: Any, **kwargs: Any) -> None:
-        if self._failure is None:
-            try:
-                hook(self, *args, **kwargs)
-            except Exception as error:
-                # The frames of a traceback would keep the tensors of what failed.
-                self._failure = error if self.on_error == "raise" else error.with_traceback(None)
-                with suppress(Exception):
-                    self._release()
-
-    return cast(Hook, run)
-
-
-class _OwnKey(str):
-    """A state key unlike that of any other callback: a Trainer leaves it to `setup` to explain two that are equal."""
-
-    __hash__ = str.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return not isinstance(other, _OwnKey) and str.__eq__(self, other)
-
-
 class LoggingCallback(GuardedCallback):
     """Base class with prefixed, rank-synchronized logging and each warning once."""
-
-    _state_name: str  # also of a subclass
 
     def __init__(self, log_key_prefix: str) -> None:
         self.log_key_prefix = check_text("log_key_prefix", log_key_prefix)
@@ -187,8 +144,9 @@ class LoggingCallback(GuardedCallback):
     @property
     def state_key(self) -> str:
         """The key of this callback's state in a checkpoint."""
-        key = f"{self._state_name}[{self.log_key_prefix}]"
-        return key if self._set_up else _OwnKey(key)
+        key = f"{type(self).__name__}[{self.log_key_prefix}]"
+        # No two are equal until `setup` can say, other than a Trainer would, that they need different prefixes.
+        return key if self._set_up else f"{key} {id(self)}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that no other callback logs under the same keys."""
@@ -203,33 +161,6 @@ class LoggingCallback(GuardedCallback):
                     f"Found {self.log_key_prefix!r} twice."
                 )
 
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check names of layers, now that `setup` and `configure_model` of the module have built them."""
-        super().on_fit_start(trainer, pl_module)
-        self._check_layers(pl_module)
-
-    def _check_layers(self, pl_module: Any) -> None:
-        """Raise ValueError for names of layers that the model does not have."""
-
-    @guarded
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn if nothing will be found."""
-        self._warn_of_no_validation(trainer)
-
-    def _warn_of_no_validation(self, trainer: Any) -> None:
-        """Warn if there are no validations, or none that all processes run."""
-        problem = ""
-        if not all_validate(trainer):
-            problem = (
-                "some process may have none: give each a validation batch, and do not set "
-                "`allow_zero_length_dataloader_with_multiple_devices`"
-            )
-        elif not trainer.enable_validation:
-            problem = "this Trainer has none: no validation loader, no `validation_step`, or `limit_val_batches = 0`"
-        if problem and not trainer.barebones:
-            text = f"{self._state_name} works at validations, and {problem}. It will find nothing."
-            self._warn_once("no validation", text + describe_dead_monitors(trainer, self.log_key_prefix))
-
     @guarded
     def _log(
         self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "", suffix: str = ""
@@ -241,12 +172,10 @@ class LoggingCallback(GuardedCallback):
             pl_module.log(f"{self.log_key_prefix}{suffix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
                           prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
 
-    def _warn_each_once(self, notes: Mapping[str, str]) -> None:
-        """Warn of those notes of a report that have not been said."""
-        new = {key: note for key, note in notes.items() if key not in self._warned}
-        for key, note in merge_notes(new).items():
-            self._warn_once(key, note)
-        self._warned.update(new)
+
+def is_idle(trainer: Any) -> bool:
+    """Whether a validation is not looked at: a sanity check, or any of a barebones Trainer, which logs nothing."""
+    return bool(trainer.sanity_checking or trainer.barebones)
 
 
 def logged_step(trainer: Any) -> int:
@@ -262,11 +191,19 @@ def all_validate(trainer: Any) -> bool:
     )
 
 
-def describe_dead_monitors(trainer: Any, prefix: str) -> str:
-    """Name the keys `prefix/...` that callbacks monitor where nothing is watched, in a sentence with a space before it.
+def find_callback(trainer: Any, kinds: Sequence[type[LoggingCallback]], prefix: str | None, asking: str) -> Any:
+    """Find a Trainer's callback of one of some kinds, with this `log_key_prefix` or the first of the first kind.
 
-    With finite patience an EarlyStopping stops a training for nothing, so not "never fires".
+    Raises:
+        ValueError: If there is none, with who is `asking`.
     """
-    keys = {key for key in (getattr(own, "monitor", None) for own in trainer.callbacks) if isinstance(key, str)}
-    own = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(f"{prefix}/"))
-    return f" What monitors {own} waits in vain." if own else ""
+    found = [own for kind in kinds for own in trainer.callbacks if isinstance(own, kind)]
+    for own in found:
+        if prefix in (None, own.log_key_prefix):
+            return own
+    names = " or ".join(kind.__name__ for kind in kinds)
+    wanted = "" if prefix is None else f" with `log_key_prefix = {prefix!r}`"
+    raise ValueError(
+        f"{asking} should be used with {names}{wanted} among the Trainer's callbacks. "
+        f"Found {[own.log_key_prefix for own in found] or 'none'}."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -13,15 +13,14 @@ from torch import Tensor
 from lightning_anomaly.browser import EpochPoints, page_text
 from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, log_page, loss_tags
 from lightning_anomaly.capture.drawing import drawn
-from lightning_anomaly.plots import FIGURES, comparison_figure, outlier_images
-from lightning_anomaly.plots.comparisons import ComparisonFields
+from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.shared_analysis import AnalysisResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FigureSchedule", "Guard", "is_due", "log_comparisons", "log_report", "remember_losses"]
+__all__ = ["FigureSchedule", "Guard", "is_due", "log_drawn", "remember_losses"]
 
 Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `GuardedCallback._guard`
 
@@ -83,8 +82,10 @@ class FigureSchedule:
         if self._pending is None or not (last or due):
             return
         found, outliers, told, step = self._pending
-        if self._figures and not self._drawn:
-            log_report(trainer.loggers, self._prefix, found.report, outliers, step, self._guard)
+        if self._figures and not self._drawn and found.report.layers:
+            for name, draw in FIGURES.items():
+                figure = partial(draw, found.report, outliers)
+                log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
         self._drawn = True
         if last:
             self._pending = None
@@ -113,41 +114,17 @@ def _pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | Non
     return outlier_images(report, images)
 
 
-def log_report(
-    loggers: list[Any], prefix: str, report: AnomalyReport, outliers: Tensor | None, step: int, guard: Guard
-) -> None:
-    """Log the figures of a report, with what `_pick_outliers` gave."""
-    if not loggers or not report.layers:
+def log_drawn(loggers: list[Any], name: str, draw: Callable[[], Figure | None], step: int, guard: Guard) -> None:
+    """Draw a figure, if there is anything to show, and log it to each logger."""
+    if not loggers:
         return
-    for name, draw in FIGURES.items():
-        _log_drawn(loggers, prefix, name, partial(draw, report, outliers), step, guard)
-
-
-def log_comparisons(
-    loggers: list[Any],
-    prefix: str,
-    history: Sequence[ComparisonFields],
-    significance: float,
-    layer_significance: float,
-    step: int,
-    guard: Guard,
-) -> None:
-    """Log the figure of all comparisons so far, as `PREFIX/layers`; see `log_report` and `comparison_figure`."""
-    if loggers:
-        draw = partial(comparison_figure, history, significance, layer_significance)
-        _log_drawn(loggers, prefix, "layers", draw, step, guard)
-
-
-def _log_drawn(
-    loggers: list[Any], prefix: str, name: str, draw: Callable[[], Figure | None], step: int, guard: Guard
-) -> None:
     figure: Figure | None = None
     with guard(f"draw the figure '{name}'"):
         figure = draw()
     if figure is not None:
         for logger in loggers:
             with guard(f"log a figure to {type(logger).__name__}"):
-                log_figure(logger, f"{prefix}/{name}", figure, step)
+                log_figure(logger, name, figure, step)
 
 
 def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bool = False) -> None:

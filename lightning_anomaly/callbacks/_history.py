@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_anomaly.report import AnomalyReport
 
-__all__ = ["HOLD", "PATIENCE", "THRESHOLD", "has_found", "last_values", "remember", "rise"]
+__all__ = ["HOLD", "PATIENCE", "THRESHOLD", "remember", "rise"]
 
 HOLD = 5  # validations that make a level: for so long a value has to stay before it counts, below and above
 # The rise that callbacks act on by default. In simulations of 1,000 runs of 100 validations with 160 filters, each
@@ -52,28 +52,9 @@ def rise(fractions: Sequence[float]) -> float:
     return max(0.0, min(fractions[-HOLD:]) - min(earlier)) if earlier else 0.0
 
 
-_ZEROS = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}  # what is logged where nothing was analyzed
-History = list[dict[str, Any]]
-
-
-def last_values(history: History, layers: Iterable[str] | None = None) -> dict[str, float]:
-    """Return the values that were logged last, 0 where there are none, for these layers or those that there were.
-
-    A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
-    """
-    before = {**_ZEROS, **(history[-1]["metrics"] if history else {})}
-    keys = before if layers is None else [*_ZEROS, *(f"layer/{name}" for name in layers)]
-    return {key: before.get(key, 0.0) for key in keys}
-
-
-def has_found(history: History) -> bool:
-    """Whether a validation found something, which can be logged again where a later one finds nothing."""
-    return any(entry["live"] for entry in history)
-
-
 def remember(
-    history: History,
-    trainer: Any,
+    history: list[dict[str, Any]],
+    place: Mapping[str, int],
     values: dict[str, float],
     report: AnomalyReport | None,
     signal_layers: list[str] | None,
@@ -89,14 +70,7 @@ def remember(
             signal = report.fraction_in(layers)
             # What is only repeated must not look sustained.
             values["rise"] = rise([*(entry["signal"] for entry in history if entry["live"]), signal])
+    metrics, analysed = dict(values), report is not None
     history.append(
-        {
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "metrics": dict(values),
-            "analysed": report is not None,
-            "live": live,
-            "signal": signal,
-            "anomaly_filters": found,
-        }
+        {**place, "metrics": metrics, "analysed": analysed, "live": live, "signal": signal, "anomaly_filters": found}
     )

@@ -129,11 +129,7 @@ _EQUAL = 0.01  # share of the validation images
 def describe_doubts(given: Mapping[str, Tensor], train: Tensor, val: Tensor, batch: Any) -> dict[str, str]:
     """Say in a sentence each, by a key, why images may not be what they should be: one kind each, prepared alike.
 
-    Args:
-        given: Those that the user gave, by the name of the argument.
-        train: Training images.
-        val: Validation images.
-        batch: A batch of the validation, or None.
+    `given` are those of the user, by the name of the argument; `batch` is one of the validation, or None.
     """
     found = {}
     seen = first_tensor(batch)

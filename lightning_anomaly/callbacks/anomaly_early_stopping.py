@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import lightning.pytorch.callbacks.early_stopping as lightning_early_stopping
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_anomaly.callbacks import _history
-from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, all_validate, guarded
+from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, all_validate, find_callback, guarded
 from lightning_anomaly.callbacks._loggers import loss_tags
-from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback, find_watcher
+from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
 from lightning_anomaly.two_sample import rise, stopping
@@ -117,7 +116,6 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
 
     def _watch(self, prefix: str, signal: _Signal) -> None:
         self._signal = signal
-        self._watched: AnomalyFilterCallback | TwoSampleCallback | None = None
         self.monitor = f"{prefix}/{signal.name}"
         self.divergence_threshold = signal.threshold if self._threshold is None else self._threshold
         self.patience = signal.patience if self._patience is None else self._patience
@@ -126,7 +124,6 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         """Start anew: what is known is about another model."""
         self._warned.clear()
         self.wait_count = 0
-        self.best_score = torch.tensor(torch.inf)
         self._rises: list[float] = []  # of each validation that found it anew
         self._losses: list[float] = []  # of each validation that has one
         self._begin()
@@ -134,9 +131,13 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
     def _begin(self) -> None:
         """Know no reason to stop."""
         self.stopped_epoch = 0
-        self.stopping_reason_message: str | None = None  # Lightning's own attributes, where it has them
-        if reasons := _stopping_reasons():
-            self.stopping_reason = reasons.NOT_STOPPED
+        self.stopping_reason_message: str | None = None
+        self._name_reason("NOT_STOPPED")
+
+    def _name_reason(self, name: str) -> None:
+        """Set Lightning's own attribute, where it has it."""
+        if hasattr(self, "stopping_reason"):
+            self.stopping_reason = getattr(type(self.stopping_reason), name)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs, in plain types."""
@@ -164,12 +165,10 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         Raises:
             ValueError: If there is none, or `patience` does not fit the signal.
         """
-        compared = [callback for callback in trainer.callbacks if isinstance(callback, TwoSampleCallback)]
-        compared = [own for own in compared if self.log_key_prefix in (None, own.log_key_prefix)]
-        asking = "AnomalyEarlyStopping should be used with a TwoSampleCallback or"
-        watched = compared[0] if compared else find_watcher(trainer, self.log_key_prefix, asking)
-        self._watch(watched.log_key_prefix, self._output if compared else _FILTERS)
-        self._watched = watched
+        kinds = [TwoSampleCallback, AnomalyFilterCallback]
+        self._watched = find_callback(trainer, kinds, self.log_key_prefix, "AnomalyEarlyStopping")
+        compares = isinstance(self._watched, TwoSampleCallback)
+        self._watch(self._watched.log_key_prefix, self._output if compares else _FILTERS)
         check_integer("patience", self.patience, self._signal.hold)
 
     def _tell(self) -> None:
@@ -256,7 +255,6 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
 
         `wait_count` counts the last values in a row that exceed the threshold, or bring no lower loss.
         """
-        history: Sequence[Any] = [] if self._watched is None else self._watched.history
         confirmed, threshold = self._signal is _CONFIRMED, self.divergence_threshold
         assert threshold is not None
         self._warn_of_few_images()
@@ -264,11 +262,10 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
             self._losses.append(loss)
         elif confirmed and value > threshold:
             self._warn_once("gap", f"{self._why(value, 'is above its threshold')} No loss confirms it: not stopped.")
-        if not history or history[-1][self._signal.found_anew]:
+        if self._watched.history[-1][self._signal.found_anew]:
             self._rises.append(value)
         elif not confirmed:
             return None  # an earlier value, logged again
-        self.best_score = torch.tensor(min(self._rises, default=math.inf))
         losses = self._losses if confirmed else None
         self.wait_count = stopping.waited(self._rises, losses, threshold)
         # The first value of a rise appears when it has lasted `hold` validations.
@@ -276,7 +273,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         return self._why(value, why) if stops else None
 
     def _warn_of_few_images(self) -> None:
-        report = None if self._watched is None else self._watched.report
+        report = self._watched.report
         if isinstance(report, TwoSampleReport) and min(report.n_train, report.n_val) < _FEWEST:
             self._warn_once(
                 "few images",
@@ -288,8 +285,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         trainer.should_stop = True
         self.stopped_epoch = trainer.current_epoch
         self.stopping_reason_message = reason
-        if reasons := _stopping_reasons():
-            self.stopping_reason = reasons.DIVERGENCE_THRESHOLD
+        self._name_reason("DIVERGENCE_THRESHOLD")
         if reason and self.verbose:
             rank_zero_info(reason)
 
@@ -300,16 +296,10 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
                 f"Anomaly filters have risen: for {lasted} validations their fraction has been more than "
                 f"{self.divergence_threshold:g} above an earlier level, by now {self.monitor} = {value:.3f}."
             )
-        report = None if self._watched is None else self._watched.report
-        where = ""
-        if isinstance(report, TwoSampleReport) and report.where != "nowhere":
-            where = f" The two are told apart {report.where}."
+        report = self._watched.report
+        told_apart = isinstance(report, TwoSampleReport) and report.where != "nowhere"
+        where = f" The two are told apart {report.where}." if told_apart else ""
         return (
             f"The network knows its training images: relative to them it expects {100 * value:.0f}% more errors on "
             f"validation images than at its lowest level, so {self.monitor} = {value:.3f} {why}.{where}"
         )
-
-
-def _stopping_reasons() -> Any:
-    """Lightning's enumeration of reasons; None before it had one."""
-    return getattr(lightning_early_stopping, "EarlyStoppingReason", None)

@@ -7,24 +7,19 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_anomaly.callbacks._base import (
-    LoggingCallback,
-    all_validate,
-    describe_dead_monitors,
-    guarded,
-    logged_step,
-    until_validation_end,
-)
+from lightning_anomaly.callbacks._base import guarded, is_idle, logged_step
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
-from lightning_anomaly.callbacks._history import has_found, last_values, remember
+from lightning_anomaly.callbacks._history import remember
 from lightning_anomaly.callbacks._probe import (
     CHANGED,
+    SHUFFLED,
     ValidationWatch,
     analyze_probe,
     is_empty_result,
-    same_pixels,
     shortcomings,
 )
+from lightning_anomaly.callbacks._samples import same_pixels
+from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.images import shuffles
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
@@ -33,9 +28,8 @@ from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec
 
-__all__ = ["AnomalyFilterCallback", "find_watcher"]
+__all__ = ["AnomalyFilterCallback"]
 
-_NOTHING = "nothing is watched and the logged zeros stand for nothing"
 _PREFIX = "anomaly_filters"
 _MOST_LAYERS = 12  # that are logged without being asked for
 
@@ -47,7 +41,7 @@ class _Integer(int):
         return str(int(self))
 
 
-class AnomalyFilterCallback(LoggingCallback):
+class AnomalyFilterCallback(WatchingCallback):
     """Find anomaly filters at the end of validations and log how many there are.
 
     The maps are taken while the validation step itself runs, so with `probe="val"` there is no second forward pass, and
@@ -103,7 +97,10 @@ class AnomalyFilterCallback(LoggingCallback):
         (True, [])
     """
 
-    _state_name = "AnomalyFilterCallback"
+    _task = "analyze the filters"
+    _neutral = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
+    _nothing = "nothing is watched and the logged zeros stand for nothing"
+    _found = ("live",)
 
     def __init__(
         self,
@@ -120,19 +117,16 @@ class AnomalyFilterCallback(LoggingCallback):
         browser: bool = False,
     ) -> None:
         self.settings = checked_settings(settings)
-        super().__init__(log_key_prefix)
+        super().__init__(log_key_prefix, every_n_validations)
         self.layers = check_names("layers", layers, "layer names")
         self.probe = check_one_of("probe", probe, ("val", "train"))
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
-        self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self.signal_layers = check_names("signal_layers", signal_layers, "layer names")
         self.overlay_tags = check_names("overlay_tags", overlay_tags, "tags")
         self.log_figures = check_bool("log_figures", log_figures)
         self.on_error = check_one_of("on_error", on_error, ("warn", "raise"))
         self.browser = check_bool("browser", browser)
         self._watch: ValidationWatch | None = None
-        self._values: dict[str, float] = {}
-        self._due = False  # whether the validation that runs is analyzed
         self._forget()
 
     def _forget(self) -> None:
@@ -150,12 +144,10 @@ class AnomalyFilterCallback(LoggingCallback):
         # Checkpoints of release 0.1 do not say what was live.
         self.history = [{"live": entry["analysed"], **entry} for entry in state_dict["history"]]
 
-    def _check_layers(self, pl_module: Any) -> None:
-        self._watched(pl_module)
-
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check names of layers, and begin the figures of a fit."""
+        """Check names of layers, now that the module has built them, and begin the figures of a fit."""
         super().on_fit_start(trainer, pl_module)
+        self._watched(pl_module)
         self._figures.start()
         self._pixels = None
 
@@ -165,34 +157,15 @@ class AnomalyFilterCallback(LoggingCallback):
         if self.browser and not trainer.barebones:
             remember_losses(self.history, trainer, epoch_ended=True)
 
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Prepare to take maps, if this validation is to be analyzed."""
-        self._release()
-        self._due = False
-        if trainer.sanity_checking or trainer.barebones:
-            return
-        # What a fit found is no value of another validation.
-        history = self.history if trainer.state.fn == "fit" else []
-        self._values = last_values(history)
-        if not all_validate(trainer):
-            self._warn_of_no_validation(trainer)
-            return
-        self._due = len(history) % self.every_n_validations == 0
-        self._watch_layers(trainer, pl_module, history)
-
     @until_validation_end
-    def _watch_layers(self, trainer: Any, pl_module: Any, history: list[dict[str, Any]]) -> None:
+    def _prepare(self, trainer: Any, pl_module: Any) -> None:
         layers = self._watched(pl_module)
-        self._values = last_values(history, layers)
+        self._choose_keys(layers)
         if not self._due:
             return
         fitting = trainer.state.fn == "fit"
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
-            self._warn_once(
-                "shuffled",
-                "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
-                'comparable. Let it keep the order, or use `probe = "train"`, which takes a fixed sample.',
-            )
+            self._warn_once("shuffled", SHUFFLED)
         self._watch = ValidationWatch(
             trainer,
             pl_module,
@@ -222,54 +195,63 @@ class AnomalyFilterCallback(LoggingCallback):
             if dataloader_idx == 0:
                 self._watch.run_training_probe()
 
-    @guarded
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave no hook behind; if it is the user who ends the fit, figures and page of the last analysis are made."""
-        self._release()
-        if isinstance(exception, KeyboardInterrupt):
-            self._figures.show(trainer, self.history, last=True)  # waits for no other process
-
-    @guarded
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave no hook and no map behind."""
-        super().teardown(trainer, pl_module, stage)
-        self._release()
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Analyze what was taken, and log."""
-        if trainer.sanity_checking or trainer.barebones:
-            return
-        found: AnalysisResult | None = None
-        self._end_probe()
-        with self._guard("analyze the filters", self._consequence(trainer)):
-            if self._due:
-                found = self._analyze(trainer)
-            self._raise_failure()
-        if trainer.state.fn == "fit":
-            self._remember(trainer, found)
-        layers = {key.removeprefix("layer/"): value for key, value in self._values.items() if key.startswith("layer/")}
-        self._log(trainer, pl_module, {key: self._values[key] for key in self._values if not key.startswith("layer/")})
-        if self.layers is not None or len(layers) <= _MOST_LAYERS:
-            self._log(trainer, pl_module, layers, suffix="_layers")
-        self._release()
-
     @until_validation_end
-    def _end_probe(self) -> None:
+    def _finish(self, trainer: Any, pl_module: Any) -> None:
         if self._watch is not None:
-            self._watch.run_training_probe()  # in a process without any validation batch
+            self._watch.run_training_probe()
+
+    def _find(self, trainer: Any, failure: Exception | None) -> AnalysisResult | None:
+        started = time.perf_counter()
+        fitting = trainer.state.fn == "fit"
+        shows = fitting and bool(trainer.loggers)
+        spec = OutputSpec(shows and (self.log_figures or self.browser), shows and self.browser)
+        found = analyze_probe(self._watch, self.settings, spec, failure, self._guard)
+        report = found.report
+        notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
+        if is_empty_result(report):
+            told = " ".join(merge_notes(notes).values())
+            if self._has_found(trainer):  # a count of 0 would look like health
+                self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
+                return None
+            if notes:
+                notes = {"nothing": f"{told} So {self._nothing}.{self._dead_monitors(trainer)}"}
+        self.report = report
+        if self._watch is not None:
+            notes |= self._watch.class_notes(report.n_samples)
+        self._warn_each_once(notes)
+        if fitting:
+            self._compare_images()
+        self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}
+        return found
+
+    def _compare_images(self) -> None:
+        """Warn if the probe has changed."""
+        now = self._watch.samples.pixels if self._watch is not None else None
+        if now is None or not len(now):
+            return
+        before, self._pixels = self._pixels, now
+        if before is not None and not same_pixels(before, now) and "shuffled" not in self._warned:
+            self._warn_once("changed", CHANGED[self.probe])
 
     @guarded
     def _remember(self, trainer: Any, found: AnalysisResult | None) -> None:
         """Add this validation to the history, and its figures and page to those that are due."""
-        remember(self.history, trainer, self._values, None if found is None else found.report, self.signal_layers)
+        place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        remember(self.history, place, self._values, None if found is None else found.report, self.signal_layers)
         if found is not None and trainer.is_global_zero:
             told = {} if self._watch is None else self._watch.describe_samples(found.report.n_samples)
             self._figures.take(found, told, trainer.current_epoch, logged_step(trainer))
 
+    def _log_values(self, trainer: Any, pl_module: Any) -> None:
+        layers = {key.removeprefix("layer/"): value for key, value in self._values.items() if key.startswith("layer/")}
+        self._log(trainer, pl_module, {key: self._values[key] for key in self._values if not key.startswith("layer/")})
+        if self.layers is not None or len(layers) <= _MOST_LAYERS:
+            self._log(trainer, pl_module, layers, suffix="_layers")
+
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Lay the curves over each other, in a chart, and log figures and page that are due."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.barebones:
+        if trainer.state.fn == "fit" and not is_idle(trainer):
             self._figures.lay_out(trainer)
             if self.report is not None:  # what is logged would be shown as a float, under its whole key
                 short = "anomalies" if self.log_key_prefix == _PREFIX else self.log_key_prefix
@@ -285,7 +267,10 @@ class AnomalyFilterCallback(LoggingCallback):
             self._figures.lay_out(trainer, last_chance=True)
             if self.browser:
                 remember_losses(self.history, trainer, epoch_ended=True)
-            self._figures.show(trainer, self.history, last=True)
+            self._draw_last(trainer)
+
+    def _draw_last(self, trainer: Any) -> None:
+        self._figures.show(trainer, self.history, last=True)
 
     def _watched(self, pl_module: Any) -> dict[str, Any]:
         watched = select_layers(pl_module, self.layers)
@@ -296,65 +281,7 @@ class AnomalyFilterCallback(LoggingCallback):
             )
         return watched
 
-    def _analyze(self, trainer: Any) -> AnalysisResult | None:
-        """Set the report and the metrics, if there is anything to set them to."""
-        started = time.perf_counter()
-        fitting = trainer.state.fn == "fit"
-        shows = fitting and bool(trainer.loggers)
-        spec = OutputSpec(shows and (self.log_figures or self.browser), shows and self.browser)
-        failure, self._failure = self._failure, None
-        found = analyze_probe(self._watch, self.settings, spec, failure, self._guard)
-        report = found.report
-        notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
-        if is_empty_result(report):
-            told = " ".join(merge_notes(notes).values())
-            if fitting and has_found(self.history):  # a count of 0 would look like health
-                self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
-                return None
-            if notes:
-                notes = {"nothing": f"{told} So {_NOTHING}.{describe_dead_monitors(trainer, self.log_key_prefix)}"}
-        self.report = report
-        if self._watch is not None:
-            notes |= self._watch.class_notes(report.n_samples)
-        self._warn_each_once(notes)
-        if fitting:
-            self._compare_images()
-        self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}
-        return found
-
-    def _consequence(self, trainer: Any) -> str:
-        """What a failing analysis leaves to be logged."""
-        if trainer.state.fn == "fit" and has_found(self.history):
-            return " and logs its last values"
-        return f", so {_NOTHING}.{describe_dead_monitors(trainer, self.log_key_prefix)}"
-
-    def _compare_images(self) -> None:
-        """Warn if the probe has changed."""
-        now = self._watch.pixels if self._watch is not None else None
-        if now is None or not len(now):
-            return
-        before, self._pixels = self._pixels, now
-        if before is not None and not same_pixels(before, now) and "shuffled" not in self._warned:
-            self._warn_once("changed", CHANGED[self.probe])
-
     def _release(self) -> None:
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.after_batch()
-
-
-def find_watcher(trainer: Any, prefix: str | None, asking: str) -> AnomalyFilterCallback:
-    """Find the AnomalyFilterCallback with this `log_key_prefix` in a Trainer, or the first; `asking` is for the error.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    watchers = [callback for callback in trainer.callbacks if isinstance(callback, AnomalyFilterCallback)]
-    for watcher in watchers:
-        if prefix in (None, watcher.log_key_prefix):
-            return watcher
-    wanted = "" if prefix is None else f" with `log_key_prefix = {prefix!r}`"
-    raise ValueError(
-        f"{asking} an AnomalyFilterCallback{wanted} among the Trainer's callbacks. "
-        f"Found {[watcher.log_key_prefix for watcher in watchers] or 'none'}."
-    )

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly.callbacks._base import (
-    LoggingCallback,
-    all_validate,
-    describe_dead_monitors,
-    guarded,
-    logged_step,
-    until_validation_end,
-)
-from lightning_anomaly.callbacks._figures import is_due, log_comparisons
+from lightning_anomaly.callbacks._base import guarded, logged_step
+from lightning_anomaly.callbacks._figures import is_due, log_drawn
 from lightning_anomaly.callbacks._images import Source, check_source, describe_doubts, read_images
 from lightning_anomaly.callbacks._probe import unlogged
+from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
+from lightning_anomaly.distributed import gather_results
 from lightning_anomaly.notes import merge_notes
+from lightning_anomaly.plots import comparison_figure
 from lightning_anomaly.plots.comparisons import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import layer_significance
@@ -30,24 +27,10 @@ from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
 __all__ = ["TwoSampleCallback"]
 
-_NOTHING = "nothing is watched and the logged fraction of 0 and p-value of 1 stand for nothing"
-_NO_FILTER = "no filter is watched and the logged fraction of 0 and p-value of 1 stand for nothing"
-# What is logged besides the layers, and what it is where nothing was compared.
-_NEUTRAL = {
-    "count": 0.0,
-    "fraction": 0.0,
-    "p_value": 1.0,
-    "confidence_auc": 0.5,
-    "confidence_gap": 0.0,
-    "confidence_error_ratio": 1.0,
-    "confidence_p_value": 1.0,
-    "confidence_rise": 0.0,
-    "seconds": 0.0,
-}
-_REPORTED = _NEUTRAL.keys() - {"confidence_rise", "seconds"}
+_STAND_FOR_NOTHING = "is watched and the logged fraction of 0 and p-value of 1 stand for nothing"
 
 
-class TwoSampleCallback(LoggingCallback):
+class TwoSampleCallback(WatchingCallback):
     """Log at every validation whether the output, and which filters, tell training images from validation images.
 
     See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
@@ -99,7 +82,22 @@ class TwoSampleCallback(LoggingCallback):
         True
     """
 
-    _state_name = "TwoSampleCallback"
+    _task = "compare"
+    # What is logged besides the layers, and what it is where nothing was compared.
+    _neutral = {
+        "count": 0.0,
+        "fraction": 0.0,
+        "p_value": 1.0,
+        "confidence_auc": 0.5,
+        "confidence_gap": 0.0,
+        "confidence_error_ratio": 1.0,
+        "confidence_p_value": 1.0,
+        "confidence_rise": 0.0,
+        "seconds": 0.0,
+    }
+    _nothing = f"nothing {_STAND_FOR_NOTHING}"
+    _advice = " Give `train_inputs` and `val_inputs` as the module's `forward` takes them, which has to be one tensor."
+    _found = ("compares_output", "share_p_values")
 
     def __init__(
         self,
@@ -117,7 +115,7 @@ class TwoSampleCallback(LoggingCallback):
             check_source(name, source)
         if isinstance(train_inputs, Tensor) and isinstance(val_inputs, Tensor):
             check_groups(train_inputs, val_inputs)
-        super().__init__(log_key_prefix)
+        super().__init__(log_key_prefix, every_n_validations)
         self.train_inputs = train_inputs
         self.val_inputs = val_inputs
         self.layers = check_names("layers", layers, "layer names")
@@ -125,22 +123,13 @@ class TwoSampleCallback(LoggingCallback):
         self.log_figures = check_bool("log_figures", log_figures)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.n = check_integer("n", n, 1)
-        self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self._images: tuple[Tensor, Tensor] | None = None  # read in this fit
-        self._fresh: TwoSampleReport | None = None
+        self._fresh: TwoSampleReport | None = None  # of the validation that runs
         self._seconds = 0.0
-        self._begin()
+        self._units: list[str] = []  # linear layers, whose units are compared if they have any
         self._forget()
 
-    def _begin(self) -> None:
-        """Know of no comparison in this fit, validation or test."""
-        self._values: dict[str, float] = {}
-        self._units: dict[str, float] = {}
-        self._due, self._skips = False, False
-        self._measured, self._output_measured, self._taken = False, False, False
-
     def _forget(self) -> None:
-        """Start anew: what is known is about another model."""
         self.report: TwoSampleReport | None = None
         self.history: list[ComparisonFields] = []
         self._rise = ErrorRise()
@@ -155,95 +144,35 @@ class TwoSampleCallback(LoggingCallback):
         self.history = list(state_dict["history"])
         self._rise.load_state_dict(state_dict["rise"])
 
-    def _recall(self) -> None:
-        """Take the last values of the history, which are logged again where nothing can be compared."""
-        self._values = dict(self.history[-1]["metrics"]) if self.history else {}
-        self._taken = bool(self.history)
-        self._output_measured = any(entry["compares_output"] for entry in self.history)
-        self._measured = self._output_measured or any(entry["share_p_values"] for entry in self.history)
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the configuration."""
-        super().setup(trainer, pl_module, stage)
-        self._begin()
-
-    def _check_layers(self, pl_module: Any) -> None:
-        select_layers(pl_module, self.layers)
-
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check names of layers, and take the last values of this module."""
+        """Check names of layers, now that the module has built them, and begin with other images."""
         super().on_fit_start(trainer, pl_module)
-        self._recall()
+        select_layers(pl_module, self.layers)
         self._images, self._undrawn = None, None
 
-    @guarded
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the figure of the last validation, if that has not happened."""
-        self._draw(trainer)
-
-    @guarded
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """If it is the user who ends the fit, the last figure is made."""
-        if isinstance(exception, KeyboardInterrupt):
-            self._draw(trainer)
-
-    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Prepare to compare."""
+    def _release(self) -> None:
         self._fresh = None
-        self._due = False
-        if not trainer.sanity_checking and not trainer.barebones:
-            skips = trainer.state.fn == "fit" and len(self.history) % self.every_n_validations > 0
-            self._due, self._skips = all_validate(trainer) and not skips, skips
-            self._values = _NEUTRAL | self._values
-            self._choose_keys(pl_module)
 
     @until_validation_end
-    def _choose_keys(self, pl_module: Any) -> None:
-        # A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
+    def _prepare(self, trainer: Any, pl_module: Any) -> None:
         layers = select_layers(pl_module, self.layers)
-        neutral = _NEUTRAL | {f"layer/{layer}": 0.0 for layer in layers}
-        self._units = {f"layer/{name}": 0.0 for name in linear_layers(pl_module) if name not in layers}
-        self._values = {k: v for k, v in (neutral | self._values).items() if k in neutral or k in self._units}
+        self._units = [name for name in linear_layers(pl_module) if name not in layers]
+        self._choose_keys(layers, self._units)
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Compare after the first step, see `ValidationWatch.run_training_probe`."""
-        if self._due:
+        if self._due and self._fresh is None:
             self._compare(trainer, pl_module, batch)
 
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log, and remember."""
-        if trainer.sanity_checking or trainer.barebones:
-            return
-        if not all_validate(trainer):
-            self._warn_of_no_validation(trainer)
-            self._log(trainer, pl_module, self._values)
-            return
-        if self._due:  # a process without any validation batch
+    def _finish(self, trainer: Any, pl_module: Any) -> None:
+        if self._fresh is None:
             self._compare(trainer, pl_module, None)
-        report = None if self._skips else self._shared_report(trainer)
-        if report is not None:
-            self._take(trainer, report)
-        elif not self._taken:  # which of the linear layers have units to compare is not known yet
-            self._values = self._units | self._values
-        if trainer.state.fn == "fit":
-            self._remember(trainer, report)
-        self._log(trainer, pl_module, self._values, prog_bar="fraction")
-
-    def _shared_report(self, trainer: Any) -> TwoSampleReport | None:
-        """Return the report if all processes have one."""
-        with self._guard("compare", self._consequence(trainer)):
-            compared = trainer.strategy.reduce_boolean_decision(self._fresh is not None, all=True)
-            self._raise_failure()
-            if not compared:
-                raise RuntimeError("another process failed")
-            return self._fresh
-        return None
 
     @until_validation_end
     def _compare(self, trainer: Any, pl_module: Any, batch: Any) -> None:
-        self._due, start = False, perf_counter()
+        start = perf_counter()
         precision = trainer.strategy.precision_plugin
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
             if self._images is None:
@@ -258,16 +187,18 @@ class TwoSampleCallback(LoggingCallback):
                 self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, self.batch_size)
         self._seconds = perf_counter() - start
 
-    @guarded
-    def _take(self, trainer: Any, report: TwoSampleReport) -> None:
-        """Set the report, in all processes or in none, and the values that it gives."""
-        self.report, self._taken = report, True
+    def _find(self, trainer: Any, failure: Exception | None) -> TwoSampleReport:
+        def check() -> None:
+            if failure is not None:
+                raise failure
+
+        gather_results(check)
+        report = self._fresh
+        assert report is not None
+        self.report = report
         self._warn_of(trainer, report)
         output = report.compares_output  # else the values would say that it knows nothing of the training images
-        self._output_measured |= output
-        if trainer.state.fn != "fit":
-            self._values["confidence_rise"] = 0.0
-        elif output:
+        if output and trainer.state.fn == "fit":
             self._values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
             if self._rise.too_few_expected_errors:
                 self._warn_once(
@@ -276,54 +207,51 @@ class TwoSampleCallback(LoggingCallback):
                     f"the network expects fewer than {MIN_ERRORS} errors, of which a few images decide: "
                     "`confidence_rise` is 0 meanwhile. Give more images.",
                 )
-        found = [name for name in _REPORTED if output or not name.startswith("confidence")]
+        reported = [name for name in self._neutral if name not in ("confidence_rise", "seconds")]
+        found = [name for name in reported if output or not name.startswith("confidence")]
         self._values |= {name: float(getattr(report, name)) for name in found} | {"seconds": self._seconds}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
+        return report
 
     def _warn_of(self, trainer: Any, report: TwoSampleReport) -> None:
         """Warn of a report's notes, and name the monitors that wait in vain for what it does not have."""
-        live = any(layer.live.any() for layer in report.layers.values())
-        self._measured |= live or report.compares_output
         notes = dict(report.notes)
-        if "output" in notes and self._output_measured:
+        if "output" in notes and any(entry["compares_output"] for entry in self._past(trainer)):
             notes["output"] += " Its last values are logged."
-        text = " ".join(merge_notes(notes).values())
-        if not live and (report.layers or not report.compares_output):
-            nothing = _NO_FILTER if report.compares_output else _NOTHING
-            dead = "" if report.compares_output else describe_dead_monitors(trainer, self.log_key_prefix)
-            self._warn_once("none live", f"{text} So {nothing}.{dead}")
+        live = any(layer.live.any() for layer in report.layers.values())
+        if live or (report.compares_output and not report.layers):
+            self._warn_each_once(notes)
             return
-        self._warn_each_once(notes)
+        nothing = f"no filter {_STAND_FOR_NOTHING}" if report.compares_output else self._nothing
+        dead = "" if report.compares_output else self._dead_monitors(trainer)
+        self._warn_once("none live", f"{' '.join(merge_notes(notes).values())} So {nothing}.{dead}")
 
     @guarded
-    def _remember(self, trainer: Any, report: TwoSampleReport | None) -> None:
-        layers = {} if report is None else report.judged
+    def _remember(self, trainer: Any, found: TwoSampleReport | None) -> None:
+        layers = {} if found is None else found.judged
+        if found is None and not self.history:  # which of the linear layers have units to compare is not known yet
+            self._values = {f"layer/{name}": 0.0 for name in self._units} | self._values
         self.history.append(
             {
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 "metrics": dict(self._values),
-                "compares_output": report is not None and report.compares_output,
+                "compares_output": found is not None and found.compares_output,
                 "share_p_values": {name: own.share_p_value for name, own in layers.items() if own.live.any()},
             }
         )
-        if not self._skips:
+        if self._due:
             self._undrawn = logged_step(trainer)
             if is_due(-(-len(self.history) // self.every_n_validations)):
-                self._draw(trainer)
+                self._draw_last(trainer)
 
-    def _draw(self, trainer: Any) -> None:
+    def _log_values(self, trainer: Any, pl_module: Any) -> None:
+        self._log(trainer, pl_module, self._values, prog_bar="fraction")
+
+    def _draw_last(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
             live = max(len(entry["share_p_values"]) for entry in self.history)
             told = self.significance, layer_significance(self.significance, live)  # as in the report
-            log_comparisons(trainer.loggers, self.log_key_prefix, self.history, *told, self._undrawn, self._guard)
+            draw = partial(comparison_figure, self.history, *told)
+            log_drawn(trainer.loggers, f"{self.log_key_prefix}/layers", draw, self._undrawn, self._guard)
         self._undrawn = None
-
-    def _consequence(self, trainer: Any) -> str:
-        """What a failing comparison leaves to be logged."""
-        if self._measured:
-            return " and logs its last values"
-        return (
-            f", so {_NOTHING}. Give `train_inputs` and `val_inputs` as the module's `forward` takes them, which has to "
-            f"be one tensor.{describe_dead_monitors(trainer, self.log_key_prefix)}"
-        )

@@ -197,7 +197,6 @@ def test_every_fit_logs_its_own_layers_and_many_only_if_they_are_named(tmp_path:
         (callback, BuiltInSetup(), [*two, "conv3"]),
         (callback, SmallNet(), two),
         (callback, Deep(), []),
-        (watcher(layers=all_layers[:12]), Deep(), all_layers[:12]),
         (watcher(layers=all_layers), Deep(), all_layers),
     ):
         logger = TensorBoardLogger(tmp_path)
@@ -210,23 +209,15 @@ def test_every_fit_logs_its_own_layers_and_many_only_if_they_are_named(tmp_path:
 
 
 def test_only_every_nth_validation_is_analysed_and_what_is_repeated_is_no_part_of_the_rise(tmp_path: Any) -> None:
-    reports: list[Any] = []
-
-    class Reports(pl.Callback):
-        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-            reports.append(callback.report)
-
     callback, values = watcher(every_n_validations=2), Values()
-    trainer = quiet_trainer(tmp_path, callback, values, Reports(), max_epochs=4, num_sanity_val_steps=0)
+    trainer = quiet_trainer(tmp_path, callback, values, max_epochs=4, num_sanity_val_steps=0)
     trainer.fit(SmallNet(), loader(), loader(seed=1))
-    assert reports[0] is reports[1] is not reports[2]
-    assert reports[2] is reports[3]
     assert [entry["analysed"] for entry in callback.history] == [True, False, True, False]
     seconds = [seen["anomaly_filters/seconds"].item() for seen in values.seen]
     assert seconds[0] == seconds[1] != seconds[2] == seconds[3]
-    callback.report = None
+    before = callback.report
     trainer.validate(SmallNet(), loader(seed=1), verbose=False)
-    assert callback.report is not None
+    assert callback.report is not before
     assert len(callback.history) == 4
 
 
@@ -337,24 +328,14 @@ class Diverges(SmallNet):
 WAITS = "nothing is watched .* 'anomaly_filters/count' waits in vain"
 
 
-class Mixed(SmallNet):
-    """Validates images of all magnitudes."""
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        generator = torch.Generator().manual_seed(self.current_epoch)
-        self(batch[0] * 10 ** (80 * torch.rand(len(batch[0]), 1, 1, 1, generator=generator) - 40))
-
-
 @pytest.mark.parametrize(
     ("module", "options", "val", "message"),
     [
         (SmallNet, {}, {"shuffle": True}, 'validation loader shuffles.*`probe = "train"`'),
         (SmallNet, {"probe_size": 70}, {}, r"60 samples, fewer than `probe_size = 70`\.$"),
         (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, {}, f"60 samples, .*at least 100 are needed.*{WAITS}"),
-        (SmallNet, {}, {"samples": 5, "batch_size": 3}, "5 samples, fewer than .* at least 20 are needed"),
         (NoConvolution, {}, {}, f"The model has no convolution.*{WAITS}"),
         (Teacher, {}, {}, "Layer 'teacher.0' .* never called.* Likewise 'teacher.1', .* 3 more"),
-        (Mixed, {}, {}, "NaN or infinite"),
         (Diverges, {}, {}, f"Layer 'conv1': 4 of 4 filters .* Likewise 'conv2'.*{WAITS}"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from trainers import QUIET, SmallNet, loader, quiet_trainer, said, watcher
@@ -68,7 +68,7 @@ def test_a_training_probe_that_cannot_be_run_is_said_with_what_waits(
 ) -> None:
     ours = watcher(probe="train")
     with pytest.warns(UserWarning, match="could not analyze the filters .*, so nothing is watched") as caught:
-        trainer = fit(tmp_path, ours, AnomalyEarlyStopping(), module=module(), train=train, max_epochs=12)
+        trainer = fit(tmp_path, ours, EarlyStopping("anomaly_filters/rise", patience=9), module=module(), train=train)
     (text,) = said(caught)
     assert found in text
     assert text.endswith("'anomaly_filters/rise' waits in vain.")
@@ -99,29 +99,26 @@ def test_validations_without_a_live_filter_are_no_level_of_a_rise_and_no_report_
         pytest.warns(UserWarning, match=r"it was never called.* So nothing is watched"),
         pytest.warns(UserWarning, match="has 0 reports as epoch 2 begins"),
     ):
-        trainer = fit(tmp_path, ours, stops, prune, module=Late(), max_epochs=18)
-    assert trainer.current_epoch == 18
-    assert [entry["live"] for entry in ours.history] == [False] * 5 + [True] * 13
+        trainer = fit(tmp_path, ours, stops, prune, module=Late(), max_epochs=16)
+    assert trainer.current_epoch == 16
+    assert [entry["live"] for entry in ours.history] == [False] * 5 + [True] * 11
     assert [entry["metrics"]["count"] > 0 for entry in ours.history[:8]] == [False] * 5 + [True] * 3
     assert {entry["metrics"]["rise"] for entry in ours.history} == {0}
     assert [event["epoch"] for event in prune.events] == [7]  # three reports, of which two have to agree
 
 
 @pytest.mark.filterwarnings("ignore:You .* Skipping val loop")
-@pytest.mark.parametrize("way", ["no loader", "no validation_step"])
-def test_without_validation_there_is_one_warning(tmp_path: Path, way: str) -> None:
+def test_without_validation_there_is_one_warning(tmp_path: Path) -> None:
     class NoStep(SmallNet):
         validation_step = pl.LightningModule.validation_step
 
-    ours, reads = watcher(), AnomalyEarlyStopping()
-    reads.strict = False
-    trainer = quiet_trainer(tmp_path, ours, reads)
-    module = NoStep() if way == "no validation_step" else SmallNet()
-    with pytest.warns(UserWarning, match=f"this Trainer has none: .*{way.split()[-1]}") as caught:
-        trainer.fit(module, loader(), None if way == "no loader" else loader(seed=1))
-    (text,) = said(caught)
-    assert text.endswith("'anomaly_filters/rise' waits in vain.")
-    assert trainer.current_epoch == 2
-    assert ours.report is None
-    assert ours.history == []
-    assert "anomaly_filters/count" not in trainer.callback_metrics
+    for module, val in ((SmallNet(), None), (NoStep(), loader(seed=1))):
+        ours, reads = watcher(), AnomalyEarlyStopping()
+        trainer = quiet_trainer(tmp_path, ours, reads)
+        with pytest.warns(UserWarning, match="this Trainer has none: ") as caught:
+            trainer.fit(module, loader(), val)
+        (text,) = said(caught)
+        assert text.endswith("'anomaly_filters/rise' waits in vain.")
+        assert trainer.current_epoch == 2
+        assert ours.history == []
+        assert "anomaly_filters/count" not in trainer.callback_metrics

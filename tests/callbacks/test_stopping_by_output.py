@@ -3,7 +3,6 @@
 import logging
 import re
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,17 @@ class Written(TwoSampleCallback):
         self.ratios = ratios
         self.validations = 0
 
-    def on_validation_batch_end(self, *arguments: Any, **keywords: Any) -> None:
+    def on_validation_start(self, *arguments: Any) -> None:
         pass
+
+    on_validation_batch_end = on_validation_start
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking:
             self.validations = trainer.current_epoch + 1
             errors = torch.full((200,), 0.1)
             rise = self._rise.add(errors, errors * self.ratios[trainer.current_epoch])
+            self.history.append({"compares_output": True, "share_p_values": {}})
             pl_module.log(f"{self.log_key_prefix}/confidence_rise", rise, on_step=False, on_epoch=True, batch_size=1)
 
 
@@ -79,10 +81,8 @@ LATER = [1.0, 0.9, 0.8, 0.7, 0.6, 0.7, *[0.8] * 6]  # averaged, it is lowest at 
     ("ratios", "losses", "options", "expected"),
     [
         (OPEN, LATER, {}, 9),
-        (OPEN, LATER, {"patience": 1}, 7),
-        ([1.0] * 10 + [1.5] * 2, LATER, {}, 11),  # the gap opens after the loss has turned
+        ([1.0] * 10 + [1.5] * 2, LATER, {"patience": 1}, 11),  # the gap opens after the loss has turned
         (OPEN, [1 / (1 + epoch) for epoch in range(12)], {}, 12),  # a gap is not yet harm
-        ([1.0] * 12, LATER, {}, 12),
         (OPEN, LATER, {"threshold": 0.6}, 12),
         (OPEN, LATER, {"name": "objective", "confirm": "objective"}, 9),
     ],
@@ -113,13 +113,7 @@ def test_without_a_loss_it_warns_that_the_gap_is_open_and_does_not_stop(
     assert (ended, stopping.stopped_epoch, len(said(caught))) == (12, 0, 2)
 
 
-@RESUMES
-def test_a_resumed_run_waits_as_long_as_the_whole_one(tmp_path: Path) -> None:
-    run(tmp_path, OPEN[:7], ModelCheckpoint(tmp_path, save_last=True), losses=LATER)
-    assert run(tmp_path, OPEN, ckpt_path=tmp_path / "last.ckpt", losses=LATER)[1] == 9
-
-
-@pytest.mark.parametrize("options", [{"losses": LATER}, {"losses": LATER, "patience": 5}, {"patience": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"losses": LATER, "patience": 5}, {"patience": 2}], ids=str)
 def test_a_fit_too_short_to_be_stopped_is_said_with_what_is_enough(tmp_path: Path, options: dict[str, Any]) -> None:
     """With as many validations as it says, one that is never better than the first is stopped before the last."""
     options |= {"losses": [1.0] * 12} if "losses" in options else {}
@@ -135,42 +129,25 @@ def test_a_fit_too_short_to_be_stopped_is_said_with_what_is_enough(tmp_path: Pat
 
 def test_it_stops_when_the_mean_of_three_has_risen_above_its_lowest(tmp_path: Path) -> None:
     stopping, ended = run(tmp_path, [1.4, 1.3, 1.2, 1.3, 1.3, 1.4, 1.6, 1.5])
-    assert ended == 7
-    assert stopping.stopped_epoch == 6
+    assert (ended, stopping.stopped_epoch) == (7, 6)
     assert "13% more errors" in str(stopping.stopping_reason_message)
-    assert "two_sample/confidence_rise = 0.128" in str(stopping.stopping_reason_message)
-
-
-@pytest.mark.parametrize(
-    "ratios",
-    [
-        [1.0] * 8,
-        [1.3] * 8,
-        [1.3, 1.26, 1.22, 1.2, 1.16, 1.1, 1.05, 1.03],
-        [1.0, 1.2, 1.3, 1.0, 1.2, 1.3, 1.0, 1.0],
-    ],
-    ids=["constant", "unlucky division", "falling", "fluctuating"],
-)
-def test_it_does_not_stop_a_healthy_training(tmp_path: Path, ratios: list[float]) -> None:
-    stopping, ended = run(tmp_path, ratios)
-    assert ended == 8
-    assert stopping.stopping_reason_message is None
+    stopping, ended = run(tmp_path, [1.3, 1.26, 1.22, 1.1, 1.2, 1.3, 1.0, 1.0])
+    assert (ended, stopping.stopping_reason_message) == (8, None)
 
 
 def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        run(tmp_path, [1.0])
-    (message,) = (message for message in caplog.messages if "'two_sample/confidence_rise'" in message)
-    assert "above 0.1 for 1 validation in a row, after 4 validations" in message
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        run(tmp_path, [1.0], losses=[1.0], patience=5)
-    (message,) = (message for message in caplog.messages if "'two_sample/confidence_rise'" in message)
-    assert all(part in message for part in ("above 0.05", "validation loss", "5 validations in a row, after 6 "))
-    caplog.clear()
-    with caplog.at_level(logging.INFO):
-        run(tmp_path, [1.0], verbose=False)
-    assert not [message for message in caplog.messages if "watches" in message]
+    confirmed = ["above 0.05", "validation loss", "5 validations in a row, after 6 "]
+    for options, parts in (
+        ({}, ["above 0.1 for 1 validation in a row, after 4 validations"]),
+        ({"losses": [1.0], "patience": 5}, confirmed),
+        ({"verbose": False}, []),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            run(tmp_path, [1.0], **options)
+        told = [message for message in caplog.messages if "'two_sample/confidence_rise'" in message]
+        assert len(told) == bool(parts)
+        assert all(part in told[0] for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -195,13 +172,20 @@ def test_one_for_each_signal_may_stand_in_a_trainer(tmp_path: Path) -> None:
 
 
 @RESUMES
-def test_a_resumed_run_stops_where_the_whole_one_does(tmp_path: Path) -> None:
-    ratios = [1.0] * 4 + [1.2] * 6
-    options = {"threshold": 0.12, "patience": 3}
-    _, whole = run(tmp_path / "whole", ratios, **options)
-    keep = ModelCheckpoint(tmp_path, save_last=True)
-    run(tmp_path, ratios[:6], keep, **options)
-    assert run(tmp_path, ratios, ckpt_path=tmp_path / "last.ckpt", **options)[1] == whole == 8
+@pytest.mark.parametrize(
+    ("ratios", "options", "saved", "expected"),
+    [
+        (OPEN, {"losses": LATER}, 7, 9),
+        ([1.0] * 4 + [1.2] * 6, {"threshold": 0.12, "patience": 3}, 6, 8),
+    ],
+    ids=["by gap and loss", "by the gap alone"],
+)
+def test_a_resumed_run_stops_where_the_whole_one_does(
+    tmp_path: Path, ratios: list[float], options: dict[str, Any], saved: int, expected: int
+) -> None:
+    assert run(tmp_path / "whole", ratios, **options)[1] == expected
+    run(tmp_path, ratios[:saved], ModelCheckpoint(tmp_path, save_last=True), **options)
+    assert run(tmp_path, ratios, ckpt_path=tmp_path / "last.ckpt", **options)[1] == expected
 
 
 @RESUMES
@@ -275,44 +259,31 @@ class ByHeart(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("known", "brighter", "telling"),
-    [
-        pytest.param(False, 0.0, [], marks=pytest.mark.slow),
-        (True, 0.1, ["network.1"]),
-    ],  # brighter images are seen by the hidden layer
-)
-def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(
-    tmp_path: Path, known: bool, brighter: float, telling: list[str]
-) -> None:
+def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    train, unseen = images(100), images(1500, seed=1)
-    compared = TwoSampleCallback(train + brighter if known else unseen[:750], unseen[750:])
+    train, unseen = images(100), images(750, seed=1)
+    compared = TwoSampleCallback(train + 0.1, unseen)  # brighter images are seen by the hidden layer
     stopping = AnomalyEarlyStopping(confirm=None)
     keep = ModelCheckpoint(tmp_path, monitor="sureness", mode="min", save_top_k=1)
-    model, without_labels = ByHeart(), DataLoader(TensorDataset(unseen[750:]), batch_size=250)
+    model, without_labels = ByHeart(), DataLoader(TensorDataset(unseen), batch_size=250)
     trainer = quiet_trainer(tmp_path, compared, stopping, keep, max_epochs=40)
     with (
         pytest.warns(UserWarning, match="The model has no convolution"),
-        pytest.warns(UserWarning, match="judges by 100 training and 750 validation") if known else nullcontext(),
+        pytest.warns(UserWarning, match="judges by 100 training and 750 validation"),
     ):
         trainer.fit(model, loader(100, shuffle=True), without_labels)
-    assert (trainer.current_epoch < 40) == known
-    assert keep.best_model_path
-    assert compared.report is not None
-    if known:
-        assert trainer.callback_metrics["two_sample/confidence_rise"].item() > 0.1
-        ratio = trainer.callback_metrics["two_sample/confidence_error_ratio"].item()
-        assert ratio == pytest.approx(compared.report.confidence_error_ratio)
-        assert ratio > 1.1
-        assert list(compared.report.significant_layers) == telling
-        assert compared.report.where.startswith("in units of" if telling else "in no single unit")
-        assert f" told apart {compared.report.where}." in str(stopping.stopping_reason_message)
-        # The weights are the last epoch's: nothing was restored.
-        with torch.no_grad():
-            sure = model(unseen[750:]).softmax(1).amax(1).mean().item()
-        assert sure == pytest.approx(trainer.callback_metrics["sureness"].item(), rel=1e-5)
-        assert sure > keep.best_model_score.item()
+    assert trainer.current_epoch < 40
+    logged, report = trainer.callback_metrics, compared.report
+    assert report is not None
+    assert logged["two_sample/confidence_rise"] > 0.1
+    assert logged["two_sample/confidence_error_ratio"].item() == pytest.approx(report.confidence_error_ratio)
+    assert list(report.significant_layers) == ["network.1"]
+    assert f" told apart {report.where}." in str(stopping.stopping_reason_message)
+    # The weights are the last epoch's: nothing was restored.
+    with torch.no_grad():
+        sure = model(unseen).softmax(1).amax(1).mean().item()
+    assert sure == pytest.approx(logged["sureness"].item(), rel=1e-5)
+    assert sure > keep.best_model_score.item()
 
 
 class Digits(SmallNet):

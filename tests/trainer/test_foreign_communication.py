@@ -3,16 +3,12 @@
 Each scenario is killed if it takes too long, and then its test fails.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from run import outcomes_of, run_processes
 
-FIGURES = {"anomaly_filters/filters", "anomaly_filters/verdicts", "anomaly_filters/outliers"}
 SLOW = ["one_fails", "no_batch", "resume", "no_validation"]
 
 Outcome = dict[str, Any]
@@ -24,14 +20,14 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def both(folder: Path, scenario: str, *same: str) -> tuple[Outcome, Outcome]:
-    """What the two processes said and heard: all that was said, and each asked of the other what that asked of it."""
+    """What the two processes said and heard: all that was said."""
     first, second = outcomes_of(folder, scenario)
     for outcome in (first, second):
         assert "error" not in outcome, outcome["trace"]
     for one, two in zip(fits(first), fits(second), strict=True):
         assert one["wrong"] == two["wrong"] == []
         assert one["talks"] == two["talks"] > 5
-        for key in ("order", "epochs", "weights", *same):
+        for key in ("epochs", "weights", *same):
             assert one[key] == two[key], key
     return first, second
 
@@ -47,12 +43,7 @@ def theirs(fit: Outcome) -> Outcome:
 
 def test_two_processes_with_foreign_callbacks_before_and_after(tmp_path: Path) -> None:
     run_processes("communicating.py", tmp_path, "two_processes", timeout=600)
-    first, second = both(tmp_path, "two_processes", "metrics")
-    (one_process,) = outcomes_of(tmp_path, "two_processes", world=1)
-    for key in ("verdicts", "outliers"):
-        assert first["validation"][key] == second["validation"][key] == one_process["validation"][key]
-    assert any("anomaly" in verdicts for verdicts in first["validation"]["verdicts"].values())
-
+    first, _ = both(tmp_path, "two_processes", "metrics")
     alone, watched, masked = (first[name] for name in ("alone", "watched", "masked"))
     assert (alone["metrics"]["val_rank"], alone["metrics"]["val_ranks"]) == (0.5, 3)
     assert theirs(watched) == theirs(alone)
@@ -61,9 +52,6 @@ def test_two_processes_with_foreign_callbacks_before_and_after(tmp_path: Path) -
     for fit in (watched, masked):
         assert {"anomaly_filters/count", "two_sample/count"} <= set(fit["metrics"])
         assert fit["epochs"] == 2
-    assert {"layout", *FIGURES} <= set(watched["took"])
-    assert watched["took"].count("layout") == 1
-    assert second["watched"]["took"] == []
 
 
 @pytest.mark.slow
@@ -72,8 +60,7 @@ def test_one_that_fails_is_not_waited_for(slow: Path) -> None:
     assert [fit["epochs"] for fit in fits(first)] == [2, 2]
     failures = [warning for warning in first["warnings"] if "could not" in warning]
     assert [warning.split()[0] for warning in failures] == ["AnomalyFilterCallback", "TwoSampleCallback"]
-    assert "process 1 failed: MemoryError('no memory is left')" in failures[0]
-    assert "another process failed" in failures[1]
+    assert all("process 1 failed: MemoryError('no memory is left')" in failure for failure in failures)
     assert second["warnings"] == []
 
 

@@ -1,0 +1,122 @@
+"""What is known of the samples of a probe beside their maps: a few pixels, small images, classes and files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.capture.drawing import shrink
+from lightning_anomaly.capture.images import drawn_positions, file_names, first_loader, first_tensor, holder
+from lightning_anomaly.capture.probe import tensors_in
+
+__all__ = ["ProbeSamples", "class_notes", "label_texts", "probe_files", "same_pixels", "sample_pixels"]
+
+_SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them
+_LARGEST_IMAGE = 64  # pixels; what is shown is smaller
+
+
+def sample_pixels(batch: Any, limit: int) -> Tensor:
+    """Copy a few pixels of each sample of a batch, of `limit` at most; they stay on their device."""
+    images = first_tensor(batch)
+    if images is None or images.numel() == 0:
+        return torch.zeros(0, device="cpu")
+    places = [slice(size // _SIDE // 2, None, max(1, size // _SIDE)) for size in images.shape[1:]]
+    grid = (slice(limit), *places)
+    # A view, whatever the memory format; then a copy, as the model may change its input in place.
+    return images.detach()[grid].to(torch.float32, copy=True).flatten()
+
+
+def same_pixels(before: Tensor, now: Tensor) -> bool:
+    """Whether pixels are equal to a hundredth: rounding that differs, as on a GPU it may, is no change."""
+    tolerance = 1e-3 * before.nan_to_num(0, 0, 0).abs().sum().item() / max(1, len(before))
+    return before.shape == now.shape and torch.allclose(before, now, rtol=1e-2, atol=tolerance, equal_nan=True)
+
+
+class ProbeSamples:
+    """Collects what is known of samples, batch by batch; small copies of them if `keep_images`."""
+
+    def __init__(self, keep_images: bool) -> None:
+        self._pixels: list[Tensor] = []
+        self._images: list[Tensor] | None = [] if keep_images else None
+        self._targets: list[Tensor | None] = []  # of the whole validation
+
+    def add(self, batch: Any, before: int, limit: int) -> None:
+        """Take a batch of the probe, of `limit` samples at most; `before` have maps already."""
+        self._pixels.append(sample_pixels(batch, limit))
+        if self._images is not None:
+            images = _small_images(batch)
+            # Where layers get parts of a batch, or make several samples of one, maps have no image each.
+            known = images is not None and sum(map(len, self._images)) == before
+            self._images = [*self._images, images[:limit]] if images is not None and known else None
+
+    def add_targets(self, batch: Any) -> None:
+        """Take the classes of any batch of the validation."""
+        self._targets.append(_class_targets(batch))
+
+    @property
+    def pixels(self) -> Tensor:
+        """A few pixels of each sample, to know them again."""
+        return torch.cat([own.cpu() for own in self._pixels]) if self._pixels else torch.zeros(0, device="cpu")
+
+    @property
+    def images(self) -> Tensor | None:
+        """Images `(N, C, H, W)` or signals `(N, C, L)`; None if they are not known, or of several sizes."""
+        one_size = len({images.shape[1:] for images in self._images or ()}) == 1
+        return torch.cat(self._images) if self._images and one_size else None
+
+    def classes(self, samples: int, outputs: int) -> Tensor | None:
+        """The classes of the whole validation; None if unknown, or not of as many `samples` and `outputs`."""
+        targets = [own for own in self._targets if own is not None]
+        if not targets or len(targets) < len(self._targets):
+            return None
+        found = torch.cat(targets).cpu()
+        return found if len(found) >= samples and found.min() >= 0 and found.max() < outputs else None
+
+
+def _small_images(batch: Any) -> Tensor | None:
+    """Samples, or the middle slices of volumes, small and on the CPU; None if they are nothing that can be drawn."""
+    tensor = first_tensor(batch)
+    if tensor is None or not 2 <= tensor.ndim <= 5 or not tensor.numel():
+        return None
+    return shrink(tensor, _LARGEST_IMAGE).clone()  # the model may change its input in place
+
+
+def _class_targets(batch: Any) -> Tensor | None:
+    """Copy what may be the classes of a batch: its first integers of 64 bits with one for each sample."""
+    images = first_tensor(batch)
+    for own in tensors_in(batch):
+        if images is not None and own.dtype == torch.int64 and own.ndim == 1 and own.shape == images.shape[:1]:
+            return own.clone()
+    return None
+
+
+def label_texts(classes: Tensor, predicted: Tensor, loaders: Any) -> list[str]:
+    """The class of each sample `(N,)`, by its name if there is one, and what is predicted if that is another."""
+    data = holder(getattr(first_loader(loaders), "dataset", None), "classes")
+    names = dict(enumerate(getattr(data, "classes", None) or ()))
+    pairs = [
+        [str(names.get(own, own)) for own in pair] for pair in zip(classes.tolist(), predicted.tolist(), strict=True)
+    ]
+    return [own if own == other else f"{own}, predicted {other}" for own, other in pairs]
+
+
+def probe_files(loaders: Any, samples: int) -> list[str] | None:
+    """The files of the first samples that a loader draws; None if its data set has none."""
+    loader = first_loader(loaders)
+    files = file_names(getattr(loader, "dataset", None))
+    positions = None if files is None else drawn_positions(loader)
+    return None if files is None or positions is None else [files[place] for place in positions[:samples]]
+
+
+def class_notes(classes: Tensor, samples: int) -> dict[str, str]:
+    """Note that the probe lacks classes which as many samples at equal distances in this validation have."""
+    parts = classes[:samples], classes[:: -(-len(classes) // samples)], classes
+    probe, spread, every = (len({*part.tolist()}) for part in parts)
+    if probe >= 0.9 * spread:  # there may be more classes than samples in a probe
+        return {}
+    return {
+        "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {every} classes: "
+        "shuffle the data set once, with a fixed seed, before it goes into the loader."
+    }

@@ -1,0 +1,189 @@
+"""The base class of the callbacks that look for something at validations, and log it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from lightning_anomaly.callbacks._base import LoggingCallback, all_validate, guarded, is_idle
+from lightning_anomaly.checks import check_integer
+from lightning_anomaly.notes import merge_notes
+
+__all__ = ["WatchingCallback", "until_validation_end"]
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+class WatchingCallback(LoggingCallback):
+    """Base class that looks for something at validations, and logs the last values again where it finds nothing.
+
+    A validation begins with `_prepare`; hooks between take what is needed; at its end `_finish`, and `_find`, where all
+    processes meet; then `_remember` in a fit, and `_log_values`.
+    """
+
+    _task: str  # what fails, for a warning
+    _neutral: dict[str, float]  # what is logged where nothing has been found
+    _nothing: str  # what is said of that
+    _advice = ""  # where it fails
+    _found: tuple[str, ...]  # the entries of a history that say whether a validation found something
+    history: list[Any]
+
+    def __init__(self, log_key_prefix: str, every_n_validations: int) -> None:
+        super().__init__(log_key_prefix)
+        self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
+        self._due = False  # whether the validation that runs is to be looked at
+        self._values: dict[str, float] = {}  # to be logged at its end
+        self._failure: Exception | None = None  # of this validation
+
+    @guarded
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Warn if nothing will be found."""
+        self._warn_of_no_validation(trainer)
+
+    def _warn_of_no_validation(self, trainer: Any) -> None:
+        """Warn if there are no validations, or none that all processes run."""
+        problem = ""
+        if not all_validate(trainer):
+            problem = (
+                "some process may have none: give each a validation batch, and do not set "
+                "`allow_zero_length_dataloader_with_multiple_devices`"
+            )
+        elif not trainer.enable_validation:
+            problem = "this Trainer has none: no validation loader, no `validation_step`, or `limit_val_batches = 0`"
+        if problem and not trainer.barebones:
+            text = f"{type(self).__name__} works at validations, and {problem}. It will find nothing."
+            self._warn_once("no validation", text + self._dead_monitors(trainer))
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the last values, and prepare."""
+        self._release()
+        self._due, self._failure = False, None
+        if is_idle(trainer):
+            return
+        past = self._past(trainer)
+        self._values = dict(past[-1]["metrics"] if past else self._neutral)
+        if all_validate(trainer):
+            self._due = len(past) % self.every_n_validations == 0
+            self._prepare(trainer, pl_module)
+        else:
+            self._warn_of_no_validation(trainer)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look, and log."""
+        if is_idle(trainer):
+            return
+        if all_validate(trainer):
+            found = None
+            if self._due:
+                self._finish(trainer, pl_module)
+            failure, self._failure = self._failure, None
+            with self._guard(self._task, self._consequence(trainer)):
+                if self._due:
+                    found = self._find(trainer, failure)
+                elif failure is not None:
+                    raise failure
+            if trainer.state.fn == "fit":
+                self._remember(trainer, found)
+        self._log_values(trainer, pl_module)
+        self._release()
+
+    @guarded
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the figures of the last validation, if that has not happened."""
+        self._draw_last(trainer)
+
+    @guarded
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave no hook behind; if it is the user who ends the fit, the last figures are made."""
+        self._release()
+        if isinstance(exception, KeyboardInterrupt):
+            self._draw_last(trainer)  # waits for no other process
+
+    @guarded
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave nothing of a validation behind."""
+        super().teardown(trainer, pl_module, stage)
+        self._release()
+
+    def _prepare(self, trainer: Any, pl_module: Any) -> None:
+        """Choose the keys to be logged, and begin to look if this validation is due."""
+
+    def _finish(self, trainer: Any, pl_module: Any) -> None:
+        """Do what a process without any validation batch has not done."""
+
+    def _find(self, trainer: Any, failure: Exception | None) -> Any:
+        """Return what was found, and set `_values`; a collective call, which raises everywhere if one has failed."""
+        raise NotImplementedError
+
+    def _remember(self, trainer: Any, found: Any) -> None:
+        """Add this validation to the history."""
+
+    def _log_values(self, trainer: Any, pl_module: Any) -> None:
+        self._log(trainer, pl_module, self._values)
+
+    def _draw_last(self, trainer: Any) -> None:
+        """Log figures of the last validation that have not been logged."""
+
+    def _release(self) -> None:
+        """Remove hooks and drop what a validation has taken."""
+
+    def _past(self, trainer: Any) -> list[Any]:
+        """The validations of this fit; what a fit found is no value of a validation outside of it."""
+        return self.history if trainer.state.fn == "fit" else []
+
+    def _choose_keys(self, layers: Iterable[str], others: Iterable[str] = ()) -> None:
+        """Log `layer/NAME` of these layers, and of `others` where there is a value.
+
+        A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
+        """
+        keys = self._neutral | {f"layer/{name}": 0.0 for name in layers}
+        allowed = keys.keys() | {f"layer/{name}" for name in others}
+        self._values = {key: value for key, value in (keys | self._values).items() if key in allowed}
+
+    def _has_found(self, trainer: Any) -> bool:
+        """Whether an earlier validation found something, which can be logged again."""
+        return any(entry[key] for entry in self._past(trainer) for key in self._found)
+
+    def _consequence(self, trainer: Any) -> str:
+        """What a failure leaves to be logged."""
+        if self._has_found(trainer):
+            return " and logs its last values"
+        return f", so {self._nothing}.{self._advice}{self._dead_monitors(trainer)}"
+
+    def _dead_monitors(self, trainer: Any) -> str:
+        """Name the keys that callbacks monitor where nothing is watched, in a sentence with a space before it.
+
+        With finite patience an EarlyStopping stops a training for nothing, so not "never fires".
+        """
+        keys = {key for key in (getattr(own, "monitor", None) for own in trainer.callbacks) if isinstance(key, str)}
+        own = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(f"{self.log_key_prefix}/"))
+        return f" What monitors {own} waits in vain." if own else ""
+
+    def _warn_each_once(self, notes: Mapping[str, str]) -> None:
+        """Warn of those notes of a report that have not been said."""
+        new = {key: note for key, note in notes.items() if key not in self._warned}
+        for key, note in merge_notes(new).items():
+            self._warn_once(key, note)
+        self._warned.update(new)
+
+
+def until_validation_end(hook: Hook) -> Hook:
+    """Keep an exception of a validation's hook in `_failure` until the validation ends, and skip the hooks between.
+
+    All processes meet there: one that fails earlier would leave the others waiting.
+    """
+
+    @wraps(hook)
+    def run(self: WatchingCallback, *args: Any, **kwargs: Any) -> None:
+        if self._failure is None:
+            try:
+                hook(self, *args, **kwargs)
+            except Exception as error:
+                # The frames of a traceback would keep the tensors of what failed.
+                self._failure = error if self.on_error == "raise" else error.with_traceback(None)
+                with suppress(Exception):
+                    self._release()
+
+    return cast(Hook, run)
