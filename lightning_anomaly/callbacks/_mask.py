@@ -8,60 +8,46 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_anomaly.capture.probe import clone_inputs
+from lightning_anomaly.capture.images import first_tensor
+from lightning_anomaly.capture.probe import clone_inputs, tensors_in
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
 
-__all__ = ["average_models", "find_norms_on", "first_samples"]
+__all__ = ["average_models", "find_norms_on"]
 
-_SAMPLES = 4  # that are kept of a batch
-
-
-def first_samples(batch: Any) -> Any:
-    """Copy a few samples of a batch; all where its tensors are not of one sample in each row."""
-    lengths: set[tuple[int, ...]] = set()
-    apply_to_collection(batch, Tensor, lambda tensor: lengths.add(tuple(tensor.shape[:1])))
-    most = _SAMPLES if len(lengths) == 1 and () not in lengths else None
-    with torch.inference_mode(False):
-        return clone_inputs(apply_to_collection(batch, Tensor, lambda t: t if most is None else t[:most]))
+_SAMPLES = 4  # that are enough to find norms
 
 
 def find_norms_on(
     batch: Any, trainer: Any, pl_module: Any, masked: Mapping[str, list[int]], chosen: Mapping[str, list[int]]
-) -> FoundNorms | None:
-    """Find the norms behind filters by `forward`, or by `validation_step` if that fails or leaves out a layer.
-
-    Args:
-        batch: Samples of a validation; None if there are none yet.
-        trainer: The Trainer.
-        pl_module: The model.
-        masked: The filters that are masked.
-        chosen: Those to be masked.
-
-    Returns:
-        What is to be masked with both; None if the model has norms, and there is no batch to find them with.
-    """
+) -> FoundNorms:
+    """Find the norms behind filters by `forward`, or by `validation_step` if that fails or leaves out a layer."""
     if not chosen or not has_norms(pl_module):
         return FoundNorms({}, [], set(chosen))
-    if batch is None:
-        return None
     filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
-    inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+    few = _first_samples(batch)
+    images = first_tensor(few)
     with trainer.precision_plugin.forward_context():
         try:
-            norms = find_norms(pl_module, filters, partial(call_model, pl_module, (inputs,)))
+            norms = find_norms(pl_module, filters, partial(call_model, pl_module, (few if images is None else images,)))
             if chosen.keys() <= norms.called:
                 return norms
-        except Exception:  # it may take anything but a batch, or not be there at all
+        except Exception:  # it may take anything but images, or not be there at all
             pass
         tried = _silent_copy(trainer, pl_module)
         arguments = len(inspect.signature(tried.validation_step).parameters)
-        return find_norms(tried, filters, lambda: tried.validation_step(*(clone_inputs(batch), 0, 0)[:arguments]))
+        return find_norms(tried, filters, lambda: tried.validation_step(*(clone_inputs(few), 0, 0)[:arguments]))
+
+
+def _first_samples(batch: Any) -> Any:
+    """Take a few samples of a batch; all where its tensors are not of one sample in each row."""
+    lengths = {tuple(tensor.shape[:1]) for tensor in tensors_in(batch)}
+    most = _SAMPLES if len(lengths) == 1 and () not in lengths else None
+    return apply_to_collection(batch, Tensor, lambda tensor: tensor if most is None else tensor[:most])
 
 
 def _silent_copy(trainer: Any, pl_module: Any) -> Any:

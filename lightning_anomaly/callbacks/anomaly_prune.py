@@ -8,10 +8,10 @@ from typing import Any, get_args
 from lightning.pytorch.utilities import rank_zero_info
 from torch.nn.parameter import is_lazy
 
-from lightning_anomaly.callbacks._base import LoggingCallback, guarded
+from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded, is_idle
 from lightning_anomaly.callbacks._history import THRESHOLD
-from lightning_anomaly.callbacks._mask import average_models, find_norms_on, first_samples
-from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback, find_watcher
+from lightning_anomaly.callbacks._mask import average_models, find_norms_on
+from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
 from lightning_anomaly.distributed import broadcast_result, gather_results
@@ -72,8 +72,6 @@ class AnomalyPruneCallback(LoggingCallback):
         'AnomalyPruneCallback masked no filter (criterion "anomaly", 2 votes in 3 reports).'
     """
 
-    _state_name = "AnomalyPruneCallback"
-
     def __init__(
         self,
         at_epoch: int | list[int] | None = None,
@@ -116,8 +114,7 @@ class AnomalyPruneCallback(LoggingCallback):
         self._summaries: list[Summary] = []  # of the last reports
         self._done: list[int] = []  # epochs of `at_epoch` that are behind
         self._armed = True  # whether a rise would be news
-        self._batch: Any = None  # to find the norms with
-        self._waits = False  # for one
+        self._due = False  # to be masked with the next batch
 
     @property
     def masked(self) -> dict[str, list[int]]:
@@ -150,7 +147,7 @@ class AnomalyPruneCallback(LoggingCallback):
         """Find who watches, and refuse what cannot work."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._watcher = find_watcher(trainer, self.reports_from, "AnomalyPruneCallback should be used with")
+            self._watcher = find_callback(trainer, [AnomalyFilterCallback], self.reports_from, "AnomalyPruneCallback")
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
                 raise ValueError(
                     "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, "
@@ -184,40 +181,38 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Mask, if it is time."""
+        """Find out whether it is time to mask."""
         epoch = trainer.current_epoch
+        self._armed = self._armed or not self._risen
+        asked = any(own <= epoch and own not in self._done for own in self.at_epoch)
+        self._due = asked or (self._armed and self._risen)
+        if self._due and len(self._summaries) < self.min_votes:
+            self._due = False
+            self._warn_once(
+                "few reports",
+                f"AnomalyPruneCallback has {len(self._summaries)} reports as epoch {epoch} begins, fewer than "
+                f"`min_votes = {self.min_votes}`. It masks when it has them.",
+            )
+
+    @property
+    def _risen(self) -> bool:
         history = [] if self._watcher is None else self._watcher.history
-        risen = self.on_rise is not None and bool(history) and history[-1]["metrics"]["rise"] > self.on_rise
-        if (risen and self._armed) or any(asked <= epoch and asked not in self._done for asked in self.at_epoch):
-            known = len(self._summaries)
-            if known < self.min_votes:
-                self._warn_once(
-                    "few reports",
-                    f"AnomalyPruneCallback has {known} reports as epoch {epoch} begins, fewer than "
-                    f"`min_votes = {self.min_votes}`. It masks when it has them.",
-                )
-                return
-            self._mask_filters(trainer, pl_module)
-        self._armed = not risen
+        return self.on_rise is not None and bool(history) and history[-1]["metrics"]["rise"] > self.on_rise
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Mask where no batch was validated yet, as after a resume."""
-        if self._waits:
-            self._batch = first_samples(batch)
-            self._mask_filters(trainer, pl_module)
+        """Mask before the first step, with the batch to find norms with."""
+        if self._due:
+            self._due = False
+            self._mask_filters(trainer, pl_module, batch)
 
-    def _mask_filters(self, trainer: Any, pl_module: Any) -> None:
-        """Mask what process 0 chooses, in all processes, or wait until one has a batch to find the norms with."""
+    def _mask_filters(self, trainer: Any, pl_module: Any, batch: Any) -> None:
+        """Mask what process 0 chooses, in all processes."""
         assert self.mask is not None
         epoch = trainer.current_epoch
         chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
-        # The first process that has a batch decides for all: some may have seen none.
-        found = gather_results(lambda: find_norms_on(self._batch, trainer, pl_module, self.masked, chosen))
-        norms = next((norms for norms in found if norms is not None), None)
-        self._waits = norms is None
-        if norms is None:
-            return
+        # All run their model, which may communicate.
+        norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
             self._warn_once(
                 f"uncalled {uncalled}",
@@ -227,9 +222,9 @@ class AnomalyPruneCallback(LoggingCallback):
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
         self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
         self._keep_everywhere(trainer)
-        self._batch = None
         self.events = [*self.events, {"epoch": epoch, "filters": masked}]
         self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
+        self._armed = not self._risen
 
     @guarded
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -250,33 +245,21 @@ class AnomalyPruneCallback(LoggingCallback):
             self._keep_everywhere(trainer)
 
     @guarded
-    def on_validation_batch_start(
-        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep a batch to find the norms with."""
-        if trainer.state.fn == "fit" and self._batch is None and batch_idx == dataloader_idx == 0:
-            self._batch = first_samples(batch)
-
-    @guarded
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Check that masked filters are at zero in what is validated."""
-        if batch_idx == 0 and trainer.state.fn == "fit":
-            self._check("in a validation")
-
-    def _check(self, when: str) -> None:
-        if self.mask is not None and not self.mask.verify():
+        if batch_idx == 0 and trainer.state.fn == "fit" and self.mask is not None and not self.mask.verify():
             self._warn_once(
-                f"not at zero {when}",
-                f"Masked filters were not at zero {when}: something other than an optimizer writes to the weights, "
-                "such as a callback that averages them.",
+                "not at zero",
+                "Masked filters were not at zero in a validation: something other than an optimizer writes to the "
+                "weights, such as a callback that averages them.",
             )
 
     @guarded
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how much is masked."""
-        if trainer.sanity_checking or trainer.barebones:
+        if is_idle(trainer):
             return
         values = {"masked": 0.0, "masked_fraction": 0.0}
         # Outside of a fit it may be another model that is validated, or other weights.
@@ -297,7 +280,6 @@ class AnomalyPruneCallback(LoggingCallback):
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Report what it did."""
-        self._check("at the end of the fit")
         rank_zero_info(self.describe())
 
     @property
@@ -324,17 +306,10 @@ class AnomalyPruneCallback(LoggingCallback):
             for layer, filters in prune.masked.items() if isinstance(prune, AnomalyPruneCallback) else ():
                 masked.setdefault(layer, set()).update(filters)
         chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
-        last = summaries[-1]
-        for layer in list(chosen):
-            size = len(last[layer])
-            if getattr(modules.get(layer), "out_channels", None) != size:
-                self._warn_once(
-                    f"layer {layer}",
-                    f"AnomalyPruneCallback masks nothing in layer '{layer}', of which there is a report on {size} "
-                    "filters: the model has no convolution of this name with as many.",
-                )
-                del chosen[layer]
+        if others := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
+            self._warn_once("others", f"AnomalyPruneCallback masks nothing in {others}: they are no convolutions.")
+            chosen = {layer: filters for layer, filters in chosen.items() if layer not in others}
         if self.criterion == "anomaly":
             return chosen
         norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
-        return choose_others(chosen, last, masked, norms, f"{self.seed} {trainer.current_epoch}")
+        return choose_others(chosen, summaries[-1], masked, norms, f"{self.seed} {trainer.current_epoch}")
