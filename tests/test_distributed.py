@@ -1,16 +1,13 @@
 """Several processes analyze slices of the filters, and process 0 gets the report that one process would."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from run import outcomes_of, run_processes
 from torch.utils.data import DistributedSampler
 
 from lightning_anomaly.distributed import broadcast_result, filter_slices, gather_results, rank_and_world, sample_order
-
-sys.path.insert(0, str(Path(__file__).parent / "scripts"))
-from run import outcomes_of, run_processes
 
 
 @pytest.mark.parametrize(("filters", "world"), [(1, 1), (2, 3), (7, 2), (64, 8), (5, 8)])

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import wraps
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +17,6 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from forked import LIMIT, Outcome, run_forked
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from network import images, network
 from small import Small, loader, quiet
@@ -37,48 +34,17 @@ from lightning_anomaly import (
     two_sample_test,
 )
 from lightning_anomaly.callbacks import two_sample
-from lightning_anomaly.plots import filter_figure
 
 SAMPLES = 56
-COLLECTIVES = [
-    *("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "all_to_all_single"),
-    *("barrier", "broadcast", "broadcast_object_list", "gather", "gather_object", "monitored_barrier", "recv"),
-    *("reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list", "send"),
-]
-ALL = ("filter", "two_sample", "prune", "stopping")
 Hooks = Callable[[str], bool]
 
 
 class Ledger:
-    """What this process said and heard in a fit.
-
-    Attributes:
-        calls: The collective calls, in their order.
-        talks: How often somebody talked.
-        wrong: What was heard that was not what was said.
-    """
+    """How often this process talked in a fit, and what it heard that was not what was said."""
 
     def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        """Forgets what was."""
-        self.calls: list[str] = []
         self.talks = 0
         self.wrong: list[str] = []
-
-    def write_down(self) -> None:
-        """Notes every collective call from now on."""
-        for name, module in product(COLLECTIVES, (dist, dist.distributed_c10d)):
-            setattr(module, name, self._noted(name, getattr(module, name)))
-
-    def _noted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(call)
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            self.calls.append(name)
-            return call(*args, **kwargs)
-
-        return noted
 
     def talk(self, trainer: Any, place: str) -> None:
         """Sums, gathers, computes a metric or waits, in turn, with a number that nobody said before."""
@@ -166,68 +132,36 @@ class MaySkip(Silent):
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
 
-class Recorder(Logger):
-    """Takes figures and layouts as TensorBoard does, and draws nothing."""
-
-    name, version = "recorder", 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.took: list[str] = []
-        self.experiment = self
-
-    def log_metrics(self, metrics: Any, step: Any = None) -> None:
-        pass
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def add_figure(self, tag: str, *args: Any, **kwargs: Any) -> None:
-        self.took.append(tag)
-
-    def add_custom_scalars(self, layout: Any) -> None:
-        self.took.append("layout")
-
-
-def ours(names: Sequence[str] = ALL) -> list[Any]:
-    """Callbacks of ours."""
-    made = {
-        "filter": lambda: AnomalyFilterCallback(probe_size=SAMPLES, settings=AnalysisSettings(n_init=2)),
-        "two_sample": lambda: TwoSampleCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2)),
-        "prune": lambda: AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1),
-        "stopping": AnomalyEarlyStopping,
-    }
-    return [made[name]() for name in names]
+def ours(prunes: bool = True) -> list[Any]:
+    """Callbacks of ours; those that do not prune leave the weights as they are."""
+    prune = [AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1)] if prunes else []
+    compared = TwoSampleCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2))
+    settings = AnalysisSettings(n_init=2)
+    return [AnomalyFilterCallback(probe_size=SAMPLES, settings=settings), compared, *prune, AnomalyEarlyStopping()]
 
 
 def run(
     callbacks: Iterable[Any],
     *,
-    world: int = 2,
     module: Any = Logging,
     where: Hooks = lambda name: True,
     val: Any = None,
-    logger: Any = None,
     ckpt_path: Path | None = None,
     validate: bool = False,
     **options: Any,
 ) -> Outcome:
-    """What this process said and heard in a fit, or in a `trainer.validate()`; one process alone does not talk."""
-    ledger.begin()
-    where = where if world > 1 else lambda name: False
+    """What this process heard in a fit, or in a `trainer.validate()`."""
+    ledger.talks, ledger.wrong = 0, []
     foreign = talking(Foreign, where)
     model = talking(module, where)()
     val = loader(SAMPLES, batch_size=SAMPLES // 2) if val is None else val
-    backend = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT))
     with TemporaryDirectory() as folder:
-        options = {"num_sanity_val_steps": 1, "log_every_n_steps": 1, "max_epochs": 2, **options}
         trainer = quiet(
-            devices=world,
-            strategy=backend if world > 1 else "auto",
+            devices=2,
+            strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)),
             callbacks=[foreign(), *callbacks, foreign(), pl.callbacks.ModelCheckpoint(folder)],
-            logger=logger or False,
             enable_checkpointing=True,
-            **options,
+            **{"num_sanity_val_steps": 1, "log_every_n_steps": 1, "max_epochs": 2, **options},
         )
         if validate:
             trainer.validate(model, val, verbose=False)
@@ -238,11 +172,9 @@ def run(
     return {
         "talks": ledger.talks,
         "wrong": ledger.wrong,
-        "order": hashlib.sha256(" ".join(ledger.calls).encode()).hexdigest(),
         "epochs": trainer.current_epoch,
         "metrics": {key: value.item() for key, value in trainer.callback_metrics.items() if key != "train_loss"},
         "weights": sum(p.double().abs().sum().item() for p in model.parameters()),
-        "took": getattr(logger, "took", []),
     }
 
 
@@ -250,24 +182,8 @@ LAST = Path("last.ckpt")  # in the folder of the outcomes
 
 
 def two_processes(rank: int, world: int) -> Outcome:
-    """A validation of the same weights by one process and by two; fits without ours, with ours, and in another order.
-
-    Only process 0 has a logger, and the masks of the last fit change weights.
-    """
-    callbacks = ours()
-    validation = run(callbacks, world=world, validate=True)
-    report = callbacks[0].report
-    validation["verdicts"] = {name: list(layer.verdicts) for name, layer in report.layers.items()}
-    validation["outliers"] = report.outlier_samples
-    if world == 1:
-        return {"validation": validation}
-    logger = None if rank else Recorder()
-    return {
-        "validation": validation,
-        "alone": run([]),
-        "watched": run(ours(("filter", "two_sample", "stopping")), logger=logger),
-        "masked": run(ours(ALL[::-1])),
-    }
+    """Fits without ours, with ours, and with ours in another order, where masks change the weights."""
+    return {"alone": run([]), "watched": run(ours(prunes=False)), "masked": run(ours()[::-1])}
 
 
 def one_fails(rank: int, world: int) -> Outcome:
@@ -330,11 +246,9 @@ def main(folder: Path, names: list[str]) -> None:
     LAST = folder / LAST
     # What takes time but once is paid before the processes are forked.
     inputs = images(SAMPLES).tensors[0]
-    filter_figure(analyze(network(), inputs))
+    analyze(network(), inputs)
     two_sample_test(network(), inputs, inputs)
-    ledger.write_down()
-    worlds = {name: (1, 2) if name == "two_processes" else (2,) for name in names}
-    run_forked(folder, [(name, globals()[name], world) for name in names for world in worlds[name]])
+    run_forked(folder, [(name, globals()[name], 2) for name in names])
 
 
 if __name__ == "__main__":

@@ -16,21 +16,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["LIMIT", "Outcome", "run_forked"]
-
 LIMIT = 180  # seconds for a scenario that hangs; else it takes about two, and more on a busy machine
 Outcome = dict[str, Any]
 Scenario = Callable[[int, int], Outcome]
 
 
-def run_forked(folder: Path, scenarios: Iterable[tuple[str, Scenario, int]], limit: float = LIMIT) -> None:
+def run_forked(folder: Path, scenarios: Iterable[tuple[str, Scenario, int]]) -> None:
     """Leaves `NAME-PROCESSES-RANK.json` for each process; one that is not done in time is killed and leaves none.
 
-    Args:
-        folder: Where they go.
-        scenarios: Of each its name, the function that is called with the rank and the number of processes, and that
-            number.
-        limit: Seconds for each of them.
+    Of each scenario its name, the function that is called with the rank and the number of processes, and that number.
     """
     torch.set_num_threads(1)
     for name, scenario, world in scenarios:
@@ -44,7 +38,7 @@ def run_forked(folder: Path, scenarios: Iterable[tuple[str, Scenario, int]], lim
             if pid == 0:
                 _process(folder / f"{name}-{world}-{rank}.json", scenario, rank, world, port)
             running.add(pid)
-        while running and time.monotonic() - started < limit:
+        while running and time.monotonic() - started < LIMIT:
             running -= {pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]}
             time.sleep(0.02)
         for pid in running:

@@ -1,7 +1,5 @@
 """Runs a script of this folder in a process of its own."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -12,27 +10,23 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-def run_script(
-    name: str, *arguments: object, timeout: float = 600, check: bool = True, **environment: str
-) -> tuple[int, str]:
-    """Its exit status and what it printed; one that hangs is killed after `timeout` seconds, and that fails."""
-    paths = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
+def run_script(name: str, *arguments: object, timeout: float = 600) -> str:
+    """What it printed; one that hangs is killed after `timeout` seconds, and that fails."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(HERE / name), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=timeout,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])},
     )
-    assert done.returncode == 0 or not check, done.stdout[-4000:]
-    return done.returncode, done.stdout
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
 
 
 def run_processes(name: str, folder: Path, *arguments: object, timeout: float) -> Path:
     """The folder with what each process of a script's scenarios left there, see `forked.py`, and what was printed."""
-    _, printed = run_script(name, folder, *arguments, timeout=timeout)
-    (folder / "printed.txt").write_text(printed)
+    (folder / "printed.txt").write_text(run_script(name, folder, *arguments, timeout=timeout))
     return folder
 
 

@@ -52,12 +52,8 @@ if find_spec("pytorch_lightning") is not None:
         """The module for `pytorch_lightning`."""
 
 
-def module(tree: str = "lightning.pytorch", lr: float = 0.05, norm: bool = True, **attributes: Any) -> Any:
-    """The module; `attributes` are set on it."""
-    made = Small(lr, norm) if tree == "lightning.pytorch" else OtherSmall(lr, norm)
-    for name, value in attributes.items():
-        setattr(made, name, value)
-    return made
+def module(tree: str = "lightning.pytorch", lr: float = 0.05, norm: bool = True) -> Any:
+    return Small(lr, norm) if tree == "lightning.pytorch" else OtherSmall(lr, norm)
 
 
 def quiet(tree: str = "lightning.pytorch", **options: Any) -> Any:

@@ -1,12 +1,9 @@
 """Two processes on the CPU (gloo). Each scenario is killed if it takes too long, and then its tests fail."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from run import outcomes_of, run_processes, run_script
 
 pytestmark = pytest.mark.slow
@@ -80,7 +77,6 @@ def test_a_failing_analysis_stops_both_where_it_is_to_raise(outcomes: Path) -> N
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
 def test_processes_that_lightning_starts(strategy: str) -> None:
-    _, printed = run_script("ddp.py", "started", strategy)
-    report, count = printed.rsplit("report", 1)[1].split("count")
+    report, count = run_script("ddp.py", "started", strategy).rsplit("report", 1)[1].split("count")
     assert float(count) > 0
     assert report.strip() == "None"

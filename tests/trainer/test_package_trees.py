@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
+from network import images
+from small import Small, loader, module, quiet
+from trainers import QUIET, plain
 
 from lightning_anomaly import (
     AnalysisSettings,
@@ -20,11 +23,6 @@ from lightning_anomaly import (
     AnomalyPruneCallback,
     TwoSampleCallback,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from network import images
-from small import Small, loader, module, quiet
-from trainers import QUIET, plain
 
 pytestmark = [
     *QUIET,
@@ -57,6 +55,13 @@ GIVEN: dict[str, Any] = {
     },
     "browser": True,
 }
+ALL: dict[str, dict[str, Any]] = {
+    "AnomalyFilterCallback": GIVEN,
+    "AnomalyPruneCallback": {"at_epoch": [3, 5], "on_rise": 0.2, "min_votes": 1, "max_fraction": 0.3, "seed": 4},
+    "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "confirm": "val/ce"},
+    "TwoSampleCallback": {"n": 256, "every_n_validations": 2, "log_figures": False},
+}
+PAPER = AnalysisSettings.paper().to_dict()
 
 
 def watcher() -> AnomalyFilterCallback:
@@ -154,28 +159,34 @@ def given(trainer: Any) -> dict[str, Any]:
     return {**{name: getattr(ours, name) for name in GIVEN}, "settings": ours.settings.to_dict()}
 
 
-def test_every_argument_has_a_value_here() -> None:
-    parameters = inspect.signature(AnomalyFilterCallback).parameters
+def test_cli_makes_all_callbacks_from_yaml_and_back(cli: Callable[..., Any], tmp_path: Path) -> None:
+    parameters, defaults = inspect.signature(AnomalyFilterCallback).parameters, AnalysisSettings().to_dict()
     assert list(parameters) == list(GIVEN)
     assert all(GIVEN[name] != parameter.default for name, parameter in parameters.items())
-    defaults = AnalysisSettings().to_dict()
     assert list(defaults) == list(GIVEN["settings"])
     assert all(GIVEN["settings"][name] != default for name, default in defaults.items())
 
-
-def test_cli_from_yaml_and_back(cli: Callable[..., Any], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({"trainer": {"callbacks": [{"class_path": CLASS_PATH, "init_args": GIVEN}]}}))
-    # A fit with scikit-learn's engine takes long, and without a logger there is no page.
-    other = ["--trainer.callbacks.settings.engine=torch", "--trainer.callbacks.browser=false"]
-    trainer = cli("fit", "--config", config, *other, *TRAINER)
-    assert trainer.current_epoch == 1
-    assert given(trainer) == {**GIVEN, "settings": {**GIVEN["settings"], "engine": "torch"}, "browser": False}
+    callbacks = [{"class_path": f"lightning_anomaly.{name}", "init_args": values} for name, values in ALL.items()]
+    config.write_text(json.dumps({"trainer": {"callbacks": callbacks}}))
+    assert given(cli("--config", config, *TRAINER)) == GIVEN
+    config.write_text(printed := cli("--config", config, *TRAINER, "--print_config"))
+    assert given(cli("--config", config)) == GIVEN
+    assert cli("--config", config, "--print_config") == printed
+    for name, values in list(ALL.items())[1:]:
+        for argument, value in values.items():
+            first = value[0] if isinstance(value, list) else value
+            written = value if isinstance(value, str) else json.dumps(value)
+            assert f"{argument}: {written}" in printed or f"- {first}" in printed, (name, argument)
 
-    whole = cli("--config", config, *TRAINER, "--print_config")
-    round_trip = tmp_path / "round_trip.yaml"
-    round_trip.write_text(whole[whole.index("# ") if whole.startswith("# ") else whole.index("seed_everything") :])
-    assert given(cli("--config", round_trip)) == GIVEN
+
+def test_cli_fits_by_the_papers_reading_and_by_flags(cli: Callable[..., Any]) -> None:
+    paper = "--trainer.callbacks.settings=lightning_anomaly.AnalysisSettings.paper"
+    assert given(cli(*TRAINER, f"--trainer.callbacks={CLASS_PATH}", paper))["settings"] == PAPER
+    flags = ["--trainer.callbacks.probe=train", "--trainer.callbacks.settings.engine=torch"]
+    trainer = cli("fit", *TRAINER, f"--trainer.callbacks={CLASS_PATH}", "--trainer.callbacks.probe_size=77", *flags)
+    assert trainer.current_epoch == 1
+    assert (given(trainer)["probe"], given(trainer)["settings"]["engine"]) == ("train", "torch")
 
 
 def test_cli_takes_data_sets_by_their_class(cli: Callable[..., Any], tmp_path: Path) -> None:
@@ -190,43 +201,13 @@ def test_cli_takes_data_sets_by_their_class(cli: Callable[..., Any], tmp_path: P
     assert made.val_inputs is None
 
 
-def test_cli_takes_the_papers_reading_by_its_name(cli: Callable[..., Any]) -> None:
-    paper = "--trainer.callbacks.settings=lightning_anomaly.AnalysisSettings.paper"
-    trainer = cli(*TRAINER, f"--trainer.callbacks={CLASS_PATH}", paper)
-    assert given(trainer)["settings"] == AnalysisSettings.paper().to_dict()
-
-
 def test_cli_help(cli: Callable[..., Any]) -> None:
-    printed = cli("fit", f"--trainer.callbacks.help={CLASS_PATH}")
-    words = " ".join(printed.split())
-    for name in GIVEN:
-        assert f".{name} " in words, name
-    assert "Number of probe samples, over all processes; at least" in words
-    assert "{val,train}" in words
-    assert "(type: bool, default: True)" in words
+    for name, values in ALL.items():
+        words = " ".join(cli("fit", f"--trainer.callbacks.help=lightning_anomaly.{name}").split())
+        assert all(f".{argument} " in words for argument in values), name
+        if name == "AnomalyFilterCallback":
+            assert "Number of probe samples, over all processes; at least" in words
+            assert "{val,train}" in words
+            assert "(type: bool, default: True)" in words
     words = " ".join(cli("fit", f"--trainer.callbacks.help={CLASS_PATH}", "--trainer.callbacks.settings.help").split())
-    for name in GIVEN["settings"]:
-        assert f".{name} " in words, name
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("AnomalyPruneCallback", {"at_epoch": [3, 5], "on_rise": 0.2, "min_votes": 1, "max_fraction": 0.3, "seed": 4}),
-        ("AnomalyEarlyStopping", {"threshold": 0.3, "patience": 9, "verbose": False, "confirm": "val/ce"}),
-        ("TwoSampleCallback", {"n": 256, "every_n_validations": 2, "log_figures": False}),
-    ],
-)
-def test_cli_takes_the_other_callbacks(cli: Callable[..., Any], tmp_path: Path, name: str, arguments: Any) -> None:
-    path = f"lightning_anomaly.callbacks.{name}"
-    config = tmp_path / "config.yaml"
-    callbacks = [{"class_path": CLASS_PATH}, {"class_path": path, "init_args": arguments}]
-    config.write_text(json.dumps({"trainer": {"callbacks": callbacks}}))
-    config.write_text(printed := cli("--config", config, *TRAINER, "--print_config"))
-    assert cli("--config", config, "--print_config") == printed
-    for argument, value in arguments.items():
-        first = value[0] if isinstance(value, list) else value
-        written = value if isinstance(value, str) else json.dumps(value)
-        assert f"{argument}: {written}" in printed or f"- {first}" in printed, argument
-    words = " ".join(cli("fit", f"--trainer.callbacks.help={path}").split())
-    assert all(f".{argument} " in words for argument in arguments)
+    assert all(f".{name} " in words for name in GIVEN["settings"])

@@ -1,11 +1,8 @@
 """Outliers of a data set, found by two processes on the CPU (gloo): as by one process alone, or one error in both."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from run import outcomes_of, run_processes
 
 
