@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -113,9 +113,32 @@ class ValidationWatch:
         if self._probe == "train" and not self._probed:
             self._probed = True
             with torch.inference_mode(False), torch.no_grad():
-                run_training_probe(
-                    self._trainer, self._module, self._capture, self._probe_size, self._seed, self._record
-                )
+                self._run_on_training_images()
+
+    def _run_on_training_images(self) -> None:
+        """Run this process's share of a fixed random sample of the training set, as Lightning evaluates."""
+        trainer, module, seed = self._trainer, self._module, self._seed
+        precision = trainer.strategy.precision_plugin
+
+        def forward(batch: Any, watching: AbstractContextManager[object]) -> None:
+            batch = transferred(trainer, module, batch)
+            inputs = first_tensor(batch)
+            with precision.forward_context(), watching:
+                call(batch if inputs is None else inputs)
+
+        # Dealt out as `sample_order` expects it, so that process 0 has as many samples as any.
+        loader, world = trainer.train_dataloader, trainer.world_size
+        positions = training_positions(loader, self._probe_size, seed)
+        own, most = (reread(loader, positions[rank::world], seed=seed) for rank in (trainer.global_rank, 0))
+        with isolated_random_state(seed), unlogged(module), probing(module) as call:
+            for batch in own:
+                self._record(batch)
+                forward(batch, self._capture)
+                if self._capture.full:
+                    return
+            if len(own) < len(most):  # what a module does may communicate: all processes do it as often
+                for batch in reread(loader, positions[:1], seed=seed):
+                    forward(batch, nullcontext())
 
     def after_batch(self) -> None:
         """Take the hooks off again; a second call does nothing."""
@@ -200,30 +223,3 @@ def transferred(trainer: Any, pl_module: Any, batch: Any) -> Any:
     """Convert a batch and move it to the device, through the module's hooks, as Lightning does in validation."""
     batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-
-def run_training_probe(
-    trainer: Any, pl_module: Any, capture: MapCapture, size: int, seed: int, on_batch: Callable[[Any], None]
-) -> None:
-    """Run this process's share of a fixed random sample of the training set, as Lightning evaluates, and take maps."""
-    precision = trainer.strategy.precision_plugin
-
-    def forward(batch: Any, watching: AbstractContextManager[object]) -> None:
-        batch = transferred(trainer, pl_module, batch)
-        inputs = first_tensor(batch)
-        with precision.forward_context(), watching:
-            call(batch if inputs is None else inputs)
-
-    # Dealt out as `sample_order` expects it, so that process 0 has as many samples as any.
-    loader, world = trainer.train_dataloader, trainer.world_size
-    positions = training_positions(loader, size, seed)
-    own, most = (reread(loader, positions[rank::world], seed=seed) for rank in (trainer.global_rank, 0))
-    with isolated_random_state(seed), unlogged(pl_module), probing(pl_module) as call:
-        for batch in own:
-            on_batch(batch)
-            forward(batch, capture)
-            if capture.full:
-                return
-        if len(own) < len(most):  # what the module does with a batch may communicate: all processes do it as often
-            for batch in reread(loader, positions[:1], seed=seed):
-                forward(batch, nullcontext())

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from run import outcomes_of, run_processes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
