@@ -102,22 +102,20 @@ class TestAnalyze:
         assert all(name in out for name in files)
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in output.glob("*.png"))
 
-    def test_figures_of_an_earlier_run_do_not_stay_and_notes_are_in_the_table(self, folder, tmp_path, capsys):
-        for name in ("filters.png", "mine.png"):
-            (tmp_path / name).touch()
-        options = ("--data", folder / "few.npz", "--output", tmp_path)
-        command("analyze", folder / "weights.pt", "--model", f"{HERE}:net", *options)
-        assert "note: The probe has 8 samples" in capsys.readouterr().out
-        assert not (tmp_path / "filters.png").exists()
-        assert (tmp_path / "mine.png").exists()
-
-    def test_models_are_found_in_the_current_folder(self, folder, tmp_path, monkeypatch, capsys):
+    def test_models_are_found_in_the_current_folder_and_figures_of_an_earlier_run_do_not_stay(
+        self, folder, tmp_path, monkeypatch, capsys
+    ):
         (tmp_path / "nets.py").write_text(f"from {HERE} import net")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+        output = tmp_path / "anomaly_filters"
+        output.mkdir()
+        for name in ("filters.png", "mine.png"):
+            (output / name).touch()
         options = ("--model", "nets:net", "--model-args", '{"channels": 1, "classes": 2}')
         command("analyze", folder / "weights.pt", *options, "--data", folder / "few.npz")
-        assert (tmp_path / "anomaly_filters" / "verdicts.png").exists()
+        assert "note: The probe has 8 samples" in capsys.readouterr().out
+        assert {path.name for path in output.iterdir()} == {"browser.html", "mine.png", "outliers.png", "verdicts.png"}
 
 
 def test_the_module_is_the_command(monkeypatch, capsys):

@@ -105,6 +105,7 @@ def test_without_layers_or_output_the_other_is_shown() -> None:
     assert comparison_figure([], 0.01, 0.01) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "validations"), [(3, 200), (150, 300)])
 def test_nothing_overlaps_or_lies_outside(layers: int, validations: int) -> None:
     figure = drawn(long(layers, validations))

@@ -216,6 +216,7 @@ class TestVerdictMap:
         assert second == "the model"
         pixels(verdict_map(report()))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("layers", "filters"), [(150, 8), (3, 12_000)])
     def test_size_is_bounded_and_every_cell_is_kept(self, layers, filters):
         found = layer([NORMAL, ANOMALY] * (filters // 2), samples=1)
