@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
 from recipes.common.data import mean_and_std
 from recipes.common.module import evaluate, logits_of
 from recipes.experiments.fitting import Images, every_epoch
 from recipes.experiments.measures.gradients import gradient_norms
-from recipes.experiments.measures.planted import Planted, Probe, plant
-from recipes.experiments.measures.scores import detection, feature_scores, margins, output_scores
+from recipes.experiments.measures.planted import Probe, plant
+from recipes.experiments.measures.scores import detection, margins
 from recipes.experiments.spec import Training
 
 # Ours, and the literal reading of the paper: the claim is about that one.
 _READINGS = {"ours": AnalysisSettings(), "paper": AnalysisSettings.paper()}
-_SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
 _MEASURED = 6  # epochs with a measurement
 _RANDOM_DRAWS = 2  # runs without as many random samples
 _ORDER = 2000  # the seed of the training images' order in probes, one that nothing else has
@@ -93,38 +93,31 @@ def gradient_ratios(votes: Tensor, norms: Tensor, losses: Tensor) -> dict[str, A
     return {"spearman": _spearman(votes.double(), norms), "all": found}
 
 
-def _measure_probe(network: nn.Sequential, probe: Probe, planted: Planted, margin: Tensor | None) -> dict[str, Any]:
+def _measure_probe(network: nn.Sequential, probe: Probe, margin: Tensor | None) -> dict[str, Any]:
     """One probe at one epoch.
 
     Args:
-        network: A network that ends in a linear layer.
+        network: The network.
         probe: The probe.
-        planted: Has the training images that are in no probe, the reference of features.
         margin: Mean margin of each image over the epochs so far `(N,)`; None for images that are not trained on.
 
     Returns:
         For each reading `count` anomaly filters, `gradients` (see `gradient_ratios`) and `mislabelled` (see
         `detection`), with the number of `outliers`, samples with votes, and how many of these `hit`.
     """
-    images, labels, behind = probe.images, probe.labels, planted.behind
-    reference = logits_of(network[:-1], planted.images.normalised("train")[behind:])
-    norms = gradient_norms(network, images, labels)
-    output = output_scores(logits_of(network, images), labels)
-    scores: dict[str, Tensor | None] = {
-        **output,
-        "gradient": norms,
-        "aum": None if margin is None else -margin,
-        **feature_scores(logits_of(network[:-1], images), reference, planted.images.data.train_labels[behind:]),
-    }
-    result: dict[str, Any] = {"loss": output["loss"].mean().item()}
+    logits = logits_of(network, probe.images).double()
+    losses = functional.cross_entropy(logits, probe.labels, reduction="none")
+    norms = gradient_norms(network, probe.images, probe.labels)
+    result: dict[str, Any] = {"loss": losses.mean().item()}
     for reading, settings in _READINGS.items():
-        report = analyze(network, images, settings=settings)
+        report = analyze(network, probe.images, settings=settings)
         votes = _votes(report)
+        scores = {"votes": votes, "loss": losses, "aum": None if margin is None else -margin}
         hits = {"outliers": int((votes > 0).sum()), "hit": int((probe.wrong & (votes > 0)).sum())}
         result[reading] = {
             "count": report.count,
-            "gradients": gradient_ratios(votes, norms, output["loss"]),
-            "mislabelled": hits | detection(probe.wrong, {**scores, "votes": votes}, _SCORES),
+            "gradients": gradient_ratios(votes, norms, losses),
+            "mislabelled": hits | detection(probe.wrong, scores),
         }
     return result
 
@@ -143,9 +136,9 @@ def measure_gradients(training: Training, root: str | None, weights: str | None)
         val_losses.append(evaluate(network, val, labels)[0])
         margin += margins(logits_of(network, planted.train.images), planted.train.labels)
         if epoch in measured:
-            train = _measure_probe(network, planted.train, planted, margin / epoch)
-            epochs.append({"epoch": epoch, "train": train, "val": _measure_probe(network, planted.val, planted, None)})
-    return {"kind": "measure", "scores": list(_SCORES), "val_losses": val_losses, "epochs": epochs}
+            train = _measure_probe(network, planted.train, margin / epoch)
+            epochs.append({"epoch": epoch, "train": train, "val": _measure_probe(network, planted.val, None)})
+    return {"kind": "measure", "scores": ["votes", "loss", "aum"], "val_losses": val_losses, "epochs": epochs}
 
 
 def without(images: Images, left_out: Tensor) -> Images:

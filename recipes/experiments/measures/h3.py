@@ -159,11 +159,7 @@ class _Comparison:
         # A whole layer is never masked: one of its filters stays.
         flagged = {name: own[: len(report.layers[name].verdicts) - 1] for name, own in report.anomaly_filters.items()
                    if own}  # fmt: skip
-        found: dict[str, Any] = {
-            "masked": {name: len(flagged.get(name, [])) for name in live},
-            "live": {name: len(own) for name, own in live.items()},
-            "filters": {name: len(layer.verdicts) for name, layer in report.layers.items()},
-        }
+        found: dict[str, Any] = {"masked": {name: len(flagged.get(name, [])) for name in live}}
         if not flagged:
             return found
         parts = {name: (own, report.layers[name].filters("normal")) for name, own in flagged.items()}
@@ -174,7 +170,7 @@ class _Comparison:
         arms = self.masks(flagged, live, report)
         leaning = arms.pop("leaning")
         if match:
-            arms["matched"], found["matching"] = self.matched(flagged, [*arms["random"], *leaning])
+            arms["matched"] = self.matched(flagged, [*arms["random"], *leaning])
         trained = {name: (_RANDOM_TRAINED if name == "random" else _MATCHED) if further else 0 for name in arms}
         found["shared"] = {name: _shared(flagged, arms[name][0]) for name in _SINGLE}
         found["arms"] = {name: self.arm(masks, trained[name]) for name, masks in arms.items()}
@@ -199,21 +195,15 @@ class _Comparison:
             found[name] = [choose(flagged, live, order) for order in orders]
         return found | {name: [choose(flagged, live, order)] for name, order in smallest_first.items()}
 
-    def matched(self, flagged: Filters, pool: Sequence[Filters]) -> tuple[list[Filters], dict[str, Any]]:
-        """Different draws with the training accuracy of the anomaly mask, and how well they match it.
+    def matched(self, flagged: Filters, pool: Sequence[Filters]) -> list[Filters]:
+        """The draws whose training accuracy is nearest to that of the anomaly mask.
 
         A draw of just the flagged filters is no comparison and left out.
         """
         different = {str(filters): filters for filters in map(_in_order, pool) if _shared(flagged, filters) < 1}
         wanted, *found = [self.judge.train_accuracy(self.masked(mask)[0]) for mask in (flagged, *different.values())]
         draws = zip(found, different.values(), strict=True)
-        nearest = sorted(draws, key=lambda draw: abs(draw[0] - wanted))[:_MATCHED]
-        matching = {
-            "anomaly": wanted,
-            "matched": [accuracy for accuracy, _ in nearest],
-            "pool": [min(found, default=None), max(found, default=None)],
-        }
-        return [filters for _, filters in nearest], rounded(matching, 4)
+        return [filters for _, filters in sorted(draws, key=lambda draw: abs(draw[0] - wanted))[:_MATCHED]]
 
 
 def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:

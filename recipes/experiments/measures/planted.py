@@ -40,14 +40,12 @@ class Planted:
         images: The run's images with wrong labels and, if so, damaged images among those it trains on, which are behind
             those of the probe. The validation and the test images are as they were.
         damaged: Which of the training images are damaged `(N,)`.
-        behind: Number of training images that are in the probe, damaged or could be damaged: the first ones.
         train: The first training images.
         val: The first validation images.
     """
 
     images: Images
     damaged: Tensor
-    behind: int
     train: Probe
     val: Probe
 
@@ -84,4 +82,4 @@ def plant(training: Training, root: str | None = None, *, damage: bool) -> Plant
         Probe(planted.normalised(part, size), own[:size], mistaken[:size])
         for part, own, mistaken in (("train", labels, wrong), ("val", val_labels, val_wrong))
     )
-    return Planted(planted, damaged, behind.stop, *probes)
+    return Planted(planted, damaged, *probes)

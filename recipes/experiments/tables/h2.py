@@ -11,7 +11,6 @@ import pandas as pd
 
 from recipes.experiments.tables.writer import Frame, runs, spread
 
-_SCORES = ("votes", "confidence", "loss", "gradient", "el2n", "aum", "neighbour", "mahalanobis")
 READINGS = ("ours", "paper")
 PROBES = {"train": "training", "val": "validation"}
 _EARLY = 2  # the first epochs
@@ -90,14 +89,15 @@ def _hits(results: Sequence[Found]) -> str:
 
 def mislabelled() -> Frame:
     """For each network, data set and probe: what finds wrong labels? AUROC and average precision."""
-    rows = []
-    for key, own in measured().groupby(["network", "data"]):
+    some, rows = measured(), []
+    scores = some.line.iloc[0]["scores"]
+    for key, own in some.groupby(["network", "data"]):
         for probe, name in PROBES.items():
             for epoch, when in (("best", "nearest to the best"), ("last", "last")):
                 ours, paper = ([one[probe][reading]["mislabelled"] for one in own[epoch]] for reading in READINGS)
-                cells = [_found(ours, score) for score in range(len(_SCORES))]
+                cells = [_found(ours, score) for score in range(len(scores))]
                 rows.append((*key, name, when, _hits(ours), _found(paper, 0), *cells))
-    header = ["network", "data", "probe", "epoch", "with votes", "paper's votes", *_SCORES]
+    header = ["network", "data", "probe", "epoch", "with votes", "paper's votes", *scores]
     return pd.DataFrame(rows, columns=header)
 
 

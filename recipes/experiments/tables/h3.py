@@ -15,9 +15,8 @@ from recipes.experiments.tables.writer import Frame, runs, spread
 ARMS = ("anomaly", "random", "matched", "l1", "fpgm", "sparsest")
 MOMENTS = {"0": "right after masking", "1": "after 1 further epoch", "3": "after 3 further epochs"}
 READINGS = {"default": "default settings", "paper": "paper's settings"}
-_LARGER_IS_BETTER = ("val_acc", "test_acc", "train_acc", "wrong_undone")
+_LARGER_IS_BETTER = ("val_acc", "test_acc")
 _PERMUTATIONS = 20_000
-_CELL = ["network", "data", "condition"]
 Line = dict[str, Any]
 
 

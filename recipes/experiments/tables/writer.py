@@ -55,8 +55,3 @@ def spread(values: Iterable[float | None], digits: int = 2) -> str:
         return "-"
     text = f"{mean(found):.{digits}f}"
     return f"{text} ± {stdev(found):.{digits}f}" if len(found) > 1 else text
-
-
-def arrow(courses: Iterable[Sequence[float]], digits: int = 2) -> str:
-    """The means of the stages of several courses, such as best → end."""
-    return " → ".join(f"{mean(stage):.{digits}f}" for stage in zip(*courses, strict=True))

@@ -112,7 +112,7 @@ def test_planted_images_stand_where_they_are_said_to() -> None:
     torch.testing.assert_close(train.images, images.normalised("train")[:128])
     assert torch.equal(images.data.train_labels != plain.train_labels, images.wrong)
     assert 0 < images.wrong.sum() <= round(0.05 * 256)
-    assert planted.damaged.nonzero()[:, 0].tolist() == [*range(128, 128 + 36)] == [*range(128, planted.behind)]
+    assert planted.damaged.nonzero()[:, 0].tolist() == [*range(128, 128 + 36)]
     assert not (planted.damaged & images.wrong).any()
     changed = (images.data.train_images != plain.train_images).flatten(1).any(1)
     assert torch.equal(changed, planted.damaged)
@@ -158,8 +158,6 @@ def test_areas_of_the_output_are_scikit_learns() -> None:
     found = output.compare_outputs(train, val, *labels)
     truth, both = [True] * 300 + [False] * 200, torch.cat([train, val])
     assert found["confidence_auc"] == pytest.approx(roc_auc_score(truth, both.softmax(1).amax(1)))
-    entropy = torch.distributions.Categorical(logits=both).entropy()
-    assert found["entropy_auc"] == pytest.approx(roc_auc_score(truth, -entropy))
     losses = functional.cross_entropy(both, torch.cat(labels), reduction="none")
     assert found["loss_auc"] == pytest.approx(roc_auc_score(truth, -losses))
     errors = [1 - own.softmax(1).amax(1).mean().item() for own in (train, val)]
