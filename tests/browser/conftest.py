@@ -150,18 +150,3 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     for page in pages:
         page.page.close()
     assert faults == []
-
-
-@pytest.fixture
-def in_notebook(chromium: Any, tmp_path: Path) -> Iterator[Callable[[Any], Any]]:
-    """Shows a file of `browse` in a page, as a notebook does."""
-    page = chromium.new_page()
-
-    def show(shown: Any) -> Any:
-        file = tmp_path / "notebook.html"
-        file.write_text(f"<!doctype html><meta charset=utf-8>{shown._repr_html_()}", encoding="utf-8")
-        page.goto(file.as_uri())
-        return page
-
-    yield show
-    page.close()

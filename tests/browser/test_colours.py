@@ -36,8 +36,3 @@ def test_verdicts_have_the_same_colours_in_figures() -> None:
     light = colours("LIGHT")
     del light["ground"]
     assert light == VERDICT_COLOURS
-
-
-def test_a_white_image_on_a_white_card_has_a_frame() -> None:
-    (rule,) = re.findall(r"^\.pixels {(.*?)}", (BROWSER / "page.css").read_text(), re.DOTALL | re.MULTILINE)
-    assert "outline: 1px solid var(--line)" in rule
