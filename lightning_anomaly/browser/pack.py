@@ -18,8 +18,6 @@ from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.pictures import KeptMaps, Pictures, even_order
 
 _POINTS = 4_000_000  # of all filters together
-_MAP_BYTES = (1_800_000, 18_000_000)  # of all maps before they are compressed: of most networks, and at most
-_FILTER_BYTES = 700  # that each filter adds to the maps in networks of more filters
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
 _REACTIONS = 24  # filters told for each sample
 _USUAL = 0.95  # of the samples have a smaller score than what is told beside one
@@ -57,13 +55,14 @@ def pack(
     ranks = {place: rank for rank, place in enumerate(clearest_filters(report, max(1, filters)))}
     layers: list[dict[str, Any]] = []
     blocks: dict[str, bytes] = {}
-    maps, scores = _fitting_maps(pictures.maps), report.outlier_scores.tolist()
+    scores = report.outlier_scores.tolist()
     for number, (name, layer) in enumerate(report.layers.items()):
         layers.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
         blocks[f"points-{number}"] = _points(layer, shown)
-        if name in maps:
-            kept, (amount, blocks[f"maps-{number}"]) = pictures.maps[name], maps[name]
-            height, width = kept.maps.shape[2:]
+        if name in pictures.maps:
+            kept = pictures.maps[name]
+            blocks[f"maps-{number}"] = _maps(kept)
+            _, amount, height, width = kept.maps.shape
             layers[-1]["maps"] = {"kept": amount, "height": height, "width": width}
             layers[-1] |= {"most": kept.most.tolist(), "least": kept.least.tolist()}
     index = {
@@ -83,7 +82,7 @@ def pack(
         "labels": None if labels is None else _labels(plain_labels(labels, report.n_samples)),
         "names": names,
         "settings": {key: str(value) for key, value in report.settings.items()},
-        "notes": [*report.notes.values(), *_left_out(report.n_samples, count, [amount for amount, _ in maps.values()])],
+        "notes": [*report.notes.values(), *_left_out(report.n_samples, count, [*pictures.maps.values()])],
         "history": _history(history),
     }
     views: dict[tuple[str | None, str | None], Tensor] = {(view, None): own for view, own in report.view_scores.items()}
@@ -177,21 +176,9 @@ def _points(layer: LayerReport, shown: Tensor) -> bytes:
     return zlib.compress(b"".join(part.tobytes() for part in parts))
 
 
-def _fitting_maps(kept: Mapping[str, KeptMaps]) -> dict[str, tuple[int, bytes]]:
-    """The maps of each layer that fit into a page: of how many samples, and packed."""
-    filters = sum(len(maps.samples) for maps in kept.values())
-    budget = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * filters))
-    packed = {}
-    for name, maps in kept.items():
-        bytes_each = 4 + -(-math.prod(maps.maps.shape[2:]) // 2)
-        amount = min(maps.samples.shape[1], max(1, budget // (filters * bytes_each)))
-        packed[name] = amount, _maps(maps, amount)
-    return packed
-
-
-def _maps(kept: KeptMaps, amount: int) -> bytes:
-    """The first M maps by sample: steps from sample to sample `(F, M)`, then pixels, two in a byte, low half first."""
-    samples, order = kept.samples[:, :amount].sort(1)
+def _maps(kept: KeptMaps) -> bytes:
+    """The maps by sample: steps from sample to sample `(F, M)`, then pixels, two in a byte, low half first."""
+    samples, order = kept.samples.sort(1)
     steps = samples.diff(dim=1, prepend=samples.new_zeros(len(samples), 1))
     levels = kept.maps.flatten(2).gather(1, order[..., None].expand(-1, -1, kept.maps[0, 0].numel()))
     levels = levels.clamp(max=247).add(8) // 17  # 255 is 15 times 17
@@ -223,9 +210,9 @@ def _history(history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | No
     }
 
 
-def _left_out(samples: int, count: int, kept: Sequence[int]) -> list[str]:
+def _left_out(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
     """Sentences on what the page does not have: points of more than `count` samples, and maps."""
-    notes = []
+    notes, kept = [], [own.samples.shape[1] for own in maps]
     if count < samples:
         notes.append(
             f"To keep this file small, a filter shows the points of {count:,} samples, spread evenly over the "

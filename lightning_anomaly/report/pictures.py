@@ -17,7 +17,8 @@ from lightning_anomaly.report.layer_report import LayerReport
 _SIDE = 64  # of an image or a map's picture, at most (pixels)
 _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
 _MAP_SIDE = 8  # (pixels)
-_MAP_BYTES = 64_000_000  # of all maps together
+_MAP_BYTES = (1_800_000, 18_000_000)  # of all maps in a page, two values in a byte: of most networks, and at most
+_FILTER_BYTES = 700  # that each filter adds in networks of more filters
 _STRIP = 8  # most and least active samples
 
 
@@ -68,7 +69,7 @@ def take_pictures(
     """
     if n_filters is None:
         n_filters = sum(len(layer.outliers) for layer in layers.values())
-    room = _MAP_BYTES // max(1, n_filters)
+    room = min(_MAP_BYTES[1], max(_MAP_BYTES[0], _FILTER_BYTES * n_filters)) // max(1, n_filters)
     kept = {name: _keep(maps[name].maps, layer.outliers, room) for name, layer in layers.items()}
     samples = next((layer.outliers.shape[1] for layer in layers.values()), 0)
     return Pictures(_images_of(inputs, samples), kept)
@@ -130,7 +131,7 @@ def probe_images(inputs: Tensor) -> Tensor:
 
 
 def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
-    """Keep some maps `(N, F, ...)`, of each filter as many as `room` bytes hold."""
+    """Keep some maps `(N, F, ...)`, of each filter as many as `room` bytes of a page hold."""
     maps = maps.cpu() if maps.device.type == "mps" else maps  # where there are no doubles
     count, filters = maps.shape[:2]
     if maps.ndim == 5:
@@ -146,7 +147,7 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     score = (1 - order.argsort().double() / count).repeat(filters, 1)
     score.scatter_(1, torch.cat([most, least], 1), 2.0)
     score = torch.where(outliers.to(maps.device), 3.0, score)
-    size = min(count, max(1, room // math.prod(shape)))
+    size = min(count, max(1, room // (4 + -(-math.prod(shape) // 2))))
     samples = score.argsort(dim=1, descending=True, stable=True)[:, :size]
     low = _quantile(maps.amin((2, 3)), 0.05)
     high = _quantile(maps.amax((2, 3)), 0.95)

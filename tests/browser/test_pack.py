@@ -186,7 +186,8 @@ class TestMaps:
         assert kept.maps.sum() == 255
 
     def test_they_keep_to_their_room(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("lightning_anomaly.report.pictures._MAP_BYTES", 3 * 16 * 10)
+        monkeypatch.setattr("lightning_anomaly.report.pictures._MAP_BYTES", (3 * (8 + 4) * 10, 10**6))
+        monkeypatch.setattr("lightning_anomaly.report.pictures._FILTER_BYTES", 1)
         maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         pictures = self.take(maps, torch.zeros(3, 100, dtype=torch.bool))
         kept = pictures.maps["conv"]
@@ -194,12 +195,10 @@ class TestMaps:
         # Nor is anything else held, which a pickled report would hold as well.
         for part in (kept.samples, kept.maps, kept.most, kept.least):
             assert part.untyped_storage().nbytes() == part.nbytes
-        monkeypatch.setattr("lightning_anomaly.browser.pack._MAP_BYTES", (3 * (8 + 4) * 7, 10**6))
-        monkeypatch.setattr("lightning_anomaly.browser.pack._FILTER_BYTES", 1)
         replace(made_up(3, 100), pictures=pictures).save_html(tmp_path / "a.html")
         index = index_of(tmp_path / "a.html")
-        assert index["layers"][0]["maps"]["kept"] == 7
-        assert any("the maps of 7 of 100 samples" in note for note in index["notes"])
+        assert index["layers"][0]["maps"]["kept"] == 10
+        assert any("the maps of 10 of 100 samples" in note for note in index["notes"])
 
     def test_packed_pixels_are_the_nearest_of_sixteen_levels(self, tmp_path):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
