@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.pixels import pixel_statistics
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.combine import Tail, combine
-from lightning_anomaly.outliers.mahalanobis import RobustGaussian
+from lightning_anomaly.outliers.mahalanobis import RobustGaussian, _most_normal_powers
 from lightning_anomaly.outliers.views import view_samples
 
 
@@ -50,6 +50,14 @@ def test_distances_are_those_of_scikit_learn_in_numbers_as_normal_as_it_makes_th
     )
     oracle = PowerTransformer(standardize=False).fit(standard[:100]).transform(standard)
     np.testing.assert_allclose(same.mahalanobis_squared(torch.from_numpy(standard)), (oracle**2).sum(1), rtol=1e-9)
+
+
+def test_powers_are_those_of_scikit_learn_also_far_from_1():
+    normal = torch.randn(300, 1, generator=rng(), dtype=torch.float64)
+    values = torch.cat([normal, normal.exp(), -(2 * normal).exp(), normal.round(), normal**5, (normal > 2) + 0.0], 1)
+    standard = (values - values.mean(0)) / values.std(0, correction=0)
+    theirs = PowerTransformer(standardize=False).fit(standard.numpy()).lambdas_
+    np.testing.assert_allclose(_most_normal_powers(standard).numpy(), theirs, rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2])
