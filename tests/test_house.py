@@ -11,6 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 ROOMS = [
     "checks",
+    "loops",
     "distributed",
     "progress",
     "tables",

@@ -34,27 +34,35 @@ def pool_maps(maps: Tensor, max_side: int) -> Tensor:
         The maps, each side divided by the smallest whole number that makes it fit. Pixels at the end that do not fill
         a window are averaged among themselves, so nothing is left out.
     """
-    axes = maps.ndim - 2
-    if axes == 0:
+    windows = _windows(maps, max_side)
+    if max(windows, default=1) == 1:
         return maps
-    side = max(1, int(max_side ** (2 / axes) + 1e-9))
-    windows = [-(-size // side) for size in maps.shape[2:]]
-    if max(windows) == 1:
-        return maps
-    pooled: Tensor = _POOLS[axes](maps, windows, ceil_mode=True, count_include_pad=False)
+    pooled: Tensor = _POOLS[len(windows)](maps, windows, ceil_mode=True, count_include_pad=False)
     return pooled
+
+
+def _windows(maps: Tensor, max_side: int) -> list[int]:
+    """The sides of the windows that `pool_maps` averages."""
+    sizes = maps.shape[2:]
+    side = max(1, int(max_side ** (2 / max(1, len(sizes))) + 1e-9))
+    return [-(-size // side) for size in sizes]
 
 
 def map_statistics(maps: Tensor) -> Tensor:
     """Describe each map by five numbers, for outlier scores.
 
     Args:
-        maps: Feature maps `(N, F, ...)` as the layer gives them: rectified ones tell less.
+        maps: Feature maps `(N, F, ...)` as the layer gives them, float32 or float64: rectified ones tell less.
 
     Returns:
         The numbers that `STATISTICS` names `(N, F, 5)`: of the map's values, the last one after pooling. Beside the
         other standard deviation it tells fine patterns, such as noise, from coarse ones.
     """
+    if maps.device.type == "cpu":
+        # Not above: an import of the package does without numba.
+        from lightning_anomaly.capture.five_numbers import five_numbers
+
+        return five_numbers(maps, _windows(maps, _COARSE))
     pixels = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
     pooled = pool_maps(maps, _COARSE)
     mean, own = _mean_and_deviation(pixels)
@@ -63,7 +71,7 @@ def map_statistics(maps: Tensor) -> Tensor:
 
 
 def _mean_and_deviation(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the last axis; on a CPU 20 times as fast as `torch.std_mean`."""
+    """Mean and standard deviation over the last axis."""
     mean = pixels.mean(2)
     deviation: Tensor = torch.linalg.vector_norm(pixels - mean[:, :, None], dim=2) / pixels.shape[2] ** 0.5
     return mean, deviation

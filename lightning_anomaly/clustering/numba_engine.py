@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.engine import KMEANS_ITERATIONS, SAME, Engine, Parameters
+from lightning_anomaly.loops import compile_loop
 
-__all__ = ["ENGINE", "compile_loop"]
+__all__ = ["ENGINE"]
 
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.floating[Any]]  # of either precision, as the labels are
 _Labels = npt.NDArray[np.signedinteger[Any]]
 _Keys = npt.NDArray[np.uint64]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _LN2 = math.log(2)
 _SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(_SCALE y)^2
 _LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi) and what scaled factors add to the logarithm of a density
@@ -113,19 +111,6 @@ def _announce_compilation() -> None:
 def _coordinates(points: Tensor) -> tuple[_Array, _Array]:
     """The two coordinates `(F, N)` of points `(F, N, 2)`, each on its own in memory."""
     return points[..., 0].contiguous().numpy(), points[..., 1].contiguous().numpy()
-
-
-def compile_loop(**options: Any) -> Callable[[_Function], _Function]:
-    """`numba.njit(**options)` that keeps a function's types, and compiles without a cache where none can be stored."""
-
-    def decorate(function: _Function) -> _Function:
-        try:
-            compiled: _Function = numba.njit(**options)(function)
-        except RuntimeError:  # neither the package's folder nor a home can be written to, as in some containers
-            compiled = numba.njit(**options | {"cache": False})(function)
-        return compiled
-
-    return decorate
 
 
 @compile_loop(forceinline=True, fastmath={"contract"})

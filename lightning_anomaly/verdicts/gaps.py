@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from lightning_anomaly.clustering.numba_engine import compile_loop
+from lightning_anomaly.loops import compile_loop
 
 __all__ = ["centre_distances", "find_borders"]
 

@@ -44,25 +44,27 @@ def test_pooling_never_leaves_more_pixels_than_allowed():
     assert pool_maps(maps := torch.zeros(3, 2), 1) is maps
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_statistics_are_those_of_numpy(memory_format):
-    given = drawn(4, 3, 16, 16).to(memory_format=memory_format)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(), (7,), (200,), (16, 16), (13, 30), (3, 4, 2), (5, 4, 9)])
+def test_statistics_are_those_of_numpy(size, dtype):
+    given = (drawn(4, 3, *size) * 3 + 1).to(dtype)
     found = map_statistics(given).numpy()
-    pixels = given.reshape(4, 3, -1).numpy()
-    coarse = given.reshape(4, 3, 8, 2, 8, 2).mean((3, 5)).reshape(4, 3, -1).numpy()
     assert found.shape == (4, 3, len(STATISTICS))
+    pixels, coarse = (own.reshape(4, 3, -1).double().numpy() for own in (given, pool_maps(given, 8)))
     for place, theirs in enumerate((pixels.mean(2), pixels.std(2), pixels.max(2), pixels.min(2), coarse.std(2))):
-        np.testing.assert_allclose(found[..., place], theirs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[..., place], theirs, rtol=1e-6, atol=1e-6)
+    mirrored = given.flip(-1).contiguous().flip(-1) if size else given
+    np.testing.assert_array_equal(map_statistics(mirrored).numpy(), found)
 
 
-def test_maps_of_any_number_of_axes_have_statistics():
-    for shape in ((5, 2, 7), (5, 2, 3, 4, 2)):
-        found = map_statistics(drawn(*shape))
-        assert found.shape == (5, 2, 5)
-        assert found.isfinite().all()
-    found = map_statistics(drawn(5, 2))
-    assert torch.equal(found[..., 0], drawn(5, 2))
-    assert not found[..., [1, 4]].any()
+def test_statistics_of_maps_with_nan_or_infinite_values_are_no_numbers_and_others_are_as_they_were():
+    given = drawn(3, 2, 16, 16)
+    alone = map_statistics(given[:1])
+    given[1, 0, 0, 0], given[2, 1, 3, 3] = torch.nan, -torch.inf
+    found = map_statistics(given)
+    assert found.isfinite().all(2).tolist() == [[True, True], [False, True], [True, False]]
+    assert torch.equal(found[:1], alone)
+    assert found[2, 1, 3] == -torch.inf
 
 
 def kept(batches: list[Tensor], most: int) -> list[Tensor]:

@@ -1,0 +1,116 @@
+"""The compiled part of `map_statistics`: each map is read while it lies in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_anomaly.loops import compile_loop
+
+__all__ = ["five_numbers"]
+
+_Floats = npt.NDArray[np.floating[Any]]
+_Doubles = npt.NDArray[np.float64]
+_Integers = npt.NDArray[np.signedinteger[Any]]
+
+
+def five_numbers(maps: Tensor, windows: Sequence[int]) -> Tensor:
+    """Compute what `map_statistics` gives `(N, F, 5)`, of maps `(N, F, ...)` on the CPU in float32 or float64.
+
+    Args:
+        maps: The maps.
+        windows: Sides of the windows by which they are pooled.
+    """
+    cells = np.zeros(1, np.int64)  # in which cell of the pooled map each pixel lies
+    for size, window in zip(maps.shape[2:], windows, strict=True):
+        cells = (cells[:, None] * -(-size // window) + np.arange(size) // window).ravel()
+    width, run = (maps.shape[-1], windows[-1]) if windows else (1, 1)
+    found = torch.empty(*maps.shape[:2], 5, dtype=maps.dtype, device="cpu")
+    values, numbers = maps.contiguous().view(-1, len(cells)).numpy(), found.view(-1, 5).numpy()
+    integer = np.int32 if values.dtype == np.float32 else np.int64
+    largest = np.iinfo(integer)
+    _describe(
+        values,
+        values.view(integer),
+        cells[::width],
+        np.bincount(cells).astype(np.float64),
+        width,
+        run,
+        integer(largest.max),
+        integer(largest.bits - 1),
+        numbers,
+        numbers.view(integer),
+    )
+    return found
+
+
+@compile_loop(fastmath={"contract", "reassoc"}, error_model="numpy")
+def _deviation(values: _Floats, mean: float) -> float:
+    squares = 0.0
+    for i in range(values.size):
+        distance = values[i] - mean
+        squares += distance * distance
+    deviation: float = np.sqrt(squares / values.size)
+    return deviation
+
+
+@compile_loop()
+def _extremes(bits: _Integers, most: int, shift: int) -> tuple[int, int]:
+    """The largest and the smallest, as integers in the same order, which vector code can compare; NaN is beyond all."""
+    first = bits[0] ^ ((bits[0] >> shift) & most)
+    largest, smallest = first, first
+    for i in range(bits.size):
+        key = bits[i] ^ ((bits[i] >> shift) & most)
+        largest = max(largest, key)
+        smallest = min(smallest, key)
+    return largest ^ ((largest >> shift) & most), smallest ^ ((smallest >> shift) & most)
+
+
+@compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _describe(
+    maps: _Floats,
+    bits: _Integers,
+    rows: _Integers,
+    counts: _Doubles,
+    width: int,
+    run: int,
+    most: int,
+    shift: int,
+    found: _Floats,
+    found_bits: _Integers,
+) -> None:
+    """Fill in the five numbers of maps `(M, P)`, whose bits are given as well, for integers to compare.
+
+    Rows of `width` pixels begin in the cells `rows` of the pooled map, `run` pixels to a cell, which has `counts`.
+    """
+    cells = np.empty(counts.size)
+    for m in range(len(maps)):
+        x = maps[m]
+        total = 0.0
+        if counts.size == x.size:
+            for i in range(x.size):
+                total += x[i]
+        else:
+            cells[:] = 0.0
+            for r in range(rows.size):
+                cell, last = rows[r], (r + 1) * width
+                for first in range(r * width, last, run):
+                    part = 0.0
+                    for i in range(first, min(first + run, last)):
+                        part += x[i]
+                    cells[cell] += part
+                    cell += 1
+            for c in range(cells.size):
+                total += cells[c]
+                cells[c] /= counts[c]
+        mean = total / x.size
+        deviation = _deviation(x, mean)
+        found[m, 0] = mean
+        found[m, 1] = deviation
+        found_bits[m, 2], found_bits[m, 3] = _extremes(bits[m], most, shift)
+        found[m, 4] = deviation if counts.size == x.size else _deviation(cells, cells.mean())
