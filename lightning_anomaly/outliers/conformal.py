@@ -178,8 +178,9 @@ def fit_halves(
         raise nothing
     statistics = {name: torch.cat([part.layers.pop(name) for part in parts]) for name in names}
     samples = SampleStatistics.join([part.samples for part in parts])
-    unknown = {name: own.isfinite().all(2).sum(0) * 2 <= len(own) for name, own in statistics.items()}
-    complete = torch.stack([own[:, ~unknown[name]].isfinite().all(2).all(1) for name, own in statistics.items()]).all(0)
+    finite = {name: own.abs().amax(2).isfinite() for name, own in statistics.items()}
+    unknown = {name: own.sum(0) * 2 <= len(own) for name, own in finite.items()}
+    complete = torch.stack([own[:, ~unknown[name]].all(1) for name, own in finite.items()]).all(0)
     kept = complete.nonzero()[:, 0]
     if 2 * len(kept) <= len(complete):
         raise ValueError(

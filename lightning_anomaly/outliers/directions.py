@@ -63,37 +63,44 @@ class Vectors:
 
     def directions(self, selected: Tensor, count: int) -> Directions:
         """Compute at most `count` directions of the vectors at positions `selected` `(n,)`."""
-        vectors = self._vectors[selected].double()
-        return Directions(vectors.mean(0).float(), (vectors.T @ self._weights(selected, count)).float())
+        vectors = self._vectors[selected]
+        weights = self._weights(selected, count).to(vectors)
+        return Directions(vectors.mean(0).float(), (vectors.T @ weights).float())
 
     def mahalanobis_squared(self, selected: Tensor, count: int) -> Tensor:
         """Compute the squared distances `(N,)` of all vectors in the directions of those selected."""
-        weights = self._weights(selected, count)
         if self._products is None:
-            projected = self._vectors.double() @ (self._vectors[selected].double().T @ weights)
-        else:
-            projected = self._products[:, selected] @ weights
+            return self.directions(selected, count).mahalanobis_squared(self._vectors.float())
+        projected = self._products[:, selected] @ self._weights(selected, count)
         return (projected - projected[selected].mean(0)).square().sum(1).float()
 
     def _weights(self, selected: Tensor, count: int) -> Tensor:
-        """Weights `(n, k)` whose sums of the selected vectors are the axes."""
-        multiply = self._multiplication(selected)
+        """Weights `(n, k)` whose sums of the selected vectors are the axes.
+
+        To multiply in the precision of the vectors is enough for all but the last step, which tells what varies.
+        """
+        multiply, spread = self._multiplication(selected)
         basis = torch.linalg.qr(_centered(self._sketch(count)[selected]))[0]
         for _ in range(_ITERATIONS):
             basis = torch.linalg.qr(multiply(basis))[0]
-        variances, rotation = torch.linalg.eigh(basis.T @ multiply(basis))
+        variances, rotation = torch.linalg.eigh(spread(basis))
         variances, rotation = variances.flip(0)[:count], rotation.flip(1)[:, :count]
         varies = variances > _MIN_VARIANCE * variances[:1]
         scale: Tensor = len(selected) ** 0.5 / variances[varies]
         return _centered(basis @ rotation[:, varies]) * scale
 
-    def _multiplication(self, selected: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return what multiplies by the products of the selected vectors, centered, with each other."""
+    def _multiplication(self, selected: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """What multiplies a basis `(n, k)` by P, the products of the selected vectors, and gives `basis^T P basis`."""
         if self._products is None:
-            vectors = _centered(self._vectors[selected].double())
-            return lambda basis: vectors @ (vectors.T @ basis)
+            vectors = _centered(self._vectors[selected])
+
+            def spread(basis: Tensor) -> Tensor:
+                along = vectors.double().T @ basis
+                return along.T @ along
+
+            return lambda basis: (vectors @ (vectors.T @ basis.to(vectors))).double(), spread
         products = _centered(_centered(self._products[selected][:, selected]).T)
-        return lambda basis: products @ basis
+        return lambda basis: products @ basis, lambda basis: basis.T @ products @ basis
 
     def _sketch(self, count: int) -> Tensor:
         """Products `(N, k)` of the vectors with random ones."""
