@@ -26,21 +26,21 @@ def five_numbers(maps: Tensor, windows: Sequence[int]) -> Tensor:
         maps: The maps.
         windows: Sides of the windows by which they are pooled.
     """
-    cells = np.zeros(1, np.int64)  # in which cell of the pooled map each pixel lies
+    places = np.zeros(1, np.int64)  # in which cell of the pooled map each pixel lies
     for size, window in zip(maps.shape[2:], windows, strict=True):
-        cells = (cells[:, None] * -(-size // window) + np.arange(size) // window).ravel()
-    width, run = (maps.shape[-1], windows[-1]) if windows else (1, 1)
+        places = (places[:, None] * -(-size // window) + np.arange(size) // window).ravel()
+    width, window = (maps.shape[-1], windows[-1]) if windows else (1, 1)
     found = torch.empty(*maps.shape[:2], 5, dtype=maps.dtype, device="cpu")
-    values, numbers = maps.contiguous().view(-1, len(cells)).numpy(), found.view(-1, 5).numpy()
+    values, numbers = maps.contiguous().view(-1, len(places)).numpy(), found.view(-1, 5).numpy()
     integer = np.int32 if values.dtype == np.float32 else np.int64
     largest = np.iinfo(integer)
     _describe(
         values,
         values.view(integer),
-        cells[::width],
-        np.bincount(cells).astype(np.float64),
+        places[::width] // -(-width // window),
+        np.bincount(places).astype(np.float64),
         width,
-        run,
+        window,
         integer(largest.max),
         integer(largest.bits - 1),
         numbers,
@@ -78,7 +78,7 @@ def _describe(
     rows: _Integers,
     counts: _Doubles,
     width: int,
-    run: int,
+    window: int,
     most: int,
     shift: int,
     found: _Floats,
@@ -86,9 +86,10 @@ def _describe(
 ) -> None:
     """Fill in the five numbers of maps `(M, P)`, whose bits are given as well, for integers to compare.
 
-    Rows of `width` pixels begin in the cells `rows` of the pooled map, `run` pixels to a cell, which has `counts`.
+    Each of the rows of `width` pixels is in one of the `rows` of the pooled map, whose cells hold `counts` pixels.
     """
     cells = np.empty(counts.size)
+    sums = np.empty((rows.max() + 1, width))
     for m in range(len(maps)):
         x = maps[m]
         total = 0.0
@@ -96,18 +97,20 @@ def _describe(
             for i in range(x.size):
                 total += x[i]
         else:
-            cells[:] = 0.0
+            sums[:] = 0.0
             for r in range(rows.size):
-                cell, last = rows[r], (r + 1) * width
-                for first in range(r * width, last, run):
+                own, row = sums[rows[r]], x[r * width : (r + 1) * width]
+                for i in range(width):
+                    own[i] += row[i]
+            cell = 0
+            for r in range(len(sums)):
+                for first in range(0, width, window):
                     part = 0.0
-                    for i in range(first, min(first + run, last)):
-                        part += x[i]
-                    cells[cell] += part
+                    for i in range(first, min(first + window, width)):
+                        part += sums[r, i]
+                    total += part
+                    cells[cell] = part / counts[cell]
                     cell += 1
-            for c in range(cells.size):
-                total += cells[c]
-                cells[c] /= counts[c]
         mean = total / x.size
         deviation = _deviation(x, mean)
         found[m, 0] = mean
