@@ -125,7 +125,7 @@ class MapCapture:
         self._rectify = rectify
         self._max_map_side = max_map_side
         self._summary = summary
-        self.samples = SampleCapture(nn.Module() if model is None else model, limit)
+        self.samples = SampleCapture(model, limit)
         self._hooks = ExitStack()
         self._called: dict[str, int] = {}  # in this pass, and how many maps they gave
         self._given: Counter[str] = Counter()  # maps in all passes, also those beyond the limit

@@ -68,16 +68,17 @@ class SampleCapture:
     several times in one pass, its first call counts.
 
     Args:
-        model: The model.
+        model: The model; None takes nothing.
         limit: Number of samples to take; None takes all.
 
     Attributes:
         problem: Why nothing is known, if taking it has failed.
     """
 
-    def __init__(self, model: nn.Module, limit: int | None = None) -> None:
-        self._convolutions: list[nn.Module] = [module for module in model.modules() if isinstance(module, CONVOLUTIONS)]
-        self._linear: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    def __init__(self, model: nn.Module | None, limit: int | None = None) -> None:
+        modules = [] if model is None else list(model.modules())
+        self._convolutions: list[nn.Module] = [module for module in modules if isinstance(module, CONVOLUTIONS)]
+        self._linear: list[nn.Module] = [module for module in modules if isinstance(module, nn.Linear)]
         self._limit = sys.maxsize if limit is None else limit
         self._passes: list[SampleStatistics] = []
         self._current = SampleStatistics()

@@ -203,12 +203,8 @@ class FilterMask:
             A mask that can do everything but `restore`.
 
         Raises:
-            ValueError: The state is not one, or the model does not have its layers.
+            ValueError: The model does not have its layers.
         """
-        if "filters" not in state or not {"zeros", "norms"} & set(state):
-            raise ValueError(
-                f"Parameter `state` should be what `FilterMask.state_dict()` gave. Found `state = {state}`."
-            )
         mask, modules = cls(model), modules_by_name(model)
         zeros = state["zeros"] if "zeros" in state else _zeros_of_0_2(state["norms"], modules)
         unknown = [norm for norm in zeros if not isinstance(modules.get(norm), CHANNEL_NORMS)]

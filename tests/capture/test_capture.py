@@ -41,7 +41,7 @@ def take(layer: nn.Module, *batches, **options) -> LayerMaps:
 
 def take_several(passes: list[dict[str, Tensor]], limit: int) -> MapCapture:
     """What a capture takes in passes that call these layers with these maps, until it is full."""
-    layers = {name: Returns() for own in passes for name in own}
+    layers = {name: nn.Identity() for own in passes for name in own}
     taken = MapCapture(layers, limit=limit)
     for own in passes:
         assert not taken.full
@@ -49,13 +49,6 @@ def take_several(passes: list[dict[str, Tensor]], limit: int) -> MapCapture:
             for name, batch in own.items():
                 layers[name](batch)
     return taken
-
-
-class Returns(nn.Module):
-    """Gives what it is told to."""
-
-    def forward(self, value):
-        return value
 
 
 # what is taken
@@ -83,7 +76,7 @@ def test_maps_are_what_the_layer_gave_in_the_order_of_the_samples(mode):
 def test_what_was_taken_is_a_copy_and_the_model_s_own_stays(dtype, rectify):
     values = drawn(4, 2, 3, 3, dtype=dtype)
     before = values.clone()
-    maps = take(Returns(), values, rectify=rectify).maps
+    maps = take(nn.Identity(), values, rectify=rectify).maps
     assert torch.equal(values, before)
     values.zero_()
     assert maps.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -91,7 +84,7 @@ def test_what_was_taken_is_a_copy_and_the_model_s_own_stays(dtype, rectify):
 
 
 def test_the_limit_is_respected_across_and_within_batches():
-    taken = MapCapture({"layer": (layer := Returns())}, limit=7)
+    taken = MapCapture({"layer": (layer := nn.Identity())}, limit=7)
     counts = []
     for batch in NUMBERS[:10].split(3):
         with taken:
@@ -117,7 +110,7 @@ def test_a_layer_with_maps_of_other_samples_is_left_out_and_neither_ends_the_cap
 
 
 def test_the_first_call_in_a_pass_counts():
-    layer = Returns()
+    layer = nn.Identity()
     taken = MapCapture({"layer": layer}, rectify=False)
     for step in range(2):
         with taken:
@@ -128,18 +121,18 @@ def test_the_first_call_in_a_pass_counts():
 
 def test_empty_batches_are_passed_over():
     empty, full = torch.zeros(0, 2, 3, 3), torch.ones(2, 2, 3, 3)
-    maps = take(Returns(), empty, full, empty, full, torch.zeros(0, 5, 1, 1))
+    maps = take(nn.Identity(), empty, full, empty, full, torch.zeros(0, 5, 1, 1))
     assert (maps.count, maps.problem, maps.maps.shape) == (4, None, (4, 2, 3, 3))
-    nothing = take(Returns(), empty)
+    nothing = take(nn.Identity(), empty)
     assert (nothing.count, nothing.batches, nothing.problem) == (0, [], None)
 
 
 def test_large_outputs_are_taken_in_pieces_that_change_nothing():
     values, sizes = drawn(5, 2, 1000, 1000), []
-    maps = take(Returns(), values, max_map_side=2)
+    maps = take(nn.Identity(), values, max_map_side=2)
     torch.testing.assert_close(maps.maps, pool_maps(values, 2))
     assert maps.sparsity.tolist() == pytest.approx((values <= 0).double().mean((0, 2, 3)).tolist())
-    take(Returns(), values, summary=lambda own: sizes.append(len(own)) or own.amax((2, 3)))
+    take(nn.Identity(), values, summary=lambda own: sizes.append(len(own)) or own.amax((2, 3)))
     assert sizes == [2, 2, 1]
 
 
@@ -154,10 +147,10 @@ def test_a_summary_takes_the_place_of_the_maps():
 def test_sparsity_is_counted_before_pooling_and_after_the_sign():
     values = torch.tensor([[-1.0, 1, 0, 5], [2, -3, 4, 1]]).reshape(2, 1, 2, 2)
     for rectify in (True, False):
-        maps = take(Returns(), values[:1], values[1:], rectify=rectify, max_map_side=1)
+        maps = take(nn.Identity(), values[:1], values[1:], rectify=rectify, max_map_side=1)
         assert maps.maps.shape == (2, 1, 1, 1)
         assert maps.sparsity.tolist() == [3 / 8]
-    assert take(Returns(), torch.full((2, 1, 2, 2), torch.nan)).sparsity.tolist() == [0]
+    assert take(nn.Identity(), torch.full((2, 1, 2, 2), torch.nan)).sparsity.tolist() == [0]
 
 
 # what cannot be taken
@@ -177,7 +170,7 @@ def test_sparsity_is_counted_before_pooling_and_after_the_sign():
     ],
 )
 def test_an_output_that_is_no_map_is_a_problem_and_no_error(outputs, problem):
-    maps = take(Returns(), *outputs, torch.ones(2, 3, 4, 4))
+    maps = take(nn.Identity(), *outputs, torch.ones(2, 3, 4, 4))
     assert problem in maps.problem
     assert maps.count == 2 * (len(outputs) - 1)
     assert "shape (2, 3, 3)" in take(nn.Conv2d(1, 2, 3), torch.ones(1, 5, 5)).problem  # not batched
@@ -187,7 +180,7 @@ def test_a_failure_while_taking_is_a_problem_and_no_error():
     def fails(*_):
         raise ZeroDivisionError
 
-    assert "ZeroDivisionError" in take(Returns(), torch.ones(2, 1, 1, 1), summary=fails).problem
+    assert "ZeroDivisionError" in take(nn.Identity(), torch.ones(2, 1, 1, 1), summary=fails).problem
 
 
 # nothing is left behind
