@@ -123,7 +123,7 @@ def _has_norm_per_filter(conv: Any) -> bool:
     if steps != [("weight", "_WeightNorm")]:
         return False
     norms: Tensor = conv.parametrizations["weight"].original0
-    return norms.dim() > 0 and len(norms) == norms.numel()
+    return norms.shape[:1] == (norms.numel(),)
 
 
 def filters_first(layer: Any) -> Tensor:

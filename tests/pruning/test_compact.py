@@ -143,6 +143,10 @@ def residual(net: nn.Module, x: Tensor) -> Tensor:
     return net.last(x + net.c(x))
 
 
+def twice(net: nn.Module, x: Tensor) -> Tensor:
+    return net.b(net.a(x).relu()) + net.b(torch.cat([x, x], 1))
+
+
 def shuffled(net: nn.Module, x: Tensor) -> Tensor:
     return net.b(net.a(x).unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2))
 
@@ -158,6 +162,10 @@ CASES: dict[str, tuple[Any, dict[str, list[int]], dict[str, int], list[int]]] = 
     "GroupNorm": (lambda: around(nn.GroupNorm(3, 6)), {"0": [1, 4]}, {"0": 2}, [6, 2]),
     "weight_norm": (lambda: nn.Sequential(weight_norm(nn.Conv2d(3, 6, 3)), nn.ReLU()), {"0": [1]}, {"0": 1}, [6]),
     "shuffle": (lambda: Net(shuffled, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(6, 2, 3)), {"a": [1]}, {"a": 1}, [6, 2]),
+    "called twice": (
+        lambda: Net(twice, a=nn.Conv2d(3, 6, 3, padding=1), b=nn.Conv2d(6, 2, 1)),
+        *({"a": [1]}, {"a": 1}, [6, 2]),
+    ),
     "groups": (
         lambda: around(nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2)),
         *({"0": [1], "2": [0, 4]}, {"0": 1, "2": 2}, [6, 6, 2]),

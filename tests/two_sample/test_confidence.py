@@ -90,6 +90,9 @@ def test_the_first_batch_decides_whether_outputs_are_probabilities() -> None:
         assert found is not None
         torch.testing.assert_close(found[:4], wrong)
         assert found[4].item() == pytest.approx(0 if largest else 1 - max(torch.tensor(second).softmax(0)).item())
+        others = ExpectedErrors(expected.probabilities)  # of the other kind of images
+        others.update(torch.tensor([second]))
+        assert others.result(1) == found[4]
 
 
 def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> None:
