@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_anomaly.callbacks import _history
@@ -17,6 +17,7 @@ from lightning_anomaly.callbacks._loggers import loss_tags
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_text
+from lightning_anomaly.distributed import gather_results
 from lightning_anomaly.two_sample import rise, stopping
 from lightning_anomaly.two_sample.report import TwoSampleReport
 
@@ -219,29 +220,24 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         """Stop the training if it is time, in all processes if in one."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run or not all_validate(trainer):
             return
-        metrics, name, loss, reason = {}, None, math.nan, None
+        reason = None
         with self._guard("decide whether to stop"):
             # Reading may reduce what was logged, which all processes do together.
             metrics = trainer.callback_metrics
-            name = self._loss_name(metrics)
-            loss = math.nan if name is None else float(metrics[name])
-        if self._signal is _CONFIRMED and trainer.world_size > 1:  # each has its part of the validation images
-            own = torch.tensor(loss, dtype=torch.float32, device=pl_module.device)
-            loss = float(trainer.strategy.reduce(own, reduce_op="mean"))
-        with self._guard("decide whether to stop"):
+            losses = gather_results(lambda: self._loss_in(metrics))  # each has its part of the validation images
             if self.monitor in metrics:
                 value = round(float(metrics[self.monitor]), 7)  # 0.05 in single precision is above 0.05
-                reason = self._reason_to_stop(value, name, loss)
+                reason = self._reason_to_stop(value, [loss for loss in losses if loss is not None])
         if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
             self._stop(trainer, reason)
 
-    def _loss_name(self, metrics: Mapping[str, Any]) -> str | None:
-        """The name of the metric that has to confirm; None, with a warning, if there is none."""
+    def _loss_in(self, metrics: Mapping[str, Any]) -> float | None:
+        """The metric that has to confirm; None, with a warning, if there is none."""
         if self._signal is not _CONFIRMED:
             return None
         name = next(iter(loss_tags(["loss", *metrics])[1:]), None) if self.confirm == "auto" else self.confirm
-        if name in metrics:
-            return name
+        if name is not None and name in metrics:
+            return float(metrics[name])
         looked_for = "no validation loss" if name is None else f"no '{name}'"
         self._warn_once(
             "no loss",
@@ -250,7 +246,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         )
         return None
 
-    def _reason_to_stop(self, value: float, name: str | None, loss: float) -> str | None:
+    def _reason_to_stop(self, value: float, losses: list[float]) -> str | None:
         """Take the values of a validation, and say in a sentence why the training should stop; None if it should not.
 
         `wait_count` counts the last values in a row that exceed the threshold, or bring no lower loss.
@@ -258,18 +254,18 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         confirmed, threshold = self._signal is _CONFIRMED, self.divergence_threshold
         assert threshold is not None
         self._warn_of_few_images()
-        if name is not None:
-            self._losses.append(loss)
+        if losses:
+            self._losses.append(fmean(losses))
         elif confirmed and value > threshold:
             self._warn_once("gap", f"{self._why(value, 'is above its threshold')} No loss confirms it: not stopped.")
         if self._watched.history[-1][self._signal.found_anew]:
             self._rises.append(value)
         elif not confirmed:
             return None  # an earlier value, logged again
-        losses = self._losses if confirmed else None
-        self.wait_count = stopping.waited(self._rises, losses, threshold)
+        known = self._losses if confirmed else None
+        self.wait_count = stopping.waited(self._rises, known, threshold)
         # The first value of a rise appears when it has lasted `hold` validations.
-        stops, why = stopping.decide(self._rises, losses, threshold, self.patience - self._signal.hold + 1)
+        stops, why = stopping.decide(self._rises, known, threshold, self.patience - self._signal.hold + 1)
         return self._why(value, why) if stops else None
 
     def _warn_of_few_images(self) -> None:
