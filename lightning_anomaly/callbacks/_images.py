@@ -22,8 +22,6 @@ from lightning_anomaly.capture.images import (
     training_positions,
 )
 
-__all__ = ["Source", "check_source", "describe_doubts", "read_images"]
-
 # Without type arguments, as the command line takes none for a data set of a parametrised type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 _SEED = 0
@@ -48,34 +46,25 @@ def read_images(trainer: Any, pl_module: Any, train: Source, val: Source, size: 
     Raises:
         ValueError: If a data set cannot be indexed.
     """
-    train_loader = _loader("train_inputs", trainer.train_dataloader if train is None else train)
-    val_loader = _loader("val_inputs", trainer.val_dataloaders if val is None else val)
+    train_source, val_source = (
+        first_loader(DataLoader(own, batch_size=64) if isinstance(own, Dataset) else own)
+        for own in (
+            trainer.train_dataloader if train is None else train,
+            trainer.val_dataloaders if val is None else val,
+        )
+    )
+    images = []
     with isolated_random_state(_SEED):
-        images = []
-        for loader in (train_loader, val_loader):
-            if isinstance(loader, Tensor):
-                images.append(loader)
+        for name, source in (("train_inputs", train_source), ("val_inputs", val_source)):
+            if isinstance(source, Tensor):
+                images.append(source)
                 continue
-            positions = training_positions(loader, size, _SEED)
-            if train is None and loader is train_loader:
-                loader = _without_augmentation(loader, val_loader)
-            batches = reread(loader, positions, seed=_SEED)
+            positions = training_positions(source, size, _SEED, f"`{name}`, given or the Trainer's own,")
+            if train is None and name == "train_inputs":
+                source = _without_augmentation(source, val_source)
+            batches = reread(source, positions, seed=_SEED)
             images.append(torch.cat([_inputs(trainer, pl_module, batch) for batch in batches]))
     return images[0], images[1]
-
-
-def _loader(name: str, source: Any) -> Any:
-    """A tensor as it is, or a loader over what is given, of several the first."""
-    if isinstance(source, Dataset):
-        source = DataLoader(source, batch_size=64)
-    source = first_loader(source)
-    dataset = getattr(source, "dataset", None)
-    if isinstance(source, Tensor) or (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
-        return source
-    found = type(source).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
-    raise ValueError(
-        f"Parameter `{name}` should be given, as the Trainer has no data set with an index. Found {found}."
-    )
 
 
 def _without_augmentation(loader: Any, val_loader: Any) -> Any:

@@ -142,13 +142,16 @@ def shuffles(loaders: Any) -> bool:
     return bool(getattr(sampler, "shuffle", is_random))
 
 
-def training_positions(loader: Any, size: int, seed: int) -> list[int]:
-    """Choose a fixed random sample of a training set.
+def training_positions(
+    loader: Any, size: int, seed: int, what: str = 'The training data of `probe = "train"`'
+) -> list[int]:
+    """Choose a fixed random sample of a data set.
 
     Args:
         loader: A `DataLoader` over a data set that has a length.
         size: Number of samples; all of them if the set has fewer.
         seed: Seed of the choice.
+        what: What an error calls the loader.
 
     Raises:
         ValueError: If the loader's data set cannot be indexed.
@@ -157,8 +160,7 @@ def training_positions(loader: Any, size: int, seed: int) -> list[int]:
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         found = type(loader).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
         raise ValueError(
-            '`probe = "train"` should be used with one training DataLoader whose data set has `__getitem__` and '
-            f"`__len__`. Found {found}."
+            f"{what} should be a DataLoader whose data set has `__getitem__` and `__len__`. Found {found}."
         )
     # What the loader leaves out may be the validation images.
     drawn = drawn_positions(loader)

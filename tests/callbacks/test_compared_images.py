@@ -191,7 +191,7 @@ def test_data_without_an_index_is_one_warning_that_says_what_to_give(tmp_path: P
             return iter(loader(40).dataset)  # type: ignore[call-overload]
 
     compared = TwoSampleCallback(n=60)
-    with pytest.warns(UserWarning, match="`train_inputs` should be given.*Found DataLoader over Stream") as caught:
+    with pytest.warns(UserWarning, match="`train_inputs`, .* Found DataLoader over Stream") as caught:
         quiet_trainer(tmp_path, compared).fit(SmallNet(), DataLoader(Stream(), batch_size=20), loader(seed=1))
     assert len(said(caught)) == 1
     assert compared.report is None
