@@ -18,18 +18,6 @@ from lightning_anomaly.checks import check_text
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.settings import AnalysisSettings
 
-__all__ = [
-    "AnyEarlyStopping",
-    "GuardedCallback",
-    "LoggingCallback",
-    "all_validate",
-    "find_callback",
-    "guarded",
-    "is_idle",
-    "logged_step",
-]
-
-
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 

@@ -20,7 +20,6 @@ from lightning_anomaly.shared_analysis import AnalysisResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FigureSchedule", "Guard", "is_due", "log_drawn", "remember_losses"]
 
 Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `GuardedCallback._guard`
 
@@ -90,14 +89,13 @@ class FigureSchedule:
         if last:
             self._pending = None
         if found.pictures is not None:
-            with self._guard("draw the filter browser"):
-                title = f"Anomaly filters, step {step:,}"
-                frames = self._epochs.before(found.report, step)
-                report = replace(found.report, pictures=found.pictures)
-                page = page_text(report, title, history=history, frames=frames, **told)
-                for logger in trainer.loggers:
-                    with self._guard(f"log a page to {type(logger).__name__}"):
-                        log_page(logger, f"{self._prefix}/browser", page, step)
+            title = f"Anomaly filters, step {step:,}"
+            frames = self._epochs.before(found.report, step)
+            report = replace(found.report, pictures=found.pictures)
+            page = page_text(report, title, history=history, frames=frames, **told)
+            for logger in trainer.loggers:
+                with self._guard(f"log a page to {type(logger).__name__}"):
+                    log_page(logger, f"{self._prefix}/browser", page, step)
 
 
 def is_due(number: int) -> bool:
@@ -118,9 +116,7 @@ def log_drawn(loggers: list[Any], name: str, draw: Callable[[], Figure | None], 
     """Draw a figure, if there is anything to show, and log it to each logger."""
     if not loggers:
         return
-    figure: Figure | None = None
-    with guard(f"draw the figure '{name}'"):
-        figure = draw()
+    figure = draw()
     if figure is not None:
         for logger in loggers:
             with guard(f"log a figure to {type(logger).__name__}"):

@@ -7,8 +7,6 @@ from typing import Any
 
 from lightning_anomaly.report import AnomalyReport
 
-__all__ = ["HOLD", "PATIENCE", "THRESHOLD", "remember", "rise"]
-
 HOLD = 5  # validations that make a level: for so long a value has to stay before it counts, below and above
 # The rise that callbacks act on by default. In simulations of 1,000 runs of 100 validations with 160 filters, each
 # flagged with a constant probability, independently and anew at each validation, at 0.05, 0.1 and 0.3 no run is

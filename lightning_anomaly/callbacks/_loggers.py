@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["log_figure", "log_overlay_layout", "log_page", "loss_tags"]
-
 
 def log_figure(logger: Any, name: str, figure: Figure, step: int) -> None:
     """Log a figure, as a PNG file beside CSVLogger's; slashes in its name make groups or folders."""

@@ -17,8 +17,6 @@ from lightning_anomaly.capture.images import first_tensor
 from lightning_anomaly.capture.probe import clone_inputs, tensors_in
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
 
-__all__ = ["average_models", "find_norms_on"]
-
 _SAMPLES = 4  # that are enough to find norms
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._figures import Guard
 from lightning_anomaly.callbacks._samples import ProbeSamples, class_notes, label_texts, probe_files
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import first_tensor, reread, shuffles, training_positions, unpadded_length
@@ -21,17 +20,6 @@ from lightning_anomaly.report.pictures import take_pictures
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec, analyze_shared
 from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
-
-__all__ = [
-    "CHANGED",
-    "SHUFFLED",
-    "ValidationWatch",
-    "analyze_probe",
-    "is_empty_result",
-    "shortcomings",
-    "transferred",
-    "unlogged",
-]
 
 SHUFFLED = (
     "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
@@ -55,6 +43,7 @@ class ValidationWatch:
         statistics: What the maps' capture knows of its samples beside them.
         samples: What the batches tell of its samples.
         notes: Notes for the report.
+        alone: Whether there is no other process.
     """
 
     def __init__(
@@ -75,9 +64,9 @@ class ValidationWatch:
         self._probe_size = probe_size
         self._seed = settings.seed
         self.notes = notes
-        self._alone = rank_and_world()[1] == 1
+        self.alone = rank_and_world()[1] == 1
         self.gathered = probe_size
-        if probe == "val" and not self._alone:
+        if probe == "val" and not self.alone:
             self.gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
         self._limit = -(-probe_size // rank_and_world()[1])
@@ -153,7 +142,7 @@ class ValidationWatch:
     def describe_samples(self, samples: int) -> dict[str, list[str] | None]:
         """Return the `labels` and the `names` of the samples of the probe for a page, each None if unknown."""
         loaders, known = self._trainer.val_dataloaders, self._classes(samples)
-        in_order = self._probe == "val" and self._alone and not shuffles(loaders)
+        in_order = self._probe == "val" and self.alone and not shuffles(loaders)
         return {
             "labels": None if known is None else label_texts(known[0][:samples], known[1], loaders),
             "names": probe_files(loaders, samples) if in_order else None,
@@ -166,30 +155,17 @@ class ValidationWatch:
 
 
 def analyze_probe(
-    watch: ValidationWatch | None,
-    settings: AnalysisSettings,
-    spec: OutputSpec,
-    failure: Exception | None,
-    guard: Guard,
+    watch: ValidationWatch | None, settings: AnalysisSettings, spec: OutputSpec, failure: Exception | None
 ) -> AnalysisResult:
     """Analyze what a validation took; a collective call, which raises in all processes if one has failed."""
-    # A process without a watch has failed, and takes part all the same.
-    notes: Mapping[str, str] = {} if watch is None else watch.notes
-    maps, samples, images, limit = (
-        ({}, None, None, 0) if watch is None else (watch.maps, watch.statistics, watch.samples.images, watch.gathered)
-    )
     with torch.inference_mode(False), torch.no_grad():
-        if rank_and_world()[1] > 1:
-            return analyze_shared(
-                maps, images, settings, notes, limit=limit, spec=spec, samples=samples, failure=failure
-            )
-        if failure is not None:
-            raise failure
-        report = analyze_maps(maps, settings, notes, samples=samples)
-        pictures = None
-        if spec.pictures:
-            with guard("take pictures for the browser"):  # which are not worth an analysis
-                pictures = take_pictures(report.layers, maps, images)
+        if watch is None:  # this process has failed, and takes part all the same
+            return analyze_shared({}, None, settings, {}, limit=0, spec=spec, failure=failure)
+        maps, images, samples = watch.maps, watch.samples.images, watch.statistics
+        if not watch.alone:
+            return analyze_shared(maps, images, settings, watch.notes, limit=watch.gathered, spec=spec, samples=samples)
+        report = analyze_maps(maps, settings, watch.notes, samples=samples)
+        pictures = take_pictures(report.layers, maps, images) if spec.pictures else None
         return AnalysisResult(report, images, pictures)
 
 

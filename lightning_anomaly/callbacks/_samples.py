@@ -11,8 +11,6 @@ from lightning_anomaly.capture.drawing import shrink
 from lightning_anomaly.capture.images import drawn_positions, file_names, first_loader, first_tensor, holder
 from lightning_anomaly.capture.probe import tensors_in
 
-__all__ = ["ProbeSamples", "class_notes", "label_texts", "probe_files", "same_pixels", "sample_pixels"]
-
 _SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them
 _LARGEST_IMAGE = 64  # pixels; what is shown is smaller
 

@@ -11,8 +11,6 @@ from lightning_anomaly.callbacks._base import LoggingCallback, all_validate, gua
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.notes import merge_notes
 
-__all__ = ["WatchingCallback", "until_validation_end"]
-
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 

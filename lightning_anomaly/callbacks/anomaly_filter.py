@@ -141,8 +141,7 @@ class AnomalyFilterCallback(WatchingCallback):
         return {"history": [dict(entry) for entry in self.history]}
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        # Checkpoints of release 0.1 do not say what was live.
-        self.history = [{"live": entry["analysed"], **entry} for entry in state_dict["history"]]
+        self.history = [dict(entry) for entry in state_dict["history"]]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check names of layers, now that the module has built them, and begin the figures of a fit."""
@@ -205,7 +204,7 @@ class AnomalyFilterCallback(WatchingCallback):
         fitting = trainer.state.fn == "fit"
         shows = fitting and bool(trainer.loggers)
         spec = OutputSpec(shows and (self.log_figures or self.browser), shows and self.browser)
-        found = analyze_probe(self._watch, self.settings, spec, failure, self._guard)
+        found = analyze_probe(self._watch, self.settings, spec, failure)
         report = found.report
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if is_empty_result(report):
