@@ -1,6 +1,5 @@
 """When it masks, what it masks, what it logs and says, and what it refuses."""
 
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,26 +92,6 @@ def test_it_masks_before_the_epoch_asked_for_what_the_report_flags(tmp_path: Pat
     assert seen.logged == [(0, 0), (0, 0), (count, pytest.approx(fraction)), (count, pytest.approx(fraction))]
     assert 0 < fraction < 1
     assert hook_count(model) == 0
-
-
-def test_a_list_of_epochs_masks_each_time_within_the_limit_and_is_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    prune = pruner([3, 1], max_fraction=0.34)
-    with caplog.at_level(logging.INFO):
-        fit(tmp_path, GeluNet(), prune, max_epochs=4)
-    assert epochs(prune) == [1, 3]
-    sizes = {"conv1": 6, "conv2": 8, "up": 4}
-    assert prune.masked
-    assert all(len(filters) <= 0.34 * sizes[layer] for layer, filters in prune.masked.items())
-    first, second = (event["filters"] for event in prune.events)
-    assert not any(set(first[layer]) & set(filters) for layer, filters in second.items())
-    (told,) = (message for message in caplog.messages if "AnomalyPruneCallback" in message)
-    assert told == prune.describe()
-    head, *lines = told.splitlines()
-    assert head.startswith(f"AnomalyPruneCallback masked {sum(counts(prune.masked).values())} filters with ")
-    assert [line.split(":")[0] for line in lines] == ["  before epoch 1", "  before epoch 3"]
-    assert str(sorted(first["conv1"])) in lines[0]
 
 
 def test_votes_are_counted_over_the_last_reports(tmp_path: Path) -> None:

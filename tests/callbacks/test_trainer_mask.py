@@ -120,7 +120,7 @@ class Buffered(GeluNet):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
-    prune, model = pruner([1, 2]), Buffered()
+    prune, model = pruner([2, 1], max_fraction=0.34), Buffered()
     seen, saving = Watching(prune), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     fit(folder, model, prune, seen, saving, max_epochs=4)
     return Run(model, prune, seen, folder)
@@ -133,6 +133,17 @@ def test_masks_hold_in_all_kinds_of_layers(run: Run) -> None:
     off = [i for i in range(4) if maps[:, i].count_nonzero() == 0]
     assert off == run.prune.masked["up"]  # of a transposed convolution filters are output channels
     assert run.model.up.weight.count_nonzero() == run.model.up.weight.numel() * (4 - len(off)) // 4
+
+
+def test_each_epoch_of_a_list_masks_others_within_the_limit_and_is_described(run: Run) -> None:
+    first, second = (event["filters"] for event in run.prune.events)
+    assert not any(set(first[layer]) & set(filters) for layer, filters in second.items())
+    sizes = {"conv1": 6, "conv2": 8, "up": 4}
+    assert all(len(filters) <= 0.34 * sizes[layer] for layer, filters in run.prune.masked.items())
+    head, *lines = run.prune.describe().splitlines()
+    assert head.startswith(f"AnomalyPruneCallback masked {sum(map(len, run.prune.masked.values()))} filters with ")
+    assert [line.split(":")[0] for line in lines] == ["  before epoch 1", "  before epoch 2"]
+    assert str(sorted(first["conv1"])) in lines[0]
 
 
 def test_checkpoints_are_ordinary_ones_of_what_was_validated(run: Run) -> None:

@@ -1,6 +1,5 @@
 """The ways in which people run a Trainer: when it validates, what it logs to, which precision, which neighbours."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +10,10 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
-    DistributedSampler,
     TensorDataset,
-    WeightedRandomSampler,
 )
-from trainers import QUIET, SmallNet, hook_count, loader, plain, quiet_trainer, said, watcher
+from trainers import QUIET, SmallNet, hook_count, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback, TwoSampleCallback
 
@@ -138,24 +134,6 @@ def test_of_several_validation_loaders_the_first_is_the_probe(tmp_path: Any) -> 
     assert COUNT in trainer.callback_metrics
     assert "val_loss/dataloader_idx_1" in trainer.callback_metrics
     assert ours.report.to_dict() == alone.report.to_dict()
-
-
-@pytest.mark.parametrize(
-    ("draws", "noticed"),
-    [
-        ({"batch_sampler": BatchSampler(WeightedRandomSampler(torch.ones(60), 60), 20, drop_last=False)}, True),
-        ({"batch_size": 20, "sampler": DistributedSampler(range(60), 2, 0, shuffle=True)}, True),
-        ({"batch_size": 20, "sampler": DistributedSampler(range(60), 2, 0, shuffle=False)}, False),
-    ],
-    ids=["weighted", "divided", "divided in order"],
-)
-@SHUFFLES
-def test_a_sampler_that_shuffles_is_noticed(tmp_path: Any, draws: dict[str, Any], noticed: bool) -> None:
-    val = DataLoader(loader(seed=1).dataset, **draws)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        quiet_trainer(tmp_path, watcher(probe_size=30), max_epochs=1).fit(SmallNet(), loader(), val)
-    assert sum("validation loader shuffles" in message for message in said(caught)) == noticed
 
 
 def test_what_validate_finds_on_other_images_is_no_part_of_the_next_fit(tmp_path: Any) -> None:
