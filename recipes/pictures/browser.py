@@ -90,7 +90,7 @@ def charts(page: Page, address: str) -> dict[str, dict[str, Any]]:
 
     Returns:
         For each chart's title: its `curves`, the `points` of each line as drawn (a curve is two lines, one of them
-        smoothed), whether the axes have `labels`, and its `box` in the page.
+        smoothed), and the `labels` of its axes.
     """
     page.goto(f"{address}#custom_scalars")
     found = page.wait_for_function(
@@ -103,7 +103,6 @@ def charts(page: Page, address: str) -> dict[str, dict[str, Any]]:
                     .filter(path => path).map(path => path.split("L").length),
                 labels: all(".tick-label", card.shadowRoot).map(label => label.textContent),
                 busy: all("tf-line-chart-data-loader", card.shadowRoot)[0].dataLoading,
-                box: box(card),
             }}));
             const drawn = chart => chart.curves.length && chart.points.length >= chart.curves.length && !chart.busy;
             return charts.length && charts.every(drawn) && charts;

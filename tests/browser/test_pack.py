@@ -87,7 +87,7 @@ class TestPoints:
             assert (marks[:, 1] >> 1).sum() == 1
             assert np.diff(samples).max() < 25
         notes = index_of(tmp_path / "a.html")["notes"]
-        assert any("the points of 100 samples" in note and "1,000 of the probe" in note for note in notes)
+        assert any(" 100 samples" in note and "1,000" in note for note in notes)
 
 
 class TestEpochs:
@@ -198,7 +198,7 @@ class TestMaps:
         replace(made_up(3, 100), pictures=pictures).save_html(tmp_path / "a.html")
         index = index_of(tmp_path / "a.html")
         assert index["layers"][0]["maps"]["kept"] == 10
-        assert any("the maps of 10 of 100 samples" in note for note in index["notes"])
+        assert any("10 of 100 samples" in note for note in index["notes"])
 
     def test_packed_pixels_are_the_nearest_of_sixteen_levels(self, tmp_path):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
@@ -254,10 +254,10 @@ class TestReport:
 
     def test_wrong_images_and_labels_are_named(self, tmp_path):
         report = made_up(2, 50)
-        with pytest.raises(ValueError, match=r"`labels` should have 50 entries.*Found 3\."):
+        with pytest.raises(ValueError, match=r"`labels`.* 50 .* 3\."):
             report.save_html(tmp_path / "a.html", labels=["a", "b", "c"])
         for images, found in ((torch.zeros(49, 1, 4, 4), r"\(49, 1, 4, 4\)"), (np.zeros((50, 1, 4, 4)), "ndarray")):
-            with pytest.raises(ValueError, match=rf"`images` should be .*\(50, .*Found {found}"):
+            with pytest.raises(ValueError, match=rf"`images` .*\(50, .*{found}"):
                 report.save_html(tmp_path / "a.html", images=images)
         assert not (tmp_path / "a.html").exists()
 

@@ -92,7 +92,10 @@ def test_validations_are_numbered_by_epoch_or_where_an_epoch_has_several_by_step
 def test_shades_have_one_scale_on_which_chance_is_pale() -> None:
     for history, highest in ((HISTORY[:1], 0.25), (long(3, 2), 2 / 3), (HISTORY[2:3], 0.2)):
         assert [mesh.get_clim() for mesh in drawn(history).axes[1].collections] == [(0, highest)] * 2
-    assert drawn(HISTORY[:1]).axes[0].get_ylim()[1] > 0.6
+    for history, highest in ((HISTORY[:1], 0.6), ([*HISTORY, entry(40, {}, {})], 0.9)):
+        low, high = drawn(history).axes[0].get_ylim()
+        assert low == pytest.approx(0.46)
+        assert highest < high < 1.1
 
 
 def test_without_layers_or_output_the_other_is_shown() -> None:
