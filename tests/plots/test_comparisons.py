@@ -45,10 +45,14 @@ HISTORY = [
 
 
 def test_every_share_is_in_its_cell_and_its_hue_says_whether_chance_explains_it() -> None:
-    chance, telling = cells(drawn(HISTORY))
-    gap = math.nan
+    figure, gap = drawn(HISTORY), math.nan
+    chance, telling = cells(figure)
     np.testing.assert_array_equal(chance, [[0, 0, gap, 0.125], [0.25, gap, gap, gap], [gap, 0.1, gap, gap]])
     np.testing.assert_array_equal(telling, [[gap] * 4, [gap, 0.5, gap, 0.75], [gap, gap, gap, 1]])
+    for mesh in figure.axes[1].collections:  # a cell has its validation and its layer in the middle
+        edges = mesh.get_coordinates()
+        assert edges[0, :, 0].tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
+        assert edges[:, 0, 1].tolist() == [-0.5, 0.5, 1.5, 2.5]
 
 
 def test_the_output_is_above_on_the_same_axis_with_its_p_values() -> None:
@@ -126,3 +130,4 @@ def test_nothing_overlaps_or_lies_outside(layers: int, validations: int) -> None
         assert not any(box.overlaps(other) for other in boxes[:place])
     top = where.bbox.height / layers
     assert top * math.ceil(layers / len(named)) >= 10  # pixels for a name
+    assert where.bbox.height / len(named) <= 40  # and no more room than two names take
