@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import transforms
-from torchvision.datasets import VisionDataset
+from torchvision.datasets import FakeData
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said
 
 from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback, two_sample_test
@@ -24,20 +22,9 @@ PLAIN = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) *
 AUGMENTED = transforms.Compose([transforms.RandomCrop(8, 2), transforms.RandomHorizontalFlip(), PLAIN])
 
 
-class Pictures(VisionDataset):
-    """As torchvision's CIFAR-10, but smaller and of noise."""
-
-    def __init__(self, train: bool, transform: Any) -> None:
-        super().__init__(None, transform=transform)
-        generator = np.random.default_rng(int(train))
-        self.data = generator.integers(0, 256, (500 if train else 400, 8, 8, 3), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        assert self.transform is not None
-        return self.transform(Image.fromarray(self.data[index])), index % 3
+def pictures(train: bool, transform: Any = None) -> FakeData:
+    """Like torchvision's CIFAR-10, but smaller and of noise."""
+    return FakeData(500 if train else 400, (3, 8, 8), 3, transform, random_offset=1000 * train)
 
 
 class Module(SmallNet):
@@ -59,7 +46,7 @@ class Data(pl.LightningDataModule):
 
     def __init__(self, subsets: bool = False) -> None:
         super().__init__()
-        self.train, self.val = Pictures(True, AUGMENTED), Pictures(False, PLAIN)
+        self.train, self.val = pictures(True, AUGMENTED), pictures(False, PLAIN)
         self.parts = (Subset(self.train, range(450)), Subset(self.val, range(350))) if subsets else None
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -99,15 +86,15 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     return Fitted(model, compared, folder, messages)
 
 
-def sources(seen: Tensor, dataset: Pictures) -> list[int]:
+def sources(seen: Tensor, train: bool) -> list[int]:
     """Which plain images of a data set these are; -1 for none of them."""
-    known = {PLAIN(Image.fromarray(data)).numpy().tobytes(): place for place, data in enumerate(dataset.data)}
+    known = {PLAIN(image).numpy().tobytes(): place for place, (image, _) in enumerate(pictures(train))}
     return [known.get(image.numpy().tobytes(), -1) for image in seen]
 
 
 @RESUMES
 def test_two_lines_compare_a_plain_random_sample_of_the_trainers_own_data(fitted: Fitted, tmp_path: Path) -> None:
-    model, compared, data = fitted.model, fitted.compared, Data()
+    model, compared = fitted.model, fitted.compared
     report = compared.report
     assert report is not None
     assert (report.n_train, report.n_val) == (320, 320)
@@ -115,8 +102,8 @@ def test_two_lines_compare_a_plain_random_sample_of_the_trainers_own_data(fitted
     assert len(seen) == 12  # of both kinds, at six validations
     for first, again in (seen[:2], seen[-2:]), (seen[:2], seen[4:6]):
         assert all(map(torch.equal, first, again))
-    for own, dataset in zip(seen, (data.train, data.val), strict=False):
-        places = sources(own, dataset)
+    for own, train in zip(seen, (True, False), strict=False):
+        places = sources(own, train)
         assert len(set(places)) == 320
         assert min(places) >= 0
         assert places != sorted(places)
@@ -140,10 +127,8 @@ def test_the_training_is_the_same_without_it(fitted: Fitted, tmp_path: Path) -> 
 def test_of_parts_of_data_sets_only_those_parts_are_taken(tmp_path: Path) -> None:
     model = fit(tmp_path, TwoSampleCallback(n=1000), subsets=True, max_epochs=1)
     train, val = torch.cat(model.seen).split([450, 350])
-    data = Data()
-    assert sorted(sources(train, data.train)) == list(range(450))
-    assert sorted(sources(val, data.val)) == list(range(350))
-    assert data.train.transform is AUGMENTED
+    assert sorted(sources(train, True)) == list(range(450))
+    assert sorted(sources(val, False)) == list(range(350))
 
 
 def test_without_a_transform_images_are_as_the_loader_yields_them_and_it_says_so(

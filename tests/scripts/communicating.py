@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import wraps
@@ -16,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from forked import LIMIT, Outcome, run_forked
+from forked import LIMIT, Outcome, run_named
 from lightning.pytorch.strategies import DDPStrategy
 from network import images, network
 from small import Small, loader, quiet
@@ -241,15 +240,9 @@ def no_validation(rank: int, world: int) -> Outcome:
     return {"fit": run(ours(), **options), "validation": run(ours(), validate=True, **options)}
 
 
-def main(folder: Path, names: list[str]) -> None:
-    global LAST
-    LAST = folder / LAST
+if __name__ == "__main__":
     # What takes time but once is paid before the processes are forked.
     inputs = images(SAMPLES).tensors[0]
     analyze(network(), inputs)
     two_sample_test(network(), inputs, inputs)
-    run_forked(folder, [(name, globals()[name], 2) for name in names])
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    run_named(globals())

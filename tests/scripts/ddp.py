@@ -9,11 +9,10 @@ import sys
 import warnings
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
-from forked import LIMIT, Outcome, run_forked
+from forked import LIMIT, Outcome, run_named
 from lightning.pytorch.strategies import DDPStrategy
 from network import images
 from small import loader, module, quiet
@@ -22,7 +21,6 @@ from lightning_anomaly import AnalysisSettings, shared_analysis
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, TwoSampleCallback, two_sample
 
 PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False, "settings": AnalysisSettings(n_init=2)}
-ONE_AND_TWO = ("whole_set", "train_probe", "own_images")  # run in one process too, for comparison
 
 
 def fit(world: int, callback: Any, *others: Any, val: Any = None, train: Any = None, **options: Any) -> Outcome:
@@ -89,13 +87,8 @@ def started(strategy: str) -> None:
     print("report", callback.report, "count", fitter.callback_metrics["anomaly_filters/count"].item())
 
 
-def main(folder: Path, names: list[str]) -> None:
-    worlds = {name: (1, 2) if name in ONE_AND_TWO else (2,) for name in names}
-    run_forked(folder, [(name, globals()[name], world) for name in names for world in worlds[name]])
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "started":
         started(sys.argv[2])
     else:
-        main(Path(sys.argv[1]), sys.argv[2:])
+        run_named(globals(), ["whole_set", "train_probe", "own_images"])

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,17 @@ def run_forked(folder: Path, scenarios: Iterable[tuple[str, Scenario, int]]) -> 
         print(f"{name} {world}: {time.monotonic() - started:.1f} s, {len(running)} killed", flush=True)
 
 
+def run_named(functions: Mapping[str, Any], one_and_two: Iterable[str] = ()) -> None:
+    """Runs the scenarios that the command line names, after a folder, in two processes, and some in one as well."""
+    folder, *names = sys.argv[1:]
+    worlds = {name: (1, 2) if name in one_and_two else (2,) for name in names}
+    run_forked(Path(folder), [(name, functions[name], world) for name in names for world in worlds[name]])
+
+
 def _process(file: Path, scenario: Scenario, rank: int, world: int, port: int) -> None:
     """One process of a scenario; never returns."""
     os.setpgid(0, 0)
+    os.chdir(file.parent)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
                    "LOCAL_RANK": str(rank), "NODE_RANK": "0"} if world > 1 else {}  # fmt: skip
     with warnings.catch_warnings(record=True) as caught:

@@ -5,20 +5,16 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import torch
-from forked import LIMIT, Outcome, run_forked
+from forked import LIMIT, Outcome, run_named
 from network import images, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly import OutlierReport, find_outliers
 from lightning_anomaly.distributed import broadcast_result
-
-ONE_AND_TWO = ("own_reference", "few_images")
 
 
 def values(report: OutlierReport) -> Outcome:
@@ -109,10 +105,5 @@ def broadcast(rank: int, world: int) -> Outcome:
     return {"rank": found["rank"], "numbers": found["numbers"].tolist(), "failed": failed}
 
 
-def main(folder: Path, names: list[str]) -> None:
-    worlds = {name: (1, 2) if name in ONE_AND_TWO else (2,) for name in names}
-    run_forked(folder, [(name, globals()[name], world) for name in names for world in worlds[name]])
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    run_named(globals(), ["own_reference", "few_images"])

@@ -161,10 +161,6 @@ SCENARIOS: dict[str, tuple[int, Callable[[int, int], Outcome]]] = {
 }
 
 
-def main(folder: Path, names: list[str]) -> None:
-    analyze_maps(captured(outputs(20)), SETTINGS)  # what takes time but once is paid before the processes are forked
-    run_forked(folder, [(name, SCENARIOS[name][1], SCENARIOS[name][0]) for name in names or SCENARIOS])
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    analyze_maps(captured(outputs(20)), SETTINGS)  # what takes time but once is paid before the processes are forked
+    run_forked(Path(sys.argv[1]), [(name, scenario, world) for name, (world, scenario) in SCENARIOS.items()])
