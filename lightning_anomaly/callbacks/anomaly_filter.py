@@ -205,7 +205,8 @@ class AnomalyFilterCallback(WatchingCallback):
         shows = fitting and bool(trainer.loggers)
         spec = OutputSpec(shows and (self.log_figures or self.browser), shows and self.browser)
         found = analyze_probe(self._watch, self.settings, spec, failure)
-        report = found.report
+        watch, report = self._watch, found.report
+        assert watch is not None  # without one it would have raised
         notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
         if is_empty_result(report):
             told = " ".join(merge_notes(notes).values())
@@ -215,21 +216,16 @@ class AnomalyFilterCallback(WatchingCallback):
             if notes:
                 notes = {"nothing": f"{told} So {self._nothing}.{self._dead_monitors(trainer)}"}
         self.report = report
-        if self._watch is not None:
-            notes |= self._watch.class_notes(report.n_samples)
-        self._warn_each_once(notes)
+        self._warn_each_once(notes | watch.class_notes(report.n_samples))
         if fitting:
-            self._compare_images()
+            self._compare(watch.samples.pixels)
         self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}
         return found
 
-    def _compare_images(self) -> None:
+    def _compare(self, pixels: Tensor) -> None:
         """Warn if the probe has changed."""
-        now = self._watch.samples.pixels if self._watch is not None else None
-        if now is None or not len(now):
-            return
-        before, self._pixels = self._pixels, now
-        if before is not None and not same_pixels(before, now) and "shuffled" not in self._warned:
+        before, self._pixels = self._pixels, pixels
+        if before is not None and not same_pixels(before, pixels) and "shuffled" not in self._warned:
             self._warn_once("changed", CHANGED[self.probe])
 
     @guarded
@@ -237,8 +233,8 @@ class AnomalyFilterCallback(WatchingCallback):
         """Add this validation to the history, and its figures and page to those that are due."""
         place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         remember(self.history, place, self._values, None if found is None else found.report, self.signal_layers)
-        if found is not None and trainer.is_global_zero:
-            told = {} if self._watch is None else self._watch.describe_samples(found.report.n_samples)
+        if found is not None and self._watch is not None and trainer.is_global_zero:
+            told = self._watch.describe_samples(found.report.n_samples)
             self._figures.take(found, told, trainer.current_epoch, logged_step(trainer))
 
     def _log_values(self, trainer: Any, pl_module: Any) -> None:
