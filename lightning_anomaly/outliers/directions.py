@@ -80,9 +80,10 @@ class Vectors:
         To multiply in the precision of the vectors is enough for all but the last step, which tells what varies.
         """
         multiply, spread = self._multiplication(selected)
-        basis = torch.linalg.qr(_centered(self._sketch(count)[selected]))[0]
+        basis = _centered(self._sketch(count)[selected])
         for _ in range(_ITERATIONS):
-            basis = torch.linalg.qr(multiply(basis))[0]
+            basis = multiply(torch.linalg.qr(basis)[0])
+        basis = torch.linalg.qr(basis.double())[0]
         variances, rotation = torch.linalg.eigh(spread(basis))
         variances, rotation = variances.flip(0)[:count], rotation.flip(1)[:, :count]
         varies = variances > _MIN_VARIANCE * variances[:1]
@@ -98,7 +99,7 @@ class Vectors:
                 along = vectors.double().T @ basis
                 return along.T @ along
 
-            return lambda basis: (vectors @ (vectors.T @ basis.to(vectors))).double(), spread
+            return lambda basis: vectors @ (vectors.T @ basis), spread
         products = _centered(_centered(self._products[selected][:, selected]).T)
         return lambda basis: products @ basis, lambda basis: basis.T @ products @ basis
 
@@ -107,7 +108,8 @@ class Vectors:
         if count not in self._sketches:
             shape, generator = (self._vectors.shape[1], count + _OVERSAMPLING), torch.Generator().manual_seed(0)
             start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-            self._sketches[count] = (self._vectors @ start.to(self._vectors)).double()
+            sketch = self._vectors @ start.to(self._vectors)
+            self._sketches[count] = sketch if self._products is None else sketch.double()
         return self._sketches[count]
 
 
