@@ -19,7 +19,6 @@ from lightning_anomaly.checks import check_integer
 from lightning_anomaly.clustering.engine import Engine, load_engine
 from lightning_anomaly.clustering.mixtures import cluster_filters
 from lightning_anomaly.clustering.pca import reduce_maps
-from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.scores import layer_scores
@@ -30,6 +29,7 @@ from lightning_anomaly.report.layer_report import join_layers
 from lightning_anomaly.report.pictures import take_pictures
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.tables import listed
+from lightning_anomaly.threads import torch_in_threads
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.rare import (
     NONFINITE,

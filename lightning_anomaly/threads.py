@@ -30,11 +30,11 @@ def torch_in_threads(work: Callable[..., _Found], *arguments: Iterable[Any], lik
     Returns:
         The results, in order.
     """
-    threads = torch.get_num_threads()
-    if like.device.type != "cpu" or threads == 1:
-        return list(map(work, *arguments))
+    threads, calls = torch.get_num_threads(), list(zip(*arguments, strict=True))
+    if like.device.type != "cpu" or min(threads, len(calls)) < 2:
+        return [work(*own) for own in calls]
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, *arguments))
+            return list(pool.map(work, *zip(*calls, strict=True)))
     finally:
         torch.set_num_threads(threads)  # each thread has its own setting, but those to come get the last one

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 ROOMS = [
     "checks",
     "loops",
+    "threads",
     "distributed",
     "progress",
     "tables",

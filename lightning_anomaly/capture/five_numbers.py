@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.loops import compile_loop
+from lightning_anomaly.threads import torch_in_threads
 
 __all__ = ["five_numbers"]
 
 _Floats = npt.NDArray[np.floating[Any]]
 _Doubles = npt.NDArray[np.float64]
+_VALUES = 2**19  # in each part of the maps, which are worth the start of a thread
 _Integers = npt.NDArray[np.signedinteger[Any]]
 
 
@@ -34,18 +36,15 @@ def five_numbers(maps: Tensor, windows: Sequence[int]) -> Tensor:
     values, numbers = maps.contiguous().view(-1, len(places)).numpy(), found.view(-1, 5).numpy()
     integer = np.int32 if values.dtype == np.float32 else np.int64
     largest = np.iinfo(integer)
-    _describe(
-        values,
-        values.view(integer),
-        places[::width] // -(-width // window),
-        np.bincount(places).astype(np.float64),
-        width,
-        window,
-        integer(largest.max),
-        integer(largest.bits - 1),
-        numbers,
-        numbers.view(integer),
-    )
+    shape = places[::width] // -(-width // window), np.bincount(places).astype(np.float64), width, window
+    order = integer(largest.max), integer(largest.bits - 1)
+
+    def describe(first: int) -> None:
+        own, described = values[first : first + size], numbers[first : first + size]
+        _describe(own, own.view(integer), *shape, *order, described, described.view(integer))
+
+    size = max(1, _VALUES // len(places))
+    torch_in_threads(describe, range(0, len(values), size), like=found)
     return found
 
 

@@ -200,10 +200,9 @@ class MapCapture:
                     values = torch.where(values > -torch.inf, values.clamp(min=0), torch.nan)
                 zeros = (values <= 0).transpose(0, 1).flatten(1).sum(1)
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
-                values = pool_maps(values, self._max_map_side)
+                keep_rows(layer.batches, pool_maps(values, self._max_map_side), room)
             else:
-                values = self._summary(values)
-            keep_rows(layer.batches, values, room)
+                layer.batches.append(self._summary(values))
             room -= len(piece)
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.clustering.engine import load_engine
-from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.notes import nonfinite
 from lightning_anomaly.outliers.classes import ClassView
 from lightning_anomaly.outliers.combine import SampleView, Tail, combine
@@ -18,6 +17,7 @@ from lightning_anomaly.outliers.pixels import PixelView
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 from lightning_anomaly.outliers.views import fit_views
 from lightning_anomaly.tables import listed
+from lightning_anomaly.threads import torch_in_threads
 
 __all__ = ["FILTERS", "Judgement", "SplitConformal", "Statistics", "fit_halves"]
 
@@ -124,7 +124,10 @@ class SplitConformal:
         self._spreads = [spread.to(device) for spread in self._spreads]
 
     def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
-        return [model.mahalanobis_squared(statistics.layers[name]) for name, model in self._models.items()]
+        layers = [statistics.layers[name] for name in self._models]
+        return torch_in_threads(
+            lambda model, own: model.mahalanobis_squared(own), self._models.values(), layers, like=layers[0]
+        )
 
     def _view(
         self, statistics: Statistics, measured: Sequence[tuple[Tensor, Tensor]]
@@ -157,16 +160,17 @@ class SplitConformal:
 
 
 def fit_halves(
-    parts: Sequence[Statistics], argument: str
-) -> tuple[tuple[str, ...], tuple[SplitConformal, SplitConformal], Tensor, dict[str, str]]:
-    """Fit to either half of a reference, and calibrate by the other.
+    parts: Sequence[Statistics], argument: str, both: bool
+) -> tuple[tuple[str, ...], list[SplitConformal], Tensor, dict[str, str]]:
+    """Fit to the first half of a reference, and calibrate by the other.
 
     Args:
         parts: Statistics of parts of the reference, on the CPU; emptied, as they are most of the memory.
         argument: The name that errors call the reference by.
+        both: Whether to fit to the second half as well, which is then calibrated by the first.
 
     Returns:
-        The layers that judge, the two fits, which images of the reference they use `(m,)`, those of the first half
+        The layers that judge, the fits, which images of the reference they use `(m,)`, those of the first half
         first, and notes on filters that do not judge. Images with NaN or infinite values in other filters are left out.
     """
     nothing = ValueError(
@@ -190,27 +194,28 @@ def fit_halves(
     if len(kept) < len(complete):
         statistics = {name: statistics.pop(name)[kept] for name in names}
         samples = samples.select(kept)
-    first, second = slice(None, len(kept) // 2), slice(len(kept) // 2, None)
-    models = _fit_layers(statistics, first), _fit_layers(statistics, second)
-    usable = tuple(name for name in names if name in models[0] and name in models[1])
+    halves = [slice(None, len(kept) // 2), slice(len(kept) // 2, None)]
+    fitted = halves if both else halves[:1]
+    models = [_fit_layers(statistics, half) for half in fitted]
+    usable = tuple(name for name in names if all(name in own for own in models))
     if not usable:
         raise nothing
-    views = [fit_views(samples.select(half)) for half in (first, second)]
-    shared = views[0].keys() & views[1].keys()
+    views = [fit_views(samples.select(half)) for half in fitted]
+    shared = [name for name in views[0] if all(name in seen for seen in views)]
     fits = [
         SplitConformal(
             {name: own[name] for name in usable},
-            {name: view for name, view in seen.items() if name in shared},
+            {name: seen[name] for name in shared},
             Statistics({name: statistics[name][other] for name in usable}, samples.select(other)),
         )
-        for own, seen, other in zip(models, views, (second, first), strict=True)
+        for own, seen, other in zip(models, views, reversed(halves), strict=False)
     ]
     notes: dict[str, str] = {}
     for name in usable:
         if unknown[name].any():
             where = "in their maps of most reference images and do not judge"
             notes |= nonfinite(name, int(unknown[name].sum()), len(unknown[name]), where)
-    return usable, (fits[0], fits[1]), kept, notes
+    return usable, fits, kept, notes
 
 
 def _fit_layers(statistics: Mapping[str, Tensor], half: slice) -> dict[str, ReferenceModel]:

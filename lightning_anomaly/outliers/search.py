@@ -219,11 +219,12 @@ class _Search:
                 f"Found {numbers} images in the processes."
             )
         parts = [part for share in shares for part in share.statistics]
-        names, halves, kept, notes = fit_halves(parts, self._others.argument)
+        own = self._others is self._images
+        names, halves, kept, notes = fit_halves(parts, self._others.argument, both=own)
         notes |= _merged(share.notes for share in shares)
         chosen = [self._chosen[place] for place in kept.tolist()]
         known: list[tuple[Tensor, Judgement]] = []
-        if self._others is self._images:
+        if own:
             middle = len(chosen) // 2
             positions = torch.tensor(chosen, device="cpu")
             known = [(positions[middle:], halves[0].own), (positions[:middle], halves[1].own)]

@@ -15,9 +15,9 @@ import zoo
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.clustering.engine import Engine, load_engine
 from lightning_anomaly.clustering.mixtures import cluster_parameters, fit_mixtures, kmeans_plus_plus
-from lightning_anomaly.clustering.threads import torch_in_threads
 from lightning_anomaly.loops import compile_loop
 from lightning_anomaly.settings import EngineName
+from lightning_anomaly.threads import torch_in_threads
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 

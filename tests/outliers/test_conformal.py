@@ -27,7 +27,7 @@ REFERENCE = statistics(151, 0)
 
 @pytest.fixture
 def halves() -> tuple[SplitConformal, SplitConformal]:
-    return fit_halves([maps(own.clone()) for own in REFERENCE.split(40)], "reference")[1]
+    return fit_halves([maps(own.clone()) for own in REFERENCE.split(40)], "reference", both=True)[1]
 
 
 def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
@@ -60,9 +60,9 @@ def test_a_p_value_counts_the_measured_images_with_scores_as_large_and_the_image
 def test_images_with_nan_are_in_neither_half():
     spoilt = REFERENCE.clone()
     spoilt[[4, 90], 1, 0] = torch.nan
-    _, halves, kept, notes = fit_halves([maps(spoilt)], "reference")
+    _, halves, kept, notes = fit_halves([maps(spoilt)], "reference", both=True)
     assert kept.tolist() == [place for place in range(151) if place not in (4, 90)]
-    alone = fit_halves([maps(REFERENCE[kept])], "reference")[1]
+    alone = fit_halves([maps(REFERENCE[kept])], "reference", both=True)[1]
     for half, other in zip(halves, alone, strict=True):
         assert torch.equal(half.own[0], other.own[0])
     assert notes == {}
@@ -73,4 +73,4 @@ def test_a_reference_whose_images_mostly_have_nan_somewhere_is_refused():
     for filter_ in range(4):
         spoilt[filter_ * 20 : filter_ * 20 + 20, filter_, 0] = torch.nan
     with pytest.raises(ValueError, match=r"`reference` should hold images that give finite values\. Found 71 of 151"):
-        fit_halves([maps(spoilt)], "reference")
+        fit_halves([maps(spoilt)], "reference", both=True)
