@@ -48,11 +48,16 @@ def clone_inputs(inputs: Any) -> Any:
 
 
 @contextmanager
-def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
+def probing(model: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> Iterator[Callable[..., Any]]:
     """Run a model in evaluation mode and without gradients.
 
     What is yielded calls the model, each time on fresh copies of its buffers, so that no batch leaves a trace.
+
+    Args:
+        model: The model.
+        buffers: What to use in place of its own buffers, by name, wherever it lies.
     """
+    given = buffers or {}
     # Neither can be called with other buffers: a scripted one as it is, and the other is its module on one device.
     own = model.module if isinstance(model, nn.DataParallel) else model
     scripted = isinstance(model, torch.jit.ScriptModule)
@@ -60,8 +65,12 @@ def probing(model: nn.Module) -> Iterator[Callable[..., Any]]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if scripted:
             return model(*args, **kwargs)
-        buffers = {name: buffer.clone() for name, buffer in own.named_buffers() if not is_lazy(buffer)}
-        return torch.func.functional_call(own, buffers, args, kwargs, tie_weights=False)
+        copies = {
+            name: given.get(name, buffer).to(buffer.device, copy=True)
+            for name, buffer in own.named_buffers()
+            if not is_lazy(buffer)
+        }
+        return torch.func.functional_call(own, copies, args, kwargs, tie_weights=False)
 
     with evaluating(model), torch.no_grad():
         yield call

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -96,7 +95,8 @@ def find_outliers(
     """
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
     search = _Search(model, layers, check_seed(seed), progress)
-    with _buffers_of_first(model), isolated_random_state(search.seed):
+    with isolated_random_state(search.seed):
+        search.take_buffers()
         shares = gather_results(lambda: search.run_reference(inputs, reference))
         if search.rank > 0:  # most of the memory
             shares = []
@@ -108,32 +108,17 @@ def find_outliers(
     return report
 
 
-@contextmanager
-def _buffers_of_first(model: nn.Module) -> Iterator[None]:
-    """Give the model the buffers of process 0 inside: those of a BatchNorm differ between processes."""
-    if rank_and_world()[1] == 1:
-        yield
-        return
-    own = {name: buffer for name, buffer in model.named_buffers(remove_duplicate=False) if not is_lazy(buffer)}
-    first = broadcast_result(lambda: {name: buffer.cpu() for name, buffer in own.items()})
-    try:
-        for name in own.keys() & first.keys():
-            _set_buffer(model, name, first[name].to(own[name].device))
-        yield
-    finally:
-        for name, buffer in own.items():
-            _set_buffer(model, name, buffer)
+class _Share(NamedTuple):
+    """What a process has seen: statistics of its share of the reference, or judgements of that of the inputs.
 
+    Attributes:
+        parts: These, some images at a time.
+        inputs: How many inputs it has.
+        unreadable: See `ImageSource`.
+        notes: What could not be used and why.
+    """
 
-def _set_buffer(model: nn.Module, name: str, buffer: Tensor) -> None:
-    module, _, own_name = name.rpartition(".")
-    setattr(model.get_submodule(module), own_name, buffer)
-
-
-class _ReferenceShare(NamedTuple):
-    """A process's share of the reference, part by part, and how many inputs it has."""
-
-    statistics: list[Statistics]
+    parts: list[Any]
     inputs: int
     unreadable: dict[int, str]
     notes: dict[str, str]
@@ -157,14 +142,6 @@ class _Fit(NamedTuple):
     notes: dict[str, str]
 
 
-class _ScoredShare(NamedTuple):
-    """A process's share of the inputs: positions `(n,)` and judgements of some at a time."""
-
-    judged: list[tuple[Tensor, Judgement]]
-    unreadable: dict[int, str]
-    notes: dict[str, str]
-
-
 class _Search:
     """One search in one process: each method is a step, between which processes exchange the results."""
 
@@ -177,8 +154,15 @@ class _Search:
         tensors = [*model.parameters(), *model.buffers()]
         self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+        self._buffers: dict[str, Tensor] = {}
 
-    def run_reference(self, inputs: Any, reference: Any) -> _ReferenceShare:
+    def take_buffers(self) -> None:
+        """Take the buffers of process 0 for the model: those of a BatchNorm differ between processes."""
+        if self._world > 1:
+            own = [(name, buffer) for name, buffer in self._model.named_buffers() if not is_lazy(buffer)]
+            self._buffers = broadcast_result(lambda: {name: buffer.cpu() for name, buffer in own})
+
+    def run_reference(self, inputs: Any, reference: Any) -> _Share:
         """Check everything, and run the model on this process's share of the reference."""
         images = self._images = ImageSource(inputs, "inputs")
         others = self._others = images if reference is None else ImageSource(reference, "reference")
@@ -208,9 +192,9 @@ class _Search:
             Statistics({name: part.cpu() for name, part in statistics.layers.items()}, statistics.samples)
             for _, statistics in self._run(others, self._share(self._chosen), "reference")
         ]
-        return _ReferenceShare(batches, len(images), others.unreadable, self._notes)
+        return _Share(batches, len(images), others.unreadable, self._notes)
 
-    def fit(self, shares: Sequence[_ReferenceShare]) -> _Fit:
+    def fit(self, shares: Sequence[_Share]) -> _Fit:
         """Fit to the whole reference."""
         numbers = [share.inputs for share in shares]
         if len({*numbers}) > 1:
@@ -218,7 +202,7 @@ class _Search:
                 "Parameter `inputs` should hold all images in every process, each of which takes its share of them. "
                 f"Found {numbers} images in the processes."
             )
-        parts = [part for share in shares for part in share.statistics]
+        parts = [part for share in shares for part in share.parts]
         own = self._others is self._images
         names, halves, kept, notes = fit_halves(parts, self._others.argument, both=own)
         notes |= _merged(share.notes for share in shares)
@@ -232,8 +216,7 @@ class _Search:
             unreadable = _merged(share.unreadable for share in shares)
             count = len(self._chosen)
             notes |= _unreadable_note(unreadable, f"{count} reference images", "they have no say")
-            nonfinite = count - len(chosen) - len(unreadable)
-            if nonfinite:
+            if nonfinite := count - len(chosen) - len(unreadable):
                 notes["nonfinite reference"] = (
                     f"{nonfinite} of the {count} reference images give NaN or infinite values and have no say."
                 )
@@ -242,7 +225,7 @@ class _Search:
                 notes |= left_out(name, "its maps of the reference are not finite or do not vary") | notes
         return _Fit(names, halves[0], chosen, known, notes)
 
-    def score(self, fit: _Fit) -> _ScoredShare:
+    def score(self, fit: _Fit) -> _Share:
         """Score this process's share of the images, those of the reference excepted."""
         images = self._images
         known = {position for positions, _ in fit.known for position in positions.tolist()}
@@ -250,19 +233,18 @@ class _Search:
         fit.judge.to(self._device)
         judged = []
         for positions, statistics in self._run(images, self._share(rest), "outlier scores"):
-            missing = fit.judge.missing(statistics)
-            if missing:
+            if missing := fit.judge.missing(statistics):
                 raise ValueError(
                     "Parameter `inputs` should give maps in all layers in which the reference gives them. Found images "
                     f"without any in {missing}: name other layers as `layers`."
                 )
             judged.append((positions, fit.judge.judge(statistics)))
-        return _ScoredShare(judged, images.unreadable, self._notes)
+        return _Share(judged, len(images), images.unreadable, self._notes)
 
-    def report(self, fit: _Fit, scored: Sequence[_ScoredShare], rate: float) -> OutlierReport:
+    def report(self, fit: _Fit, scored: Sequence[_Share], rate: float) -> OutlierReport:
         """Join all scores into a report."""
         images, n = self._images, len(self._images)
-        judged = [*fit.known, *(own for share in scored for own in share.judged)]
+        judged = [*fit.known, *(own for share in scored for own in share.parts)]
         positions, parts = zip(*judged, strict=True)
         scores, p_values, layer, filters, views = Judgement.join(parts).select(torch.cat(positions).argsort())
         notes = unseen_layers(self._model, self._layers) | fit.notes | _merged(share.notes for share in scored)
@@ -313,7 +295,7 @@ class _Search:
 
     def _statistics(self, batch: Tensor) -> Statistics:
         capture = MapCapture(self._watched, summary=map_statistics, model=self._model)
-        with probing(self._model) as call, capture:
+        with probing(self._model, self._buffers) as call, capture:
             call(batch.to(self._device, self._dtype))
         usable, _, notes = usable_layers(capture.maps, len(batch))
         self._notes |= notes
