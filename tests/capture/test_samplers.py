@@ -114,6 +114,20 @@ def test_batches_have_the_loader_s_size_or_64_items_or_are_items() -> None:
     assert sizes == [7, 64, None]
 
 
+def test_at_most_one_process_loads_started_as_those_of_the_loader() -> None:
+    loader = DataLoader(DATA, num_workers=2, multiprocessing_context="spawn")
+    for options, workers, method in (({}, 1, "spawn"), ({"num_workers": 2}, 2, "spawn"), ({"num_workers": 0}, 0, None)):
+        found = reread(loader, [1], **options)
+        context = found.multiprocessing_context
+        assert (found.num_workers, context and context.get_start_method()) == (workers, method)
+
+
+def test_a_data_set_without_an_index_is_an_error_that_names_it() -> None:
+    for loader, found in ((DataLoader(iter(DATA)), "DataLoader over .*iterator"), ([DATA], "Found list")):
+        with pytest.raises(ValueError, match=f"{found}.$"):
+            training_positions(loader, 3, 0)
+
+
 def test_samples_that_processes_get_twice_are_not_counted_also_in_a_batch_sampler() -> None:
     sampler = DistributedSampler(DATA, 5, 0, shuffle=False)
     assert 5 * len(sampler) > len(DATA)

@@ -16,11 +16,11 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 4, 3)
+        self.conv, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
         self.hidden, self.unused, self.last = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 5)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.hidden(self.conv(x).relu().mean((2, 3))).relu()
+        return self.hidden(self.second(self.conv(x).relu()).mean((2, 3))).relu()
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.last(self.features(2 * x - 1))  # normalized inside the model
@@ -69,6 +69,16 @@ def test_each_pixel_statistic_has_words_and_needs_no_unit(shape):
         torch.testing.assert_close(now, before, rtol=1e-2, atol=1e-2)
 
 
+def test_shares_of_pixels_count_those_at_the_limit():
+    """Within 2% of the range of the brightest or the darkest pixel; neighbours within 1% of it are flat."""
+    x = torch.tensor([[0, 2, 3, 50, 50], [97, 98, 99, 100, 50], [50, 51, 60, 50, 0], [50, 50, 50, 50, 50]]).double()
+    found, phrases = pixel_statistics(x[None, None])[0].tolist(), [high for _, high in pixel_phrases(1, 2)]
+    assert found[phrases.index("many pixels as bright as its brightest")] == 3 / 20
+    assert found[phrases.index("many pixels as dark as its darkest")] == 3 / 20
+    flat = [value for value, phrase in zip(found, phrases, strict=True) if phrase == "large flat areas"]
+    assert flat == [(x.diff(dim=axis).abs() <= 1).double().mean().item() for axis in (0, 1)]
+
+
 def test_words_say_which_way_a_statistic_deviates():
     x = nn.functional.interpolate(images(1, 3, 4, 4), size=32, mode="bilinear") * 0.5 + 0.2
     bottom = torch.linspace(0, 0.3, 32)[:, None]
@@ -92,6 +102,13 @@ def test_words_say_which_way_a_statistic_deviates():
 
 
 def test_what_has_too_few_pixels_is_not_described():
-    for shape in ((4, 3, 8, 3), (4, 7), (4, 1, 2, 2, 2)):
+    for shape in ((4, 3, 8, 3), (4, 7), (4, 1, 2, 2, 2), (4, 0, 8, 8), (4, 1, 4, 4, 4, 4)):
         assert not describes_pixels(torch.Size(shape))
     assert describes_pixels(torch.Size((4, 1, 4)))
+    assert describes_pixels(torch.Size((4, 1, 4, 4, 4)))
+    model = nn.Conv2d(3, 2, 3)
+    capture = MapCapture({"": model}, model=model)
+    with capture:
+        model(images(4, 3, 8, 3))
+    found = capture.samples.collected(4)
+    assert (found.pixels, found.shape, capture.samples.problem) == (None, (3, 8, 3), None)

@@ -1,0 +1,74 @@
+"""Samples of any kind become small pictures, scaled to what is ordinary."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_anomaly.capture.drawing import displayed, drawn, shrink
+
+HEIGHT, WIDTH = 48, 64  # of a signal's picture
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def scaled(values: Tensor, ordinary: Tensor) -> np.ndarray:
+    """From 0 to 1 what lies between the 0.05 quantile of the smallest values and the 0.95 quantile of the largest."""
+    rows = ordinary.flatten(1).numpy()
+    low, high = np.quantile(rows.min(1), 0.05), np.quantile(rows.max(1), 0.95)
+    return np.clip((values.numpy() - low) / (high - low), 0, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_images_are_scaled_to_the_range_of_ordinary_ones(channels: int) -> None:
+    images = random(60, channels, 9, 7)
+    found = drawn(shrink(images[:5], 64), shrink(images, 64))
+    shown = range(channels if channels == 3 else 1)
+    expected = np.stack([scaled(images[:5, own], images[:, own]) for own in shown], -1)
+    np.testing.assert_allclose(found.numpy() / 255, expected, atol=0.51 / 255)
+    assert torch.equal(displayed(images[:5], images), found)
+    raw = images.mul(50).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(displayed(raw[:5], raw), raw[:5, list(shown)].permute(0, 2, 3, 1))
+
+
+def test_images_are_pooled_and_the_middle_of_a_volume_is_shown() -> None:
+    images = random(2, 1, 12, 20)
+    assert torch.equal(shrink(images, 20), images)
+    assert torch.equal(shrink(images.long(), 20), images.long().float())
+    torch.testing.assert_close(shrink(images, 10), images.unflatten(3, (10, 2)).unflatten(2, (6, 2)).mean((3, 5)))
+    assert shrink(images.to(torch.uint8), 10).dtype == torch.uint8
+    assert torch.equal(shrink(random(2, 1, 5, 8, 8), 8), random(2, 1, 5, 8, 8)[:, :, 2])
+
+
+def curve(picture: Tensor) -> np.ndarray:
+    """Where something is drawn `(height, width)`."""
+    return (picture != 255).any(-1).numpy()
+
+
+def test_a_signal_is_a_connected_curve() -> None:
+    signals = random(30, 1, WIDTH)
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    rows = np.rint(scaled(signals[0, 0], signals) * (HEIGHT - 1)).astype(int)
+    for column, (before, now) in enumerate(zip([rows[0], *rows], rows, strict=False)):
+        expected[HEIGHT - 1 - max(before, now) : HEIGHT - min(before, now), column] = True
+    assert (curve(drawn(signals, signals)[0]) == expected).all()
+    level = drawn(torch.full((1, 1, 5), 0.25), torch.tensor([0.0, 1.0]).repeat(4, 1, 1))
+    assert (curve(level[0]).nonzero()[0] == HEIGHT - 1 - round(0.25 * (HEIGHT - 1))).all()
+
+
+@pytest.mark.parametrize(("length", "kept"), [(128, 128), (160, 128), (1280, 128)])
+def test_a_long_signal_looks_the_same_in_fewer_values(length: int, kept: int) -> None:
+    signals = random(4, 2, length).cumsum(2)
+    small = shrink(signals, 64)
+    assert small.shape == (4, 2, kept)
+    assert torch.equal(drawn(small, small), drawn(signals, signals))
+
+
+def test_channels_have_colours_and_the_first_lies_on_top() -> None:
+    levels = torch.tensor([[0.0], [0.5], [0.0], [1.0]]).expand(1, 4, 9)
+    picture = drawn(shrink(levels, 64), torch.tensor([0.0, 1.0]).repeat(4, 1, 1))[0]
+    bottom, middle = picture[-1, 5].tolist(), picture[23, 5].tolist()
+    assert (bottom, middle) == ([0, 114, 178], [213, 94, 0])
+    assert (picture[0] == 255).all()  # a fourth channel is not drawn
