@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -37,9 +38,14 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
 
 def tensors_in(values: Any) -> list[Tensor]:
     """Find all tensors in a batch, or in what a model returns, whatever they are kept in."""
-    found: list[Tensor] = []
-    apply_to_collection(values, Tensor, found.append, allow_frozen=True)
-    return found
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    elif is_dataclass(values) and not isinstance(values, type):
+        values = [getattr(values, field.name) for field in fields(values)]
+    parts = values if isinstance(values, Sequence) and not isinstance(values, (str, bytes)) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def clone_inputs(inputs: Any) -> Any:

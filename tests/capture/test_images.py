@@ -12,7 +12,7 @@ from lightning_anomaly.capture.images import first_tensor
 IMAGES = torch.rand(3, 1, 4, 4)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
     names: list[str]
     images: Tensor
