@@ -258,18 +258,6 @@ def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path
     assert all("losses" not in entry for entry in off.history)
 
 
-def test_a_resumed_fit_goes_on_with_the_steps_of_the_whole_one(tmp_path: Path) -> None:
-    def fit(epochs: int, ckpt_path: Any = None) -> list[int]:
-        logger = CometDouble()
-        trainer = quiet_trainer(tmp_path, watcher(browser=True), logger=logger, max_epochs=epochs)
-        trainer.fit(SmallNet(), loader(), loader(seed=1), ckpt_path=ckpt_path)
-        trainer.save_checkpoint(tmp_path / "last.ckpt")
-        return [step for _, _, _, step in logger.experiment]
-
-    assert fit(3) == [2, 5, 8]  # the 1st, the 2nd and the last of three
-    assert fit(9, tmp_path / "last.ckpt") == [11, 23, 26]  # the 4th, the 8th and the last of nine
-
-
 MEAN, BOTH = ({"on_step": step, "on_epoch": True} for step in (False, True))
 
 

@@ -110,10 +110,6 @@ def test_all_callbacks_fit_log_stop_and_resume_in_both_trees(tree: str, other: s
     stopping = theirs.EarlyStopping("anomaly_filters/rise", mode="max", patience=2)
     assert fit(tree, watcher(), stopping, max_epochs=9).current_epoch == 3
 
-    readers = [theirs.EarlyStopping(f"{prefix}/count", strict=False) for prefix in ("anomaly_filters", "other")]
-    with pytest.warns(UserWarning, match="It will find nothing. What monitors 'anomaly_filters/count' waits in vain.$"):
-        fit(tree, watcher(), *readers, limit_val_batches=0, max_epochs=1)
-
 
 class Data(LightningDataModule):
     def train_dataloader(self) -> Any:

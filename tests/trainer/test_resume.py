@@ -109,19 +109,6 @@ def test_saved_at_a_validation(halves: Whole) -> None:
     assert plain(second.history) == plain(halves.ours.history)
 
 
-def test_interrupted_in_a_validation(whole: Whole, tmp_path: Path) -> None:
-    class Interrupts(Callback):
-        def on_validation_batch_end(self, trainer: Any, *args: Any, **kwargs: Any) -> None:
-            if trainer.current_epoch == 2:
-                raise KeyboardInterrupt
-
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        fit([watcher(), ModelCheckpoint(tmp_path, save_last=True), Interrupts()], max_epochs=4)
-    second = watcher()
-    fit([second], tmp_path / "last.ckpt", max_epochs=4)
-    assert plain(second.history) == plain(whole.ours.history)[:4]
-
-
 def test_other_callbacks_than_the_checkpoint_s(whole: Whole, tmp_path: Path) -> None:
     path = whole.folder / "epoch=1.ckpt"
     assert fit([], path, max_epochs=3).current_epoch == 3
