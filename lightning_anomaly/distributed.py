@@ -15,8 +15,8 @@ from torch import Tensor
 
 __all__ = [
     "broadcast_result",
+    "even_slices",
     "exchange_filters",
-    "filter_slices",
     "gather_results",
     "raise_if_any_failed",
     "rank_and_world",
@@ -85,9 +85,9 @@ def raise_if_any_failed(failure: Exception | None) -> None:
         raise failure or RuntimeError("another process failed")
 
 
-def filter_slices(filters: int, world: int) -> list[slice]:
-    """Return the filters of a layer that each process analyzes; filters of one layer cost about the same."""
-    return [slice(filters * rank // world, filters * (rank + 1) // world) for rank in range(world)]
+def even_slices(count: int, world: int) -> list[slice]:
+    """Return each process's share of a layer's filters or of images, one of which costs about as much as another."""
+    return [slice(count * rank // world, count * (rank + 1) // world) for rank in range(world)]
 
 
 def sample_order(counts: Sequence[int], limit: int) -> Tensor:

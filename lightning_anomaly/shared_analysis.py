@@ -15,8 +15,8 @@ from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
 from lightning_anomaly.capture.probe import most_samples, usable_layers
 from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.distributed import (
+    even_slices,
     exchange_filters,
-    filter_slices,
     gather_results,
     rank_and_world,
     sample_order,
@@ -113,7 +113,7 @@ def analyze_shared(
         for name, layer in usable.items():
             order = sample_order([header[name].count for header in headers], limit)
             rows, scored = (torch.cat(parts, 1)[:, order] for parts in received.pop(name))
-            own[name] = _slice_maps(layer, rows, filter_slices(_filters(layer), world)[rank])
+            own[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
             if rank == scorers[name]:
                 statistics[name] = [scored.transpose(0, 1)]
         known = _join_samples(all_known, [most_samples(own) for own in headers], limit) if rank == world - 1 else None
@@ -190,7 +190,7 @@ def _exchange(
 
     to_scorer = [slice(0, filters if rank == scorer else 0) for rank in range(world)]
     return (
-        exchange_filters(rows, filter_slices(filters, world), counts),
+        exchange_filters(rows, even_slices(filters, world), counts),
         exchange_filters(statistics, to_scorer, counts),
     )
 

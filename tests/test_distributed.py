@@ -7,12 +7,12 @@ import torch
 from run import outcomes_of, run_processes
 from torch.utils.data import DistributedSampler
 
-from lightning_anomaly.distributed import broadcast_result, filter_slices, gather_results, rank_and_world, sample_order
+from lightning_anomaly.distributed import broadcast_result, even_slices, gather_results, rank_and_world, sample_order
 
 
 @pytest.mark.parametrize(("filters", "world"), [(1, 1), (2, 3), (7, 2), (64, 8), (5, 8)])
 def test_every_filter_is_in_one_slice_of_about_the_same_size(filters: int, world: int) -> None:
-    parts = [range(filters)[part] for part in filter_slices(filters, world)]
+    parts = [range(filters)[part] for part in even_slices(filters, world)]
     assert [index for part in parts for index in part] == list(range(filters))
     assert len(parts) == world
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

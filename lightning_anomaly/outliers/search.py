@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -21,7 +20,7 @@ from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.checks import check_fraction, check_seed
-from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world
+from lightning_anomaly.distributed import broadcast_result, even_slices, gather_results, rank_and_world
 from lightning_anomaly.notes import left_out, warn_of
 from lightning_anomaly.outliers.conformal import Judgement, SplitConformal, Statistics, fit_halves
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
@@ -190,7 +189,7 @@ class _Search:
         self._chosen: list[int] = (order if reference is not None else order[:_REFERENCE]).tolist()
         batches = [
             Statistics({name: part.cpu() for name, part in statistics.layers.items()}, statistics.samples)
-            for _, statistics in self._run(others, self._share(self._chosen), "reference")
+            for _, statistics in self._run(others, self._chosen, "reference")
         ]
         return _Share(batches, len(images), others.unreadable, self._notes)
 
@@ -203,12 +202,11 @@ class _Search:
                 f"Found {numbers} images in the processes."
             )
         parts = [part for share in shares for part in share.parts]
-        own = self._others is self._images
-        names, halves, kept, notes = fit_halves(parts, self._others.argument, both=own)
+        names, halves, kept, notes = fit_halves(parts, self._others.argument, both=self._others is self._images)
         notes |= _merged(share.notes for share in shares)
         chosen = [self._chosen[place] for place in kept.tolist()]
         known: list[tuple[Tensor, Judgement]] = []
-        if own:
+        if len(halves) == 2:
             middle = len(chosen) // 2
             positions = torch.tensor(chosen, device="cpu")
             known = [(positions[middle:], halves[0].own), (positions[:middle], halves[1].own)]
@@ -232,7 +230,7 @@ class _Search:
         rest = [position for position in range(len(images)) if position not in known]
         fit.judge.to(self._device)
         judged = []
-        for positions, statistics in self._run(images, self._share(rest), "outlier scores"):
+        for positions, statistics in self._run(images, rest, "outlier scores"):
             if missing := fit.judge.missing(statistics):
                 raise ValueError(
                     "Parameter `inputs` should give maps in all layers in which the reference gives them. Found images "
@@ -272,15 +270,10 @@ class _Search:
         shown = _pictures(images, report.top(KEPT), self._others, fit.reference[:_SCALE_IMAGES])
         return replace(report, images=shown)
 
-    def _share(self, positions: Sequence[int]) -> Sequence[int]:
-        """Return the positions that this process reads."""
-        first, last = (len(positions) * rank // self._world for rank in (self.rank, self.rank + 1))
-        return positions[first:last]
-
     def _run(self, images: ImageSource, positions: Sequence[int], what: str) -> Iterator[tuple[Tensor, Statistics]]:
-        """Run the model: positions `(n,)` and statistics of some batches at a time."""
-        total = math.ceil(len(positions) / images.batch_size)
-        batches = iter(track(images.batches(positions), total, what, self._progress))
+        """Run the model on this process's share: positions `(n,)` and statistics of some batches at a time."""
+        positions = positions[even_slices(len(positions), self._world)[self.rank]]
+        batches = iter(track(images.batches(positions), -(-len(positions) // images.batch_size), what, self._progress))
         while some := list(islice(batches, _BATCHES)):
             parts = [self._statistics(batch) for _, batch in some]
             names = [name for name in parts[0].layers if all(name in part.layers for part in parts)]
