@@ -77,7 +77,7 @@ class Vectors:
     def _weights(self, selected: Tensor, count: int) -> Tensor:
         """Weights `(n, k)` whose sums of the selected vectors are the axes.
 
-        To multiply in the precision of the vectors is enough for all but the last step, which tells what varies.
+        To multiply in the precision of the vectors is enough; squares, which tell what varies, are in double precision.
         """
         multiply, spread = self._multiplication(selected)
         basis = _centered(self._sketch(count)[selected])
@@ -96,7 +96,7 @@ class Vectors:
             vectors = _centered(self._vectors[selected])
 
             def spread(basis: Tensor) -> Tensor:
-                along = vectors.double().T @ basis
+                along = (vectors.T @ basis.to(vectors)).double()
                 return along.T @ along
 
             return lambda basis: vectors @ (vectors.T @ basis), spread
