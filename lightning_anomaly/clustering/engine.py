@@ -5,16 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from importlib import import_module
 
-import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["KMEANS_ITERATIONS", "SAME", "Engine", "Parameters", "load_engine"]
 
 KMEANS_ITERATIONS = 300  # at most, as scikit-learn's KMeans
-_LARGE = (
-    32  # rows of a matrix from which two eigenvectors take less time than all, which come for many matrices at once
-)
 SAME = 1e-9  # relative difference that is rounding, for values of order one or larger
 
 # Weights `(F, K)`, means `(F, K, 2)`, and `u11`, `u12`, `u22` `(F, K, 3)` of the upper triangular U with `U U^T` the
@@ -49,13 +45,14 @@ class Engine(ABC):
         samples, pixels = rows.shape[1:]
         if pixels == 1:
             return torch.cat([rows, torch.zeros_like(rows)], 2), rows.new_ones(len(rows), 1, 2)
-        # Scores are products with the maps, whichever Gram matrix is the smaller, so that equal maps are equal points.
+        # All eigenvectors: iterating for the first two took two to five times as long, for 25 to 256 pixels. Scores are
+        # products with the maps, whichever Gram matrix is the smaller, so that equal maps are equal points.
         if samples < pixels:
-            values, vectors = _leading_eigenvectors(rows @ rows.transpose(1, 2))
+            values, vectors = (part[..., -2:] for part in torch.linalg.eigh(rows @ rows.transpose(1, 2)))
             smallest = torch.finfo(rows.dtype).eps * values[:, 1:]  # rounding may leave less than nothing
             axes = rows.transpose(1, 2) @ vectors / values.clamp(min=smallest).sqrt()[:, None]
         else:
-            axes = _leading_eigenvectors(rows.transpose(1, 2) @ rows)[1]
+            axes = torch.linalg.eigh(rows.transpose(1, 2) @ rows).eigenvectors[:, :, -2:]
         axes = axes.flip(2)
         return rows @ axes, axes
 
@@ -140,17 +137,3 @@ class Engine(ABC):
     def device(self, maps: torch.device) -> torch.device:
         """Name the device on which to work on maps that lie on a device."""
         return torch.device("cpu")
-
-
-def _leading_eigenvectors(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """The two largest eigenvalues `(F, 2)`, ascending, and their eigenvectors `(F, P, 2)`, of matrices `(F, P, P)`."""
-    from scipy import linalg  # slow to import
-
-    size = matrices.shape[1]
-    if matrices.device.type != "cpu" or size < _LARGE:
-        values, vectors = torch.linalg.eigh(matrices)
-        return values[:, -2:], vectors[:, :, -2:]
-    chosen = {"subset_by_index": (size - 2, size - 1), "driver": "evx", "check_finite": False}
-    pairs = [linalg.eigh(matrix, **chosen) for matrix in matrices.numpy()]
-    values, vectors = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
-    return values, vectors
