@@ -222,12 +222,16 @@ def test_little_to_compare_is_one_warning_that_names_who_waits(
 
 def test_a_network_that_expects_too_few_errors_is_said_to_at_every_nth_validation(tmp_path: Path) -> None:
     class Sure(SmallNet):
+        compared = 0
+
         def forward(self, x: Tensor) -> Tensor:
+            self.compared += len(x) == len(TRAIN)  # no batch of the loaders has as many
             return 1e4 * super().forward(x)
 
     compared = TwoSampleCallback(TRAIN, VAL, every_n_validations=2)
     with pytest.warns(UserWarning, match="fewer than 10 errors"):
-        fit(tmp_path, compared, max_epochs=7, module=Sure())
+        model, _ = fit(tmp_path, compared, max_epochs=7, module=Sure())
+    assert model.compared == 4  # once at each of these, and not in the sanity check
     assert [entry["compares_output"] for entry in compared.history] == [True, False] * 3 + [True]
     metrics = [entry["metrics"] for entry in compared.history]
     assert metrics[0] == metrics[1] != metrics[2] == metrics[3]
