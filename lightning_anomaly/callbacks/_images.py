@@ -13,14 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.callbacks._probe import transferred
 from lightning_anomaly.capture.hooks import isolated_random_state
-from lightning_anomaly.capture.images import (
-    batch_size_of,
-    first_loader,
-    first_tensor,
-    holder,
-    reread,
-    training_positions,
-)
+from lightning_anomaly.capture.images import first_tensor, holder
+from lightning_anomaly.capture.loaders import batch_size_of, first_loader, reread, training_positions
 
 # Without type arguments, as the command line takes none for a data set of a parametrised type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._samples import ProbeSamples, class_notes, label_texts, probe_files
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
-from lightning_anomaly.capture.images import first_tensor, reread, shuffles, training_positions, unpadded_length
+from lightning_anomaly.capture.images import first_tensor
+from lightning_anomaly.capture.loaders import reread, shuffles, training_positions, unpadded_length
 from lightning_anomaly.capture.probe import most_samples, probing
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture.drawing import shrink
-from lightning_anomaly.capture.images import drawn_positions, file_names, first_loader, first_tensor, holder
+from lightning_anomaly.capture.images import file_names, first_tensor, holder
+from lightning_anomaly.capture.loaders import drawn_positions, first_loader
 from lightning_anomaly.capture.probe import tensors_in
 
 _SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them

@@ -20,8 +20,8 @@ from lightning_anomaly.callbacks._probe import (
 )
 from lightning_anomaly.callbacks._samples import same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
-from lightning_anomaly.capture.images import shuffles
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
+from lightning_anomaly.capture.loaders import shuffles
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.report import AnomalyReport

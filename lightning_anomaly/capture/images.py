@@ -1,44 +1,20 @@
-"""The images in a batch, and those of a user's data loader, read again by their positions."""
+"""The images in a batch, and those of a data set, read by their positions."""
 
 from __future__ import annotations
 
-import copy
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    Subset,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from lightning_anomaly.capture.hooks import isolated_random_state
+from lightning_anomaly.capture.loaders import BATCH, batch_size_of, drawn_positions, reread
 from lightning_anomaly.capture.probe import tensors_in
 
-__all__ = [
-    "ImageSource",
-    "batch_size_of",
-    "drawn_positions",
-    "file_names",
-    "first_loader",
-    "first_tensor",
-    "holder",
-    "reread",
-    "shuffles",
-    "training_positions",
-    "unpadded_length",
-]
+__all__ = ["ImageSource", "file_names", "first_tensor", "holder"]
 
-_BATCH = 64
 _ATTEMPTS = 100  # images that may be unreadable before the first that is not
 
 
@@ -56,117 +32,6 @@ def first_tensor(batch: Any) -> Tensor | None:
     if found and found[0].ndim < 2:
         return next((tensor for tensor in found if tensor.ndim > 2), found[0])
     return found[0] if found else None
-
-
-def reread(
-    loader: DataLoader[Any], positions: Sequence[int], *, num_workers: int | None = None, seed: int = 0
-) -> DataLoader[Any]:
-    """Load items of a loader's data set as the loader does, without drawing a global random number.
-
-    Args:
-        loader: A loader over a map-style data set.
-        positions: Which items, in this order.
-        num_workers: Processes that load; None takes one where the loader has any: open files and generators of the data
-            set's own are not shared then.
-        seed: Seed of what the data set draws in them.
-    """
-    workers = min(1, loader.num_workers) if num_workers is None else num_workers
-    return DataLoader(
-        loader.dataset,  # itself, as `worker_init_fn` may reach for it
-        sampler=positions,
-        batch_size=batch_size_of(loader),
-        collate_fn=loader.collate_fn,
-        num_workers=workers,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context if workers else None,
-        # Its own: without one a DataLoader draws its base seed from the global random numbers.
-        generator=torch.Generator().manual_seed(seed),
-    )
-
-
-def batch_size_of(loader: DataLoader[Any]) -> int | None:
-    """Return the number of items in a batch; None where each item is a batch already."""
-    batches = loader.batch_sampler  # one of the user's may have no size
-    return None if batches is None else getattr(batches, "batch_size", None) or _BATCH
-
-
-def sampler_of(loader: Any) -> Any:
-    """Find what draws a loader's positions, also within a batch sampler; None if that, or the loader, has none."""
-    batches: Any = getattr(loader, "batch_sampler", None)
-    return getattr(loader if batches is None else batches, "sampler", None)
-
-
-def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
-    """Draw the positions of one epoch of all processes, the same ones each time; None if that is not possible.
-
-    A copy of the loader's sampler draws them, so that the training's own draws stay as they are.
-    """
-    dataset: Any = loader.dataset
-    sampler = sampler_of(loader)
-    in_batches = sampler is None
-    try:
-        # A sampler may hold the data set, which is not to be copied.
-        own: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, {id(dataset): dataset})
-        if isinstance(own, DistributedSampler):
-            own.rank, own.num_replicas, own.num_samples, own.epoch = 0, 1, own.total_size, 0
-        if isinstance(getattr(own, "generator", None), torch.Generator):
-            own.generator = torch.Generator().manual_seed(0)
-        with isolated_random_state(0):
-            most = max(len(dataset), len(own) if hasattr(own, "__len__") else 0)  # some never end
-            return [int(one) for one in islice(chain.from_iterable(own) if in_batches else own, most)]
-    except Exception:  # it cannot be copied, say, or draws something else than positions
-        return None
-
-
-def first_loader(loaders: Any) -> Any:
-    """Return the first of a Trainer's loaders, which may be one, several or none."""
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    return next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
-
-
-def unpadded_length(loaders: Any) -> int:
-    """Count the samples of the first of a Trainer's loaders over all processes, without those that come twice.
-
-    `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
-    """
-    sampler = sampler_of(first_loader(loaders))
-    dataset: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
-    return sys.maxsize if dataset is None else len(dataset)
-
-
-def shuffles(loaders: Any) -> bool:
-    """Whether the first of a Trainer's loaders draws its samples at random."""
-    sampler = sampler_of(first_loader(loaders))
-    is_random = isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
-    return bool(getattr(sampler, "shuffle", is_random))
-
-
-def training_positions(
-    loader: Any, size: int, seed: int, what: str = 'The training data of `probe = "train"`'
-) -> list[int]:
-    """Choose a fixed random sample of a data set.
-
-    Args:
-        loader: A `DataLoader` over a data set that has a length.
-        size: Number of samples; all of them if the set has fewer.
-        seed: Seed of the choice.
-        what: What an error calls the loader.
-
-    Raises:
-        ValueError: If the loader's data set cannot be indexed.
-    """
-    dataset: Any = getattr(loader, "dataset", None)
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        found = type(loader).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
-        raise ValueError(
-            f"{what} should be a DataLoader whose data set has `__getitem__` and `__len__`. Found {found}."
-        )
-    # What the loader leaves out may be the validation images.
-    drawn = drawn_positions(loader)
-    places = sorted(range(len(dataset)) if drawn is None else set(drawn))
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
-    return [places[place] for place in order]
 
 
 class ImageSource:
@@ -192,7 +57,7 @@ class ImageSource:
         self.argument = argument
         self._tensor = images if isinstance(images, Tensor) else None
         self._loader: DataLoader[Any] | None = None if isinstance(images, Tensor) else _checked(images, argument)
-        self.batch_size = (None if self._loader is None else batch_size_of(self._loader)) or _BATCH
+        self.batch_size = (None if self._loader is None else batch_size_of(self._loader)) or BATCH
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         dataset = None if self._loader is None else self._loader.dataset

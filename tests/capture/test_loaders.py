@@ -20,7 +20,7 @@ from torch.utils.data import (
 )
 
 from lightning_anomaly import find_outliers
-from lightning_anomaly.capture.images import (
+from lightning_anomaly.capture.loaders import (
     batch_size_of,
     drawn_positions,
     reread,

@@ -1,0 +1,144 @@
+"""A user's data loader: which positions it draws, and its items read again by their positions."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from lightning_anomaly.capture.hooks import isolated_random_state
+
+__all__ = [
+    "BATCH",
+    "batch_size_of",
+    "drawn_positions",
+    "first_loader",
+    "reread",
+    "shuffles",
+    "training_positions",
+    "unpadded_length",
+]
+
+BATCH = 64  # items in a batch where nobody says
+
+
+def reread(
+    loader: DataLoader[Any], positions: Sequence[int], *, num_workers: int | None = None, seed: int = 0
+) -> DataLoader[Any]:
+    """Load items of a loader's data set as the loader does, without drawing a global random number.
+
+    Args:
+        loader: A loader over a map-style data set.
+        positions: Which items, in this order.
+        num_workers: Processes that load; None takes one where the loader has any: open files and generators of the data
+            set's own are not shared then.
+        seed: Seed of what the data set draws in them.
+    """
+    workers = min(1, loader.num_workers) if num_workers is None else num_workers
+    return DataLoader(
+        loader.dataset,  # itself, as `worker_init_fn` may reach for it
+        sampler=positions,
+        batch_size=batch_size_of(loader),
+        collate_fn=loader.collate_fn,
+        num_workers=workers,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context if workers else None,
+        # Its own: without one a DataLoader draws its base seed from the global random numbers.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def batch_size_of(loader: DataLoader[Any]) -> int | None:
+    """Return the number of items in a batch; None where each item is a batch already."""
+    batches = loader.batch_sampler  # one of the user's may have no size
+    return None if batches is None else getattr(batches, "batch_size", None) or BATCH
+
+
+def sampler_of(loader: Any) -> Any:
+    """Find what draws a loader's positions, also within a batch sampler; None if that, or the loader, has none."""
+    batches: Any = getattr(loader, "batch_sampler", None)
+    return getattr(loader if batches is None else batches, "sampler", None)
+
+
+def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
+    """Draw the positions of one epoch of all processes, the same ones each time; None if that is not possible.
+
+    A copy of the loader's sampler draws them, so that the training's own draws stay as they are.
+    """
+    dataset: Any = loader.dataset
+    sampler = sampler_of(loader)
+    in_batches = sampler is None
+    try:
+        # A sampler may hold the data set, which is not to be copied.
+        own: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, {id(dataset): dataset})
+        if isinstance(own, DistributedSampler):
+            own.rank, own.num_replicas, own.num_samples, own.epoch = 0, 1, own.total_size, 0
+        if isinstance(getattr(own, "generator", None), torch.Generator):
+            own.generator = torch.Generator().manual_seed(0)
+        with isolated_random_state(0):
+            most = max(len(dataset), len(own) if hasattr(own, "__len__") else 0)  # some never end
+            return [int(one) for one in islice(chain.from_iterable(own) if in_batches else own, most)]
+    except Exception:  # it cannot be copied, say, or draws something else than positions
+        return None
+
+
+def first_loader(loaders: Any) -> Any:
+    """Return the first of a Trainer's loaders, which may be one, several or none."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    return next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
+
+
+def unpadded_length(loaders: Any) -> int:
+    """Count the samples of the first of a Trainer's loaders over all processes, without those that come twice.
+
+    `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
+    """
+    sampler = sampler_of(first_loader(loaders))
+    dataset: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
+    return sys.maxsize if dataset is None else len(dataset)
+
+
+def shuffles(loaders: Any) -> bool:
+    """Whether the first of a Trainer's loaders draws its samples at random."""
+    sampler = sampler_of(first_loader(loaders))
+    is_random = isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
+    return bool(getattr(sampler, "shuffle", is_random))
+
+
+def training_positions(
+    loader: Any, size: int, seed: int, what: str = 'The training data of `probe = "train"`'
+) -> list[int]:
+    """Choose a fixed random sample of a data set.
+
+    Args:
+        loader: A `DataLoader` over a data set that has a length.
+        size: Number of samples; all of them if the set has fewer.
+        seed: Seed of the choice.
+        what: What an error calls the loader.
+
+    Raises:
+        ValueError: If the loader's data set cannot be indexed.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        found = type(loader).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
+        raise ValueError(
+            f"{what} should be a DataLoader whose data set has `__getitem__` and `__len__`. Found {found}."
+        )
+    # What the loader leaves out may be the validation images.
+    drawn = drawn_positions(loader)
+    places = sorted(range(len(dataset)) if drawn is None else set(drawn))
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+    return [places[place] for place in order]
