@@ -15,7 +15,7 @@ _MOST = 20  # analyses, the last one included
 _KEPT_BYTES = 4_000_000  # of an analysis in memory
 _PACKED_BYTES = (1_200_000, 8_000_000)  # of all in a page before they are compressed: of most networks, and at most
 _FILTER_BYTES = 300  # that each filter adds in networks of more filters
-_FEWEST = 24  # samples of a filter: rather fewer analyses are shown
+_MIN_SAMPLES = 24  # samples of a filter: rather fewer analyses are shown
 _STEPS = 24  # of a coordinate for one of asinh: 0.04 standard deviations near 0, 4% far out
 
 
@@ -86,7 +86,7 @@ def packed_frames(report: AnomalyReport, frames: Sequence[Frame]) -> tuple[list[
     """
     filters = sum(len(layer.verdicts) for layer in report.layers.values())
     budget = min(_PACKED_BYTES[1], max(_PACKED_BYTES[0], _FILTER_BYTES * filters)) // (2 * max(1, filters))
-    frames = frames[:: -(-len(frames) // max(1, budget // _FEWEST))]
+    frames = frames[:: -(-len(frames) // max(1, budget // _MIN_SAMPLES))]
     known = frames[0].samples
     amount = min(len(known), max(1, budget // len(frames)))
     blocks = {}

@@ -105,7 +105,7 @@ def _inputs(trainer: Any, pl_module: Any, batch: Any) -> Tensor:
     return images.cpu()
 
 
-_FEWEST = 8  # images whose mean and spread say something
+_MIN_IMAGES = 8  # images whose mean and spread say something
 _EQUAL = 0.01  # share of the validation images
 
 
@@ -116,7 +116,7 @@ def describe_doubts(given: Mapping[str, Tensor], train: Tensor, val: Tensor, bat
     """
     found = {}
     seen = first_tensor(batch)
-    if seen is not None and len(seen) >= _FEWEST and seen.is_floating_point():
+    if seen is not None and len(seen) >= _MIN_IMAGES and seen.is_floating_point():
         mean, spread = _scale(seen)
         for name, images in given.items():
             own_mean, own_spread = _scale(images)

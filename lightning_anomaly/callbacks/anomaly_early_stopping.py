@@ -39,7 +39,7 @@ class _Signal:
 _FILTERS = _Signal("rise", _history.THRESHOLD, _history.PATIENCE, _history.HOLD, 2 * _history.HOLD, "live")
 _OUTPUT = _Signal("confidence_rise", rise.THRESHOLD, 1, 1, rise.WINDOW + 1, "compares_output")
 _CONFIRMED = replace(_OUTPUT, threshold=stopping.CONFIRMED_THRESHOLD, patience=stopping.CONFIRMED_PATIENCE)
-_FEWEST = 300  # images of one kind that the rule was tested with
+_MIN_IMAGES = 300  # images of one kind that the rule was tested with
 
 
 class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
@@ -270,11 +270,11 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
 
     def _warn_of_few_images(self) -> None:
         report = self._watched.report
-        if isinstance(report, TwoSampleReport) and min(report.n_train, report.n_val) < _FEWEST:
+        if isinstance(report, TwoSampleReport) and min(report.n_train, report.n_val) < _MIN_IMAGES:
             self._warn_once(
                 "few images",
                 f"AnomalyEarlyStopping judges by {report.n_train} training and {report.n_val} validation images, and "
-                f"was tested with {_FEWEST} of each and more: give its TwoSampleCallback more.",
+                f"was tested with {_MIN_IMAGES} of each and more: give its TwoSampleCallback more.",
             )
 
     def _stop(self, trainer: Any, reason: str | None) -> None:

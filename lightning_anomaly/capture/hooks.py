@@ -213,7 +213,7 @@ def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Cal
         try:
             take(*args)
         except Exception as error:
-            owner.problem = f"taking it failed with {error!r}"
+            owner.problem = f"a hook failed with {error!r}"
 
     return hook
 
