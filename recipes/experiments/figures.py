@@ -181,8 +181,8 @@ def _harm() -> Figure:
     """Each new run a point for each rule: its loss where the rule ends it, and the accuracy that was still to come."""
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    losses = [f"loss,\n{patience} epochs" for patience in (3, 5, 10)]
-    labels = ["gap and\nloss", "smooth\nloss", "gap\nalone", *losses, "to the\nend"]
+    losses = [f"loss,\npatience\n{patience}" for patience in (3, 5, 10)]
+    labels = ["gap and\nloss", "smooth\nloss", "gap\nalone", *losses, "accuracy,\npatience\n10", "to the\nend"]
     parts = {name: own for name, own in harm.parts(runs("harm")).items() if name != "all"}
     for shift, (marker, (part, lines)) in enumerate(zip("os^D", parts.items(), strict=True)):
         for place, rule in enumerate(harm.SHOWN.values()):

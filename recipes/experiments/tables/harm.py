@@ -16,6 +16,7 @@ from recipes.experiments.tables.writer import Frame, runs
 
 Line = dict[str, Any]
 _NAMES = {"rise of 5%": "gap and loss (the default)", "ratio of": "gap alone (`confirm=None`)", "validation loss": "",
+          "validation accuracy": "",
           "none": "none: train to the end"}  # fmt: skip
 
 

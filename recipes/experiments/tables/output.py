@@ -98,6 +98,7 @@ RULES: dict[str, Rule] = {
             "validation loss, patience 3",
             "validation loss, patience 5",
             "validation loss, patience 10",
+            "validation accuracy, patience 10",
             "Label Wave, patience 5",
             "gradient disparity, patience 5",
             "rise of weight variance",
