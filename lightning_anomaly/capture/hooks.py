@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.layers import CONVOLUTIONS
-from lightning_anomaly.capture.maps import LayerMaps, keep_rows, map_statistics, pool_maps
+from lightning_anomaly.capture.maps import SMALLEST, LayerMaps, keep_rows, map_statistics, pool_maps
 from lightning_anomaly.capture.samples import SampleCapture
 
 __all__ = ["MapCapture", "compiled_models_eager", "evaluating", "isolated_random_state"]
@@ -195,10 +195,12 @@ class MapCapture:
         for piece in torch.split(maps, max(1, _PIECE // output[0].numel())):
             values = piece.to(dtype)
             if self._summary is None:
-                keep_rows(layer.statistics, map_statistics(values), room)
-                if self._rectify:  # minus infinity is no silence: it stays a value that is not finite
-                    values = torch.where(values > -torch.inf, values.clamp(min=0), torch.nan)
-                zeros = (values <= 0).transpose(0, 1).flatten(1).sum(1)
+                statistics = map_statistics(values)
+                keep_rows(layer.statistics, statistics, room)
+                zeros = (values <= 0).sum((0, *range(2, values.ndim)))
+                if self._rectify:
+                    values = values.clamp(min=0)
+                    values[statistics[..., SMALLEST] == -torch.inf] = torch.nan  # minus infinity is no silence
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
                 keep_rows(layer.batches, pool_maps(values, self._max_map_side), room)
             else:

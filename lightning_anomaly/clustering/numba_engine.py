@@ -32,6 +32,7 @@ _LN2 = math.log(2)
 _SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(_SCALE y)^2
 _LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi) and what scaled factors add to the logarithm of a density
 _EMPTY = 10 * float(np.finfo(np.float64).eps)  # what scikit-learn adds to every component's count
+_KNOTS = 16  # in a block: one or two vector registers
 _BLOCK = 256  # samples at a time in the E-step: the arrays of five components fill half of a first-level cache
 _ROUND = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in the low bits
 _EXPONENT = np.int64(52)  # where a double's exponent begins
@@ -90,8 +91,8 @@ class NumbaEngine(Engine):
             return super().rank_lookup(values, knots, beyond, tables)
         own = values.T.contiguous().numpy()
         found = np.empty((len(tables), *own.shape), np.float32)
-        # To sort and then to go along both is four times as fast as a binary search.
-        _rank_lookup(own, own.argsort(1), knots.numpy(), beyond.numpy(), tables.numpy(), found)
+        # Two counts without branches: four times as fast as a binary search, twice as fast as to merge sorted values.
+        _rank_lookup(own, knots.numpy(), beyond.numpy(), tables.numpy(), found)
         return torch.from_numpy(found).transpose(1, 2)
 
 
@@ -304,20 +305,31 @@ def _cluster_moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array)
             own[k, 3:] /= max(own[k, 0], 1.0)
 
 
-@compile_loop(nogil=True, cache=True)
+@compile_loop(nogil=True, cache=True, fastmath={"reassoc"})
 def _rank_lookup(
-    values: _Floats, order: _Integers, knots: _Floats, beyond: npt.NDArray[np.int32], tables: _Floats, found: _Floats
+    values: _Floats, knots: _Floats, beyond: npt.NDArray[np.int32], tables: _Floats, found: _Floats
 ) -> None:
-    count = knots.shape[1]
+    count, n = knots.shape[1], values.shape[1]
+    zero, one = np.int32(0), np.int32(1)
+    place, padded = np.empty(n, np.int32), np.full(count + _KNOTS, np.inf, np.float32)
     for v in range(len(values)):
-        left = 0  # how many knots are smaller than the value
-        for i in order[v]:
-            while left < count and not knots[v, left] >= values[v, i]:  # NaN comes last and passes all
-                left += 1
-            same = left < count and knots[v, left] == values[v, i]
-            rank = left + (beyond[v, left] if same else left)
-            for t in range(len(tables)):
-                found[t, v, i] = tables[t, rank]
+        row, knot, more = values[v], knots[v], beyond[v]
+        padded[:count] = knot
+        place[:] = zero
+        for last in range(_KNOTS - 1, count, _KNOTS):  # in which block of knots each value belongs
+            for i in range(n):
+                place[i] += zero if knot[last] >= row[i] else one
+        for i in range(n):  # how many knots are smaller; NaN passes all
+            first, left = place[i] * _KNOTS, zero
+            for j in range(_KNOTS):
+                left += zero if padded[first + j] >= row[i] else one
+            place[i] = min(first + left, count)
+        for i in range(n):
+            same = min(place[i], count - 1)
+            place[i] += more[same] if knot[same] == row[i] else place[i]
+        for t in range(len(tables)):
+            for i in range(n):
+                found[t, v, i] = tables[t, place[i]]
 
 
 ENGINE = NumbaEngine
