@@ -1,8 +1,7 @@
 """A report as one HTML file that needs no server and no network: hover a point, see its image and its feature map.
 
-`pack.py` makes all of a report small, with the images and maps that `report/pictures.py` keeps and the points of
-earlier analyses that `epochs.py` keeps, and `page.py` puts that
-into `page.html` with `page.css` and the JavaScript that `report_page.py` names.
+`report_page.py` makes all of a report small, with the images and maps that `report/pictures.py` keeps and the points of
+earlier analyses that `epochs.py` keeps, and `page.py` puts that into `page.html` with `page.css` and JavaScript.
 `outlier_page.py` makes a page of what `find_outliers` found.
 """
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_anomaly.browser.pack import usual_score
 from lightning_anomaly.browser.page import assemble, plain_labels, write
+from lightning_anomaly.browser.report_page import usual_score
 from lightning_anomaly.outliers.report import OutlierReport
 
 _CODE = ("dom.js", "unpack.js", "csv.js", "words.js", "colours.js", "draw.js", "parts.js", "ranking.js", "shell.js",

@@ -78,11 +78,11 @@ def assemble(
             have a name in common.
         index: What the page reads at once, plain values; it has a `"title"`.
         images: uint8 images `(N, height, width, channels)` with one or three channels, which become one PNG file.
-        blocks: What it unpacks when needed: bytes compressed with zlib, by name.
+        blocks: What it unpacks when needed, by name.
     """
     placed, sprite = (None, {}) if images is None else _sprite(images)
-    packed = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()
-    content = {"index": zlib.compress(packed), **(blocks or {}), **sprite}
+    plain = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()
+    content = {name: zlib.compress(block) for name, block in {"index": plain, **(blocks or {})}.items()} | sprite
     module, style = _module(code), _text("page.css")
     parts = {
         "TITLE": escape(index["title"]),

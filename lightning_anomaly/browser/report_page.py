@@ -1,20 +1,32 @@
-"""The page of an `AnomalyReport`: its filters and the samples of its probe."""
+"""The page of an `AnomalyReport`: its filters and the samples of its probe.
+
+All of a report in few bytes: an index of plain values that the page reads at once, and blocks that it unpacks when
+needed, which are points and maps of each layer, scores and reactions.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from lightning_anomaly.browser.epochs import Frame
-from lightning_anomaly.browser.pack import pack
-from lightning_anomaly.browser.page import assemble
-from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.report.pictures import Pictures, check_images, probe_images
+from lightning_anomaly.browser.epochs import Frame, packed_frames
+from lightning_anomaly.browser.page import assemble, plain_labels
+from lightning_anomaly.plots import clearest_filters
+from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.report.pictures import KeptMaps, Pictures, check_images, even_order, probe_images
 
 _CODE = ("dom.js", "unpack.js", "csv.js", "data.js", "words.js", "colours.js", "draw.js", "scatter.js", "parts.js",
          "overview.js", "filters.js", "filter.js", "samples.js", "shell.js", "main.js")  # fmt: skip
+_POINTS = 4_000_000  # of all filters together
+_LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
+_REACTIONS = 24  # filters told for each sample
+_USUAL = 0.95  # of the samples have a smaller score than what is told beside one
+_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
 def page_text(
@@ -29,11 +41,190 @@ def page_text(
 ) -> str:
     """Write a report as the text of an HTML page, see `AnomalyReport.save_html`.
 
-    Samples are found by their `names` too; `frames` are the points of earlier analyses.
+    Samples are found by their `names` too; `frames` are the points of earlier analyses, and entries of the history may
+    have `"losses"`, a dict.
     """
     pictures = report.pictures or Pictures(None, {})
     if images is not None:
         check_images(images, report.n_samples, (2, 3, 4, 5))
         pictures = Pictures(probe_images(images), pictures.maps)
-    index, blocks = pack(report, pictures, labels, title, history, frames, names)
+    filters = sum(len(layer.verdicts) for layer in report.layers.values())
+    count = min(report.n_samples, max(1, _POINTS // max(1, filters)))
+    shown = torch.zeros(report.n_samples, dtype=torch.bool, device="cpu")
+    shown[even_order(report.n_samples)[:count]] = True
+    ranks = {place: rank for rank, place in enumerate(clearest_filters(report, max(1, filters)))}
+    layers: list[dict[str, Any]] = []
+    blocks: dict[str, bytes] = {}
+    for number, (name, layer) in enumerate(report.layers.items()):
+        layers.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
+        blocks[f"points-{number}"] = _points(layer, shown)
+        if name in pictures.maps:
+            kept = pictures.maps[name]
+            blocks[f"maps-{number}"] = _maps(kept)
+            _, amount, height, width = kept.maps.shape
+            layers[-1]["maps"] = {"kept": amount, "height": height, "width": width}
+            layers[-1] |= {"most": kept.most.tolist(), "least": kept.least.tolist()}
+    views, blocks["views"] = _views(report)
+    reactions, blocks["reactions"] = _reactions(report)
+    index = {
+        "title": title,
+        "samples": report.n_samples,
+        "count": report.count,
+        "fraction": _short(report.fraction),
+        "sparsity": _short(report.sparsity),
+        "votes": report.outlier_samples,
+        # Not rounded: what is rounded twice may read otherwise than in the report's table. Infinite ones are None.
+        "scores": [score if math.isfinite(score) else None for score in report.outlier_scores.tolist()],
+        "ordinary": usual_score(report.outlier_scores),
+        "reasons": [report.outlier_reasons(sample) for sample in range(report.n_samples)],
+        "views": views,
+        "reactions": reactions,
+        "epochs": None,
+        "layers": layers,
+        "labels": None if labels is None else _labels(plain_labels(labels, report.n_samples)),
+        "names": names,
+        "settings": {key: str(value) for key, value in report.settings.items()},
+        "notes": [*report.notes.values(), *_left_out(report.n_samples, count, [*pictures.maps.values()])],
+        "history": _history(history),
+    }
+    if frames and report.layers:
+        epochs, amount, packed = packed_frames(report, frames)
+        index["epochs"] = {"of": epochs, "samples": amount}
+        blocks |= {f"epochs-{number}": packed[name] for number, name in enumerate(report.layers)}
     return assemble(_CODE, index, pictures.images, blocks)
+
+
+def usual_score(scores: Tensor) -> float:
+    """The score that 95% of the finite ones are below; 0 without any."""
+    finite = scores[scores.isfinite()].double()
+    return _short(torch.quantile(finite, _USUAL).item()) or 0.0 if len(finite) else 0.0
+
+
+def _views(report: AnomalyReport) -> tuple[list[dict[str, Any]], bytes]:
+    """Of each view of the samples, and of each layer that has scores, what it is called and float64 scores `(N,)`."""
+    views: dict[tuple[str | None, str | None], Tensor] = {(view, None): own for view, own in report.view_scores.items()}
+    known = {name: layer.outlier_scores for name, layer in report.layers.items() if len(layer.outlier_scores)}
+    views |= {(None, name): own for name, own in known.items()}
+    told = [{"view": view, "layer": name, "ordinary": usual_score(own)} for (view, name), own in views.items()]
+    return told, b"".join(own.double().numpy().astype("<f8").tobytes() for own in views.values())
+
+
+def _reactions(report: AnomalyReport) -> tuple[int, bytes]:
+    """Of each sample the filters from whose mean its point is farthest, uint32 `(N, k)`, and how far, float32 `(N, k)`.
+
+    Filters are numbered through all layers; k comes first.
+    """
+    points = [layer.points for layer in report.layers.values()]
+    if not points:
+        return 0, b""
+    distances = torch.cat([own.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt() for own in points])
+    found = distances.T.topk(min(_REACTIONS, len(distances)), 1)
+    parts = found.indices.numpy().astype("<u4"), found.values.float().numpy().astype("<f4")
+    return found.indices.shape[1], b"".join(part.tobytes() for part in parts)
+
+
+def _layer(name: str, layer: LayerReport, ranks: list[int | None]) -> dict[str, Any]:
+    known = list(dict.fromkeys(layer.verdicts))
+    found: dict[str, Any] = {
+        "name": name,
+        "verdict_names": known,
+        "verdicts": [known.index(verdict) for verdict in layer.verdicts],
+        "clearest": ranks,
+        "outliers": _rows(layer.outliers),
+        "isolated": _rows(layer.isolated),
+        "map_size": list(layer.map_size),
+        "analysed_size": list(layer.analysed_size),
+        "maps": None,
+    }
+    for column in _COLUMNS:
+        found[column] = [_short(value) for value in getattr(layer, column).tolist()]
+    return found
+
+
+def _rows(flags: Tensor) -> dict[str, list[int]]:
+    """The places of what is true in each row, of rows that have any."""
+    rows: dict[str, list[int]] = {}
+    for row, place in flags.nonzero().tolist():
+        rows.setdefault(str(row), []).append(place)
+    return rows
+
+
+def _short(value: float) -> float | None:
+    """Four digits of a number; JSON has no other than finite ones."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _points(layer: LayerReport, shown: Tensor) -> bytes:
+    """The points of a layer's filters, of each those of the samples `shown` and of those that it sets apart."""
+    points = layer.points.nan_to_num(0.0, 0.0, 0.0)
+    low, high = points.amin(1), points.amax(1)
+    included = shown | layer.outliers | layer.isolated
+    included &= (high > low).any(1)[:, None]  # dead filters have no points worth a picture
+    rows, samples = included.nonzero(as_tuple=True)
+    starts = torch.nn.functional.pad(included.sum(1).cumsum(0), (1, 0))
+    levels = ((points[rows, samples] - low[rows]) / (high - low)[rows].clamp_min(1e-30) * _LEVELS).round()
+    steps = samples.diff(prepend=samples.new_zeros(1))
+    begins = starts[:-1][starts[:-1] < len(samples)]
+    steps[begins] = samples[begins]
+    codes = levels.T.numpy().astype(np.uint16)
+    parts = [
+        starts.numpy().astype("<u4"),  # where each filter's points begin (F + 1,)
+        torch.stack([low, high], 2).numpy().astype("<f4"),  # of x and of y (F, 2, 2)
+        steps.numpy().astype("<u4"),  # from sample to sample
+        # x and y, each the low bytes before the high ones, which compress
+        *((axis >> shift).astype(np.uint8) for axis in codes for shift in (0, 8)),
+        layer.labels[rows, samples].numpy(),
+        (layer.outliers[rows, samples] + 2 * layer.isolated[rows, samples]).numpy().astype(np.uint8),
+    ]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def _maps(kept: KeptMaps) -> bytes:
+    """The maps by sample: steps from sample to sample `(F, M)`, then pixels, two in a byte, low half first."""
+    samples, order = kept.samples.sort(1)
+    steps = samples.diff(dim=1, prepend=samples.new_zeros(len(samples), 1))
+    levels = kept.maps.flatten(2).gather(1, order[..., None].expand(-1, -1, kept.maps[0, 0].numel()))
+    levels = levels.clamp(max=247).add(8) // 17  # 255 is 15 times 17
+    if levels.shape[2] % 2:
+        levels = torch.nn.functional.pad(levels, (0, 1))
+    packed = levels[..., ::2] | (levels[..., 1::2] << 4)
+    return steps.numpy().astype("<u4").tobytes() + packed.numpy().tobytes()
+
+
+def _labels(values: list[Any]) -> dict[str, Any]:
+    """The different labels in their order, and which of them each sample has."""
+    told = [str(value) for value in values]  # also where values cannot be compared: lists have no hash, NaN no equal
+    known = dict(zip(told, values, strict=True))
+    numbers = all(isinstance(value, (int, float)) for value in values)
+    names = sorted(known, key=known.__getitem__ if numbers else None)
+    places = {name: place for place, name in enumerate(names)}
+    return {"names": names, "of": [places[name] for name in told]}
+
+
+def _history(history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    """The curves: epochs and, at each of them, counts and losses."""
+    if not history:
+        return None
+    losses = list(dict.fromkeys(name for entry in history for name in entry.get("losses", {})))
+    return {
+        "epochs": [entry["epoch"] for entry in history],
+        "counts": [_short(entry["metrics"]["count"]) for entry in history],
+        "losses": {name: [_short(entry.get("losses", {}).get(name, math.nan)) for entry in history] for name in losses},
+    }
+
+
+def _left_out(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
+    """Sentences on what the page does not have: points of more than `count` samples, and maps."""
+    notes, kept = [], [own.samples.shape[1] for own in maps]
+    if count < samples:
+        notes.append(
+            f"To keep this file small, a filter shows the points of {count:,} samples, spread evenly over the "
+            f"{samples:,} of the probe, and of its outliers. All counts are of all samples."
+        )
+    if kept and min(kept) < samples:
+        few = f"{min(kept):,}" if min(kept) == max(kept) else f"{min(kept):,} to {max(kept):,}"
+        notes.append(
+            f"To keep this file small, the maps of {few} of {samples:,} samples are kept for each filter: of "
+            "its outliers, of its most and least active samples, and of others."
+        )
+    return notes

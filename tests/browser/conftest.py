@@ -1,33 +1,26 @@
 """A real Chromium that opens pages from disk, and a report with images to put into one."""
 
+import csv
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, OutlierReport, analyze
-from lightning_anomaly.browser import page_text
-from lightning_anomaly.browser.epochs import Frame
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
-class Probed(NamedTuple):
-    """A report with images, of a network with anomaly filters, and the probe."""
-
-    report: AnomalyReport
-    probe: Tensor
-
-
 @pytest.fixture(scope="session")
-def probed(trained: Any) -> Probed:
-    report = analyze(trained.model, trained.probe, settings=AnalysisSettings(n_init=2), keep_images=True)
-    assert report.count > 3
-    return Probed(report, trained.probe)
+def report(trained: Any) -> AnomalyReport:
+    """With images, of a network with anomaly filters."""
+    found = analyze(trained.model, trained.probe, settings=AnalysisSettings(n_init=2), keep_images=True)
+    assert found.count > 3
+    return found
 
 
 @pytest.fixture(scope="module")  # a process can have one Playwright at a time, and other tests have theirs
@@ -91,6 +84,19 @@ class Opened:
     def text(self, selector: str = "main") -> str:
         return self.page.inner_text(selector)
 
+    def find(self, text: str) -> None:
+        """What a person types into the field of a list."""
+        self.press("/")
+        self.page.keyboard.type(text)
+        self.press("Enter")
+
+    def saved(self, button: str = "Export as CSV") -> list[dict[str, str]]:
+        """The rows of the CSV file that a button saves."""
+        with self.page.expect_download() as download:
+            self.page.get_by_role("button", name=button).click()
+        with Path(download.value.path()).open(newline="") as file:
+            return list(csv.DictReader(file))
+
     @property
     def hash(self) -> str:
         return self.page.evaluate("window.location.hash")
@@ -133,16 +139,11 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
         *,
         name: str = "browser.html",
         width: int = 1280,
-        scheme: str = "light",
-        frames: Sequence[Frame] = (),
         **options: Any,
     ) -> Opened:
-        file = tmp_path / name
-        report.save_html(file, **options)
-        if frames:
-            file.write_text(page_text(report, "with epochs", frames=frames))
-        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        pages.append(Opened(page, file))
+        report.save_html(tmp_path / name, **options)
+        page = chromium.new_page(viewport={"width": width, "height": 900})
+        pages.append(Opened(page, tmp_path / name))
         return pages[-1].open(address)
 
     yield write_and_open

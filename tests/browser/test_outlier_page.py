@@ -1,13 +1,11 @@
 """The page of `find_outliers` as a user meets it: looked through, ticked, saved as a table."""
 
-import csv
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_pack import index_of
+from test_report_page import contents
 
 from lightning_anomaly import OutlierReport
 from lightning_anomaly.outliers.combine import SampleView
@@ -15,9 +13,9 @@ from lightning_anomaly.outliers.combine import SampleView
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>, =1+1\n'
 
 
-def made_up(images: int = 300, layers: tuple[str, ...] = ("conv1", "conv2"), kept: int = 256) -> OutlierReport:
+def made_up(layers: tuple[str, ...] = ("conv1", "conv2"), kept: int = 256) -> OutlierReport:
     """Scores in no order, of which the largest tenth has small p-values, some the smallest; small coloured pictures."""
-    generator = torch.Generator().manual_seed(0)
+    generator, images = torch.Generator().manual_seed(0), 300
     scores = 30 * torch.rand(images, generator=generator)
     return OutlierReport(
         scores=scores,
@@ -37,14 +35,6 @@ def cards(page: Any) -> list[int]:
     return page.page.eval_on_selector_all("[data-position]", "boxes => boxes.map(box => Number(box.dataset.position))")
 
 
-def saved(page: Any, button: str = "Save as CSV") -> list[dict[str, str]]:
-    """What a button saves."""
-    with page.page.expect_download() as download:
-        page.page.get_by_role("button", name=button).click()
-    with Path(download.value.path()).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def plain(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Rows of a report as a CSV file has them."""
     return [
@@ -59,11 +49,11 @@ def test_ticks_outlive_other_labels_and_every_image_has_one(tmp_path):
     keys = set()
     for labels in (None, ["a.png"] * 300, pandas.Series(names, index=range(299, -1, -1))):
         made_up().save_html(file, labels=labels)
-        keys.add(index_of(file)["key"])
+        index, _ = contents(file.read_text())
+        keys.add(index["key"])
     assert len(keys) == 1
-    assert all(
-        row["label"] == f"{row['position']}.png" for row in index_of(file)["rows"]
-    )  # whatever the column's index
+    # Whatever the column's index:
+    assert all(row["label"] == f"{row['position']}.png" for row in index["rows"])
     with pytest.raises(ValueError, match=r"`labels`.* 300 .* 2\."):
         made_up().save_html(file, labels=["a", "b"])
 
@@ -83,7 +73,7 @@ class TestGallery:
             assert page.pixels(f".outlier >> nth={place} >> canvas") == report.images[place].tolist()
         assert f"95% of the images have a score below {report.scores.quantile(0.95):.1f}" in page.text()
         assert "256 images of 300" in page.text(".choices")
-        assert saved(page, "Export as CSV") == plain(report.rows(256))
+        assert page.saved() == plain(report.rows(256))
         for _ in range(5):
             page.page.get_by_role("button", name="Show more").click()
         assert cards(page) == report.top(256)
@@ -107,9 +97,7 @@ class TestGallery:
         page.press("ArrowRight")  # steps keep to what was chosen
         assert page.text("h1") == f"Image {expected[1]}"
         page.go("#/gallery")
-        page.press("/")
-        page.page.keyboard.type("11.PNG")
-        page.press("Enter")
+        page.find("11.PNG")
         assert cards(page) == [place for place in report.top(256) if place % 100 == 11]
 
     def test_odd_reports_are_shown_too(self, opened):
@@ -126,10 +114,9 @@ class TestGallery:
         assert page.text(".outlier >> nth=2").startswith("no picture")
         assert "score ∞" in page.text(".outlier >> nth=0")
         page.page.locator(".tick").first.click()
-        assert saved(page)[0]["score"] == "inf"
+        assert page.saved("Save as CSV")[0]["score"] == "inf"
 
-    @pytest.mark.parametrize("by_key", [True, False])
-    def test_after_an_image_it_is_where_it_was(self, opened, by_key):
+    def test_after_an_image_it_is_where_it_was(self, opened):
         report = made_up()
         page = opened(report)
         page.page.locator(".outlier-picture").nth(47).focus()
@@ -141,87 +128,63 @@ class TestGallery:
         page.press("Enter")
         assert page.page.title().startswith(f"Image {report.top(81)[80]} · ")
         assert page.page.evaluate("window.scrollY") == 0
-        if by_key:
-            page.press("Escape")
-        else:
-            page.page.go_back()
-            page.settle()
+        page.page.go_back()
+        page.settle()
         assert len(cards(page)) == 96
         assert page.page.evaluate("window.scrollY") == pytest.approx(before, abs=2)
 
 
 @pytest.mark.slow
-class TestTicks:
-    def test_what_is_ticked_is_saved_as_the_rows_of_the_report(self, opened):
-        report = made_up()
-        page = opened(report)
-        assert not page.page.locator(".ticked-bar").is_visible()
-        for place in (3, 0):
-            page.page.locator(".tick").nth(place).click()
-        assert "2 images ticked" in page.text(".ticked-bar")
-        rows = plain(report.rows(4))
-        assert saved(page) == [rows[0], rows[3]]
-        page.page.get_by_role("button", name="Untick all").click()
-        assert not page.page.locator(".ticked-bar").is_visible()
-        page.go("#/gallery?layer=%3Dconv1")
-        page.page.get_by_role("button", name="Tick all").click()
-        expected = [str(row["position"]) for row in report.rows(256) if row["layer"] == "conv1"]
-        assert [row["position"] for row in saved(page)] == expected
-
-    def test_they_are_remembered_by_the_ranking_and_two_tabs_lose_nothing(self, opened):
-        report = made_up()
-        page = opened(report)
-        page.page.locator(".tick").nth(5).click()
-        page.page.reload()
-        page.settle()
-        assert page.page.locator(":checked[data-position]").count() == 1
-        other = f"for (const key in localStorage) if (/ticked/.test(key)) localStorage[key] = '[{report.top(8)[7]}]'"
-        page.page.evaluate(other)  # another tab has ticked one, and unticked this one's
-        page.page.locator(".tick").nth(2).click()
-        assert "2 images ticked" in page.text(".ticked-bar")
-        page.go("#/gallery?show=ticked")
-        assert cards(page) == [report.top(8)[2], report.top(8)[7]]
-        replace(report, scores=report.scores + 1).save_html(page.file)
-        page.open("#/gallery?show=ticked")
-        assert cards(page) == []
+def test_what_is_ticked_is_saved_as_the_rows_of_the_report_and_remembered_by_the_ranking(opened):
+    report = made_up()
+    page = opened(report)
+    assert not page.page.locator(".ticked-bar").is_visible()
+    for place in (3, 0):
+        page.page.locator(".tick").nth(place).click()
+    assert "2 images ticked" in page.text(".ticked-bar")
+    rows = plain(report.rows(4))
+    assert page.saved("Save as CSV") == [rows[0], rows[3]]
+    page.page.reload()
+    page.settle()
+    page.go("#/gallery?show=ticked")
+    assert cards(page) == [report.top(4)[0], report.top(4)[3]]
+    page.page.get_by_role("button", name="Untick all").click()
+    assert not page.page.locator(".ticked-bar").is_visible()
+    page.go("#/gallery?layer=%3Dconv1")
+    page.page.get_by_role("button", name="Tick all").click()
+    expected = [str(row["position"]) for row in report.rows(256) if row["layer"] == "conv1"]
+    assert [row["position"] for row in page.saved("Save as CSV")] == expected
+    replace(report, scores=report.scores + 1).save_html(page.file)
+    page.open("#/gallery?show=ticked")
+    assert cards(page) == []
 
 
 @pytest.mark.slow
-def test_one_image_and_the_next(opened):
+def test_one_image_and_the_next_by_keyboard_alone(opened):
     report = made_up()
     rows = report.rows(256)
     page = opened(report)
-    page.page.locator(".outlier-picture").nth(1).click()
-    page.settle()
+    for key in ("ArrowRight", "ArrowRight", "x", "Enter"):
+        page.press(key)
     assert page.text("h1") == f"Image {rows[1]['position']}"
     assert page.pixels(".big-image canvas") == report.images[1].tolist()
     assert "2 of 256" in page.text(".steps")
     bars = ["pixels", f"{report.view_scores['pixels'][rows[1]['position']]:.1f}", f"reason {rows[1]['position']}"]
     assert page.text(".bars").split("\n") == bars
     assert "0.0005" in page.text(".facts")
-    page.press("ArrowRight")
-    assert page.hash == f"#/image/{rows[2]['position']}"
-    page.press("Escape")
-    assert page.text("h1") == "Images by score"
-    for wrong in (f"#/image/{report.top(300)[-1]}", "#/image/x", "#/image", "#/elsewhere"):
-        page.go(wrong)
-        assert "nothing of that name" in page.text(), wrong
-
-
-@pytest.mark.slow
-def test_it_is_used_by_keyboard_alone(opened):
-    report = made_up()
-    page = opened(report)
-    for key in ("ArrowRight", "ArrowRight", "x", "Enter"):
-        page.press(key)
-    assert page.text("h1") == f"Image {report.top(2)[1]}"
     assert "1 image ticked" in page.text(".ticked-bar")
     with page.page.expect_download():
         page.press("s")
     page.press("x")
     assert page.page.locator(":checked[data-position]").count() == 0
-    page.press("1")
-    assert page.text("h1") == "Images by score"
+    page.press("ArrowRight")
+    assert page.hash == f"#/image/{rows[2]['position']}"
+    for key in ("Escape", "1"):
+        page.press(key)
+        assert page.text("h1") == "Images by score"
+    for wrong in (f"#/image/{report.top(300)[-1]}", "#/image/x", "#/image", "#/elsewhere"):
+        page.go(wrong)
+        assert "nothing of that name" in page.text(), wrong
 
 
 @pytest.mark.slow
@@ -236,5 +199,5 @@ def test_hostile_names_stay_text_and_within_the_window(opened):
         assert HOSTILE.strip() in page.text("#top")
     assert HOSTILE.strip() in page.text(".facts")
     page.press("x")
-    (row,) = saved(page)
+    (row,) = page.saved("Save as CSV")
     assert row["layer"] == row["label"] == HOSTILE
