@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from test_plots import assert_legible
 
 from lightning_anomaly.plots import comparison_figure
 from lightning_anomaly.plots.comparisons import ComparisonFields
@@ -116,18 +116,13 @@ def test_without_layers_or_output_the_other_is_shown() -> None:
 @pytest.mark.parametrize(("layers", "validations"), [(3, 200), (150, 300)])
 def test_nothing_overlaps_or_lies_outside(layers: int, validations: int) -> None:
     figure = drawn(long(layers, validations))
-    FigureCanvasAgg(figure).draw()
     assert (figure.get_size_inches() <= (7, 16)).all()
     whether, where, *_ = figure.axes
     named = where.get_yticklabels()
     assert len(named) == len(where.texts)
     assert len(named) == layers or where.get_ylabel().startswith("one layer in ")
-    renderer = figure.canvas.get_renderer()
     texts = [*named, *where.texts, *where.get_xticklabels(), whether.title, where.title, whether.get_legend()]
-    boxes = [text.get_window_extent(renderer) for text in texts]
-    for place, box in enumerate(boxes):
-        assert min(*box.min, *(figure.get_size_inches() * figure.dpi - box.max)) >= 0
-        assert not any(box.overlaps(other) for other in boxes[:place])
+    assert_legible(figure, texts)
     top = where.bbox.height / layers
     assert top * math.ceil(layers / len(named)) >= 10  # pixels for a name
     assert where.bbox.height / len(named) <= 40  # and no more room than two names take

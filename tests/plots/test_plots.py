@@ -19,8 +19,8 @@ from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
 N = 60
 
 
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def layer(verdicts, outliers=(), **values) -> LayerReport:
@@ -31,10 +31,10 @@ def report(n_samples=N, **layers) -> AnomalyReport:
     return AnomalyReport({name.replace("__", "."): found for name, found in layers.items()}, n_samples)
 
 
-def far(outliers: list[int], distance: float, spread: float = 1.0, seed: int = 0) -> Tensor:
-    """Samples of one filter `(N, 2)` within a disc, but for the outliers on a small circle far away."""
-    radius, angle = torch.rand(2, N, generator=rng(seed))
-    points = spread * radius[:, None].sqrt() * torch.stack([(7 * angle).cos(), (7 * angle).sin()], 1)
+def far(outliers: list[int], distance: float) -> Tensor:
+    """Samples of one filter `(N, 2)` within a disc, but for the outliers far away."""
+    radius, angle = torch.rand(2, N, generator=rng())
+    points = radius[:, None].sqrt() * torch.stack([(7 * angle).cos(), (7 * angle).sin()], 1)
     points[outliers] = torch.tensor([distance, 0.0])
     return points
 
@@ -43,6 +43,15 @@ def pixels(figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def assert_legible(figure, parts) -> None:
+    """None of them lies outside of the figure, or over another one."""
+    pixels(figure)
+    boxes = [part.get_window_extent(figure.canvas.get_renderer()) for part in parts]
+    for place, box in enumerate(boxes):
+        assert min(*box.min, *(figure.get_size_inches() * figure.dpi - box.max)) >= 0
+        assert not any(box.overlaps(other) for other in boxes[:place])
 
 
 class TestClearestFilters:
@@ -104,12 +113,8 @@ class TestFilterFigure:
         assert figure.get_suptitle() == f"Filters with the clearest anomalies: {min(count, 6)} of {count}"
         shown = [axes.get_title().split("\n")[1].split(":")[0] for axes in figure.axes]
         assert shown == [f"filter {index}" for _, index in clearest_filters(found)]
-        pixels(figure)
-        shown = [figure.legends[0], *(part for axes in figure.axes for part in (axes.title, axes.xaxis.label))]
-        boxes = [part.get_window_extent(figure.canvas.get_renderer()) for part in shown]
-        for place, box in enumerate(boxes):
-            assert min(*box.min, *(figure.get_size_inches() * figure.dpi - box.max)) >= 0
-            assert not any(box.overlaps(other) for other in boxes[:place])
+        parts = [part for axes in figure.axes for part in (axes.title, axes.xaxis.label)]
+        assert_legible(figure, [figure.legends[0], *parts])
 
 
 class TestOutlierFigure:
@@ -134,23 +139,8 @@ class TestOutlierFigure:
         assert len(outlier_figure(report(conv=layer([ANOMALY], {0: list(range(N))})), self.images).axes) == 16
         assert outlier_figure(report(conv=layer([NORMAL])), self.images) is None
 
-    def test_a_white_image_has_a_frame(self):
-        figure = outlier_figure(self.found, torch.full((N, 1, 4, 4), 255, dtype=torch.uint8))
-        image = pixels(figure)
-        for axes in figure.axes:
-            box = axes.get_window_extent()
-            top, bottom = (round(len(image) - y) for y in (box.y1, box.y0))
-            inside = image[top - 1 : bottom + 1, round(box.x0) - 1 : round(box.x1) + 1]
-            assert (inside < 250).any()
-
     def shown(self, images: Tensor) -> list[np.ndarray]:
         return [np.asarray(axes.images[0].get_array()) for axes in outlier_figure(self.found, images).axes]
-
-    def test_bytes_are_shown_as_they_are_and_of_other_numbers_of_channels_the_first(self):
-        for image, sample in zip(self.shown(self.images), (30, 9, 7), strict=True):
-            np.testing.assert_array_equal(image, self.images[sample].permute(1, 2, 0).numpy())
-        for images in (self.images[:, :1], torch.cat([self.images, self.images], 1)):
-            np.testing.assert_array_equal(self.shown(images)[0], images[30, 0].numpy())
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_a_normalisation_is_undone(self, dtype):
@@ -162,13 +152,6 @@ class TestOutlierFigure:
         for image, sample in zip(shown, (30, 9, 7), strict=True):
             difference = np.abs(image.astype(int) - images[sample].permute(1, 2, 0).numpy())
             assert difference.max() <= (0 if dtype == torch.float32 else 3)
-
-    def test_extreme_images_do_not_darken_the_others(self):
-        images = torch.rand(N, 1, 8, 8, generator=rng())
-        images[30] *= 1e6
-        shown = self.shown(images)
-        assert shown[0].mean() > 250
-        assert np.abs(shown[1] - 255 * images[9, 0].numpy()).max() < 12
 
     def test_images_without_sense_do_no_harm(self):
         images = torch.randn(N, 3, 5, 4, generator=rng())
