@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from reports import layer as made_up
 from torch import Tensor, nn
 
-from lightning_anomaly import AnomalyReport, analyze
+from lightning_anomaly import AnomalyReport
 from lightning_anomaly.pruning import FilterMask, mask_filters
 
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -53,18 +54,15 @@ def pretrained(seed: int = 0, **options: Any) -> Model:
     return model
 
 
-def train(model, optimizer, mask, steps=5, accumulate=1, gradients=True, rows=True) -> None:
+def train(model, optimizer, mask, steps=5) -> None:
     model.train()
-    for step in range(steps * accumulate):
+    for _ in range(steps):
         F.cross_entropy(model(IMAGES), TARGETS).backward()
-        if (step + 1) % accumulate == 0:
-            if gradients:
-                mask.keep_gradients()
-            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            optimizer.step()
-            optimizer.zero_grad()
-        if rows:
-            mask.keep([optimizer])
+        mask.keep_gradients()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+        mask.keep([optimizer])
 
 
 def leak(model: Model) -> int:
@@ -88,27 +86,28 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("make", "options", "how"),
+    ("make", "options"),
     [
-        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, {}),
-        (torch.optim.Adam, {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1}, {"accumulate": 3}),
-        (torch.optim.AdamW, {"weight_decay": 0.1}, {"accumulate": 2, "gradients": False}),
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        (torch.optim.Adam, {"lr": 0.01, "amsgrad": True, "weight_decay": 0.1}),
     ],
     ids=str,
 )
-def test_outputs_stay_exactly_0_through_training(make: Any, options: dict[str, Any], how: dict[str, Any]) -> None:
+def test_outputs_stay_exactly_0_through_training(make: Any, options: dict[str, Any]) -> None:
     model = pretrained()
     optimizer = make(model.parameters(), **options)
     train(model, optimizer, FilterMask(model))  # so that the optimizer has a past
     assert leak(model) > 0
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
     assert leak(model) == 0
-    train(model, optimizer, mask, steps=1, rows=False)
+    F.cross_entropy(model(IMAGES), TARGETS).backward()
+    mask.keep_gradients()
+    optimizer.step()
     assert leak(model) > 0  # gradients of zero are not enough
     assert not mask.verify()
     unmasked = model.conv1.weight[0].clone()
     mask.keep([optimizer])
-    train(model, optimizer, mask, **how)
+    train(model, optimizer, mask)
     assert leak(model) == 0
     assert mask.verify()
     assert not torch.equal(model.conv1.weight[0], unmasked)
@@ -215,19 +214,6 @@ def test_follows_parameters_to_other_tensors_and_another_precision() -> None:
     assert mask.verify()
 
 
-def test_a_checkpoint_of_a_masked_model_is_an_ordinary_one(tmp_path) -> None:
-    model = pretrained()
-    keys = list(model.state_dict())
-    mask = mask_filters(model, FILTERS, example_input=IMAGES)
-    train(model, torch.optim.AdamW(model.parameters()), mask)
-    assert list(model.state_dict()) == keys
-    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
-    torch.save(model.state_dict(), tmp_path / "model.ckpt")
-    plain = Model()
-    plain.load_state_dict(torch.load(tmp_path / "model.ckpt", weights_only=True))
-    assert torch.equal(plain.eval()(IMAGES), model.eval()(IMAGES))
-
-
 def test_a_state_is_plain_values_and_masks_another_copy(tmp_path) -> None:
     model, average = pretrained(), pretrained(seed=1)
     mask = mask_filters(model, FILTERS, example_input=IMAGES)
@@ -264,18 +250,13 @@ def test_a_state_of_another_model_is_refused() -> None:
 
 
 def test_a_report_stands_for_its_anomaly_filters() -> None:
-    conv = nn.Conv2d(1, 2, 1, bias=False)
-    with torch.no_grad():
-        conv.weight[:] = torch.tensor([1.0, 0.0])[:, None, None, None]
-    images = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    images[7] *= 30
-    report: AnomalyReport = analyze(conv, images)
-    assert report.anomaly_filters == {"": [0]}
+    conv = nn.Conv2d(1, 3, 1, bias=False)
+    report = AnomalyReport({"": made_up("normal", "anomaly", "dead")}, 60)
     mask = mask_filters(conv, report)
-    assert mask.masked == {"": [0]}
-    assert conv.weight.count_nonzero() == 0
+    assert mask.masked == {"": [1]}
+    assert conv.weight.flatten().ne(0).tolist() == [True, False, True]
     mask.add(report)
-    assert mask.masked == {"": [0]}
+    assert mask.masked == {"": [1]}
 
 
 @pytest.mark.parametrize(
