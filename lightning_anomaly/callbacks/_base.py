@@ -99,8 +99,8 @@ class GuardedCallback(AnyCallback):
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            text = f"{type(self).__name__} could not {task} ({type(error).__name__}: {error}){consequence}"
-            self._warn_once(task + consequence, f"{text.removesuffix('.')}.")
+            problem = f"{type(error).__name__}: {error}"
+            self._warn_once(task + consequence, f"{type(self).__name__} could not {task} ({problem}).{consequence}")
 
     def _warn_once(self, key: str, message: str) -> None:
         """Warn in the first process, unless something with this key has been said."""

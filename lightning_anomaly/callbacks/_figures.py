@@ -25,7 +25,7 @@ Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `Gua
 
 
 class FigureSchedule:
-    """Figures and filter browser at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
+    """Figures and filter browser of a fit, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
 
     Which analysis is the last is known only afterwards: what they show of one stays until the next. The layout of the
     charts is logged even if neither is enabled.
@@ -36,10 +36,6 @@ class FigureSchedule:
         self._overlay_tags = overlay_tags
         self._figures = figures
         self._guard = guard
-        self.start()
-
-    def start(self) -> None:
-        """Begin a fit."""
         self._layout_done = False
         self._pending: tuple[AnalysisResult, Tensor | None, Mapping[str, Any], int] | None = None
         self._drawn = False  # whether figures of what is pending were logged

@@ -11,7 +11,6 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -134,9 +133,8 @@ def _png(figure: Figure) -> bytes:
 
 
 def _file_name(name: str) -> str:
-    """A relative path that any file system takes."""
-    parts = [re.sub(r"[^\w.=-]", "_", part) for part in PurePosixPath(name).parts]
-    return "/".join(part for part in parts if part.strip("._")) or "figure"
+    """A path that any file system takes."""
+    return re.sub(r"[^\w./=-]", "_", name)
 
 
 def _write(folder: str, name: str, content: bytes) -> None:

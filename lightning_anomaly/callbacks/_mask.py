@@ -13,6 +13,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.capture.images import first_tensor
 from lightning_anomaly.capture.probe import clone_inputs, tensors_in
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
@@ -38,7 +39,8 @@ def find_norms_on(
             pass
         tried = _silent_copy(trainer, pl_module)
         arguments = len(inspect.signature(tried.validation_step).parameters)
-        return find_norms(tried, filters, lambda: tried.validation_step(*(clone_inputs(few), 0, 0)[:arguments]))
+        with unlogged(tried):
+            return find_norms(tried, filters, lambda: tried.validation_step(*(clone_inputs(few), 0, 0)[:arguments]))
 
 
 def _first_samples(batch: Any) -> Any:
@@ -49,16 +51,12 @@ def _first_samples(batch: Any) -> Any:
 
 
 def _silent_copy(trainer: Any, pl_module: Any) -> Any:
-    """A copy that logs nothing; metrics, lists and whatever else a `validation_step` changes are its own."""
+    """A copy without loggers; metrics, lists and whatever else a `validation_step` changes are its own."""
     tried = copy.deepcopy(pl_module)
     tried.trainer = trainer
-    silent = {"log": _ignore, "log_dict": _ignore, "logger": DummyLogger(), "loggers": []}
+    silent = {"logger": DummyLogger(), "loggers": []}
     tried.__class__ = type(type(pl_module).__name__, (type(pl_module),), silent)
     return tried
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Log nothing."""
 
 
 def average_models(callbacks: list[Any]) -> Iterator[nn.Module]:

@@ -36,16 +36,7 @@ CHANGED = {
 
 
 class ValidationWatch:
-    """Take the maps of a probe of `probe_size` samples, over all processes, during one validation.
-
-    Attributes:
-        gathered: Number of samples that all processes have together, at most.
-        maps: This process's maps, by layer.
-        statistics: What the maps' capture knows of its samples beside them.
-        samples: What the batches tell of its samples.
-        notes: Notes for the report.
-        alone: Whether there is no other process.
-    """
+    """Take the maps of a probe of `probe_size` samples, over all processes, during one validation."""
 
     def __init__(
         self,
@@ -66,12 +57,12 @@ class ValidationWatch:
         self._seed = settings.seed
         self.notes = notes
         self.alone = rank_and_world()[1] == 1
-        self.gathered = probe_size
+        self.gathered = probe_size  # samples that all processes have together, at most
         if probe == "val" and not self.alone:
             self.gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
         self._limit = -(-probe_size // rank_and_world()[1])
-        self.samples = ProbeSamples(keep_images)
+        self.samples = ProbeSamples(keep_images)  # what the batches tell of them
         self._capture = MapCapture(
             layers,
             limit=self._limit,
@@ -80,7 +71,7 @@ class ValidationWatch:
             model=pl_module,
         )
         self.maps = self._capture.maps
-        self.statistics = self._capture.samples
+        self.statistics = self._capture.samples  # what the model tells of them
 
     def before_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come."""
@@ -91,8 +82,7 @@ class ValidationWatch:
                 self._record(batch)
 
     def _record(self, batch: Any) -> None:
-        before = most_samples(self.maps)
-        self.samples.add(batch, before, self._limit - before)
+        self.samples.add(batch, self._limit - most_samples(self.maps))
 
     def run_training_probe(self) -> None:
         """Run the training probe, after the first step of a validation; a second call does nothing.

@@ -41,14 +41,12 @@ class ProbeSamples:
         self._images: list[Tensor] | None = [] if keep_images else None
         self._targets: list[Tensor | None] = []  # of the whole validation
 
-    def add(self, batch: Any, before: int, limit: int) -> None:
-        """Take a batch of the probe, of `limit` samples at most; `before` have maps already."""
+    def add(self, batch: Any, limit: int) -> None:
+        """Take a batch of the probe, of `limit` samples at most."""
         self._pixels.append(sample_pixels(batch, limit))
         if self._images is not None:
             images = _small_images(batch)
-            # Where layers get parts of a batch, or make several samples of one, maps have no image each.
-            known = images is not None and sum(map(len, self._images)) == before
-            self._images = [*self._images, images[:limit]] if images is not None and known else None
+            self._images = None if images is None else [*self._images, images[:limit]]
 
     def add_targets(self, batch: Any) -> None:
         """Take the classes of any batch of the validation."""
@@ -61,7 +59,10 @@ class ProbeSamples:
 
     @property
     def images(self) -> Tensor | None:
-        """Images `(N, C, H, W)` or signals `(N, C, L)`; None if they are not known, or of several sizes."""
+        """Images `(n, C, H, W)` or signals `(n, C, L)`; None if they are not known, or of several sizes.
+
+        Where layers get parts of a batch, or make several samples of one, they are not as many as there are maps.
+        """
         one_size = len({images.shape[1:] for images in self._images or ()}) == 1
         return torch.cat(self._images) if self._images and one_size else None
 

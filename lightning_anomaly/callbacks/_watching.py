@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -23,7 +22,6 @@ class WatchingCallback(LoggingCallback):
 
     _task: str  # what fails, for a warning
     _neutral: dict[str, float]  # what is logged where nothing has been found
-    _nothing: str  # what is said of that
     _advice = ""  # where it fails
     _found: tuple[str, ...]  # the entries of a history that say whether a validation found something
     history: list[Any]
@@ -37,10 +35,6 @@ class WatchingCallback(LoggingCallback):
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn if nothing will be found."""
-        self._warn_of_no_validation(trainer)
-
-    def _warn_of_no_validation(self, trainer: Any) -> None:
         """Warn if there are no validations, or none that all processes run."""
         problem = ""
         if not all_validate(trainer):
@@ -65,8 +59,6 @@ class WatchingCallback(LoggingCallback):
         if all_validate(trainer):
             self._due = len(past) % self.every_n_validations == 0
             self._prepare(trainer, pl_module)
-        else:
-            self._warn_of_no_validation(trainer)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look, and log."""
@@ -77,7 +69,7 @@ class WatchingCallback(LoggingCallback):
             if self._due:
                 self._finish(trainer, pl_module)
             failure, self._failure = self._failure, None
-            with self._guard(self._task, self._consequence(trainer)):
+            with self._guard(self._task, self._consequence(trainer, self._advice)):
                 if self._due:
                     found = self._find(trainer, failure)
                 elif failure is not None:
@@ -98,12 +90,6 @@ class WatchingCallback(LoggingCallback):
         self._release()
         if isinstance(exception, KeyboardInterrupt):
             self._draw_last(trainer)  # waits for no other process
-
-    @guarded
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave nothing of a validation behind."""
-        super().teardown(trainer, pl_module, stage)
-        self._release()
 
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
         """Choose the keys to be logged, and begin to look if this validation is due."""
@@ -144,11 +130,11 @@ class WatchingCallback(LoggingCallback):
         """Whether an earlier validation found something, which can be logged again."""
         return any(entry[key] for entry in self._past(trainer) for key in self._found)
 
-    def _consequence(self, trainer: Any) -> str:
-        """What a failure leaves to be logged."""
+    def _consequence(self, trainer: Any, advice: str = "") -> str:
+        """What is logged where a validation finds nothing, in a sentence with a space before it."""
         if self._has_found(trainer):
-            return " and logs its last values"
-        return f", so {self._nothing}.{self._advice}{self._dead_monitors(trainer)}"
+            return " The last values are logged again."
+        return f" Nothing is watched: the logged values stand for nothing.{advice}{self._dead_monitors(trainer)}"
 
     def _dead_monitors(self, trainer: Any) -> str:
         """Name the keys that callbacks monitor where nothing is watched, in a sentence with a space before it.
@@ -159,8 +145,11 @@ class WatchingCallback(LoggingCallback):
         own = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(f"{self.log_key_prefix}/"))
         return f" What monitors {own} waits in vain." if own else ""
 
-    def _warn_each_once(self, notes: Mapping[str, str]) -> None:
-        """Warn of those notes of a report that have not been said."""
+    def _warn_of(self, trainer: Any, notes: Mapping[str, str], found: bool) -> None:
+        """Warn of those notes of a report that have not been said; in one sentence where nothing was `found`."""
+        if notes and not found:
+            consequence = self._consequence(trainer)
+            notes = {f"nothing{consequence}": " ".join(merge_notes(notes).values()) + consequence}
         new = {key: note for key, note in notes.items() if key not in self._warned}
         for key, note in merge_notes(new).items():
             self._warn_once(key, note)
@@ -181,7 +170,6 @@ def until_validation_end(hook: Hook) -> Hook:
             except Exception as error:
                 # The frames of a traceback would keep the tensors of what failed.
                 self._failure = error if self.on_error == "raise" else error.with_traceback(None)
-                with suppress(Exception):
-                    self._release()
+                self._release()
 
     return cast(Hook, run)

@@ -23,7 +23,6 @@ from lightning_anomaly.callbacks._watching import WatchingCallback, until_valida
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.loaders import shuffles
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
-from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec
@@ -99,7 +98,6 @@ class AnomalyFilterCallback(WatchingCallback):
 
     _task = "analyze the filters"
     _neutral = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
-    _nothing = "nothing is watched and the logged zeros stand for nothing"
     _found = ("live",)
 
     def __init__(
@@ -133,6 +131,10 @@ class AnomalyFilterCallback(WatchingCallback):
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
         self._warned.clear()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin the figures of a fit."""
         self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
 
@@ -147,8 +149,7 @@ class AnomalyFilterCallback(WatchingCallback):
         """Check names of layers, now that the module has built them, and begin the figures of a fit."""
         super().on_fit_start(trainer, pl_module)
         self._watched(pl_module)
-        self._figures.start()
-        self._pixels = None
+        self._begin()
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -207,16 +208,12 @@ class AnomalyFilterCallback(WatchingCallback):
         found = analyze_probe(self._watch, self.settings, spec, failure)
         watch, report = self._watch, found.report
         assert watch is not None  # without one it would have raised
-        notes = shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size)
-        if is_empty_result(report):
-            told = " ".join(merge_notes(notes).values())
-            if self._has_found(trainer):  # a count of 0 would look like health
-                self._warn_once("nothing now", f"{told} So AnomalyFilterCallback logs its last values.")
-                return None
-            if notes:
-                notes = {"nothing": f"{told} So {self._nothing}.{self._dead_monitors(trainer)}"}
+        empty = is_empty_result(report)
+        self._warn_of(trainer, shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size), not empty)
+        if empty and self._has_found(trainer):  # a count of 0 would look like health
+            return None
         self.report = report
-        self._warn_each_once(notes | watch.class_notes(report.n_samples))
+        self._warn_of(trainer, watch.class_notes(report.n_samples), True)
         if fitting:
             self._compare(watch.samples.pixels)
         self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}

@@ -104,7 +104,6 @@ class AnomalyPruneCallback(LoggingCallback):
         self.criterion = check_one_of("criterion", criterion, get_args(Criterion))
         self.seed = check_integer("seed", seed, 0)
         self.reports_from = None if reports_from is None else check_text("reports_from", reports_from)
-        self._watcher: AnomalyFilterCallback | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -147,7 +146,9 @@ class AnomalyPruneCallback(LoggingCallback):
         """Find who watches, and refuse what cannot work."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._watcher = find_callback(trainer, [AnomalyFilterCallback], self.reports_from, "AnomalyPruneCallback")
+            self._watcher: AnomalyFilterCallback = find_callback(
+                trainer, [AnomalyFilterCallback], self.reports_from, "AnomalyPruneCallback"
+            )
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
                 raise ValueError(
                     "AnomalyPruneCallback should be used with a strategy that keeps whole parameters in each process, "
@@ -157,8 +158,7 @@ class AnomalyPruneCallback(LoggingCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse layers that could not be masked, rather than in the middle of the fit."""
         super().on_fit_start(trainer, pl_module)
-        watched = select_layers(pl_module, None if self._watcher is None else self._watcher.layers)
-        for name, layer in watched.items():
+        for name, layer in select_layers(pl_module, self._watcher.layers).items():
             if isinstance(layer, CONVOLUTIONS) and not any(map(is_lazy, layer.parameters(recurse=False))):
                 conv_rows(name, layer, [0])
         if self.mask is None:
@@ -196,7 +196,7 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @property
     def _risen(self) -> bool:
-        history = [] if self._watcher is None else self._watcher.history
+        history = self._watcher.history
         return self.on_rise is not None and bool(history) and history[-1]["metrics"]["rise"] > self.on_rise
 
     @guarded
@@ -213,16 +213,9 @@ class AnomalyPruneCallback(LoggingCallback):
         chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
         # All run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
-        if uncalled := sorted(chosen.keys() - norms.called):
-            self._warn_once(
-                f"uncalled {uncalled}",
-                f"AnomalyPruneCallback leaves {uncalled} as they are: neither `forward` nor `validation_step` calls "
-                "them, so that the norms behind them cannot be found.",
-            )
-        masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
-        self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
+        self.mask.add(chosen, norms=norms, optimizers=trainer.optimizers)
         self._keep_everywhere(trainer)
-        self.events = [*self.events, {"epoch": epoch, "filters": masked}]
+        self.events = [*self.events, {"epoch": epoch, "filters": chosen}]
         self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
         self._armed = not self._risen
 
@@ -270,7 +263,7 @@ class AnomalyPruneCallback(LoggingCallback):
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Remember a new report. By now the watcher has it, wherever it stands in the list."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or self._watcher is None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         report, history = self._watcher.report, self._watcher.history
         # A repeated report is none, and neither is one in which no filter could have got a vote.

@@ -17,7 +17,6 @@ from lightning_anomaly.callbacks._watching import WatchingCallback, until_valida
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.distributed import gather_results
-from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.plots import comparison_figure
 from lightning_anomaly.plots.comparisons import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
@@ -26,8 +25,6 @@ from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
 __all__ = ["TwoSampleCallback"]
-
-_STAND_FOR_NOTHING = "is watched and the logged fraction of 0 and p-value of 1 stand for nothing"
 
 
 class TwoSampleCallback(WatchingCallback):
@@ -95,7 +92,6 @@ class TwoSampleCallback(WatchingCallback):
         "confidence_rise": 0.0,
         "seconds": 0.0,
     }
-    _nothing = f"nothing {_STAND_FOR_NOTHING}"
     _advice = " Give `train_inputs` and `val_inputs` as the module's `forward` takes them, which has to be one tensor."
     _found = ("compares_output", "share_p_values")
 
@@ -187,7 +183,7 @@ class TwoSampleCallback(WatchingCallback):
                 self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, self.batch_size)
         self._seconds = perf_counter() - start
 
-    def _find(self, trainer: Any, failure: Exception | None) -> TwoSampleReport:
+    def _find(self, trainer: Any, failure: Exception | None) -> TwoSampleReport | None:
         def check() -> None:
             if failure is not None:
                 raise failure
@@ -195,9 +191,12 @@ class TwoSampleCallback(WatchingCallback):
         gather_results(check)
         report = self._fresh
         assert report is not None
-        self.report = report
-        self._warn_of(trainer, report)
         output = report.compares_output  # else the values would say that it knows nothing of the training images
+        some = output or any(own.live.any() for own in report.layers.values())
+        self._warn_of(trainer, report.notes, some)
+        if not some and self._has_found(trainer):
+            return None
+        self.report = report
         if output and trainer.state.fn == "fit":
             self._values["confidence_rise"] = self._rise.add(report.train_errors, report.val_errors)
             if self._rise.too_few_expected_errors:
@@ -212,19 +211,6 @@ class TwoSampleCallback(WatchingCallback):
         self._values |= {name: float(getattr(report, name)) for name in found} | {"seconds": self._seconds}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
         return report
-
-    def _warn_of(self, trainer: Any, report: TwoSampleReport) -> None:
-        """Warn of a report's notes, and name the monitors that wait in vain for what it does not have."""
-        notes = dict(report.notes)
-        if "output" in notes and any(entry["compares_output"] for entry in self._past(trainer)):
-            notes["output"] += " Its last values are logged."
-        live = any(layer.live.any() for layer in report.layers.values())
-        if live or (report.compares_output and not report.layers):
-            self._warn_each_once(notes)
-            return
-        nothing = f"no filter {_STAND_FOR_NOTHING}" if report.compares_output else self._nothing
-        dead = "" if report.compares_output else self._dead_monitors(trainer)
-        self._warn_once("none live", f"{' '.join(merge_notes(notes).values())} So {nothing}.{dead}")
 
     @guarded
     def _remember(self, trainer: Any, found: TwoSampleReport | None) -> None:

@@ -7,14 +7,12 @@ from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 from trainers import (
     QUIET,
     Flagged,
@@ -31,6 +29,7 @@ from trainers import (
 
 from lightning_anomaly import (
     AnalysisSettings,
+    AnomalyEarlyStopping,
     AnomalyFilterCallback,
     AnomalyPruneCallback,
     AnomalyReport,
@@ -92,12 +91,10 @@ def test_every_validation_logs_finite_floats_and_keeps_plain_values(fitted: Fitt
     assert isinstance(report, AnomalyReport)
     assert report.n_samples == 60
     assert history[-1]["metrics"]["count"] == report.count
-    assert not any(layer.points.is_inference() for layer in report.layers.values())
-
-
-def test_the_progress_bar_has_a_short_name_and_an_integer(fitted: Fitted) -> None:
     assert set(fitted.bar) == {"anomalies"}
-    assert f"{fitted.bar['anomalies']:.3f}" == str(fitted.ours.report.count)
+    assert f"{fitted.bar['anomalies']:.3f}" == str(report.count)
+    assert not any("losses" in entry for entry in history)  # without a browser
+    assert not any(layer.points.is_inference() for layer in report.layers.values())
 
 
 def test_a_history_has_the_counts_of_every_layer_and_the_filters_of_the_last_validation(fitted: Fitted) -> None:
@@ -208,19 +205,6 @@ def test_every_fit_logs_its_own_layers_and_many_only_if_they_are_named(tmp_path:
     assert len(callback.report.layers) == 13
 
 
-def test_only_every_nth_validation_is_analysed_and_what_is_repeated_is_no_part_of_the_rise(tmp_path: Any) -> None:
-    callback, values = watcher(every_n_validations=2), Values()
-    trainer = quiet_trainer(tmp_path, callback, values, max_epochs=4, num_sanity_val_steps=0)
-    trainer.fit(SmallNet(), loader(), loader(seed=1))
-    assert [entry["analysed"] for entry in callback.history] == [True, False, True, False]
-    seconds = [seen["anomaly_filters/seconds"].item() for seen in values.seen]
-    assert seconds[0] == seconds[1] != seconds[2] == seconds[3]
-    before = callback.report
-    trainer.validate(SmallNet(), loader(seed=1), verbose=False)
-    assert callback.report is not before
-    assert len(callback.history) == 4
-
-
 def test_callbacks_side_by_side_keep_their_layers_signals_and_probes(tmp_path: Any) -> None:
     def fit(*callbacks: Any) -> Any:
         torch.manual_seed(0)
@@ -241,64 +225,6 @@ def test_callbacks_side_by_side_keep_their_layers_signals_and_probes(tmp_path: A
     assert late.history[-1]["signal"] == late.report.fraction
     with pytest.raises(ValueError, match=r"`log_key_prefix` .*Found 'anomaly_filters' twice"):
         fit(watcher(), watcher(probe="train"))
-
-
-# The probe.
-
-
-def test_the_probe_ends_within_a_batch(tmp_path: Any) -> None:
-    validation, ours = loader(seed=1), watcher(probe_size=50)
-    validation.dataset.tensors[0][[7, 49, 50, 59]] *= 20
-    quiet_trainer(tmp_path, ours).fit(SmallNet(), loader(), validation)
-    assert ours.report.n_samples == 50
-    assert set(ours.report.by_outlier_score[:2]) == {7, 49}
-
-
-class Noisy(TensorDataset):
-    """Images as bytes, loaded with random numbers of torch and NumPy."""
-
-    def __init__(self, samples: int = 90) -> None:
-        super().__init__((images(samples) * 200).byte(), torch.arange(samples) % 3)
-        self.indices: list[int] = []
-
-    def __getitem__(self, index: int) -> Any:
-        self.indices.append(index)
-        x, y = super().__getitem__(index)
-        return x + torch.randint(20, ()).byte() + np.uint8(np.random.randint(20)), y
-
-
-def noisy_collate(items: list[Any]) -> Any:
-    xs, ys = zip(*items, strict=True)
-    return torch.stack(xs) + torch.randint(5, ()).byte(), torch.stack(ys)
-
-
-def test_the_training_probe_is_a_fixed_sample_through_the_batch_hooks_and_draws_nothing(tmp_path: Any) -> None:
-    class Hooks(SmallNet):
-        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            return [batch[0].float() / 255, batch[1]]
-
-        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            assert batch[0].max() <= 1
-            assert not (self.trainer.training and not torch.is_grad_enabled())
-            return batch
-
-    def train(folder: str, *callbacks: Any) -> tuple[Noisy, dict[str, Tensor], list[Any]]:
-        pl.seed_everything(3, verbose=False)
-        dataset, module = Noisy(), Hooks()
-        train_loader = DataLoader(dataset, batch_size=30, shuffle=True, collate_fn=noisy_collate)
-        quiet_trainer(tmp_path / folder, *callbacks, max_epochs=3).fit(module, train_loader, loader(seed=1))
-        return dataset, module.state_dict(), [torch.rand(2).tolist(), np.random.rand()]
-
-    callback = watcher(probe="train")
-    bare, bare_weights, bare_numbers = train("bare")
-    watched, weights, numbers = train("watched", callback)
-    assert numbers == bare_numbers
-    assert all(torch.equal(weights[key], bare_weights[key]) for key in weights)
-    assert [bare.indices[i : i + 90] for i in range(0, 270, 90)] == [watched.indices[i : i + 90] for i in (0, 150, 300)]
-    probes = [watched.indices[i : i + 60] for i in (90, 240, 390)]
-    assert probes[0] == probes[1] == probes[2] != sorted(probes[0])
-    assert len(set(probes[0])) == 60
-    assert callback.report.n_samples == 60
 
 
 # What is said, and what fails.
@@ -325,7 +251,7 @@ class Diverges(SmallNet):
         nn.init.constant_(self.conv1.weight, math.nan)
 
 
-WAITS = "nothing is watched .* 'anomaly_filters/count' waits in vain"
+WAITS = "Nothing is watched.* 'anomaly_filters/count' waits in vain"
 
 
 @pytest.mark.parametrize(
@@ -367,13 +293,11 @@ class Wraps(SmallNet):
             self.body = nn.Sequential(OrderedDict(inner=self.body))
 
 
-@pytest.mark.parametrize("probe", ["val", "train"])
-def test_an_analysis_that_fails_warns_once_and_logs_the_last_values_or_raises(tmp_path: Any, probe: str) -> None:
-    options: dict[str, Any] = {"layers": ["body.conv"], "probe": probe}
-    ours, values, module = watcher(**options), Values(), Wraps()
+def test_an_analysis_that_fails_warns_once_and_logs_the_last_values_or_raises(tmp_path: Any) -> None:
+    ours, values, module = watcher(layers=["body.conv"]), Values(), Wraps()
     compared = TwoSampleCallback(images(60) + 0.1, images(80, seed=1), layers=["body.conv"])
     trainer = quiet_trainer(tmp_path, ours, compared, values, max_epochs=3)
-    with pytest.warns(UserWarning, match="could not .*logs its last values") as caught:
+    with pytest.warns(UserWarning, match="could not .* last values") as caught:
         trainer.fit(module, loader(), loader())
     assert [text.split()[0] for text in said(caught)] == ["AnomalyFilterCallback", "TwoSampleCallback"]
     assert trainer.current_epoch == len(ours.history) == len(compared.history) == 3
@@ -381,31 +305,56 @@ def test_an_analysis_that_fails_warns_once_and_logs_the_last_values_or_raises(tm
         assert callback.history[2]["metrics"] == callback.history[0]["metrics"]
     assert all(values.seen[0][key] == values.seen[2][key] for key in values.seen[0] if "anomaly" in key)
     assert hook_count(module) == 0
-    trainer = quiet_trainer(tmp_path, watcher(on_error="raise", **options), max_epochs=3)
+    trainer = quiet_trainer(tmp_path, watcher(on_error="raise", layers=["body.conv"]), max_epochs=3)
     with pytest.raises(ValueError, match=r"`layers` .* Found \['body.conv'\]"):
         trainer.fit(module := Wraps(), loader(), loader())
     assert trainer.current_epoch == 1
     assert hook_count(module) == 0
 
 
-class NanInTheThird(SmallNet):
-    """Its third validation, and no other, sees images of NaN."""
+class Late(SmallNet):
+    """Its convolutions are used from the sixth epoch on, and the ninth one sees NaN; nothing is learnt."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x * math.nan if self.current_epoch == 2 and not self.training else x)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        x = batch[0] * math.nan if self.current_epoch == 8 else batch[0]
+        early = self.current_epoch < 5
+        self.log("val_loss", self.head(x.flatten(1)[:, :6]).mean() if early else self.loss([x, batch[1]]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def test_a_validation_in_which_nothing_can_be_found_repeats_the_last_values(tmp_path: Any) -> None:
-    ours, module, probe = watcher(), NanInTheThird(), loader(seed=1)
-    probe.dataset.tensors[0][7] *= 20
-    trainer = quiet_trainer(tmp_path, ours, max_epochs=4, num_sanity_val_steps=0)
-    with pytest.warns(UserWarning, match="AnomalyFilterCallback logs its last values") as caught:
+def test_where_nothing_is_found_values_are_repeated_and_are_no_level_of_a_rise_nor_a_report(tmp_path: Any) -> None:
+    ours, prune, module = watcher(), AnomalyPruneCallback(at_epoch=2), Late()
+    trainer, probe = quiet_trainer(tmp_path, ours, AnomalyEarlyStopping(), prune, max_epochs=16), loader(seed=1)
+    probe.dataset.tensors[0][[3, 20, 41]] *= 20  # outliers of all filters
+    with (
+        pytest.warns(UserWarning, match="it was never called.* Nothing is watched"),
+        pytest.warns(UserWarning, match="has 0 reports as epoch 2 begins"),
+        pytest.warns(UserWarning, match="NaN.* The last values are logged again"),
+    ):
         trainer.fit(module, loader(), probe)
-    assert len(said(caught)) == 1
-    assert [entry["analysed"] for entry in ours.history] == [True, True, False, True]
-    assert ours.history[2]["metrics"] == ours.history[1]["metrics"]
-    assert ours.history[1]["metrics"]["count"] > 0
+    assert trainer.current_epoch == 16
+    assert [entry["live"] for entry in ours.history] == [False] * 5 + [True] * 3 + [False] + [True] * 7
+    assert [entry["metrics"]["count"] > 0 for entry in ours.history[:8]] == [False] * 5 + [True] * 3
+    assert [entry["analysed"] for entry in ours.history].index(False) == 8
+    assert ours.history[8]["metrics"] == ours.history[7]["metrics"]
+    assert {entry["metrics"]["rise"] for entry in ours.history} == {0}
+    assert [event["epoch"] for event in prune.events] == [7]  # three reports, of which two have to agree
     for _ in range(2):  # each validation is told
-        with pytest.warns(UserWarning, match="fewer than .* the logged zeros stand for nothing"):
-            (logged,) = trainer.validate(module, loader(5), verbose=False)
+        with pytest.warns(UserWarning, match="fewer than .* stand for nothing"):
+            (logged,) = quiet_trainer(tmp_path, ours).validate(SmallNet(), loader(5), verbose=False)
         assert logged["anomaly_filters/count"] == logged["anomaly_filters/rise"] == 0  # not what the fit found
+
+
+@pytest.mark.filterwarnings("ignore:You .* Skipping val loop")
+def test_without_validation_there_is_one_warning(tmp_path: Any) -> None:
+    ours = watcher()
+    trainer = quiet_trainer(tmp_path, ours, AnomalyEarlyStopping())
+    with pytest.warns(UserWarning, match="this Trainer has none: ") as caught:
+        trainer.fit(SmallNet(), loader())
+    (text,) = said(caught)
+    assert text.endswith("'anomaly_filters/rise' waits in vain.")
+    assert trainer.current_epoch == 2
+    assert ours.history == []
+    assert "anomaly_filters/count" not in trainer.callback_metrics

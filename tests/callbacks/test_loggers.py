@@ -1,163 +1,126 @@
-"""Figures, charts and pages: TensorBoard's and CSV files are read back; W&B, MLflow and Comet are doubles here."""
+"""Figures, charts and pages in the files of TensorBoard and CSVLogger, beside loggers that take none or fail."""
 
 import base64
-import io
 import json
 import re
-import sys
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
-import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.loggers.logger import DummyLogger
-from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from trainers import QUIET, SmallNet, loader, quiet_trainer, said, watcher
 
-from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, log_page, loss_tags
-from lightning_anomaly.report.pictures import probe_images
+from lightning_anomaly import AnomalyFilterCallback
+from lightning_anomaly.callbacks._loggers import loss_tags
 
 pytestmark = QUIET
+FIGURES = {"anomaly_filters/verdicts", "anomaly_filters/filters", "anomaly_filters/outliers"}
+SHOWN = [2, 5, 11]  # the steps of the 1st, 2nd and 4th validation
 
 
-@pytest.fixture
-def figure() -> Figure:
-    figure = Figure(figsize=(2, 1), dpi=50, facecolor="red")
-    figure.add_subplot().plot([0, 1])
-    return figure
+class Other(Logger):
+    """A logger that takes no figures."""
 
-
-class Double(Logger):
-    """A logger that writes down what it is told; its experiment does too, if it has one."""
-
-    name, version = "double", "0"
+    name, version = "other", "0"
     experiment: Any = None
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Any] = []
-
-    def log_metrics(self, metrics: Any, step: Any = None) -> None:
-        self.calls.append((metrics, step))
+    def log_metrics(self, metrics: Any, step: Any = None) -> None: ...
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None: ...
 
 
-class WandbDouble(Double):
-    def log_image(self, key: str, images: Any, step: Any = None) -> None:
-        (image,) = images
-        self.calls.append((key, np.asarray(image.convert("RGB")).shape, step))
+class Gone:
+    def add_figure(self, *args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("the server is gone")
+
+    add_custom_scalars = add_figure
 
 
-class MlflowClient(list):
-    def log_figure(self, run_id: str, figure: Figure, artifact_file: str, *, save_kwargs: Any = None) -> None:
-        self.append((run_id, figure, artifact_file))
-
-    def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
-        self.append((run_id, text, artifact_file))
+class Broken(Other):
+    experiment = Gone()
 
 
-class MlflowDouble(Double):
-    run_id = property(lambda self: "run 1")
+class Fitted(NamedTuple):
+    """Four epochs with a logger of each kind, one of them broken, and what was said."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.experiment = MlflowClient()
-
-
-class CometExperiment(list):
-    def log_figure(self, figure_name=None, figure=None, overwrite=False, step=None, metadata=None, format="auto"):
-        self.append((figure_name, figure, step))
-
-    def log_asset_data(self, data: str, name: str, overwrite: bool, step: int) -> None:
-        self.append((data, name, overwrite, step))
+    ours: AnomalyFilterCallback
+    folder: Path
+    loggers: dict[str, Any]
+    warnings: list[str]
+    labels: list[str]
 
 
-class CometDouble(Double):
-    def __init__(self) -> None:
-        super().__init__()
-        self.experiment = CometExperiment()
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    folder, ours, module = tmp_path_factory.mktemp("logged"), watcher(browser=True, log_figures=True), SmallNet()
+    probe, names = loader(seed=1), ["ape", "bee", "cat"]
+    probe.dataset.tensors[0][7] *= 20
+    probe.dataset.classes, probe.dataset.root = names, "data"
+    probe.dataset.samples = [(f"data/{place}.png", place % 3) for place in range(60)]
+    tensorboard = TensorBoardLogger(folder / "tensorboard", prefix="run.1")
+    tensorboard.log_metrics({"train_loss_step": 1.0, "val_loss_2": 1.0}, 0)
+    loggers = {"broken": Broken(), "tensorboard": tensorboard, "csv": CSVLogger(folder / "csv"), "other": Other()}
+    trainer = quiet_trainer(folder, ours, logger=list(loggers.values()), max_epochs=4)
+    with pytest.warns(UserWarning, match="to Broken .ConnectionError: the server is gone") as caught:
+        trainer.fit(module, loader(), probe)
+    predicted = module.eval()(probe.dataset.tensors[0]).argmax(1).tolist()
+    pairs = [(names[place % 3], names[other]) for place, other in enumerate(predicted)]
+    labels = [own if own == other else f"{own}, predicted {other}" for own, other in pairs]
+    return Fitted(ours, folder, loggers, said(caught), labels)
 
 
-def events(logger: TensorBoardLogger) -> EventAccumulator:
-    logger.save()
-    logger.finalize("success")
-    return EventAccumulator(logger.log_dir).Reload()
+def test_a_failing_logger_is_one_warning_and_the_others_get_their_figures(fitted: Fitted) -> None:
+    assert [re.findall("log a (.*) to Broken", text) for text in fitted.warnings] == [["figure"], ["chart layout"]]
+    assert len(fitted.ours.history) == 4
 
 
-def layouts(logger: TensorBoardLogger) -> dict[str, dict[str, list[str]]]:
-    (event,) = events(logger).Tensors("custom_scalars__config__")
-    layout = Layout.FromString(event.tensor_proto.string_val[0])
-    return {part.title: {chart.title: list(chart.multiline.tag) for chart in part.chart} for part in layout.category}
+def test_csv_has_pictures_and_the_page_beside_its_table(fitted: Fitted) -> None:
+    folder = Path(fitted.loggers["csv"].log_dir)
+    names = {f"{name}/step={step:06d}.png" for name in FIGURES for step in SHOWN}
+    assert {file.relative_to(folder).as_posix() for file in folder.rglob("*.png")} == names
+    with Image.open(folder / min(names)) as image:
+        assert min(image.size) > 100
 
 
-NAME = "anomaly_filters/filters"
+def test_tensorboard_has_figures_and_one_chart_of_the_losses_and_the_fraction(fitted: Fitted) -> None:
+    events = EventAccumulator(fitted.loggers["tensorboard"].log_dir, {"images": 0}).Reload()
+    tags = events.Tags()
+    assert set(tags["images"]) == {f"run.1-{name}" for name in FIGURES}
+    assert all([event.step for event in events.Images(tag)] == SHOWN for tag in tags["images"])
+    (event,) = events.Tensors("custom_scalars__config__")
+    (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
+    (chart,) = category.chart
+    assert category.title == "anomaly_filters"
+    expected = [f"run.1-{name}" for name in ("train_loss", "val_loss", "anomaly_filters/fraction")]
+    assert [[tag for tag in tags["scalars"] if re.match(curve, tag)] for curve in chart.multiline.tag] == [
+        [tag] for tag in expected
+    ]
 
 
-@pytest.mark.parametrize("name", [NAME, "../../outside", "/outside", "a:b*?/..", ""])
-def test_csv_has_a_picture_beside_its_table_and_no_name_leads_out_of_its_folder(tmp_path, figure, name):
-    logger = CSVLogger(tmp_path / "logs")
-    log_figure(logger, name, figure, 12)
-    (file,) = tmp_path.rglob("*.png")
-    inside = file.relative_to(logger.log_dir)
-    assert all(re.fullmatch(r"[\w.=-]+", part) for part in inside.parts)
-    assert inside.name == "step=000012.png"
-    assert name != NAME or inside.parent.as_posix() == NAME
-    with Image.open(file) as image:
-        assert image.size == (100, 50)
-        assert image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
-
-
-@pytest.mark.parametrize("logger", [Double(), DummyLogger(), None], ids=lambda own: type(own).__name__)
-def test_others_are_left_alone(logger, figure):
-    log_figure(logger, "filters", figure, 1)
-    log_page(logger, "browser", "<p>", 1)
-    log_overlay_layout(logger, ["train_loss", "val_loss"], "losses")
-    assert not isinstance(logger, Double) or logger.calls == []
-
-
-def test_wandb_gets_pictures_and_pages_without_anything_from_the_network(figure, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Html=lambda data, inject=True: (data.read(), inject)))
-    logger = WandbDouble()
-    log_figure(logger, NAME, figure, 7)
-    log_page(logger, NAME, "<p>", 8)
-    assert logger.calls == [(NAME, (50, 100, 3), 7), ({NAME: ("<p>", False)}, 8)]
-
-
-def test_mlflow_gets_artifacts_of_its_run_and_comet_figures_and_assets_at_their_steps(figure):
-    mlflow, comet = MlflowDouble(), CometDouble()
-    for logger in (mlflow, comet):
-        log_figure(logger, NAME, figure, 7)
-        log_page(logger, NAME, "<p>", 8)
-    assert mlflow.experiment == [("run 1", figure, f"{NAME}/step=000007.png"), ("run 1", "<p>", f"{NAME}.html")]
-    assert comet.experiment == [(NAME, figure, 7), ("<p>", f"{NAME}.html", True, 8)]
-
-
-def test_a_fit_lays_its_losses_and_the_fraction_into_one_chart(tmp_path):
-    logger = TensorBoardLogger(tmp_path)
-    quiet_trainer(tmp_path, watcher(), logger=logger).fit(SmallNet(), loader(), loader(seed=1))
-    expected = ["^train_loss$", "^val_loss$", "^anomaly_filters/fraction$"]
-    assert list(layouts(logger)["anomaly_filters"].values()) == [expected]
-
-
-def test_expressions_match_the_logged_tag_alone(tmp_path, figure):
-    names = ["loss", "loss_step", "a.b (c)+[d]|e", "aXb (c)+[d]|e"]
-    logger = TensorBoardLogger(tmp_path, prefix="run.1")
-    logger.log_metrics(dict.fromkeys(names, 1.0), 0)
-    log_overlay_layout(logger, names, "losses")
-    (expressions,) = layouts(logger)["losses"].values()
-    log_figure(logger, "filters", figure, 7)
-    tags = events(logger).Tags()
-    assert tags["images"] == ["run.1-filters"]
-    for name, expression in zip(names, expressions, strict=True):
-        assert [tag for tag in tags["scalars"] if re.match(expression, tag)] == [f"run.1-{name}"]
+def test_a_page_has_votes_images_labels_files_epochs_counts_and_losses(fitted: Fitted) -> None:
+    folders = [Path(fitted.loggers[kind].log_dir) for kind in ("tensorboard", "csv")]
+    files = {folder / "anomaly_filters" / "browser.html" for folder in folders}
+    assert set(fitted.folder.rglob("*.html")) == files
+    for file in files:
+        found = re.search(r'id="index">([^<]*)<', file.read_text())
+        assert found is not None
+        index = json.loads(zlib.decompress(base64.b64decode(found[1])))
+        assert index["votes"] == fitted.ours.report.outlier_samples
+        assert index["title"] == "Anomaly filters, step 11"
+        assert index["images"] == {"height": 8, "width": 8, "columns": 8}
+        assert index["names"] == [f"{place}.png" for place in range(60)]
+        assert [index["labels"]["names"][place] for place in index["labels"]["of"]] == fitted.labels
+        assert index["layers"][0]["maps"]["kept"] == 60
+        assert index["history"]["epochs"] == [0, 1, 2, 3]  # the page of the 4th analysis is there before its last loss
+        assert index["epochs"] == {"of": ["epoch 0", "epoch 1", "epoch 2"], "samples": 60}
+        assert index["history"]["counts"] == [entry["metrics"]["count"] for entry in fitted.ours.history]
+        losses = index["history"]["losses"]
+        assert set(losses) == {"train_loss", "val_loss"}
+        assert all(value is not None for values in losses.values() for value in values)
 
 
 @pytest.mark.parametrize(
@@ -184,78 +147,6 @@ def test_expressions_match_the_logged_tag_alone(tmp_path, figure):
 )
 def test_losses_are_found_by_their_names_in_any_order(names, found):
     assert loss_tags(names.split()) == loss_tags(names.split()[::-1]) == found
-
-
-class Gone:
-    def add_figure(self, *args, **kwargs):
-        raise ConnectionError("the server is gone")
-
-    add_custom_scalars = add_figure
-
-
-class Broken(Double):
-    experiment = Gone()
-
-
-def test_a_failing_logger_is_one_warning_and_the_others_get_their_figures(tmp_path):
-    csv = CSVLogger(tmp_path)
-    ours = watcher(log_figures=True)
-    trainer = quiet_trainer(tmp_path, ours, logger=[Broken(), csv], max_epochs=2)
-    with pytest.warns(
-        UserWarning, match=r"could not log .* to Broken \(ConnectionError: the server is gone\)"
-    ) as caught:
-        trainer.fit(SmallNet(), loader(), loader(seed=1))
-    assert len(said(caught)) == 2  # the layout of the charts, and figures
-    assert len(list(Path(csv.log_dir).rglob("*.png"))) > 1
-    assert len(ours.history) == 2
-
-
-# The filter browser.
-
-
-def index_of(page: str) -> dict[str, Any]:
-    found = re.search(r'id="index">([^<]*)<', page)
-    assert found is not None
-    return json.loads(zlib.decompress(base64.b64decode(found[1])))
-
-
-def sprite_of(page: str) -> Image.Image:
-    found = re.search(r'id="sprite">([^<]*)<', page)
-    assert found is not None
-    return Image.open(io.BytesIO(base64.b64decode(found[1])))
-
-
-def test_it_lies_beside_the_files_of_each_logger_unless_it_is_off(tmp_path: Path) -> None:
-    loggers = [TensorBoardLogger(tmp_path / "a"), CSVLogger(tmp_path / "b")]
-    probe = loader(seed=1)
-    probe.dataset.tensors[0][7] *= 20
-    probe.dataset.classes, probe.dataset.root = ["ape", "bee", "cat"], "data"
-    probe.dataset.samples = [(f"data/{place}.png", place % 3) for place in range(60)]
-    off, ours, module = watcher(log_key_prefix="off"), watcher(browser=True), SmallNet()
-    quiet_trainer(tmp_path, off, ours, logger=loggers, max_epochs=4).fit(module, loader(), probe)
-    predicted = [probe.dataset.classes[place] for place in module.eval()(probe.dataset.tensors[0]).argmax(1)]
-    labels = [("ape", "bee", "cat")[place % 3] for place in range(60)]
-    files = {Path(logger.log_dir) / "anomaly_filters" / "browser.html" for logger in loggers}
-    assert set(tmp_path.rglob("*.html")) == files
-    for file in files:
-        index = index_of(file.read_text())
-        assert index["votes"] == ours.report.outlier_samples
-        assert index["title"] == "Anomaly filters, step 11"
-        assert index["images"] == {"height": 8, "width": 8, "columns": 8}
-        assert index["names"] == [f"{place}.png" for place in range(60)]
-        assert [index["labels"]["names"][place] for place in index["labels"]["of"]] == [
-            own if own == other else f"{own}, predicted {other}" for own, other in zip(labels, predicted, strict=True)
-        ]
-        assert index["layers"][0]["maps"]["kept"] == 60
-        sheet = torch.from_numpy(np.array(sprite_of(file.read_text()))).reshape(-1, 8, 8, 8, 1)
-        assert torch.equal(sheet.transpose(1, 2).flatten(0, 1)[:60], probe_images(probe.dataset.tensors[0]))
-        assert index["history"]["epochs"] == [0, 1, 2, 3]  # the page of the 4th analysis is there before its last loss
-        assert index["epochs"] == {"of": ["epoch 0", "epoch 1", "epoch 2"], "samples": 60}
-        assert index["history"]["counts"] == [entry["metrics"]["count"] for entry in ours.history]
-        losses = index["history"]["losses"]
-        assert set(losses) == {"train_loss", "val_loss"}
-        assert all(value is not None for values in losses.values() for value in values)
-    assert all("losses" not in entry for entry in off.history)
 
 
 MEAN, BOTH = ({"on_step": step, "on_epoch": True} for step in (False, True))
@@ -292,14 +183,3 @@ def test_the_losses_are_those_of_their_epochs(logged: Any, options: Any, expecte
     assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
     assert {name for losses in found for name in losses} == set(expected)
     assert {name: [losses.get(name) for losses in found] for name in expected} == expected
-
-
-def test_a_browser_that_fails_costs_no_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any, **options: Any) -> Any:
-        raise ValueError("no page today")
-
-    monkeypatch.setattr("lightning_anomaly.callbacks._figures.page_text", fail)
-    ours = watcher(browser=True)
-    with pytest.warns(UserWarning, match="could not .*ValueError: no page today"):
-        quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path)).fit(SmallNet(), loader(), loader(seed=1))
-    assert [entry["analysed"] for entry in ours.history] == [True, True]

@@ -1,0 +1,220 @@
+"""The probe: which samples it takes, and what is said if they change, are sorted or cannot be run."""
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
+]
+
+
+class Augmented(TensorDataset):
+    """Its images are changed anew each time that they are loaded."""
+
+    def __init__(self, change: Callable[[Tensor, torch.Generator], Tensor], seed: int = 0) -> None:
+        super().__init__(images(seed=seed), torch.arange(60) % 3)
+        self.change, self.generator = change, torch.Generator().manual_seed(0)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return self.change(image, self.generator), label
+
+
+def erase(image: Tensor, generator: torch.Generator) -> Tensor:
+    image = image.clone()
+    row, column = torch.randint(6, (2,), generator=generator).tolist()
+    image[:, row : row + 3, column : column + 3] = 0
+    return image
+
+
+def rounding(image: Tensor, generator: torch.Generator) -> Tensor:
+    return image * (1 + 1e-5 * torch.randn(image.shape, generator=generator))
+
+
+def fit(
+    folder: Path,
+    *callbacks: Any,
+    module: Any = SmallNet,
+    train: Any = None,
+    val: Any = None,
+    ckpt_path: Any = None,
+    **options: Any,
+) -> None:
+    torch.manual_seed(0)
+    trainer = quiet_trainer(folder, *callbacks, **{"max_epochs": 4, **options})
+    trainer.fit(module(), train or loader(80), val or loader(seed=1), ckpt_path=ckpt_path)
+
+
+# what it takes
+
+
+def test_the_probe_ends_within_a_batch(tmp_path: Path) -> None:
+    validation, ours = loader(seed=1), watcher(probe_size=50)
+    validation.dataset.tensors[0][[7, 49, 50, 59]] *= 20
+    quiet_trainer(tmp_path, ours).fit(SmallNet(), loader(), validation)
+    assert ours.report.n_samples == 50
+    assert set(ours.report.by_outlier_score[:2]) == {7, 49}
+
+
+class Noisy(TensorDataset):
+    """Images as bytes, loaded with random numbers of torch and NumPy."""
+
+    def __init__(self, samples: int = 90) -> None:
+        super().__init__((images(samples) * 200).byte(), torch.arange(samples) % 3)
+        self.indices: list[int] = []
+
+    def __getitem__(self, index: int) -> Any:
+        self.indices.append(index)
+        x, y = super().__getitem__(index)
+        return x + torch.randint(20, ()).byte() + np.uint8(np.random.randint(20)), y
+
+
+def test_the_training_probe_is_a_fixed_sample_through_the_batch_hooks_and_draws_nothing(tmp_path: Path) -> None:
+    class Hooks(SmallNet):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [batch[0].float() / 255, batch[1]]
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            assert batch[0].max() <= 1
+            assert not (self.trainer.training and not torch.is_grad_enabled())
+            return batch
+
+    def train(*callbacks: Any) -> tuple[Noisy, dict[str, Tensor], list[Any]]:
+        pl.seed_everything(3, verbose=False)
+        dataset, module = Noisy(), Hooks()
+        train_loader = DataLoader(dataset, batch_size=30, shuffle=True)
+        quiet_trainer(tmp_path, *callbacks, max_epochs=3).fit(module, train_loader, loader(seed=1))
+        return dataset, module.state_dict(), [torch.rand(2).tolist(), np.random.rand()]
+
+    callback = watcher(probe="train")
+    bare, bare_weights, bare_numbers = train()
+    watched, weights, numbers = train(callback)
+    assert numbers == bare_numbers
+    assert all(torch.equal(weights[key], bare_weights[key]) for key in weights)
+    assert [bare.indices[i : i + 90] for i in range(0, 270, 90)] == [watched.indices[i : i + 90] for i in (0, 150, 300)]
+    probes = [watched.indices[i : i + 60] for i in (90, 240, 390)]
+    assert probes[0] == probes[1] == probes[2] != sorted(probes[0])
+    assert len(set(probes[0])) == 60
+    assert callback.report.n_samples == 60
+
+
+class NoForward(SmallNet):
+    """Its steps call its layers; `forward` is not written."""
+
+    forward = pl.LightningModule.forward
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(SmallNet.forward(self, batch[0]), batch[1])
+
+
+def test_a_training_probe_that_cannot_be_run_is_said_with_what_waits_or_with_the_last_values(tmp_path: Path) -> None:
+    saves, ours, waits = ModelCheckpoint(tmp_path), watcher(probe="train"), EarlyStopping("anomaly_filters/rise")
+    with pytest.warns(UserWarning, match="could not analyze the filters .*forward.* Nothing is watched") as caught:
+        fit(tmp_path, ours, waits, module=NoForward, max_epochs=2)
+    (text,) = said(caught)
+    assert text.endswith("'anomaly_filters/rise' waits in vain.")
+    assert ours.report is None
+    assert ours.history[1]["metrics"]["count"] == 0
+    fit(tmp_path, first := watcher(probe="train"), saves, max_epochs=1)
+    with pytest.warns(UserWarning, match="could not analyze .* last values"):  # those that the checkpoint brought
+        fit(tmp_path, ours := watcher(probe="train"), module=NoForward, max_epochs=2, ckpt_path=saves.best_model_path)
+    assert ours.history[1]["metrics"] == first.history[0]["metrics"]
+
+
+# what changes
+
+
+@pytest.mark.parametrize(
+    ("options", "ours", "kind"),
+    [
+        ({"val": DataLoader(Augmented(erase), 20)}, {}, "validation"),
+        ({"train": DataLoader(Augmented(erase), 20)}, {"probe": "train"}, "training"),
+    ],
+    ids=["validation", "training"],
+)
+def test_images_that_change_are_said_once(tmp_path: Path, options: Any, ours: dict[str, Any], kind: str) -> None:
+    with pytest.warns(UserWarning, match=f"{kind} images of the probe changed .*`probe = ") as caught:
+        fit(tmp_path, watcher(**ours), **options)
+    assert len(said(caught)) == 1
+
+
+# what stays
+
+
+class AugmentsTraining(SmallNet):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        x, y = batch
+        return [x + torch.rand(()) if self.trainer.training or self.trainer.sanity_checking else x, y]
+
+
+class ChangesItsInput(SmallNet):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        batch[0].mul_(self.current_epoch)
+
+
+@pytest.mark.parametrize(
+    ("options", "ours"),
+    [
+        ({"module": AugmentsTraining}, {"probe": "train"}),
+        ({"module": ChangesItsInput, "val_check_interval": 0.5}, {"every_n_validations": 2}),
+        ({"val": DataLoader(Augmented(rounding), 20)}, {"probe_size": 50}),
+    ],
+    ids=["training", "its input", "rounding"],
+)
+def test_images_that_stay_are_not_a_word(tmp_path: Path, options: Any, ours: dict[str, Any]) -> None:
+    callback = watcher(**ours)
+    fit(tmp_path, callback, **options)
+    assert len(callback.history) == (8 if "val_check_interval" in options else 4)
+
+
+def test_another_fit_starts_anew(tmp_path: Path) -> None:
+    ours = watcher()
+    trainer = quiet_trainer(tmp_path, ours, max_epochs=2)
+    trainer.fit(SmallNet(), loader(80), loader(seed=1))
+    trainer.validate(SmallNet(), loader(seed=2), verbose=False)
+    fit(tmp_path, ours, val=loader(seed=3), max_epochs=2)
+
+
+# classes
+
+
+class Unscored(SmallNet):
+    """With seven classes; what it is to say of images does not matter in a validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 7)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0])
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.arange(140) // 20, "first 60 .* have 3 of 7 classes"),
+        (torch.arange(200) * 5 % 7, None),
+        (torch.arange(120), None),  # more than there are outputs: positions, say
+    ],
+    ids=["few", "in turns", "positions"],
+)
+def test_a_probe_that_is_sorted_by_class_is_said_once(tmp_path: Path, targets: Tensor, message: str | None) -> None:
+    val = DataLoader(TensorDataset(images(len(targets)), targets), 20)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(tmp_path, watcher(), module=Unscored, val=val, max_epochs=2)
+    assert [re.search(message or "", text) is not None for text in said(caught)] == ([True] if message else [])
