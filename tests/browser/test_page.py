@@ -106,10 +106,19 @@ def test_a_slider_leads_through_earlier_analyses(report, opened):
 
 @pytest.mark.slow
 class TestFilter:
-    def test_a_click_pins_the_address_keeps_it_and_labels_colour_the_points(self, report, opened):
+    def test_its_numbers_are_those_of_the_report_a_click_pins_and_labels_colour_the_points(self, report, opened):
         layer, index, sample = flagged(report)
         labels = ["even" if place % 2 == 0 else "odd" for place in range(400)]
         page = opened(report, address(layer, index), labels=labels)
+        own, kept, text = report.layers[layer], report.pictures.maps[layer], page.text(".facts")
+        assert f"K = {int(own.n_components[index])}" in text
+        assert f"{100 * own.smallest_share[index]:.3g}% of the samples" in text
+        assert f"{100 * own.explained[index]:.3g}% of the maps' variance" in text
+        assert f"{100 * own.sparsity[index]:.3g}% of its map's values" in text
+        strips = [strip.split() for strip in page.page.locator(".strip").all_inner_texts()]
+        isolated = (own.isolated & ~own.outliers)[index].nonzero()[:, 0].tolist()
+        expected = [isolated, own.outliers_of(index), kept.most[index].tolist(), kept.least[index].tolist()]
+        assert strips == [[str(sample) for sample in samples] for samples in expected if samples]
         page.page.mouse.click(*page.place_of(report.layers[layer].points[index, sample]))
         page.page.mouse.move(2, 2)
         page.settle()
@@ -181,20 +190,6 @@ class TestFilter:
         assert after[2:] == before[2:]
         page.press("0")
         assert view() == whole
-
-    def test_numbers_and_strips_are_those_of_the_report(self, report, opened):
-        layer, index, _ = flagged(report)
-        own, kept = report.layers[layer], report.pictures.maps[layer]
-        page = opened(report, address(layer, index))
-        text = page.text(".facts")
-        assert f"K = {int(own.n_components[index])}" in text
-        assert f"{100 * own.smallest_share[index]:.3g}% of the samples" in text
-        assert f"{100 * own.explained[index]:.3g}% of the maps' variance" in text
-        assert f"{100 * own.sparsity[index]:.3g}% of its map's values" in text
-        strips = [strip.split() for strip in page.page.locator(".strip").all_inner_texts()]
-        isolated = (own.isolated & ~own.outliers)[index].nonzero()[:, 0].tolist()
-        expected = [isolated, own.outliers_of(index), kept.most[index].tolist(), kept.least[index].tolist()]
-        assert strips == [[str(sample) for sample in samples] for samples in expected if samples]
 
 
 @pytest.mark.slow

@@ -159,16 +159,10 @@ class TestOutlierFigure:
         assert [image.max() for image in self.shown(images)] == [0, 255, 0]
         assert [image.max() for image in self.shown(torch.zeros(N, 1, 2, 2))] == [0, 0, 0]
 
-    @pytest.mark.parametrize(
-        ("images", "found"),
-        [
-            *((torch.zeros(size), size) for size in ((N, 3, 4), (N - 1, 3, 4, 4), (N, 0, 4, 4))),
-            (np.zeros(N), "ndarray"),
-        ],
-    )
-    def test_what_is_no_image_for_each_sample_is_an_error(self, images, found):
-        with pytest.raises(ValueError, match=rf"`images` .*\(60, .*{re.escape(str(found))}"):
-            outlier_figure(self.found, images)
+    def test_what_is_no_image_for_each_sample_is_an_error(self):
+        for size in ((N, 3, 4), (N, 0, 4, 4)):  # others in the tests of the browser
+            with pytest.raises(ValueError, match=rf"`images` .*\(60, .*{re.escape(str(size))}"):
+                outlier_figure(self.found, torch.zeros(size))
 
 
 class TestVerdictMap:
@@ -199,19 +193,13 @@ class TestVerdictMap:
         assert second == "the model"
         pixels(verdict_map(report()))
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize(("layers", "filters"), [(150, 8), (3, 12_000)])
-    def test_size_is_bounded_and_every_cell_is_kept(self, layers, filters):
-        found = layer([NORMAL, ANOMALY] * (filters // 2), samples=1)
-        figure = verdict_map(AnomalyReport({f"layer{i}": found for i in range(layers)}, 1))
-        assert (figure.get_size_inches() <= (10, 20)).all()
-        assert sum(map(len, self.codes(figure))) == layers * filters
-        assert (len(figure.axes[0].texts) < 2 * layers) == (layers > 100)  # no name lies over another
-
-    def test_a_single_anomaly_among_thousands_can_be_seen(self):
-        found = {f"layer{i}": layer([NORMAL] * 512, samples=1) for i in range(40)}
-        found["layer20"] = layer([NORMAL] * 300 + [ANOMALY] + [NORMAL] * 211, {300: [0]}, samples=1)
+    def test_a_single_anomaly_in_a_large_network_can_be_seen_and_the_size_is_bounded(self):
+        found = {f"layer{i}": layer([NORMAL] * 128, samples=1) for i in range(150)}
+        found["layer20"] = layer([NORMAL] * 60 + [ANOMALY] + [NORMAL] * 67, {60: [0]}, samples=1)
         figure = verdict_map(AnomalyReport(found, 1))
+        assert (figure.get_size_inches() <= (10, 20)).all()
+        assert sum(map(len, self.codes(figure))) == 150 * 128
+        assert len(figure.axes[0].texts) < 2 * 150  # no name lies over another
         image = pixels(figure)[: -int(0.5 * figure.dpi)]  # without the legend
         assert (np.abs(image - [0xD5, 0x5E, 0x00]) < 40).all(2).sum() >= 4
 
