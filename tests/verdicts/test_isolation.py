@@ -1,87 +1,163 @@
 """The rule for isolated samples: few false alarms in any distribution, outliers found, and nothing else matters."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
+from lightning_anomaly.clustering.engine import load_engine
+from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.verdicts.gaps import find_borders
 from lightning_anomaly.verdicts.isolation import isolated_samples
-from recipes.experiments.null import DISTRIBUTIONS, NULLS, Planted, draw, flagged
 
 FRACTION = 0.02
+ENGINE = load_engine("torch")
 
 
-def gaussian(filters: int, samples: int, seed: int = 0) -> torch.Tensor:
-    return draw("Gaussian", filters, samples, seed, "points")[0]
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def points(seed: int = 0, filters: int = 6, samples: int = 512) -> torch.Tensor:
-    """Gaussian filters, the first two of them with outliers."""
-    found = gaussian(filters, samples, seed)
+def below_zero(share: float, normal: Callable[[], Tensor]) -> Tensor:
+    """Values of which a share is below zero, to be rectified."""
+    return normal() - torch.special.ndtri(torch.tensor(share, dtype=torch.float64))
+
+
+DISTRIBUTIONS: dict[str, Callable[[Callable[[], Tensor]], Tensor]] = {
+    "Gaussian": lambda normal: normal(),
+    "uniform": lambda normal: torch.special.ndtr(normal()),
+    "lognormal": lambda normal: normal().exp(),
+    "Student t3": lambda normal: normal() / sum(normal().square() / 3 for _ in range(3)).sqrt(),
+    "exponential": lambda normal: torch.where(normal() < 1.28, 0, -torch.special.ndtr(normal()).log()),  # 90% zeros
+    **{f"ReLU, {zeros}% zeros": partial(below_zero, zeros / 100) for zeros in (50, 70, 90, 95)},
+}
+
+
+def draw(
+    name: str, filters: int, samples: int = 512, size: tuple[int, ...] = (2,), planted: int = 0, far: float = 0
+) -> tuple[Tensor, Tensor]:
+    """Points `(F, N, 2)` and extremes `(F, N, 2)` of filters with values, points or maps of a distribution.
+
+    The first samples may be planted ones, so many standard deviations away: values and points from zero along the first
+    axis, with a tenth of a standard deviation between them, and maps from what they were.
+    """
+    generator = torch.Generator().manual_seed(1)
+    shape = filters, samples, *size
+    values = DISTRIBUTIONS[name](lambda: torch.randn(shape, generator=generator, dtype=torch.float64))
+    std = (values.clamp(min=0) if name.startswith("ReLU") else values).std()
+    if len(size) > 1:
+        values[:, :planted] += far * std
+    else:
+        values[:, :planted] = std / 10 * gaussian(filters, planted, *size, seed=2)
+        values[:, :planted, 0] += far * std
+    pixels = values.flatten(2)
+    extremes = torch.stack([pixels.amax(2), pixels.amin(2)], 2)
+    values = values.clamp(min=0) if name.startswith("ReLU") else values
+    if len(size) > 1:
+        return reduce_maps(values.transpose(0, 1), ENGINE).points, extremes
+    return functional.pad(values, (0, 2 - values.shape[2])), extremes
+
+
+def flagged(drawn: tuple[Tensor, Tensor]) -> float:
+    """Share of the filters that set samples apart."""
+    found, extremes = drawn
+    return isolated_samples(found, FRACTION, extremes).any(1).double().mean().item()
+
+
+def points() -> Tensor:
+    """Six Gaussian filters, the first two of them with outliers."""
+    found = gaussian(6, 512, 2)
     found[0, 7] = torch.tensor([9.0, 0.0])
     found[1, [3, 50, 200, 511]] = torch.tensor([[-8.0, 0.0], [0.0, 12.0], [9.0, 9.0], [30.0, 0.0]]).double()
     return found
 
 
-@pytest.mark.parametrize(("kind", "name"), [case for case in NULLS if case[0] != "maps"])
-def test_at_most_one_filter_in_a_hundred_is_a_false_alarm(kind, name):
-    # 1% of 500 filters and three standard deviations of the count
-    assert flagged(draw(name, 500, 512, 1, kind), "isolated") * 500 <= 5 + 3 * math.sqrt(5)
-
-
-@pytest.mark.parametrize("name", ["Gaussian", "ReLU, 90% zeros"])
-def test_false_alarms_of_maps_are_as_rare(name):
-    assert flagged(draw(name, 150, 512, 1, "maps"), "isolated") * 150 <= 1.5 + 3 * math.sqrt(1.5)
-
-
-@pytest.mark.parametrize("samples", [128, 2048])
-def test_false_alarms_with_other_numbers_of_samples(samples):
-    # With 128 samples a t distribution cannot be told from a Gaussian one well enough: there, up to 3%.
-    for name in ("lognormal", "ReLU, 90% zeros"):
-        assert flagged(draw(name, 150, samples, 1, "points"), "isolated") <= 0.04
+@pytest.mark.parametrize(
+    ("name", "filters", "samples", "size"),
+    [
+        *((name, 500, 512, (2,)) for name in DISTRIBUTIONS if name != "ReLU, 50% zeros"),
+        *((name, 500, 512, (1,)) for name in ("lognormal", "exponential", "ReLU, 90% zeros")),
+        *((name, 150, 512, (8, 8)) for name in ("Gaussian", "ReLU, 90% zeros")),
+        ("lognormal", 150, 128, (2,)),
+    ],
+)
+def test_at_most_one_filter_in_a_hundred_is_a_false_alarm(name, filters, samples, size):
+    alarms = flagged(draw(name, filters, samples, size)) * filters
+    assert alarms <= 0.01 * filters + 3 * math.sqrt(0.01 * filters)  # and three standard deviations
 
 
 def test_of_many_filters_with_the_heaviest_tail_as_many_are_false_alarms_as_is_documented():
     """Between the nominal share and twice that, which a few hundred cannot tell."""
-    found = [isolated_samples(draw("Student t3", 2000, 512, seed, "points")[0], FRACTION) for seed in (1, 2)]
-    assert 0.005 <= torch.cat(found).any(1).double().mean().item() <= 0.01
+    found, _ = draw("Student t3", 4000)
+    assert 0.005 <= isolated_samples(found, FRACTION).any(1).double().mean().item() <= 0.01
 
 
 @pytest.mark.parametrize(
-    ("planted", "least"),
+    ("name", "size", "planted", "far", "least"),
     [
-        (Planted("Gaussian", 1, 8), 0.85),
-        (Planted("Gaussian", 4, 6), 0.9),
-        (Planted("Gaussian", 10, 6), 0.9),
-        (Planted("ReLU, 70% zeros", 1, 20), 0.9),
-        (Planted("ReLU, 90% zeros", 4, 15), 0.25),
-        (Planted("ReLU, 90% zeros", 4, 30), 0.9),
-        (Planted("ReLU, 50% zeros", 1, 8, kind="maps"), 0.95),
+        ("Gaussian", (2,), 1, 8, 0.85),
+        ("Gaussian", (2,), 4, 6, 0.9),
+        ("Gaussian", (2,), 10, 6, 0.9),
+        ("ReLU, 70% zeros", (2,), 1, 20, 0.9),
+        ("ReLU, 90% zeros", (2,), 4, 15, 0.25),
+        ("ReLU, 90% zeros", (2,), 4, 30, 0.9),
+        ("ReLU, 50% zeros", (8, 8), 1, 8, 0.95),
     ],
 )
-def test_planted_samples_are_found(planted, least):
-    found = draw(planted.name, 100, 512, 2, planted.kind, planted)
-    assert flagged(found, "isolated") >= least
+def test_planted_samples_are_found(name, size, planted, far, least):
+    assert flagged(draw(name, 100, size=size, planted=planted, far=far)) >= least
 
 
-def test_the_default_flags_sparse_filters_and_the_paper_heavy_tails_which_is_why_there_is_another_rule():
-    sparse = draw("ReLU, 90% zeros", 60, 512, 1, "values")
-    assert flagged(sparse, "default") == pytest.approx(0.9, abs=0.1)
-    assert flagged(sparse, "isolated") == 0
-    heavy = draw("Student t3", 60, 512, 1, "points")
-    assert flagged(heavy, "paper") == pytest.approx(0.7, abs=0.15)
-    assert flagged(heavy, "isolated") <= 0.05
+SHAPES = (1e-9, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)  # of the tails; the first is Gaussian
 
 
-def test_the_samples_set_apart_are_the_planted_ones():
+def probability(row: np.ndarray, k: int, others: np.ndarray) -> float:
+    """How probable a gap as wide as that behind the k outermost distances is, by the tail of some other gaps.
+
+    One shape at a time, from the formulas of `isolated_samples`; distances come the farthest first.
+    """
+    place, n = np.arange(1, len(row) // 2 + 2), others.sum()
+    gaps = (place * -np.diff(row, append=0)[: len(place)])[:-1]
+    log_weights, probabilities = [], []
+    for h in SHAPES:
+        exponent = -2 * h * np.log(place / (len(row) + 1))
+        quantiles = np.sqrt(np.expm1(exponent) / h)
+        means = (np.exp(exponent) / quantiles)[:-1]
+        total = (gaps / means)[others].sum()
+        prior = 0.75 if h == SHAPES[0] else 0.025
+        log_weights.append(math.log(prior) - np.log(means[others]).sum() - n * math.log(total))
+        ends = quantiles[-1] + (row[[k - 1, k]] - row[len(gaps)]) * n / total
+        far, near = np.log1p(h * ends**2) / (2 * h)
+        probabilities.append((1 + k * (far - near) / n) ** -n)
+    weights = np.exp(np.array(log_weights) - max(log_weights))
+    return weights @ probabilities / weights.sum()
+
+
+def test_borders_are_those_of_the_formulas():
+    sizes = 6
+    rows = torch.cat([draw(name, 20, 129)[0].norm(dim=2) for name in ("Gaussian", "Student t3", "lognormal")])
+    rows[::2, :3] += 3 * rows[::2].amax(1, keepdim=True)
+    for level in (0.01, 0.1, 0.5):
+        expected = []
+        for row in -np.sort(-rows.numpy()):
+            place = np.arange(1, 65)
+            found = [2 * min(probability(row, k, place != k), probability(row, k, place > k)) for k in range(1, 7)]
+            apart = [k for k, own in enumerate(found, 1) if own <= level / k / sum(1 / n for n in range(1, 7))]
+            expected.append(row[apart[-1] - 1] if apart else math.inf)
+        assert find_borders(rows.numpy(), sizes, level)[:, 0].tolist() == expected
+        assert 0 < np.isinf(expected).sum() < 60
+
+
+def test_the_samples_set_apart_are_the_planted_ones_up_to_the_rare_fraction():
     found = isolated_samples(points(), FRACTION)
     assert [own.nonzero()[:, 0].tolist() for own in found] == [[7], [3, 50, 200, 511], [], [], [], []]
-
-
-def test_the_largest_set_is_the_rare_fraction():
-    several = gaussian(2, 512)
-    several[0, :10] = torch.tensor([20.0, 0.0])
-    several[1, :11] = torch.tensor([20.0, 0.0])
+    several = gaussian(2, 512, 2)
+    several[0, :10] = several[1, :11] = torch.tensor([20.0, 0.0])
     assert isolated_samples(several, FRACTION).sum(1).tolist() == [10, 0]
 
 
@@ -95,7 +171,7 @@ def test_order_scale_rotation_and_place_do_not_matter():
 
 
 def test_a_filter_alone_is_judged_as_in_the_batch():
-    many, extremes = map(torch.cat, zip(*(draw(name, 4, 200, 4, "points") for name in DISTRIBUTIONS), strict=True))
+    many, extremes = map(torch.cat, zip(*(draw(name, 4, 200) for name in DISTRIBUTIONS), strict=True))
     for other in (None, extremes):
         alone = [
             isolated_samples(many[i : i + 1], 0.05, None if other is None else other[i : i + 1])
@@ -105,16 +181,16 @@ def test_a_filter_alone_is_judged_as_in_the_batch():
 
 
 def test_extremes_see_what_the_points_do_not_in_any_scale_of_either():
-    extremes = gaussian(3, 512, 1)
+    extremes = gaussian(3, 512, 2, seed=1)
     extremes[1, 30, 0], extremes[2, 100, 1] = 12, -12
     for scales in ([1, 1], [1e6, 1e-6]):
-        found = isolated_samples(gaussian(3, 512), FRACTION, extremes * torch.tensor(scales) + 5)
+        found = isolated_samples(gaussian(3, 512, 2), FRACTION, extremes * torch.tensor(scales) + 5)
         assert found.nonzero().tolist() == [[1, 30], [2, 100]]
 
 
 @pytest.mark.parametrize("far", [1e3, 1e8, 1e10])
 def test_a_sample_is_set_apart_however_far_out_it_is(far):
-    found, ordinary = points(), gaussian(1, 512)
+    found, ordinary = points(), gaussian(1, 512, 2)
     found[0, 7] *= far
     assert isolated_samples(found, FRACTION)[0].nonzero().tolist() == [[7]]
     assert isolated_samples(ordinary, FRACTION, found[:1]).nonzero().tolist() == [[0, 7]]
@@ -127,19 +203,20 @@ def test_extremes_that_are_the_same_or_not_finite_tell_nothing():
     assert torch.equal(isolated_samples(points(), FRACTION, extremes), isolated_samples(points(), FRACTION))
 
 
-@pytest.mark.parametrize("samples", [0, 1, 2, 10, 49, 50, 60])
+@pytest.mark.parametrize("samples", [0, 1, 10, 49, 50, 60])
 def test_few_samples_are_not_judged_or_judged_without_complaint(samples):
-    few = gaussian(3, samples)
+    few = gaussian(3, samples, 2)
     found = isolated_samples(few, FRACTION, few)
     assert found.shape == (3, samples)
     assert not found.any()
     assert isolated_samples(few[:0], FRACTION).shape == (0, samples)
 
 
-def test_filters_with_few_active_samples_or_points_in_a_few_places_are_not_judged():
+def test_tails_of_fewer_than_20_gaps_and_points_in_a_few_places_are_not_judged():
     silent = torch.zeros(4, 512, 2, dtype=torch.float64)
-    for own, active in zip(silent, (0, 1, 4, 15), strict=True):
-        own[:active] = 5 + gaussian(1, 15)[0, :active]
+    silent[1, :4] = 5 + gaussian(4, 2)
+    silent[2, :20], silent[3, :21] = 5 + gaussian(20, 2), 5 + gaussian(21, 2)
+    silent[2:, 21, 0] = 1e8
     places = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 50.0]], dtype=torch.float64)
     few = torch.stack([places[torch.arange(512) % 2], places[(torch.arange(512) < 3) * 2]])
-    assert not isolated_samples(torch.cat([silent, few]), FRACTION).any()
+    assert isolated_samples(torch.cat([silent, few]), FRACTION).nonzero().tolist() == [[3, 21]]

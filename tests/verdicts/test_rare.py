@@ -18,30 +18,19 @@ def clustering(*filters: list[torch.Tensor], index: list[list[float]] | None = N
     return Clustering(torch.arange(2, 2 + labels.shape[1]), labels, values.double(), values.argmax(1))
 
 
-def test_a_cluster_of_exactly_the_rare_fraction_is_rare_and_one_with_a_sample_more_is_not():
-    assert rare_samples(sizes(99, 1), 0.01).nonzero().flatten().tolist() == [99]
-    assert not rare_samples(sizes(98, 2), 0.01).any()
-    assert rare_samples(sizes(198, 2), 0.01).nonzero().flatten().tolist() == [198, 199]
-    assert not rare_samples(sizes(197, 3), 0.01).any()
+@pytest.mark.parametrize("percent", [1, 7, 29, 49])
+def test_a_cluster_of_exactly_the_rare_fraction_is_rare_and_one_with_a_sample_more_is_not(percent):
+    # whatever rounding does: 0.29 * 100 is 28.999999999999996, 0.07 * 100 is 7.000000000000001
+    found = rare_samples(sizes(percent, 100 - percent), percent / 100)
+    assert found.nonzero().flatten().tolist() == [*range(percent)]
+    assert not rare_samples(sizes(percent + 1, 99 - percent), percent / 100)[: percent + 1].any()
 
 
-@pytest.mark.parametrize("percent", [2, 7, 14, 29, 49, 50])
-def test_rounding_of_the_fraction_does_not_decide(percent):
-    # 0.29 * 100 is 28.999999999999996, 0.07 * 100 is 7.000000000000001
-    assert rare_samples(sizes(percent, 100 - percent), percent / 100)[:percent].all()
-    if percent < 50:
-        assert not rare_samples(sizes(percent + 1, 99 - percent), percent / 100)[: percent + 1].any()
-
-
-def test_a_cluster_of_all_samples_is_not_rare_even_if_there_are_few():
+def test_each_cluster_counts_by_its_own_size_and_one_of_all_samples_is_not_rare():
+    assert rare_samples(sizes(196, 1, 2, 1), 0.01).sum() == 4
+    assert rare_samples(torch.stack([sizes(199, 1), sizes(197, 3)]), 0.01).sum(1).tolist() == [1, 0]
     for samples in (1, 2, 3):
         assert not rare_samples(torch.zeros(samples, dtype=torch.int64), 0.5).any()
-
-
-def test_several_rare_clusters_count_each_by_its_own_size():
-    found = rare_samples(sizes(196, 1, 2, 1), 0.01)
-    assert found.sum() == 4
-    assert rare_samples(torch.stack([sizes(199, 1), sizes(197, 3)]), 0.01).sum(1).tolist() == [1, 0]
 
 
 def test_votes_are_counted_sample_by_sample():
@@ -89,26 +78,14 @@ def test_without_clusterings_there_are_no_outliers(rule):
     assert shown_clustering(none, outliers, 0.01).tolist() == [0, 0]
 
 
-def test_a_normal_filter_is_shown_by_the_clustering_with_the_largest_index():
-    common = [sizes(50, 50)] * 3
-    found = clustering(common, common, index=[[1, 3, 2], [2, 2, 1]])
-    assert shown_clustering(found, outlier_samples(found, 0.01, "index"), 0.01).tolist() == [1, 0]
-
-
-def outliers_at(*samples: int) -> torch.Tensor:
-    return torch.isin(torch.arange(100), torch.tensor(samples))[None]
-
-
-def test_an_anomaly_filter_is_shown_by_the_best_clustering_that_shows_its_outliers():
-    rare, common = sizes(99, 1), sizes(50, 50)
-    found = clustering([common, rare, rare, rare], index=[[9, 1, 3, 2]])
-    assert shown_clustering(found, outliers_at(99), 0.01).tolist() == [2]
-
-
-def test_an_anomaly_filter_without_a_clustering_that_shows_all_outliers_is_shown_by_one_that_shows_most():
-    a, b, c = sizes(1, 99), sizes(99, 1), sizes(1, 98, 1)
-    found = clustering([a, c, b, c], index=[[9, 1, 8, 2]])
-    assert shown_clustering(found, outliers_at(0, 99), 0.01).tolist() == [3]
+def test_a_filter_is_shown_by_the_best_clustering_among_those_that_show_most_of_its_outliers():
+    rare, common, other, both = sizes(99, 1), sizes(50, 50), sizes(1, 99), sizes(1, 98, 1)
+    normal = clustering([common] * 3, [common] * 3, index=[[1, 3, 2], [2, 2, 1]])
+    assert shown_clustering(normal, outlier_samples(normal, 0.01, "index"), 0.01).tolist() == [1, 0]
+    anomaly = clustering([common, rare, rare, rare], [other, both, rare, both], index=[[9, 1, 3, 2], [9, 1, 8, 2]])
+    outliers = torch.zeros(2, 100, dtype=torch.bool)
+    outliers[:, 99] = outliers[1, 0] = True
+    assert shown_clustering(anomaly, outliers, 0.01).tolist() == [2, 3]
 
 
 def test_the_smallest_share_ignores_empty_clusters():
