@@ -193,7 +193,7 @@ def test_every_engine_gives_the_same_report_of_a_trained_network(trained, settin
 
 @pytest.mark.slow
 def test_the_processes_of_the_sklearn_engine_give_what_its_loop_gives(monkeypatch):
-    layer, settings = zoo.captured(zoo.maps("skewed", 3, 60, (3, 3))), AnalysisSettings(engine="sklearn")
+    layer, settings = zoo.captured(zoo.maps("skewed", 3, 60, (3, 3))), AnalysisSettings(engine="sklearn", n_init=1)
     parallel = zoo.analysed(layer, settings)
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     properties.assert_same(zoo.analysed(layer, settings), parallel)

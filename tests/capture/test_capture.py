@@ -4,7 +4,7 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -39,18 +39,6 @@ def take(layer: nn.Module, *batches, **options) -> LayerMaps:
     return taken.maps["layer"]
 
 
-def take_several(passes: list[dict[str, Tensor]], limit: int) -> MapCapture:
-    """What a capture takes in passes that call these layers with these maps, until it is full."""
-    layers = {name: nn.Identity() for own in passes for name in own}
-    taken = MapCapture(layers, limit=limit)
-    for own in passes:
-        assert not taken.full
-        with taken:
-            for name, batch in own.items():
-                layers[name](batch)
-    return taken
-
-
 # what is taken
 
 
@@ -83,14 +71,21 @@ def test_what_was_taken_is_a_copy_and_the_model_s_own_stays(dtype, rectify):
     assert torch.equal(maps.to(dtype), before.clamp(min=0) if rectify else before)
 
 
-def test_the_limit_is_respected_across_and_within_batches():
-    taken = MapCapture({"layer": (layer := nn.Identity())}, limit=7)
-    counts = []
-    for batch in NUMBERS[:10].split(3):
+def take_several(passes: list[dict[str, Tensor]], limit: int) -> MapCapture:
+    """What a capture takes in passes that call these layers with these maps, until it is full."""
+    layers = {name: nn.Identity() for own in passes for name in own}
+    taken = MapCapture(layers, limit=limit)
+    for own in passes:
+        assert not taken.full
         with taken:
-            layer(batch)
-        counts.append((taken.maps["layer"].count, taken.full))
-    assert counts == [(3, False), (6, False), (7, True), (7, True)]
+            for name, batch in own.items():
+                layers[name](batch)
+    return taken
+
+
+def test_the_limit_is_respected_across_and_within_batches():
+    taken = take_several([{"layer": batch} for batch in NUMBERS[:9].split(3)], limit=7)
+    assert taken.full
     assert taken.maps["layer"].maps[:, 0, 0, 0].tolist() == list(range(7))
     assert len(torch.cat(taken.maps["layer"].statistics)) == 7
     assert not MapCapture({}, limit=3).full
@@ -109,17 +104,15 @@ def test_a_layer_with_maps_of_other_samples_is_left_out_and_neither_ends_the_cap
     assert "20 maps where most layers gave 10" in beyond.maps["parts"].problem
 
 
-def test_the_first_call_in_a_pass_counts():
+def test_the_first_call_in_a_pass_counts_and_empty_batches_are_passed_over():
     layer = nn.Identity()
     taken = MapCapture({"layer": layer}, rectify=False)
     for step in range(2):
+        layer(torch.zeros(2, 1, 1, 1))  # outside
         with taken:
             for call in range(3):
                 layer(torch.full((2, 1, 1, 1), 10.0 * step + call))
     assert taken.maps["layer"].maps.flatten().tolist() == [0, 0, 10, 10]
-
-
-def test_empty_batches_are_passed_over():
     empty, full = torch.zeros(0, 2, 3, 3), torch.ones(2, 2, 3, 3)
     maps = take(nn.Identity(), empty, full, empty, full, torch.zeros(0, 5, 1, 1))
     assert (maps.count, maps.problem, maps.maps.shape) == (4, None, (4, 2, 3, 3))
@@ -160,12 +153,10 @@ def test_sparsity_is_counted_before_pooling_and_after_the_sign():
     ("outputs", "problem"),
     [
         ([(torch.ones(2, 1, 1, 1),)], "a tuple"),
-        ([None], "a NoneType"),
         ([torch.ones(3)], "shape (3,)"),
         ([torch.ones(1, 1, 1, 1, 1, 1)], "shape (1, 1, 1, 1, 1, 1)"),
         ([torch.ones(2, 1, 1, 1).long()], "torch.int64"),
         ([torch.ones(2, 3, 1, 1), torch.ones(2, 4, 1, 1)], "shape changes, from (3, 1, 1) to (4, 1, 1)"),
-        ([torch.ones(2, 3, 4, 4), torch.ones(2, 3, 5, 4)], "shape changes, from (3, 4, 4) to (3, 5, 4)"),
         ([torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4)], "shape changes, from (3, 4, 4) to (3, 4)"),
     ],
 )
@@ -186,55 +177,45 @@ def test_a_failure_while_taking_is_a_problem_and_no_error():
 # nothing is left behind
 
 
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_hooks_are_only_on_the_model_inside_and_those_of_others_stay(error):
+def test_hooks_are_only_on_the_model_inside_and_those_of_others_stay():
     model = network()
     model[0].register_forward_hook(lambda *_: None)
-    try:
-        with MapCapture(select_layers(model)) as taken:
-            taken.attach()
-            assert hook_count(model) == 3  # no more than after the first time
-            if error is not None:
-                raise error
-    except KeyboardInterrupt:
-        pass
+    taken = MapCapture(select_layers(model))
+    with suppress(KeyboardInterrupt), taken:
+        taken.attach()
+        assert hook_count(model) == 3  # no more than after the first time
+        raise KeyboardInterrupt
     assert hook_count(model) == 1
     taken.remove()
     assert hook_count(model) == 1
 
 
 @pytest.fixture
-def graphs() -> Iterator[list[object]]:
-    """The graphs that torch compiles."""
-    yield []
+def compiled() -> Iterator[tuple[nn.Module, list[object]]]:
+    """A compiled network, and the graphs that torch compiles."""
+    graphs: list[object] = []
+    yield torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward), graphs
     torch._dynamo.reset()
 
 
-def compiled_network(graphs: list[object]) -> nn.Module:
-    return torch.compile(network(), backend=lambda graph, _: graphs.append(graph) or graph.forward)
-
-
-def test_a_compiled_model_is_captured_and_compiled_again_afterwards(graphs):
-    compiled = compiled_network(graphs)
-    alone, first, second = (MapCapture(select_layers(compiled)) for _ in range(3))
-    with alone:
-        compiled(IMAGES)
-    assert alone.maps["0"].count == 6
-    for one, other in pairwise([first, second, first]):  # in any order
+def test_a_compiled_model_is_captured_and_compiled_again_afterwards(compiled):
+    model, graphs = compiled
+    first, second = (MapCapture(select_layers(model)) for _ in range(2))
+    for one, other in ((first, second), (second, first)):  # in any order
         one.attach()
         other.attach()
         one.remove()
-        compiled(IMAGES)
+        model(IMAGES)
         other.remove()
     assert list(first.maps) == ["0", "2"]
     assert (first.maps["0"].count, second.maps["0"].count) == (6, 6)
     assert graphs == []
-    compiled(IMAGES)
+    model(IMAGES)
     assert len(graphs) == 1
 
 
-def test_threads_that_capture_leave_compiled_models_compiled(graphs):
-    compiled, ready = compiled_network(graphs), threading.Barrier(6)
+def test_threads_that_capture_leave_compiled_models_compiled(compiled):
+    (model, graphs), ready = compiled, threading.Barrier(6)
 
     def run(_: int) -> None:
         ready.wait()
@@ -244,7 +225,7 @@ def test_threads_that_capture_leave_compiled_models_compiled(graphs):
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(run, range(6)))
-    compiled(IMAGES)
+    model(IMAGES)
     assert len(graphs) == 1
 
 
@@ -274,18 +255,13 @@ def states() -> list[object]:
     return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state(legacy=False)]
 
 
-@pytest.mark.parametrize("fails", [True, False])
-def test_evaluation_restores_every_module_s_own_flag_and_the_random_state(fails):
+def test_evaluation_restores_every_module_s_own_flag_and_the_random_state():
     model = Watched()
     before = states()
-    try:
-        with evaluating(model):
-            model(torch.randn(4, 2))
-            assert not any(model.seen)
-            if fails:
-                raise KeyError("stop")
-    except KeyError:
-        pass
+    with suppress(KeyError), evaluating(model):
+        model(torch.randn(4, 2))
+        assert not any(model.seen)
+        raise KeyError
     assert [module.training for module in model.modules()] == [True, True, False, True]
     np.testing.assert_equal(states(), before)
 

@@ -5,7 +5,6 @@ import oracle
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import profile
 
 from lightning_anomaly.capture import maps as module
 from lightning_anomaly.capture.maps import STATISTICS, keep_rows, map_statistics, pool_maps
@@ -20,12 +19,9 @@ def drawn(*shape: int) -> Tensor:
     [
         ((8, 8), 8, (1, 1)),
         ((9, 9), 8, (2, 2)),
-        ((16, 5), 8, (2, 1)),
         ((13, 30), 4, (4, 8)),
-        ((64,), 8, (1,)),
         ((65,), 8, (2,)),
         ((200,), 3, (23,)),
-        ((4, 4, 4), 8, (1, 1, 1)),
         ((5, 4, 9), 8, (2, 1, 3)),
     ],
 )
@@ -97,15 +93,3 @@ def test_rows_are_copies_of_their_type_also_in_inference_mode(dtype):
     keep_rows(rows, batch[2:], 2)
     batch.zero_()
     torch.testing.assert_close(rows[0], before, rtol=0, atol=0)  # also the type
-
-
-def test_in_deterministic_mode_no_memory_is_taken_in_advance():
-    batch = torch.ones(2, 3)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with profile() as ours:
-            (rows,) = kept([batch], 10**9)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert rows.untyped_storage().nbytes() > 2**24
-    assert "aten::fill_" not in {event.key for event in ours.key_averages()}

@@ -2,46 +2,45 @@
 
 import pytest
 import torch
+from functional import Net
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.pixels import describes_pixels, pixel_phrases, pixel_statistics
+from lightning_anomaly.capture.samples import SampleStatistics
 
 
 def images(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-class Classifier(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
-        self.hidden, self.unused, self.last = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 5)
+def features(net: Net, x: Tensor) -> Tensor:
+    return net.hidden(net.second(net.conv(x).relu()).mean((2, 3))).relu()
 
-    def features(self, x: Tensor) -> Tensor:
-        return self.hidden(self.second(self.conv(x).relu()).mean((2, 3))).relu()
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.last(self.features(2 * x - 1))  # normalized inside the model
-        return logits.softmax(1) if self.training else logits.relu_()
+def classifier() -> Net:
+    """Normalizes its images, and has an activation in place behind its logits."""
+    torch.manual_seed(0)
+    layers = {"conv": nn.Conv2d(3, 4, 3), "second": nn.Conv2d(4, 4, 1), "hidden": nn.Linear(4, 6)}
+    layers |= {"unused": nn.Linear(6, 2), "last": nn.Linear(6, 5)}
+    return Net(lambda net, x: net.last(features(net, 2 * x - 1)).relu_(), **layers)
 
 
 @pytest.mark.parametrize("limit", [None, 7])
 def test_pixels_are_those_of_the_network_and_classes_those_of_its_last_linear_layer(limit):
-    model, x = Classifier(), images(10, 3, 8, 8)
+    model, x = classifier(), images(10, 3, 8, 8)
     capture = MapCapture({"conv": model.conv}, limit=limit, model=model)
     with torch.no_grad():
         for batch in x.split(4):
             with capture:
                 model.eval()(batch)
-        features = model.features(2 * x - 1)
-        logits = model.last(features)
+        expected = features(model, 2 * x - 1)
+        logits = model.last(expected)
     taken = limit or 10
     found = capture.samples.collected(taken)
     assert found.shape == (3, 8, 8)
     torch.testing.assert_close(found.pixels, pixel_statistics(2 * x - 1)[:taken])
-    torch.testing.assert_close(found.features, features[:taken])
+    torch.testing.assert_close(found.features, expected[:taken])
     torch.testing.assert_close(found.logits, logits[:taken])  # before an activation in place
     assert capture.samples.collected(taken + 1).pixels is None
     assert not any(module._forward_hooks for module in model.modules())
@@ -106,9 +105,7 @@ def test_what_has_too_few_pixels_is_not_described():
         assert not describes_pixels(torch.Size(shape))
     assert describes_pixels(torch.Size((4, 1, 4)))
     assert describes_pixels(torch.Size((4, 1, 4, 4, 4)))
-    model = nn.Conv2d(3, 2, 3)
-    capture = MapCapture({"": model}, model=model)
+    capture = MapCapture({"": (model := nn.Conv2d(3, 2, 3))}, model=model)
     with capture:
         model(images(4, 3, 8, 3))
-    found = capture.samples.collected(4)
-    assert (found.pixels, found.shape, capture.samples.problem) == (None, (3, 8, 3), None)
+    assert (capture.samples.collected(4), capture.samples.problem) == (SampleStatistics(shape=(3, 8, 3)), None)

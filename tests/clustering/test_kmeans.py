@@ -2,14 +2,12 @@
 
 import numpy as np
 import oracle
-import properties
 import pytest
 import torch
 import zoo
 
 from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.clustering.mixtures import kmeans_plus_plus
-from lightning_anomaly.clustering.pca import reduce_maps
 
 
 @pytest.mark.parametrize("n_clusters", [2, 3, 5])
@@ -25,18 +23,6 @@ def test_kmeans_is_scikit_learn_s_best_clustering_from_the_same_centres(kind, n_
         found = sum(((part - part.mean(0)) ** 2).sum().item() for part in own if len(part))
         assert found == pytest.approx(inertia.min(), rel=1e-9, abs=1e-12)
         assert np.array_equal(labels[index].numpy(), expected)
-
-
-def test_numba_and_torch_draw_and_cluster_maps_of_a_trained_network_alike(trained):
-    with torch.no_grad():
-        maps = trained.model[:5](trained.probe)
-    plain, fast = load_engine("torch"), load_engine("numba")
-    reduction = reduce_maps(maps, fast)
-    points = reduction.points[reduction.live]
-    centres = kmeans_plus_plus(points, 10, 5, seed=0, engine=fast)
-    assert torch.equal(kmeans_plus_plus(points, 10, 5, seed=0, engine=plain), centres)
-    for k in (2, 5):
-        assert torch.equal(plain.kmeans(points, centres[:, :, :k]), fast.kmeans(points, centres[:, :, :k]))
 
 
 def test_a_cluster_that_loses_its_points_keeps_its_centre(engine):
@@ -89,12 +75,3 @@ def test_draws_do_not_depend_on_the_order_of_the_samples_not_even_on_a_lattice(e
         shuffled = points[:, torch.randperm(60, generator=generator)]
         found, other = (kmeans_plus_plus(own, 8, 5, seed=0, engine=engine) for own in (points, shuffled))
         assert torch.equal(found, other)
-
-
-@pytest.mark.parametrize("kind", zoo.KINDS)
-def test_batched_equals_one_at_a_time(kind, engine):
-    def cluster(points: torch.Tensor) -> list[torch.Tensor]:
-        centres = kmeans_plus_plus(points, 4, 5, seed=0, engine=engine)
-        return [centres, engine.kmeans(points, centres)]
-
-    properties.assert_batched_equals_one_at_a_time(cluster, zoo.points(kind, 7, 200))

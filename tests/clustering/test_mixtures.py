@@ -1,6 +1,5 @@
 """The EM is scikit-learn's GaussianMixture, the index its Calinski-Harabasz index, and the choice follows the index."""
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -91,13 +90,6 @@ def test_of_equally_probable_components_the_first_is_the_label(engine):
     fit = fit_mixtures(points, weights / weights.sum(1, keepdim=True), means, precisions, engine)
     assert torch.equal(fit.means[:, :2], fit.means[:, 2:4])
     assert fit.labels.unique().tolist() == [0, 1, 4]
-
-
-def test_more_iterations_never_lower_the_bound(engine):
-    points, start, _ = case("skewed", 4)
-    bounds = [fit_mixtures(points, *start, engine, max_iter=n, tol=0).lower_bound for n in range(1, 30)]
-    # The regularisation of the variances is outside of the bound: it may cost what is left at convergence.
-    assert all((after - before).min() > -1e-4 for before, after in pairwise(bounds))
 
 
 def test_the_arguments_are_left_alone(engine):

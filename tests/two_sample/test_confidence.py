@@ -3,10 +3,13 @@
 import copy
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from functional import Net
 from scipy.stats import mannwhitneyu
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
@@ -23,19 +26,11 @@ RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(150, 1, 9, 9, generator=RNG)
 
 
-class Answers(nn.Module):
+def answers(answer: Callable[[Tensor], Any]) -> Net:
     """A convolution whose output is given in some way."""
-
-    def __init__(self, answer) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 3, 3)
-        self.answer = answer
-        with torch.no_grad():
-            self.conv.weight.copy_(torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1)))
-            self.conv.bias.zero_()
-
-    def forward(self, images: Tensor):
-        return self.answer(self.conv(images))
+    conv = nn.Conv2d(1, 3, 3, bias=False)
+    conv.weight.data = torch.randn(3, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    return Net(lambda net, images: answer(net.conv(images)), conv=conv)
 
 
 def logits(maps: Tensor) -> Tensor:
@@ -43,7 +38,7 @@ def logits(maps: Tensor) -> Tensor:
 
 
 def test_the_area_the_gap_and_the_p_value_are_those_of_the_largest_softmax_probability() -> None:
-    model = Answers(logits)
+    model = answers(logits)
     train, val = IMAGES[:70] * 1.5, IMAGES[70:]
     report = two_sample_test(model, train, val)
     with torch.no_grad():
@@ -122,9 +117,9 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
     ],
 )
 def test_another_kind_of_output_is_one_note_and_the_filters_are_as_before(answer, problem: str) -> None:
-    as_ever = two_sample_test(Answers(logits), IMAGES[:70] * 2, IMAGES[70:])
+    as_ever = two_sample_test(answers(logits), IMAGES[:70] * 2, IMAGES[70:])
     with pytest.warns(UserWarning, match="The output is not compared") as caught:
-        report = two_sample_test(Answers(answer), IMAGES[:70] * 2, IMAGES[70:])
+        report = two_sample_test(answers(answer), IMAGES[:70] * 2, IMAGES[70:])
     assert list(report.notes) == ["output"]
     assert problem in report.notes["output"]
     assert len(caught) == 1
@@ -150,21 +145,15 @@ def test_a_network_without_convolutions_has_an_output_too() -> None:
 
 
 def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_filters() -> None:
-    class Tokens(nn.Module):
+    def tokens(net: Net, x: Tensor) -> Tensor:
         """A convolution, a linear layer over the positions of its map, and two over the image."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.mix = nn.Conv2d(1, 4, 2), nn.Linear(4, 4)
-            self.hidden, self.head = nn.Linear(256, 30), nn.Linear(30, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            tokens = self.mix(self.conv(x).flatten(2).transpose(1, 2))
-            return self.head(self.hidden(tokens.flatten(1)).relu())
+        mixed = net.mix(net.conv(x).flatten(2).transpose(1, 2))
+        return net.head(net.hidden(mixed.flatten(1)).relu())
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Tokens()
+        layers = nn.Conv2d(1, 4, 2), nn.Linear(4, 4), nn.Linear(256, 30), nn.Linear(30, 5)
+    model = Net(tokens, **dict(zip(("conv", "mix", "hidden", "head"), layers, strict=True)))
     train, val = IMAGES[:70] * 2, IMAGES[70:]
     report, named = two_sample_test(model, train, val), two_sample_test(model, train, val, layers=["hidden"])
     assert (list(report.layers), list(report.units)) == (["conv"], ["hidden", "head"])

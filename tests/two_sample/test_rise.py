@@ -110,22 +110,12 @@ def test_of_a_network_that_is_sure_of_everything_it_is_finite_as_it_is_logged() 
     assert torch.isfinite(torch.tensor(largest, dtype=torch.float32))
 
 
-def test_a_network_that_is_sure_of_its_training_images_alone_is_not_too_few_expected_errors() -> None:
-    rise, ones = ErrorRise(), torch.ones(1000)
-    for _ in range(3):
-        rise.add(0.02 * ones, 0.02 * ones)
-    for _ in range(3):
-        found = rise.add(1e-4 * ones, 0.02 * ones)
-    assert found == pytest.approx(199, rel=1e-3)
+def test_few_errors_expected_of_either_kind_are_enough_and_a_level_of_fewer_is_not_the_lowest() -> None:
+    rise = ErrorRise()
+    added([1.0] * 3, rise, scales=[0.02] * 3)
+    assert added([200.0] * 3, rise, scales=[1e-4] * 3)[-1] == pytest.approx(199, rel=1e-3)
     assert not rise.too_few_expected_errors
-    for _ in range(3):
-        found = rise.add(1e-4 * ones, 9e-3 * ones)
-    assert found == 0
+    assert added([90.0] * 3, rise, scales=[1e-4] * 3)[-1] == 0
     assert rise.too_few_expected_errors
-
-
-def test_a_level_of_few_errors_is_not_the_lowest() -> None:
-    rise, ones = ErrorRise(), torch.ones(1000)
-    for errors, ratio in [(0.02, 1.0)] * 3 + [(0.002, 0.5)] * 3 + [(0.02, 1.02)] * 5:
-        found = rise.add(errors * ones, errors * ratio * ones)
-    assert found == pytest.approx(0.02, rel=1e-3)
+    scales = [0.02] * 3 + [0.002] * 3 + [0.02] * 5
+    assert added([1.0] * 3 + [0.5] * 3 + [1.02] * 5, scales=scales)[-1] == pytest.approx(0.02, rel=1e-3)
