@@ -1,7 +1,6 @@
 """Beside an AnomalyFilterCallback it stops where the signal has risen and stays up, and nowhere else."""
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +104,7 @@ def test_two_thresholds_in_one_trainer_are_judged_and_restored_apart(tmp_path: P
     assert [own.wait_count for own in first] == [2, 0]
     second = both()
     again = quiet_trainer(tmp_path, Scripted(STEP), *second, max_epochs=len(STEP), limit_train_batches=1)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
-        again.fit(SmallNet(), loader(4), loader(4), ckpt_path=tmp_path / "last.ckpt")
+    again.fit(SmallNet(), loader(4), loader(4), ckpt_path=tmp_path / "last.ckpt")
     assert validations(again) == 12 + 12
     assert [bool(own.stopping_reason_message) for own in second] == [True, False]
 

@@ -18,6 +18,7 @@ from trainers import (
     Flagged,
     SmallNet,
     arguments,
+    fit,
     hook_count,
     images,
     loader,
@@ -69,10 +70,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     probe.dataset.tensors[0][7] *= 20
     ours, values = watcher(log_figures=True), Values()
     flagged = Flagged(ours)
-    torch.manual_seed(0)
     options = {"max_epochs": 3, "val_check_interval": 0.5, "logger": logger}
-    trainer = quiet_trainer(folder, ours, values, flagged, **options)
-    trainer.fit(SmallNet(), loader(80), probe)
+    trainer = fit(folder, ours, values, flagged, val=probe, **options)
     events = EventAccumulator(logger.log_dir, {"images": 0}).Reload()
     return Fitted(ours, values.seen, flagged.filters, events, trainer.progress_bar_metrics)
 
@@ -197,8 +196,7 @@ def test_every_fit_logs_its_own_layers_and_many_only_if_they_are_named(tmp_path:
         (watcher(layers=all_layers), Deep(), all_layers),
     ):
         logger = TensorBoardLogger(tmp_path)
-        trainer = quiet_trainer(tmp_path, ours, max_epochs=1, logger=logger)
-        trainer.fit(module, loader(), loader())
+        trainer = fit(tmp_path, ours, module=module, max_epochs=1, logger=logger)
         logged = {key for key in trainer.callback_metrics if "_layers/" in key}
         assert logged == {f"anomaly_filters_layers/{layer}" for layer in layers}
         assert "custom_scalars__config__" in EventAccumulator(logger.log_dir).Reload().Tags()["tensors"]
@@ -206,16 +204,10 @@ def test_every_fit_logs_its_own_layers_and_many_only_if_they_are_named(tmp_path:
 
 
 def test_callbacks_side_by_side_keep_their_layers_signals_and_probes(tmp_path: Any) -> None:
-    def fit(*callbacks: Any) -> Any:
-        torch.manual_seed(0)
-        trainer = quiet_trainer(tmp_path, *callbacks)
-        trainer.fit(SmallNet(), loader(80), loader(seed=1))
-        return trainer.callback_metrics
-
     alone, late = (watcher(layers=["conv2"], log_key_prefix="late") for _ in range(2))
     both, early = watcher(signal_layers=["conv2"]), watcher(probe="train", layers=["conv1"], log_key_prefix="early")
-    fit(alone)
-    logged = fit(early, both, late)
+    fit(tmp_path, alone)
+    logged = fit(tmp_path, early, both, late).callback_metrics
     assert {"early_layers/conv1", "late_layers/conv2", "anomaly_filters_layers/conv1"} <= set(logged)
     assert not {"late_layers/conv1", "early_layers/conv2"} & set(logged)
     assert plain(late.history) == plain(alone.history)
@@ -224,7 +216,7 @@ def test_callbacks_side_by_side_keep_their_layers_signals_and_probes(tmp_path: A
     assert both.history[-1]["signal"] == both.report.fraction_in(["conv2"])
     assert late.history[-1]["signal"] == late.report.fraction
     with pytest.raises(ValueError, match=r"`log_key_prefix` .*Found 'anomaly_filters' twice"):
-        fit(watcher(), watcher(probe="train"))
+        fit(tmp_path, watcher(), watcher(probe="train"))
 
 
 # What is said, and what fails.
@@ -267,10 +259,9 @@ WAITS = "Nothing is watched.* 'anomaly_filters/count' waits in vain"
 )
 def test_each_shortcoming_is_said_once(tmp_path: Any, module: Any, options: Any, val: Any, message: str) -> None:
     callback, values, waits = watcher(**options), Values(), EarlyStopping("anomaly_filters/count", patience=100)
-    trainer = quiet_trainer(tmp_path, callback, values, waits, max_epochs=3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer.fit(module(), loader(), loader(**val))
+        trainer = fit(tmp_path, callback, values, waits, module=module(), val=loader(**val), max_epochs=3)
     (text,) = said(caught)
     assert re.search(message, text)
     assert trainer.current_epoch == len(callback.history) == 3
@@ -296,9 +287,8 @@ class Wraps(SmallNet):
 def test_an_analysis_that_fails_warns_once_and_logs_the_last_values_or_raises(tmp_path: Any) -> None:
     ours, values, module = watcher(layers=["body.conv"]), Values(), Wraps()
     compared = TwoSampleCallback(images(60) + 0.1, images(80, seed=1), layers=["body.conv"])
-    trainer = quiet_trainer(tmp_path, ours, compared, values, max_epochs=3)
     with pytest.warns(UserWarning, match="could not .* last values") as caught:
-        trainer.fit(module, loader(), loader())
+        trainer = fit(tmp_path, ours, compared, values, module=module, max_epochs=3)
     assert [text.split()[0] for text in said(caught)] == ["AnomalyFilterCallback", "TwoSampleCallback"]
     assert trainer.current_epoch == len(ours.history) == len(compared.history) == 3
     for callback in (ours, compared):
@@ -325,15 +315,15 @@ class Late(SmallNet):
 
 
 def test_where_nothing_is_found_values_are_repeated_and_are_no_level_of_a_rise_nor_a_report(tmp_path: Any) -> None:
-    ours, prune, module = watcher(), AnomalyPruneCallback(at_epoch=2), Late()
-    trainer, probe = quiet_trainer(tmp_path, ours, AnomalyEarlyStopping(), prune, max_epochs=16), loader(seed=1)
+    ours, prune = watcher(), AnomalyPruneCallback(at_epoch=2)
+    probe = loader(seed=1)
     probe.dataset.tensors[0][[3, 20, 41]] *= 20  # outliers of all filters
     with (
         pytest.warns(UserWarning, match="it was never called.* Nothing is watched"),
         pytest.warns(UserWarning, match="has 0 reports as epoch 2 begins"),
         pytest.warns(UserWarning, match="NaN.* The last values are logged again"),
     ):
-        trainer.fit(module, loader(), probe)
+        trainer = fit(tmp_path, ours, AnomalyEarlyStopping(), prune, module=Late(), val=probe, max_epochs=16)
     assert trainer.current_epoch == 16
     assert [entry["live"] for entry in ours.history] == [False] * 5 + [True] * 3 + [False] + [True] * 7
     assert [entry["metrics"]["count"] > 0 for entry in ours.history[:8]] == [False] * 5 + [True] * 3

@@ -78,8 +78,7 @@ def test_it_masks_before_the_epoch_asked_for_what_the_report_flags(tmp_path: Pat
     watching, prune = watcher(), pruner(2, max_fraction=1.0)
     seen, model = Epochs(prune), GeluNet()
     callbacks = [prune, watching] if first else [watching, prune]
-    trainer = quiet_trainer(tmp_path, *callbacks, seen, max_epochs=4, num_sanity_val_steps=sanity)
-    trainer.fit(model, training_loader(), probe_loader())
+    fit(tmp_path, model, *callbacks, seen, max_epochs=4, num_sanity_val_steps=sanity)
     assert epochs(prune) == [2]
     flagged, masked = seen.flagged[1], prune.masked
     count = sum(map(len, masked.values()))
@@ -115,19 +114,16 @@ def test_votes_are_counted_over_the_last_reports(tmp_path: Path) -> None:
 def test_it_masks_once_for_each_rise(tmp_path: Path, options: dict[str, Any], expected: list[int]) -> None:
     prune = pruner(**{"at_epoch": None, **options})
     rises = [0.0, 0.2, 0.2, 0.0, 0.1, 0.1, 0.0]
-    trainer = quiet_trainer(tmp_path, prune, Rising(rises), max_epochs=7, limit_train_batches=1, num_sanity_val_steps=0)
-    trainer.fit(GeluNet(), training_loader(), probe_loader())
+    fit(tmp_path, GeluNet(), prune, Rising(rises), max_epochs=7, limit_train_batches=1)
     assert epochs(prune) == expected
     assert pruner(1).on_rise is None
 
 
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
 def test_a_resumed_run_masks_for_the_same_rises_as_the_whole_one(tmp_path: Path) -> None:
     def run(*callbacks: Any, ckpt_path: Any = None) -> list[dict[str, Any]]:
         prune, rising = pruner(None, on_rise=0.1), Rising([0.2, 0.2, 0.0, 0.2, 0.2])
-        options: Any = {"max_epochs": 5, "limit_train_batches": 1, "num_sanity_val_steps": 0}
-        trainer = quiet_trainer(tmp_path, prune, rising, *callbacks, **options)
-        trainer.fit(GeluNet(), training_loader(), probe_loader(), ckpt_path=ckpt_path)
+        options: Any = {"max_epochs": 5, "limit_train_batches": 1, "ckpt_path": ckpt_path}
+        fit(tmp_path, GeluNet(), prune, rising, *callbacks, **options)
         return prune.events
 
     whole = run(ModelCheckpoint(tmp_path / "saved", "{epoch}", save_top_k=-1))
@@ -156,12 +152,10 @@ def test_of_several_watchers_it_takes_the_one_that_is_named(tmp_path: Path) -> N
     one, two = watcher(log_key_prefix="one", layers=["conv1"]), watcher(log_key_prefix="two", layers=["conv2"])
     for named, layer in ((None, "conv1"), ("two", "conv2")):
         prune = pruner(1, reports_from=named)
-        trainer = quiet_trainer(tmp_path, prune, one, two, num_sanity_val_steps=0)
-        trainer.fit(GeluNet(), training_loader(), probe_loader())
+        fit(tmp_path, GeluNet(), prune, one, two)
         assert list(prune.masked) == [layer]
-    trainer = quiet_trainer(tmp_path, pruner(1, reports_from="three"), one, two)
     with pytest.raises(ValueError, match=r"'three'.* Found \['one', 'two'\]"):
-        trainer.fit(GeluNet(), training_loader(), probe_loader())
+        fit(tmp_path, GeluNet(), pruner(1, reports_from="three"), one, two)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +200,7 @@ def test_a_weight_that_cannot_be_masked_is_refused_before_the_training_begins(tm
     with pytest.raises(ValueError, match="Found 'conv2' with"):
         fit(tmp_path, model, pruner())
     prune = pruner()
-    trainer = quiet_trainer(tmp_path, watcher(layers=["conv1"]), prune, num_sanity_val_steps=0)
-    trainer.fit(model, training_loader(), probe_loader())
+    fit(tmp_path, model, watcher(layers=["conv1"]), prune)
     assert list(prune.masked) == ["conv1"]
 
 
@@ -240,8 +233,7 @@ def test_it_does_not_touch_what_it_does_not_mask(tmp_path: Path) -> None:
         model = Dropping()
         model.side = nn.Conv2d(1, 60, 3).requires_grad_(False)
         pl.seed_everything(1, verbose=False)
-        trainer = quiet_trainer(tmp_path, watcher(layers=["side"]), *callbacks, max_epochs=3, num_sanity_val_steps=0)
-        trainer.fit(model, training_loader(), probe_loader())
+        fit(tmp_path, model, watcher(layers=["side"]), *callbacks, max_epochs=3)
         return {name: value for name, value in model.state_dict().items() if "side" not in name}
 
     acting = pruner([1, 2])
@@ -253,9 +245,8 @@ def test_it_does_not_touch_what_it_does_not_mask(tmp_path: Path) -> None:
 def test_without_enough_reports_it_waits_and_says_so(tmp_path: Path) -> None:
     """Reports are of validations 0 and 3, and repeated at the others."""
     prune = pruner(1, min_votes=2, last_reports=2)
-    trainer = quiet_trainer(tmp_path, prune, watcher(every_n_validations=3), max_epochs=5, num_sanity_val_steps=2)
     with pytest.warns(UserWarning, match="has 1 reports as epoch 1 begins, fewer than `min_votes = 2`"):
-        trainer.fit(GeluNet(), training_loader(), probe_loader())
+        fit(tmp_path, GeluNet(), prune, watcher(every_n_validations=3), max_epochs=5, num_sanity_val_steps=2)
     assert epochs(prune) == [4]
     assert prune.masked
 
@@ -270,7 +261,6 @@ def test_what_cannot_work_is_said_when_a_fit_begins(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"strategy .* Found FSDPStrategy"):
         prune.setup(trainer, GeluNet(), "fit")
     watching, prune = watcher(layers=["norm1", "conv2"]), pruner(1)
-    trainer = quiet_trainer(tmp_path, watching, prune, num_sanity_val_steps=0)
     with pytest.warns(UserWarning, match=r"\['norm1'\]: they are no convolutions"):
-        trainer.fit(GeluNet(), training_loader(), probe_loader())
+        fit(tmp_path, GeluNet(), watching, prune)
     assert list(prune.masked) == ["conv2"]

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import FakeData
-from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said
+from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
 
 from lightning_anomaly import TwoSampleCallback, two_sample_test
 
 pytestmark = QUIET
-RESUMES = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkp")
 PLAIN = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.25,) * 3)])
 AUGMENTED = transforms.Compose([transforms.RandomCrop(8, 2), transforms.RandomHorizontalFlip(), PLAIN])
 
@@ -56,7 +55,7 @@ class Data(pl.LightningDataModule):
         return DataLoader(self.parts[1] if self.parts else self.val, 25)
 
 
-def fit(folder: Path, *callbacks: Any, subsets: bool = False, ckpt_path: Any = None, **options: Any) -> Module:
+def fit_own(folder: Path, *callbacks: Any, subsets: bool = False, ckpt_path: Any = None, **options: Any) -> Module:
     torch.manual_seed(0)
     model = Module()
     quiet_trainer(folder, *callbacks, **options).fit(model, datamodule=Data(subsets), ckpt_path=ckpt_path)
@@ -75,7 +74,7 @@ class Fitted(NamedTuple):
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     folder = tmp_path_factory.mktemp("own")
     compared, keep = TwoSampleCallback(n=128), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
-    model = fit(folder, compared, keep, max_epochs=4)
+    model = fit_own(folder, compared, keep, max_epochs=4)
     return Fitted(model, compared, folder)
 
 
@@ -85,7 +84,6 @@ def sources(seen: Tensor, train: bool) -> list[int]:
     return [known.get(image.numpy().tobytes(), -1) for image in seen]
 
 
-@RESUMES
 def test_two_lines_compare_a_plain_random_sample_of_the_trainers_own_data(fitted: Fitted, tmp_path: Path) -> None:
     model, compared = fitted.model, fitted.compared
     report = compared.report
@@ -104,20 +102,20 @@ def test_two_lines_compare_a_plain_random_sample_of_the_trainers_own_data(fitted
     again = two_sample_test(model, seen[0], seen[1])
     assert again.confidence_error_ratio == pytest.approx(report.confidence_error_ratio)
     second = TwoSampleCallback(n=128)
-    resumed = fit(tmp_path, second, ckpt_path=fitted.folder / "epoch=1.ckpt", max_epochs=4)
+    resumed = fit_own(tmp_path, second, ckpt_path=fitted.folder / "epoch=1.ckpt", max_epochs=4)
     assert torch.equal(torch.cat(resumed.seen), torch.cat(seen[4:]))
     assert len(second.history) == 4
     assert second.history[:2] == compared.history[:2]
 
 
 def test_the_training_is_the_same_without_it(fitted: Fitted, tmp_path: Path) -> None:
-    alone = fit(tmp_path, max_epochs=4).state_dict()
+    alone = fit_own(tmp_path, max_epochs=4).state_dict()
     assert all(torch.equal(value, alone[name]) for name, value in fitted.model.state_dict().items())
 
 
 def test_of_parts_of_data_sets_only_those_parts_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        model = fit(tmp_path, TwoSampleCallback(n=1000), subsets=True, max_epochs=1)
+        model = fit_own(tmp_path, TwoSampleCallback(n=1000), subsets=True, max_epochs=1)
     assert len([message for message in caplog.messages if "with the transform of the validation" in message]) == 1
     train, val = torch.cat(model.seen).split([175, 125])
     assert sorted(sources(train, True)) == list(range(175))
@@ -133,9 +131,8 @@ def test_without_a_transform_images_are_as_the_loader_yields_them_and_it_says_so
 
     train = DataLoader(loader(80).dataset, batch_size=20, shuffle=True, collate_fn=brighter)
     compared, model = TwoSampleCallback(n=64), SmallNet()
-    trainer = quiet_trainer(tmp_path, compared, max_epochs=1)
     with caplog.at_level(logging.INFO):
-        trainer.fit(model, train, loader(seed=1))
+        fit(tmp_path, compared, module=model, train=train, max_epochs=1)
     assert len([message for message in caplog.messages if "`train_inputs`" in message]) == 1
     assert compared.report is not None
     assert (compared.report.n_train, compared.report.n_val) == (64, 60)
@@ -154,9 +151,7 @@ def test_data_sets_loaders_and_tensors_are_accepted_for_either_side(tmp_path: Pa
         (DataLoader(TensorDataset(train), batch_size=7), val),
         (TensorDataset(train, torch.zeros(80)), None),
     ]:
-        torch.manual_seed(0)
-        compared = TwoSampleCallback(one, other)
-        quiet_trainer(tmp_path, compared, max_epochs=1).fit(SmallNet(), loader(20), loader(seed=1))
+        fit(tmp_path, compared := TwoSampleCallback(one, other), train=loader(20), max_epochs=1)
         assert compared.report is not None
         found.append({k: v for k, v in compared.history[0]["metrics"].items() if k != "seconds"})
     assert all(own == pytest.approx(found[0]) for own in found)
@@ -173,10 +168,9 @@ def test_data_sets_loaders_and_tensors_are_accepted_for_either_side(tmp_path: Pa
 )
 def test_images_that_hide_the_signal_are_one_warning(tmp_path: Path, train: Tensor, val: Tensor, message: str) -> None:
     with pytest.warns(UserWarning, match=message) as caught:
-        quiet_trainer(tmp_path, TwoSampleCallback(train, val), max_epochs=1).fit(SmallNet(), loader(80), loader(seed=1))
+        fit(tmp_path, TwoSampleCallback(train, val), max_epochs=1)
     assert len(said(caught)) == 1
 
 
 def test_images_like_those_of_the_validation_are_no_warning(tmp_path: Path) -> None:
-    trainer = quiet_trainer(tmp_path, TwoSampleCallback(images(60) * 1.3, images(60, seed=2) / 1.3), max_epochs=1)
-    trainer.fit(SmallNet(), loader(80), loader(seed=1))
+    fit(tmp_path, TwoSampleCallback(images(60) * 1.3, images(60, seed=2) / 1.3), max_epochs=1)

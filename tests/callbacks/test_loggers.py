@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from trainers import QUIET, SmallNet, loader, quiet_trainer, said, watcher
+from trainers import QUIET, SmallNet, fit, loader, said, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
 from lightning_anomaly.callbacks._loggers import loss_tags
@@ -64,9 +64,8 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     tensorboard = TensorBoardLogger(folder / "tensorboard", prefix="run.1")
     tensorboard.log_metrics({"train_loss_step": 1.0, "val_loss_2": 1.0}, 0)
     loggers = {"broken": Broken(), "tensorboard": tensorboard, "csv": CSVLogger(folder / "csv"), "other": Other()}
-    trainer = quiet_trainer(folder, ours, logger=list(loggers.values()), max_epochs=4)
     with pytest.warns(UserWarning, match="to Broken .ConnectionError: the server is gone") as caught:
-        trainer.fit(module, loader(), probe)
+        fit(folder, ours, module=module, train=loader(), val=probe, logger=list(loggers.values()), max_epochs=4)
     predicted = module.eval()(probe.dataset.tensors[0]).argmax(1).tolist()
     pairs = [(names[place % 3], names[other]) for place, other in enumerate(predicted)]
     labels = [own if own == other else f"{own}, predicted {other}" for own, other in pairs]
@@ -177,8 +176,7 @@ def test_the_losses_are_those_of_their_epochs(logged: Any, options: Any, expecte
             self.log("val_loss", 100.0 + self.current_epoch)
 
     ours = watcher(browser=True)
-    trainer = quiet_trainer(tmp_path, ours, logger=CSVLogger(tmp_path), max_epochs=4, **options)
-    trainer.fit(Losses(), loader(), loader(seed=1))
+    fit(tmp_path, ours, module=Losses(), train=loader(), logger=CSVLogger(tmp_path), max_epochs=4, **options)
     found = [entry["losses"] for entry in ours.history]
     assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
     assert {name for losses in found for name in losses} == set(expected)

@@ -13,12 +13,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said, watcher
+from trainers import QUIET, SmallNet, fit, images, loader, said, watcher
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
-]
+pytestmark = QUIET
 
 
 class Augmented(TensorDataset):
@@ -44,27 +41,13 @@ def rounding(image: Tensor, generator: torch.Generator) -> Tensor:
     return image * (1 + 1e-5 * torch.randn(image.shape, generator=generator))
 
 
-def fit(
-    folder: Path,
-    *callbacks: Any,
-    module: Any = SmallNet,
-    train: Any = None,
-    val: Any = None,
-    ckpt_path: Any = None,
-    **options: Any,
-) -> None:
-    torch.manual_seed(0)
-    trainer = quiet_trainer(folder, *callbacks, **{"max_epochs": 4, **options})
-    trainer.fit(module(), train or loader(80), val or loader(seed=1), ckpt_path=ckpt_path)
-
-
 # what it takes
 
 
 def test_the_probe_ends_within_a_batch(tmp_path: Path) -> None:
     validation, ours = loader(seed=1), watcher(probe_size=50)
     validation.dataset.tensors[0][[7, 49, 50, 59]] *= 20
-    quiet_trainer(tmp_path, ours).fit(SmallNet(), loader(), validation)
+    fit(tmp_path, ours, val=validation)
     assert ours.report.n_samples == 50
     assert set(ours.report.by_outlier_score[:2]) == {7, 49}
 
@@ -93,10 +76,10 @@ def test_the_training_probe_is_a_fixed_sample_through_the_batch_hooks_and_draws_
             return batch
 
     def train(*callbacks: Any) -> tuple[Noisy, dict[str, Tensor], list[Any]]:
-        pl.seed_everything(3, verbose=False)
+        np.random.seed(3)
         dataset, module = Noisy(), Hooks()
         train_loader = DataLoader(dataset, batch_size=30, shuffle=True)
-        quiet_trainer(tmp_path, *callbacks, max_epochs=3).fit(module, train_loader, loader(seed=1))
+        fit(tmp_path, *callbacks, module=module, train=train_loader, max_epochs=3)
         return dataset, module.state_dict(), [torch.rand(2).tolist(), np.random.rand()]
 
     callback = watcher(probe="train")
@@ -123,14 +106,14 @@ class NoForward(SmallNet):
 def test_a_training_probe_that_cannot_be_run_is_said_with_what_waits_or_with_the_last_values(tmp_path: Path) -> None:
     saves, ours, waits = ModelCheckpoint(tmp_path), watcher(probe="train"), EarlyStopping("anomaly_filters/rise")
     with pytest.warns(UserWarning, match="could not analyze the filters .*forward.* Nothing is watched") as caught:
-        fit(tmp_path, ours, waits, module=NoForward, max_epochs=2)
+        fit(tmp_path, ours, waits, module=NoForward())
     (text,) = said(caught)
     assert text.endswith("'anomaly_filters/rise' waits in vain.")
     assert ours.report is None
     assert ours.history[1]["metrics"]["count"] == 0
     fit(tmp_path, first := watcher(probe="train"), saves, max_epochs=1)
     with pytest.warns(UserWarning, match="could not analyze .* last values"):  # those that the checkpoint brought
-        fit(tmp_path, ours := watcher(probe="train"), module=NoForward, max_epochs=2, ckpt_path=saves.best_model_path)
+        fit(tmp_path, ours := watcher(probe="train"), module=NoForward(), ckpt_path=saves.best_model_path)
     assert ours.history[1]["metrics"] == first.history[0]["metrics"]
 
 
@@ -147,7 +130,7 @@ def test_a_training_probe_that_cannot_be_run_is_said_with_what_waits_or_with_the
 )
 def test_images_that_change_are_said_once(tmp_path: Path, options: Any, ours: dict[str, Any], kind: str) -> None:
     with pytest.warns(UserWarning, match=f"{kind} images of the probe changed .*`probe = ") as caught:
-        fit(tmp_path, watcher(**ours), **options)
+        fit(tmp_path, watcher(**ours), max_epochs=4, **options)
     assert len(said(caught)) == 1
 
 
@@ -169,24 +152,22 @@ class ChangesItsInput(SmallNet):
 @pytest.mark.parametrize(
     ("options", "ours"),
     [
-        ({"module": AugmentsTraining}, {"probe": "train"}),
-        ({"module": ChangesItsInput, "val_check_interval": 0.5}, {"every_n_validations": 2}),
+        ({"module": AugmentsTraining()}, {"probe": "train"}),
+        ({"module": ChangesItsInput(), "val_check_interval": 0.5}, {"every_n_validations": 2}),
         ({"val": DataLoader(Augmented(rounding), 20)}, {"probe_size": 50}),
     ],
     ids=["training", "its input", "rounding"],
 )
 def test_images_that_stay_are_not_a_word(tmp_path: Path, options: Any, ours: dict[str, Any]) -> None:
     callback = watcher(**ours)
-    fit(tmp_path, callback, **options)
+    fit(tmp_path, callback, max_epochs=4, **options)
     assert len(callback.history) == (8 if "val_check_interval" in options else 4)
 
 
 def test_another_fit_starts_anew(tmp_path: Path) -> None:
     ours = watcher()
-    trainer = quiet_trainer(tmp_path, ours, max_epochs=2)
-    trainer.fit(SmallNet(), loader(80), loader(seed=1))
-    trainer.validate(SmallNet(), loader(seed=2), verbose=False)
-    fit(tmp_path, ours, val=loader(seed=3), max_epochs=2)
+    fit(tmp_path, ours).validate(SmallNet(), loader(seed=2), verbose=False)
+    fit(tmp_path, ours, val=loader(seed=3))
 
 
 # classes
@@ -216,5 +197,5 @@ def test_a_probe_that_is_sorted_by_class_is_said_once(tmp_path: Path, targets: T
     val = DataLoader(TensorDataset(images(len(targets)), targets), 20)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(tmp_path, watcher(), module=Unscored, val=val, max_epochs=2)
+        fit(tmp_path, watcher(), module=Unscored(), val=val)
     assert [re.search(message or "", text) is not None for text in said(caught)] == ([True] if message else [])

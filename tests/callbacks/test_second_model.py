@@ -4,33 +4,21 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scripted import Scripted
-from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
+from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, TwoSampleCallback
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-]
-
-
-def fit(folder: Path, module: Any, *callbacks: Any, ckpt_path: Any = None, **options: Any) -> pl.Trainer:
-    pl.seed_everything(0, verbose=False)
-    trainer = quiet_trainer(folder, *callbacks, **{"num_sanity_val_steps": 0, **options})
-    trainer.fit(module, loader(), loader(seed=1), ckpt_path=ckpt_path)
-    return trainer
+pytestmark = QUIET
 
 
 def lasts(folder: Path, signal: Scripted, stopping: AnomalyEarlyStopping, values: list[float]) -> int:
     """The epochs that a training of a new model lasts whose anomaly fraction takes the values."""
     signal.signal = [*values, *[values[-1]] * len(signal.history)]  # were the history kept, there would be values
     options: Any = {"max_epochs": len(values), "limit_train_batches": 1, "limit_val_batches": 1}
-    return fit(folder, SmallNet(), signal, stopping, **options).current_epoch
+    return fit(folder, signal, stopping, **options).current_epoch
 
 
 def test_a_stop_of_the_first_fold_leaves_nothing_for_the_second(tmp_path: Path) -> None:
@@ -46,14 +34,14 @@ def test_the_same_module_keeps_its_history_and_another_has_its_own(tmp_path: Pat
     module, callback, fresh = SmallNet(), watcher(probe_size=100), watcher(probe_size=100)
     few = "fewer than `probe_size = 100`"
     with pytest.warns(UserWarning, match=few):
-        fit(tmp_path, module, callback)
-    fit(tmp_path, module, callback, max_epochs=1)  # said already
+        fit(tmp_path, callback, module=module)
+    fit(tmp_path, callback, module=module, max_epochs=1)  # said already
     with pytest.warns(UserWarning, match=few):
         quiet_trainer(tmp_path, callback).validate(SmallNet(), loader(seed=1), verbose=False)
     assert [entry["epoch"] for entry in callback.history] == [0, 1, 0]
     for own in (copied := copy.deepcopy(callback), callback, fresh):
         with pytest.warns(UserWarning, match=few):  # of this one too
-            fit(tmp_path, SmallNet(), own)
+            fit(tmp_path, own)
     assert [entry["epoch"] for entry in callback.history] == [0, 1]
     for own in (callback, copied):
         assert [entry["signal"] for entry in own.history] == [entry["signal"] for entry in fresh.history]
@@ -61,13 +49,13 @@ def test_the_same_module_keeps_its_history_and_another_has_its_own(tmp_path: Pat
 
 def test_a_checkpoint_belongs_to_the_module_that_comes_next(tmp_path: Path) -> None:
     keep, used, validated = ModelCheckpoint(tmp_path), watcher(), watcher()
-    fit(tmp_path, SmallNet(), watcher(), keep)
-    fit(tmp_path, SmallNet(), used, max_epochs=1)
-    fit(tmp_path, SmallNet(), used, ckpt_path=keep.best_model_path, max_epochs=3)
+    fit(tmp_path, watcher(), keep)
+    fit(tmp_path, used, max_epochs=1)
+    fit(tmp_path, used, ckpt_path=keep.best_model_path, max_epochs=3)
     assert [entry["epoch"] for entry in used.history] == [0, 1, 2]
     trainer = quiet_trainer(tmp_path, validated)
     trainer.validate(SmallNet(), loader(seed=1), ckpt_path=keep.best_model_path, verbose=False)
-    fit(tmp_path, SmallNet(), validated, max_epochs=1)
+    fit(tmp_path, validated, max_epochs=1)
     assert [entry["epoch"] for entry in validated.history] == [0]
 
 
@@ -75,7 +63,7 @@ def test_what_a_fit_found_stays_when_a_checkpoint_of_it_is_tested(tmp_path: Path
     module, keep = SmallNet(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     compared = TwoSampleCallback(images(40), images(40, seed=1))
     signal, stopping = Scripted([0.0] * 8 + [0.5] * 12), AnomalyEarlyStopping(log_key_prefix="anomaly_filters")
-    trainer = fit(tmp_path, module, signal, compared, stopping, keep, max_epochs=20)
+    trainer = fit(tmp_path, signal, compared, stopping, keep, module=module, max_epochs=20)
     reason, report = stopping.stopping_reason_message, compared.report
     assert reason
     assert trainer.current_epoch == 14

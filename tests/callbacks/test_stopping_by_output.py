@@ -14,13 +14,12 @@ from scripted import Scripted
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import QUIET, SmallNet, images, loader, quiet_trainer, said
+from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
 
 from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
 from lightning_anomaly.two_sample.rise import ErrorRise
 
 pytestmark = QUIET
-RESUMES = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkp")
 
 
 class Written(TwoSampleCallback):
@@ -157,7 +156,6 @@ def test_of_two_callbacks_it_takes_the_one_with_the_prefix_and_else_the_output(
     assert stopping.monitor == monitor
 
 
-@RESUMES
 @pytest.mark.parametrize(
     ("ratios", "options", "saved", "expected"),
     [
@@ -174,7 +172,6 @@ def test_a_resumed_run_stops_where_the_whole_one_does(
     assert run(tmp_path, ratios, ckpt_path=tmp_path / "last.ckpt", **options)[1] == expected
 
 
-@RESUMES
 def test_a_stopped_run_goes_on_by_the_arguments_of_the_resumed_one(tmp_path: Path) -> None:
     ratios = [1.0] * 3 + [1.8] * 7
     assert run(tmp_path, ratios, ModelCheckpoint(tmp_path, save_last=True))[1] == 4
@@ -193,7 +190,7 @@ def test_it_reads_each_validation_once_whenever_the_trainer_validates(
     compared = TwoSampleCallback(images(300), images(300, seed=1))
     stopping = AnomalyEarlyStopping(0.0, patience=100, confirm=None)
     for own in ({}, options):
-        quiet_trainer(tmp_path, compared, stopping, **{"max_epochs": 4, **own}).fit(SmallNet(), loader(80), loader(20))
+        fit(tmp_path, compared, stopping, val=loader(20), **{"max_epochs": 4, **own})
         assert stopping.wait_count == len(compared.history)
 
 
@@ -214,9 +211,8 @@ def test_a_validation_whose_output_is_nan_is_none_and_logs_what_was_before(
     monkeypatch.setattr(ErrorRise, "add", learning)
     compared = TwoSampleCallback(images(300), images(300, seed=1))
     stopping = AnomalyEarlyStopping(patience=2, confirm=None)
-    trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=9)
     with pytest.warns(UserWarning, match="it is NaN for 300 of 300 samples"):
-        trainer.fit(Sometimes(), loader(20), loader(20))
+        fit(tmp_path, compared, stopping, module=Sometimes(), train=loader(20), val=loader(20), max_epochs=9)
     rises = [entry["metrics"]["confidence_rise"] for entry in compared.history]
     assert rises[3:] == pytest.approx([1.5 ** (1 / 3) - 1] * 2 + [1.5 ** (2 / 3) - 1])
     assert stopping.stopped_epoch == 5  # the second validation with a rise, as that without a number is none

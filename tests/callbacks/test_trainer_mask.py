@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
-from acting import PROBE, GeluNet, ManualNet, fit, leak, probe_loader, pruner, training_loader
+from acting import PROBE, GeluNet, ManualNet, fit, leak, probe_loader, pruner
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
@@ -18,11 +18,7 @@ from trainers import QUIET, hook_count, images, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyPruneCallback
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
-]
+pytestmark = QUIET
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -210,18 +206,13 @@ def test_a_checkpoint_of_version_0_2_is_taken(tmp_path: Path) -> None:
 
 def test_a_second_fit_of_the_model_keeps_the_mask_and_another_model_starts_without(tmp_path: Path) -> None:
     prune, watching, model = pruner(1), watcher(), GeluNet()
-
-    def train(model: GeluNet, epochs: int) -> None:
-        trainer = quiet_trainer(tmp_path, prune, watching, max_epochs=epochs)
-        trainer.fit(model, training_loader(), probe_loader())
-
-    train(model, 2)
+    fit(tmp_path, model, prune, watching)
     masked = prune.masked
-    train(model, 2)
+    fit(tmp_path, model, prune, watching)
     assert len(prune.events) == 2  # epoch 1 of another training
     assert all(set(filters) <= set(prune.masked[layer]) for layer, filters in masked.items())
     assert leak(model, prune.masked) == 0
-    train(other := GeluNet(), 1)
+    fit(tmp_path, other := GeluNet(), prune, watching, max_epochs=1)
     assert prune.masked == {}
     assert all((other.conv1.weight[i] != 0).any() for i in range(6))
 

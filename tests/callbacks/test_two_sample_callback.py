@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import trainers
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,11 +20,7 @@ from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer,
 
 from lightning_anomaly import TwoSampleCallback, TwoSampleReport, two_sample_test
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
-]
+pytestmark = QUIET
 TRAIN, VAL = images(60) + 0.1, images(80, seed=1)
 LAYERS = ["conv1", "conv2", "head"]
 # What is logged where nothing was compared.
@@ -53,12 +50,9 @@ class Seen(pl.Callback):
             self.bar = {key for key in trainer.progress_bar_metrics if key.startswith("two_sample")}
 
 
-def fit(folder: Path, *others: Any, module: Any = None, ckpt_path: Any = None, **options: Any) -> tuple[Any, Seen]:
-    torch.manual_seed(0)
+def fit(folder: Path, *others: Any, **options: Any) -> tuple[Any, Seen]:
     seen = Seen()
-    model = SmallNet() if module is None else module
-    quiet_trainer(folder, *others, seen, **options).fit(model, loader(80), loader(seed=1), ckpt_path=ckpt_path)
-    return model, seen
+    return trainers.fit(folder, *others, seen, **options).lightning_module, seen
 
 
 def keys(values: dict[str, float], prefix: str = "two_sample") -> dict[str, float]:
@@ -289,10 +283,8 @@ class Nothing(IterableDataset[Any]):
 
 
 def test_a_loader_that_turns_out_to_be_empty_does_not_take_the_values_away(tmp_path: Path) -> None:
-    compared, seen = TwoSampleCallback(TRAIN, VAL), Seen()
-    stopping = EarlyStopping("two_sample/fraction", mode="min", patience=1000)
-    trainer = quiet_trainer(tmp_path, compared, stopping, seen, num_sanity_val_steps=0)
-    trainer.fit(SmallNet(), loader(80), DataLoader(Nothing()))
+    compared, stopping = TwoSampleCallback(TRAIN, VAL), EarlyStopping("two_sample/fraction", mode="min", patience=1000)
+    _, seen = fit(tmp_path, compared, stopping, val=DataLoader(Nothing()), num_sanity_val_steps=0)
     assert compared.report is not None
     assert seen.values[-1]["two_sample/count"] == compared.report.count > 0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import images, quiet_trainer, watcher
 
-from lightning_anomaly.callbacks import AnomalyPruneCallback
+from lightning_anomaly.callbacks import AnomalyFilterCallback, AnomalyPruneCallback
 
 PROBE = images(60, seed=1)
 PROBE[[3, 20, 41]] *= 20  # over-exposed: outliers of nearly every filter
@@ -84,8 +84,9 @@ def pruner(at_epoch: Any = 1, **options: Any) -> AnomalyPruneCallback:
 
 
 def fit(folder: Path, model: Any, *callbacks: Any, ckpt_path: Any = None, **options: Any) -> pl.Trainer:
-    """A fit with a watcher, whose validation images are damaged."""
-    trainer = quiet_trainer(folder, watcher(), *callbacks, **{"max_epochs": 2, "num_sanity_val_steps": 0, **options})
+    """A fit with a watcher, one of the callbacks or its own, whose validation images are damaged."""
+    watching = [] if any(isinstance(own, AnomalyFilterCallback) for own in callbacks) else [watcher()]
+    trainer = quiet_trainer(folder, *watching, *callbacks, **{"num_sanity_val_steps": 0, **options})
     trainer.fit(model, training_loader(), probe_loader(), ckpt_path=ckpt_path)
     return trainer
 

@@ -13,8 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 
-# What Lightning says about loaders without workers, which these tests have on purpose; what torch says to Lightning.
+# What Lightning says about loaders without workers and checkpoints that are resumed, which these tests have on purpose;
+# what torch says to Lightning.
 QUIET = [
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
     pytest.mark.filterwarnings(r"ignore:The '\w+_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:AnomalyEarlyStopping cannot stop a fit of"),
@@ -99,6 +103,23 @@ def quiet_trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
         "log_every_n_steps": 1,
     }
     return pl.Trainer(callbacks=list(callbacks), **{**defaults, **options})
+
+
+def fit(
+    folder: Path,
+    *callbacks: Any,
+    module: Any = None,
+    train: Any = None,
+    val: Any = None,
+    ckpt_path: Any = None,
+    **options: Any,
+) -> pl.Trainer:
+    """A training of a `SmallNet` with 80 images, and 60 others to validate, unless others are given."""
+    torch.manual_seed(0)
+    trainer = quiet_trainer(folder, *callbacks, **options)
+    loaders = loader(80) if train is None else train, loader(seed=1) if val is None else val
+    trainer.fit(SmallNet() if module is None else module, *loaders, ckpt_path=ckpt_path)
+    return trainer
 
 
 class Flagged(pl.Callback):
