@@ -86,8 +86,7 @@ class AnalysisSettings:
     def smallest_probe(self) -> int:
         """The number of samples below which no cluster could be rare, or a component would have hardly a sample."""
         # The tolerance takes up rounding only, as in `rare_samples`.
-        fewest = min(1 / self.rare_fraction * (1 - 1e-12), float(2**53))  # whose inverse may be infinite
-        return max(math.ceil(fewest), 2 * self.max_components)
+        return max(math.ceil(1 / self.rare_fraction * (1 - 1e-12)), 2 * self.max_components)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain values; `AnalysisSettings(**values)` is the way back."""

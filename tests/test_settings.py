@@ -7,39 +7,32 @@ import numpy as np
 import pytest
 
 from lightning_anomaly import AnalysisSettings
-from lightning_anomaly.settings import checked_settings
 
 SMALLEST = {"max_components": 2, "n_init": 1, "max_map_side": 1, "seed": 0, "max_memory_mb": 1}
 
 
-WRONG = {
-    **{name: [smallest - 1, 2.0, "3", None, True] for name, smallest in SMALLEST.items()},
-    "rare_fraction": [0, -0.1, 0.51, 1, True, "0.1", None, float("nan")],
-    "rectify": [1, None],
-    "rule": ["vote", None],
-    "engine": ["jax"],
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_value_that_is_not_allowed_is_an_error_that_names_it(name):
-    above = {"seed": [2**64], "max_components": [256]}  # labels are stored in a byte each
-    for value in [*WRONG[name], *above.get(name, [])]:
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((name, [smallest - 1]) for name, smallest in SMALLEST.items()),
+        ("seed", [2**64]),
+        ("max_components", [256]),  # labels are stored in a byte each
+        ("rare_fraction", [0, 0.51, float("nan")]),
+        ("rectify", [None]),
+        ("rule", ["vote"]),
+        ("engine", ["jax"]),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_an_error_that_names_it(name, values):
+    for value in values:
         with pytest.raises(ValueError, match=rf"`{name} = {value!r}`"):
             AnalysisSettings(**{name: value})
-
-
-def test_settings_of_another_kind_are_an_error():
-    assert checked_settings(None) == AnalysisSettings()
-    with pytest.raises(ValueError, match=r"`settings` .*'paper'"):
-        checked_settings("paper")
 
 
 def test_the_limits_are_allowed():
     assert AnalysisSettings(**SMALLEST).to_dict().items() >= SMALLEST.items()
     assert AnalysisSettings(seed=2**64 - 1, max_components=255).seed == 2**64 - 1
     assert AnalysisSettings(rare_fraction=0.5).rare_fraction == 0.5
-    assert AnalysisSettings(rare_fraction=1e-310).smallest_probe >= 10**9  # its inverse is infinite
 
 
 def test_the_paper_s_reading_is_one_kmeans_start_up_to_8_components_and_the_best_index():
