@@ -14,10 +14,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
-from forked import LIMIT, Outcome, run_named
+from forked import LIMIT, Outcome, run_scenarios
 from lightning.pytorch.strategies import DDPStrategy
-from network import images, network
+from network import images
 from small import Small, loader, quiet
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from torchmetrics import SumMetric
@@ -28,13 +27,12 @@ from lightning_anomaly import (
     AnomalyFilterCallback,
     AnomalyPruneCallback,
     TwoSampleCallback,
-    analyze,
     shared_analysis,
-    two_sample_test,
 )
 from lightning_anomaly.callbacks import two_sample
 
 SAMPLES = 56
+LAST = Path("last.ckpt")  # in the folder of the outcomes
 Hooks = Callable[[str], bool]
 
 
@@ -146,10 +144,9 @@ def run(
     where: Hooks = lambda name: True,
     val: Any = None,
     ckpt_path: Path | None = None,
-    validate: bool = False,
     **options: Any,
 ) -> Outcome:
-    """What this process heard in a fit, or in a `trainer.validate()`."""
+    """What this process heard in a fit."""
     ledger.talks, ledger.wrong = 0, []
     foreign = talking(Foreign, where)
     model = talking(module, where)()
@@ -162,12 +159,9 @@ def run(
             enable_checkpointing=True,
             **{"num_sanity_val_steps": 1, "log_every_n_steps": 1, "max_epochs": 2, **options},
         )
-        if validate:
-            trainer.validate(model, val, verbose=False)
-        else:
-            trainer.fit(model, loader(8, batch_size=4), val, ckpt_path=ckpt_path)
-            if ckpt_path is None:
-                trainer.save_checkpoint(LAST)
+        trainer.fit(model, loader(8, batch_size=4), val, ckpt_path=ckpt_path)
+        if ckpt_path is None:
+            trainer.save_checkpoint(LAST)
     return {
         "talks": ledger.talks,
         "wrong": ledger.wrong,
@@ -177,24 +171,19 @@ def run(
     }
 
 
-LAST = Path("last.ckpt")  # in the folder of the outcomes
-
-
 def two_processes(rank: int, world: int) -> Outcome:
-    """Fits without ours, with ours, and with ours in another order, where masks change the weights."""
-    return {"alone": run([]), "watched": run(ours(prunes=False)), "masked": run(ours()[::-1])}
+    """Fits without ours, with ours, with ours in another order, where masks change the weights, and on from there."""
+    fits = {"alone": run([]), "watched": run(ours(prunes=False)), "masked": run(ours()[::-1])}
+    callbacks = ours()
+    fits["resumed"] = run(callbacks, ckpt_path=LAST, max_epochs=3)
+    return {**fits, "history": [entry["epoch"] for entry in callbacks[0].history]}
 
 
 def one_fails(rank: int, world: int) -> Outcome:
     """Process 1 fails to analyze and to compare; where its forward pass is missing, nobody talks in one."""
-    outcome = {}
-    for module, function in ((shared_analysis, "analyze_slice"), (two_sample, "compare_groups")):
-        real = getattr(module, function)
-        if rank == 1:
-            setattr(module, function, _break)
-        outcome[function] = run(ours(), where=lambda name: "transfer" not in name and name != "forward")
-        setattr(module, function, real)
-    return outcome
+    if rank == 1:
+        shared_analysis.analyze_slice = two_sample.compare_groups = _break
+    return {"fit": run(ours(), where=lambda name: "transfer" not in name and name != "forward")}
 
 
 def _break(*args: Any, **kwargs: Any) -> Any:
@@ -221,28 +210,15 @@ def no_batch(rank: int, world: int) -> Outcome:
     return {"fit": run(ours(), module=Silent, where=epochs_only, val=DataLoader(Shard(rank), batch_size=14))}
 
 
-def resume(rank: int, world: int) -> Outcome:
-    """A fit goes on from its checkpoint, masks included."""
-    before = run(ours())
-    dist.barrier()
-    callbacks = ours()
-    return {"before": before, "fit": run(callbacks, ckpt_path=LAST, max_epochs=3), "history": callbacks[0].history}
-
-
 def no_validation(rank: int, world: int) -> Outcome:
-    """Lightning skips the validations of process 1, hooks and all, in a fit and in a `trainer.validate()`."""
+    """Lightning skips the validations of process 1, hooks and all."""
     val = DataLoader(Subset(images(SAMPLES), range(0 if rank else SAMPLES)), batch_size=14)
 
     def outside(name: str) -> bool:
         return "validation" not in name and "sanity" not in name and epochs_only(name)
 
-    options: Any = {"module": MaySkip, "where": outside, "val": val, "use_distributed_sampler": False}
-    return {"fit": run(ours(), **options), "validation": run(ours(), validate=True, **options)}
+    return {"fit": run(ours(), module=MaySkip, where=outside, val=val, use_distributed_sampler=False)}
 
 
 if __name__ == "__main__":
-    # What takes time but once is paid before the processes are forked.
-    inputs = images(SAMPLES).tensors[0]
-    analyze(network(), inputs)
-    two_sample_test(network(), inputs, inputs)
-    run_named(globals())
+    run_scenarios(globals())

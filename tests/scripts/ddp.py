@@ -1,61 +1,46 @@
-"""Runs scenarios in one and in two processes, and writes down what every process saw.
+"""Fits, and searches for outliers, in one and in two processes, which must find and decide the same.
 
 `python ddp.py FOLDER SCENARIO ...` leaves `SCENARIO-PROCESSES-RANK.json` for each process, see `forked.py`.
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import torch
-from forked import LIMIT, Outcome, run_named
+from forked import LIMIT, Outcome, run_scenarios
 from lightning.pytorch.strategies import DDPStrategy
-from network import images
+from network import images, network
 from small import loader, module, quiet
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import AnalysisSettings, shared_analysis
+from lightning_anomaly import OutlierReport, find_outliers, shared_analysis
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, TwoSampleCallback, two_sample
 
-PROBE: dict[str, Any] = {"probe_size": 90, "log_figures": False, "settings": AnalysisSettings(n_init=2)}
 
+def fit(world: int, *callbacks: Any, **options: Any) -> Outcome:
+    """What one process saw in a fit on images that two cannot share evenly.
 
-def fit(world: int, callback: Any, *others: Any, val: Any = None, train: Any = None, **options: Any) -> Outcome:
-    """What one process saw in a fit, in which the weights stay; a BatchNorm would remember other batches."""
+    The weights stay as they are, and there is no BatchNorm, which would remember other batches.
+    """
     strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=LIMIT)) if world > 1 else "auto"
-    fitter = quiet(devices=world, strategy=strategy, callbacks=[callback, *others], **options)
-    fitter.fit(module(norm=False, lr=0.0), loader() if train is None else train, loader() if val is None else val)
-    report = callback.report
-    return {
-        "epochs": fitter.current_epoch,
-        "metrics": {k: v.item() for k, v in fitter.callback_metrics.items() if "/" in k},
-        "report": report.to_dict() if isinstance(callback, AnomalyFilterCallback) and report is not None else None,
+    fitter = quiet(devices=world, strategy=strategy, callbacks=[*callbacks], **options)
+    fitter.fit(module(norm=False, lr=0.0), loader(103, batch_size=13, shuffle=True), loader(95))
+    metrics = {key: value.item() for key, value in fitter.callback_metrics.items() if "/" in key}
+    return {"epochs": fitter.current_epoch, "metrics": metrics}
+
+
+def same_images(rank: int, world: int) -> Outcome:
+    """All of the validation set and some of the training images are analyzed, and both are compared."""
+    probes = {
+        "val": AnomalyFilterCallback(probe_size=500),
+        "train": AnomalyFilterCallback(probe="train", probe_size=81, log_key_prefix="train"),
     }
-
-
-def whole_set(rank: int, world: int) -> Outcome:
-    """The probe is all of a validation set that two processes cannot share evenly."""
-    return fit(world, AnomalyFilterCallback(probe_size=500), val=loader(95), max_epochs=1)
-
-
-def train_probe(rank: int, world: int) -> Outcome:
-    probe = AnomalyFilterCallback(probe="train", probe_size=81)
-    return fit(world, probe, train=loader(103, batch_size=13, shuffle=True), max_epochs=1)
-
-
-def own_images(rank: int, world: int) -> Outcome:
-    """Training and validation images of the Trainer's own loaders, which two processes share."""
-    train, val = loader(103, batch_size=13, shuffle=True), loader(95)
-    return fit(world, TwoSampleCallback(n=81), train=train, val=val, max_epochs=2)
-
-
-def fails_and_raises(rank: int, world: int) -> Outcome:
-    if rank == 0:
-        shared_analysis.analyze_slice = lambda *args, **kwargs: 1 / 0
-    return fit(world, AnomalyFilterCallback(**PROBE, on_error="raise"))
+    seen = fit(world, *probes.values(), TwoSampleCallback(n=81), max_epochs=2)
+    return {**seen, **{name: probe.report.to_dict() for name, probe in probes.items()}}
 
 
 def output_stops(rank: int, world: int) -> Outcome:
@@ -71,24 +56,47 @@ def output_stops(rank: int, world: int) -> Outcome:
 
     two_sample.compare_groups = knows_later
     inputs, stopping = images(96).tensors[0], AnomalyEarlyStopping()
-    compared = TwoSampleCallback(inputs[:40] + 0.3, inputs[40:])
-    return {
-        **fit(world, compared, stopping, max_epochs=9),
-        "reason": stopping.stopping_reason_message,
-    }
+    seen = fit(world, TwoSampleCallback(inputs[:40] + 0.3, inputs[40:]), stopping, max_epochs=9)
+    return {**seen, "reason": stopping.stopping_reason_message}
 
 
-def started(strategy: str) -> None:
-    """Processes that Lightning starts itself, to which the callback comes pickled or with all memory."""
-    warnings.simplefilter("always")
-    callback = AnomalyFilterCallback(**PROBE)
-    fitter = quiet(devices=2, strategy=strategy, callbacks=[callback], max_epochs=1)
-    fitter.fit(module(), loader(), loader())
-    print("report", callback.report, "count", fitter.callback_metrics["anomaly_filters/count"].item())
+def fails_and_raises(rank: int, world: int) -> Outcome:
+    if rank == 0:
+        shared_analysis.analyze_slice = lambda *args, **kwargs: 1 / 0
+    return fit(world, AnomalyFilterCallback(probe_size=90, on_error="raise"))
+
+
+def connect(rank: int, world: int) -> nn.Module:
+    if world > 1:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=LIMIT))
+    torch.manual_seed(0)
+    return network()
+
+
+def values(report: OutlierReport) -> Outcome:
+    """All of a report, with NaN and infinity as words."""
+    parts = {key: getattr(report, key) for key in ("p_values", "layer", "filters", "images")}
+    plain: Outcome = {key: None if part is None else part.tolist() for key, part in parts.items()}
+    scores = [str(round(score, 4)) for score in report.scores.tolist()]
+    return {**plain, "scores": scores, "top": report.top(4), "layers": report.layers, "notes": dict(report.notes)}
+
+
+def searches(rank: int, world: int) -> Outcome:
+    """Each process's BatchNorm has seen other images; one process has no image; and one has fewer than the other."""
+    net, (inputs, _) = connect(rank, world), images(217).tensors
+    net[3].running_mean += rank
+    buffers, before = dict(net.named_buffers()), net[3].running_mean.clone()
+    many = values(find_outliers(net, DataLoader(TensorDataset(inputs), 16, shuffle=True)))
+    assert all(buffer is buffers[name] for name, buffer in net.named_buffers())
+    assert torch.equal(net[3].running_mean, before)
+    found = {"many": many, "one": values(find_outliers(net, inputs[:1] * torch.nan, inputs[1:]))}
+    if world > 1:
+        try:
+            find_outliers(net, inputs[: 150 - rank])
+        except Exception as error:
+            found["fewer"] = repr(error)
+    return found
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "started":
-        started(sys.argv[2])
-    else:
-        run_named(globals(), ["whole_set", "train_probe", "own_images"])
+    run_scenarios(globals(), same_images=(1, 2), searches=(1, 2))

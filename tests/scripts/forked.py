@@ -10,24 +10,32 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from network import images, network
+
+from lightning_anomaly import analyze, two_sample_test
 
 LIMIT = 180  # seconds for a scenario that hangs; else it takes about two, and more on a busy machine
 Outcome = dict[str, Any]
 Scenario = Callable[[int, int], Outcome]
 
 
-def run_forked(folder: Path, scenarios: Iterable[tuple[str, Scenario, int]]) -> None:
-    """Leaves `NAME-PROCESSES-RANK.json` for each process; one that is not done in time is killed and leaves none.
+def run_scenarios(functions: Mapping[str, Scenario], **worlds: Sequence[int]) -> None:
+    """Run the scenarios that the command line names, after a folder; one that is not done in time is killed.
 
-    Of each scenario its name, the function that is called with the rank and the number of processes, and that number.
+    Each is a function that is called with the rank and the number of processes, which is 2 unless `worlds` says
+    otherwise, and each process leaves `NAME-PROCESSES-RANK.json` with what it returns.
     """
     torch.set_num_threads(1)
-    for name, scenario, world in scenarios:
+    folder, *names = sys.argv[1:]
+    inputs = images(56).tensors[0]  # what takes time but once is paid before the processes are forked
+    two_sample_test(network(), inputs, inputs)
+    analyze(network(), inputs)
+    for name, world in ((own, world) for own in names for world in worlds.get(own, (2,))):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -36,7 +44,7 @@ def run_forked(folder: Path, scenarios: Iterable[tuple[str, Scenario, int]]) -> 
         for rank in range(world):
             pid = os.fork()
             if pid == 0:
-                _process(folder / f"{name}-{world}-{rank}.json", scenario, rank, world, port)
+                _process(Path(folder) / f"{name}-{world}-{rank}.json", functions[name], rank, world, port)
             running.add(pid)
         while running and time.monotonic() - started < LIMIT:
             running -= {pid for pid in running if os.waitpid(pid, os.WNOHANG)[0]}
@@ -45,13 +53,6 @@ def run_forked(folder: Path, scenarios: Iterable[tuple[str, Scenario, int]]) -> 
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         print(f"{name} {world}: {time.monotonic() - started:.1f} s, {len(running)} killed", flush=True)
-
-
-def run_named(functions: Mapping[str, Any], one_and_two: Iterable[str] = ()) -> None:
-    """Runs the scenarios that the command line names, after a folder, in two processes, and some in one as well."""
-    folder, *names = sys.argv[1:]
-    worlds = {name: (1, 2) if name in one_and_two else (2,) for name in names}
-    run_forked(Path(folder), [(name, functions[name], world) for name in names for world in worlds[name]])
 
 
 def _process(file: Path, scenario: Scenario, rank: int, world: int, port: int) -> None:

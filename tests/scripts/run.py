@@ -10,23 +10,18 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-def run_script(name: str, *arguments: object, timeout: float = 600) -> str:
-    """What it printed; one that hangs is killed after `timeout` seconds, and that fails."""
+def run_processes(name: str, folder: Path, *scenarios: str) -> Path:
+    """The folder with what each process of a script's scenarios left there, see `forked.py`, and what was printed."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(HERE / name), *map(str, arguments)],
+        [sys.executable, "-W", "ignore", str(HERE / name), str(folder), *scenarios],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
+        timeout=1200,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)])},
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
-
-
-def run_processes(name: str, folder: Path, *arguments: object, timeout: float) -> Path:
-    """The folder with what each process of a script's scenarios left there, see `forked.py`, and what was printed."""
-    (folder / "printed.txt").write_text(run_script(name, folder, *arguments, timeout=timeout))
+    (folder / "printed.txt").write_text(done.stdout)
     return folder
 
 

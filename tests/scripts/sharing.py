@@ -1,20 +1,17 @@
 """Analyses of the same maps by one process and by several, each of which has some of the samples.
 
-`python sharing.py FOLDER` leaves `SCENARIO-PROCESSES-RANK.json` for each process, see `forked.py`.
+`python sharing.py FOLDER SCENARIO ...` leaves `SCENARIO-PROCESSES-RANK.json` for each process, see `forked.py`.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from forked import LIMIT, Outcome, run_forked
+from forked import LIMIT, Outcome, run_scenarios
 from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, shared_analysis
@@ -59,6 +56,16 @@ def dealt(counts: Sequence[int], rank: int) -> list[int]:
 
 def begin(rank: int, world: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=LIMIT))
+
+
+def even(rank: int, world: int) -> Outcome:
+    """Three samples more than are asked for."""
+    return compared([32, 32], torch.float32, 61, rank, world)
+
+
+def uneven(rank: int, world: int) -> Outcome:
+    """More processes than some layers have filters, and one has no samples."""
+    return compared([0, 40, 21], torch.float64, 100, rank, world)
 
 
 def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, world: int) -> Outcome:
@@ -128,39 +135,27 @@ def fails(rank: int, world: int) -> Outcome:
     """Process 1 fails before, as it sends its maps, and as it analyzes those of its filters."""
     begin(rank, world)
     exchange = shared_analysis.exchange_filters
-    said = []
-    for stage in ("before", "sending", "analyzing"):
+    broken: dict[str, dict[str, Any]] = {
+        "before": {},
+        "sending": {"exchange_filters": lambda make, *args: exchange(_break, *args)},
+        "analyzing": {"exchange_filters": exchange, "analyze_slice": _break},
+    }
+    said = {}
+    for stage, functions in broken.items():
         maps = captured({name: values[rank::world] for name, values in outputs(20).items()})
-        failure = MemoryError(stage) if rank == 1 and stage == "before" else None
-        if rank == 1 and stage != "before":
-            broken = partial(_break, stage)
-            broken_make = partial(_ignoring_first, exchange, broken)
-            shared_analysis.exchange_filters = broken_make if stage == "sending" else exchange
-            shared_analysis.analyze_slice = broken
+        if rank == 1:
+            vars(shared_analysis).update(functions)
+        failure = MemoryError("full") if rank == 1 and stage == "before" else None
         try:
             analyze_shared(maps, None, SETTINGS, {}, limit=20, spec=OutputSpec(), failure=failure)
         except Exception as error:
-            said.append(repr(error))
-    return {"said": said}
+            said[stage] = repr(error)
+    return said
 
 
-def _ignoring_first(call: Any, make: Any, _: Any, *args: Any) -> Any:
-    return call(make, *args)
-
-
-def _break(what: str, *args: Any, **kwargs: Any) -> Any:
-    raise MemoryError(what)
-
-
-SCENARIOS: dict[str, tuple[int, Callable[[int, int], Outcome]]] = {
-    "cut": (2, partial(compared, [32, 32], torch.float32, 61)),
-    "more processes than filters, one without samples": (3, partial(compared, [0, 40, 21], torch.float64, 100)),
-    "problem": (2, problem),
-    "copies": (2, copies),
-    "fails": (2, fails),
-}
+def _break(*args: Any) -> Any:
+    raise MemoryError("full")
 
 
 if __name__ == "__main__":
-    analyze_maps(captured(outputs(20)), SETTINGS)  # what takes time but once is paid before the processes are forked
-    run_forked(Path(sys.argv[1]), [(name, scenario, world) for name, (world, scenario) in SCENARIOS.items()])
+    run_scenarios(globals(), uneven=(3,))
