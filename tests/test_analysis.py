@@ -5,7 +5,6 @@ import warnings
 from collections import UserList
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
 
 import properties
 import pytest
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainers import hook_count
 
 from lightning_anomaly import AnalysisSettings, analysis, analyze
-from lightning_anomaly.analysis import analyze_maps, analyze_slice, join_slices
+from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import LayerMaps
@@ -61,18 +60,11 @@ def case(request, real: Tensor) -> tuple[Tensor, AnalysisSettings]:
     return maps, replace(DEFAULT, engine=engine)
 
 
-@pytest.mark.parametrize(
-    "holds",
-    [
-        properties.assert_filters_do_not_see_each_other,
-        properties.assert_permuting_filters_permutes_verdicts,
-        properties.assert_permuting_samples_permutes_labels,
-    ],
-    ids=lambda holds: holds.__name__,
-)
-def test_what_holds_for_every_analysis(case, holds):
+def test_what_holds_for_every_analysis(case):
     maps, settings = case
-    holds(analysing(settings), zoo.captured, maps)
+    properties.assert_filters_do_not_see_each_other(analysing(settings), zoo.captured, maps)
+    properties.assert_permuting_filters_permutes_verdicts(analysing(settings), zoo.captured, maps)
+    properties.assert_permuting_samples_permutes_labels(analysing(settings), zoo.captured, maps)
 
 
 def test_permuting_samples_permutes_labels_where_only_a_few_maps_differ(engine_name):
@@ -87,15 +79,6 @@ def test_scaling_and_shifting_change_nothing(case, scale, shift):
     properties.assert_scaling_and_shifting_change_nothing(analysing(settings), zoo.captured, maps, scale, shift)
 
 
-def test_the_same_report_again_whatever_random_numbers_others_draw(case):
-    maps, settings = case
-    reports = []
-    for _ in range(2):
-        reports.append(zoo.analysed(zoo.captured(maps), settings))
-        torch.rand(3)
-    properties.assert_all_the_same(reports)
-
-
 def test_another_seed_is_another_draw():
     layer = zoo.captured(zoo.maps("skewed", 8, 120, (5, 5)))
     first, second = (zoo.analysed(layer, replace(PAPER, seed=seed)) for seed in (0, 1))
@@ -103,15 +86,13 @@ def test_another_seed_is_another_draw():
 
 
 @pytest.mark.parametrize("side", [1000, 3])
-def test_the_split_into_batches_changes_nothing(case, side):
+def test_neither_the_split_into_batches_nor_random_numbers_that_others_draw_change_anything(case, side):
     maps, settings = case
-    layers = [zoo.captured(maps, batch=batch, max_map_side=side) for batch in (1000, 7, 1)]
-    properties.assert_all_the_same(zoo.analysed(layer, settings) for layer in layers)
-
-
-@pytest.mark.parametrize("settings", [DEFAULT, PAPER], ids=["default", "paper"])
-def test_every_report_is_finite(case, settings):
-    properties.assert_finite(zoo.analysed(zoo.captured(case[0]), settings))
+    reports = []
+    for batch in (1000, 7, 1):
+        reports.append(zoo.analysed(zoo.captured(maps, batch=batch, max_map_side=side), settings))
+        torch.rand(3)
+    properties.assert_all_the_same(reports)
 
 
 def test_each_layer_is_analyzed_alone(engine_name):
@@ -143,33 +124,6 @@ def test_maps_go_where_the_engine_wants_them(monkeypatch):
     monkeypatch.setattr(TorchEngine, "device", lambda self, maps: torch.device("meta"))
     with pytest.raises(RuntimeError, match="meta"):
         zoo.analysed(zoo.captured(zoo.maps("skewed", 2, 20, (2, 2))), replace(DEFAULT, engine="torch"))
-
-
-@pytest.mark.parametrize("cuts", [(3,), (0, 2, 6)], ids=["two slices", "one without filters"])
-def test_slices_of_the_filters_join_to_the_report_of_all(cuts):
-    values = zoo.maps("sparse", 6, 100, (4, 4)).float()
-    values[:, 1] = 0
-    values[7, 4] = torch.nan
-    layers = {"first": zoo.captured(values), "second": zoo.captured(values[:, :1])}
-    parts = []
-    for first, last in pairwise([0, *cuts, 6]):
-        own = {
-            name: replace(
-                layer,
-                batches=[layer.maps[:, first:last]],
-                zeros=layer.zeros[first:last],
-                statistics=[torch.cat(layer.statistics)[:, first:last]],
-            )
-            for name, layer in layers.items()
-        }
-        scored = {name: layer.statistics for name, layer in layers.items()} if last == 6 else {}
-        parts.append(analyze_slice(own, scored, DEFAULT))
-    expected = analyze_maps(layers, DEFAULT, {"from": "the caller"})
-    joined = join_slices(parts, list(layers), 100, DEFAULT, {"from": "the caller"})
-    assert joined.notes == expected.notes
-    assert list(joined.notes) == ["from", "first nonfinite"]
-    for name, layer in expected.layers.items():
-        properties.assert_same(joined.layers[name], layer)
 
 
 # engines
@@ -386,9 +340,7 @@ def test_layers_without_a_map_of_every_sample_are_left_out_with_a_note_and_one_w
     assert "never called" in notes["unused.6 left out"]
     with pytest.warns(UserWarning, match="left out") as caught:
         analyze(Unruly(), PROBE)
-    assert len(caught) == 2
     assert "Likewise 'unused.1', 'unused.2'" in str(caught[1].message)
-    assert str(caught[1].message).endswith("and 1 more.")
 
 
 def test_a_model_without_convolution_gives_an_empty_report_and_one_warning():
@@ -434,7 +386,7 @@ def test_too_few_samples_are_said():
     assert notes_of(nn.Conv2d(1, 2, 3), PROBE[:100], settings=settings) == {}
 
 
-@pytest.mark.parametrize("samples", [1, 2, 3, 6])
+@pytest.mark.parametrize("samples", [1, 2, 6])
 @pytest.mark.filterwarnings("ignore:The probe has . sample")
 def test_even_a_handful_of_samples_gives_a_report(samples):
     for rule, rare_fraction in (("index", 0.01), ("best", 0.5)):
@@ -459,21 +411,15 @@ def test_a_report_says_what_was_analyzed_and_how():
     assert "20x10 pooled to 7x5" in str(report)
 
 
-def test_maps_of_one_pixel_are_analyzed():
+def test_maps_of_one_pixel_and_dead_filters_are_analyzed():
     inputs = torch.randn(120, 3, 1, 1)
     inputs[40] = 50
-    conv = nn.Conv2d(3, 4, 1)
+    conv = nn.Conv2d(3, 6, 1)
     nn.init.uniform_(conv.weight, 0.5, 1)
+    nn.init.zeros_(conv.weight[4:])
     report = analyze(conv, inputs, settings=DEFAULT)
-    assert report.count == 4
-    assert report.layers[""].analysed_size == (1, 1)
-    assert all(40 in report.layers[""].outliers_of(index) for index in range(4))
-
-
-def test_every_filter_dead_gives_a_report():
-    conv = nn.Conv2d(1, 3, 3)
-    nn.init.zeros_(conv.weight)
-    report = analyze(conv, PROBE)
-    assert report.layers[""].verdicts == ("dead",) * 3
-    assert (report.count, report.fraction) == (0, 0.0)
-    properties.assert_finite(report.layers[""])
+    layer = report.layers[""]
+    assert layer.verdicts == ("anomaly",) * 4 + ("dead",) * 2
+    assert layer.analysed_size == (1, 1)
+    assert all(40 in layer.outliers_of(index) for index in range(4))
+    assert report.fraction == 1

@@ -23,6 +23,7 @@ from lightning_anomaly.image_files import open_images
 pytestmark = QUIET
 
 HERE = __name__
+NET = ("--model", f"{HERE}:net")
 
 
 def net(channels: int = 1, classes: int = 2) -> nn.Sequential:
@@ -63,59 +64,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def checkpoint(folder: Path) -> tuple[Path, Wide]:
-    """A checkpoint of Lightning's, and what it is one of."""
-    module, trainer = Wide(1, 5, note="stored"), quiet_trainer(folder, max_epochs=1)
-    trainer.strategy.connect(module)
-    trainer.save_checkpoint(folder / "last.ckpt")
-    return folder / "last.ckpt", module
-
-
 def command(*arguments: Any) -> None:
     main([str(argument) for argument in arguments])
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """The one line that a mistake ends in."""
-    with pytest.raises(SystemExit) as stopped:
-        command(*arguments)
-    text = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err.strip()
-    assert "error: " in text.splitlines()[-1]
-    return text
 
 
 def same(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return list(state) == list(other) and all(torch.equal(state[key], other[key]) for key in state)
 
 
-class TestAnalyze:
-    def test_the_table_is_printed_and_the_figures_written(self, folder, tmp_path, capsys):
-        output = tmp_path / "a" / "b"
-        options = ("--model", f"{HERE}:net", "--data", folder / "images.npz", "--output", output)
-        command(folder / "weights.pt", *options)  # `analyze` is the default
-        out, err = capsys.readouterr()
-        assert err == ""
-        assert out.splitlines()[2].split()[:2] == ["0", "4"]
-        files = ["browser.html", "filters.png", "outliers.png", "verdicts.png"]
-        assert sorted(p.name for p in output.iterdir()) == files
-        assert all(name in out for name in files)
-        assert all(path.read_bytes().startswith(b"\x89PNG") for path in output.glob("*.png"))
+def test_the_table_is_printed_and_the_figures_written(folder, tmp_path, capsys):
+    output = tmp_path / "a" / "b"
+    command(
+        folder / "weights.pt", *NET, "--data", folder / "images.npz", "--output", output
+    )  # `analyze` is the default
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines()[2].split()[:2] == ["0", "4"]
+    files = ["browser.html", "filters.png", "outliers.png", "verdicts.png"]
+    assert sorted(path.name for path in output.iterdir()) == files
+    assert all(name in out for name in files)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in output.glob("*.png"))
 
-    def test_models_are_found_in_the_current_folder_and_figures_of_an_earlier_run_do_not_stay(
-        self, folder, tmp_path, monkeypatch, capsys
-    ):
-        (tmp_path / "nets.py").write_text(f"from {HERE} import net")
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
-        output = tmp_path / "anomaly_filters"
-        output.mkdir()
-        for name in ("filters.png", "mine.png"):
-            (output / name).touch()
-        options = ("--model", "nets:net", "--model-args", '{"channels": 1, "classes": 2}')
-        command("analyze", folder / "weights.pt", *options, "--data", folder / "few.npz")
-        assert "note: The probe has 8 samples" in capsys.readouterr().out
-        assert {path.name for path in output.iterdir()} == {"browser.html", "mine.png", "outliers.png", "verdicts.png"}
+
+def test_models_are_found_in_the_current_folder_and_figures_of_an_earlier_run_do_not_stay(
+    folder, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "nets.py").write_text(f"from {HERE} import net")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    output = tmp_path / "anomaly_filters"
+    output.mkdir()
+    for name in ("filters.png", "mine.png"):
+        (output / name).touch()
+    options = ("--model", "nets:net", "--model-args", '{"channels": 1, "classes": 2}')
+    command("analyze", folder / "weights.pt", *options, "--data", folder / "few.npz")
+    assert "note: The probe has 8 samples" in capsys.readouterr().out
+    assert {path.name for path in output.iterdir()} == {"browser.html", "mine.png", "outliers.png", "verdicts.png"}
 
 
 def test_the_module_is_the_command(monkeypatch, capsys):
@@ -136,46 +120,39 @@ def test_the_help_of_each_command_has_examples_that_it_can_read(name, capsys):
         assert parse(shlex.split(example)[1:]).run.__name__.startswith("run_")
 
 
-class TestOutliers:
-    def test_they_are_listed_written_and_drawn(self, folder, tmp_path, capsys):
-        output = tmp_path / "found"
-        options = ("--model", f"{HERE}:net", "--data", folder / "images.npz", "--top", 5, "--output", output)
-        command("outliers", folder / "weights.pt", *options)
-        out, err = capsys.readouterr()
-        assert err == ""
-        lines = out.splitlines()
-        assert {lines[2].split()[0], lines[3].split()[0]} == {"7", "60"}
-        assert (output / "outliers.html").read_text().startswith("<!doctype html>")
-        with (output / "outliers.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        assert list(rows[0]) == ["position", "score", "p_value", "found", "layer", "filters", "reasons"]
-        assert len(rows) == 5
-        assert {rows[0]["position"], rows[1]["position"]} == {"7", "60"}
-        assert (output / "outliers.png").read_bytes().startswith(b"\x89PNG")
-
-    def test_a_reference_may_have_a_file_of_its_own(self, folder, tmp_path, capsys):
-        two = tmp_path / "two.npz"
-        np.savez(two, np.load(folder / "images.npz")["val_images"][[7, 8]])
-        options = ("--data", two, "--reference", folder / "images.npz", "--output", tmp_path)
-        command("outliers", folder / "weights.pt", "--model", f"{HERE}:net", *options)
-        assert capsys.readouterr().out.splitlines()[2].split()[0] == "0"
+def test_outliers_are_listed_written_and_drawn(folder, tmp_path, capsys):
+    two = tmp_path / "two.npz"
+    np.savez(two, np.load(folder / "images.npz")["val_images"][[8, 7]])
+    options = ("--data", two, "--reference", folder / "images.npz", "--top", 1, "--output", tmp_path)
+    command("outliers", folder / "weights.pt", *NET, *options)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines()[2].split()[0] == "1"
+    assert (tmp_path / "outliers.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "outliers.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "outliers.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert list(row) == ["position", "score", "p_value", "found", "layer", "filters", "reasons"]
+    assert row["position"] == "1"
 
 
-class TestModels:
-    def test_a_lightning_checkpoint_has_its_arguments_and_given_ones_come_first(self, checkpoint):
-        path, module = checkpoint
-        found = load_model(path, f"{HERE}:Wide")
-        assert same(found.state_dict(), module.state_dict())
-        assert found.hparams == {"channels": 1, "classes": 5, "note": "stored"}
-        assert load_model(path, f"{HERE}:Wide", {"note": "given"}).hparams["note"] == "given"
-        # A part of the module gets the arguments that it takes.
-        assert same(load_model(path, f"{HERE}:net").state_dict(), module.network.state_dict())
+def test_a_lightning_checkpoint_has_its_arguments_and_given_ones_come_first(folder):
+    module, trainer = Wide(1, 5, note="stored"), quiet_trainer(folder, max_epochs=1)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    found = load_model(folder / "last.ckpt", f"{HERE}:Wide")
+    assert same(found.state_dict(), module.state_dict())
+    assert found.hparams == {"channels": 1, "classes": 5, "note": "stored"}
+    assert load_model(folder / "last.ckpt", f"{HERE}:Wide", {"note": "given"}).hparams["note"] == "given"
+    # A part of the module gets the arguments that it takes.
+    assert same(load_model(folder / "last.ckpt", f"{HERE}:net").state_dict(), module.network.state_dict())
 
-    def test_two_that_differ_are_named(self, tmp_path):
-        state = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in net().state_dict().items()}
-        torch.save({"state_dict": state}, tmp_path / "both.ckpt")
-        with pytest.raises(ValueError, match=r"student.*teacher"):
-            load_model(tmp_path / "both.ckpt", f"{HERE}:net")
+
+def test_two_models_in_a_checkpoint_that_differ_are_named(tmp_path):
+    state = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in net().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "both.ckpt")
+    with pytest.raises(ValueError, match=r"student.*teacher"):
+        load_model(tmp_path / "both.ckpt", f"{HERE}:net")
 
 
 def test_a_checkpoint_of_a_training_with_our_callbacks_is_tensors_and_plain_values(folder, tmp_path, capsys):
@@ -192,86 +169,61 @@ def test_a_checkpoint_of_a_training_with_our_callbacks_is_tensors_and_plain_valu
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:4]] == ["conv1", "conv2"]
 
 
-class TestMistakes:
-    @pytest.mark.parametrize(
-        ("model", "message"),
-        [
-            ("torchvision", "`--model`"),
-            ("no_such_place:Net", "no_such_place"),
-            (f"{HERE}:number", "torch.nn.Module"),
-            (f"{HERE}:broken", "there is a fault in it"),
-            (f"{HERE}:Wide", "`--model-args`"),
-            ("trainers:SmallNet", "Missing key"),
-        ],
-    )
-    def test_models(self, model, message, folder, capsys):
-        text = refused(capsys, folder / "weights.pt", "--model", model, "--data", folder / "images.npz")
-        assert message in text
+class Evil:
+    """Runs when it is read, if anything in a file is."""
 
-    @pytest.mark.parametrize(
-        ("name", "value"), [("--top", "0"), ("--model-args", "channels=3"), ("--model-args", "[3]")]
-    )
-    def test_options(self, name, value, folder, capsys):
-        options = ("--model", f"{HERE}:net", "--data", folder / "images.npz", f"{name}={value}")
-        text = refused(capsys, "outliers", folder / "weights.pt", *options)
-        assert name in text
-        assert f"Found '{value}'" in text
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("was_run"),)
 
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            (None, "No such file"),
-            (b"hello", "`torch.save`"),
-            ([torch.ones(1)], "does not fit"),
-            ({"state_dict": {}, "hyper_parameters": {"path": Path("x")}}, "`torch.save`"),
-        ],
-    )
-    def test_files(self, content, message, folder, tmp_path, capsys):
-        path = tmp_path / "some.pt"
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        elif content is not None:
-            torch.save(content, path)
-        text = refused(capsys, path, "--model", f"{HERE}:net", "--data", folder / "images.npz")
-        assert message in text
-        assert "some.pt" in text
 
-    def test_nothing_in_a_file_is_run(self, tmp_path, folder, capsys):
-        class Evil:
-            def __reduce__(self) -> Any:
-                return Path.touch, (tmp_path / "was_run",)
+EVIL = {"state_dict": Evil(), "pytorch-lightning_version": "2.6.0"}
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no class": ({"--model": "torchvision"}, "`--model`"),
+    "no such module": ({"--model": "no_such_place:Net"}, "no_such_place"),
+    "no model": ({"--model": f"{HERE}:number"}, "torch.nn.Module"),
+    "a model with a fault": ({"--model": f"{HERE}:broken"}, "there is a fault in it"),
+    "no arguments": ({"--model": f"{HERE}:Wide"}, "`--model-args`"),
+    "another model": ({"--model": "trainers:SmallNet"}, "Missing key"),
+    "a top of 0": ({"--top": "0"}, "Found '0'"),
+    "arguments that are no JSON": ({"--model-args": "channels=3"}, "Found 'channels=3'"),
+    "arguments that are a list": ({"--model-args": "[3]"}, "Found '[3]'"),
+    "no file": ({"weights": None}, "No such file"),
+    "no file of torch": ({"weights": b"hello"}, "`torch.save`"),
+    "no state": ({"weights": [torch.ones(1)]}, "does not fit"),
+    "code in a file": ({"--model": f"{HERE}:Wide", "weights": EVIL}, "`torch.save`"),
+    "no filters": ({"--model": "torch.nn:Flatten", "weights": {}}, "no filters"),
+    "other images": ({"images": {"x": np.zeros((20, 8, 9, 3), np.uint8)}}, "`some.npz`, (3, 8, 9)"),
+    "no images": ({"images": None}, "No such file"),
+    "no archive": ({"images": b"hello"}, "some.npz"),
+    "two arrays": ({"images": {"a": np.zeros(1), "b_images": np.zeros(1)}}, "['a', 'b_images']"),
+    "channels first": ({"images": {"x": np.zeros((5, 3, 8, 8), np.uint8)}}, "(5, 3, 8, 8)"),
+    "no channels": ({"images": {"x": np.zeros((5, 8, 8))}}, "(5, 8, 8)"),
+    "an empty array": ({"images": {"val_images": np.zeros((0, 8, 8), np.uint8)}}, "(0, 8, 8)"),
+}
 
-        torch.save({"state_dict": Evil(), "pytorch-lightning_version": "2.6.0"}, tmp_path / "evil.pt")
-        for name in ("net", "Wide"):
-            refused(capsys, tmp_path / "evil.pt", "--model", f"{HERE}:{name}", "--data", folder / "images.npz")
-        assert not (tmp_path / "was_run").exists()
 
-    def test_a_model_without_filters_or_for_other_images(self, folder, tmp_path, capsys):
-        torch.save({}, tmp_path / "none.pt")
-        text = refused(capsys, tmp_path / "none.pt", "--model", "torch.nn:Flatten", "--data", folder / "images.npz")
-        assert "no filters" in text
-        np.savez(tmp_path / "colour.npz", np.zeros((20, 8, 9, 3), np.uint8))
-        text = refused(capsys, folder / "weights.pt", "--model", f"{HERE}:net", "--data", tmp_path / "colour.npz")
-        assert "`colour.npz`, (3, 8, 9)" in text
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            (None, "No such file"),
-            (b"hello", "some.npz"),
-            ({"a": np.zeros(1), "b_images": np.zeros(1)}, "['a', 'b_images']"),
-            ({"x": np.zeros((5, 3, 8, 8), np.uint8)}, "(5, 3, 8, 8)"),
-            ({"x": np.zeros((5, 8, 8))}, "(5, 8, 8)"),
-            ({"val_images": np.zeros((0, 8, 8), np.uint8)}, "(0, 8, 8)"),
-        ],
-    )
-    def test_data(self, content, message, folder, tmp_path, capsys):
-        path = tmp_path / "some.npz"
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        elif content is not None:
-            np.savez(path, **content)
-        assert message in refused(capsys, folder / "weights.pt", "--model", f"{HERE}:net", "--data", path)
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_ends_in_one_sentence(kind, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given, message = MISTAKES[kind]
+    paths = {"weights": folder / "weights.pt", "images": folder / "images.npz"}
+    for name, file in (("weights", "some.pt"), ("images", "some.npz")):
+        if name in given:
+            paths[name] = tmp_path / file
+            if isinstance(content := given[name], bytes):
+                paths[name].write_bytes(content)
+            elif content is not None and name == "weights":
+                torch.save(content, paths[name])
+            elif content is not None:
+                np.savez(paths[name], **content)
+    options = {"--model": f"{HERE}:net", "--data": paths["images"], **given}
+    flags = [f"{name}={value}" for name, value in options.items() if name.startswith("--")]
+    with pytest.raises(SystemExit) as stopped:
+        command("outliers" if "--top" in given else "analyze", paths["weights"], *flags)
+    text = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err.strip()
+    assert "error: " in text.splitlines()[-1]
+    assert message in text
+    assert not Path("was_run").exists()
 
 
 @pytest.mark.parametrize(
@@ -304,8 +256,8 @@ class TestFolders:
             Image.fromarray(pixels.astype(np.uint8)).save(path)
         (photos / "cats" / "000.png").write_bytes(b"no image")
         (photos / "cats" / "notes.txt").touch()
-        options = ("--model", f"{HERE}:net", "--data", photos, "--size", 8, "--top", 3, "--output", tmp_path)
-        command("outliers", folder / "weights.pt", *options)
+        options = ("--data", photos, "--size", 8, "--top", 3, "--output", tmp_path)
+        command("outliers", folder / "weights.pt", *NET, *options)
         assert "1 of the 120 images cannot be read, the first at position 0" in capsys.readouterr().out
         with (tmp_path / "outliers.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -329,11 +281,11 @@ class TestFolders:
         found = open_images(tmp_path / "photos", 8, gray=False)
         assert found.labels == [*"000111222"]
         assert found.probe(4) == [0, 3, 6]
-        options = ("--model", f"{HERE}:net", "--size", 8, "--output", tmp_path / "found", "--data", tmp_path)
-        command(folder / "weights.pt", *options)
+        options = ("--size", 8, "--output", tmp_path / "found", "--data", tmp_path)
+        command(folder / "weights.pt", *NET, *options)
         assert "of the class 'photos'" in capsys.readouterr().out
 
-    def test_mistakes(self, folder, tmp_path, capsys):
-        options = (folder / "weights.pt", "--model", f"{HERE}:net", "--data", tmp_path)
-        assert "`--size`" in refused(capsys, *options)
-        assert "should hold images" in refused(capsys, *options, "--size", 8)
+    def test_a_folder_needs_a_size_and_images(self, tmp_path):
+        for size, message in ((None, "`--size`"), (8, "should hold images")):
+            with pytest.raises(ValueError, match=message):
+                open_images(tmp_path, size, gray=False)

@@ -8,7 +8,6 @@ import sys
 import tarfile
 import zipfile
 from importlib.metadata import metadata
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -42,14 +41,6 @@ def test_the_version_is_that_of_the_distribution_and_of_the_last_release() -> No
     assert re.findall(r"^## (\d\S+)", changes, re.MULTILINE)[0] == lightning_anomaly.__version__
     for name, field in (("CITATION.cff", r"^version: (\S+)"), ("docs/method.md", r"version = \{(\S+)\}")):
         assert re.findall(field, (ROOT / name).read_text(), re.MULTILINE)[-1] == lightning_anomaly.__version__
-
-
-def test_the_package_says_that_it_is_typed() -> None:
-    assert (files(lightning_anomaly) / "py.typed").is_file()
-
-
-def test_all_names_are_there() -> None:
-    assert all(hasattr(lightning_anomaly, name) for name in lightning_anomaly.__all__)
 
 
 def test_wheel_and_sdist_hold_what_they_should(tmp_path: Path) -> None:
