@@ -176,6 +176,8 @@ class TestVerdictMap:
         figure = verdict_map(report(a=a, b=layer([NONFINITE] + [NORMAL] * 69)))
         assert self.codes(figure) == [[0, 1, 2, 3, 4], [5] + [0] * 69]
         assert [mesh.get_array().shape for mesh in figure.axes[0].collections] == [(1, 64), (2, 64)]
+        (top, end), (below, last) = (mesh.get_coordinates()[[0, -1], 0, 1] for mesh in figure.axes[0].collections)
+        assert 0 == top < end < below < last <= figure.axes[0].get_ylim()[0]
         colours = figure.axes[0].collections[0].to_rgba(range(6), alpha=1)
         assert len({tuple(colour) for colour in colours}) == 6
         for patch, colour in zip(figure.legends[0].get_patches(), colours, strict=True):
