@@ -6,7 +6,7 @@ Functions on tensors; they change nothing they are given. What is random takes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -27,13 +27,18 @@ _SMALLEST = 32  # pixels of a side that `imagecorruptions` takes
 _RECOGNISABLE = 28  # pixels of a side from which on there is something to corrupt
 
 
-def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> Tensor:
-    """Give `round(fraction * N)` of the labels int64 `(N,)`, picked at random, one of the other classes at random."""
+def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Give `round(fraction * N)` of the labels int64 `(N,)`, picked at random, one of the other classes at random.
+
+    Returns:
+        The noisy labels int64 `(N,)` and which of them are changed, bool `(N,)`.
+    """
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
-    noisy = labels.clone()
+    noisy, changed = labels.clone(), torch.zeros(len(labels), dtype=torch.bool)
     noisy[picked] = (labels[picked] + torch.randint(1, n_classes, picked.shape, generator=generator)) % n_classes
-    return noisy
+    changed[picked] = True
+    return noisy, changed
 
 
 def _salt_and_pepper(images: Tensor, generator: Generator) -> Tensor:
@@ -129,6 +134,34 @@ def over_range(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     What happens when a picture with another range of values, a 10-bit scan say, slips in among the 8-bit ones.
     """
     return (4 * images.float() / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+
+
+def plant_damage(
+    images: Tensor, count: int, kinds: Sequence[str], seed: int, foreign: Tensor | None = None
+) -> tuple[Tensor, dict[str, list[int]]]:
+    """Damage `count` of the images uint8 `(N, C, H, W)`, picked at random, with each kind in turn.
+
+    Args:
+        images: What to damage; a copy is returned.
+        count: How many images to damage, 0 to `N`.
+        kinds: Keys of `DAMAGES`, or "foreign" to put an image of another data set in the place.
+        seed: Seed of the draw.
+        foreign: Images of that data set, uint8 `(M, C', H', W')`; they are fitted to `C`, `H` and `W`.
+
+    Returns:
+        The images and, by kind, the sorted positions of the damaged ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.randperm(len(images), generator=generator)[:count]
+    planted = {kind: picked[place :: len(kinds)].sort().values for place, kind in enumerate(kinds)}
+    damaged = images.clone()
+    for kind, places in planted.items():
+        if kind == "foreign":
+            assert foreign is not None
+            damaged[places] = _foreign(foreign, images[places], generator)
+        elif len(places):
+            damaged[places] = DAMAGES[kind](images[places], generator)
+    return damaged, {kind: places.tolist() for kind, places in planted.items()}
 
 
 def _foreign(source: Tensor, images: Tensor, generator: Generator) -> Tensor:

@@ -8,11 +8,12 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_anomaly.two_sample.rise import THRESHOLD
 from recipes.experiments.spec import DATA, OVERFITTING
-from recipes.experiments.tables import harm, outliers, output, stopping
+from recipes.experiments.tables import choice, h2, h3, harm, outliers, output, stability, stopping
 from recipes.experiments.tables.curves import layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
@@ -67,6 +68,29 @@ def _two_sample() -> Figure:
     return _panels(runs("two_sample"), ((*_LOSS[:2], "max", False), *told))
 
 
+def _signals() -> Figure:
+    """The two scores of each signal that `h1` measures, a marker for each part of the runs."""
+    found = choice.measured_signals()
+    figure = Figure(figsize=(7.5, 0.3 * len(found) + 1.1), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for place, (part, marker) in enumerate(zip(found.columns[2:], "osD", strict=False)):
+        for axis, what in zip(axes, ("follows", "tells"), strict=True):
+            known = [(row, getattr(own, what)) for row, own in enumerate(found[part]) if own]
+            rows, values = zip(*known, strict=True)
+            axis.plot(values, rows, f"C{place}{marker}", markersize=5, alpha=0.8, label=part)
+    labels = (0.0, "Spearman with the loss after the best epoch"), (0.5, "AUROC")
+    for axis, (chance, label) in zip(axes, labels, strict=True):
+        axis.axvline(chance, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(label)
+        axis.grid(axis="y", linewidth=0.3)
+    names = [f"{label} ({layers})" for label, layers in zip(found.signal, found.layers, strict=True)]
+    axes[0].set_yticks(range(len(found)), names, fontsize=8)
+    axes[0].invert_yaxis()
+    axes[0].set_xticks([-0.5, 0, 0.5, 1])
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
 def _stopping() -> Figure:
     """The accuracy that each rule gives away in each network, in overfitting runs and in healthy ones."""
     some = runs("h1")
@@ -84,6 +108,32 @@ def _stopping() -> Figure:
     axes[0].set_yticks(range(len(stopping.RULES)), stopping.RULES)
     axes[0].invert_yaxis()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _stability() -> Figure:
+    """Each rule a point: filters that it shares with the clustering that the index selects, and those left without 2%.
+
+    Of ordinary probes, AlexNet and small networks apart; rules that are stable in each part of the table are filled.
+    """
+    figure, some = Figure(figsize=(7.5, 3.4), layout="constrained"), runs("stability")
+    named = {"best": "largest index", "index^1 > 0.667": "two thirds of the votes", "vote": "majority"}
+    parts = stability.parts().values()
+    small = some.network != "alexnet"
+    shown = {"AlexNet": some[~small], "small networks": some[small]}
+    for axis, (title, own) in zip(figure.subplots(1, 2, sharey=True), shown.items(), strict=True):
+        for rule in stability.RULES:
+            place = [stability.share(own, "0", rule, what) for what in ("selected", "left out")]
+            if None not in place:
+                colour = _BLUE if rule in named else "0.6"
+                stable = all(stability.reaches(part, rule) for part in parts)
+                axis.scatter(*place, s=28, facecolors=colour if stable else "none", edgecolors=colour)
+                place_of = {"xytext": (-5, 6), "ha": "right"} if rule == "best" else {"xytext": (5, -11)}
+                axis.annotate(named.get(rule, ""), place, textcoords="offset points", fontsize=8, **place_of)
+        axis.axhline(stability.ENOUGH["left out"], color="black", linewidth=0.8, linestyle=":")
+        axis.set(title=f"{title} ({len(own)} runs)", xlim=(0.2, 1.2))
+        axis.set_xlabel("shared with the clustering that the index selects")
+    figure.axes[0].set_ylabel("left without 2% of the probe")
     return figure
 
 
@@ -153,6 +203,65 @@ def _harm() -> Figure:
     return figure
 
 
+def _gradients(axis: Axes, some: Frame, reading: str) -> None:
+    for number, (key, own) in enumerate(some.groupby(["network", "data"])):
+        for probe, style in zip(h2.PROBES, ("o-", "s--"), strict=True):
+            points = []
+            for place, epoch in enumerate(own.line.iloc[0]["epochs"]):
+                measured = [line["epochs"][place] for line in own.line]
+                ratios = [ratio for ratio, _, _ in h2.ratios_of(measured, probe, "mean", reading) if ratio is not None]
+                points += [(epoch["epoch"], mean(ratios))] if ratios else []
+            if points:
+                label = ", ".join((*key, probe))
+                axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3)
+    axis.axhline(1, color="grey", linewidth=0.8)
+    axis.set(xlabel="epoch", title=f"mean gradient norm, outliers / others ({reading})", xscale="log")
+    axis.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
+    axis.set_xticks([], minor=True)
+
+
+def _h2() -> Figure:
+    """The ratio of mean gradient norms over the epochs."""
+    some = runs("h2").query("kind == 'measure'")
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    grid = figure.subplots(1, 2)
+    for axis, reading in zip(grid, h2.READINGS, strict=True):
+        _gradients(axis, some, reading)
+        axis.title.set_fontsize(8)
+    curves = {label: line for axis in grid for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(curves.values(), curves.keys(), loc="outside lower center", ncols=2, fontsize=8)
+    return figure
+
+
+def _h3() -> Figure:
+    """Change of the validation loss by masking in every run: the range of random draws, and the other masks in it."""
+    styles = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}
+    some = runs("h3").sort_values(["network", "data", "condition", "seed"], ignore_index=True)
+    groups = {"\n".join(key): list(own.index) for key, own in some.groupby(["network", "data"])}
+    figure, handles = Figure(figsize=(7.5, 5.5), layout="constrained"), {}
+    panels = (("best", "0"), ("last", "0"), ("last", "3"))
+    grid = figure.subplots(2, len(panels), sharex=True)
+    for row, (reading, name) in zip(grid, h3.READINGS.items(), strict=True):
+        for axis, (state, moment) in zip(row, panels, strict=True):
+            for place, line in h3.flagged_runs(some, reading, moment, state).line.items():
+                where = (moment, "val_loss", state)
+                start = mean(h3.values(line, reading, "nothing", *where))
+                random = [loss / start for loss in h3.values(line, reading, "random", *where)]
+                axis.plot([place, place], [min(random), max(random)], color="0.8", linewidth=4, solid_capstyle="butt")
+                for arm, style in styles.items():
+                    if (found := h3.average(line, reading, arm, *where)) is not None:
+                        (handles[arm],) = axis.plot(place, found / start, style, markersize=3)
+            for places in groups.values():
+                axis.axvline(max(places) + 0.5, color="0.8", linewidth=0.6)
+            axis.axhline(1, color="black", linewidth=0.6)
+            axis.set_xticks([mean(places) for places in groups.values()], list(groups), fontsize=7, rotation=90)
+            axis.tick_params("x", length=0)
+            axis.set_title(f"{name}\n{'best epoch, ' if state == 'best' else ''}{h3.MOMENTS[moment]}", fontsize=8)
+        row[0].set_ylabel("validation loss /\nthat of nothing masked", fontsize=8)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, fontsize=8)
+    return figure
+
+
 def _outliers() -> Figure:
     """The mean AUROC of every score for each group of kinds, on either data set and with either input."""
     found = outliers.results()
@@ -178,8 +287,12 @@ def _outliers() -> Figure:
 FIGURES: dict[str, Callable[[], Figure]] = {
     "h1.png": lambda: _h1(long=False),
     "h1_long.png": lambda: _h1(long=True),
+    "signals.png": _signals,
+    "stability.png": _stability,
     "two_sample.png": _two_sample,
     "stopping.png": _stopping,
+    "h2.png": _h2,
+    "h3.png": _h3,
     "stopping_output.png": _output,
     "harm.png": _harm,
     "outliers.png": _outliers,

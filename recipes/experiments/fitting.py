@@ -1,7 +1,8 @@
-"""How a run goes: its images, and training epoch by epoch."""
+"""How a run goes: its images, training from the start epoch by epoch, and on from there."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from lightning_anomaly.pruning import FilterMask
 from recipes.common.damage import with_label_noise
 from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
-from recipes.common.module import Classifier
+from recipes.common.module import Classifier, evaluate
 from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
 from recipes.experiments.spec import CONDITIONS, Training
@@ -26,12 +29,14 @@ class Images:
 
     Attributes:
         data: Images and labels as the network gets to see them, wrong labels included.
+        wrong: Which training labels are wrong `(N,)`.
         mean: Of the training images, by channel `(C,)`.
         std: Likewise.
         features: Weights of the layers before the linear ones to start from, trained on other images; may be empty.
     """
 
     data: ImageData
+    wrong: Tensor
     mean: Tensor
     std: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -56,12 +61,12 @@ def prepare(training: Training, root: str | None = None) -> Images:
     data = load_images(training.data, root)
     size = min(training.train_size * condition.pool, len(data.train_labels) - training.val_size)
     data = split(data, size, training.val_size, training.seed)
-    labels = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, training.seed)
+    labels, wrong = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, training.seed)
     tested = slice(training.test_size)
     data = replace(
         data, train_labels=labels, test_images=data.test_images[tested], test_labels=data.test_labels[tested]
     )
-    images = Images(data, *mean_and_std(data.train_images))
+    images = Images(data, wrong, *mean_and_std(data.train_images))
     return replace(images, features=_features(training, data.channels, root)) if condition.pretrained else images
 
 
@@ -83,15 +88,20 @@ def _head(network: nn.Sequential) -> int:
     return next(place for place, layer in enumerate(network) if isinstance(layer, nn.Flatten))
 
 
-class _MixedPrecision(Classifier):
-    """Trained in bfloat16 where the processor is fast at it; all else stays float32.
+def _mixed_precision() -> torch.autocast:
+    """bfloat16 for the steps of a run, where the processor is fast at it; all else stays float32.
 
     With AVX-512 the larger networks take half the time, without it fifteen times as long.
     """
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() == "AVX512")
+
+
+class _MixedPrecision(Classifier):
+    """Trained in mixed precision where that is fast."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean cross-entropy of a batch (nats)."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() == "AVX512"):
+        with _mixed_precision():
             return super().training_step(batch, batch_idx)
 
 
@@ -184,6 +194,50 @@ def every_epoch(training: Training, images: Images, weights: str | None) -> Iter
         for epoch, path in enumerate(paths, 1):
             network.load_state_dict(torch.load(path, weights_only=True))
             yield epoch, network.eval()
+
+
+def best_and_last(training: Training, images: Images, weights: str | None) -> dict[str, tuple[int, nn.Sequential]]:
+    """The networks with the smallest validation loss (`best`) and after the `last` epoch, and these epochs."""
+    val, lowest = images.normalised("val"), float("inf")
+    for epoch, network in every_epoch(training, images, weights):
+        loss = evaluate(network, val, images.data.val_labels)[0]
+        if loss < lowest:
+            lowest, best = loss, (epoch, copy.deepcopy(network))
+    return {"last": (epoch, network), "best": best}
+
+
+def further_epochs(
+    training: Training, images: Images, network: nn.Module, epochs: int, mask: FilterMask | None = None
+) -> Iterator[int]:
+    """Train a network on, in place: a new optimizer, the images in the same order always.
+
+    Args:
+        training: The run.
+        images: Its images, which are taken as they are, also where the run augments them.
+        network: The network; its parameters that need no gradient stay as they are.
+        epochs: Epochs.
+        mask: Filters that stay masked.
+
+    Yields:
+        The number of further epochs, after each of them.
+    """
+    decay = CONDITIONS[training.condition].decay / training.lr
+    optimizer = Classifier(network, training.lr, decay).configure_optimizers()
+    inputs, labels = images.normalised("train"), images.data.train_labels
+    order = torch.Generator().manual_seed(training.seed)
+    for epoch in range(1, epochs + 1):
+        network.train()
+        for batch in torch.split(torch.randperm(len(labels), generator=order), training.batch_size):
+            optimizer.zero_grad()
+            with _mixed_precision():
+                loss = functional.cross_entropy(network(inputs[batch]), labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            if mask is not None:
+                mask.keep_gradients()
+            optimizer.step()
+            if mask is not None:
+                mask.keep([optimizer])
+        yield epoch
 
 
 def watched_layers(network: nn.Sequential) -> dict[str, str]:

@@ -21,6 +21,8 @@ from recipes.experiments.store import append, read_lines, rounded
 
 # File and kind of the lines of those measures that share a file.
 FILES = {
+    "h2_gradients": ("h2", "measure"),
+    "h2_left_out": ("h2", "leave_out"),
     "outlier_rivals": ("outliers", "rivals"),
     "outliers": ("outliers", "scores"),
     "false_discoveries": ("outliers", "found"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from recipes.experiments.measures import h1, harm, outliers, output, rivals, two_sample
+from recipes.experiments.measures import h1, h2, h3, harm, outliers, output, rivals, two_sample
 from recipes.experiments.spec import Training
 
 # Takes the run, the folder of the data and a folder that keeps weights; gives plain values.
@@ -12,6 +12,9 @@ MEASURES: dict[str, Callable[[Training, str | None, str | None], dict[str, Any]]
     "two_sample": two_sample.measure,
     "output": output.measure,
     "harm": harm.measure,
+    "h2_gradients": h2.measure_gradients,
+    "h2_left_out": h2.left_out,
+    "h3": h3.measure,
     "outlier_rivals": rivals.measure_rivals,
     "outliers": outliers.measure,
     "false_discoveries": outliers.false_discoveries,

@@ -1,4 +1,4 @@
-"""How differently batches pull at a network's parameters."""
+"""Gradients of single samples and of batches: how strongly they pull at a network's parameters, and how differently."""
 
 from __future__ import annotations
 
@@ -6,9 +6,35 @@ from itertools import combinations
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 _BATCHES = 5  # whose gradients are compared
+_BATCH = 64  # samples at once where the gradients would allow more: the activations take memory too
+_BYTES = 256 * 2**20  # of the gradients at once
+
+
+def gradient_norms(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Euclidean norm `(N,)` of the gradient of each image's own cross-entropy.
+
+    Args:
+        network: A network without buffers, in evaluation mode, so that a gradient does not depend on other images.
+        images: Images `(N, ...)`.
+        labels: Their labels `(N,)`.
+    """
+    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+    def loss_of_one(trained: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return functional.cross_entropy(functional_call(network, trained, (image[None],)), label[None])
+
+    def norm_of_one(image: Tensor, label: Tensor) -> Tensor:
+        gradients = grad(loss_of_one)(parameters, image, label).values()
+        return torch.cat([own.flatten() for own in gradients]).square().sum().sqrt()
+
+    one = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
+    at_once = max(1, min(_BATCH, _BYTES // (2 * one)))  # a layer's gradient may be there twice
+    batches = zip(torch.split(images, at_once), torch.split(labels, at_once), strict=True)
+    return torch.cat([vmap(norm_of_one)(*batch) for batch in batches])
 
 
 def batch_disparity(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> float:

@@ -32,7 +32,8 @@ from lightning_anomaly.outliers.scores import layer_scores
 from lightning_anomaly.outliers.views import view_samples
 from recipes.common.damage import GROUPS
 from recipes.experiments.fitting import prepare
-from recipes.experiments.measures.pool import append_found, auroc, make_pool
+from recipes.experiments.measures.pool import append_found, make_pool
+from recipes.experiments.measures.scores import auroc
 from recipes.experiments.spec import CHOSEN_KINDS, Training
 
 _VOTES = {kinds[0] for kinds in GROUPS.values()}  # for which votes are counted, as they take a whole analysis

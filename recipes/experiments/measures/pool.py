@@ -19,19 +19,14 @@ from torch import Tensor, nn
 from recipes.common.damage import damage_all
 from recipes.common.data import load_images, mean_and_std, normalise
 from recipes.experiments.fitting import Images, prepare, trained
+from recipes.experiments.measures.planted import FOREIGN
+from recipes.experiments.measures.scores import auroc
 from recipes.experiments.spec import Training
 
 DRAWS = {0.002: 1, 0.01: 2, 0.05: 1}  # share of the probe's images, and probes for each kind of damage
 _DAMAGED, _TRAINED_ON = 48, 2  # images of each kind to plant in probes, and for the network to be trained on
 _TRAINED_SHARE = 0.01
-_FOREIGN = {"cifar10": "fashion_mnist", "cifar100": "fashion_mnist", "fashion_mnist": "cifar10"}
 Scores = Mapping[str, Tensor]
-
-
-def auroc(truth: Tensor, values: Tensor) -> float:
-    """Area under the ROC curve: how often a sample of truth, bool `(N,)`, has a larger value than another one."""
-    chosen, others = values[truth][:, None], values[~truth]
-    return ((chosen > others).double() + (chosen == others).double() / 2).mean().item()
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +96,8 @@ def _damaged(training: Training, images: Images, root: str | None, weights: str 
         with np.load(path) as file:
             return {kind: torch.from_numpy(file[kind]) for kind in file.files}
     foreign = {"digits": load_images("digits").train_images}
-    if training.data in _FOREIGN:
-        foreign["other_data"] = load_images(_FOREIGN[training.data], root).train_images
+    if training.data in FOREIGN:
+        foreign["other_data"] = load_images(FOREIGN[training.data], root).train_images
     found = damage_all(images.data.test_images[: _DAMAGED + _TRAINED_ON], foreign, seed=0)
     if weights is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +117,7 @@ def _with_damage(images: Images, damaged: Mapping[str, Tensor]) -> tuple[Images,
         train[place] = damaged[kind][_DAMAGED + number]
         labels[place] = data.test_labels[_DAMAGED + number]
         places.setdefault(kind, []).append(place)
-    return Images(replace(data, train_images=train, train_labels=labels), *mean_and_std(train)), places
+    return Images(replace(data, train_images=train, train_labels=labels), images.wrong, *mean_and_std(train)), places
 
 
 def make_pool(training: Training, root: str | None, weights: str | None) -> Pool:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.functional import to_pil_image
 
-from recipes.experiments.measures.pool import append_found, auroc, make_pool
+from recipes.experiments.measures.pool import append_found, make_pool
+from recipes.experiments.measures.scores import auroc
 from recipes.experiments.spec import Training
 
 RIVALS = (

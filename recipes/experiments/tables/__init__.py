@@ -1,14 +1,16 @@
-"""Tables of the results, by the name of their CSV file; each is made from the lines beside it."""
+"""All tables of the results, by the name of their CSV file; each is made from the lines beside it."""
 
 from collections.abc import Callable
 
-from recipes.experiments.tables import choice, h1, harm, outliers, output, stopping
+from recipes.experiments.tables import choice, h1, h2, h3, harm, outliers, output, stability, stopping
 from recipes.experiments.tables.writer import Frame
 
 TABLES: dict[str, Callable[[], Frame]] = {
     "h1_signals": h1.signals,
     "h1_long_signals": h1.long_signals,
+    "frozen": h1.frozen,
     "signals": choice.measured_signals,
+    "search": choice.candidates,
     "two_sample_alarms": choice.alarms,
     "two_sample_scores": choice.two_sample_scores,
     "stopping": stopping.by_network,
@@ -21,6 +23,12 @@ TABLES: dict[str, Callable[[], Frame]] = {
     "harm_recorded": harm.recorded_runs,
     "harm_runs": harm.each_new_run,
     "harm_augmented": harm.augmented,
+    "stability": stability.stability,
+    "h2_gradients": h2.gradients,
+    "h2_mislabelled": h2.mislabelled,
+    "h2_left_out": h2.left_out,
+    "h3_flagged": h3.what_is_flagged,
+    "h3_contest": h3.contest,
     "outliers": outliers.summary,
     "outliers_by_group": outliers.by_group,
     "outliers_by_kind": outliers.by_kind,
@@ -28,5 +36,3 @@ TABLES: dict[str, Callable[[], Frame]] = {
     "outliers_power": outliers.power,
     "outliers_false_discoveries": outliers.false_discoveries,
 }
-# Tables of experiments that are over: commit c8f6efd has what made them of the lines.
-OVER = {"frozen", "h2_gradients", "h2_left_out", "h2_mislabelled", "h3_contest", "h3_flagged", "search", "stability"}

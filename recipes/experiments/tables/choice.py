@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean, mean, median
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from recipes.experiments.tables.writer import Frame, kinds, runs, table
 _CHOSEN_ON = 0  # the seed
 _SHOWN = 8  # signals, best first
 _WINDOWS = (1, 3)  # epochs over which a signal is averaged
-_ALWAYS = ("anomaly fraction", "anomaly fraction, paper's reading", "sparsity")
+_CONFIDENCE = {"confidence, training less validation": ("confidence", "")}
 _GROWING = ("weight variance", "weight norm", "epoch number")  # grow in any run: controls, not candidates
 _CHANCE = 0.01
 # What tells training from validation images: the rule, the statistic, and whether of the last layer alone.
@@ -76,28 +77,29 @@ def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 
 
 
 def _parts(some: Frame) -> dict[str, Frame]:
-    """The choosing runs, those of other seeds and of other networks."""
+    """The choosing runs, those of other seeds and of other networks; those of which there are none are left out."""
     choosing = some.seed == _CHOSEN_ON
     known = some.network.isin(some[choosing].network)
     some, choosing, known = (each[~some.long] for each in (some, choosing, known))
-    return {
+    parts = {
         f"chosen on seed {_CHOSEN_ON}": some[known & choosing],
         "other seeds": some[known & ~choosing],
         "another network": some[~known],
     }
+    return {title: part for title, part in parts.items() if len(part)}
 
 
-def measured_signals() -> Frame:
-    """The best signals of the choosing runs of `h1`: signal, layers, and a `Score` in each part of the runs.
+def ranked(some: Frame, sources: dict[str, Source], always: Sequence[str]) -> Frame:
+    """The best signals of the choosing runs: signal, layers, and a `Score` in each part of the runs.
 
-    The direction of a signal, too, is chosen there, and whether it is averaged over the last three epochs. The count,
-    sparsity and the trivial controls stand below.
+    The direction of a signal, too, is chosen there, and whether it is averaged over the last three epochs. Those in
+    `always` and the trivial controls stand below.
     """
-    parts = _parts(runs("h1"))
+    parts = _parts(some)
     choosing, *_ = parts.values()
     found = []
-    for label, source in SOURCES.items():
-        for last in (False, True) if source[0] != "epoch" else (False,):
+    for label, source in sources.items():
+        for last in (False, True) if source[0] not in ("epoch", "confidence") else (False,):
             ways = [(sign, window) for window in _WINDOWS for sign in (1, -1)]
             tried = [(score(choosing, source, last, *way), way) for way in ways]
             best, (sign, window) = max(tried, key=lambda pair: pair[0].worth if pair[0] else -2.0)
@@ -106,10 +108,22 @@ def measured_signals() -> Frame:
                 name = f"{'' if sign > 0 else '- '}{label}{f', mean of {window} epochs' if window > 1 else ''}"
                 found.append((best.worth, label, last, [name, "last" if last else "all", *scores]))
     best_first = sorted((row for row in found if row[1] not in _GROWING), key=lambda row: -row[0])
-    below = [row for row in best_first[_SHOWN:] if row[1] in _ALWAYS and not row[2]]
+    below = [row for row in best_first[_SHOWN:] if row[1] in always and not row[2]]
     controls = [row for row in found if row[1] in _GROWING and not row[2]]
     header = ["signal", "layers", *(f"{name} ({len(part)} runs)" for name, part in parts.items())]
     return pd.DataFrame([row[-1] for row in [*best_first[:_SHOWN], *below, *controls]], columns=header)
+
+
+def measured_signals() -> Frame:
+    """Of the signals that `h1` measures, the best ones."""
+    return ranked(runs("h1"), SOURCES, ("anomaly fraction", "anomaly fraction, paper's reading", "sparsity"))
+
+
+def candidates() -> Frame:
+    """The rules that `search` tried, and a signal from the other end of the network."""
+    some = runs("search")
+    tried = list(some.line[0]["epochs"][0]["layers"])
+    return ranked(some, {name: ("fraction", name) for name in tried} | _CONFIDENCE, tried)
 
 
 def alarms() -> Frame:
@@ -137,6 +151,6 @@ def two_sample_scores() -> Frame:
     some["seeds"] = (some.seed == _CHOSEN_ON).map({True: f"seed {_CHOSEN_ON}", False: "others"})
     some["seeds"] = pd.Categorical(some.seeds, [f"seed {_CHOSEN_ON}", "others"], ordered=True)
     ways = {label: ((name, rule), last) for label, (rule, name, last) in _STATISTICS.items()}
-    ways["confidence, training less validation"] = (("confidence", ""), False)
+    ways |= {label: (source, False) for label, source in _CONFIDENCE.items()}
     columns = [(label, lambda own, way=way: score(own, *way) or "-") for label, way in ways.items()]
     return table(some, ("network", "data", "seeds"), [("runs", len), *columns])

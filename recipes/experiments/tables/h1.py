@@ -1,9 +1,9 @@
-"""H1: tables of the signals of the runs whose every epoch was analyzed."""
+"""H1: tables of the runs whose every epoch was analyzed, of the signals, and of the frozen networks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean, linear_regression, median
+from statistics import fmean, linear_regression, mean, median
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ from recipes.experiments.tables.curves import (
     partial_correlation,
     signal,
 )
-from recipes.experiments.tables.writer import Frame, kinds, number, runs
+from recipes.experiments.tables.writer import Frame, kinds, number, runs, spread
 
 Line = dict[str, Any]
 Source = tuple[str, str]  # a signal and the reading that it is taken from
@@ -108,3 +108,17 @@ def _tells_given_sparsity(some: Frame, source: Source) -> str:
     slope, level = linear_regression(sparsity, list(some.change))
     rest = [change - slope * own - level for change, own in zip(some.change, sparsity, strict=True)]
     return number(auroc(rest, some.overfitting), ".2f")
+
+
+def frozen() -> Frame:
+    """For each network and data set: the loss and the accuracies at the best epoch, and after it with parts frozen."""
+    some, rows = runs("frozen"), []
+    for (network, data), own in some.groupby(["network", "data"]):
+        stages = {"best epoch": [line["start"] for line in own.line]}
+        stages |= {f"then {arm}": [line["arms"][arm] for line in own.line] for arm in own.line.iloc[0]["arms"]}
+        for stage, found in stages.items():
+            accuracies = [f"{100 * mean(each[part] for each in found):.1f}%" for part in ("train_acc", "test_acc")]
+            loss = spread(each["val_loss"] for each in found)
+            rows.append((network, data, stage, len(own), loss, *accuracies))
+    header = ["network", "data", "trained", "seeds", "validation loss", "training accuracy", "test accuracy"]
+    return pd.DataFrame(rows, columns=header)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recipes.common.damage import DAMAGES, GROUPS, damage_all, with_label_noise
+from recipes.common.damage import DAMAGES, GROUPS, damage_all, plant_damage, with_label_noise
 from recipes.common.data import ImageData, crop_and_flip, load_images, make_loaders, mean_and_std, normalise, split
 
 
@@ -39,13 +39,13 @@ def test_files_are_read_in_medmnists_layout_and_what_is_missing_is_named(tmp_pat
     assert (digits.train_images.shape, len(digits.test_labels), digits.n_classes) == ((1500, 1, 16, 16), 297, 10)
 
 
-def test_what_is_random_depends_on_its_seed_alone(images: Tensor) -> None:
+def test_what_is_random_depends_on_its_seed_alone() -> None:
     state = torch.get_rng_state()
     draws = [
         [
             split(numbered(), 20, 10, seed).train_labels,
-            with_label_noise(torch.arange(100) % 7, 0.3, 7, seed),
-            damage_all(images, {"foreign": images}, seed)["noise"],
+            with_label_noise(torch.arange(100) % 7, 0.3, 7, seed)[0],
+            plant_damage(numbered().train_images, 16, [*DAMAGES, "foreign"], seed, numbered(9).train_images)[0],
         ]
         for seed in (3, 3, 4)
     ]
@@ -105,8 +105,10 @@ def test_loaders_shuffle_training_and_keep_validation_in_order() -> None:
 
 def test_label_noise_changes_exactly_its_share_and_always_to_another_class() -> None:
     labels = torch.arange(203) % 10
-    assert (with_label_noise(labels, 0.333, 10, seed=5) != labels).sum() == round(0.333 * 203)
-    counts = torch.bincount(with_label_noise(torch.full((9000,), 4), 1.0, 10, seed=0), minlength=10)
+    noisy, changed = with_label_noise(labels, 0.333, 10, seed=5)
+    assert int(changed.sum()) == round(0.333 * 203)
+    assert torch.equal(noisy != labels, changed)
+    counts = torch.bincount(with_label_noise(torch.full((9000,), 4), 1.0, 10, seed=0)[0], minlength=10)
     assert counts[4] == 0
     assert all(850 < count < 1150 for place, count in enumerate(counts.tolist()) if place != 4)
 
@@ -123,6 +125,18 @@ def test_each_damage_does_what_its_name_says(images: Tensor) -> None:
     assert torch.equal(damaged["over_exposed"].float(), (images.float() * 4).clamp(max=255))
     assert damaged["blurred"][1:].float().std() < 0.3 * images[1:].float().std()
     assert torch.equal(damaged["inverted"].int() + images, torch.full_like(images, 255).int())
+
+
+def test_damage_changes_exactly_the_planned_images_in_turn(images: Tensor) -> None:
+    before, kinds = images.clone(), [*DAMAGES, "foreign"]
+    foreign = torch.full((9, 1, 28, 28), 200, dtype=torch.uint8)  # fitted in size and channels
+    damaged, planted = plant_damage(images, 19, kinds, 7, foreign)
+    assert torch.equal(images, before)
+    assert [len(planted[kind]) for kind in kinds] == [3, 3, 3, 3, 3, 2, 2]
+    changed = (damaged != images).flatten(1).any(1).nonzero()[:, 0].tolist()
+    assert changed == sorted(place for places in planted.values() for place in places)
+    assert torch.equal(damaged[planted["inverted"]], 255 - images[planted["inverted"]])
+    assert (damaged[planted["foreign"]] == 200).all()
 
 
 def test_every_other_kind_keeps_what_it_says(images: Tensor) -> None:

@@ -1,6 +1,8 @@
 """What is measured, against other ways to the same numbers."""
 
+import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,17 +11,22 @@ import scipy.stats
 import torch
 from sklearn.feature_selection import f_classif
 from sklearn.metrics import accuracy_score, roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import analyze
+from lightning_anomaly.pruning import mask_filters
+from recipes.common.module import evaluate
 from recipes.common.networks import build
-from recipes.experiments.fitting import watched_layers
-from recipes.experiments.measures import gradients, h1, output, two_sample
-from recipes.experiments.measures.pool import auroc
+from recipes.experiments.fitting import further_epochs, prepare, watched_layers
+from recipes.experiments.measures import gradients, h1, h2, h3, output, two_sample
+from recipes.experiments.measures.planted import plant
+from recipes.experiments.spec import EXPERIMENTS
 
 RNG = torch.Generator().manual_seed(0)
 POINTS = torch.randn(5, 60, 2, generator=RNG, dtype=torch.float64)
+NOISY = EXPERIMENTS["h3"].quick_trainings()[1]
+PLAIN = replace(NOISY, condition="overfitting")
 
 
 def test_kurtosis_is_scipys() -> None:
@@ -54,9 +61,31 @@ def test_layer_statistics_count_what_was_planted(trained: Any) -> None:
     assert found["outside"] == pytest.approx(1 - layer.explained[live].mean().item())
 
 
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, stride=2, groups=2, bias=False)),
+        *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 5)),
+    ).double().eval()  # fmt: skip
+
+
+def test_gradient_norms_are_those_of_a_loop_over_samples() -> None:
+    model, inputs = network(), torch.randn(11, 2, 8, 8, dtype=torch.float64, generator=RNG)
+    targets, rows = torch.randint(0, 5, (11,), generator=RNG), []
+    for i in range(11):
+        model.zero_grad()
+        functional.cross_entropy(model(inputs[i : i + 1]), targets[i : i + 1]).backward()
+        rows.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
+    found = gradients.gradient_norms(model, inputs, targets)
+    torch.testing.assert_close(found, torch.stack(rows), rtol=1e-12, atol=0)
+
+
 def test_gradient_disparity_is_the_mean_distance_of_pairs() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).double()
-    inputs, targets = torch.randn(10, 2, 8, 8, dtype=torch.float64, generator=RNG), torch.arange(10) % 5
+    model, inputs, targets = (
+        network(),
+        torch.randn(10, 2, 8, 8, dtype=torch.float64, generator=RNG),
+        torch.arange(10) % 5,
+    )
     rows = []
     for batch in torch.arange(10).split(2):
         model.zero_grad()
@@ -64,6 +93,33 @@ def test_gradient_disparity_is_the_mean_distance_of_pairs() -> None:
         rows.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
     pairs = [(a - b).norm() for place, a in enumerate(rows) for b in rows[:place]]
     assert gradients.batch_disparity(model, inputs, targets, 2) == pytest.approx(torch.stack(pairs).mean().item())
+
+
+def test_ratios_and_their_intervals() -> None:
+    group, rest = (torch.rand(200, generator=RNG) + shift for shift in (1.0, 0.5))
+    ratio, low, high = h2.ratio_with_interval(group, rest)
+    assert ratio == pytest.approx((group.double().mean() / rest.double().mean()).item())
+    error = ratio * ((group.std() / group.mean()) ** 2 / 200 + (rest.std() / rest.mean()) ** 2 / 200).sqrt().item()
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert low < ratio < high
+    assert h2.ratio_with_interval(torch.ones(3), torch.zeros(3))[0] == float("inf")
+    assert h2.log_spaced(40, 6) == [1, 2, 4, 9, 19, 40]
+
+
+def test_planted_images_stand_where_they_are_said_to() -> None:
+    planted, plain = plant(PLAIN, damage=True), prepare(PLAIN).data
+    images, train, val = planted.images, planted.train, planted.val
+    torch.testing.assert_close(train.images, images.normalised("train")[:128])
+    assert torch.equal(images.data.train_labels != plain.train_labels, images.wrong)
+    assert 0 < images.wrong.sum() <= round(0.05 * 256)
+    assert planted.damaged.nonzero()[:, 0].tolist() == [*range(128, 128 + 36)]
+    assert not (planted.damaged & images.wrong).any()
+    changed = (images.data.train_images != plain.train_images).flatten(1).any(1)
+    assert torch.equal(changed, planted.damaged)
+    # What is validated on has no damage.
+    assert torch.equal(images.data.val_images, plain.val_images)
+    torch.testing.assert_close(val.images, images.normalised("val")[:128])
+    assert not plant(PLAIN, damage=False).damaged.any()
 
 
 def test_responses_are_those_of_the_layers_and_the_logits_those_of_the_network() -> None:
@@ -110,11 +166,6 @@ def test_areas_of_the_output_are_scikit_learns() -> None:
     assert math.exp(found["log_overconfidence"]) == pytest.approx(made / errors[1])
 
 
-def test_areas_of_scores_are_scikit_learns() -> None:
-    truth, values = torch.rand(80, generator=RNG) < 0.2, torch.randint(0, 9, (80,), generator=RNG).double()
-    assert auroc(truth, values) == pytest.approx(roc_auc_score(truth, values))
-
-
 def test_the_rise_of_fewer_images_is_theirs() -> None:
     everything, few = output.Rises(), output.Rises()
     for scale in (1, 1, 1, 3):
@@ -123,3 +174,38 @@ def test_the_rise_of_fewer_images_is_theirs() -> None:
         found, of_few = everything.add(train, val), few.add(train[:128], val[:128])
     assert found["confidence_rise"] > 0.1
     assert found["confidence_rise 128"] == of_few["confidence_rise"] != found["confidence_rise"]
+
+
+def test_calibration_error_by_hand() -> None:
+    sure = torch.tensor([[0.9, 0.1]] * 4 + [[0.4, 0.6]] * 2)
+    labels = torch.tensor([0, 0, 0, 1, 1, 0])
+    assert h3.calibration_error(sure, labels) == pytest.approx(4 / 6 * abs(0.75 - 0.9) + 2 / 6 * abs(0.5 - 0.6))
+    assert h3.calibration_error(torch.eye(2), torch.tensor([0, 1])) == 0
+
+
+def test_a_row_of_h3_measures_what_it_says() -> None:
+    images, model = prepare(NOISY), build("lenet5", 1, 10).eval()
+    judge = h3.Judge(images)
+    row = dict(zip(h3.MEASURED, judge.row(model), strict=True))
+    loss, accuracy = evaluate(model, images.normalised("test"), images.data.test_labels)
+    assert (row["test_loss"], row["test_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
+    loss, accuracy = evaluate(model, images.normalised("val"), images.data.val_labels)
+    assert (row["val_loss"], row["val_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
+    accuracy = evaluate(model, images.normalised("train"), images.data.train_labels)[1]
+    assert row["train_acc"] == pytest.approx(judge.train_accuracy(model), abs=1e-4) == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_other_masks_have_the_counts_of_the_flagged_and_leave_dead_filters_out() -> None:
+    order = {"a": [3.0, 1.0, 2.0, 0.0], "b": [1.0, 2.0]}
+    assert h3.choose({"a": [0, 3], "b": [1]}, {"a": [0, 1, 2], "b": [0, 1]}, order) == {"a": [1, 2], "b": [0]}
+    weight = torch.tensor([0.0, 1.0, 2.0, 9.0]).reshape(4, 1, 1, 1)
+    assert h3.median_distances(weight).tolist() == [12, 10, 10, 24]
+
+
+def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:
+    images, model = prepare(NOISY), build("lenet5", 1, 10)
+    before: Tensor = copy.deepcopy(model[3].weight.detach())
+    mask = mask_filters(model, {"0": [1], "3": [0, 5]}, example_input=images.normalised("val", 2))
+    assert list(further_epochs(NOISY, images, model, 2, mask)) == [1, 2]
+    assert not model[3].weight[[0, 5]].any()
+    assert not torch.equal(model[3].weight[1], before[1])

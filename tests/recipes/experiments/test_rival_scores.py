@@ -1,16 +1,31 @@
-"""What rivals see of images, beside scikit-learn's and by hand."""
+"""Scores of conspicuous samples, beside scikit-learn's and by hand."""
 
 import numpy as np
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
+from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from recipes.common.networks import build
-from recipes.experiments.measures import rivals
+from recipes.experiments.measures import rivals, scores
 
 RNG = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (60, 3, 8, 8), dtype=torch.uint8, generator=RNG)
+
+
+def test_margins_are_those_to_the_next_label() -> None:
+    margins = scores.margins(torch.tensor([[1.0, 4, 2], [3, 1, 2]]), torch.tensor([1, 2]))
+    torch.testing.assert_close(margins, torch.tensor([2.0, -1]))
+
+
+def test_detection_is_scikit_learns() -> None:
+    truth, values = torch.rand(80, generator=RNG) < 0.2, torch.randint(0, 9, (80,), generator=RNG).double()
+    found = scores.detection(truth, {"b": values, "a": None})
+    assert found["planted"] == truth.sum()
+    expected = roc_auc_score(truth, values), average_precision_score(truth, values)
+    for measure, value in zip(("auroc", "precision"), expected, strict=True):
+        assert found[measure] == [pytest.approx(value, abs=5e-4), None]
 
 
 def test_pixel_statistics_are_numpys_and_the_rival_scikit_learns() -> None:

@@ -10,7 +10,7 @@ import scipy.stats
 
 from lightning_anomaly.callbacks._history import HOLD
 from recipes.experiments.store import RESULTS
-from recipes.experiments.tables import OVER, TABLES, curves, output, stopping
+from recipes.experiments.tables import TABLES, curves, h3, output, stopping
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_a_table_is_that_of_its_lines(name: str) -> None:
 
 
 def test_every_csv_file_is_a_table() -> None:
-    assert {path.stem for path in RESULTS.glob("*.csv")} == OVER | TABLES.keys()
+    assert {path.stem for path in RESULTS.glob("*.csv")} == set(TABLES)
 
 
 def test_correlations_are_scipys_and_partial_ones_those_of_the_matrix_inverse() -> None:
@@ -59,3 +59,13 @@ def test_a_rule_is_charged_against_the_best_epoch() -> None:
     assert cost == pytest.approx({"epochs": 6, "accuracy": 10, "loss": 0.5, "stopped": 1})
     cost = stopping.replay(line, stopping.RULES["none: train to the end"])
     assert cost == pytest.approx({"epochs": 7, "accuracy": 20, "loss": 1.0, "stopped": 0})
+
+
+def test_exchangeable_masks_have_uniform_p_values_and_the_best_of_each_run_a_small_one() -> None:
+    rng = np.random.default_rng(0)
+    found = [h3.permutation_p(rng.normal(size=(8, 21)).tolist(), "val_loss")[1] for _ in range(40)]
+    assert scipy.stats.kstest(found, "uniform").pvalue > 0.01
+    best = [sorted(run) for run in rng.normal(size=(8, 21)).tolist()]
+    assert h3.permutation_p(best, "val_loss") == (1, pytest.approx(1 / 20_001))
+    assert h3.permutation_p(best, "val_acc")[0] == 0
+    assert h3.standing(1.0, [2.0, 1.0, 0.5, 0.0], "val_acc") == (0.5 + 2) / 4

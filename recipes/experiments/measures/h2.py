@@ -1,0 +1,205 @@
+"""H2: do outlier samples drive overfitting? Their gradients, what finds wrong labels, and training without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from recipes.common.data import mean_and_std
+from recipes.common.module import evaluate, logits_of
+from recipes.experiments.fitting import Images, every_epoch
+from recipes.experiments.measures.gradients import gradient_norms
+from recipes.experiments.measures.planted import Probe, plant
+from recipes.experiments.measures.scores import detection, margins
+from recipes.experiments.spec import Training
+
+# Ours, and the literal reading of the paper: the claim is about that one.
+_READINGS = {"ours": AnalysisSettings(), "paper": AnalysisSettings.paper()}
+_MEASURED = 6  # epochs with a measurement
+_RANDOM_DRAWS = 2  # runs without as many random samples
+_ORDER = 2000  # the seed of the training images' order in probes, one that nothing else has
+_FEWEST = 20  # outlier samples to leave out, 0.5% of a full run: what fewer do is lost between two random draws
+
+
+def log_spaced(last: int, count: int) -> list[int]:
+    """Up to `count` epochs from 1 to `last`, each about as many times the one before."""
+    return sorted({round(last ** (i / (count - 1))) for i in range(count)})
+
+
+def _votes(report: AnomalyReport) -> Tensor:
+    """Of how many anomaly filters each sample is an outlier `(N,)`."""
+    return torch.tensor(report.outlier_samples)
+
+
+def ratio_with_interval(
+    group: Tensor, rest: Tensor, reduce: Callable[[Tensor], Tensor] = lambda values: values.mean(1), draws: int = 500
+) -> list[float]:
+    """Ratio of the means (or medians) of two groups of values, and the bounds of its 95% bootstrap interval.
+
+    The percentile interval of Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979): both groups are drawn
+    anew with replacement, always in the same way.
+
+    Args:
+        group: Values `(n,)`.
+        rest: Values `(m,)`.
+        reduce: Gives one number for each row.
+        draws: Draws.
+
+    Returns:
+        Ratio, lower and upper bound; not finite where the rest's is 0.
+    """
+    generator = torch.Generator().manual_seed(0)
+    resampled = [
+        reduce(values[torch.randint(len(values), (draws, len(values)), generator=generator)].double())
+        for values in (group, rest)
+    ]
+    bounds = torch.quantile(resampled[0] / resampled[1], torch.tensor([0.025, 0.975], dtype=torch.float64))
+    ratio = reduce(group.double()[None]) / reduce(rest.double()[None])
+    return [ratio.item(), *bounds.tolist()]
+
+
+def _spearman(first: Tensor, second: Tensor) -> float | None:
+    """Spearman's correlation of values `(N,)`; None where one of them is constant or not finite."""
+    if not all(torch.isfinite(x).all() and x.min() < x.max() for x in (first, second)):
+        return None
+    return float(spearmanr(first.numpy(), second.numpy()).statistic)
+
+
+def gradient_ratios(votes: Tensor, norms: Tensor, losses: Tensor) -> dict[str, Any]:
+    """Gradient norms of outlier samples against those of the rest.
+
+    Args:
+        votes: Of how many anomaly filters each sample is an outlier `(N,)`.
+        norms: Gradient norms `(N,)`.
+        losses: Losses `(N,)` (nats).
+
+    Returns:
+        `spearman` of votes and norms; for the group "all" the number `n` of outlier samples, and the ratio of `mean`
+        and `median` norms and of the mean `loss`, with its interval. No ratios where a group has fewer than 3 samples.
+    """
+    group = votes > 0
+    found: dict[str, Any] = {"n": int(group.sum())}
+    if 3 <= group.sum() <= len(group) - 3:
+        found["mean"] = ratio_with_interval(norms[group], norms[~group])
+        found["median"] = ratio_with_interval(norms[group], norms[~group], lambda values: values.median(1).values)
+        found["loss"] = ratio_with_interval(losses[group], losses[~group])
+    return {"spearman": _spearman(votes.double(), norms), "all": found}
+
+
+def _measure_probe(network: nn.Sequential, probe: Probe, margin: Tensor | None) -> dict[str, Any]:
+    """One probe at one epoch.
+
+    Args:
+        network: The network.
+        probe: The probe.
+        margin: Mean margin of each image over the epochs so far `(N,)`; None for images that are not trained on.
+
+    Returns:
+        For each reading `count` anomaly filters, `gradients` (see `gradient_ratios`) and `mislabelled` (see
+        `detection`), with the number of `outliers`, samples with votes, and how many of these `hit`.
+    """
+    logits = logits_of(network, probe.images).double()
+    losses = functional.cross_entropy(logits, probe.labels, reduction="none")
+    norms = gradient_norms(network, probe.images, probe.labels)
+    result: dict[str, Any] = {"loss": losses.mean().item()}
+    for reading, settings in _READINGS.items():
+        report = analyze(network, probe.images, settings=settings)
+        votes = _votes(report)
+        scores = {"votes": votes, "loss": losses, "aum": None if margin is None else -margin}
+        hits = {"outliers": int((votes > 0).sum()), "hit": int((probe.wrong & (votes > 0)).sum())}
+        result[reading] = {
+            "count": report.count,
+            "gradients": gradient_ratios(votes, norms, losses),
+            "mislabelled": hits | detection(probe.wrong, scores),
+        }
+    return result
+
+
+def measure_gradients(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
+    """Train on images of which some have wrong labels and none is damaged, and measure at several epochs.
+
+    Returns:
+        The validation loss of every epoch (nats), and a dict for each measured one.
+    """
+    planted = plant(training, root, damage=False)
+    val, labels = planted.images.normalised("val"), planted.images.data.val_labels
+    margin, val_losses, epochs = torch.zeros(len(planted.train.images)), [], []
+    measured = log_spaced(training.epochs, _MEASURED)
+    for epoch, network in every_epoch(training, planted.images, None):
+        val_losses.append(evaluate(network, val, labels)[0])
+        margin += margins(logits_of(network, planted.train.images), planted.train.labels)
+        if epoch in measured:
+            train = _measure_probe(network, planted.train, margin / epoch)
+            epochs.append({"epoch": epoch, "train": train, "val": _measure_probe(network, planted.val, None)})
+    return {"kind": "measure", "scores": ["votes", "loss", "aum"], "val_losses": val_losses, "epochs": epochs}
+
+
+def without(images: Images, left_out: Tensor) -> Images:
+    """The images without some training images, bool `(N,)`."""
+    data = images.data
+    kept = replace(data, train_images=data.train_images[~left_out], train_labels=data.train_labels[~left_out])
+    return Images(kept, images.wrong[~left_out], *mean_and_std(kept.train_images))
+
+
+def training_outliers(network: nn.Module, images: Images, probe_size: int) -> dict[str, Tensor]:
+    """Which training images are outliers of any filter, bool `(N,)`, by reading.
+
+    They are analyzed in probes of about `probe_size` images drawn at random, as the damaged ones lie side by side.
+    """
+    everything = images.normalised("train")
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(_ORDER))
+    found = {reading: torch.zeros(len(everything), dtype=torch.bool) for reading in _READINGS}
+    for reading, outliers in found.items():
+        for places in order.chunk(max(1, round(len(everything) / probe_size))):
+            outliers[places] = _votes(analyze(network, everything[places], settings=_READINGS[reading])) > 0
+    return found
+
+
+def _train(training: Training, images: Images) -> tuple[nn.Sequential, dict[str, float]]:
+    """The last network, and test loss (nats) and accuracy at the best epoch and the last.
+
+    The best one has the smallest validation loss.
+    """
+    val, test = images.normalised("val"), images.normalised("test")
+    rows = []
+    for epoch, network in every_epoch(training, images, None):
+        val_loss = evaluate(network, val, images.data.val_labels)[0]
+        rows.append((val_loss, epoch, *evaluate(network, test, images.data.test_labels)))
+    found: dict[str, float] = {"best_epoch": min(rows)[1]}
+    for name, (_, _, loss, accuracy) in (("best", min(rows)), ("last", rows[-1])):
+        found |= {f"{name}_loss": loss, f"{name}_acc": accuracy}
+    return network, found
+
+
+def left_out(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
+    """Train with all images, without the outlier samples of that run, and without as many random ones.
+
+    Some training images have wrong labels and some are damaged.
+
+    Returns:
+        Test loss (nats) and accuracy of each run, see `_train`: of `all` images, and for each reading without the
+        `outliers` and without `random` ones, in as many steps; the number `left_out`, of which `wrong` are mislabelled
+        and `damaged` damaged. Fewer than 20 are not left out.
+    """
+    planted = plant(training, root, damage=True)
+    images = planted.images
+    network, with_all = _train(training, images)
+    found: dict[str, Any] = {"kind": "leave_out", "all": with_all}
+    for reading, outliers in training_outliers(network, images, training.probe_size).items():
+        counts = {"left_out": outliers, "wrong": outliers & images.wrong, "damaged": outliers & planted.damaged}
+        arms: dict[str, Any] = {name: int(which.sum()) for name, which in counts.items()}
+        if arms["left_out"] >= _FEWEST:
+            generator = torch.Generator().manual_seed(training.seed)
+            draws = [outliers[torch.randperm(len(outliers), generator=generator)] for _ in range(_RANDOM_DRAWS)]
+            arms["outliers"], *arms["random"] = (
+                _train(training, without(images, own))[1] for own in (outliers, *draws)
+            )
+        found[reading] = arms
+    return found

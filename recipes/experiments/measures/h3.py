@@ -1,0 +1,232 @@
+"""H3: does masking anomaly filters improve generalisation?
+
+Takes every network as it is after its last epoch, and as it was at its best one, masks the filters that an analysis of
+the validation probe flags, and measures it right away. The last one is measured again after 1 and 3 further epochs, the
+mask kept. Both readings are taken, the default settings and the paper's; further training is for the default one, and
+for the paper's where the default flags nothing. Each is compared with other masks of as many filters of the same
+layers, all out of the filters that are not dead on the probe:
+
+- `random`: 20 draws, of which the first 5 are trained further;
+- `l1`: the filters with the smallest weights;
+- `fpgm`: the filters nearest to the geometric median of their layer;
+- `sparsest`: the filters with most zeros in their maps, which many flagged ones are;
+- `matched`: of the random draws and 40 that lean more and more to small weights, because random ones alone often cost
+  much more, the 2 whose accuracy on training images as they are labelled is, right after masking, nearest to that of
+  the anomaly mask; both are trained further (last epoch only).
+
+Further training starts a new optimizer with the settings of the run and shows every network the same images in the same
+order, also the one with nothing masked.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from lightning_anomaly.pruning import FilterMask, mask_filters
+from recipes.common.module import evaluate, logits_of
+from recipes.experiments.fitting import Images, best_and_last, further_epochs, prepare
+from recipes.experiments.spec import Training
+from recipes.experiments.store import rounded
+
+_READINGS = {"default": AnalysisSettings(), "paper": AnalysisSettings.paper()}
+_EPOCHS = (1, 3)  # of further training, after which it is measured
+_RANDOM, _RANDOM_TRAINED, _LEANING, _MATCHED = 20, 5, 40, 2
+_SINGLE = ("l1", "fpgm", "sparsest")
+MEASURED = ("val_loss", "val_acc", "val_ece", "test_loss", "test_acc", "train_acc")
+_SIZES = {"val": None, "test": 1024, "train": 512}  # at most as many images, as it is done thousands of times
+Filters = dict[str, list[int]]
+Row = list[float]  # one value for each of MEASURED
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error of probabilities `(N, C)`, from bins of equal width of the largest probability.
+
+    The mean over the samples of |accuracy - confidence| of their bin; Guo et al., "On Calibration of Modern Neural
+    Networks" (2017).
+    """
+    confidence, prediction = probabilities.max(1)
+    right = (prediction == labels).double()
+    bin_of = (confidence * bins).long().clamp(max=bins - 1)
+    surplus = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, right - confidence.double())
+    return (surplus.abs().sum() / len(labels)).item()
+
+
+class Judge:
+    """Measures networks on the first validation, test and training images of a run, as they are labelled."""
+
+    def __init__(self, images: Images) -> None:
+        self.parts = {
+            part: (images.normalised(part, size), getattr(images.data, f"{part}_labels")[:size])
+            for part, size in _SIZES.items()
+        }
+
+    def row(self, network: nn.Module) -> Row:
+        """The values of MEASURED."""
+        logits = {part: logits_of(network, images).double() for part, (images, _) in self.parts.items()}
+        labels = {part: own for part, (_, own) in self.parts.items()}
+        loss = {part: functional.cross_entropy(own, labels[part]).item() for part, own in logits.items()}
+        hits = {part: (own.argmax(1) == labels[part]).double().mean().item() for part, own in logits.items()}
+        ece = calibration_error(logits["val"].softmax(1), labels["val"])
+        return list(rounded([loss["val"], hits["val"], ece, loss["test"], hits["test"], hits["train"]], 4))
+
+    def train_accuracy(self, network: nn.Module) -> float:
+        """The measure `train_acc` alone."""
+        return evaluate(network, *self.parts["train"])[1]
+
+
+def choose(flagged: Filters, live: Filters, order: Mapping[str, Sequence[float]]) -> Filters:
+    """As many of each layer's live filters as are flagged there, those with the smallest values in `order`."""
+    return {layer: sorted(live[layer], key=order[layer].__getitem__)[: len(own)] for layer, own in flagged.items()}
+
+
+def median_distances(weight: Tensor) -> Tensor:
+    """Sum `(F,)` of the Euclidean distances of each filter of a weight `(F, ...)` to all filters of the layer.
+
+    Smallest for the filter nearest to the layer's geometric median; He et al., "Filter Pruning via Geometric Median for
+    Deep Convolutional Neural Networks Acceleration" (2019).
+    """
+    filters = weight.double().flatten(1)
+    return torch.cdist(filters, filters).sum(1)
+
+
+def _lean(norms: Sequence[float], lean: float, seed: str) -> list[float]:
+    """Random numbers, 0 to 1, plus the rank of each norm, 0 to 1, times `lean`."""
+    rank = {index: place / len(norms) for place, index in enumerate(sorted(range(len(norms)), key=norms.__getitem__))}
+    generator = random.Random(seed)
+    return [generator.random() + lean * rank[index] for index in range(len(norms))]
+
+
+def _shared(flagged: Filters, mask: Filters) -> float:
+    """Fraction of the flagged filters that a mask has too."""
+    same = sum(len(set(filters) & set(mask[layer])) for layer, filters in flagged.items())
+    return same / sum(map(len, flagged.values()))
+
+
+def _in_order(filters: Filters) -> Filters:
+    return {layer: sorted(chosen) for layer, chosen in filters.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """One network, and the masks that are compared on it; the same mask is measured once."""
+
+    training: Training
+    images: Images
+    judge: Judge
+    network: nn.Sequential
+    known: dict[str, dict[str, Row]] = field(default_factory=dict)
+
+    def masked(self, filters: Filters) -> tuple[nn.Module, FilterMask]:
+        """A masked copy of the network."""
+        network = copy.deepcopy(self.network)
+        return network, mask_filters(network, filters, example_input=self.judge.parts["val"][0][:2])
+
+    def rows(self, filters: Filters, train: bool) -> dict[str, Row]:
+        """What a mask does, by epochs of further training: `"0"` is right after masking."""
+        rows = self.known.setdefault(str(_in_order(filters)), {})
+        if "0" not in rows or (train and len(rows) == 1):
+            network, mask = self.masked(filters)
+            rows["0"] = self.judge.row(network)
+            if train:
+                for epoch in further_epochs(self.training, self.images, network, max(_EPOCHS), mask):
+                    if epoch in _EPOCHS:
+                        rows[str(epoch)] = self.judge.row(network)
+        return rows
+
+    def arm(self, masks: Sequence[Filters], trained: int) -> dict[str, list[Row]]:
+        """The rows of several masks, of which the first `trained` are trained further."""
+        rows: dict[str, list[Row]] = {}
+        for index, filters in enumerate(masks):
+            for epochs, row in self.rows(filters, index < trained).items():
+                if epochs == "0" or index < trained:
+                    rows.setdefault(epochs, []).append(row)
+        return rows
+
+    def reading(self, settings: AnalysisSettings, match: bool, further: bool) -> dict[str, Any]:
+        """What the settings flag, and the rows of all masks; no rows where nothing is flagged."""
+        report = analyze(self.network, self.judge.parts["val"][0][: self.training.probe_size], settings=settings)
+        live = {name: sorted(layer.filters("anomaly") + layer.filters("normal")) for name, layer in
+                report.layers.items()}  # fmt: skip
+        # A whole layer is never masked: one of its filters stays.
+        flagged = {name: own[: len(report.layers[name].verdicts) - 1] for name, own in report.anomaly_filters.items()
+                   if own}  # fmt: skip
+        found: dict[str, Any] = {"masked": {name: len(flagged.get(name, [])) for name in live}}
+        if not flagged:
+            return found
+        parts = {name: (own, report.layers[name].filters("normal")) for name, own in flagged.items()}
+        found["sparsity"] = {
+            name: [report.layers[name].sparsity[part].mean().item() for part in own if part]
+            for name, own in parts.items()
+        }
+        arms = self.masks(flagged, live, report)
+        leaning = arms.pop("leaning")
+        if match:
+            arms["matched"] = self.matched(flagged, [*arms["random"], *leaning])
+        trained = {name: (_RANDOM_TRAINED if name == "random" else _MATCHED) if further else 0 for name in arms}
+        found["shared"] = {name: _shared(flagged, arms[name][0]) for name in _SINGLE}
+        found["arms"] = {name: self.arm(masks, trained[name]) for name, masks in arms.items()}
+        return found
+
+    def masks(self, flagged: Filters, live: Filters, report: AnomalyReport) -> dict[str, list[Filters]]:
+        """All masks with the counts of the flagged filters, and those to pick matched ones from."""
+        weights = {layer: self.network.get_submodule(layer).get_parameter("weight").detach() for layer in flagged}
+        norms = {layer: weight.flatten(1).abs().sum(1).tolist() for layer, weight in weights.items()}
+        smallest_first = {
+            "l1": norms,
+            "fpgm": {layer: median_distances(weight).tolist() for layer, weight in weights.items()},
+            "sparsest": {layer: (-report.layers[layer].sparsity).tolist() for layer in flagged},
+        }
+        draws = {"random": [0.0] * _RANDOM, "leaning": [8 * ((i + 1) / _LEANING) ** 2 for i in range(_LEANING)]}
+        found = {"anomaly": [flagged]}
+        for name, leans in draws.items():
+            orders = [
+                {layer: _lean(norms[layer], lean, f"{self.training.seed} {name} {i} {layer}") for layer in flagged}
+                for i, lean in enumerate(leans)
+            ]
+            found[name] = [choose(flagged, live, order) for order in orders]
+        return found | {name: [choose(flagged, live, order)] for name, order in smallest_first.items()}
+
+    def matched(self, flagged: Filters, pool: Sequence[Filters]) -> list[Filters]:
+        """The draws whose training accuracy is nearest to that of the anomaly mask.
+
+        A draw of just the flagged filters is no comparison and left out.
+        """
+        different = {str(filters): filters for filters in map(_in_order, pool) if _shared(flagged, filters) < 1}
+        wanted, *found = [self.judge.train_accuracy(self.masked(mask)[0]) for mask in (flagged, *different.values())]
+        draws = zip(found, different.values(), strict=True)
+        return [filters for _, filters in sorted(draws, key=lambda draw: abs(draw[0] - wanted))[:_MATCHED]]
+
+
+def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
+    """Mask the networks of a run and measure what that does.
+
+    Returns:
+        `epochs` of each state, `nothing`: the rows of the unmasked network by state, and `readings`: what was flagged
+        and the rows of all masks, by reading and state.
+    """
+    images = prepare(training, root)
+    judge = Judge(images)
+    found = best_and_last(training, images, weights)
+    by_epoch = {epochs: _Comparison(training, images, judge, network) for epochs, network in found.values()}
+    comparisons = {state: by_epoch[epochs] for state, (epochs, _) in found.items()}
+    result: dict[str, Any] = {
+        "measures": MEASURED,
+        "epochs": {state: epochs for state, (epochs, _) in found.items()},
+        "nothing": {state: compared.arm([{}], trained=state == "last") for state, compared in comparisons.items()},
+        "readings": {},
+    }
+    further = True
+    for name, settings in _READINGS.items():
+        last = comparisons["last"].reading(settings, match=True, further=further)
+        result["readings"][name] = {"last": last, "best": comparisons["best"].reading(settings, False, False)}
+        further = further and "arms" not in last
+    return result

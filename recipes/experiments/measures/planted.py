@@ -1,0 +1,85 @@
+"""Images that do not belong, planted among those that are trained on: wrong labels, and damage in known places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from recipes.common.damage import DAMAGES, plant_damage, with_label_noise
+from recipes.common.data import mean_and_std
+from recipes.experiments.fitting import Images, prepare
+from recipes.experiments.spec import Training
+
+_SHARE = 0.05  # damaged images of each kind, beside a probe's images
+_MISLABELLED = 0.05  # of all labels
+FOREIGN = {"cifar10": "fashion_mnist", "cifar100": "fashion_mnist", "fashion_mnist": "cifar10"}
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """The first images of a run, none of them damaged.
+
+    Attributes:
+        images: Normalised `(N, C, H, W)`.
+        labels: As they are given, wrong ones included `(N,)`.
+        wrong: Which of the labels are wrong `(N,)`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    wrong: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Planted:
+    """What a network is trained on, and the two probes.
+
+    Attributes:
+        images: The run's images with wrong labels and, if so, damaged images among those it trains on, which are behind
+            those of the probe. The validation and the test images are as they were.
+        damaged: Which of the training images are damaged `(N,)`.
+        train: The first training images.
+        val: The first validation images.
+    """
+
+    images: Images
+    damaged: Tensor
+    train: Probe
+    val: Probe
+
+
+def plant(training: Training, root: str | None = None, *, damage: bool) -> Planted:
+    """Load the images of a run, plant mislabelled ones and, with `damage`, damaged ones.
+
+    Args:
+        training: The run.
+        root: See `prepare`.
+        damage: Whether training images are damaged too.
+    """
+    images, size = prepare(training, root), training.probe_size
+    data = images.data
+    kinds, foreign = [*DAMAGES], None
+    if training.data in FOREIGN:
+        kinds.append("foreign")
+        foreign = prepare(replace(training, data=FOREIGN[training.data]), root).data.train_images
+    count = len(kinds) * max(1, round(_SHARE * size))
+    behind = slice(size, size + count)
+    train, damaged = data.train_images, torch.zeros_like(images.wrong)
+    if damage:
+        train, damaged[behind] = train.clone(), True
+        train[behind] = plant_damage(train[behind], count, kinds, training.seed, foreign)[0]
+
+    def mislabel(labels: Tensor) -> tuple[Tensor, Tensor]:
+        noisy, wrong = with_label_noise(labels, _MISLABELLED, data.n_classes, training.seed)
+        noisy[behind], wrong[behind] = labels[behind], False
+        return noisy, wrong
+
+    (labels, wrong), (val_labels, val_wrong) = mislabel(data.train_labels), mislabel(data.val_labels)
+    planted = Images(replace(data, train_images=train, train_labels=labels), wrong, *mean_and_std(train))
+    probes = (
+        Probe(planted.normalised(part, size), own[:size], mistaken[:size])
+        for part, own, mistaken in (("train", labels, wrong), ("val", val_labels, val_wrong))
+    )
+    return Planted(planted, damaged, *probes)

@@ -1,0 +1,135 @@
+"""H3: what is flagged, and what masking it does, beside as many other filters of the same layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from recipes.experiments.tables.writer import Frame, runs, spread
+
+ARMS = ("anomaly", "random", "matched", "l1", "fpgm", "sparsest")
+MOMENTS = {"0": "right after masking", "1": "after 1 further epoch", "3": "after 3 further epochs"}
+READINGS = {"default": "default settings", "paper": "paper's settings"}
+_LARGER_IS_BETTER = ("val_acc", "test_acc")
+_PERMUTATIONS = 20_000
+Line = dict[str, Any]
+
+
+def values(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> list[float]:
+    """A measure of every mask of an arm, "nothing" included; empty where nothing was flagged or it does not exist."""
+    arms = line["readings"][reading][state].get("arms")
+    if arms is None:
+        return []
+    rows = line["nothing"][state] if arm == "nothing" else arms.get(arm, {})
+    place = line["measures"].index(measure)
+    return [row[place] for row in rows.get(moment, []) if row[place] is not None]
+
+
+def average(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> float | None:
+    """The mean of `values`; None where there are none."""
+    found = values(line, reading, arm, moment, measure, state)
+    return mean(found) if found else None
+
+
+def standing(own: float, others: Sequence[float], measure: str) -> float:
+    """Share of the other masks that a mask beats, ties counted half."""
+    sign = 1 if measure in _LARGER_IS_BETTER else -1
+    return mean((sign * own > sign * other) + (own == other) / 2 for other in others)
+
+
+def permutation_p(masks: Sequence[Sequence[float]], measure: str) -> tuple[float, float]:
+    """Is the first mask of every run a mask like the others?
+
+    Args:
+        masks: The measure of the masks of each run, the one in question first.
+        measure: Its name.
+
+    Returns:
+        The mean of its standings among the others, and how often (two-sided) a mask picked at random in each run has a
+        mean as far from one half: the permutation test of the hypothesis that all masks of a run are exchangeable.
+    """
+    standings = [[standing(own, [*run[:i], *run[i + 1 :]], measure) for i, own in enumerate(run)] for run in masks]
+    found = mean(each[0] for each in standings)
+    random = np.random.default_rng(0)
+    picked = [np.array(each)[random.integers(len(each), size=_PERMUTATIONS)] for each in standings]
+    distances = np.abs(np.mean(picked, axis=0) - 0.5)
+    extreme = int((distances >= abs(found - 0.5) - 1e-12).sum())
+    return found, (1 + extreme) / (1 + _PERMUTATIONS)
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _against(pairs: Sequence[tuple[float, float]], measure: str) -> str:
+    """In how many runs the first of a pair is better, ties left out, with the p-value of the sign test."""
+    sign = 1 if measure in _LARGER_IS_BETTER else -1
+    better = sum(sign * a > sign * b for a, b in pairs)
+    decided = sum(a != b for a, b in pairs)
+    return f"{better} of {decided} ({_p(binomtest(better, decided).pvalue)})" if decided else "-"
+
+
+def flagged_runs(some: Frame, reading: str, moment: str = "0", state: str = "last") -> Frame:
+    """The runs in which something was flagged, and the mask measured at that moment."""
+    return some[[bool(values(line, reading, "anomaly", moment, "val_loss", state)) for line in some.line]]
+
+
+def _cases() -> Iterator[tuple[str, str, str, Frame]]:
+    """Reading, state, moment and the runs that have them."""
+    for reading in READINGS:
+        for state, moment in (("best", "0"), *(("last", moment) for moment in MOMENTS)):
+            some = flagged_runs(runs("h3"), reading, moment, state)
+            if len(some):
+                yield reading, state, moment, some
+
+
+def contest() -> Frame:
+    """Over all runs: does the mask of anomaly filters beat the others? For the number of runs, p-values are small."""
+    rows = []
+    for measure in ("val_loss", "val_acc", "val_ece", "test_loss", "test_acc"):
+        for reading, state, moment, some in _cases():
+            own = [values(line, reading, "anomaly", moment, measure, state)[0] for line in some.line]
+            draws = [values(line, reading, "random", moment, measure, state) for line in some.line]
+            share, p = permutation_p([[mask, *others] for mask, others in zip(own, draws, strict=True)], measure)
+            cells = []
+            for arm in (*ARMS[1:], "nothing"):
+                others = (average(line, reading, arm, moment, measure, state) for line in some.line)
+                cells.append(_against([(a, b) for a, b in zip(own, others, strict=True) if b is not None], measure))
+            when = "best epoch, " + MOMENTS["0"] if state == "best" else MOMENTS[moment]
+            rows.append((measure, READINGS[reading], when, len(some), f"{share:.2f} ({_p(p)})", *cells))
+    header = ["measure", "reading", "when", "runs", "share of random draws beaten (permutation p)",
+              "better than the mean random draw in (sign test p)", "than matched draws", "than l1", "than fpgm",
+              "than sparsest", "than nothing masked"]  # fmt: skip
+    return pd.DataFrame(rows, columns=header)
+
+
+def what_is_flagged() -> Frame:
+    """What kind of filters is flagged: how sparse, whether L1 and FPGM mask them too, whether masking does anything."""
+    rows = []
+    for reading, state, moment, cases in _cases():
+        for network, own in cases.groupby("network") if moment == "0" else []:
+            found = [line["readings"][reading][state] for line in own.line]
+            sparsity = [each for one in found for each in one["sparsity"].values()]
+            losses = [[values(line, reading, arm, "0", "val_loss", state)[0] for arm in ("nothing", "anomaly")]
+                      for line in own.line]  # fmt: skip
+            rows.append(
+                (
+                    f"{READINGS[reading]}, {state} epoch",
+                    network,
+                    len(own),
+                    spread([sum(one["masked"].values()) for one in found], 1),
+                    spread([each[0] for each in sparsity]),
+                    spread([each[1] for each in sparsity if len(each) > 1]),
+                    *(spread([one["shared"].get(arm) for one in found]) for arm in ("l1", "fpgm", "sparsest")),
+                    f"{sum(a == b for a, b in losses)} of {len(own)}",
+                )
+            )
+    header = ["reading", "network", "runs", "flagged filters", "their sparsity",
+              "sparsity of the layers' normal filters", "flagged filters that l1 masks too", "that fpgm masks too",
+              "that sparsest masks too", "validation loss the same in"]  # fmt: skip
+    return pd.DataFrame(rows, columns=header)

@@ -1,0 +1,55 @@
+"""How stable each rule's verdicts are, and how near they are to the clustering that the index selects."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pandas as pd
+
+from recipes.experiments.tables.writer import Frame, runs
+
+RULES = ("vote", "best", *(f"index^{power} > {share:g}" for power, share in product(range(1, 7), (0.5, 0.55, 0.6,
+                                                                                                0.667))))  # fmt: skip
+DAMAGED = ("0", "8")  # of the probe's images
+ENOUGH = {"seeds": 0.95, "left out": 0.85}  # what is wanted
+
+
+def parts() -> dict[str, Frame]:
+    """Runs that had a part in the choice and the others, small networks and AlexNet."""
+    some = runs("stability")
+    some["held_out"] = ~some.condition.isin(["overfitting", "augmented"])
+    some["small"] = some.network != "alexnet"
+    some = some.sort_values("held_out", kind="stable")
+    names = {True: ("chosen on", "small networks"), False: ("others", "AlexNet")}
+    return {
+        f"{names[not held_out][0]}: {names[small][1]}": own
+        for (held_out, small), own in some.groupby(["held_out", "small"], sort=False)
+    }
+
+
+def share(some: Frame, damaged: str, rule: str, what: str) -> float | None:
+    """Filters shared, of those that either flags, over all runs together; None if there are none."""
+    pairs = [line["damaged"][damaged][rule][what] for line in some.line]
+    shared, either = (sum(column) for column in zip(*pairs, strict=True))
+    return shared / either if either else None
+
+
+def reaches(some: Frame, rule: str) -> bool:
+    """Whether a rule is as stable as is wanted, on probes without and with damaged images, wherever it flags any."""
+    shares = [(share(some, count, rule, what), least) for count in DAMAGED for what, least in ENOUGH.items()]
+    return all(found is None or found >= least for found, least in shares)
+
+
+def stability() -> Frame:
+    """For each rule and part of the runs: filters flagged, and the four overlaps, ordinary / damaged probes."""
+    rows = []
+    for rule in ("best", *reversed(RULES[2:]), "vote"):
+        for name, some in parts().items():
+            flagged = (sum(line["damaged"][count][rule]["flagged"] for line in some.line) for count in DAMAGED)
+            cells = [" / ".join(f"{value:.0f}" for value in flagged)]
+            for what in ("seeds", "left out", "selected", "other probe"):
+                shares = (share(some, count, rule, what) for count in DAMAGED)
+                cells.append(" / ".join("-" if found is None else f"{found:.3f}" for found in shares))
+            rows.append((rule, f"{name} ({len(some)})", *cells, "yes" if reaches(some, rule) else "no"))
+    header = ["rule", "trainings", "flagged", "two seeds", "2% left out", "the index's", "another probe", "stable"]
+    return pd.DataFrame(rows, columns=header)
