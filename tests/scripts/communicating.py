@@ -112,21 +112,14 @@ class Logging(Small):
 
 
 class Silent(Small):
-    """Logs nothing that is reduced."""
+    """Logs nothing that is reduced, and allows a process to have no batch."""
 
     def __init__(self) -> None:
         super().__init__(norm=False)
+        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self(batch[0])
-
-
-class MaySkip(Silent):
-    """Allows a process to have no batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
 
 
 def ours(prunes: bool = True) -> list[Any]:
@@ -217,7 +210,7 @@ def no_validation(rank: int, world: int) -> Outcome:
     def outside(name: str) -> bool:
         return "validation" not in name and "sanity" not in name and epochs_only(name)
 
-    return {"fit": run(ours(), module=MaySkip, where=outside, val=val, use_distributed_sampler=False)}
+    return {"fit": run(ours(), module=Silent, where=outside, val=val, use_distributed_sampler=False)}
 
 
 if __name__ == "__main__":

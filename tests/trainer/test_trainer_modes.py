@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from trainers import QUIET, SmallNet, hook_count, loader, plain, quiet_trainer, watcher
+from trainers import QUIET, SmallNet, fit, hook_count, loader, plain, quiet_trainer, watcher
 
 from lightning_anomaly import AnomalyFilterCallback, TwoSampleCallback
 
@@ -26,13 +26,6 @@ INTERVALS = {
 }
 
 
-def fit(folder: Any, module: pl.LightningModule, *callbacks: Any, **options: Any) -> pl.Trainer:
-    torch.manual_seed(0)
-    trainer = quiet_trainer(folder, *callbacks, **options)
-    trainer.fit(module, loader(80), loader(seed=1))
-    return trainer
-
-
 @pytest.mark.parametrize(("interval", "place"), list(zip(INTERVALS, ["first", "last", "first", "last"], strict=True)))
 def test_early_stopping_and_checkpoints_read_every_value(tmp_path: Any, interval: str, place: str) -> None:
     class Reads(EarlyStopping):
@@ -47,7 +40,7 @@ def test_early_stopping_and_checkpoints_read_every_value(tmp_path: Any, interval
     stopping.seen = []
     saving = ModelCheckpoint(tmp_path, "{epoch}-{step}-{anomaly_filters/count}", monitor=COUNT, save_top_k=-1)
     others = [stopping, saving]
-    fit(tmp_path, SmallNet(), *([ours, *others] if place == "first" else [*others, ours]), max_epochs=4, **options)
+    fit(tmp_path, *([ours, *others] if place == "first" else [*others, ours]), max_epochs=4, **options)
     counts = [entry["metrics"]["count"] for entry in ours.history]
     assert len(counts) == validations
     assert stopping.seen == counts
@@ -71,7 +64,7 @@ def test_the_sanity_check_logs_and_keeps_nothing_and_validations_outside_a_fit_n
     assert result[COUNT] == ours.report.count
     assert not any(layer.points.is_inference() or layer.labels.is_inference() for layer in ours.report.layers.values())
 
-    trainer = fit(tmp_path, module, ours, AfterSanityCheck(), num_sanity_val_steps=2, max_epochs=1)
+    trainer = fit(tmp_path, ours, AfterSanityCheck(), module=module, num_sanity_val_steps=2, max_epochs=1)
     assert checked == [0]
     history, report = list(ours.history), ours.report
     assert len(history) == 1
@@ -93,7 +86,7 @@ def test_the_sanity_check_logs_and_keeps_nothing_and_validations_outside_a_fit_n
 
 def test_fast_dev_run_analyses_the_one_batch_without_a_word(tmp_path: Any) -> None:
     ours = watcher(log_figures=True)
-    trainer = fit(tmp_path, SmallNet(), ours, fast_dev_run=True, logger=True)
+    trainer = fit(tmp_path, ours, fast_dev_run=True, logger=True)
     assert ours.report.n_samples == 20
     assert COUNT in trainer.callback_metrics
     assert list(tmp_path.iterdir()) == []
@@ -122,12 +115,11 @@ def test_barebones_trains_without_us(tmp_path: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
 def test_of_several_validation_loaders_the_first_is_the_probe(tmp_path: Any) -> None:
-    ours, module = watcher(), SmallNet()
-    trainer = quiet_trainer(tmp_path, ours)
-    trainer.fit(module, loader(), {"a": loader(seed=1), "b": loader(40, seed=2, shuffle=True)})
+    ours = watcher()
+    trainer = fit(tmp_path, ours, val={"a": loader(seed=1), "b": loader(40, seed=2, shuffle=True)})
     assert {COUNT, "val_loss/dataloader_idx_1"} <= set(trainer.callback_metrics)
     report = ours.report
-    trainer.validate(module, loader(seed=1), verbose=False)
+    trainer.validate(trainer.lightning_module, loader(seed=1), verbose=False)
     assert ours.report is not report
     assert ours.report.to_dict() == report.to_dict()
 
@@ -142,9 +134,9 @@ def test_precisions(tmp_path: Any, precision: str, probe: str) -> None:
             outputs.append(self.conv1(x).dtype)
             return super().forward(x)
 
-    trainer = fit(tmp_path, Dtypes(), ours, precision=precision, max_epochs=1)
+    trainer = fit(tmp_path, ours, module=Dtypes(), precision=precision, max_epochs=1)
     assert set(outputs) == {torch.float64 if precision == "64-true" else torch.bfloat16}
-    fit(tmp_path, SmallNet(), exact, max_epochs=1)
+    fit(tmp_path, exact, max_epochs=1)
     for name, layer in ours.report.layers.items():
         assert torch.allclose(layer.sparsity, exact.report.layers[name].sparsity, atol=0.05)
         assert layer.points.dtype == torch.float32
@@ -165,8 +157,8 @@ def swa() -> pl.Callback:
 def test_weight_averaging_on_either_side_gives_the_same_report(tmp_path: Any, average: Any, probe: str) -> None:
     def run(*callbacks: Any) -> AnomalyFilterCallback:
         (ours,) = (c for c in callbacks if isinstance(c, AnomalyFilterCallback))
-        fit(tmp_path, module := SmallNet(), *callbacks, max_epochs=4)
-        assert hook_count(module) == 0
+        trainer = fit(tmp_path, *callbacks, max_epochs=4)
+        assert hook_count(trainer.lightning_module) == 0
         return ours
 
     first, last = run(watcher(probe=probe), average()), run(average(), watcher(probe=probe))
