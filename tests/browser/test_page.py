@@ -239,6 +239,8 @@ class TestLists:
         page = opened(report, f"#/sample/{first}")
         assert f"Score {report.outlier_scores[first]:.1f} 1 of 400" in page.text(".score")
         views, layers = (bars.split("\n") for bars in page.page.locator(".bars").all_inner_texts())
+        lefts = "all => all.map(each => each.getBoundingClientRect().left)"
+        assert len({*page.page.eval_on_selector_all(".bars .cut", lefts)}) == 1  # a row for each, with its reason
         reasons = report.outlier_reasons(first)
         expected = [(name, f"{own[first]:.1f}", reasons[name]) for name, own in report.view_scores.items()]
         assert [*zip(views[::3], views[1::3], views[2::3], strict=True)] == expected
