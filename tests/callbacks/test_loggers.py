@@ -85,19 +85,23 @@ def test_csv_has_pictures_and_the_page_beside_its_table(fitted: Fitted) -> None:
         assert min(image.size) > 100
 
 
+def layout(events: EventAccumulator) -> tuple[str, list[str]]:
+    """The title of the only chart's category, and the expressions of its curves."""
+    (event,) = events.Tensors("custom_scalars__config__")
+    (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
+    (chart,) = category.chart
+    return category.title, list(chart.multiline.tag)
+
+
 def test_tensorboard_has_figures_and_one_chart_of_the_losses_and_the_fraction(fitted: Fitted) -> None:
     events = EventAccumulator(fitted.loggers["tensorboard"].log_dir, {"images": 0}).Reload()
     tags = events.Tags()
     assert set(tags["images"]) == {f"run.1-{name}" for name in FIGURES}
     assert all([event.step for event in events.Images(tag)] == SHOWN for tag in tags["images"])
-    (event,) = events.Tensors("custom_scalars__config__")
-    (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
-    (chart,) = category.chart
-    assert category.title == "anomaly_filters"
+    title, curves = layout(events)
+    assert title == "anomaly_filters"
     expected = [f"run.1-{name}" for name in ("train_loss", "val_loss", "anomaly_filters/fraction")]
-    assert [[tag for tag in tags["scalars"] if re.match(curve, tag)] for curve in chart.multiline.tag] == [
-        [tag] for tag in expected
-    ]
+    assert [[tag for tag in tags["scalars"] if re.match(curve, tag)] for curve in curves] == [[tag] for tag in expected]
 
 
 def test_a_page_has_votes_images_labels_files_epochs_counts_and_losses(fitted: Fitted) -> None:
@@ -176,7 +180,10 @@ def test_the_losses_are_those_of_their_epochs(logged: Any, options: Any, expecte
             self.log("val_loss", 100.0 + self.current_epoch)
 
     ours = watcher(browser=True)
-    fit(tmp_path, ours, module=Losses(), train=loader(), logger=CSVLogger(tmp_path), max_epochs=4, **options)
+    logger = TensorBoardLogger(tmp_path)
+    fit(tmp_path, ours, module=Losses(), train=loader(), logger=logger, max_epochs=4, **options)
+    _, curves = layout(EventAccumulator(logger.log_dir).Reload())
+    assert curves[:2] == [f"^{name}$" for name in (*expected, "val_loss")]
     found = [entry["losses"] for entry in ours.history]
     assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
     assert {name for losses in found for name in losses} == set(expected)

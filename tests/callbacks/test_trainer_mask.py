@@ -137,7 +137,8 @@ def test_each_epoch_of_a_list_masks_others_within_the_limit_and_is_described(run
     sizes = {"conv1": 6, "conv2": 8, "up": 4}
     assert all(len(filters) <= 0.34 * sizes[layer] for layer, filters in run.prune.masked.items())
     head, *lines = run.prune.describe().splitlines()
-    assert head.startswith(f"AnomalyPruneCallback masked {sum(map(len, run.prune.masked.values()))} filters with ")
+    count, share = sum(map(len, run.prune.masked.values())), 100 * run.prune.mask.parameter_fraction
+    assert head.startswith(f"AnomalyPruneCallback masked {count} filters with {share:.1f}% of the parameters ")
     assert [line.split(":")[0] for line in lines] == ["  before epoch 1", "  before epoch 2"]
     assert str(sorted(first["conv1"])) in lines[0]
 

@@ -212,24 +212,19 @@ def test_a_network_that_expects_too_few_errors_is_said_to_at_every_nth_validatio
 
 def test_layers_significance_batch_size_precision_and_prefix_are_the_users(tmp_path: Path) -> None:
     class Notes(SmallNet):
-        """Knows its batches, has a layer that is built later, and one that is never called."""
+        """Knows its batches, and has a layer that is never called."""
 
         def __init__(self) -> None:
             super().__init__()
             self.idle = nn.Conv2d(1, 1, 1).requires_grad_(False)
             self.kinds: set[Any] = set()
 
-        def configure_model(self) -> None:
-            if not hasattr(self, "late"):
-                self.late = nn.Conv2d(1, 1, 3).requires_grad_(False)
-
         def forward(self, x: Tensor) -> Tensor:
-            self.late(x)
             out = super().forward(x)
             self.kinds.add((len(x), out.dtype, torch.is_inference_mode_enabled()))
             return out
 
-    options: dict[str, Any] = {"layers": ["late", "conv2", "idle"], "significance": 0.2, "batch_size": 7}
+    options: dict[str, Any] = {"layers": ["conv2", "idle"], "significance": 0.2, "batch_size": 7}
     compared = TwoSampleCallback(TRAIN, VAL, log_key_prefix="two_sample_too", **options)
     with pytest.warns(UserWarning, match="'idle' is left out .* never called") as caught:
         model, seen = fit(tmp_path, compared, module=Notes(), precision="bf16-mixed")
@@ -237,7 +232,7 @@ def test_layers_significance_batch_size_precision_and_prefix_are_the_users(tmp_p
     ours = {kind for kind in model.kinds if kind[0] != 20}
     assert {kind[1:] for kind in ours} == {(torch.bfloat16, False)}
     assert max(kind[0] for kind in ours) <= 7
-    layers = [f"layer/{name}" for name in ("late", "conv2", "idle", "head")]
+    layers = [f"layer/{name}" for name in ("conv2", "idle", "head")]
     assert set(seen.values[0]) == set(keys(dict.fromkeys(["count", "fraction", "p_value", "seconds", *OUTPUT,
                                                           *layers], 0.0), "two_sample_too"))  # fmt: skip
     assert [values["two_sample_too/layer/idle"] for values in seen.values] == [0, 0]
