@@ -138,19 +138,15 @@ def probability(row: np.ndarray, k: int, others: np.ndarray) -> float:
     return weights @ probabilities / weights.sum()
 
 
-def test_borders_are_those_of_the_formulas():
-    sizes = 6
+def test_a_set_is_apart_from_the_level_on_that_the_formulas_give():
+    place = np.arange(1, 65)
     rows = torch.cat([draw(name, 20, 129)[0].norm(dim=2) for name in ("Gaussian", "Student t3", "lognormal")])
-    rows[::2, :3] += 3 * rows[::2].amax(1, keepdim=True)
-    for level in (0.01, 0.1, 0.5):
-        expected = []
-        for row in -np.sort(-rows.numpy()):
-            place = np.arange(1, 65)
-            found = [2 * min(probability(row, k, place != k), probability(row, k, place > k)) for k in range(1, 7)]
-            apart = [k for k, own in enumerate(found, 1) if own <= level / k / sum(1 / n for n in range(1, 7))]
-            expected.append(row[apart[-1] - 1] if apart else math.inf)
-        assert find_borders(rows.numpy(), sizes, level)[:, 0].tolist() == expected
-        assert 0 < np.isinf(expected).sum() < 60
+    for row in -np.sort(-rows.numpy()):
+        for k in (1, 3):
+            smaller = min(probability(row, k, place != k), probability(row, k, place > k))
+            level = 2 * smaller * k * sum(1 / size for size in range(1, k + 1))
+            assert find_borders(row[None], k, 1.001 * level) == row[k - 1]
+            assert find_borders(row[None], k, 0.999 * level) > row[k - 1]
 
 
 def test_the_samples_set_apart_are_the_planted_ones_up_to_the_rare_fraction():
