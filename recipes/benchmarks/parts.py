@@ -43,7 +43,8 @@ def speed(device: str, quick: bool) -> Iterator[Row]:
     """An analysis by each engine; that of scikit-learn is a loop over its estimators."""
     for name, side in (("lenet5", 32),) if quick else (("alexnet", 32), ("simple_cnn", 32), ("resnet18", 64)):
         network, images = _network(name).to(device), _noise(64 if quick else 512, side).to(device)
-        settings = {str(engine): AnalysisSettings(engine=engine) for engine in _ENGINES}
+        starts = 1 if quick else AnalysisSettings().n_init
+        settings = {str(engine): AnalysisSettings(engine=engine, n_init=starts) for engine in _ENGINES}
         sides = {engine: partial(analyze, network, images, settings=own) for engine, own in settings.items()}
         found = in_turns(sides, 1 if quick else 3)
         for engine, row in found.iterrows():
@@ -139,7 +140,7 @@ def _search(name: str, images: int, side: int) -> Callable[[], Any]:
 def large(device: str, quick: bool) -> Iterator[Row]:
     """An analysis of large networks beside a forward pass, in time and memory, on the CPU."""
     cases = [("resnet18", 512), ("resnet50", 512), ("convnext_base", 512), ("resnet50", 2048), ("convnext_base", 2048)]
-    for name, images in [("resnet18", 64)] if quick else cases:
+    for name, images in [("lenet5", 64)] if quick else cases:
         arguments = (name, images, 32 if quick else 224)
         found = in_fresh_processes(
             {"forward": partial(_forward, *arguments), "analyze": partial(_analysis, *arguments)}, 1

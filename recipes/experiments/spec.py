@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -143,7 +143,7 @@ class Experiment:
     data: Sequence[str] = DATA
     seeds: Sequence[int] = (0, 1, 2)
     sizes: Callable[[Training], Training] = lambda short: short
-    quick: Sequence[str] = field(default=("overfitting", "augmented"))
+    quick: Sequence[str] = ("overfitting",)
 
     def trainings(self) -> list[Training]:
         """The runs; VGG-11's five poolings leave nothing of 28x28 pixels, so it has none on Fashion-MNIST."""
@@ -162,7 +162,6 @@ class Experiment:
 _ALL = ("overfitting", "noise10", "noise30", "augmented", "regularised", "more_data")
 _FOLLOWED = ("overfitting", "noise30", "augmented", "more_data")  # where every epoch's network is taken apart again
 _HELD_OUT = ("overfitting", "noise20", "augmented", "more_data")
-_PLAIN = ("overfitting",)
 _SMALL = ("lenet5", "strided_cnn_bn", "simple_cnn", "simple_cnn_bn")
 _HARM = ("plain", "label_smoothing", "cosine", "augmented")
 _ODD = ("clean", "damaged")
@@ -174,9 +173,9 @@ EXPERIMENTS = {
     "two_sample_held_out": Experiment("two_sample", _HELD_OUT, ["vgg11_bn"], ["cifar10"], [3]),
     "output": Experiment("output", _ALL, _ALL_BUT_ONE, seeds=(0, 2, 3, 4)),
     "output_long": Experiment("output", ("overfitting", "augmented"), seeds=(4, 5), sizes=_all_images),
-    "h2_gradients": Experiment("h2_gradients", _PLAIN, quick=_PLAIN),
-    "h2_left_out": Experiment("h2_left_out", _PLAIN, quick=_PLAIN),
-    "h3": Experiment("h3", ("overfitting", "noise30"), quick=("overfitting", "noise30")),
+    "h2_gradients": Experiment("h2_gradients", ("overfitting",)),
+    "h2_left_out": Experiment("h2_left_out", ("overfitting",)),
+    "h3": Experiment("h3", ("overfitting", "noise30")),
     "outlier_rivals": Experiment("outlier_rivals", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
     "outliers": Experiment("outliers", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
     "false_discoveries": Experiment("false_discoveries", ("clean",), SMALL[:1], seeds=(1,), quick=("clean",)),

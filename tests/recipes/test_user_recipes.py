@@ -56,8 +56,8 @@ def test_an_overfitting_run_is_stopped_near_its_best_loss_and_a_healthy_one_is_n
     assert 5 < len(losses) < 40
     assert losses[-1] < 1.3 * min(losses)
     assert "training images" in str(stopping.stopping_reason_message)
-    stopping, losses = early_stopping.main(900, healthy=True)
-    assert len(losses) == 40
+    stopping, losses = early_stopping.main(900, healthy=True, epochs=20)
+    assert len(losses) == 20
     assert losses[-1] < 1.5 * min(losses)
 
 

@@ -25,8 +25,8 @@ from recipes.experiments.spec import EXPERIMENTS
 
 RNG = torch.Generator().manual_seed(0)
 POINTS = torch.randn(5, 60, 2, generator=RNG, dtype=torch.float64)
-NOISY = EXPERIMENTS["h3"].quick_trainings()[1]
-PLAIN = replace(NOISY, condition="overfitting")
+(PLAIN,) = EXPERIMENTS["h3"].quick_trainings()
+NOISY = replace(PLAIN, condition="noise30")
 
 
 def test_kurtosis_is_scipys() -> None:
