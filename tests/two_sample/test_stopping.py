@@ -44,6 +44,7 @@ def test_one_low_loss_among_many_does_not_start_the_wait_anew_and_nan_is_no_impr
         ([0.0, 0.06], [1.0, 1.1, 1.1, math.nan], True),
         ([0.0, 0.06], [], False),
         ([], [1.0] * 9, False),
+        ([0.06, 0.06, 0.06], None, True),
         ([0.06, 0.05, 0.06, 0.06], None, False),
         ([], None, False),
     ],
