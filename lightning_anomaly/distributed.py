@@ -1,7 +1,7 @@
 """What processes connected by `torch.distributed` do together.
 
-`gather_results`, `broadcast_result` and `exchange_filters` are collective calls: all processes make them in the same
-order, and none waits for one that has failed.
+`gather_results`, `broadcast_result`, `raise_if_any_failed` and `exchange_filters` are collective calls: all processes
+make them in the same order, and none waits for one that has failed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "even_slices",
     "exchange_filters",
     "gather_results",
+    "raise_if_any_failed",
     "rank_and_world",
     "sample_order",
 ]
@@ -76,6 +77,14 @@ def broadcast_result(work: Callable[[], T]) -> T:
     return result
 
 
+def raise_if_any_failed(failure: Exception | None) -> None:
+    """Raise in all processes if one has failed: its own error where it failed, a RuntimeError elsewhere."""
+    succeeded = torch.tensor(failure is None, dtype=torch.int64, device=_device())
+    dist.all_reduce(succeeded, op=dist.ReduceOp.MIN)
+    if not succeeded:
+        raise failure or RuntimeError("another process failed")
+
+
 def even_slices(count: int, world: int) -> list[slice]:
     """Return each process's share of a layer's filters or of images, one of which costs about as much as another."""
     return [slice(count * rank // world, count * (rank + 1) // world) for rank in range(world)]
@@ -109,24 +118,25 @@ def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts
         Rows `(f, n, V)` from each process, on the CPU or, with NCCL, on this process's GPU.
 
     Raises:
-        Exception: In all processes if `make` fails in one, see `gather_results`.
+        Exception: In all processes if `make` fails in one, see `raise_if_any_failed`.
     """
     rank, _ = rank_and_world()
-    nccl = dist.get_backend() == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
     sizes = [part.stop - part.start for part in slices]
-    prepared: list[Tensor] = []
-
-    def prepare() -> int:
+    failure: Exception | None = None
+    try:
         rows = make()
         width = rows.shape[2]
-        sent = torch.cat([rows[part].flatten() for part in slices]).to(device)
-        prepared.extend([sent, sent.new_empty(sizes[rank] * sum(counts) * width)])
-        return width
-
-    width, *_ = gather_results(prepare)
-    sent, received = prepared
-    lengths = [sizes[rank] * count * width for count in counts]
+        lengths = [sizes[rank] * count * width for count in counts]
+        sent = torch.cat([rows[part].flatten() for part in slices]).to(_device())
+        received = sent.new_empty(sum(lengths))
+    except Exception as error:
+        failure = error
+    raise_if_any_failed(failure)
     dist.all_to_all_single(received, sent, lengths, [size * counts[rank] * width for size in sizes])
     parts = torch.split(received, lengths)
     return [part.view(sizes[rank], count, width) for part, count in zip(parts, counts, strict=True)]
+
+
+def _device() -> torch.device:
+    """Where tensors must be to be sent."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
