@@ -213,9 +213,16 @@ class AnomalyPruneCallback(LoggingCallback):
         chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
         # All run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
-        self.mask.add(chosen, norms=norms, optimizers=trainer.optimizers)
+        if uncalled := sorted(chosen.keys() - norms.called):
+            self._warn_once(
+                f"uncalled {uncalled}",
+                f"AnomalyPruneCallback leaves {uncalled} as they are: neither `forward` nor `validation_step` calls "
+                "them, so that the norms behind them cannot be found.",
+            )
+        masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
+        self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
         self._keep_everywhere(trainer)
-        self.events = [*self.events, {"epoch": epoch, "filters": chosen}]
+        self.events = [*self.events, {"epoch": epoch, "filters": masked}]
         self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
         self._armed = not self._risen
 
