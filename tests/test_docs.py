@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -83,5 +84,5 @@ def test_the_tutorial_was_run_and_holds_its_pictures() -> None:
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
     pages = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
     assert sum('<iframe title="Browser of a report"' in page for page in pages) == 1
-    assert "/tmp/" not in file.read_text()
+    assert tempfile.gettempdir() not in file.read_text()
     assert file.stat().st_size < 1_500_000
