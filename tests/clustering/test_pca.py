@@ -118,7 +118,8 @@ def test_a_filter_is_constant_if_only_rounding_is_left(dtype):
     eps = torch.finfo(dtype).eps
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20)[:, None].expand(40, 4)
     maps = torch.stack([3 + 3 * size * eps * sign for size in (0, 1, 2, 32)], 1).to(dtype)
-    assert reduce_maps(maps, TORCH).constant.tolist() == [True, True, True, False]
+    maps = torch.cat([maps, torch.zeros_like(maps[:, :1])], 1)
+    assert reduce_maps(maps, TORCH).constant.tolist() == [True, True, True, False, True]
 
 
 def test_a_filter_with_nan_or_infinity_is_told_apart_and_its_points_are_zero():

@@ -12,7 +12,7 @@ from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.outliers import scores
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 
-ENGINE = load_engine("torch")  # every engine gives the same ranks, see clustering/test_rank_search.py
+ENGINE = load_engine("torch")  # every engine gives the same ranks, see clustering/test_engines.py
 layer_scores = partial(scores.layer_scores, engine=ENGINE)
 
 
@@ -120,8 +120,10 @@ def test_the_filters_that_say_so_are_named():
 
 def test_spreads_above_the_median_are_summed_and_infinite_ones_have_no_part_in_it():
     reference = torch.tensor([[0.0, 10.0], [1.0, 10.0], [2.0, 10.0], [3.0, 10.0], [4.0, 60.0], [math.inf, math.inf]])
-    found = Spread.fit(reference).scores(torch.tensor([[2.0, 10.0], [2 + 1.4826, 10.0], [2.0, 10 + 500**0.5]]))
-    torch.testing.assert_close(found, torch.tensor([0.0, 1.0, 1.0]))
+    others = torch.tensor([[2.0, 10.0], [2 + 1.4826, 10.0], [2.0, 10 + 500**0.5]])
+    for unit in (1.0, 1e-3):
+        found = Spread.fit(unit * reference).scores(unit * others)
+        torch.testing.assert_close(found, torch.tensor([0.0, 1.0, 1.0]), rtol=1e-5, atol=1e-4)
 
 
 def test_a_sample_and_a_filter_with_nan_change_nothing_for_others():

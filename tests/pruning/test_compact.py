@@ -84,6 +84,13 @@ def around(*between: nn.Module) -> nn.Module:
     return lived_in(nn.Sequential(nn.Conv2d(3, 6, 3), *between, nn.Conv2d(6, 2, 1)))
 
 
+def faint(model: nn.Sequential) -> nn.Module:
+    """Outputs of about a millionth, of which a difference is as much of a difference."""
+    for parameter in model[-1].parameters():
+        parameter.data *= 1e-6
+    return model
+
+
 def joined(join: Any, channels: int = 6) -> nn.Module:
     """Two convolutions whose rectified outputs are joined."""
     layers = {"one": nn.Conv2d(3, 6, 3), "two": nn.Conv2d(3, 6, 3), "last": nn.Conv2d(channels, 2, 3)}
@@ -254,7 +261,7 @@ FAILS = {
         lambda: Net(lambda net, x: net.b(net.a(x).view(len(x), 216)), a=nn.Conv2d(3, 6, 3), b=nn.Linear(216, 2)),
         *({"a": [1]}, "size 360"),
     ),
-    "mixed channels": (lambda: around(nn.LocalResponseNorm(3, alpha=1.0)), {"0": [1]}, "not close"),
+    "mixed channels": (lambda: faint(around(nn.LocalResponseNorm(3, alpha=1.0))), {"0": [1]}, "not close"),
     "not followed": (
         lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=2),
         *({"stage2.0.branch2.0": [1]}, "Found a ShuffleNetV2"),

@@ -92,9 +92,9 @@ def test_at_most_one_filter_in_a_hundred_is_a_false_alarm(name, filters, samples
 
 
 def test_of_many_filters_with_the_heaviest_tail_as_many_are_false_alarms_as_is_documented():
-    """Between the nominal share and twice that, which a few hundred cannot tell."""
+    """Between the nominal share and one and a half times that, which a few hundred cannot tell."""
     found, _ = draw("Student t3", 4000)
-    assert 0.005 <= isolated_samples(found, FRACTION).any(1).double().mean().item() <= 0.01
+    assert 0.005 <= isolated_samples(found, FRACTION).any(1).double().mean().item() <= 0.0075
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,10 @@ def test_a_set_is_apart_from_the_level_on_that_the_formulas_give():
 def test_the_samples_set_apart_are_the_planted_ones_up_to_the_rare_fraction():
     found = isolated_samples(points(), FRACTION)
     assert [own.nonzero()[:, 0].tolist() for own in found] == [[7], [3, 50, 200, 511], [], [], [], []]
-    several = gaussian(2, 512, 2)
-    several[0, :10] = several[1, :11] = torch.tensor([20.0, 0.0])
-    assert isolated_samples(several, FRACTION).sum(1).tolist() == [10, 0]
+    for samples, fraction, most in ((512, FRACTION, 10), (100, 0.07, 7), (100, 0.29, 29)):  # whatever rounding does
+        several = gaussian(2, samples, 2)
+        several[0, :most] = several[1, : most + 1] = torch.tensor([20.0, 0.0])
+        assert isolated_samples(several, fraction).sum(1).tolist() == [most, 0]
 
 
 def test_order_scale_rotation_and_place_do_not_matter():
