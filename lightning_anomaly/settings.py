@@ -10,7 +10,7 @@ from lightning_anomaly.checks import check_bool, check_fraction, check_integer, 
 
 __all__ = ["AnalysisSettings", "EngineName", "Rule", "checked_settings"]
 
-EngineName = Literal["auto", "numba", "torch", "sklearn"]  # each but the first a file in `clustering/engines`
+EngineName = Literal["auto", "numba", "torch", "sklearn"]  # each but the first a file `clustering/NAME_engine.py`
 Rule = Literal["index", "best"]
 
 

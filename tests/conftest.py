@@ -87,12 +87,6 @@ def engine(engine_name: str) -> Engine:
 
 
 @pytest.fixture
-def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """scikit-learn's loop runs in this process: starting others takes seconds."""
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-
-
-@pytest.fixture
 def two_threads() -> Iterator[None]:
     """Two threads share torch's loops, which may sum in another order then."""
     torch.set_num_threads(2)

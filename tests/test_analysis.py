@@ -130,7 +130,7 @@ def test_maps_go_where_the_engine_wants_them(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [AnalysisSettings(), PAPER], ids=["default", "paper"])
-def test_every_engine_gives_the_same_report_of_a_trained_network(trained, settings, no_processes):
+def test_every_engine_gives_the_same_report_of_a_trained_network(trained, settings):
     theirs = analyze(trained.model, trained.probe[:120], settings=replace(settings, engine="sklearn"))
     assert theirs.count > 0
     for engine in ("auto", "torch"):
@@ -143,14 +143,6 @@ def test_every_engine_gives_the_same_report_of_a_trained_network(trained, settin
             torch.testing.assert_close(own.calinski_harabasz, other.calinski_harabasz, rtol=1e-6, atol=0)
             torch.testing.assert_close(own.points, other.points, rtol=0, atol=1e-5)
             torch.testing.assert_close(own.explained, other.explained, rtol=1e-9, atol=0)
-
-
-@pytest.mark.slow
-def test_the_processes_of_the_sklearn_engine_give_what_its_loop_gives(monkeypatch):
-    layer, settings = zoo.captured(zoo.maps("skewed", 3, 60, (3, 3))), AnalysisSettings(engine="sklearn", n_init=1)
-    parallel = zoo.analysed(layer, settings)
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    properties.assert_same(zoo.analysed(layer, settings), parallel)
 
 
 # planted truth
@@ -197,7 +189,7 @@ def planted_network() -> nn.Module:
 
 @pytest.mark.parametrize(("rule", "engine"), [("index", "auto"), ("best", "torch"), ("index", "sklearn")])
 @pytest.mark.filterwarnings("ignore:Layer '0'. 2 of 9 filters have NaN")
-def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine, no_processes):
+def test_exactly_the_planted_filters_and_samples_are_reported(rule, engine):
     settings = AnalysisSettings(rule=rule, engine=engine, rare_fraction=0.01)
     report = analyze(planted_network(), planted_probe(), settings=settings)
     layer = report.layers["0"]

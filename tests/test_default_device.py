@@ -50,7 +50,7 @@ FUNCTIONS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_default_device_changes_nothing(name, tmp_path, no_processes):
+def test_the_default_device_changes_nothing(name, tmp_path):
     expected = FUNCTIONS[name](tmp_path)
     with torch.device("meta"):  # as `torch.set_default_device` does it
         found = FUNCTIONS[name](tmp_path)

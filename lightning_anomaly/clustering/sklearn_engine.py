@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
@@ -21,8 +18,6 @@ from lightning_anomaly.clustering.numba_engine import NumbaEngine
 
 __all__ = ["ENGINE"]
 
-_PROCESSES = Lock()  # serve one thread at a time
-
 
 class SklearnEngine(NumbaEngine):
     """Principal components and mixtures by scikit-learn; the mixtures start where numba's do."""
@@ -33,14 +28,12 @@ class SklearnEngine(NumbaEngine):
         return torch.stack(scores), torch.stack(axes)
 
     def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> tuple[Tensor, ...]:
-        """See `Engine`; on all cores."""
+        """See `Engine`."""
         weights, means, factors = start
         u11, u12, u22 = factors.unbind(2)
         precisions = torch.stack([u11 * u11 + u12 * u12, u12 * u22, u12 * u22, u22 * u22], 2).reshape(*means.shape, 2)
-        fit = partial(_fit, max_iter=max_iter, tol=tol, reg_covar=reg_covar)
         arguments = zip(*(tensor.numpy() for tensor in (points, weights, means, precisions)), strict=True)
-        with _PROCESSES:
-            found = Parallel(n_jobs=-1)(delayed(fit)(*own) for own in arguments)
+        found = [_fit(*own, max_iter=max_iter, tol=tol, reg_covar=reg_covar) for own in arguments]
         return tuple(torch.from_numpy(np.array(part)) for part in zip(*found, strict=True))
 
 

@@ -66,7 +66,7 @@ def test_that_loops_must_be_compiled_is_one_line_and_nothing_is_said_of_those_in
     assert said() == ""
 
 
-def test_the_sklearn_engine_fits_from_the_start_that_it_is_given(no_processes):
+def test_the_sklearn_engine_fits_from_the_start_that_it_is_given():
     engine = load_engine("sklearn")
     points = zoo.points("skewed", 2, 80)
     start = cluster_parameters(points, engine.kmeans(points, kmeans_plus_plus(points, 2, 3, 0, engine)), 3, engine)

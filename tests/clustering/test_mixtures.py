@@ -185,7 +185,7 @@ def test_the_number_of_planted_clusters_is_found(engine):
 
 
 @pytest.mark.parametrize("kind", zoo.KINDS)
-def test_every_engine_gives_scikit_learn_s_labels_and_choice(kind, engine, no_processes):
+def test_every_engine_gives_scikit_learn_s_labels_and_choice(kind, engine):
     points = zoo.points(kind, 3, 100)
     settings = AnalysisSettings(n_init=3, max_components=4)
     ours, theirs = (cluster_filters(points, settings, own) for own in (engine, load_engine("sklearn")))
@@ -211,7 +211,7 @@ def test_best_is_the_first_of_the_largest_indices_up_to_rounding(engine):
     ("filters", "samples", "numbers"),
     [(2, 1, []), (2, 2, []), (2, 3, [2]), (2, 5, [2, 3, 4]), (2, 9, [2, 3, 4, 5]), (0, 20, [2, 3, 4, 5])],
 )
-def test_fewer_samples_allow_fewer_components(engine, filters, samples, numbers, no_processes):
+def test_fewer_samples_allow_fewer_components(engine, filters, samples, numbers):
     points = torch.randn(filters, samples, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     clustering = cluster_filters(points, AnalysisSettings(**FEW), engine)
     assert clustering.n_components.tolist() == numbers

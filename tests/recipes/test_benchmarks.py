@@ -46,7 +46,6 @@ def test_an_unknown_part_is_named() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks of memory are Linux's")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
-@pytest.mark.usefixtures("no_processes")
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_measures_and_writes(part: str, tmp_path: Path) -> None:
     file = tmp_path / "numbers.json"
