@@ -97,8 +97,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         self._patience = None if patience is None else check_integer("patience", patience, 1)
         self.log_key_prefix = None if log_key_prefix is None else check_text("log_key_prefix", log_key_prefix)
         self.confirm = None if confirm is None else check_text("confirm", confirm)
-        # Checked where the values come from: a checkpoint that is written there, before the epoch ends, has them all.
-        super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose), check_on_train_epoch_end=False)
+        super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose))
         # Until there is a Trainer.
         self._watch(*(("two_sample", self._output) if self.log_key_prefix is None else (self.log_key_prefix, _FILTERS)))
         self._warned: set[str] = set()
@@ -214,7 +213,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
             )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Nothing: each validation is judged when it ends."""
+        """Nothing: a validation is judged when it ends, so that a checkpoint written then has all that was decided."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop the training if it is time, in all processes if in one."""

@@ -68,10 +68,11 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     folder = tmp_path_factory.mktemp("fitted")
     logger, probe = TensorBoardLogger(folder), loader(seed=1)
     probe.dataset.tensors[0][7] *= 20
-    ours, values = watcher(log_figures=True), Values()
+    ours, values, module = watcher(log_figures=True), Values(), SmallNet()
+    module.allow_zero_length_dataloader_with_multiple_devices = True  # of which there is one
     flagged = Flagged(ours)
     options = {"max_epochs": 3, "val_check_interval": 0.5, "logger": logger}
-    trainer = fit(folder, ours, values, flagged, val=probe, **options)
+    trainer = fit(folder, ours, values, flagged, module=module, val=probe, **options)
     events = EventAccumulator(logger.log_dir, {"images": 0}).Reload()
     return Fitted(ours, values.seen, flagged.filters, events, trainer.progress_bar_metrics)
 

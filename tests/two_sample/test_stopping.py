@@ -41,6 +41,7 @@ def test_one_low_loss_among_many_does_not_start_the_wait_anew_and_nan_is_no_impr
         ([0.0, 0.06], [1.0, 1.1, 1.1], False),  # two validations without a lower loss
         ([0.0, 0.06], [1.0, 2.0, 2.0, 3.0], False),  # a spike: its average is 2.0
         ([0.0, 0.06], [1.0, 2.0, 2.0, 1.6, 1.5], True),
+        ([0.0, 0.06], [1.0, 1.1, 1.1, 3.0, 1.1], True),  # the spike is over
         ([0.0, 0.06], [1.0, 1.1, 1.1, math.nan], True),
         ([0.0, 0.06], [], False),
         ([], [1.0] * 9, False),
