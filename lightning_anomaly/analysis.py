@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -168,21 +168,21 @@ def analyze_slice(
         progress: See `analyze`.
     """
     engine = load_engine(settings.engine)
-    layers = {}
-    for name, layer in track(maps.items(), len(maps), "clustering", progress):
-        device = engine.device(layer.batches[0].device)
-        batches = _filter_batches(layer, settings, device)
-        found = torch_in_threads(partial(_report, layer, settings, engine), batches, like=torch.empty(0, device=device))
-        if found:
-            layers[name] = join_layers(found)
-    # Joined layer by layer, as the statistics of all layers are large.
-    scores = torch_in_threads(
-        lambda batches: layer_scores(joined(batches), engine),
-        statistics.values(),
-        like=torch.empty(0, device="cpu"),
-    )
-    views = {} if samples is None else view_samples(samples)
-    return FilterSlice(layers, dict(zip(statistics, scores, strict=True)), views)
+    devices = {name: engine.device(layer.batches[0].device) for name, layer in maps.items()}
+    batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings, devices[name])]
+    # What takes long in one piece comes first, so that all threads end at about the same time.
+    views = [] if samples is None else [partial(view_samples, samples)]
+    scores = [partial(_scores, own, engine) for own in statistics.values()]
+    reports = [partial(_report, maps[name], settings, engine, filters) for name, filters in batches]
+    tasks: list[Callable[[], Any]] = [*views, *scores, *reports]
+    like = torch.empty(0, device=next((own for own in devices.values() if own.type != "cpu"), "cpu"))
+    found = iter(track(torch_in_threads(lambda task: task(), tasks, like=like), len(tasks), "filters", progress))
+    viewed = next(found) if views else {}
+    scored = {name: next(found) for name in statistics}
+    parts: dict[str, list[LayerReport]] = {}
+    for (name, _), report in zip(batches, found, strict=True):
+        parts.setdefault(name, []).append(report)
+    return FilterSlice({name: join_layers(own) for name, own in parts.items()}, scored, viewed)
 
 
 def join_slices(
@@ -232,6 +232,11 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings, device: torch.
     if device.type == "cpu":  # few enough to stay in the caches, and for all threads to end at about the same time
         size = min(size, max(16, min(32, -(-filters // (4 * threads)))))
     return [slice(first, first + size) for first in range(0, filters, size)]
+
+
+def _scores(batches: Sequence[Tensor], engine: Engine) -> Tensor:
+    """Score the samples by one layer, whose statistics are large: those of all layers are never joined at once."""
+    return layer_scores(joined(batches), engine)
 
 
 def _report(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filters: slice) -> LayerReport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ __all__ = ["torch_in_threads"]
 _Found = TypeVar("_Found")
 
 
-def torch_in_threads(work: Callable[..., _Found], *arguments: Iterable[Any], like: Tensor) -> list[_Found]:
+def torch_in_threads(work: Callable[..., _Found], *arguments: Iterable[Any], like: Tensor) -> Iterator[_Found]:
     """Map a function that calls torch or compiled loops, on the CPU in Python's threads, each working alone.
 
     Both let go of the interpreter's lock. This is faster than torch's own threads, which share every operation and wait
@@ -27,14 +27,15 @@ def torch_in_threads(work: Callable[..., _Found], *arguments: Iterable[Any], lik
         arguments: As for `map`.
         like: A tensor on the device where the work is done.
 
-    Returns:
-        The results, in order.
+    Yields:
+        The results, in order. All work begins when the first is asked for.
     """
     threads, calls = torch.get_num_threads(), list(zip(*arguments, strict=True))
     if like.device.type != "cpu" or min(threads, len(calls)) < 2:
-        return [work(*own) for own in calls]
+        yield from (work(*own) for own in calls)
+        return
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, *zip(*calls, strict=True)))
+            yield from pool.map(work, *zip(*calls, strict=True))
     finally:
         torch.set_num_threads(threads)  # each thread has its own setting, but those to come get the last one

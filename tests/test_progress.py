@@ -36,14 +36,14 @@ def test_a_bar_is_shown_where_somebody_looks_and_waits_and_if_it_is_asked_for(mo
     assert "waiting:" in shown(monkeypatch, io.StringIO(), True)
 
 
-def test_analyze_counts_batches_and_layers(capsys):
+def test_analyze_counts_batches_and_the_parts_of_an_analysis(capsys):
     inputs = torch.randn(150, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
     report = analyze(model, inputs, settings=QUICK, progress=True)
     text = capsys.readouterr().err
     assert "feature maps:" in text
     assert "0/3" in text
-    assert "clustering:" in text
-    assert "0/2" in text
+    assert "filters:" in text
+    assert "0/5" in text  # of views of the samples, scores of two layers, and filters of two
     assert analyze(model, inputs, settings=QUICK).to_dict() == report.to_dict()
     assert capsys.readouterr().err == ""

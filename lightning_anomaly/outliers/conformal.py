@@ -125,8 +125,10 @@ class SplitConformal:
 
     def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
         layers = [statistics.layers[name] for name in self._models]
-        return torch_in_threads(
-            lambda model, own: model.mahalanobis_squared(own), self._models.values(), layers, like=layers[0]
+        return list(
+            torch_in_threads(
+                lambda model, own: model.mahalanobis_squared(own), self._models.values(), layers, like=layers[0]
+            )
         )
 
     def _view(
