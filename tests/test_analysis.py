@@ -108,7 +108,7 @@ def test_each_layer_is_analyzed_alone(engine_name):
 def test_the_number_of_threads_and_the_memory_bound_cut_the_filters_but_change_nothing(monkeypatch):
     layer, found = zoo.captured(zoo.maps("sparse", 140, 300, (6, 6)), batch=100), []
     monkeypatch.setattr(analysis, "reduce_maps", lambda maps, engine: seen.append(maps.shape[1]) or work(maps, engine))
-    cases = [(1, 256, [32] * 4 + [12]), (2, 256, [18] * 7 + [14]), (1, 4, [9] * 15 + [5]), (2, 4, [4] * 35)]
+    cases = [(1, 256, [64, 64, 12]), (2, 256, [64, 64, 12]), (1, 4, [9] * 15 + [5]), (2, 4, [4] * 35)]
     for threads, memory, sizes in cases:
         seen: list[int] = []
         torch.set_num_threads(threads)
