@@ -44,16 +44,17 @@ class Vectors:
 
     By a randomised singular value decomposition with power iterations (Halko, Martinsson and Tropp, "Finding structure
     with randomness", 2011, algorithm 4.4). Its random numbers belong to the values, not to the vectors, and its
-    iterations only need products of the vectors with each other. Of few vectors these are computed once for all
-    selections; of many that would take longer than to multiply by the vectors in each iteration.
+    iterations only need products of the vectors with each other. Of few long vectors these are computed once for all
+    selections; of many or short ones that would take longer than to multiply by the vectors in each iteration.
 
     Args:
         vectors: Vectors `(N, V)` on the CPU, of order one.
     """
 
     def __init__(self, vectors: Tensor) -> None:
-        self._vectors = vectors
-        self._products = _products(vectors) if len(vectors) <= _MAX_PRODUCTS else None
+        few, long = len(vectors) <= _MAX_PRODUCTS, 2 * vectors.shape[1] > len(vectors)
+        self._vectors = vectors.double() if few and not long else vectors
+        self._products = _products(vectors) if few and long else None
         self._sketches: dict[int, Tensor] = {}
 
     @property

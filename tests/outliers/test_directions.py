@@ -1,4 +1,4 @@
-"""Directions of few and of many vectors are scikit-learn's principal components, and those of some see no others."""
+"""Directions are the principal components of scikit-learn for few, many, short and long vectors; some see no others."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ def drawn(samples: int, values: int, seed: int = 0) -> Tensor:
     return noise * torch.logspace(0, -1, values) + 1
 
 
-@pytest.mark.parametrize("values", [7, 64])
-def test_lengths_are_scikit_learn_s_whitened_components(values):
-    vectors, every = drawn(300, values), torch.arange(300)
+@pytest.mark.parametrize(("samples", "values"), [(300, 7), (300, 64), (100, 64)])
+def test_lengths_are_scikit_learn_s_whitened_components(samples, values):
+    vectors, every = drawn(samples, values), torch.arange(samples)
     whitened = PCA(min(10, values), whiten=True).fit_transform(vectors.numpy())
-    theirs = np.square(whitened).sum(1) * 300 / 299  # scikit-learn divides by N - 1
+    theirs = np.square(whitened).sum(1) * samples / (samples - 1)  # scikit-learn divides by N - 1
     own = Vectors(vectors)
     for ours in (own.mahalanobis_squared(every, 10), own.directions(every, 10).mahalanobis_squared(vectors.float())):
         np.testing.assert_allclose(ours.numpy(), theirs, rtol=0.02 if values > 24 else 1e-4)
