@@ -102,10 +102,10 @@ def test_what_is_looked_up_is_the_table_at_twice_the_mid_rank(engine, samples, r
 
 
 def test_each_thread_works_alone_and_the_setting_is_as_before_also_after_an_exception(two_threads):
-    found = torch_in_threads(lambda own: (own, torch.get_num_threads()), range(5), like=torch.zeros(1))
+    found = list(torch_in_threads(lambda own: (own, torch.get_num_threads()), range(5), like=torch.zeros(1)))
     assert found == [(own, 1) for own in range(5)]
     with pytest.raises(ZeroDivisionError):
-        torch_in_threads(lambda own: 1 / own, range(2), like=torch.zeros(1))
+        list(torch_in_threads(lambda own: 1 / own, range(2), like=torch.zeros(1)))
     assert torch.get_num_threads() == 2
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
