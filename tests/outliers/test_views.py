@@ -128,3 +128,5 @@ def test_a_view_names_what_is_odd():
     assert classes.reasons[50] == f"predicted class {logits[50].argmax()} from unusual features"
     assert classes.reasons[60] == "small logits for every class, of which 2 has the largest"
     assert view_samples(SampleStatistics()) == {}
+    given = SampleStatistics(features=features, logits=logits)
+    assert [[*view_samples(given.select(slice(count)))] for count in (39, 40)] == [[], ["classes"]]
