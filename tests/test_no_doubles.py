@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_anomaly.capture.hooks import isolated_random_state
-from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.capture.maps import LayerMaps, map_statistics
 from lightning_anomaly.pruning.selection import filter_norms
 from lightning_anomaly.report.pictures import take_pictures
 from lightning_anomaly.verdicts.isolation import isolated_samples
@@ -63,6 +63,11 @@ def test_it_is_the_same_without_doubles(work: Callable[[Tensor], Any]) -> None:
     with pytest.raises(TypeError, match="float64"):
         values.as_subclass(Single).double()
     torch.testing.assert_close(work(values.as_subclass(Single)), work(values), rtol=0, atol=0)
+
+
+def test_five_numbers_of_a_map_are_those_of_the_loops_on_the_cpu() -> None:
+    values = drawn(6, 4, 16, 12)
+    torch.testing.assert_close(map_statistics(values.as_subclass(Single)).as_subclass(Tensor), map_statistics(values))
 
 
 def test_the_random_state_of_an_apple_gpu_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
