@@ -41,7 +41,7 @@ from lightning_anomaly.verdicts.rare import (
 
 __all__ = ["FilterSlice", "analyze", "analyze_maps", "analyze_slice", "join_slices"]
 
-_FILTER_BATCH = 64  # at most on a CPU: with 32 or 128 an analysis of ResNet-50 takes 4% longer, with 8 a third
+_FILTER_BATCH = 64  # at most on a CPU: an analysis of ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
 
 
 def analyze(

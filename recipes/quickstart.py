@@ -30,18 +30,18 @@ class Classifier(pl.LightningModule):
             *(nn.Flatten(), nn.Linear(32 * 16, 64), nn.ReLU(), nn.Linear(64, 10)),
         )
 
-    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor) -> Tensor:
         return torch.as_tensor(self.network(images))
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:  # noqa: D102
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:  # noqa: D102
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]), prog_bar=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 

@@ -44,6 +44,6 @@ def test_analyze_counts_batches_and_the_parts_of_an_analysis(capsys):
     assert "feature maps:" in text
     assert "0/3" in text
     assert "filters:" in text
-    assert "0/5" in text  # of views of the samples, scores of two layers, and filters of two
+    assert "0/5" in text  # the views of the samples, the scores of two layers, the filters of two layers
     assert analyze(model, inputs, settings=QUICK).to_dict() == report.to_dict()
     assert capsys.readouterr().err == ""

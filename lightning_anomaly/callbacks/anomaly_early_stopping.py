@@ -213,7 +213,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
             )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Nothing: a validation is judged when it ends, so that a checkpoint written then has all that was decided."""
+        """Do nothing: a validation is judged when it ends, before a checkpoint of it is written."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop the training if it is time, in all processes if in one."""

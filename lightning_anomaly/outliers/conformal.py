@@ -125,11 +125,8 @@ class SplitConformal:
 
     def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
         layers = [statistics.layers[name] for name in self._models]
-        return list(
-            torch_in_threads(
-                lambda model, own: model.mahalanobis_squared(own), self._models.values(), layers, like=layers[0]
-            )
-        )
+        models = self._models.values()
+        return list(torch_in_threads(ReferenceModel.mahalanobis_squared, models, layers, like=layers[0]))
 
     def _view(
         self, statistics: Statistics, measured: Sequence[tuple[Tensor, Tensor]]

@@ -69,7 +69,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     logger, probe = TensorBoardLogger(folder), loader(seed=1)
     probe.dataset.tensors[0][7] *= 20
     ours, values, module = watcher(log_figures=True), Values(), SmallNet()
-    module.allow_zero_length_dataloader_with_multiple_devices = True  # of which there is one
+    module.allow_zero_length_dataloader_with_multiple_devices = True  # one process has all batches
     flagged = Flagged(ours)
     options = {"max_epochs": 3, "val_check_interval": 0.5, "logger": logger}
     trainer = fit(folder, ours, values, flagged, module=module, val=probe, **options)

@@ -1,4 +1,4 @@
-"""Directions are the principal components of scikit-learn for few, many, short and long vectors; some see no others."""
+"""Directions are scikit-learn's principal components of the selected vectors, be they few or many, short or long."""
 
 import numpy as np
 import pytest

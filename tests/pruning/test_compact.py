@@ -85,7 +85,7 @@ def around(*between: nn.Module) -> nn.Module:
 
 
 def faint(model: nn.Sequential) -> nn.Module:
-    """Outputs of about a millionth, of which a difference is as much of a difference."""
+    """Scale the outputs down to 1e-6: what is close is relative to them."""
     for parameter in model[-1].parameters():
         parameter.data *= 1e-6
     return model
