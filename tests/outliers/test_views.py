@@ -5,14 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.covariance import LedoitWolf
+from sklearn.covariance import LedoitWolf, ledoit_wolf
 from sklearn.preprocessing import PowerTransformer
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.pixels import pixel_statistics
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.combine import Tail, combine
-from lightning_anomaly.outliers.mahalanobis import RobustGaussian, _most_normal_powers, _yeo_johnson
+from lightning_anomaly.outliers.mahalanobis import (
+    RobustGaussian,
+    _most_normal_powers,
+    _yeo_johnson,
+    shrunk_covariance,
+)
 from lightning_anomaly.outliers.views import view_samples
 
 
@@ -49,6 +54,16 @@ def test_powers_are_those_of_scikit_learn_also_far_from_1():
     standard = (values - values.mean(0)) / values.std(0, correction=0)
     theirs = PowerTransformer(standardize=False).fit(standard.numpy()).lambdas_
     np.testing.assert_allclose(_most_normal_powers(standard).numpy(), theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("numbers", [1, 6])
+@pytest.mark.parametrize("samples", [4, 500])
+def test_a_shrunk_covariance_is_that_of_scikit_learn(samples, numbers):
+    values = correlated(samples)[:, :numbers]
+    centered = values - values.mean(0)
+    for own in (centered, torch.zeros_like(centered)):
+        expected, _ = ledoit_wolf(own.numpy(), assume_centered=True)
+        np.testing.assert_allclose(shrunk_covariance(own), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2])
