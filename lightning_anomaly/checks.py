@@ -36,11 +36,6 @@ def check_integer(name: str, value: Any, smallest: int, largest: int | None = No
     return int(value)
 
 
-def check_seed(value: Any) -> int:
-    """Raises ValueError unless `value` is an integer of at least 0 that torch takes as a seed."""
-    return check_integer("seed", value, 0, 2**64 - 1)
-
-
 def check_names(name: str, value: Any, kind: str) -> list[str] | None:
     """Raises ValueError unless `value` is None or holds strings, at least one; the message calls them `kind`."""
     if value is None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of, check_seed
+from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of
 
 __all__ = ["AnalysisSettings", "EngineName", "Rule", "checked_settings"]
 
@@ -62,7 +62,7 @@ class AnalysisSettings:
         plain: dict[str, Any] = {
             "rare_fraction": check_fraction("rare_fraction", self.rare_fraction, zero=False, largest=0.5),
             "rectify": check_bool("rectify", self.rectify),
-            "seed": check_seed(self.seed),
+            "seed": check_integer("seed", self.seed, 0, 2**64 - 1),
         }
         # A label is stored in one byte.
         plain["max_components"] = check_integer("max_components", self.max_components, 2, 255)

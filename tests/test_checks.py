@@ -12,7 +12,6 @@ from lightning_anomaly.checks import (
     check_integer,
     check_names,
     check_one_of,
-    check_seed,
     check_text,
 )
 from lightning_anomaly.notes import left_out, merge_notes, nonfinite
@@ -24,10 +23,10 @@ from lightning_anomaly.notes import left_out, merge_notes, nonfinite
         *((check_integer("n", value, 1), 5) for value in (5, np.int32(5), np.uint8(5))),
         (check_integer("n", 1, 1), 1),
         *((check_fraction("part", value, zero=False), 0.5) for value in (0.5, np.float16(0.5), Fraction(1, 2))),
+        (check_integer("n", 2**64 - 1, 0, 2**64 - 1), 2**64 - 1),
         (check_fraction("part", np.int64(1), zero=False), 1.0),
         (check_fraction("part", 0, zero=True), 0.0),
         (check_fraction("part", 0.5, zero=False, largest=0.5), 0.5),
-        (check_seed(2**64 - 1), 2**64 - 1),
         (check_one_of("rule", np.array(["vote"])[0], ("vote", "best")), "vote"),
         (check_bool("on", False), False),
         (check_names("layers", None, "layer names"), None),
@@ -45,9 +44,9 @@ def test_what_is_right_comes_back_as_a_plain_value(found, expected):
     ("check", "name", "values"),
     [
         (lambda value: check_integer("n", value, 1), "n", [0, np.bool_(True), True, np.float64(5), np.array([5]), "5"]),
+        (lambda value: check_integer("n", value, 0, 2**64 - 1), "n", [-1, 2**64]),
         (lambda value: check_fraction("part", value, zero=False), "part", [0, 1.5, -0.1, True, "1", float("nan")]),
         (lambda value: check_fraction("part", value, zero=True, largest=0.5), "part", [np.float32(0.75), -0.1]),
-        (check_seed, "seed", [-1, 2**64]),
         (lambda value: check_one_of("rule", value, ("vote", "best")), "rule", ["", np.array(["vote", "best"]), 3]),
         (lambda value: check_bool("on", value), "on", ["no", 0, None]),
         (lambda value: check_names("layers", value, "layer names"), "layers", ["conv1", "", 3, [], [0], ["a", None]]),

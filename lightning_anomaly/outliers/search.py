@@ -19,7 +19,7 @@ from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.capture.samples import SampleStatistics
-from lightning_anomaly.checks import check_fraction, check_seed
+from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.distributed import broadcast_result, even_slices, gather_results, rank_and_world
 from lightning_anomaly.notes import left_out, warn_of
 from lightning_anomaly.outliers.conformal import Judgement, SplitConformal, Statistics, fit_halves
@@ -93,7 +93,7 @@ def find_outliers(
         [7]
     """
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
-    search = _Search(model, layers, check_seed(seed), progress)
+    search = _Search(model, layers, check_integer("seed", seed, 0, 2**64 - 1), progress)
     with isolated_random_state(search.seed):
         search.take_buffers()
         shares = gather_results(lambda: search.run_reference(inputs, reference))
