@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,41 +25,13 @@ from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import Pictures, join_pictures, take_pictures
 from lightning_anomaly.settings import AnalysisSettings
 
-__all__ = ["AnalysisResult", "OutputSpec", "analyze_shared"]
+__all__ = ["analyze_shared"]
 
 _SAME_SAMPLES = (
     "Every process seems to have seen the same samples: then each is in the probe as often as there are processes, "
     "outliers hide each other, and samples are not numbered as those of the loader. Let Lightning deal them out "
     "(`use_distributed_sampler = True`), give a `DistributedSampler`, or shard an iterable data set."
 )
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """What an analysis should return beside its report.
-
-    Attributes:
-        images: The images of the probe.
-        pictures: Pictures of the probe and its maps.
-    """
-
-    images: bool = False
-    pictures: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class AnalysisResult:
-    """What an analysis returns.
-
-    Attributes:
-        report: The report. Of several processes only the first has `points` and `labels` of any samples in it.
-        images: The images of the probe `(N, C, H, W)`; None if unknown or not asked for.
-        pictures: Pictures of the probe and its maps, if asked for.
-    """
-
-    report: AnomalyReport
-    images: Tensor | None = None
-    pictures: Pictures | None = None
 
 
 def analyze_shared(
@@ -69,10 +41,10 @@ def analyze_shared(
     notes: Mapping[str, str],
     *,
     limit: int,
-    spec: OutputSpec,
+    pictures: bool,
     samples: SampleCapture | None = None,
     failure: Exception | None = None,
-) -> AnalysisResult:
+) -> tuple[AnomalyReport, Tensor | None]:
     """Analyze the maps of all processes; a collective call, also for a process that has no maps or has failed.
 
     Args:
@@ -81,22 +53,26 @@ def analyze_shared(
         settings: See `AnalysisSettings`.
         notes: Notes to put into the report.
         limit: Number of samples to keep of all processes.
-        spec: What process 0 should get; that of the other processes is ignored.
+        pictures: Whether the report of process 0 should have pictures; what the other processes say is ignored.
         samples: What this process knows of its samples beside their maps.
         failure: Why this process has no maps, if it has failed.
+
+    Returns:
+        The report, and the images of the probe `(N, C, H, W)`, None if unknown. Only process 0 has these, pictures, and
+        `points` and `labels` of any samples.
 
     Raises:
         Exception: In all processes if one fails, see `gather_results`.
     """
     rank, world = rank_and_world()
 
-    def describe() -> tuple[dict[str, LayerMaps], dict[str, str], OutputSpec, SampleStatistics]:
+    def describe() -> tuple[dict[str, LayerMaps], dict[str, str], bool, SampleStatistics]:
         if failure is not None:
             raise failure
         known = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
-        return {name: _header(layer) for name, layer in maps.items()}, dict(notes), spec, known
+        return {name: _header(layer) for name, layer in maps.items()}, dict(notes), pictures, known
 
-    headers, all_notes, (spec, *_), all_known = zip(*gather_results(describe), strict=True)
+    headers, all_notes, (pictured, *_), all_known = zip(*gather_results(describe), strict=True)
     layers = {name: _join_headers([own[name] for own in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
     scorers = {name: place % world for place, name in enumerate(usable)}
@@ -118,23 +94,24 @@ def analyze_shared(
                 statistics[name] = [scored.transpose(0, 1)]
         known = _join_samples(all_known, [most_samples(own) for own in headers], limit) if rank == world - 1 else None
         part = analyze_slice(own, statistics, settings, known)
-        pictures = take_pictures(part.layers, own, None, sum(map(_filters, usable.values()))) if spec.pictures else None
-        shown.append((part, images if spec.images else None, pictures))
+        drawn = take_pictures(part.layers, own, None, sum(map(_filters, usable.values()))) if pictured else None
+        shown.append((part, images, drawn))
         return _without_points(part)
 
     parts: Sequence[FilterSlice] = gather_results(analyze)
     gathered: list[Any] | None = [None] * world if rank == 0 else None
     dist.gather_object(shown[0], gathered)
-    found_images = found_pictures = None
+    found_images = None
     if gathered is not None:
         parts, all_images, all_pictures = zip(*gathered, strict=True)
         found_images = _join_images(all_images, [most_samples(own) for own in headers], limit)
-        found_pictures = join_pictures(all_pictures, found_images, n_samples) if spec.pictures else None
     notes = {key: note for own in reversed(all_notes) for key, note in own.items()} | left_out
     if _same_samples(headers):
         notes["same samples"] = _SAME_SAMPLES
     report = join_slices(parts, list(usable), n_samples, settings, notes)
-    return AnalysisResult(report, found_images, found_pictures)
+    if gathered is not None and pictured:
+        report = replace(report, pictures=join_pictures(all_pictures, found_images, n_samples))
+    return report, found_images
 
 
 def _filters(layer: LayerMaps) -> int:

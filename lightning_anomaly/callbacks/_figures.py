@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout,
 from lightning_anomaly.capture.drawing import drawn
 from lightning_anomaly.plots import FIGURES, outlier_images
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.shared_analysis import AnalysisResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +35,7 @@ class FigureSchedule:
         self._figures = figures
         self._guard = guard
         self._layout_done = False
-        self._pending: tuple[AnalysisResult, Tensor | None, Mapping[str, Any], int] | None = None
+        self._pending: tuple[AnomalyReport, Tensor | None, Mapping[str, Any], int] | None = None
         self._drawn = False  # whether figures of what is pending were logged
         self._epochs = EpochPoints()
 
@@ -61,12 +59,14 @@ class FigureSchedule:
                     log_overlay_layout(logger, [*losses, f"{self._prefix}/fraction"], self._prefix)
         self._layout_done = True
 
-    def take(self, found: AnalysisResult, told: Mapping[str, Any], epoch: int, step: int) -> None:
+    def take(
+        self, report: AnomalyReport, images: Tensor | None, told: Mapping[str, Any], epoch: int, step: int
+    ) -> None:
         """Keep what is shown of an analysis, and what a page is `told` of its samples, until the next."""
-        outliers = _pick_outliers(found.report, found.images) if self._figures else None
-        self._pending, self._drawn = (replace(found, images=None), outliers, told, step), False
-        if found.pictures is not None:
-            self._epochs.add(found.report, epoch, step)
+        outliers = _pick_outliers(report, images) if self._figures else None
+        self._pending, self._drawn = (report, outliers, told, step), False
+        if report.pictures is not None:
+            self._epochs.add(report, epoch, step)
 
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Log what is due, or not shown yet after the `last` analysis; after `remember_losses`.
@@ -76,18 +76,17 @@ class FigureSchedule:
         due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
         if self._pending is None or not (last or due):
             return
-        found, outliers, told, step = self._pending
-        if self._figures and not self._drawn and found.report.layers:
+        report, outliers, told, step = self._pending
+        if self._figures and not self._drawn and report.layers:
             for name, draw in FIGURES.items():
-                figure = partial(draw, found.report, outliers)
+                figure = partial(draw, report, outliers)
                 log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
         self._drawn = True
         if last:
             self._pending = None
-        if found.pictures is not None:
+        if report.pictures is not None:
             title = f"Anomaly filters, step {step:,}"
-            frames = self._epochs.before(found.report, step)
-            report = replace(found.report, pictures=found.pictures)
+            frames = self._epochs.before(report, step)
             page = page_text(report, title, history=history, frames=frames, **told)
             for logger in trainer.loggers:
                 with self._guard(f"log a page to {type(logger).__name__}"):

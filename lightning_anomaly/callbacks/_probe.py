@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import take_pictures
 from lightning_anomaly.settings import AnalysisSettings
-from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec, analyze_shared
+from lightning_anomaly.shared_analysis import analyze_shared
 from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
 
 SHUFFLED = (
@@ -146,18 +147,20 @@ class ValidationWatch:
 
 
 def analyze_probe(
-    watch: ValidationWatch | None, settings: AnalysisSettings, spec: OutputSpec, failure: Exception | None
-) -> AnalysisResult:
-    """Analyze what a validation took; a collective call, which raises in all processes if one has failed."""
+    watch: ValidationWatch | None, settings: AnalysisSettings, pictures: bool, failure: Exception | None
+) -> tuple[AnomalyReport, Tensor | None]:
+    """Analyze what a validation took, see `analyze_shared`; the images as well, if they were kept."""
     with torch.inference_mode(False), torch.no_grad():
         if watch is None:  # this process has failed, and takes part all the same
-            return analyze_shared({}, None, settings, {}, limit=0, spec=spec, failure=failure)
+            return analyze_shared({}, None, settings, {}, limit=0, pictures=pictures, failure=failure)
         maps, images, samples = watch.maps, watch.samples.images, watch.statistics
         if not watch.alone:
-            return analyze_shared(maps, images, settings, watch.notes, limit=watch.gathered, spec=spec, samples=samples)
+            limit, notes = watch.gathered, watch.notes
+            return analyze_shared(maps, images, settings, notes, limit=limit, pictures=pictures, samples=samples)
         report = analyze_maps(maps, settings, watch.notes, samples=samples)
-        pictures = take_pictures(report.layers, maps, images) if spec.pictures else None
-        return AnalysisResult(report, images, pictures)
+        if pictures:
+            report = replace(report, pictures=take_pictures(report.layers, maps, images))
+        return report, images
 
 
 def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:

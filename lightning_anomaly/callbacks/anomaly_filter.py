@@ -25,7 +25,6 @@ from lightning_anomaly.capture.loaders import shuffles
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
-from lightning_anomaly.shared_analysis import AnalysisResult, OutputSpec
 
 __all__ = ["AnomalyFilterCallback"]
 
@@ -200,13 +199,12 @@ class AnomalyFilterCallback(WatchingCallback):
         if self._watch is not None:
             self._watch.run_training_probe()
 
-    def _find(self, trainer: Any, failure: Exception | None) -> AnalysisResult | None:
+    def _find(self, trainer: Any, failure: Exception | None) -> tuple[AnomalyReport, Tensor | None] | None:
         started = time.perf_counter()
         fitting = trainer.state.fn == "fit"
-        shows = fitting and bool(trainer.loggers)
-        spec = OutputSpec(shows and (self.log_figures or self.browser), shows and self.browser)
-        found = analyze_probe(self._watch, self.settings, spec, failure)
-        watch, report = self._watch, found.report
+        pictures = fitting and bool(trainer.loggers) and self.browser
+        report, images = analyze_probe(self._watch, self.settings, pictures, failure)
+        watch = self._watch
         assert watch is not None  # without one it would have raised
         empty = is_empty_result(report)
         self._warn_of(trainer, shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size), not empty)
@@ -217,7 +215,7 @@ class AnomalyFilterCallback(WatchingCallback):
         if fitting:
             self._compare(watch.samples.pixels)
         self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}
-        return found
+        return report, images
 
     def _compare(self, pixels: Tensor) -> None:
         """Warn if the probe has changed."""
@@ -226,13 +224,14 @@ class AnomalyFilterCallback(WatchingCallback):
             self._warn_once("changed", CHANGED[self.probe])
 
     @guarded
-    def _remember(self, trainer: Any, found: AnalysisResult | None) -> None:
+    def _remember(self, trainer: Any, found: tuple[AnomalyReport, Tensor | None] | None) -> None:
         """Add this validation to the history, and its figures and page to those that are due."""
         place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        remember(self.history, place, self._values, None if found is None else found.report, self.signal_layers)
-        if found is not None and self._watch is not None and trainer.is_global_zero:
-            told = self._watch.describe_samples(found.report.n_samples)
-            self._figures.take(found, told, trainer.current_epoch, logged_step(trainer))
+        report, images = (None, None) if found is None else found
+        remember(self.history, place, self._values, report, self.signal_layers)
+        if report is not None and self._watch is not None and trainer.is_global_zero:
+            told = self._watch.describe_samples(report.n_samples)
+            self._figures.take(report, images, told, trainer.current_epoch, logged_step(trainer))
 
     def _log_values(self, trainer: Any, pl_module: Any) -> None:
         layers = {key.removeprefix("layer/"): value for key, value in self._values.items() if key.startswith("layer/")}

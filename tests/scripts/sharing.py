@@ -19,7 +19,7 @@ from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.report.pictures import take_pictures
-from lightning_anomaly.shared_analysis import OutputSpec, analyze_shared
+from lightning_anomaly.shared_analysis import analyze_shared
 
 SETTINGS = AnalysisSettings(n_init=3, max_components=3, rare_fraction=0.05, max_map_side=3)
 NOTES = {"from": "the caller"}
@@ -74,8 +74,7 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
     everything, own = outputs(sum(counts), dtype), dealt(counts, rank)
     images = torch.rand(sum(counts), 3, 8, 8, generator=torch.Generator().manual_seed(1))
     maps = captured({name: values[own] for name, values in everything.items()})
-    spec = OutputSpec(images=rank == 0, pictures=rank == 0)
-    found = analyze_shared(maps, images[own], SETTINGS, NOTES, limit=limit, spec=spec)
+    report, seen = analyze_shared(maps, images[own], SETTINGS, NOTES, limit=limit, pictures=rank == 0)
 
     kept = min(limit, sum(counts))
     whole = captured({name: values[:kept] for name, values in everything.items()})
@@ -86,19 +85,19 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
         (name, field)
         for name, layer in expected.layers.items()
         for field, value in vars(layer).items()
-        if field not in fields and not same(getattr(found.report.layers[name], field), value)
+        if field not in fields and not same(getattr(report.layers[name], field), value)
     ]
-    kept_maps = {} if found.pictures is None else found.pictures.maps
+    kept_maps = {} if report.pictures is None else report.pictures.maps
     pictures = take_pictures(expected.layers, whole, images[:kept])
     return {
         "different": different,
-        "layers": list(found.report.layers) == list(expected.layers),
-        "notes": (found.report.notes, expected.notes),
-        "n_samples": (found.report.n_samples, kept),
+        "layers": list(report.layers) == list(expected.layers),
+        "notes": (report.notes, expected.notes),
+        "n_samples": (report.n_samples, kept),
         "left": sum(len(layer.batches) + len(layer.statistics) for layer in maps.values()),
-        "points": [layer.points.shape[1] for layer in found.report.layers.values()],
-        "images": found.images is not None and torch.equal(found.images, images[:kept]),
-        "pictures": found.pictures is not None and same(found.pictures.images, pictures.images),
+        "points": [layer.points.shape[1] for layer in report.layers.values()],
+        "images": seen is not None and torch.equal(seen, images[:kept]),
+        "pictures": report.pictures is not None and same(report.pictures.images, pictures.images),
         "maps": [
             n for n, kept in kept_maps.items() if all(map(same, vars(kept).values(), vars(pictures.maps[n]).values()))
         ],
@@ -120,15 +119,15 @@ def problem(rank: int, world: int) -> Outcome:
     maps = captured(own)
     if rank == 1:
         maps["wide"].problem = "it is out of order"
-    found = analyze_shared(maps, None, SETTINGS, {f"by {rank}": "a note"}, limit=62, spec=OutputSpec(images=True))
-    return {"notes": found.report.notes, "layers": list(found.report.layers), "images": found.images is None}
+    report, images = analyze_shared(maps, None, SETTINGS, {f"by {rank}": "a note"}, limit=62, pictures=False)
+    return {"notes": report.notes, "layers": list(report.layers), "images": images is None}
 
 
 def copies(rank: int, world: int) -> Outcome:
     """Both processes have seen the same samples."""
     begin(rank, world)
-    found = analyze_shared(captured(outputs(30)), None, SETTINGS, {}, limit=60, spec=OutputSpec())
-    return {"notes": list(found.report.notes)}
+    report, _ = analyze_shared(captured(outputs(30)), None, SETTINGS, {}, limit=60, pictures=False)
+    return {"notes": list(report.notes)}
 
 
 def fails(rank: int, world: int) -> Outcome:
@@ -147,7 +146,7 @@ def fails(rank: int, world: int) -> Outcome:
             vars(shared_analysis).update(functions)
         failure = MemoryError("full") if rank == 1 and stage == "before" else None
         try:
-            analyze_shared(maps, None, SETTINGS, {}, limit=20, spec=OutputSpec(), failure=failure)
+            analyze_shared(maps, None, SETTINGS, {}, limit=20, pictures=False, failure=failure)
         except Exception as error:
             said[stage] = repr(error)
     return said
