@@ -1,13 +1,13 @@
 """What processes connected by `torch.distributed` do together.
 
-`gather_results`, `broadcast_result`, `raise_if_any_failed` and `exchange_filters` are collective calls: all processes
-make them in the same order, and none waits for one that has failed.
+`gather_results`, `broadcast_result` and `exchange_filters` are collective calls: all processes make them in the same
+order, and none waits for one that has failed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,6 @@ __all__ = [
     "even_slices",
     "exchange_filters",
     "gather_results",
-    "raise_if_any_failed",
     "rank_and_world",
     "sample_order",
 ]
@@ -40,18 +39,20 @@ def gather_results(work: Callable[[], T]) -> list[T]:
     """
     if rank_and_world()[1] == 1:
         return [work()]
-    result: T | None = None
-    failure: Exception | None = None
-    try:
-        result = work()
-    except Exception as error:
-        failure = error
+    result, failure = _attempt(work)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, (result, failure and repr(failure)))
     for rank, (_, problem) in enumerate(gathered):
         if problem is not None:
             raise failure or RuntimeError(f"process {rank} failed: {problem}")
     return [result for result, _ in gathered]
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
 
 
 def broadcast_result(work: Callable[[], T]) -> T:
@@ -63,26 +64,13 @@ def broadcast_result(work: Callable[[], T]) -> T:
     rank, world = rank_and_world()
     if world == 1:
         return work()
-    outcome: list[Any] = [None, None]
-    failure: Exception | None = None
-    if rank == 0:
-        try:
-            outcome[0] = work()
-        except Exception as error:
-            failure, outcome[1] = error, repr(error)
+    result, failure = _attempt(work) if rank == 0 else (None, None)
+    outcome: list[Any] = [result, failure and repr(failure)]
     dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise failure or RuntimeError(f"process 0 failed: {outcome[1]}")
-    result: T = outcome[0]
-    return result
-
-
-def raise_if_any_failed(failure: Exception | None) -> None:
-    """Raise in all processes if one has failed: its own error where it failed, a RuntimeError elsewhere."""
-    succeeded = torch.tensor(failure is None, dtype=torch.int64, device=_device())
-    dist.all_reduce(succeeded, op=dist.ReduceOp.MIN)
-    if not succeeded:
-        raise failure or RuntimeError("another process failed")
+    result, problem = outcome
+    if problem is not None:
+        raise failure or RuntimeError(f"process 0 failed: {problem}")
+    return cast(T, result)
 
 
 def even_slices(count: int, world: int) -> list[slice]:
@@ -118,7 +106,7 @@ def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts
         Rows `(f, n, V)` from each process, on the CPU or, with NCCL, on this process's GPU.
 
     Raises:
-        Exception: In all processes if `make` fails in one, see `raise_if_any_failed`.
+        Exception: In all processes if `make` fails in one: its own error where it failed, a RuntimeError elsewhere.
     """
     rank, _ = rank_and_world()
     sizes = [part.stop - part.start for part in slices]
@@ -131,7 +119,10 @@ def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts
         received = sent.new_empty(sum(lengths))
     except Exception as error:
         failure = error
-    raise_if_any_failed(failure)
+    succeeded = torch.tensor(failure is None, dtype=torch.int64, device=_device())
+    dist.all_reduce(succeeded, op=dist.ReduceOp.MIN)
+    if not succeeded:
+        raise failure or RuntimeError("another process failed")
     dist.all_to_all_single(received, sent, lengths, [size * counts[rank] * width for size in sizes])
     parts = torch.split(received, lengths)
     return [part.view(sizes[rank], count, width) for part, count in zip(parts, counts, strict=True)]
