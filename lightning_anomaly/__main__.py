@@ -81,12 +81,10 @@ def _positive(text: str) -> int:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"it should be a JSON object such as '{{\"channels\": 3}}'. Found '{text}'.")
-    return value
+        return dict(json.loads(text))
+    except (TypeError, ValueError):
+        message = f"it should be a JSON object such as '{{\"channels\": 3}}'. Found '{text}'."
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def run_analysis(options: argparse.Namespace) -> AnomalyReport:

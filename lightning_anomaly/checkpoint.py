@@ -55,13 +55,12 @@ def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = Non
 
 def _find(model: str) -> Callable[..., Any]:
     place, _, name = model.partition(":")
-    if not place or not name or place.startswith("."):
-        raise ValueError(f"`--model` should be `module:Class`, such as `torchvision.models:resnet18`. Found `{model}`.")
     try:
         factory: Callable[..., Any] = getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no module, a relative one
         raise ValueError(
-            f"`--model` should name a class or function that can be imported. Found `{model}`: {error}."
+            "`--model` should name a class or function that can be imported, as `module:name`, such as "
+            f"`torchvision.models:resnet18`. Found `{model}`: {error}."
         ) from error
     return factory
 
