@@ -13,7 +13,6 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.maps import LayerMaps
@@ -71,11 +70,8 @@ def probing(model: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> It
     def call(*args: Any, **kwargs: Any) -> Any:
         if scripted:
             return model(*args, **kwargs)
-        copies = {
-            name: given.get(name, buffer).to(buffer.device, copy=True)
-            for name, buffer in own.named_buffers()
-            if not is_lazy(buffer)
-        }
+        named = own.named_buffers()
+        copies = {name: given.get(name, buffer).to(buffer.device, copy=True) for name, buffer in named}
         return torch.func.functional_call(own, copies, args, kwargs, tie_weights=False)
 
     with evaluating(model), torch.no_grad():

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from lightning_anomaly.capture.drawing import drawn, shrink
@@ -158,7 +157,7 @@ class _Search:
     def take_buffers(self) -> None:
         """Take the buffers of process 0 for the model: those of a BatchNorm differ between processes."""
         if self._world > 1:
-            own = [(name, buffer) for name, buffer in self._model.named_buffers() if not is_lazy(buffer)]
+            own = self._model.named_buffers()
             self._buffers = broadcast_result(lambda: {name: buffer.cpu() for name, buffer in own})
 
     def run_reference(self, inputs: Any, reference: Any) -> _Share:

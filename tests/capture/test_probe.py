@@ -66,14 +66,12 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "compiled": lambda model: torch.compile(model, backend="eager"),
     "Fabric": lambda model: Fabric(accelerator="cpu").setup(model),
     "data parallel": nn.DataParallel,
-    "lazy": lambda model: model,
 }
 
 
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_models_of_other_kinds_give_their_maps(kind: str) -> None:
-    layers = (nn.LazyConv2d(2, 3), nn.LazyBatchNorm2d()) if kind == "lazy" else (nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    inner = nn.Sequential(*layers).train()
+    inner = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).train()
     (found,) = maps_of(WRAPPERS[kind](inner), IMAGES[:70]).values()
     torch.testing.assert_close(found, inner[0](IMAGES[:70]).detach())
     assert inner[1].training
