@@ -35,19 +35,11 @@ def _clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def select_layers(
-    model: nn.Module, layers: Iterable[str] | None = None, *, argument: str = "layers"
-) -> dict[str, nn.Module]:
-    """Choose the layers to watch.
+def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
+    """Choose the layers to watch: modules by name, in the order of `layers` or of the model.
 
-    Args:
-        model: The model.
-        layers: Names of modules whose output has shape `(N, F, ...)`. None takes every convolution, lazy and transposed
-            ones included, that accepts hooks (layers of a ScriptModule do not).
-        argument: The name that errors call `layers` by.
-
-    Returns:
-        The modules by name, in the order of `layers` or of the model; empty if the model has no convolution.
+    The output of a layer has shape `(N, F, ...)`. None takes every convolution, lazy and transposed ones included, that
+    accepts hooks (layers of a ScriptModule do not); there may be none.
 
     Raises:
         ValueError: If a name does not exist, or `layers` is empty or no list.
@@ -56,7 +48,7 @@ def select_layers(
     convolutions: dict[str, nn.Module] = {
         name: module for name, module in modules.items() if isinstance(module, CONVOLUTIONS)
     }
-    names = check_names(argument, layers, "layer names")
+    names = check_names("layers", layers, "layer names")
     if names is None:
         return convolutions
     # A shared layer has several names.
@@ -64,7 +56,7 @@ def select_layers(
     unknown = [name for name in names if name not in by_all_names]
     if unknown:
         raise ValueError(
-            f"Parameter `{argument}` should name layers of the model. Found {unknown}, "
+            f"Parameter `layers` should name layers of the model. Found {unknown}, "
             f"but its convolutions are {list(convolutions)}."
         )
     return {name: by_all_names[name] for name in names}

@@ -48,8 +48,8 @@ def test_a_shared_layer_is_selected_once_and_may_be_asked_for_by_each_of_its_nam
     assert select_layers(model, ["b.c.0", "a.0"]) == {"b.c.0": shared[0], "a.0": shared[0]}
     assert select_layers(torch.compile(model, backend="eager"), ["b.c.0"]) == {"b.c.0": shared[0]}
     for name in ("b.none", "b.none.0", "b.d", "b.c.1"):
-        with pytest.raises(ValueError, match=r"`signals`.*are \['a\.0'\]"):
-            select_layers(model, [name], argument="signals")
+        with pytest.raises(ValueError, match=r"`layers`.*are \['a\.0'\]"):
+            select_layers(model, [name])
 
 
 def test_what_are_no_layers_or_no_model_is_an_error():
