@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["load_model"]
-
 
 def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a model and load the weights of a checkpoint into it.

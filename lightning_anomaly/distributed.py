@@ -13,15 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = [
-    "broadcast_result",
-    "even_slices",
-    "exchange_filters",
-    "gather_results",
-    "rank_and_world",
-    "sample_order",
-]
-
 T = TypeVar("T")
 
 

@@ -25,8 +25,6 @@ from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import Pictures, join_pictures, take_pictures
 from lightning_anomaly.settings import AnalysisSettings
 
-__all__ = ["analyze_shared"]
-
 _SAME_SAMPLES = (
     "Every process seems to have seen the same samples: then each is in the probe as often as there are processes, "
     "outliers hide each other, and samples are not numbered as those of the loader. Let Lightning deal them out "

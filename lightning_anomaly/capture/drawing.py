@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["displayed", "drawn", "shrink"]
-
 _CURVE = (48, 64)  # height and width of a signal's picture (pixels)
 _CURVE_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))  # Okabe and Ito's, for up to three channels
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from lightning_anomaly.loops import compile_loop
 from lightning_anomaly.threads import torch_in_threads
 
-__all__ = ["five_numbers"]
-
 _Floats = npt.NDArray[np.floating[Any]]
 _Doubles = npt.NDArray[np.float64]
 _VALUES = 2**19  # in each part of the maps, which are worth the start of a thread

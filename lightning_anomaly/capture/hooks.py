@@ -19,8 +19,6 @@ from lightning_anomaly.capture.layers import CONVOLUTIONS
 from lightning_anomaly.capture.maps import SMALLEST, LayerMaps, keep_rows, map_statistics, pool_maps
 from lightning_anomaly.capture.samples import SampleCapture
 
-__all__ = ["MapCapture", "compiled_models_eager", "evaluating", "isolated_random_state"]
-
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
 

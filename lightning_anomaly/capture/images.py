@@ -13,8 +13,6 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from lightning_anomaly.capture.loaders import BATCH, batch_size_of, drawn_positions, reread
 from lightning_anomaly.capture.probe import tensors_in
 
-__all__ = ["ImageSource", "file_names", "first_tensor", "holder"]
-
 _ATTEMPTS = 100  # images that may be unreadable before the first that is not
 
 

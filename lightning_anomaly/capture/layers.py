@@ -9,8 +9,6 @@ from torch import nn
 
 from lightning_anomaly.checks import check_names
 
-__all__ = ["CONVOLUTIONS", "linear_layers", "modules_by_name", "select_layers", "unseen_layers"]
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _WRAPPERS = ("_orig_mod", "_forward_module")  # what torch.compile and Fabric call a model that they wrap
 

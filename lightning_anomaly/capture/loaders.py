@@ -19,17 +19,6 @@ from torch.utils.data import (
 
 from lightning_anomaly.capture.hooks import isolated_random_state
 
-__all__ = [
-    "BATCH",
-    "batch_size_of",
-    "drawn_positions",
-    "first_loader",
-    "reread",
-    "shuffles",
-    "training_positions",
-    "unpadded_length",
-]
-
 BATCH = 64  # items in a batch where nobody says
 
 

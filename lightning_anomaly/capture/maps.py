@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["EXTREMES", "SMALLEST", "STATISTICS", "LayerMaps", "joined", "keep_rows", "map_statistics", "pool_maps"]
-
 STATISTICS = ("mean", "standard deviation", "largest", "smallest", "coarse standard deviation")
 SMALLEST = 3
 EXTREMES = slice(2, 4)  # the largest and the smallest among them

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["describes_pixels", "pixel_phrases", "pixel_statistics"]
-
 _WINDOW = 4  # pixels along each side of a block, in which patterns are measured
 _NEAR = 0.02  # of an image's own range, within which a pixel is as bright or as dark as any
 _FLAT = 0.01  # of that range, up to which neighbours are alike

@@ -19,8 +19,6 @@ from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.notes import left_out
 from lightning_anomaly.progress import track
 
-__all__ = ["check_inputs", "clone_inputs", "most_samples", "probing", "run", "tensors_in", "usable_layers"]
-
 
 def check_inputs(inputs: Any, argument: str = "inputs") -> None:
     """Raise ValueError for what cannot be a probe; the message calls it by the name of the `argument`."""

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.layers import CONVOLUTIONS
 from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
 
-__all__ = ["SampleCapture", "SampleStatistics"]
-
 
 class SampleStatistics(NamedTuple):
     """What is known of N samples; None where the model has no such thing, or not of each sample.
