@@ -114,17 +114,9 @@ def analyze_maps(
     samples: SampleCapture | None = None,
     progress: bool | None = False,
 ) -> AnomalyReport:
-    """Analyze captured maps; nothing but the maps and the settings decides the result.
+    """Analyze what a `MapCapture` took, of its samples too; `notes` are added to those of the report.
 
-    Args:
-        maps: What a `MapCapture` took.
-        settings: See `AnalysisSettings`.
-        notes: Notes to add to those of the report.
-        samples: What it took of the samples beside their maps.
-        progress: See `analyze`.
-
-    Returns:
-        The report. Layers without usable maps are left out of it and named in its notes.
+    Nothing but the maps and the settings decides the result. Layers without usable maps are left out and noted.
     """
     usable, n_samples, left_out = usable_layers(maps)
     statistics = {name: layer.statistics for name, layer in usable.items()}
@@ -163,8 +155,8 @@ def analyze_slice(
     Args:
         maps: Their maps `(N, F, ...)` by layer, F possibly zero.
         statistics: By layer, the statistics of all its filters `(n, F, 5)` in batches; samples are scored by these.
-        settings: See `AnalysisSettings`.
-        samples: What is known of the samples beside their maps; None views them elsewhere.
+        settings: Those of the analysis.
+        samples: What is known of the samples beside their maps; None where another process views them.
         progress: See `analyze`.
     """
     engine = load_engine(settings.engine)
@@ -192,14 +184,9 @@ def join_slices(
     settings: AnalysisSettings,
     notes: Mapping[str, str],
 ) -> AnomalyReport:
-    """Join slices of the filters to a report of all.
+    """Join slices of the filters, of the first ones of each layer, the next ones and so on, to a report of all.
 
-    Args:
-        parts: What was found in the first filters of each layer, in the next ones, and so on.
-        names: The layers, in the network's order.
-        n_samples: Number of probe samples, N.
-        settings: Those of the analysis.
-        notes: Notes to add to those of the report.
+    The layers are reported in the order of `names`, and `notes` are added to those of the report.
     """
     scores = {name: own for part in parts for name, own in part.outlier_scores.items()}
     layers = {}

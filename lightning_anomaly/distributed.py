@@ -70,16 +70,10 @@ def even_slices(count: int, world: int) -> list[slice]:
 
 
 def sample_order(counts: Sequence[int], limit: int) -> Tensor:
-    """Return the order in which one process would have seen the samples of all.
+    """Return the order in which one process would have seen the first samples of all, `limit` at most.
 
-    `DistributedSampler` deals samples out one by one, so sample i of process r is sample `i * world + r` of all.
-
-    Args:
-        counts: Number of samples of each process.
-        limit: Number of samples to keep.
-
-    Returns:
-        Indices `(N,)` into the samples of process 0, those of process 1 and so on.
+    `DistributedSampler` deals samples out one by one, so sample i of process r is sample `i * world + r` of all. The
+    indices `(N,)` are into the samples of process 0, which has `counts[0]`, those of process 1 and so on.
     """
     dealt = [torch.arange(count, device="cpu") * len(counts) + rank for rank, count in enumerate(counts)]
     return torch.cat(dealt).argsort()[:limit]

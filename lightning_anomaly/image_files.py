@@ -15,12 +15,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", "
 
 
 def open_images(path: Path, size: int | None, gray: bool) -> ArrayImages | FolderImages:
-    """Open the images of a file or a folder.
-
-    Args:
-        path: An .npz file or a folder.
-        size: Height and width that images of a folder get (pixels).
-        gray: Whether these get one channel instead of three.
+    """Open the images of an .npz file or a folder, whose images get a `size` (pixels), and one channel if `gray`.
 
     Raises:
         OSError: If there is no such file.
@@ -66,10 +61,7 @@ class ArrayImages(Dataset[Tensor]):
 class FolderImages(Dataset[Tensor]):
     """The images in a folder and below it, in the order of their names; a folder in it is a class.
 
-    Args:
-        folder: The folder.
-        size: Height and width: an image is scaled until it covers a square of this size, and its middle is taken.
-        gray: Whether it gets one channel instead of three.
+    An image is scaled until it covers a square of `size` pixels a side, and its middle is taken.
 
     Attributes:
         root: The folder.

@@ -13,15 +13,11 @@ _CURVE_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))  # Okabe and Ito's
 
 
 def shrink(samples: Tensor, side: int) -> Tensor:
-    """Samples of whatever kind as `drawn` takes them, in no more pixels than are shown, on the CPU.
-
-    Args:
-        samples: Images, volumes or signals, see `probe_images`.
-        side: Pixels of a side at most.
+    """Images, volumes or signals, see `probe_images`, as `drawn` takes them, with sides of at most `side` pixels.
 
     Returns:
         Images `(N, C, H, W)` with one or three channels, or signals `(N, C, L)` with one to three, of which long ones
-        are the largest and the smallest value in each column of the picture.
+        are the largest and the smallest value in each column of the picture. On the CPU.
     """
     samples = samples.detach()
     if not samples.is_floating_point() and samples.dtype != torch.uint8:
@@ -47,9 +43,7 @@ def drawn(samples: Tensor, ordinary: Tensor) -> Tensor:
 def displayed(images: Tensor, ordinary: Tensor) -> Tensor:
     """Images `(n, C, H, W)` as uint8 `(n, H, W, C)` with one or three channels, scaled as `outlier_figure` says.
 
-    Args:
-        images: The images.
-        ordinary: Images whose range goes from black to white, of the same channels and type.
+    From black to white goes the range of `ordinary` images, of the same channels and type.
     """
     shown, ordinary = images.detach().cpu(), ordinary.detach()
     if images.shape[1] != 3:

@@ -22,9 +22,7 @@ _Integers = npt.NDArray[np.signedinteger[Any]]
 def five_numbers(maps: Tensor, windows: Sequence[int]) -> Tensor:
     """Compute what `map_statistics` gives `(N, F, 5)`, of maps `(N, F, ...)` on the CPU in float32 or float64.
 
-    Args:
-        maps: The maps.
-        windows: Sides of the windows by which they are pooled.
+    `windows` are the sides of those by which they are pooled.
     """
     places = np.zeros(1, np.int64)  # in which cell of the pooled map each pixel lies
     for size, window in zip(maps.shape[2:], windows, strict=True):

@@ -25,14 +25,10 @@ BATCH = 64  # items in a batch where nobody says
 def reread(
     loader: DataLoader[Any], positions: Sequence[int], *, num_workers: int | None = None, seed: int = 0
 ) -> DataLoader[Any]:
-    """Load items of a loader's data set as the loader does, without drawing a global random number.
+    """Load items of a loader's map-style data set as the loader does, without drawing a global random number.
 
-    Args:
-        loader: A loader over a map-style data set.
-        positions: Which items, in this order.
-        num_workers: Processes that load; None takes one where the loader has any: open files and generators of the data
-            set's own are not shared then.
-        seed: Seed of what the data set draws in them.
+    If `num_workers` is None, one process loads them where the loader has any: open files and generators of the data
+    set's own are not shared then. The seed is that of what the data set draws in such processes.
     """
     workers = min(1, loader.num_workers) if num_workers is None else num_workers
     return DataLoader(
@@ -109,13 +105,7 @@ def shuffles(loaders: Any) -> bool:
 def training_positions(
     loader: Any, size: int, seed: int, what: str = 'The training data of `probe = "train"`'
 ) -> list[int]:
-    """Choose a fixed random sample of a data set.
-
-    Args:
-        loader: A `DataLoader` over a data set that has a length.
-        size: Number of samples; all of them if the set has fewer.
-        seed: Seed of the choice.
-        what: What an error calls the loader.
+    """Choose a fixed random sample of what a loader draws; all if there are fewer. Errors call it `what`.
 
     Raises:
         ValueError: If the loader's data set cannot be indexed.

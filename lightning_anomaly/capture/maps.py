@@ -82,15 +82,11 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
 
 
 def keep_rows(batches: list[Tensor], rows: Tensor, most: int) -> None:
-    """Append a copy of some rows `(n, ...)`; on the CPU those of several batches share large pieces of memory.
+    """Append a copy of rows `(n, ...)` in float32 or float64, of which `most` may come from now on, these included.
 
-    Small tensors that stay would lie in the gaps that the model's large ones leave, and the next large one would not
-    fit there any more: with ConvNeXt-base a process grew by twice the size of what it kept.
-
-    Args:
-        batches: What is kept so far; its last tensor may be replaced by a longer one.
-        rows: The rows, in float32 or float64.
-        most: How many rows there may be from now on, these included.
+    On the CPU those of several batches share large pieces of memory, and the last tensor of `batches` may be replaced
+    by a longer one. Small tensors that stay would lie in the gaps that the model's large ones leave, and the next large
+    one would not fit there any more: with ConvNeXt-base a process grew by twice the size of what it kept.
     """
     if rows.device.type != "cpu":
         batches.append(rows.clone())

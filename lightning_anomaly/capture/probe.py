@@ -54,11 +54,8 @@ def clone_inputs(inputs: Any) -> Any:
 def probing(model: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> Iterator[Callable[..., Any]]:
     """Run a model in evaluation mode and without gradients.
 
-    What is yielded calls the model, each time on fresh copies of its buffers, so that no batch leaves a trace.
-
-    Args:
-        model: The model.
-        buffers: What to use in place of its own buffers, by name, wherever it lies.
+    What is yielded calls the model, each time on fresh copies of its buffers, so that no batch leaves a trace; of those
+    named in `buffers`, on copies of these, wherever they lie.
     """
     given = buffers or {}
     # Neither can be called with other buffers: a scripted one as it is, and the other is its module on one device.
@@ -85,16 +82,9 @@ def run(
     batch_size: int = 64,
     take_output: Callable[[Any], object] | None = None,
 ) -> None:
-    """Run a model on a probe in evaluation mode, without gradients; see `probing`.
+    """Run a model on a probe as `probing` does, with inputs as `analyze` takes them.
 
-    Args:
-        model: Any model, on any device.
-        inputs: A tensor `(N, ...)`, in batches, a tuple with the arguments of one call or a dict with its keywords;
-            moved to the model's device.
-        capture: What takes the maps.
-        progress: Whether a bar is shown, see `analyze`.
-        batch_size: Largest number of samples of a tensor that run at a time.
-        take_output: Called with what the model returns, batch by batch.
+    `capture` takes the maps, and `take_output` is called with what the model returns, batch by batch.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     total = math.ceil(len(inputs) / batch_size) if isinstance(inputs, Tensor) else 1
@@ -125,11 +115,7 @@ def most_samples(maps: Mapping[str, LayerMaps]) -> int:
 def usable_layers(
     maps: Mapping[str, LayerMaps], expected: int | None = None
 ) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
-    """Choose the layers with a map of every sample.
-
-    Args:
-        maps: What a `MapCapture` took.
-        expected: Number of samples; None takes what most layers gave.
+    """Choose the layers with a map of every sample; None expects as many samples as most layers gave.
 
     Returns:
         These layers, the number of samples, and notes on the layers that are left out.

@@ -34,7 +34,6 @@ class SampleStatistics(NamedTuple):
         return self._each(lambda own: own[samples])
 
     def _each(self, change: Callable[[Tensor], Tensor | None]) -> SampleStatistics:
-        """Change each tensor that is known."""
         tensors = self.pixels, self.features, self.logits
         pixels, features, logits = (None if own is None else change(own) for own in tensors)
         return SampleStatistics(pixels, self.shape, features, logits)
@@ -63,11 +62,7 @@ class SampleCapture:
 
     Pixels are those of the first convolution's input, which is the image as the network sees it. The last linear layer
     is the last one that is called with one row for each sample and gives two numbers or more. If a layer is called
-    several times in one pass, its first call counts.
-
-    Args:
-        model: The model; None takes nothing.
-        limit: Number of samples to take; None takes all.
+    several times in one pass, its first call counts. Without a model nothing is taken, without a limit all samples are.
 
     Attributes:
         problem: Why nothing is known, if taking it has failed.
