@@ -53,22 +53,18 @@ class ImageSource:
 
     def __init__(self, images: Any, argument: str) -> None:
         self.argument = argument
-        self._tensor = images if isinstance(images, Tensor) else None
-        self._loader: DataLoader[Any] | None = None if isinstance(images, Tensor) else _checked(images, argument)
+        self._loader = None if isinstance(images, Tensor) else _checked(images, argument)
+        self._data: Any = images if self._loader is None else self._loader.dataset
         self.batch_size = (None if self._loader is None else batch_size_of(self._loader)) or BATCH
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
-        dataset = None if self._loader is None else self._loader.dataset
-        self.names, self.classes = file_names(dataset), _classes(dataset)
+        self.names, self.classes = file_names(self._data), _classes(self._data)
         self.unreadable: dict[int, str] = {}
         self.shape: tuple[int, ...] = ()
         self.shape = self._first_shape()
 
     def __len__(self) -> int:
-        if self._loader is None:
-            return len(self._tensor) if self._tensor is not None and self._tensor.ndim else 0
-        dataset: Any = self._loader.dataset
-        return len(dataset)
+        return len(self._data)
 
     def _first_shape(self) -> tuple[int, ...]:
         """Return the shape of the first image that can be read."""
@@ -104,8 +100,7 @@ class ImageSource:
     def _read(self, positions: Sequence[int], places: Sequence[Tensor]) -> Iterator[Any]:
         """Iterate over batches as a data set gives them; may go on after an error."""
         if self._loader is None:
-            assert self._tensor is not None
-            return map(self._tensor.__getitem__, places)
+            return map(self._data.__getitem__, places)
         workers = self._loader.num_workers if len(places) > 1 else 0
         return iter(reread(self._loader, positions, num_workers=workers))
 
