@@ -30,12 +30,9 @@ from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
 from lightning_anomaly.image_files import ArrayImages, FolderImages, open_images
 from lightning_anomaly.notes import merge_notes
-from lightning_anomaly.outliers import OutlierReport, find_outliers
+from lightning_anomaly.outliers import find_outliers
 from lightning_anomaly.plots import FIGURES, outlier_images
-from lightning_anomaly.report import AnomalyReport
 
-_PROBE_SIZE = 512  # as in `AnomalyFilterCallback`
-_BATCH = 64
 _EXAMPLES = {
     "analyze": """examples:
   lightning-anomaly analyze last.ckpt --model my_project.models:Net --data photos --size 64
@@ -87,11 +84,11 @@ def _json_object(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(message) from None
 
 
-def run_analysis(options: argparse.Namespace) -> AnomalyReport:
+def run_analysis(options: argparse.Namespace) -> None:
     """Analyze the first images, print the table and write the figures and the filter browser."""
     model = load_model(options.checkpoint, options.model, options.model_args)
     given = _open(model, options.data, options)
-    positions = given.probe(_PROBE_SIZE)
+    positions = given.probe(512)  # as in `AnomalyFilterCallback`
     names, labels = (own and [own[position] for position in positions] for own in (given.names, given.labels))
     images = torch.stack([given[position] for position in positions])
     with warnings.catch_warnings():
@@ -115,19 +112,18 @@ def run_analysis(options: argparse.Namespace) -> AnomalyReport:
     write(browser, page_text(report, f"{options.model} on {options.data.name}", labels=labels, names=names))
     print(f"every filter with its images: open {browser}")
     print(f"figures in {options.output}: {', '.join(drawn)}")
-    return report
 
 
-def run_outliers(options: argparse.Namespace) -> OutlierReport:
+def run_outliers(options: argparse.Namespace) -> None:
     """Score all images, print the table and write those that belong least."""
     model = load_model(options.checkpoint, options.model, options.model_args)
     images = _open(model, options.data, options)
     reference = None
     if options.reference is not None:
-        reference = DataLoader(_open(model, options.reference, options), batch_size=_BATCH)
+        reference = DataLoader(_open(model, options.reference, options), batch_size=64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
-        report = find_outliers(model, DataLoader(images, batch_size=_BATCH), reference)
+        report = find_outliers(model, DataLoader(images, batch_size=64), reference)
     print(report)
     options.output.mkdir(parents=True, exist_ok=True)
     rows = report.rows(options.top)
@@ -140,7 +136,6 @@ def run_outliers(options: argparse.Namespace) -> OutlierReport:
     report.save_html(gallery, title=f"{options.model} on {options.data.name}")
     print(f"to look through them and tick some: open {gallery}")
     print(f"in {options.output}: outliers.csv, outliers.png")
-    return report
 
 
 def _open(model: nn.Module, path: Path, options: argparse.Namespace) -> ArrayImages | FolderImages:
