@@ -32,13 +32,7 @@ def open_images(path: Path, size: int | None, gray: bool) -> ArrayImages | Folde
 
 
 class ArrayImages(Dataset[Tensor]):
-    """The images of an .npz file, as float32 one by one: those of a large file together take four times its memory.
-
-    Attributes:
-        names: None, as they have none.
-        labels: None, as their classes are not known.
-        shape: Shape of an image.
-    """
+    """The images of an .npz file, as float32 one by one: those of a large file together take four times its memory."""
 
     names: None = None
     labels: None = None
