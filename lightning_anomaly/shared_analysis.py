@@ -49,7 +49,7 @@ def analyze_shared(
         maps: The maps of this process's samples; layers are removed as they are sent.
         images: The images of this process's samples `(n, C, H, W)`.
         settings: See `AnalysisSettings`.
-        notes: Notes to put into the report.
+        notes: Notes to put into the report, the same ones in all processes.
         limit: Number of samples to keep of all processes.
         pictures: Whether the report of process 0 should have pictures; what the other processes say is ignored.
         samples: What this process knows of its samples beside their maps.
@@ -64,13 +64,13 @@ def analyze_shared(
     """
     rank, world = rank_and_world()
 
-    def describe() -> tuple[dict[str, LayerMaps], dict[str, str], bool, SampleStatistics]:
+    def describe() -> tuple[dict[str, LayerMaps], bool, SampleStatistics]:
         if failure is not None:
             raise failure
         known = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
-        return {name: _header(layer) for name, layer in maps.items()}, dict(notes), pictures, known
+        return {name: _header(layer) for name, layer in maps.items()}, pictures, known
 
-    headers, all_notes, (pictured, *_), all_known = zip(*gather_results(describe), strict=True)
+    headers, (pictured, *_), all_known = zip(*gather_results(describe), strict=True)
     layers = {name: _join_headers([own[name] for own in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
     scorers = {name: place % world for place, name in enumerate(usable)}
@@ -103,7 +103,7 @@ def analyze_shared(
     if gathered is not None:
         parts, all_images, all_pictures = zip(*gathered, strict=True)
         found_images = _join_images(all_images, [most_samples(own) for own in headers], limit)
-    notes = {key: note for own in reversed(all_notes) for key, note in own.items()} | left_out
+    notes = {**notes, **left_out}
     if _same_samples(headers):
         notes["same samples"] = _SAME_SAMPLES
     report = join_slices(parts, list(usable), n_samples, settings, notes)

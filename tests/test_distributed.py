@@ -64,7 +64,7 @@ def test_layers_with_a_problem_in_one_process_are_left_out(outcomes: Path) -> No
     first, second = outcomes_of(outcomes, "problem")
     assert first == second
     assert first["layers"] == ["flat", "narrow", "one"]
-    assert set(first["notes"]) == {"by 0", "by 1", "wide left out", "late left out"}
+    assert set(first["notes"]) == {"from", "wide left out", "late left out"}
     assert "it is out of order" in first["notes"]["wide left out"]
     assert "differ between processes" in first["notes"]["late left out"]
     assert first["images"]

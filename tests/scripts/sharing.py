@@ -119,7 +119,7 @@ def problem(rank: int, world: int) -> Outcome:
     maps = captured(own)
     if rank == 1:
         maps["wide"].problem = "it is out of order"
-    report, images = analyze_shared(maps, None, SETTINGS, {f"by {rank}": "a note"}, limit=62, pictures=False)
+    report, images = analyze_shared(maps, None, SETTINGS, NOTES, limit=62, pictures=False)
     return {"notes": report.notes, "layers": list(report.layers), "images": images is None}
 
 
