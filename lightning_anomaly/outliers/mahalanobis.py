@@ -125,7 +125,7 @@ def shrunk_covariance(centered: Tensor) -> Tensor:
     and take a third of the time that LeNet-5's analysis takes, and its import takes half a second.
     """
     covariance = centered.T @ centered / len(centered)
-    target = covariance.trace() / len(covariance) * torch.eye(len(covariance)).to(covariance)
+    target = covariance.trace() / len(covariance) * torch.eye(len(covariance), device="cpu").to(covariance)
     distance = (covariance - target).square().sum()
     error = (centered.square().sum(1).square().mean() - covariance.square().sum()) / len(centered)
     return covariance + (error / distance).nan_to_num(0.0).clamp(max=1) * (target - covariance)
