@@ -18,8 +18,6 @@ from lightning_anomaly.capture.probe import clone_inputs, tensors_in
 from lightning_anomaly.pruning.filter_rows import zero_rows
 from lightning_anomaly.tables import listed
 
-__all__ = ["compact"]
-
 # How far outputs may be apart (of the largest), as sums of other lengths round differently, and in half precision more.
 _TOLERANCE, _EPSILONS = 1e-4, 8
 # Torch-Pruning's kinds of nodes: layers with weights that can be cut, and what works on each channel by itself.

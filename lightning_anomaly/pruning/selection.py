@@ -10,8 +10,6 @@ from lightning_anomaly.pruning.filter_rows import filters_first
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.verdicts.rare import LIVE
 
-__all__ = ["Criterion", "Summary", "choose_filters", "choose_others", "filter_norms", "summarize"]
-
 Criterion = Literal["anomaly", "random", "l1"]
 
 # One report in plain values: `{layer: [outlier samples of filter 0, of filter 1, ...]}`, where 0 is a normal filter and

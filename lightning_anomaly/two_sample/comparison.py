@@ -27,8 +27,6 @@ from lightning_anomaly.two_sample.rank_test import (
 )
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
 
-__all__ = ["check_groups", "compare_groups", "two_sample_test"]
-
 _FILTER_BATCH = 512  # filters tested in one operation, with all divisions: 20 MB
 
 

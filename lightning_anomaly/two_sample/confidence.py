@@ -9,8 +9,6 @@ from torch import Tensor
 
 from lightning_anomaly.two_sample.rank_test import rank_test
 
-__all__ = ["ExpectedErrors", "compare_confidences", "error_ratio", "expected_error", "mean_error"]
-
 
 class ExpectedErrors:
     """Collects, batch by batch, how probably each answer is wrong by the model's own confidence.

@@ -7,16 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = [
-    "DIVISIONS",
-    "MIN_SAMPLES",
-    "layer_significance",
-    "live_filters",
-    "random_divisions",
-    "rank_test",
-    "share_of_chance",
-]
-
 _MIN_EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
 MIN_SAMPLES = 2 * _MIN_EXPECTED  # of each group: a filter that responds to half of them is judged
 DIVISIONS = 999

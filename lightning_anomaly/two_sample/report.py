@@ -11,8 +11,6 @@ from torch import Tensor
 from lightning_anomaly.tables import Tabular
 from lightning_anomaly.two_sample.rank_test import layer_significance, share_of_chance
 
-__all__ = ["LayerComparison", "TwoSampleReport"]
-
 
 @dataclass(frozen=True, eq=False)
 class LayerComparison:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from lightning_anomaly.two_sample.confidence import mean_error
 
-__all__ = ["MIN_ERRORS", "THRESHOLD", "WINDOW", "Z_THRESHOLD", "ErrorRise"]
-
 WINDOW = 3  # validations whose mean is a level
 # A rise has to exceed this many standard errors. Chance exceeds them once in 30,000 comparisons, but each validation is
 # compared with the lowest of all levels before: of trainings of fifty validations it is one or two in a hundred.

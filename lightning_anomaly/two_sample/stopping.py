@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["CONFIRMED_PATIENCE", "CONFIRMED_THRESHOLD", "SMOOTHING", "decide", "since_best", "waited"]
-
 # Chosen on the runs of `TUNED_ON` in recipes/experiments; docs/results/stopping_output.md has what it costs on others.
 CONFIRMED_THRESHOLD = 0.05  # the rise, as a fraction of the lowest level, where the loss has to agree
 CONFIRMED_PATIENCE = 3  # validations without a lower loss
