@@ -111,16 +111,13 @@ def test_to_dict_gives_json_and_from_dict_takes_it_back():
     assert REPORT.to_dict()["layers"]["conv1"]["labels"][1] == [0, 0, 1, 0, 0, 1]
 
 
-def test_a_report_of_version_0_1_has_no_isolated_filters_and_no_scores():
-    values = REPORT.to_dict()
-    for own in values["layers"].values():
-        del own["isolated"], own["outlier_scores"]
-    old = AnomalyReport.from_dict(values)
-    assert old.isolated == {}
-    assert old.outlier_scores.tolist() == [0] * 6
-    assert old.by_outlier_score[:3] == [5, 0, 2]
-    assert old.metrics()["outlier_score"] == 0
-    assert "outlier scores" not in str(old)
+def test_without_scores_votes_rank_the_samples():
+    unscored = {name: replace(own, outlier_scores=torch.zeros(0)) for name, own in REPORT.layers.items()}
+    report = replace(REPORT, layers=unscored)
+    assert report.outlier_scores.tolist() == [0] * 6
+    assert report.by_outlier_score[:3] == [5, 0, 2]
+    assert report.metrics()["outlier_score"] == 0
+    assert "outlier scores" not in str(report)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class LayerReport:
         map_size: Sides of a map in the network (pixels).
         analysed_size: Sides of the map that was analysed, smaller where maps were pooled (pixels).
         outlier_scores: How far each probe sample is from the others by all the layer's filters `(N,)`, see
-            `outliers/scores.py`; empty in a report from before there were any.
+            `outliers/scores.py`; empty where they were not scored.
     """
 
     verdicts: tuple[str, ...]
@@ -97,13 +97,12 @@ def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
 
 
 def layer_from_dict(values: Mapping[str, Any], n_samples: int) -> LayerReport:
-    """Convert back what `layer_to_dict` returned, in this version or an earlier one, for a probe of N samples."""
+    """Convert back what `layer_to_dict` returned for a probe of N samples."""
     unknown = set(values["verdicts"]) - {*LIVE, DEAD, NONFINITE}
     if unknown:
         raise ValueError(f"unknown verdicts {unknown}")
     filters = len(values["verdicts"])
-    missing = {"isolated": [[False] * n_samples] * filters, "outlier_scores": []}  # in version 0.1
-    tensors = {key: to_tensor({**missing, **values}[key], dtype) for key, dtype in _DTYPES.items()}
+    tensors = {key: to_tensor(values[key], dtype) for key, dtype in _DTYPES.items()}
     # Of several processes only the first has points and labels, and not every layer has scores.
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_DTYPES, (filters,))
     shapes |= dict.fromkeys(("outliers", "isolated"), (filters, n_samples))
