@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -68,8 +68,10 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         ) from error
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     masked = _zero_filters(model)
+    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     smaller = copy.deepcopy(model)
-    with _traceable(smaller), isolated_random_state(0):
+    with evaluating(smaller), torch.inference_mode(False), torch.enable_grad(), compiled_models_eager():
+        smaller.requires_grad_(True)  # Torch-Pruning follows gradients
         expected, silent = _observe(smaller, arguments)
         outputs: list[Tensor] = []
 
@@ -97,6 +99,8 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
                 f"which it failed: {error!r}; the masked model itself gives the outputs that a smaller one would."
             ) from error
         _compare(smaller, arguments, expected)
+    for name, parameter in smaller.named_parameters():
+        parameter.requires_grad_(learns[name])
     staying = {name: len(filters) for name, filters in _zero_filters(smaller).items()}
     if staying:
         warnings.warn(
@@ -106,19 +110,6 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
             stacklevel=2,
         )
     return smaller
-
-
-@contextmanager
-def _traceable(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and gradients for all parameters, which Torch-Pruning follows; restores both flags."""
-    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad(), compiled_models_eager():
-            model.requires_grad_(True)
-            yield
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(learns[name])
 
 
 def _zero_filters(model: nn.Module) -> dict[str, list[int]]:
@@ -138,11 +129,10 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
 
     layers = [module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
     hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
-    try:
-        return _call(model, arguments), silent
-    finally:
-        for hook in hooks:
-            hook.remove()
+    output = _call(model, arguments)
+    for hook in hooks:
+        hook.remove()
+    return output, silent
 
 
 def _remove(
