@@ -44,7 +44,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         The smaller model, with train/eval flags and `requires_grad` as in the given one.
 
     Raises:
-        ImportError: If Torch-Pruning is not installed.
+        ImportError: If Torch-Pruning is not installed, which the extra `compact` brings.
         ValueError: If Torch-Pruning cannot follow the model at all, or it depends on its channels in a way that is not
             seen in its layers, so that the smaller model fails or gives other outputs.
 
@@ -59,13 +59,8 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
           (2): Conv2d(6, 4, kernel_size=(3, 3), stride=(1, 1))
         )
     """
-    try:
-        import torch_pruning
-    except ImportError as error:
-        raise ImportError(
-            "`compact` needs Torch-Pruning, so install it: `pip install torch-pruning`, or this package with its extra "
-            "`compact`."
-        ) from error
+    import torch_pruning
+
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     masked = _zero_filters(model)
     learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

@@ -2,7 +2,6 @@
 
 import copy
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -247,12 +246,6 @@ def test_a_smaller_lightning_module_is_saved_and_loaded_as_the_docs_say(tmp_path
         assert torch.equal(names["again"].eval()(images), smaller.eval()(images))
         quiet_trainer(tmp_path, max_epochs=1).fit(names["again"].train(), loader(), loader())
     assert len(blocks) == 2
-
-
-def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(ImportError, match="pip install torch-pruning"):
-        compact(nn.Conv2d(1, 2, 3), inputs(1, 1, 8, 8))
 
 
 FAILS = {
