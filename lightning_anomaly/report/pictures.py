@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_anomaly.capture.drawing import drawn, shrink
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
+from lightning_anomaly.capture.probe import tensors_in
 from lightning_anomaly.report.layer_report import LayerReport
 
 _SIDE = 64  # of an image or a map's picture, at most (pixels)
@@ -96,11 +97,8 @@ def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pic
 
 def _images_of(inputs: Any, samples: int) -> Tensor | None:
     """Small pictures of the first tensor with as many samples."""
-    if isinstance(inputs, Tensor):
-        fits = 2 <= inputs.ndim <= 5 and len(inputs) == samples and inputs.numel()
-        return probe_images(inputs) if fits else None
-    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (list, tuple)) else ()
-    return next((found for part in parts if (found := _images_of(part, samples)) is not None), None)
+    fitting = (own for own in tensors_in(inputs) if 2 <= own.ndim <= 5 and len(own) == samples and own.numel())
+    return next(map(probe_images, fitting), None)
 
 
 def check_images(images: Any, n_samples: int, dimensions: tuple[int, ...]) -> None:
