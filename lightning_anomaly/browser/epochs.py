@@ -21,21 +21,13 @@ _STEPS = 24  # of a coordinate for one of asinh: 0.04 standard deviations near 0
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Points of one analysis.
-
-    Attributes:
-        epoch: The epoch that it belongs to.
-        step: Optimizer steps before it.
-        n_samples: Number of probe samples, N.
-        samples: Which of the probe's samples they are of `(n,)`, ascending.
-        codes: Their coordinates by layer, int8 `(F, n, 2)`.
-    """
+    """Points of one analysis."""
 
     epoch: int
-    step: int
-    n_samples: int
-    samples: Tensor
-    codes: Mapping[str, Tensor]
+    step: int  # optimizer steps before it
+    n_samples: int  # of the probe
+    samples: Tensor  # those of the probe that the points are of `(n,)`, ascending
+    codes: Mapping[str, Tensor]  # their coordinates by layer, int8 `(F, n, 2)`
 
 
 class EpochPoints:

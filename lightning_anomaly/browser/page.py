@@ -26,11 +26,7 @@ _FRAME = "box-sizing:border-box;width:100%;height:760px;border:1px solid #8884;b
 
 @dataclass(frozen=True, repr=False)
 class BrowserFile:
-    """The page of a report as a file, which a notebook shows in place; elsewhere it is its path.
-
-    Attributes:
-        path: Where it is.
-    """
+    """The page of a report as a file, which a notebook shows in place; elsewhere it is its path."""
 
     path: Path
 

@@ -24,21 +24,14 @@ _ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a layer with its name, of a
 
 
 class ComparisonFields(TypedDict):
-    """What a `TwoSampleCallback` remembers of a validation, in plain types.
-
-    Attributes:
-        epoch: The epoch that it belongs to.
-        step: Optimizer steps before it.
-        metrics: What was found, by the names behind the prefix of what is logged.
-        compares_output: Whether the output was compared; else its metrics are those of before, or stand for nothing.
-        share_p_values: Of each layer with filters that could be judged, how often random divisions of the same images
-            find as large a share of them. What was logged of another layer stands for nothing.
-    """
+    """What a `TwoSampleCallback` remembers of a validation, in plain types."""
 
     epoch: int
-    step: int
-    metrics: dict[str, float]
-    compares_output: bool
+    step: int  # optimizer steps before it
+    metrics: dict[str, float]  # by the names behind the prefix of what is logged
+    compares_output: bool  # else the output's metrics are those of before, or stand for nothing
+    # Of each layer with filters that could be judged, how often random divisions of the same images find as large a
+    # share of them. What was logged of another layer stands for nothing.
     share_p_values: dict[str, float]
 
 

@@ -20,25 +20,17 @@ CHANNEL_NORMS = (
 
 @dataclass
 class Rows:
-    """The part of one tensor that belongs to some filters of a layer, and what masking does to it.
-
-    Attributes:
-        owner: The module that has the tensor, which may be replaced there (`load_state_dict(assign=True)`).
-        name: The tensor's attribute in `owner`.
-        index: Where they are in the tensor, one entry per indexed axis.
-        masked: Whether they are set to 0; else they are only remembered.
-        saved: What they were before; None if that is not known.
-    """
+    """The part of one tensor that belongs to some filters of a layer, and what masking does to it."""
 
     owner: nn.Module
-    name: str
-    index: tuple[Tensor, ...]
-    masked: bool = True
-    saved: Tensor | None = None
+    name: str  # of the tensor in `owner`
+    index: tuple[Tensor, ...]  # where the rows are in it, one entry per indexed axis
+    masked: bool = True  # or else they are only remembered
+    saved: Tensor | None = None  # what they were before, if that is known
 
     @property
     def tensor(self) -> Tensor:
-        """The whole tensor as it is now."""
+        """The whole tensor as it is now: `load_state_dict(assign=True)` replaces it."""
         tensor: Tensor = getattr(self.owner, self.name)
         return tensor
 

@@ -20,17 +20,11 @@ from lightning_anomaly.pruning.filter_rows import CHANNEL_NORMS
 
 @dataclass(frozen=True)
 class FoundNorms:
-    """What the experiment found.
+    """What the experiment found."""
 
-    Attributes:
-        channels: `{norm: [channel, ...]}` that depend on masked filters alone.
-        mixing: Norms that take zeros of masked filters, and mix them with other channels.
-        called: Convolutions that were called.
-    """
-
-    channels: dict[str, list[int]]
-    mixing: list[str]
-    called: set[str]
+    channels: dict[str, list[int]]  # by norm, those that depend on masked filters alone
+    mixing: list[str]  # norms that take zeros of masked filters, and mix them with other channels
+    called: set[str]  # convolutions
 
 
 def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Callable[[], object]) -> FoundNorms:

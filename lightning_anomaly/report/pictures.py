@@ -27,33 +27,22 @@ _STRIP = 8  # most and least active samples
 class KeptMaps:
     """Some maps of a layer's filters, on the CPU.
 
-    Attributes:
-        samples: Which samples' maps are kept `(F, M)`, the most wanted first: a filter's outliers, its most and least
-            active samples, then samples spread evenly over the probe.
-        maps: These maps `(F, M, height, width)` in uint8. Of a volume the middle slice; a signal has a height of one,
-            a single value both. From 0 to 255 goes the range of the filter's ordinary maps, so that one over-exposed
-            image does not leave all others dark.
-        most: The samples with the largest mean of a map `(F, S)`, the largest first.
-        least: The samples with the smallest mean `(F, S)`, the smallest first.
+    Of a volume it is the middle slice; a signal has a height of one, a single value both. From 0 to 255 goes the range
+    of the filter's ordinary maps, so that one over-exposed image does not leave all others dark.
     """
 
-    samples: Tensor
-    maps: Tensor
-    most: Tensor
-    least: Tensor
+    # The most wanted come first: a filter's outliers, its most and least active samples, then some spread evenly.
+    samples: Tensor  # whose maps are kept `(F, M)`
+    maps: Tensor  # uint8 `(F, M, height, width)`
+    most: Tensor  # samples with the largest mean of a map `(F, S)`, the largest first
+    least: Tensor  # samples with the smallest mean `(F, S)`, the smallest first
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """The pictures of a probe.
+    """The pictures of a probe."""
 
-    Attributes:
-        images: uint8 images `(N, height, width, channels)` with one or three channels; None where samples are nothing
-            that can be drawn.
-        maps: `{layer: KeptMaps}`.
-    """
-
-    images: Tensor | None
+    images: Tensor | None  # uint8 `(N, height, width, channels)`, one or three channels; None of what cannot be drawn
     maps: Mapping[str, KeptMaps]
 
 

@@ -11,19 +11,11 @@ from lightning_anomaly.two_sample.rank_test import rank_test
 
 
 class ExpectedErrors:
-    """Collects, batch by batch, how probably each answer is wrong by the model's own confidence.
-
-    Args:
-        probabilities: Whether outputs are probabilities, which need no softmax; None asks the first batch.
-
-    Attributes:
-        probabilities: See above; None before the first batch.
-        problem: Why the output cannot be used, if so.
-    """
+    """Collects, batch by batch, how probably each answer is wrong by the model's own confidence."""
 
     def __init__(self, probabilities: bool | None = None) -> None:
-        self.probabilities = probabilities
-        self.problem: str | None = None
+        self.probabilities = probabilities  # whether outputs need no softmax; None asks the first batch
+        self.problem: str | None = None  # why the output cannot be used, if so
         self._errors: list[Tensor] = []  # of the samples of each batch `(n,)`, on the CPU
 
     def __len__(self) -> int:

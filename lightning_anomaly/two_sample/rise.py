@@ -23,19 +23,12 @@ THRESHOLD = 0.1  # the rise that stops a training, as a fraction of the lowest l
 
 
 class Level(NamedTuple):
-    """The ratio of expected errors at a validation, or its mean over several.
-
-    Attributes:
-        log_ratio: The logarithm of the ratio.
-        train: Expected errors of the training images `(n,)`, divided by their mean.
-        val: Likewise of the validation images `(m,)`.
-        errors: The larger of the two mean errors, times the number of images of the smaller kind; infinite for a mean
-            of several validations.
-    """
+    """The ratio of expected errors at a validation, or its mean over several."""
 
     log_ratio: float
-    train: Tensor
-    val: Tensor
+    train: Tensor  # expected errors of the training images `(n,)`, divided by their mean
+    val: Tensor  # likewise of the validation images `(m,)`
+    # The larger mean error, times the number of images of the smaller kind; infinite for a mean over validations.
     errors: float = math.inf
 
 
@@ -46,10 +39,6 @@ class ErrorRise:
     surer of one of them, as these are the same images each time. So later levels are compared with its own lowest
     level, and not with 1. Where fewer than ten errors are expected of both kinds there is no level.
 
-    Attributes:
-        recent: Of the last validations, three at most.
-        lowest: The lowest level; None before there are three.
-
     Examples:
         >>> rise, same = ErrorRise(), torch.full((100,), 0.2)
         >>> [round(rise.add(same, same * ratio), 2) for ratio in (1, 1, 1, 1.331)]
@@ -57,8 +46,8 @@ class ErrorRise:
     """
 
     def __init__(self) -> None:
-        self.recent: list[Level] = []
-        self.lowest: Level | None = None
+        self.recent: list[Level] = []  # of the last validations, three at most
+        self.lowest: Level | None = None  # None before there are three
 
     def add(self, train_errors: Tensor, val_errors: Tensor) -> float:
         """Add the expected errors of a validation, `(n,)` and `(m,)`, and return `rise_over`, 0 for the first two.
