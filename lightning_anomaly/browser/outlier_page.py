@@ -32,14 +32,14 @@ def write_outlier_page(
         row["score"] = _finite(row["score"])
     # By which a browser keeps what was ticked: the same for the same ranking, whatever its images are called.
     key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-    if names is not None:
-        for row in rows:
-            row["label"] = str(names[row["position"]])
     beyond = {*report.beyond}
     for row in rows:
-        row["views"] = {view: _finite(own[row["position"]].item()) for view, own in report.view_scores.items()}
-        row["told"] = report.outlier_reasons(row["position"])
-        row["beyond"] = row["position"] in beyond
+        position = row["position"]
+        if names is not None:
+            row["label"] = str(names[position])
+        row["views"] = {view: _finite(own[position].item()) for view, own in report.view_scores.items()}
+        row["told"] = report.outlier_reasons(position)
+        row["beyond"] = position in beyond
     images = None if report.images is None else report.images[: len(rows)]
     index = {
         "title": title,
