@@ -74,18 +74,10 @@ class Rows:
 
 
 def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
-    """Find the rows of a convolution, of any kind, that belong to some of its filters.
+    """Find the rows of a convolution of any kind that belong to some of its filters.
 
-    Args:
-        layer: The convolution's name, for errors.
-        conv: The convolution, perhaps under `parametrizations.weight_norm`.
-        filters: Filters from 0 to `conv.out_channels - 1`.
-
-    Returns:
-        Rows of the weight, or of weight_norm's two parts of it, and of the bias.
-
-    Raises:
-        ValueError: The layer's weight is computed from other tensors in a way that cannot be masked.
+    They are those of the weight, or of the two parts that `parametrizations.weight_norm` makes it of, and of the bias.
+    A ValueError names a `layer` whose weight is computed from other tensors in another way.
     """
     channels = (torch.tensor(filters, device="cpu"),)
     bias = [] if conv.bias is None else [Rows(conv, "bias", channels)]

@@ -35,13 +35,8 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     0 in the same pass, so that what follows is found too. Noise is positive in a first pass and negative in a second
     one, as a rectifier makes zeros too; what is 0 in both counts.
 
-    Args:
-        model: The model; its flags and the random state are restored. What else `run` changes is not.
-        filters: `{layer: [filter, ...]}`, all that are masked.
-        run: Runs the model.
-
-    Returns:
-        What was found.
+    Of `filters` all that are masked have to be given. The model's flags and the random state are restored; what else
+    `run` changes is not.
     """
     modules = modules_by_name(model)
     kinds = (*CONVOLUTIONS, nn.Linear)

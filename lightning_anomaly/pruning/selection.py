@@ -18,14 +18,7 @@ Summary = dict[str, list[int]]
 
 
 def summarize(report: AnomalyReport) -> Summary:
-    """Reduce a report to what the choice needs, in plain values.
-
-    Args:
-        report: The report.
-
-    Returns:
-        How many outlier samples each filter of each layer has; -1 for a dead or nonfinite filter.
-    """
+    """Reduce a report to what the choice needs."""
     summary: Summary = {}
     for name, layer in report.layers.items():
         outliers: list[int] = layer.outliers.sum(1).tolist()
@@ -41,20 +34,11 @@ def choose_filters(
     min_votes: int,
     max_fraction: float,
 ) -> dict[str, list[int]]:
-    """Choose the anomaly filters to mask, layer by layer, worst first.
+    """Choose the anomaly filters to mask: `{layer: [filter, ...]}`, worst first, layers without any left out.
 
-    A filter's votes are the reports that flag it. Worse is a filter with more votes; among equals one with more outlier
-    samples, summed over the reports; among equals again the one with the smaller number, so that there is one answer.
-
-    Args:
-        summaries: The last reports.
-        masked: What is masked already.
-        min_votes: Votes that a filter needs.
-        max_fraction: Fraction of a layer's filters that may be masked in all, those masked already included. Whatever
-            it is, one filter of each layer is left.
-
-    Returns:
-        `{layer: [filter, ...]}`, layers without any left out.
+    A filter's votes are the last reports that flag it. Worse is a filter with more votes; among equals one with more
+    outlier samples, summed over the reports; among equals again the one with the smaller number, so that there is one
+    answer. In all, those masked already included, at most `max_fraction` of a layer is masked, and never all of it.
 
     Examples:
         >>> reports = [{"conv": [0, 2, 0, 1]}, {"conv": [0, 4, 3, 1]}]
@@ -84,21 +68,11 @@ def choose_others(
     norms: Mapping[str, Sequence[float]] | None,
     seed: str,
 ) -> dict[str, list[int]]:
-    """Choose as many filters of each layer as were chosen, by a criterion that knows nothing of outliers.
+    """Choose as many filters of each layer as `choose_filters` chose, by a criterion that knows nothing of outliers.
 
     They come from the filters that could have been chosen: not masked, and neither dead nor nonfinite in the last
     report. Masking a dead filter changes nothing and would be no comparison; only where the live ones do not suffice
-    are dead ones taken too.
-
-    Args:
-        chosen: What `choose_filters` chose.
-        last: The last report.
-        masked: What is masked already.
-        norms: The L1 norm of each filter's weights, for the smallest first; None draws at random.
-        seed: Seed of the draw, any text.
-
-    Returns:
-        `{layer: [filter, ...]}` with the layers and the counts of `chosen`.
+    are dead ones taken too. Those with the smallest of `norms` come first, or else a random draw decides.
     """
     others: dict[str, list[int]] = {}
     for layer, filters in chosen.items():
