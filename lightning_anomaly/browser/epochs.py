@@ -65,11 +65,8 @@ class EpochPoints:
 def packed_frames(report: AnomalyReport, frames: Sequence[Frame]) -> tuple[list[str], int, dict[str, bytes]]:
     """Pack some samples of every filter in earlier analyses: its outliers, and others spread evenly over the probe.
 
-    Principal components have no sign, so each is turned to where its points are in the next analysis.
-
-    Args:
-        report: The last analysis.
-        frames: Those before it, of the same layers and samples.
+    Principal components have no sign, so each is turned to where its points are in the next analysis; `report` is of
+    the last one, and has the same layers and samples.
 
     Returns:
         What the analyses packed are called, by epoch or, where an epoch has several, by step; the number of samples S;

@@ -42,16 +42,11 @@ def comparison_figure(
 
     Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
     the share of its filters or units that tell the two apart. What chance explains is grey, and orange what it hardly
-    gives; where nothing could be compared the row is hatched. The figure stays within 7 x 16 inches: of many layers,
-    only some are named.
+    gives; where nothing could be compared the row is hatched. The layers are those of the last validation, in its
+    order. The figure stays within 7 x 16 inches: of many layers, only some are named. None without any validation.
 
-    Args:
-        history: The validations, oldest first. The layers are those of the last one, in its order.
-        significance: The p-value up to which chance is no explanation of what the output tells.
-        layer_significance: Likewise of a layer, of which there are many, see `rank_test.layer_significance`.
-
-    Returns:
-        The figure; None if there was no validation yet.
+    Chance is no explanation at p-values up to `significance` for the output, and up to `layer_significance` for a
+    layer, of which there are many, see `rank_test.layer_significance`.
     """
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter

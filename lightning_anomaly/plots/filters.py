@@ -26,19 +26,12 @@ _CLEAR = 5.0  # a gap that nobody misses (spreads of the other samples)
 
 
 def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[str, int]]:
-    """Find the anomaly filters whose outliers lie most clearly apart from the other samples.
+    """Find the anomaly filters whose outliers lie most clearly apart from the other samples, as `(layer, filter)`.
 
     The gap decides: the median over the outliers of the distance to the nearest sample that is none, in units of the
     others' spread (the root of their mean squared distance to their mean). Gaps of more than 5 count as equally clear,
     and among those the filter whose other samples vary most comes first: else the list would be of filters that are
     silent but for their outliers, which are many in sparse layers and look all the same.
-
-    Args:
-        report: The report.
-        max_filters: Number of filters to return at most.
-
-    Returns:
-        `(layer, filter)` pairs, the clearest first.
     """
     check_integer("max_filters", max_filters, 1)
     clearness = {

@@ -45,16 +45,7 @@ def outlier_figure(report: AnomalyReport, images: Tensor) -> Figure | None:
 def outlier_images(report: AnomalyReport, images: Tensor) -> Tensor:
     """Pick the images that `outlier_figure` shows: all that has to be kept of a probe to draw it later.
 
-    Args:
-        report: The report.
-        images: See `outlier_figure`.
-
-    Returns:
-        uint8 images `(n, H, W, C)` with one or three channels, on the CPU; `n` is 0 if no sample has a score or is an
-            outlier.
-
-    Raises:
-        ValueError: If `images` does not hold one image for each probe sample.
+    They are uint8 `(n, H, W, C)` with one or three channels, on the CPU.
     """
     check_images(images, report.n_samples, (4,))
     return displayed(images[_outlying(report)], images)

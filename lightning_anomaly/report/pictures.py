@@ -49,13 +49,9 @@ class Pictures:
 def take_pictures(
     layers: Mapping[str, LayerReport], maps: Mapping[str, LayerMaps], inputs: Any, n_filters: int | None = None
 ) -> Pictures:
-    """Keep what can be seen of a probe.
+    """Keep what can be seen of a probe, its `inputs` as a model takes them, and of the maps of the layers.
 
-    Args:
-        layers: The layers of its report.
-        maps: The maps that were analyzed, of these layers and maybe others.
-        inputs: The probe as a model takes it: a tensor, or a tuple, list or dict with one, or None.
-        n_filters: Number of filters of the network, if the layers have some of them only: see `join_pictures`.
+    If these have only some of the network's filters, `n_filters` is the number of all: see `join_pictures`.
     """
     if n_filters is None:
         n_filters = sum(len(layer.outliers) for layer in layers.values())
@@ -66,13 +62,7 @@ def take_pictures(
 
 
 def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pictures:
-    """Join the pictures of shares of the filters.
-
-    Args:
-        parts: Pictures of the first filters of each layer, of the next ones, and so on; their images do not count.
-        inputs: See `take_pictures`.
-        n_samples: Number of probe samples, N.
-    """
+    """Join the pictures of the first filters of each layer, of the next ones, and so on; their images do not count."""
     layers: dict[str, list[KeptMaps]] = {}
     for part in parts:
         for name, kept in part.maps.items():
@@ -101,16 +91,11 @@ def check_images(images: Any, n_samples: int, dimensions: tuple[int, ...]) -> No
 
 
 def probe_images(inputs: Tensor) -> Tensor:
-    """Draw small pictures of samples.
+    """Draw small pictures of samples: uint8 `(N, height, width, channels)`, on the CPU.
 
-    Args:
-        inputs: Images `(N, C, H, W)`, whose channels and values are shown as `outlier_figure` shows them; volumes
-            `(N, C, D, H, W)`, of which the middle slice is shown; signals `(N, C, L)` or `(N, L)`, drawn as curves of
-            up to three channels.
-
-    Returns:
-        uint8 images `(N, height, width, channels)`, on the CPU. Images of at most 64 pixels a side keep every pixel as
-        long as there are fewer than about a thousand.
+    Of images `(N, C, H, W)` channels and values are shown as in `outlier_figure`, of volumes `(N, C, D, H, W)` the
+    middle slice, of signals `(N, C, L)` or `(N, L)` curves of up to three channels. Images of at most 64 pixels a side
+    keep every pixel as long as there are fewer than about a thousand.
     """
     side = max(1, min(_SIDE, math.isqrt(_PIXELS // len(inputs))))
     small = torch.cat([shrink(part, side) for part in torch.split(inputs, 64)])
