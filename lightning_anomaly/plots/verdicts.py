@@ -51,7 +51,10 @@ def verdict_map(report: AnomalyReport) -> Figure:
             top += height + _SPACE * shrink
         axes.set(xlim=(0, _MAP_WIDTH), ylim=(max(top, _LINE), 0))
         axes.axis("off")
-        axes.set_title(_map_title(report, sum(sizes)))
+        axes.set_title(
+            f"{report.count} of {sum(sizes)} filters are anomaly filters, {100 * report.fraction:.1f}% of those with "
+            f"varying maps\n(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
+        )
         _verdict_legend(figure, report)
     return figure
 
@@ -59,15 +62,6 @@ def verdict_map(report: AnomalyReport) -> Figure:
 def _block_height(size: int) -> float:
     """Height of a layer's block (inches): square cells, stretched if that is less than a line of text."""
     return max(_LINE, math.ceil(size / _COLUMNS) * _MAP_WIDTH / _COLUMNS)
-
-
-def _map_title(report: AnomalyReport, size: int) -> str:
-    if not size:
-        return "No filters were analyzed"
-    return (
-        f"{report.count} of {size} filters are anomaly filters, {100 * report.fraction:.1f}% of those with varying maps"
-        f"\n(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
-    )
 
 
 def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float) -> None:
