@@ -52,7 +52,7 @@ def page_text(
     count = min(report.n_samples, max(1, _POINTS // max(1, filters)))
     shown = torch.zeros(report.n_samples, dtype=torch.bool, device="cpu")
     shown[even_order(report.n_samples)[:count]] = True
-    ranks = {place: rank for rank, place in enumerate(clearest_filters(report, max(1, filters)))}
+    ranks = {place: rank for rank, place in enumerate(clearest_filters(report, filters))}
     layers: list[dict[str, Any]] = []
     blocks: dict[str, bytes] = {}
     for number, (name, layer) in enumerate(report.layers.items()):

@@ -33,7 +33,6 @@ def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[
     and among those the filter whose other samples vary most comes first: else the list would be of filters that are
     silent but for their outliers, which are many in sparse layers and look all the same.
     """
-    check_integer("max_filters", max_filters, 1)
     clearness = {
         (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
         for name, layer in report.layers.items()
