@@ -25,7 +25,6 @@ _CODE = ("dom.js", "unpack.js", "csv.js", "data.js", "words.js", "colours.js", "
 _POINTS = 4_000_000  # of all filters together
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
 _REACTIONS = 24  # filters told for each sample
-_USUAL = 0.95  # of the samples have a smaller score than what is told beside one
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", "sparsity")
 
 
@@ -97,16 +96,15 @@ def page_text(
 def usual_score(scores: Tensor) -> float:
     """The score that 95% of the finite ones are below; 0 without any."""
     finite = scores[scores.isfinite()].double()
-    return _short(torch.quantile(finite, _USUAL).item()) or 0.0 if len(finite) else 0.0
+    return _short(torch.quantile(finite, 0.95).item()) or 0.0 if len(finite) else 0.0
 
 
 def _views(report: AnomalyReport) -> tuple[list[dict[str, Any]], bytes]:
     """Of each view of the samples, and of each layer that has scores, what it is called and float64 scores `(N,)`."""
-    views: dict[tuple[str | None, str | None], Tensor] = {(view, None): own for view, own in report.view_scores.items()}
-    known = {name: layer.outlier_scores for name, layer in report.layers.items() if len(layer.outlier_scores)}
-    views |= {(None, name): own for name, own in known.items()}
-    told = [{"view": view, "layer": name, "ordinary": usual_score(own)} for (view, name), own in views.items()]
-    return told, b"".join(own.double().numpy().astype("<f8").tobytes() for own in views.values())
+    views: list[tuple[str | None, str | None, Tensor]] = [(view, None, own) for view, own in report.view_scores.items()]
+    views += [(None, name, own.outlier_scores) for name, own in report.layers.items() if len(own.outlier_scores)]
+    told = [{"view": view, "layer": name, "ordinary": usual_score(own)} for view, name, own in views]
+    return told, b"".join(own.double().numpy().astype("<f8").tobytes() for *_, own in views)
 
 
 def _reactions(report: AnomalyReport) -> tuple[int, bytes]:

@@ -128,10 +128,8 @@ def _draw_layers(axes: Axes, shares: np.ndarray, telling: np.ndarray) -> list[Qu
     x, y, highest = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, max(_FULL, np.nanmax(shares, initial=0))
     meshes = []
     for own, shades in ((False, _CHANCE_SHADES), (True, _TELLING_SHADES)):
-        cells, cmap = (
-            np.ma.masked_where(missing | (telling != own), shares),
-            LinearSegmentedColormap.from_list("", shades),
-        )
+        cells = np.ma.masked_where(missing | (telling != own), shares)
+        cmap = LinearSegmentedColormap.from_list("", shades)
         meshes.append(axes.pcolormesh(x, y, cells, cmap=cmap, vmin=0, vmax=highest))
     return meshes
 

@@ -10,7 +10,6 @@ from torch import Tensor
 _MIN_EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
 MIN_SAMPLES = 2 * _MIN_EXPECTED  # of each group: a filter that responds to half of them is judged
 DIVISIONS = 999
-_MIN_P_VALUE = 1 / (1 + DIVISIONS)
 
 
 def random_divisions(n_first: int, n_samples: int) -> Tensor:
@@ -63,7 +62,7 @@ def layer_significance(significance: float, layers: int) -> float:
     That is `significance` over their number (Bonferroni), but at least 0.001, the smallest that random divisions can
     give.
     """
-    return max(significance / max(1, layers), _MIN_P_VALUE)
+    return max(significance / max(1, layers), 1 / (1 + DIVISIONS))
 
 
 def live_filters(values: Tensor, n_first: int) -> Tensor:
