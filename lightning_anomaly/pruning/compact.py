@@ -91,7 +91,7 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         except Exception as error:  # it knows most models, but not all
             raise ValueError(
                 f"Parameter `model` should be one that Torch-Pruning can follow. Found a {type(model).__name__}, on "
-                f"which it failed: {error!r}; the masked model itself gives the outputs that a smaller one would."
+                f"which it failed: {error!r}."
             ) from error
         _compare(smaller, arguments, expected)
     for name, parameter in smaller.named_parameters():

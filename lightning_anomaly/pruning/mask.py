@@ -139,9 +139,8 @@ class FilterMask:
         mixing = [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]
         if mixing:
             warnings.warn(
-                "Masked filters feed normalization layers that depend on other channels too: "
-                f"{', '.join(mixing)}. Their output is exactly 0 before these layers, but this is not promised after "
-                "them, where the outputs of other filters may change as well.",
+                f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output is "
+                "exactly 0 before these layers, but not behind them, where that of other filters may change as well.",
                 stacklevel=3,
             )
 
@@ -178,10 +177,7 @@ class FilterMask:
             RuntimeError: The mask was made from a state, which holds no values.
         """
         if any(rows.saved is None for rows in self._rows):
-            raise RuntimeError(
-                "A mask made by `FilterMask.from_state_dict` cannot restore its filters: their values are not part of "
-                "its state."
-            )
+            raise RuntimeError("A mask made by `FilterMask.from_state_dict` has no values to restore.")
         # Backwards: where two masked layers share a tensor, the first one saw it unmasked.
         for rows in reversed(self._rows):
             rows.restore()
@@ -220,10 +216,7 @@ class FilterMask:
         if not new or not has_norms(self.model):
             return FoundNorms({}, [], set())
         if example_input is None:
-            raise ValueError(
-                "Parameter `example_input` should be given for a model with normalization layers, which may follow a "
-                "masked layer. Found None."
-            )
+            raise ValueError("Parameter `example_input` should be given for a model with norm layers. Found None.")
         norms = find_norms(self.model, masked, partial(call_model, self.model, example_input))
         uncalled = [layer for layer in new if layer not in norms.called]
         if uncalled:
@@ -239,12 +232,11 @@ class FilterMask:
             convs = [name for name, module in modules.items() if isinstance(module, CONVOLUTIONS)]
             raise ValueError(f"Parameter `filters` should name convolutions of the model, {convs}. Found '{layer}'.")
         count, asked = module.out_channels, list(indices)
-        for index in asked:
-            if isinstance(index, bool) or index not in range(count):
-                raise ValueError(
-                    f"Parameter `filters` should hold integers from 0 to {count - 1} for layer '{layer}'. "
-                    f"Found {index!r}."
-                )
+        wrong = [index for index in asked if isinstance(index, bool) or index not in range(count)]
+        if wrong:
+            raise ValueError(
+                f"Parameter `filters` should hold integers from 0 to {count - 1} for layer '{layer}'. Found {wrong}."
+            )
         before = set(self._filters.get(layer, ()))
         after = before | {int(index) for index in asked}
         if len(after) == count:
