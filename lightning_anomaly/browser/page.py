@@ -60,8 +60,7 @@ def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
     """
     if len(labels) != count:
         raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {len(labels)}.")
-    values = labels.tolist() if hasattr(labels, "tolist") else labels
-    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
+    return [value.tolist() if hasattr(value, "tolist") else value for value in labels]
 
 
 def assemble(
