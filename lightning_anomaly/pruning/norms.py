@@ -38,20 +38,15 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     Of `filters` all that are masked have to be given. The model's flags and the random state are restored; what else
     `run` changes is not.
     """
-    modules = modules_by_name(model)
-    kinds = (*CONVOLUTIONS, nn.Linear)
-    passes: list[_Pass] = []
-    for sign in (1.0, -1.0):
-        passes.append(_Pass(filters, sign, passes[-1].zeros if passes else {}))
-        with ExitStack() as stack, torch.no_grad():
-            stack.enter_context(evaluating(model))
-            stack.enter_context(compiled_models_eager())
-            for name, module in modules.items():
-                if isinstance(module, kinds) or _is_norm(module):
-                    hook = partial(passes[-1].replace, name)
-                    stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+    first = _Pass(filters, 1.0, {})
+    last = _Pass(filters, -1.0, first.zeros)
+    for own in (first, last):
+        with ExitStack() as hooks, torch.no_grad(), evaluating(model), compiled_models_eager():
+            for name, module in modules_by_name(model).items():
+                if isinstance(module, (*CONVOLUTIONS, nn.Linear)) or _is_norm(module):
+                    hook = partial(own.replace, name)
+                    hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
             run()
-    first, last = passes
     channels = {name: zero.nonzero()[:, 0].tolist() for name, zero in last.zeros.items() if zero.any()}
     return FoundNorms(channels, sorted(first.mixing & last.mixing), last.called)
 
