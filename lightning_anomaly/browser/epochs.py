@@ -42,7 +42,7 @@ class EpochPoints:
         """Keep the points of an analysis; of more than twenty every second, later every fourth one, and so on."""
         if self._seen % self._stride == 0:
             filters = sum(len(layer.verdicts) for layer in report.layers.values())
-            count = min(report.n_samples, max(1, _KEPT_BYTES // (2 * max(1, filters))))
+            count = max(1, _KEPT_BYTES // (2 * max(1, filters)))
             samples = even_order(report.n_samples)[:count].sort().values
             codes = {name: _encode(layer.points[:, samples]) for name, layer in report.layers.items()}
             self._frames.append(Frame(epoch, step, report.n_samples, samples, codes))

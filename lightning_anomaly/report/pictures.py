@@ -112,14 +112,13 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     shape = (1, 1, *maps.shape[2:])[-2:]
     maps = maps.reshape(filters, count, *shape)
     activity = maps.mean((2, 3), dtype=torch.float64)
-    strip = min(_STRIP, count)
-    most = activity.argsort(dim=1, descending=True, stable=True)[:, :strip]
-    least = activity.argsort(dim=1, stable=True)[:, :strip]
+    most = activity.argsort(dim=1, descending=True, stable=True)[:, :_STRIP]
+    least = activity.argsort(dim=1, stable=True)[:, :_STRIP]
     order = even_order(count).to(maps.device)
     score = (1 - order.argsort().double() / count).repeat(filters, 1)
     score.scatter_(1, torch.cat([most, least], 1), 2.0)
     score = torch.where(outliers.to(maps.device), 3.0, score)
-    size = min(count, max(1, room // (4 + -(-math.prod(shape) // 2))))
+    size = max(1, room // (4 + -(-math.prod(shape) // 2)))
     samples = score.argsort(dim=1, descending=True, stable=True)[:, :size]
     low = _quantile(maps.amin((2, 3)), 0.05)
     high = _quantile(maps.amax((2, 3)), 0.95)
