@@ -81,7 +81,9 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     """
     channels = (torch.tensor(filters, device="cpu"),)
     bias = [] if conv.bias is None else [Rows(conv, "bias", channels)]
-    if not is_parametrized(conv) and {"weight", "bias"} <= conv._parameters.keys():
+    made: Any = conv.parametrizations if is_parametrized(conv) else {}
+    steps = [(name, type(step).__name__) for name, chain in made.items() for step in chain]
+    if not steps and {"weight", "bias"} <= conv._parameters.keys():
         index: tuple[Tensor, ...] = channels
         if isinstance(conv, _TRANSPOSED):
             # Their weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
@@ -89,25 +91,15 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
             group, column = channels[0] // outputs, channels[0] % outputs
             index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
         return [Rows(conv, "weight", index), *bias]
-    if not _has_norm_per_filter(conv):
+    by_weight_norm = steps == [("weight", "_WeightNorm")] and not isinstance(conv, _TRANSPOSED)
+    if not by_weight_norm or made["weight"].original0.shape[:1] != (conv.out_channels,):
         raise ValueError(
             "Parameter `filters` should name layers with a plain weight, or with `parametrizations.weight_norm` that "
             f"has one norm per filter (`dim=0`). Found '{layer}' with {[name for name, _ in conv.named_parameters()]}."
         )
     # weight = g * v / |v|: g carries the zero.
-    parts = conv.parametrizations["weight"]
+    parts = made["weight"]
     return [Rows(parts, "original0", channels), Rows(parts, "original1", channels, False), *bias]
-
-
-def _has_norm_per_filter(conv: Any) -> bool:
-    """Whether a convolution has weight_norm, and nothing else that makes its parameters of others."""
-    if not is_parametrized(conv) or isinstance(conv, _TRANSPOSED):
-        return False
-    steps = [(name, type(step).__name__) for name, chain in conv.parametrizations.items() for step in chain]
-    if steps != [("weight", "_WeightNorm")]:
-        return False
-    norms: Tensor = conv.parametrizations["weight"].original0
-    return norms.shape[:1] == (norms.numel(),)
 
 
 def filters_first(layer: Any) -> Tensor:
