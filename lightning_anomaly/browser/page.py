@@ -111,7 +111,7 @@ def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
 def _module(code: Sequence[str]) -> str:
     """The files as one module: they import only from each other."""
     text = "\n".join(map(_text, code))
-    return re.sub(r"^export ", "", re.sub(r"^import [^;]*;\n", "", text, flags=re.MULTILINE), flags=re.MULTILINE)
+    return re.sub(r"^(export |import [^;]*;\n)", "", text, flags=re.MULTILINE)
 
 
 def _text(name: str) -> str:
