@@ -159,7 +159,7 @@ def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor], returned: C
     node, module = item.dep.target, item.dep.target.module
     never = [False] * len(item.idxs)
     kind = node.type.name
-    if kind in _LAYERS and ("weight" not in module._parameters or is_parametrized(module)):
+    if kind in _LAYERS and (is_parametrized(module) or not isinstance(module.weight, nn.Parameter | None)):
         return never
     if not graph.is_out_channel_pruning_fn(item.dep.handler):  # a layer that takes the channels
         ungrouped = kind == "LINEAR" or (kind == "CONV" and module.groups == 1)

@@ -83,7 +83,7 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     bias = [] if conv.bias is None else [Rows(conv, "bias", channels)]
     made: Any = conv.parametrizations if is_parametrized(conv) else {}
     steps = [(name, type(step).__name__) for name, chain in made.items() for step in chain]
-    if not steps and {"weight", "bias"} <= conv._parameters.keys():
+    if not steps and all(isinstance(own, nn.Parameter) for own in (conv.weight, conv.bias) if own is not None):
         index: tuple[Tensor, ...] = channels
         if isinstance(conv, _TRANSPOSED):
             # Their weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
