@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_anomaly.callbacks import _history
-from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, all_validate, find_callback, guarded
+from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, all_validate, find_callback
 from lightning_anomaly.callbacks._loggers import loss_tags
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
@@ -175,42 +175,23 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         """Say what it watches."""
         if not self.verbose:
             return
-        validations = f"{self.patience} validation{'s' * (self.patience > 1)} in a row"
+        first, validations = self._signal.first, f"{self.patience} validation{'s' * (self.patience > 1)} in a row"
         if self._signal is _CONFIRMED:
             loss = "the validation loss" if self.confirm == "auto" else f"'{self.confirm}'"
             when = f"is above {self.divergence_threshold:g} and {loss} has not improved for {validations}"
+            earliest = max(first, 1 + self.patience)
         else:
             when = f"has been above {self.divergence_threshold:g} for {validations}"
+            earliest = first + self.patience - self._signal.hold
         rank_zero_info(
-            f"AnomalyEarlyStopping watches '{self.monitor}' and stops when it {when}, after {self._earliest} "
-            "validations at the earliest."
+            f"AnomalyEarlyStopping watches '{self.monitor}' and stops when it {when}, after {earliest} validations at "
+            "the earliest."
         )
-
-    @property
-    def _earliest(self) -> int:
-        """The first validation after which it may stop a training."""
-        if self._signal is _CONFIRMED:
-            return max(self._signal.first, 1 + self.patience)
-        return self._signal.first + self.patience - self._signal.hold
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Drop what was seen of another model, and why an earlier fit of this one was stopped."""
         super().on_fit_start(trainer, pl_module)
         self._begin()
-
-    @guarded
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn if the fit is too short for the rule."""
-        epochs, batches = trainer.max_epochs, trainer.val_check_batch
-        endless = epochs in (None, -1) or trainer.check_val_every_n_epoch is None
-        if trainer.fast_dev_run or endless or not trainer.enable_validation:
-            return
-        planned = epochs // trainer.check_val_every_n_epoch * max(1, trainer.num_training_batches // batches)
-        if planned <= self._earliest:
-            self._warn_once(
-                "short fit",
-                f"AnomalyEarlyStopping cannot stop a fit of {planned:.0f} validations: it needs {self._earliest + 1}.",
-            )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Do nothing: a validation is judged when it ends, before a checkpoint of it is written."""

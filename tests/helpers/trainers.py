@@ -21,7 +21,6 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch"),
     pytest.mark.filterwarnings(r"ignore:The '\w+_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:AnomalyEarlyStopping cannot stop a fit of"),
 ]
 
 # What Lightning says about the few batches that recipes train on in tests.
