@@ -161,11 +161,6 @@ class LoggingCallback(GuardedCallback):
                           prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
 
 
-def is_idle(trainer: Any) -> bool:
-    """Whether a validation is not looked at: a sanity check, or any of a barebones Trainer, which logs nothing."""
-    return bool(trainer.sanity_checking or trainer.barebones)
-
-
 def logged_step(trainer: Any) -> int:
     """The step where Lightning puts what a validation of a fit logs; call it behind the guard."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

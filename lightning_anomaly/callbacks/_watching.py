@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from lightning_anomaly.callbacks._base import LoggingCallback, all_validate, guarded, is_idle
+from lightning_anomaly.callbacks._base import LoggingCallback, all_validate, guarded
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.notes import merge_notes
 
@@ -44,7 +44,7 @@ class WatchingCallback(LoggingCallback):
             )
         elif not trainer.enable_validation:
             problem = "this Trainer has none: no validation loader, no `validation_step`, or `limit_val_batches = 0`"
-        if problem and not trainer.barebones:
+        if problem:
             text = f"{type(self).__name__} works at validations, and {problem}. It will find nothing."
             self._warn_once("no validation", text + self._dead_monitors(trainer))
 
@@ -52,7 +52,7 @@ class WatchingCallback(LoggingCallback):
         """Take the last values, and prepare."""
         self._release()
         self._due, self._failure = False, None
-        if is_idle(trainer):
+        if trainer.sanity_checking:
             return
         past = self._past(trainer)
         self._values = dict(past[-1]["metrics"] if past else self._neutral)
@@ -62,7 +62,7 @@ class WatchingCallback(LoggingCallback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look, and log."""
-        if is_idle(trainer):
+        if trainer.sanity_checking:
             return
         if all_validate(trainer):
             found = None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_anomaly.callbacks._base import guarded, is_idle, logged_step
+from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._history import remember
 from lightning_anomaly.callbacks._probe import (
@@ -153,7 +153,7 @@ class AnomalyFilterCallback(WatchingCallback):
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Remember the losses of the epoch before."""
-        if self.browser and not trainer.barebones:
+        if self.browser:
             remember_losses(self.history, trainer, epoch_ended=True)
 
     @until_validation_end
@@ -242,7 +242,7 @@ class AnomalyFilterCallback(WatchingCallback):
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Lay the curves over each other, in a chart, and log figures and page that are due."""
-        if trainer.state.fn == "fit" and not is_idle(trainer):
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._figures.lay_out(trainer)
             if self.report is not None:  # what is logged would be shown as a float, under its whole key
                 short = "anomalies" if self.log_key_prefix == _PREFIX else self.log_key_prefix

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from lightning.pytorch.utilities import rank_zero_info
 from torch.nn.parameter import is_lazy
 
-from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded, is_idle
+from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
 from lightning_anomaly.callbacks._history import THRESHOLD
 from lightning_anomaly.callbacks._mask import average_models, find_norms_on
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
@@ -259,7 +259,7 @@ class AnomalyPruneCallback(LoggingCallback):
     @guarded
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log how much is masked."""
-        if is_idle(trainer):
+        if trainer.sanity_checking:
             return
         values = {"masked": 0.0, "masked_fraction": 0.0}
         # Outside of a fit it may be another model that is validated, or other weights.

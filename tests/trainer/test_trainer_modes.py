@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, fit, hook_count, loader, plain, quiet_trainer, watcher
 
-from lightning_anomaly import AnomalyFilterCallback, TwoSampleCallback
+from lightning_anomaly import AnomalyFilterCallback
 
 pytestmark = QUIET
 
@@ -90,27 +90,6 @@ def test_fast_dev_run_analyses_the_one_batch_without_a_word(tmp_path: Any) -> No
     assert ours.report.n_samples == 20
     assert COUNT in trainer.callback_metrics
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.filterwarnings("ignore:You are trying to `self.log:UserWarning")
-def test_barebones_trains_without_us(tmp_path: Any) -> None:
-    class Silent(SmallNet):
-        def log(self, *args: Any, **kwargs: Any) -> None:
-            raise AssertionError("nothing is logged in a barebones Trainer")
-
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return self.loss(batch)
-
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            assert hook_count(self) == 0
-
-    ours = [watcher(), TwoSampleCallback(loader().dataset.tensors[0], loader(seed=1).dataset.tensors[0])]
-    trainer = pl.Trainer(barebones=True, callbacks=ours, accelerator="cpu", max_epochs=2, default_root_dir=tmp_path)
-    trainer.fit(Silent(), loader(), loader(seed=1))
-    assert trainer.current_epoch == 2
-    for callback in ours:
-        assert callback.report is None
-        assert callback.history == []
 
 
 @pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
