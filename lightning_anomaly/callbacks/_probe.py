@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -86,40 +86,28 @@ class ValidationWatch:
         self.samples.add(batch, self._limit - most_samples(self.maps))
 
     def run_training_probe(self) -> None:
-        """Run the training probe, after the first step of a validation; a second call does nothing.
+        """Run this process's share of the training probe as Lightning evaluates; a second call does nothing.
 
-        Averaged weights are in place then whatever the order of the callbacks, and of several processes all have the
-        buffers of the first, which is what is validated and saved: the step has brought them.
+        Call it after the first step of a validation: averaged weights are in place then whatever the order of the
+        callbacks, and of several processes all have the buffers of the first, which is what is validated and saved.
         """
-        if self._probe == "train" and not self._probed:
-            self._probed = True
-            with torch.inference_mode(False), torch.no_grad():
-                self._run_on_training_images()
-
-    def _run_on_training_images(self) -> None:
-        """Run this process's share of a fixed random sample of the training set, as Lightning evaluates."""
+        if self._probe != "train" or self._probed:
+            return
+        self._probed = True
         trainer, module, seed = self._trainer, self._module, self._seed
         precision = trainer.strategy.precision_plugin
-
-        def forward(batch: Any, watching: AbstractContextManager[object]) -> None:
-            batch = transferred(trainer, module, batch)
-            inputs = first_tensor(batch)
-            with precision.forward_context(), watching:
-                call(batch if inputs is None else inputs)
-
-        # Dealt out as `sample_order` expects it, so that process 0 has as many samples as any.
-        loader, world = trainer.train_dataloader, trainer.world_size
-        positions = training_positions(loader, self._probe_size, seed)
-        own, most = (reread(loader, positions[rank::world], seed=seed) for rank in (trainer.global_rank, 0))
-        with isolated_random_state(seed), unlogged(module), probing(module) as call:
-            for batch in own:
+        with torch.inference_mode(False), isolated_random_state(seed), unlogged(module), probing(module) as call:
+            positions = training_positions(trainer.train_dataloader, self._probe_size, seed)
+            self.gathered = len(positions)
+            # As `DistributedSampler` does: what a module does may communicate, so all processes do it as often.
+            padded = [*positions, *positions[: -len(positions) % trainer.world_size]]
+            own = padded[trainer.global_rank :: trainer.world_size]
+            for batch in reread(trainer.train_dataloader, own, seed=seed):
                 self._record(batch)
-                forward(batch, self._capture)
-                if self._capture.full:
-                    return
-            if len(own) < len(most):  # what a module does may communicate: all processes do it as often
-                for batch in reread(loader, positions[:1], seed=seed):
-                    forward(batch, nullcontext())
+                batch = transferred(trainer, module, batch)
+                inputs = first_tensor(batch)
+                with precision.forward_context(), self._capture:
+                    call(batch if inputs is None else inputs)
 
     def after_batch(self) -> None:
         """Take the hooks off again; a second call does nothing."""
