@@ -18,16 +18,6 @@ from lightning_anomaly.capture.loaders import batch_size_of, first_loader, rerea
 
 # Without type arguments, as the command line takes none for a data set of a parametrised type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
-_SEED = 0
-
-
-def check_source(name: str, source: Any) -> None:
-    """Raise ValueError for what images cannot be taken from."""
-    if source is not None and not isinstance(source, (Tensor, Dataset, DataLoader)):
-        raise ValueError(
-            f"Parameter `{name}` should be a Dataset, a DataLoader, a tensor (N, ...) or None. Found "
-            f"{type(source).__name__}."
-        )
 
 
 def read_images(trainer: Any, pl_module: Any, train: Source, val: Source, size: int) -> tuple[Tensor, Tensor]:
@@ -48,15 +38,15 @@ def read_images(trainer: Any, pl_module: Any, train: Source, val: Source, size: 
         )
     )
     images = []
-    with isolated_random_state(_SEED):
+    with isolated_random_state(seed=0):
         for name, source in (("train_inputs", train_source), ("val_inputs", val_source)):
             if isinstance(source, Tensor):
                 images.append(source)
                 continue
-            positions = training_positions(source, size, _SEED, f"`{name}`, given or the Trainer's own,")
+            positions = training_positions(source, size, seed=0, what=f"`{name}`, given or the Trainer's own,")
             if train is None and name == "train_inputs":
                 source = _without_augmentation(source, val_source)
-            batches = reread(source, positions, seed=_SEED)
+            batches = reread(source, positions)
             images.append(torch.cat([_inputs(trainer, pl_module, batch) for batch in batches]))
     return images[0], images[1]
 

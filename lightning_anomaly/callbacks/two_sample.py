@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
-from lightning_anomaly.callbacks._images import Source, check_source, describe_doubts, read_images
+from lightning_anomaly.callbacks._images import Source, describe_doubts, read_images
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import linear_layers, select_layers
@@ -108,7 +109,11 @@ class TwoSampleCallback(WatchingCallback):
         every_n_validations: int = 1,
     ) -> None:
         for name, source in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
-            check_source(name, source)
+            if source is not None and not isinstance(source, (Tensor, Dataset, DataLoader)):
+                raise ValueError(
+                    f"Parameter `{name}` should be a Dataset, a DataLoader, a tensor (N, ...) or None. Found "
+                    f"{type(source).__name__}."
+                )
         if isinstance(train_inputs, Tensor) and isinstance(val_inputs, Tensor):
             check_groups(train_inputs, val_inputs)
         super().__init__(log_key_prefix, every_n_validations)
