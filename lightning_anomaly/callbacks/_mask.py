@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.capture.images import first_tensor
-from lightning_anomaly.capture.probe import clone_inputs, tensors_in
+from lightning_anomaly.capture.probe import clone_inputs
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
 
 _SAMPLES = 4  # that are enough to find norms
@@ -28,7 +28,7 @@ def find_norms_on(
     if not chosen or not has_norms(pl_module):
         return FoundNorms({}, [], set(chosen))
     filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
-    few = _first_samples(batch)
+    few = apply_to_collection(batch, Tensor, lambda tensor: tensor[:_SAMPLES] if tensor.ndim else tensor)
     images = first_tensor(few)
     with trainer.precision_plugin.forward_context():
         try:
@@ -41,13 +41,6 @@ def find_norms_on(
         arguments = len(inspect.signature(tried.validation_step).parameters)
         with unlogged(tried):
             return find_norms(tried, filters, lambda: tried.validation_step(*(clone_inputs(few), 0, 0)[:arguments]))
-
-
-def _first_samples(batch: Any) -> Any:
-    """Take a few samples of a batch; all where its tensors are not of one sample in each row."""
-    lengths = {tuple(tensor.shape[:1]) for tensor in tensors_in(batch)}
-    most = _SAMPLES if len(lengths) == 1 and () not in lengths else None
-    return apply_to_collection(batch, Tensor, lambda tensor: tensor if most is None else tensor[:most])
 
 
 def _silent_copy(trainer: Any, pl_module: Any) -> Any:
