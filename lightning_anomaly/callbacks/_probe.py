@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._samples import ProbeSamples, class_notes, label_texts, probe_files
+from lightning_anomaly.callbacks._samples import ProbeSamples, label_texts, probe_files
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import first_tensor
 from lightning_anomaly.capture.loaders import reread, shuffles, training_positions, unpadded_length
@@ -23,10 +23,6 @@ from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
 from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
 
-SHUFFLED = (
-    "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
-    'comparable. Let it keep the order, or use `probe = "train"`, which takes a fixed sample.'
-)
 CHANGED = {
     "val": "The validation images of the probe changed from one validation to the next, so the anomaly counts are not "
     'comparable. Give the same ones each time, without random augmentation, or use `probe = "train"`.',
@@ -129,9 +125,19 @@ class ValidationWatch:
         }
 
     def class_notes(self, samples: int) -> dict[str, str]:
-        """Note that the probe lacks classes of this validation."""
+        """Note that the probe lacks classes which as many samples at equal distances in this validation have."""
         known = self._classes(samples)
-        return {} if known is None else class_notes(known[0], samples)
+        if known is None:
+            return {}
+        classes, _ = known
+        parts = classes[:samples], classes[:: -(-len(classes) // samples)], classes
+        probe, spread, every = (len({*part.tolist()}) for part in parts)
+        if probe >= 0.9 * spread:  # there may be more classes than samples in a probe
+            return {}
+        return {
+            "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {every} classes: "
+            "shuffle the data set once, with a fixed seed, before it goes into the loader."
+        }
 
 
 def analyze_probe(

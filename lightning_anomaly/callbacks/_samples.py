@@ -108,15 +108,3 @@ def probe_files(loaders: Any, samples: int) -> list[str] | None:
     files = file_names(getattr(loader, "dataset", None))
     positions = None if files is None else drawn_positions(loader)
     return None if files is None or positions is None else [files[place] for place in positions[:samples]]
-
-
-def class_notes(classes: Tensor, samples: int) -> dict[str, str]:
-    """Note that the probe lacks classes which as many samples at equal distances in this validation have."""
-    parts = classes[:samples], classes[:: -(-len(classes) // samples)], classes
-    probe, spread, every = (len({*part.tolist()}) for part in parts)
-    if probe >= 0.9 * spread:  # there may be more classes than samples in a probe
-        return {}
-    return {
-        "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {every} classes: "
-        "shuffle the data set once, with a fixed seed, before it goes into the loader."
-    }

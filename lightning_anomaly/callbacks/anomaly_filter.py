@@ -10,14 +10,7 @@ from torch import Tensor
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._history import remember
-from lightning_anomaly.callbacks._probe import (
-    CHANGED,
-    SHUFFLED,
-    ValidationWatch,
-    analyze_probe,
-    is_empty_result,
-    shortcomings,
-)
+from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, analyze_probe, is_empty_result, shortcomings
 from lightning_anomaly.callbacks._samples import same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
@@ -164,7 +157,11 @@ class AnomalyFilterCallback(WatchingCallback):
             return
         fitting = trainer.state.fn == "fit"
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
-            self._warn_once("shuffled", SHUFFLED)
+            self._warn_once(
+                "shuffled",
+                "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
+                'comparable. Let it keep the order, or use `probe = "train"`, which takes a fixed sample.',
+            )
         self._watch = ValidationWatch(
             trainer,
             pl_module,
