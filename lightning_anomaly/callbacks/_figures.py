@@ -49,7 +49,7 @@ class FigureSchedule:
         """
         if self._layout_done:
             return
-        losses = loss_tags(trainer.logged_metrics) if self._overlay_tags is None else self._overlay_tags
+        losses = self._overlay_tags or [*loss_tags(trainer.logged_metrics).values()]
         waiting = len(losses) < 2 or (losses[0].endswith("_step") and trainer.current_epoch == 0)
         if self._overlay_tags is None and waiting and not last_chance:
             return
@@ -127,11 +127,9 @@ def remember_losses(history: list[dict[str, Any]], trainer: Any, epoch_ended: bo
     results = trainer.fit_loop.epoch_loop._results.values()
     means = {result.meta.name for result in results if result.meta.on_epoch}
     metrics = trainer.logged_metrics
-    for name in loss_tags(metrics):
-        of_validation = name in loss_tags(["loss", name])[1:]
-        late = not of_validation and not means.isdisjoint(
-            {name, name.removesuffix("_epoch"), name.removesuffix("_step")}
-        )
+    for kind, name in loss_tags(metrics).items():
+        logged = {name, name.removesuffix("_epoch"), name.removesuffix("_step")}
+        late = kind == "training" and not means.isdisjoint(logged)
         owners = [entry for entry in history if not late or entry["epoch"] == trainer.current_epoch - 1]
         if late == epoch_ended and owners:
             owners[-1].setdefault("losses", {})[name] = float(metrics[name])

@@ -85,8 +85,8 @@ _OTHER = {"test", "testing", "predict", "prediction"}
 _VARIANTS = {"epoch": 0, "": 1, "step": 2}
 
 
-def loss_tags(names: Iterable[str]) -> list[str]:
-    """Find the training loss and the validation loss, if any, in this order, among the names in `logged_metrics`.
+def loss_tags(names: Iterable[str]) -> dict[str, str]:
+    """Find the "training" loss and the "validation" loss, if any, among the names in `logged_metrics`.
 
     A name is a loss if it has "loss" in it. Its words say its kind; without such a word it is a training loss if at
     most one word is left over (`loss`, `nll_loss`). Of several losses of a kind that one is taken which has the fewest
@@ -95,11 +95,11 @@ def loss_tags(names: Iterable[str]) -> list[str]:
 
     Examples:
         >>> loss_tags(["train_loss_step", "train_loss_epoch", "epoch", "val_loss", "val_accuracy", "test_loss"])
-        ['train_loss_epoch', 'val_loss']
+        {'training': 'train_loss_epoch', 'validation': 'val_loss'}
         >>> loss_tags(["Loss/val", "Loss/train"])
-        ['Loss/train', 'Loss/val']
+        {'training': 'Loss/train', 'validation': 'Loss/val'}
     """
-    best: dict[bool, tuple[tuple[int, ...], str]] = {}
+    best: dict[str, tuple[tuple[int, ...], str]] = {}
     for name in names:
         base, _, loader = name.partition("/dataloader_idx_")
         spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", base).lower()
@@ -111,9 +111,10 @@ def loss_tags(names: Iterable[str]) -> list[str]:
         if "loss" not in spaced or words & _OTHER or (train and validation) or (unsaid and left_over > 1):
             continue
         rank = (left_over, unsaid, _VARIANTS[variant], int(loader) if loader.isdecimal() else 0)
-        if validation not in best or rank < best[validation][0]:
-            best[validation] = rank, name
-    return [best[validation][1] for validation in (False, True) if validation in best]
+        kind = "validation" if validation else "training"
+        if kind not in best or rank < best[kind][0]:
+            best[kind] = rank, name
+    return {kind: best[kind][1] for kind in ("training", "validation") if kind in best}
 
 
 def _can(thing: Any, method: str) -> bool:

@@ -215,7 +215,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         """The metric that has to confirm; None, with a warning, if there is none."""
         if self._signal is not _CONFIRMED:
             return None
-        name = next(iter(loss_tags(["loss", *metrics])[1:]), None) if self.confirm == "auto" else self.confirm
+        name = loss_tags(metrics).get("validation") if self.confirm == "auto" else self.confirm
         if name is not None and name in metrics:
             return float(metrics[name])
         looked_for = "no validation loss" if name is None else f"no '{name}'"
