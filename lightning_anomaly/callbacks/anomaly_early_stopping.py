@@ -209,7 +209,12 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
                 value = round(float(metrics[self.monitor]), 7)  # 0.05 in single precision is above 0.05
                 reason = self._reason_to_stop(value, [loss for loss in losses if loss is not None])
         if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
-            self._stop(trainer, reason)
+            trainer.should_stop = True
+            self.stopped_epoch = trainer.current_epoch
+            self.stopping_reason_message = reason
+            self._name_reason("DIVERGENCE_THRESHOLD")
+            if reason and self.verbose:
+                rank_zero_info(reason)
 
     def _loss_in(self, metrics: Mapping[str, Any]) -> float | None:
         """The metric that has to confirm; None, with a warning, if there is none."""
@@ -256,14 +261,6 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
                 f"AnomalyEarlyStopping judges by {report.n_train} training and {report.n_val} validation images, and "
                 f"was tested with {_MIN_IMAGES} of each and more: give its TwoSampleCallback more.",
             )
-
-    def _stop(self, trainer: Any, reason: str | None) -> None:
-        trainer.should_stop = True
-        self.stopped_epoch = trainer.current_epoch
-        self.stopping_reason_message = reason
-        self._name_reason("DIVERGENCE_THRESHOLD")
-        if reason and self.verbose:
-            rank_zero_info(reason)
 
     def _why(self, value: float, why: str) -> str:
         if self._signal is _FILTERS:
