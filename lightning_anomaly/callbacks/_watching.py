@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from lightning_anomaly.callbacks._base import LoggingCallback, all_validate, guarded
+from lightning_anomaly.callbacks._base import Hook, LoggingCallback, all_validate, guarded
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.notes import merge_notes
-
-Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
 class WatchingCallback(LoggingCallback):
