@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from network import images
 from small import Small, loader, module, quiet
-from trainers import QUIET, plain
+from trainers import SMALL_RUNS, plain
 
 from lightning_anomaly import (
     AnalysisSettings,
@@ -25,11 +25,7 @@ from lightning_anomaly import (
     TwoSampleCallback,
 )
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
-]
+pytestmark = SMALL_RUNS
 
 CLASS_PATH = "lightning_anomaly.AnomalyFilterCallback"
 # A value for each argument, none of them its default.

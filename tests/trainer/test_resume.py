@@ -9,17 +9,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from network import images
 from small import loader, module, quiet
 from torch.utils.data import ConcatDataset, DataLoader
-from trainers import QUIET, plain
+from trainers import SMALL_RUNS, plain
 
 from lightning_anomaly.callbacks import AnomalyFilterCallback
 
-pytestmark = [
-    *QUIET,
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
-]
+pytestmark = SMALL_RUNS
 
 
 def watcher(**options: Any) -> AnomalyFilterCallback:
