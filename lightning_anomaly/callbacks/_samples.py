@@ -16,11 +16,8 @@ _SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what c
 _LARGEST_IMAGE = 64  # pixels; what is shown is smaller
 
 
-def sample_pixels(batch: Any, limit: int) -> Tensor:
-    """Copy a few pixels of each sample of a batch, of `limit` at most; they stay on their device."""
-    images = first_tensor(batch)
-    if images is None:
-        return torch.zeros(0, device="cpu")
+def sample_pixels(images: Tensor, limit: int) -> Tensor:
+    """Copy a few pixels of each sample, of `limit` at most; they stay on their device."""
     places = [slice(size // _SIDE // 2, None, max(1, size // _SIDE)) for size in images.shape[1:]]
     grid = (slice(limit), *places)
     # A view, whatever the memory format; then a copy, as the model may change its input in place.
@@ -42,15 +39,22 @@ class ProbeSamples:
         self._targets: list[Tensor | None] = []  # of the whole validation
 
     def add(self, batch: Any, limit: int) -> None:
-        """Take a batch of the probe, of `limit` samples at most."""
-        self._pixels.append(sample_pixels(batch, limit))
-        if self._images is not None:
-            images = _small_images(batch)
-            self._images = None if images is None else [*self._images, images[:limit]]
+        """Take a batch of the probe, of `limit` samples at most; of volumes the middle slices."""
+        images = first_tensor(batch)
+        if images is not None:
+            self._pixels.append(sample_pixels(images, limit))
+        if images is None or not 2 <= images.ndim <= 5 or not images.numel():
+            self._images = None  # nothing that can be drawn
+        elif self._images is not None:
+            # A copy, as the model may change its input in place.
+            self._images.append(shrink(images, _LARGEST_IMAGE)[:limit].clone())
 
     def add_targets(self, batch: Any) -> None:
-        """Take the classes of any batch of the validation."""
-        self._targets.append(_class_targets(batch))
+        """Copy what may be classes of any batch of the validation: its first int64 numbers, one for each sample."""
+        images = first_tensor(batch)
+        rows = None if images is None else images.shape[:1]
+        targets = (own.clone() for own in tensors_in(batch) if own.dtype == torch.int64 and own.shape == rows)
+        self._targets.append(next(targets, None))
 
     @property
     def pixels(self) -> Tensor:
@@ -73,23 +77,6 @@ class ProbeSamples:
             return None
         found = torch.cat(targets).cpu()
         return found if len(found) >= samples and found.min() >= 0 and found.max() < outputs else None
-
-
-def _small_images(batch: Any) -> Tensor | None:
-    """Samples, or the middle slices of volumes, small and on the CPU; None if they are nothing that can be drawn."""
-    tensor = first_tensor(batch)
-    if tensor is None or not 2 <= tensor.ndim <= 5 or not tensor.numel():
-        return None
-    return shrink(tensor, _LARGEST_IMAGE).clone()  # the model may change its input in place
-
-
-def _class_targets(batch: Any) -> Tensor | None:
-    """Copy what may be the classes of a batch: its first integers of 64 bits with one for each sample."""
-    images = first_tensor(batch)
-    for own in tensors_in(batch):
-        if images is not None and own.dtype == torch.int64 and own.ndim == 1 and own.shape == images.shape[:1]:
-            return own.clone()
-    return None
 
 
 def label_texts(classes: Tensor, predicted: Tensor, loaders: Any) -> list[str]:
