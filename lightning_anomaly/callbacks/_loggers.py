@@ -82,7 +82,6 @@ def log_overlay_layout(logger: Any, tags: Sequence[str], title: str) -> None:
 
 _TRAIN, _VALIDATION = {"train", "training"}, {"val", "valid", "validation", "dev", "eval", "evaluation"}
 _OTHER = {"test", "testing", "predict", "prediction"}
-_VARIANTS = {"epoch": 0, "": 1, "step": 2}
 
 
 def loss_tags(names: Iterable[str]) -> dict[str, str]:
@@ -105,12 +104,12 @@ def loss_tags(names: Iterable[str]) -> dict[str, str]:
         spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", base).lower()
         words = set(re.findall("[a-z]+", re.sub("loss(es)?", " ", spaced)))
         train, validation = bool(words & _TRAIN), bool(words & _VALIDATION)
-        variant = next((word for word in ("epoch", "step") if word in words), "")
         left_over = len(words - _TRAIN - _VALIDATION - {"epoch", "step", "total"})
         unsaid = not (train or validation)
         if "loss" not in spaced or words & _OTHER or (train and validation) or (unsaid and left_over > 1):
             continue
-        rank = (left_over, unsaid, _VARIANTS[variant], int(loader) if loader.isdecimal() else 0)
+        variant = ("step" in words, "epoch" not in words)
+        rank = (left_over, unsaid, *variant, int(loader) if loader.isdecimal() else 0)
         kind = "validation" if validation else "training"
         if kind not in best or rank < best[kind][0]:
             best[kind] = rank, name
