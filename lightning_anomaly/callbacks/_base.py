@@ -137,7 +137,7 @@ class LoggingCallback(GuardedCallback):
         return key if self._set_up else f"{key} {id(self)}"
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check that no other callback logs under the same keys."""
+        """Check that no other callback logs under the same keys, and that all processes have validations."""
         super().setup(trainer, pl_module, stage)
         self._set_up = True
         if stage != "fit":
@@ -148,30 +148,26 @@ class LoggingCallback(GuardedCallback):
                     "Parameter `log_key_prefix` should be different for each callback of a Trainer. "
                     f"Found {self.log_key_prefix!r} twice."
                 )
+        flag = "allow_zero_length_dataloader_with_multiple_devices"
+        owners = (pl_module, trainer.datamodule) if stage in ("fit", "validate") and trainer.world_size > 1 else ()
+        if any(getattr(owner, flag, False) for owner in owners):
+            name = type(self).__name__
+            raise ValueError(f"{name} needs validation batches in every process. Found `{flag} = True`.")
 
     @guarded
     def _log(
         self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "", suffix: str = ""
     ) -> None:
         """Log values of a validation, which are the same in all processes, under the prefix and a suffix of it."""
-        together = all_validate(trainer)
         for name, value in values.items():
             # The largest of equal numbers is that number, without the rounding of a mean.
             pl_module.log(f"{self.log_key_prefix}{suffix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
-                          prog_bar=name == prog_bar, sync_dist=together, reduce_fx="max")  # fmt: skip
+                          prog_bar=name == prog_bar, sync_dist=True, reduce_fx="max")  # fmt: skip
 
 
 def logged_step(trainer: Any) -> int:
     """The step where Lightning puts what a validation of a fit logs; call it behind the guard."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
-
-
-def all_validate(trainer: Any) -> bool:
-    """Whether all processes run the hooks of validations: with this flag, one without batches runs none."""
-    flag = "allow_zero_length_dataloader_with_multiple_devices"
-    return trainer.world_size == 1 or not (
-        getattr(trainer.lightning_module, flag, False) or getattr(trainer.datamodule, flag, False)
-    )
 
 
 def find_callback(trainer: Any, kinds: Sequence[type[LoggingCallback]], prefix: str | None, asking: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import wraps
 from typing import Any, cast
 
-from lightning_anomaly.callbacks._base import Hook, LoggingCallback, all_validate, guarded
+from lightning_anomaly.callbacks._base import Hook, LoggingCallback, guarded
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.notes import merge_notes
 
@@ -33,17 +33,12 @@ class WatchingCallback(LoggingCallback):
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Warn if there are no validations, or none that all processes run."""
-        problem = ""
-        if not all_validate(trainer):
-            problem = (
-                "some process may have none: give each a validation batch, and do not set "
-                "`allow_zero_length_dataloader_with_multiple_devices`"
+        """Warn if there are no validations."""
+        if not trainer.enable_validation:
+            text = (
+                f"{type(self).__name__} works at validations, and this Trainer has none: no validation loader, no "
+                "`validation_step`, or `limit_val_batches = 0`. It will find nothing."
             )
-        elif not trainer.enable_validation:
-            problem = "this Trainer has none: no validation loader, no `validation_step`, or `limit_val_batches = 0`"
-        if problem:
-            text = f"{type(self).__name__} works at validations, and {problem}. It will find nothing."
             self._warn_once("no validation", text + self._dead_monitors(trainer))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -54,26 +49,24 @@ class WatchingCallback(LoggingCallback):
             return
         past = self._past(trainer)
         self._values = dict(past[-1]["metrics"] if past else self._neutral)
-        if all_validate(trainer):
-            self._due = len(past) % self.every_n_validations == 0
-            self._prepare(trainer, pl_module)
+        self._due = len(past) % self.every_n_validations == 0
+        self._prepare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look, and log."""
         if trainer.sanity_checking:
             return
-        if all_validate(trainer):
-            found = None
+        found = None
+        if self._due:
+            self._finish(trainer, pl_module)
+        failure, self._failure = self._failure, None
+        with self._guard(self._task, self._consequence(trainer, self._advice)):
             if self._due:
-                self._finish(trainer, pl_module)
-            failure, self._failure = self._failure, None
-            with self._guard(self._task, self._consequence(trainer, self._advice)):
-                if self._due:
-                    found = self._find(trainer, failure)
-                elif failure is not None:
-                    raise failure
-            if trainer.state.fn == "fit":
-                self._remember(trainer, found)
+                found = self._find(trainer, failure)
+            elif failure is not None:
+                raise failure
+        if trainer.state.fn == "fit":
+            self._remember(trainer, found)
         self._log_values(trainer, pl_module)
         self._release()
 

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_anomaly.callbacks import _history
-from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, all_validate, find_callback
+from lightning_anomaly.callbacks._base import AnyEarlyStopping, GuardedCallback, find_callback
 from lightning_anomaly.callbacks._loggers import loss_tags
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
@@ -198,7 +198,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Stop the training if it is time, in all processes if in one."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run or not all_validate(trainer):
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
         reason = None
         with self._guard("decide whether to stop"):

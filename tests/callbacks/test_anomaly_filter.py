@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -218,6 +219,15 @@ def test_callbacks_side_by_side_keep_their_layers_signals_and_probes(tmp_path: A
     assert late.history[-1]["signal"] == late.report.fraction
     with pytest.raises(ValueError, match=r"`log_key_prefix` .*Found 'anomaly_filters' twice"):
         fit(tmp_path, watcher(), watcher(probe="train"))
+
+
+def test_processes_without_validations_are_refused() -> None:
+    module = SmallNet()
+    module.allow_zero_length_dataloader_with_multiple_devices = True
+    trainer = SimpleNamespace(callbacks=[], datamodule=None, world_size=2)
+    with pytest.raises(ValueError, match=r"every process\. Found `allow_zero_length"):
+        watcher().setup(trainer, module, "fit")
+    watcher().setup(trainer, module, "test")
 
 
 # What is said, and what fails.

@@ -257,7 +257,7 @@ def test_what_cannot_work_is_said_when_a_fit_begins(tmp_path: Path) -> None:
         trainer.fit(GeluNet(), training_loader(), probe_loader())
     trainer.validate(GeluNet(), probe_loader(), verbose=False)  # nothing to mask
     prune = pruner()
-    trainer = SimpleNamespace(callbacks=[prune, watcher()], strategy=FSDPStrategy())
+    trainer = SimpleNamespace(callbacks=[prune, watcher()], strategy=FSDPStrategy(), world_size=1)
     with pytest.raises(ValueError, match=r"strategy .* Found FSDPStrategy"):
         prune.setup(trainer, GeluNet(), "fit")
     watching, prune = watcher(layers=["norm1", "conv2"]), pruner(1)

@@ -18,7 +18,7 @@ from forked import LIMIT, Outcome, run_scenarios
 from lightning.pytorch.strategies import DDPStrategy
 from network import images
 from small import Small, loader, quiet
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import SumMetric
 
 from lightning_anomaly import (
@@ -112,11 +112,10 @@ class Logging(Small):
 
 
 class Silent(Small):
-    """Logs nothing that is reduced, and allows a process to have no batch."""
+    """Logs nothing that is reduced."""
 
     def __init__(self) -> None:
         super().__init__(norm=False)
-        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self(batch[0])
@@ -201,16 +200,6 @@ def epochs_only(name: str) -> bool:
 def no_batch(rank: int, world: int) -> Outcome:
     """Process 1 runs the hooks of its validations, which have no batch."""
     return {"fit": run(ours(), module=Silent, where=epochs_only, val=DataLoader(Shard(rank), batch_size=14))}
-
-
-def no_validation(rank: int, world: int) -> Outcome:
-    """Lightning skips the validations of process 1, hooks and all."""
-    val = DataLoader(Subset(images(SAMPLES), range(0 if rank else SAMPLES)), batch_size=14)
-
-    def outside(name: str) -> bool:
-        return "validation" not in name and "sanity" not in name and epochs_only(name)
-
-    return {"fit": run(ours(), module=Silent, where=outside, val=val, use_distributed_sampler=False)}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from run import outcomes_of, run_processes
 
-SLOW = ["one_fails", "no_batch", "no_validation"]
+SLOW = ["one_fails", "no_batch"]
 
 Outcome = dict[str, Any]
 
@@ -70,10 +70,3 @@ def test_one_that_fails_is_not_waited_for(slow: Path) -> None:
 def test_a_process_without_any_batch(slow: Path) -> None:
     first, _ = both(slow, "no_batch", "metrics")
     assert "anomaly_filters/count" in first["fit"]["metrics"]
-
-
-@pytest.mark.slow
-def test_a_process_without_validations_is_not_waited_for(slow: Path) -> None:
-    first, second = both(slow, "no_validation")
-    assert any("some process may have none" in warning for warning in first["warnings"])
-    assert second["warnings"] == []
