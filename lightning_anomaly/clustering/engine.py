@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from importlib import import_module
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["KMEANS_ITERATIONS", "SAME", "Engine", "Parameters", "load_engine"]
+__all__ = ["KMEANS_ITERATIONS", "SAME", "Engine", "MixtureFit", "Parameters", "load_engine", "precision_factors"]
 
 KMEANS_ITERATIONS = 300  # at most, as scikit-learn's KMeans
 SAME = 1e-9  # relative difference that is rounding, for values of order one or larger
@@ -16,6 +17,36 @@ SAME = 1e-9  # relative difference that is rounding, for values of order one or 
 # Weights `(F, K)`, means `(F, K, 2)`, and `u11`, `u12`, `u22` `(F, K, 3)` of the upper triangular U with `U U^T` the
 # precision
 Parameters = tuple[Tensor, Tensor, Tensor]
+
+
+class MixtureFit(NamedTuple):
+    """Fitted mixtures of F filters, in scikit-learn's words.
+
+    Attributes:
+        weights: Shares of the components `(F, K)`.
+        means: Centres `(F, K, 2)`.
+        factors: See `Parameters`.
+        lower_bound: Mean log-likelihood of a sample under the mixture before the last M-step (nats) `(F,)`.
+        labels: Most probable component of each sample under the fitted mixture `(F, N)`.
+        n_iter: Iterations done `(F,)`.
+        converged: Whether the last change of the lower bound was below `tol` `(F,)`.
+    """
+
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+    lower_bound: Tensor
+    labels: Tensor
+    n_iter: Tensor
+    converged: Tensor
+
+
+def precision_factors(xx: Tensor, xy: Tensor, yy: Tensor, reg_covar: float) -> Tensor:
+    """Factors `(F, K, 3)` of precisions, see `Parameters`, from covariances `(F, K)` without regularisation."""
+    l11 = (xx + reg_covar).sqrt()  # the covariance is L L^T, and U the inverse of L transposed
+    l21 = xy / l11
+    l22 = (yy + reg_covar - l21 * l21).clamp(min=0.5 * reg_covar).sqrt()  # rounding may leave less
+    return torch.stack([1 / l11, -l21 / (l11 * l22), 1 / l22], 2)
 
 
 def load_engine(name: str) -> Engine:
@@ -83,18 +114,15 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> tuple[Tensor, ...]:
+    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> MixtureFit:
         """Run expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
 
         Args:
             points: Points `(F, N, 2)`.
             start: What to start from.
-            max_iter: See `fit_mixtures`, as for `tol` and `reg_covar`.
-            tol: See there.
-            reg_covar: See there.
-
-        Returns:
-            The fitted `Parameters`, and as in `MixtureFit` lower bounds, labels, iterations and convergence.
+            max_iter: Largest number of iterations.
+            tol: A mixture has converged when its lower bound changes by less than this (nats).
+            reg_covar: Added to the variances (squared units of the points, in which it is small).
         """
 
     def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engine import SAME, Engine
+from lightning_anomaly.clustering.engine import SAME, Engine, Parameters, precision_factors
 from lightning_anomaly.settings import AnalysisSettings
 
 __all__ = [
@@ -15,13 +15,11 @@ __all__ = [
     "REG_COVAR",
     "TOL",
     "Clustering",
-    "MixtureFit",
     "calinski_harabasz",
     "cluster_filters",
     "cluster_parameters",
     "cluster_sizes",
     "first_largest",
-    "fit_mixtures",
     "kmeans_plus_plus",
 ]
 
@@ -69,7 +67,7 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) 
         centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
         for place, k in enumerate(numbers):
             start = cluster_parameters(points, engine.kmeans(points, centres[:, :, :k]), k, engine)
-            labels[:, place] = fit_mixtures(points, *start, engine).labels
+            labels[:, place] = engine.em(points, start, MAX_ITER, TOL, REG_COVAR).labels
         index = calinski_harabasz(points, labels, engine)
         best = first_largest(index)
     return Clustering(torch.tensor(list(numbers), dtype=torch.int64, device="cpu"), labels, index, best)
@@ -96,97 +94,15 @@ def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, en
     return engine.kmeans_plus_plus(points, uniform.to(points))
 
 
-class MixtureFit(NamedTuple):
-    """Fitted mixtures of F filters, in scikit-learn's words.
-
-    Attributes:
-        weights: Shares of the components `(F, K)`.
-        means: Centres `(F, K, 2)`.
-        covariances: Full covariance matrices `(F, K, 2, 2)`.
-        lower_bound: Mean log-likelihood of a sample under the mixture before the last M-step (nats) `(F,)`.
-        labels: Most probable component of each sample under the fitted mixture `(F, N)`.
-        n_iter: Iterations done `(F,)`.
-        converged: Whether the last change of the lower bound was below `tol` `(F,)`.
-    """
-
-    weights: Tensor
-    means: Tensor
-    covariances: Tensor
-    lower_bound: Tensor
-    labels: Tensor
-    n_iter: Tensor
-    converged: Tensor
-
-
-def fit_mixtures(
-    points: Tensor,
-    weights: Tensor,
-    means: Tensor,
-    precisions: Tensor,
-    engine: Engine,
-    *,
-    max_iter: int = MAX_ITER,
-    tol: float = TOL,
-    reg_covar: float = REG_COVAR,
-) -> MixtureFit:
-    """Fit Gaussian mixtures by expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
-
-    Args:
-        points: Points `(F, N, 2)`, float64, in units in which `reg_covar` is small.
-        weights: Weights to start from `(F, K)`.
-        means: Means to start from `(F, K, 2)`.
-        precisions: Inverse covariances to start from `(F, K, 2, 2)`.
-        engine: What runs the loop. All do the same arithmetic, up to the order of sums.
-        max_iter: Largest number of iterations.
-        tol: A mixture has converged when its lower bound changes by less than this (nats).
-        reg_covar: Added to the variances (squared units of the points).
-
-    Returns:
-        The fit. A mixture's result does not depend on the others.
-
-    Examples:
-        >>> from lightning_anomaly.clustering.engine import load_engine
-        >>> points = torch.tensor([[[-1.0, 0], [-1, 1], [1, 0], [1, 1]]], dtype=torch.float64)
-        >>> start = torch.tensor([[[-1.0, 0], [1, 0]]], dtype=torch.float64)
-        >>> weights, precisions = torch.full((1, 2), 0.5).double(), torch.eye(2).double().expand(1, 2, 2, 2)
-        >>> fit_mixtures(points, weights, start, precisions, load_engine("torch")).labels.tolist()
-        [[0, 0, 1, 1]]
-    """
-    # The precision is U U^T with U upper triangular: its last entry is that of U squared.
-    p11, p12, p22 = precisions[..., 0, 0], precisions[..., 0, 1], precisions[..., 1, 1]
-    u22 = p22.sqrt()
-    u12 = p12 / u22
-    u11 = (p11 - u12 * u12).clamp(min=torch.finfo(p11.dtype).eps * p11).sqrt()  # rounding may leave less than nothing
-    factors = torch.stack([u11, u12, u22], 2)
-    weights, means, factors, *rest = engine.em(points, (weights, means, factors), max_iter, tol, reg_covar)
-    u11, u12, u22 = factors.unbind(2)
-    l11, l21, l22 = 1 / u11, -u12 / (u11 * u22), 1 / u22  # the inverse of U transposed: the covariance is L L^T
-    covariances = torch.stack([l11 * l11, l11 * l21, l11 * l21, l21 * l21 + l22 * l22], 2)
-    return MixtureFit(weights, means, covariances.reshape(*means.shape, 2), *rest)
-
-
 def cluster_parameters(
     points: Tensor, labels: Tensor, n_components: int, engine: Engine, reg_covar: float = REG_COVAR
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute weights, means and precisions of the clusters of a hard clustering: one M-step.
-
-    Args:
-        points: Points `(F, N, 2)`.
-        labels: Labels `(F, N)` from 0 to `n_components - 1`.
-        n_components: Number of components, K.
-        engine: What runs the loop.
-        reg_covar: Added to the variances.
-
-    Returns:
-        Weights `(F, K)`, means `(F, K, 2)`, precisions `(F, K, 2, 2)`.
-    """
+) -> Parameters:
+    """Compute the parameters of a hard clustering `(F, N)` of points `(F, N, 2)`: one M-step."""
     sizes, means, covariances = engine.cluster_moments(points, labels, n_components)
     count = sizes + 10 * torch.finfo(points.dtype).eps  # as scikit-learn does, in moments too
     share = (sizes / count)[..., None]
     xx, xy, yy = (covariances * share).unbind(2)
-    xx, yy = xx + reg_covar, yy + reg_covar
-    precisions = torch.stack([yy, -xy, -xy, xx], 2) / (xx * yy - xy * xy)[..., None]
-    return count / count.sum(1, keepdim=True), means * share, precisions.reshape(*means.shape, 2)
+    return count / count.sum(1, keepdim=True), means * share, precision_factors(xx, xy, yy, reg_covar)
 
 
 def cluster_sizes(labels: Tensor) -> Tensor:
@@ -220,7 +136,7 @@ def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
         between = (sizes * means.square().sum(2)).sum(1)
         within = (sizes * (covariances[..., 0] + covariances[..., 2])).sum(1).clamp(min=SAME**2 * between)
         ratio = between * (samples - k) / (within * (k - 1))
-        index[:, place] = torch.where((k > 1) & (k < samples), torch.where(within > 0, ratio, 1.0), 0.0)
+        index[:, place] = torch.where((k > 1) & (k < samples), ratio, 0.0)
     return index
 
 

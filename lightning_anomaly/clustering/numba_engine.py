@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.em_loops import SCALE, expectation_maximisation
-from lightning_anomaly.clustering.engine import Engine, Parameters
+from lightning_anomaly.clustering.engine import Engine, MixtureFit, Parameters
 from lightning_anomaly.clustering.kmeans_loops import draw_centres, lloyd
 from lightning_anomaly.loops import compile_loop
 
@@ -52,7 +52,7 @@ class NumbaEngine(Engine):
         lloyd(xs, ys, starts, labels)
         return torch.from_numpy(labels)
 
-    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> tuple[Tensor, ...]:
+    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> MixtureFit:
         """See `Engine`."""
         xs, ys = _coordinates(points)
         filters, samples = xs.shape
@@ -61,7 +61,7 @@ class NumbaEngine(Engine):
         bounds, n_iter, converged = np.empty(filters), np.zeros(filters, np.int64), np.zeros(filters, np.bool_)
         labels = np.empty((filters, samples), np.int64)
         expectation_maximisation(xs, ys, w, mu, u, max_iter, tol, reg_covar, bounds, n_iter, converged, labels)
-        return tuple(map(torch.from_numpy, (w, mu, u / SCALE, bounds, labels, n_iter, converged)))
+        return MixtureFit(*map(torch.from_numpy, (w, mu, u / SCALE, bounds, labels, n_iter, converged)))
 
     def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
         """See `Engine`."""

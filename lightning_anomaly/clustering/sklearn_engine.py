@@ -13,7 +13,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.clustering.engine import Parameters
+from lightning_anomaly.clustering.engine import MixtureFit, Parameters
 from lightning_anomaly.clustering.numba_engine import NumbaEngine
 
 __all__ = ["ENGINE"]
@@ -27,14 +27,14 @@ class SklearnEngine(NumbaEngine):
         scores, axes = zip(*map(_pca, rows.numpy()), strict=True)
         return torch.stack(scores), torch.stack(axes)
 
-    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> tuple[Tensor, ...]:
+    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> MixtureFit:
         """See `Engine`."""
         weights, means, factors = start
         u11, u12, u22 = factors.unbind(2)
         precisions = torch.stack([u11 * u11 + u12 * u12, u12 * u22, u12 * u22, u22 * u22], 2).reshape(*means.shape, 2)
         arguments = zip(*(tensor.numpy() for tensor in (points, weights, means, precisions)), strict=True)
         found = [_fit(*own, max_iter=max_iter, tol=tol, reg_covar=reg_covar) for own in arguments]
-        return tuple(torch.from_numpy(np.array(part)) for part in zip(*found, strict=True))
+        return MixtureFit(*(torch.from_numpy(np.array(part)) for part in zip(*found, strict=True)))
 
 
 def _pca(rows: Any) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engine import KMEANS_ITERATIONS, SAME, Engine, Parameters
+from lightning_anomaly.clustering.engine import (
+    KMEANS_ITERATIONS,
+    SAME,
+    Engine,
+    MixtureFit,
+    Parameters,
+    precision_factors,
+)
 
 __all__ = ["ENGINE"]
 
@@ -34,7 +41,7 @@ class TorchEngine(Engine):
             best, labels = torch.where(better, inertia, best), torch.where(better[:, None], found, labels)
         return labels
 
-    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> tuple[Tensor, ...]:
+    def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> MixtureFit:
         """See `Engine`."""
         weights, means, factors = (part.clone() for part in start)
         bound = points.new_full((len(points),), -torch.inf)
@@ -54,7 +61,7 @@ class TorchEngine(Engine):
             bound[todo], n_iter[todo], converged[todo] = value, iteration, done
             todo = todo[~done]
         labels = _log_joint(points, weights, means, factors).max(1).indices
-        return weights, means, factors, bound, labels, n_iter, converged
+        return MixtureFit(weights, means, factors, bound, labels, n_iter, converged)
 
     def device(self, maps: torch.device) -> torch.device:
         """See `Engine`: where the maps are, unless there are no doubles there, or an operation could be refused."""
@@ -105,17 +112,13 @@ def _log_joint(points: Tensor, weights: Tensor, means: Tensor, factors: Tensor) 
     return (weights[..., None] * u11 * u22).log() - math.log(2 * math.pi) - squared / 2
 
 
-def _m_step(points: Tensor, resp: Tensor, reg_covar: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and factors from responsibilities `(F, K, N)`."""
+def _m_step(points: Tensor, resp: Tensor, reg_covar: float) -> Parameters:
+    """Parameters from responsibilities `(F, K, N)`."""
     count = resp.sum(2) + _EMPTY
     means = resp @ points / count[..., None]
     dx, dy = (points[:, None] - means[:, :, None]).unbind(3)
     xx, xy, yy = ((resp * product).sum(2) / count for product in (dx * dx, dx * dy, dy * dy))
-    l11 = (xx + reg_covar).sqrt()  # the covariance is L L^T, the precision U U^T with U the inverse of L transposed
-    l21 = xy / l11
-    l22 = (yy + reg_covar - l21 * l21).clamp(min=0.5 * reg_covar).sqrt()  # rounding may leave less
-    factors = torch.stack([1 / l11, -l21 / (l11 * l22), 1 / l22], 2)
-    return count / count.sum(1, keepdim=True), means, factors
+    return count / count.sum(1, keepdim=True), means, precision_factors(xx, xy, yy, reg_covar)
 
 
 ENGINE = TorchEngine

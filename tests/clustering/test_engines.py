@@ -14,7 +14,7 @@ import zoo
 
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.clustering.engine import Engine, load_engine
-from lightning_anomaly.clustering.mixtures import cluster_parameters, fit_mixtures, kmeans_plus_plus
+from lightning_anomaly.clustering.mixtures import MAX_ITER, REG_COVAR, TOL, cluster_parameters, kmeans_plus_plus
 from lightning_anomaly.loops import compile_loop
 from lightning_anomaly.settings import EngineName
 from lightning_anomaly.threads import torch_in_threads
@@ -70,9 +70,10 @@ def test_the_sklearn_engine_fits_from_the_start_that_it_is_given():
     engine = load_engine("sklearn")
     points = zoo.points("skewed", 2, 80)
     start = cluster_parameters(points, engine.kmeans(points, kmeans_plus_plus(points, 2, 3, 0, engine)), 3, engine)
-    fit = fit_mixtures(points, *start, engine)
-    for f in range(2):
-        oracle.assert_equal_fit(fit, f, oracle.fit_mixture(points[f].numpy(), *(part[f].numpy() for part in start)))
+    fit = engine.em(points, start, MAX_ITER, TOL, REG_COVAR)
+    weights, means, factors = (part.numpy() for part in start)
+    for f, own in enumerate(zip(points.numpy(), weights, means, oracle.precisions(factors), strict=True)):
+        oracle.assert_equal_fit(fit, f, oracle.fit_mixture(*own))
 
 
 def drawn(samples: int, rows: int, knots: int, ties: bool) -> tuple[torch.Tensor, ...]:
