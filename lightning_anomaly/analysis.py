@@ -164,7 +164,7 @@ def analyze_slice(
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings, devices[name])]
     # What takes long in one piece comes first, so that all threads end at about the same time.
     views = [] if samples is None else [partial(view_samples, samples)]
-    scores = [partial(_scores, own, engine) for own in statistics.values()]
+    scores = [partial(_scores, own) for own in statistics.values()]
     reports = [partial(_report, maps[name], settings, engine, filters) for name, filters in batches]
     tasks: list[Callable[[], Any]] = [*views, *scores, *reports]
     like = torch.empty(0, device=next((own for own in devices.values() if own.type != "cpu"), "cpu"))
@@ -221,9 +221,9 @@ def _filter_batches(layer: LayerMaps, settings: AnalysisSettings, device: torch.
     return [slice(first, first + size) for first in range(0, filters, size)]
 
 
-def _scores(batches: Sequence[Tensor], engine: Engine) -> Tensor:
+def _scores(batches: Sequence[Tensor]) -> Tensor:
     """Score the samples by one layer, whose statistics are large: those of all layers are never joined at once."""
-    return layer_scores(joined(batches), engine)
+    return layer_scores(joined(batches))
 
 
 def _report(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filters: slice) -> LayerReport:

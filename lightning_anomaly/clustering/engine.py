@@ -143,25 +143,6 @@ class Engine(ABC):
         x, y = (points - means.gather(1, labels[..., None].expand_as(points))).unbind(2)
         return sizes, means, member @ torch.stack([x * x, x * y, y * y], 2) * share
 
-    def rank_lookup(self, values: Tensor, knots: Tensor, beyond: Tensor, tables: Tensor) -> Tensor:
-        """Look up in tables by the ranks of values among others.
-
-        Args:
-            values: Values `(n, V)`, float32; NaN counts as the smallest or the largest.
-            knots: What each is ranked among, sorted `(V, Q)`, float32.
-            beyond: How many knots are at most as large as each `(V, Q)`, int32.
-            tables: Tables `(T, 2 Q + 1)`, float32, with an entry for twice each mid-rank: of the knots that equal a
-                value, half are below it.
-
-        Returns:
-            The entries `(T, n, V)`, on the device of the values; the same for every engine.
-        """
-        own = values.T.contiguous()
-        left = torch.searchsorted(knots, own)
-        place = left.clamp(max=knots.shape[1] - 1)
-        rank = left + torch.where(knots.gather(1, place) == own, beyond.gather(1, place), left)
-        return tables[:, rank].transpose(1, 2)
-
     def device(self, maps: torch.device) -> torch.device:
         """Name the device on which to work on maps that lie on a device."""
         return torch.device("cpu")

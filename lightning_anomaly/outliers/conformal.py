@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture.samples import SampleStatistics
-from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.notes import nonfinite
 from lightning_anomaly.outliers.classes import ClassView
 from lightning_anomaly.outliers.combine import SampleView, Tail, combine
@@ -219,8 +218,6 @@ def fit_halves(
 
 def _fit_layers(statistics: Mapping[str, Tensor], half: slice) -> dict[str, ReferenceModel]:
     """Fit to half of the samples in every layer where that is possible."""
-    engine = load_engine("auto")
-    fit = torch_in_threads(
-        lambda own: ReferenceModel.fit(own[half], engine), statistics.values(), like=torch.empty(0, device="cpu")
-    )
+    like = torch.empty(0, device="cpu")
+    fit = torch_in_threads(lambda own: ReferenceModel.fit(own[half]), statistics.values(), like=like)
     return {name: model for name, model in zip(statistics, fit, strict=True) if model is not None}

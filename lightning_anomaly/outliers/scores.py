@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.clustering.engine import Engine
 from lightning_anomaly.outliers.directions import Directions, Vectors
 from lightning_anomaly.outliers.mahalanobis import robust_scale
 
@@ -72,7 +71,6 @@ class ReferenceModel:
         upper_ranks: Number of knots that are at most as large as each knot `(V, Q)`.
         tails: Directions of the tails.
         values: Directions of the normal scores.
-        engine: Engine that looks up ranks.
     """
 
     used: Tensor
@@ -80,21 +78,20 @@ class ReferenceModel:
     upper_ranks: Tensor
     tails: Directions
     values: Directions
-    engine: Engine
 
     @classmethod
-    def fit(cls, statistics: Tensor, engine: Engine) -> ReferenceModel | None:
+    def fit(cls, statistics: Tensor) -> ReferenceModel | None:
         """Fit to statistics `(N, F, S)` on the CPU; None if too few samples are finite or nothing varies.
 
         A number that is NaN or infinite in half of the samples or more is left out, and so is a sample in which another
         one is.
         """
-        fit = _fit(statistics, engine)
+        fit = _fit(statistics)
         if fit is None:
             return None
         pairs = zip((fit.tails, fit.values), _DIRECTIONS, strict=True)
         tails, values = (vectors.directions(fit.inliers, count) for vectors, count in pairs)
-        return cls(fit.used, fit.knots, fit.upper_ranks, tails, values, engine)
+        return cls(fit.used, fit.knots, fit.upper_ranks, tails, values)
 
     def mahalanobis_squared(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """Compute how far samples are from the reference.
@@ -109,7 +106,7 @@ class ReferenceModel:
         flat = statistics.flatten(1).float()
         if len(self.knots) < len(self.used):
             flat = flat[:, self.used]
-        tails, values = _tails_and_values(flat, self.knots, self.upper_ranks, self.engine)
+        tails, values = _tails_and_values(flat, self.knots, self.upper_ranks)
         distances = torch.stack([self.tails.mahalanobis_squared(tails), self.values.mahalanobis_squared(values)], 1)
         distances[~flat.abs().amax(1).isfinite()] = torch.inf
         return distances, tails
@@ -134,17 +131,17 @@ class ReferenceModel:
     def to(self, device: torch.device) -> ReferenceModel:
         """Return the same on another device."""
         used, knots, upper_ranks = (part.to(device) for part in (self.used, self.knots, self.upper_ranks))
-        return ReferenceModel(used, knots, upper_ranks, self.tails.to(device), self.values.to(device), self.engine)
+        return ReferenceModel(used, knots, upper_ranks, self.tails.to(device), self.values.to(device))
 
 
-def layer_scores(statistics: Tensor, engine: Engine) -> Tensor:
+def layer_scores(statistics: Tensor) -> Tensor:
     """Compute outlier scores `(N,)` of samples among themselves from a layer's statistics `(N, F, S)`.
 
     A sample with NaN or infinite values has an infinite score, unless half of the samples or more have: then the filter
     is left out. All scores are 0 where too few samples are finite or nothing varies.
     """
     statistics = statistics.cpu()
-    fit = _fit(statistics, engine)
+    fit = _fit(statistics)
     if fit is None:
         return statistics.new_zeros(len(statistics), dtype=torch.float32)
     distances = _mahalanobis_squared(fit.tails, fit.values, fit.inliers)
@@ -171,7 +168,7 @@ class _Fit(NamedTuple):
     complete: Tensor
 
 
-def _fit(statistics: Tensor, engine: Engine) -> _Fit | None:
+def _fit(statistics: Tensor) -> _Fit | None:
     flat = statistics.flatten(1).float()
     finite = flat.isfinite()
     known = finite.sum(0) * 2 > len(flat)
@@ -183,11 +180,11 @@ def _fit(statistics: Tensor, engine: Engine) -> _Fit | None:
     if not used.any():
         return None
     flat = flat if used.all() else flat[:, used]
-    ranked = _ranked(flat, flat[inliers], engine)
+    ranked = _ranked(flat, flat[inliers])
     outliers = _outlier_mask(*ranked[2:], inliers)
     if outliers.any():
         inliers = inliers[~outliers]
-        ranked = _ranked(flat, flat[inliers], engine)
+        ranked = _ranked(flat, flat[inliers])
     return _Fit(used, *ranked, inliers, complete)
 
 
@@ -219,11 +216,11 @@ def _mahalanobis_squared(tails: Vectors, values: Vectors, inliers: Tensor) -> Te
     return torch.stack([vectors.mahalanobis_squared(inliers, min(count, most)) for vectors, count in pairs], 1)
 
 
-def _ranked(flat: Tensor, reference: Tensor, engine: Engine) -> tuple[Tensor, Tensor, Vectors, Vectors]:
+def _ranked(flat: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Vectors, Vectors]:
     """Knots and upper ranks of a reference, and tails and normal scores of `flat` among them."""
     knots = _knots(reference)
     upper_ranks = _upper_ranks(knots)
-    tails, values = _tails_and_values(flat, knots, upper_ranks, engine)
+    tails, values = _tails_and_values(flat, knots, upper_ranks)
     return knots, upper_ranks, Vectors(tails), Vectors(values)
 
 
@@ -244,9 +241,12 @@ def _upper_ranks(knots: Tensor) -> Tensor:
     return torch.from_numpy(np.minimum.accumulate(found[:, ::-1], axis=1)[:, ::-1].copy())  # twice as fast as torch's
 
 
-def _tails_and_values(flat: Tensor, knots: Tensor, upper_ranks: Tensor, engine: Engine) -> tuple[Tensor, Tensor]:
+def _tails_and_values(flat: Tensor, knots: Tensor, upper_ranks: Tensor) -> tuple[Tensor, Tensor]:
     """-log of the two-sided tail probabilities and normal scores, `(n, V)` each, of values `(n, V)` among knots."""
-    tails, values = engine.rank_lookup(flat, knots, upper_ranks, _tables(knots.shape[1]).to(knots))
+    # Not above: an import of the package does without numba.
+    from lightning_anomaly.outliers.ranks import rank_lookup
+
+    tails, values = rank_lookup(flat, knots, upper_ranks, _tables(knots.shape[1]).to(knots))
     return tails, values
 
 

@@ -6,7 +6,6 @@ import sys
 import threading
 from typing import get_args
 
-import numpy as np
 import oracle
 import pytest
 import torch
@@ -74,32 +73,6 @@ def test_the_sklearn_engine_fits_from_the_start_that_it_is_given():
     weights, means, factors = (part.numpy() for part in start)
     for f, own in enumerate(zip(points.numpy(), weights, means, oracle.precisions(factors), strict=True)):
         oracle.assert_equal_fit(fit, f, oracle.fit_mixture(*own))
-
-
-def drawn(samples: int, rows: int, knots: int, ties: bool) -> tuple[torch.Tensor, ...]:
-    """Values, knots, how many knots are at most as large as each, and tables: their own places, and random ones."""
-    generator = torch.Generator().manual_seed(knots)
-    values = torch.randn(samples, rows, generator=generator)
-    sorted_knots = torch.randn(rows, knots, generator=generator).sort(1).values
-    if ties:
-        values, sorted_knots = values.round(decimals=1), sorted_knots.round(decimals=1)
-    values[:3] = torch.tensor([[-np.inf], [np.inf], [1e30]])
-    beyond = (sorted_knots[:, :, None] >= sorted_knots[:, None]).sum(2).int()
-    tables = torch.stack([torch.arange(2.0 * knots + 1), torch.randn(2 * knots + 1, generator=generator)])
-    return values, sorted_knots, beyond, tables
-
-
-@pytest.mark.parametrize(("samples", "rows", "knots"), [(300, 7, 512), (5, 30, 100), (64, 3, 1), (64, 3, 2)])
-def test_what_is_looked_up_is_the_table_at_twice_the_mid_rank(engine, samples, rows, knots):
-    for ties in (False, True):
-        values, own, beyond, tables = drawn(samples, rows, knots, ties)
-        found = engine.rank_lookup(values, own, beyond, tables).numpy()
-        below = (own.numpy() < values.numpy()[:, :, None]).sum(2)
-        up_to = (own.numpy() <= values.numpy()[:, :, None]).sum(2)
-        np.testing.assert_array_equal(found[0], below + up_to)
-        np.testing.assert_array_equal(found[1], tables[1].numpy()[below + up_to])
-        values[:] = torch.nan
-        assert set(engine.rank_lookup(values, own, beyond, tables)[0].unique().tolist()) <= {0, 2 * knots}
 
 
 def test_each_thread_works_alone_and_the_setting_is_as_before_also_after_an_exception(two_threads):

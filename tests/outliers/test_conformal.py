@@ -5,12 +5,11 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture.samples import SampleStatistics
-from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.outliers.combine import Tail
 from lightning_anomaly.outliers.conformal import SplitConformal, Statistics, fit_halves
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 
-ENGINE, MIDDLE = load_engine("torch"), 75  # of 151, so that the halves cannot be mixed up
+MIDDLE = 75  # of 151, so that the halves cannot be mixed up
 
 
 def statistics(samples: int, seed: int) -> Tensor:
@@ -35,7 +34,7 @@ def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
     first, second = REFERENCE[:MIDDLE], REFERENCE[MIDDLE:]
     images = statistics(20, 1)
     for half, learnt, measured in ((halves[0], first, second), (halves[1], second, first)):
-        ordinary = ReferenceModel.fit(learnt, ENGINE)
+        ordinary = ReferenceModel.fit(learnt)
         assert ordinary is not None
         spread = Spread.fit(ordinary.mahalanobis_squared(measured)[0])
         own, new = (spread.scores(ordinary.mahalanobis_squared(values)[0]) for values in (measured, images))

@@ -1,19 +1,15 @@
 """Outlier scores: by ranks alone, the same for all who have the same samples, and large for what does not belong."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.outliers import scores
-from lightning_anomaly.outliers.scores import ReferenceModel, Spread
-
-ENGINE = load_engine("torch")  # every engine gives the same ranks, see clustering/test_engines.py
-layer_scores = partial(scores.layer_scores, engine=ENGINE)
+from lightning_anomaly.outliers.ranks import _in_torch, rank_lookup
+from lightning_anomaly.outliers.scores import ReferenceModel, Spread, layer_scores
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -42,7 +38,7 @@ def test_an_extreme_sample_comes_first():
 def test_a_combination_out_of_the_ordinary_is_far_by_its_normal_scores_alone():
     planted = statistics()
     planted[30] = torch.stack([statistics()[i, :, i % 5] for i in range(5)], 1)  # each number for itself is ordinary
-    ordinary = ReferenceModel.fit(planted, ENGINE)
+    ordinary = ReferenceModel.fit(planted)
     assert ordinary is not None
     tails, values = ordinary.mahalanobis_squared(planted)[0].unbind(1)
     assert first(values) == {30}
@@ -85,6 +81,33 @@ def test_scores_follow_their_samples_and_equal_samples_have_equal_scores():
     torch.testing.assert_close(scores[20:26], scores[20].expand(6))
 
 
+def drawn(samples: int, rows: int, knots: int, ties: bool) -> tuple[Tensor, ...]:
+    """Values, knots, how many knots are at most as large as each, and tables: their own places, and random ones."""
+    generator = torch.Generator().manual_seed(knots)
+    values = torch.randn(samples, rows, generator=generator)
+    sorted_knots = torch.randn(rows, knots, generator=generator).sort(1).values
+    if ties:
+        values, sorted_knots = values.round(decimals=1), sorted_knots.round(decimals=1)
+    values[:3] = torch.tensor([[-np.inf], [np.inf], [1e30]])
+    beyond = (sorted_knots[:, :, None] >= sorted_knots[:, None]).sum(2).int()
+    tables = torch.stack([torch.arange(2.0 * knots + 1), torch.randn(2 * knots + 1, generator=generator)])
+    return values, sorted_knots, beyond, tables
+
+
+@pytest.mark.parametrize("lookup", [rank_lookup, _in_torch])
+@pytest.mark.parametrize(("samples", "rows", "knots"), [(300, 7, 512), (5, 30, 100), (64, 3, 1), (64, 3, 2)])
+def test_what_is_looked_up_is_the_table_at_twice_the_mid_rank(lookup, samples, rows, knots):
+    for ties in (False, True):
+        values, own, beyond, tables = drawn(samples, rows, knots, ties)
+        found = lookup(values, own, beyond, tables).numpy()
+        below = (own.numpy() < values.numpy()[:, :, None]).sum(2)
+        up_to = (own.numpy() <= values.numpy()[:, :, None]).sum(2)
+        np.testing.assert_array_equal(found[0], below + up_to)
+        np.testing.assert_array_equal(found[1], tables[1].numpy()[below + up_to])
+        values[:] = torch.nan
+        assert set(lookup(values, own, beyond, tables)[0].unique().tolist()) <= {0, 2 * knots}
+
+
 @pytest.mark.parametrize("kinds", [1, 30, 10**6])
 def test_of_equal_knots_each_is_beyond_all(kinds):
     knots = torch.randint(kinds, (5, 100), generator=rng()).float().sort(1).values
@@ -98,7 +121,7 @@ def test_knots_are_evenly_thinned_out_from_the_smallest_value_to_the_largest():
 
 
 def test_samples_are_scored_one_by_one():
-    ordinary = ReferenceModel.fit(statistics(700), ENGINE)
+    ordinary = ReferenceModel.fit(statistics(700))
     assert ordinary is not None
     lengths, tails = ordinary.mahalanobis_squared(statistics(50, seed=9))
     for sample in (0, 17, 49):
@@ -108,7 +131,7 @@ def test_samples_are_scored_one_by_one():
 
 
 def test_the_filters_that_say_so_are_named():
-    ordinary = ReferenceModel.fit(statistics(), ENGINE)
+    ordinary = ReferenceModel.fit(statistics())
     assert ordinary is not None
     odd = statistics()[:1].clone()
     odd[0, 9], odd[0, 3] = 1e3, -1e3

@@ -25,7 +25,6 @@ from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.capture.samples import SampleStatistics
-from lightning_anomaly.clustering.engine import load_engine
 from lightning_anomaly.outliers.combine import Tail, combine
 from lightning_anomaly.outliers.conformal import Statistics, fit_halves
 from lightning_anomaly.outliers.scores import layer_scores
@@ -63,9 +62,8 @@ def _select(statistics: Statistics, chosen: Tensor) -> Statistics:
 
 def probe_scores(statistics: Statistics) -> dict[str, Tensor]:
     """Compute the scores `(N,)` that `analyze` gives these images, and those of each view, without its clustering."""
-    engine = load_engine("auto")
     views = {name: view.scores for name, view in view_samples(statistics.samples).items()}
-    views["filters"] = torch.stack([layer_scores(own, engine) for own in statistics.layers.values()]).amax(0)
+    views["filters"] = torch.stack([layer_scores(own) for own in statistics.layers.values()]).amax(0)
     surprises = {name: Tail.fit(scores).surprise(scores) for name, scores in views.items()}
     return {"outlier score": combine(surprises), **{f"view: {name}": own for name, own in surprises.items()}}
 
