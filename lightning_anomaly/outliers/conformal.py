@@ -34,6 +34,13 @@ class Statistics(NamedTuple):
     layers: dict[str, Tensor]
     samples: SampleStatistics
 
+    @staticmethod
+    def join(parts: Sequence[Statistics]) -> Statistics:
+        """Join parts, by the layers that all of them have; empties the parts, as they may be most of the memory."""
+        names = [name for name in parts[0].layers if all(name in part.layers for part in parts)]
+        layers = {name: torch.cat([part.layers.pop(name) for part in parts]) for name in names}
+        return Statistics(layers, SampleStatistics.join([part.samples for part in parts]))
+
 
 class Judgement(NamedTuple):
     """What is said of some images, on the CPU.
@@ -175,11 +182,9 @@ def fit_halves(
         f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
         "layer: look for NaN in the images and in the weights."
     )
-    names = [name for name in parts[0].layers if all(name in part.layers for part in parts)]
-    if not names:
+    statistics, samples = Statistics.join(parts)
+    if not statistics:
         raise nothing
-    statistics = {name: torch.cat([part.layers.pop(name) for part in parts]) for name in names}
-    samples = SampleStatistics.join([part.samples for part in parts])
     finite = {name: own.abs().amax(2).isfinite() for name, own in statistics.items()}
     unknown = {name: own.sum(0) * 2 <= len(own) for name, own in finite.items()}
     complete = torch.stack([own[:, ~unknown[name]].all(1) for name, own in finite.items()]).all(0)
@@ -190,12 +195,12 @@ def fit_halves(
             "look for images that cannot be read, NaN in the images and values beyond the precision of the model."
         )
     if len(kept) < len(complete):
-        statistics = {name: statistics.pop(name)[kept] for name in names}
+        statistics = {name: statistics.pop(name)[kept] for name in [*statistics]}
         samples = samples.select(kept)
     halves = [slice(None, len(kept) // 2), slice(len(kept) // 2, None)]
     fitted = halves if both else halves[:1]
     models = [_fit_layers(statistics, half) for half in fitted]
-    usable = tuple(name for name in names if all(name in own for own in models))
+    usable = tuple(name for name in statistics if all(name in own for own in models))
     if not usable:
         raise nothing
     views = [fit_views(samples.select(half)) for half in fitted]

@@ -17,7 +17,6 @@ from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing, usable_layers
-from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.distributed import broadcast_result, even_slices, gather_results, rank_and_world
 from lightning_anomaly.notes import left_out, warn_of
@@ -274,16 +273,13 @@ class _Search:
         positions = positions[even_slices(len(positions), self._world)[self.rank]]
         batches = iter(track(images.batches(positions), -(-len(positions) // images.batch_size), what, self._progress))
         while some := list(islice(batches, _BATCHES)):
-            parts = [self._statistics(batch) for _, batch in some]
-            names = [name for name in parts[0].layers if all(name in part.layers for part in parts)]
-            layers = {name: torch.cat([part.layers[name] for part in parts]) for name in names}
-            samples = SampleStatistics.join([part.samples for part in parts])
+            statistics = Statistics.join([self._statistics(batch) for _, batch in some])
             places = torch.cat([own for own, _ in some])
             unreadable = [place for place, position in enumerate(places.tolist()) if position in images.unreadable]
-            for own in (*layers.values(), samples.pixels, samples.features):
-                if own is not None:
-                    own[unreadable] = torch.nan
-            yield places, Statistics(layers, samples)
+            for part in (*statistics.layers.values(), statistics.samples.pixels, statistics.samples.features):
+                if part is not None:
+                    part[unreadable] = torch.nan
+            yield places, statistics
 
     def _statistics(self, batch: Tensor) -> Statistics:
         capture = MapCapture(self._watched, summary=map_statistics, model=self._model)

@@ -24,7 +24,6 @@ from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing
-from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.combine import Tail, combine
 from lightning_anomaly.outliers.conformal import Statistics, fit_halves
 from lightning_anomaly.outliers.scores import layer_scores
@@ -51,8 +50,7 @@ def look_at(network: nn.Module, inputs: Tensor) -> Statistics:
             call(batch)
         layers = {name: layer.maps for name, layer in capture.maps.items()}
         parts.append(Statistics(layers, capture.samples.collected(len(batch))))
-    layers = {name: torch.cat([part.layers[name] for part in parts]) for name in parts[0].layers}
-    return Statistics(layers, SampleStatistics.join([part.samples for part in parts]))
+    return Statistics.join(parts)
 
 
 def _select(statistics: Statistics, chosen: Tensor) -> Statistics:
