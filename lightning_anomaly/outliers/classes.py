@@ -64,10 +64,6 @@ class ClassView:
         centers, scales = robust_scale(parts[parts.isfinite().all(1)])
         return cls(mean, axes, model, centers, torch.where(scales > 0, scales, 1))
 
-    def sees(self, samples: SampleStatistics) -> bool:
-        """Whether the samples have what is viewed."""
-        return samples.features is not None
-
     def view(self, samples: SampleStatistics) -> SampleView:
         """Score samples by the sum of standardised distance and energy, the larger of which is the reason."""
         assert samples.logits is not None

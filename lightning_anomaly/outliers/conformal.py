@@ -111,12 +111,6 @@ class SplitConformal:
         self._sorted = scores.sort().values
         self.own = Judgement(scores, self._larger(scores).double() / len(scores), layer, filters, views_of)
 
-    def missing(self, statistics: Statistics) -> list[str]:
-        """Name the layers and views that judge, and of which these statistics have none."""
-        samples = statistics.samples
-        views = [name for name, view in self._views.items() if not view.sees(samples)]
-        return [name for name in self._models if name not in statistics.layers] + views
-
     def judge(self, statistics: Statistics) -> Judgement:
         """Judge new samples by their statistics."""
         views, layer, filters = self._view(statistics, self._measure(statistics))

@@ -32,10 +32,6 @@ class PixelView:
         model = None if samples.pixels is None else RobustGaussian.fit(samples.pixels)
         return None if model is None else cls(model, pixel_phrases(samples.shape[0], len(samples.shape) - 1))
 
-    def sees(self, samples: SampleStatistics) -> bool:
-        """Whether the samples have what is viewed."""
-        return samples.pixels is not None
-
     def view(self, samples: SampleStatistics) -> SampleView:
         """Score samples by their squared Mahalanobis distances, with the number that deviates most as the reason."""
         assert samples.pixels is not None

@@ -229,7 +229,7 @@ class _Search:
         fit.judge.to(self._device)
         judged = []
         for positions, statistics in self._run(images, rest, "outlier scores"):
-            if missing := fit.judge.missing(statistics):
+            if missing := [name for name in fit.layers if name not in statistics.layers]:
                 raise ValueError(
                     "Parameter `inputs` should give maps in all layers in which the reference gives them. Found images "
                     f"without any in {missing}: name other layers as `layers`."
