@@ -143,10 +143,8 @@ class OutlierReport(Tabular):
         Raises:
             ImportError: If pandas is not installed; the package does not ask for it.
         """
-        try:
-            from pandas import DataFrame
-        except ImportError as error:
-            raise ImportError("`OutlierReport.to_frame` needs pandas, so install it: `pip install pandas`.") from error
+        from pandas import DataFrame
+
         return DataFrame(self.rows(k))
 
     def rows(self, k: int | None = None) -> list[dict[str, Any]]:
