@@ -92,6 +92,7 @@ class SplitConformal:
             scores, the scores of each view say how rare others are, and their own scores what others are compared with.
 
     Attributes:
+        layers: Names of the layers that judge.
         own: Judgement of these samples, each of which is among those that it is compared with.
     """
 
@@ -101,6 +102,7 @@ class SplitConformal:
         views: Mapping[str, PixelView | ClassView],
         calibration: Statistics,
     ) -> None:
+        self.layers = tuple(models)
         self._models = dict(models)
         self._views = dict(views)
         measured = self._measure(calibration)
@@ -124,7 +126,7 @@ class SplitConformal:
         self._spreads = [spread.to(device) for spread in self._spreads]
 
     def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
-        layers = [statistics.layers[name] for name in self._models]
+        layers = [statistics.layers[name] for name in self.layers]
         models = self._models.values()
         return list(torch_in_threads(ReferenceModel.mahalanobis_squared, models, layers, like=layers[0]))
 
@@ -139,7 +141,7 @@ class SplitConformal:
             own = layer == place
             filters[own] = model.extreme_filters(measured[place][1][own], statistics.layers[name].shape[1], FILTERS)
         layer, filters = layer.cpu(), filters.cpu()
-        names = [name or "(the model)" for name in self._models]
+        names = [name or "(the model)" for name in self.layers]
         reasons = tuple(
             f"layer {names[place]}, filters {listed([index for index in own if index >= 0])}"
             for place, own in zip(layer.tolist(), filters.tolist(), strict=True)
@@ -160,7 +162,7 @@ class SplitConformal:
 
 def fit_halves(
     parts: Sequence[Statistics], argument: str, both: bool
-) -> tuple[tuple[str, ...], list[SplitConformal], Tensor, dict[str, str]]:
+) -> tuple[list[SplitConformal], Tensor, dict[str, str]]:
     """Fit to the first half of a reference, and calibrate by the other.
 
     Args:
@@ -169,8 +171,8 @@ def fit_halves(
         both: Whether to fit to the second half as well, which is then calibrated by the first.
 
     Returns:
-        The layers that judge, the fits, which images of the reference they use `(m,)`, those of the first half
-        first, and notes on filters that do not judge. Images with NaN or infinite values in other filters are left out.
+        The fits, which images of the reference they use `(m,)`, those of the first half first, and notes on filters
+        that do not judge. Images with NaN or infinite values in other filters are left out.
     """
     nothing = ValueError(
         f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
@@ -212,7 +214,7 @@ def fit_halves(
         if unknown[name].any():
             where = "in their maps of most reference images and do not judge"
             notes |= nonfinite(name, int(unknown[name].sum()), len(unknown[name]), where)
-    return usable, fits, kept, notes
+    return fits, kept, notes
 
 
 def _fit_layers(statistics: Mapping[str, Tensor], half: slice) -> dict[str, ReferenceModel]:

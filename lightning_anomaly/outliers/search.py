@@ -125,14 +125,12 @@ class _Fit(NamedTuple):
     """What scores are computed with.
 
     Attributes:
-        layers: Names of the layers that judge.
         judge: The fit to the first half of the reference.
         reference: Positions of the images in the reference that it uses.
         known: Positions `(n,)` and judgements of inputs that are reference images too.
         notes: What could not be used and why.
     """
 
-    layers: tuple[str, ...]
     judge: SplitConformal
     reference: list[int]
     known: list[tuple[Tensor, Judgement]]
@@ -156,8 +154,7 @@ class _Search:
     def take_buffers(self) -> None:
         """Take the buffers of process 0 for the model: those of a BatchNorm differ between processes."""
         if self._world > 1:
-            own = self._model.named_buffers()
-            self._buffers = broadcast_result(lambda: {name: buffer.cpu() for name, buffer in own})
+            self._buffers = broadcast_result(lambda: {name: own.cpu() for name, own in self._model.named_buffers()})
 
     def run_reference(self, inputs: Any, reference: Any) -> _Share:
         """Check everything, and run the model on this process's share of the reference."""
@@ -200,8 +197,7 @@ class _Search:
                 f"Found {numbers} images in the processes."
             )
         parts = [part for share in shares for part in share.parts]
-        names, halves, kept, notes = fit_halves(parts, self._others.argument, both=self._others is self._images)
-        notes |= _merged(share.notes for share in shares)
+        halves, kept, notes = fit_halves(parts, self._others.argument, both=self._others is self._images)
         chosen = [self._chosen[place] for place in kept.tolist()]
         known: list[tuple[Tensor, Judgement]] = []
         if len(halves) == 2:
@@ -217,9 +213,9 @@ class _Search:
                     f"{nonfinite} of the {count} reference images give NaN or infinite values and have no say."
                 )
         for name in self._watched:
-            if name not in names:
-                notes |= left_out(name, "its maps of the reference are not finite or do not vary") | notes
-        return _Fit(names, halves[0], chosen, known, notes)
+            if name not in halves[0].layers:  # what a pass has found to be wrong with it replaces this note
+                notes |= left_out(name, "its maps of the reference are not finite or do not vary")
+        return _Fit(halves[0], chosen, known, notes)
 
     def score(self, fit: _Fit) -> _Share:
         """Score this process's share of the images, those of the reference excepted."""
@@ -229,7 +225,7 @@ class _Search:
         fit.judge.to(self._device)
         judged = []
         for positions, statistics in self._run(images, rest, "outlier scores"):
-            if missing := [name for name in fit.layers if name not in statistics.layers]:
+            if missing := [name for name in fit.judge.layers if name not in statistics.layers]:
                 raise ValueError(
                     "Parameter `inputs` should give maps in all layers in which the reference gives them. Found images "
                     f"without any in {missing}: name other layers as `layers`."
@@ -255,7 +251,7 @@ class _Search:
         report = OutlierReport(
             scores=scores,
             p_values=p_values,
-            layers=fit.layers,
+            layers=fit.judge.layers,
             layer=layer,
             filters=filters,
             views=views,

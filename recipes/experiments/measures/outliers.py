@@ -125,7 +125,7 @@ def false_discoveries(training: Training, root: str | None, weights: str | None)
     for name, reference in references.items():
         for _ in range(_FITS):
             order = torch.randperm(len(next(iter(reference.layers.values()))), generator=generator)[:_REFERENCE]
-            _, (fit,), _, _ = fit_halves([_select(reference, order)], "reference", both=False)
+            (fit,), _, _ = fit_halves([_select(reference, order)], "reference", both=False)
             judgement = fit.judge(judged)
             for planted in (0, _PLANTED):
                 for _ in range(_DRAWS):
