@@ -243,17 +243,11 @@ def _report(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filter
         full[live] = values
         return full.cpu()
 
-    if len(clustering.n_components):
-        labels = clustering.labels[rows, shown]
-        n_components = clustering.n_components.to(shown.device)[shown]
-        index = clustering.calinski_harabasz[rows, shown]
-    else:  # too few samples for any mixture
-        labels, n_components = torch.zeros_like(outliers, dtype=torch.int64), torch.zeros_like(shown)
-        index = reduction.points.new_zeros(len(live))
+    labels = clustering.labels[rows, shown]
     return LayerReport(
         verdicts=verdicts_of(per_filter(outliers.any(1)), reduction.constant, reduction.finite),
-        n_components=per_filter(n_components),
-        calinski_harabasz=per_filter(index),
+        n_components=per_filter(clustering.n_components[shown]),
+        calinski_harabasz=per_filter(clustering.calinski_harabasz[rows, shown]),
         smallest_share=per_filter(smallest_share(labels)),
         labels=per_filter(labels.to(torch.uint8)),
         points=reduction.points.float().cpu(),

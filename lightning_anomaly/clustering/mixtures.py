@@ -36,14 +36,11 @@ class Clustering(NamedTuple):
         n_components: The numbers of components tried, ascending `(M,)`.
         labels: Cluster of each sample `(F, M, N)`.
         calinski_harabasz: Index of each clustering `(F, M)`; 0 where all samples are in one cluster.
-        best: Position in `n_components` of the clustering with the largest index, the first of those equal up to
-            rounding `(F,)`.
     """
 
     n_components: Tensor
     labels: Tensor
     calinski_harabasz: Tensor
-    best: Tensor
 
 
 def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) -> Clustering:
@@ -55,22 +52,20 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) 
         engine: What runs the loops.
 
     Returns:
-        The clusterings. Fewer samples than `max_components + 1` allow fewer components; fewer than 3 allow none, which
-        gives `M = 0` and `best` 0.
+        The clusterings. Fewer samples than `max_components + 1` allow fewer components; of fewer than 3 there is one
+        clustering with 0 components, which has all samples in one cluster.
     """
     filters, samples = points.shape[:2]
-    numbers = range(2, min(settings.max_components, samples - 1) + 1)
+    numbers = [*range(2, min(settings.max_components, samples - 1) + 1)] or [0]
     labels = torch.zeros(filters, len(numbers), samples, dtype=torch.int64, device=points.device)
     index = points.new_zeros(filters, len(numbers))
-    best = labels.new_zeros(filters)
-    if filters and numbers:
+    if filters and samples > 2:
         centres = kmeans_plus_plus(points, settings.n_init, numbers[-1], settings.seed, engine)
         for place, k in enumerate(numbers):
             start = cluster_parameters(points, engine.kmeans(points, centres[:, :, :k]), k, engine)
             labels[:, place] = engine.em(points, start, MAX_ITER, TOL, REG_COVAR).labels
         index = calinski_harabasz(points, labels, engine)
-        best = first_largest(index)
-    return Clustering(torch.tensor(list(numbers), dtype=torch.int64, device="cpu"), labels, index, best)
+    return Clustering(torch.tensor(numbers, device=points.device), labels, index)
 
 
 def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: Engine) -> Tensor:
@@ -107,7 +102,7 @@ def cluster_parameters(
 
 def cluster_sizes(labels: Tensor) -> Tensor:
     """Count the samples in each cluster `(..., K)` of labels `(..., N)`, K one more than the largest label."""
-    clusters = int(labels.max()) + 1 if labels.numel() else 0
+    clusters = int(labels.max()) + 1 if labels.numel() else 1
     sizes = torch.zeros(*labels.shape[:-1], clusters, dtype=torch.int64, device=labels.device)
     return sizes.scatter_add_(-1, labels, torch.ones_like(labels))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from lightning_anomaly.clustering.engine import SAME
 from lightning_anomaly.clustering.mixtures import Clustering, cluster_sizes, first_largest
@@ -54,14 +55,11 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
     Returns:
         Whether each sample is an outlier of each filter `(F, N)`.
     """
-    rare = rare_samples(clustering.labels, rare_fraction)
-    if rare.shape[1] == 0:
-        return rare.any(1)
+    rare, index = rare_samples(clustering.labels, rare_fraction), clustering.calinski_harabasz
     if rule == "best":
-        return rare[torch.arange(len(rare), device=rare.device), clustering.best]
-    index = clustering.calinski_harabasz
-    # In units of the largest, so that no sum is too large. Where none is defined nothing is rare.
-    votes = index / index.amax(1, keepdim=True).clamp(min=torch.finfo(index.dtype).tiny)
+        votes = one_hot(first_largest(index), index.shape[1]).to(index)
+    else:  # in units of the largest, so that no sum is too large; where none is defined nothing is rare
+        votes = index / index.amax(1, keepdim=True).clamp(min=torch.finfo(index.dtype).tiny)
     return (rare * votes[:, :, None]).sum(1) > (_SHARE + SAME) * votes.sum(1, keepdim=True)
 
 
@@ -85,8 +83,6 @@ def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: fl
     That with the largest Calinski-Harabasz index; for an anomaly filter among those in which all its outliers are rare,
     or, if there is none, in which most of them are.
     """
-    if clustering.labels.shape[1] == 0:
-        return clustering.best
     agreeing = (rare_samples(clustering.labels, rare_fraction) & outliers[:, None]).sum(2)
     candidates = agreeing == agreeing.amax(1, keepdim=True)
     return first_largest(torch.where(candidates, clustering.calinski_harabasz, -1.0))
@@ -94,8 +90,6 @@ def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: fl
 
 def smallest_share(labels: Tensor) -> Tensor:
     """Share of the samples in the smallest occupied cluster `(...)` of labels `(..., N)`."""
-    if labels.numel() == 0:  # no filter could be clustered
-        return labels.new_zeros(labels.shape[:-1], dtype=torch.float64)
     sizes = cluster_sizes(labels)
     samples = labels.shape[-1]
     return torch.where(sizes > 0, sizes, samples).amin(-1).double() / samples

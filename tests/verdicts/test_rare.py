@@ -15,7 +15,7 @@ def sizes(*counts: int) -> torch.Tensor:
 def clustering(*filters: list[torch.Tensor], index: list[list[float]] | None = None) -> Clustering:
     labels = torch.stack([torch.stack(own) for own in filters])
     values = torch.zeros(labels.shape[:2]) if index is None else torch.tensor(index)
-    return Clustering(torch.arange(2, 2 + labels.shape[1]), labels, values.double(), values.argmax(1))
+    return Clustering(torch.arange(2, 2 + labels.shape[1]), labels, values.double())
 
 
 @pytest.mark.parametrize("percent", [1, 7, 29, 49])
@@ -70,12 +70,14 @@ def test_by_index_a_clustering_well_above_the_others_decides_alone_and_of_near_e
 
 
 @pytest.mark.parametrize("rule", ["index", "best"])
-def test_without_clusterings_there_are_no_outliers(rule):
-    none = Clustering(torch.arange(0), torch.zeros(2, 0, 5).long(), torch.zeros(2, 0), torch.zeros(2).long())
-    outliers = outlier_samples(none, 0.01, rule)
-    assert outliers.shape == (2, 5)
+@pytest.mark.parametrize("filters", [0, 2])
+def test_where_all_samples_are_in_one_cluster_there_are_no_outliers(rule, filters):
+    none = Clustering(torch.zeros(1).long(), torch.zeros(filters, 1, 5).long(), torch.zeros(filters, 1))
+    outliers = outlier_samples(none, 0.5, rule)
+    assert outliers.shape == (filters, 5)
     assert not outliers.any()
-    assert shown_clustering(none, outliers, 0.01).tolist() == [0, 0]
+    assert shown_clustering(none, outliers, 0.5).tolist() == [0] * filters
+    assert smallest_share(none.labels[:, 0]).tolist() == [1.0] * filters
 
 
 def test_a_filter_is_shown_by_the_best_clustering_among_those_that_show_most_of_its_outliers():
