@@ -28,6 +28,7 @@ _P6, _P7, _P8 = 0.00015403530463727982, 1.5252733856295574e-05, 1.32154325342541
 _P9, _P10, _P11 = 1.0178051192117847e-07, 7.074194562613105e-09, 4.456675463639861e-10
 
 
+# Sums must not be reordered here: rounding by a large constant would vanish.
 @compile_loop(forceinline=True, fastmath={"contract"})
 def _exp2(t: float) -> float:
     """2 to the power of `t <= 0` to one unit in the last place; 2^-1000 for everything below."""

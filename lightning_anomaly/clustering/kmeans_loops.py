@@ -174,6 +174,3 @@ def draw_centres(xs: _Array, ys: _Array, uniform: _Array, centres: _Array) -> No
                         distance[i] = d
                         total += d
                     sums[b] = total
-
-
-# These must not be reordered: rounding by a large constant would vanish.
