@@ -126,12 +126,7 @@ class Engine(ABC):
         """
 
     def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the moments of the clusters of a hard clustering.
-
-        Args:
-            points: Points `(F, N, 2)`.
-            labels: Labels `(F, N)` from 0 to `n_clusters - 1`.
-            n_clusters: Number of clusters, K.
+        """Compute the moments of the K clusters of a hard clustering `(F, N)` of points `(F, N, 2)`.
 
         Returns:
             Sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)`; zeros for empty clusters.

@@ -44,16 +44,10 @@ class Clustering(NamedTuple):
 
 
 def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) -> Clustering:
-    """Fit mixtures with 2 to `settings.max_components` components to each filter's points.
+    """Fit mixtures with 2 to `settings.max_components` components to the points of live filters `(F, N, 2)`.
 
-    Args:
-        points: Points of live filters `(F, N, 2)`, in units of their spread.
-        settings: See `AnalysisSettings`.
-        engine: What runs the loops.
-
-    Returns:
-        The clusterings. Fewer samples than `max_components + 1` allow fewer components; of fewer than 3 there is one
-        clustering with 0 components, which has all samples in one cluster.
+    Points are in units of their spread. Fewer samples than `max_components + 1` allow fewer components; of fewer than 3
+    there is one clustering with 0 components, which has all samples in one cluster.
     """
     filters, samples = points.shape[:2]
     numbers = [*range(2, min(settings.max_components, samples - 1) + 1)] or [0]
@@ -69,20 +63,11 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) 
 
 
 def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: Engine) -> Tensor:
-    """Draw starting centres by k-means++ (Arthur and Vassilvitskii, 2007).
+    """Draw `n_init` times K centres `(F, S, K, 2)` among points `(F, N, 2)` by k-means++.
 
-    All filters use the same uniform random numbers, each on its own points in the order of their first coordinate, so
-    that a filter's centres depend neither on the other filters nor on the order of the samples.
-
-    Args:
-        points: Points `(F, N, 2)`.
-        n_init: Number of draws, S.
-        n_clusters: Number of centres, K. The first k of them are a draw for k centres.
-        seed: Seed of the random numbers.
-        engine: What runs the loop.
-
-    Returns:
-        Centres `(F, S, K, 2)`.
+    See Arthur and Vassilvitskii (2007). The first k centres are a draw of k centres. All filters use the same uniform
+    random numbers, each on its own points in the order of their first coordinate, so that a filter's centres depend
+    neither on the other filters nor on the order of the samples.
     """
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(n_init, n_clusters, generator=generator, dtype=torch.float64, device="cpu")
@@ -114,13 +99,9 @@ def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
     SSB. Where all points of a cluster are equal the order of a sum decides whether it is 0, for which scikit-learn's
     index is 1, or about 1e-34, for which it is about 1e34.
 
-    Args:
-        points: Points `(F, N, 2)`.
-        labels: Clusters `(F, M, N)`.
-        engine: What runs the loop.
-
     Returns:
-        The index `(F, M)`; 0 where it is not defined, with one occupied cluster or as many as samples.
+        The index `(F, M)` of labels `(F, M, N)` of points `(F, N, 2)`; 0 where it is not defined, with one occupied
+        cluster or as many as samples.
     """
     samples = points.shape[1]
     centred = points - points.mean(1, keepdim=True)

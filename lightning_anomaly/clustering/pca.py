@@ -40,17 +40,10 @@ class Reduction:
 
 
 def reduce_maps(maps: Tensor, engine: Engine) -> Reduction:
-    """Reduce each filter's maps to two principal components.
+    """Reduce each filter's maps `(N, F, ...)` to two principal components, whatever the other filters are.
 
     Every filter's maps are divided by their largest absolute value, so that no scale can overflow, and centred. It is
     constant if the root mean square of what remains is at most 4 units of rounding of the maps' type.
-
-    Args:
-        maps: Feature maps `(N, F, ...)`.
-        engine: What decomposes them, where they are.
-
-    Returns:
-        The points. A filter's points do not depend on the other filters.
     """
     rounding = 4 * torch.finfo(maps.dtype).eps
     rows = (maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]).transpose(0, 1)

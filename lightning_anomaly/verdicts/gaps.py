@@ -81,15 +81,9 @@ def _lower_median(values: _Array) -> float:
 
 
 def find_borders(distances: _Array, sizes: int, level: float) -> _Array:
-    """Find the innermost sample that each filter sets apart, see `isolated_samples`.
+    """Find the distance `(F, 1)` of the innermost sample that each filter sets apart, infinity if it sets none apart.
 
-    Args:
-        distances: Distances of the samples from a filter's centre `(F, N)`.
-        sizes: Largest number of samples that are set apart.
-        level: Share of false alarms.
-
-    Returns:
-        The distances of these samples `(F, 1)`; infinity if none is set apart.
+    See `isolated_samples`; `distances` are `(F, N)`, `sizes` the most that are set apart, `level` the false alarms.
     """
     k = np.arange(1, sizes + 1)
     borders = np.full((len(distances), 1), np.inf)

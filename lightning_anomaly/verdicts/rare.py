@@ -29,31 +29,17 @@ LIVE = (NORMAL, ANOMALY)  # filters that could be clustered, see `Reduction.live
 
 
 def rare_samples(labels: Tensor, rare_fraction: float) -> Tensor:
-    """Samples that lie in a rare cluster: one with at most `rare_fraction` of the samples, beside others.
-
-    Args:
-        labels: Clusters `(..., N)`.
-        rare_fraction: Fraction of the samples, at most 0.5.
-
-    Returns:
-        Whether each sample is in a rare cluster `(..., N)`.
-    """
+    """Whether each sample is in a rare cluster `(..., N)`: one with at most a fraction of the samples, at most 0.5."""
     sizes = cluster_sizes(labels).gather(-1, labels)
     # Tolerates the rounding of rare_fraction * N only; a cluster of all the samples is not rare as the fraction is < 1.
     return sizes <= rare_fraction * labels.shape[-1] * (1 + 1e-12)
 
 
 def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> Tensor:
-    """The outlier samples of each filter; a filter that has any is an anomaly filter.
+    """Whether each sample is an outlier of each filter `(F, N)`; a filter that has any is an anomaly filter.
 
-    Args:
-        clustering: Clusterings of F filters.
-        rare_fraction: See `rare_samples`.
-        rule: `"index"`: rare in clusterings that have more than two thirds of the sum of the Calinski-Harabasz
-            indices; `"best"`: rare in the one with the largest.
-
-    Returns:
-        Whether each sample is an outlier of each filter `(F, N)`.
+    With the rule `"index"` it is rare in clusterings that have more than two thirds of the sum of the Calinski-Harabasz
+    indices, with `"best"` in the one with the largest.
     """
     rare, index = rare_samples(clustering.labels, rare_fraction), clustering.calinski_harabasz
     if rule == "best":
@@ -64,13 +50,7 @@ def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> 
 
 
 def verdicts_of(flagged: Tensor, constant: Tensor, finite: Tensor) -> tuple[str, ...]:
-    """The verdict on each filter.
-
-    Args:
-        flagged: Whether it has outlier samples, bool `(F,)`.
-        constant: Whether its map is the same for every sample.
-        finite: Whether its maps are free of NaN and infinity.
-    """
+    """The verdict on each filter: whether it has outlier samples, and `Reduction.constant` and `finite`, all `(F,)`."""
     return tuple(
         NONFINITE if not known else DEAD if same else ANOMALY if found else NORMAL
         for found, same, known in zip(flagged.tolist(), constant.tolist(), finite.tolist(), strict=True)
