@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_anomaly.capture.samples import SampleStatistics
@@ -122,8 +123,7 @@ class SplitConformal:
 
     def to(self, device: torch.device) -> None:
         """Move what judges maps to another device, in place."""
-        self._models = {name: model.to(device) for name, model in self._models.items()}
-        self._spreads = [spread.to(device) for spread in self._spreads]
+        self._models, self._spreads = apply_to_collection((self._models, self._spreads), Tensor, Tensor.to, device)
 
     def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
         layers = [statistics.layers[name] for name in self.layers]

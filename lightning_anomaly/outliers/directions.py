@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ _ROWS, _COLUMNS = 128, 1024  # of the vectors that are multiplied at a time, so 
 _MIN_VARIANCE = 1e-12  # along a direction, in units of the largest: more than rounding leaves
 
 
-@dataclass(frozen=True, eq=False)
-class Directions:
+class Directions(NamedTuple):
     """Directions in which vectors vary most.
 
     Attributes:
@@ -33,10 +32,6 @@ class Directions:
     def mahalanobis_squared(self, vectors: Tensor) -> Tensor:
         """Compute squared Mahalanobis distances from the mean in these directions `(n,)` of vectors `(n, V)`."""
         return ((vectors - self.mean) @ self.axes).square().sum(1)
-
-    def to(self, device: torch.device) -> Directions:
-        """Return the same on another device."""
-        return Directions(self.mean.to(device), self.axes.to(device))
 
 
 class Vectors:

@@ -10,7 +10,6 @@ filters. Outliers in the reference itself are left out of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +30,7 @@ _OUTLIER_SCORE = 10  # spreads above the median from which a reference sample is
 _MIN_SAMPLES = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Spread:
+class Spread(NamedTuple):
     """Location and scale of the squared distances of a reference.
 
     Attributes:
@@ -56,13 +54,8 @@ class Spread:
         """Compute how many spreads distances `(n, 2)` are above the median, summed: `(n,)`."""
         return ((distances - self.median) / self.spread).sum(1)
 
-    def to(self, device: torch.device) -> Spread:
-        """Return the same on another device."""
-        return Spread(self.median.to(device), self.spread.to(device))
 
-
-@dataclass(frozen=True, eq=False)
-class ReferenceModel:
+class ReferenceModel(NamedTuple):
     """What reference samples look like in one layer.
 
     Attributes:
@@ -127,11 +120,6 @@ class ReferenceModel:
         by_filter = full.view(len(full), filters, len(self.used) // filters).sum(2)
         found = by_filter.topk(min(count, filters), 1).indices
         return functional.pad(found, (0, count - found.shape[1]), value=-1)
-
-    def to(self, device: torch.device) -> ReferenceModel:
-        """Return the same on another device."""
-        used, knots, upper_ranks = (part.to(device) for part in (self.used, self.knots, self.upper_ranks))
-        return ReferenceModel(used, knots, upper_ranks, self.tails.to(device), self.values.to(device))
 
 
 def layer_scores(statistics: Tensor) -> Tensor:
