@@ -60,26 +60,17 @@ class Judgement(NamedTuple):
     filters: Tensor
     views: dict[str, SampleView]
 
-    def select(self, order: Tensor) -> Judgement:
-        """Select images, in an order."""
-        places = order.tolist()
-        views = {
-            name: SampleView(view.scores[order], tuple(view.reasons[place] for place in places))
-            for name, view in self.views.items()
-        }
-        return Judgement(self.scores[order], self.p_values[order], self.layer[order], self.filters[order], views)
-
     @staticmethod
-    def join(parts: Sequence[Judgement]) -> Judgement:
-        """Join what is said of several images, by the same views."""
-        scores, p_values, layer, filters = (torch.cat(own) for own in zip(*(part[:4] for part in parts), strict=True))
-        views = {
-            name: SampleView(
-                torch.cat([part.views[name].scores for part in parts]),
-                tuple(reason for part in parts for reason in part.views[name].reasons),
-            )
-            for name in parts[0].views
-        }
+    def join(parts: Sequence[Judgement], order: Tensor) -> Judgement:
+        """Join what is said of several images by the same views, and put them in an order."""
+        scores, p_values, layer, filters = (
+            torch.cat(own)[order] for own in zip(*(part[:4] for part in parts), strict=True)
+        )
+        views = {}
+        for name in parts[0].views:
+            reasons = [reason for part in parts for reason in part.views[name].reasons]
+            own = torch.cat([part.views[name].scores for part in parts])
+            views[name] = SampleView(own[order], tuple(reasons[place] for place in order.tolist()))
         return Judgement(scores, p_values, layer, filters, views)
 
 

@@ -207,7 +207,7 @@ class _Search:
         else:
             unreadable = _merged(share.unreadable for share in shares)
             count = len(self._chosen)
-            notes |= _unreadable_note(unreadable, f"{count} reference images", "they have no say")
+            notes |= _unreadable_note(unreadable, count, "reference images", "they have no say")
             if nonfinite := count - len(chosen) - len(unreadable):
                 notes["nonfinite reference"] = (
                     f"{nonfinite} of the {count} reference images give NaN or infinite values and have no say."
@@ -238,10 +238,10 @@ class _Search:
         images, n = self._images, len(self._images)
         judged = [*fit.known, *(own for share in scored for own in share.parts)]
         positions, parts = zip(*judged, strict=True)
-        scores, p_values, layer, filters, views = Judgement.join(parts).select(torch.cat(positions).argsort())
+        scores, p_values, layer, filters, views = Judgement.join(parts, torch.cat(positions).argsort())
         notes = unseen_layers(self._model, self._layers) | fit.notes | _merged(share.notes for share in scored)
         unreadable = _merged(share.unreadable for share in scored)
-        notes |= _unreadable_note(unreadable, f"{n} images", "their scores are infinite")
+        notes |= _unreadable_note(unreadable, n, "images", "their scores are infinite")
         infinite = [position for position in scores.isinf().nonzero()[:, 0].tolist() if position not in unreadable]
         if infinite:
             notes["nonfinite images"] = (
@@ -290,12 +290,12 @@ def _merged(parts: Iterable[Mapping[Any, str]]) -> dict[Any, str]:
     return {key: text for part in parts for key, text in part.items()}
 
 
-def _unreadable_note(unreadable: Mapping[int, str], images: str, consequence: str) -> dict[str, str]:
+def _unreadable_note(unreadable: Mapping[int, str], count: int, images: str, then: str) -> dict[str, str]:
     if not unreadable:
         return {}
     first = min(unreadable)
-    note = f"{len(unreadable)} of the {images} cannot be read, the first at position {first} ({unreadable[first]}): "
-    return {f"unreadable {images.split(maxsplit=1)[1]}": f"{note}{consequence}."}
+    where = f"the first at position {first} ({unreadable[first]})"
+    return {f"unreadable {images}": f"{len(unreadable)} of the {count} {images} cannot be read, {where}: {then}."}
 
 
 def _pictures(images: ImageSource, shown: list[int], others: ImageSource, ordinary: list[int]) -> Tensor | None:
