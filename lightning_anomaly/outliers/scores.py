@@ -87,14 +87,9 @@ class ReferenceModel(NamedTuple):
         return cls(fit.used, fit.knots, fit.upper_ranks, tails, values)
 
     def mahalanobis_squared(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute how far samples are from the reference.
+        """Compute squared distances `(n, 2)` of statistics `(n, F, S)` by tails and by normal scores, and the tails.
 
-        Args:
-            statistics: Statistics `(n, F, S)`, on the device of this model.
-
-        Returns:
-            Squared distances `(n, 2)` by tails and by normal scores, infinite for samples with NaN or infinite values;
-            and the tails `(n, V)`, for `extreme_filters`.
+        Distances are infinite for samples with NaN or infinite values; tails are `(n, V)`, for `extreme_filters`.
         """
         flat = statistics.flatten(1).float()
         if len(self.knots) < len(self.used):
@@ -105,15 +100,10 @@ class ReferenceModel(NamedTuple):
         return distances, tails
 
     def extreme_filters(self, tails: Tensor, filters: int, count: int) -> Tensor:
-        """Find the filters with the largest sums of tails.
-
-        Args:
-            tails: Tails `(n, V)` from `mahalanobis_squared`.
-            filters: Number of the layer's filters, F.
-            count: Number of filters to find for each sample.
+        """Find the `count` of F `filters` with the largest sums of tails `(n, V)`, the most extreme first.
 
         Returns:
-            Their indices `(n, count)`, the most extreme first, -1 where there are no more.
+            Their indices `(n, count)`, -1 where there are no more.
         """
         full = tails.new_zeros(len(tails), len(self.used))
         full[:, self.used] = tails
