@@ -38,7 +38,7 @@ class RobustGaussian:
     power transformations to improve normality or symmetry", 2000): then those at the end of a long tail are not far.
 
     Attributes:
-        used: Which numbers are finite and vary `(V,)`, v of them.
+        used: Which numbers vary `(V,)`, v of them.
         mean: Their means `(v,)`.
         scale: Their standard deviations `(v,)`.
         powers: Powers of the transformation `(v,)`.
@@ -57,39 +57,30 @@ class RobustGaussian:
 
     @classmethod
     def fit(cls, values: Tensor) -> RobustGaussian | None:
-        """Fit to values `(N, V)` on the CPU; None if fewer than eight samples are finite or nothing varies.
-
-        A number that is NaN or infinite in half of the samples or more is left out, and so is a sample in which another
-        one is.
-        """
-        values = values.double()
-        finite = values.isfinite()
-        known = finite.sum(0) * 2 > len(values)
-        values = values[finite[:, known].all(1)]
+        """Fit to values `(N, V)` on the CPU; None if fewer than eight samples are finite or nothing varies."""
+        values = values[values.isfinite().all(1)].double()
         if len(values) < _MIN_SAMPLES:
             return None
-        median, spread = robust_scale(values[:, known])
-        far = ((values[:, known] - median) / spread.clamp(min=_SMALLEST)).abs()
+        median, spread = robust_scale(values)
+        far = ((values - median) / spread.clamp(min=_SMALLEST)).abs()
         distances = far.clamp(max=_CLIP).sum(1)
         model = None
         for share, normal in ((0.5, False), (0.5, False), (_ORDINARY, True)):
             least = distances.argsort(stable=True)[: math.ceil(share * len(values))]
-            refitted = cls._fit(values[least], known, normal=normal)
+            refitted = cls._fit(values[least], normal=normal)
             if refitted is None:  # these samples are all the same
                 break
             model, distances = refitted, refitted.mahalanobis_squared(values)
         center, spread = robust_scale(distances)
         inliers = values if model is None else values[distances <= center + _CUTOFF * spread]
-        return cls._fit(inliers, known, model)
+        return cls._fit(inliers, model)
 
     @classmethod
-    def _fit(
-        cls, values: Tensor, known: Tensor, like: RobustGaussian | None = None, *, normal: bool = False
-    ) -> RobustGaussian | None:
+    def _fit(cls, values: Tensor, like: RobustGaussian | None = None, *, normal: bool = False) -> RobustGaussian | None:
         """Fit without regard to outliers: transformed as in another model, or to be `normal`, or not at all."""
         if like is None:
             mean, scale = values.mean(0), values.std(0, correction=0)
-            used = known & (scale > _STEADY * (1 + mean.abs()))
+            used = scale > _STEADY * (1 + mean.abs())
             if not used.any():
                 return None
             mean, scale = mean[used], scale[used]
