@@ -45,7 +45,7 @@ class ClassView:
         """Fit to samples; None if the model has no classes, or if features are too few or all the same."""
         if samples.features is None or samples.logits is None:
             return None
-        finite = samples.features.isfinite().all(1).nonzero()[:, 0]
+        finite = (samples.features.isfinite().all(1) & samples.logits.logsumexp(1).isfinite()).nonzero()[:, 0]
         count = min(_DIRECTIONS, samples.features.shape[1], len(finite) // _SAMPLES_PER_DIRECTION)
         if count == 0:
             return None
@@ -60,8 +60,7 @@ class ClassView:
         if model is None:
             return None
         unit = cls(mean, axes, model, torch.zeros(2, device="cpu"), torch.ones(2, device="cpu"))
-        parts = unit._parts(samples)
-        centers, scales = robust_scale(parts[parts.isfinite().all(1)])
+        centers, scales = robust_scale(unit._parts(samples)[finite])
         return cls(mean, axes, model, centers, torch.where(scales > 0, scales, 1))
 
     def view(self, samples: SampleStatistics) -> SampleView:
