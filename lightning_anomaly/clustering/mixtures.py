@@ -79,10 +79,9 @@ def cluster_parameters(
 ) -> Parameters:
     """Compute the parameters of a hard clustering `(F, N)` of points `(F, N, 2)`: one M-step."""
     sizes, means, covariances = engine.cluster_moments(points, labels, n_components)
-    count = sizes + 10 * torch.finfo(points.dtype).eps  # as scikit-learn does, in moments too
-    share = (sizes / count)[..., None]
-    xx, xy, yy = (covariances * share).unbind(2)
-    return count / count.sum(1, keepdim=True), means * share, precision_factors(xx, xy, yy, reg_covar)
+    count = sizes + 10 * torch.finfo(points.dtype).eps  # as scikit-learn does, for empty clusters
+    xx, xy, yy = covariances.unbind(2)
+    return count / count.sum(1, keepdim=True), means, precision_factors(xx, xy, yy, reg_covar)
 
 
 def cluster_sizes(labels: Tensor) -> Tensor:
