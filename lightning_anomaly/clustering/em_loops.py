@@ -9,8 +9,6 @@ import numpy.typing as npt
 
 from lightning_anomaly.loops import compile_loop
 
-__all__ = ["SCALE", "expectation_maximisation"]
-
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
 _LN2 = math.log(2)

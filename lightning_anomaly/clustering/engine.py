@@ -9,8 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["KMEANS_ITERATIONS", "SAME", "Engine", "MixtureFit", "Parameters", "load_engine", "precision_factors"]
-
 KMEANS_ITERATIONS = 300  # at most, as scikit-learn's KMeans
 SAME = 1e-9  # relative difference that is rounding, for values of order one or larger
 

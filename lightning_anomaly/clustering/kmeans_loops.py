@@ -10,8 +10,6 @@ import numpy.typing as npt
 from lightning_anomaly.clustering.engine import KMEANS_ITERATIONS, SAME
 from lightning_anomaly.loops import compile_loop
 
-__all__ = ["draw_centres", "lloyd"]
-
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.floating[Any]]  # of either precision, as the labels are

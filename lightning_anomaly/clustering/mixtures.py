@@ -10,19 +10,6 @@ from torch import Tensor
 from lightning_anomaly.clustering.engine import SAME, Engine, Parameters, precision_factors
 from lightning_anomaly.settings import AnalysisSettings
 
-__all__ = [
-    "MAX_ITER",
-    "REG_COVAR",
-    "TOL",
-    "Clustering",
-    "calinski_harabasz",
-    "cluster_filters",
-    "cluster_parameters",
-    "cluster_sizes",
-    "first_largest",
-    "kmeans_plus_plus",
-]
-
 # scikit-learn's defaults
 MAX_ITER = 100
 TOL = 1e-3

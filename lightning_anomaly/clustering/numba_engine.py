@@ -22,8 +22,6 @@ from lightning_anomaly.clustering.engine import Engine, MixtureFit, Parameters
 from lightning_anomaly.clustering.kmeans_loops import draw_centres, lloyd
 from lightning_anomaly.loops import compile_loop
 
-__all__ = ["ENGINE"]
-
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
 _ANNOUNCING = Lock()

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.engine import Engine
 
-__all__ = ["Reduction", "reduce_maps"]
-
 # Points are rounded to this grid, so that equal maps are equal points however a product rounds. Else rounding draws the
 # border between clusters through filters that know a few maps only.
 _GRID = 2.0**40

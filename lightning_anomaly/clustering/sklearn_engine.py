@@ -16,8 +16,6 @@ from torch.nn import functional
 from lightning_anomaly.clustering.engine import MixtureFit, Parameters
 from lightning_anomaly.clustering.numba_engine import NumbaEngine
 
-__all__ = ["ENGINE"]
-
 
 class SklearnEngine(NumbaEngine):
     """Principal components and mixtures by scikit-learn; the mixtures start where numba's do."""

@@ -16,8 +16,6 @@ from lightning_anomaly.clustering.engine import (
     precision_factors,
 )
 
-__all__ = ["ENGINE"]
-
 _EMPTY = 10 * torch.finfo(torch.float64).eps  # what scikit-learn adds to every component's count
 
 

@@ -12,8 +12,6 @@ from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.directions import Vectors
 from lightning_anomaly.outliers.mahalanobis import RobustGaussian, robust_scale
 
-__all__ = ["ClassView"]
-
 _DIRECTIONS = 32  # of the features, at most
 _SAMPLES_PER_DIRECTION = 40
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["VIEWS", "SampleView", "Tail", "combine"]
-
 VIEWS = ("pixels", "filters", "classes")
 
 _MOST = 100.0  # nats, beyond which a tail says nothing of how rare a score is: only the order of samples stays

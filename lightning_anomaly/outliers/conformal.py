@@ -19,8 +19,6 @@ from lightning_anomaly.outliers.views import fit_views
 from lightning_anomaly.tables import listed
 from lightning_anomaly.threads import torch_in_threads
 
-__all__ = ["FILTERS", "Judgement", "SplitConformal", "Statistics", "fit_halves"]
-
 FILTERS = 3  # named for each image
 
 

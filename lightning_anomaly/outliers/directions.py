@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Directions", "Vectors"]
-
 _OVERSAMPLING = 14
 _ITERATIONS = 4
 _MAX_PRODUCTS = 1024  # vectors up to which all products with each other are taken at once

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["RobustGaussian", "robust_scale", "shrunk_covariance"]
-
 _CLIP = 6.0  # robust standard deviations, beyond which one number counts no more against a sample
 _ORDINARY = 0.8  # of the samples, the least odd ones, by which numbers are transformed
 _CUTOFF = 4.0  # robust standard deviations of squared distances above their median, beyond which samples are outliers

@@ -9,8 +9,6 @@ from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.mahalanobis import RobustGaussian
 
-__all__ = ["PixelView"]
-
 _CLEAR = 3.0  # standard deviations from which one number alone is the reason
 
 

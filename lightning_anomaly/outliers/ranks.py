@@ -9,8 +9,6 @@ from torch import Tensor
 
 from lightning_anomaly.loops import compile_loop
 
-__all__ = ["rank_lookup"]
-
 _Floats = npt.NDArray[np.float32]
 _KNOT_BLOCK = 16  # knots counted at a time: one or two vector registers
 

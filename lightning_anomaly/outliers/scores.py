@@ -20,8 +20,6 @@ from torch.nn import functional
 from lightning_anomaly.outliers.directions import Directions, Vectors
 from lightning_anomaly.outliers.mahalanobis import robust_scale
 
-__all__ = ["ReferenceModel", "Spread", "layer_scores"]
-
 _KNOTS = 512  # resolution of ranks
 _DIRECTIONS = 10, 50  # of the tails and of the normal scores, at most
 _REFITS = 2

@@ -24,8 +24,6 @@ from lightning_anomaly.outliers.conformal import Judgement, SplitConformal, Stat
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
 from lightning_anomaly.progress import track
 
-__all__ = ["find_outliers"]
-
 _REFERENCE = 4000  # of the inputs, where no reference is given
 _MIN_REFERENCE = 100
 _BATCHES = 4  # judged in one operation

@@ -7,8 +7,6 @@ from lightning_anomaly.outliers.classes import ClassView
 from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.pixels import PixelView
 
-__all__ = ["fit_views", "view_samples"]
-
 
 def fit_views(samples: SampleStatistics) -> dict[str, PixelView | ClassView]:
     """Fit each view that the samples have; one that cannot be fitted is left out."""

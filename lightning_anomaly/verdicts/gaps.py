@@ -7,8 +7,6 @@ import numpy.typing as npt
 
 from lightning_anomaly.loops import compile_loop
 
-__all__ = ["centre_distances", "find_borders"]
-
 _STEPS = 4  # of the centre; more change nothing
 _MIN_GAPS = 20  # gaps below a set without which its tail is not judged
 # Tails that a filter may have: t distributions with 1 / shape degrees of freedom, from Gaussian (0) to Cauchy (1).

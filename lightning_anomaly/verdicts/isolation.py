@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["isolated_samples"]
-
 _FALSE_ALARMS = 0.005  # nominal share of the filters with nothing to find; measured, about twice that at most
 
 

@@ -9,19 +9,6 @@ from torch.nn.functional import one_hot
 from lightning_anomaly.clustering.engine import SAME
 from lightning_anomaly.clustering.mixtures import Clustering, cluster_sizes, first_largest
 
-__all__ = [
-    "ANOMALY",
-    "DEAD",
-    "LIVE",
-    "NONFINITE",
-    "NORMAL",
-    "outlier_samples",
-    "rare_samples",
-    "shown_clustering",
-    "smallest_share",
-    "verdicts_of",
-]
-
 _SHARE = 2 / 3  # of the votes, for `rule="index"`; with half of them verdicts are less stable, see `docs/method.md`
 
 NORMAL, ANOMALY, DEAD, NONFINITE = "normal", "anomaly", "dead", "nonfinite"
