@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -71,8 +72,22 @@ def logits_of(network: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([network(batch) for batch in torch.split(images, 256)])
 
 
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and accuracy."""
-    logits = logits_of(network, images)
+def _loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     accuracy = (logits.argmax(1) == labels).double().mean().item()
     return functional.cross_entropy(logits.double(), labels).item(), accuracy
+
+
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and accuracy."""
+    return _loss_and_accuracy(logits_of(network, images), labels)
+
+
+def evaluate_parts(
+    network: nn.Module, parts: Mapping[str, tuple[Tensor, Tensor]]
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """`PART_loss` (nats) and `PART_acc` for the images and labels of each part, and the logits in float64."""
+    found: dict[str, float] = {}
+    logits = {part: logits_of(network, images).double() for part, (images, _) in parts.items()}
+    for part, (_, labels) in parts.items():
+        found[f"{part}_loss"], found[f"{part}_acc"] = _loss_and_accuracy(logits[part], labels)
+    return found, logits

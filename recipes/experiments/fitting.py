@@ -41,10 +41,11 @@ class Images:
     std: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
 
-    def normalised(self, part: str, count: int | None = None) -> Tensor:
-        """The first `count` images of the part "train", "val" or "test", float32, channels last; None takes all."""
-        images = normalise(getattr(self.data, f"{part}_images")[:count], self.mean, self.std)
-        return images.contiguous(memory_format=torch.channels_last)  # pooling is twice as fast
+    def part(self, name: str, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first `count` images of "train", "val" or "test", normalised, and their labels; None takes all."""
+        images = normalise(getattr(self.data, f"{name}_images")[:count], self.mean, self.std)
+        labels: Tensor = getattr(self.data, f"{name}_labels")[:count]
+        return images.contiguous(memory_format=torch.channels_last), labels  # pooling is twice as fast
 
 
 def prepare(training: Training, root: str | None = None) -> Images:
@@ -198,9 +199,9 @@ def every_epoch(training: Training, images: Images, weights: str | None) -> Iter
 
 def best_and_last(training: Training, images: Images, weights: str | None) -> dict[str, tuple[int, nn.Sequential]]:
     """The networks with the smallest validation loss (`best`) and after the `last` epoch, and these epochs."""
-    val, lowest = images.normalised("val"), float("inf")
+    val, lowest = images.part("val"), float("inf")
     for epoch, network in every_epoch(training, images, weights):
-        loss = evaluate(network, val, images.data.val_labels)[0]
+        loss = evaluate(network, *val)[0]
         if loss < lowest:
             lowest, best = loss, (epoch, copy.deepcopy(network))
     return {"last": (epoch, network), "best": best}
@@ -223,7 +224,7 @@ def further_epochs(
     """
     decay = CONDITIONS[training.condition].decay / training.lr
     optimizer = Classifier(network, training.lr, decay).configure_optimizers()
-    inputs, labels = images.normalised("train"), images.data.train_labels
+    inputs, labels = images.part("train")
     order = torch.Generator().manual_seed(training.seed)
     for epoch in range(1, epochs + 1):
         network.train()

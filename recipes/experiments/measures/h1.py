@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, analyze
 from lightning_anomaly.report import LayerReport
-from recipes.common.module import evaluate, logits_of
+from recipes.common.module import evaluate_parts
 from recipes.experiments.fitting import Images, every_epoch, prepare, watched_layers
 from recipes.experiments.measures.gradients import batch_disparity
 from recipes.experiments.spec import Training
@@ -88,8 +88,8 @@ def _layers(network: nn.Sequential, images: Images, size: int) -> dict[str, dict
     found: dict[str, dict[str, dict[str, float]]] = {}
     convolutions = watched_layers(network)
     for reading, (settings, part) in _READINGS.items():
-        report = analyze(network, images.normalised(part, size), layers=list(convolutions), settings=settings)
-        labels = getattr(images.data, f"{part}_labels")[:size]
+        probe, labels = images.part(part, size)
+        report = analyze(network, probe, layers=list(convolutions), settings=settings)
         found[reading] = {}
         for name, layer in report.layers.items():
             statistics = layer_statistics(layer, labels)
@@ -103,24 +103,18 @@ def _layers(network: nn.Sequential, images: Images, size: int) -> dict[str, dict
 def measure(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
     """Train, and measure every epoch: losses, accuracies, what others stop by, and the layers by reading."""
     images = prepare(training, root)
-    data = images.data
-    fixed, labels = images.normalised("train", _FIXED), data.train_labels[:_FIXED]
-    val, test = images.normalised("val"), images.normalised("test")
-    epochs, before = [], torch.full_like(labels, -1)
+    parts = {"val": images.part("val"), "test": images.part("test"), "train": images.part("train", _FIXED)}
+    epochs, before = [], torch.full_like(parts["train"][1], -1)
     for _, network in every_epoch(training, images, weights):
-        logits = logits_of(network, fixed)
-        now = logits.argmax(1)
-        scores = {"val": evaluate(network, val, data.val_labels), "test": evaluate(network, test, data.test_labels)}
+        row, logits = evaluate_parts(network, parts)
+        now = logits["train"].argmax(1)
         epochs.append(
             {
-                **{f"{part}_{name}": own for part, both in scores.items() for name, own in zip(("loss", "acc"), both,
-                                                                                               strict=True)},
-                "train_loss": functional.cross_entropy(logits, labels).item(),
-                "train_acc": (now == labels).double().mean().item(),
+                **row,
                 "changed": (now != before).double().mean().item(),
-                "disparity": batch_disparity(network, fixed, labels, training.batch_size),
+                "disparity": batch_disparity(network, *parts["train"], training.batch_size),
                 "layers": _layers(network, images, training.probe_size),
             }
-        )  # fmt: skip
+        )
         before = now
     return {"epochs": epochs}

@@ -129,11 +129,11 @@ def measure_gradients(training: Training, root: str | None, weights: str | None)
         The validation loss of every epoch (nats), and a dict for each measured one.
     """
     planted = plant(training, root, damage=False)
-    val, labels = planted.images.normalised("val"), planted.images.data.val_labels
+    val = planted.images.part("val")
     margin, val_losses, epochs = torch.zeros(len(planted.train.images)), [], []
     measured = log_spaced(training.epochs, _MEASURED)
     for epoch, network in every_epoch(training, planted.images, None):
-        val_losses.append(evaluate(network, val, labels)[0])
+        val_losses.append(evaluate(network, *val)[0])
         margin += margins(logits_of(network, planted.train.images), planted.train.labels)
         if epoch in measured:
             train = _measure_probe(network, planted.train, margin / epoch)
@@ -153,7 +153,7 @@ def training_outliers(network: nn.Module, images: Images, probe_size: int) -> di
 
     They are analyzed in probes of about `probe_size` images drawn at random, as the damaged ones lie side by side.
     """
-    everything = images.normalised("train")
+    everything, _ = images.part("train")
     order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(_ORDER))
     found = {reading: torch.zeros(len(everything), dtype=torch.bool) for reading in _READINGS}
     for reading, outliers in found.items():
@@ -167,11 +167,10 @@ def _train(training: Training, images: Images) -> tuple[nn.Sequential, dict[str,
 
     The best one has the smallest validation loss.
     """
-    val, test = images.normalised("val"), images.normalised("test")
+    val, test = images.part("val"), images.part("test")
     rows = []
     for epoch, network in every_epoch(training, images, None):
-        val_loss = evaluate(network, val, images.data.val_labels)[0]
-        rows.append((val_loss, epoch, *evaluate(network, test, images.data.test_labels)))
+        rows.append((evaluate(network, *val)[0], epoch, *evaluate(network, *test)))
     found: dict[str, float] = {"best_epoch": min(rows)[1]}
     for name, (_, _, loss, accuracy) in (("best", min(rows)), ("last", rows[-1])):
         found |= {f"{name}_loss": loss, f"{name}_acc": accuracy}

@@ -28,14 +28,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
 from lightning_anomaly.pruning import FilterMask, mask_filters
-from recipes.common.module import evaluate, logits_of
+from recipes.common.module import evaluate, evaluate_parts
 from recipes.experiments.fitting import Images, best_and_last, further_epochs, prepare
 from recipes.experiments.spec import Training
-from recipes.experiments.store import rounded
 
 _READINGS = {"default": AnalysisSettings(), "paper": AnalysisSettings.paper()}
 _EPOCHS = (1, 3)  # of further training, after which it is measured
@@ -64,19 +62,13 @@ class Judge:
     """Measures networks on the first validation, test and training images of a run, as they are labelled."""
 
     def __init__(self, images: Images) -> None:
-        self.parts = {
-            part: (images.normalised(part, size), getattr(images.data, f"{part}_labels")[:size])
-            for part, size in _SIZES.items()
-        }
+        self.parts = {part: images.part(part, size) for part, size in _SIZES.items()}
 
     def row(self, network: nn.Module) -> Row:
         """The values of MEASURED."""
-        logits = {part: logits_of(network, images).double() for part, (images, _) in self.parts.items()}
-        labels = {part: own for part, (_, own) in self.parts.items()}
-        loss = {part: functional.cross_entropy(own, labels[part]).item() for part, own in logits.items()}
-        hits = {part: (own.argmax(1) == labels[part]).double().mean().item() for part, own in logits.items()}
-        ece = calibration_error(logits["val"].softmax(1), labels["val"])
-        return list(rounded([loss["val"], hits["val"], ece, loss["test"], hits["test"], hits["train"]], 4))
+        found, logits = evaluate_parts(network, self.parts)
+        found["val_ece"] = calibration_error(logits["val"].softmax(1), self.parts["val"][1])
+        return [found[name] for name in MEASURED]
 
     def train_accuracy(self, network: nn.Module) -> float:
         """The measure `train_acc` alone."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from lightning_anomaly.two_sample.confidence import error_ratio, expected_error
 from lightning_anomaly.two_sample.rise import ErrorRise
 from recipes.common.data import crop_and_flip
-from recipes.common.module import logits_of
+from recipes.common.module import evaluate_parts, logits_of
 from recipes.experiments.fitting import every_epoch, prepare
 from recipes.experiments.spec import Training
 
@@ -24,19 +23,13 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
     are not.
     """
     images = prepare(training, root)
-    sizes = {"train": _SIZE, "val": None, "test": None}
-    parts = {part: images.normalised(part, size) for part, size in sizes.items()}
-    labels = {part: getattr(images.data, f"{part}_labels")[: len(own)] for part, own in parts.items()}
+    parts = {"train": images.part("train", _SIZE), "val": images.part("val"), "test": images.part("test")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        augmented = crop_and_flip(parts["train"])
+        augmented = crop_and_flip(parts["train"][0])
     epochs, rise, rise_augmented = [], ErrorRise(), ErrorRise()
     for _, network in every_epoch(training, images, weights):
-        row: dict[str, float] = {}
-        logits = {part: logits_of(network, own).double() for part, own in parts.items()}
-        for part, own in logits.items():
-            row[f"{part}_loss"] = functional.cross_entropy(own, labels[part]).item()
-            row[f"{part}_acc"] = (own.argmax(1) == labels[part]).double().mean().item()
+        row, logits = evaluate_parts(network, parts)
         train, val = (expected_error(logits[part][:_SIZE].softmax(1)) for part in ("train", "val"))
         row["confidence_error_ratio"] = error_ratio(train, val)
         row["confidence_rise"] = rise.add(train, val)

@@ -112,7 +112,7 @@ def false_discoveries(training: Training, root: str | None, weights: str | None)
         of each draw the number of images found and of damaged ones among these. Twenty draws share one fit.
     """
     pool = make_pool(training, root, weights)
-    inputs = prepare(replace(training, test_size=2 * _REFERENCE), root).normalised("test")
+    inputs, _ = prepare(replace(training, test_size=2 * _REFERENCE), root).part("test")
     clean = len(inputs) // 2
     references = {
         "training images": look_at(pool.network, pool.reference[1][: 2 * _REFERENCE]),

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lightning_anomaly.two_sample.confidence import compare_confidences, error_ratio, expected_error, mean_error
 from lightning_anomaly.two_sample.rise import ErrorRise
-from recipes.common.module import logits_of
+from recipes.common.module import evaluate_parts, logits_of
 from recipes.experiments.fitting import every_epoch, prepare
 from recipes.experiments.measures.gradients import batch_disparity
 from recipes.experiments.spec import Training
@@ -70,25 +70,19 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
     and the mean variance of the layers' weights.
     """
     images = prepare(training, root)
-    sizes = {"train": max(_SIZES), "val": None, "test": None}
-    parts = {part: images.normalised(part, size) for part, size in sizes.items()}
-    labels = {part: getattr(images.data, f"{part}_labels") for part in sizes}
-    labels["train"] = labels["train"][:_SIZE]
+    parts = {"train": images.part("train", _SIZE), "val": images.part("val"), "test": images.part("test")}
+    more = images.part("train", max(_SIZES))[0][_SIZE:]
+    labels = {part: own for part, (_, own) in parts.items()}
     epochs, rises, before = [], Rises(), torch.full_like(labels["train"], -1)
     for _, network in every_epoch(training, images, weights):
-        logits = {part: logits_of(network, own).double() for part, own in parts.items()}
-        risen = rises.add(logits["train"], torch.cat([logits["val"], logits["test"]]))
-        logits["train"] = logits["train"][:_SIZE]
-        row: dict[str, float] = {}
-        for part, own in logits.items():
-            row[f"{part}_loss"] = functional.cross_entropy(own, labels[part]).item()
-            row[f"{part}_acc"] = (own.argmax(1) == labels[part]).double().mean().item()
+        row, logits = evaluate_parts(network, parts)
         now = logits["train"].argmax(1)
         row["changed"] = (now != before).double().mean().item()
         before = now
-        row["disparity"] = batch_disparity(network, parts["train"][:_SIZE], labels["train"], training.batch_size)
+        row["disparity"] = batch_disparity(network, *parts["train"], training.batch_size)
         variances = [own.var() for own in network.parameters() if own.ndim > 1]
         row["weight_variance"] = torch.stack(variances).mean().item()
         row |= compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"])
-        epochs.append(row | risen)
+        known = torch.cat([logits["train"], logits_of(network, more).double()])
+        epochs.append(row | rises.add(known, torch.cat([logits["val"], logits["test"]])))
     return {"epochs": epochs}

@@ -78,8 +78,6 @@ def plant(training: Training, root: str | None = None, *, damage: bool) -> Plant
 
     (labels, wrong), (val_labels, val_wrong) = mislabel(data.train_labels), mislabel(data.val_labels)
     planted = Images(replace(data, train_images=train, train_labels=labels), wrong, *mean_and_std(train))
-    probes = (
-        Probe(planted.normalised(part, size), own[:size], mistaken[:size])
-        for part, own, mistaken in (("train", labels, wrong), ("val", val_labels, val_wrong))
-    )
-    return Planted(planted, damaged, *probes)
+    val, _ = planted.part("val", size)
+    train_probe = Probe(*planted.part("train", size), wrong[:size])
+    return Planted(planted, damaged, train_probe, Probe(val, val_labels[:size], val_wrong[:size]))

@@ -92,7 +92,8 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
     """
     images = prepare(training, root)
     size = min(_SIZE, training.train_size)
-    both = torch.cat([images.normalised("train", size), images.normalised("val")])
+    val, val_labels = images.part("val")
+    both = torch.cat([images.part("train", size)[0], val])
     epochs = []
     for _, network in every_epoch(training, images, weights):
         values, logits = responses(network, both)
@@ -100,7 +101,7 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
         confidence = logits.softmax(1).amax(1)
         epochs.append(
             {
-                "val_loss": functional.cross_entropy(logits[size:].double(), images.data.val_labels).item(),
+                "val_loss": functional.cross_entropy(logits[size:].double(), val_labels).item(),
                 "confidence": (confidence[:size].mean() - confidence[size:].mean()).item(),
                 **by_chance,
                 "layers": layers,

@@ -109,7 +109,7 @@ def test_ratios_and_their_intervals() -> None:
 def test_planted_images_stand_where_they_are_said_to() -> None:
     planted, plain = plant(PLAIN, damage=True), prepare(PLAIN).data
     images, train, val = planted.images, planted.train, planted.val
-    torch.testing.assert_close(train.images, images.normalised("train")[:128])
+    torch.testing.assert_close(train.images, images.part("train")[0][:128])
     assert torch.equal(images.data.train_labels != plain.train_labels, images.wrong)
     assert 0 < images.wrong.sum() <= round(0.05 * 256)
     assert planted.damaged.nonzero()[:, 0].tolist() == [*range(128, 128 + 36)]
@@ -118,7 +118,7 @@ def test_planted_images_stand_where_they_are_said_to() -> None:
     assert torch.equal(changed, planted.damaged)
     # What is validated on has no damage.
     assert torch.equal(images.data.val_images, plain.val_images)
-    torch.testing.assert_close(val.images, images.normalised("val")[:128])
+    torch.testing.assert_close(val.images, images.part("val")[0][:128])
     assert not plant(PLAIN, damage=False).damaged.any()
 
 
@@ -187,11 +187,11 @@ def test_a_row_of_h3_measures_what_it_says() -> None:
     images, model = prepare(NOISY), build("lenet5", 1, 10).eval()
     judge = h3.Judge(images)
     row = dict(zip(h3.MEASURED, judge.row(model), strict=True))
-    loss, accuracy = evaluate(model, images.normalised("test"), images.data.test_labels)
+    loss, accuracy = evaluate(model, *images.part("test"))
     assert (row["test_loss"], row["test_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
-    loss, accuracy = evaluate(model, images.normalised("val"), images.data.val_labels)
+    loss, accuracy = evaluate(model, *images.part("val"))
     assert (row["val_loss"], row["val_acc"]) == pytest.approx((loss, accuracy), rel=1e-3)
-    accuracy = evaluate(model, images.normalised("train"), images.data.train_labels)[1]
+    accuracy = evaluate(model, *images.part("train"))[1]
     assert row["train_acc"] == pytest.approx(judge.train_accuracy(model), abs=1e-4) == pytest.approx(accuracy, abs=1e-4)
 
 
@@ -205,7 +205,7 @@ def test_other_masks_have_the_counts_of_the_flagged_and_leave_dead_filters_out()
 def test_a_mask_is_kept_in_further_training_and_the_rest_is_trained() -> None:
     images, model = prepare(NOISY), build("lenet5", 1, 10)
     before: Tensor = copy.deepcopy(model[3].weight.detach())
-    mask = mask_filters(model, {"0": [1], "3": [0, 5]}, example_input=images.normalised("val", 2))
+    mask = mask_filters(model, {"0": [1], "3": [0, 5]}, example_input=images.part("val", 2)[0])
     assert list(further_epochs(NOISY, images, model, 2, mask)) == [1, 2]
     assert not model[3].weight[[0, 5]].any()
     assert not torch.equal(model[3].weight[1], before[1])
