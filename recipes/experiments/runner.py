@@ -19,25 +19,18 @@ from recipes.experiments.measures import MEASURES
 from recipes.experiments.spec import Training
 from recipes.experiments.store import append, read_lines, rounded
 
-# File and kind of the lines of those measures that share a file.
-FILES = {
-    "h2_gradients": ("h2", "measure"),
-    "h2_left_out": ("h2", "leave_out"),
-    "outlier_rivals": ("outliers", "rivals"),
-    "outliers": ("outliers", "scores"),
-    "false_discoveries": ("outliers", "found"),
-}
-
 
 def key_of(measure: str, training: Training) -> str:
     """The name of a run's line."""
-    return f"{FILES[measure][1]}/{training.key}" if measure in FILES else training.key
+    kind = measure.partition("/")[2]
+    return f"{kind}/{training.key}" if kind else training.key
 
 
 def _run(measure: str, root: str | None, weights: str | None, training: Training) -> dict[str, Any]:
     torch.set_num_threads(1)  # also where the run is in this process
-    found = MEASURES[measure](training, root, weights)
-    return {"key": key_of(measure, training), "cell": asdict(training), **found}
+    kind = measure.partition("/")[2]
+    line = {"key": key_of(measure, training), "cell": asdict(training), **({"kind": kind} if kind else {})}
+    return line | MEASURES[measure](training, root, weights)
 
 
 def run_missing(
@@ -61,7 +54,7 @@ def run_missing(
     Returns:
         The lines of these runs, in their order.
     """
-    path = folder / f"{FILES.get(measure, (measure,))[0]}.jsonl"
+    path = folder / f"{measure.partition('/')[0]}.jsonl"
     keys = [key_of(measure, training) for training in trainings]
     done = {line["key"] for line in read_lines(path)}
     missing = [training for key, training in zip(keys, trainings, strict=True) if key not in done]

@@ -128,7 +128,7 @@ class Experiment:
     """The runs of an experiment: all combinations.
 
     Args:
-        measure: A key of `measures.MEASURES`, and the name of the file of lines.
+        measure: A key of `measures.MEASURES`.
         conditions: Keys of `CONDITIONS`, controls among them.
         networks: Keys of `_SCHEDULE`.
         data: Data sets.
@@ -173,12 +173,12 @@ EXPERIMENTS = {
     "two_sample_held_out": Experiment("two_sample", _HELD_OUT, ["vgg11_bn"], ["cifar10"], [3]),
     "output": Experiment("output", _ALL, _ALL_BUT_ONE, seeds=(0, 2, 3, 4)),
     "output_long": Experiment("output", ("overfitting", "augmented"), seeds=(4, 5), sizes=_all_images),
-    "h2_gradients": Experiment("h2_gradients", ("overfitting",)),
-    "h2_left_out": Experiment("h2_left_out", ("overfitting",)),
+    "h2_gradients": Experiment("h2/measure", ("overfitting",)),
+    "h2_left_out": Experiment("h2/leave_out", ("overfitting",)),
     "h3": Experiment("h3", ("overfitting", "noise30")),
-    "outlier_rivals": Experiment("outlier_rivals", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
-    "outliers": Experiment("outliers", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
-    "false_discoveries": Experiment("false_discoveries", ("clean",), SMALL[:1], seeds=(1,), quick=("clean",)),
+    "outlier_rivals": Experiment("outliers/rivals", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
+    "outliers": Experiment("outliers/scores", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
+    "false_discoveries": Experiment("outliers/found", ("clean",), SMALL[:1], seeds=(1,), quick=("clean",)),
     **{
         f"harm_{size}": Experiment("harm", ("plain",), _SMALL, ("digits", "fashion_mnist"), sizes=_small(size),
                                    quick=("plain",))

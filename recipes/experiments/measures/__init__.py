@@ -1,4 +1,4 @@
-"""What is measured in a run, by the name that the experiments of `spec` have for it."""
+"""What is measured in a run, by the name of the file of its lines and, where others share that, their kind."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +12,10 @@ MEASURES: dict[str, Callable[[Training, str | None, str | None], dict[str, Any]]
     "two_sample": two_sample.measure,
     "output": output.measure,
     "harm": harm.measure,
-    "h2_gradients": h2.measure_gradients,
-    "h2_left_out": h2.left_out,
+    "h2/measure": h2.measure_gradients,
+    "h2/leave_out": h2.left_out,
     "h3": h3.measure,
-    "outlier_rivals": rivals.measure_rivals,
-    "outliers": outliers.measure,
-    "false_discoveries": outliers.false_discoveries,
+    "outliers/rivals": rivals.measure_rivals,
+    "outliers/scores": outliers.measure,
+    "outliers/found": outliers.false_discoveries,
 }

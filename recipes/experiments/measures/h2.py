@@ -138,7 +138,7 @@ def measure_gradients(training: Training, root: str | None, weights: str | None)
         if epoch in measured:
             train = _measure_probe(network, planted.train, margin / epoch)
             epochs.append({"epoch": epoch, "train": train, "val": _measure_probe(network, planted.val, None)})
-    return {"kind": "measure", "scores": ["votes", "loss", "aum"], "val_losses": val_losses, "epochs": epochs}
+    return {"scores": ["votes", "loss", "aum"], "val_losses": val_losses, "epochs": epochs}
 
 
 def without(images: Images, left_out: Tensor) -> Images:
@@ -190,7 +190,7 @@ def left_out(training: Training, root: str | None, weights: str | None) -> dict[
     planted = plant(training, root, damage=True)
     images = planted.images
     network, with_all = _train(training, images)
-    found: dict[str, Any] = {"kind": "leave_out", "all": with_all}
+    found: dict[str, Any] = {"all": with_all}
     for reading, outliers in training_outliers(network, images, training.probe_size).items():
         counts = {"left_out": outliers, "wrong": outliers & images.wrong, "damaged": outliers & planted.damaged}
         arms: dict[str, Any] = {name: int(which.sum()) for name, which in counts.items()}

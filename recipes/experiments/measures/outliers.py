@@ -87,7 +87,7 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
     pool = make_pool(training, root, weights)
     if pool.planted:
         among = find_outliers(pool.network, pool.trained_on[1], progress=False)
-        return {"kind": "scores", "trained_on": pool.among_trained({"outlier score": among.scores})}
+        return {"trained_on": pool.among_trained({"outlier score": among.scores})}
     report = find_outliers(pool.network, pool.inputs, pool.reference[1], progress=False)
     beside = {"outlier score": report.scores, **{f"view: {name}": own for name, own in report.view_scores.items()}}
     seen = look_at(pool.network, pool.inputs)
@@ -101,7 +101,7 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
         flagged = _found(report.scores[chosen], report.p_values[chosen], report.n_reference)
         counts = [int(flagged.sum()), int((flagged & truth).sum()), int(truth.sum())]
         append_found(found, kind, share, {"found": counts})
-    return {"kind": "scores", "probe": probe, "reference": pool.by_kind(beside), "found": found}
+    return {"probe": probe, "reference": pool.by_kind(beside), "found": found}
 
 
 def false_discoveries(training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
@@ -135,4 +135,4 @@ def false_discoveries(training: Training, root: str | None, weights: str | None)
                     flagged = _found(judgement.scores[chosen], judgement.p_values[chosen], len(order))
                     counts = [int(flagged.sum()), int(flagged[len(others) :].sum())]
                     draws.setdefault(name, {}).setdefault(str(planted), []).append(counts)
-    return {"kind": "found", "draws": draws}
+    return {"draws": draws}

@@ -243,7 +243,7 @@ def measure_rivals(training: Training, root: str | None, weights: str | None) ->
             **gram_scores(network, inputs, inputs, labels),
             **cleanvision_scores(train),
         }
-        return {"kind": "rivals", "trained_on": pool.among_trained(own)}
+        return {"trained_on": pool.among_trained(own)}
     seen, (train, inputs, labels) = look_at(network, pool.inputs, pool.images), pool.reference
     beside = {
         **rival_scores(seen, last, look_at(network, inputs, train), labels),
@@ -257,4 +257,4 @@ def measure_rivals(training: Training, root: str | None, weights: str | None) ->
     for kind, share, chosen, truth in pool.probes():
         found = rival_scores(seen[chosen], last) | {name: own[chosen] for name, own in alone.items()}
         append_found(probe, kind, share, {name: auroc(truth, own) for name, own in found.items()})
-    return {"kind": "rivals", "probe": probe, "reference": pool.by_kind(beside | alone)}
+    return {"probe": probe, "reference": pool.by_kind(beside | alone)}
