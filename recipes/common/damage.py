@@ -7,6 +7,7 @@ Functions on tensors; they change nothing they are given. What is random takes a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ _CORRUPTIONS = {
     "weather": ("snow", "frost", "fog", "brightness", "spatter"),
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
 }
-_SEVERITIES = 3, 5
 _SMALLEST = 32  # pixels of a side that `imagecorruptions` takes
 _RECOGNISABLE = 28  # pixels of a side from which on there is something to corrupt
 
@@ -106,7 +106,7 @@ def corrupt(images: Tensor, name: str, seed: int) -> Tensor:
     """Corrupt images uint8 `(N, C, H, W)` in a way of ImageNet-C, at severities 3 and 5 by turns.
 
     Images smaller than 32x32 are extended by their last rows and columns, and cut again. Needs the package
-    `imagecorruptions-imaug`, which draws from numpy's global generator: its state is given back.
+    `imagecorruptions-imaug`, which draws from numpy's global generator.
     """
     import imagecorruptions
 
@@ -115,15 +115,11 @@ def corrupt(images: Tensor, name: str, seed: int) -> Tensor:
         images.float(), (0, max(0, _SMALLEST - width), 0, max(0, _SMALLEST - height)), mode="replicate"
     ).expand(-1, 3, -1, -1)
     arrays = extended.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
-    state = np.random.get_state()
     np.random.seed(seed)
-    try:
-        corrupted = [
-            imagecorruptions.corrupt(array, corruption_name=name, severity=_SEVERITIES[place % len(_SEVERITIES)])
-            for place, array in enumerate(arrays)
-        ]
-    finally:
-        np.random.set_state(state)
+    corrupted = [
+        imagecorruptions.corrupt(array, corruption_name=name, severity=severity)
+        for array, severity in zip(arrays, cycle((3, 5)), strict=False)
+    ]
     result = torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2)[:, :, :height, :width]
     return result.float().mean(1, keepdim=True).to(torch.uint8) if images.shape[1] == 1 else result.contiguous()
 
