@@ -124,14 +124,6 @@ def corrupt(images: Tensor, name: str, seed: int) -> Tensor:
     return result.float().mean(1, keepdim=True).to(torch.uint8) if images.shape[1] == 1 else result.contiguous()
 
 
-def over_range(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Images uint8 `(N, C, H, W)` at four times their brightness, not clipped, normalised like all others: float32.
-
-    What happens when a picture with another range of values, a 10-bit scan say, slips in among the 8-bit ones.
-    """
-    return (4 * images.float() / 255 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
-
-
 def plant_damage(
     images: Tensor, count: int, kinds: Sequence[str], seed: int, foreign: Tensor | None = None
 ) -> tuple[Tensor, dict[str, list[int]]]:

@@ -122,7 +122,7 @@ def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Read images uint8 `(N, C, H, W)` as 0 to 1, subtract `mean` `(C,)` and divide by `std` `(C,)`, in float32."""
+    """Read images `(N, C, H, W)`, 0 to 255, as 0 to 1, subtract `mean` `(C,)`, divide by `std` `(C,)`: float32."""
     scaled = images.to(torch.float32, copy=True).div_(255)
     return scaled.sub_(mean[:, None, None]).div_(std[:, None, None])
 

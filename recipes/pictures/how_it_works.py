@@ -23,7 +23,6 @@ from lightning_anomaly import AnomalyReport, analyze
 from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, VERDICT_COLOURS
 from lightning_anomaly.report import LayerReport
-from recipes.common.damage import over_range
 from recipes.common.data import load_images, make_loaders, mean_and_std, normalise, split
 from recipes.common.module import Classifier
 from recipes.common.networks import build
@@ -46,7 +45,7 @@ def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Sequential, Tensor]
     trainer.fit(Classifier(network), *make_loaders(data, batch_size=32))
     mean, std = mean_and_std(data.train_images)
     probe = normalise(data.val_images, mean, std)
-    probe[DAMAGED] = over_range(data.val_images[DAMAGED], mean, std)
+    probe[DAMAGED] = normalise(4 * data.val_images[DAMAGED].float(), mean, std)  # brighter than 8 bits can be
     return network.cpu().eval(), probe
 
 
