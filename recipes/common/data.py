@@ -90,26 +90,18 @@ def _digits() -> dict[str, np.ndarray]:
     return arrays | {f"{part}_labels": digits.target[chosen] for part, chosen in parts.items()}
 
 
-def split(data: ImageData, train_size: int | None, val_size: int, seed: int) -> ImageData:
-    """Draw `train_size` training images (None: all that remain) and `val_size` validation images at random.
+def split(data: ImageData, train_size: int, val_size: int, seed: int) -> ImageData:
+    """Draw `val_size` validation images and up to `train_size` training images at random, both from the training part.
 
-    Both come from the training part. The validation images depend on the seed but not on `train_size`, so that runs of
-    several sizes are judged on the same ones.
-
-    Raises:
-        ValueError: If there are too few images.
+    The validation images depend on the seed but not on `train_size`, so that runs of several sizes are judged on the
+    same ones.
     """
     order = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(seed))
-    val, train = order[:val_size], order[val_size:]
-    if not 1 <= (size := len(train) if train_size is None else train_size) <= len(train):
-        raise ValueError(
-            f"Parameter `train_size` should be between 1 and {len(train)}, the images that `{val_size = }` leaves of "
-            f"{len(order)}. Found `{train_size = }`."
-        )
+    val, train = order[:val_size], order[val_size : val_size + train_size]
     return replace(
         data,
-        train_images=data.train_images[train[:size]],
-        train_labels=data.train_labels[train[:size]],
+        train_images=data.train_images[train],
+        train_labels=data.train_labels[train],
         val_images=data.train_images[val],
         val_labels=data.train_labels[val],
     )

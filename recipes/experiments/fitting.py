@@ -60,8 +60,7 @@ def prepare(training: Training, root: str | None = None) -> Images:
     """
     condition = CONDITIONS[training.condition]
     data = load_images(training.data, root)
-    size = min(training.train_size * condition.pool, len(data.train_labels) - training.val_size)
-    data = split(data, size, training.val_size, training.seed)
+    data = split(data, training.train_size * condition.pool, training.val_size, training.seed)
     labels, wrong = with_label_noise(data.train_labels, condition.label_noise, data.n_classes, training.seed)
     tested = slice(training.test_size)
     data = replace(
