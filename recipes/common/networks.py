@@ -16,72 +16,42 @@ from torchvision.models import vgg11_bn as torchvision_vgg11_bn
 from torchvision.models.resnet import BasicBlock
 
 
+def _convolutions(channels: int, *stages: tuple[int, int, bool], stride: int = 1) -> list[nn.Module]:
+    """Convolutions with ReLUs, by filters, kernel and whether they are pooled; the first one may be strided."""
+    layers: list[nn.Module] = []
+    for width, kernel, pooled in stages:
+        layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.ReLU(), *[nn.MaxPool2d(2)] * pooled]
+        channels, stride = width, 1
+    return layers
+
+
 def lenet5(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """LeNet-5 with rectified units and maximum pooling: 6 and 16 filters."""
     return nn.Sequential(
-        nn.Conv2d(channels, 6, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.AdaptiveAvgPool2d(6),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(16 * 36, 120),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, classes),
+        *_convolutions(channels, (6, 5, True), (16, 5, True)),
+        *(nn.AdaptiveAvgPool2d(6), nn.Flatten()),
+        *(nn.Dropout(dropout), nn.Linear(16 * 36, 120), nn.ReLU()),
+        *(nn.Dropout(dropout), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)),
     )
 
 
 def alexnet(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """AlexNet with torchvision's 1,152 filters and a stem of stride 2 that fits 32x32 images."""
+    stages = (64, 5, True), (192, 5, True), (384, 3, False), (256, 3, False), (256, 3, True)
     return nn.Sequential(
-        nn.Conv2d(channels, 64, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(64, 192, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(192, 384, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(384, 256, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(256 * 4, 1024),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(1024, 1024),
-        nn.ReLU(),
-        nn.Linear(1024, classes),
+        *_convolutions(channels, *stages, stride=2),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+        *(nn.Dropout(dropout), nn.Linear(256 * 4, 1024), nn.ReLU()),
+        *(nn.Dropout(dropout), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, classes)),
     )
 
 
 def simple_cnn(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """Three 3x3 convolutions of 32, 64 and 64 filters, then one hidden layer of 64 units."""
     return nn.Sequential(
-        nn.Conv2d(channels, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(64, 64, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(64 * 16, 64),
-        nn.ReLU(),
-        nn.Linear(64, classes),
+        *_convolutions(channels, (32, 3, True), (64, 3, True), (64, 3, False)),
+        *(nn.AdaptiveAvgPool2d(4), nn.Flatten()),
+        *(nn.Dropout(dropout), nn.Linear(64 * 16, 64), nn.ReLU(), nn.Linear(64, classes)),
     )
 
 
@@ -126,11 +96,11 @@ def resnet18(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential
 
 def small_vgg(channels: int, classes: int, dropout: float = 0.0) -> nn.Sequential:
     """Four 3x3 convolutions of 32, 64, 128 and 128 filters, their means, and one hidden layer of 64 units."""
-    layers: list[nn.Module] = []
-    for before, width, pooled in ((channels, 32, True), (32, 64, True), (64, 128, False), (128, 128, True)):
-        layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(), *[nn.MaxPool2d(2)] * pooled]
-    head = nn.Linear(128, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, classes)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
+    return nn.Sequential(
+        *_convolutions(channels, (32, 3, True), (64, 3, True), (128, 3, False), (128, 3, True)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        *(nn.Linear(128, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, classes)),
+    )
 
 
 class _Block(nn.Module):
