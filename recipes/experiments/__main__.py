@@ -20,12 +20,12 @@ import matplotlib
 from recipes.common.data import DATA_SETS
 from recipes.common.options import one_sentence_errors
 from recipes.experiments.runner import run_missing
-from recipes.experiments.spec import CONDITIONS, EXPERIMENTS, NETWORKS, SMALL
+from recipes.experiments.spec import CONDITIONS, EXPERIMENTS, NETWORKS
 from recipes.experiments.store import RESULTS
 
 _PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 _AXES = {
-    "networks": ((*NETWORKS, *SMALL), str),
+    "networks": (NETWORKS, str),
     "data": (DATA_SETS, str),
     "conditions": (CONDITIONS, str),
     "seeds": (None, int),
