@@ -193,16 +193,9 @@ def best_and_last(training: Training, images: Images, weights: str | None) -> di
 
 
 def further_epochs(
-    training: Training, images: Images, network: nn.Module, epochs: int, mask: FilterMask | None = None
+    training: Training, images: Images, network: nn.Module, epochs: int, mask: FilterMask
 ) -> Iterator[int]:
-    """Train a network on, in place: a new optimizer, the images in the same order always.
-
-    Args:
-        training: The run.
-        images: Its images, which are taken as they are, also where the run augments them.
-        network: The network; its parameters that need no gradient stay as they are.
-        epochs: Epochs.
-        mask: Filters that stay masked.
+    """Train a masked network on, in place: a new optimizer, the images in the same order always, and never augmented.
 
     Yields:
         The number of further epochs, after each of them.
@@ -218,11 +211,9 @@ def further_epochs(
             with torch.autocast("cpu", torch.bfloat16, enabled=_MIXED):
                 loss = functional.cross_entropy(network(inputs[batch]), labels[batch])
             loss.backward()  # type: ignore[no-untyped-call]
-            if mask is not None:
-                mask.keep_gradients()
+            mask.keep_gradients()
             optimizer.step()
-            if mask is not None:
-                mask.keep([optimizer])
+            mask.keep([optimizer])
         yield epoch
 
 
