@@ -76,8 +76,10 @@ class Judge:
 
 
 def choose(flagged: Filters, live: Filters, order: Mapping[str, Sequence[float]]) -> Filters:
-    """As many of each layer's live filters as are flagged there, those with the smallest values in `order`."""
-    return {layer: sorted(live[layer], key=order[layer].__getitem__)[: len(own)] for layer, own in flagged.items()}
+    """As many of each layer's live filters as are flagged there, those with the smallest values in `order`, sorted."""
+    return {
+        layer: sorted(sorted(live[layer], key=order[layer].__getitem__)[: len(own)]) for layer, own in flagged.items()
+    }
 
 
 def median_distances(weight: Tensor) -> Tensor:
@@ -103,10 +105,6 @@ def _shared(flagged: Filters, mask: Filters) -> float:
     return same / sum(map(len, flagged.values()))
 
 
-def _in_order(filters: Filters) -> Filters:
-    return {layer: sorted(chosen) for layer, chosen in filters.items()}
-
-
 @dataclass(frozen=True, eq=False)
 class _Comparison:
     """One network, and the masks that are compared on it; the same mask is measured once."""
@@ -124,7 +122,7 @@ class _Comparison:
 
     def rows(self, filters: Filters, train: bool) -> dict[str, Row]:
         """What a mask does, by epochs of further training: `"0"` is right after masking."""
-        rows = self.known.setdefault(str(_in_order(filters)), {})
+        rows = self.known.setdefault(str(filters), {})
         if "0" not in rows or (train and len(rows) == 1):
             network, mask = self.masked(filters)
             rows["0"] = self.judge.row(network)
@@ -149,8 +147,7 @@ class _Comparison:
         live = {name: sorted(layer.filters("anomaly") + layer.filters("normal")) for name, layer in
                 report.layers.items()}  # fmt: skip
         # A whole layer is never masked: one of its filters stays.
-        flagged = {name: own[: len(report.layers[name].verdicts) - 1] for name, own in report.anomaly_filters.items()
-                   if own}  # fmt: skip
+        flagged = {name: own[: len(report.layers[name].verdicts) - 1] for name, own in report.anomaly_filters.items()}
         found: dict[str, Any] = {"masked": {name: len(flagged.get(name, [])) for name in live}}
         if not flagged:
             return found
@@ -192,7 +189,7 @@ class _Comparison:
 
         A draw of just the flagged filters is no comparison and left out.
         """
-        different = {str(filters): filters for filters in map(_in_order, pool) if _shared(flagged, filters) < 1}
+        different = {str(filters): filters for filters in pool if _shared(flagged, filters) < 1}
         wanted, *found = [self.judge.train_accuracy(self.masked(mask)[0]) for mask in (flagged, *different.values())]
         draws = zip(found, different.values(), strict=True)
         return [filters for _, filters in sorted(draws, key=lambda draw: abs(draw[0] - wanted))[:_MATCHED]]
