@@ -145,22 +145,20 @@ def _output() -> Figure:
     figure, some = Figure(figsize=(7.5, 3.9), layout="constrained"), runs("output")
     some["chosen"] = output.chosen_on(some)
     left, right = figure.subplots(1, 2)
-    ratio, patience, to_the_end = (next(rule for rule in output.RULES if rule.startswith(start))
-                                   for start in ("rise of 5%", "validation loss, patience 5", "none"))  # fmt: skip
-    shown = {
-        ratio: "a gap and\nvalidation loss",
-        patience: "validation loss,\npatience 5 (labels)",
-        to_the_end: "trained\nto the end",
+    shown: dict[str, output.Rule] = {
+        "a gap and\nvalidation loss": output.confirmed,
+        "validation loss,\npatience 5 (labels)": output.as_others("validation loss, patience 5"),
+        "trained\nto the end": lambda line: None,
     }
     for marker, (network, own) in zip("os^DvP", some.groupby("network"), strict=False):
         for run in own.itertuples():
             colour = _RED if run.overfitting else _BLUE
             style: dict[str, Any] = {"marker": marker, "s": 70 if run.long else 28, "edgecolors": colour,
                                      "facecolors": "none" if run.chosen else colour, "linewidths": 1}  # fmt: skip
-            rise = max(output.largest_rise(run.line), 0.01)
-            left.scatter(rise, output.loss_over_best(output.RULES[to_the_end], run.line), **style)
-            for place, rule in enumerate(shown if run.overfitting else ()):
-                right.scatter(place, output.loss_over_best(output.RULES[rule], run.line), **style, alpha=0.8)
+            losses = [output.cost(rule, run.line).val_loss for rule in shown.values()]
+            left.scatter(max(0.01, *signal(run.line, "confidence_rise")), losses[-1], **style)
+            if run.overfitting:
+                right.scatter(range(len(shown)), losses, **style, alpha=0.8)
         left.scatter([], [], marker=marker, s=28, color="grey", label=network)
     left.axvline(THRESHOLD, color="black", linewidth=0.8, linestyle=":")
     rises = "largest rise of the ratio of expected errors\n(0.01: none; dotted: `confirm=None` stops)"
@@ -168,7 +166,7 @@ def _output() -> Figure:
     left.legend(fontsize=8)
     left.set_title("all runs: overfitting orange, healthy blue", fontsize=10)
     right.set(yscale="log", xlim=(-0.5, len(shown) - 0.5), ylabel="validation loss where it ends / best")
-    right.set_xticks(range(len(shown)), shown.values(), fontsize=8)
+    right.set_xticks(range(len(shown)), shown, fontsize=8)
     right.set_title("overfitting runs", fontsize=10)
     for axes in (left, right):
         axes.yaxis.set_major_formatter("{x:g}")
@@ -186,7 +184,7 @@ def _harm() -> Figure:
     parts = {name: own for name, own in harm.parts(runs("harm")).items() if name != "all"}
     for shift, (marker, (part, lines)) in enumerate(zip("os^D", parts.items(), strict=True)):
         for place, rule in enumerate(harm.SHOWN.values()):
-            costs = [harm.cost(rule, line) for line in lines]
+            costs = [output.cost(rule, line) for line in lines]
             places = [place + 0.18 * (shift - 1.5)] * len(costs)
             style: dict[str, Any] = {"marker": marker, "s": 16, "color": f"C{shift}", "alpha": 0.7}
             axes[0].scatter(places, [own.val_loss for own in costs], label=part if place == 0 else None, **style)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
+from lightning_anomaly.two_sample.rise import THRESHOLD
 from lightning_anomaly.two_sample.stopping import CONFIRMED_PATIENCE, since_best
 from recipes.experiments.spec import OVERFITTING, TUNED_ON
 from recipes.experiments.tables.curves import signal
-from recipes.experiments.tables.output import RULES, Rule, first_above
+from recipes.experiments.tables.output import Rule, above, as_others, confirmed, cost, first_above, stopped
 from recipes.experiments.tables.writer import Frame, runs
 
 Line = dict[str, Any]
-_NAMES = {"rise of 5%": "gap and loss (the default)", "ratio of": "gap alone (`confirm=None`)", "validation loss": "",
-          "validation accuracy": "",
-          "none": "none: train to the end"}  # fmt: skip
 
 
 def _smoothed(line: Line) -> int | None:
@@ -26,38 +24,14 @@ def _smoothed(line: Line) -> int | None:
     return next((place for place in range(len(losses)) if since_best(losses[: place + 1]) >= CONFIRMED_PATIENCE), None)
 
 
-_CHOSEN = {label or rule: RULES[rule] for rule in RULES for start, label in _NAMES.items() if rule.startswith(start)}
-_DEFAULT = next(iter(_CHOSEN))
-SHOWN = {_DEFAULT: _CHOSEN.pop(_DEFAULT), "validation loss, smoothed, patience 3": _smoothed, **_CHOSEN}
-
-
-class Cost(NamedTuple):
-    """What a rule costs in one run, where it stops it or else at its end.
-
-    Attributes:
-        epoch: The last epoch trained, from 0.
-        stopped: Whether that is before the last one.
-        val_loss: Validation loss there, over the lowest of the run.
-        test_loss: Test loss likewise.
-        best: Test accuracy below that of the best epoch (percentage points).
-        later: Test accuracy below that of the best of the epochs that were not trained; 0 if it is above.
-    """
-
-    epoch: int
-    stopped: bool
-    val_loss: float
-    test_loss: float
-    best: float
-    later: float
-
-
-def cost(rule: Rule, line: Line) -> Cost:
-    """What a rule costs in a run."""
-    accuracy, stop = signal(line, "test_acc"), rule(line)
-    end = len(accuracy) - 1 if stop is None else stop
-    val, test = (own[end] / min(own) for own in (signal(line, "val_loss"), signal(line, "test_loss")))
-    best, later = (100 * (max(own) - accuracy[end]) for own in (accuracy, accuracy[end:]))
-    return Cost(end, end < len(accuracy) - 1, val, test, best, later)
+_PATIENCE = (*(f"validation loss, patience {epochs}" for epochs in (3, 5, 10)), "validation accuracy, patience 10")
+SHOWN: dict[str, Rule] = {
+    "gap and loss (the default)": confirmed,
+    "validation loss, smoothed, patience 3": _smoothed,
+    "gap alone (`confirm=None`)": above(THRESHOLD),
+    **{rule: as_others(rule) for rule in _PATIENCE},
+    "none: train to the end": lambda line: None,
+}
 
 
 def _small(line: Line) -> bool:
@@ -91,10 +65,9 @@ _COLUMNS = ["runs", "rule", "stopped", "validation loss / best: median", "larges
 def _row(rule: Rule, lines: list[Line]) -> list[str]:
     costs = [cost(rule, line) for line in lines]
     val, test, best, later = ([own[place] for own in costs] for place in range(2, 6))
-    stopped = f"{sum(own.stopped for own in costs)} of {len(costs)}"
     losses = [f"{median(val):.2f}", f"{max(val):.2f}", f"{median(test):.2f}"]
     points = [f"{value:.1f}" for value in (fmean(best), max(best), fmean(later), max(later))]
-    return [stopped, *losses, *points, str(sum(value > 2 for value in later))]
+    return [stopped(costs), *losses, *points, str(sum(value > 2 for value in later))]
 
 
 def _table(by_name: Mapping[str, list[Line]]) -> Frame:
@@ -119,10 +92,9 @@ def recorded_runs() -> Frame:
 
 def each_new_run() -> Frame:
     """Each new run: losses, and what the default rule costs."""
-    default = next(iter(SHOWN.values()))
     rows = []
     for line in sorted(runs("harm").line, key=lambda line: str(line["key"])):
-        loss, own = signal(line, "val_loss"), cost(default, line)
+        loss, own = signal(line, "val_loss"), cost(confirmed, line)
         stop = str(own.epoch + 1) if own.stopped else "-"
         rows.append([line["key"], f"{min(loss):.2f} → {loss[-1]:.2f}", f"{loss.index(min(loss)) + 1}", stop,
                      f"{own.val_loss:.2f}", f"{own.best:.1f}", f"{own.later:.1f}"])  # fmt: skip

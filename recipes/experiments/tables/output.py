@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -58,42 +57,39 @@ def _above_lowest(values: Sequence[float], window: int) -> list[float]:
     return [0.0] * (len(values) - len(means)) + [now - min(means[: end + 1]) for end, now in enumerate(means)]
 
 
-def largest_rise(line: Line) -> float:
-    """How far the ratio of expected errors rises at most."""
-    return max(_rises(line))
-
-
-def _above(threshold: float, name: str = "confidence_rise") -> Rule:
+def above(threshold: float, name: str = "confidence_rise") -> Rule:
+    """The rule that stops a run when a number has risen by more than a threshold."""
     return lambda line: first_above(_rises(line, name), threshold)
 
 
-def _confirmed(line: Line) -> int | None:
+def confirmed(line: Line) -> int | None:
+    """The default rule: a gap, and a validation loss that does not improve."""
     rises, losses = signal(line, "confidence_rise"), signal(line, "val_loss")
     ends = range(1, len(rises) + 1)
     rule = CONFIRMED_THRESHOLD, CONFIRMED_PATIENCE
     return next((end - 1 for end in ends if decide(rises[:end], losses[:end], *rule)[0]), None)
 
 
-def _as_others(rule: str, line: Line) -> int | None:
-    last = OTHERS[rule](line).last
-    return last if last < len(line["epochs"]) - 1 else None
+def as_others(rule: str) -> Rule:
+    """One of the rules that look at no gap; at the last epoch there is nothing left to stop."""
+    return lambda line: OTHERS[rule](line).last
 
 
 # Where each rule stops a run, if it does; the network is the one of that epoch.
 RULES: dict[str, Rule] = {
-    "rise of 5% and a validation loss that does not improve (`AnomalyEarlyStopping`)": _confirmed,
-    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping(confirm=None)`)": _above(THRESHOLD),
-    "the same ratio without standard errors, rise of 10%": _above(0.1, "confidence_error_ratio"),
-    "the same, rise of 15%": _above(0.15, "confidence_error_ratio"),
-    "log-odds gap, rise of 0.25": _above(0.25, "log_odds_gap"),
-    "gap, rise of 0.025": _above(0.025, "confidence_gap"),
-    "area, rise of 0.03": _above(0.03, "confidence_auc"),
+    "rise of 5% and a validation loss that does not improve (`AnomalyEarlyStopping`)": confirmed,
+    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping(confirm=None)`)": above(THRESHOLD),
+    "the same ratio without standard errors, rise of 10%": above(0.1, "confidence_error_ratio"),
+    "the same, rise of 15%": above(0.15, "confidence_error_ratio"),
+    "log-odds gap, rise of 0.25": above(0.25, "log_odds_gap"),
+    "gap, rise of 0.025": above(0.025, "confidence_gap"),
+    "area, rise of 0.03": above(0.03, "confidence_auc"),
     "area, above 0.55": lambda line: first_above(signal(line, "confidence_auc"), 0.55),
     "area, p-value below 1%": lambda line: first_above([-p for p in signal(line, "confidence_p_value")], -0.01),
-    "errors made over those expected, with labels, rise of 30%": _above(math.log(1.3), "log_overconfidence"),
-    "loss with labels, rise of 0.03": _above(0.03, "loss_auc"),
+    "errors made over those expected, with labels, rise of 30%": above(math.log(1.3), "log_overconfidence"),
+    "loss with labels, rise of 0.03": above(0.03, "loss_auc"),
     **{
-        rule: partial(_as_others, rule)
+        rule: as_others(rule)
         for rule in (
             "validation loss, patience 3",
             "validation loss, patience 5",
@@ -115,22 +111,38 @@ def _parts(some: Frame) -> dict[str, Frame]:
     return {f"{names[place]}: {data}": own for (place, data), own in some.assign(part=part).groupby(["part", "data"])}
 
 
-def _end(rule: Rule, line: Line) -> int:
-    """The epoch at which a rule ends a run: where it stops it, or the last one."""
-    stop = rule(line)
-    return len(line["epochs"]) - 1 if stop is None else stop
+class Cost(NamedTuple):
+    """What a rule costs in one run, where it stops it or else at its end.
+
+    Attributes:
+        epoch: The last epoch trained, from 0.
+        stopped: Whether that is before the last one.
+        val_loss: Validation loss there, over the lowest of the run.
+        test_loss: Test loss likewise.
+        best: Test accuracy below that of the best epoch (percentage points).
+        later: Test accuracy below that of the best of the epochs that were not trained; 0 if it is above.
+    """
+
+    epoch: int
+    stopped: bool
+    val_loss: float
+    test_loss: float
+    best: float
+    later: float
 
 
-def _stopped(rule: Rule, some: Frame) -> str:
-    """How many runs a rule stops; at the last epoch there is nothing to stop."""
-    stops = sum(_end(rule, line) < len(line["epochs"]) - 1 for line in some.line)
-    return f"{stops} of {len(some)}" if len(some) else "-"
+def cost(rule: Rule, line: Line) -> Cost:
+    """What a rule costs in a run."""
+    accuracy, stop = signal(line, "test_acc"), rule(line)
+    end = len(accuracy) - 1 if stop is None else stop
+    val, test = (own[end] / min(own) for own in (signal(line, "val_loss"), signal(line, "test_loss")))
+    best, later = (100 * (max(own) - accuracy[end]) for own in (accuracy, accuracy[end:]))
+    return Cost(end, end < len(accuracy) - 1, val, test, best, later)
 
 
-def loss_over_best(rule: Rule, line: Line) -> float:
-    """Validation loss where a rule ends a run, over the smallest of the run."""
-    loss = signal(line, "val_loss")
-    return loss[_end(rule, line)] / min(loss)
+def stopped(costs: Sequence[Cost]) -> str:
+    """How many runs are stopped."""
+    return f"{sum(own.stopped for own in costs)} of {len(costs)}" if costs else "-"
 
 
 _COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest", "epochs spent",
@@ -139,15 +151,14 @@ _COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, media
 
 def _costs(rule: Rule, some: Frame) -> list[str]:
     """What a rule stops, and what the overfitting runs cost then, by `_COSTS`."""
-    bad, good = kinds(some)
-    stopped = [_stopped(rule, bad), _stopped(rule, good)]
-    if not len(bad):
-        return [*stopped, "-", "-", "-", "-"]
-    ratios = [loss_over_best(rule, line) for line in bad.line]
-    spent = fmean((_end(rule, line) + 1) / len(line["epochs"]) for line in bad.line)
-    accuracies = ((signal(line, "test_acc"), _end(rule, line)) for line in bad.line)
-    lost = fmean(100 * (max(own) - own[end]) for own, end in accuracies)
-    return [*stopped, f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * spent:.0f}%", f"{lost:.1f}"]
+    bad, good = ([cost(rule, line) for line in kind.line] for kind in kinds(some))
+    cells = [stopped(bad), stopped(good)]
+    if not bad:
+        return [*cells, "-", "-", "-", "-"]
+    ratios = [own.val_loss for own in bad]
+    spent = fmean((own.epoch + 1) / len(line["epochs"]) for own, line in zip(bad, kinds(some)[0].line, strict=True))
+    lost = fmean(own.best for own in bad)
+    return [*cells, f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * spent:.0f}%", f"{lost:.1f}"]
 
 
 def _costs_by_part(name: str, by_name: Mapping[str, Rule], columns: int) -> Frame:
@@ -170,7 +181,7 @@ def rules() -> Frame:
 
 def rises() -> Frame:
     """The same for each rise of the ratio."""
-    return _costs_by_part("rise", {f"{100 * rise:g}%": _above(rise) for rise in _TRIED}, len(_COSTS) - 1)
+    return _costs_by_part("rise", {f"{100 * rise:g}%": above(rise) for rise in _TRIED}, len(_COSTS) - 1)
 
 
 def summary() -> Frame:
