@@ -16,8 +16,6 @@ from recipes.benchmarks.parts import PARTS
 from recipes.benchmarks.timing import machine, markdown
 from recipes.common.options import one_sentence_errors, quiet
 
-__all__ = ["parse", "run"]
-
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""

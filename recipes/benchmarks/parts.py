@@ -24,8 +24,6 @@ from recipes.common.networks import NETWORKS, build
 from recipes.common.options import SILENT
 from recipes.pictures.browser import find_chromium, open_page
 
-__all__ = ["PARTS", "exponent"]
-
 _ENGINES: tuple[EngineName, ...] = ("numba", "torch", "sklearn")
 
 
@@ -114,27 +112,24 @@ def _figures(module: pl.LightningModule, options: dict[str, Any]) -> float:
     return sides[True] - sides[False]
 
 
-def _forward(name: str, images: int, side: int) -> Callable[[], Any]:
+@torch.no_grad()
+def _forward(network: nn.Module, images: Tensor) -> None:
+    for batch in torch.split(images, 8 if images.shape[3] > 32 else 64):
+        network(batch)
+
+
+_WORK: dict[str, Callable[[nn.Module, Tensor], Any]] = {
+    "forward": _forward,
+    "analyze": partial(analyze, batch_size=8),
+    "find_outliers": partial(find_outliers, progress=False),
+}
+
+
+def _prepare(what: str, name: str, images: int, side: int) -> Callable[[], Any]:
+    """What is to be done with a network and images, after a first time with a small one loaded what is compiled."""
+    _WORK[what](_network("lenet5"), _noise(200, 32))
     network = _network(name)
-
-    @torch.no_grad()
-    def work() -> None:
-        for batch in torch.split(_noise(images, side), 8 if side > 32 else 64):
-            network(batch)
-
-    return work
-
-
-def _analysis(name: str, images: int, side: int) -> Callable[[], Any]:
-    analyze(_network("lenet5"), _noise(64, 32))  # loads what is compiled
-    network = _network(name)
-    return lambda: analyze(network, _noise(images, side), batch_size=8)
-
-
-def _search(name: str, images: int, side: int) -> Callable[[], Any]:
-    find_outliers(_network("lenet5"), _noise(200, 32), progress=False)
-    network = _network(name)
-    return lambda: find_outliers(network, _noise(images, side), progress=False)
+    return lambda: _WORK[what](network, _noise(images, side))
 
 
 def large(device: str, quick: bool) -> Iterator[Row]:
@@ -142,9 +137,7 @@ def large(device: str, quick: bool) -> Iterator[Row]:
     cases = [("resnet18", 512), ("resnet50", 512), ("convnext_base", 512), ("resnet50", 2048), ("convnext_base", 2048)]
     for name, images in [("lenet5", 64)] if quick else cases:
         arguments = (name, images, 32 if quick else 224)
-        found = in_fresh_processes(
-            {"forward": partial(_forward, *arguments), "analyze": partial(_analysis, *arguments)}, 1
-        )
+        found = in_fresh_processes({what: partial(_prepare, what, *arguments) for what in ("forward", "analyze")}, 1)
         for side, row in found.iterrows():
             yield {"network": name, "images": images, "side": side, **row}
 
@@ -152,7 +145,7 @@ def large(device: str, quick: bool) -> Iterator[Row]:
 def outliers(device: str, quick: bool) -> Iterator[Row]:
     """`find_outliers` on a whole data set beside a forward pass, in batches of 64, on the CPU."""
     arguments = ("lenet5" if quick else "alexnet", 300 if quick else 50_000, 32)
-    sides = {"forward": partial(_forward, *arguments), "find_outliers": partial(_search, *arguments)}
+    sides = {what: partial(_prepare, what, *arguments) for what in ("forward", "find_outliers")}
     found = in_fresh_processes(sides, 1 if quick else 3)
     for side, row in found.iterrows():
         ratio = row.seconds / found.seconds["forward"]

@@ -15,22 +15,17 @@ from typing import Any
 import pandas as pd
 import torch
 
-__all__ = ["Row", "in_fresh_processes", "in_turns", "machine", "markdown", "timed"]
-
 Row = dict[str, Any]
 
 
 def machine() -> Row:
     """What the numbers depend on."""
-    packages = {name: version(name) for name in ("torch", "scikit-learn", "numba", "lightning")}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    threads = torch.get_num_threads()
     return {
         "cores": os.cpu_count(),
-        "threads": threads,
-        "device": device,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "python": platform.python_version(),
-        **packages,
+        **{name: version(name) for name in ("torch", "scikit-learn", "numba", "lightning")},
     }
 
 
