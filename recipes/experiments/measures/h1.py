@@ -52,11 +52,7 @@ def class_separation(points: Tensor, labels: Tensor) -> Tensor:
 
 
 def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
-    """What a layer's report says, with the statistics that could explain its count or replace it.
-
-    Args:
-        layer: The report.
-        labels: Classes of the probe samples `(N,)`, as the network was given them.
+    """What a layer's report and the labels `(N,)` of its samples say that could explain its count or replace it.
 
     Returns:
         `count` anomaly filters of `live` ones; `sparsity`, mean over all filters; over the live filters the median

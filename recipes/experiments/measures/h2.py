@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
+from lightning_anomaly import AnalysisSettings, analyze
 from recipes.common.data import mean_and_std
 from recipes.common.module import evaluate, logits_of
 from recipes.experiments.fitting import Images, every_epoch
@@ -33,31 +33,18 @@ def log_spaced(last: int, count: int) -> list[int]:
     return sorted({round(last ** (i / (count - 1))) for i in range(count)})
 
 
-def _votes(report: AnomalyReport) -> Tensor:
-    """Of how many anomaly filters each sample is an outlier `(N,)`."""
-    return torch.tensor(report.outlier_samples)
-
-
 def ratio_with_interval(
-    group: Tensor, rest: Tensor, reduce: Callable[[Tensor], Tensor] = lambda values: values.mean(1), draws: int = 500
+    group: Tensor, rest: Tensor, reduce: Callable[[Tensor], Tensor] = lambda values: values.mean(1)
 ) -> list[float]:
-    """Ratio of the means (or medians) of two groups of values, and the bounds of its 95% bootstrap interval.
+    """Ratio of the means of values `(n,)` to those of the rest `(m,)`, and its 95% bootstrap interval.
 
     The percentile interval of Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979): both groups are drawn
-    anew with replacement, always in the same way.
-
-    Args:
-        group: Values `(n,)`.
-        rest: Values `(m,)`.
-        reduce: Gives one number for each row.
-        draws: Draws.
-
-    Returns:
-        Ratio, lower and upper bound; not finite where the rest's is 0.
+    anew 500 times with replacement, always in the same way. `reduce` gives one number for each row, in place of the
+    mean. Not finite where the rest's is 0.
     """
     generator = torch.Generator().manual_seed(0)
     resampled = [
-        reduce(values[torch.randint(len(values), (draws, len(values)), generator=generator)].double())
+        reduce(values[torch.randint(len(values), (500, len(values)), generator=generator)].double())
         for values in (group, rest)
     ]
     bounds = torch.quantile(resampled[0] / resampled[1], torch.tensor([0.025, 0.975], dtype=torch.float64))
@@ -73,12 +60,7 @@ def _spearman(first: Tensor, second: Tensor) -> float | None:
 
 
 def gradient_ratios(votes: Tensor, norms: Tensor, losses: Tensor) -> dict[str, Any]:
-    """Gradient norms of outlier samples against those of the rest.
-
-    Args:
-        votes: Of how many anomaly filters each sample is an outlier `(N,)`.
-        norms: Gradient norms `(N,)`.
-        losses: Losses `(N,)` (nats).
+    """Gradient norms `(N,)` of outlier samples, which have votes `(N,)`, against those of the rest.
 
     Returns:
         `spearman` of votes and norms; for the group "all" the number `n` of outlier samples, and the ratio of `mean`
@@ -94,12 +76,7 @@ def gradient_ratios(votes: Tensor, norms: Tensor, losses: Tensor) -> dict[str, A
 
 
 def _measure_probe(network: nn.Sequential, probe: Probe, margin: Tensor | None) -> dict[str, Any]:
-    """One probe at one epoch.
-
-    Args:
-        network: The network.
-        probe: The probe.
-        margin: Mean margin of each image over the epochs so far `(N,)`; None for images that are not trained on.
+    """One probe at one epoch; `margin` `(N,)` is the mean of each image over the epochs so far, if it is trained on.
 
     Returns:
         For each reading `count` anomaly filters, `gradients` (see `gradient_ratios`) and `mislabelled` (see
@@ -111,7 +88,7 @@ def _measure_probe(network: nn.Sequential, probe: Probe, margin: Tensor | None) 
     result: dict[str, Any] = {"loss": losses.mean().item()}
     for reading, settings in _READINGS.items():
         report = analyze(network, probe.images, settings=settings)
-        votes = _votes(report)
+        votes = torch.tensor(report.outlier_samples)
         scores = {"votes": votes, "loss": losses, "aum": None if margin is None else -margin}
         hits = {"outliers": int((votes > 0).sum()), "hit": int((probe.wrong & (votes > 0)).sum())}
         result[reading] = {
@@ -158,7 +135,8 @@ def training_outliers(network: nn.Module, images: Images, probe_size: int) -> di
     found = {reading: torch.zeros(len(everything), dtype=torch.bool) for reading in _READINGS}
     for reading, outliers in found.items():
         for places in order.chunk(max(1, round(len(everything) / probe_size))):
-            outliers[places] = _votes(analyze(network, everything[places], settings=_READINGS[reading])) > 0
+            report = analyze(network, everything[places], settings=_READINGS[reading])
+            outliers[places] = torch.tensor(report.outlier_samples) > 0
     return found
 
 

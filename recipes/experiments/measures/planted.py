@@ -51,13 +51,7 @@ class Planted:
 
 
 def plant(training: Training, root: str | None = None, *, damage: bool) -> Planted:
-    """Load the images of a run, plant mislabelled ones and, with `damage`, damaged ones.
-
-    Args:
-        training: The run.
-        root: See `prepare`.
-        damage: Whether training images are damaged too.
-    """
+    """Load the images of a run, plant mislabelled ones and, with `damage`, damaged ones among those trained on."""
     images, size = prepare(training, root), training.probe_size
     data = images.data
     kinds, foreign = [*DAMAGES], None

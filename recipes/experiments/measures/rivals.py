@@ -66,13 +66,7 @@ def stages(network: nn.Sequential) -> tuple[list[nn.Sequential], nn.Sequential]:
 
 
 def look_at(network: nn.Sequential, inputs: Tensor, images: Tensor) -> Seen:
-    """Run a network on normalised images and keep what rivals see.
-
-    Args:
-        network: In evaluation mode; it ends in a linear layer.
-        inputs: The images as it takes them `(N, C, H, W)`.
-        images: The same, uint8.
-    """
+    """Run a network that ends in a linear layer on normalised images `(N, C, H, W)`, which are given as uint8 too."""
     parts, head = stages(network)
     rows = []
     with torch.no_grad():
@@ -115,16 +109,10 @@ def pixel_statistics(images: Tensor) -> Tensor:
 def rival_scores(
     seen: Seen, last: nn.Linear, reference: Seen | None = None, labels: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Score images by every rival that needs no second look at them.
+    """Scores `(N,)` of images by those `RIVALS` that need no second look at them.
 
-    Args:
-        seen: The images.
-        last: The network's last layer.
-        reference: What detectors are fitted to; None takes the images themselves.
-        labels: Of these `(M,)`; None takes the predicted ones.
-
-    Returns:
-        The scores `(N,)` by keys of `RIVALS`.
+    Detectors are fitted to the reference, None takes the images themselves, and to its labels, None takes the predicted
+    ones. `last` is the network's last layer.
     """
     fitted = seen if reference is None else reference
     known = fitted.logits.argmax(1) if labels is None else labels

@@ -52,9 +52,7 @@ def responses(network: nn.Sequential, images: Tensor) -> tuple[Values, Tensor]:
 def compare(values: Values, n_train: int) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, float]]:
     """Of each layer the live filters, how many of them tell the images apart (`count`), and their mean area (`auc`).
 
-    Args:
-        values: See `responses`.
-        n_train: How many of the images are training images; they are the first ones.
+    The first `n_train` images are training images.
 
     Returns:
         By rule and layer; `auc` is 0.5 where no filter is live. And how often random divisions of the same images give
