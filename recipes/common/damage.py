@@ -24,7 +24,6 @@ _CORRUPTIONS = {
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
 }
 _SMALLEST = 32  # pixels of a side that `imagecorruptions` takes
-_RECOGNISABLE = 28  # pixels of a side from which on there is something to corrupt
 
 
 def with_label_noise(labels: Tensor, fraction: float, n_classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -86,17 +85,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def damage_all(images: Tensor, foreign: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Damage images uint8 `(N, C, H, W)` in every way; returns as many by kind.
-
-    Images of fewer than 28 pixels a side are not corrupted.
-
-    Args:
-        images: What to damage.
-        foreign: Images that do not belong, by kind.
-        seed: Seed of what is random.
-    """
+    """Damage images uint8 `(N, C, H, W)` in every way, or put `foreign` ones in their place: as many by kind."""
     names = [name for group in _CORRUPTIONS.values() for name in group]
-    found = {name: corrupt(images, name, seed) for name in names if min(images.shape[2:]) >= _RECOGNISABLE}
+    recognisable = min(images.shape[2:]) >= 28  # so that there is something to corrupt
+    found = {name: corrupt(images, name, seed) for name in names if recognisable}
     generator = torch.Generator().manual_seed(seed)
     found |= {name: _foreign(source, images, generator) for name, source in foreign.items()}
     return found | {name: damage(images, generator) for name, damage in (_GEOMETRY | DAMAGES).items()}
@@ -129,15 +121,11 @@ def plant_damage(
 ) -> tuple[Tensor, dict[str, list[int]]]:
     """Damage `count` of the images uint8 `(N, C, H, W)`, picked at random, with each kind in turn.
 
-    Args:
-        images: What to damage; a copy is returned.
-        count: How many images to damage, 0 to `N`.
-        kinds: Keys of `DAMAGES`, or "foreign" to put an image of another data set in the place.
-        seed: Seed of the draw.
-        foreign: Images of that data set, uint8 `(M, C', H', W')`; they are fitted to `C`, `H` and `W`.
+    Kinds are keys of `DAMAGES`, or "foreign", which puts one of the `foreign` images, uint8 and of any size, in the
+    place.
 
     Returns:
-        The images and, by kind, the sorted positions of the damaged ones.
+        A copy of the images and, by kind, the sorted positions of the damaged ones.
     """
     generator = torch.Generator().manual_seed(seed)
     picked = torch.randperm(len(images), generator=generator)[:count]

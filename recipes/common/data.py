@@ -143,11 +143,8 @@ def make_loaders(
 ) -> tuple[Loader, Loader]:
     """Loaders of the training part, shuffled, and the validation part, in order, both normalised by the training part.
 
-    Args:
-        data: The images.
-        batch_size: Images in a batch.
-        augment: Whether training batches go through `crop_and_flip`; the dataset itself yields the images unchanged.
-        epoch_size: Training images in an epoch; of fewer images, some come again. None takes each of them once.
+    With `augment` training batches go through `crop_and_flip`. Of fewer training images than `epoch_size` some come
+    again; None takes each of them once.
     """
     scale = mean_and_std(data.train_images)
     train = TensorDataset(normalise(data.train_images, *scale), data.train_labels)

@@ -12,14 +12,9 @@ from torch.nn import functional
 
 
 class Classifier(LightningModule):
-    """A network trained with Adam on the cross-entropy; logs `train_loss`, `val_loss` and `val_acc` by epoch.
+    """A network trained with AdamW on the cross-entropy; logs `train_loss`, `val_loss` and `val_acc` by epoch.
 
-    Args:
-        network: Gives logits `(n, classes)` for images `(n, C, H, W)`.
-        lr: Learning rate.
-        weight_decay: Decoupled weight decay (AdamW).
-        label_smoothing: Of the training loss.
-        cosine: Whether the learning rate falls to 0 along half a cosine.
+    With `cosine` the learning rate falls to 0 along half a cosine.
     """
 
     def __init__(
@@ -57,7 +52,7 @@ class Classifier(LightningModule):
         self.log("val_acc", (logits.argmax(1) == labels).float().mean(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW, which is Adam without weight decay."""
+        """AdamW, which is Adam where there is no weight decay."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         if not self.cosine:
             return optimizer

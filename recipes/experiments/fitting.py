@@ -56,11 +56,7 @@ def prepare(training: Training, root: str | None = None) -> Images:
     """Load, split and mislabel the images of a run.
 
     The validation and test images of a seed are the same in every condition, and the plain run's images are the first
-    of those of a larger pool.
-
-    Args:
-        training: The run.
-        root: Folder that holds `NAME.npz` in MedMNIST's layout, or torchvision's copy; the digits need none.
+    of those of a larger pool. `root` is the folder of the data, see `load_images`; the digits need none.
     """
     condition = CONDITIONS[training.condition]
     data = load_images(training.data, root)
@@ -165,11 +161,7 @@ class _KeepWeights(pl.Callback):
 def every_epoch(training: Training, images: Images, weights: str | None) -> Iterator[tuple[int, nn.Sequential]]:
     """Epochs trained, and the network after each; one network, whose weights change from one epoch to the next.
 
-    Args:
-        training: The run.
-        images: Its images.
-        weights: A folder that keeps the weights of every epoch, for other experiments on the same run; None trains in
-            a temporary one.
+    The folder `weights` keeps those of every epoch, for other experiments on the same run; None takes a temporary one.
     """
     network = _build(training, images)
     with TemporaryDirectory() as temporary:

@@ -41,18 +41,15 @@ def run_missing(
     weights: str | None = None,
     workers: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Do the runs that have no line, and append each line as it comes.
+    """Do the runs that have no line, append each line as it comes, and return the lines of all, in their order.
 
     Args:
         measure: A key of `MEASURES`.
         trainings: The runs.
         folder: Where the file with a line for each run is.
-        root: Folder of the data, see `prepare`.
+        root: Folder of the data.
         weights: Folder that keeps the weights of every epoch, or, for `outliers`, of the last; None keeps none.
         workers: Processes, each with one thread; None takes one for each core, and 1 runs in this process.
-
-    Returns:
-        The lines of these runs, in their order.
     """
     path = folder / f"{measure.partition('/')[0]}.jsonl"
     keys = [key_of(measure, training) for training in trainings]

@@ -71,18 +71,8 @@ CHOSEN_KINDS = ("shot_noise", "defocus_blur", "frost", "contrast", "elastic_tran
 class Training:
     """One run. `key` names it; two runs with the same key are the same run.
 
-    Args:
-        network: A name that `recipes.common.networks.build` takes.
-        data: A data set's name.
-        condition: A key of `CONDITIONS`.
-        seed: Of the split, the initial weights and the order of the images.
-        epochs: Epochs.
-        lr: Learning rate of Adam.
-        train_size: Training images in an epoch.
-        val_size: Validation images, of which the first `probe_size` are the probe.
-        test_size: Test images.
-        batch_size: Images in a step.
-        probe_size: Images in a probe.
+    The seed is that of the split, the initial weights and the order of the images. An epoch has `train_size` images;
+    the first `probe_size` of the validation images are the probe.
     """
 
     network: str
@@ -119,16 +109,10 @@ def _small(size: int) -> Callable[[Training], Training]:
 
 @dataclass(frozen=True)
 class Experiment:
-    """The runs of an experiment: all combinations.
+    """The runs of an experiment: all combinations, seed after seed, so that an unfinished one is whole in what it has.
 
-    Args:
-        measure: A key of `measures.MEASURES`.
-        conditions: Keys of `CONDITIONS`, controls among them.
-        networks: Keys of `_SCHEDULE`.
-        data: Data sets.
-        seeds: Seeds; one after the other, so that an unfinished experiment is whole in what it has.
-        sizes: Changes the sizes of a short run.
-        quick: The conditions of `--quick`.
+    `measure` is a key of `measures.MEASURES`, `sizes` changes a short run, and `quick` names the conditions of
+    `--quick`.
     """
 
     measure: str

@@ -53,12 +53,8 @@ class Score(NamedTuple):
 def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 1) -> Score | None:
     """The score of a signal over some runs; None if it does not exist, as of hidden units where there are none.
 
-    Args:
-        some: Runs.
-        source: The signal and the reading, see `curves.signal`.
-        last: Whether to take the last convolution alone; else all.
-        sign: -1 for a signal that is expected to fall.
-        window: Number of epochs over which it is averaged, this one and those before it.
+    Of the last convolution alone or of all. A `sign` of -1 is for a signal that is expected to fall; it is averaged
+    over a window of epochs, this one and those before it.
     """
     if not all(layers_of(line, source[1]) for line in some.line):
         return None
