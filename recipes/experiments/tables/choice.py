@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from recipes.experiments.tables.curves import after_best, auroc, correlation, late_change, layers_of, signal
+from recipes.experiments.tables.curves import auroc, follows, late_change, layers_of, signal
 from recipes.experiments.tables.h1 import SOURCES, Source
 from recipes.experiments.tables.writer import Frame, kinds, runs, table
 
@@ -63,13 +63,10 @@ def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 
         values = [sign * value for value in signal(line, *source, layers_of(line, source[1])[-1] if last else None)]
         curves.append([fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)])
     some = some.assign(curve=curves, change=[late_change(curve) for curve in curves])
-    followed = [
-        correlation(after_best(line, curve), after_best(line, signal(line, "val_loss")))
-        for line, curve in zip(*(kinds(some)[0][name] for name in ("line", "curve")), strict=True)
-    ]
+    followed = [follows(run.line, run.curve) for run in kinds(some)[0].itertuples()]
     told = [auroc(list(own.change), list(own.overfitting)) for _, own in some.groupby(["network", "data"])]
-    follows, tells = ([value for value in found if value is not None] for found in (followed, told))
-    return Score(median(follows), mean(tells)) if follows and tells else None
+    known, tells = ([value for value in found if value is not None] for found in (followed, told))
+    return Score(median(known), mean(tells)) if known and tells else None
 
 
 def _parts(some: Frame) -> dict[str, Frame]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -52,16 +51,6 @@ def signal(line: Line, name: str, reading: str = "val", layer: str | None = None
     return [at(epoch) for epoch in line["epochs"]]
 
 
-def best_epoch(line: Line) -> int:
-    """Position of the smallest validation loss."""
-    return int(np.argmin(signal(line, "val_loss")))
-
-
-def after_best(line: Line, values: Sequence[float]) -> list[float]:
-    """The part of a curve from the best epoch on."""
-    return list(values[best_epoch(line) :])
-
-
 def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rank correlation; 0 if one of them is constant, None for fewer than five values."""
     if len(a) < 5:
@@ -76,6 +65,14 @@ def partial_correlation(a: Sequence[float], b: Sequence[float], given: Sequence[
         return None
     scale = math.sqrt(max(0.0, (1 - with_a**2) * (1 - with_b**2)))
     return (both - with_a * with_b) / scale if scale > 1e-9 else 0.0
+
+
+def follows(line: Line, values: Sequence[float], given: Sequence[float] | None = None) -> float | None:
+    """Rank correlation of a curve with the validation loss from the best epoch on, also given a third curve."""
+    loss = signal(line, "val_loss")
+    best = loss.index(min(loss))
+    curves = values[best:], loss[best:]
+    return correlation(*curves) if given is None else partial_correlation(*curves, given[best:])
 
 
 def late_change(values: Sequence[float]) -> float:

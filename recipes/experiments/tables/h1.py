@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, linear_regression, mean, median
-from typing import Any
 
 import pandas as pd
 
-from recipes.experiments.tables.curves import (
-    after_best,
-    auroc,
-    correlation,
-    late_change,
-    partial_correlation,
-    signal,
-)
+from recipes.experiments.tables.curves import auroc, follows, late_change, signal
 from recipes.experiments.tables.writer import Frame, kinds, number, runs, spread
 
-Line = dict[str, Any]
 Source = tuple[str, str]  # a signal and the reading that it is taken from
 SOURCES: dict[str, Source] = {
     "anomaly fraction": ("fraction", "val"),
@@ -37,22 +28,13 @@ SOURCES: dict[str, Source] = {
     "weight norm": ("weight_norm", "val"),
     "epoch number": ("epoch", "val"),
 }
-LONG_SOURCES: dict[str, Source] = {
+_LONG_SOURCES: dict[str, Source] = {
     "anomaly fraction": ("fraction", "val"),
     "paper's reading": ("fraction", "val_paper"),
     "isolated filters": ("set_apart", "val"),
     "sparsity": ("sparsity", "val"),
+    "epoch number": ("epoch", "val"),
 }
-
-
-def _follows(line: Line, source: Source) -> float | None:
-    """Rank correlation with the validation loss from the best epoch on."""
-    return correlation(after_best(line, signal(line, *source)), after_best(line, signal(line, "val_loss")))
-
-
-def _follows_given_sparsity(line: Line, source: Source) -> float | None:
-    curves = (signal(line, *source), signal(line, "val_loss"), signal(line, "sparsity"))
-    return partial_correlation(*(after_best(line, each) for each in curves))
 
 
 def _median(values: Sequence[float | None]) -> str:
@@ -62,10 +44,11 @@ def _median(values: Sequence[float | None]) -> str:
 
 def _signal(some: Frame, source: Source) -> tuple[str, str, str]:
     """How a signal follows the loss, the same given sparsity, and the AUROC of its late changes."""
-    lines = some[some.overfitting].line
-    follows = [_median([how(line, source) for line in lines]) for how in (_follows, _follows_given_sparsity)]
+    curves = [(line, signal(line, *source)) for line in some[some.overfitting].line]
+    plain = _median([follows(line, curve) for line, curve in curves])
+    given = _median([follows(line, curve, signal(line, "sparsity")) for line, curve in curves])
     changes = [late_change(signal(line, *source)) for line in some.line]
-    return follows[0], follows[1], number(auroc(changes, some.overfitting), ".2f")
+    return plain, given, number(auroc(changes, some.overfitting), ".2f")
 
 
 def signals() -> Frame:
@@ -88,13 +71,13 @@ def long_signals() -> Frame:
     some = runs("h1")
     some, rows = some[some.long], []
     for network, own in [*some.groupby("network"), ("all", some)]:
-        for label, source in {**LONG_SOURCES, "epoch number": ("epoch", "val")}.items():
+        for label, source in _LONG_SOURCES.items():
             own = own.assign(change=[late_change(signal(line, *source)) for line in own.line])
             changes = [f"{fmean(kind.change):+.3f}" if len(kind) else "-" for kind in kinds(own)]
-            follows, given, tells = _signal(own, source)
+            plain, given, tells = _signal(own, source)
             pairs = own.pivot_table("change", ["network", "data", "seed"], "overfitting").dropna()
             larger = f"{(pairs[True] > pairs[False]).sum()} of {len(pairs)} pairs"
-            rows.append((network, label, follows, given, *changes, tells, _tells_given_sparsity(own, source), larger))
+            rows.append((network, label, plain, given, *changes, tells, _tells_given_sparsity(own, source), larger))
     header = ["network", "signal", "Spearman after best", "the same given sparsity", "change: overfitting", "healthy",
               "AUROC", "the same given sparsity", "larger when overfitting"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)
