@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from recipes.experiments.tables.curves import Line
 from recipes.experiments.tables.writer import Frame, runs, spread
 
 ARMS = ("anomaly", "random", "matched", "l1", "fpgm", "sparsest")
@@ -17,7 +17,6 @@ MOMENTS = {"0": "right after masking", "1": "after 1 further epoch", "3": "after
 READINGS = {"default": "default settings", "paper": "paper's settings"}
 _LARGER_IS_BETTER = ("val_acc", "test_acc")
 _PERMUTATIONS = 20_000
-Line = dict[str, Any]
 
 
 def values(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> list[float]:

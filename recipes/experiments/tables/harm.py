@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from statistics import fmean, median
-from typing import Any
 
 import pandas as pd
 
 from lightning_anomaly.two_sample.rise import THRESHOLD
 from lightning_anomaly.two_sample.stopping import CONFIRMED_PATIENCE, since_best
 from recipes.experiments.spec import OVERFITTING, TUNED_ON
-from recipes.experiments.tables.curves import signal
+from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.output import Rule, above, as_others, confirmed, cost, first_above, stopped
 from recipes.experiments.tables.writer import Frame, runs
-
-Line = dict[str, Any]
 
 
 def _smoothed(line: Line) -> int | None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from lightning_anomaly.two_sample.rise import THRESHOLD, WINDOW
 from lightning_anomaly.two_sample.stopping import CONFIRMED_PATIENCE, CONFIRMED_THRESHOLD, decide
 from recipes.experiments.spec import DATA
-from recipes.experiments.tables.curves import auroc, signal
+from recipes.experiments.tables.curves import Line, auroc, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
-Line = dict[str, Any]
 Rule = Callable[[Line], int | None]  # the epoch after which it stops a run, if it does
 _TRIED = (0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 # Known when a rise had to exceed three standard errors, and when the ratio was preferred to log-odds: network, data and

@@ -17,14 +17,10 @@ ENOUGH = {"seeds": 0.95, "left out": 0.85}  # what is wanted
 def parts() -> dict[str, Frame]:
     """Runs that had a part in the choice and the others, small networks and AlexNet."""
     some = runs("stability")
-    some["held_out"] = ~some.condition.isin(["overfitting", "augmented"])
-    some["small"] = some.network != "alexnet"
-    some = some.sort_values("held_out", kind="stable")
-    names = {True: ("chosen on", "small networks"), False: ("others", "AlexNet")}
-    return {
-        f"{names[not held_out][0]}: {names[small][1]}": own
-        for (held_out, small), own in some.groupby(["held_out", "small"], sort=False)
-    }
+    some["part"] = some.condition.isin(["overfitting", "augmented"]).map({True: "chosen on", False: "others"})
+    some["size"] = (some.network == "alexnet").map({True: "AlexNet", False: "small networks"})
+    groups = some.sort_values("part", kind="stable").groupby(["part", "size"], sort=False)
+    return {": ".join(key): own for key, own in groups}
 
 
 def share(some: Frame, damaged: str, rule: str, what: str) -> float | None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from lightning_anomaly.callbacks._history import HOLD, PATIENCE, THRESHOLD, rise
-from recipes.experiments.tables.curves import layers_of, signal
+from recipes.experiments.tables.curves import Line, layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs, spread
 
 
@@ -21,6 +21,9 @@ class Stop(NamedTuple):
 
     last: int
     kept: int
+
+
+Rule = Callable[[Line], Stop]
 
 
 def by_patience(values: Sequence[float], patience: int) -> Stop:
@@ -54,13 +57,12 @@ def _relative(values: Sequence[float]) -> list[float]:
     return [value / values[0] for value in values] if values[0] else list(values)
 
 
-def _accuracy(line: dict[str, Any]) -> list[float]:
+def _accuracy(line: Line) -> list[float]:
     return [-value for value in signal(line, "val_acc")]
 
 
-_TWO_SAMPLE = "filters that tell training images, p below 1%"  # needs the p-values of `two_sample`
 # Patience 5 for those that were proposed with one; the first epoch of "changed" compares with the untrained network.
-RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
+RULES: dict[str, Rule] = {
     "anomaly filters (default)": lambda line: by_rise(signal(line, "fraction")),
     "anomaly filters (paper's reading)": lambda line: by_rise(signal(line, "fraction", "val_paper")),
     "validation loss, patience 3": lambda line: by_patience(signal(line, "val_loss"), 3),
@@ -75,17 +77,14 @@ RULES: dict[str, Callable[[dict[str, Any]], Stop]] = {
     "rise of variance outside, last layer": lambda line: by_rise(signal(line, "outside", layer=layers_of(line)[-1])),
     "none: train to the end": lambda line: Stop(len(line["epochs"]) - 1, len(line["epochs"]) - 1),
 }
-_COMPARED = {_TWO_SAMPLE: lambda line: _by_p_value(signal(line, "p max fraction"))} | {
-    rule: RULES[rule]
-    for rule in (
-        "validation loss, patience 5",
-        "validation accuracy, best of all epochs",
-        "none: train to the end",
-    )
+_ALSO = ("validation loss, patience 5", "validation accuracy, best of all epochs", "none: train to the end")
+_COMPARED: dict[str, Rule] = {
+    "filters that tell training images, p below 1%": lambda line: _by_p_value(signal(line, "p max fraction")),
+    **{rule: RULES[rule] for rule in _ALSO},
 }
 
 
-def replay(line: dict[str, Any], rule: Callable[[dict[str, Any]], Stop]) -> dict[str, float]:
+def replay(line: Line, rule: Rule) -> dict[str, float]:
     """What a rule costs in one run.
 
     Returns:
@@ -102,7 +101,7 @@ def replay(line: dict[str, Any], rule: Callable[[dict[str, Any]], Stop]) -> dict
     }
 
 
-def _costs(some: Frame, rules: dict[str, Callable[[dict[str, Any]], Stop]], by: Sequence[str]) -> Frame:
+def _costs(some: Frame, rules: dict[str, Rule], by: Sequence[str]) -> Frame:
     rows = []
     for key, own in some.groupby(list(by)):
         for name, rule in rules.items():
