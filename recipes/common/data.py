@@ -54,40 +54,35 @@ def load_images(name: str, root: str | None = None) -> ImageData:
     folder = Path(root or "data").expanduser()
     archive = folder / f"{name}.npz"
     if name == "digits":
-        arrays = _digits()
+        parts = _digits()
     elif archive.is_file():
         with np.load(archive, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("train_images", "train_labels", "test_images", "test_labels")}
+            parts = [(file[f"{part}_images"], file[f"{part}_labels"]) for part in ("train", "test")]
     else:
         try:
-            parts = {part: _TORCHVISION[name](folder, train=part == "train") for part in
-                     ("train", "test")}  # fmt: skip
+            sets = [_TORCHVISION[name](folder, train=train) for train in (True, False)]
         except (RuntimeError, OSError) as error:
             raise FileNotFoundError(
                 f"The folder `{folder}` should hold `{name}.npz` or an intact copy of {name} as torchvision stores it "
                 f"(`--data-root` names another folder). Found neither: {error}"
             ) from error
-        arrays = {f"{part}_images": np.asarray(own.data) for part, own in parts.items()}
-        arrays |= {f"{part}_labels": np.asarray(own.targets) for part, own in parts.items()}
-    train, test = (_images(arrays[f"{part}_images"]) for part in ("train", "test"))
-    labels = [torch.from_numpy(arrays[f"{part}_labels"].reshape(-1).astype(np.int64)) for part in ("train", "test")]
-    classes = int(max(own.max() for own in labels)) + 1
-    return ImageData(train, labels[0], train[:0], labels[0][:0], test, labels[1], classes)
+        parts = [(np.asarray(own.data), np.asarray(own.targets)) for own in sets]
+    (images, labels), test = (_tensors(*part) for part in parts)
+    return ImageData(images, labels, images[:0], labels[:0], *test, int(max(labels.max(), test[1].max())) + 1)
 
 
-def _images(array: np.ndarray) -> Tensor:
-    images = torch.from_numpy(array)
-    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    pixels = torch.from_numpy(images)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return pixels, torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
 
-def _digits() -> dict[str, np.ndarray]:
+def _digits() -> list[tuple[np.ndarray, np.ndarray]]:
     """scikit-learn's 8x8 digits, pixels repeated 2x2 because the networks need 16x16: 1,500 to train, 297 to test."""
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).numpy()
-    parts = {"train": order[:1500], "test": order[1500:]}
-    arrays = {f"{part}_images": images[chosen] for part, chosen in parts.items()}
-    return arrays | {f"{part}_labels": digits.target[chosen] for part, chosen in parts.items()}
+    return [(images[chosen], digits.target[chosen]) for chosen in (order[:1500], order[1500:])]
 
 
 def split(data: ImageData, train_size: int, val_size: int, seed: int) -> ImageData:
