@@ -77,7 +77,7 @@ def _features(training: Training, channels: int, root: str | None) -> dict[str, 
     """Train the network on other data, and return its weights but for those of the linear layers."""
     other = replace(training, data=_PRETRAINED_ON[training.data], condition="plain", train_size=4000, epochs=3)
     network = trained(other, prepare(other, root))
-    features = {name: value for name, value in network.state_dict().items() if int(name.split(".")[0]) < _head(network)}
+    features = network[: _head(network)].state_dict()
     first = features["0.weight"]
     features["0.weight"] = (first.sum(1, keepdim=True) / channels).expand(-1, channels, -1, -1)
     return features
@@ -128,13 +128,11 @@ def _fit(training: Training, images: Images, callbacks: list[pl.Callback], valid
 
 def trained(training: Training, images: Images, weights: str | None = None) -> nn.Sequential:
     """The network after the last epoch; its weights are kept in the folder `weights`, and read from there."""
-    path = Path(weights or ".") / f"{training.key}.pt"
     network = _build(training, images)
-    if weights is None or not path.is_file():
-        network.load_state_dict(_fit(training, images, [], validate=False).state_dict())
-        if weights is not None:
-            _save(network, path)
-    else:
+    with TemporaryDirectory() as temporary:
+        path = Path(weights or temporary) / f"{training.key}.pt"
+        if not path.is_file():
+            _save(_fit(training, images, [], validate=False), path)
         network.load_state_dict(torch.load(path, weights_only=True))
     return network.eval()
 
