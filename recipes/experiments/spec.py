@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,9 @@ def _all_images(short: Training) -> Training:
 
 def _small(size: int) -> Callable[[Training], Training]:
     """So few images that a gap opens long before the network is done."""
-    own: Any = {"train_size": size, "val_size": 500, "test_size": 1000, "batch_size": 32}
-    return lambda short: replace(short, epochs=40, lr=1e-3, **own)
+    return lambda short: replace(
+        short, epochs=40, lr=1e-3, train_size=size, val_size=500, test_size=1000, batch_size=32
+    )
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,6 @@ def _found(results: Sequence[Found], score: int) -> str:
     return f"{areas} / {mean(one['precision'][score] for one in results):.2f}"
 
 
-def _hits(results: Sequence[Found]) -> str:
-    return f"{mean(one['hit'] for one in results):.1f} of {mean(one['planted'] for one in results):.0f}"
-
-
 def mislabelled() -> Frame:
     """For each network, data set and probe: what finds wrong labels? AUROC and average precision."""
     some, rows = measured(), []
@@ -95,8 +91,9 @@ def mislabelled() -> Frame:
         for probe, name in PROBES.items():
             for epoch, when in (("best", "nearest to the best"), ("last", "last")):
                 ours, paper = ([one[probe][reading]["mislabelled"] for one in own[epoch]] for reading in READINGS)
+                hits = f"{mean(one['hit'] for one in ours):.1f} of {mean(one['planted'] for one in ours):.0f}"
                 cells = [_found(ours, score) for score in range(len(scores))]
-                rows.append((*key, name, when, _hits(ours), _found(paper, 0), *cells))
+                rows.append((*key, name, when, hits, _found(paper, 0), *cells))
     header = ["network", "data", "probe", "epoch", "with votes", "paper's votes", *scores]
     return pd.DataFrame(rows, columns=header)
 

@@ -48,17 +48,12 @@ def _means(found: Frame, by: Sequence[str]) -> Frame:
     return kinds.groupby(own, observed=True).auroc.mean().reset_index()
 
 
-def _cells(found: Frame, by: Sequence[str]) -> Frame:
-    """A row for each score, a column for each group of runs, with the mean over the runs and its spread."""
-    table = found.groupby([*by, "score"], observed=True).auroc.agg(spread).unstack("score").T
-    return table.reindex([score for score in SCORES if score in table.index]).fillna("-")
-
-
 def summary() -> Frame:
     """For each score, question and data set: the mean over the kinds of damage, and the spread of the runs."""
-    table = _cells(_means(results(), ["question", "data"]), ["question", "data"])
+    means = _means(results(), ["question", "data"]).groupby(["question", "data", "score"], observed=True).auroc
+    table = means.agg(spread).unstack("score").T
     order = [(question, data) for question in QUESTIONS for data in _SHOWN if (question, data) in table]
-    table = table[order]
+    table = table.loc[[score for score in SCORES if score in table.index], order].fillna("-")
     table.columns = [f"{QUESTIONS[question]}, {_SHOWN[data]}" for question, data in order]
     return table.rename_axis("score").reset_index()
 
