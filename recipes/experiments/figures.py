@@ -75,9 +75,8 @@ def _signals() -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     for place, (part, marker) in enumerate(zip(found.columns[2:], "osD", strict=False)):
         for axis, what in zip(axes, ("follows", "tells"), strict=True):
-            known = [(row, getattr(own, what)) for row, own in enumerate(found[part]) if own]
-            rows, values = zip(*known, strict=True)
-            axis.plot(values, rows, f"C{place}{marker}", markersize=5, alpha=0.8, label=part)
+            values = [getattr(own, what) for own in found[part]]
+            axis.plot(values, range(len(values)), f"C{place}{marker}", markersize=5, alpha=0.8, label=part)
     labels = (0.0, "Spearman with the loss after the best epoch"), (0.5, "AUROC")
     for axis, (chance, label) in zip(axes, labels, strict=True):
         axis.axvline(chance, color="black", linewidth=0.8, linestyle=":")
@@ -124,12 +123,11 @@ def _stability() -> Figure:
     for axis, (title, own) in zip(figure.subplots(1, 2, sharey=True), shown.items(), strict=True):
         for rule in stability.RULES:
             place = [stability.share(own, "0", rule, what) for what in ("selected", "left out")]
-            if None not in place:
-                colour = _BLUE if rule in named else "0.6"
-                stable = all(stability.reaches(part, rule) for part in parts)
-                axis.scatter(*place, s=28, facecolors=colour if stable else "none", edgecolors=colour)
-                place_of = {"xytext": (-5, 6), "ha": "right"} if rule == "best" else {"xytext": (5, -11)}
-                axis.annotate(named.get(rule, ""), place, textcoords="offset points", fontsize=8, **place_of)
+            colour = _BLUE if rule in named else "0.6"
+            stable = all(stability.reaches(part, rule) for part in parts)
+            axis.scatter(*place, s=28, facecolors=colour if stable else "none", edgecolors=colour)
+            place_of = {"xytext": (-5, 6), "ha": "right"} if rule == "best" else {"xytext": (5, -11)}
+            axis.annotate(named.get(rule, ""), place, textcoords="offset points", fontsize=8, **place_of)
         axis.axhline(stability.ENOUGH["left out"], color="black", linewidth=0.8, linestyle=":")
         axis.set(title=f"{title} ({len(own)} runs)", xlim=(0.2, 1.2))
         axis.set_xlabel("shared with the clustering that the index selects")
@@ -207,7 +205,7 @@ def _gradients(axis: Axes, some: Frame, reading: str) -> None:
             points = []
             for place, epoch in enumerate(own.line.iloc[0]["epochs"]):
                 measured = [line["epochs"][place] for line in own.line]
-                ratios = [ratio for ratio, _, _ in h2.ratios_of(measured, probe, "mean", reading) if ratio is not None]
+                ratios = [ratio for ratio, _, _ in h2.ratios_of(measured, probe, "mean", reading)]
                 points += [(epoch["epoch"], mean(ratios))] if ratios else []
             if points:
                 label = ", ".join((*key, probe))

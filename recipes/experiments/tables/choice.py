@@ -50,14 +50,12 @@ class Score(NamedTuple):
         return f"{self.follows:+.2f} / {self.tells:.2f}"
 
 
-def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 1) -> Score | None:
-    """The score of a signal over some runs; None if it does not exist, as of hidden units where there are none.
+def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 1) -> Score:
+    """The score of a signal over some runs, of the last convolution alone or of all.
 
-    Of the last convolution alone or of all. A `sign` of -1 is for a signal that is expected to fall; it is averaged
-    over a window of epochs, this one and those before it.
+    A `sign` of -1 is for a signal that is expected to fall; it is averaged over a window of epochs, this one and those
+    before it.
     """
-    if not all(layers_of(line, source[1]) for line in some.line):
-        return None
     curves = []
     for line in some.line:
         values = [sign * value for value in signal(line, *source, layers_of(line, source[1])[-1] if last else None)]
@@ -65,8 +63,7 @@ def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 
     some = some.assign(curve=curves, change=[late_change(curve) for curve in curves])
     followed = [follows(run.line, run.curve) for run in kinds(some)[0].itertuples()]
     told = [auroc(list(own.change), list(own.overfitting)) for _, own in some.groupby(["network", "data"])]
-    known, tells = ([value for value in found if value is not None] for found in (followed, told))
-    return Score(median(known), mean(tells)) if known and tells else None
+    return Score(median(value for value in followed if value is not None), mean(told))
 
 
 def _parts(some: Frame) -> dict[str, Frame]:
@@ -94,12 +91,11 @@ def ranked(some: Frame, sources: dict[str, Source], always: Sequence[str]) -> Fr
     for label, source in sources.items():
         for last in (False, True) if source[0] not in ("epoch", "confidence") else (False,):
             ways = [(sign, window) for window in _WINDOWS for sign in (1, -1)]
-            tried = [(score(choosing, source, last, *way), way) for way in ways]
-            best, (sign, window) = max(tried, key=lambda pair: pair[0].worth if pair[0] else -2.0)
-            if best:
-                scores = [score(part, source, last, sign, window) for part in parts.values()]
-                name = f"{'' if sign > 0 else '- '}{label}{f', mean of {window} epochs' if window > 1 else ''}"
-                found.append((best.worth, label, last, [name, "last" if last else "all", *scores]))
+            worths = [score(choosing, source, last, *way).worth for way in ways]
+            sign, window = ways[worths.index(max(worths))]
+            scores = [score(part, source, last, sign, window) for part in parts.values()]
+            name = f"{'' if sign > 0 else '- '}{label}{f', mean of {window} epochs' if window > 1 else ''}"
+            found.append((max(worths), label, last, [name, "last" if last else "all", *scores]))
     best_first = sorted((row for row in found if row[1] not in _GROWING), key=lambda row: -row[0])
     below = [row for row in best_first[_SHOWN:] if row[1] in always and not row[2]]
     controls = [row for row in found if row[1] in _GROWING and not row[2]]
@@ -138,12 +134,16 @@ def alarms() -> Frame:
 def two_sample_scores() -> Frame:
     """For each network and data set: how well the rules of `two_sample` follow and tell, and what else does.
 
-    The runs of the seed on which the rule was chosen stand apart from the others.
+    The runs of the seed on which the rule was chosen stand apart from the others. Some networks have no hidden units.
     """
+
+    def cell(own: Frame, source: Source, last: bool) -> Score | str:
+        return score(own, source, last) if all(layers_of(line, source[1]) for line in own.line) else "-"
+
     some = runs("two_sample")
     some["seeds"] = (some.seed == _CHOSEN_ON).map({True: f"seed {_CHOSEN_ON}", False: "others"})
     some["seeds"] = pd.Categorical(some.seeds, [f"seed {_CHOSEN_ON}", "others"], ordered=True)
     ways = {label: ((name, rule), last) for label, (rule, name, last) in _STATISTICS.items()}
     ways |= {label: (source, False) for label, source in _CONFIDENCE.items()}
-    columns = [(label, lambda own, way=way: score(own, *way) or "-") for label, way in ways.items()]
+    columns = [(label, lambda own, way=way: cell(own, *way)) for label, way in ways.items()]
     return table(some, ("network", "data", "seeds"), [("runs", len), *columns])

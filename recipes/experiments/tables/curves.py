@@ -81,6 +81,6 @@ def late_change(values: Sequence[float]) -> float:
     return fmean(values[-quarter:]) - fmean(values[quarter : 2 * quarter])
 
 
-def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float | None:
-    """Probability that a positive run scores above another one, ties counted half; None without both kinds."""
-    return float(roc_auc_score(positive, scores)) if len(set(positive)) == 2 else None
+def auroc(scores: Sequence[float], positive: Sequence[bool]) -> float:
+    """Probability that a positive run scores above another one, ties counted half."""
+    return float(roc_auc_score(positive, scores))

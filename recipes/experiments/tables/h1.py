@@ -8,7 +8,7 @@ from statistics import fmean, linear_regression, mean, median
 import pandas as pd
 
 from recipes.experiments.tables.curves import auroc, follows, late_change, signal
-from recipes.experiments.tables.writer import Frame, kinds, number, runs, spread
+from recipes.experiments.tables.writer import Frame, kinds, runs, spread
 
 Source = tuple[str, str]  # a signal and the reading that it is taken from
 SOURCES: dict[str, Source] = {
@@ -38,8 +38,7 @@ _LONG_SOURCES: dict[str, Source] = {
 
 
 def _median(values: Sequence[float | None]) -> str:
-    found = [value for value in values if value is not None]
-    return number(median(found) if found else None)
+    return f"{median(value for value in values if value is not None):+.2f}"
 
 
 def _signal(some: Frame, source: Source) -> tuple[str, str, str]:
@@ -48,7 +47,7 @@ def _signal(some: Frame, source: Source) -> tuple[str, str, str]:
     plain = _median([follows(line, curve) for line, curve in curves])
     given = _median([follows(line, curve, signal(line, "sparsity")) for line, curve in curves])
     changes = [late_change(signal(line, *source)) for line in some.line]
-    return plain, given, number(auroc(changes, some.overfitting), ".2f")
+    return plain, given, f"{auroc(changes, some.overfitting):.2f}"
 
 
 def signals() -> Frame:
@@ -73,7 +72,7 @@ def long_signals() -> Frame:
     for network, own in [*some.groupby("network"), ("all", some)]:
         for label, source in _LONG_SOURCES.items():
             own = own.assign(change=[late_change(signal(line, *source)) for line in own.line])
-            changes = [f"{fmean(kind.change):+.3f}" if len(kind) else "-" for kind in kinds(own)]
+            changes = [f"{fmean(kind.change):+.3f}" for kind in kinds(own)]
             plain, given, tells = _signal(own, source)
             pairs = own.pivot_table("change", ["network", "data", "seed"], "overfitting").dropna()
             larger = f"{(pairs[True] > pairs[False]).sum()} of {len(pairs)} pairs"
@@ -86,11 +85,11 @@ def long_signals() -> Frame:
 def _tells_given_sparsity(some: Frame, source: Source) -> str:
     """AUROC of late changes less what those of sparsity explain of them, by a line through all runs."""
     sparsity = [late_change(signal(line, "sparsity")) for line in some.line]
-    if source[0] in ("sparsity", "epoch") or len(some) < 6 or min(sparsity) == max(sparsity):
-        return "-"  # of fewer runs a line explains too much
+    if source[0] in ("sparsity", "epoch"):
+        return "-"
     slope, level = linear_regression(sparsity, list(some.change))
     rest = [change - slope * own - level for change, own in zip(some.change, sparsity, strict=True)]
-    return number(auroc(rest, some.overfitting), ".2f")
+    return f"{auroc(rest, some.overfitting):.2f}"
 
 
 def frozen() -> Frame:

@@ -29,18 +29,18 @@ def measured() -> Frame:
     return some.assign(last=[line["epochs"][-1] for line in some.line], best=list(map(near_best, some.line)))
 
 
-def ratios_of(epochs: Iterable[Found], probe: str, what: str, reading: str) -> list[list[float | None]]:
+def ratios_of(epochs: Iterable[Found], probe: str, what: str, reading: str) -> list[list[float]]:
     """Ratio of outlier samples to others and its interval in some measured epochs, of those that have it."""
     groups = (epoch[probe][reading]["gradients"]["all"] for epoch in epochs)
     return [found[what] for found in groups if what in found]
 
 
-def _compare(ratios: Sequence[Sequence[float | None]]) -> str:
+def _compare(ratios: Sequence[Sequence[float]]) -> str:
     """Mean and spread of ratios, and in how many runs the interval lies above or below 1."""
     if not ratios:
         return "-"
-    above = sum(low is not None and low > 1 for _, low, _ in ratios)
-    below = sum(high is not None and high < 1 for _, _, high in ratios)
+    above = sum(low > 1 for _, low, _ in ratios)
+    below = sum(high < 1 for _, _, high in ratios)
     return f"{spread(ratio for ratio, _, _ in ratios)} ({above} above, {below} below, of {len(ratios)})"
 
 

@@ -26,7 +26,7 @@ def values(line: Line, reading: str, arm: str, moment: str, measure: str, state:
         return []
     rows = line["nothing"][state] if arm == "nothing" else arms.get(arm, {})
     place = line["measures"].index(measure)
-    return [row[place] for row in rows.get(moment, []) if row[place] is not None]
+    return [row[place] for row in rows.get(moment, [])]
 
 
 def average(line: Line, reading: str, arm: str, moment: str, measure: str, state: str = "last") -> float | None:
@@ -78,9 +78,7 @@ def _cases() -> Iterator[tuple[str, str, str, Frame]]:
     """Reading, state, moment and the runs that have them."""
     for reading in READINGS:
         for state, moment in (("best", "0"), *(("last", moment) for moment in MOMENTS)):
-            some = flagged_runs(runs("h3"), reading, moment, state)
-            if len(some):
-                yield reading, state, moment, some
+            yield reading, state, moment, flagged_runs(runs("h3"), reading, moment, state)
 
 
 def contest() -> Frame:
@@ -119,7 +117,7 @@ def what_is_flagged() -> Frame:
                     len(own),
                     spread([sum(one["masked"].values()) for one in found], 1),
                     spread([each[0] for each in sparsity]),
-                    spread([each[1] for each in sparsity if len(each) > 1]),
+                    spread([each[1] for each in sparsity]),
                     *(spread([one["shared"].get(arm) for one in found]) for arm in ("l1", "fpgm", "sparsest")),
                     f"{sum(a == b for a, b in losses)} of {len(own)}",
                 )

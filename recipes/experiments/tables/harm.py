@@ -68,7 +68,7 @@ def _row(rule: Rule, lines: list[Line]) -> list[str]:
 
 
 def _table(by_name: Mapping[str, list[Line]]) -> Frame:
-    rows = [[name, rule, *_row(stop, own)] for name, own in by_name.items() if own for rule, stop in SHOWN.items()]
+    rows = [[name, rule, *_row(stop, own)] for name, own in by_name.items() for rule, stop in SHOWN.items()]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from math import sqrt
 from statistics import mean
 
@@ -52,18 +53,15 @@ def summary() -> Frame:
     """For each score, question and data set: the mean over the kinds of damage, and the spread of the runs."""
     means = _means(results(), ["question", "data"]).groupby(["question", "data", "score"], observed=True).auroc
     table = means.agg(spread).unstack("score").T
-    order = [(question, data) for question in QUESTIONS for data in _SHOWN if (question, data) in table]
-    table = table.loc[[score for score in SCORES if score in table.index], order].fillna("-")
+    order = [*product(QUESTIONS, _SHOWN)]
+    table = table.loc[list(SCORES), order].fillna("-")
     table.columns = [f"{QUESTIONS[question]}, {_SHOWN[data]}" for question, data in order]
     return table.rename_axis("score").reset_index()
 
 
 def _pivot(found: Frame, by: Sequence[str]) -> Frame:
     pivot = _means(found, by).pivot_table("auroc", list(by), "score", observed=True)
-    pivot = pivot.reindex(columns=[score for score in SCORES if score in pivot]).map(
-        lambda value: "-" if value != value else f"{value:.2f}"
-    )
-    return pivot.reset_index()
+    return pivot[list(SCORES)].map(lambda value: "-" if value != value else f"{value:.2f}").reset_index()
 
 
 def by_group() -> Frame:
@@ -74,7 +72,7 @@ def by_group() -> Frame:
         for data in _SHOWN:
             means = _means(some[some.data == data], ["group"]).groupby("score").auroc.mean()
             rivals = means.drop(list(OURS), errors="ignore")
-            row += [f"{means['outlier score']:.2f}", f"{rivals.max():.2f} ({rivals.idxmax()})"] if len(means) else "--"
+            row += [f"{means['outlier score']:.2f}", f"{rivals.max():.2f} ({rivals.idxmax()})"]
         rows.append(row)
     columns = [f"{name}, {what}" for name in _SHOWN.values() for what in ("outlier score", "best rival")]
     return pd.DataFrame(rows, columns=["given", "damage", *columns])

@@ -141,7 +141,7 @@ def cost(rule: Rule, line: Line) -> Cost:
 
 def stopped(costs: Sequence[Cost]) -> str:
     """How many runs are stopped."""
-    return f"{sum(own.stopped for own in costs)} of {len(costs)}" if costs else "-"
+    return f"{sum(own.stopped for own in costs)} of {len(costs)}"
 
 
 _COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest", "epochs spent",
@@ -151,13 +151,11 @@ _COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, media
 def _costs(rule: Rule, some: Frame) -> list[str]:
     """What a rule stops, and what the overfitting runs cost then, by `_COSTS`."""
     bad, good = ([cost(rule, line) for line in kind.line] for kind in kinds(some))
-    cells = [stopped(bad), stopped(good)]
-    if not bad:
-        return [*cells, "-", "-", "-", "-"]
     ratios = [own.val_loss for own in bad]
     spent = fmean((own.epoch + 1) / len(line["epochs"]) for own, line in zip(bad, kinds(some)[0].line, strict=True))
     lost = fmean(own.best for own in bad)
-    return [*cells, f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * spent:.0f}%", f"{lost:.1f}"]
+    costs = [f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * spent:.0f}%", f"{lost:.1f}"]
+    return [stopped(bad), stopped(good), *costs]
 
 
 def _costs_by_part(name: str, by_name: Mapping[str, Rule], columns: int) -> Frame:
@@ -228,8 +226,7 @@ def scores() -> Frame:
             bad, good = ([max(_rises(line, name, window)) for line in kind.line] for kind in kinds(have))
             area = auroc([*bad, *good], [True] * len(bad) + [False] * len(good))
             few = f" ({len(have)})" if len(have) < len(own) else ""
-            ends = [f"{min(bad):.3f}" if bad else "-", f"{max(good):.3f}" if good else "-"]
-            cells.append(["-" if area is None else f"{area:.2f}{few}", *ends])
+            cells.append([f"{area:.2f}{few}", f"{min(bad):.3f}", f"{max(good):.3f}"])
         n_bad, n_good = map(len, kinds(own))
         table[[f"{part}: AUROC", f"least of {n_bad} overfitting", f"most of {n_good} healthy"]] = cells
     return table

@@ -23,17 +23,15 @@ def parts() -> dict[str, Frame]:
     return {": ".join(key): own for key, own in groups}
 
 
-def share(some: Frame, damaged: str, rule: str, what: str) -> float | None:
-    """Filters shared, of those that either flags, over all runs together; None if there are none."""
-    pairs = [line["damaged"][damaged][rule][what] for line in some.line]
-    shared, either = (sum(column) for column in zip(*pairs, strict=True))
-    return shared / either if either else None
+def share(some: Frame, damaged: str, rule: str, what: str) -> float:
+    """Filters shared, of those that either flags, over all runs together."""
+    shared, either = zip(*(line["damaged"][damaged][rule][what] for line in some.line), strict=True)
+    return float(sum(shared) / sum(either))
 
 
 def reaches(some: Frame, rule: str) -> bool:
-    """Whether a rule is as stable as is wanted, on probes without and with damaged images, wherever it flags any."""
-    shares = [(share(some, count, rule, what), least) for count in DAMAGED for what, least in ENOUGH.items()]
-    return all(found is None or found >= least for found, least in shares)
+    """Whether a rule is as stable as is wanted, on probes without and with damaged images."""
+    return all(share(some, count, rule, what) >= least for count in DAMAGED for what, least in ENOUGH.items())
 
 
 def stability() -> Frame:
@@ -44,8 +42,7 @@ def stability() -> Frame:
             flagged = (sum(line["damaged"][count][rule]["flagged"] for line in some.line) for count in DAMAGED)
             cells = [" / ".join(f"{value:.0f}" for value in flagged)]
             for what in ("seeds", "left out", "selected", "other probe"):
-                shares = (share(some, count, rule, what) for count in DAMAGED)
-                cells.append(" / ".join("-" if found is None else f"{found:.3f}" for found in shares))
+                cells.append(" / ".join(f"{share(some, count, rule, what):.3f}" for count in DAMAGED))
             rows.append((rule, f"{name} ({len(some)})", *cells, "yes" if reaches(some, rule) else "no"))
     header = ["rule", "trainings", "flagged", "two seeds", "2% left out", "the index's", "another probe", "stable"]
     return pd.DataFrame(rows, columns=header)

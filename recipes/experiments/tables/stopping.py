@@ -54,7 +54,7 @@ def _by_p_value(values: Sequence[float]) -> Stop:
 
 
 def _relative(values: Sequence[float]) -> list[float]:
-    return [value / values[0] for value in values] if values[0] else list(values)
+    return [value / values[0] for value in values]
 
 
 def _accuracy(line: Line) -> list[float]:

@@ -43,11 +43,6 @@ def table(some: Frame, by: Sequence[str], columns: Sequence[Column]) -> Frame:
     return pd.DataFrame(rows, columns=[*by, *(title for title, _ in columns)])
 
 
-def number(value: float | None, form: str = "+.2f") -> str:
-    """A number as text; "-" for None."""
-    return "-" if value is None else f"{value:{form}}"
-
-
 def spread(values: Iterable[float | None], digits: int = 2) -> str:
     """Mean and, from two values on, standard deviation; None is left out."""
     found = [value for value in values if value is not None]
