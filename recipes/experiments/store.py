@@ -7,7 +7,6 @@ Lists of dicts with the same keys, such as the epochs of a run, stand in the fil
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,6 @@ def append(path: Path, result: dict[str, Any]) -> None:
         path.write_bytes(content[: content.rfind(b"\n") + 1])
     with path.open("a") as file:
         file.write(json.dumps(_pack(result), allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _pack(value: Any) -> Any:
@@ -63,12 +60,12 @@ def _unpack(value: Any) -> Any:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def rounded(value: Any, digits: int = 4) -> Any:
-    """Round floats in nested plain values to so many significant digits; NaN and infinity become None."""
+def rounded(value: Any) -> Any:
+    """Round floats in nested plain values to four significant digits; NaN and infinity become None."""
     if isinstance(value, float):
-        return float(f"{value:.{digits}g}") if abs(value) < float("inf") else None
+        return float(f"{value:.4g}") if abs(value) < float("inf") else None
     if isinstance(value, dict):
-        return {key: rounded(entry, digits) for key, entry in value.items()}
+        return {key: rounded(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [rounded(entry, digits) for entry in value]
+        return [rounded(entry) for entry in value]
     return value

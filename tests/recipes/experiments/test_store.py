@@ -7,7 +7,7 @@ from recipes.experiments.store import append, read_lines, rounded
 
 
 def test_floats_are_rounded_and_what_is_not_finite_becomes_null() -> None:
-    found = rounded({"a": [1.23456789, float("nan"), (3, "x", float("inf"))], "b": 123456.789}, digits=4)
+    found = rounded({"a": [1.23456789, float("nan"), (3, "x", float("inf"))], "b": 123456.789})
     assert found == {"a": [1.235, None, [3, "x", None]], "b": 123500.0}
     json.dumps(found, allow_nan=False)
 
