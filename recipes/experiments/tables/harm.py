@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import fmean, median
 
 import pandas as pd
 
 from lightning_anomaly.two_sample.rise import THRESHOLD
 from lightning_anomaly.two_sample.stopping import CONFIRMED_PATIENCE, since_best
-from recipes.experiments.spec import OVERFITTING, TUNED_ON
+from recipes.experiments.spec import TUNED_ON
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.output import Rule, above, as_others, confirmed, cost, first_above, stopped
 from recipes.experiments.tables.writer import Frame, runs
@@ -31,10 +31,6 @@ SHOWN: dict[str, Rule] = {
 }
 
 
-def _small(line: Line) -> bool:
-    return bool(line["cell"]["condition"] == "plain" and line["cell"]["data"] != "cifar10")
-
-
 def _overfits(line: Line) -> bool:
     """Whether the validation loss ends a tenth above its lowest value."""
     loss = signal(line, "val_loss")
@@ -43,15 +39,16 @@ def _overfits(line: Line) -> bool:
 
 def parts(some: Frame) -> dict[str, list[Line]]:
     """The new runs in parts, and all of them."""
-    lines = list(some.line)
-    named: Mapping[str, Callable[[Line], bool]] = {
-        "small data, BatchNorm": lambda line: _small(line) and line["cell"]["network"].endswith("bn"),
-        "small data, no BatchNorm": lambda line: _small(line) and not line["cell"]["network"].endswith("bn"),
-        "CIFAR-10, overfitting": lambda line: line["cell"]["data"] == "cifar10" and _overfits(line),
-        "pretrained": lambda line: line["cell"]["condition"] in ("transfer", "frozen"),
-        "all": lambda line: True,
+    small = (some.condition == "plain") & (some.data != "cifar10")
+    norm = some.network.str.endswith("bn")
+    named = {
+        "small data, BatchNorm": some[small & norm],
+        "small data, no BatchNorm": some[small & ~norm],
+        "CIFAR-10, overfitting": some[(some.data == "cifar10") & some.line.map(_overfits)],
+        "pretrained": some[some.condition.isin(["transfer", "frozen"])],
+        "all": some,
     }
-    return {name: [line for line in lines if chosen(line)] for name, chosen in named.items()}
+    return {name: list(own.line) for name, own in named.items()}
 
 
 _COLUMNS = ["runs", "rule", "stopped", "validation loss / best: median", "largest", "test loss / best: median",
@@ -79,12 +76,10 @@ def new_runs() -> Frame:
 
 def recorded_runs() -> Frame:
     """The same for the runs of `output` that the rule was chosen on, and for the others."""
-    named: dict[str, list[Line]] = {}
-    for line in runs("output").line:
-        chosen = "chosen on" if line["cell"]["seed"] in TUNED_ON else "others"
-        kind = "overfitting" if line["cell"]["condition"] in OVERFITTING else "healthy"
-        named.setdefault(f"{chosen}: {kind}", []).append(line)
-    return _table(dict(sorted(named.items())))
+    some = runs("output")
+    chosen = some.seed.isin(TUNED_ON).map({True: "chosen on: ", False: "others: "})
+    parts = some.groupby(chosen + some.overfitting.map({True: "overfitting", False: "healthy"}))
+    return _table({name: list(own.line) for name, own in parts})
 
 
 def each_new_run() -> Frame:
