@@ -152,33 +152,20 @@ def outliers(device: str, quick: bool) -> Iterator[Row]:
         yield {"network": arguments[0], "images": arguments[1], "side": side, **row, "times a forward pass": ratio}
 
 
-class _Seconds(pl.Callback):
-    """Writes down what the analysis took on process 0."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it."""
-        if trainer.is_global_zero:
-            self.file.write_text(str(float(trainer.callback_metrics["anomaly_filters/seconds"])))
-
-
 def processes(device: str, quick: bool) -> Iterator[Row]:
     """An analysis by one process and by several, each with one thread, on the CPU."""
     name, side, images = ("lenet5", 32, 64) if quick else ("resnet18", 64, 512)
     for count in (1, 2) if quick else (1, 2, 4):
         loader = DataLoader(TensorDataset(_noise(images, side), torch.arange(images) % 10), 16)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "seconds"
-            watcher = AnomalyFilterCallback(probe_size=images, log_figures=False)
-            trainer = pl.Trainer(**SILENT, accelerator="cpu", devices=count, callbacks=[watcher, _Seconds(file)],
-                                 strategy="ddp_spawn" if count > 1 else "auto")  # fmt: skip
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            trainer.validate(Classifier(_network(name)), loader, verbose=False)
-            torch.set_num_threads(threads)
-            yield {"network": name, "images": images, "processes": count, "seconds": float(file.read_text())}
+        watcher = AnomalyFilterCallback(probe_size=images, log_figures=False)
+        strategy = "ddp_spawn" if count > 1 else "auto"
+        trainer = pl.Trainer(**SILENT, accelerator="cpu", devices=count, callbacks=[watcher], strategy=strategy)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        trainer.validate(Classifier(_network(name)), loader, verbose=False)
+        torch.set_num_threads(threads)
+        seconds = trainer.callback_metrics["anomaly_filters/seconds"].item()
+        yield {"network": name, "images": images, "processes": count, "seconds": seconds}
 
 
 def browser(device: str, quick: bool) -> Iterator[Row]:
