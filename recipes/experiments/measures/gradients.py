@@ -30,8 +30,8 @@ def gradient_norms(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor
 
     one = sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
     at_once = max(1, min(_BATCH, _BYTES // (2 * one)))  # a layer's gradient may be there twice
-    batches = zip(torch.split(images, at_once), torch.split(labels, at_once), strict=True)
-    return torch.cat([vmap(norm_of_one)(*batch) for batch in batches])
+    norms: Tensor = vmap(norm_of_one, chunk_size=at_once)(images, labels)
+    return norms
 
 
 def batch_disparity(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> float:
