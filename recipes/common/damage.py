@@ -6,7 +6,8 @@ Functions on tensors; they change nothing they are given. What is random takes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -116,28 +117,21 @@ def corrupt(images: Tensor, name: str, seed: int) -> Tensor:
     return result.float().mean(1, keepdim=True).to(torch.uint8) if images.shape[1] == 1 else result.contiguous()
 
 
-def plant_damage(
-    images: Tensor, count: int, kinds: Sequence[str], seed: int, foreign: Tensor | None = None
-) -> tuple[Tensor, dict[str, list[int]]]:
-    """Damage `count` of the images uint8 `(N, C, H, W)`, picked at random, with each kind in turn.
+def damage_in_turn(images: Tensor, foreign: Tensor | None, seed: int) -> Tensor:
+    """Damage images uint8 `(N, C, H, W)`, in random order, by `DAMAGES` in turn, and by `foreign` ones in their place.
 
-    Kinds are keys of `DAMAGES`, or "foreign", which puts one of the `foreign` images, uint8 and of any size, in the
-    place.
-
-    Returns:
-        A copy of the images and, by kind, the sorted positions of the damaged ones.
+    These are uint8 and of any size; None if there are none.
     """
     generator = torch.Generator().manual_seed(seed)
-    picked = torch.randperm(len(images), generator=generator)[:count]
-    planted = {kind: picked[place :: len(kinds)].sort().values for place, kind in enumerate(kinds)}
+    damages = [*DAMAGES.values()]
+    if foreign is not None:
+        damages.append(partial(_foreign, foreign))
+    order = torch.randperm(len(images), generator=generator)
     damaged = images.clone()
-    for kind, places in planted.items():
-        if kind == "foreign":
-            assert foreign is not None
-            damaged[places] = _foreign(foreign, images[places], generator)
-        elif len(places):
-            damaged[places] = DAMAGES[kind](images[places], generator)
-    return damaged, {kind: places.tolist() for kind, places in planted.items()}
+    for place, damage in enumerate(damages):
+        places = order[place :: len(damages)].sort().values
+        damaged[places] = damage(images[places], generator)
+    return damaged
 
 
 def _foreign(source: Tensor, images: Tensor, generator: Generator) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from recipes.common.damage import DAMAGES, plant_damage, with_label_noise
+from recipes.common.damage import DAMAGES, damage_in_turn, with_label_noise
 from recipes.common.data import mean_and_std
 from recipes.experiments.fitting import Images, prepare
 from recipes.experiments.spec import Training
@@ -54,16 +54,14 @@ def plant(training: Training, root: str | None = None, *, damage: bool) -> Plant
     """Load the images of a run, plant mislabelled ones and, with `damage`, damaged ones among those trained on."""
     images, size = prepare(training, root), training.probe_size
     data = images.data
-    kinds, foreign = [*DAMAGES], None
-    if training.data in FOREIGN:
-        kinds.append("foreign")
-        foreign = prepare(replace(training, data=FOREIGN[training.data]), root).data.train_images
-    count = len(kinds) * max(1, round(_SHARE * size))
+    other = FOREIGN.get(training.data)
+    foreign = prepare(replace(training, data=other), root).data.train_images if other else None
+    count = (len(DAMAGES) + bool(other)) * max(1, round(_SHARE * size))
     behind = slice(size, size + count)
     train, damaged = data.train_images, torch.zeros_like(images.wrong)
     if damage:
         train, damaged[behind] = train.clone(), True
-        train[behind] = plant_damage(train[behind], count, kinds, training.seed, foreign)[0]
+        train[behind] = damage_in_turn(train[behind], foreign, training.seed)
 
     def mislabel(labels: Tensor) -> tuple[Tensor, Tensor]:
         noisy, wrong = with_label_noise(labels, _MISLABELLED, data.n_classes, training.seed)
