@@ -26,7 +26,7 @@ from lightning_anomaly.report import LayerReport
 from recipes.common.data import load_images, make_loaders, mean_and_std, normalise, split
 from recipes.common.module import Classifier
 from recipes.common.networks import build
-from recipes.common.options import one_sentence_errors, quiet
+from recipes.common.options import SILENT, one_sentence_errors, quiet
 
 DAMAGED = [3, 20]
 _LETTERS = 15  # size of the titles (points)
@@ -39,9 +39,7 @@ def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Sequential, Tensor]
     pl.seed_everything(0, verbose=False)
     data = split(load_images("digits"), 200, 512, seed=0)
     network = build("simple_cnn", data.channels, data.n_classes)
-    trainer = pl.Trainer(
-        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0
-    )
+    trainer = pl.Trainer(max_epochs=epochs, num_sanity_val_steps=0, **SILENT)
     trainer.fit(Classifier(network), *make_loaders(data, batch_size=32))
     mean, std = mean_and_std(data.train_images)
     probe = normalise(data.val_images, mean, std)
