@@ -42,6 +42,7 @@ _SINGLE = ("l1", "fpgm", "sparsest")
 MEASURED = ("val_loss", "val_acc", "val_ece", "test_loss", "test_acc", "train_acc")
 _SIZES = {"val": None, "test": 1024, "train": 512}  # at most as many images, as it is done thousands of times
 Filters = dict[str, list[int]]
+Parts = dict[str, tuple[Tensor, Tensor]]
 Row = list[float]  # one value for each of MEASURED
 
 
@@ -58,21 +59,16 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     return (surplus.abs().sum() / len(labels)).item()
 
 
-class Judge:
-    """Measures networks on the first validation, test and training images of a run, as they are labelled."""
+def measured_parts(images: Images) -> Parts:
+    """The first validation, test and training images of a run, on which networks are measured, as they are labelled."""
+    return {part: images.part(part, size) for part, size in _SIZES.items()}
 
-    def __init__(self, images: Images) -> None:
-        self.parts = {part: images.part(part, size) for part, size in _SIZES.items()}
 
-    def row(self, network: nn.Module) -> Row:
-        """The values of MEASURED."""
-        found, logits = evaluate_parts(network, self.parts)
-        found["val_ece"] = calibration_error(logits["val"].softmax(1), self.parts["val"][1])
-        return [found[name] for name in MEASURED]
-
-    def train_accuracy(self, network: nn.Module) -> float:
-        """The measure `train_acc` alone."""
-        return evaluate(network, *self.parts["train"])[1]
+def measures_of(network: nn.Module, parts: Parts) -> Row:
+    """The values of MEASURED."""
+    found, logits = evaluate_parts(network, parts)
+    found["val_ece"] = calibration_error(logits["val"].softmax(1), parts["val"][1])
+    return [found[name] for name in MEASURED]
 
 
 def choose(flagged: Filters, live: Filters, order: Mapping[str, Sequence[float]]) -> Filters:
@@ -111,25 +107,25 @@ class _Comparison:
 
     training: Training
     images: Images
-    judge: Judge
+    parts: Parts
     network: nn.Sequential
     known: dict[str, dict[str, Row]] = field(default_factory=dict)
 
     def masked(self, filters: Filters) -> tuple[nn.Module, FilterMask]:
         """A masked copy of the network."""
         network = copy.deepcopy(self.network)
-        return network, mask_filters(network, filters, example_input=self.judge.parts["val"][0][:2])
+        return network, mask_filters(network, filters, example_input=self.parts["val"][0][:2])
 
     def rows(self, filters: Filters, train: bool) -> dict[str, Row]:
         """What a mask does, by epochs of further training: `"0"` is right after masking."""
         rows = self.known.setdefault(str(filters), {})
         if "0" not in rows or (train and len(rows) == 1):
             network, mask = self.masked(filters)
-            rows["0"] = self.judge.row(network)
+            rows["0"] = measures_of(network, self.parts)
             if train:
                 for epoch in further_epochs(self.training, self.images, network, max(_EPOCHS), mask):
                     if epoch in _EPOCHS:
-                        rows[str(epoch)] = self.judge.row(network)
+                        rows[str(epoch)] = measures_of(network, self.parts)
         return rows
 
     def arm(self, masks: Sequence[Filters], trained: int) -> dict[str, list[Row]]:
@@ -143,7 +139,7 @@ class _Comparison:
 
     def reading(self, settings: AnalysisSettings, match: bool, further: bool) -> dict[str, Any]:
         """What the settings flag, and the rows of all masks; no rows where nothing is flagged."""
-        report = analyze(self.network, self.judge.parts["val"][0][: self.training.probe_size], settings=settings)
+        report = analyze(self.network, self.parts["val"][0][: self.training.probe_size], settings=settings)
         live = {name: sorted(layer.filters("anomaly") + layer.filters("normal")) for name, layer in
                 report.layers.items()}  # fmt: skip
         # A whole layer is never masked: one of its filters stays.
@@ -190,7 +186,8 @@ class _Comparison:
         A draw of just the flagged filters is no comparison and left out.
         """
         different = {str(filters): filters for filters in pool if _shared(flagged, filters) < 1}
-        wanted, *found = [self.judge.train_accuracy(self.masked(mask)[0]) for mask in (flagged, *different.values())]
+        masked = (self.masked(mask)[0] for mask in (flagged, *different.values()))
+        wanted, *found = [evaluate(network, *self.parts["train"])[1] for network in masked]
         draws = zip(found, different.values(), strict=True)
         return [filters for _, filters in sorted(draws, key=lambda draw: abs(draw[0] - wanted))[:_MATCHED]]
 
@@ -203,9 +200,9 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
         and the rows of all masks, by reading and state.
     """
     images = prepare(training, root)
-    judge = Judge(images)
+    parts = measured_parts(images)
     found = best_and_last(training, images, weights)
-    by_epoch = {epochs: _Comparison(training, images, judge, network) for epochs, network in found.values()}
+    by_epoch = {epochs: _Comparison(training, images, parts, network) for epochs, network in found.values()}
     comparisons = {state: by_epoch[epochs] for state, (epochs, _) in found.items()}
     result: dict[str, Any] = {
         "measures": MEASURED,
