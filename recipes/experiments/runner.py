@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ def key_of(measure: str, training: Training) -> str:
     return f"{kind}/{training.key}" if kind else training.key
 
 
-def _run(measure: str, root: str | None, weights: str | None, training: Training) -> dict[str, Any]:
+def _run(measure: str, training: Training, root: str | None, weights: str | None) -> dict[str, Any]:
     torch.set_num_threads(1)  # also where the run is in this process
     kind = measure.partition("/")[2]
     line = {"key": key_of(measure, training), "cell": asdict(training), **({"kind": kind} if kind else {})}
@@ -37,19 +36,14 @@ def run_missing(
     measure: str,
     trainings: Sequence[Training],
     folder: Path,
-    root: str | None = None,
-    weights: str | None = None,
-    workers: int | None = None,
+    root: str | None,
+    weights: str | None,
+    workers: int | None,
 ) -> list[dict[str, Any]]:
     """Do the runs that have no line, append each line as it comes, and return the lines of all, in their order.
 
-    Args:
-        measure: A key of `MEASURES`.
-        trainings: The runs.
-        folder: Where the file with a line for each run is.
-        root: Folder of the data.
-        weights: Folder that keeps the weights of every epoch, or, for `outliers`, of the last; None keeps none.
-        workers: Processes, each with one thread; None takes one for each core, and 1 runs in this process.
+    The folder `weights` keeps the weights of every epoch, or, for `outliers`, of the last; None keeps none. Each of the
+    `workers` has one thread; None takes one for each core, and 1 runs in this process.
     """
     path = folder / f"{measure.partition('/')[0]}.jsonl"
     keys = [key_of(measure, training) for training in trainings]
@@ -61,7 +55,7 @@ def run_missing(
     versions = {"python": platform.python_version(), **packages, "lightning-anomaly": __version__, "cpu": cpu}
     with parallel_config("loky", inner_max_num_threads=1):
         pool = Parallel(n_jobs=workers or -1, return_as="generator_unordered")
-        results = pool(delayed(partial(_run, measure, root, weights))(training) for training in missing)
+        results = pool(delayed(_run)(measure, training, root, weights) for training in missing)
         for result in tqdm(results, total=len(missing), unit="run", disable=not missing):
             append(path, {**rounded(result), "versions": versions})
     lines = {line["key"]: line for line in read_lines(path)}
