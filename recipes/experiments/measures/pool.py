@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +131,8 @@ def make_pool(training: Training, root: str | None, weights: str | None) -> Pool
 
     val, train = plain.data.val_images, plain.data.train_images
     every = torch.cat([val, *(own[:_DAMAGED] for own in damaged.values())])
-    ends = range(len(val), len(every) + 1, _DAMAGED)
-    places = {kind: [*range(*bounds)] for kind, bounds in zip(damaged, pairwise(ends), strict=True)}
+    starts = range(len(val), len(every), _DAMAGED)
+    places = {kind: [*range(start, start + _DAMAGED)] for kind, start in zip(damaged, starts, strict=True)}
     seen = images.data.train_images
     return Pool(
         network,
