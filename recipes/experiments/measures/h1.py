@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from scipy.stats import kurtosis
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,12 +22,6 @@ _READINGS = {"val": (_DEFAULT, "val"), "val_unrectified": (_RAW, "val"), "val_pa
              "train": (_DEFAULT, "train")}  # fmt: skip
 _KEPT = {"val_unrectified": ("count", "live"), "val_paper": ("count", "live"), "train": ("count", "live", "separation")}
 _FIXED = 1024  # training images whose predictions are compared from epoch to epoch
-
-
-def kurtosis(values: Tensor) -> Tensor:
-    """Kurtosis `(F,)` of values `(F, N)`: the fourth central moment over the squared variance, 3 for a Gaussian."""
-    centred = values - values.mean(1, keepdim=True)
-    return centred.pow(4).mean(1) / centred.square().mean(1).square()
 
 
 def _silent_share(points: Tensor) -> Tensor:
@@ -65,11 +60,12 @@ def layer_statistics(layer: LayerReport, labels: Tensor) -> dict[str, float]:
     anomaly, normal = layer.filters("anomaly"), layer.filters("normal")
     live = sorted(anomaly + normal)
     points = layer.points.double()
+    tails = torch.from_numpy(kurtosis(points[live, :, 0].numpy(), axis=1, fisher=False))  # 3 for a Gaussian
     return {
         "count": len(anomaly),
         "live": len(live),
         "sparsity": layer.sparsity.mean().item(),
-        "kurtosis": kurtosis(points[live, :, 0]).median().item() if live else 0.0,
+        "kurtosis": tails.median().item() if live else 0.0,
         "separation": class_separation(points[live], labels).mean().item() if live else 0.0,
         "outside": 1 - layer.explained[live].mean().item() if live else 0.0,
         "second": points[live, :, 1].var(1, correction=0).mean().item() if live else 0.0,

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from sklearn.feature_selection import f_classif
 from sklearn.metrics import accuracy_score, roc_auc_score
@@ -27,12 +26,6 @@ RNG = torch.Generator().manual_seed(0)
 POINTS = torch.randn(5, 60, 2, generator=RNG, dtype=torch.float64)
 (PLAIN,) = EXPERIMENTS["h3"].quick_trainings()
 NOISY = replace(PLAIN, condition="noise30")
-
-
-def test_kurtosis_is_scipys() -> None:
-    values = POINTS[:, :, 0].exp()
-    expected = scipy.stats.kurtosis(values.numpy(), axis=1, fisher=False)
-    torch.testing.assert_close(h1.kurtosis(values), torch.from_numpy(expected))
 
 
 def test_class_separation_is_that_of_an_analysis_of_variance() -> None:
