@@ -188,12 +188,4 @@ def _open(file: Path) -> None:
         page.wait_for_selector("html[data-shown]")
 
 
-PARTS: dict[str, Callable[[str, bool], Iterator[Row]]] = {
-    "speed": speed,
-    "growth": growth,
-    "overhead": overhead,
-    "large": large,
-    "outliers": outliers,
-    "processes": processes,
-    "browser": browser,
-}
+PARTS = {part.__name__: part for part in (speed, growth, overhead, large, outliers, processes, browser)}
