@@ -180,13 +180,13 @@ def _harm() -> Figure:
     losses = [f"loss,\npatience\n{patience}" for patience in (3, 5, 10)]
     labels = ["gap and\nloss", "smooth\nloss", "gap\nalone", *losses, "accuracy,\npatience\n10", "to the\nend"]
     parts = {name: own for name, own in harm.parts(runs("harm")).items() if name != "all"}
-    for shift, (marker, (part, lines)) in enumerate(zip("os^D", parts.items(), strict=True)):
+    for shift, (marker, (part, own)) in enumerate(zip("os^D", parts.items(), strict=True)):
         for place, rule in enumerate(harm.SHOWN.values()):
-            costs = [output.cost(rule, line) for line in lines]
+            costs = [output.cost(rule, line) for line in own.line]
             places = [place + 0.18 * (shift - 1.5)] * len(costs)
             style: dict[str, Any] = {"marker": marker, "s": 16, "color": f"C{shift}", "alpha": 0.7}
-            axes[0].scatter(places, [own.val_loss for own in costs], label=part if place == 0 else None, **style)
-            axes[1].scatter(places, [own.later for own in costs], **style)
+            axes[0].scatter(places, [each.val_loss for each in costs], label=part if place == 0 else None, **style)
+            axes[1].scatter(places, [each.later for each in costs], **style)
     axes[0].set(yscale="log", ylabel="validation loss where it ends / best")
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter("{x:g}")

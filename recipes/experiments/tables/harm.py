@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from statistics import fmean, median
 
 import pandas as pd
@@ -37,18 +37,17 @@ def _overfits(line: Line) -> bool:
     return loss[-1] > 1.1 * min(loss)
 
 
-def parts(some: Frame) -> dict[str, list[Line]]:
+def parts(some: Frame) -> dict[str, Frame]:
     """The new runs in parts, and all of them."""
     small = (some.condition == "plain") & (some.data != "cifar10")
     norm = some.network.str.endswith("bn")
-    named = {
+    return {
         "small data, BatchNorm": some[small & norm],
         "small data, no BatchNorm": some[small & ~norm],
         "CIFAR-10, overfitting": some[(some.data == "cifar10") & some.line.map(_overfits)],
         "pretrained": some[some.condition.isin(["transfer", "frozen"])],
         "all": some,
     }
-    return {name: list(own.line) for name, own in named.items()}
 
 
 _COLUMNS = ["runs", "rule", "stopped", "validation loss / best: median", "largest", "test loss / best: median",
@@ -56,30 +55,29 @@ _COLUMNS = ["runs", "rule", "stopped", "validation loss / best: median", "larges
             "more than 2 points"]  # fmt: skip
 
 
-def _row(rule: Rule, lines: list[Line]) -> list[str]:
-    costs = [cost(rule, line) for line in lines]
+def _row(rule: Rule, some: Frame) -> list[str]:
+    costs = [cost(rule, line) for line in some.line]
     val, test, best, later = ([own[place] for own in costs] for place in range(2, 6))
     losses = [f"{median(val):.2f}", f"{max(val):.2f}", f"{median(test):.2f}"]
     points = [f"{value:.1f}" for value in (fmean(best), max(best), fmean(later), max(later))]
     return [stopped(costs), *losses, *points, str(sum(value > 2 for value in later))]
 
 
-def _table(by_name: Mapping[str, list[Line]]) -> Frame:
-    rows = [[name, rule, *_row(stop, own)] for name, own in by_name.items() for rule, stop in SHOWN.items()]
+def _table(named: Iterable[tuple[str, Frame]]) -> Frame:
+    rows = [[name, rule, *_row(stop, own)] for name, own in named for rule, stop in SHOWN.items()]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def new_runs() -> Frame:
     """For the new runs in parts: what each rule stops, and what that costs."""
-    return _table(parts(runs("harm")))
+    return _table(parts(runs("harm")).items())
 
 
 def recorded_runs() -> Frame:
     """The same for the runs of `output` that the rule was chosen on, and for the others."""
     some = runs("output")
     chosen = some.seed.isin(TUNED_ON).map({True: "chosen on: ", False: "others: "})
-    parts = some.groupby(chosen + some.overfitting.map({True: "overfitting", False: "healthy"}))
-    return _table({name: list(own.line) for name, own in parts})
+    return _table(some.groupby(chosen + some.overfitting.map({True: "overfitting", False: "healthy"})))
 
 
 def each_new_run() -> Frame:
