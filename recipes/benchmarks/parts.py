@@ -126,7 +126,7 @@ _WORK: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 
 
 def _prepare(what: str, name: str, images: int, side: int) -> Callable[[], Any]:
-    """What is to be done with a network and images, after a first time with a small one loaded what is compiled."""
+    """Return work on a network and images, once a small network has loaded what is compiled."""
     _WORK[what](_network("lenet5"), _noise(200, 32))
     network = _network(name)
     return lambda: _WORK[what](network, _noise(images, side))

@@ -118,9 +118,9 @@ def corrupt(images: Tensor, name: str, seed: int) -> Tensor:
 
 
 def damage_in_turn(images: Tensor, foreign: Tensor | None, seed: int) -> Tensor:
-    """Damage images uint8 `(N, C, H, W)`, in random order, by `DAMAGES` in turn, and by `foreign` ones in their place.
+    """Damage images uint8 `(N, C, H, W)` in random order, by each of `DAMAGES` in turn.
 
-    These are uint8 and of any size; None if there are none.
+    With `foreign` images, uint8 and of any size, one more kind is an image of these in the place.
     """
     generator = torch.Generator().manual_seed(seed)
     damages = [*DAMAGES.values()]

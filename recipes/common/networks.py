@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock
 
 
 def _convolutions(channels: int, *stages: tuple[int, int, bool], stride: int = 1) -> list[nn.Module]:
-    """Convolutions with ReLUs, by filters, kernel and whether they are pooled; the first one may be strided."""
+    """Convolutions with ReLUs, each given by filters, kernel and whether it is pooled; the first may be strided."""
     layers: list[nn.Module] = []
     for width, kernel, pooled in stages:
         layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.ReLU(), *[nn.MaxPool2d(2)] * pooled]

@@ -17,7 +17,7 @@ _BYTES = 256 * 2**20  # of the gradients at once
 def gradient_norms(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Euclidean norm `(N,)` of the gradient of each image's own cross-entropy.
 
-    The network is without buffers, in evaluation mode, so that a gradient does not depend on other images.
+    The network has no buffers and is in evaluation mode, so that a gradient does not depend on other images.
     """
     parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
 

@@ -66,7 +66,7 @@ def stages(network: nn.Sequential) -> tuple[list[nn.Sequential], nn.Sequential]:
 
 
 def look_at(network: nn.Sequential, inputs: Tensor, images: Tensor) -> Seen:
-    """Run a network that ends in a linear layer on normalised images `(N, C, H, W)`, which are given as uint8 too."""
+    """Run a network that ends in a linear layer on normalised `inputs` `(N, C, H, W)`; `images` are the same, uint8."""
     parts, head = stages(network)
     rows = []
     with torch.no_grad():
@@ -111,8 +111,8 @@ def rival_scores(
 ) -> dict[str, Tensor]:
     """Scores `(N,)` of images by those `RIVALS` that need no second look at them.
 
-    Detectors are fitted to the reference, None takes the images themselves, and to its labels, None takes the predicted
-    ones. `last` is the network's last layer.
+    Detectors are fitted to the reference (None: to the images themselves) with its labels (None: the predicted ones).
+    `last` is the network's last layer.
     """
     fitted = seen if reference is None else reference
     known = fitted.logits.argmax(1) if labels is None else labels

@@ -53,8 +53,8 @@ class Score(NamedTuple):
 def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 1) -> Score:
     """The score of a signal over some runs, of the last convolution alone or of all.
 
-    A `sign` of -1 is for a signal that is expected to fall; it is averaged over a window of epochs, this one and those
-    before it.
+    A `sign` of -1 is for a signal that is expected to fall. The window is the number of epochs, this one and those
+    before it, over which a signal is averaged.
     """
     curves = []
     for line in some.line:

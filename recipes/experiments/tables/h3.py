@@ -42,7 +42,7 @@ def standing(own: float, others: Sequence[float], measure: str) -> float:
 
 
 def permutation_p(masks: Sequence[Sequence[float]], measure: str) -> tuple[float, float]:
-    """Is the first of the masks of every run, given by what is measured of them, a mask like the others?
+    """Is the first mask of every run, each given by its measure, a mask like the others?
 
     Returns:
         The mean of its standings among the others, and how often (two-sided) a mask picked at random in each run has a

@@ -70,7 +70,7 @@ def confirmed(line: Line) -> int | None:
 
 
 def as_others(rule: str) -> Rule:
-    """One of the rules that look at no gap; at the last epoch there is nothing left to stop."""
+    """One of the rules of `stopping.py`; a stop at the last epoch stops nothing, see `Cost`."""
     return lambda line: OTHERS[rule](line).last
 
 
