@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lightning_anomaly.capture.probe import check_inputs, run, tensors_in, usabl
 from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.tables import listed
-from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio
+from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
 from lightning_anomaly.two_sample.rank_test import (
     DIVISIONS,
     MIN_SAMPLES,
@@ -102,14 +102,11 @@ def compare_groups(
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
-    train = _run(model, train_inputs, watched, linear, batch_size, ExpectedErrors())
-    val = _run(model, val_inputs, watched, linear, batch_size, ExpectedErrors(train.output.probabilities))
+    output = ExpectedErrors()
+    train = _run(model, train_inputs, watched, linear, batch_size, output)
+    val = _run(model, val_inputs, watched, linear, batch_size, ExpectedErrors(output.probabilities))
     notes = unseen_layers(model, layers) | train.notes | val.notes
     n_train, n_val = train.n_samples, val.n_samples
-    errors = [group.output.result(group.n_samples) for group in (train, val)]
-    for group in (train, val):
-        if group.output.problem is not None:
-            notes["output"] = f"The output is not compared: {group.output.problem}."
     chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
     if min(n_train, n_val) < MIN_SAMPLES:
         notes["few images"] = (
@@ -119,35 +116,38 @@ def compare_groups(
         return TwoSampleReport({}, n_train, n_val, significance, chance.double(), notes)
     divisions = random_divisions(n_train, n_train + n_val)
     compared: dict[str, LayerComparison] = {}
+    units: dict[str, LayerComparison] = {}
     finite = 0
-    for name in [name for name in train.filters if name in val.filters]:
-        values = _values(train.filters[name], val.filters[name])
-        compared[name], found = _compare(values, n_train, divisions, significance)
+    for name in [name for name in train.maps if name in val.maps]:
+        values = torch.cat([group.maps[name].maps.T for group in (train, val)], 1).cpu()
+        comparison, found = _compare(values, n_train, divisions, significance)
+        if name in linear:
+            units[name] = comparison
+            continue
+        compared[name] = comparison
         chance += found
         unknown = int((~values.isfinite().all(1)).sum())
         finite += len(values) - unknown
         if unknown:
             notes |= nonfinite(name, unknown, len(values), "and are not compared")
-    units = {
-        name: _compare(_values(train.units[name], val.units[name]), n_train, divisions, significance)[0]
-        for name in train.units
-        if name in val.units
-    }
     live = sum(int(layer.live.sum()) for layer in compared.values())
     if finite and not live:
         notes["none live"] = (
             f"None of the {finite} filters responds to enough of the {n_train} training and {n_val} validation images "
             "to be judged: give more images, or other `layers`."
         )
-    return TwoSampleReport(
-        layers=compared,
-        n_train=n_train,
-        n_val=n_val,
-        significance=significance,
-        chance=chance.double() / max(1, live),
-        notes=notes,
-        units=units,
-        **_compare_output(*errors),
+    report = TwoSampleReport(compared, n_train, n_val, significance, chance.double() / max(1, live), notes, units=units)
+    if train.errors is None or val.errors is None:
+        return report
+    area, gap, p_value = compare_confidences(-train.errors, -val.errors)
+    return replace(
+        report,
+        confidence_auc=area,
+        confidence_gap=gap,
+        confidence_error_ratio=mean_error(val.errors) / mean_error(train.errors),
+        confidence_p_value=p_value,
+        train_errors=train.errors,
+        val_errors=val.errors,
     )
 
 
@@ -163,15 +163,13 @@ def check_groups(train_inputs: Any, val_inputs: Any) -> None:
         )
 
 
-@dataclass
-class _Group:
+class _Group(NamedTuple):
     """What a network makes of the images of one kind."""
 
-    filters: dict[str, LayerMaps]  # the largest value of each filter's map `(n, F)`
-    units: dict[str, LayerMaps]  # the value of each unit of the linear layers `(n, F)`
+    maps: dict[str, LayerMaps]  # the largest value of each filter's map, or that of each unit of linear layers `(n, F)`
     n_samples: int
     notes: dict[str, str]
-    output: ExpectedErrors
+    errors: Tensor | None  # see `ExpectedErrors.result`
 
 
 def _run(
@@ -190,32 +188,15 @@ def _run(
     n_samples = n_samples or len(output)  # where no layer tells
     usable, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
     units = {name: layer for name, layer in usable.items() if layer.size == ()}
-    return _Group(filters, units, n_samples, notes, output)
-
-
-def _compare_output(train_errors: Tensor | None, val_errors: Tensor | None) -> dict[str, Any]:
-    """The fields of a report that are about the output; none where it cannot be compared."""
-    if train_errors is None or val_errors is None:
-        return {}
-    area, gap, p_value = compare_confidences(-train_errors, -val_errors)
-    return {
-        "confidence_auc": area,
-        "confidence_gap": gap,
-        "confidence_error_ratio": error_ratio(train_errors, val_errors),
-        "confidence_p_value": p_value,
-        "train_errors": train_errors,
-        "val_errors": val_errors,
-    }
+    errors = output.result(n_samples)
+    if errors is None:
+        notes["output"] = f"The output is not compared: {output.problem}."
+    return _Group({**filters, **units}, n_samples, notes, errors)
 
 
 def _largest(maps: Tensor) -> Tensor:
     """The largest rectified value of each map: `(n, F, ...)` gives `(n, F)`."""
     return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
-
-
-def _values(layer: LayerMaps, other: LayerMaps) -> Tensor:
-    """The values of a layer's filters `(F, n + m)` on the CPU."""
-    return torch.cat([layer.maps.T, other.maps.T], 1).cpu()
 
 
 def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: float) -> tuple[LayerComparison, Tensor]:
