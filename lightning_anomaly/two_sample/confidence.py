@@ -57,16 +57,6 @@ def expected_error(probabilities: Tensor) -> Tensor:
     return probabilities.scatter(1, probabilities.argmax(1, keepdim=True), 0).sum(1)
 
 
-def error_ratio(first: Tensor, second: Tensor) -> float:
-    """Compute the mean expected error of the second group `(m,)` over that of the first `(n,)`; always finite.
-
-    Examples:
-        >>> error_ratio(torch.tensor([0.125, 0.375]), torch.tensor([0.5, 0.75]))
-        2.5
-    """
-    return mean_error(second) / mean_error(first)
-
-
 def mean_error(errors: Tensor) -> float:
     """Compute the mean of expected errors `(n,)`, at least 1e-7, so that one can be divided by another."""
     return max(errors.double().mean().item(), 1e-7)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
 from lightning_anomaly.two_sample.comparison import _compare
-from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, error_ratio, expected_error
+from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, expected_error, mean_error
 from lightning_anomaly.two_sample.rank_test import random_divisions, rank_test, share_of_chance
 from lightning_anomaly.two_sample.report import TwoSampleReport
 
@@ -101,9 +101,8 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
     # Where 1 less the largest probability is 0 in float32.
     assert errors(40)[0].item() == pytest.approx(math.exp(-40), rel=1e-5)
     assert compare_confidences(-errors(40), -errors(20))[0] == 1
-    assert error_ratio(errors(14), errors(7)) == pytest.approx(math.exp(7), rel=1e-2)
-    assert error_ratio(errors(1000), errors(1000)) == 1
-    assert error_ratio(errors(1000), errors(0)) == pytest.approx(1 / error_ratio(errors(0), errors(1000))) == 5e6
+    assert mean_error(errors(7)) / mean_error(errors(14)) == pytest.approx(math.exp(7), rel=1e-2)
+    assert mean_error(errors(0)) / mean_error(errors(1000)) == 5e6
 
 
 @pytest.mark.parametrize(

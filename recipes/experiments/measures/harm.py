@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightning_anomaly.two_sample.confidence import error_ratio, expected_error
+from lightning_anomaly.two_sample.confidence import expected_error, mean_error
 from lightning_anomaly.two_sample.rise import ErrorRise
 from recipes.common.data import crop_and_flip
 from recipes.common.module import evaluate_parts, logits_of
@@ -31,7 +31,7 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
     for _, network in every_epoch(training, images, weights):
         row, logits = evaluate_parts(network, parts)
         train, val = (expected_error(logits[part][:_SIZE].softmax(1)) for part in ("train", "val"))
-        row["confidence_error_ratio"] = error_ratio(train, val)
+        row["confidence_error_ratio"] = mean_error(val) / mean_error(train)
         row["confidence_rise"] = rise.add(train, val)
         if training.data == "cifar10":
             shifted = expected_error(logits_of(network, augmented).double().softmax(1))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.confidence import compare_confidences, error_ratio, expected_error, mean_error
+from lightning_anomaly.two_sample.confidence import compare_confidences, expected_error, mean_error
 from lightning_anomaly.two_sample.rise import ErrorRise
 from recipes.common.module import evaluate_parts, logits_of
 from recipes.experiments.fitting import every_epoch, prepare
@@ -37,7 +37,7 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     area, gap, p_value = compare_confidences(*(logits.softmax(1).amax(1) for logits in (train, val)))
     found = {"confidence_auc": area, "confidence_gap": gap, "confidence_p_value": p_value}
     errors = [expected_error(logits.softmax(1)) for logits in (train, val)]
-    found["confidence_error_ratio"] = error_ratio(*errors)
+    found["confidence_error_ratio"] = mean_error(errors[1]) / mean_error(errors[0])
     odds = [torch.log((1 - own) / own.clamp(min=torch.finfo(own.dtype).tiny)).mean() for own in errors]
     found["log_odds_gap"] = (odds[0] - odds[1]).item()
     made = (val.argmax(1) != val_labels).double()
