@@ -27,10 +27,8 @@ class ExpectedErrors:
             return
         if not isinstance(output, Tensor):
             self.problem = f"it is a {type(output).__name__}, not a tensor of logits, which `forward` should return"
-        elif not output.is_floating_point():
-            self.problem = f"it has type {output.dtype}"
-        elif output.ndim < 2 or output.shape[1] < 2:
-            self.problem = f"it has shape {tuple(output.shape)}, not (samples, classes, ...)"
+        elif output.ndim < 2 or output.shape[1] < 2 or not output.is_floating_point():
+            self.problem = f"it is {output.dtype} of shape {tuple(output.shape)}, not logits (samples, classes, ...)"
         else:
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
             if self.probabilities is None:

@@ -109,8 +109,8 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
     ("answer", "problem"),
     [
         (lambda maps: {"logits": logits(maps)}, "it is a dict"),
-        (lambda maps: logits(maps)[:, :1], "it has shape (40, 1)"),
-        (lambda maps: logits(maps).argmax(1)[:, None], "it has type torch.int64"),
+        (lambda maps: logits(maps)[:, :1], "it is torch.float32 of shape (40, 1), not logits"),
+        (lambda maps: logits(maps).argmax(1)[:, None], "it is torch.int64 of shape"),
         (lambda maps: logits(maps)[1:], "it has 78 samples where the inputs have 80"),
         (lambda maps: logits(maps) * torch.nan, "it is NaN for 80 of 80 samples"),
     ],
