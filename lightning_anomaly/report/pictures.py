@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +22,7 @@ _FILTER_BYTES = 700  # that each filter adds in networks of more filters
 _STRIP = 8  # most and least active samples
 
 
-@dataclass(frozen=True, eq=False)
-class KeptMaps:
+class KeptMaps(NamedTuple):
     """Some maps of a layer's filters, on the CPU.
 
     Of a volume it is the middle slice; a signal has a height of one, a single value both. From 0 to 255 goes the range
@@ -38,8 +36,7 @@ class KeptMaps:
     least: Tensor  # samples with the smallest mean `(F, S)`, the smallest first
 
 
-@dataclass(frozen=True, eq=False)
-class Pictures:
+class Pictures(NamedTuple):
     """The pictures of a probe."""
 
     images: Tensor | None  # uint8 `(N, height, width, channels)`, one or three channels; None of what cannot be drawn
@@ -67,10 +64,7 @@ def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pic
     for part in parts:
         for name, kept in part.maps.items():
             layers.setdefault(name, []).append(kept)
-    maps = {
-        name: KeptMaps(*(torch.cat([getattr(one, field.name) for one in kept]) for field in fields(KeptMaps)))
-        for name, kept in layers.items()
-    }
+    maps = {name: KeptMaps(*map(torch.cat, zip(*kept, strict=True))) for name, kept in layers.items()}
     return Pictures(_images_of(inputs, n_samples), maps)
 
 

@@ -98,9 +98,7 @@ def compared(counts: Sequence[int], dtype: torch.dtype, limit: int, rank: int, w
         "points": [layer.points.shape[1] for layer in report.layers.values()],
         "images": seen is not None and torch.equal(seen, images[:kept]),
         "pictures": report.pictures is not None and same(report.pictures.images, pictures.images),
-        "maps": [
-            n for n, kept in kept_maps.items() if all(map(same, vars(kept).values(), vars(pictures.maps[n]).values()))
-        ],
+        "maps": [name for name, kept in kept_maps.items() if all(map(same, kept, pictures.maps[name]))],
     }
 
 
