@@ -120,22 +120,10 @@ def test_without_scores_votes_rank_the_samples():
     assert "outlier scores" not in str(report)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("labels", [[0, 300, 0, 0, 0, 0]] * 2),
-        ("points", [1.0]),
-        ("verdicts", ["evil"] * 2),
-        ("isolated", [[False] * 3] * 2),
-        ("outlier_scores", [1.0]),
-    ],
-)
-def test_a_damaged_layer_and_other_values_are_an_error(key, value):
-    values = REPORT.to_dict()
-    values["layers"]["conv3"][key] = value
-    for damaged in (values, {}, None, {**values, "layers": 3}):
-        with pytest.raises(ValueError, match="`values`"):
-            AnomalyReport.from_dict(damaged)
+@pytest.mark.parametrize("values", [None, {}, {**REPORT.to_dict(), "layers": 3}])
+def test_other_values_are_an_error(values):
+    with pytest.raises(ValueError, match="`values`"):
+        AnomalyReport.from_dict(values)
 
 
 class TestTable:

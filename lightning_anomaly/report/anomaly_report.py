@@ -185,14 +185,13 @@ class AnomalyReport(Tabular):
             ValueError: If `values` did not come from `to_dict`.
         """
         try:
-            n_samples = check_integer("n_samples", values["n_samples"], 0)
-            layers = {name: layer_from_dict(layer, n_samples) for name, layer in values["layers"].items()}
+            layers = {name: layer_from_dict(layer) for name, layer in values["layers"].items()}
             views = {
-                name: SampleView(to_tensor(view["scores"], torch.float64).reshape(n_samples), tuple(view["reasons"]))
+                name: SampleView(to_tensor(view["scores"], torch.float64), tuple(view["reasons"]))
                 for name, view in values.get("views", {}).items()  # none in version 0.2
             }
-            return cls(layers, n_samples, dict(values["settings"]), dict(values["notes"]), views)
-        except (AttributeError, LookupError, OverflowError, TypeError, RuntimeError, ValueError) as error:
+            return cls(layers, values["n_samples"], dict(values["settings"]), dict(values["notes"]), views)
+        except (AttributeError, LookupError, TypeError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"Parameter `values` should be what `AnomalyReport.to_dict()` returned. Found {error!r}."
             ) from error

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_anomaly.verdicts.rare import DEAD, LIVE, NONFINITE
-
 
 @dataclass(frozen=True, eq=False)
 class LayerReport:
@@ -96,24 +94,16 @@ def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
     return {"verdicts": list(layer.verdicts), **sizes, **tensors}
 
 
-def layer_from_dict(values: Mapping[str, Any], n_samples: int) -> LayerReport:
-    """Convert back what `layer_to_dict` returned for a probe of N samples."""
-    unknown = set(values["verdicts"]) - {*LIVE, DEAD, NONFINITE}
-    if unknown:
-        raise ValueError(f"unknown verdicts {unknown}")
-    filters = len(values["verdicts"])
+def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
+    """Convert back what `layer_to_dict` returned."""
     tensors = {key: to_tensor(values[key], dtype) for key, dtype in _DTYPES.items()}
-    # Of several processes only the first has points and labels, and not every layer has scores.
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_DTYPES, (filters,))
-    shapes |= dict.fromkeys(("outliers", "isolated"), (filters, n_samples))
-    shapes["labels"] = (filters, n_samples if tensors["labels"].numel() else 0)
-    shapes["points"] = (filters, n_samples if tensors["points"].numel() else 0, 2)
-    shapes["outlier_scores"] = (n_samples if tensors["outlier_scores"].numel() else 0,)
+    # Of several processes only the first has points, and empty lists do not tell their axes.
+    tensors["points"] = tensors["points"].reshape(len(values["verdicts"]), -1, 2)
     return LayerReport(
         verdicts=tuple(values["verdicts"]),
         map_size=tuple(values["map_size"]),
         analysed_size=tuple(values["analysed_size"]),
-        **{key: tensor.reshape(shapes[key]) for key, tensor in tensors.items()},
+        **tensors,
     )
 
 
