@@ -295,7 +295,9 @@ class AnomalyReport(Tabular):
             shown = [f"{index} ({len(layer.outliers_of(index))})" for index in found[:6]] + ["..."] * (len(found) > 6)
             numbers = len(layer.verdicts), len(found), len(layer.isolated_filters), len(layer.filters(DEAD))
             sparsity = f"{layer.sparsity.mean().item():.2f}"
-            rows.append((name or "(the model)", *numbers, sparsity, _size_text(layer), ", ".join(shown)))
+            size, analysed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analysed_size))
+            maps = size if size == analysed else f"{size} pooled to {analysed}"
+            rows.append((name or "(the model)", *numbers, sparsity, maps, ", ".join(shown)))
         return [tuple(map(str, row)) for row in rows]
 
     def _sentences(self) -> list[str]:
@@ -308,8 +310,3 @@ class AnomalyReport(Tabular):
         top = [f"{i} ({scores[i]:.1f})" for i in self.by_outlier_score[:5]]
         largest = [f"largest outlier scores: samples {', '.join(top)}"] if any(scores) else []
         return [found, *largest, *(f"note: {note}" for note in self.notes.values())]
-
-
-def _size_text(layer: LayerReport) -> str:
-    size, analysed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analysed_size))
-    return size if size == analysed else f"{size} pooled to {analysed}"
