@@ -8,8 +8,6 @@ from typing import Any, Literal, get_args
 
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of
 
-__all__ = ["AnalysisSettings", "EngineName", "Rule", "checked_settings"]
-
 EngineName = Literal["auto", "numba", "torch", "sklearn"]  # each but the first a file `clustering/NAME_engine.py`
 Rule = Literal["index", "best"]
 

@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["torch_in_threads"]
-
 _Found = TypeVar("_Found")
 
 
