@@ -167,8 +167,8 @@ def analyze_slice(
     scores = [partial(_scores, own) for own in statistics.values()]
     reports = [partial(_report, maps[name], settings, engine, filters) for name, filters in batches]
     tasks: list[Callable[[], Any]] = [*views, *scores, *reports]
-    like = torch.empty(0, device=next((own for own in devices.values() if own.type != "cpu"), "cpu"))
-    found = iter(track(torch_in_threads(lambda task: task(), tasks, like=like), len(tasks), "filters", progress))
+    device = next((own for own in devices.values() if own.type != "cpu"), torch.device("cpu"))
+    found = iter(track(torch_in_threads(lambda task: task(), tasks, device), len(tasks), "filters", progress))
     viewed = next(found) if views else {}
     scored = {name: next(found) for name in statistics}
     parts: dict[str, list[LayerReport]] = {}

@@ -40,7 +40,7 @@ def five_numbers(maps: Tensor, windows: Sequence[int]) -> Tensor:
         _describe(own, own.view(integer), *shape, *order, described, described.view(integer))
 
     size = max(1, _VALUES // len(places))
-    for _ in torch_in_threads(describe, range(0, len(values), size), like=found):
+    for _ in torch_in_threads(describe, range(0, len(values), size), maps.device):
         pass
     return found
 

@@ -115,9 +115,10 @@ class SplitConformal:
         self._models, self._spreads = apply_to_collection((self._models, self._spreads), Tensor, Tensor.to, device)
 
     def _measure(self, statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
-        layers = [statistics.layers[name] for name in self.layers]
-        models = self._models.values()
-        return list(torch_in_threads(ReferenceModel.mahalanobis_squared, models, layers, like=layers[0]))
+        def measure(name: str) -> tuple[Tensor, Tensor]:
+            return self._models[name].mahalanobis_squared(statistics.layers[name])
+
+        return list(torch_in_threads(measure, self.layers, statistics.layers[self.layers[0]].device))
 
     def _view(
         self, statistics: Statistics, measured: Sequence[tuple[Tensor, Tensor]]
@@ -208,6 +209,6 @@ def fit_halves(
 
 def _fit_layers(statistics: Mapping[str, Tensor], half: slice) -> dict[str, ReferenceModel]:
     """Fit to half of the samples in every layer where that is possible."""
-    like = torch.empty(0, device="cpu")
-    fit = torch_in_threads(lambda own: ReferenceModel.fit(own[half]), statistics.values(), like=like)
+    cpu = torch.device("cpu")
+    fit = torch_in_threads(lambda own: ReferenceModel.fit(own[half]), statistics.values(), cpu)
     return {name: model for name, model in zip(statistics, fit, strict=True) if model is not None}

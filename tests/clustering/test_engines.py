@@ -76,10 +76,10 @@ def test_the_sklearn_engine_fits_from_the_start_that_it_is_given():
 
 
 def test_each_thread_works_alone_and_the_setting_is_as_before_also_after_an_exception(two_threads):
-    found = list(torch_in_threads(lambda own: (own, torch.get_num_threads()), range(5), like=torch.zeros(1)))
+    found = list(torch_in_threads(lambda own: (own, torch.get_num_threads()), range(5), torch.device("cpu")))
     assert found == [(own, 1) for own in range(5)]
     with pytest.raises(ZeroDivisionError):
-        list(torch_in_threads(lambda own: 1 / own, range(2), like=torch.zeros(1)))
+        list(torch_in_threads(lambda own: 1 / own, range(2), torch.device("cpu")))
     assert torch.get_num_threads() == 2
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
