@@ -192,7 +192,7 @@ def join_slices(
     layers = {}
     for name in names:
         layer = join_layers([part.layers[name] for part in parts if name in part.layers])
-        layers[name] = replace(layer, outlier_scores=scores.get(name, torch.zeros(0, device="cpu")))
+        layers[name] = replace(layer, outlier_scores=scores[name])
     notes = dict(notes)
     for name, layer in layers.items():
         if unknown := len(layer.filters(NONFINITE)):

@@ -111,8 +111,8 @@ def test_to_dict_gives_json_and_from_dict_takes_it_back():
     assert REPORT.to_dict()["layers"]["conv1"]["labels"][1] == [0, 0, 1, 0, 0, 1]
 
 
-def test_without_scores_votes_rank_the_samples():
-    unscored = {name: replace(own, outlier_scores=torch.zeros(0)) for name, own in REPORT.layers.items()}
+def test_at_equal_scores_votes_rank_the_samples():
+    unscored = {name: replace(own, outlier_scores=torch.zeros(6)) for name, own in REPORT.layers.items()}
     report = replace(REPORT, layers=unscored)
     assert report.outlier_scores.tolist() == [0] * 6
     assert report.by_outlier_score[:3] == [5, 0, 2]

@@ -125,8 +125,8 @@ class AnomalyReport(Tabular):
         farthest from those of the others, and `"classes"`, the last features and the logits.
         """
         scores = {name: view.scores for name, view in self.views.items()}
-        if known := [layer.outlier_scores for layer in self.layers.values() if len(layer.outlier_scores)]:
-            scores["filters"] = torch.stack(known).amax(0)
+        if self.layers:
+            scores["filters"] = torch.stack([layer.outlier_scores for layer in self.layers.values()]).amax(0)
         return {name: Tail.fit(scores[name]).surprise(scores[name]) for name in VIEWS if name in scores}
 
     def outlier_reasons(self, sample: int) -> dict[str, str]:
@@ -137,10 +137,9 @@ class AnomalyReport(Tabular):
         """
         sample = check_integer("sample", sample, 0, self.n_samples - 1)
         reasons = {name: view.reasons[sample] for name, view in self.views.items()}
-        known = {name: layer for name, layer in self.layers.items() if len(layer.outlier_scores)}
-        if known:
-            farthest = max(known, key=lambda name: known[name].outlier_scores[sample].item())
-            isolating = known[farthest].isolated[:, sample].nonzero()[:, 0].tolist()
+        if self.layers:
+            farthest, layer = max(self.layers.items(), key=lambda pair: pair[1].outlier_scores[sample].item())
+            isolating = layer.isolated[:, sample].nonzero()[:, 0].tolist()
             filters = f", filters {listed(isolating)}" if isolating else ""
             reasons["filters"] = f"layer {farthest or '(the model)'}{filters}"
         return {name: reasons[name] for name in sorted(reasons, key=lambda name: -self.view_scores[name][sample])}

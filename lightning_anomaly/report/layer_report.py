@@ -32,7 +32,7 @@ class LayerReport:
         map_size: Sides of a map in the network (pixels).
         analysed_size: Sides of the map that was analysed, smaller where maps were pooled (pixels).
         outlier_scores: How far each probe sample is from the others by all the layer's filters `(N,)`, see
-            `outliers/scores.py`; empty where they were not scored.
+            `outliers/scores.py`.
     """
 
     verdicts: tuple[str, ...]

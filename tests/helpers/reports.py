@@ -25,5 +25,6 @@ def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) 
         "sparsity": torch.full((filters,), 0.25, dtype=torch.float64),
         "map_size": (8, 8),
         "analysed_size": (8, 8),
+        "outlier_scores": torch.zeros(samples),
     }
     return LayerReport(verdicts=verdicts, **(fields | values))
