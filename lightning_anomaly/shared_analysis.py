@@ -45,15 +45,9 @@ def analyze_shared(
 ) -> tuple[AnomalyReport, Tensor | None]:
     """Analyze the maps of all processes; a collective call, also for a process that has no maps or has failed.
 
-    Args:
-        maps: The maps of this process's samples; layers are removed as they are sent.
-        images: The images of this process's samples `(n, C, H, W)`.
-        settings: See `AnalysisSettings`.
-        notes: Notes to put into the report, the same ones in all processes.
-        limit: Number of samples to keep of all processes.
-        pictures: Whether the report of process 0 should have pictures; what the other processes say is ignored.
-        samples: What this process knows of its samples beside their maps.
-        failure: Why this process has no maps, if it has failed.
+    Each process gives the maps, which are removed as they are sent, the images `(n, C, H, W)` and what else is known
+    of its own samples, or its `failure`. Of all of them, `limit` samples are kept. The notes are the same everywhere;
+    whether there are pictures, process 0 decides.
 
     Returns:
         The report, and the images of the probe `(N, C, H, W)`, None if unknown. Only process 0 has these, pictures, and
@@ -71,6 +65,7 @@ def analyze_shared(
         return {name: _header(layer) for name, layer in maps.items()}, pictures, known
 
     headers, (pictured, *_), all_known = zip(*gather_results(describe), strict=True)
+    seen = [most_samples(own) for own in headers]
     layers = {name: _join_headers([own[name] for own in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
     scorers = {name: place % world for place, name in enumerate(usable)}
@@ -90,7 +85,7 @@ def analyze_shared(
             own[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
             if rank == scorers[name]:
                 statistics[name] = [scored.transpose(0, 1)]
-        known = _join_samples(all_known, [most_samples(own) for own in headers], limit) if rank == world - 1 else None
+        known = _join_samples(all_known, seen, limit) if rank == world - 1 else None
         part = analyze_slice(own, statistics, settings, known)
         drawn = take_pictures(part.layers, own, None, sum(map(_filters, usable.values()))) if pictured else None
         shown.append((part, images, drawn))
@@ -102,7 +97,7 @@ def analyze_shared(
     found_images = None
     if gathered is not None:
         parts, all_images, all_pictures = zip(*gathered, strict=True)
-        found_images = _join_images(all_images, [most_samples(own) for own in headers], limit)
+        found_images = _join_images(all_images, seen, limit)
     notes = {**notes, **left_out}
     if _same_samples(headers):
         notes["same samples"] = _SAME_SAMPLES
