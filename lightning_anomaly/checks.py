@@ -42,8 +42,7 @@ def check_names(name: str, value: Any, kind: str) -> list[str] | None:
         return None
     names = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
     if not names or not all(isinstance(one, str) for one in names):
-        hint = f": give [{value!r}]" if isinstance(value, str) and value else ""
-        raise ValueError(f"Parameter `{name}` should be a list of {kind} or None. Found {value!r}{hint}.")
+        raise ValueError(f"Parameter `{name}` should be a list of {kind} or None. Found {value!r}.")
     return names
 
 

@@ -59,11 +59,6 @@ def test_what_is_wrong_is_an_error_with_the_argument_s_name_and_what_was_found(c
             check(value)
 
 
-def test_a_name_that_is_no_list_is_told_how_to_be_one():
-    with pytest.raises(ValueError, match=r"give \['conv1'\]"):
-        check_names("layers", "conv1", "layer names")
-
-
 def test_notes_that_say_the_same_of_several_layers_are_one():
     notes = {**left_out("a", "it was never called"), **left_out("b2", "it was never called"), "few": "Too few."}
     notes |= {**left_out("c", "it is lazy"), **nonfinite("a", 2, 8, "in their maps")}
