@@ -146,7 +146,7 @@ def analyze_slice(
     maps: Mapping[str, LayerMaps],
     statistics: Mapping[str, Sequence[Tensor]],
     settings: AnalysisSettings,
-    samples: SampleStatistics | None = None,
+    samples: SampleStatistics,
     *,
     progress: bool | None = False,
 ) -> FilterSlice:
@@ -156,20 +156,19 @@ def analyze_slice(
         maps: Their maps `(N, F, ...)` by layer, F possibly zero.
         statistics: By layer, the statistics of all its filters `(n, F, 5)` in batches; samples are scored by these.
         settings: Those of the analysis.
-        samples: What is known of the samples beside their maps; None where another process views them.
+        samples: What is known of the samples beside their maps; nothing where another process views them.
         progress: See `analyze`.
     """
     engine = load_engine(settings.engine)
     devices = {name: engine.device(layer.batches[0].device) for name, layer in maps.items()}
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings, devices[name])]
     # What takes long in one piece comes first, so that all threads end at about the same time.
-    views = [] if samples is None else [partial(view_samples, samples)]
-    scores = [partial(_scores, own) for own in statistics.values()]
-    reports = [partial(_report, maps[name], settings, engine, filters) for name, filters in batches]
-    tasks: list[Callable[[], Any]] = [*views, *scores, *reports]
+    tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
+    tasks += [partial(_scores, own) for own in statistics.values()]
+    tasks += [partial(_report, maps[name], settings, engine, filters) for name, filters in batches]
     device = next((own for own in devices.values() if own.type != "cpu"), torch.device("cpu"))
     found = iter(track(torch_in_threads(lambda task: task(), tasks, device), len(tasks), "filters", progress))
-    viewed = next(found) if views else {}
+    viewed = next(found)
     scored = {name: next(found) for name in statistics}
     parts: dict[str, list[LayerReport]] = {}
     for (name, _), report in zip(batches, found, strict=True):

@@ -85,7 +85,7 @@ def analyze_shared(
             own[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
             if rank == scorers[name]:
                 statistics[name] = [scored.transpose(0, 1)]
-        known = _join_samples(all_known, seen, limit) if rank == world - 1 else None
+        known = _join_samples(all_known, seen, limit) if rank == world - 1 else SampleStatistics()
         part = analyze_slice(own, statistics, settings, known)
         drawn = take_pictures(part.layers, own, None, sum(map(_filters, usable.values()))) if pictured else None
         shown.append((part, images, drawn))
