@@ -129,17 +129,11 @@ def analyze_maps(
 
 @dataclass(frozen=True, eq=False)
 class FilterSlice:
-    """What an analysis found in some filters of each layer.
+    """What an analysis found in some filters of each layer."""
 
-    Attributes:
-        layers: `{layer: LayerReport}` of these filters, without outlier scores and without layers of no filters.
-        outlier_scores: `{layer: (N,)}` of layers whose samples were scored by all filters.
-        views: What their pixels and classes say of the samples, if they were viewed here.
-    """
-
-    layers: Mapping[str, LayerReport]
-    outlier_scores: Mapping[str, Tensor]
-    views: Mapping[str, SampleView]
+    layers: Mapping[str, LayerReport]  # of these filters, without outlier scores and without layers of no filters
+    outlier_scores: Mapping[str, Tensor]  # `(N,)`, of layers whose samples were scored here, by all filters
+    views: Mapping[str, SampleView]  # what their pixels and classes say of the samples, if they were viewed here
 
 
 def analyze_slice(
@@ -152,12 +146,9 @@ def analyze_slice(
 ) -> FilterSlice:
     """Analyze some filters of each layer, or all; no filter's result depends on another filter.
 
-    Args:
-        maps: Their maps `(N, F, ...)` by layer, F possibly zero.
-        statistics: By layer, the statistics of all its filters `(n, F, 5)` in batches; samples are scored by these.
-        settings: Those of the analysis.
-        samples: What is known of the samples beside their maps; nothing where another process views them.
-        progress: See `analyze`.
+    The maps `(N, F, ...)` are those of these filters, F possibly zero, and the statistics `(n, F, 5)`, in batches, of
+    all filters of the layers whose samples are scored. Nothing is known of the samples where another process views
+    them.
     """
     engine = load_engine(settings.engine)
     devices = {name: engine.device(layer.batches[0].device) for name, layer in maps.items()}

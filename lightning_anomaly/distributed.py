@@ -25,8 +25,7 @@ def rank_and_world() -> tuple[int, int]:
 def gather_results(work: Callable[[], T]) -> list[T]:
     """Run `work` in every process and return the results of all, by rank; they are pickled.
 
-    Raises:
-        Exception: In all processes if `work` fails in one: its own error where it failed, a RuntimeError elsewhere.
+    If it fails in one process, all raise: that one its own error, the others a RuntimeError.
     """
     if rank_and_world()[1] == 1:
         return [work()]
@@ -47,11 +46,7 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def broadcast_result(work: Callable[[], T]) -> T:
-    """Run `work` in process 0 and return its result in all; it is pickled.
-
-    Raises:
-        Exception: In all processes if `work` fails: its own error in process 0, a RuntimeError elsewhere.
-    """
+    """Run `work` in process 0 and return its result in all; errors and results go as in `gather_results`."""
     rank, world = rank_and_world()
     if world == 1:
         return work()
@@ -80,18 +75,11 @@ def sample_order(counts: Sequence[int], limit: int) -> Tensor:
 
 
 def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts: Sequence[int]) -> list[Tensor]:
-    """Send each process its slice of this process's rows, and receive this process's slice of the rows of all.
+    """Send each process its slice of the filters' rows, and receive this process's slice of the rows of all.
 
-    Args:
-        make: Returns rows `(F, n, V)` of this process's samples; of no samples too they have the same type and width.
-        slices: The filters that each process receives.
-        counts: The number of samples n of each process.
-
-    Returns:
-        Rows `(f, n, V)` from each process, on the CPU or, with NCCL, on this process's GPU.
-
-    Raises:
-        Exception: In all processes if `make` fails in one: its own error where it failed, a RuntimeError elsewhere.
+    `make` returns the rows `(F, n, V)` of this process's samples, of which each process has `counts`; of no samples too
+    they have the same type and width. What comes from each process `(f, n, V)` is on the CPU or, with NCCL, on this
+    process's GPU. Errors are raised as in `gather_results`.
     """
     rank, _ = rank_and_world()
     sizes = [part.stop - part.start for part in slices]

@@ -92,11 +92,7 @@ class AnalysisSettings:
 
 
 def checked_settings(settings: AnalysisSettings | None) -> AnalysisSettings:
-    """The settings, or the defaults for None.
-
-    Raises:
-        ValueError: If they are something else.
-    """
+    """Return the settings, or the defaults for None; raises ValueError for anything else."""
     if settings is None:
         return AnalysisSettings()
     if not isinstance(settings, AnalysisSettings):

@@ -202,8 +202,7 @@ def _largest(maps: Tensor) -> Tensor:
 def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: float) -> tuple[LayerComparison, Tensor]:
     """Test the filters of a layer by their values on all images `(F, n + m)`, the training images first.
 
-    Returns:
-        The comparison, and how many filters each random division finds `(999,)`.
+    What else is returned is how many filters each random division finds `(999,)`.
     """
     live = live_filters(values, n_train)
     actual = torch.arange(values.shape[1], device=values.device)[:, None] < n_train

@@ -43,16 +43,10 @@ def waited(rises: Sequence[float], losses: Sequence[float] | None, threshold: fl
 
 
 def decide(rises: Sequence[float], losses: Sequence[float] | None, threshold: float, patience: int) -> tuple[bool, str]:
-    """Decide whether a training should stop after its last validation.
+    """Decide whether a training should stop after its last validation, and say why as a predicate of the signal.
 
-    Args:
-        rises: How far the signal has risen, at each validation that found it.
-        losses: The validation loss at each validation; None stops by the rise alone.
-        threshold: What the last rise has to exceed.
-        patience: How many validations it has to have `waited`; if the last loss is a spike, it is some more.
-
-    Returns:
-        Whether to stop, and the reason as a predicate of the signal.
+    It should if the last rise exceeds the threshold and it has `waited` for `patience` validations; if the last loss is
+    a spike, it is some more. Without losses the rise alone decides.
     """
     count = waited(rises, losses, threshold)
     spike = losses is not None and len(losses) > 0 and losses[-1] > _SPIKE * _averages(losses)[-1]
