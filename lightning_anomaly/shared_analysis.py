@@ -25,12 +25,6 @@ from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import Pictures, join_pictures, take_pictures
 from lightning_anomaly.settings import AnalysisSettings
 
-_SAME_SAMPLES = (
-    "Every process seems to have seen the same samples: then each is in the probe as often as there are processes, "
-    "outliers hide each other, and samples are not numbered as those of the loader. Let Lightning deal them out "
-    "(`use_distributed_sampler = True`), give a `DistributedSampler`, or shard an iterable data set."
-)
-
 
 def analyze_shared(
     maps: dict[str, LayerMaps],
@@ -100,7 +94,11 @@ def analyze_shared(
         found_images = _join_images(all_images, seen, limit)
     notes = {**notes, **left_out}
     if _same_samples(headers):
-        notes["same samples"] = _SAME_SAMPLES
+        notes["same samples"] = (
+            "Every process seems to have seen the same samples: each is in the probe as often as there are processes, "
+            "outliers hide each other, and samples are not numbered as those of the loader. Let Lightning deal them "
+            "out (`use_distributed_sampler = True`), give a `DistributedSampler`, or shard an iterable data set."
+        )
     report = join_slices(parts, list(usable), n_samples, settings, notes)
     if gathered is not None and pictured:
         report = replace(report, pictures=join_pictures(all_pictures, found_images, n_samples))
