@@ -202,7 +202,7 @@ def _largest(maps: Tensor) -> Tensor:
 def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: float) -> tuple[LayerComparison, Tensor]:
     """Test the filters of a layer by their values on all images `(F, n + m)`, the training images first.
 
-    What else is returned is how many filters each random division finds `(999,)`.
+    Return the comparison, and how many filters each random division finds `(999,)`.
     """
     live = live_filters(values, n_train)
     actual = torch.arange(values.shape[1], device=values.device)[:, None] < n_train
@@ -214,7 +214,7 @@ def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: floa
         areas, p_values = rank_test(values[batch], groups)
         area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
         found += (p_values <= significance).sum(0)
-        smallest = torch.minimum(smallest, p_values.amin(0)) if len(batch) else smallest
+        smallest = torch.cat([smallest[None], p_values]).amin(0)
     # The smallest p-value decides between equal numbers of filters: in a layer of one or two these hardly differ.
     evidence = found - smallest
     return LayerComparison(live, area, p_value, share_of_chance(evidence[0].item(), evidence[1:])), found[1:]
