@@ -36,7 +36,7 @@ class Tabular(ABC):
         return "\n".join(["<table>", *table, "</table>", *sentences])
 
 
-def listed(entries: Sequence[object], most: int = 5) -> str:
-    """List the first entries, and say how many more there are."""
-    more = f" and {len(entries) - most} more" if len(entries) > most else ""
-    return ", ".join(map(str, entries[:most])) + more
+def listed(entries: Sequence[object]) -> str:
+    """List the first five entries, and say how many more there are."""
+    more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+    return ", ".join(map(str, entries[:5])) + more
