@@ -143,7 +143,8 @@ class MapCapture:
             for name, module in self._layers.items():
                 hook = _guarded(self.maps[name], partial(self._take, name))
                 hooks.callback(module.register_forward_hook(hook).remove)
-            self.samples.attach(hooks, partial(_guarded, self.samples))
+            for module, take in self.samples.watched:
+                hooks.callback(module.register_forward_hook(_guarded(self.samples, take)).remove)
             self._hooks = hooks.pop_all()
 
     def remove(self) -> None:

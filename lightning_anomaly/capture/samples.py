@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -65,27 +64,22 @@ class SampleCapture:
     several times in one pass, its first call counts. Without a model nothing is taken, without a limit all samples are.
 
     Attributes:
+        watched: Modules, and what a forward hook on each should call.
         problem: Why nothing is known, if taking it has failed.
     """
 
     def __init__(self, model: nn.Module | None, limit: int | None = None) -> None:
         modules = [] if model is None else list(model.modules())
-        self._convolutions: list[nn.Module] = [module for module in modules if isinstance(module, CONVOLUTIONS)]
-        self._linear: list[nn.Module] = [module for module in modules if isinstance(module, nn.Linear)]
+        self.watched: list[tuple[nn.Module, Callable[..., None]]] = [
+            *((module, self._take_pixels) for module in modules if isinstance(module, CONVOLUTIONS)),
+            *((module, self._take_classes) for module in modules if isinstance(module, nn.Linear)),
+        ]
         self._limit = sys.maxsize if limit is None else limit
         self._passes: list[SampleStatistics] = []
         self._current = SampleStatistics()
         self._called: set[nn.Module] = set()
         self._seen = 0
         self.problem: str | None = None
-
-    def attach(self, hooks: ExitStack, hook: Callable[[Callable[..., None]], Any]) -> None:
-        """Put hooks on; `hook` wraps their functions."""
-        watched: list[tuple[list[nn.Module], Callable[..., None]]]
-        watched = [(self._convolutions, self._take_pixels), (self._linear, self._take_classes)]
-        for modules, take in watched:
-            for module in modules:
-                hooks.callback(module.register_forward_hook(hook(take)).remove)
 
     def end_pass(self, count: int) -> None:
         """Keep what one pass of `count` samples has shown."""
