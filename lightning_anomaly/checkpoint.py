@@ -37,14 +37,12 @@ def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = Non
             f"else could run any code: save `model.state_dict()`, and give that file. {_text(error)}"
         ) from error
     try:
-        built: Any = _build(factory, path, checkpoint, dict(arguments or {}))
+        built: nn.Module = _build(factory, path, checkpoint, arguments or {})
     except Exception as error:  # whatever the user's class raises
         raise ValueError(
             f"`{path.name}` does not fit `{model}`: give the class that was saved as `--model`, and the arguments that "
             f"it was made with as `--model-args`, such as '{{\"channels\": 3}}'. {_text(error)}"
         ) from error
-    if not isinstance(built, nn.Module):
-        raise ValueError(f"`--model` should build a torch.nn.Module. Found `{model}`, which gives {built!r}.")
     return built
 
 
@@ -60,14 +58,13 @@ def _find(model: str) -> Callable[..., Any]:
     return factory
 
 
-def _build(factory: Any, path: Path, checkpoint: Mapping[str, Any], arguments: dict[str, Any]) -> Any:
+def _build(factory: Any, path: Path, checkpoint: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
     if hasattr(factory, "load_from_checkpoint") and "pytorch-lightning_version" in checkpoint:
         return factory.load_from_checkpoint(path, map_location="cpu", **arguments)
     parameters = inspect.signature(factory).parameters
     stored = {key: value for key, value in checkpoint.get("hyper_parameters", {}).items() if key in parameters}
     built = factory(**{**stored, **arguments})
-    if isinstance(built, nn.Module):
-        built.load_state_dict(_part(checkpoint.get("state_dict", checkpoint), list(built.state_dict())))
+    built.load_state_dict(_part(checkpoint.get("state_dict", checkpoint), list(built.state_dict())))
     return built
 
 

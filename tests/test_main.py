@@ -180,7 +180,7 @@ EVIL = {"state_dict": Evil(), "pytorch-lightning_version": "2.6.0"}
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no class": ({"--model": "torchvision"}, "`--model`"),
     "no such module": ({"--model": "no_such_place:Net"}, "no_such_place"),
-    "no model": ({"--model": f"{HERE}:number"}, "torch.nn.Module"),
+    "no model": ({"--model": f"{HERE}:number"}, "has no attribute 'load_state_dict'"),
     "a model with a fault": ({"--model": f"{HERE}:broken"}, "there is a fault in it"),
     "no arguments": ({"--model": f"{HERE}:Wide"}, "`--model-args`"),
     "another model": ({"--model": "trainers:SmallNet"}, "Missing key"),
