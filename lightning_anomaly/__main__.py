@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from lightning_anomaly.analysis import analyze
 from lightning_anomaly.browser import page_text, write
 from lightning_anomaly.capture.hooks import evaluating
+from lightning_anomaly.capture.images import file_names
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
 from lightning_anomaly.image_files import ArrayImages, FolderImages, open_images
@@ -89,7 +90,7 @@ def run_analysis(options: argparse.Namespace) -> None:
     model = load_model(options.checkpoint, options.model, options.model_args)
     given = _open(model, options.data, options)
     positions = given.probe(512)  # as in `AnomalyFilterCallback`
-    names, labels = (own and [own[position] for position in positions] for own in (given.names, given.labels))
+    names, labels = (own and [own[position] for position in positions] for own in (file_names(given), given.labels))
     images = torch.stack([given[position] for position in positions])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too

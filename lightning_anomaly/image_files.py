@@ -34,7 +34,6 @@ def open_images(path: Path, size: int | None, gray: bool) -> ArrayImages | Folde
 class ArrayImages(Dataset[Tensor]):
     """The images of an .npz file, as float32 one by one: those of a large file together take four times its memory."""
 
-    names: None = None
     labels: None = None
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +60,6 @@ class FolderImages(Dataset[Tensor]):
         root: The folder.
         samples: The path and the class of each image, as in torchvision's `ImageFolder`.
         targets: The class of each image; empty if there is no folder in the folder.
-        names: The path of each image below the folder.
         labels: The name of the class of each image; None if there is no folder in the folder.
         shape: Shape of an image.
     """
@@ -71,13 +69,12 @@ class FolderImages(Dataset[Tensor]):
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
         if not files:
             raise ValueError(f"`{folder.name}` should hold images ({', '.join(sorted(_SUFFIXES))}). Found none.")
-        self.names = [file.relative_to(folder).as_posix() for file in files]
-        own = [name.rpartition("/")[0].partition("/")[0] for name in self.names]  # "" of a file beside the classes
+        paths = [file.relative_to(folder).parts for file in files]
+        own = [parts[0] if len(parts) > 1 else "" for parts in paths]  # "" of a file beside the classes
         classes = sorted({*own})
-        numbers = [classes.index(name) for name in own]
-        self.samples = list(zip(map(str, files), numbers, strict=True))
-        self.targets = numbers if classes != [""] else []
+        self.samples = [(str(file), classes.index(name)) for file, name in zip(files, own, strict=True)]
         self.labels = own if classes != [""] else None
+        self.targets = [number for _, number in self.samples] if self.labels else []
         self.shape = (1 if gray else 3, size, size)
 
     def __len__(self) -> int:
