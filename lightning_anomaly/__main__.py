@@ -29,7 +29,7 @@ from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.images import file_names
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.image_files import ArrayImages, FolderImages, open_images
+from lightning_anomaly.image_files import ArrayImages, FolderImages, open_images, probe_positions
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.outliers import find_outliers
 from lightning_anomaly.plots import FIGURES, outlier_images
@@ -89,7 +89,7 @@ def run_analysis(options: argparse.Namespace) -> None:
     """Analyze the first images, print the table and write the figures and the filter browser."""
     model = load_model(options.checkpoint, options.model, options.model_args)
     given = _open(model, options.data, options)
-    positions = given.probe(512)  # as in `AnomalyFilterCallback`
+    positions = probe_positions(given, 512)  # as in `AnomalyFilterCallback`
     names, labels = (own and [own[position] for position in positions] for own in (file_names(given), given.labels))
     images = torch.stack([given[position] for position in positions])
     with warnings.catch_warnings():

@@ -46,10 +46,6 @@ class ArrayImages(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return _as_image(self._array[index])
 
-    def probe(self, count: int) -> list[int]:
-        """Positions of the first images."""
-        return list(range(min(count, len(self))))
-
 
 class FolderImages(Dataset[Tensor]):
     """The images in a folder and below it, in the order of their names; a folder in it is a class.
@@ -88,9 +84,10 @@ class FolderImages(Dataset[Tensor]):
             plain = image.convert("L" if channels == 1 else "RGB")
         return _as_image(np.array(ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)))
 
-    def probe(self, count: int) -> list[int]:
-        """Positions of images at equal distances: the first ones would be of a few classes."""
-        return list(range(0, len(self), -(-len(self) // count)))
+
+def probe_positions(images: ArrayImages | FolderImages, count: int) -> range:
+    """Choose the first images, but of a folder some at equal distances, as its first ones would be of a few classes."""
+    return range(0, len(images), -(-len(images) // count) if isinstance(images, FolderImages) else 1)[:count]
 
 
 def _as_image(array: Any) -> Tensor:

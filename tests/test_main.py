@@ -18,7 +18,7 @@ from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.__main__ import main, parse
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.image_files import open_images
+from lightning_anomaly.image_files import open_images, probe_positions
 
 pytestmark = QUIET
 
@@ -238,7 +238,7 @@ def test_bytes_are_scaled_and_floats_taken_as_they_are(array, shape, mean, tmp_p
     np.savez(tmp_path / "some.npz", test_images=array, train_images=array[:1])
     found = open_images(tmp_path / "some.npz", None, gray=False)
     torch.testing.assert_close(torch.stack([*found]), torch.full((5, *shape), float(mean)))
-    assert found.probe(3) == [0, 1, 2]
+    assert [*probe_positions(found, 3)] == [0, 1, 2]
 
 
 def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
@@ -280,7 +280,7 @@ class TestFolders:
             picture(tmp_path / "photos" / f"{index // 3}" / f"{index}.png", (80 * (index // 3), 0, 0))
         found = open_images(tmp_path / "photos", 8, gray=False)
         assert found.labels == [*"000111222"]
-        assert found.probe(4) == [0, 3, 6]
+        assert [*probe_positions(found, 4)] == [0, 3, 6]
         options = ("--size", 8, "--output", tmp_path / "found", "--data", tmp_path)
         command(folder / "weights.pt", *NET, *options)
         assert "of the class 'photos'" in capsys.readouterr().out
