@@ -61,21 +61,17 @@ class ImageSource:
         self.names, self.classes = file_names(self._data), _classes(self._data)
         self.unreadable: dict[int, str] = {}
         self.shape: tuple[int, ...] = ()
-        self.shape = self._first_shape()
+        first = (next(self.batches([position])) for position in range(min(len(self), _ATTEMPTS)))
+        found = next((images for position, images in first if int(position) not in self.unreadable), None)
+        if found is None:
+            raise ValueError(
+                f"Parameter `{argument}` should hold images that can be read. Of the first {len(self.unreadable)} none "
+                f"can: {self.unreadable[0]}."
+            )
+        self.shape = tuple(found.shape[1:])
 
     def __len__(self) -> int:
         return len(self._data)
-
-    def _first_shape(self) -> tuple[int, ...]:
-        """Return the shape of the first image that can be read."""
-        for position in range(min(len(self), _ATTEMPTS)):
-            images = next(images for _, images in self.batches([position]))
-            if position not in self.unreadable:
-                return tuple(images.shape[1:])
-        raise ValueError(
-            f"Parameter `{self.argument}` should hold images that can be read. Of the first {len(self.unreadable)} "
-            f"none can: {self.unreadable[0]}."
-        )
 
     def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Read the images at some positions, batch by batch: which `(n,)`, and the images `(n, ...)`.
@@ -118,8 +114,7 @@ class ImageSource:
         """Return the images in a batch of so many items, or raise ValueError."""
         images = first_tensor(batch)
         if images is None or not images.is_floating_point():
-            tensor = batch if images is None else images
-            found = tensor.dtype if isinstance(tensor, Tensor) else "none"
+            found = getattr(batch if images is None else images, "dtype", "none")
             raise ValueError(
                 f"Parameter `{self.argument}` should hold floating-point images, scaled as in the training. "
                 f"Found {found}."
@@ -173,15 +168,15 @@ def _column(dataset: Any, name: str) -> list[Any] | None:
 
 def _checked(loader: Any, argument: str) -> DataLoader[Any]:
     """Raise ValueError unless this is a loader over all images of a data set with a length."""
-    data = getattr(loader, "dataset", None)
-    found = type(data if isinstance(loader, DataLoader) else loader).__name__
-    if isinstance(loader, DataLoader) and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
-        if loader.batch_sampler is None:
-            found = "`batch_size=None`: give a number, and a data set of single images"
-        elif not _leaves_out(loader):
-            return loader
-        else:
-            found = "a sampler that leaves some out: give a loader over `Subset(data_set, indices)` instead"
+    data = loader.dataset if isinstance(loader, DataLoader) else loader
+    if not isinstance(loader, DataLoader) or not hasattr(data, "__len__") or isinstance(data, IterableDataset):
+        found = type(data).__name__
+    elif loader.batch_sampler is None:
+        found = "`batch_size=None`: give a number, and a data set of single images"
+    elif _leaves_out(loader):
+        found = "a sampler that leaves some out: give a loader over `Subset(data_set, indices)` instead"
+    else:
+        return loader
     raise ValueError(
         f"Parameter `{argument}` should be a tensor (N, ...), or a DataLoader over a map-style data set with a length, "
         f"whose images it puts into batches. Found {found}."
