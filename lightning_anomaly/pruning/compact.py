@@ -68,11 +68,12 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     with evaluating(smaller), torch.inference_mode(False), torch.enable_grad(), compiled_models_eager():
         smaller.requires_grad_(True)  # Torch-Pruning follows gradients
         expected, silent = _observe(smaller, arguments)
-        outputs: list[Tensor] = []
+        returned: set[Any] = set()
 
         def differentiable(output: Any) -> list[Tensor]:
-            outputs[:] = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
-            return outputs
+            tensors = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+            returned.update(tensor.grad_fn for tensor in tensors)
+            return tensors
 
         try:
             graph = torch_pruning.DependencyGraph()
@@ -83,7 +84,6 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
                 output_transform=differentiable,
                 verbose=False,
             )
-            returned = {tensor.grad_fn for tensor in outputs}
             for module in select_layers(smaller).values():
                 if module in graph.module2node:
                     with suppress(Exception):  # where it fails, filters stay, but not those of other layers

@@ -132,7 +132,6 @@ class FilterMask:
         # Everything is checked by now: the model is either masked as asked or not touched.
         for added in rows:
             added.saved = added.read()
-            added.zero()
         self._filters, self._zeros = masked, self._zeros | zeros
         self._rows += rows
         self.keep(optimizers)
@@ -178,7 +177,7 @@ class FilterMask:
         """
         if any(rows.saved is None for rows in self._rows):
             raise RuntimeError("A mask made by `FilterMask.from_state_dict` has no values to restore.")
-        # Backwards: where two masked layers share a tensor, the first one saw it unmasked.
+        # Backwards: where layers that were masked one after another share a tensor, the first one saw it unmasked.
         for rows in reversed(self._rows):
             rows.restore()
         self._rows, self._filters, self._zeros = [], {}, {}
