@@ -14,17 +14,10 @@ from torch import nn
 
 
 def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build a model on the CPU and load the weights of a checkpoint into it.
+    """Build a model on the CPU and load the weights of a file into it, a state_dict or a Lightning checkpoint.
 
-    Args:
-        path: A file that `torch.save` wrote: a state_dict, or a Lightning checkpoint. The model may be a part of the
-            LightningModule that was saved; the other tensors are left out then.
-        model: What builds it, a class or a function, as `module:name`.
-        arguments: Its arguments by name. They take precedence over the `hyper_parameters` of a Lightning checkpoint.
-
-    Raises:
-        OSError: If the file cannot be opened.
-        ValueError: If the file holds anything but tensors and plain values, or does not belong to the model.
+    `model` is the class or function that builds it, as `module:name`; its `arguments` take precedence over the
+    `hyper_parameters` of a Lightning checkpoint. It may be a part of the LightningModule that was saved.
     """
     factory = _find(model)
     try:

@@ -15,12 +15,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", "
 
 
 def open_images(path: Path, size: int | None, gray: bool) -> ArrayImages | FolderImages:
-    """Open the images of an .npz file or a folder, whose images get a `size` (pixels), and one channel if `gray`.
-
-    Raises:
-        OSError: If there is no such file.
-        ValueError: If there are no images, or a folder's have no `size`.
-    """
+    """Open the images of an .npz file or a folder, whose images get a `size` (pixels), and one channel if `gray`."""
     if not path.is_dir():
         return ArrayImages(path)
     if size is None:
@@ -50,14 +45,8 @@ class ArrayImages(Dataset[Tensor]):
 class FolderImages(Dataset[Tensor]):
     """The images in a folder and below it, in the order of their names; a folder in it is a class.
 
-    An image is scaled until it covers a square of `size` pixels a side, and its middle is taken.
-
-    Attributes:
-        root: The folder.
-        samples: The path and the class of each image, as in torchvision's `ImageFolder`.
-        targets: The class of each image; empty if there is no folder in the folder.
-        labels: The name of the class of each image; None if there is no folder in the folder.
-        shape: Shape of an image.
+    An image is scaled until it covers a square of `size` pixels a side, and its middle is taken. Attributes are those
+    of torchvision's `ImageFolder`, and the `labels` by name; without a folder in it there are no classes.
     """
 
     def __init__(self, folder: Path, size: int, gray: bool) -> None:

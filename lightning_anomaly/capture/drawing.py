@@ -13,11 +13,10 @@ _CURVE_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))  # Okabe and Ito's
 
 
 def shrink(samples: Tensor, side: int) -> Tensor:
-    """Images, volumes or signals, see `probe_images`, as `drawn` takes them, with sides of at most `side` pixels.
+    """Images, volumes or signals, see `probe_images`, as `drawn` takes them, on the CPU.
 
-    Returns:
-        Images `(N, C, H, W)` with one or three channels, or signals `(N, C, L)` with one to three, of which long ones
-        are the largest and the smallest value in each column of the picture. On the CPU.
+    These are images `(N, C, H, W)` with one or three channels and sides of at most `side` pixels, or signals
+    `(N, C, L)` with one to three, of which long ones are the largest and the smallest value in each column.
     """
     samples = samples.detach()
     if not samples.is_floating_point() and samples.dtype != torch.uint8:

@@ -24,11 +24,7 @@ _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
 @contextmanager
 def isolated_random_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the random states of torch, NumPy and Python at the end.
-
-    Args:
-        seed: What the random numbers inside start from; None goes on with the current state.
-    """
+    """Restore the random states of torch, NumPy and Python at the end; inside they start from the seed, if any."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     # Asking an unused GPU for its state would initialise CUDA, and processes could no longer be forked.
@@ -98,14 +94,9 @@ class MapCapture:
     several passes add up, until `limit` samples were seen. Hooks are only on the model in between. If a layer is called
     several times in one pass, its first call counts.
 
-    Args:
-        layers: The modules to watch, by name.
-        limit: Number of samples to take; None takes all.
-        rectify: Whether negative values are set to zero before pooling.
-        max_map_side: See `pool_maps`.
-        summary: What is kept of maps `(n, F, ...)`; None keeps pooled maps, their sparsity and their statistics before
-            they are rectified.
-        model: The model, if its samples are to be described too, see `SampleCapture`.
+    What `summary` gives for maps `(n, F, ...)` is kept of them, or else pooled maps, rectified before or not, their
+    sparsity and their statistics before they are rectified. Samples are described, see `SampleCapture`, if a `model` is
+    given.
     """
 
     def __init__(

@@ -33,22 +33,9 @@ def first_tensor(batch: Any) -> Tensor | None:
 
 
 class ImageSource:
-    """Images of one size by their positions, from a tensor or from a loader's data set.
+    """Images of one size by their positions, from a tensor `(N, ...)` or from a loader over a data set with a length.
 
-    Args:
-        images: A tensor `(N, ...)`, or a loader over a data set with a length; its order does not count.
-        argument: The name that errors call `images` by.
-
-    Attributes:
-        argument: See above.
-        batch_size: Number of images in a batch.
-        shape: Shape of an image.
-        names: The file of each image, where the data set has `samples` as torchvision's `ImageFolder`, else None.
-        classes: The class of each image, where the data set has `targets`, else None.
-        unreadable: `{position: error}` of the images that could not be read so far; zeros stand for them.
-
-    Raises:
-        ValueError: If `images` is something else or has none that can be read.
+    The order of the loader does not count. A ValueError calls the images by the name `argument`.
     """
 
     def __init__(self, images: Any, argument: str) -> None:
@@ -59,7 +46,7 @@ class ImageSource:
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         self.names, self.classes = file_names(self._data), _classes(self._data)
-        self.unreadable: dict[int, str] = {}
+        self.unreadable: dict[int, str] = {}  # `{position: error}` so far; zeros stand for these images
         self.shape: tuple[int, ...] = ()
         first = (next(self.batches([position])) for position in range(min(len(self), _ATTEMPTS)))
         found = next((images for position, images in first if int(position) not in self.unreadable), None)
@@ -74,12 +61,7 @@ class ImageSource:
         return len(self._data)
 
     def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read the images at some positions, batch by batch: which `(n,)`, and the images `(n, ...)`.
-
-        Raises:
-            ValueError: If they are of another size than the first one, not as many as the positions, or no
-                floating-point tensor.
-        """
+        """Read the images at some positions, batch by batch: which `(n,)`, and the images `(n, ...)`."""
         split = torch.split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), self.batch_size)
         places = [own for own in split if len(own)]
         batches = self._read(positions, places)

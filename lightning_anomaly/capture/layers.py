@@ -14,11 +14,7 @@ _WRAPPERS = ("_orig_mod", "_forward_module")  # what torch.compile and Fabric ca
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """Name the layers of a model as without `torch.compile` and Fabric; a parametrization is no layer.
-
-    Raises:
-        ValueError: If `model` is no module: the name of a file, say, or a state_dict.
-    """
+    """Name the layers of a model as without `torch.compile` and Fabric; a parametrization is no layer."""
     if not isinstance(model, nn.Module):
         found = repr(model) if isinstance(model, (str, type)) else f"a {type(model).__name__}"
         raise ValueError(
@@ -38,9 +34,6 @@ def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
 
     The output of a layer has shape `(N, F, ...)`. None takes every convolution, lazy and transposed ones included, that
     accepts hooks (layers of a ScriptModule do not); there may be none.
-
-    Raises:
-        ValueError: If a name does not exist, or `layers` is empty or no list.
     """
     modules = modules_by_name(model)
     convolutions: dict[str, nn.Module] = {

@@ -105,10 +105,9 @@ def shuffles(loaders: Any) -> bool:
 def training_positions(
     loader: Any, size: int, seed: int, what: str = 'The training data of `probe = "train"`'
 ) -> list[int]:
-    """Choose a fixed random sample of what a loader draws; all if there are fewer. Errors call it `what`.
+    """Choose a fixed random sample of what a loader draws; all if there are fewer.
 
-    Raises:
-        ValueError: If the loader's data set cannot be indexed.
+    A ValueError calls a loader `what` whose data set cannot be indexed.
     """
     dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):

@@ -22,16 +22,11 @@ _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_
 
 
 def pool_maps(maps: Tensor, max_side: int) -> Tensor:
-    """Average-pool maps that are larger than allowed.
+    """Average-pool maps `(N, F, ...)` with up to three axes of pixels where they are larger than allowed.
 
-    Args:
-        maps: Feature maps `(N, F, ...)` with up to three axes of pixels.
-        max_side: Largest side of a map with two axes (pixels); one with one or three axes may have at most as many
-            pixels as a square of this side.
-
-    Returns:
-        The maps, each side divided by the smallest whole number that makes it fit. Pixels at the end that do not fill
-        a window are averaged among themselves, so nothing is left out.
+    No side of a map with two axes exceeds `max_side` (pixels), and one with one or three axes has at most as many
+    pixels as a square of this side. Each side is divided by the smallest whole number that makes it fit. Pixels at the
+    end that do not fill a window are averaged among themselves, so nothing is left out.
     """
     windows = _windows(maps, max_side)
     if max(windows, default=1) == 1:
@@ -48,14 +43,10 @@ def _windows(maps: Tensor, max_side: int) -> list[int]:
 
 
 def map_statistics(maps: Tensor) -> Tensor:
-    """Describe each map by five numbers, for outlier scores.
+    """Describe each map by the numbers that `STATISTICS` names `(N, F, 5)`, for outlier scores.
 
-    Args:
-        maps: Feature maps `(N, F, ...)` as the layer gives them, float32 or float64: rectified ones tell less.
-
-    Returns:
-        The numbers that `STATISTICS` names `(N, F, 5)`: of the map's values, the last one after pooling. Beside the
-        other standard deviation it tells fine patterns, such as noise, from coarse ones.
+    Maps are `(N, F, ...)` as the layer gives them, float32 or float64: rectified ones tell less. The last number is of
+    the pooled map: beside the other standard deviation it tells fine patterns, such as noise, from coarse ones.
     """
     if maps.device.type == "cpu":
         # Not above: an import of the package does without numba.
@@ -105,24 +96,14 @@ def keep_rows(batches: list[Tensor], rows: Tensor, most: int) -> None:
 
 @dataclass
 class LayerMaps:
-    """The maps of one layer, gathered batch by batch.
+    """The maps of one layer, gathered batch by batch, on the device where the model ran."""
 
-    Attributes:
-        batches: Maps `(n, F, ...)`, pooled, or what is kept of them; float32 or float64, on the device where the model
-            ran.
-        count: Number of samples gathered.
-        size: Sides of a map before pooling (pixels), None until the layer was called.
-        zeros: Number of values that are at most 0 before pooling, of each filter `(F,)`.
-        problem: Why maps could not be taken, if so.
-        statistics: What `map_statistics` gives of the same maps `(n, F, 5)`, if it was taken.
-    """
-
-    batches: list[Tensor] = field(default_factory=list)
-    count: int = 0
-    size: tuple[int, ...] | None = None
-    zeros: Tensor | None = None
-    problem: str | None = None
-    statistics: list[Tensor] = field(default_factory=list)
+    batches: list[Tensor] = field(default_factory=list)  # `(n, F, ...)`, pooled, or what is kept of them
+    count: int = 0  # samples gathered
+    size: tuple[int, ...] | None = None  # sides of a map before pooling (pixels), None until the layer was called
+    zeros: Tensor | None = None  # number of values that are at most 0 before pooling, of each filter `(F,)`
+    problem: str | None = None  # why maps could not be taken, if so
+    statistics: list[Tensor] = field(default_factory=list)  # see `map_statistics`, of the same maps `(n, F, 5)`
 
     @property
     def sparsity(self) -> Tensor:

@@ -27,14 +27,10 @@ def describes_pixels(shape: torch.Size) -> bool:
 def pixel_statistics(images: Tensor) -> Tensor:
     """Describe each image by S numbers: of brightness, contrast, edges, grain, local patterns, places and colour.
 
-    None of them depends on the unit of the pixels but by a factor or a constant, so it does not matter how images are
-    normalized. Colour is what channels differ in from their mean, grey.
-
-    Args:
-        images: Images `(N, C, H, W)`, signals `(N, C, L)` or volumes `(N, C, D, H, W)`, see `describes_pixels`.
-
-    Returns:
-        The numbers that `pixel_phrases` puts into words `(N, S)`; the energies of patterns as logarithms.
+    They are `(N, S)`, for `pixel_phrases` to put into words; energies of patterns are logarithms. Images are
+    `(N, C, H, W)`, signals `(N, C, L)` or volumes `(N, C, D, H, W)`, see `describes_pixels`. None of the numbers
+    depends on the unit of the pixels but by a factor or a constant, so it does not matter how images are normalized.
+    Colour is what channels differ in from their mean, grey.
     """
     images = images if images.dtype == torch.float64 else images.float()
     channels, sides = images.shape[1], images.shape[2:]

@@ -115,10 +115,9 @@ def most_samples(maps: Mapping[str, LayerMaps]) -> int:
 def usable_layers(
     maps: Mapping[str, LayerMaps], expected: int | None = None
 ) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
-    """Choose the layers with a map of every sample; None expects as many samples as most layers gave.
+    """Choose the layers with a map of every sample; return them, the number of samples, and notes on the other layers.
 
-    Returns:
-        These layers, the number of samples, and notes on the layers that are left out.
+    None expects as many samples as most layers gave.
     """
     n_samples = most_samples(maps) if expected is None else expected
     usable: dict[str, LayerMaps] = {}

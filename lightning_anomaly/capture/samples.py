@@ -14,19 +14,12 @@ from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
 
 
 class SampleStatistics(NamedTuple):
-    """What is known of N samples; None where the model has no such thing, or not of each sample.
+    """What is known of N samples; None where the model has no such thing, or not of each sample."""
 
-    Attributes:
-        pixels: See `pixel_statistics` `(N, S)`.
-        shape: Shape of a sample, without its batch.
-        features: Input of the last linear layer `(N, D)`.
-        logits: Its output, of two or more classes `(N, classes)`.
-    """
-
-    pixels: Tensor | None = None
-    shape: tuple[int, ...] = ()
-    features: Tensor | None = None
-    logits: Tensor | None = None
+    pixels: Tensor | None = None  # see `pixel_statistics` `(N, S)`
+    shape: tuple[int, ...] = ()  # of a sample, without its batch
+    features: Tensor | None = None  # input of the last linear layer `(N, D)`
+    logits: Tensor | None = None  # its output, of two or more classes `(N, classes)`
 
     def select(self, samples: Any) -> SampleStatistics:
         """Select samples."""
@@ -62,15 +55,11 @@ class SampleCapture:
     Pixels are those of the first convolution's input, which is the image as the network sees it. The last linear layer
     is the last one that is called with one row for each sample and gives two numbers or more. If a layer is called
     several times in one pass, its first call counts. Without a model nothing is taken, without a limit all samples are.
-
-    Attributes:
-        watched: Modules, and what a forward hook on each should call.
-        problem: Why nothing is known, if taking it has failed.
     """
 
     def __init__(self, model: nn.Module | None, limit: int | None = None) -> None:
         modules = [] if model is None else list(model.modules())
-        self.watched: list[tuple[nn.Module, Callable[..., None]]] = [
+        self.watched: list[tuple[nn.Module, Callable[..., None]]] = [  # and what a forward hook on it calls
             *((module, self._take_pixels) for module in modules if isinstance(module, CONVOLUTIONS)),
             *((module, self._take_classes) for module in modules if isinstance(module, nn.Linear)),
         ]
@@ -79,7 +68,7 @@ class SampleCapture:
         self._current = SampleStatistics()
         self._called: set[nn.Module] = set()
         self._seen = 0
-        self.problem: str | None = None
+        self.problem: str | None = None  # why nothing is known, if taking it has failed
 
     def end_pass(self, count: int) -> None:
         """Keep what one pass of `count` samples has shown."""
