@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import partial
 from typing import Any
 
@@ -87,6 +88,7 @@ def compiled_models_eager() -> Iterator[None]:
                 _eager_stance.close()
 
 
+@dataclass(eq=False)
 class MapCapture:
     """Takes the maps of chosen layers out of a model while it runs.
 
@@ -94,44 +96,37 @@ class MapCapture:
     several passes add up, until `limit` samples were seen. Hooks are only on the model in between. If a layer is called
     several times in one pass, its first call counts.
 
-    What `summary` gives for maps `(n, F, ...)` is kept of them, or else pooled maps, rectified before or not, their
-    sparsity and their statistics before they are rectified. Samples are described, see `SampleCapture`, if a `model` is
-    given.
+    What `summary` gives for maps `(n, F, ...)` is kept of them, or else pooled maps, their sparsity, and their
+    statistics before they are rectified.
     """
 
-    def __init__(
-        self,
-        layers: dict[str, nn.Module],
-        *,
-        limit: int | None = None,
-        rectify: bool = True,
-        max_map_side: int = 8,
-        summary: Callable[[Tensor], Tensor] | None = None,
-        model: nn.Module | None = None,
-    ) -> None:
-        self._layers = layers
-        self._limit = limit
-        self._rectify = rectify
-        self._max_map_side = max_map_side
-        self._summary = summary
-        self.samples = SampleCapture(model, limit)
+    layers: dict[str, nn.Module]  # by name
+    _: KW_ONLY
+    limit: int | None = None  # all samples without
+    rectify: bool = True  # before pooling
+    max_map_side: int = 8  # see `pool_maps`
+    summary: Callable[[Tensor], Tensor] | None = None
+    model: InitVar[nn.Module | None] = None  # if its samples are to be described too, see `SampleCapture`
+
+    def __post_init__(self, model: nn.Module | None) -> None:
+        self.samples = SampleCapture(model, self.limit)
         self._hooks = ExitStack()
         self._called: dict[str, int] = {}  # in this pass, and how many maps they gave
         self._given: Counter[str] = Counter()  # maps in all passes, also those beyond the limit
         self._samples = 0  # in all passes
-        self.maps = {name: LayerMaps() for name in layers}
+        self.maps = {name: LayerMaps() for name in self.layers}
 
     @property
     def full(self) -> bool:
         """Whether `limit` samples were seen, so that another pass is not needed."""
-        return self._limit is not None and self._samples >= self._limit
+        return self.limit is not None and self._samples >= self.limit
 
     def attach(self) -> None:
         """Put the hooks on. `remove` must follow, also after an exception."""
         self.remove()
         with ExitStack() as hooks:
             hooks.enter_context(compiled_models_eager())
-            for name, module in self._layers.items():
+            for name, module in self.layers.items():
                 hook = _guarded(self.maps[name], partial(self._take, name))
                 hooks.callback(module.register_forward_hook(hook).remove)
             for module, take in self.samples.watched:
@@ -151,7 +146,7 @@ class MapCapture:
         self._called.clear()
         count = counts.most_common(1)[0][0] if counts else 0
         self.samples.end_pass(count)
-        if counts and self._limit is not None:
+        if counts and self.limit is not None:
             self._samples += count
             for name, layer in self.maps.items():
                 given = self._given[name]
@@ -174,7 +169,7 @@ class MapCapture:
         if layer.problem is not None or output.numel() == 0:
             return
         self._called[name] = len(output)
-        room = sys.maxsize if self._limit is None else self._limit - layer.count
+        room = sys.maxsize if self.limit is None else self.limit - layer.count
         maps = output.detach()[:room]
         layer.size = tuple(maps.shape[2:])
         layer.count += len(maps)
@@ -184,20 +179,20 @@ class MapCapture:
         # In pieces, so that what is made of a large output on the way is small.
         for piece in torch.split(maps, max(1, _PIECE // output[0].numel())):
             values = piece.to(dtype)
-            if self._summary is None:
+            if self.summary is None:
                 statistics = map_statistics(values)
                 keep_rows(layer.statistics, statistics, room)
                 # Three times as fast as to sum booleans, and exact: a piece has fewer values than float32 can count.
                 zeros = (values <= 0).to(dtype).sum((0, *range(2, values.ndim))).long()
-                if self._rectify:
+                if self.rectify:
                     values = values.clamp(min=0)
                     no_silence = statistics[..., SMALLEST] == -torch.inf
                     if no_silence.any():
                         values[no_silence] = torch.nan
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
-                keep_rows(layer.batches, pool_maps(values, self._max_map_side), room)
+                keep_rows(layer.batches, pool_maps(values, self.max_map_side), room)
             else:
-                layer.batches.append(self._summary(values))
+                layer.batches.append(self.summary(values))
             room -= len(piece)
 
 
