@@ -40,13 +40,8 @@ class SampleStatistics(NamedTuple):
             return torch.cat(known) if alike and len(known) == len(own) else None
 
         pixels, shapes, features, logits = zip(*parts, strict=True)
-        same_shape = len({*shapes}) == 1
-        classes = join(features), join(logits)
-        return SampleStatistics(
-            join(pixels) if same_shape else None,
-            shapes[0] if same_shape else (),
-            *(classes if None not in classes else (None, None)),
-        )
+        same = len({*shapes}) == 1
+        return SampleStatistics(join(pixels) if same else None, shapes[0] if same else (), join(features), join(logits))
 
 
 class SampleCapture:
