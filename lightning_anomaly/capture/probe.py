@@ -27,8 +27,7 @@ def check_inputs(inputs: Any, argument: str = "inputs") -> None:
             f"Parameter `{argument}` should be a tensor (N, ...), or a tuple or dict with the arguments of one call. "
             f"Found {type(inputs).__name__}: make one tensor of the images (`torch.from_numpy`, `torch.stack`)."
         )
-    empty = inputs.ndim == 0 or len(inputs) == 0 if isinstance(inputs, Tensor) else not inputs
-    if empty:
+    if len(inputs) == 0:
         found = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else repr(inputs)
         raise ValueError(f"Parameter `{argument}` should hold samples. Found {found}.")
 

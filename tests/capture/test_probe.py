@@ -117,7 +117,6 @@ def test_a_tuple_or_dict_is_one_call_and_no_input_is_changed() -> None:
     [
         (IMAGES.numpy(), "ndarray"),
         (IMAGES[:0], r"shape \(0, 1, 9, 9\)"),
-        (torch.tensor(1.0), r"shape \(\)"),
         ((), r"\(\)"),
     ],
 )
