@@ -19,10 +19,7 @@ def open_images(path: Path, size: int | None, gray: bool) -> ArrayImages | Folde
     if not path.is_dir():
         return ArrayImages(path)
     if size is None:
-        raise ValueError(
-            f"`--size` should be given for a folder, as the height and width of the images that the model takes: add "
-            f"`--size 224`, for example. Found the folder `{path}`."
-        )
+        raise ValueError(f"`--size` should be given for the folder `{path}`, in pixels: `--size 224`, for example.")
     return FolderImages(path, size, gray)
 
 
@@ -98,10 +95,7 @@ def _read_array(path: Path) -> Any:
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"`{path.name}` should be an .npz file, as `numpy.savez` writes it: {error}.") from error
     if array is None:
-        raise ValueError(
-            f"`{path.name}` should hold the images as `val_images`, as `test_images`, or as its only array. "
-            f"Found the arrays {names}."
-        )
+        raise ValueError(f"`{path.name}` should hold `val_images`, `test_images` or one array alone. Found {names}.")
     integer = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)))
     if not array.size or not (integer or (array.dtype.kind == "f" and array.ndim == 4)):
         raise ValueError(

@@ -97,20 +97,13 @@ class ImageSource:
         images = first_tensor(batch)
         if images is None or not images.is_floating_point():
             found = getattr(batch if images is None else images, "dtype", "none")
-            raise ValueError(
-                f"Parameter `{self.argument}` should hold floating-point images, scaled as in the training. "
-                f"Found {found}."
-            )
-        if self.shape and tuple(images.shape[1:]) != self.shape:
-            raise ValueError(
-                f"Parameter `{self.argument}` should hold images of one size. Found {self.shape} and "
-                f"{tuple(images.shape[1:])}: resize them, or give each size on its own."
-            )
+            raise ValueError(f"Parameter `{self.argument}` should hold scaled floating-point images. Found {found}.")
+        if self.shape and (shape := tuple(images.shape[1:])) != self.shape:
+            raise ValueError(f"Parameter `{self.argument}` should be of one size. Found {self.shape} and {shape}.")
         if len(images) != count:
             raise ValueError(
-                f"Parameter `{self.argument}` should give one image for each item of its data set, by whose position "
-                f"it is known. Found {len(images)} for {count} items: give a loader whose `collate_fn` leaves none out "
-                "and adds none."
+                f"Parameter `{self.argument}` should give one image for each item of its data set. Found {len(images)} "
+                f"for {count} items: its `collate_fn` should leave none out and add none."
             )
         return images
 

@@ -248,7 +248,7 @@ def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
         ({"reference": images(99)}, "`reference` should hold at least 100 images to learn from. Found 99.$"),
         ({"reference": images(150) * math.nan}, "`reference` should give maps that are finite and vary"),
         ({"reference": torch.rand(150, 1, 9, 9)}, r"of the same shape. Found \(1, 12, 12\) and \(1, 9, 9\)."),
-        ({"inputs": images(150).byte()}, "`inputs` should hold floating-point images.*Found torch.uint8."),
+        ({"inputs": images(150).byte()}, "`inputs` should hold scaled floating-point images.*Found torch.uint8."),
         ({"inputs": images(150)[:0]}, "Parameter `inputs` should hold images. Found none."),
         ({"model": nn.Linear(2, 2)}, "`model` should have a convolution, or `layers` should be named"),
         ({"false_discovery_rate": 0}, "`false_discovery_rate` should be a number in"),
