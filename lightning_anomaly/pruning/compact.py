@@ -16,6 +16,7 @@ from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating, i
 from lightning_anomaly.capture.layers import CONVOLUTIONS, select_layers
 from lightning_anomaly.capture.probe import clone_inputs, tensors_in
 from lightning_anomaly.pruning.filter_rows import zero_rows
+from lightning_anomaly.pruning.norms import call_model
 from lightning_anomaly.tables import listed
 
 # How far outputs may be apart (of the largest), as sums of other lengths round differently, and in half precision more.
@@ -70,20 +71,15 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
         expected, silent = _observe(smaller, arguments)
         returned: set[Any] = set()
 
-        def differentiable(output: Any) -> list[Tensor]:
-            tensors = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
+        def differentiable(net: nn.Module, given: tuple[Any, ...]) -> list[Tensor]:
+            with isolated_random_state():
+                tensors = [tensor for tensor in tensors_in(net(*given)) if tensor.grad_fn is not None]
             returned.update(tensor.grad_fn for tensor in tensors)
             return tensors
 
         try:
             graph = torch_pruning.DependencyGraph()
-            graph.build_dependency(
-                smaller,
-                clone_inputs(arguments),
-                forward_fn=lambda net, given: net(*given),
-                output_transform=differentiable,
-                verbose=False,
-            )
+            graph.build_dependency(smaller, clone_inputs(arguments), forward_fn=differentiable, verbose=False)
             for module in select_layers(smaller).values():
                 if module in graph.module2node:
                     with suppress(Exception):  # where it fails, filters stay, but not those of other layers
@@ -124,7 +120,7 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
 
     layers = [module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
     hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
-    output = _call(model, arguments)
+    output = call_model(model, arguments)
     for hook in hooks:
         hook.remove()
     return output, silent
@@ -178,7 +174,7 @@ def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor], returned: C
 def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
     """Raise ValueError if the model does not give the expected output."""
     try:
-        found = tensors_in(_call(model, arguments))
+        found = tensors_in(call_model(model, arguments))
         types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         tolerance = max(_TOLERANCE, *(_EPSILONS * torch.finfo(dtype).eps for dtype in types))
         for one, other in zip(found, tensors_in(expected), strict=True):
@@ -189,9 +185,3 @@ def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> Non
             "Parameter `model` should depend on the channels of its filters through its layers alone, and draw no "
             f"random number for each of them. Without the masked filters its output is another one or none: {error}"
         ) from error
-
-
-def _call(model: nn.Module, arguments: tuple[Any, ...]) -> Any:
-    """Call a model without a trace, each time with the same random numbers."""
-    with torch.no_grad(), isolated_random_state(0):
-        return model(*clone_inputs(arguments))

@@ -51,10 +51,10 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     return FoundNorms(channels, sorted(first.mixing & last.mixing), last.called)
 
 
-def call_model(model: nn.Module, example_input: Any) -> None:
-    """Call a model on copies of its buffers and of its input; a tuple is several arguments."""
+def call_model(model: nn.Module, example_input: Any) -> Any:
+    """Call a model on copies of its buffers and inputs, which a tuple has several of, with the same random numbers."""
     with probing(model) as call:
-        call(*clone_inputs(example_input if isinstance(example_input, tuple) else (example_input,)))
+        return call(*clone_inputs(example_input if isinstance(example_input, tuple) else (example_input,)))
 
 
 class _Pass:
