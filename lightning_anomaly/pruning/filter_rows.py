@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Norms that treat each channel by itself.
 CHANNEL_NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
@@ -37,10 +36,6 @@ class Rows:
     def read(self) -> Tensor:
         """Copy the values."""
         return self.tensor.detach()[self._index_on(self.tensor.device)]
-
-    def is_zero(self) -> bool:
-        """Whether the rows are as `zero` leaves them."""
-        return not self.masked or not self.read().any()
 
     def zero(self) -> None:
         """Set the rows to 0, if they are masked."""
@@ -85,13 +80,13 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     steps = [(name, type(step).__name__) for name, chain in made.items() for step in chain]
     if not steps and all(isinstance(own, nn.Parameter) for own in (conv.weight, conv.bias) if own is not None):
         index: tuple[Tensor, ...] = channels
-        if isinstance(conv, _TRANSPOSED):
+        if conv.transposed:
             # Their weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
             inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
             group, column = channels[0] // outputs, channels[0] % outputs
             index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
         return [Rows(conv, "weight", index), *bias]
-    by_weight_norm = steps == [("weight", "_WeightNorm")] and not isinstance(conv, _TRANSPOSED)
+    by_weight_norm = steps == [("weight", "_WeightNorm")] and not conv.transposed
     if not by_weight_norm or made["weight"].original0.shape[:1] != (conv.out_channels,):
         raise ValueError(
             "Parameter `filters` should name layers with a plain weight, or with `parametrizations.weight_norm` that "
@@ -105,7 +100,7 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
 def filters_first(layer: Any) -> Tensor:
     """Return the weight of a convolution of any kind or of a linear layer, its filters in front: `(F, ...)`."""
     weight: Tensor = layer.weight
-    if isinstance(layer, _TRANSPOSED):  # (inputs, outputs per group, ...)
+    if getattr(layer, "transposed", False):  # (inputs, outputs per group, ...)
         weight = weight.reshape(layer.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
     return weight
 

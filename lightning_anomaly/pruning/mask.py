@@ -165,7 +165,7 @@ class FilterMask:
 
     def verify(self) -> bool:
         """Whether every masked filter is at zero right now."""
-        return all(rows.is_zero() for rows in self._rows)
+        return not any(rows.masked and bool(rows.read().any()) for rows in self._rows)
 
     def restore(self) -> None:
         """Put the values back that the filters had when they were masked, bit for bit, and end the mask.
