@@ -64,7 +64,12 @@ class ImageSource:
         """Read the images at some positions, batch by batch: which `(n,)`, and the images `(n, ...)`."""
         split = torch.split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), self.batch_size)
         places = [own for own in split if len(own)]
-        batches = self._read(positions, places)
+        batches: Iterator[Any]
+        if self._loader is None:
+            batches = map(self._data.__getitem__, places)
+        else:
+            workers = self._loader.num_workers if len(places) > 1 else 0
+            batches = iter(reread(self._loader, positions, num_workers=workers))  # may go on after an error
         for own in places:
             try:
                 batch = next(batches)
@@ -74,13 +79,6 @@ class ImageSource:
             else:
                 images = self._images_of(batch, len(own))
             yield own, images
-
-    def _read(self, positions: Sequence[int], places: Sequence[Tensor]) -> Iterator[Any]:
-        """Iterate over batches as a data set gives them; may go on after an error."""
-        if self._loader is None:
-            return map(self._data.__getitem__, places)
-        workers = self._loader.num_workers if len(places) > 1 else 0
-        return iter(reread(self._loader, positions, num_workers=workers))
 
     def _read_alone(self, position: int) -> Tensor:
         """Read one image of a batch that could not be read `(1, ...)`."""
