@@ -11,14 +11,11 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Any
 
 
-def log_figure(logger: Any, name: str, figure: Figure, step: int) -> None:
-    """Log a figure, as a PNG file beside CSVLogger's; slashes in its name make groups or folders."""
+def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
+    """Log a figure of `plots`, as a PNG file beside CSVLogger's; slashes in its name make groups or folders."""
     experiment: Any = getattr(logger, "experiment", None)
     kind, file = _kind(logger), f"{_file_name(name)}/step={step:06d}.png"
     if kind == "wandb":
@@ -26,7 +23,7 @@ def log_figure(logger: Any, name: str, figure: Figure, step: int) -> None:
         # would discard what does, is left to count by itself.
         from PIL import Image
 
-        logger.log_image(key=name, images=[Image.open(io.BytesIO(_png(figure)))], step=step)
+        logger.log_image(key=name, images=[Image.open(io.BytesIO(figure._repr_png_()))], step=step)
     elif kind == "tensorboard":
         experiment.add_figure(_prefixed(logger, name), figure, global_step=step, close=False)
     elif kind == "mlflow":
@@ -34,7 +31,7 @@ def log_figure(logger: Any, name: str, figure: Figure, step: int) -> None:
     elif kind == "comet":
         experiment.log_figure(figure_name=name, figure=figure, step=step)
     elif kind == "csv":
-        _write(os.path.dirname(experiment.metrics_file_path), file, _png(figure))
+        _write(os.path.dirname(experiment.metrics_file_path), file, figure._repr_png_())
 
 
 def log_page(logger: Any, name: str, page: str, step: int) -> None:
@@ -124,12 +121,6 @@ def _prefixed(logger: Any, name: str) -> str:
     """The name under which TensorBoardLogger files a metric."""
     prefix = getattr(logger, "_prefix", "")
     return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{name}" if prefix and isinstance(prefix, str) else name
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())  # not the user's style's
-    return buffer.getvalue()
 
 
 def _file_name(name: str) -> str:
