@@ -37,19 +37,14 @@ def find_norms_on(
                 return norms
         except Exception:  # it may take anything but images, or not be there at all
             pass
-        tried = _silent_copy(trainer, pl_module)
+        # A copy without loggers: metrics, lists and whatever else a `validation_step` changes are its own.
+        tried = copy.deepcopy(pl_module)
+        tried.trainer = trainer
+        silent = {"logger": DummyLogger(), "loggers": []}
+        tried.__class__ = type(type(pl_module).__name__, (type(pl_module),), silent)
         arguments = len(inspect.signature(tried.validation_step).parameters)
         with unlogged(tried):
             return find_norms(tried, filters, lambda: tried.validation_step(*(clone_inputs(few), 0, 0)[:arguments]))
-
-
-def _silent_copy(trainer: Any, pl_module: Any) -> Any:
-    """A copy without loggers; metrics, lists and whatever else a `validation_step` changes are its own."""
-    tried = copy.deepcopy(pl_module)
-    tried.trainer = trainer
-    silent = {"logger": DummyLogger(), "loggers": []}
-    tried.__class__ = type(type(pl_module).__name__, (type(pl_module),), silent)
-    return tried
 
 
 def average_models(callbacks: list[Any]) -> Iterator[nn.Module]:

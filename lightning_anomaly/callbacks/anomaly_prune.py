@@ -201,15 +201,10 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Mask before the first step, with the batch to find norms with."""
-        if self._due:
-            self._due = False
-            self._mask_filters(trainer, pl_module, batch)
-
-    def _mask_filters(self, trainer: Any, pl_module: Any, batch: Any) -> None:
-        """Mask what process 0 chooses, in all processes."""
-        assert self.mask is not None
-        epoch = trainer.current_epoch
+        """Mask before the first step what process 0 chooses, with the batch to find norms with."""
+        if not self._due or self.mask is None:
+            return
+        self._due, epoch = False, trainer.current_epoch
         chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
         # All run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
