@@ -54,9 +54,8 @@ class ValidationWatch:
         self._seed = settings.seed
         self.notes = notes
         self.alone = rank_and_world()[1] == 1
-        self.gathered = probe_size  # samples that all processes have together, at most
-        if probe == "val" and not self.alone:
-            self.gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
+        # Samples that all processes have together, at most; of a training probe it is known when it runs.
+        self.gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
         self._limit = -(-probe_size // rank_and_world()[1])
         self.samples = ProbeSamples(keep_images)  # what the batches tell of them

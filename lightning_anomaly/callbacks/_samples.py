@@ -83,10 +83,8 @@ def label_texts(classes: Tensor, predicted: Tensor, loaders: Any) -> list[str]:
     """The class of each sample `(N,)`, by its name if there is one, and what is predicted if that is another."""
     data = holder(getattr(first_loader(loaders), "dataset", None), "classes")
     names = dict(enumerate(getattr(data, "classes", None) or ()))
-    pairs = [
-        [str(names.get(own, own)) for own in pair] for pair in zip(classes.tolist(), predicted.tolist(), strict=True)
-    ]
-    return [own if own == other else f"{own}, predicted {other}" for own, other in pairs]
+    own, other = ([str(names.get(place, place)) for place in part.tolist()] for part in (classes, predicted))
+    return [one if one == two else f"{one}, predicted {two}" for one, two in zip(own, other, strict=True)]
 
 
 def probe_files(loaders: Any, samples: int) -> list[str] | None:

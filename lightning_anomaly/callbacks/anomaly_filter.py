@@ -210,15 +210,11 @@ class AnomalyFilterCallback(WatchingCallback):
         self.report = report
         self._warn_of(trainer, watch.class_notes(report.n_samples), True)
         if fitting:
-            self._compare(watch.samples.pixels)
+            before, self._pixels = self._pixels, watch.samples.pixels
+            if before is not None and not same_pixels(before, self._pixels) and "shuffled" not in self._warned:
+                self._warn_once("changed", CHANGED[self.probe])
         self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}
         return report, images
-
-    def _compare(self, pixels: Tensor) -> None:
-        """Warn if the probe has changed."""
-        before, self._pixels = self._pixels, pixels
-        if before is not None and not same_pixels(before, pixels) and "shuffled" not in self._warned:
-            self._warn_once("changed", CHANGED[self.probe])
 
     @guarded
     def _remember(self, trainer: Any, found: tuple[AnomalyReport, Tensor | None] | None) -> None:
