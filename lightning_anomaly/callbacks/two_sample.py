@@ -164,15 +164,13 @@ class TwoSampleCallback(WatchingCallback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Compare after the first step, see `ValidationWatch.run_training_probe`."""
-        if self._due and self._fresh is None:
-            self._compare(trainer, pl_module, batch)
-
-    def _finish(self, trainer: Any, pl_module: Any) -> None:
-        if self._fresh is None:
-            self._compare(trainer, pl_module, None)
+        if self._due:
+            self._finish(trainer, pl_module, batch)
 
     @until_validation_end
-    def _compare(self, trainer: Any, pl_module: Any, batch: Any) -> None:
+    def _finish(self, trainer: Any, pl_module: Any, batch: Any = None) -> None:
+        if self._fresh is not None:
+            return
         start = perf_counter()
         precision = trainer.strategy.precision_plugin
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
