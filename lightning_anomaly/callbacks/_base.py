@@ -126,7 +126,6 @@ class LoggingCallback(GuardedCallback):
 
     def __init__(self, log_key_prefix: str) -> None:
         self.log_key_prefix = check_text("log_key_prefix", log_key_prefix)
-        self._set_up = False
         self._warned: set[str] = set()
 
     @property
@@ -134,12 +133,11 @@ class LoggingCallback(GuardedCallback):
         """The key of this callback's state in a checkpoint."""
         key = f"{type(self).__name__}[{self.log_key_prefix}]"
         # No two are equal until `setup` can say, other than a Trainer would, that they need different prefixes.
-        return key if self._set_up else f"{key} {id(self)}"
+        return f"{key} {id(self)}" if self._present is None else key
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that no other callback logs under the same keys, and that all processes have validations."""
         super().setup(trainer, pl_module, stage)
-        self._set_up = True
         if stage != "fit":
             self._warned.clear()  # what was said may be of another module
         for twin in trainer.callbacks:
