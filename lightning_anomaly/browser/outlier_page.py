@@ -28,13 +28,12 @@ def write_outlier_page(
     """Write the `shown` images with the largest scores as an HTML file, see `OutlierReport.save_html`."""
     names = None if labels is None else plain_labels(labels, len(report.scores))
     rows = report.rows(shown)
-    for row in rows:
-        row["score"] = _finite(row["score"])
     # By which a browser keeps what was ticked: the same for the same ranking, whatever its images are called.
     key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
     beyond = {*report.beyond}
     for row in rows:
         position = row["position"]
+        row["score"] = _finite(row["score"])
         if names is not None:
             row["label"] = str(names[position])
         row["views"] = {view: _finite(own[position].item()) for view, own in report.view_scores.items()}
