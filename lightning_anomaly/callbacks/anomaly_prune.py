@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any, get_args
 
 from lightning.pytorch.utilities import rank_zero_info
-from torch.nn.parameter import is_lazy
 
 from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
 from lightning_anomaly.callbacks._history import THRESHOLD
@@ -159,7 +158,7 @@ class AnomalyPruneCallback(LoggingCallback):
         """Refuse layers that could not be masked, rather than in the middle of the fit."""
         super().on_fit_start(trainer, pl_module)
         for name, layer in select_layers(pl_module, self._watcher.layers).items():
-            if isinstance(layer, CONVOLUTIONS) and not any(map(is_lazy, layer.parameters(recurse=False))):
+            if isinstance(layer, CONVOLUTIONS):
                 conv_rows(name, layer, [0])
         if self.mask is None:
             self.mask = FilterMask(pl_module)
