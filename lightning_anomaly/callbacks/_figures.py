@@ -63,7 +63,11 @@ class FigureSchedule:
         self, report: AnomalyReport, images: Tensor | None, told: Mapping[str, Any], epoch: int, step: int
     ) -> None:
         """Keep what is shown of an analysis, and what a page is `told` of its samples, until the next."""
-        outliers = _pick_outliers(report, images) if self._figures else None
+        outliers = None
+        if self._figures and images is not None and len(images) == report.n_samples:
+            # Signals are drawn as curves.
+            shown = images if images.ndim > 3 else drawn(images, images).permute(0, 3, 1, 2)
+            outliers = outlier_images(report, shown)
         self._pending, self._drawn = (report, outliers, told, step), False
         if report.pictures is not None:
             self._epochs.add(report, epoch, step)
@@ -96,15 +100,6 @@ class FigureSchedule:
 def is_due(number: int) -> bool:
     """Whether a figure belongs to the 1st, 2nd, 4th, 8th, ... of something."""
     return number & (number - 1) == 0
-
-
-def _pick_outliers(report: AnomalyReport, images: Tensor | None) -> Tensor | None:
-    """The few images, or curves of signals, that the figure of the outliers shows; None if of other samples."""
-    if images is None or len(images) != report.n_samples:
-        return None
-    if images.ndim == 3:
-        images = drawn(images, images).permute(0, 3, 1, 2)
-    return outlier_images(report, images)
 
 
 def log_drawn(loggers: list[Any], name: str, draw: Callable[[], Figure | None], step: int, guard: Guard) -> None:
