@@ -156,15 +156,6 @@ def analyze_probe(
         return report, images
 
 
-def shortcomings(report: AnomalyReport, probe_size: int) -> dict[str, str]:
-    """What a report should be warned about, by a key: its notes, and a probe of fewer than `probe_size` samples."""
-    found = {key: note for key, note in report.notes.items() if key != "few samples"}
-    if report.n_samples < probe_size and report.layers:
-        text = f"The probe has {report.n_samples} samples, fewer than `probe_size = {probe_size}`."
-        found["small probe"] = " ".join([text, report.notes.get("few samples", "")]).strip()
-    return found
-
-
 def is_empty_result(report: AnomalyReport) -> bool:
     """Whether no filter could have been found, for want of layers, of samples or of finite maps."""
     verdicts = {verdict for layer in report.layers.values() for verdict in layer.verdicts}

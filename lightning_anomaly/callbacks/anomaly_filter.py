@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._history import remember
-from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, analyze_probe, is_empty_result, shortcomings
+from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, analyze_probe, is_empty_result
 from lightning_anomaly.callbacks._samples import same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
@@ -204,7 +204,13 @@ class AnomalyFilterCallback(WatchingCallback):
         watch = self._watch
         assert watch is not None  # without one it would have raised
         empty = is_empty_result(report)
-        self._warn_of(trainer, shortcomings(report, 0 if trainer.fast_dev_run else self.probe_size), not empty)
+        notes = dict(report.notes)
+        if trainer.fast_dev_run:
+            notes.pop("few samples", None)
+        elif report.n_samples < self.probe_size and report.layers:
+            small = f"The probe has {report.n_samples} samples, fewer than `probe_size = {self.probe_size}`."
+            notes = {"small probe": small, **notes}
+        self._warn_of(trainer, notes, not empty)
         if empty and self._has_found(trainer):  # a count of 0 would look like health
             return None
         self.report = report
