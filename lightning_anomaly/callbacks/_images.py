@@ -30,24 +30,18 @@ def read_images(trainer: Any, pl_module: Any, train: Source, val: Source, size: 
     Raises:
         ValueError: If a data set cannot be indexed.
     """
-    train_source, val_source = (
-        first_loader(DataLoader(own, batch_size=64) if isinstance(own, Dataset) else own)
-        for own in (
-            trainer.train_dataloader if train is None else train,
-            trainer.val_dataloaders if val is None else val,
-        )
-    )
+    chosen = trainer.train_dataloader if train is None else train, trainer.val_dataloaders if val is None else val
+    sources = [first_loader(DataLoader(own, batch_size=64) if isinstance(own, Dataset) else own) for own in chosen]
     images = []
     with isolated_random_state(seed=0):
-        for name, source in (("train_inputs", train_source), ("val_inputs", val_source)):
+        for name, source in zip(("train_inputs", "val_inputs"), sources, strict=True):
             if isinstance(source, Tensor):
                 images.append(source)
                 continue
             positions = training_positions(source, size, seed=0, what=f"`{name}`, given or the Trainer's own,")
             if train is None and name == "train_inputs":
-                source = _without_augmentation(source, val_source)
-            batches = reread(source, positions)
-            images.append(torch.cat([_inputs(trainer, pl_module, batch) for batch in batches]))
+                source = _without_augmentation(source, sources[1])
+            images.append(torch.cat([_inputs(trainer, pl_module, batch) for batch in reread(source, positions)]))
     return images[0], images[1]
 
 
