@@ -19,7 +19,6 @@ from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.distributed import gather_results
 from lightning_anomaly.plots import comparison_figure
-from lightning_anomaly.plots.comparisons import ComparisonFields
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import layer_significance
 from lightning_anomaly.two_sample.report import TwoSampleReport
@@ -132,7 +131,7 @@ class TwoSampleCallback(WatchingCallback):
 
     def _forget(self) -> None:
         self.report: TwoSampleReport | None = None
-        self.history: list[ComparisonFields] = []
+        self.history: list[dict[str, Any]] = []
         self._rise = ErrorRise()
         self._undrawn: int | None = None  # the step of the last validation, if no figure has it
         self._warned.clear()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.plots.style import new_figure, short_name
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
+
+# As that of a `TwoSampleCallback`. What stands in `metrics` of an output that is not compared, or of a layer without an
+# entry in `share_p_values`, is of before or stands for nothing.
+History = Sequence[Mapping[str, Any]]
 
 _LAYER = "layer/"  # what the names of layers' metrics begin with
 # Of shares, from none to the largest: hue says whether chance explains them, lightness how large they are.
@@ -23,21 +27,7 @@ _AREAS = (0.48, 0.6)  # always on the axis: what chance gives should look flat
 _ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a layer with its name, of all at least, and at most (inches)
 
 
-class ComparisonFields(TypedDict):
-    """What a `TwoSampleCallback` remembers of a validation, in plain types."""
-
-    epoch: int
-    step: int  # optimizer steps before it
-    metrics: dict[str, float]  # by the names behind the prefix of what is logged
-    compares_output: bool  # else the output's metrics are those of before, or stand for nothing
-    # Of each layer with filters that could be judged, how often random divisions of the same images find as large a
-    # share of them. What was logged of another layer stands for nothing.
-    share_p_values: dict[str, float]
-
-
-def comparison_figure(
-    history: Sequence[ComparisonFields], significance: float, layer_significance: float
-) -> Figure | None:
+def comparison_figure(history: History, significance: float, layer_significance: float) -> Figure | None:
     """Draw whether and where training images are told from validation images, at every validation so far.
 
     Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
@@ -79,7 +69,7 @@ def _legend(significance: float) -> tuple[str, str]:
     return f"p > {significance:g}: chance explains it", f"p ≤ {significance:g}: chance does not"
 
 
-def _draw_output(axes: Axes, history: Sequence[ComparisonFields], significance: float) -> None:
+def _draw_output(axes: Axes, history: History, significance: float) -> None:
     areas = [entry["metrics"]["confidence_auc"] if entry["compares_output"] else math.nan for entry in history]
     tells = [entry["metrics"]["confidence_p_value"] <= significance for entry in history]
     axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
@@ -97,9 +87,7 @@ def _draw_output(axes: Axes, history: Sequence[ComparisonFields], significance: 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _shares(
-    history: Sequence[ComparisonFields], layers: Sequence[str], significance: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _shares(history: History, layers: Sequence[str], significance: float) -> tuple[np.ndarray, np.ndarray]:
     """Shares `(layers, validations)`, NaN where none was compared, and whether chance does not explain them."""
     import numpy as np
 
@@ -148,7 +136,7 @@ def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, telling:
         axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=10, fontweight=weight)
 
 
-def _number_validations(axes: Axes, history: Sequence[ComparisonFields]) -> None:
+def _number_validations(axes: Axes, history: History) -> None:
     """Epochs under the validations, or steps where an epoch has several."""
     from matplotlib.ticker import MaxNLocator
 

@@ -9,22 +9,21 @@ from matplotlib.figure import Figure
 from test_plots import assert_legible
 
 from lightning_anomaly.plots import comparison_figure
-from lightning_anomaly.plots.comparisons import ComparisonFields
 
 
-def entry(epoch: int, shares: dict[str, float], p_values: dict[str, float], **other: Any) -> ComparisonFields:
+def entry(epoch: int, shares: dict[str, float], p_values: dict[str, float], **other: Any) -> dict[str, Any]:
     output = {"confidence_auc": 0.5 + epoch / 100, "confidence_p_value": 0.5 if epoch < 2 else 0.001}
     metrics = {**output, **{f"layer/{name}": share for name, share in shares.items()}}
     found: Any = {"epoch": epoch, "step": 10 * epoch, "metrics": metrics, "compares_output": True}
     return {**found, "share_p_values": p_values, **other}
 
 
-def long(layers: int, validations: int, name: str = "layer4.{}.downsample.0") -> list[ComparisonFields]:
+def long(layers: int, validations: int, name: str = "layer4.{}.downsample.0") -> list[dict[str, Any]]:
     shares = {name.format(i): i / layers for i in range(layers)}
     return [entry(epoch, shares, dict.fromkeys(shares, 0.001)) for epoch in range(validations)]
 
 
-def drawn(history: list[ComparisonFields]) -> Figure:
+def drawn(history: list[dict[str, Any]]) -> Figure:
     figure = comparison_figure(history, 0.01, 0.005)
     assert figure is not None
     return figure
