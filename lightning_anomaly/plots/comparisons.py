@@ -27,13 +27,13 @@ _AREAS = (0.48, 0.6)  # always on the axis: what chance gives should look flat
 _ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a layer with its name, of all at least, and at most (inches)
 
 
-def comparison_figure(history: History, significance: float, layer_significance: float) -> Figure | None:
+def comparison_figure(history: History, significance: float, layer_significance: float) -> Figure:
     """Draw whether and where training images are told from validation images, at every validation so far.
 
     Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
     the share of its filters or units that tell the two apart. What chance explains is grey, and orange what it hardly
     gives; where nothing could be compared the row is hatched. The layers are those of the last validation, in its
-    order. The figure stays within 7 x 16 inches: of many layers, only some are named. None without any validation.
+    order. The figure stays within 7 x 16 inches: of many layers, only some are named.
 
     Chance is no explanation at p-values up to `significance` for the output, and up to `layer_significance` for a
     layer, of which there are many, see `rank_test.layer_significance`.
@@ -41,8 +41,6 @@ def comparison_figure(history: History, significance: float, layer_significance:
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    if not history:
-        return None
     percent = StrMethodFormatter("{x:.0%}")  # matplotlib 3.8 takes the text itself for a format with %
     layers = [key.removeprefix(_LAYER) for key in history[-1]["metrics"] if key.startswith(_LAYER)]
     height = min(_TALLEST, max(_LEAST, _ROW * len(layers)))
