@@ -99,7 +99,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         self.confirm = None if confirm is None else check_text("confirm", confirm)
         super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose))
         # Until there is a Trainer.
-        self._watch(*(("two_sample", self._output) if self.log_key_prefix is None else (self.log_key_prefix, _FILTERS)))
+        self._watch(self.log_key_prefix or "two_sample", self.log_key_prefix is None)
         self._warned: set[str] = set()
         self._forget()
 
@@ -110,12 +110,9 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         own = "".join(f"[{name}={value}]" for name, value in given.items() if value is not None)
         return f"{super().state_key}{own}{'' if self.confirm == 'auto' else f'[confirm={self.confirm}]'}"
 
-    @property
-    def _output(self) -> _Signal:
-        return _OUTPUT if self.confirm is None else _CONFIRMED
-
-    def _watch(self, prefix: str, signal: _Signal) -> None:
-        self._signal = signal
+    def _watch(self, prefix: str, compares: bool) -> None:
+        output = _OUTPUT if self.confirm is None else _CONFIRMED
+        self._signal = signal = output if compares else _FILTERS
         self.monitor = f"{prefix}/{signal.name}"
         self.divergence_threshold = signal.threshold if self._threshold is None else self._threshold
         self.patience = signal.patience if self._patience is None else self._patience
@@ -167,8 +164,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         """
         kinds = [TwoSampleCallback, AnomalyFilterCallback]
         self._watched = find_callback(trainer, kinds, self.log_key_prefix, "AnomalyEarlyStopping")
-        compares = isinstance(self._watched, TwoSampleCallback)
-        self._watch(self._watched.log_key_prefix, self._output if compares else _FILTERS)
+        self._watch(self._watched.log_key_prefix, isinstance(self._watched, TwoSampleCallback))
         check_integer("patience", self.patience, self._signal.hold)
 
     def _tell(self) -> None:
