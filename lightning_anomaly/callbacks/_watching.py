@@ -96,7 +96,8 @@ class WatchingCallback(LoggingCallback):
         """Add this validation to the history."""
 
     def _log_values(self, trainer: Any, pl_module: Any) -> None:
-        self._log(trainer, pl_module, self._values)
+        """Log the values, of which a progress bar shows the fraction."""
+        self._log(trainer, pl_module, self._values, prog_bar="fraction")
 
     def _draw_last(self, trainer: Any) -> None:
         """Log figures of the last validation that have not been logged."""

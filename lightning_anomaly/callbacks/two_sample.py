@@ -233,9 +233,6 @@ class TwoSampleCallback(WatchingCallback):
             if is_due(-(-len(self.history) // self.every_n_validations)):
                 self._draw_last(trainer)
 
-    def _log_values(self, trainer: Any, pl_module: Any) -> None:
-        self._log(trainer, pl_module, self._values, prog_bar="fraction")
-
     def _draw_last(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
             live = max(len(entry["share_p_values"]) for entry in self.history)
