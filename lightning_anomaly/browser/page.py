@@ -53,11 +53,7 @@ def write(path: str | Path, text: str) -> None:
 
 
 def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
-    """Labels by position as plain values, also out of tensors, arrays and columns of tables, whose index has no say.
-
-    Raises:
-        ValueError: If there are not `count` of them.
-    """
+    """Labels by position as plain values, also out of tensors, arrays and columns of tables, whose index has no say."""
     if len(labels) != count:
         raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {len(labels)}.")
     return [value.tolist() if hasattr(value, "tolist") else value for value in labels]
@@ -66,14 +62,11 @@ def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
 def assemble(
     code: Sequence[str], index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
 ) -> str:
-    """Put a page together, as text.
+    """Put a page together, as text, of files of JavaScript in the order of their imports.
 
-    Args:
-        code: Files of JavaScript, in the order of their imports. In the page they are one module, so no two of them
-            have a name in common.
-        index: What the page reads at once, plain values; it has a `"title"`.
-        images: uint8 images `(N, height, width, channels)` with one or three channels, which become one PNG file.
-        blocks: What it unpacks when needed, by name.
+    In the page they are one module, so no two of them have a name in common. It reads the plain values of `index` at
+    once, which have a `"title"`, and unpacks `blocks` when needed. The `images`, uint8 `(N, height, width, channels)`
+    with one or three channels, become one PNG file.
     """
     placed, sprite = (None, {}) if images is None else _sprite(images)
     plain = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()

@@ -169,11 +169,7 @@ def logged_step(trainer: Any) -> int:
 
 
 def find_callback(trainer: Any, kinds: Sequence[type[LoggingCallback]], prefix: str | None, asking: str) -> Any:
-    """Find a Trainer's callback of one of some kinds, with this `log_key_prefix` or the first of the first kind.
-
-    Raises:
-        ValueError: If there is none, with who is `asking`.
-    """
+    """Find a Trainer's callback of one of some kinds, with this `log_key_prefix` or the first of the first kind."""
     found = [own for kind in kinds for own in trainer.callbacks if isinstance(own, kind)]
     for own in found:
         if prefix in (None, own.log_key_prefix):

@@ -28,23 +28,8 @@ def rise(fractions: Sequence[float]) -> float:
     where a window is earlier if it ends before the last five values begin. All of the last five values lie at least
     that far above all five of some earlier stretch. A single odd value, high or low, raises nothing; fluctuation around
     a constant is taken off at both ends instead of being averaged; there is no noise level to be estimated and no
-    weight to be chosen.
-
-    Args:
-        fractions: The anomaly fraction at each validation, oldest first, finite.
-
-    Returns:
-        The rise (a fraction, at least 0); 0 while the series is flat or falls, and before there are ten values. A step
-        shows from the fifth value after it on, as the height of the step.
-
-    Examples:
-        >>> before = [0.1] * 6
-        >>> rise(before + [0.3] * 4)
-        0.0
-        >>> round(rise(before + [0.3] * 5), 3)
-        0.2
-        >>> rise([0.5, 0.4, 0.4, 0.3, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.1])
-        0.0
+    weight to be chosen. It is 0 while the series is flat or falls, and before there are ten values. A step shows from
+    the fifth value after it on, as the height of the step.
     """
     earlier = [max(fractions[end - HOLD : end]) for end in range(HOLD, len(fractions) - HOLD + 1)]
     return max(0.0, min(fractions[-HOLD:]) - min(earlier)) if earlier else 0.0

@@ -26,9 +26,6 @@ def read_images(trainer: Any, pl_module: Any, train: Source, val: Source, size: 
     A tensor is taken whole, and of anything else a random sample of `size`. None takes the Trainer's own: training
     images with the transform of the validation images, where their data sets have one, and else as the loader yields
     them.
-
-    Raises:
-        ValueError: If a data set cannot be indexed.
     """
     chosen = trainer.train_dataloader if train is None else train, trainer.val_dataloaders if val is None else val
     sources = [first_loader(DataLoader(own, batch_size=64) if isinstance(own, Dataset) else own) for own in chosen]

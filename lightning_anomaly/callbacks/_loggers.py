@@ -92,8 +92,6 @@ def loss_tags(names: Iterable[str]) -> dict[str, str]:
     Examples:
         >>> loss_tags(["train_loss_step", "train_loss_epoch", "epoch", "val_loss", "val_accuracy", "test_loss"])
         {'training': 'train_loss_epoch', 'validation': 'val_loss'}
-        >>> loss_tags(["Loss/val", "Loss/train"])
-        {'training': 'Loss/train', 'validation': 'Loss/val'}
     """
     best: dict[str, tuple[tuple[int, ...], str]] = {}
     for name in names:

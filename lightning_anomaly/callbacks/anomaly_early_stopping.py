@@ -157,11 +157,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         super().setup(trainer, pl_module, stage)
 
     def _choose(self, trainer: Any) -> None:
-        """Take the signal of the callback with the prefix, or of the first one.
-
-        Raises:
-            ValueError: If there is none, or `patience` does not fit the signal.
-        """
+        """Take the signal of the callback with the prefix, or of the first one; `patience` has to fit it."""
         kinds = [TwoSampleCallback, AnomalyFilterCallback]
         self._watched = find_callback(trainer, kinds, self.log_key_prefix, "AnomalyEarlyStopping")
         self._watch(self._watched.log_key_prefix, isinstance(self._watched, TwoSampleCallback))
