@@ -59,14 +59,12 @@ class ReferenceModel(NamedTuple):
     Attributes:
         used: Which of the layer's numbers are finite and vary in the reference `(F * S,)`, V of them.
         knots: Sorted values of the reference `(V, Q)`.
-        upper_ranks: Number of knots that are at most as large as each knot `(V, Q)`.
         tails: Directions of the tails.
         values: Directions of the normal scores.
     """
 
     used: Tensor
     knots: Tensor
-    upper_ranks: Tensor
     tails: Directions
     values: Directions
 
@@ -82,7 +80,7 @@ class ReferenceModel(NamedTuple):
             return None
         pairs = zip((fit.tails, fit.values), _DIRECTIONS, strict=True)
         tails, values = (vectors.directions(fit.inliers, count) for vectors, count in pairs)
-        return cls(fit.used, fit.knots, fit.upper_ranks, tails, values)
+        return cls(fit.used, fit.knots, tails, values)
 
     def mahalanobis_squared(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """Compute squared distances `(n, 2)` of statistics `(n, F, S)` by tails and by normal scores, and the tails.
@@ -92,7 +90,7 @@ class ReferenceModel(NamedTuple):
         flat = statistics.flatten(1).float()
         if len(self.knots) < len(self.used):
             flat = flat[:, self.used]
-        tails, values = _tails_and_values(flat, self.knots, self.upper_ranks)
+        tails, values = _tails_and_values(flat, self.knots)
         distances = torch.stack([self.tails.mahalanobis_squared(tails), self.values.mahalanobis_squared(values)], 1)
         distances[~flat.abs().amax(1).isfinite()] = torch.inf
         return distances, tails
@@ -126,7 +124,7 @@ def layer_scores(statistics: Tensor) -> Tensor:
 
 
 class _Fit(NamedTuple):
-    """`used`, `knots` and `upper_ranks` of a `ReferenceModel`, and all of its samples.
+    """`used` and `knots` of a `ReferenceModel`, and all of its samples.
 
     Attributes:
         tails: Of all samples, those that are not finite included.
@@ -137,7 +135,6 @@ class _Fit(NamedTuple):
 
     used: Tensor
     knots: Tensor
-    upper_ranks: Tensor
     tails: Vectors
     values: Vectors
     inliers: Tensor
@@ -157,7 +154,7 @@ def _fit(statistics: Tensor) -> _Fit | None:
         return None
     flat = flat if used.all() else flat[:, used]
     ranked = _ranked(flat, flat[inliers])
-    outliers = _outlier_mask(*ranked[2:], inliers)
+    outliers = _outlier_mask(*ranked[1:], inliers)
     if outliers.any():
         inliers = inliers[~outliers]
         ranked = _ranked(flat, flat[inliers])
@@ -192,12 +189,11 @@ def _mahalanobis_squared(tails: Vectors, values: Vectors, inliers: Tensor) -> Te
     return torch.stack([vectors.mahalanobis_squared(inliers, min(count, most)) for vectors, count in pairs], 1)
 
 
-def _ranked(flat: Tensor, reference: Tensor) -> tuple[Tensor, Tensor, Vectors, Vectors]:
-    """Knots and upper ranks of a reference, and tails and normal scores of `flat` among them."""
+def _ranked(flat: Tensor, reference: Tensor) -> tuple[Tensor, Vectors, Vectors]:
+    """Knots of a reference, and tails and normal scores of `flat` among them."""
     knots = _knots(reference)
-    upper_ranks = _upper_ranks(knots)
-    tails, values = _tails_and_values(flat, knots, upper_ranks)
-    return knots, upper_ranks, Vectors(tails), Vectors(values)
+    tails, values = _tails_and_values(flat, knots)
+    return knots, Vectors(tails), Vectors(values)
 
 
 def _knots(flat: Tensor) -> Tensor:
@@ -209,20 +205,12 @@ def _knots(flat: Tensor) -> Tensor:
     return ordered[:, places].contiguous()
 
 
-def _upper_ranks(knots: Tensor) -> Tensor:
-    """How many values of a sorted row are at most as large as each, int32 `(V, Q)`."""
-    values, count = knots.numpy(), knots.shape[1]
-    found = np.tile(np.arange(1, count + 1, dtype=np.int32), (len(values), 1))
-    found[:, :-1][values[:, 1:] == values[:, :-1]] = count  # an equal one follows
-    return torch.from_numpy(np.minimum.accumulate(found[:, ::-1], axis=1)[:, ::-1].copy())  # twice as fast as torch's
-
-
-def _tails_and_values(flat: Tensor, knots: Tensor, upper_ranks: Tensor) -> tuple[Tensor, Tensor]:
+def _tails_and_values(flat: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
     """-log of the two-sided tail probabilities and normal scores, `(n, V)` each, of values `(n, V)` among knots."""
     # Not above: an import of the package does without numba.
     from lightning_anomaly.outliers.ranks import rank_lookup
 
-    tails, values = rank_lookup(flat, knots, upper_ranks, _tables(knots.shape[1]).to(knots))
+    tails, values = rank_lookup(flat, knots, _tables(knots.shape[1]).to(knots))
     return tails, values
 
 
