@@ -49,8 +49,8 @@ def precision_factors(xx: Tensor, xy: Tensor, yy: Tensor, reg_covar: float) -> T
 
 def load_engine(name: str) -> Engine:
     """Return the engine of a name, see `AnalysisSettings`; what it needs is imported now."""
-    module = import_module(f"{__package__}.{'numba' if name == 'auto' else name}_engine")
-    engine: Engine = module.ENGINE()
+    name = "numba" if name == "auto" else name
+    engine: Engine = getattr(import_module(f"{__package__}.{name}_engine"), f"{name.capitalize()}Engine")()
     return engine
 
 

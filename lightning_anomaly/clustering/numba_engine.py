@@ -100,6 +100,3 @@ def _cluster_moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array)
             own[k, 5] += dy * dy
         for k in range(len(own)):
             own[k, 3:] /= max(own[k, 0], 1.0)
-
-
-ENGINE = NumbaEngine

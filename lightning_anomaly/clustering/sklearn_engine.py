@@ -61,6 +61,3 @@ def _fit(points: Any, weights: Any, means: Any, precisions: Any, **options: floa
     factors = mixture.precisions_cholesky_[:, [0, 0, 1], [0, 1, 1]]
     parameters = mixture.weights_, mixture.means_, factors
     return *parameters, mixture.lower_bound_, labels, mixture.n_iter_, mixture.converged_
-
-
-ENGINE = SklearnEngine

@@ -117,6 +117,3 @@ def _m_step(points: Tensor, resp: Tensor, reg_covar: float) -> Parameters:
     dx, dy = (points[:, None] - means[:, :, None]).unbind(3)
     xx, xy, yy = ((resp * product).sum(2) / count for product in (dx * dx, dx * dy, dy * dy))
     return count / count.sum(1, keepdim=True), means, precision_factors(xx, xy, yy, reg_covar)
-
-
-ENGINE = TorchEngine
