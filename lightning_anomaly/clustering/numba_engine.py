@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from functools import cache
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +23,16 @@ from lightning_anomaly.loops import compile_loop
 
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
-_ANNOUNCING = Lock()
 
 
 class NumbaEngine(Engine):
     """A filter at a time, in compiled code."""
 
+    def __init__(self) -> None:
+        _announce_compilation()
+
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
         """See `Engine`."""
-        with _ANNOUNCING:  # an analysis begins with this loop
-            _announce_compilation()
         in_order = np.sort(points.contiguous().numpy().view(np.complex128)[..., 0], axis=1)
         xs, ys = np.ascontiguousarray(in_order.real), np.ascontiguousarray(in_order.imag)
         centres = np.empty((len(xs), *uniform.shape, 2))
