@@ -7,6 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from lightning_anomaly.clustering.engine import EMPTY
 from lightning_anomaly.loops import compile_loop
 
 _Array = npt.NDArray[np.float64]
@@ -14,7 +15,6 @@ _Integers = npt.NDArray[np.int64]
 _LN2 = math.log(2)
 SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(SCALE y)^2
 _LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi) and what scaled factors add to the logarithm of a density
-_EMPTY = 10 * float(np.finfo(np.float64).eps)  # what scikit-learn adds to every component's count
 _BLOCK = 256  # samples at a time in the E-step: the arrays of five components fill half of a first-level cache
 _ROUND = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in the low bits
 _EXPONENT = np.int64(52)  # where a double's exponent begins
@@ -70,10 +70,10 @@ def _m_step(w: _Array, mu: _Array, u: _Array, sums: _Array, reg: float) -> float
         u11, u12, u22 = u[k, 0], u[k, 1], u[k, 2]
         l11, l22 = 1.0 / u11, 1.0 / u22
         l21 = -u12 * l11 * l22
-        nk = s + _EMPTY
+        nk = s + EMPTY
         share = 1.0 / nk
-        dx = (l11 * s1 - _EMPTY * mu[k, 0]) * share
-        dy = (l21 * s1 + l22 * s2 - _EMPTY * mu[k, 1]) * share
+        dx = (l11 * s1 - EMPTY * mu[k, 0]) * share
+        dy = (l21 * s1 + l22 * s2 - EMPTY * mu[k, 1]) * share
         d1, d2 = u11 * dx, u12 * dx + u22 * dy
         c11 = (s11 - d1 * (2.0 * s1 - s * d1)) * share
         c12 = (s12 - d1 * s2 - d2 * (s1 - s * d1)) * share

@@ -11,6 +11,7 @@ from torch import Tensor
 
 KMEANS_ITERATIONS = 300  # at most, as scikit-learn's KMeans
 SAME = 1e-9  # relative difference that is rounding, for values of order one or larger
+EMPTY = 10 * torch.finfo(torch.float64).eps  # what scikit-learn adds to every component's count
 
 # Weights `(F, K)`, means `(F, K, 2)`, and `u11`, `u12`, `u22` `(F, K, 3)` of the upper triangular U with `U U^T` the
 # precision

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.clustering.engine import SAME, Engine, Parameters, precision_factors
+from lightning_anomaly.clustering.engine import EMPTY, SAME, Engine, Parameters, precision_factors
 from lightning_anomaly.settings import AnalysisSettings
 
 # scikit-learn's defaults
@@ -66,7 +66,7 @@ def cluster_parameters(
 ) -> Parameters:
     """Compute the parameters of a hard clustering `(F, N)` of points `(F, N, 2)`: one M-step."""
     sizes, means, covariances = engine.cluster_moments(points, labels, n_components)
-    count = sizes + 10 * torch.finfo(points.dtype).eps  # as scikit-learn does, for empty clusters
+    count = sizes + EMPTY
     xx, xy, yy = covariances.unbind(2)
     return count / count.sum(1, keepdim=True), means, precision_factors(xx, xy, yy, reg_covar)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.clustering.engine import (
+    EMPTY,
     KMEANS_ITERATIONS,
     SAME,
     Engine,
@@ -15,8 +16,6 @@ from lightning_anomaly.clustering.engine import (
     Parameters,
     precision_factors,
 )
-
-_EMPTY = 10 * torch.finfo(torch.float64).eps  # what scikit-learn adds to every component's count
 
 
 class TorchEngine(Engine):
@@ -112,7 +111,7 @@ def _log_joint(points: Tensor, weights: Tensor, means: Tensor, factors: Tensor) 
 
 def _m_step(points: Tensor, resp: Tensor, reg_covar: float) -> Parameters:
     """Parameters from responsibilities `(F, K, N)`."""
-    count = resp.sum(2) + _EMPTY
+    count = resp.sum(2) + EMPTY
     means = resp @ points / count[..., None]
     dx, dy = (points[:, None] - means[:, :, None]).unbind(3)
     xx, xy, yy = ((resp * product).sum(2) / count for product in (dx * dx, dx * dy, dy * dy))
