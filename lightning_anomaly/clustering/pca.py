@@ -58,15 +58,10 @@ def reduce_maps(maps: Tensor, engine: Engine) -> Reduction:
     live = reduction.live
     if live.any():
         scores, axes = engine.pca(rows if live.all() else rows[live])
-        scores = scores * _signs(axes)
+        loadings = axes.gather(1, axes.abs().argmax(1, keepdim=True))  # the largest are positive, as in scikit-learn
+        scores = scores * torch.where(loadings < 0, -1.0, 1.0).to(scores)
         squares = scores.square().sum(1)
         scores /= (squares[:, :1] / rows.shape[1]).sqrt()[:, None]
         points[live] = (scores * _GRID).round_() / _GRID
         explained[live] = (squares.sum(1) / total[live]).clamp(max=1)
     return reduction
-
-
-def _signs(axes: Tensor) -> Tensor:
-    """Signs `(F, 1, 2)` that make each axis's largest loading positive, as scikit-learn does; axes are `(F, P, 2)`."""
-    largest = axes.abs().argmax(1, keepdim=True)
-    return torch.where(axes.gather(1, largest) < 0, -1.0, 1.0).to(axes.dtype)
