@@ -71,13 +71,6 @@ def cluster_parameters(
     return count / count.sum(1, keepdim=True), means, precision_factors(xx, xy, yy, reg_covar)
 
 
-def cluster_sizes(labels: Tensor) -> Tensor:
-    """Count the samples in each cluster `(..., K)` of labels `(..., N)`, K one more than the largest label."""
-    clusters = int(labels.max()) + 1 if labels.numel() else 1
-    sizes = torch.zeros(*labels.shape[:-1], clusters, dtype=torch.int64, device=labels.device)
-    return sizes.scatter_add_(-1, labels, torch.ones_like(labels))
-
-
 def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
     """Compute the Calinski-Harabasz index, [SSB / (k - 1)] / [SSW / (N - k)] with k occupied clusters.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from lightning_anomaly.clustering.engine import SAME
-from lightning_anomaly.clustering.mixtures import Clustering, cluster_sizes, first_largest
+from lightning_anomaly.clustering.mixtures import Clustering, first_largest
 
 _SHARE = 2 / 3  # of the votes, for `rule="index"`; with half of them verdicts are less stable, see `docs/method.md`
 
@@ -17,9 +17,15 @@ LIVE = (NORMAL, ANOMALY)  # filters that could be clustered, see `Reduction.live
 
 def rare_samples(labels: Tensor, rare_fraction: float) -> Tensor:
     """Whether each sample is in a rare cluster `(..., N)`: one with at most a fraction of the samples, at most 0.5."""
-    sizes = cluster_sizes(labels).gather(-1, labels)
     # Tolerates the rounding of rare_fraction * N only; a cluster of all the samples is not rare as the fraction is < 1.
-    return sizes <= rare_fraction * labels.shape[-1] * (1 + 1e-12)
+    return _own_sizes(labels) <= rare_fraction * labels.shape[-1] * (1 + 1e-12)
+
+
+def _own_sizes(labels: Tensor) -> Tensor:
+    """How many samples are in the cluster of each sample `(..., N)`."""
+    clusters = int(labels.max()) + 1 if labels.numel() else 1
+    sizes = torch.zeros(*labels.shape[:-1], clusters, dtype=torch.int64, device=labels.device)
+    return sizes.scatter_add_(-1, labels, torch.ones_like(labels)).gather(-1, labels)
 
 
 def outlier_samples(clustering: Clustering, rare_fraction: float, rule: str) -> Tensor:
@@ -57,6 +63,4 @@ def shown_clustering(clustering: Clustering, outliers: Tensor, rare_fraction: fl
 
 def smallest_share(labels: Tensor) -> Tensor:
     """Share of the samples in the smallest occupied cluster `(...)` of labels `(..., N)`."""
-    sizes = cluster_sizes(labels)
-    samples = labels.shape[-1]
-    return torch.where(sizes > 0, sizes, samples).amin(-1).double() / samples
+    return _own_sizes(labels).amin(-1).double() / labels.shape[-1]

@@ -19,7 +19,6 @@ from lightning_anomaly.clustering.mixtures import (
     calinski_harabasz,
     cluster_filters,
     cluster_parameters,
-    cluster_sizes,
     first_largest,
     kmeans_plus_plus,
 )
@@ -131,11 +130,6 @@ def test_an_empty_cluster_gets_finite_parameters(engine):
     assert all(part.isfinite().all() for part in (weights, means, factors))
     assert (weights[0, 1:] < 1e-15).all()
     assert weights.sum().item() == pytest.approx(1)
-
-
-def test_sizes_count_the_samples_of_every_cluster():
-    assert cluster_sizes(torch.tensor([[[0, 0, 2], [1, 1, 1]]])).tolist() == [[[2, 0, 1], [0, 3, 0]]]
-    assert cluster_sizes(torch.zeros(0, 2, 5, dtype=torch.int64)).shape == (0, 2, 1)
 
 
 @pytest.mark.parametrize("samples", [10, 200])
