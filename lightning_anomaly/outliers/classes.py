@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.directions import Vectors
-from lightning_anomaly.outliers.mahalanobis import RobustGaussian, robust_scale
+from lightning_anomaly.outliers.mahalanobis import RobustGaussian
+from lightning_anomaly.outliers.scores import Spread
 
 _DIRECTIONS = 32  # of the features, at most
 _SAMPLES_PER_DIRECTION = 40
@@ -28,15 +29,13 @@ class ClassView:
         mean: Mean of the features `(D,)`.
         axes: Their first principal components `(D, k)`.
         model: Distribution of their coordinates and of the log of the squared norm of what is left `(k + 1,)`.
-        centers: Medians of distance and energy `(2,)`.
-        scales: Their robust standard deviations `(2,)`.
+        spread: Of distances and energies.
     """
 
     mean: Tensor
     axes: Tensor
     model: RobustGaussian
-    centers: Tensor
-    scales: Tensor
+    spread: Spread
 
     @classmethod
     def fit(cls, samples: SampleStatistics) -> ClassView | None:
@@ -49,22 +48,18 @@ class ClassView:
             return None
         mean = samples.features[finite].mean(0)
         centered = samples.features[finite] - mean
-        scale = centered.abs().amax()  # of vectors of order one
-        if not scale > 0:
-            return None
+        scale = centered.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # of vectors of order one
         axes = Vectors(centered / scale).directions(torch.arange(len(finite), device="cpu"), count).axes
         axes = axes / axes.norm(dim=0)
         model = RobustGaussian.fit(_coordinates(samples.features, mean, axes))
         if model is None:
             return None
-        unit = cls(mean, axes, model, torch.zeros(2, device="cpu"), torch.ones(2, device="cpu"))
-        centers, scales = robust_scale(unit._parts(samples)[finite])
-        return cls(mean, axes, model, centers, torch.where(scales > 0, scales, 1))
+        return cls(mean, axes, model, Spread.fit(_parts(samples, mean, axes, model)))
 
     def view(self, samples: SampleStatistics) -> SampleView:
         """Score samples by the sum of standardised distance and energy, the larger of which is the reason."""
         assert samples.logits is not None
-        parts = (self._parts(samples) - self.centers) / self.scales
+        parts = self.spread.standardized(_parts(samples, self.mean, self.axes, self.model))
         scores = parts.sum(1)
         predicted = samples.logits.argmax(1).tolist()
         reasons = tuple(
@@ -75,12 +70,13 @@ class ClassView:
         )
         return SampleView(torch.where(scores.isfinite(), scores, torch.inf), reasons)
 
-    def _parts(self, samples: SampleStatistics) -> Tensor:
-        """Distances of the features and energies of the logits `(n, 2)`."""
-        assert samples.features is not None
-        assert samples.logits is not None
-        distance = self.model.mahalanobis_squared(_coordinates(samples.features, self.mean, self.axes)).sqrt()
-        return torch.stack([distance, -samples.logits.double().logsumexp(1)], 1)
+
+def _parts(samples: SampleStatistics, mean: Tensor, axes: Tensor, model: RobustGaussian) -> Tensor:
+    """Distances of the features and energies of the logits `(n, 2)`."""
+    assert samples.features is not None
+    assert samples.logits is not None
+    distance = model.mahalanobis_squared(_coordinates(samples.features, mean, axes)).sqrt()
+    return torch.stack([distance, -samples.logits.double().logsumexp(1)], 1)
 
 
 def _coordinates(features: Tensor, mean: Tensor, axes: Tensor) -> Tensor:

@@ -48,9 +48,13 @@ class Spread(NamedTuple):
         spread = torch.where(spread > 0, spread, (distances - median).square().mean(0).sqrt())
         return cls(median, torch.where(spread > 0, spread, 1))
 
+    def standardized(self, distances: Tensor) -> Tensor:
+        """Compute how many spreads distances `(n, 2)` are above the median `(n, 2)`."""
+        return (distances - self.median) / self.spread
+
     def scores(self, distances: Tensor) -> Tensor:
-        """Compute how many spreads distances `(n, 2)` are above the median, summed: `(n,)`."""
-        return ((distances - self.median) / self.spread).sum(1)
+        """Compute the sum of these `(n,)`."""
+        return self.standardized(distances).sum(1)
 
 
 class ReferenceModel(NamedTuple):

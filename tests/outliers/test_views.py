@@ -146,5 +146,6 @@ def test_a_view_names_what_is_odd():
     given = SampleStatistics(features=features, logits=logits)
     assert [[*view_samples(given.select(slice(count)))] for count in (39, 40)] == [[], ["classes"]]
     assert view_samples(given._replace(logits=logits * math.nan)) == {}
+    assert view_samples(given._replace(features=torch.ones(200, 20))) == {}
     logits[:3], logits[:, 3] = math.nan, -math.inf  # some that are unknown, and a class that is masked
     assert view_samples(given)["classes"].scores.isinf().nonzero()[:, 0].tolist() == [0, 1, 2]
