@@ -11,11 +11,9 @@ from torch import Tensor
 
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.notes import nonfinite
-from lightning_anomaly.outliers.classes import ClassView
 from lightning_anomaly.outliers.combine import SampleView, Tail, combine
-from lightning_anomaly.outliers.pixels import PixelView
 from lightning_anomaly.outliers.scores import ReferenceModel, Spread
-from lightning_anomaly.outliers.views import fit_views
+from lightning_anomaly.outliers.views import ClassView, PixelView, fit_views
 from lightning_anomaly.tables import listed
 from lightning_anomaly.threads import torch_in_threads
 
