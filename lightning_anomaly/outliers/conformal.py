@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
@@ -17,6 +17,7 @@ from lightning_anomaly.outliers.views import ClassView, PixelView, fit_views
 from lightning_anomaly.tables import listed
 from lightning_anomaly.threads import torch_in_threads
 
+_Own = TypeVar("_Own")
 FILTERS = 3  # named for each image
 
 
@@ -24,25 +25,34 @@ class Statistics(NamedTuple):
     """What is known of some images.
 
     Attributes:
+        positions: Those of the images `(n,)`.
         layers: See `map_statistics` `{layer: (n, F, 5)}`.
         samples: What is known beside the maps.
     """
 
+    positions: Tensor
     layers: dict[str, Tensor]
     samples: SampleStatistics
+
+    def select(self, images: Any) -> Statistics:
+        """Select images."""
+        layers = {name: own[images] for name, own in self.layers.items()}
+        return Statistics(self.positions[images], layers, self.samples.select(images))
 
     @staticmethod
     def join(parts: Sequence[Statistics]) -> Statistics:
         """Join parts, by the layers that all of them have; empties the parts, as they may be most of the memory."""
         names = [name for name in parts[0].layers if all(name in part.layers for part in parts)]
         layers = {name: torch.cat([part.layers.pop(name) for part in parts]) for name in names}
-        return Statistics(layers, SampleStatistics.join([part.samples for part in parts]))
+        positions = torch.cat([part.positions for part in parts])
+        return Statistics(positions, layers, SampleStatistics.join([part.samples for part in parts]))
 
 
 class Judgement(NamedTuple):
     """What is said of some images, on the CPU.
 
     Attributes:
+        positions: Those of the images `(n,)`.
         scores: See `combine` `(n,)`.
         p_values: Shares of the calibrating samples with scores as large `(n,)`.
         layer: Place of the layer with the largest score `(n,)`.
@@ -50,6 +60,7 @@ class Judgement(NamedTuple):
         views: What each view says; scores are the negative logarithms of tail probabilities.
     """
 
+    positions: Tensor
     scores: Tensor
     p_values: Tensor
     layer: Tensor
@@ -57,17 +68,18 @@ class Judgement(NamedTuple):
     views: dict[str, SampleView]
 
     @staticmethod
-    def join(parts: Sequence[Judgement], order: Tensor) -> Judgement:
-        """Join what is said of several images by the same views, and put them in an order."""
-        scores, p_values, layer, filters = (
-            torch.cat(own)[order] for own in zip(*(part[:4] for part in parts), strict=True)
+    def join(parts: Sequence[Judgement]) -> Judgement:
+        """Join what is said of several images by the same views, in the order of their positions."""
+        order = torch.cat([part.positions for part in parts]).argsort()
+        positions, scores, p_values, layer, filters = (
+            torch.cat(own)[order] for own in zip(*(part[:5] for part in parts), strict=True)
         )
         views = {}
         for name in parts[0].views:
             reasons = [reason for part in parts for reason in part.views[name].reasons]
             own = torch.cat([part.views[name].scores for part in parts])
             views[name] = SampleView(own[order], tuple(reasons[place] for place in order.tolist()))
-        return Judgement(scores, p_values, layer, filters, views)
+        return Judgement(positions, scores, p_values, layer, filters, views)
 
 
 class SplitConformal:
@@ -99,14 +111,15 @@ class SplitConformal:
         self._tails = {name: Tail.fit(view.scores) for name, view in views_of.items()}
         scores, views_of = self._combine(views_of)
         self._sorted = scores.sort().values
-        self.own = Judgement(scores, self._larger(scores).double() / len(scores), layer, filters, views_of)
+        p_values = self._larger(scores).double() / len(scores)
+        self.own = Judgement(calibration.positions, scores, p_values, layer, filters, views_of)
 
     def judge(self, statistics: Statistics) -> Judgement:
         """Judge new samples by their statistics."""
         views, layer, filters = self._view(statistics, self._measure(statistics))
         scores, views = self._combine(views)
         p_values = (1 + self._larger(scores)).double() / (1 + len(self._sorted))
-        return Judgement(scores, p_values, layer, filters, views)
+        return Judgement(statistics.positions, scores, p_values, layer, filters, views)
 
     def to(self, device: torch.device) -> None:
         """Move what judges maps to another device, in place."""
@@ -159,54 +172,50 @@ def fit_halves(
         both: Whether to fit to the second half as well, which is then calibrated by the first.
 
     Returns:
-        The fits, which images of the reference they use `(m,)`, those of the first half first, and notes on filters
-        that do not judge. Images with NaN or infinite values in other filters are left out.
+        The fits, positions `(m,)` of the images that they use, those of the first half first, and notes on filters that
+        do not judge. Images with NaN or infinite values in other filters are left out.
     """
     nothing = ValueError(
         f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
         "layer: look for NaN in the images and in the weights."
     )
-    statistics, samples = Statistics.join(parts)
-    if not statistics:
+    positions, layers, samples = Statistics.join(parts)
+    if not layers:
         raise nothing
-    finite = {name: own.abs().amax(2).isfinite() for name, own in statistics.items()}
+    finite = {name: own.abs().amax(2).isfinite() for name, own in layers.items()}
     unknown = {name: own.sum(0) * 2 <= len(own) for name, own in finite.items()}
     complete = torch.stack([own[:, ~unknown[name]].all(1) for name, own in finite.items()]).all(0)
-    kept = complete.nonzero()[:, 0]
-    if 2 * len(kept) <= len(complete):
+    kept = int(complete.sum())
+    if 2 * kept <= len(complete):
         raise ValueError(
-            f"Parameter `{argument}` should hold images that give finite values. Found {len(kept)} of {len(complete)}: "
+            f"Parameter `{argument}` should hold images that give finite values. Found {kept} of {len(complete)}: "
             "look for images that cannot be read, NaN in the images and values beyond the precision of the model."
         )
-    if len(kept) < len(complete):
-        statistics = {name: statistics.pop(name)[kept] for name in [*statistics]}
-        samples = samples.select(kept)
-    halves = [slice(None, len(kept) // 2), slice(len(kept) // 2, None)]
+    if kept < len(complete):
+        layers = {name: layers.pop(name)[complete] for name in [*layers]}
+        positions, samples = positions[complete], samples.select(complete)
+    every = Statistics(positions, layers, samples)
+    halves = [every.select(slice(None, kept // 2)), every.select(slice(kept // 2, None))]
     fitted = halves if both else halves[:1]
-    models = [_fit_layers(statistics, half) for half in fitted]
-    usable = tuple(name for name in statistics if all(name in own for own in models))
-    if not usable:
+    models = _shared([_fit_layers(half.layers) for half in fitted])
+    if not models[0]:
         raise nothing
-    views = [fit_views(samples.select(half)) for half in fitted]
-    shared = [name for name in views[0] if all(name in seen for seen in views)]
-    fits = [
-        SplitConformal(
-            {name: own[name] for name in usable},
-            {name: seen[name] for name in shared},
-            Statistics({name: statistics[name][other] for name in usable}, samples.select(other)),
-        )
-        for own, seen, other in zip(models, views, reversed(halves), strict=False)
-    ]
+    views = _shared([fit_views(half.samples) for half in fitted])
+    fits = [SplitConformal(*own) for own in zip(models, views, reversed(halves), strict=False)]
     notes: dict[str, str] = {}
-    for name in usable:
+    for name in models[0]:
         if unknown[name].any():
             where = "in their maps of most reference images and do not judge"
             notes |= nonfinite(name, int(unknown[name].sum()), len(unknown[name]), where)
-    return fits, kept, notes
+    return fits, positions, notes
 
 
-def _fit_layers(statistics: Mapping[str, Tensor], half: slice) -> dict[str, ReferenceModel]:
-    """Fit to half of the samples in every layer where that is possible."""
-    cpu = torch.device("cpu")
-    fit = torch_in_threads(lambda own: ReferenceModel.fit(own[half]), statistics.values(), cpu)
-    return {name: model for name, model in zip(statistics, fit, strict=True) if model is not None}
+def _fit_layers(layers: Mapping[str, Tensor]) -> dict[str, ReferenceModel]:
+    """Fit to the statistics of every layer where that is possible."""
+    fits = torch_in_threads(ReferenceModel.fit, layers.values(), torch.device("cpu"))
+    return {name: model for name, model in zip(layers, fits, strict=True) if model is not None}
+
+
+def _shared(found: Sequence[dict[str, _Own]]) -> list[dict[str, _Own]]:
+    """What each has under the names that all have."""
+    return [{name: own[name] for name in found[0] if all(name in other for other in found)} for own in found]

@@ -125,13 +125,13 @@ class _Fit(NamedTuple):
     Attributes:
         judge: The fit to the first half of the reference.
         reference: Positions of the images in the reference that it uses.
-        known: Positions `(n,)` and judgements of inputs that are reference images too.
+        known: Judgements of inputs that are reference images too.
         notes: What could not be used and why.
     """
 
     judge: SplitConformal
     reference: list[int]
-    known: list[tuple[Tensor, Judgement]]
+    known: list[Judgement]
     notes: dict[str, str]
 
 
@@ -181,8 +181,8 @@ class _Search:
             )
         self._chosen: list[int] = (order if reference is not None else order[:_REFERENCE]).tolist()
         batches = [
-            Statistics({name: part.cpu() for name, part in statistics.layers.items()}, statistics.samples)
-            for _, statistics in self._run(others, self._chosen, "reference")
+            statistics._replace(layers={name: part.cpu() for name, part in statistics.layers.items()})
+            for statistics in self._run(others, self._chosen, "reference")
         ]
         return _Share(batches, len(images), others.unreadable, self._notes)
 
@@ -195,48 +195,43 @@ class _Search:
                 f"Found {numbers} images in the processes."
             )
         parts = [part for share in shares for part in share.parts]
-        halves, kept, notes = fit_halves(parts, self._others.argument, both=self._others is self._images)
-        chosen = [self._chosen[place] for place in kept.tolist()]
-        known: list[tuple[Tensor, Judgement]] = []
-        if len(halves) == 2:
-            middle = len(chosen) // 2
-            positions = torch.tensor(chosen, device="cpu")
-            known = [(positions[middle:], halves[0].own), (positions[:middle], halves[1].own)]
-        else:
+        own_reference = self._others is self._images
+        halves, used, notes = fit_halves(parts, self._others.argument, both=own_reference)
+        if not own_reference:
             unreadable = _merged(share.unreadable for share in shares)
             count = len(self._chosen)
             notes |= _unreadable_note(unreadable, count, "reference images", "they have no say")
-            if nonfinite := count - len(chosen) - len(unreadable):
+            if nonfinite := count - len(used) - len(unreadable):
                 notes["nonfinite reference"] = (
                     f"{nonfinite} of the {count} reference images give NaN or infinite values and have no say."
                 )
         for name in self._watched:
             if name not in halves[0].layers:  # what a pass has found to be wrong with it replaces this note
                 notes |= left_out(name, "its maps of the reference are not finite or do not vary")
-        return _Fit(halves[0], chosen, known, notes)
+        known = [half.own for half in halves] if own_reference else []
+        return _Fit(halves[0], used.tolist(), known, notes)
 
     def score(self, fit: _Fit) -> _Share:
         """Score this process's share of the images, those of the reference excepted."""
         images = self._images
-        known = {position for positions, _ in fit.known for position in positions.tolist()}
+        known = {position for own in fit.known for position in own.positions.tolist()}
         rest = [position for position in range(len(images)) if position not in known]
         fit.judge.to(self._device)
         judged = []
-        for positions, statistics in self._run(images, rest, "outlier scores"):
+        for statistics in self._run(images, rest, "outlier scores"):
             if missing := [name for name in fit.judge.layers if name not in statistics.layers]:
                 raise ValueError(
                     "Parameter `inputs` should give maps in all layers in which the reference gives them. Found images "
                     f"without any in {missing}: name other layers as `layers`."
                 )
-            judged.append((positions, fit.judge.judge(statistics)))
+            judged.append(fit.judge.judge(statistics))
         return _Share(judged, len(images), images.unreadable, self._notes)
 
     def report(self, fit: _Fit, scored: Sequence[_Share], rate: float) -> OutlierReport:
         """Join all scores into a report."""
         images, n = self._images, len(self._images)
         judged = [*fit.known, *(own for share in scored for own in share.parts)]
-        positions, parts = zip(*judged, strict=True)
-        scores, p_values, layer, filters, views = Judgement.join(parts, torch.cat(positions).argsort())
+        _, scores, p_values, layer, filters, views = Judgement.join(judged)
         notes = unseen_layers(self._model, self._layers) | fit.notes | _merged(share.notes for share in scored)
         unreadable = _merged(share.unreadable for share in scored)
         notes |= _unreadable_note(unreadable, n, "images", "their scores are infinite")
@@ -262,26 +257,27 @@ class _Search:
         shown = _pictures(images, report.top(KEPT), self._others, fit.reference[:_SCALE_IMAGES])
         return replace(report, images=shown)
 
-    def _run(self, images: ImageSource, positions: Sequence[int], what: str) -> Iterator[tuple[Tensor, Statistics]]:
-        """Run the model on this process's share: positions `(n,)` and statistics of some batches at a time."""
+    def _run(self, images: ImageSource, positions: Sequence[int], what: str) -> Iterator[Statistics]:
+        """Run the model on this process's share, some batches at a time."""
         positions = positions[even_slices(len(positions), self._world)[self.rank]]
         batches = iter(track(images.batches(positions), -(-len(positions) // images.batch_size), what, self._progress))
         while some := list(islice(batches, _BATCHES)):
-            statistics = Statistics.join([self._statistics(batch) for _, batch in some])
-            places = torch.cat([own for own, _ in some])
-            unreadable = [place for place, position in enumerate(places.tolist()) if position in images.unreadable]
+            statistics = Statistics.join([self._statistics(*batch) for batch in some])
+            places = enumerate(statistics.positions.tolist())
+            unreadable = [place for place, position in places if position in images.unreadable]
             for part in (*statistics.layers.values(), statistics.samples.pixels, statistics.samples.features):
                 if part is not None:
                     part[unreadable] = torch.nan
-            yield places, statistics
+            yield statistics
 
-    def _statistics(self, batch: Tensor) -> Statistics:
+    def _statistics(self, positions: Tensor, batch: Tensor) -> Statistics:
         capture = MapCapture(self._watched, summary=map_statistics, model=self._model)
         with probing(self._model, self._buffers) as call, capture:
             call(batch.to(self._device, self._dtype))
         usable, _, notes = usable_layers(capture.maps, len(batch))
         self._notes |= notes
-        return Statistics({name: layer.maps for name, layer in usable.items()}, capture.samples.collected(len(batch)))
+        layers = {name: layer.maps for name, layer in usable.items()}
+        return Statistics(positions, layers, capture.samples.collected(len(batch)))
 
 
 def _merged(parts: Iterable[Mapping[Any, str]]) -> dict[Any, str]:

@@ -18,7 +18,7 @@ def statistics(samples: int, seed: int) -> Tensor:
 
 def maps(statistics: Tensor) -> Statistics:
     """Of a model without classes, whose inputs are no images."""
-    return Statistics({"conv": statistics}, SampleStatistics())
+    return Statistics(torch.arange(len(statistics)), {"conv": statistics}, SampleStatistics())
 
 
 REFERENCE = statistics(151, 0)
@@ -45,8 +45,8 @@ def test_what_is_learnt_from_a_half_is_measured_by_the_other_alone(halves):
 def test_a_p_value_counts_the_measured_images_with_scores_as_large_and_the_image_itself(halves):
     images = torch.cat([statistics(30, 1), 100 * statistics(1, 2)])
     for half, number in zip(halves, (151 - MIDDLE, MIDDLE), strict=True):
-        own, own_p_values = half.own[:2]
-        scores, p_values = half.judge(maps(images))[:2]
+        _, own, own_p_values = half.own[:3]
+        _, scores, p_values = half.judge(maps(images))[:3]
         assert len(own) == number
         larger = (own >= scores[:, None]).sum(1).double()
         assert torch.equal(p_values, (1 + larger) / (1 + number))
@@ -62,7 +62,7 @@ def test_images_with_nan_are_in_neither_half():
     assert kept.tolist() == [place for place in range(151) if place not in (4, 90)]
     alone = fit_halves([maps(REFERENCE[kept])], "reference", both=True)[0]
     for half, other in zip(halves, alone, strict=True):
-        assert torch.equal(half.own[0], other.own[0])
+        assert torch.equal(half.own.scores, other.own.scores)
     assert notes == {}
 
 

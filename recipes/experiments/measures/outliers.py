@@ -44,18 +44,13 @@ _REFERENCE = 2000  # images, and as many test images to draw from
 def look_at(network: nn.Module, inputs: Tensor) -> Statistics:
     """Run a network on images `(N, C, H, W)` and keep what they are scored by."""
     parts = []
-    for batch in torch.split(inputs, 256):
+    for positions in torch.split(torch.arange(len(inputs)), 256):
         capture = MapCapture(select_layers(network, None), summary=map_statistics, model=network)
         with probing(network) as call, capture:
-            call(batch)
+            call(inputs[positions])
         layers = {name: layer.maps for name, layer in capture.maps.items()}
-        parts.append(Statistics(layers, capture.samples.collected(len(batch))))
+        parts.append(Statistics(positions, layers, capture.samples.collected(len(positions))))
     return Statistics.join(parts)
-
-
-def _select(statistics: Statistics, chosen: Tensor) -> Statistics:
-    layers = {name: own[chosen] for name, own in statistics.layers.items()}
-    return Statistics(layers, statistics.samples.select(chosen))
 
 
 def probe_scores(statistics: Statistics) -> dict[str, Tensor]:
@@ -94,7 +89,7 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
     probe: dict[str, Any] = {}
     found: dict[str, Any] = {}
     for kind, share, chosen, truth in pool.probes():
-        scores = probe_scores(_select(seen, chosen))
+        scores = probe_scores(seen.select(chosen))
         if kind in _VOTES and share == 0.01 and str(share) not in probe.get(kind, {}):
             scores["votes"] = torch.tensor(analyze(pool.network, pool.inputs[chosen], progress=False).outlier_samples)
         append_found(probe, kind, share, {name: auroc(truth, own) for name, own in scores.items()})
@@ -124,8 +119,8 @@ def false_discoveries(training: Training, root: str | None, weights: str | None)
     draws: dict[str, Any] = {}
     for name, reference in references.items():
         for _ in range(_FITS):
-            order = torch.randperm(len(next(iter(reference.layers.values()))), generator=generator)[:_REFERENCE]
-            (fit,), _, _ = fit_halves([_select(reference, order)], "reference", both=False)
+            order = torch.randperm(len(reference.positions), generator=generator)[:_REFERENCE]
+            (fit,), _, _ = fit_halves([reference.select(order)], "reference", both=False)
             judgement = fit.judge(judged)
             for planted in (0, _PLANTED):
                 for _ in range(_DRAWS):
