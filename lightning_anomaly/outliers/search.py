@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ _MIN_REFERENCE = 100
 _BATCHES = 4  # judged in one operation
 _SIDE = 128  # of an image that the report keeps, at most (pixels)
 _SCALE_IMAGES = 256  # of the reference, whose range is shown from black to white
+
+_Seen = tuple[list[Statistics], int, dict[int, str]]  # of the reference, number of inputs, and what could not be read
+_Scored = tuple[list[Judgement], dict[int, str], dict[str, str]]  # inputs, what could not be read, and notes
 
 
 def find_outliers(
@@ -95,44 +98,12 @@ def find_outliers(
         shares = gather_results(lambda: search.run_reference(inputs, reference))
         if search.rank > 0:  # most of the memory
             shares = []
-        fit = broadcast_result(lambda: search.fit(shares))
-        scored = gather_results(lambda: search.score(fit))
-        report = broadcast_result(lambda: search.report(fit, scored, rate))
+        judge, known = broadcast_result(lambda: search.fit(shares))
+        scored = gather_results(lambda: search.score(judge, known))
+        report = broadcast_result(lambda: search.report(judge, scored, rate))
     if search.rank == 0:
         warn_of(report.notes)
     return report
-
-
-class _Share(NamedTuple):
-    """What a process has seen: statistics of its share of the reference, or judgements of that of the inputs.
-
-    Attributes:
-        parts: These, some images at a time.
-        inputs: How many inputs it has.
-        unreadable: See `ImageSource`.
-        notes: What could not be used and why.
-    """
-
-    parts: list[Any]
-    inputs: int
-    unreadable: dict[int, str]
-    notes: dict[str, str]
-
-
-class _Fit(NamedTuple):
-    """What scores are computed with.
-
-    Attributes:
-        judge: The fit to the first half of the reference.
-        reference: Positions of the images in the reference that it uses.
-        known: Judgements of inputs that are reference images too.
-        notes: What could not be used and why.
-    """
-
-    judge: SplitConformal
-    reference: list[int]
-    known: list[Judgement]
-    notes: dict[str, str]
 
 
 class _Search:
@@ -148,13 +119,15 @@ class _Search:
         self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
         self._buffers: dict[str, Tensor] = {}
+        self._used: list[int] = []  # positions in the reference, of images that scores are computed with
+        self._judged: list[Judgement] = []  # what is said of inputs that are among them
 
     def take_buffers(self) -> None:
         """Take the buffers of process 0 for the model: those of a BatchNorm differ between processes."""
         if self._world > 1:
             self._buffers = broadcast_result(lambda: {name: own.cpu() for name, own in self._model.named_buffers()})
 
-    def run_reference(self, inputs: Any, reference: Any) -> _Share:
+    def run_reference(self, inputs: Any, reference: Any) -> _Seen:
         """Check everything, and run the model on this process's share of the reference."""
         images = self._images = ImageSource(inputs, "inputs")
         others = self._others = images if reference is None else ImageSource(reference, "reference")
@@ -184,56 +157,55 @@ class _Search:
             statistics._replace(layers={name: part.cpu() for name, part in statistics.layers.items()})
             for statistics in self._run(others, self._chosen, "reference")
         ]
-        return _Share(batches, len(images), others.unreadable, self._notes)
+        return batches, len(images), others.unreadable
 
-    def fit(self, shares: Sequence[_Share]) -> _Fit:
-        """Fit to the whole reference."""
-        numbers = [share.inputs for share in shares]
+    def fit(self, shares: Sequence[_Seen]) -> tuple[SplitConformal, set[int]]:
+        """Fit to the whole reference, in process 0; with the fit come the positions of inputs that are in it."""
+        batches, numbers, unreadable = zip(*shares, strict=True)
         if len({*numbers}) > 1:
             raise ValueError(
                 "Parameter `inputs` should hold all images in every process, each of which takes its share of them. "
-                f"Found {numbers} images in the processes."
+                f"Found {[*numbers]} images in the processes."
             )
-        parts = [part for share in shares for part in share.parts]
         own_reference = self._others is self._images
-        halves, used, notes = fit_halves(parts, self._others.argument, both=own_reference)
+        halves, used, notes = fit_halves([*itertools.chain(*batches)], self._others.argument, both=own_reference)
         if not own_reference:
-            unreadable = _merged(share.unreadable for share in shares)
-            count = len(self._chosen)
-            notes |= _unreadable_note(unreadable, count, "reference images", "they have no say")
-            if nonfinite := count - len(used) - len(unreadable):
+            missing, count = _merged(unreadable), len(self._chosen)
+            notes |= _unreadable_note(missing, count, "reference images", "they have no say")
+            if nonfinite := count - len(used) - len(missing):
                 notes["nonfinite reference"] = (
                     f"{nonfinite} of the {count} reference images give NaN or infinite values and have no say."
                 )
         for name in self._watched:
             if name not in halves[0].layers:  # what a pass has found to be wrong with it replaces this note
                 notes |= left_out(name, "its maps of the reference are not finite or do not vary")
-        known = [half.own for half in halves] if own_reference else []
-        return _Fit(halves[0], used.tolist(), known, notes)
+        self._notes = notes | self._notes
+        self._used = used.tolist()
+        self._judged = [half.own for half in halves] if own_reference else []
+        return halves[0], {*self._used} if own_reference else set()
 
-    def score(self, fit: _Fit) -> _Share:
-        """Score this process's share of the images, those of the reference excepted."""
+    def score(self, judge: SplitConformal, known: set[int]) -> _Scored:
+        """Score this process's share of the images whose scores are not known."""
         images = self._images
-        known = {position for own in fit.known for position in own.positions.tolist()}
         rest = [position for position in range(len(images)) if position not in known]
-        fit.judge.to(self._device)
+        judge.to(self._device)
         judged = []
         for statistics in self._run(images, rest, "outlier scores"):
-            if missing := [name for name in fit.judge.layers if name not in statistics.layers]:
+            if missing := [name for name in judge.layers if name not in statistics.layers]:
                 raise ValueError(
                     "Parameter `inputs` should give maps in all layers in which the reference gives them. Found images "
                     f"without any in {missing}: name other layers as `layers`."
                 )
-            judged.append(fit.judge.judge(statistics))
-        return _Share(judged, len(images), images.unreadable, self._notes)
+            judged.append(judge.judge(statistics))
+        return judged, images.unreadable, self._notes
 
-    def report(self, fit: _Fit, scored: Sequence[_Share], rate: float) -> OutlierReport:
-        """Join all scores into a report."""
+    def report(self, judge: SplitConformal, scored: Sequence[_Scored], rate: float) -> OutlierReport:
+        """Join all scores into a report, in process 0."""
         images, n = self._images, len(self._images)
-        judged = [*fit.known, *(own for share in scored for own in share.parts)]
-        _, scores, p_values, layer, filters, views = Judgement.join(judged)
-        notes = unseen_layers(self._model, self._layers) | fit.notes | _merged(share.notes for share in scored)
-        unreadable = _merged(share.unreadable for share in scored)
+        judgements, errors, notes_of = zip(*scored, strict=True)
+        every = [*self._judged, *itertools.chain(*judgements)]
+        _, scores, p_values, layer, filters, views = Judgement.join(every)
+        notes, unreadable = unseen_layers(self._model, self._layers) | _merged(notes_of), _merged(errors)
         notes |= _unreadable_note(unreadable, n, "images", "their scores are infinite")
         infinite = [position for position in scores.isinf().nonzero()[:, 0].tolist() if position not in unreadable]
         if infinite:
@@ -244,24 +216,24 @@ class _Search:
         report = OutlierReport(
             scores=scores,
             p_values=p_values,
-            layers=fit.judge.layers,
+            layers=judge.layers,
             layer=layer,
             filters=filters,
             views=views,
-            n_reference=len(fit.reference),
+            n_reference=len(self._used),
             false_discovery_rate=rate,
             notes=notes,
             own_reference=self._others is images,
             names=images.names,
         )
-        shown = _pictures(images, report.top(KEPT), self._others, fit.reference[:_SCALE_IMAGES])
+        shown = _pictures(images, report.top(KEPT), self._others, self._used[:_SCALE_IMAGES])
         return replace(report, images=shown)
 
     def _run(self, images: ImageSource, positions: Sequence[int], what: str) -> Iterator[Statistics]:
         """Run the model on this process's share, some batches at a time."""
         positions = positions[even_slices(len(positions), self._world)[self.rank]]
         batches = iter(track(images.batches(positions), -(-len(positions) // images.batch_size), what, self._progress))
-        while some := list(islice(batches, _BATCHES)):
+        while some := list(itertools.islice(batches, _BATCHES)):
             statistics = Statistics.join([self._statistics(*batch) for batch in some])
             places = enumerate(statistics.positions.tolist())
             unreadable = [place for place, position in places if position in images.unreadable]
