@@ -10,6 +10,7 @@ filters. Outliers in the reference itself are left out of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,14 +64,12 @@ class ReferenceModel(NamedTuple):
     Attributes:
         used: Which of the layer's numbers are finite and vary in the reference `(F * S,)`, V of them.
         knots: Sorted values of the reference `(V, Q)`.
-        tails: Directions of the tails.
-        values: Directions of the normal scores.
+        directions: Those of the tails, and those of the normal scores.
     """
 
     used: Tensor
     knots: Tensor
-    tails: Directions
-    values: Directions
+    directions: list[Directions]
 
     @classmethod
     def fit(cls, statistics: Tensor) -> ReferenceModel | None:
@@ -82,9 +81,8 @@ class ReferenceModel(NamedTuple):
         fit = _fit(statistics)
         if fit is None:
             return None
-        pairs = zip((fit.tails, fit.values), _DIRECTIONS, strict=True)
-        tails, values = (vectors.directions(fit.inliers, count) for vectors, count in pairs)
-        return cls(fit.used, fit.knots, tails, values)
+        pairs = zip(fit.vectors, _DIRECTIONS, strict=True)
+        return cls(fit.used, fit.knots, [vectors.directions(fit.inliers, count) for vectors, count in pairs])
 
     def mahalanobis_squared(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
         """Compute squared distances `(n, 2)` of statistics `(n, F, S)` by tails and by normal scores, and the tails.
@@ -94,10 +92,11 @@ class ReferenceModel(NamedTuple):
         flat = statistics.flatten(1).float()
         if len(self.knots) < len(self.used):
             flat = flat[:, self.used]
-        tails, values = _tails_and_values(flat, self.knots)
-        distances = torch.stack([self.tails.mahalanobis_squared(tails), self.values.mahalanobis_squared(values)], 1)
+        ranked = _tails_and_values(flat, self.knots)
+        pairs = zip(self.directions, ranked, strict=True)
+        distances = torch.stack([directions.mahalanobis_squared(vectors) for directions, vectors in pairs], 1)
         distances[~flat.abs().amax(1).isfinite()] = torch.inf
-        return distances, tails
+        return distances, ranked[0]
 
     def extreme_filters(self, tails: Tensor, filters: int, count: int) -> Tensor:
         """Find the `count` of F `filters` with the largest sums of tails `(n, V)`, the most extreme first.
@@ -122,7 +121,7 @@ def layer_scores(statistics: Tensor) -> Tensor:
     fit = _fit(statistics)
     if fit is None:
         return statistics.new_zeros(len(statistics), dtype=torch.float32)
-    distances = _mahalanobis_squared(fit.tails, fit.values, fit.inliers)
+    distances = _mahalanobis_squared(fit.vectors, fit.inliers)
     distances[~fit.complete] = torch.inf
     return Spread.fit(distances).scores(distances)
 
@@ -131,16 +130,14 @@ class _Fit(NamedTuple):
     """`used` and `knots` of a `ReferenceModel`, and all of its samples.
 
     Attributes:
-        tails: Of all samples, those that are not finite included.
-        values: Likewise.
+        vectors: The tails and the normal scores of all samples, those that are not finite included.
         inliers: Positions of the samples that the model is fitted to `(n,)`.
         complete: Which samples are finite `(N,)`.
     """
 
     used: Tensor
     knots: Tensor
-    tails: Vectors
-    values: Vectors
+    vectors: list[Vectors]
     inliers: Tensor
     complete: Tensor
 
@@ -157,15 +154,15 @@ def _fit(statistics: Tensor) -> _Fit | None:
     if not used.any():
         return None
     flat = flat if used.all() else flat[:, used]
-    ranked = _ranked(flat, flat[inliers])
-    outliers = _outlier_mask(*ranked[1:], inliers)
+    knots, vectors = _ranked(flat, flat[inliers])
+    outliers = _outlier_mask(vectors, inliers)
     if outliers.any():
         inliers = inliers[~outliers]
-        ranked = _ranked(flat, flat[inliers])
-    return _Fit(used, *ranked, inliers, complete)
+        knots, vectors = _ranked(flat, flat[inliers])
+    return _Fit(used, knots, vectors, inliers, complete)
 
 
-def _outlier_mask(tails: Vectors, values: Vectors, selected: Tensor) -> Tensor:
+def _outlier_mask(vectors: Sequence[Vectors], selected: Tensor) -> Tensor:
     """Which samples at positions `selected` `(m,)` are outliers among these, bool `(m,)`.
 
     Many outliers that are alike make a direction of their own, in which they are not far out. So the directions are
@@ -173,31 +170,30 @@ def _outlier_mask(tails: Vectors, values: Vectors, selected: Tensor) -> Tensor:
     covariance determinant: Rousseeuw and Van Driessen, "A fast algorithm for the minimum covariance determinant
     estimator", 1999).
     """
-    scores = tails.mean[selected]
+    scores = vectors[0].mean[selected]  # at first, the mean of the tails
     for _ in range(_REFITS):
         half = scores.argsort(stable=True)[: -(-len(scores) // 2)]
-        distances = _mahalanobis_squared(tails, values, selected[half])[selected]
+        distances = _mahalanobis_squared(vectors, selected[half])[selected]
         scores = Spread.fit(distances[half]).scores(distances)
     outliers = scores >= _OUTLIER_SCORE
     outliers[half] = False
     return outliers
 
 
-def _mahalanobis_squared(tails: Vectors, values: Vectors, inliers: Tensor) -> Tensor:
+def _mahalanobis_squared(vectors: Sequence[Vectors], inliers: Tensor) -> Tensor:
     """Squared distances `(N, 2)` of all samples along directions of the inliers, at most one for five of these.
 
     Along as many directions as there are samples all of these are equally far, whatever they are.
     """
     most = max(1, len(inliers) // _SAMPLES_PER_DIRECTION)
-    pairs = zip((tails, values), _DIRECTIONS, strict=True)
-    return torch.stack([vectors.mahalanobis_squared(inliers, min(count, most)) for vectors, count in pairs], 1)
+    pairs = zip(vectors, _DIRECTIONS, strict=True)
+    return torch.stack([own.mahalanobis_squared(inliers, min(count, most)) for own, count in pairs], 1)
 
 
-def _ranked(flat: Tensor, reference: Tensor) -> tuple[Tensor, Vectors, Vectors]:
+def _ranked(flat: Tensor, reference: Tensor) -> tuple[Tensor, list[Vectors]]:
     """Knots of a reference, and tails and normal scores of `flat` among them."""
     knots = _knots(reference)
-    tails, values = _tails_and_values(flat, knots)
-    return knots, Vectors(tails), Vectors(values)
+    return knots, [Vectors(own) for own in _tails_and_values(flat, knots)]
 
 
 def _knots(flat: Tensor) -> Tensor:
@@ -209,18 +205,13 @@ def _knots(flat: Tensor) -> Tensor:
     return ordered[:, places].contiguous()
 
 
-def _tails_and_values(flat: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
-    """-log of the two-sided tail probabilities and normal scores, `(n, V)` each, of values `(n, V)` among knots."""
+def _tails_and_values(flat: Tensor, knots: Tensor) -> Tensor:
+    """-log of the two-sided tail probabilities and normal scores `(2, n, V)` of values `(n, V)` among knots."""
     # Not above: an import of the package does without numba.
     from lightning_anomaly.outliers.ranks import rank_lookup
 
-    tails, values = rank_lookup(flat, knots, _tables(knots.shape[1]).to(knots))
-    return tails, values
-
-
-def _tables(knots: int) -> Tensor:
-    """-log of the two-sided tail probability and normal score of twice each mid-rank among Q knots `(2, 2 Q + 1)`."""
-    level = (torch.arange(2 * knots + 1, dtype=torch.float64, device="cpu") / (2 * knots)).clamp(
-        0.5 / knots, 1 - 0.5 / knots
-    )
-    return torch.stack([-(2 * torch.minimum(level, 1 - level)).log(), torch.special.ndtri(level)])
+    count = knots.shape[1]
+    level = torch.arange(2 * count + 1, dtype=torch.float64, device="cpu") / (2 * count)  # at twice each mid-rank
+    level = level.clamp(0.5 / count, 1 - 0.5 / count)
+    tables = torch.stack([-(2 * torch.minimum(level, 1 - level)).log(), torch.special.ndtri(level)])
+    return rank_lookup(flat, knots, tables.to(knots))
