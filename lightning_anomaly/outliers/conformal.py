@@ -175,16 +175,12 @@ def fit_halves(
         The fits, positions `(m,)` of the images that they use, those of the first half first, and notes on filters that
         do not judge. Images with NaN or infinite values in other filters are left out.
     """
-    nothing = ValueError(
-        f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
-        "layer: look for NaN in the images and in the weights."
-    )
     positions, layers, samples = Statistics.join(parts)
-    if not layers:
-        raise nothing
-    finite = {name: own.abs().amax(2).isfinite() for name, own in layers.items()}
-    unknown = {name: own.sum(0) * 2 <= len(own) for name, own in finite.items()}
-    complete = torch.stack([own[:, ~unknown[name]].all(1) for name, own in finite.items()]).all(0)
+    complete, unknown = torch.ones(len(positions), dtype=torch.bool, device="cpu"), {}
+    for name, own in layers.items():
+        finite = own.abs().amax(2).isfinite()
+        unknown[name] = finite.sum(0) * 2 <= len(own)
+        complete &= finite[:, ~unknown[name]].all(1)
     kept = int(complete.sum())
     if 2 * kept <= len(complete):
         raise ValueError(
@@ -199,14 +195,18 @@ def fit_halves(
     fitted = halves if both else halves[:1]
     models = _shared([_fit_layers(half.layers) for half in fitted])
     if not models[0]:
-        raise nothing
+        raise ValueError(
+            f"Parameter `{argument}` should give maps that are finite and vary from image to image. Found none in any "
+            "layer: look for NaN in the images and in the weights."
+        )
     views = _shared([fit_views(half.samples) for half in fitted])
-    fits = [SplitConformal(*own) for own in zip(models, views, reversed(halves), strict=False)]
+    fits = [SplitConformal(*half) for half in zip(models, views, reversed(halves), strict=False)]
     notes: dict[str, str] = {}
     for name in models[0]:
-        if unknown[name].any():
-            where = "in their maps of most reference images and do not judge"
-            notes |= nonfinite(name, int(unknown[name].sum()), len(unknown[name]), where)
+        if count := int(unknown[name].sum()):
+            notes |= nonfinite(
+                name, count, len(unknown[name]), "in their maps of most reference images and do not judge"
+            )
     return fits, positions, notes
 
 
