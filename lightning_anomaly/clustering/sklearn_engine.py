@@ -59,5 +59,4 @@ def _fit(points: Any, weights: Any, means: Any, precisions: Any, **options: floa
         warnings.simplefilter("ignore", ConvergenceWarning)  # as in the other engines, it may end at `max_iter`
         labels = mixture.fit_predict(points)
     factors = mixture.precisions_cholesky_[:, [0, 0, 1], [0, 1, 1]]
-    parameters = mixture.weights_, mixture.means_, factors
-    return *parameters, mixture.lower_bound_, labels, mixture.n_iter_, mixture.converged_
+    return mixture.weights_, mixture.means_, factors, mixture.lower_bound_, labels, mixture.n_iter_, mixture.converged_

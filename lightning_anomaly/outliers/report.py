@@ -176,9 +176,8 @@ class OutlierReport(Tabular):
                 "`OutlierReport.plot` draws images, signals and volumes, and this model was given something else."
             )
         positions = self.top(k)[: min(_DRAWN, len(self.images))]
-        layers = [short_name(self.layers[int(self.layer[i])], 16) for i in positions]
         captions = [
-            f"image {i}\nscore {self.scores[i].item():.1f}\n{layer}" for i, layer in zip(positions, layers, strict=True)
+            f"image {i}\nscore {self.scores[i]:.1f}\n{short_name(self.layers[self.layer[i]], 16)}" for i in positions
         ]
         heading = f"Images with the largest outlier scores: {len(positions)} of {len(self.scores)}"
         return gallery(self.images[: len(positions)], captions, f"{heading}\n(below them the layer that says so)")
