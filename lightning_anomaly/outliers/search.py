@@ -94,7 +94,6 @@ def find_outliers(
     rate = check_fraction("false_discovery_rate", false_discovery_rate, zero=False)
     search = _Search(model, layers, check_integer("seed", seed, 0, 2**64 - 1), progress)
     with isolated_random_state(search.seed):
-        search.take_buffers()
         shares = gather_results(lambda: search.run_reference(inputs, reference))
         if search.rank > 0:  # most of the memory
             shares = []
@@ -119,13 +118,8 @@ class _Search:
         self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
         self._buffers: dict[str, Tensor] = {}
-        self._used: list[int] = []  # positions in the reference, of images that scores are computed with
-        self._judged: list[Judgement] = []  # what is said of inputs that are among them
-
-    def take_buffers(self) -> None:
-        """Take the buffers of process 0 for the model: those of a BatchNorm differ between processes."""
-        if self._world > 1:
-            self._buffers = broadcast_result(lambda: {name: own.cpu() for name, own in self._model.named_buffers()})
+        if self._world > 1:  # those of process 0 for all: a BatchNorm's differ
+            self._buffers = broadcast_result(lambda: {name: own.cpu() for name, own in model.named_buffers()})
 
     def run_reference(self, inputs: Any, reference: Any) -> _Seen:
         """Check everything, and run the model on this process's share of the reference."""
@@ -180,8 +174,8 @@ class _Search:
             if name not in halves[0].layers:  # what a pass has found to be wrong with it replaces this note
                 notes |= left_out(name, "its maps of the reference are not finite or do not vary")
         self._notes = notes | self._notes
-        self._used = used.tolist()
-        self._judged = [half.own for half in halves] if own_reference else []
+        self._used: list[int] = used.tolist()  # positions in the reference
+        self._judged = [half.own for half in halves] if own_reference else []  # what is said of those among the inputs
         return halves[0], {*self._used} if own_reference else set()
 
     def score(self, judge: SplitConformal, known: set[int]) -> _Scored:
