@@ -10,8 +10,8 @@ from lightning_anomaly.loops import compile_loop
 _STEPS = 4  # of the centre; more change nothing
 _MIN_GAPS = 20  # gaps below a set without which its tail is not judged
 # Tails that a filter may have: t distributions with 1 / shape degrees of freedom, from Gaussian (0) to Cauchy (1).
-_SHAPES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
-_GAUSSIAN = 0.75  # weight of the first before anything is seen; the others share the rest
+_SHAPES = np.array([1e-9, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0])
+_LOG_PRIOR = np.log([0.75] + 10 * [0.025])  # of their weights before anything is seen
 _SILENT = 1e-9  # distances that are zero but for rounding, in units of the largest that no set holds
 _ROUNDING = 1e-12  # the same, in units of the largest
 
@@ -85,24 +85,22 @@ def find_borders(distances: _Array, sizes: int, level: float) -> _Array:
     """
     k = np.arange(1, sizes + 1)
     borders = np.full((len(distances), 1), np.inf)
-    _find_borders(np.sort(distances), level / (k * (1 / k).sum()), *_expected_tails(distances.shape[1]), borders)
+    tails = _SHAPES, _LOG_PRIOR, *_expected_tails(distances.shape[1])
+    _find_borders(np.sort(distances), level / (k * (1 / k).sum()), *tails, borders)
     return borders
 
 
-def _expected_tails(samples: int) -> tuple[_Array, _Array, _Array, _Array, _Array]:
+def _expected_tails(samples: int) -> tuple[_Array, _Array, _Array]:
     """What tails of each shape expect of the outer half of M samples, the farthest first.
 
     Returns:
-        The shapes and the logarithms of their weights before anything is seen, the inverse means of the normalised gaps
-        `(shapes, M + 1)`, the sums of the logarithms of the first 0 to M means, and the upper quantiles.
+        The inverse means of the normalised gaps `(shapes, M + 1)`, the sums of the logarithms of the first 0 to M
+        means, and the upper quantiles.
     """
-    shapes = np.maximum(_SHAPES, 1e-9)
-    prior = np.full(len(shapes), (1 - _GAUSSIAN) / (len(shapes) - 1))
-    prior[0] = _GAUSSIAN
-    exponent = 2 * shapes[:, None] * np.log((samples + 1) / np.arange(1, samples // 2 + 2))
-    quantiles = np.sqrt(np.expm1(exponent) / shapes[:, None])
+    exponent = 2 * _SHAPES[:, None] * np.log((samples + 1) / np.arange(1, samples // 2 + 2))
+    quantiles = np.sqrt(np.expm1(exponent) / _SHAPES[:, None])
     log_sums = np.pad((exponent - np.log(quantiles)).cumsum(1), ((0, 0), (1, 0)))[:, :-1]
-    return shapes, np.log(prior), quantiles * np.exp(-exponent), log_sums, quantiles
+    return quantiles * np.exp(-exponent), log_sums, quantiles
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
