@@ -83,24 +83,16 @@ def find_borders(distances: _Array, sizes: int, level: float) -> _Array:
 
     See `isolated_samples`; `distances` are `(F, N)`, `sizes` the most that are set apart, `level` the false alarms.
     """
-    k = np.arange(1, sizes + 1)
-    borders = np.full((len(distances), 1), np.inf)
-    tails = _SHAPES, _LOG_PRIOR, *_expected_tails(distances.shape[1])
-    _find_borders(np.sort(distances), level / (k * (1 / k).sum()), *tails, borders)
-    return borders
-
-
-def _expected_tails(samples: int) -> tuple[_Array, _Array, _Array]:
-    """What tails of each shape expect of the outer half of M samples, the farthest first.
-
-    Returns:
-        The inverse means of the normalised gaps `(shapes, M + 1)`, the sums of the logarithms of the first 0 to M
-        means, and the upper quantiles.
-    """
+    samples, k = distances.shape[1], np.arange(1, sizes + 1)
+    levels, borders = level / (k * (1 / k).sum()), np.full((len(distances), 1), np.inf)
+    # What tails of each shape expect of the outer half of M samples, the farthest first, `(shapes, M + 1)`: quantiles,
+    # the inverse means of the normalised gaps, and the sums of the logarithms of the first 0 to M means.
     exponent = 2 * _SHAPES[:, None] * np.log((samples + 1) / np.arange(1, samples // 2 + 2))
     quantiles = np.sqrt(np.expm1(exponent) / _SHAPES[:, None])
+    inverse_means = quantiles * np.exp(-exponent)
     log_sums = np.pad((exponent - np.log(quantiles)).cumsum(1), ((0, 0), (1, 0)))[:, :-1]
-    return quantiles * np.exp(-exponent), log_sums, quantiles
+    _find_borders(np.sort(distances), levels, _SHAPES, _LOG_PRIOR, inverse_means, log_sums, quantiles, borders)
+    return borders
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
