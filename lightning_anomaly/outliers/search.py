@@ -163,18 +163,14 @@ class _Search:
             )
         own_reference = self._others is self._images
         halves, used, notes = fit_halves([*itertools.chain(*batches)], self._others.argument, both=own_reference)
+        self._used: list[int] = used.tolist()  # positions in the reference
         if not own_reference:
-            missing, count = _merged(unreadable), len(self._chosen)
-            notes |= _unreadable_note(missing, count, "reference images", "they have no say")
-            if nonfinite := count - len(used) - len(missing):
-                notes["nonfinite reference"] = (
-                    f"{nonfinite} of the {count} reference images give NaN or infinite values and have no say."
-                )
+            unused, count = {*self._chosen}.difference(self._used), len(self._chosen)
+            notes |= _unusable_notes(_merged(unreadable), unused, count, "reference images", "they have no say")
         for name in self._watched:
             if name not in halves[0].layers:  # what a pass has found to be wrong with it replaces this note
                 notes |= left_out(name, "its maps of the reference are not finite or do not vary")
         self._notes = notes | self._notes
-        self._used: list[int] = used.tolist()  # positions in the reference
         self._judged = [half.own for half in halves] if own_reference else []  # what is said of those among the inputs
         return halves[0], {*self._used} if own_reference else set()
 
@@ -195,18 +191,13 @@ class _Search:
 
     def report(self, judge: SplitConformal, scored: Sequence[_Scored], rate: float) -> OutlierReport:
         """Join all scores into a report, in process 0."""
-        images, n = self._images, len(self._images)
+        images = self._images
         judgements, errors, notes_of = zip(*scored, strict=True)
         every = [*self._judged, *itertools.chain(*judgements)]
         _, scores, p_values, layer, filters, views = Judgement.join(every)
-        notes, unreadable = unseen_layers(self._model, self._layers) | _merged(notes_of), _merged(errors)
-        notes |= _unreadable_note(unreadable, n, "images", "their scores are infinite")
-        infinite = [position for position in scores.isinf().nonzero()[:, 0].tolist() if position not in unreadable]
-        if infinite:
-            notes["nonfinite images"] = (
-                f"{len(infinite)} of the {n} images give NaN or infinite values, the first at position "
-                f"{infinite[0]}: their scores are infinite."
-            )
+        infinite = scores.isinf().nonzero()[:, 0].tolist()
+        notes = unseen_layers(self._model, self._layers) | _merged(notes_of)
+        notes |= _unusable_notes(_merged(errors), infinite, len(images), "images", "their scores are infinite")
         report = OutlierReport(
             scores=scores,
             p_values=p_values,
@@ -250,12 +241,19 @@ def _merged(parts: Iterable[Mapping[Any, str]]) -> dict[Any, str]:
     return {key: text for part in parts for key, text in part.items()}
 
 
-def _unreadable_note(unreadable: Mapping[int, str], count: int, images: str, then: str) -> dict[str, str]:
-    if not unreadable:
-        return {}
-    first = min(unreadable)
-    where = f"the first at position {first} ({unreadable[first]})"
-    return {f"unreadable {images}": f"{len(unreadable)} of the {count} {images} cannot be read, {where}: {then}."}
+def _unusable_notes(
+    unreadable: Mapping[int, str], unusable: Iterable[int], count: int, images: str, then: str
+) -> dict[str, str]:
+    """Note images at positions that cannot be read, and others that cannot be used, as they give NaN."""
+    notes = {}
+    if unreadable:
+        first = min(unreadable)
+        where = f"the first at position {first} ({unreadable[first]})"
+        notes[f"unreadable {images}"] = f"{len(unreadable)} of the {count} {images} cannot be read, {where}: {then}."
+    if nonfinite := {*unusable}.difference(unreadable):
+        found = f"{len(nonfinite)} of the {count} {images} give NaN or infinite values"
+        notes[f"nonfinite {images}"] = f"{found}, the first at position {min(nonfinite)}: {then}."
+    return notes
 
 
 def _pictures(images: ImageSource, shown: list[int], others: ImageSource, ordinary: list[int]) -> Tensor | None:
