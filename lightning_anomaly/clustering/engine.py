@@ -63,14 +63,10 @@ class Engine(ABC):
     """
 
     def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the scores on the first two principal components.
+        """Compute the scores `(F, N, 2)` on the first two principal components, and their axes `(F, P, 2)`.
 
-        Args:
-            rows: Maps `(F, N, P)` as rows of pixels, centred, of filters that are not constant.
-
-        Returns:
-            Scores `(F, N, 2)`, the second ones zero if there is one pixel only, and the components' axes `(F, P, 2)`,
-            of any length and in either direction.
+        Maps `(F, N, P)` are rows of pixels, centred, of filters that are not constant. The second scores are zero if
+        there is one pixel only; axes are of any length and in either direction.
         """
         samples, pixels = rows.shape[1:]
         if pixels == 1:
@@ -88,47 +84,32 @@ class Engine(ABC):
 
     @abstractmethod
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
-        """Draw centres by k-means++.
+        """Draw centres `(F, S, K, 2)` among points `(F, N, 2)` by k-means++.
 
-        Args:
-            points: Points `(F, N, 2)`.
-            uniform: A random number from 0 to 1 for each centre `(S, K)`. It chooses among the points in the order of
-                their first coordinate, equals in that of their second.
-
-        Returns:
-            Centres `(F, S, K, 2)`.
+        Numbers from 0 to 1, one for each centre `(S, K)`, choose among the points in the order of their first
+        coordinate, equals in that of their second.
         """
 
     @abstractmethod
     def kmeans(self, points: Tensor, centres: Tensor) -> Tensor:
-        """Run Lloyd's algorithm from several starts, each until its inertia no longer falls.
+        """Run Lloyd's algorithm on points `(F, N, 2)` from starts `(F, S, K, 2)`, until inertias no longer fall.
 
-        Args:
-            points: Points `(F, N, 2)`.
-            centres: Starts `(F, S, K, 2)`.
-
-        Returns:
-            Labels `(F, N)` of the start with the smallest inertia, the first of those equal up to rounding. Of equally
-            near centres the first counts; one that loses all its points stays where it is.
+        Labels `(F, N)` are those of the start with the smallest inertia, the first of those equal up to rounding. Of
+        equally near centres the first counts; one that loses all its points stays where it is.
         """
 
     @abstractmethod
     def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> MixtureFit:
-        """Run expectation maximisation, step by step what scikit-learn's `GaussianMixture` does.
+        """Run expectation maximisation on points `(F, N, 2)`, step by step as scikit-learn's `GaussianMixture`.
 
-        Args:
-            points: Points `(F, N, 2)`.
-            start: What to start from.
-            max_iter: Largest number of iterations.
-            tol: A mixture has converged when its lower bound changes by less than this (nats).
-            reg_covar: Added to the variances (squared units of the points, in which it is small).
+        A mixture has converged when its lower bound changes by less than `tol` (nats); `reg_covar` is added to the
+        variances (squared units of the points, in which it is small).
         """
 
     def cluster_moments(self, points: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the moments of the K clusters of a hard clustering `(F, N)` of points `(F, N, 2)`.
 
-        Returns:
-            Sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)`; zeros for empty clusters.
+        They are sizes `(F, K)`, means `(F, K, 2)` and covariances xx, xy, yy `(F, K, 3)`; zeros for empty clusters.
         """
         member = (labels[:, None] == torch.arange(n_clusters, device=labels.device)[:, None]).to(points)
         sizes = member.sum(2)

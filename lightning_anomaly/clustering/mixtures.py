@@ -72,15 +72,12 @@ def cluster_parameters(
 
 
 def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
-    """Compute the Calinski-Harabasz index, [SSB / (k - 1)] / [SSW / (N - k)] with k occupied clusters.
+    """Compute the Calinski-Harabasz index `(F, M)` of labels `(F, M, N)` of points `(F, N, 2)`.
 
-    Calinski and Harabasz, "A dendrite method for cluster analysis" (1974). SSW counts as at least `SAME ** 2` times
-    SSB. Where all points of a cluster are equal the order of a sum decides whether it is 0, for which scikit-learn's
-    index is 1, or about 1e-34, for which it is about 1e34.
-
-    Returns:
-        The index `(F, M)` of labels `(F, M, N)` of points `(F, N, 2)`; 0 where it is not defined, with one occupied
-        cluster or as many as samples.
+    With k occupied clusters it is [SSB / (k - 1)] / [SSW / (N - k)], or 0 where k is 1 or N (Calinski and Harabasz, "A
+    dendrite method for cluster analysis", 1974). SSW counts as at least `SAME ** 2` times SSB. Where all points of a
+    cluster are equal the order of a sum decides whether it is 0, for which scikit-learn's index is 1, or about 1e-34,
+    for which it is about 1e34.
     """
     samples = points.shape[1]
     centred = points - points.mean(1, keepdim=True)

@@ -164,16 +164,14 @@ class SplitConformal:
 def fit_halves(
     parts: Sequence[Statistics], argument: str, both: bool
 ) -> tuple[list[SplitConformal], Tensor, dict[str, str]]:
-    """Fit to the first half of a reference, and calibrate by the other.
+    """Fit to the first half of a reference, and calibrate by the other; if `both`, then also the other way round.
 
-    Args:
-        parts: Statistics of parts of the reference, on the CPU; emptied, as they are most of the memory.
-        argument: The name that errors call the reference by.
-        both: Whether to fit to the second half as well, which is then calibrated by the first.
+    Statistics of its parts are on the CPU, and emptied, as they are most of the memory; errors call it by the name of
+    the `argument`. Images with NaN or infinite values are left out, but for filters in which most have them.
 
     Returns:
         The fits, positions `(m,)` of the images that they use, those of the first half first, and notes on filters that
-        do not judge. Images with NaN or infinite values in other filters are left out.
+        do not judge.
     """
     positions, layers, samples = Statistics.join(parts)
     complete, unknown = torch.ones(len(positions), dtype=torch.bool, device="cpu"), {}

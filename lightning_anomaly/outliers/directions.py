@@ -33,15 +33,13 @@ class Directions(NamedTuple):
 
 
 class Vectors:
-    """Vectors whose principal components are computed for one selection of them after another.
+    """Vectors `(N, V)` whose principal components are computed for one selection of them after another.
 
-    By a randomised singular value decomposition with power iterations (Halko, Martinsson and Tropp, "Finding structure
-    with randomness", 2011, algorithm 4.4). Its random numbers belong to the values, not to the vectors, and its
-    iterations only need products of the vectors with each other. Of few long vectors these are computed once for all
-    selections; of many or short ones that would take longer than to multiply by the vectors in each iteration.
-
-    Args:
-        vectors: Vectors `(N, V)` on the CPU, of order one.
+    Vectors are on the CPU and of order one. A randomised singular value decomposition with power iterations is used
+    (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011, algorithm 4.4). Its random numbers belong
+    to the values, not to the vectors, and its iterations only need products of the vectors with each other. Of few long
+    vectors these are computed once for all selections; of many or short ones that would take longer than to multiply by
+    the vectors in each iteration.
     """
 
     def __init__(self, vectors: Tensor) -> None:

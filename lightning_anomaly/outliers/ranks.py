@@ -14,16 +14,10 @@ _KNOT_BLOCK = 16  # knots counted at a time: one or two vector registers
 
 
 def rank_lookup(values: Tensor, knots: Tensor, tables: Tensor) -> Tensor:
-    """Look up in tables by the ranks of values among others.
+    """Look up entries `(T, n, V)` of tables by the ranks of values `(n, V)` among sorted knots `(V, Q)`, all float32.
 
-    Args:
-        values: Values `(n, V)`, float32; NaN counts as the smallest or the largest.
-        knots: What each is ranked among, sorted `(V, Q)`, float32.
-        tables: Tables `(T, 2 Q + 1)`, float32, with an entry for twice each mid-rank: of the knots that equal a value,
-            half are below it.
-
-    Returns:
-        The entries `(T, n, V)`, on the device of the values.
+    Tables `(T, 2 Q + 1)` have an entry for twice each mid-rank: of the knots that equal a value, half are below it. NaN
+    counts as the smallest or the largest.
     """
     if values.device.type != "cpu":
         return _in_torch(values, knots, tables)

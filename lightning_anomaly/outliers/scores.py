@@ -99,10 +99,9 @@ class ReferenceModel(NamedTuple):
         return distances, ranked[0]
 
     def extreme_filters(self, tails: Tensor, filters: int, count: int) -> Tensor:
-        """Find the `count` of F `filters` with the largest sums of tails `(n, V)`, the most extreme first.
+        """Find the indices `(n, count)` of those of F `filters` with the largest sums of tails `(n, V)`.
 
-        Returns:
-            Their indices `(n, count)`, -1 where there are no more.
+        The most extreme comes first; -1 stands where there are no more.
         """
         full = tails.new_zeros(len(tails), len(self.used))
         full[:, self.used] = tails
