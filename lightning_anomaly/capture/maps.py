@@ -55,16 +55,9 @@ def map_statistics(maps: Tensor) -> Tensor:
         return five_numbers(maps, _windows(maps, _COARSE))
     pixels = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
     pooled = pool_maps(maps, _COARSE)
-    mean, own = _mean_and_deviation(pixels)
-    _, coarse = (mean, own) if pooled is maps else _mean_and_deviation(pooled.flatten(2))
-    return torch.stack([mean, own, pixels.amax(2), pixels.amin(2), coarse], 2)
-
-
-def _mean_and_deviation(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the last axis."""
-    mean = pixels.mean(2)
-    deviation: Tensor = torch.linalg.vector_norm(pixels - mean[:, :, None], dim=2) / pixels.shape[2] ** 0.5
-    return mean, deviation
+    deviation = pixels.std(2, correction=0)
+    coarse = deviation if pooled is maps else pooled.flatten(2).std(2, correction=0)
+    return torch.stack([pixels.mean(2), deviation, pixels.amax(2), pixels.amin(2), coarse], 2)
 
 
 def joined(pieces: Sequence[Tensor]) -> Tensor:
