@@ -102,7 +102,7 @@ class MapCapture:
 
     layers: dict[str, nn.Module]  # by name
     _: KW_ONLY
-    limit: int | None = None  # all samples without
+    limit: int = sys.maxsize  # samples
     rectify: bool = True  # before pooling
     max_map_side: int = 8  # see `pool_maps`
     summary: Callable[[Tensor], Tensor] | None = None
@@ -119,7 +119,7 @@ class MapCapture:
     @property
     def full(self) -> bool:
         """Whether `limit` samples were seen, so that another pass is not needed."""
-        return self.limit is not None and self._samples >= self.limit
+        return self._samples >= self.limit
 
     def attach(self) -> None:
         """Put the hooks on. `remove` must follow, also after an exception."""
@@ -146,7 +146,7 @@ class MapCapture:
         self._called.clear()
         count = counts.most_common(1)[0][0] if counts else 0
         self.samples.end_pass(count)
-        if counts and self.limit is not None:
+        if counts and self.limit < sys.maxsize:
             self._samples += count
             for name, layer in self.maps.items():
                 given = self._given[name]
@@ -169,7 +169,7 @@ class MapCapture:
         if layer.problem is not None or output.numel() == 0:
             return
         self._called[name] = len(output)
-        room = sys.maxsize if self.limit is None else self.limit - layer.count
+        room = self.limit - layer.count
         maps = output.detach()[:room]
         layer.size = tuple(maps.shape[2:])
         layer.count += len(maps)

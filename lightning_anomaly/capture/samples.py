@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,16 +48,16 @@ class SampleCapture:
 
     Pixels are those of the first convolution's input, which is the image as the network sees it. The last linear layer
     is the last one that is called with one row for each sample and gives two numbers or more. If a layer is called
-    several times in one pass, its first call counts. Without a model nothing is taken, without a limit all samples are.
+    several times in one pass, its first call counts. Without a model nothing is taken.
     """
 
-    def __init__(self, model: nn.Module | None, limit: int | None = None) -> None:
+    def __init__(self, model: nn.Module | None, limit: int) -> None:
         modules = [] if model is None else list(model.modules())
         self.watched: list[tuple[nn.Module, Callable[..., None]]] = [  # and what a forward hook on it calls
             *((module, self._take_pixels) for module in modules if isinstance(module, CONVOLUTIONS)),
             *((module, self._take_classes) for module in modules if isinstance(module, nn.Linear)),
         ]
-        self._limit = sys.maxsize if limit is None else limit
+        self._limit = limit
         self._passes: list[SampleStatistics] = []
         self._current = SampleStatistics()
         self._called: set[nn.Module] = set()
@@ -77,9 +76,7 @@ class SampleCapture:
         """Return what is known of the first samples, on the CPU, if it is known of all of them and of no others."""
         if not self._passes or self.problem is not None:
             return SampleStatistics()
-        found = SampleStatistics.join(self._passes)
-        self._passes = [found]
-        return found._each(lambda own: own.cpu() if len(own) == samples else None)
+        return SampleStatistics.join(self._passes)._each(lambda own: own.cpu() if len(own) == samples else None)
 
     def _take_pixels(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._current.shape or not args:
