@@ -240,9 +240,9 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         elif not confirmed:
             return None  # an earlier value, logged again
         known = self._losses if confirmed else None
-        self.wait_count = stopping.waited(self._rises, known, threshold)
         # The first value of a rise appears when it has lasted `hold` validations.
-        stops, why = stopping.decide(self._rises, known, threshold, self.patience - self._signal.hold + 1)
+        patience = self.patience - self._signal.hold + 1
+        stops, why, self.wait_count = stopping.decide(self._rises, known, threshold, patience)
         return self._why(value, why) if stops else None
 
     def _warn_of_few_images(self) -> None:

@@ -35,23 +35,21 @@ def since_best(losses: Sequence[float]) -> int:
     return len(losses) - 1 - min(known)[1] if known else len(losses)
 
 
-def waited(rises: Sequence[float], losses: Sequence[float] | None, threshold: float) -> int:
-    """Count the last validations in a row without a lower loss, or, without losses, with a rise above the threshold."""
-    if losses is not None:
-        return since_best(losses)
-    return next((count for count, rise in enumerate(reversed(rises)) if not rise > threshold), len(rises))
-
-
-def decide(rises: Sequence[float], losses: Sequence[float] | None, threshold: float, patience: int) -> tuple[bool, str]:
+def decide(
+    rises: Sequence[float], losses: Sequence[float] | None, threshold: float, patience: int
+) -> tuple[bool, str, int]:
     """Decide whether a training should stop after its last validation, and say why as a predicate of the signal.
 
-    It should if the last rise exceeds the threshold and it has `waited` for `patience` validations; if the last loss is
-    a spike, it is some more. Without losses the rise alone decides.
+    It should if the last rise exceeds the threshold and it has waited for `patience` validations, also returned: the
+    last ones in a row without a lower loss, or, without losses, with a rise above the threshold. If the last loss is a
+    spike, it waits some more.
     """
-    count = waited(rises, losses, threshold)
-    spike = losses is not None and len(losses) > 0 and losses[-1] > _SPIKE * _averages(losses)[-1]
-    stops = bool(rises) and rises[-1] > threshold and count >= patience and not spike
-    validations = f"{count} validation{'s' * (count != 1)}"
     if losses is None:
-        return stops, f"has been above {threshold:g} for {validations}"
-    return stops, f"is above {threshold:g} and the validation loss has not improved for {validations}"
+        waited = next((count for count, rise in enumerate(reversed(rises)) if not rise > threshold), len(rises))
+        spike, told = False, f"has been above {threshold:g} for"
+    else:
+        waited = since_best(losses)
+        spike = len(losses) > 0 and losses[-1] > _SPIKE * _averages(losses)[-1]
+        told = f"is above {threshold:g} and the validation loss has not improved for"
+    stops = bool(rises) and rises[-1] > threshold and waited >= patience and not spike
+    return stops, f"{told} {waited} validation{'s' * (waited != 1)}", waited
