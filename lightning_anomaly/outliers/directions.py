@@ -44,25 +44,20 @@ class Vectors:
 
     def __init__(self, vectors: Tensor) -> None:
         few, long = len(vectors) <= _MAX_PRODUCTS, 2 * vectors.shape[1] > len(vectors)
-        self._vectors = vectors.double() if few and not long else vectors
+        self.vectors = vectors.double() if few and not long else vectors
         self._products = _products(vectors) if few and long else None
         self._sketches: dict[int, Tensor] = {}
 
-    @property
-    def mean(self) -> Tensor:
-        """The mean of each vector's values `(N,)`."""
-        return self._vectors.mean(1)
-
     def directions(self, selected: Tensor, count: int) -> Directions:
         """Compute at most `count` directions of the vectors at positions `selected` `(n,)`."""
-        vectors = self._vectors[selected]
+        vectors = self.vectors[selected]
         weights = self._weights(selected, count).to(vectors)
         return Directions(vectors.mean(0).float(), (vectors.T @ weights).float())
 
     def mahalanobis_squared(self, selected: Tensor, count: int) -> Tensor:
         """Compute the squared distances `(N,)` of all vectors in the directions of those selected."""
         if self._products is None:
-            return self.directions(selected, count).mahalanobis_squared(self._vectors.float())
+            return self.directions(selected, count).mahalanobis_squared(self.vectors.float())
         projected = self._products[:, selected] @ self._weights(selected, count)
         return (projected - projected[selected].mean(0)).square().sum(1).float()
 
@@ -85,7 +80,7 @@ class Vectors:
     def _multiplication(self, selected: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """What multiplies a basis `(n, k)` by P, the products of the selected vectors, and gives `basis^T P basis`."""
         if self._products is None:
-            vectors = _centered(self._vectors[selected])
+            vectors = _centered(self.vectors[selected])
 
             def spread(basis: Tensor) -> Tensor:
                 along = (vectors.T @ basis.to(vectors)).double()
@@ -98,9 +93,9 @@ class Vectors:
     def _sketch(self, count: int) -> Tensor:
         """Products `(N, k)` of the vectors with random ones."""
         if count not in self._sketches:
-            shape, generator = (self._vectors.shape[1], count + _OVERSAMPLING), torch.Generator().manual_seed(0)
+            shape, generator = (self.vectors.shape[1], count + _OVERSAMPLING), torch.Generator().manual_seed(0)
             start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-            sketch = self._vectors @ start.to(self._vectors)
+            sketch = self.vectors @ start.to(self.vectors)
             self._sketches[count] = sketch if self._products is None else sketch.double()
         return self._sketches[count]
 

@@ -169,7 +169,7 @@ def _outlier_mask(vectors: Sequence[Vectors], selected: Tensor) -> Tensor:
     covariance determinant: Rousseeuw and Van Driessen, "A fast algorithm for the minimum covariance determinant
     estimator", 1999).
     """
-    scores = vectors[0].mean[selected]  # at first, the mean of the tails
+    scores = vectors[0].vectors.mean(1)[selected]  # at first, the mean of the tails
     for _ in range(_REFITS):
         half = scores.argsort(stable=True)[: -(-len(scores) // 2)]
         distances = _mahalanobis_squared(vectors, selected[half])[selected]
