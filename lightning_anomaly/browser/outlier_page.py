@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_anomaly.browser.page import assemble, plain_labels, write
 from lightning_anomaly.browser.report_page import usual_score
-from lightning_anomaly.outliers.report import OutlierReport
+from lightning_anomaly.outliers.report import KEPT, OutlierReport
 
 _CODE = ("dom.js", "unpack.js", "csv.js", "words.js", "colours.js", "draw.js", "parts.js", "ranking.js", "shell.js",
          "outliers.js")  # fmt: skip
@@ -20,14 +20,13 @@ _CODE = ("dom.js", "unpack.js", "csv.js", "words.js", "colours.js", "draw.js", "
 def write_outlier_page(
     report: OutlierReport,
     path: str | Path,
-    shown: int,
     sentences: Sequence[str],
     labels: Sequence[Any] | None,
     title: str,
 ) -> None:
-    """Write the `shown` images with the largest scores as an HTML file, see `OutlierReport.save_html`."""
+    """Write the images with the largest scores as an HTML file, see `OutlierReport.save_html`."""
     names = None if labels is None else plain_labels(labels, len(report.scores))
-    rows = report.rows(shown)
+    rows = report.rows(KEPT)
     # By which a browser keeps what was ticked: the same for the same ranking, whatever its images are called.
     key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
     beyond = {*report.beyond}

@@ -201,7 +201,7 @@ class OutlierReport(Tabular):
         """
         from lightning_anomaly.browser import write_outlier_page
 
-        write_outlier_page(self, path, KEPT, self._sentences(), self.names if labels is None else labels, title)
+        write_outlier_page(self, path, self._sentences(), self.names if labels is None else labels, title)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
         """Write the same to a file that lasts until Python exits: a notebook shows it, a console its path.
