@@ -35,12 +35,11 @@ def analyze_shared(
     limit: int,
     pictures: bool,
     samples: SampleCapture | None = None,
-    failure: Exception | None = None,
 ) -> tuple[AnomalyReport, Tensor | None]:
-    """Analyze the maps of all processes; a collective call, also for a process that has no maps or has failed.
+    """Analyze the maps of all processes; a collective call, also for a process that has no maps.
 
     Each process gives the maps, which are removed as they are sent, the images `(n, C, H, W)` and what else is known
-    of its own samples, or its `failure`. Of all of them, `limit` samples are kept. The notes are the same everywhere;
+    of its own samples. Of all of them, `limit` samples are kept. The notes are the same everywhere;
     whether there are pictures, process 0 decides.
 
     Returns:
@@ -53,8 +52,6 @@ def analyze_shared(
     rank, world = rank_and_world()
 
     def describe() -> tuple[dict[str, LayerMaps], bool, SampleStatistics]:
-        if failure is not None:
-            raise failure
         known = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
         return {name: _header(layer) for name, layer in maps.items()}, pictures, known
 

@@ -47,18 +47,18 @@ class ValidationWatch:
         notes: Mapping[str, str],
         keep_images: bool,
     ) -> None:
-        self._trainer = trainer
-        self._module = pl_module
-        self._probe = probe
-        self._probe_size = probe_size
-        self._seed = settings.seed
+        self.trainer = trainer
+        self.module = pl_module
+        self.probe = probe
+        self.probe_size = probe_size
+        self.settings = settings
         self.notes = notes
-        self.alone = rank_and_world()[1] == 1
+        self._alone = rank_and_world()[1] == 1
         # Samples that all processes have together, at most; of a training probe it is known when it runs.
-        self.gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
+        self._gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
         self._probed = False
         self._limit = -(-probe_size // rank_and_world()[1])
-        self.samples = ProbeSamples(keep_images)  # what the batches tell of them
+        self.samples = ProbeSamples(keep_images)  # what the batches tell of them, and the capture what the model tells
         self._capture = MapCapture(
             layers,
             limit=self._limit,
@@ -66,19 +66,17 @@ class ValidationWatch:
             max_map_side=settings.max_map_side,
             model=pl_module,
         )
-        self.maps = self._capture.maps
-        self.statistics = self._capture.samples  # what the model tells of them
 
     def before_batch(self, batch: Any) -> None:
         """Hook the layers for the validation step to come."""
-        if self._probe == "val":
+        if self.probe == "val":
             self.samples.add_targets(batch)
             if not self._capture.full:
                 self._capture.attach()
                 self._record(batch)
 
     def _record(self, batch: Any) -> None:
-        self.samples.add(batch, self._limit - most_samples(self.maps))
+        self.samples.add(batch, self._limit - most_samples(self._capture.maps))
 
     def run_training_probe(self) -> None:
         """Run this process's share of the training probe as Lightning evaluates; a second call does nothing.
@@ -86,14 +84,14 @@ class ValidationWatch:
         Call it after the first step of a validation: averaged weights are in place then whatever the order of the
         callbacks, and of several processes all have the buffers of the first, which is what is validated and saved.
         """
-        if self._probe != "train" or self._probed:
+        if self.probe != "train" or self._probed:
             return
         self._probed = True
-        trainer, module, seed = self._trainer, self._module, self._seed
+        trainer, module, seed = self.trainer, self.module, self.settings.seed
         precision = trainer.strategy.precision_plugin
         with torch.inference_mode(False), isolated_random_state(seed), unlogged(module), probing(module) as call:
-            positions = training_positions(trainer.train_dataloader, self._probe_size, seed)
-            self.gathered = len(positions)
+            positions = training_positions(trainer.train_dataloader, self.probe_size, seed)
+            self._gathered = len(positions)
             # As `DistributedSampler` does: what a module does may communicate, so all processes do it as often.
             padded = [*positions, *positions[: -len(positions) % trainer.world_size]]
             own = padded[trainer.global_rank :: trainer.world_size]
@@ -108,16 +106,30 @@ class ValidationWatch:
         """Take the hooks off again; a second call does nothing."""
         self._capture.remove()
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def analyze(self, pictures: bool) -> tuple[AnomalyReport, Tensor | None]:
+        """Analyze what was taken, of all processes together; the images as well, if they were kept."""
+        maps, images, known = self._capture.maps, self.samples.images, self._capture.samples
+        if not self._alone:
+            return analyze_shared(
+                maps, images, self.settings, self.notes, limit=self._gathered, pictures=pictures, samples=known
+            )
+        report = analyze_maps(maps, self.settings, self.notes, samples=known)
+        if pictures:
+            report = replace(report, pictures=take_pictures(report.layers, maps, images))
+        return report, images
+
     def _classes(self, samples: int) -> tuple[Tensor, Tensor] | None:
         """The classes of all samples of this validation, and those predicted for the probe, if both are known."""
-        logits = self.statistics.collected(samples).logits
+        logits = self._capture.samples.collected(samples).logits
         classes = None if logits is None else self.samples.classes(samples, logits.shape[1])
         return None if logits is None or classes is None else (classes, logits.argmax(1))
 
     def describe_samples(self, samples: int) -> dict[str, list[str] | None]:
         """Return the `labels` and the `names` of the samples of the probe for a page, each None if unknown."""
-        loaders, known = self._trainer.val_dataloaders, self._classes(samples)
-        in_order = self._probe == "val" and self.alone and not shuffles(loaders)
+        loaders, known = self.trainer.val_dataloaders, self._classes(samples)
+        in_order = self.probe == "val" and self._alone and not shuffles(loaders)
         return {
             "labels": None if known is None else label_texts(known[0][:samples], known[1], loaders),
             "names": probe_files(loaders, samples) if in_order else None,
@@ -137,23 +149,6 @@ class ValidationWatch:
             "sorted": f"The first {samples} validation samples, which are the probe, have {probe} of {every} classes: "
             "shuffle the data set once, with a fixed seed, before it goes into the loader."
         }
-
-
-def analyze_probe(
-    watch: ValidationWatch | None, settings: AnalysisSettings, pictures: bool, failure: Exception | None
-) -> tuple[AnomalyReport, Tensor | None]:
-    """Analyze what a validation took, see `analyze_shared`; the images as well, if they were kept."""
-    with torch.inference_mode(False), torch.no_grad():
-        if watch is None:  # this process has failed, and takes part all the same
-            return analyze_shared({}, None, settings, {}, limit=0, pictures=pictures, failure=failure)
-        maps, images, samples = watch.maps, watch.samples.images, watch.statistics
-        if not watch.alone:
-            limit, notes = watch.gathered, watch.notes
-            return analyze_shared(maps, images, settings, notes, limit=limit, pictures=pictures, samples=samples)
-        report = analyze_maps(maps, settings, watch.notes, samples=samples)
-        if pictures:
-            report = replace(report, pictures=take_pictures(report.layers, maps, images))
-        return report, images
 
 
 def is_empty_result(report: AnomalyReport) -> bool:

@@ -8,14 +8,15 @@ from typing import Any, cast
 
 from lightning_anomaly.callbacks._base import Hook, LoggingCallback, guarded
 from lightning_anomaly.checks import check_integer
+from lightning_anomaly.distributed import gather_results
 from lightning_anomaly.notes import merge_notes
 
 
 class WatchingCallback(LoggingCallback):
     """Base class that looks for something at validations, and logs the last values again where it finds nothing.
 
-    A validation begins with `_prepare`; hooks between take what is needed; at its end `_finish`, and `_find`, where all
-    processes meet; then `_remember` in a fit, and `_log_values`.
+    A validation begins with `_prepare`; hooks between take what is needed; at its end `_finish`, and `_find` if no
+    process has failed; then `_remember` in a fit, and `_log_values`.
     """
 
     _task: str  # what fails, for a warning
@@ -59,12 +60,10 @@ class WatchingCallback(LoggingCallback):
         found = None
         if self._due:
             self._finish(trainer, pl_module)
-        failure, self._failure = self._failure, None
         with self._guard(self._task, self._consequence(trainer, self._advice)):
+            gather_results(self._raise_failure)
             if self._due:
-                found = self._find(trainer, failure)
-            elif failure is not None:
-                raise failure
+                found = self._find(trainer)
         if trainer.state.fn == "fit":
             self._remember(trainer, found)
         self._log_values(trainer, pl_module)
@@ -88,8 +87,13 @@ class WatchingCallback(LoggingCallback):
     def _finish(self, trainer: Any, pl_module: Any) -> None:
         """Do what a process without any validation batch has not done."""
 
-    def _find(self, trainer: Any, failure: Exception | None) -> Any:
-        """Return what was found, and set `_values`; a collective call, which raises everywhere if one has failed."""
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _find(self, trainer: Any) -> Any:
+        """Return what was found, and set `_values`; a collective call."""
         raise NotImplementedError
 
     def _remember(self, trainer: Any, found: Any) -> None:

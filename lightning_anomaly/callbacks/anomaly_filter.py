@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._history import remember
-from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, analyze_probe, is_empty_result
+from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, is_empty_result
 from lightning_anomaly.callbacks._samples import same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
@@ -196,13 +196,13 @@ class AnomalyFilterCallback(WatchingCallback):
         if self._watch is not None:
             self._watch.run_training_probe()
 
-    def _find(self, trainer: Any, failure: Exception | None) -> tuple[AnomalyReport, Tensor | None] | None:
+    def _find(self, trainer: Any) -> tuple[AnomalyReport, Tensor | None] | None:
         started = time.perf_counter()
         fitting = trainer.state.fn == "fit"
         pictures = fitting and bool(trainer.loggers) and self.browser
-        report, images = analyze_probe(self._watch, self.settings, pictures, failure)
         watch = self._watch
-        assert watch is not None  # without one it would have raised
+        assert watch is not None
+        report, images = watch.analyze(pictures)
         empty = is_empty_result(report)
         notes = dict(report.notes)
         if trainer.fast_dev_run:

@@ -17,7 +17,6 @@ from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
-from lightning_anomaly.distributed import gather_results
 from lightning_anomaly.plots import comparison_figure
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import layer_significance
@@ -185,12 +184,7 @@ class TwoSampleCallback(WatchingCallback):
                 self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, self.batch_size)
         self._seconds = perf_counter() - start
 
-    def _find(self, trainer: Any, failure: Exception | None) -> TwoSampleReport | None:
-        def check() -> None:
-            if failure is not None:
-                raise failure
-
-        gather_results(check)
+    def _find(self, trainer: Any) -> TwoSampleReport | None:
         report = self._fresh
         assert report is not None
         output = report.compares_output  # else the values would say that it knows nothing of the training images
