@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,39 +32,33 @@ CHANGED = {
 }
 
 
+@dataclass
 class ValidationWatch:
     """Take the maps of a probe of `probe_size` samples, over all processes, during one validation."""
 
-    def __init__(
-        self,
-        trainer: Any,
-        pl_module: Any,
-        *,
-        layers: dict[str, nn.Module],
-        probe: str,
-        probe_size: int,
-        settings: AnalysisSettings,
-        notes: Mapping[str, str],
-        keep_images: bool,
-    ) -> None:
-        self.trainer = trainer
-        self.module = pl_module
-        self.probe = probe
-        self.probe_size = probe_size
-        self.settings = settings
-        self.notes = notes
-        self._alone = rank_and_world()[1] == 1
+    trainer: Any
+    module: Any
+    layers: dict[str, nn.Module]
+    probe: str
+    probe_size: int
+    settings: AnalysisSettings
+    notes: Mapping[str, str]
+    keep_images: InitVar[bool]
+
+    def __post_init__(self, keep_images: bool) -> None:
+        world, settings = rank_and_world()[1], self.settings
+        self._alone = world == 1
         # Samples that all processes have together, at most; of a training probe it is known when it runs.
-        self._gathered = min(probe_size, unpadded_length(trainer.val_dataloaders))
+        self._gathered = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))
         self._probed = False
-        self._limit = -(-probe_size // rank_and_world()[1])
+        self._limit = -(-self.probe_size // world)
         self.samples = ProbeSamples(keep_images)  # what the batches tell of them, and the capture what the model tells
         self._capture = MapCapture(
-            layers,
+            self.layers,
             limit=self._limit,
             rectify=settings.rectify,
             max_map_side=settings.max_map_side,
-            model=pl_module,
+            model=self.module,
         )
 
     def before_batch(self, batch: Any) -> None:
