@@ -50,7 +50,6 @@ class GuardedCallback(AnyCallback):
     """Base class with the guard, where what fails in a hook becomes one warning, and with what is known of a module."""
 
     on_error = "warn"  # or "raise"
-    _warned: set[str]
     _module: weakref.ref[Any] | None = None  # that what is known is about
     _present: weakref.ref[Any] | None = None  # the module that the Trainer works with
     _fitting = True
@@ -71,6 +70,7 @@ class GuardedCallback(AnyCallback):
 
     def _forget(self) -> None:
         """Start anew: what is known is about another module."""
+        self._warned: set[str] = set()
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -126,7 +126,6 @@ class LoggingCallback(GuardedCallback):
 
     def __init__(self, log_key_prefix: str) -> None:
         self.log_key_prefix = check_text("log_key_prefix", log_key_prefix)
-        self._warned: set[str] = set()
 
     @property
     def state_key(self) -> str:

@@ -100,7 +100,6 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         super().__init__(monitor="", mode="min", verbose=check_bool("verbose", verbose))
         # Until there is a Trainer.
         self._watch(self.log_key_prefix or "two_sample", self.log_key_prefix is None)
-        self._warned: set[str] = set()
         self._forget()
 
     @property
@@ -118,8 +117,7 @@ class AnomalyEarlyStopping(GuardedCallback, AnyEarlyStopping):
         self.patience = signal.patience if self._patience is None else self._patience
 
     def _forget(self) -> None:
-        """Start anew: what is known is about another model."""
-        self._warned.clear()
+        super()._forget()
         self.wait_count = 0
         self._rises: list[float] = []  # of each validation that found it anew
         self._losses: list[float] = []  # of each validation that has one

@@ -120,9 +120,9 @@ class AnomalyFilterCallback(WatchingCallback):
         self._forget()
 
     def _forget(self) -> None:
+        super()._forget()
         self.report: AnomalyReport | None = None
         self.history: list[dict[str, Any]] = []
-        self._warned.clear()
         self._begin()
 
     def _begin(self) -> None:

@@ -106,8 +106,8 @@ class AnomalyPruneCallback(LoggingCallback):
         self._forget()
 
     def _forget(self) -> None:
+        super()._forget()
         self.mask: FilterMask | None = None
-        self._warned.clear()
         self.events: list[dict[str, Any]] = []
         self._summaries: list[Summary] = []  # of the last reports
         self._done: list[int] = []  # epochs of `at_epoch` that are behind

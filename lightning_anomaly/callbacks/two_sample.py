@@ -129,11 +129,11 @@ class TwoSampleCallback(WatchingCallback):
         self._forget()
 
     def _forget(self) -> None:
+        super()._forget()
         self.report: TwoSampleReport | None = None
         self.history: list[dict[str, Any]] = []
         self._rise = ErrorRise()
         self._undrawn: int | None = None  # the step of the last validation, if no figure has it
-        self._warned.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """The history, whose last values are logged again if the next comparison fails, and the levels of the ratio."""
