@@ -147,8 +147,7 @@ def analyze_slice(
     """Analyze some filters of each layer, or all; no filter's result depends on another filter.
 
     The maps `(N, F, ...)` are those of these filters, F possibly zero, and the statistics `(n, F, 5)`, in batches, of
-    all filters of the layers whose samples are scored. Nothing is known of the samples where another process views
-    them.
+    all filters of the layers whose samples are scored. Give empty `samples` where another process views them.
     """
     engine = load_engine(settings.engine)
     devices = {name: engine.device(layer.batches[0].device) for name, layer in maps.items()}

@@ -39,8 +39,8 @@ def analyze_shared(
     """Analyze the maps of all processes; a collective call, also for a process that has no maps.
 
     Each process gives the maps, which are removed as they are sent, the images `(n, C, H, W)` and what else is known
-    of its own samples. Of all of them, `limit` samples are kept. The notes are the same everywhere;
-    whether there are pictures, process 0 decides.
+    of its own samples. Of all of them, `limit` samples are kept. The notes are the same everywhere; whether there are
+    pictures, process 0 decides.
 
     Returns:
         The report, and the images of the probe `(N, C, H, W)`, None if unknown. Only process 0 has these, pictures, and

@@ -13,7 +13,7 @@ _Found = TypeVar("_Found")
 
 
 def torch_in_threads(work: Callable[[_Item], _Found], items: Iterable[_Item], device: torch.device) -> Iterator[_Found]:
-    """Map a function that calls torch or compiled loops on a device, on the CPU in Python's threads, each alone.
+    """Map a function that calls torch or compiled loops over items: on the CPU in Python's threads, each working alone.
 
     Both let go of the interpreter's lock. This is faster than torch's own threads, which share every operation and wait
     for each other at its end: with thousands of small operations, and anything else on the machine, that wait is most

@@ -100,7 +100,7 @@ def usual_score(scores: Tensor) -> float:
 
 
 def _views(report: AnomalyReport) -> tuple[list[dict[str, Any]], bytes]:
-    """Of each view of the samples, and of each layer, what it is called and float64 scores `(N,)`."""
+    """The name and the float64 scores `(N,)` of each view of the samples and of each layer."""
     views: list[tuple[str | None, str | None, Tensor]] = [(view, None, own) for view, own in report.view_scores.items()]
     views += [(None, name, own.outlier_scores) for name, own in report.layers.items()]
     told = [{"view": view, "layer": name, "ordinary": usual_score(own)} for view, name, own in views]

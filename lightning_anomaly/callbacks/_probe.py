@@ -32,7 +32,7 @@ CHANGED = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class ValidationWatch:
     """Take the maps of a probe of `probe_size` samples, over all processes, during one validation."""
 
@@ -48,7 +48,7 @@ class ValidationWatch:
     def __post_init__(self, keep_images: bool) -> None:
         world, settings = rank_and_world()[1], self.settings
         self._alone = world == 1
-        # Samples that all processes have together, at most; of a training probe it is known when it runs.
+        # Samples that all processes have together, at most; how many a training probe has is known when it runs.
         self._gathered = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))
         self._probed = False
         self._limit = -(-self.probe_size // world)

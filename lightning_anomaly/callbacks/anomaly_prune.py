@@ -200,7 +200,7 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Mask before the first step what process 0 chooses, with the batch to find norms with."""
+        """Mask the filters that process 0 chooses before the first step, whose batch serves to find norms."""
         if not self._due or self.mask is None:
             return
         self._due, epoch = False, trainer.current_epoch

@@ -35,7 +35,7 @@ def first_tensor(batch: Any) -> Tensor | None:
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)` or from a loader over a data set with a length.
 
-    The order of the loader does not count. A ValueError calls the images by the name `argument`.
+    The order of the loader does not count. Errors call the images `argument`.
     """
 
     def __init__(self, images: Any, argument: str) -> None:
@@ -97,7 +97,8 @@ class ImageSource:
             found = getattr(batch if images is None else images, "dtype", "none")
             raise ValueError(f"Parameter `{self.argument}` should hold scaled floating-point images. Found {found}.")
         if self.shape and (shape := tuple(images.shape[1:])) != self.shape:
-            raise ValueError(f"Parameter `{self.argument}` should be of one size. Found {self.shape} and {shape}.")
+            found = f"{self.shape} and {shape}"
+            raise ValueError(f"Parameter `{self.argument}` should hold images of one size. Found {found}.")
         if len(images) != count:
             raise ValueError(
                 f"Parameter `{self.argument}` should give one image for each item of its data set. Found {len(images)} "

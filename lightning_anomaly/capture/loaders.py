@@ -107,7 +107,7 @@ def training_positions(
 ) -> list[int]:
     """Choose a fixed random sample of what a loader draws; all if there are fewer.
 
-    A ValueError calls a loader `what` whose data set cannot be indexed.
+    Raises a ValueError, which calls the loader `what`, if its data set cannot be indexed.
     """
     dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):

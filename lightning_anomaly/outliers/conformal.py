@@ -166,8 +166,8 @@ def fit_halves(
 ) -> tuple[list[SplitConformal], Tensor, dict[str, str]]:
     """Fit to the first half of a reference, and calibrate by the other; if `both`, then also the other way round.
 
-    Statistics of its parts are on the CPU, and emptied, as they are most of the memory; errors call it by the name of
-    the `argument`. Images with NaN or infinite values are left out, but for filters in which most have them.
+    Its parts are on the CPU and are emptied, as they are most of the memory; errors call it `argument`. Images with NaN
+    or infinite values are left out, unless these are of filters in which most images have them.
 
     Returns:
         The fits, positions `(m,)` of the images that they use, those of the first half first, and notes on filters that
@@ -215,5 +215,5 @@ def _fit_layers(layers: Mapping[str, Tensor]) -> dict[str, ReferenceModel]:
 
 
 def _shared(found: Sequence[dict[str, _Own]]) -> list[dict[str, _Own]]:
-    """What each has under the names that all have."""
+    """Keep of each dict the names that all of them have."""
     return [{name: own[name] for name in found[0] if all(name in other for other in found)} for own in found]

@@ -110,8 +110,8 @@ class RobustGaussian:
 def shrunk_covariance(centered: Tensor) -> Tensor:
     """Estimate the covariance `(v, v)` of centred numbers `(n, v)`, shrunk towards a multiple of the identity.
 
-    As scikit-learn's `ledoit_wolf` does; but that one multiplies in NumPy's threads, which then wait busily for more
-    and take a third of the time that LeNet-5's analysis takes, and its import takes half a second.
+    The same as scikit-learn's `ledoit_wolf`, whose products run in NumPy's threads. These go on spinning afterwards,
+    which makes LeNet-5's analysis half as long again; and its import takes half a second.
     """
     covariance = centered.T @ centered / len(centered)
     target = covariance.trace() / len(covariance) * torch.eye(len(covariance), device="cpu").to(covariance)

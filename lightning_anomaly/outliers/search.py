@@ -154,7 +154,7 @@ class _Search:
         return batches, len(images), others.unreadable
 
     def fit(self, shares: Sequence[_Seen]) -> tuple[SplitConformal, set[int]]:
-        """Fit to the whole reference, in process 0; with the fit come the positions of inputs that are in it."""
+        """Fit to the whole reference, in process 0; return the fit, and the positions of the inputs that are in it."""
         batches, numbers, unreadable = zip(*shares, strict=True)
         if len({*numbers}) > 1:
             raise ValueError(

@@ -72,7 +72,7 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     """Find the rows of a convolution of any kind that belong to some of its filters.
 
     They are those of the weight, or of the two parts that `parametrizations.weight_norm` makes it of, and of the bias.
-    A ValueError names a `layer` whose weight is computed from other tensors in another way.
+    Raises a ValueError, which names the `layer`, if its weight is computed from other tensors in another way.
     """
     channels = (torch.tensor(filters, device="cpu"),)
     bias = [] if conv.bias is None else [Rows(conv, "bias", channels)]

@@ -52,7 +52,7 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
 
 
 def call_model(model: nn.Module, example_input: Any) -> Any:
-    """Call a model on copies of its buffers and inputs, which a tuple has several of, with the same random numbers."""
+    """Call a model on copies of its buffers and inputs, a tuple of several; the random state is restored afterwards."""
     with probing(model) as call:
         return call(*clone_inputs(example_input if isinstance(example_input, tuple) else (example_input,)))
 

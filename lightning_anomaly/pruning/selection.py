@@ -72,7 +72,7 @@ def choose_others(
 
     They come from the filters that could have been chosen: not masked, and neither dead nor nonfinite in the last
     report. Masking a dead filter changes nothing and would be no comparison; only where the live ones do not suffice
-    are dead ones taken too. Those with the smallest of `norms` come first, or else a random draw decides.
+    are dead ones taken too. Filters with the smallest `norms` come first; without norms a random draw decides.
     """
     others: dict[str, list[int]] = {}
     for layer, filters in chosen.items():

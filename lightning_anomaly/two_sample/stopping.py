@@ -38,11 +38,13 @@ def since_best(losses: Sequence[float]) -> int:
 def decide(
     rises: Sequence[float], losses: Sequence[float] | None, threshold: float, patience: int
 ) -> tuple[bool, str, int]:
-    """Decide whether a training should stop after its last validation, and say why as a predicate of the signal.
+    """Decide whether a run should stop after its last validation.
 
-    It should if the last rise exceeds the threshold and it has waited for `patience` validations, also returned: the
-    last ones in a row without a lower loss, or, without losses, with a rise above the threshold. If the last loss is a
-    spike, it waits some more.
+    It should if the last rise exceeds the threshold and it has waited for `patience` validations, unless the last loss
+    is a spike. It waits while the loss gets no lower, or, without losses, while the rise is above the threshold.
+
+    Returns:
+        Whether to stop, the reason as a predicate of the signal, and how many validations it has waited.
     """
     if losses is None:
         waited = next((count for count, rise in enumerate(reversed(rises)) if not rise > threshold), len(rises))

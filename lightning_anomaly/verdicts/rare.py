@@ -16,7 +16,7 @@ LIVE = (NORMAL, ANOMALY)  # filters that could be clustered, see `Reduction.live
 
 
 def rare_samples(labels: Tensor, rare_fraction: float) -> Tensor:
-    """Whether each sample is in a rare cluster `(..., N)`: one with at most a fraction of the samples, at most 0.5."""
+    """Whether each sample is in a rare cluster `(..., N)`: one with at most `rare_fraction` of the samples."""
     # Tolerates the rounding of rare_fraction * N only; a cluster of all the samples is not rare as the fraction is < 1.
     return _own_sizes(labels) <= rare_fraction * labels.shape[-1] * (1 + 1e-12)
 
