@@ -1,7 +1,7 @@
 // The browser of a report's filters and samples.
 import { Report } from "./data.js";
-import { filterPage } from "./filter.js";
-import { filtersPage } from "./filters.js";
+import { filtersPage } from "./filter_list.js";
+import { filterPage } from "./filter_page.js";
 import { overview } from "./overview.js";
 import { samplePage, samplesPage } from "./samples.js";
 import { run } from "./shell.js";

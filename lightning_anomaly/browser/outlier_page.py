@@ -13,8 +13,7 @@ from lightning_anomaly.browser.page import assemble, plain_labels, write
 from lightning_anomaly.browser.report_page import usual_score
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
 
-_CODE = ("dom.js", "unpack.js", "csv.js", "words.js", "colours.js", "draw.js", "parts.js", "ranking.js", "shell.js",
-         "outliers.js")  # fmt: skip
+_CODE = "dom unpack csv wording colours canvas components ranking shell gallery"
 
 
 def write_outlier_page(

@@ -1,11 +1,11 @@
 // The whole network: its numbers, its curves, every layer as a row of cells.
 
+import { ticks } from "./canvas.js";
 import { verdictColour } from "./colours.js";
+import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch } from "./components.js";
 import { make, makeSvg, sharpCanvas } from "./dom.js";
-import { ticks } from "./draw.js";
-import { chosenFilters } from "./filters.js";
-import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch } from "./parts.js";
-import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./words.js";
+import { chosenFilters } from "./filter_list.js";
+import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
 
 const TOP_SAMPLES = 12;
 

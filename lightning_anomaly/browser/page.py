@@ -60,11 +60,11 @@ def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
 
 
 def assemble(
-    code: Sequence[str], index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
+    code: str, index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
 ) -> str:
-    """Put a page together, as text, of files of JavaScript in the order of their imports.
+    """Put a page together, as text. Its JavaScript is the files that `code` names, in the order of their imports.
 
-    In the page they are one module, so no two of them have a name in common. It reads the plain values of `index` at
+    In the page they are one module, so no two of them define the same name. It reads the plain values of `index` at
     once, which have a `"title"`, and unpacks `blocks` when needed. The `images`, uint8 `(N, height, width, channels)`
     with one or three channels, become one PNG file.
     """
@@ -101,9 +101,9 @@ def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
     return {"height": height, "width": width, "columns": columns}, {"sprite": file.getvalue()}
 
 
-def _module(code: Sequence[str]) -> str:
+def _module(code: str) -> str:
     """The files as one module: they import only from each other."""
-    text = "\n".join(map(_text, code))
+    text = "\n".join(_text(f"{name}.js") for name in code.split())
     return re.sub(r"^(export |import [^;]*;\n)", "", text, flags=re.MULTILINE)
 
 

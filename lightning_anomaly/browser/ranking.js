@@ -1,6 +1,6 @@
 // What `find_outliers` found, the image that belongs least first, and what a reader has ticked of it.
 import { openIndex } from "./unpack.js";
-import { isMeant } from "./words.js";
+import { isMeant } from "./wording.js";
 
 export class Ranking {
   static async open() {

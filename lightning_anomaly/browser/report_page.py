@@ -20,8 +20,9 @@ from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.pictures import KeptMaps, Pictures, check_images, even_order, probe_images
 
-_CODE = ("dom.js", "unpack.js", "csv.js", "data.js", "words.js", "colours.js", "draw.js", "scatter.js", "parts.js",
-         "overview.js", "filters.js", "filter.js", "samples.js", "shell.js", "main.js")  # fmt: skip
+_CODE = (
+    "dom unpack csv data wording colours canvas scatter components overview filter_list filter_page samples shell main"
+)
 _POINTS = 4_000_000  # of all filters together
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
 _REACTIONS = 24  # filters told for each sample

@@ -1,6 +1,5 @@
 // The samples of the probe, and one of them: its score, and the filters that react to it.
-import { exportButton } from "./csv.js";
-import { choice, finder, make } from "./dom.js";
+
 import {
   address,
   bars,
@@ -12,8 +11,10 @@ import {
   sampleCaption,
   sampleTile,
   stepper,
-} from "./parts.js";
-import { count, isMeant, layerText, number, ordinaryText, percent, scoreText } from "./words.js";
+} from "./components.js";
+import { exportButton } from "./csv.js";
+import { choice, finder, make } from "./dom.js";
+import { count, isMeant, layerText, number, ordinaryText, percent, scoreText } from "./wording.js";
 
 const TILES = 96;
 const SORTS = { score: "largest score", number: "number" };

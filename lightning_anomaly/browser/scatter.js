@@ -1,8 +1,8 @@
 // The scatter plot of one filter: hover, pin, zoom and pan.
 
+import { extent, mark, ticks } from "./canvas.js";
 import { groupColour, groupShape, ink } from "./colours.js";
 import { make, sharpCanvas } from "./dom.js";
-import { extent, mark, ticks } from "./draw.js";
 
 const MARGIN = { left: 46, right: 12, top: 12, bottom: 40 };
 const REACH = 18; // how far from a point the pointer still finds it (pixels)

@@ -1,8 +1,8 @@
 // From the address to a page, and the keys: what the browsers of all reports have in common.
 
 import { onThemeChange } from "./colours.js";
+import { address } from "./components.js";
 import { make } from "./dom.js";
-import { address } from "./parts.js";
 
 const main = document.getElementById("main");
 let current = { keys: {} };

@@ -1,8 +1,9 @@
 // All filters as small pictures, chosen by layer and verdict, in several orders.
+
+import { address, filterCard, pages } from "./components.js";
 import { exportButton } from "./csv.js";
 import { choice, finder, make } from "./dom.js";
-import { address, filterCard, pages } from "./parts.js";
-import { contains, count, kindsOf, layerText } from "./words.js";
+import { contains, count, kindsOf, layerText } from "./wording.js";
 
 export const CARDS = 24; // at once
 

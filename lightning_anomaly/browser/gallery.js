@@ -1,12 +1,12 @@
 // The browser of the images that belong least: a gallery to tick some, and one image.
 
 import { verdictColour } from "./colours.js";
+import { address, bars, imageOf, pages, stepper, swatch } from "./components.js";
 import { csvText, download, exportButton } from "./csv.js";
 import { choice, finder, make } from "./dom.js";
-import { address, bars, imageOf, pages, stepper, swatch } from "./parts.js";
 import { Ranking } from "./ranking.js";
 import { run } from "./shell.js";
-import { count, layerText, number, ordinaryText, percent, scoreText } from "./words.js";
+import { count, layerText, number, ordinaryText, percent, scoreText } from "./wording.js";
 
 const AT_ONCE = 48;
 const EMPTY = {

@@ -1,9 +1,9 @@
 // What several pages are made of.
 
+import { drawImage, drawMap, drawMiniature, mark } from "./canvas.js";
 import { groupColour, groupShape, verdictColour } from "./colours.js";
 import { make, sharpCanvas } from "./dom.js";
-import { drawImage, drawMap, drawMiniature, mark } from "./draw.js";
-import { count, layerText, number, scoreText, VERDICTS } from "./words.js";
+import { count, layerText, number, scoreText, VERDICTS } from "./wording.js";
 
 const MINIATURE = [150, 110];
 const BESIDE_MAP = [96, 96];

@@ -1,6 +1,5 @@
 // One filter: its points, what is under the pointer, what is known of it, and its samples.
-import { choice, make } from "./dom.js";
-import { choiceText, chosenFilters } from "./filters.js";
+
 import {
   address,
   filterAddress,
@@ -11,9 +10,11 @@ import {
   sampleTile,
   stepper,
   verdictBadge,
-} from "./parts.js";
+} from "./components.js";
+import { choice, make } from "./dom.js";
+import { choiceText, chosenFilters } from "./filter_list.js";
 import { Scatter } from "./scatter.js";
-import { count, facts, layerText, number, scoreText, VERDICTS } from "./words.js";
+import { count, facts, layerText, number, scoreText, VERDICTS } from "./wording.js";
 
 const LEGEND = 35; // entries: as many as there are marks
 const STRIP = 40; // tiles
