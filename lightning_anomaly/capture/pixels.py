@@ -27,7 +27,7 @@ def describes_pixels(shape: torch.Size) -> bool:
 def pixel_statistics(images: Tensor) -> Tensor:
     """Describe each image by S numbers: of brightness, contrast, edges, grain, local patterns, places and colour.
 
-    They are `(N, S)`, for `pixel_phrases` to put into words; energies of patterns are logarithms. Images are
+    They are `(N, S)`, named by `pixel_names`; energies of patterns are logarithms. Images are
     `(N, C, H, W)`, signals `(N, C, L)` or volumes `(N, C, D, H, W)`, see `describes_pixels`. None of the numbers
     depends on the unit of the pixels but by a factor or a constant, so it does not matter how images are normalized.
     Colour is what channels differ in from their mean, grey.
@@ -65,35 +65,17 @@ def pixel_statistics(images: Tensor) -> Tensor:
     return torch.stack(found, 1)
 
 
-def pixel_phrases(channels: int, axes: int) -> list[tuple[str, str]]:
-    """Put into words what it means that each of the S numbers is lower than in other images, and higher."""
-    found = [
-        ("darker than the rest", "brighter than the rest"),
-        ("unusually dark shadows", "no dark pixels"),
-        ("no bright pixels", "unusually bright highlights"),
-        ("low contrast", "high contrast"),
-        ("mostly bright", "mostly dark"),
-        ("few pixels as bright as its brightest", "many pixels as bright as its brightest"),
-        ("few pixels as dark as its darkest", "many pixels as dark as its darkest"),
-    ]
-    ends = [("top", "bottom"), ("left", "right")] if axes == 2 else [("start", "end")] * axes
-    for axis, (first, last) in enumerate(ends):
-        where = "" if axes == 2 else f" of axis {axis}"
-        found += [
-            ("no sharp edges", "unusually sharp edges"),
-            ("few flat areas", "large flat areas"),
-            (f"brighter at the {last}{where}", f"brighter at the {first}{where}"),
-            ("dark in the middle", "bright in the middle"),
-        ]
-    found += [("smooth", "grainy"), ("no fine detail", "fine detail everywhere")]
-    sizes = ["fine" if _WINDOW - 1 in place else "coarse" for place in _pattern_places(axes)]
-    found += [(f"{size} patterns missing", f"strong {size} patterns") for size in sizes]
+def pixel_names(channels: int, axes: int) -> list[str]:
+    """Name each of the S numbers; those of several patterns, axes or pairs of channels have the same name."""
+    found = ["mean", "lowest", "highest", "contrast", "skew", "brightest share", "darkest share"]
+    for axis in range(axes):
+        found += ["edges", "flat share", f"ends {axis}", "middle"]
+    patterns = ["fine" if _WINDOW - 1 in place else "coarse" for place in _pattern_places(axes)]
+    found += ["noise", "detail", *(f"{size} patterns" for size in patterns)]
     if channels > 1:
-        found += [(f"{size} colour patterns missing", f"strong {size} colour patterns") for size in sizes]
-        found += [(f"little of channel {channel}", f"much of channel {channel}") for channel in range(channels)]
-        pairs = [f"channels {channel} and {channel + 1}" for channel in range(channels - 1)]
-        found += [(f"{pair} show different things", f"{pair} show the same") for pair in pairs]
-        found += [("little colour", "much colour"), ("no bright colours", "unusually bright colours")]
+        found += [f"{size} colour patterns" for size in patterns]
+        found += [f"channel {channel}" for channel in range(channels)]
+        found += ["alike channels"] * (channels - 1) + ["colour", "brightest colour"]
     return found
 
 

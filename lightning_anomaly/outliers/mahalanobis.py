@@ -93,12 +93,6 @@ class RobustGaussian:
         precision = torch.linalg.pinv(shrunk_covariance(transformed - center), hermitian=True)
         return cls(used, mean, scale, powers, limits, center, precision)
 
-    def deviations(self, values: Tensor) -> Tensor:
-        """Compute how many standard deviations values `(n, V)` are above the mean `(n, V)`, 0 for those not used."""
-        found = torch.zeros_like(values, dtype=torch.float64)
-        found[:, self.used] = (values[:, self.used].double() - self.mean) / self.scale
-        return found
-
     def mahalanobis_squared(self, values: Tensor) -> Tensor:
         """Compute squared Mahalanobis distances `(n,)` of values `(n, V)`, infinite where one is not finite."""
         standard = (values[:, self.used].double() - self.mean) / self.scale

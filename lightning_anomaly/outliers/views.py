@@ -7,14 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.pixels import pixel_phrases
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.directions import Vectors
 from lightning_anomaly.outliers.mahalanobis import RobustGaussian
+from lightning_anomaly.outliers.pixel_words import PixelWords
 from lightning_anomaly.outliers.scores import Spread
 
-_CLEAR = 3.0  # standard deviations from which one number alone is the reason
 _DIRECTIONS = 32  # of the features, at most
 _SAMPLES_PER_DIRECTION = 40
 
@@ -23,26 +22,20 @@ class PixelView(NamedTuple):
     """What ordinary pixels look like: the distribution of `pixel_statistics`."""
 
     model: RobustGaussian
+    words: PixelWords
 
     @classmethod
     def fit(cls, samples: SampleStatistics) -> PixelView | None:
         """Fit to samples; None if they are no images, too few or all the same."""
         model = None if samples.pixels is None else RobustGaussian.fit(samples.pixels)
-        return None if model is None else cls(model)
+        if model is None or samples.pixels is None:
+            return None
+        return cls(model, PixelWords.fit(samples.pixels, samples.shape))
 
     def view(self, samples: SampleStatistics) -> SampleView:
-        """Score samples by their squared Mahalanobis distances, with the number that deviates most as the reason."""
+        """Score samples by their squared Mahalanobis distances, with the rarest property as the reason."""
         assert samples.pixels is not None
-        phrases = pixel_phrases(samples.shape[0], len(samples.shape) - 1)
-        deviations = self.model.deviations(samples.pixels).nan_to_num()
-        places = deviations.abs().argmax(1)
-        largest = deviations.gather(1, places[:, None])[:, 0]
-        reasons = tuple(
-            phrases[place][deviation > 0]
-            if abs(deviation) >= _CLEAR
-            else "an unusual combination of brightness, patterns and colour"
-            for place, deviation in zip(places.tolist(), largest.tolist(), strict=True)
-        )
+        reasons = self.words.reasons(samples.pixels, samples.shape)
         return SampleView(self.model.mahalanobis_squared(samples.pixels), reasons)
 
 

@@ -87,7 +87,6 @@ def test_numbers_that_do_not_vary_are_left_out_and_samples_with_nan_are_infinite
     assert model.used.tolist() == [True] * 6 + [False]
     distances = model.mahalanobis_squared(wide)
     assert distances.isinf().nonzero()[:, 0].tolist() == [3]
-    assert model.deviations(wide)[:, 6:].eq(0).all()
     for nothing in (torch.ones(50, 3), values[:7], torch.full((50, 2), math.inf)):
         assert RobustGaussian.fit(nothing) is None
     mostly_equal = torch.cat([torch.zeros(60, 6, dtype=torch.float64), correlated(40)])
@@ -138,7 +137,8 @@ def test_a_view_names_what_is_odd():
     views = view_samples(SampleStatistics(pixel_statistics(x), (3, 16, 16), features, logits))
     pixels, classes = views["pixels"], views["classes"]
     assert set(pixels.scores.argsort(descending=True)[:2].tolist()) == {7, 30}
-    assert pixels.reasons[30] in ("brighter than the rest", "no dark pixels", "unusually bright highlights")
+    assert pixels.reasons[30] == "brighter than the rest"
+    assert pixels.reasons[7] in ("darker than the rest", "low contrast")
     assert set(classes.scores.argsort(descending=True)[:2].tolist()) == {50, 60}
     assert classes.reasons[50] == f"predicted class {logits[50].argmax()} from unusual features"
     assert classes.reasons[60] == "small logits for every class, of which 2 has the largest"

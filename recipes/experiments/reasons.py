@@ -1,0 +1,114 @@
+"""Are the reasons right? For each kind of damage, the share of images whose first reason a person would accept.
+
+`python -m recipes.experiments.reasons --data-root data` needs no network: reasons in words are those of the pixels.
+`ACCEPTED` was written down by looking at the damaged images. Turned, mirrored and foreign images have nothing wrong
+with them, so any true words on where or how bright they are do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_anomaly.capture.pixels import pixel_statistics
+from lightning_anomaly.outliers.pixel_words import PixelWords
+from recipes.common.damage import GROUPS, Damage, damage_all
+from recipes.common.data import load_images
+from recipes.common.options import one_sentence_errors
+
+_REFERENCE, _IMAGES = 4000, 200
+_FOREIGN = {"cifar10": "fashion_mnist", "fashion_mnist": "cifar10"}
+
+
+def _white_square(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Cover the ninth of an image at its top left."""
+    changed = images.clone()
+    changed[..., : images.shape[2] // 3, : images.shape[3] // 3] = 255
+    return changed
+
+
+PLAIN: dict[str, Damage] = {
+    "white_square": _white_square,
+    "faded": lambda images, rng: (0.4 * 255 + 0.2 * images.float()).to(torch.uint8),
+}
+
+_BRIGHT = {"brighter than the rest", "large areas as bright as its brightest pixel"}
+_NOISE = {"noisy", "colours that change from pixel to pixel"}
+_SOFT = {"little fine detail"}
+_HAZE = {"low contrast", "little colour", "no areas as dark as its darkest pixel"}
+_DARK = {"darker than the rest", "large areas as dark as its darkest pixel"}
+_SIDES = {f"brighter at the {side}" for side in ("top", "bottom", "left", "right")}
+_PLACES = {*_SIDES, "dark in the middle", "bright in the middle"}
+_COLOURS = {f"{amount} {colour}" for amount in ("much", "little") for colour in ("colour", "red", "green", "blue")}
+_COLOURS |= {"an unusual mix of colours"}
+ACCEPTED: dict[str, set[str]] = {
+    **dict.fromkeys((*GROUPS["noise"], "noise", "salt_and_pepper"), _NOISE),
+    **dict.fromkeys((*GROUPS["blur"], "blurred", "cropped"), _SOFT),
+    "snow": _BRIGHT | _NOISE,
+    "frost": _BRIGHT | _HAZE,
+    "fog": _BRIGHT | _HAZE | _SOFT,
+    "brightness": _BRIGHT | _HAZE,
+    "spatter": _NOISE | {"unusually sharp edges"},
+    "contrast": {"low contrast"},
+    "elastic_transform": _NOISE | {"unusually sharp edges"},
+    "pixelate": _SOFT | {"large flat areas"},
+    "jpeg_compression": _SOFT | {"large flat areas"},
+    "saturate": _COLOURS,
+    **dict.fromkeys(("other_data", "digits"), _BRIGHT | _DARK | _HAZE | _SOFT | {"large flat areas"}),
+    **dict.fromkeys(("quarter_turn", "half_turn", "upside_down", "transposed", "shifted"), _PLACES),
+    "blended": {"low contrast", "no areas as dark as its darkest pixel"},
+    "black": {"the same everywhere"},
+    "over_exposed": _BRIGHT | {"high contrast", "large flat areas"},
+    "inverted": _BRIGHT | _DARK | _COLOURS | _PLACES,
+    "white_square": _BRIGHT | _PLACES | {"high contrast", "unusually sharp edges"},
+    "faded": {"low contrast"},
+}
+
+
+def reasons_of(reference: Tensor, images: Tensor) -> tuple[str, ...]:
+    """Say what is odd about the pixels of images uint8 `(n, C, H, W)` beside those of a reference `(N, C, H, W)`."""
+    shape = tuple(images.shape[1:])
+    known, odd = (pixel_statistics(own.float() / 255) for own in (reference, images))
+    return PixelWords.fit(known, shape).reasons(odd, shape)
+
+
+def table(data: str, root: str | None) -> Iterator[tuple[str, str, str, str, str]]:
+    """Rows of group, kind, data set, share accepted and the reason given most often, of test images."""
+    images, other = load_images(data, root), load_images(_FOREIGN[data], root)
+    chosen = images.test_images[:_IMAGES]
+    foreign = {"other_data": other.test_images, "digits": load_images("digits").test_images}
+    damaged = damage_all(chosen, foreign, seed=0)
+    damaged |= {name: damage(chosen, torch.Generator()) for name, damage in PLAIN.items()}
+    groups = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
+    for kind, found in damaged.items():
+        said = Counter(reasons_of(images.train_images[:_REFERENCE], found))
+        share = sum(count for reason, count in said.items() if reason in ACCEPTED[kind]) / len(found)
+        yield groups.get(kind, "plain"), kind, data, f"{share:.2f}", said.most_common(1)[0][0]
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", help="folder of the data sets, default: data")
+    parser.add_argument("--csv", type=Path, help="write the table to this file")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table."""
+    rows = [("group", "kind", "data", "accepted", "most often")]
+    rows += [row for data in _FOREIGN for row in table(data, options.data_root)]
+    print("\n".join(" | ".join(row) for row in rows))
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)
