@@ -6,6 +6,7 @@ from lightning_anomaly.callbacks import (
     AnomalyFilterCallback,
     AnomalyPruneCallback,
     TwoSampleCallback,
+    TwoSampleEarlyStopping,
 )
 from lightning_anomaly.outliers import OutlierReport, find_outliers
 from lightning_anomaly.report import AnomalyReport
@@ -22,6 +23,7 @@ __all__ = [
     "AnomalyReport",
     "OutlierReport",
     "TwoSampleCallback",
+    "TwoSampleEarlyStopping",
     "TwoSampleReport",
     "analyze",
     "find_outliers",

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
+from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping
 
 
 class Classifier(pl.LightningModule):
@@ -44,7 +44,7 @@ class Classifier(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-def main(size: int, healthy: bool, epochs: int = 40) -> tuple[AnomalyEarlyStopping, list[float]]:
+def main(size: int, healthy: bool, epochs: int = 40) -> tuple[TwoSampleEarlyStopping, list[float]]:
     """Train on `size` images until the callback stops it; return the callback and the validation losses."""
     pl.seed_everything(0, verbose=False)
     digits = load_digits()
@@ -52,7 +52,7 @@ def main(size: int, healthy: bool, epochs: int = 40) -> tuple[AnomalyEarlyStoppi
     train, val = torch.split(torch.randperm(len(images))[: size + 512], [size, 512])
     if not healthy:
         labels[train[: size // 2]] = torch.randint(10, (size // 2,))
-    stop = AnomalyEarlyStopping(verbose=False)
+    stop = TwoSampleEarlyStopping(verbose=False)
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     trainer = pl.Trainer(max_epochs=epochs, callbacks=[TwoSampleCallback(), stop], **options)
     train_loader = DataLoader(TensorDataset(images[train], labels[train]), batch_size=32, shuffle=True)

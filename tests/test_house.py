@@ -9,7 +9,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
-ROOMS = ["checks", "loops", "threads", "distributed", "progress", "tables", "notes", "settings", "capture",
+ROOMS = ["checks", "loops", "threads", "distributed", "progress", "tables", "notes", "settings", "stopping", "capture",
          "clustering", "verdicts", "outliers", "two_sample", "report", "plots", "browser", "analysis",
          "shared_analysis", "pruning", "checkpoint", "image_files", "__main__", "callbacks"]  # fmt: skip
 REPORTS, PICTURES = {"report", "outliers", "two_sample"}, {"plots", "browser"}

@@ -156,7 +156,7 @@ def test_two_models_in_a_checkpoint_that_differ_are_named(tmp_path):
 
 
 def test_a_checkpoint_of_a_training_with_our_callbacks_is_tensors_and_plain_values(folder, tmp_path, capsys):
-    prune, stopping = AnomalyPruneCallback(1, min_votes=1), AnomalyEarlyStopping(log_key_prefix="anomaly_filters")
+    prune, stopping = AnomalyPruneCallback(1, min_votes=1), AnomalyEarlyStopping()
     callbacks = [watcher(), stopping, prune, TwoSampleCallback(images(60) + 0.1, images(seed=1))]
     module, trainer = SmallNet(), quiet_trainer(tmp_path, *callbacks)
     trainer.fit(module, loader(), loader(seed=1))

@@ -4,5 +4,12 @@ from lightning_anomaly.callbacks.anomaly_early_stopping import AnomalyEarlyStopp
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.callbacks.anomaly_prune import AnomalyPruneCallback
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
+from lightning_anomaly.callbacks.two_sample_early_stopping import TwoSampleEarlyStopping
 
-__all__ = ["AnomalyEarlyStopping", "AnomalyFilterCallback", "AnomalyPruneCallback", "TwoSampleCallback"]
+__all__ = [
+    "AnomalyEarlyStopping",
+    "AnomalyFilterCallback",
+    "AnomalyPruneCallback",
+    "TwoSampleCallback",
+    "TwoSampleEarlyStopping",
+]

@@ -1,19 +1,18 @@
-"""The base class of the callbacks: one guard around their hooks, for both of Lightning's package trees."""
+"""The base class of the callbacks: one guard around their hooks."""
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from importlib.util import find_spec
 from inspect import signature
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
+from lightning_anomaly.callbacks._trees import AnyCallback
 from lightning_anomaly.checks import check_text
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.settings import AnalysisSettings
@@ -21,38 +20,17 @@ from lightning_anomaly.settings import AnalysisSettings
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
-# `lightning.pytorch` and `pytorch_lightning` are two class trees; a Trainer of either only accepts its own classes.
-if TYPE_CHECKING or find_spec("pytorch_lightning") is None:
-
-    class AnyCallback(Callback):
-        """A callback for `lightning.pytorch`."""
-
-    class AnyEarlyStopping(EarlyStopping):
-        """An `EarlyStopping` for `lightning.pytorch`."""
-
-else:
-    import pytorch_lightning.callbacks as other
-
-    class AnyCallback(Callback, other.Callback):
-        """A callback for `lightning.pytorch` and `pytorch_lightning`."""
-
-    class _Other(other.EarlyStopping):
-        """Ends the chain of `super().__init__()`: this tree's class would set the same attributes again."""
-
-        def __init__(self) -> None:
-            pass
-
-    class AnyEarlyStopping(EarlyStopping, _Other):
-        """An `EarlyStopping` for `lightning.pytorch` and `pytorch_lightning`."""
-
-
 class GuardedCallback(AnyCallback):
-    """Base class with the guard, where what fails in a hook becomes one warning, and with what is known of a module."""
+    """Base class with the guard: an exception in a hook becomes one warning; state is dropped with another module.
 
-    on_error = "warn"  # or "raise"
-    _module: weakref.ref[Any] | None = None  # that what is known is about
-    _present: weakref.ref[Any] | None = None  # the module that the Trainer works with
-    _fitting = True
+    Attributes:
+        on_error: "raise" lets an exception pass.
+    """
+
+    on_error = "warn"
+    _module: weakref.ref[Any] | None = None  # the one that was fitted
+    _present: weakref.ref[Any] | None = None  # the one that the Trainer has now
+    _fitting: bool | None = None  # None before `setup`
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_module": None, "_present": None}  # a weak reference cannot be copied
@@ -77,7 +55,7 @@ class GuardedCallback(AnyCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; a checkpoint that is only validated or tested changes nothing."""
-        if self._fitting:
+        if self._fitting is not False:
             self._forget()
             self._restore(state_dict)
 
@@ -125,14 +103,15 @@ class LoggingCallback(GuardedCallback):
     """Base class with prefixed, rank-synchronized logging and each warning once."""
 
     def __init__(self, log_key_prefix: str) -> None:
+        super().__init__()
         self.log_key_prefix = check_text("log_key_prefix", log_key_prefix)
 
     @property
     def state_key(self) -> str:
         """The key of this callback's state in a checkpoint."""
         key = f"{type(self).__name__}[{self.log_key_prefix}]"
-        # No two are equal until `setup` can say, other than a Trainer would, that they need different prefixes.
-        return f"{key} {id(self)}" if self._present is None else key
+        # With `id(self)` until `setup`, which gives a clearer error for two equal ones than the Trainer.
+        return f"{key} {id(self)}" if self._fitting is None else key
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that no other callback logs under the same keys, and that all processes have validations."""
@@ -167,15 +146,14 @@ def logged_step(trainer: Any) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def find_callback(trainer: Any, kinds: Sequence[type[LoggingCallback]], prefix: str | None, asking: str) -> Any:
-    """Find a Trainer's callback of one of some kinds, with this `log_key_prefix` or the first of the first kind."""
-    found = [own for kind in kinds for own in trainer.callbacks if isinstance(own, kind)]
-    for own in found:
-        if prefix in (None, own.log_key_prefix):
-            return own
-    names = " or ".join(kind.__name__ for kind in kinds)
+def find_callback(trainer: Any, kind: type[LoggingCallback], prefix: str | None, asking: str) -> Any:
+    """Find a Trainer's callback of a kind, with this `log_key_prefix` or the first."""
+    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+    for callback in found:
+        if prefix in (None, callback.log_key_prefix):
+            return callback
     wanted = "" if prefix is None else f" with `log_key_prefix = {prefix!r}`"
     raise ValueError(
-        f"{asking} should be used with {names}{wanted} among the Trainer's callbacks. "
-        f"Found {[own.log_key_prefix for own in found] or 'none'}."
+        f"{asking} should be used with {kind.__name__}{wanted} among the Trainer's callbacks. "
+        f"Found {[callback.log_key_prefix for callback in found] or 'none'}."
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, get_args
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
-from lightning_anomaly.callbacks._history import THRESHOLD
 from lightning_anomaly.callbacks._mask import average_models, find_norms_on
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
@@ -24,6 +23,7 @@ from lightning_anomaly.pruning.selection import (
     filter_norms,
     summarize,
 )
+from lightning_anomaly.stopping import RISE
 
 __all__ = ["AnomalyPruneCallback"]
 
@@ -88,7 +88,7 @@ class AnomalyPruneCallback(LoggingCallback):
         if several and not epochs:
             raise ValueError("Parameter `at_epoch` should be an epoch, a list of them, or None. Found `at_epoch = []`.")
         if not epochs and on_rise is None:
-            on_rise = THRESHOLD
+            on_rise = RISE
         super().__init__(log_key_prefix)
         self.at_epoch = sorted({check_integer("at_epoch", epoch, 1) for epoch in epochs})
         self.on_rise = None if on_rise is None else check_fraction("on_rise", on_rise, zero=True)
@@ -146,7 +146,7 @@ class AnomalyPruneCallback(LoggingCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(
-                trainer, [AnomalyFilterCallback], self.reports_from, "AnomalyPruneCallback"
+                trainer, AnomalyFilterCallback, self.reports_from, "AnomalyPruneCallback"
             )
             if _SHARDED.intersection(cls.__name__ for cls in type(trainer.strategy).__mro__):
                 raise ValueError(

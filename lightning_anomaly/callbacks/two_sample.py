@@ -37,7 +37,7 @@ class TwoSampleCallback(WatchingCallback):
     above its lowest level in the fit, each a mean over three validations; 0 while that is within four standard errors
     or fewer than ten errors are expected); of the filters: `count`, `fraction` (of the live ones), `p_value` (how often
     random divisions of the same images give such a fraction) and `layer/NAME` (the fraction in each layer, also of the
-    units of linear ones); and `seconds`, what that took. No label is needed. An `AnomalyEarlyStopping` beside it stops
+    units of linear ones); and `seconds`, what that took. No label is needed. A `TwoSampleEarlyStopping` beside it stops
     by `confidence_rise`.
 
     Without arguments it takes a fixed random sample of the Trainer's own training and validation images, which it reads

@@ -10,7 +10,6 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
@@ -99,6 +98,8 @@ def _calls(inputs: Any, device: torch.device, batches: int) -> Iterable[tuple[tu
     if isinstance(inputs, Tensor):
         # Of nearly equal size: one image alone is no batch for a model that squeezes.
         return (((batch.to(device, copy=True),), {}) for batch in torch.tensor_split(inputs, batches))
+    from lightning.fabric.utilities.apply_func import move_data_to_device  # late: see `callbacks._trees`
+
     inputs = move_data_to_device(clone_inputs(inputs), device)
     if isinstance(inputs, Mapping):
         return [((), dict(inputs))]

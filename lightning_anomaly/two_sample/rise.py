@@ -19,7 +19,6 @@ Z_THRESHOLD = 4
 # error does not know if they were not drawn: of 1,000 images of each kind, 1 to 89% of simulated healthy networks that
 # expect 0.03 to 7 errors were stopped without this, and at most 1% with it.
 MIN_ERRORS = 10
-THRESHOLD = 0.1  # the rise that stops a training, as a fraction of the lowest level
 
 
 class Level(NamedTuple):

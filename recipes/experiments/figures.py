@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_anomaly.two_sample.rise import THRESHOLD
+from lightning_anomaly.stopping import GAP_ALONE
 from recipes.experiments.spec import DATA, OVERFITTING
 from recipes.experiments.tables import choice, h2, h3, harm, outliers, output, stability, stopping
 from recipes.experiments.tables.curves import layers_of, signal
@@ -158,7 +158,7 @@ def _output() -> Figure:
             if run.overfitting:
                 right.scatter(range(len(shown)), losses, **style, alpha=0.8)
         left.scatter([], [], marker=marker, s=28, color="grey", label=network)
-    left.axvline(THRESHOLD, color="black", linewidth=0.8, linestyle=":")
+    left.axvline(GAP_ALONE, color="black", linewidth=0.8, linestyle=":")
     rises = "largest rise of the ratio of expected errors\n(0.01: none; dotted: `confirm=None` stops)"
     left.set(xscale="log", yscale="log", xlabel=rises, ylabel="validation loss at the end / best")
     left.legend(fontsize=8)

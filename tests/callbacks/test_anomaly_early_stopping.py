@@ -1,4 +1,4 @@
-"""Beside an AnomalyFilterCallback it stops where the signal has risen and stays up, and nowhere else."""
+"""It stops where the fraction of anomaly filters has risen and stays up, and nowhere else."""
 
 import logging
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping
-from lightning_anomaly.callbacks._history import HOLD, PATIENCE, THRESHOLD
+from lightning_anomaly.stopping import HOLD, RISE, RISE_PATIENCE
 
 pytestmark = QUIET
 STEP = [0.1] * 12 + [0.3] * 20
@@ -21,14 +21,14 @@ STEP = [0.1] * 12 + [0.3] * 20
 @pytest.mark.parametrize(
     ("signal", "patience", "expected"),
     [
-        ([0.1] * 12 + [0.3] * (HOLD - 1) + [0.1] * 6, None, None),  # a short rise
-        ([0.1] * 12 + [0.14] * 10, None, None),  # a small one
+        ([0.1] * 12 + [0.3] * (HOLD - 1) + [0.1] * 6, HOLD, None),  # a short rise
+        ([0.1] * 12 + [0.14] * 10, HOLD, None),  # a small one
         (STEP, HOLD, 12 + HOLD),
         (STEP, 9, 12 + 9),
     ],
 )
 def test_it_stops_when_a_rise_has_lasted(
-    tmp_path: Path, signal: list[float], patience: int | None, expected: int | None
+    tmp_path: Path, signal: list[float], patience: int, expected: int | None
 ) -> None:
     stopping, trainer = run(tmp_path, signal, patience=patience)
     assert validations(trainer) == (expected or len(signal))
@@ -49,7 +49,7 @@ def test_it_works_beside_others_of_its_kind_and_says_why_in_one_sentence(
     best = ModelCheckpoint(tmp_path, monitor="anomaly_filters/rise", mode="min")
     with caplog.at_level(logging.INFO):
         stopping, trainer = run(tmp_path, STEP, on_loss, best)
-    assert validations(trainer) == 12 + PATIENCE
+    assert validations(trainer) == 12 + RISE_PATIENCE
     assert (on_loss.stopped_epoch, best.best_model_score) == (0, 0)
     assert len({callback.state_key for callback in trainer.callbacks}) == len(trainer.callbacks)
     reason = str(stopping.stopping_reason_message)
@@ -67,11 +67,11 @@ def stops(signals: Tensor) -> Tensor:
     """Whether the default rule stops signals `(n, validations)`."""
     windows = signals.unfold(1, HOLD, 1)
     low, high = windows.amin(2), windows.amax(2).cummin(1).values
-    over = (low[:, HOLD:] - high[:, :-HOLD]).round(decimals=7) > THRESHOLD  # from validation 2 * HOLD on
-    return over.unfold(1, PATIENCE - HOLD + 1, 1).all(2).any(1)
+    over = (low[:, HOLD:] - high[:, :-HOLD]).round(decimals=7) > RISE  # from validation 2 * HOLD on
+    return over.unfold(1, RISE_PATIENCE - HOLD + 1, 1).all(2).any(1)
 
 
-# What the comment at `THRESHOLD` says of 1,000 runs, with 160 filters whose verdicts are drawn anew, or persist.
+# What the comment at `RISE` says of 1,000 runs, with 160 filters whose verdicts are drawn anew, or persist.
 @pytest.mark.parametrize(("p", "persistence", "found"), [(0.05, 0.0, 0), (0.5, 0.0, 3), (0.3, 0.8, 714)])
 def test_false_stops_in_1000_runs_that_fluctuate_around_a_constant(p: float, persistence: float, found: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +86,7 @@ def test_false_stops_in_1000_runs_that_fluctuate_around_a_constant(p: float, per
 
 
 @pytest.mark.parametrize(
-    "options", [{"threshold": 5}, {"threshold": True}, {"patience": 6.0}, {"patience": 0}, {"verbose": "no"}], ids=str
+    "options", [{"threshold": 5}, {"threshold": True}, {"patience": 6.0}, {"patience": 4}, {"verbose": "no"}], ids=str
 )
 def test_arguments_are_checked(options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
@@ -110,13 +110,23 @@ def test_two_thresholds_in_one_trainer_are_judged_and_restored_apart(tmp_path: P
 
 
 def test_without_anybody_who_watches_it_says_so(tmp_path: Path) -> None:
-    asks = "AnomalyEarlyStopping .* TwoSampleCallback or AnomalyFilterCallback.*Found "
+    asks = "AnomalyEarlyStopping .* AnomalyFilterCallback.*Found "
     for options, callbacks, message in (
         ({}, [], asks + "none"),
         ({"log_key_prefix": "mine"}, [watcher()], asks + r"\['anomaly_filters'\]"),
-        ({"patience": 4}, [watcher()], "`patience` .* at least 5. Found `patience = 4`"),
     ):
         trainer = quiet_trainer(tmp_path, AnomalyEarlyStopping(**options), *callbacks)
         with pytest.raises(ValueError, match=message):
             trainer.fit(SmallNet(), loader(), loader())
         trainer.validate(SmallNet(), loader(), verbose=False)  # nothing to stop
+
+
+def test_one_that_was_not_stopped_is_told_how_things_stand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, STEP[: 12 + HOLD], patience=HOLD + 1)
+    assert [text for text in caplog.messages if "EarlyStopping" in text] == [
+        "AnomalyEarlyStopping watches 'anomaly_filters/rise' and stops the run when it has been above 0.05 for 6 "
+        "validations, after 11 validations at the earliest.",
+        "AnomalyEarlyStopping did not stop the run: 'anomaly_filters/rise' is 0.200 and has been up for 5 (needs more "
+        "than 0.05 for 6 validations).",
+    ]

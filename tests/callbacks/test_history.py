@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_anomaly import AnomalyFilterCallback
-from lightning_anomaly.callbacks._history import HOLD, remember, rise
+from lightning_anomaly.callbacks._history import remember
+from lightning_anomaly.stopping import HOLD, rise
 
 FRACTIONS = st.floats(0, 1, allow_subnormal=True)
 

@@ -62,7 +62,7 @@ def test_a_checkpoint_belongs_to_the_module_that_comes_next(tmp_path: Path) -> N
 def test_what_a_fit_found_stays_when_a_checkpoint_of_it_is_tested(tmp_path: Path) -> None:
     module, keep = SmallNet(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     compared = TwoSampleCallback(images(40), images(40, seed=1))
-    signal, stopping = Scripted([0.0] * 8 + [0.5] * 12), AnomalyEarlyStopping(log_key_prefix="anomaly_filters")
+    signal, stopping = Scripted([0.0] * 8 + [0.5] * 12), AnomalyEarlyStopping()
     trainer = fit(tmp_path, signal, compared, stopping, keep, module=module, max_epochs=20)
     reason, report = stopping.stopping_reason_message, compared.report
     assert reason

@@ -23,10 +23,10 @@ from torchmetrics import SumMetric
 
 from lightning_anomaly import (
     AnalysisSettings,
-    AnomalyEarlyStopping,
     AnomalyFilterCallback,
     AnomalyPruneCallback,
     TwoSampleCallback,
+    TwoSampleEarlyStopping,
     shared_analysis,
 )
 from lightning_anomaly.callbacks import two_sample
@@ -126,7 +126,7 @@ def ours(prunes: bool = True) -> list[Any]:
     prune = [AnomalyPruneCallback(at_epoch=1, last_reports=1, min_votes=1)] if prunes else []
     compared = TwoSampleCallback(*images(SAMPLES).tensors[0].split(SAMPLES // 2))
     settings = AnalysisSettings(n_init=2)
-    return [AnomalyFilterCallback(probe_size=SAMPLES, settings=settings), compared, *prune, AnomalyEarlyStopping()]
+    return [AnomalyFilterCallback(probe_size=SAMPLES, settings=settings), compared, *prune, TwoSampleEarlyStopping()]
 
 
 def run(

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import OutlierReport, find_outliers, shared_analysis
-from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback, TwoSampleCallback, two_sample
+from lightning_anomaly.callbacks import AnomalyFilterCallback, TwoSampleCallback, TwoSampleEarlyStopping, two_sample
 
 
 def fit(world: int, *callbacks: Any, **options: Any) -> Outcome:
@@ -55,7 +55,7 @@ def output_stops(rank: int, world: int) -> Outcome:
         return replace(real(*args, **kwargs), train_errors=errors, val_errors=errors * (1.9 if known else 1.0))
 
     two_sample.compare_groups = knows_later
-    inputs, stopping = images(96).tensors[0], AnomalyEarlyStopping()
+    inputs, stopping = images(96).tensors[0], TwoSampleEarlyStopping()
     seen = fit(world, TwoSampleCallback(inputs[:40] + 0.3, inputs[40:]), stopping, max_epochs=9)
     return {**seen, "reason": stopping.stopping_reason_message}
 

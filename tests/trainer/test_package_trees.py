@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,8 @@ GIVEN: dict[str, Any] = {
 ALL: dict[str, dict[str, Any]] = {
     "AnomalyFilterCallback": GIVEN,
     "AnomalyPruneCallback": {"at_epoch": [3, 5], "on_rise": 0.2, "min_votes": 1, "max_fraction": 0.3, "seed": 4},
-    "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "confirm": "val/ce"},
+    "AnomalyEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False},
+    "TwoSampleEarlyStopping": {"threshold": 0.3, "patience": 9, "verbose": False, "confirm": "val/ce"},
     "TwoSampleCallback": {"n": 256, "every_n_validations": 2, "log_figures": False},
 }
 
@@ -70,9 +72,7 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
         compared = TwoSampleCallback(inputs[:48], inputs[48:])
         prune = AnomalyPruneCallback(at_epoch=2, min_votes=1, last_reports=1)
         watcher = AnomalyFilterCallback(probe_size=90, log_figures=False)
-        ours = pickle.loads(
-            pickle.dumps([AnomalyEarlyStopping(log_key_prefix="anomaly_filters"), prune, compared, watcher])
-        )
+        ours = pickle.loads(pickle.dumps([AnomalyEarlyStopping(), prune, compared, watcher]))
         theirs, loggers = (importlib.import_module(f"{tree}.{part}") for part in ("callbacks", "loggers"))
         keep = theirs.ModelCheckpoint(tmp_path / name, "{epoch}", monitor="anomaly_filters/count", save_top_k=-1)
         logger = loggers.CSVLogger(tmp_path, name="csv", version=name)
@@ -98,6 +98,19 @@ def test_all_callbacks_fit_log_stop_and_resume_in_the_other_tree(tmp_path: Path)
     stopped = quiet("pytorch_lightning", callbacks=callbacks, max_epochs=9)
     stopped.fit(module("pytorch_lightning", lr=0.005), loader(), loader())
     assert stopped.current_epoch == 3
+
+
+@pytest.mark.parametrize("user", ["lightning.pytorch", "pytorch_lightning"])
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_an_import_leaves_both_trees_their_log(user: str, first: bool) -> None:
+    """Both log through one module, which the last tree that is imported takes over."""
+    pytest.importorskip("pytorch_lightning")
+    names = ["lightning_anomaly", user] if first else [user, "lightning_anomaly"]
+    code = f"import {', '.join(names)}, lightning_utilities.core.rank_zero as shared; "
+    code += "print(shared.log.name, shared.rank_zero_deprecation_category.__module__)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    fabric = "lightning.fabric" if user == "lightning.pytorch" else "lightning_fabric"
+    assert found == [f"{tree}.utilities.rank_zero" for tree in (user, fabric)]
 
 
 class Data(LightningDataModule):

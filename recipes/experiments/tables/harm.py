@@ -7,8 +7,7 @@ from statistics import fmean, median
 
 import pandas as pd
 
-from lightning_anomaly.two_sample.rise import THRESHOLD
-from lightning_anomaly.two_sample.stopping import CONFIRMED_PATIENCE, since_best
+from lightning_anomaly.stopping import GAP_ALONE, LOSS_PATIENCE, loss_trend
 from recipes.experiments.spec import TUNED_ON
 from recipes.experiments.tables.curves import Line, signal
 from recipes.experiments.tables.output import Rule, above, as_others, confirmed, cost, first_above, stopped
@@ -18,14 +17,15 @@ from recipes.experiments.tables.writer import Frame, runs
 def _smoothed(line: Line) -> int | None:
     """The default rule without the gap: when the average of the validation loss has not improved."""
     losses = signal(line, "val_loss")
-    return next((place for place in range(len(losses)) if since_best(losses[: place + 1]) >= CONFIRMED_PATIENCE), None)
+    trends = (loss_trend(losses[: place + 1]) for place in range(len(losses)))
+    return next((place for place, trend in enumerate(trends) if trend and trend.waited >= LOSS_PATIENCE), None)
 
 
 _PATIENCE = (*(f"validation loss, patience {epochs}" for epochs in (3, 5, 10)), "validation accuracy, patience 10")
 SHOWN: dict[str, Rule] = {
     "gap and loss (the default)": confirmed,
     "validation loss, smoothed, patience 3": _smoothed,
-    "gap alone (`confirm=None`)": above(THRESHOLD),
+    "gap alone (`confirm=None`)": above(GAP_ALONE),
     **{rule: as_others(rule) for rule in _PATIENCE},
     "none: train to the end": lambda line: None,
 }

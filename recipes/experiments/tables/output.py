@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lightning_anomaly.two_sample.rise import THRESHOLD, WINDOW
-from lightning_anomaly.two_sample.stopping import CONFIRMED_PATIENCE, CONFIRMED_THRESHOLD, decide
+from lightning_anomaly.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, loss_trend
+from lightning_anomaly.two_sample.rise import WINDOW
 from recipes.experiments.spec import DATA
 from recipes.experiments.tables.curves import Line, auroc, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
@@ -64,9 +64,9 @@ def above(threshold: float, name: str = "confidence_rise") -> Rule:
 def confirmed(line: Line) -> int | None:
     """The default rule: a gap, and a validation loss that does not improve."""
     rises, losses = signal(line, "confidence_rise"), signal(line, "val_loss")
-    ends = range(1, len(rises) + 1)
-    rule = CONFIRMED_THRESHOLD, CONFIRMED_PATIENCE
-    return next((end - 1 for end in ends if decide(rises[:end], losses[:end], *rule)[0]), None)
+    trends = (loss_trend(losses[: place + 1]) for place in range(len(losses)))
+    stops = (rise > GAP and confirms(trend, LOSS_PATIENCE) for rise, trend in zip(rises, trends, strict=True))
+    return next((place for place, stop in enumerate(stops) if stop), None)
 
 
 def as_others(rule: str) -> Rule:
@@ -76,8 +76,8 @@ def as_others(rule: str) -> Rule:
 
 # Where each rule stops a run, if it does; the network is the one of that epoch.
 RULES: dict[str, Rule] = {
-    "rise of 5% and a validation loss that does not improve (`AnomalyEarlyStopping`)": confirmed,
-    "ratio of expected errors, rise of 10% (`AnomalyEarlyStopping(confirm=None)`)": above(THRESHOLD),
+    "rise of 5% and a validation loss that does not improve (`TwoSampleEarlyStopping`)": confirmed,
+    "ratio of expected errors, rise of 10% (`TwoSampleEarlyStopping(confirm=None)`)": above(GAP_ALONE),
     "the same ratio without standard errors, rise of 10%": above(0.1, "confidence_error_ratio"),
     "the same, rise of 15%": above(0.15, "confidence_error_ratio"),
     "log-odds gap, rise of 0.25": above(0.25, "log_odds_gap"),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lightning_anomaly.callbacks._history import HOLD, PATIENCE, THRESHOLD, rise
+from lightning_anomaly.stopping import HOLD, RISE, RISE_PATIENCE, rise
 from recipes.experiments.tables.curves import Line, layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs, spread
 
@@ -37,7 +37,7 @@ def by_patience(values: Sequence[float], patience: int) -> Stop:
     return Stop(len(values) - 1, best)
 
 
-def by_rise(values: Sequence[float], threshold: float = THRESHOLD, patience: int = PATIENCE) -> Stop:
+def by_rise(values: Sequence[float], threshold: float = RISE, patience: int = RISE_PATIENCE) -> Stop:
     """Do what `AnomalyEarlyStopping` does on the values of a fraction; keep the network before the rise."""
     lasted = 0
     for position in range(len(values)):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from lightning_anomaly.callbacks._history import HOLD
+from lightning_anomaly.stopping import HOLD
 from recipes.experiments.store import RESULTS
 from recipes.experiments.tables import TABLES, curves, h3, output, stopping
 

@@ -1,4 +1,4 @@
-"""Beside a TwoSampleCallback it stops when the network is surer of training images, and needs no validation label."""
+"""It stops when the network is surer of training images and the validation loss no longer improves."""
 
 import logging
 from pathlib import Path
@@ -8,13 +8,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from scripted import Scripted
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
 
-from lightning_anomaly import AnomalyEarlyStopping, TwoSampleCallback
+from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping
 from lightning_anomaly.two_sample.rise import ErrorRise
 
 pytestmark = QUIET
@@ -43,14 +42,15 @@ class Written(TwoSampleCallback):
 
 
 class Loses(SmallNet):
-    """Logs given validation losses, under a given name."""
+    """Logs given validation losses, under given names."""
 
-    def __init__(self, losses: list[float], name: str) -> None:
+    def __init__(self, losses: list[float], *names: str) -> None:
         super().__init__()
-        self.losses, self.name = losses, name
+        self.losses, self.names = losses, names
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log(self.name, self.losses[min(self.current_epoch, len(self.losses) - 1)])
+        for name in self.names:
+            self.log(name, self.losses[min(self.current_epoch, len(self.losses) - 1)])
 
 
 def run(
@@ -60,13 +60,14 @@ def run(
     ckpt_path: Path | None = None,
     losses: list[float] | None = None,
     name: str = "val_loss",
+    also: str = "accuracy",
     **options: Any,
-) -> tuple[AnomalyEarlyStopping, int]:
+) -> tuple[TwoSampleEarlyStopping, int]:
     """What stopped, and after how many validations the training ended; without losses by the gap alone."""
     options = options if losses is not None else {"confirm": None, **options}
-    stopping, written = AnomalyEarlyStopping(**options), Written(ratios)
+    stopping, written = TwoSampleEarlyStopping(**options), Written(ratios)
     trainer = quiet_trainer(folder, stopping, *callbacks, written, max_epochs=len(ratios), limit_train_batches=1)
-    trainer.fit(Loses(losses or [1.0], name), loader(4), loader(4), ckpt_path=ckpt_path)
+    trainer.fit(Loses(losses or [1.0], name, also), loader(4), loader(4), ckpt_path=ckpt_path)
     return stopping, written.validations
 
 
@@ -91,23 +92,34 @@ def test_it_waits_for_a_gap_and_for_a_loss_that_no_longer_improves(
     assert ended == expected
     assert bool(stopping.stopping_reason_message) == (expected < 12)
     if expected == 9:
-        assert "has not improved for 3 validations" in str(stopping.stopping_reason_message)
+        name = options.get("name", "val_loss")
+        since = f"the smoothed '{name}', now 0.7843, has not been below 0.7541 since epoch 5"
+        assert since in str(stopping.stopping_reason_message)
         assert stopping.wait_count == 3
 
 
 @pytest.mark.parametrize(
     ("options", "found"),
-    [({"name": "accuracy"}, "no validation loss"), ({"confirm": "objective"}, "no 'objective'")],
+    [
+        ({"name": "accuracy"}, "no validation loss"),
+        ({"name": "val_glossiness"}, "no validation loss"),
+        ({"confirm": "objective"}, "no 'objective'"),
+        (
+            {"name": "val_ce_loss", "also": "val_kl_loss"},
+            "several validation losses, .*'val_ce_loss', 'val_kl_loss'",
+        ),
+    ],
 )
-def test_without_a_loss_it_warns_that_the_gap_is_open_and_does_not_stop(
-    tmp_path: Path, options: dict[str, Any], found: str
+def test_without_a_loss_or_with_several_it_warns_and_does_not_stop(
+    tmp_path: Path, options: dict[str, Any], found: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        pytest.warns(UserWarning, match=f"{found}.* `confirm`.*`confirm=None`"),
-        pytest.warns(UserWarning, match="14% more errors .* not stopped") as caught,
+        pytest.warns(UserWarning, match=f"{found}.* `confirm`.*`confirm=None`") as caught,
+        caplog.at_level(logging.INFO),
     ):
         stopping, ended = run(tmp_path, OPEN, losses=LATER, **options)
-    assert (ended, stopping.stopped_epoch, len(said(caught))) == (12, 0, 2)
+    assert (ended, stopping.stopped_epoch, len(said(caught))) == (12, 0, 1)
+    assert "the gap is 0.500 (needs more than 0.05), and no loss was there to confirm it." in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("options", [{"losses": [1.0] * 12, "patience": 5}, {"patience": 2}], ids=str)
@@ -120,11 +132,33 @@ def test_one_that_is_never_better_than_the_first_is_stopped_as_early_as_it_says(
     assert f"after {ended} validations at the earliest" in caplog.text
 
 
+def test_when_the_fit_ends_it_says_how_things_stand_and_which_checkpoint_is_best(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss")
+    with caplog.at_level(logging.INFO):
+        stopping, _ = run(tmp_path, OPEN, best, losses=LATER)
+        run(tmp_path, [1.0] * 8, losses=LATER)
+        run(tmp_path, [1.0] * 4, losses=LATER)
+    reason = (
+        "The network knows its training images: relative to them it expects 50% more errors on validation images than "
+        "at its lowest level, so two_sample/confidence_rise = 0.500 is above 0.05, and the smoothed 'val_loss', now "
+        "0.7843, has not been below 0.7541 since epoch 5; the best checkpoint by 'val_loss' is epoch=4.ckpt."
+    )
+    assert stopping.stopping_reason_message == reason
+    start = "TwoSampleEarlyStopping did not stop the run: the gap is 0.000 (needs more than 0.05), and the smoothed "
+    assert [text for text in caplog.messages if "the run:" in text or text.startswith("The network")] == [
+        reason,
+        f"{start}'val_loss' was lowest 2 validations ago (needs 3).",
+        f"{start}'val_loss' has just improved (needs 3).",
+    ]
+
+
 def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    confirmed = ["above 0.05", "validation loss", "5 validations in a row, after 6 "]
+    confirmed = ["above 0.05", "the smoothed 'val/ce_loss'", "5 validations, after 6 "]
     for options, parts in (
-        ({}, ["above 0.1 for 1 validation in a row, after 4 validations"]),
-        ({"losses": [1.0], "patience": 5}, confirmed),
+        ({}, ["above 0.1 for 1 validation, after 4 validations"]),
+        ({"losses": [1.0], "patience": 5, "name": "val/ce_loss"}, confirmed),
         ({"verbose": False}, []),
     ):
         caplog.clear()
@@ -133,21 +167,6 @@ def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         told = [message for message in caplog.messages if "'two_sample/confidence_rise'" in message]
         assert len(told) == bool(parts)
         assert all(part in told[0] for part in parts)
-
-
-@pytest.mark.parametrize(
-    ("prefix", "monitor"),
-    [
-        (None, "two_sample/confidence_rise"),
-        ("two_sample", "two_sample/confidence_rise"),
-        ("anomaly_filters", "anomaly_filters/rise"),
-    ],
-)
-def test_of_two_callbacks_it_takes_the_one_with_the_prefix_and_else_the_output(
-    tmp_path: Path, prefix: str | None, monitor: str
-) -> None:
-    stopping, _ = run(tmp_path, [1.0], Scripted([0.1]), log_key_prefix=prefix)
-    assert stopping.monitor == monitor
 
 
 @pytest.mark.parametrize(
@@ -182,7 +201,7 @@ def test_it_reads_each_validation_once_whenever_the_trainer_validates(
 ) -> None:
     monkeypatch.setattr(ErrorRise, "add", lambda *arguments: 1.0)
     compared = TwoSampleCallback(images(300), images(300, seed=1))
-    stopping = AnomalyEarlyStopping(0.0, patience=100, confirm=None)
+    stopping = TwoSampleEarlyStopping(0.0, patience=100, confirm=None)
     for own in ({}, options):
         fit(tmp_path, compared, stopping, val=loader(20), **{"max_epochs": 4, **own})
         assert stopping.wait_count == len(compared.history)
@@ -204,7 +223,7 @@ def test_a_validation_whose_output_is_nan_is_none_and_logs_what_was_before(
 
     monkeypatch.setattr(ErrorRise, "add", learning)
     compared = TwoSampleCallback(images(300), images(300, seed=1))
-    stopping = AnomalyEarlyStopping(patience=2, confirm=None)
+    stopping = TwoSampleEarlyStopping(patience=2, confirm=None)
     with pytest.warns(UserWarning, match="it is NaN for 300 of 300 samples"):
         fit(tmp_path, compared, stopping, module=Sometimes(), train=loader(20), val=loader(20), max_epochs=9)
     rises = [entry["metrics"]["confidence_rise"] for entry in compared.history]
@@ -236,7 +255,7 @@ def test_a_validation_loader_without_labels_will_do_and_the_reason_says_where(tm
     torch.manual_seed(0)
     train, unseen = images(100), images(750, seed=1)
     compared = TwoSampleCallback(train + 0.1, unseen)  # brighter images are seen by the hidden layer
-    stopping = AnomalyEarlyStopping(confirm=None)
+    stopping = TwoSampleEarlyStopping(confirm=None)
     without_labels = DataLoader(TensorDataset(unseen), batch_size=250)
     trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=40)
     with (
@@ -283,7 +302,7 @@ def test_small_clean_data_are_not_stopped_while_the_network_improves(tmp_path: P
     order = torch.randperm(len(data.images))[: size + 500]
     x, y = torch.tensor(data.images[:, None] / 8 - 1).float()[order], torch.tensor(data.target)[order]
     train, val = TensorDataset(x[:size], y[:size]), TensorDataset(x[size:], y[size:])
-    model, stopping = Digits(), AnomalyEarlyStopping()
+    model, stopping = Digits(), TwoSampleEarlyStopping()
     trainer = quiet_trainer(tmp_path, TwoSampleCallback(), stopping, max_epochs=40, num_sanity_val_steps=0)
     trainer.fit(model, DataLoader(train, 32, shuffle=True), DataLoader(val, 500))
     assert len(model.losses) == 40 or model.losses[-1] < 1.3 * min(model.losses)

@@ -1,0 +1,134 @@
+"""The base class of the early stoppings: judge each validation, and say why a run is stopped, or why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os.path import basename
+from typing import Any, ClassVar
+
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_anomaly.callbacks._base import GuardedCallback, LoggingCallback, find_callback
+from lightning_anomaly.callbacks._trees import AnyEarlyStopping
+from lightning_anomaly.checks import check_bool, check_fraction, check_text
+
+
+class StoppingCallback(GuardedCallback, AnyEarlyStopping):
+    """Base class that judges what another callback has logged, when a validation of a fit ends."""
+
+    _watches: ClassVar[type[LoggingCallback]]
+    _signal: ClassVar[str]  # the key of what it watches, behind the prefix
+    _found_anew: ClassVar[str]  # the entry of a history that says whether a validation found it, or repeats a value
+
+    def __init__(self, threshold: float, patience: int, log_key_prefix: str | None, verbose: bool) -> None:
+        self.threshold = check_fraction("threshold", threshold, zero=True)
+        self.log_key_prefix = None if log_key_prefix is None else check_text("log_key_prefix", log_key_prefix)
+        monitor = f"{log_key_prefix}/{self._signal}"  # without a prefix `setup` names it
+        super().__init__(monitor, patience=patience, verbose=check_bool("verbose", verbose))
+        self.divergence_threshold = self.threshold
+        self._forget()
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint, by its arguments."""
+        names = ("log_key_prefix", "threshold", "patience", "confirm")
+        return self._generate_state_key(**{name: getattr(self, name) for name in names if hasattr(self, name)})
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.wait_count = 0
+        self._rises: list[float] = []  # of each validation that found it anew
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know no reason to stop."""
+        self._told = False
+        self.stopped_epoch = 0
+        self.stopping_reason_message: str | None = None
+        self._name_reason("NOT_STOPPED")
+
+    def _name_reason(self, name: str) -> None:
+        """Set Lightning's own attribute, where it has it."""
+        if hasattr(self, "stopping_reason"):
+            self.stopping_reason = getattr(type(self.stopping_reason), name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed fit needs, in plain types."""
+        return {**super().state_dict(), "rises": list(self._rises)}
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        AnyEarlyStopping.load_state_dict(self, state_dict)
+        self._rises = list(state_dict["rises"])
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Find the callback to watch."""
+        if stage == "fit":
+            self._watched = find_callback(trainer, self._watches, self.log_key_prefix, type(self).__name__)
+            self.monitor = f"{self._watched.log_key_prefix}/{self._signal}"
+        super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Drop why an earlier fit of this module was stopped."""
+        super().on_fit_start(trainer, pl_module)
+        self._begin()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Do nothing: a validation is judged when it ends, before a checkpoint of it is written."""
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Stop the run if it is time, in all processes if in one."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        reason = None
+        with self._guard("decide whether to stop"):
+            metrics = trainer.callback_metrics  # reading may reduce what was logged, which all processes do together
+            self._look(metrics, trainer.current_epoch)
+            if not self._told:
+                self._told = True
+                self._say(f"{type(self).__name__} {self._rule()}.")
+            if self.monitor in metrics:
+                anew = self._watched.history[-1][self._found_anew]
+                # In single precision 0.05 is above 0.05.
+                self._rises += [round(float(metrics[self.monitor]), 7)] if anew else []
+                reason = self._judge(anew)
+        if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
+            trainer.should_stop = True
+            self.stopped_epoch = trainer.current_epoch
+            self.stopping_reason_message = reason
+            self._name_reason("DIVERGENCE_THRESHOLD")
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say in one sentence why the run was stopped, or why not, and which checkpoint is the best."""
+        with self._guard("say why it stopped"):
+            if self.stopping_reason_message is None:
+                self._say(f"{type(self).__name__} did not stop the run: {self._state()}.")
+                return
+            for keep in trainer.checkpoint_callbacks:
+                if keep.monitor and keep.best_model_path:
+                    best = f"; the best checkpoint by '{keep.monitor}' is {basename(keep.best_model_path)}."
+                    self.stopping_reason_message = self.stopping_reason_message.removesuffix(".") + best
+            self._say(self.stopping_reason_message)
+
+    def _say(self, sentence: str) -> None:
+        if self.verbose:
+            rank_zero_info(sentence)
+
+    def _look(self, metrics: Mapping[str, Any], epoch: int) -> None:
+        """Take what else a validation says; a collective call."""
+
+    def _rule(self) -> str:
+        """Say what it watches and when it stops."""
+        raise NotImplementedError
+
+    def _judge(self, anew: bool) -> str | None:
+        """Say why the run should stop after the last validation, which may have found its value `anew`; else None."""
+        raise NotImplementedError
+
+    def _state(self) -> str:
+        """Say how things stand after the last validation."""
+        raise NotImplementedError
+
+
+def times(count: int, noun: str = "validation") -> str:
+    """Count things in words."""
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -1,0 +1,40 @@
+"""Callbacks for both of Lightning's package trees: a Trainer of `pytorch_lightning` takes only those of its own."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning_utilities.core import rank_zero
+
+# Both trees log through this module, and the one that is imported last takes it over.
+_taken = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_deprecation_category")}
+from lightning.pytorch.callbacks import Callback, EarlyStopping  # noqa: E402
+
+if "pytorch_lightning" in sys.modules:
+    vars(rank_zero).update(_taken)
+
+
+class AnyCallback(Callback):
+    """A callback of `lightning`, and of `pytorch_lightning` where that is imported before one is made."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        _join()
+        super().__init__(*arguments, **options)
+
+
+class AnyEarlyStopping(EarlyStopping):
+    """An `EarlyStopping` of the same trees."""
+
+
+def _join() -> None:
+    """Make the classes those of `pytorch_lightning` too, if that is imported; to import it here would take the log."""
+    other: Any = sys.modules.get("pytorch_lightning.callbacks")
+    if other is not None and not issubclass(AnyCallback, other.Callback):
+        # Ends the chain of `super().__init__()`: its class would set the same attributes again.
+        last = type("EarlyStopping", (other.EarlyStopping,), {"__init__": lambda self: None})
+        AnyCallback.__bases__ = (Callback, other.Callback)
+        AnyEarlyStopping.__bases__ = (EarlyStopping, last)
+
+
+_join()  # for a command line, which asks before it makes one

@@ -1,0 +1,168 @@
+"""The early stopping that waits for a gap between training and validation images, and for the loss to confirm it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from lightning_anomaly.callbacks._loggers import validation_losses
+from lightning_anomaly.callbacks._stopping import StoppingCallback, times
+from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
+from lightning_anomaly.checks import check_integer, check_text
+from lightning_anomaly.distributed import gather_results
+from lightning_anomaly.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, last_above, loss_trend
+from lightning_anomaly.two_sample.report import TwoSampleReport
+from lightning_anomaly.two_sample.rise import WINDOW
+
+__all__ = ["TwoSampleEarlyStopping"]
+
+_MIN_IMAGES = 300  # images of one kind that the rule was tested with
+
+
+class TwoSampleEarlyStopping(StoppingCallback):
+    """Stop a run when the network knows its training images and the validation loss no longer improves.
+
+    Beside a `TwoSampleCallback` it waits for two things. A gap opens: relative to training images, the network expects
+    5% more errors on validation images than at its lowest level (`<log_key_prefix>/confidence_rise`), and chance does
+    not explain it. That is not yet harm: on few images a network improves on validation images long after. So the
+    validation loss, as an exponential average, must not have improved for three validations either. It has to see a run
+    from its beginning, and about 1,000 images of each kind. See `docs/results/stopping_output.md` for what it cost and
+    found, and on which data.
+
+    It is an `EarlyStopping`, so whatever in Lightning knows one knows this one, and it may stand beside one on
+    `val_loss`; from a module's `configure_callbacks`, return both, as those replace the Trainer's of the same kind. It
+    says in one sentence what it watches, when the first validation ends, and in another why it stopped, or why not,
+    when the fit ends. The weights stay those of the last epoch: put a `ModelCheckpoint` beside it.
+
+    Args:
+        threshold: The gap that has to be exceeded, as a fraction of its lowest level; None takes 0.05, and 0.1 with
+            `confirm=None`.
+        patience: Number of validations without a lower average of the loss; None takes 3. With `confirm=None`, the
+            number of validations in a row for which the gap has to be open; None takes 1.
+        log_key_prefix: That of the `TwoSampleCallback` to watch; None takes the first one.
+        verbose: Whether it says so; `stopping_reason_message` has the reason in any case.
+        confirm: The name of the logged metric that has to confirm the gap, the lower the better; "auto" finds the
+            validation loss by its name. Without one, or with several that fit, it warns and does not stop. None stops
+            by the gap alone, which is too early on small data.
+
+    Raises:
+        ValueError: If an argument is not allowed, or if there is no callback that it could watch.
+
+    Examples:
+        >>> stopping = TwoSampleEarlyStopping(confirm="val/ce")  # a `TwoSampleCallback()` stands beside it
+        >>> stopping.threshold, stopping.patience
+        (0.05, 3)
+    """
+
+    _watches = TwoSampleCallback
+    _signal = "confidence_rise"
+    _found_anew = "compares_output"
+
+    def __init__(
+        self,
+        threshold: float | None = None,
+        patience: int | None = None,
+        log_key_prefix: str | None = None,
+        verbose: bool = True,
+        confirm: str | None = "auto",
+    ) -> None:
+        self.confirm = None if confirm is None else check_text("confirm", confirm)
+        gap, wait = (GAP_ALONE, 1) if confirm is None else (GAP, LOSS_PATIENCE)
+        wait = wait if patience is None else check_integer("patience", patience, 1)
+        super().__init__(gap if threshold is None else threshold, wait, log_key_prefix, verbose)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._loss: str | None = None  # the name of what confirms
+        self._losses: list[float] = []  # of each validation that has one
+        self._epochs: list[int] = []  # of these validations
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed fit needs, in plain types."""
+        return {**super().state_dict(), "losses": list(self._losses), "epochs": list(self._epochs)}
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        super()._restore(state_dict)
+        self._losses, self._epochs = list(state_dict["losses"]), list(state_dict["epochs"])
+
+    def _look(self, metrics: Mapping[str, Any], epoch: int) -> None:
+        if self.confirm is None:
+            return
+        auto = self.confirm == "auto"
+        found = validation_losses(metrics) if auto else [name for name in metrics if name == self.confirm]
+        if self._loss is None and len(found) == 1:
+            (self._loss,) = found
+        loss = float(metrics[self._loss]) if self._loss is not None and self._loss in metrics else None
+        # Each process has its part of the validation images.
+        losses = [value for value in gather_results(lambda: loss) if value is not None]
+        if losses:
+            self._losses.append(fmean(losses))
+            self._epochs.append(epoch)
+        else:
+            name = "validation loss" if auto else f"'{self.confirm}'"
+            what = f"several validation losses, {found}," if found else f"no {name}"
+            self._warn_once(
+                "no loss",
+                f"TwoSampleEarlyStopping finds {what} among the logged metrics, so it does not stop this run: name one "
+                "as `confirm`, or give `confirm=None` to stop by the gap alone.",
+            )
+
+    def _rule(self) -> str:
+        first, last = WINDOW + self.patience, f"it has been above {self.threshold:g} for {times(self.patience)}"
+        if self.confirm is not None:
+            first = max(WINDOW, self.patience) + 1
+            loss = "a validation loss" if self._loss is None else f"the smoothed '{self._loss}'"
+            last = f"it is above {self.threshold:g} and {loss} has not improved for {times(self.patience)}"
+        return f"watches '{self.monitor}' and stops the run when {last}, after {first} validations at the earliest"
+
+    def _judge(self, anew: bool) -> str | None:
+        self._warn_of_output()
+        if not self._rises or (self.confirm is None and not anew):
+            return None
+        trend, report = loss_trend(self._losses), self._watched.report
+        if self.confirm is None:
+            self.wait_count = last_above(self._rises, self.threshold)
+            stops, why = self.wait_count >= self.patience, f" for {times(self.wait_count)}"
+        else:
+            self.wait_count = 0 if trend is None else trend.waited
+            stops, why = self._rises[-1] > self.threshold and confirms(trend, self.patience), ""
+        if not stops:
+            return None
+        if trend is not None:
+            why = (
+                f", and the smoothed '{self._loss}', now {trend.average:.4g}, has not been below {trend.lowest:.4g} "
+                f"since epoch {self._epochs[trend.place]}"
+            )
+        where = report.where if isinstance(report, TwoSampleReport) else "nowhere"
+        return (
+            f"The network knows its training images: relative to them it expects {100 * self._rises[-1]:.0f}% more "
+            f"errors on validation images than at its lowest level, so {self.monitor} = {self._rises[-1]:.3f} is "
+            f"above {self.threshold:g}{why}{'' if where == 'nowhere' else f'; the two are told apart {where}'}."
+        )
+
+    def _state(self) -> str:
+        if not self._rises:
+            return f"'{self.monitor}' was never measured"
+        gap, trend = f"the gap is {self._rises[-1]:.3f} (needs more than {self.threshold:g})", loss_trend(self._losses)
+        if self.confirm is None:
+            return gap
+        if trend is None:
+            return f"{gap}, and no loss was there to confirm it"
+        best = f"was lowest {times(trend.waited)} ago" if trend.waited else "has just improved"
+        spike = f", and its last value, {self._losses[-1]:.4g}, is a spike" if trend.spike else ""
+        return f"{gap}, and the smoothed '{self._loss}' {best} (needs {self.patience}){spike}"
+
+    def _warn_of_output(self) -> None:
+        """Warn if what it watches says nothing, or is of few images."""
+        report = self._watched.report
+        if not isinstance(report, TwoSampleReport):
+            return
+        if not report.compares_output and not self._rises:
+            self._warn_once("no output", "TwoSampleEarlyStopping cannot stop this run: the output is not compared.")
+        elif min(report.n_train, report.n_val) < _MIN_IMAGES:
+            self._warn_once(
+                "few images",
+                f"TwoSampleEarlyStopping judges by {report.n_train} training and {report.n_val} validation images, and "
+                f"was tested with {_MIN_IMAGES} of each and more: give its TwoSampleCallback more.",
+            )

@@ -1,0 +1,64 @@
+"""The rules, as functions of what was measured."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lightning_anomaly.stopping import SMOOTHING, confirms, last_above, loss_trend
+
+LOSSES = st.lists(st.floats(0.01, 10), min_size=1, max_size=30)
+
+
+def since_best(losses: Sequence[float]) -> int | None:
+    trend = loss_trend(losses)
+    return None if trend is None else trend.waited
+
+
+@given(LOSSES)
+@settings(max_examples=50)
+def test_it_waits_since_the_lowest_of_pandas_exponential_average(losses: list[float]) -> None:
+    losses = [round(loss, 3) for loss in losses]
+    average = pd.Series(losses).ewm(alpha=1 - SMOOTHING, adjust=False).mean().round(9)
+    assume(average.is_unique)  # rounding decides between equal ones
+    assert since_best(losses) == len(losses) - 1 - int(average.argmin())
+
+
+def test_one_low_loss_among_many_does_not_start_the_wait_anew_and_nan_is_no_improvement() -> None:
+    assert since_best([0.5, 0.6, 0.7, 0.8, 0.48]) == 4
+    assert since_best([0.5, 0.6, 0.7, 0.8, 0.0]) == 0
+    assert since_best([1.0, 0.9, math.nan, math.inf]) == 2
+    assert since_best([math.nan, math.nan]) is None
+    assert since_best([math.nan, 1.0]) == 0
+    assert since_best([0.8, 1.5, math.nan, 0.79]) == 3  # the average goes on
+    assert since_best([1.5, 1.4, 0.3, 1.1, 2.0, 0.5]) == 2  # with a weight of 0.6 it were 3, of 0.8 none
+    assert since_best([]) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([1.0, 1.1, 1.1, 1.1], True),
+        ([1.0, 1.1, 1.1], False),  # two validations without a lower loss
+        ([1.0, 2.0, 2.0, 3.0], False),  # a spike: its average is 2.0
+        ([1.0, 2.0, 2.0, 1.6, 1.5], True),
+        ([1.0, 1.1, 1.1, 3.0, 1.1], True),  # the spike is over
+        ([1.0, 1.1, 1.1, math.nan], True),
+        ([], False),
+    ],
+)
+def test_a_loss_confirms_when_it_has_not_improved_and_is_no_spike(losses: list[float], expected: bool) -> None:
+    assert confirms(loss_trend(losses), 3) == expected
+
+
+def test_a_trend_has_the_average_now_and_its_lowest() -> None:
+    trend = loss_trend([2.0, 1.0, 3.0])
+    assert trend is not None
+    assert trend[:3] == pytest.approx((0.7 * 1.7 + 0.3 * 3, 1.7, 1))
+
+
+def test_values_in_a_row_are_counted_from_the_last_and_one_at_the_threshold_is_not_above() -> None:
+    assert [last_above(values, 0.05) for values in ([0.06, 0.06], [0.06, 0.05, 0.06], [0.06, 0.05], [])] == [2, 1, 0, 0]
