@@ -10,7 +10,6 @@ training images.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -127,11 +126,7 @@ def run_outliers(options: argparse.Namespace) -> None:
         report = find_outliers(model, DataLoader(images, batch_size=64), reference)
     print(report)
     options.output.mkdir(parents=True, exist_ok=True)
-    rows = report.rows(options.top)
-    with (options.output / "outliers.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({**row, "filters": " ".join(map(str, row["filters"]))} for row in rows)
+    report.save_csv(options.output / "outliers.csv", options.top)
     report.plot(options.top).savefig(options.output / "outliers.png")
     gallery = options.output / "outliers.html"
     report.save_html(gallery, title=f"{options.model} on {options.data.name}")

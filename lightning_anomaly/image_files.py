@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}  # as torchvision's ImageFolder
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 
 
 def open_images(path: Path, size: int | None, gray: bool) -> ArrayImages | FolderImages:
@@ -42,12 +43,20 @@ class ArrayImages(Dataset[Tensor]):
 class FolderImages(Dataset[Tensor]):
     """The images in a folder and below it, in the order of their names; a folder in it is a class.
 
-    An image is scaled until it covers a square of `size` pixels a side, and its middle is taken. Attributes are those
-    of torchvision's `ImageFolder`, and the `labels` by name; without a folder in it there are no classes.
+    A `transform` makes a tensor of an image of Pillow's. Without one an image is scaled until it covers a square of
+    `size` pixels a side, and its middle is taken. Attributes are those of torchvision's `ImageFolder`, and the `labels`
+    by name; without a folder in it there are no classes.
     """
 
-    def __init__(self, folder: Path, size: int, gray: bool) -> None:
-        self.root = folder
+    def __init__(
+        self,
+        folder: str | Path,
+        size: int = 224,
+        gray: bool = False,
+        transform: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        self.root, self.transform = folder, transform
+        folder = Path(folder)
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
         if not files:
             raise ValueError(f"`{folder.name}` should hold images ({', '.join(sorted(_SUFFIXES))}). Found none.")
@@ -66,14 +75,26 @@ class FolderImages(Dataset[Tensor]):
         from PIL import Image, ImageOps
 
         channels, height, width = self.shape
-        with Image.open(self.samples[index][0]) as image:
-            plain = image.convert("L" if channels == 1 else "RGB")
-        return _as_image(np.array(ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR)))
+        image = _read_image(self.samples[index][0], "L" if channels == 1 else "RGB")
+        if self.transform is not None:
+            return self.transform(image)
+        return _as_image(np.array(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)))
 
 
 def probe_positions(images: ArrayImages | FolderImages, count: int) -> range:
     """Choose the first images, but of a folder some at equal distances, as its first ones would be of a few classes."""
     return range(0, len(images), -(-len(images) // count) if isinstance(images, FolderImages) else 1)[:count]
+
+
+def _read_image(file: str, mode: str) -> Any:
+    """Read an image as a person sees it: turned as its EXIF data says, and of an animation the first picture."""
+    from PIL import Image, ImageOps
+
+    with Image.open(file) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16 bits, of which Pillow would cut all above 255
+            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+        return image.convert(mode)
 
 
 def _as_image(array: Any) -> Tensor:

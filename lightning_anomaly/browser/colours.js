@@ -6,17 +6,17 @@ const DARK = ["#56B4E9", "#E69F00", "#00B886", "#CC79A7", "#4A90D9", "#F0743C", 
 const SHAPES = ["circle", "square", "diamond", "triangle", "cross"];
 const VERDICT_LIGHT = {
   normal: "#BCD3E8",
-  "normal, isolated": "#0072B2",
+  isolated: "#0072B2",
   anomaly: "#D55E00",
-  "anomaly, isolated": "#CC79A7",
+  "anomaly and isolated": "#CC79A7",
   dead: "#4D4D4D",
   nonfinite: "#E8D820",
 };
 const VERDICT_DARK = {
   normal: "#35506B",
-  "normal, isolated": "#56B4E9",
+  isolated: "#56B4E9",
   anomaly: "#F0743C",
-  "anomaly, isolated": "#E7A3C6",
+  "anomaly and isolated": "#E7A3C6",
   dead: "#7A756C",
   nonfinite: "#F0E442",
 };

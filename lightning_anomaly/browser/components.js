@@ -2,7 +2,7 @@
 
 import { drawImage, drawMap, drawMiniature, mark } from "./canvas.js";
 import { groupColour, groupShape, verdictColour } from "./colours.js";
-import { make, sharpCanvas } from "./dom.js";
+import { cutLine, make, sharpCanvas } from "./dom.js";
 import { count, layerText, number, scoreText, VERDICTS } from "./wording.js";
 
 const MINIATURE = [150, 110];
@@ -114,13 +114,13 @@ export function byScore(report) {
     .sort((a, b) => score(b) - score(a) || report.votes[b] - report.votes[a] || a - b);
 }
 
-/** A sample's number, score and label. */
+/** A sample's number, score, label and file. */
 export function sampleCaption(report, sample) {
-  const label = report.label(sample);
+  const told = [report.label(sample), report.name(sample)].filter((text) => text !== null);
   return [
     make("strong", {}, String(sample)),
     ` score ${scoreText(report.scores[sample])}`,
-    label === null ? null : make("span", { class: "quiet cut tile-label", title: label }, label),
+    told.map((text) => cutLine(text, "quiet tile-label")),
   ];
 }
 
@@ -171,6 +171,11 @@ export function stepper(list, item, what, go, about = "") {
   );
   return { element, step };
 }
+
+export const stepKeys = (step) => ({ ArrowLeft: () => step(-1), ArrowRight: () => step(1) });
+
+/** The heading of a page, with its stepper. */
+export const titleRow = (heading, steps) => make("div", { class: "title-row" }, heading, steps);
 
 const reached = new Map(); // how many of a list were shown
 

@@ -1,5 +1,6 @@
 // Tables to save.
 import { make } from "./dom.js";
+import { number } from "./wording.js";
 
 /** Rows as a table, as Python's csv module writes it; `columns` gives for each heading the value of a row. */
 export function csvText(columns, rows) {
@@ -20,4 +21,8 @@ export function download(name, text) {
 
 /** A button that saves what is listed. */
 export const exportButton = (name, columns, rows) =>
-  make("button", { type: "button", click: () => download(name, csvText(columns, rows)) }, "Export as CSV");
+  make(
+    "button",
+    { type: "button", title: "as CSV", click: () => download(name, csvText(columns, rows)) },
+    `Export the ${number(rows.length)} shown`,
+  );

@@ -1,6 +1,8 @@
 // The packed report: an index that is read at once, and blocks of points and maps that are unpacked when first needed.
 import { openIndex, unpack } from "./unpack.js";
 
+const BOTH = "anomaly and isolated";
+
 export class Report {
   static async open() {
     return new Report(...(await openIndex()));
@@ -38,9 +40,10 @@ export class Report {
     return this.layers[layer].isolated[filter] ?? [];
   }
 
-  /** The verdict of a filter, and whether it sets samples apart from all others. */
+  /** What a filter is called, by its verdict and whether it sets samples apart from all others. */
   kind(place) {
-    return this.verdict(place) + (this.isolated(place).length ? ", isolated" : "");
+    const verdict = this.verdict(place);
+    return this.isolated(place).length ? ({ normal: "isolated", anomaly: BOTH }[verdict] ?? verdict) : verdict;
   }
 
   /** Of how many filters a sample is among the `"outliers"`, or the `"isolated"`. */

@@ -13,6 +13,32 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** A sentence of Python's, in which names stand between backticks, as text and code. */
+export const prose = (text) => text.split("`").map((part, i) => (i % 2 ? make("code", {}, part) : part));
+
+/** Pairs of a term and what is said of it, as a list. */
+export const termList = (className, pairs) =>
+  make(
+    "dl",
+    { class: className },
+    pairs.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]),
+  );
+
+/** A heading with something quieter behind it. */
+export const headingOf = (title, about) => make("h2", {}, `${title} `, make("span", { class: "quiet" }, about));
+
+/** What stands where a list is empty. */
+export const emptyState = (...text) => make("p", { class: "empty-state" }, text);
+
+/** How many there are, which a screen reader says when it changes. */
+export const statusLine = (text) => make("span", { class: "quiet", role: "status" }, text);
+
+/** A line that is cut at its end, or at the left if it is a path, whose end tells it from others. */
+export const cutLine = (text, className = "", title = text) =>
+  /[/\\]/.test(text)
+    ? make("span", { class: `cut cut-left ${className}`, title }, make("bdi", {}, text))
+    : make("span", { class: `cut ${className}`, title }, text);
+
 /** An element of a drawing. */
 export function makeSvg(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);

@@ -2,7 +2,7 @@
 
 import { address, filterCard, pages } from "./components.js";
 import { exportButton } from "./csv.js";
-import { choice, finder, make } from "./dom.js";
+import { choice, emptyState, finder, make, statusLine } from "./dom.js";
 import { contains, count, kindsOf, layerText } from "./wording.js";
 
 export const CARDS = 24; // at once
@@ -28,7 +28,8 @@ function hasVerdict(report, place, verdict) {
   return verdict === "isolated" ? report.isolated(place).length > 0 : report.verdict(place) === verdict;
 }
 
-const verdictText = (verdict) => (/^=[^,]+$/.test(verdict) ? `${verdict.slice(1)} alone` : verdict.replace("=", ""));
+const verdictText = (verdict) =>
+  verdict.startsWith("=") && !verdict.includes(" and ") ? `${verdict.slice(1)} alone` : verdict.replace("=", "");
 
 /** Whether a filter is meant: a number is its own, everything else a part of its layer's name. */
 const isNamed = (report, place, find) =>
@@ -108,14 +109,10 @@ export function filtersPage(report, query) {
       ),
       finder("number or layer", query.find ?? "", change("find")),
       found.length ? exportButton("filters.csv", columnsOf(report), found) : null,
-      make("span", { class: "quiet", role: "status" }, count(found.length, "filter")),
+      statusLine(count(found.length, "filter")),
     ),
     found.length
       ? pages(found, CARDS, (place) => filterCard(report, place, { query }), "cards")
-      : make(
-          "p",
-          { class: "empty-state" },
-          "No filter is like that. Choose another verdict or layer, or find another name.",
-        ),
+      : emptyState("No filter is like that. Choose another verdict or layer, or find another name."),
   ];
 }

@@ -8,10 +8,12 @@ import {
   mapOf,
   sampleAddress,
   sampleTile,
+  stepKeys,
   stepper,
+  titleRow,
   verdictBadge,
 } from "./components.js";
-import { choice, make } from "./dom.js";
+import { choice, emptyState, headingOf, make, termList } from "./dom.js";
 import { choiceText, chosenFilters } from "./filter_list.js";
 import { Scatter } from "./scatter.js";
 import { count, facts, layerText, number, scoreText, VERDICTS } from "./wording.js";
@@ -33,9 +35,7 @@ export async function filterPage(report, place, query) {
   const pin = (sample) => go(place, sample);
   const about = `, ${choiceText(report, list === report.filters ? {} : chosen)}`;
   const { element: steps, step } = stepper(list, list.find(same), "filter", (next) => go(next), about);
-  const heading = make(
-    "div",
-    { class: "title-row" },
+  const heading = titleRow(
     make(
       "div",
       {},
@@ -57,19 +57,11 @@ export async function filterPage(report, place, query) {
   const inspector = make("div", { class: "inspector", "aria-live": "polite" });
   const show = (sample, isPinned) =>
     inspector.replaceChildren(...inspected(report, place, points, map, sample, isPinned).filter(Boolean));
-  const known = make(
-    "dl",
-    { class: "facts" },
-    facts(report, place).flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]),
-  );
+  const known = termList("facts", facts(report, place));
   show(null, false);
 
   if (!points.samples.length) {
-    const empty = make(
-      "p",
-      { class: "empty-state" },
-      `${VERDICTS[report.verdict(place)] ?? ""} There are no points to show.`,
-    );
+    const empty = emptyState(`${VERDICTS[report.verdict(place)] ?? ""} There are no points to show.`);
     return {
       content: [
         heading,
@@ -169,8 +161,6 @@ function epochSlider(scatter, frames, points, groupsOf) {
   const about = `Earlier epochs show ${frames[0].samples.length} samples, in the colours of their clusters in the last.`;
   return make("div", { class: "epochs" }, button, slider, told, make("span", { class: "quiet" }, about));
 }
-
-const stepKeys = (step) => ({ ArrowLeft: () => step(-1), ArrowRight: () => step(1) });
 
 function pointKeys(scatter, points, pin) {
   const order = [...points.samples.keys()].sort((a, b) => points.x[a] - points.x[b] || a - b);
@@ -290,17 +280,14 @@ function strips(report, place, map, pin) {
       ),
     );
   const strip = (title, about, samples) =>
-    make(
-      "section",
-      { class: "strip-section" },
-      make("h2", {}, title, " ", make("span", { class: "quiet" }, about)),
-      tiles(samples),
-    );
+    make("section", { class: "strip-section" }, headingOf(title, about), tiles(samples));
   const isolated = report.isolated(place).filter((sample) => !outliers.includes(sample));
   const found = [];
   const first = (samples) => (samples.length > STRIP ? `, the first ${STRIP} shown` : "");
   if (isolated.length)
-    found.push(strip("Isolated", `beyond the tail of the others${first(isolated)}`, isolated.slice(0, STRIP)));
+    found.push(
+      strip("Isolated", `farther out than the tail of the others explains${first(isolated)}`, isolated.slice(0, STRIP)),
+    );
   if (outliers.length)
     found.push(strip("Outliers", `${count(outliers.length, "sample")}${first(outliers)}`, outliers.slice(0, STRIP)));
   if (own.maps) {

@@ -1,12 +1,12 @@
 // The browser of the images that belong least: a gallery to tick some, and one image.
 
 import { verdictColour } from "./colours.js";
-import { address, bars, imageOf, pages, stepper, swatch } from "./components.js";
+import { address, bars, imageOf, pages, stepKeys, stepper, swatch, titleRow } from "./components.js";
 import { csvText, download, exportButton } from "./csv.js";
-import { choice, finder, make } from "./dom.js";
+import { choice, cutLine, emptyState, finder, make, prose, statusLine, termList } from "./dom.js";
 import { Ranking } from "./ranking.js";
 import { run } from "./shell.js";
-import { count, layerText, number, ordinaryText, percent, scoreText } from "./wording.js";
+import { count, layerText, number, ordinaryText, percent, SCORE_TERMS, scoreText } from "./wording.js";
 
 const AT_ONCE = 48;
 const EMPTY = {
@@ -26,7 +26,7 @@ const picture = (ranking, row) =>
     : make("span", { class: "no-image" }, "no picture");
 
 const chance = (row) => Number(row.p_value.toPrecision(2)).toString();
-const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+const sentence = (text) => prose(`${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`);
 
 /** What is said of an image beside its rank. */
 function badge(row) {
@@ -52,16 +52,18 @@ function tickBox(ranking, row, text, changed) {
 /** What can be done with what is ticked; `update()` after a change. */
 function tickedBar(ranking) {
   const status = make("span", { role: "status" });
-  const save = make(
-    "button",
-    { type: "button", class: "main-button", click: () => saveTicked(ranking) },
-    "Save as CSV",
-  );
+  const save = make("button", {
+    type: "button",
+    class: "main-button",
+    title: "as CSV (key s)",
+    click: () => saveTicked(ranking),
+  });
   const none = make("button", { type: "button", click: () => untick() }, "Untick all");
   const bar = make("div", { class: "ticked-bar" }, status, none, save);
   const update = () => {
     const amount = ranking.ticked.size;
     status.textContent = `${count(amount, "image")} ticked`;
+    save.textContent = `Save the ${number(amount)} ticked`;
     bar.hidden = amount === 0;
     for (const option of document.querySelectorAll("option[value='ticked']")) option.textContent = tickedText(amount);
     for (const box of document.querySelectorAll("[data-position]"))
@@ -91,9 +93,9 @@ function card(ranking, row, query, changed) {
       badge(row),
     ),
     make("span", {}, `image ${row.position}`),
-    row.label === undefined ? null : make("span", { class: "outlier-label", title: row.label }, row.label),
+    [row.label, row.name].filter(Boolean).map((text) => cutLine(text)),
     make("span", {}, `score ${scoreText(row.score)}`),
-    make("span", {}, `p-value ${chance(row)}`),
+    ranking.ranked ? null : make("span", {}, `p-value ${chance(row)}`),
     make("span", { class: "quiet" }, Object.values(row.told)[0] ?? layerText(row.layer)),
   );
 }
@@ -124,8 +126,9 @@ function gallery(ranking, query) {
     make(
       "p",
       { class: "quiet" },
-      `The larger its score, the less an image is like the reference: ${ordinaryText(ranking, "images")}. ` +
-        "A p-value is the share of reference images with a score as large. Tick images to save them as a list.",
+      `The larger its score, the less an image is like the reference: ${ordinaryText(ranking, "images")}. `,
+      ranking.ranked ? null : "A p-value is the share of reference images with a score as large. ",
+      "Tick images to save them as a list.",
     ),
     make(
       "div",
@@ -134,21 +137,21 @@ function gallery(ranking, query) {
         "Show",
         [
           ["all", `largest ${number(ranking.rows.length)}`],
-          ["found", `significant (${amountOf("found")})`],
+          ranking.ranked ? null : ["found", `significant (${amountOf("found")})`],
           ["ticked", tickedText(amountOf("ticked"))],
-        ],
+        ].filter(Boolean),
         query.show ?? "all",
         change("show"),
       ),
       choice("Strongest layer", [["all", "any"], ...layers], query.layer ?? "all", change("layer")),
       finder("number or name", query.find ?? "", (text) => change("find")(text || "all")),
       query.show === "ticked" || !found.length ? null : all,
-      found.length ? exportButton("images.csv", ranking.columns, found) : null,
-      make("span", { class: "quiet", role: "status" }, `${count(found.length, "image")} of ${number(ranking.total)}`),
+      found.length ? exportButton("images.csv", ranking.csvColumns, found) : null,
+      statusLine(`${count(found.length, "image")} of ${number(ranking.total)}`),
     ),
     found.length
       ? pages(found, AT_ONCE, (row) => card(ranking, row, query, update), "cards outliers")
-      : make("p", { class: "empty-state" }, EMPTY[query.layer || query.find ? "other" : query.show]),
+      : emptyState(EMPTY[query.layer || query.find ? "other" : query.show]),
     bar,
   ];
   return { content: content.flat(), section: "gallery", keys: galleryKeys(ranking, update) };
@@ -180,7 +183,25 @@ function galleryKeys(ranking, update) {
 
 function saveTicked(ranking) {
   const rows = ranking.chosen({ show: "ticked" });
-  if (rows.length) download("ticked.csv", csvText(ranking.columns, rows));
+  if (rows.length) download("ticked.csv", csvText(ranking.csvColumns, rows));
+}
+
+const significance = (ranking, row) => [
+  ["p-value", `${chance(row)}: ${percent(Number(chance(row)))} of reference images have a score as large`],
+  ["Significant", `${row.found ? "yes" : "no"}, at a false discovery rate of ${percent(ranking.rate)}`],
+];
+
+/** The layer that finds an image oddest and its filters, unless the maps are ordinary or there are none. */
+function layerFacts(ranking, row) {
+  if (row.told.file) return [];
+  const { filters: score } = row.views;
+  if (score !== undefined && score !== null && score <= ranking.views.filters)
+    return [["Filters", "none stands out: the score comes from the other views"]];
+  const link = make("a", { href: address(["gallery"], { layer: `=${row.layer}` }) }, layerText(row.layer));
+  return [
+    ["Strongest layer", link],
+    ["Its filters", row.filters.length ? `${row.filters.join(", ")}, the most extreme first` : "none"],
+  ];
 }
 
 function imagePage(ranking, row, query) {
@@ -194,19 +215,18 @@ function imagePage(ranking, row, query) {
   const facts = [
     ["Rank", `${number(row.rank + 1)} of ${number(ranking.total)}, by its score`],
     ["Score", `${scoreText(row.score)}; ${ordinaryText(ranking, "images")}`],
-    ["p-value", `${chance(row)}: ${percent(Number(chance(row)))} of reference images have a score as large`],
-    ["Significant", `${row.found ? "yes" : "no"}, at a false discovery rate of ${percent(ranking.rate)}`],
-    ["Strongest layer", make("a", { href: address(["gallery"], { layer: `=${row.layer}` }) }, layerText(row.layer))],
-    ["Its filters", row.filters.length ? `${row.filters.join(", ")}, the most extreme first` : "none"],
-    ...(row.label === undefined ? [] : [["Label", row.label]]),
-  ];
+    ...(ranking.ranked ? [] : significance(ranking, row)),
+    ...layerFacts(ranking, row),
+    ["Label", row.label],
+    ["File", row.name],
+  ].filter(([, text]) => text !== undefined);
   const toggle = () => {
     ranking.tick([row], !ranking.ticked.has(row.position));
     update();
   };
   return {
     content: [
-      make("div", { class: "title-row" }, make("h1", {}, `Image ${row.position}`), element),
+      titleRow(make("h1", {}, `Image ${row.position}`), element),
       make(
         "div",
         { class: "sample" },
@@ -215,27 +235,24 @@ function imagePage(ranking, row, query) {
           "div",
           {},
           make("p", { class: "outlier-head" }, tickBox(ranking, row, "Tick this image", update), badge(row)),
-          bars(
-            Object.entries(row.views).map(([view, value]) => ({
-              name: view,
-              value: value ?? Infinity,
-              usual: ranking.views[view],
-              told: row.told[view],
-            })),
-          ),
-          make(
-            "dl",
-            { class: "facts" },
-            facts.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]),
-          ),
+          row.told.file
+            ? make("p", {}, sentence(`this image ${row.told.file}`))
+            : bars(
+                Object.entries(row.views).map(([view, value]) => ({
+                  name: view,
+                  value: value ?? Infinity,
+                  usual: ranking.views[view],
+                  told: row.told[view],
+                })),
+              ),
+          termList("facts", facts),
         ),
       ),
       bar,
     ],
     section: "gallery",
     keys: {
-      ArrowLeft: () => step(-1),
-      ArrowRight: () => step(1),
+      ...stepKeys(step),
       x: toggle,
       s: () => saveTicked(ranking),
       Escape: () => {
@@ -248,13 +265,22 @@ function imagePage(ranking, row, query) {
 run({
   open: Ranking.open,
   sections: [["gallery", "Gallery"]],
-  help: [
+  terms: [
+    ...SCORE_TERMS,
+    ["Reference", "The images that say what is ordinary: those that were given, or some of these."],
+    ["p-value", "The share of reference images with a score as large."],
+    [
+      "Significant",
+      "Its p-value is so small that, of all images called so, few are ordinary (Benjamini and Hochberg).",
+    ],
+  ],
+  keys: [
     ["←  →", "previous, next image"],
     ["Enter", "open the image"],
     ["x", "tick it, or untick it"],
     ["s", "save what is ticked as CSV"],
     ["Esc", "back to the gallery; close this"],
-    ["?", "these keys"],
+    ["?", "these terms and keys"],
   ],
   pageOf(ranking, page, rest, query) {
     if (page === "gallery") return gallery(ranking, query);

@@ -5,6 +5,7 @@ import { filterPage } from "./filter_page.js";
 import { overview } from "./overview.js";
 import { samplePage, samplesPage } from "./samples.js";
 import { run } from "./shell.js";
+import { SCORE_TERMS, VERDICTS } from "./wording.js";
 
 /** The page that an address names; null if the report does not have it. */
 async function pageOf(report, page, rest, query) {
@@ -29,7 +30,17 @@ run({
     ["filters", "Filters"],
     ["samples", "Samples"],
   ],
-  help: [
+  terms: [
+    ...SCORE_TERMS,
+    ["Probe", "The samples that were run through the network: all that this page shows."],
+    ["Filter", "An output channel of a convolution. Its feature maps of all samples become one point each."],
+    ["Anomaly", VERDICTS.anomaly],
+    ["Outlier", "A sample in a rare cluster of an anomaly filter; each such filter is a vote."],
+    ["Isolated", VERDICTS.isolated],
+    ["Dead", VERDICTS.dead],
+    ["Sparsity", "The share of a map's values that are zero or less."],
+  ],
+  keys: [
     ["←  →", "previous, next filter or sample"],
     ["o  O", "pin the next, the previous outlier or isolated sample of a filter"],
     [".  ,", "pin the next, the previous point, from left to right"],
@@ -37,7 +48,7 @@ run({
     ["/", "find a filter or a sample in a list"],
     ["1  2  3", "overview, filters, samples"],
     ["Esc", "unpin; close this"],
-    ["?", "these keys"],
+    ["?", "these terms and keys"],
   ],
   pageOf,
 });

@@ -13,7 +13,7 @@ from lightning_anomaly.browser.page import assemble, plain_labels, write
 from lightning_anomaly.browser.report_page import usual_score
 from lightning_anomaly.outliers.report import KEPT, OutlierReport
 
-_CODE = "dom unpack csv wording colours canvas components ranking shell gallery"
+_CODE = "dom unpack wording csv colours canvas components ranking shell gallery"
 
 
 def write_outlier_page(
@@ -24,17 +24,19 @@ def write_outlier_page(
     title: str,
 ) -> None:
     """Write the images with the largest scores as an HTML file, see `OutlierReport.save_html`."""
-    names = None if labels is None else plain_labels(labels, len(report.scores))
+    named = None if labels is None else plain_labels(labels, len(report.scores))
     rows = report.rows(KEPT)
     # By which a browser keeps what was ticked: the same for the same ranking, whatever its images are called.
-    key = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    ranking = [[row["position"], row["score"]] for row in rows]
+    key = hashlib.sha256(json.dumps(ranking).encode()).hexdigest()[:16]
     beyond = {*report.beyond}
+    columns = list(rows[0]) + ["label"] * (named is not None)
     for row in rows:
         position = row["position"]
         row["score"] = _finite(row["score"])
-        if names is not None:
-            row["label"] = str(names[position])
-        row["views"] = {view: _finite(own[position].item()) for view, own in report.view_scores.items()}
+        if named is not None:
+            row["label"] = str(named[position])
+        row["views"] = {view: _finite(scores[position].item()) for view, scores in report.view_scores.items()}
         row["told"] = report.outlier_reasons(position)
         row["beyond"] = position in beyond
     images = None if report.images is None else report.images[: len(rows)]
@@ -42,10 +44,12 @@ def write_outlier_page(
         "title": title,
         "sentences": list(sentences),
         "layers": report.layers,
+        "columns": columns,
         "rate": report.false_discovery_rate,
+        "ranked": report.own_reference,  # p-values only rank the images
         "total": len(report.scores),
         "ordinary": usual_score(report.scores),
-        "views": {view: usual_score(own) for view, own in report.view_scores.items()},
+        "views": {view: usual_score(scores) for view, scores in report.view_scores.items()},
         "pictured": 0 if images is None else len(images),
         "rows": rows,
         "key": key,

@@ -3,7 +3,7 @@
 import { ticks } from "./canvas.js";
 import { verdictColour } from "./colours.js";
 import { address, byScore, filterAddress, sampleCaption, sampleTile, swatch } from "./components.js";
-import { make, makeSvg, sharpCanvas } from "./dom.js";
+import { emptyState, make, makeSvg, prose, sharpCanvas, termList } from "./dom.js";
 import { chosenFilters } from "./filter_list.js";
 import { count, kindsOf, layerText, number, ordinaryText, percent, scoreText, VERDICTS } from "./wording.js";
 
@@ -35,7 +35,7 @@ export function overview(report) {
         number(isolated),
         `isolated ${isolated === 1 ? "filter, which sets" : "filters, which set"} samples apart`,
         address(["filters"], { verdict: "isolated" }),
-        VERDICTS["normal, isolated"],
+        VERDICTS.isolated,
       ),
       tile(percent(report.sparsity), "of the maps' values are zero or less"),
     ),
@@ -50,7 +50,7 @@ export function overview(report) {
           make(
             "ul",
             { class: "notes" },
-            report.notes.map((note) => make("li", {}, note)),
+            report.notes.map((note) => make("li", {}, prose(note))),
           ),
         )
       : null,
@@ -58,11 +58,7 @@ export function overview(report) {
       "details",
       {},
       make("summary", {}, "How it was analyzed"),
-      make(
-        "dl",
-        { class: "settings" },
-        Object.entries(report.settings).flatMap(([key, value]) => [make("dt", {}, key), make("dd", {}, value)]),
-      ),
+      termList("settings", Object.entries(report.settings)),
     ),
   ];
 }
@@ -92,8 +88,7 @@ function legend(report) {
 }
 
 function layers(report) {
-  if (!report.filters.length)
-    return make("p", { class: "empty-state" }, "No layer was analyzed. The notes below say why.");
+  if (!report.filters.length) return emptyState("No layer was analyzed. The notes below say why.");
   const size = report.filters.length > 4000 ? 7 : 11;
   const rows = report.layers.map((layer, place) => {
     const anomalies = layer.verdicts.filter((code) => layer.verdict_names[code] === "anomaly").length;

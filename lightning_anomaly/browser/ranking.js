@@ -2,6 +2,13 @@
 import { openIndex } from "./unpack.js";
 import { isMeant } from "./wording.js";
 
+/** A value as Python's csv module writes it; infinite scores are packed as null. */
+function asPython(value) {
+  if (value === null) return "inf";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  return Array.isArray(value) ? value.join(" ") : value;
+}
+
 export class Ranking {
   static async open() {
     return new Ranking(...(await openIndex()));
@@ -45,7 +52,7 @@ export class Ranking {
   /** The rows that an address asks for. A layer has a sign before its name, as that of the model itself is empty. */
   chosen({ layer, show, find = "" }) {
     const shown = { found: (row) => row.found, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
-    const named = (row) => !find || isMeant(row.position, row.label, find);
+    const named = (row) => !find || [row.label, row.name].some((told) => isMeant(row.position, told, find));
     return this.rows.filter((row) => (layer === undefined || `=${row.layer}` === layer) && shown(row) && named(row));
   }
 
@@ -55,17 +62,8 @@ export class Ranking {
     return found.filter(([, amount]) => amount);
   }
 
-  /** The columns of `OutlierReport.rows`, in Python's words. */
-  get columns() {
-    return {
-      position: (row) => row.position,
-      score: (row) => row.score ?? "inf",
-      p_value: (row) => row.p_value,
-      found: (row) => (row.found ? "True" : "False"),
-      layer: (row) => row.layer,
-      filters: (row) => row.filters.join(" "),
-      reasons: (row) => row.reasons,
-      ...(this.rows.some((row) => "label" in row) ? { label: (row) => row.label } : {}),
-    };
+  /** What a CSV file has, as `OutlierReport.save_csv` writes it. */
+  get csvColumns() {
+    return Object.fromEntries(this.columns.map((name) => [name, (row) => asPython(row[name])]));
   }
 }

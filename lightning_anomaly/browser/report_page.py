@@ -21,7 +21,7 @@ from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.pictures import KeptMaps, Pictures, check_images, even_order, probe_images
 
 _CODE = (
-    "dom unpack csv data wording colours canvas scatter components overview filter_list filter_page samples shell main"
+    "dom unpack data wording csv colours canvas scatter components overview filter_list filter_page samples shell main"
 )
 _POINTS = 4_000_000  # of all filters together
 _LEVELS = 4095  # of a point's coordinate, between the smallest and the largest of its filter
@@ -45,6 +45,8 @@ def page_text(
     have `"losses"`, a dict.
     """
     pictures = report.pictures or Pictures(None, {})
+    if not report.layers:  # nothing was analyzed, and the page says why
+        images = labels = names = None
     if images is not None:
         check_images(images, report.n_samples, (2, 3, 4, 5))
         pictures = Pictures(probe_images(images), pictures.maps)
@@ -218,7 +220,7 @@ def _left_out(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
     if count < samples:
         notes.append(
             f"To keep this file small, a filter shows the points of {count:,} samples, spread evenly over the "
-            f"{samples:,} of the probe, and of its outliers. All counts are of all samples."
+            f"{samples:,} of the probe, and of its outliers. Clusters are numbered and counted by these points."
         )
     if kept and min(kept) < samples:
         few = f"{min(kept):,}" if min(kept) == max(kept) else f"{min(kept):,} to {max(kept):,}"

@@ -10,10 +10,12 @@ import {
   sampleAddress,
   sampleCaption,
   sampleTile,
+  stepKeys,
   stepper,
+  titleRow,
 } from "./components.js";
 import { exportButton } from "./csv.js";
-import { choice, finder, make } from "./dom.js";
+import { choice, emptyState, finder, headingOf, make, statusLine } from "./dom.js";
 import { count, isMeant, layerText, number, ordinaryText, percent, scoreText } from "./wording.js";
 
 const TILES = 96;
@@ -59,7 +61,7 @@ export function samplesPage(report, query) {
       choice("Sort by", Object.entries(SORTS), query.sort ?? "score", change("sort")),
       finder(report.labels || report.names ? "number or name" : "number", query.find ?? "", change("find")),
       found.length ? exportButton("samples.csv", columns, found) : null,
-      make("span", { class: "quiet", role: "status" }, count(found.length, "sample")),
+      statusLine(count(found.length, "sample")),
     ),
     make("p", { class: "quiet" }, `The larger its score, the less a sample is like the others: ${ordinary(report)}.`),
     found.length
@@ -69,7 +71,7 @@ export function samplesPage(report, query) {
           (sample) => sampleTile(report, sample, sampleCaption(report, sample), { query: { sort: "score", ...query } }),
           "tiles",
         )
-      : make("p", { class: "empty-state" }, "No sample is like that. Choose another label, or find another name."),
+      : emptyState("No sample is like that. Choose another label, or find another name."),
   ];
 }
 
@@ -88,7 +90,7 @@ export async function samplePage(report, sample, query) {
   const { element, step } = stepper(list, sample, "sample", go, about);
   const [scores, reactions] = await Promise.all([report.scoresOf(sample), report.reactionsTo(sample)]);
   const content = [
-    make("div", { class: "title-row" }, make("h1", {}, `Sample ${sample}`), element),
+    titleRow(make("h1", {}, `Sample ${sample}`), element),
     make(
       "div",
       { class: "sample" },
@@ -140,25 +142,7 @@ export async function samplePage(report, sample, query) {
             ),
       ),
     ),
-    reactions.length
-      ? make(
-          "section",
-          {},
-          make(
-            "h2",
-            {},
-            "Filters that react most ",
-            make("span", { class: "quiet" }, "how far the sample lies from a filter's mean, in standard deviations"),
-          ),
-          make(
-            "div",
-            { class: "cards" },
-            reactions.map(({ place, distance }) =>
-              filterCard(report, place, { query: { pin: sample }, ringed: sample, told: number(distance) }),
-            ),
-          ),
-        )
-      : null,
+    reactionsSection(report, sample, reactions, scores),
     make(
       "details",
       {},
@@ -168,7 +152,30 @@ export async function samplePage(report, sample, query) {
       make("p", {}, `A share of ${percent(rankShare(report, sample))} of the samples has a score as large.`),
     ),
   ];
-  return { content, keys: { ArrowLeft: () => step(-1), ArrowRight: () => step(1) } };
+  return { content, keys: stepKeys(step) };
+}
+
+/** The filters that react most; folded away where the sample's maps are ordinary and its score is of something else. */
+function reactionsSection(report, sample, reactions, scores) {
+  if (!reactions.length) return null;
+  const maps = scores.find(({ view }) => view === "filters");
+  const about = "how far the sample lies from a filter's mean, in standard deviations";
+  const cards = make(
+    "div",
+    { class: "cards" },
+    reactions.map(({ place, distance }) =>
+      filterCard(report, place, { query: { pin: sample }, ringed: sample, told: number(distance) }),
+    ),
+  );
+  if (maps && maps.score <= maps.ordinary)
+    return make(
+      "details",
+      { class: "reactions" },
+      make("summary", {}, "No filter stands out: the score comes from the other views"),
+      make("p", {}, about),
+      cards,
+    );
+  return make("section", {}, headingOf("Filters that react most", about), cards);
 }
 
 /** The share of the samples whose score is at least as large. */

@@ -2,7 +2,7 @@
 
 import { onThemeChange } from "./colours.js";
 import { address } from "./components.js";
-import { make } from "./dom.js";
+import { emptyState, make, termList } from "./dom.js";
 
 const main = document.getElementById("main");
 let current = { keys: {} };
@@ -10,13 +10,17 @@ let turn = 0;
 let followed = false; // a link, and not back
 const scrolled = new Map(); // how far a page was, by its address
 
-function helpDialog(help) {
-  const rows = help.map(([key, text]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, text)]);
+function helpDialog({ keys, terms }) {
   const dialog = make(
     "dialog",
-    { "aria-label": "Keys" },
+    { "aria-label": "Terms and keys" },
+    make("h2", {}, "Terms"),
+    termList("terms", terms),
     make("h2", {}, "Keys"),
-    make("dl", { class: "keys" }, rows.flat()),
+    termList(
+      "keys",
+      keys.map(([key, text]) => [make("kbd", {}, key), text]),
+    ),
     make("form", { method: "dialog" }, make("button", { autofocus: true }, "Close")),
   );
   document.body.append(dialog);
@@ -33,7 +37,13 @@ function heading(report, sections, dialog) {
     ),
     make(
       "button",
-      { type: "button", class: "help", title: "Keys (?)", "aria-label": "Keys", click: () => dialog.showModal() },
+      {
+        type: "button",
+        class: "help",
+        title: "Terms and keys (?)",
+        "aria-label": "Terms and keys",
+        click: () => dialog.showModal(),
+      },
       "?",
     ),
   );
@@ -49,7 +59,7 @@ function decoded(part) {
 
 const nothing = (sections) => ({
   content: [
-    make("p", { class: "empty-state" }, "This report has nothing of that name. "),
+    emptyState("This report has nothing of that name. "),
     make("p", {}, make("a", { href: address([sections[0][0]]) }, `To the ${sections[0][1].toLowerCase()}`)),
   ],
 });
@@ -89,9 +99,9 @@ async function show(report, { sections, pageOf }, anew = true) {
 }
 
 async function start(browser) {
-  const { open, sections, help } = browser;
+  const { open, sections } = browser;
   const report = await open();
-  const dialog = helpDialog(help);
+  const dialog = helpDialog(browser);
   heading(report, sections, dialog);
   window.history.scrollRestoration = "manual";
   window.addEventListener("hashchange", () => show(report, browser, false));
@@ -125,17 +135,13 @@ async function start(browser) {
 
 /**
  * Shows what the address names, always. A browser has `open()`, which gives the report; `sections`, pairs of a page and
- * its name, the first of which is shown first; `help`, pairs of a key and what it does; and `pageOf(report, page, rest,
+ * its name, the first of which is shown first; `terms` and `keys`, pairs of one and what it means or does; and `pageOf(report, page, rest,
  * query)`, which gives a page or null: its `content`, its `section`, and maybe `keys` and `repin(sample)`.
  */
 export function run(browser) {
   start(browser).catch((error) => {
     main.replaceChildren(
-      make(
-        "p",
-        { class: "empty-state" },
-        `This file could not be unpacked: ${error.message}. A browser of 2023 or later is needed.`,
-      ),
+      emptyState(`This file could not be unpacked: ${error.message}. A browser of 2023 or later is needed.`),
     );
     throw error;
   });

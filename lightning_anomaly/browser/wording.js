@@ -22,11 +22,11 @@ export const isMeant = (position, name, text) =>
 
 /** What verdicts mean, in the order in which they are told. */
 export const VERDICTS = {
-  "anomaly, isolated":
-    "Anomaly: a few samples are a cluster of their own. Isolated: the others' tail does not reach them.",
+  "anomaly and isolated":
+    "A few samples are a cluster of their own, and some lie farther out than the tail of the others explains.",
   anomaly: "A few samples are a cluster of their own, so it is an anomaly filter, as the source paper calls it.",
-  "normal, isolated": "No cluster is rare, but some samples lie so far out that the others' tail does not reach them.",
-  normal: "No cluster is rare, and no sample lies beyond the others' tail.",
+  isolated: "No cluster is rare, but some samples lie farther out than the tail of the others explains.",
+  normal: "No cluster is rare, and no sample lies farther out than the tail of the others explains.",
   dead: "Its map is the same for every sample, so there is nothing to cluster.",
   nonfinite: "Its maps have NaN or infinite values, so it was not analyzed.",
 };
@@ -42,6 +42,14 @@ export const kindsOf = (report, of = (place) => report.kind(place)) => {
   return names.filter((name) => found.has(name)).map((name) => [name, found.get(name)]);
 };
 
+/** Terms of all pages, for the dialog that explains them. */
+export const SCORE_TERMS = [
+  ["Score", "How little an image is like the others: what its pixels say plus the mean of the network's views."],
+  ["Pixels", "The view of plain numbers such as brightness, noise and colour, whatever the network makes of them."],
+  ["Filters", "The view of the feature maps, by the layer in which they are oddest."],
+  ["Classes", "The view of the last features and the logits."],
+];
+
 /** What is known of a filter, as pairs of a term and its sentence. */
 export function facts(report, { layer, filter }) {
   const own = report.layers[layer];
@@ -49,7 +57,8 @@ export function facts(report, { layer, filter }) {
   const told = [];
   if (outliers) told.push(["Outliers", `${count(outliers, "sample")} of ${number(report.samples)}`]);
   const isolated = report.isolated({ layer, filter }).length;
-  if (isolated) told.push(["Isolated", `${count(isolated, "sample")} beyond the tail of the others`]);
+  if (isolated)
+    told.push(["Isolated", `${count(isolated, "sample")}, farther out than the tail of the others explains`]);
   if (own.n_components[filter]) {
     const chosen = outliers ? "the largest index of those that show its outliers" : "the largest index";
     told.push(["Clusters", `K = ${own.n_components[filter]}: ${chosen}`]);

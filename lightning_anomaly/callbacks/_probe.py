@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._samples import ProbeSamples, label_texts, probe_files
+from lightning_anomaly.callbacks._samples import ProbeSamples, label_texts, probe_class_names, probe_files
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
 from lightning_anomaly.capture.images import first_tensor
 from lightning_anomaly.capture.loaders import reread, shuffles, training_positions, unpadded_length
@@ -105,6 +105,7 @@ class ValidationWatch:
     def analyze(self, pictures: bool) -> tuple[AnomalyReport, Tensor | None]:
         """Analyze what was taken, of all processes together; the images as well, if they were kept."""
         maps, images, known = self._capture.maps, self.samples.images, self._capture.samples
+        known.class_names = probe_class_names(self.trainer.val_dataloaders)
         if not self._alone:
             return analyze_shared(
                 maps, images, self.settings, self.notes, limit=self._gathered, pictures=pictures, samples=known

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture.drawing import shrink
-from lightning_anomaly.capture.images import file_names, first_tensor, holder
+from lightning_anomaly.capture.images import class_names, file_names, first_tensor
 from lightning_anomaly.capture.loaders import drawn_positions, first_loader
 from lightning_anomaly.capture.probe import tensors_in
 
@@ -79,10 +79,14 @@ class ProbeSamples:
         return found if len(found) >= samples and found.min() >= 0 and found.max() < outputs else None
 
 
+def probe_class_names(loaders: Any) -> tuple[str, ...]:
+    """The names of the classes of the first loader's data set."""
+    return class_names(getattr(first_loader(loaders), "dataset", None))
+
+
 def label_texts(classes: Tensor, predicted: Tensor, loaders: Any) -> list[str]:
     """The class of each sample `(N,)`, by its name if there is one, and what is predicted if that is another."""
-    data = holder(getattr(first_loader(loaders), "dataset", None), "classes")
-    names = dict(enumerate(getattr(data, "classes", None) or ()))
+    names = dict(enumerate(probe_class_names(loaders)))
     own, other = ([str(names.get(place, place)) for place in part.tolist()] for part in (classes, predicted))
     return [one if one == two else f"{one}, predicted {two}" for one, two in zip(own, other, strict=True)]
 

@@ -46,6 +46,7 @@ class ImageSource:
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         self.names, self.classes = file_names(self._data), _classes(self._data)
+        self.class_names = class_names(self._data)
         self.unreadable: dict[int, str] = {}  # `{position: error}` so far; zeros stand for these images
         self.shape: tuple[int, ...] = ()
         first = (next(self.batches([position])) for position in range(min(len(self), _ATTEMPTS)))
@@ -86,7 +87,7 @@ class ImageSource:
         try:
             batch = next(iter(reread(self._loader, [position], num_workers=0)))
         except Exception as error:
-            self.unreadable[position] = f"{type(error).__name__}: {error}"
+            self.unreadable[position] = _error_text(error)
             return torch.zeros(1, *self.shape, device="cpu")
         return self._images_of(batch, 1).cpu()
 
@@ -121,6 +122,16 @@ def file_names(dataset: Any) -> list[str] | None:
         return None
     root = os.path.join(getattr(holder(dataset, "root"), "root", ""), "")
     return [path.removeprefix(root) for path, *_ in samples]
+
+
+def class_names(dataset: Any) -> tuple[str, ...]:
+    """Return the names of a data set's classes, its `classes`; none if it has no such attribute."""
+    return tuple(map(str, getattr(holder(dataset, "classes"), "classes", None) or ()))
+
+
+def _error_text(error: Exception) -> str:
+    """An error in words, without what Python shows of an object, such as `<_io.BufferedReader ...>`."""
+    return f"{type(error).__name__}: {error}" if "<" not in str(error) else type(error).__name__
 
 
 def _classes(dataset: Any) -> list[int] | None:

@@ -19,6 +19,7 @@ class SampleStatistics(NamedTuple):
     shape: tuple[int, ...] = ()  # of a sample, without its batch
     features: Tensor | None = None  # input of the last linear layer `(N, D)`
     logits: Tensor | None = None  # its output, of two or more classes `(N, classes)`
+    class_names: tuple[str, ...] = ()  # where the data set names its classes
 
     def select(self, samples: Any) -> SampleStatistics:
         """Select samples."""
@@ -27,7 +28,7 @@ class SampleStatistics(NamedTuple):
     def _each(self, change: Callable[[Tensor], Tensor | None]) -> SampleStatistics:
         tensors = self.pixels, self.features, self.logits
         pixels, features, logits = (None if own is None else change(own) for own in tensors)
-        return SampleStatistics(pixels, self.shape, features, logits)
+        return self._replace(pixels=pixels, features=features, logits=logits)
 
     @staticmethod
     def join(parts: Sequence[SampleStatistics]) -> SampleStatistics:
@@ -38,9 +39,10 @@ class SampleStatistics(NamedTuple):
             alike = len({tensor.shape[1:] for tensor in known}) == 1
             return torch.cat(known) if alike and len(known) == len(own) else None
 
-        pixels, shapes, features, logits = zip(*parts, strict=True)
+        pixels, shapes, features, logits, names = zip(*parts, strict=True)
         same = len({*shapes}) == 1
-        return SampleStatistics(join(pixels) if same else None, shapes[0] if same else (), join(features), join(logits))
+        known, shape = (join(pixels), shapes[0]) if same else (None, ())
+        return SampleStatistics(known, shape, join(features), join(logits), names[0])
 
 
 class SampleCapture:
@@ -62,6 +64,7 @@ class SampleCapture:
         self._current = SampleStatistics()
         self._called: set[nn.Module] = set()
         self._seen = 0
+        self.class_names: tuple[str, ...] = ()  # which the data set knows, and not the model
         self.problem: str | None = None  # why nothing is known, if taking it has failed
 
     def end_pass(self, count: int) -> None:
@@ -76,7 +79,8 @@ class SampleCapture:
         """Return what is known of the first samples, on the CPU, if it is known of all of them and of no others."""
         if not self._passes or self.problem is not None:
             return SampleStatistics()
-        return SampleStatistics.join(self._passes)._each(lambda own: own.cpu() if len(own) == samples else None)
+        known = SampleStatistics.join(self._passes)._each(lambda own: own.cpu() if len(own) == samples else None)
+        return known._replace(class_names=self.class_names)
 
     def _take_pixels(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._current.shape or not args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class OutlierReport(Tabular):
         names: The file of each image, where its data set names them, as torchvision's `ImageFolder` does.
         own_reference: Whether the reference was taken out of these images. Then p-values only rank them, and none is
             found.
+        unreadable: What went wrong with the images that cannot be read, by their positions.
     """
 
     scores: Tensor
@@ -59,6 +61,7 @@ class OutlierReport(Tabular):
     own_reference: bool = False
     views: Mapping[str, SampleView] = field(default_factory=dict)
     names: Sequence[str] | None = None
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def view_scores(self) -> dict[str, Tensor]:
@@ -72,6 +75,8 @@ class OutlierReport(Tabular):
             ValueError: If the data set does not have the image.
         """
         position = check_integer("position", position, 0, len(self.scores) - 1)
+        if position in self.unreadable:
+            return {"file": f"cannot be read: {self.unreadable[position]}"}
         ordered = sorted(self.views, key=lambda name: -self.views[name].scores[position].item())
         return {name: self.views[name].reasons[position] for name in ordered}
 
@@ -162,6 +167,21 @@ class OutlierReport(Tabular):
             for position in self.top(len(self.scores) if k is None else k)
         ]
 
+    def save_csv(self, path: str | Path, k: int | None = None) -> None:
+        """Write `rows` as a CSV file, which has the same columns as one that the page of `save_html` saves.
+
+        Args:
+            path: Where to write it; missing folders are created.
+            k: Number of images; None takes all.
+        """
+        rows = [{**row, "filters": " ".join(map(str, row["filters"]))} for row in self.rows(k)]
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        # File names may be in any encoding.
+        with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
     def plot(self, k: int = 32) -> Figure:
         """Draws the k images with the largest scores, of at most 64.
 
@@ -188,12 +208,12 @@ class OutlierReport(Tabular):
         """Writes a ranked gallery as one HTML file, which needs no server and no network.
 
         It has the 256 images with the largest scores, by layer or all, to tick those that are to go; what is ticked is
-        saved as a CSV file with the columns of `rows`. A browser remembers what was ticked.
+        saved as a CSV file, as by `save_csv`. A browser remembers what was ticked.
 
         Args:
             path: Where to write it; missing folders are created.
-            labels: A name or number for each image of the data set: its file or its class. A column of the CSV file.
-                None takes `names`.
+            labels: A name or number for each image of the data set, such as its class. The page's CSV files have it as
+                one more column.
             title: The heading.
 
         Raises:
@@ -201,7 +221,7 @@ class OutlierReport(Tabular):
         """
         from lightning_anomaly.browser import write_outlier_page
 
-        write_outlier_page(self, path, self._sentences(), self.names if labels is None else labels, title)
+        write_outlier_page(self, path, self._sentences(), labels, title)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
         """Write the same to a file that lasts until Python exits: a notebook shows it, a console its path.

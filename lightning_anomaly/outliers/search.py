@@ -125,6 +125,7 @@ class _Search:
         """Check everything, and run the model on this process's share of the reference."""
         images = self._images = ImageSource(inputs, "inputs")
         others = self._others = images if reference is None else ImageSource(reference, "reference")
+        self._class_names = images.class_names
         self._watched = select_layers(self._model, self._layers)
         if not self._watched:
             raise ValueError("Parameter `model` should have a convolution, or `layers` should be named. Found none.")
@@ -166,7 +167,8 @@ class _Search:
         self._used: list[int] = used.tolist()  # positions in the reference
         if not own_reference:
             unused, count = {*self._chosen}.difference(self._used), len(self._chosen)
-            notes |= _unusable_notes(_merged(unreadable), unused, count, "reference images", "they have no say")
+            files = self._others.names
+            notes |= _unusable_notes(_merged(unreadable), unused, count, files, "reference images", "they have no say")
         for name in self._watched:
             if name not in halves[0].layers:  # what a pass has found to be wrong with it replaces this note
                 notes |= left_out(name, "its maps of the reference are not finite or do not vary")
@@ -197,7 +199,8 @@ class _Search:
         _, scores, p_values, layer, filters, views = Judgement.join(every)
         infinite = scores.isinf().nonzero()[:, 0].tolist()
         notes = unseen_layers(self._model, self._layers) | _merged(notes_of)
-        notes |= _unusable_notes(_merged(errors), infinite, len(images), "images", "their scores are infinite")
+        then = "their scores are infinite"
+        notes |= _unusable_notes(_merged(errors), infinite, len(images), images.names, "images", then)
         report = OutlierReport(
             scores=scores,
             p_values=p_values,
@@ -210,6 +213,7 @@ class _Search:
             notes=notes,
             own_reference=self._others is images,
             names=images.names,
+            unreadable=_merged(errors),
         )
         shown = _pictures(images, report.top(KEPT), self._others, self._used[:_SCALE_IMAGES])
         return replace(report, images=shown)
@@ -229,6 +233,7 @@ class _Search:
 
     def _statistics(self, positions: Tensor, batch: Tensor) -> Statistics:
         capture = MapCapture(self._watched, summary=map_statistics, model=self._model)
+        capture.samples.class_names = self._class_names
         with probing(self._model, self._buffers) as call, capture:
             call(batch.to(self._device, self._dtype))
         usable, _, notes = usable_layers(capture.maps, len(batch))
@@ -242,17 +247,26 @@ def _merged(parts: Iterable[Mapping[Any, str]]) -> dict[Any, str]:
 
 
 def _unusable_notes(
-    unreadable: Mapping[int, str], unusable: Iterable[int], count: int, images: str, then: str
+    unreadable: Mapping[int, str],
+    unusable: Iterable[int],
+    count: int,
+    files: Sequence[str] | None,
+    images: str,
+    then: str,
 ) -> dict[str, str]:
     """Note images at positions that cannot be read, and others that cannot be used, as they give NaN."""
+
+    def first(positions: Iterable[int]) -> str:
+        position = min(positions)
+        return f"the first at position {position}" + (f", {files[position]}" if files else "")
+
     notes = {}
     if unreadable:
-        first = min(unreadable)
-        where = f"the first at position {first} ({unreadable[first]})"
+        where = f"{first(unreadable)} ({unreadable[min(unreadable)]})"
         notes[f"unreadable {images}"] = f"{len(unreadable)} of the {count} {images} cannot be read, {where}: {then}."
     if nonfinite := {*unusable}.difference(unreadable):
         found = f"{len(nonfinite)} of the {count} {images} give NaN or infinite values"
-        notes[f"nonfinite {images}"] = f"{found}, the first at position {min(nonfinite)}: {then}."
+        notes[f"nonfinite {images}"] = f"{found}, {first(nonfinite)}: {then}."
     return notes
 
 

@@ -82,12 +82,14 @@ class ClassView(NamedTuple):
         assert samples.logits is not None
         parts = self.spread.standardized(_parts(samples, self.mean, self.axes, self.model))
         scores = parts.sum(1)
-        predicted = samples.logits.argmax(1).tolist()
+        count = samples.logits.shape[1]
+        known = samples.class_names if len(samples.class_names) == count else [f"class {i}" for i in range(count)]
+        predicted = [known[place] for place in samples.logits.argmax(1).tolist()]
         reasons = tuple(
-            f"small logits for every class, of which {label} has the largest"
+            f"small logits for every class, of which {name} has the largest"
             if unsure
-            else f"predicted class {label} from unusual features"
-            for label, unsure in zip(predicted, (parts[:, 1] > parts[:, 0]).tolist(), strict=True)
+            else f"predicted {name} from unusual features"
+            for name, unsure in zip(predicted, (parts[:, 1] > parts[:, 0]).tolist(), strict=True)
         )
         return SampleView(torch.where(scores.isfinite(), scores, torch.inf), reasons)
 

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 # filter browser, on light and dark ground, are in `browser/colours.js`.
 COMPONENT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 # Told apart by lightness too: pale, strong, dark. The browser has the same on light ground.
+ISOLATED = "isolated"  # a normal filter that sets samples apart
 VERDICT_COLOURS = {
     NORMAL: "#BCD3E8",
-    f"{NORMAL}, isolated": "#0072B2",
+    ISOLATED: "#0072B2",
     ANOMALY: "#D55E00",
-    f"{ANOMALY}, isolated": "#CC79A7",
+    f"{ANOMALY} and {ISOLATED}": "#CC79A7",
     DEAD: "#4D4D4D",
     NONFINITE: "#E8D820",
 }

@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lightning_anomaly.plots.style import VERDICT_COLOURS, layer_text, new_figure
+from lightning_anomaly.plots.style import ISOLATED, VERDICT_COLOURS, layer_text, new_figure
 from lightning_anomaly.report import AnomalyReport, LayerReport
-from lightning_anomaly.verdicts.rare import ANOMALY
+from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,6 +88,10 @@ def _verdict_legend(figure: Figure, report: AnomalyReport) -> None:
 
 
 def _kinds(layer: LayerReport) -> list[str]:
-    """The verdict of each filter, and whether it sets samples apart: keys of `VERDICT_COLOURS`."""
+    """What each filter is called, by its verdict and whether it sets samples apart: keys of `VERDICT_COLOURS`."""
+    names = {NORMAL: ISOLATED, ANOMALY: f"{ANOMALY} and {ISOLATED}"}
     apart = layer.isolated.any(1).tolist()
-    return [f"{verdict}, isolated" if own else verdict for verdict, own in zip(layer.verdicts, apart, strict=True)]
+    return [
+        names.get(verdict, verdict) if isolated else verdict
+        for verdict, isolated in zip(layer.verdicts, apart, strict=True)
+    ]

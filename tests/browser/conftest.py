@@ -90,7 +90,7 @@ class Opened:
         self.page.keyboard.type(text)
         self.press("Enter")
 
-    def saved(self, button: str = "Export as CSV") -> list[dict[str, str]]:
+    def saved(self, button: str = "Export the") -> list[dict[str, str]]:
         """The rows of the CSV file that a button saves."""
         with self.page.expect_download() as download:
             self.page.get_by_role("button", name=button).click()

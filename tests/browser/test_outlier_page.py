@@ -1,6 +1,8 @@
 """The page of `find_outliers` as a user meets it: looked through, ticked, saved as a table."""
 
+import csv
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,12 +37,11 @@ def cards(page: Any) -> list[int]:
     return page.page.eval_on_selector_all("[data-position]", "boxes => boxes.map(box => Number(box.dataset.position))")
 
 
-def plain(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Rows of a report as a CSV file has them."""
-    return [
-        {**{key: str(value) for key, value in row.items()}, "filters": " ".join(map(str, row["filters"]))}
-        for row in rows
-    ]
+def plain(report: OutlierReport, folder: Path, count: int) -> list[dict[str, str]]:
+    """The rows of the CSV file that Python saves."""
+    report.save_csv(folder / "rows.csv", count)
+    with (folder / "rows.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_ticks_outlive_other_labels_and_every_image_has_one(tmp_path):
@@ -60,7 +61,7 @@ def test_ticks_outlive_other_labels_and_every_image_has_one(tmp_path):
 
 @pytest.mark.slow
 class TestGallery:
-    def test_the_largest_scores_come_first_each_with_its_picture(self, opened):
+    def test_the_largest_scores_come_first_each_with_its_picture(self, opened, tmp_path):
         report = made_up()
         page = opened(report, title="Fruit")
         assert page.page.title() == "Images by score · Fruit"
@@ -73,7 +74,7 @@ class TestGallery:
             assert page.pixels(f".outlier >> nth={place} >> canvas") == report.images[place].tolist()
         assert f"95% of the images have a score below {report.scores.quantile(0.95):.1f}" in page.text()
         assert "256 images of 300" in page.text(".choices")
-        assert page.saved() == plain(report.rows(256))
+        assert page.saved() == plain(report, tmp_path, 256)
         for _ in range(5):
             page.page.get_by_role("button", name="Show more").click()
         assert cards(page) == report.top(256)
@@ -81,7 +82,8 @@ class TestGallery:
     def test_it_is_filtered_by_layer_by_significance_and_by_name(self, opened):
         report = made_up(layers=("conv1", ""))
         rows = [row for row in report.rows(256) if row["layer"] == ""]
-        page = opened(report, labels=[f"{place}.png" for place in range(300)])
+        report = replace(report, names=[f"folder/{place}.png" for place in range(300)])
+        page = opened(report)
         page.page.get_by_label("Strongest layer").select_option(label=f"the model ({len(rows)})")
         page.settle()
         assert cards(page) == [row["position"] for row in rows][:48]
@@ -108,13 +110,17 @@ class TestGallery:
         assert page.page.locator("main canvas").count() == 0
         few = replace(made_up(kept=2), false_discovery_rate=1e-9, own_reference=True)
         few.scores[7] = torch.inf
+        few.unreadable[7] = "OSError"
         page = opened(few, name="few.html")
         assert page.page.get_by_text("beyond the reference").count() == 0
         assert page.page.locator("main canvas").count() == 2
         assert page.text(".outlier >> nth=2").startswith("no picture")
-        assert "score ∞" in page.text(".outlier >> nth=0")
+        text = page.text(".outlier >> nth=0")
+        assert "score ∞" in text
+        assert "cannot be read: OSError" in text
+        assert "p-value" not in page.text(".outlier >> nth=1")  # which only ranks these images
         page.page.locator(".tick").first.click()
-        assert page.saved("Save as CSV")[0]["score"] == "inf"
+        assert page.saved("Save the")[0]["score"] == "inf"
 
     def test_after_an_image_it_is_where_it_was(self, opened):
         report = made_up()
@@ -135,15 +141,15 @@ class TestGallery:
 
 
 @pytest.mark.slow
-def test_what_is_ticked_is_saved_as_the_rows_of_the_report_and_remembered_by_the_ranking(opened):
-    report = made_up()
+def test_what_is_ticked_is_saved_as_the_rows_of_the_report_and_remembered_by_the_ranking(opened, tmp_path):
+    report = replace(made_up(), names=[f"{place}.png" for place in range(300)])
     page = opened(report)
     assert not page.page.locator(".ticked-bar").is_visible()
     for place in (3, 0):
         page.page.locator(".tick").nth(place).click()
     assert "2 images ticked" in page.text(".ticked-bar")
-    rows = plain(report.rows(4))
-    assert page.saved("Save as CSV") == [rows[0], rows[3]]
+    rows = plain(report, tmp_path, 4)
+    assert page.saved("Save the") == [rows[0], rows[3]]
     page.page.reload()
     page.settle()
     page.go("#/gallery?show=ticked")
@@ -153,7 +159,7 @@ def test_what_is_ticked_is_saved_as_the_rows_of_the_report_and_remembered_by_the
     page.go("#/gallery?layer=%3Dconv1")
     page.page.get_by_role("button", name="Tick all").click()
     expected = [str(row["position"]) for row in report.rows(256) if row["layer"] == "conv1"]
-    assert [row["position"] for row in page.saved("Save as CSV")] == expected
+    assert [row["position"] for row in page.saved("Save the")] == expected
     replace(report, scores=report.scores + 1).save_html(page.file)
     page.open("#/gallery?show=ticked")
     assert cards(page) == []
@@ -169,6 +175,7 @@ def test_one_image_and_the_next_by_keyboard_alone(opened):
     assert page.text("h1") == f"Image {rows[1]['position']}"
     assert page.pixels(".big-image canvas") == report.images[1].tolist()
     assert "2 of 256" in page.text(".steps")
+    assert "Significant" in page.text(".facts")
     bars = ["pixels", f"{report.view_scores['pixels'][rows[1]['position']]:.1f}", f"reason {rows[1]['position']}"]
     assert page.text(".bars").split("\n") == bars
     assert "0.0005" in page.text(".facts")
@@ -188,6 +195,24 @@ def test_one_image_and_the_next_by_keyboard_alone(opened):
 
 
 @pytest.mark.slow
+def test_filters_are_named_where_the_maps_are_odd_and_code_is_set_as_code(opened):
+    report = made_up()
+    first, second = report.top(2)
+    odd = torch.ones(300)
+    odd[first] = 9
+    views = {**report.views, "filters": SampleView(odd, ("layer conv1",) * 300)}
+    page = opened(replace(report, views=views, notes={"a": "Give a `reference`."}), f"#/image/{first}")
+    assert "Its filters" in page.text(".facts")
+    page.go(f"#/image/{second}")
+    assert "Its filters" not in page.text(".facts")
+    assert "none stands out" in page.text(".facts")
+    page.go("#/gallery")
+    assert page.text("main code") == "reference"
+    page.press("?")
+    assert "p-value" in page.text("dialog")
+
+
+@pytest.mark.slow
 def test_hostile_names_stay_text_and_within_the_window(opened):
     report = replace(made_up(layers=(HOSTILE,)), notes={"a": HOSTILE})
     page = opened(report, width=360, labels=[HOSTILE] * 300, title=HOSTILE, name="<img src=x onerror=alert(1)>.html")
@@ -199,5 +224,5 @@ def test_hostile_names_stay_text_and_within_the_window(opened):
         assert HOSTILE.strip() in page.text("#top")
     assert HOSTILE.strip() in page.text(".facts")
     page.press("x")
-    (row,) = page.saved("Save as CSV")
+    (row,) = page.saved("Save the")
     assert row["layer"] == row["label"] == HOSTILE

@@ -343,4 +343,4 @@ def test_reports_without_images_with_nan_or_without_layers_are_shown_too(report,
     page = opened(AnomalyReport({"": made_up("nonfinite")}, 60), "#/filter//0", name="nan.html")
     assert "NaN or infinite" in page.text()
     empty = AnomalyReport({}, 0, notes={"no layers": "The model has no convolution."})
-    assert "The model has no convolution." in opened(empty, name="empty.html").text(".notes")
+    assert "The model has no convolution." in opened(empty, name="empty.html", labels=["a", "b"]).text(".notes")

@@ -141,7 +141,9 @@ def test_a_view_names_what_is_odd():
     assert pixels.reasons[7] in ("darker than the rest", "low contrast")
     assert set(classes.scores.argsort(descending=True)[:2].tolist()) == {50, 60}
     assert classes.reasons[50] == f"predicted class {logits[50].argmax()} from unusual features"
-    assert classes.reasons[60] == "small logits for every class, of which 2 has the largest"
+    assert classes.reasons[60] == "small logits for every class, of which class 2 has the largest"
+    named = SampleStatistics(None, (), features, logits, ("cat", "dog", "hen", "pig"))
+    assert view_samples(named)["classes"].reasons[60] == "small logits for every class, of which hen has the largest"
     assert view_samples(SampleStatistics()) == {}
     given = SampleStatistics(features=features, logits=logits)
     assert [[*view_samples(given.select(slice(count)))] for count in (39, 40)] == [[], ["classes"]]

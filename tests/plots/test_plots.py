@@ -182,7 +182,7 @@ class TestVerdictMap:
         assert len({tuple(colour) for colour in colours}) == 6
         for patch, colour in zip(figure.legends[0].get_patches(), colours, strict=True):
             assert patch.get_facecolor() == pytest.approx(colour)
-        counts = ["normal: 70", "normal, isolated: 1", "anomaly: 1", "anomaly, isolated: 1", "dead: 1", "nonfinite: 1"]
+        counts = ["normal: 70", "isolated: 1", "anomaly: 1", "anomaly and isolated: 1", "dead: 1", "nonfinite: 1"]
         assert [text.get_text() for text in figure.legends[0].get_texts()] == counts
         assert [text.get_text() for text in figure.axes[0].texts] == ["layer a", "2 of 5", "layer b", "0 of 70"]
         assert figure.axes[0].get_title().startswith("2 of 75 filters are anomaly filters, 2.7% of those")

@@ -1,0 +1,88 @@
+"""A folder of photographs as people have them: some broken, some of a kind that a network has never seen."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import models
+
+from lightning_anomaly import OutlierReport
+from lightning_anomaly.image_files import FolderImages
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def photograph(seed: int, width: int = 64, height: int = 48) -> Image.Image:
+    """Soft patches of colour under a little noise."""
+    generator = np.random.default_rng(seed)
+    patches = generator.integers(30, 220, (4, 5, 3), dtype=np.uint8)
+    soft = Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
+    return Image.fromarray((np.asarray(soft) + generator.integers(-9, 9, (height, width, 3))).clip(0, 255).astype("u1"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without folders in it."""
+    photos = tmp_path_factory.mktemp("album") / "photos"
+    photos.mkdir()
+    for number in range(110):
+        photograph(number).save(photos / f"ordinary_{number:03}.jpg")
+    plain = photograph(200)
+    plain.save(photos / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    plain.transpose(Image.Transpose.ROTATE_90).save(photos / "turned.png", exif=exif)
+    grey = np.asarray(plain.convert("L"))
+    Image.fromarray(grey).save(photos / "eight_bits.png")
+    Image.fromarray(grey.astype(np.uint16) * 256 + 99).save(photos / "sixteen_bits.png")
+    plain.save(photos / "animated.gif", save_all=True, append_images=[photograph(201), photograph(202)])
+    plain.convert("CMYK").save(photos / "cmyk.jpg", quality=95)
+    Image.new("RGB", (64, 48), (128, 128, 128)).save(photos / "grey.png")
+    photograph(203, 5000, 3000).save(photos / "huge.jpg")
+    photograph(204, 20, 2000).save(photos / "tall.png")
+    (photos / "broken.jpg").write_bytes(b"no image")
+    (photos / "notes.txt").write_text("no image")
+    return photos
+
+
+def test_images_are_read_as_a_person_sees_them(folder: Path) -> None:
+    images = FolderImages(folder, size=48)
+    found = {Path(file).stem: place for place, (file, _) in enumerate(images.samples)}
+    assert images.labels is None
+    assert "notes" not in found
+    for one, other, tolerance in (
+        ("turned", "plain", 0),
+        ("sixteen_bits", "eight_bits", 0),
+        ("animated", "plain", 0.1),
+        ("cmyk", "plain", 0.1),
+    ):
+        assert (images[found[one]] - images[found[other]]).abs().mean() <= tolerance, one
+    for name in ("huge", "tall", "grey"):
+        assert images[found[name]].shape == (3, 48, 48)
+
+
+def test_the_readmes_first_lines_search_a_flat_folder(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    torch.manual_seed(0)
+    small = nn.Sequential(nn.Conv2d(3, 8, 7, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+    monkeypatch.setattr(models, "resnet18", lambda weights: small)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(folder)
+    names: dict[str, object] = {}
+    with pytest.warns(UserWarning, match="cannot be read"):
+        exec(block, names)
+    report = names["outliers"]
+    assert isinstance(report, OutlierReport)
+    assert (tmp_path / "outliers.html").stat().st_size < 10_000_000
+    rows = {row["name"]: row for row in report.rows()}
+    assert rows["broken.jpg"]["reasons"].startswith("file: cannot be read: UnidentifiedImageError")
+    assert report.rows(1) == [rows["broken.jpg"]]
+    assert "pixels: the same everywhere" in rows["grey.png"]["reasons"]
+    assert rows["grey.png"] in report.rows(6)
+    (note,) = report.notes.values()
+    assert "broken.jpg" in note
+    assert "<" not in note
