@@ -52,15 +52,18 @@ def parts(some: Frame) -> dict[str, Frame]:
 
 _COLUMNS = ["runs", "rule", "stopped", "validation loss / best: median", "largest", "test loss / best: median",
             "below best accuracy: mean", "below: most", "accuracy to come: mean", "to come: most",
-            "more than 2 points"]  # fmt: skip
+            "more than 2 points", "with a checkpoint: mean", "with a checkpoint: most",
+            "with a checkpoint: more than 2 points"]  # fmt: skip
 
 
 def _row(rule: Rule, some: Frame) -> list[str]:
     costs = [cost(rule, line) for line in some.line]
-    val, test, best, later = ([own[place] for own in costs] for place in range(2, 6))
+    val, test, best, later, kept = ([own[place] for own in costs] for place in range(2, 7))
     losses = [f"{median(val):.2f}", f"{max(val):.2f}", f"{median(test):.2f}"]
-    points = [f"{value:.1f}" for value in (fmean(best), max(best), fmean(later), max(later))]
-    return [stopped(costs), *losses, *points, str(sum(value > 2 for value in later))]
+    points = [fmean(best), max(best), fmean(later), max(later), fmean(kept), max(kept)]
+    told = [f"{round(value, 1) + 0:.1f}" for value in points]  # never -0.0
+    many = [str(sum(value > 2 for value in own)) for own in (later, kept)]
+    return [stopped(costs), *losses, *told[:4], many[0], *told[4:], many[1]]
 
 
 def _table(named: Iterable[tuple[str, Frame]]) -> Frame:

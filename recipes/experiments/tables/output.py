@@ -120,6 +120,8 @@ class Cost(NamedTuple):
         test_loss: Test loss likewise.
         best: Test accuracy below that of the best epoch (percentage points).
         later: Test accuracy below that of the best of the epochs that were not trained; 0 if it is above.
+        kept: Test accuracy of the epoch with the best validation accuracy so far, as a checkpoint keeps it, below that
+            of the same in the whole run.
     """
 
     epoch: int
@@ -128,6 +130,7 @@ class Cost(NamedTuple):
     test_loss: float
     best: float
     later: float
+    kept: float
 
 
 def cost(rule: Rule, line: Line) -> Cost:
@@ -136,7 +139,9 @@ def cost(rule: Rule, line: Line) -> Cost:
     end = len(accuracy) - 1 if stop is None else stop
     val, test = (own[end] / min(own) for own in (signal(line, "val_loss"), signal(line, "test_loss")))
     best, later = (100 * (max(own) - accuracy[end]) for own in (accuracy, accuracy[end:]))
-    return Cost(end, end < len(accuracy) - 1, val, test, best, later)
+    known = signal(line, "val_acc")
+    kept, whole = (accuracy[part.index(max(part))] for part in (known[: end + 1], known))
+    return Cost(end, end < len(accuracy) - 1, val, test, best, later, 100 * (whole - kept))
 
 
 def stopped(costs: Sequence[Cost]) -> str:
