@@ -60,9 +60,10 @@ def two_sample_test(
     afterwards as before, also after an exception.
 
     Args:
-        model: Any model, on any device. Its output is compared if it is logits `(N, C)`, or `(N, C, ...)`, of which the
-            mean over the positions counts; of another shape, a note says so. Numbers of another meaning, as of several
-            labels at once, a regression or an embedding, are taken for logits, and their confidence says nothing.
+        model: Any model, on any device. Its output is compared if it is logits or probabilities `(N, C)`, or
+            `(N, C, ...)`, of which the mean over the positions counts, one logit `(N,)` or `(N, 1)` of two classes, or
+            a mapping with such `logits`; else a note says so. Numbers of another meaning, as of several labels at once,
+            a regression or an embedding, are taken for logits, and their confidence says nothing.
         train_inputs: Images that it was trained on; as `inputs` of `analyze`.
         val_inputs: Images that it was not trained on, likewise. Give about 1,000 of each kind: fewer find less.
         layers: Names of the layers to compare; None takes every convolution. Linear layers are too, for `where`.

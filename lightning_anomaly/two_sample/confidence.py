@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,18 +23,27 @@ class ExpectedErrors:
         return sum(map(len, self._errors))
 
     def update(self, output: Any) -> None:
-        """Add a batch of outputs `(n, C)`, or `(n, C, ...)`, of which the mean over the positions counts."""
+        """Add a batch of outputs `(n, C)`, or `(n, C, ...)`, of which the mean over the positions counts.
+
+        One score `(n,)` or `(n, 1, ...)` is that of one of two classes; of a mapping its `logits` count.
+        """
         if self.problem is not None:
             return
+        output = output.get("logits", output) if isinstance(output, Mapping) else output
         if not isinstance(output, Tensor):
             self.problem = f"it is a {type(output).__name__}, not a tensor of logits, which `forward` should return"
-        elif output.ndim < 2 or output.shape[1] < 2 or not output.is_floating_point():
+        elif output.ndim < 1 or 0 in output.shape or not output.is_floating_point():
             self.problem = f"it is {output.dtype} of shape {tuple(output.shape)}, not logits (samples, classes, ...)"
         else:
             scores = output.detach().to(torch.float64 if output.dtype == torch.float64 else torch.float32)
+            scores = scores[:, None] if scores.ndim == 1 else scores
+            one = scores.shape[1] == 1
             if self.probabilities is None:
                 # With a tolerance for rounding: in bfloat16 the sum is 1 to two digits. False for NaN.
-                self.probabilities = bool(scores.min() >= -0.02 and (scores.sum(1) - 1).abs().max() <= 0.02)
+                excess = scores.max() - 1 if one else (scores.sum(1) - 1).abs().max()
+                self.probabilities = bool(scores.min() >= -0.02 and excess <= 0.02)
+            if one:
+                scores = torch.cat([scores, 1 - scores if self.probabilities else torch.zeros_like(scores)], 1)
             errors = expected_error(scores.clamp(min=0) if self.probabilities else scores.softmax(1))
             self._errors.append(errors[..., None].flatten(1).mean(1).cpu())
 

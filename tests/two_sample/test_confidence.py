@@ -73,6 +73,18 @@ def test_of_many_positions_it_is_the_mean_and_probabilities_are_taken_as_they_ar
         torch.testing.assert_close(found[name], wrong.float(), rtol=1e-5, atol=1e-6)
 
 
+def test_one_logit_is_that_of_two_classes_and_a_mapping_has_logits() -> None:
+    both = torch.randn(40, 2, generator=RNG) * 3
+    one = both[:, 0] - both[:, 1]
+    found = []
+    for output in (both, one, one[:, None], one.sigmoid(), {"loss": one.sum(), "logits": both}):
+        expected = ExpectedErrors()
+        expected.update(output)
+        found.append(expected.result(40))
+    for errors in found[1:]:
+        torch.testing.assert_close(errors, found[0], rtol=1e-5, atol=1e-7)
+
+
 def test_the_first_batch_decides_whether_outputs_are_probabilities() -> None:
     """To two digits, as in bfloat16; what dips below 0 later, where it was interpolated, is read as they are."""
     values = torch.tensor([[0.71, 0.2, 0.1]]).repeat(4, 1)
@@ -108,8 +120,8 @@ def test_expected_errors_tell_sure_from_surer_and_their_ratio_stays_finite() -> 
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (lambda maps: {"logits": logits(maps)}, "it is a dict"),
-        (lambda maps: logits(maps)[:, :1], "it is torch.float32 of shape (40, 1), not logits"),
+        (lambda maps: {"scores": logits(maps)}, "it is a dict"),
+        (lambda maps: logits(maps)[:, :0], "it is torch.float32 of shape (40, 0), not logits"),
         (lambda maps: logits(maps).argmax(1)[:, None], "it is torch.int64 of shape"),
         (lambda maps: logits(maps)[1:], "it has 78 samples where the inputs have 80"),
         (lambda maps: logits(maps) * torch.nan, "it is NaN for 80 of 80 samples"),
