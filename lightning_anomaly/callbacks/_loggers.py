@@ -68,13 +68,16 @@ def _kind(logger: Any) -> str:
 def log_overlay_layout(logger: Any, tags: Sequence[str], title: str) -> None:
     """Lay curves over each other in a chart of TensorBoard's custom scalars.
 
-    TensorBoard takes one layout from each run, so call it once, when all curves are known.
+    TensorBoard takes one layout from each run and joins them, so it is a run of its own: the user may have one, and so
+    may another callback. Call it once, when all curves are known.
     """
     experiment: Any = getattr(logger, "experiment", None)
     if _can(experiment, "add_custom_scalars"):
         # It takes a tag for the beginning of a regular expression: `loss` would bring `loss_step` along.
         curves = [f"^{re.escape(_prefixed(logger, tag))}$" for tag in tags]
-        experiment.add_custom_scalars({title: {", ".join(tags): ["Multiline", curves]}})
+        writer: Any = type(experiment)(os.path.join(logger.log_dir, title))
+        writer.add_custom_scalars({title: {", ".join(tags): ["Multiline", curves]}})
+        writer.close()
 
 
 _TRAIN, _VALIDATION = {"train", "training"}, {"val", "valid", "validation", "dev", "eval", "evaluation"}

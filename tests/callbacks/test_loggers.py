@@ -34,6 +34,8 @@ class Other(Logger):
 
 
 class Gone:
+    def __init__(self, folder: str = "") -> None: ...
+
     def add_figure(self, *args: Any, **kwargs: Any) -> None:
         raise ConnectionError("the server is gone")
 
@@ -42,6 +44,7 @@ class Gone:
 
 class Broken(Other):
     experiment = Gone()
+    log_dir = "gone"
 
 
 class Fitted(NamedTuple):
@@ -85,9 +88,9 @@ def test_csv_has_pictures_and_the_page_beside_its_table(fitted: Fitted) -> None:
         assert min(image.size) > 100
 
 
-def layout(events: EventAccumulator) -> tuple[str, list[str]]:
+def layout(folder: str | Path) -> tuple[str, list[str]]:
     """The title of the only chart's category, and the expressions of its curves."""
-    (event,) = events.Tensors("custom_scalars__config__")
+    (event,) = EventAccumulator(str(folder)).Reload().Tensors("custom_scalars__config__")
     (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
     (chart,) = category.chart
     return category.title, list(chart.multiline.tag)
@@ -98,10 +101,20 @@ def test_tensorboard_has_figures_and_one_chart_of_the_losses_and_the_fraction(fi
     tags = events.Tags()
     assert set(tags["images"]) == {f"run.1-{name}" for name in FIGURES}
     assert all([event.step for event in events.Images(tag)] == SHOWN for tag in tags["images"])
-    title, curves = layout(events)
+    title, curves = layout(f"{fitted.loggers['tensorboard'].log_dir}/anomaly_filters")
     assert title == "anomaly_filters"
     expected = [f"run.1-{name}" for name in ("train_loss", "val_loss", "anomaly_filters/fraction")]
     assert [[tag for tag in tags["scalars"] if re.match(curve, tag)] for curve in curves] == [[tag] for tag in expected]
+
+
+def test_the_charts_of_two_watchers_stand_beside_the_layout_of_the_user(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    logger.experiment.add_custom_scalars({"mine": {"one": ["Multiline", ["lr"]]}})
+    fit(tmp_path, watcher(), watcher(log_key_prefix="other"), logger=logger, max_epochs=1)
+    found = [layout(Path(logger.log_dir, run)) for run in ("", "anomaly_filters", "other")]
+    assert [title for title, _ in found] == ["mine", "anomaly_filters", "other"]
+    assert found[0][1] == ["lr"]
+    assert found[2][1][-1] == "^other/fraction$"
 
 
 def test_a_page_has_votes_images_labels_files_epochs_counts_and_losses(fitted: Fitted) -> None:
@@ -184,7 +197,7 @@ def test_the_losses_are_those_of_their_epochs(logged: Any, options: Any, expecte
     ours = watcher(browser=True)
     logger = TensorBoardLogger(tmp_path)
     fit(tmp_path, ours, module=Losses(), train=loader(), logger=logger, max_epochs=4, **options)
-    _, curves = layout(EventAccumulator(logger.log_dir).Reload())
+    _, curves = layout(f"{logger.log_dir}/anomaly_filters")
     assert curves[:2] == [f"^{name}$" for name in (*expected, "val_loss")]
     found = [entry["losses"] for entry in ours.history]
     assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
