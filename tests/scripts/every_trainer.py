@@ -1,0 +1,105 @@
+"""A pytest plugin for a checkout of Lightning's own tests: each Trainer gets our callbacks, or a neutral one instead.
+
+CONTRIBUTING.md has the commands. With both the BoringModel has a convolution, which nothing depends on, and after each
+fit a line goes to a file: the test, and a fingerprint of the weights, optimizers, flags and random states. So the files
+of the two runs show what our callbacks have changed.
+"""
+
+import hashlib
+import os
+import pickle
+import random
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import Tensor, nn
+
+from lightning_anomaly import AnomalyEarlyStopping, AnomalyFilterCallback, TwoSampleCallback, TwoSampleEarlyStopping
+
+
+class Neutral(Callback):
+    """Has a state and does nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"nothing": 0}
+
+
+def ours() -> list[Callback]:
+    stops = [AnomalyEarlyStopping(threshold=1), TwoSampleEarlyStopping(threshold=1)]  # never
+    return [AnomalyFilterCallback(), TwoSampleCallback(), *stops]
+
+
+def fingerprint(trainer: Trainer) -> str:
+    """Of what a callback must not change."""
+    module = trainer.lightning_module
+    state = [
+        {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)},
+        [optimizer.state_dict() for optimizer in trainer.optimizers],
+        [part.training for part in module.modules()],
+        (trainer.current_epoch, trainer.global_step),
+        (torch.get_rng_state(), np.random.get_state(), random.getstate()),
+    ]
+    parts = []
+
+    def numbers(value: Any) -> Any:
+        """With tensors as plain numbers, as pickles of equal tensors may differ."""
+        if isinstance(value, Tensor):
+            return value.detach().cpu().double().numpy().tobytes()
+        if isinstance(value, dict):
+            return [(str(key), numbers(own)) for key, own in value.items()]
+        return [numbers(own) for own in value] if isinstance(value, (list, tuple)) else repr(value)
+
+    for own in state:
+        parts.append(hashlib.sha256(pickle.dumps(numbers(own))).hexdigest()[:8])
+    return " ".join(parts)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--neutral", action="store_true", help="a callback that does nothing instead of ours")
+    parser.addoption("--fingerprints", type=Path, help="the file for what each fit leaves")
+
+
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    file, neutral = config.getoption("fingerprints"), config.getoption("neutral")
+    make, fit, build, forward = Trainer.__init__, Trainer.fit, BoringModel.__init__, BoringModel.forward
+
+    @wraps(make)
+    def make_with_more(self: Trainer, *args: Any, callbacks: Any = None, **options: Any) -> None:
+        given = [callbacks] if isinstance(callbacks, Callback) else callbacks or []
+        make(self, *args, callbacks=[*given, *([Neutral()] if neutral else ours())], **options)
+
+    @wraps(fit)
+    def fit_and_tell(self: Trainer, *args: Any, **options: Any) -> Any:
+        try:
+            return fit(self, *args, **options)
+        finally:
+            if file is not None and self.lightning_module is not None:
+                with file.open("a") as lines:
+                    lines.write(f"{os.environ.get('PYTEST_CURRENT_TEST')} {fingerprint(self)}\n")
+
+    @wraps(build)
+    def build_with_convolution(self: BoringModel) -> None:
+        build(self)
+        with torch.random.fork_rng(devices=[]):
+            self.convolution = nn.Conv1d(1, 4, 3).requires_grad_(False)
+
+    @wraps(forward)
+    def forward_past_convolution(self: BoringModel, x: Tensor) -> Tensor:
+        if x.ndim == 2 and hasattr(self, "convolution"):
+            self.convolution(x[:, None])
+        return forward(self, x)
+
+    Trainer.__init__, Trainer.fit = make_with_more, fit_and_tell  # type: ignore[method-assign]
+    BoringModel.__init__, BoringModel.forward = build_with_convolution, forward_past_convolution  # type: ignore[method-assign]
