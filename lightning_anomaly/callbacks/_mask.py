@@ -30,7 +30,7 @@ def find_norms_on(
     filters = {layer: [*masked.get(layer, ()), *chosen.get(layer, ())] for layer in {*masked, *chosen}}
     few = apply_to_collection(batch, Tensor, lambda tensor: tensor[:_SAMPLES] if tensor.ndim else tensor)
     images = first_tensor(few)
-    with trainer.precision_plugin.forward_context():
+    with trainer.precision_plugin.forward_context(), unlogged(pl_module):
         try:
             norms = find_norms(pl_module, filters, partial(call_model, pl_module, (few if images is None else images,)))
             if chosen.keys() <= norms.called:

@@ -11,6 +11,8 @@ from lightning_anomaly.checks import check_integer
 from lightning_anomaly.distributed import gather_results
 from lightning_anomaly.notes import merge_notes
 
+_MOST_LAYERS = 12  # that are logged without being asked for
+
 
 class WatchingCallback(LoggingCallback):
     """Base class that looks for something at validations, and logs the last values again where it finds nothing.
@@ -23,13 +25,16 @@ class WatchingCallback(LoggingCallback):
     _neutral: dict[str, float]  # what is logged where nothing has been found
     _advice = ""  # where it fails
     _found: tuple[str, ...]  # the entries of a history that say whether a validation found something
+    _prog_bar = ""  # the value that a progress bar shows
     history: list[Any]
+    layers: list[str] | None
 
     def __init__(self, log_key_prefix: str, every_n_validations: int) -> None:
         super().__init__(log_key_prefix)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
         self._due = False  # whether the validation that runs is to be looked at
         self._values: dict[str, float] = {}  # to be logged at its end
+        self._log_layers = False
         self._failure: Exception | None = None  # of this validation
 
     @guarded
@@ -100,8 +105,12 @@ class WatchingCallback(LoggingCallback):
         """Add this validation to the history."""
 
     def _log_values(self, trainer: Any, pl_module: Any) -> None:
-        """Log the values, of which a progress bar shows the fraction."""
-        self._log(trainer, pl_module, self._values, prog_bar="fraction")
+        """Log the values, those of layers in a group of their own."""
+        layers = {key.removeprefix("layer/"): value for key, value in self._values.items() if key.startswith("layer/")}
+        others = {key: value for key, value in self._values.items() if not key.startswith("layer/")}
+        self._log(trainer, pl_module, others, prog_bar=self._prog_bar)
+        if self._log_layers:
+            self._log(trainer, pl_module, layers, suffix="_layers")
 
     def _draw_last(self, trainer: Any) -> None:
         """Log figures of the last validation that have not been logged."""
@@ -114,10 +123,12 @@ class WatchingCallback(LoggingCallback):
         return self.history if trainer.state.fn == "fit" else []
 
     def _choose_keys(self, layers: Iterable[str], others: Iterable[str] = ()) -> None:
-        """Log `layer/NAME` of these layers, and of `others` where there is a value.
+        """Have a value `layer/NAME` of these layers, and of `others` where there is one.
 
         A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
         """
+        layers = list(layers)
+        self._log_layers = self.layers is not None or len(layers) <= _MOST_LAYERS
         keys = self._neutral | {f"layer/{name}": 0.0 for name in layers}
         allowed = keys.keys() | {f"layer/{name}" for name in others}
         self._values = {key: value for key, value in (keys | self._values).items() if key in allowed}
@@ -138,7 +149,8 @@ class WatchingCallback(LoggingCallback):
         With finite patience an EarlyStopping stops a training for nothing, so not "never fires".
         """
         keys = {key for key in (getattr(own, "monitor", None) for own in trainer.callbacks) if isinstance(key, str)}
-        own = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(f"{self.log_key_prefix}/"))
+        ours = f"{self.log_key_prefix}/", f"{self.log_key_prefix}_layers/"
+        own = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(ours))
         return f" What monitors {own} waits in vain." if own else ""
 
     def _warn_of(self, trainer: Any, notes: Mapping[str, str], found: bool) -> None:

@@ -22,7 +22,6 @@ from lightning_anomaly.settings import AnalysisSettings, checked_settings
 __all__ = ["AnomalyFilterCallback"]
 
 _PREFIX = "anomaly_filters"
-_MOST_LAYERS = 12  # that are logged without being asked for
 
 
 class _Integer(int):
@@ -61,8 +60,6 @@ class AnomalyFilterCallback(WatchingCallback):
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         overlay_tags: Tags for the chart that lays losses and the fraction over each other in TensorBoard; None finds
             the training and the validation loss among what was logged.
-        on_error: What an exception in this callback does: `"warn"` logs the last values, `"raise"` stops the
-            training.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
@@ -102,7 +99,6 @@ class AnomalyFilterCallback(WatchingCallback):
         signal_layers: list[str] | None = None,
         log_figures: bool = True,
         overlay_tags: list[str] | None = None,
-        on_error: Literal["warn", "raise"] = "warn",
         settings: AnalysisSettings | None = None,
         browser: bool = False,
     ) -> None:
@@ -114,7 +110,6 @@ class AnomalyFilterCallback(WatchingCallback):
         self.signal_layers = check_names("signal_layers", signal_layers, "layer names")
         self.overlay_tags = check_names("overlay_tags", overlay_tags, "tags")
         self.log_figures = check_bool("log_figures", log_figures)
-        self.on_error = check_one_of("on_error", on_error, ("warn", "raise"))
         self.browser = check_bool("browser", browser)
         self._watch: ValidationWatch | None = None
         self._forget()
@@ -231,12 +226,6 @@ class AnomalyFilterCallback(WatchingCallback):
         if report is not None and self._watch is not None and trainer.is_global_zero:
             told = self._watch.describe_samples(report.n_samples)
             self._figures.take(report, images, told, trainer.current_epoch, logged_step(trainer))
-
-    def _log_values(self, trainer: Any, pl_module: Any) -> None:
-        layers = {key.removeprefix("layer/"): value for key, value in self._values.items() if key.startswith("layer/")}
-        self._log(trainer, pl_module, {key: self._values[key] for key in self._values if not key.startswith("layer/")})
-        if self.layers is not None or len(layers) <= _MOST_LAYERS:
-            self._log(trainer, pl_module, layers, suffix="_layers")
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

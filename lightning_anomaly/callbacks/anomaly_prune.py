@@ -130,7 +130,12 @@ class AnomalyPruneCallback(LoggingCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, for a validation or a test too, and mask the model that the Trainer has."""
+        """Take over what `state_dict` gave and mask the model that the Trainer has, unless a fit has masked it before.
+
+        For a validation or a test too: a checkpoint is looked at with the mask that it has.
+        """
+        if self._fitting is False and self.mask is not None:
+            return
         self._forget()
         self._module = self._present
         self._summaries = state_dict["summaries"][-self.last_reports :]
@@ -157,9 +162,15 @@ class AnomalyPruneCallback(LoggingCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuse layers that could not be masked, rather than in the middle of the fit."""
         super().on_fit_start(trainer, pl_module)
-        for name, layer in select_layers(pl_module, self._watcher.layers).items():
+        layers = select_layers(pl_module, self._watcher.layers)
+        for name, layer in layers.items():
             if isinstance(layer, CONVOLUTIONS):
                 conv_rows(name, layer, [0])
+        if pruned := sorted(name for name, layer in layers.items() if layer in _pruned_layers(trainer.callbacks)):
+            raise ValueError(
+                "AnomalyPruneCallback should be used without a ModelPruning of the same layers, which replaces their "
+                f"weights. Found {pruned}: give its `parameters_to_prune` others."
+            )
         if self.mask is None:
             self.mask = FilterMask(pl_module)
 
@@ -307,3 +318,9 @@ class AnomalyPruneCallback(LoggingCallback):
             return chosen
         norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
         return choose_others(chosen, summaries[-1], masked, norms, f"{self.seed} {trainer.current_epoch}")
+
+
+def _pruned_layers(callbacks: list[Any]) -> list[Any]:
+    """The layers whose weights Lightning's ModelPruning will replace, which it keeps privately."""
+    prunes = (own for own in callbacks if any(cls.__name__ == "ModelPruning" for cls in type(own).__mro__))
+    return [layer for own in prunes for layer, name in own._parameters_to_prune if name == "weight"]

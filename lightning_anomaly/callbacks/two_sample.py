@@ -36,8 +36,9 @@ class TwoSampleCallback(WatchingCallback):
     images as on training images; 1 where it treats both alike) and `confidence_rise` (by what fraction that ratio is
     above its lowest level in the fit, each a mean over three validations; 0 while that is within four standard errors
     or fewer than ten errors are expected); of the filters: `count`, `fraction` (of the live ones), `p_value` (how often
-    random divisions of the same images give such a fraction) and `layer/NAME` (the fraction in each layer, also of the
-    units of linear ones); and `seconds`, what that took. No label is needed. A `TwoSampleEarlyStopping` beside it stops
+    random divisions of the same images give such a fraction); and `seconds`, what that took. The fraction in each
+    layer, also of the units of linear ones, is logged as `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or
+    there are at most twelve convolutions. No label is needed. A `TwoSampleEarlyStopping` beside it stops
     by `confidence_rise`.
 
     Without arguments it takes a fixed random sample of the Trainer's own training and validation images, which it reads
@@ -54,7 +55,7 @@ class TwoSampleCallback(WatchingCallback):
             same ones.
         val_inputs: Where validation images come from, likewise.
         layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution. The units
-            of other linear layers are compared too, for `layer/NAME` alone.
+            of other linear layers are compared too, for `LOG_KEY_PREFIX_layers/NAME` alone.
         significance: The p-value up to which a filter counts.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
         log_figures: Whether a figure goes to the loggers, at the 1st, 2nd, 4th, 8th, ... validation and after the last:
@@ -93,6 +94,7 @@ class TwoSampleCallback(WatchingCallback):
     }
     _advice = " Give `train_inputs` and `val_inputs` as the module's `forward` takes them, which has to be one tensor."
     _found = ("compares_output", "share_p_values")
+    _prog_bar = "fraction"
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ def fit(folder: Path, *others: Any, **options: Any) -> tuple[Any, Seen]:
 
 
 def keys(values: dict[str, float], prefix: str = "two_sample") -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in values.items()}
+    return {f"{prefix}/{name}".replace("/layer/", "_layers/"): value for name, value in values.items()}
 
 
 class Fitted(NamedTuple):
@@ -149,13 +149,13 @@ def test_a_failing_comparison_is_one_warning_and_the_last_values_are_logged_agai
 
 
 def test_a_first_comparison_that_fails_logs_all_keys_and_names_who_waits(tmp_path: Path) -> None:
-    compared, best = TwoSampleCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="two_sample/layer/head")
+    compared, best = TwoSampleCallback(TRAIN, VAL), ModelCheckpoint(tmp_path, monitor="two_sample_layers/head")
     reader = EarlyStopping("two_sample/p_value", mode="max", patience=100)
     with pytest.warns(UserWarning, match="could not compare .*full") as caught:
         _, seen = fit(tmp_path, compared, reader, best, module=Fails(0), num_sanity_val_steps=0)
     (text,) = said(caught)
     assert "`train_inputs`" in text
-    assert "'two_sample/layer/head', 'two_sample/p_value' waits in vain" in text
+    assert "'two_sample/p_value', 'two_sample_layers/head' waits in vain" in text
     assert "last values" not in text
     assert seen.values[0] == keys(NOTHING)
     assert seen.values[1].keys() == seen.values[0].keys()
@@ -235,7 +235,7 @@ def test_layers_significance_batch_size_precision_and_prefix_are_the_users(tmp_p
     layers = [f"layer/{name}" for name in ("conv2", "idle", "head")]
     assert set(seen.values[0]) == set(keys(dict.fromkeys(["count", "fraction", "p_value", "seconds", *OUTPUT,
                                                           *layers], 0.0), "two_sample_too"))  # fmt: skip
-    assert [values["two_sample_too/layer/idle"] for values in seen.values] == [0, 0]
+    assert [values["two_sample_too_layers/idle"] for values in seen.values] == [0, 0]
     assert compared.report is not None
     assert compared.report.significance == 0.2
 

@@ -63,7 +63,9 @@ def output_stops(rank: int, world: int) -> Outcome:
 def fails_and_raises(rank: int, world: int) -> Outcome:
     if rank == 0:
         shared_analysis.analyze_slice = lambda *args, **kwargs: 1 / 0
-    return fit(world, AnomalyFilterCallback(probe_size=90, on_error="raise"))
+    watching = AnomalyFilterCallback(probe_size=90)
+    watching.on_error = "raise"
+    return fit(world, watching)
 
 
 def connect(rank: int, world: int) -> nn.Module:

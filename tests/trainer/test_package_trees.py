@@ -39,7 +39,6 @@ GIVEN: dict[str, Any] = {
     "signal_layers": ["net.2"],
     "log_figures": False,
     "overlay_tags": ["train_loss", "val_loss"],
-    "on_error": "raise",
     "settings": {
         "max_components": 4,
         "rare_fraction": 0.03,

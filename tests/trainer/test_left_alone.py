@@ -1,0 +1,118 @@
+"""What belongs to the user, to Lightning or to another callback stays as it is."""
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from acting import GeluNet, fit, probe_loader, pruner, training_loader
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelPruning
+from torch import Tensor
+from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
+
+from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping
+
+pytestmark = QUIET
+
+
+class Logs(GeluNet):
+    """Its `forward` logs how often it is called in an epoch's training, by a `log` of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.log("calls", 1.0, on_step=False, on_epoch=True, reduce_fx="sum", batch_size=1)
+        return super().forward(x)
+
+
+def test_a_log_of_the_users_stays_and_masking_logs_nothing(tmp_path: Path) -> None:
+    model, calls = Logs(), []
+    of_the_class = model.log
+
+    def log(name: str, *args: Any, **kwargs: Any) -> None:
+        calls.append(name)
+        of_the_class(name, *args, **kwargs)
+
+    model.log = log
+    prune = pruner(1)
+    compared = TwoSampleCallback(images(40), images(40, seed=1))
+    trainer = fit(tmp_path, model, prune, compared, max_epochs=2)
+    assert prune.events[0]["filters"]
+    assert vars(model)["log"] is log
+    assert calls.count("calls") == 2 * 3  # batches
+    assert trainer.callback_metrics["calls"] == 3
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))], ids=["copy", "pickle"])
+def test_a_copied_callback_keeps_its_key_in_checkpoints(tmp_path: Path, again: Any) -> None:
+    compared = TwoSampleCallback(images(40), images(40, seed=1))
+    trainer = quiet_trainer(tmp_path, compared, max_epochs=1, limit_train_batches=1)
+    trainer.fit(SmallNet(), loader(), loader(seed=1))
+    assert again(compared).state_key == compared.state_key == "TwoSampleCallback[two_sample]"
+
+
+class Binary(SmallNet):
+    """Returns one logit, or a mapping with two of them, as models of transformers do."""
+
+    def __init__(self, mapping: bool) -> None:
+        super().__init__()
+        self.mapping = mapping
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)[:, :2]
+        return {"logits": logits} if self.mapping else logits[:, 0] - logits[:, 1]
+
+    def loss(self, batch: Any) -> Tensor:
+        return self(batch[0])["logits"].mean() if self.mapping else self(batch[0]).mean()
+
+
+@pytest.mark.parametrize("mapping", [False, True])
+def test_early_stopping_sees_one_logit_and_a_mapping(tmp_path: Path, mapping: bool) -> None:
+    compared = TwoSampleCallback(images(300) + 0.1, images(300, seed=1))
+    stopping = TwoSampleEarlyStopping()
+    trainer = quiet_trainer(tmp_path, compared, stopping, max_epochs=1)
+    trainer.fit(Binary(mapping), loader(), loader(seed=1))
+    assert compared.history[0]["compares_output"]
+    assert trainer.callback_metrics["two_sample/confidence_error_ratio"] != 1
+
+
+def test_early_stopping_says_that_it_cannot_stop_where_the_output_is_of_another_kind(tmp_path: Path) -> None:
+    class Sentences(SmallNet):
+        def forward(self, x: Tensor) -> Any:
+            return (super().forward(x),)
+
+        def loss(self, batch: Any) -> Tensor:
+            return self(batch[0])[0].mean()
+
+    compared = TwoSampleCallback(images(300), images(300, seed=1))
+    with (
+        pytest.warns(UserWarning, match="The output is not compared: it is a tuple"),
+        pytest.warns(UserWarning, match="TwoSampleEarlyStopping cannot stop this run"),
+    ):
+        quiet_trainer(tmp_path, compared, TwoSampleEarlyStopping()).fit(Sentences(), loader(), loader(seed=1))
+
+
+def test_model_pruning_of_the_same_layers_is_refused_and_of_others_is_not(tmp_path: Path) -> None:
+    def run(*names: str) -> None:
+        model, prune = GeluNet(), pruner()
+        theirs = ModelPruning("l1_unstructured", [(getattr(model, name), "weight") for name in names], amount=0.5)
+        trainer = quiet_trainer(tmp_path, watcher(), prune, theirs, num_sanity_val_steps=0)
+        trainer.fit(model, training_loader(), probe_loader())
+        assert prune.events
+
+    with pytest.raises(ValueError, match=r"without a ModelPruning of the same layers.* Found \['conv2'\]"):
+        run("conv2", "head")
+    run("head")
+
+
+def test_a_test_of_an_earlier_checkpoint_leaves_what_was_masked_in_the_fit(tmp_path: Path) -> None:
+    model, prune, keep = GeluNet(), pruner(1), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    model.test_step = model.validation_step
+    trainer = fit(tmp_path, model, prune, keep, max_epochs=2)
+    told, masked = prune.describe(), prune.masked
+    trainer.validate(model, probe_loader(), ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
+    assert prune.events
+    assert (prune.describe(), prune.masked) == (told, masked)
+    assert trainer.callback_metrics["anomaly_prune/masked"] == 0  # of that checkpoint
+    assert torch.isfinite(trainer.callback_metrics["val_loss"])
