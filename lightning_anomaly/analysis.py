@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_anomaly.capture.drawing import shrink
 from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
-from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+from lightning_anomaly.capture.probe import open_inputs, run, usable_layers
 from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
-from lightning_anomaly.checks import check_integer
 from lightning_anomaly.clustering.engine import Engine, load_engine
 from lightning_anomaly.clustering.mixtures import cluster_filters
 from lightning_anomaly.clustering.pca import reduce_maps
@@ -26,7 +27,7 @@ from lightning_anomaly.outliers.views import view_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.layer_report import join_layers
-from lightning_anomaly.report.pictures import take_pictures
+from lightning_anomaly.report.pictures import SIDE, take_pictures
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.tables import listed
 from lightning_anomaly.threads import torch_in_threads
@@ -50,7 +51,7 @@ def analyze(
     settings: AnalysisSettings | None = None,
     progress: bool | None = None,
     keep_images: bool = False,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> AnomalyReport:
     """Run a model on a probe and analyze the filters of its convolutions.
 
@@ -59,23 +60,26 @@ def analyze(
 
     Args:
         model: Any model, on any device.
-        inputs: The probe, which is moved to the model's device. A tensor `(N, ...)` is given to the model in batches; a
-            tuple is one call with these arguments, a dict one call with these keyword arguments, all samples at once.
+        inputs: The probe, which is moved to the model's device: a tensor `(N, ...)`, a Dataset or a DataLoader. A data
+            set is read from the first to the last item, whatever the order of the loader, and the first floating-point
+            tensor of a batch is taken; an image that cannot be read is left out, and the others are numbered without
+            it. A tuple is one call with these arguments, a dict one call with these keyword arguments, all samples at
+            once.
         layers: Names of the layers to analyze; None takes every convolution.
         settings: See `AnalysisSettings`; None takes the defaults.
         progress: Whether bars on stderr show how far the work is. None shows them when it has taken two seconds, where
             stderr is a terminal or a notebook's.
         keep_images: Whether the report keeps small images of the probe and some of the maps, for `report.browse()` and
             `report.save_html(path)`.
-        batch_size: Largest number of samples of a tensor that run at a time; give fewer where a model of volumes needs
-            too much memory.
+        batch_size: Largest number of images that run at a time; give fewer where a model of volumes needs too much
+            memory. None takes that of the DataLoader, or 64.
 
     Returns:
         The report. Whatever could not be analyzed is in its `notes`, which are also warnings.
 
     Raises:
-        ValueError: If a layer does not exist, `inputs` has no samples or holds them in another way, `model` is
-            no module or has no weights, or `settings` are of another kind.
+        ValueError: If a layer does not exist, `inputs` holds no images, images of several sizes or something else,
+            `model` is no module or has no weights, or `settings` are of another kind.
 
     Examples:
         >>> inputs = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -87,21 +91,30 @@ def analyze(
         (1, [7])
     """
     settings = checked_settings(settings)
-    check_inputs(inputs)
-    batch_size = check_integer("batch_size", batch_size, 1)
+    probe = open_inputs(inputs, "inputs", batch_size)
     watched = select_layers(model, layers)
     capture = MapCapture(watched, rectify=settings.rectify, max_map_side=settings.max_map_side, model=model)
-    run(model, inputs, capture, progress, batch_size=batch_size)
+    small: list[Tensor] = []
+
+    def keep(images: Tensor) -> None:
+        if keep_images and 2 <= images.ndim <= 5:
+            small.append(shrink(images, SIDE))
+
+    run(model, probe, capture, progress, take_images=keep)
     notes = unseen_layers(model, layers)
     report = analyze_maps(capture.maps, settings, notes, samples=capture.samples, progress=progress)
-    if isinstance(inputs, Tensor) and report.layers and report.n_samples != len(inputs):
-        parts = (
-            f"The layers give {report.n_samples} maps for the {len(inputs)} samples of `inputs`, such as those of "
-            "patches or frames: the samples of the report are these, and not those of `inputs`."
-        )
-        report = replace(report, notes={**report.notes, "samples": parts})
+    if isinstance(probe, ImageSource):
+        notes = probe.notes()
+        count = len(probe.positions) - len(probe.unreadable)
+        if report.layers and report.n_samples != count:
+            notes["samples"] = (
+                f"The layers give {report.n_samples} maps for the {count} samples of `inputs`, such as those of "
+                "patches or frames: the samples of the report are these, and not those of `inputs`."
+            )
+        report = replace(report, notes={**report.notes, **notes})
     if keep_images:
-        report = replace(report, pictures=take_pictures(report.layers, capture.maps, inputs))
+        seen = torch.cat(small) if small else probe
+        report = replace(report, pictures=take_pictures(report.layers, capture.maps, seen))
     warn_of(report.notes)
     return report
 

@@ -1,45 +1,68 @@
-"""The images that a `TwoSampleCallback` compares: a fixed random sample of each data set, read once in a fit."""
+"""The images that a `TwoSampleCallback` compares: a fixed random sample of each data set."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_anomaly.callbacks._probe import transferred
-from lightning_anomaly.capture.hooks import isolated_random_state
-from lightning_anomaly.capture.images import first_tensor, holder
-from lightning_anomaly.capture.loaders import batch_size_of, first_loader, reread, training_positions
+from lightning_anomaly.callbacks._probe import transferred_images
+from lightning_anomaly.capture.images import ImageSource, first_tensor, holder
+from lightning_anomaly.capture.loaders import batch_size_of, drawn_positions, first_loader
 
 # Without type arguments, as the command line takes none for a data set of a parametrised type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 
 
-def read_images(trainer: Any, pl_module: Any, train: Source, val: Source, size: int) -> tuple[Tensor, Tensor]:
-    """Return the training and the validation images `(n, ...)`, `(m, ...)` on the CPU, the same ones each time.
+def open_sources(
+    trainer: Any, pl_module: Any, given: Mapping[str, Source], sample_size: int, batch_size: int
+) -> dict[str, ImageSource]:
+    """Open the training and the validation images as they are `given`, or the Trainer's.
 
-    A tensor is taken whole, and of anything else a random sample of `size`. None takes the Trainer's own: training
-    images with the transform of the validation images, where their data sets have one, and else as the loader yields
-    them.
+    A tensor is taken whole, and of anything else a random sample. The Trainer's training images get the transform of
+    the validation images, where their data sets have one.
     """
-    chosen = trainer.train_dataloader if train is None else train, trainer.val_dataloaders if val is None else val
-    sources = [first_loader(DataLoader(own, batch_size=64) if isinstance(own, Dataset) else own) for own in chosen]
-    images = []
-    with isolated_random_state(seed=0):
-        for name, source in zip(("train_inputs", "val_inputs"), sources, strict=True):
-            if isinstance(source, Tensor):
-                images.append(source)
-                continue
-            positions = training_positions(source, size, seed=0, what=f"`{name}`, given or the Trainer's own,")
-            if train is None and name == "train_inputs":
-                source = _without_augmentation(source, sources[1])
-            images.append(torch.cat([_inputs(trainer, pl_module, batch) for batch in reread(source, positions)]))
-    return images[0], images[1]
+    loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
+    chosen = {name: first_loader(loaders[name]) if own is None else own for name, own in given.items()}
+    if given["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
+        chosen["train_inputs"] = _without_augmentation(chosen["train_inputs"], chosen["val_inputs"])
+    precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
+    return {
+        name: ImageSource(precision.convert_input(own), name, batch_size)
+        if isinstance(own, Tensor)
+        else ImageSource(own, name, batch_size, sample=sample_size, **convert)
+        for name, own in chosen.items()
+    }
+
+
+class Seen(NamedTuple):
+    """What is remembered of images."""
+
+    mean: float  # of an ordinary image's pixels: the median over the images
+    spread: float
+    fingerprints: list[int]  # a number for each image, the same for the same image
+
+
+def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[str, ImageSource], dict[str, Seen]]:
+    """Read all images, and keep them in memory if those of both kinds fit."""
+    fit = sum(source.nbytes for source in sources.values() if not source.in_memory) <= max_bytes
+    opened, seen = {}, {}
+    for name, source in sources.items():
+        kept, moments, fingerprints = [], [], []
+        for images in source.readable():
+            moments.append(_moments(images))
+            rows = images.detach().cpu().reshape(len(images), -1).contiguous().view(torch.uint8).numpy()
+            fingerprints += [hash(row.tobytes()) for row in rows]
+            if fit and not source.in_memory:
+                kept.append(images.cpu())
+        opened[name] = ImageSource(torch.cat(kept), name, source.batch_size) if kept else source
+        seen[name] = Seen(*_ordinary(torch.cat(moments, 1)), fingerprints)
+    return opened, seen
 
 
 def _without_augmentation(loader: Any, val_loader: Any) -> Any:
@@ -55,6 +78,7 @@ def _without_augmentation(loader: Any, val_loader: Any) -> Any:
     return DataLoader(
         dataset,
         batch_size_of(loader),
+        sampler=drawn_positions(loader),  # what it leaves out may be the validation images
         collate_fn=val_loader.collate_fn,
         num_workers=loader.num_workers,
         worker_init_fn=loader.worker_init_fn,
@@ -78,37 +102,29 @@ def _with_transform_of(dataset: Any, other: Any) -> Any:
     return None if own.dataset is None else own
 
 
-def _inputs(trainer: Any, pl_module: Any, batch: Any) -> Tensor:
-    """The images of a batch as Lightning would validate them, on the CPU."""
-    images = first_tensor(transferred(trainer, pl_module, batch))
-    if images is None:
-        raise ValueError(f"A batch should hold images. Found {type(batch).__name__}.")
-    return images.cpu()
-
-
 _MIN_IMAGES = 8  # images whose mean and spread say something
 _EQUAL = 0.01  # share of the validation images
 
 
-def describe_doubts(given: Mapping[str, Tensor], train: Tensor, val: Tensor, batch: Any) -> dict[str, str]:
+def describe_doubts(given: Iterable[str], seen: Mapping[str, Seen], batch: Any) -> dict[str, str]:
     """Say in a sentence each, by a key, why images may not be what they should be: one kind each, prepared alike.
 
-    `given` are those of the user, by the name of the argument; `batch` is one of the validation, or None.
+    `given` are the arguments with images of the user; `batch` is one of the validation, or None.
     """
     found = {}
-    seen = first_tensor(batch)
-    if seen is not None and len(seen) >= _MIN_IMAGES and seen.is_floating_point():
-        mean, spread = _scale(seen)
-        for name, images in given.items():
-            own_mean, own_spread = _scale(images)
-            if abs(own_mean - mean) > spread or not spread / 1.5 <= own_spread <= spread * 1.5:
+    images = first_tensor(batch)
+    if images is not None and len(images) >= _MIN_IMAGES and images.is_floating_point():
+        mean, spread = _ordinary(_moments(images))
+        for name in given:
+            one = seen[name]
+            if abs(one.mean - mean) > spread or not spread / 1.5 <= one.spread <= spread * 1.5:
                 found[name] = (
-                    f"The images in `{name}` are not scaled as the validation batches are: mean {own_mean:.2g} and "
-                    f"standard deviation {own_spread:.2g} instead of {mean:.2g} and {spread:.2g}. Give them the "
+                    f"The images in `{name}` are not scaled as the validation batches are: mean {one.mean:.2g} and "
+                    f"standard deviation {one.spread:.2g} instead of {mean:.2g} and {spread:.2g}. Give them the "
                     "transform of the validation set."
                 )
-    known = set(_fingerprints(train))
-    equal = sum(one in known for one in _fingerprints(val))
+    known, val = {*seen["train_inputs"].fingerprints}, seen["val_inputs"].fingerprints
+    equal = sum(one in known for one in val)
     if equal > _EQUAL * len(val):
         found["equal"] = (
             f"{equal} of {len(val)} validation images of TwoSampleCallback are training images too, so it cannot tell "
@@ -117,13 +133,12 @@ def describe_doubts(given: Mapping[str, Tensor], train: Tensor, val: Tensor, bat
     return found
 
 
-def _scale(images: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of the pixels of an ordinary image: medians over the images."""
+def _moments(images: Tensor) -> Tensor:
+    """Mean and standard deviation of each image's pixels `(2, n)`, on the CPU."""
     spread, mean = torch.std_mean(images.detach().float().flatten(1), 1)
-    return mean.median().item(), spread.median().item()
+    return torch.stack([mean, spread]).cpu()
 
 
-def _fingerprints(images: Tensor) -> list[int]:
-    """A number for each image, the same for the same image."""
-    rows = images.cpu().reshape(len(images), -1).contiguous().view(torch.uint8).numpy()
-    return [hash(row.tobytes()) for row in rows]
+def _ordinary(moments: Tensor) -> tuple[float, float]:
+    mean, spread = moments.median(1).values.tolist()
+    return mean, spread

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.callbacks._samples import ProbeSamples, label_texts, probe_class_names, probe_files
-from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
-from lightning_anomaly.capture.images import first_tensor
-from lightning_anomaly.capture.loaders import reread, shuffles, training_positions, unpadded_length
+from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.images import ImageSource, first_tensor
+from lightning_anomaly.capture.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.capture.probe import most_samples, probing
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.report import AnomalyReport
@@ -44,6 +44,7 @@ class ValidationWatch:
     settings: AnalysisSettings
     notes: Mapping[str, str]
     keep_images: InitVar[bool]
+    source: ImageSource | None = None  # of a training probe, once it has been opened
 
     def __post_init__(self, keep_images: bool) -> None:
         world, settings = rank_and_world()[1], self.settings
@@ -65,7 +66,8 @@ class ValidationWatch:
         """Hook the layers for the validation step to come."""
         if self.probe == "val":
             self.samples.add_targets(batch)
-            if not self._capture.full:
+            # Where no layer gives maps that can be used, enough samples were seen when enough were given.
+            if not self._capture.full and (most_samples(self._capture.maps) or self.samples.count < self._limit):
                 self._capture.attach()
                 self._record(batch)
 
@@ -83,18 +85,18 @@ class ValidationWatch:
         self._probed = True
         trainer, module, seed = self.trainer, self.module, self.settings.seed
         precision = trainer.strategy.precision_plugin
-        with torch.inference_mode(False), isolated_random_state(seed), unlogged(module), probing(module) as call:
-            positions = training_positions(trainer.train_dataloader, self.probe_size, seed)
+        with torch.inference_mode(False), unlogged(module), probing(module) as call:
+            if self.source is None:
+                loader, convert = first_loader(trainer.train_dataloader), transferred_images(trainer, module)
+                self.source = ImageSource(loader, "train_dataloader", sample=self.probe_size, seed=seed, **convert)
+            positions = self.source.positions
             self._gathered = len(positions)
             # As `DistributedSampler` does: what a module does may communicate, so all processes do it as often.
             padded = [*positions, *positions[: -len(positions) % trainer.world_size]]
-            own = padded[trainer.global_rank :: trainer.world_size]
-            for batch in reread(trainer.train_dataloader, own, seed=seed):
-                self._record(batch)
-                batch = transferred(trainer, module, batch)
-                inputs = first_tensor(batch)
+            for _, images in self.source.batches(padded[trainer.global_rank :: trainer.world_size]):
+                self._record(images)
                 with precision.forward_context(), self._capture:
-                    call(batch if inputs is None else inputs)
+                    call(images)
 
     def after_batch(self) -> None:
         """Take the hooks off again; a second call does nothing."""
@@ -165,7 +167,11 @@ def unlogged(pl_module: Any) -> Iterator[None]:
         vars(pl_module).update(own)
 
 
-def transferred(trainer: Any, pl_module: Any, batch: Any) -> Any:
-    """Convert a batch and move it to the device, through the module's hooks, as Lightning does in validation."""
-    batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+def transferred_images(trainer: Any, pl_module: Any) -> dict[str, Any]:
+    """How an `ImageSource` finds images: converted and moved by the module's hooks, as Lightning does in validation."""
+
+    def convert(batch: Any) -> Tensor | None:
+        batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
+        return first_tensor(trainer.strategy.batch_to_device(batch, dataloader_idx=0))
+
+    return {"convert": convert, "owners": (pl_module, trainer.datamodule)}

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture.drawing import shrink
-from lightning_anomaly.capture.images import class_names, file_names, first_tensor
+from lightning_anomaly.capture.images import class_names, file_names, first_tensor, tensors_in
 from lightning_anomaly.capture.loaders import drawn_positions, first_loader
-from lightning_anomaly.capture.probe import tensors_in
+from lightning_anomaly.report.pictures import SIDE
 
 _SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them
-_LARGEST_IMAGE = 64  # pixels; what is shown is smaller
 
 
 def sample_pixels(images: Tensor, limit: int) -> Tensor:
@@ -34,6 +33,7 @@ class ProbeSamples:
     """Collects what is known of samples, batch by batch; small copies of them if `keep_images`."""
 
     def __init__(self, keep_images: bool) -> None:
+        self.count = 0  # samples given
         self._pixels: list[Tensor] = []
         self._images: list[Tensor] | None = [] if keep_images else None
         self._targets: list[Tensor | None] = []  # of the whole validation
@@ -42,12 +42,13 @@ class ProbeSamples:
         """Take a batch of the probe, of `limit` samples at most; of volumes the middle slices."""
         images = first_tensor(batch)
         if images is not None:
+            self.count += len(images)
             self._pixels.append(sample_pixels(images, limit))
         if images is None or not 2 <= images.ndim <= 5 or not images.numel():
             self._images = None  # nothing that can be drawn
         elif self._images is not None:
             # A copy, as the model may change its input in place.
-            self._images.append(shrink(images, _LARGEST_IMAGE)[:limit].clone())
+            self._images.append(shrink(images, SIDE)[:limit].clone())
 
     def add_targets(self, batch: Any) -> None:
         """Copy what may be classes of any batch of the validation: its first int64 numbers, one for each sample."""

@@ -13,6 +13,7 @@ from lightning_anomaly.callbacks._history import remember
 from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, is_empty_result
 from lightning_anomaly.callbacks._samples import same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
+from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.loaders import shuffles
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
@@ -124,6 +125,7 @@ class AnomalyFilterCallback(WatchingCallback):
         """Begin the figures of a fit."""
         self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
+        self._source: ImageSource | None = None  # of the training probe of this fit
 
     def state_dict(self) -> dict[str, Any]:
         """The history, as plain values."""
@@ -166,6 +168,7 @@ class AnomalyFilterCallback(WatchingCallback):
             settings=self.settings,
             notes=unseen_layers(pl_module, self.layers),
             keep_images=fitting and (self.log_figures or self.browser),
+            source=self._source,
         )
 
     @until_validation_end
@@ -211,6 +214,7 @@ class AnomalyFilterCallback(WatchingCallback):
         self.report = report
         self._warn_of(trainer, watch.class_notes(report.n_samples), True)
         if fitting:
+            self._source = watch.source
             before, self._pixels = self._pixels, watch.samples.pixels
             if before is not None and not same_pixels(before, self._pixels) and "shuffled" not in self._warned:
                 self._warn_once("changed", CHANGED[self.probe])
@@ -242,6 +246,7 @@ class AnomalyFilterCallback(WatchingCallback):
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the chart and the figures of the last analysis, if that has not happened."""
+        self._source = None
         if self.report is not None:
             self._figures.lay_out(trainer, last_chance=True)
             if self.browser:

@@ -7,19 +7,21 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
-from lightning_anomaly.callbacks._images import Source, describe_doubts, read_images
+from lightning_anomaly.callbacks._images import Source, describe_doubts, open_sources, read_once
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
+from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
 from lightning_anomaly.plots import comparison_figure
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
-from lightning_anomaly.two_sample.rank_test import layer_significance
+from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
@@ -41,9 +43,10 @@ class TwoSampleCallback(WatchingCallback):
     there are at most twelve convolutions. No label is needed. A `TwoSampleEarlyStopping` beside it stops
     by `confidence_rise`.
 
-    Without arguments it takes a fixed random sample of the Trainer's own training and validation images, which it reads
-    once in a fit and keeps. Where the two data sets have a `transform`, as torchvision's have, training images are read
-    with that of the validation set; else as the training loader yields them, augmentation included.
+    Without arguments it takes a fixed random sample of the Trainer's own training and validation images. Where the two
+    data sets have a `transform`, as torchvision's have, training images are read with that of the validation set; else
+    as the training loader yields them, augmentation included. In a `trainer.validate` there are no training images:
+    without `train_inputs` nothing is compared nor logged then.
 
     Every process runs the module's `forward` on all of the images, `batch_size` at a time, in evaluation mode and the
     Trainer's precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient
@@ -62,8 +65,10 @@ class TwoSampleCallback(WatchingCallback):
             all validations so far, of the output the area, and of every layer the fraction.
         batch_size: Largest number of images that run at a time; give fewer where a model of volumes needs too much
             memory.
-        n: Number of images of each kind, where no tensor is given.
+        sample_size: Number of images of each kind, where no tensor is given.
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
+        max_memory_mb: Most memory (MiB) for the images that are kept until the fit ends, where no tensor is given. If
+            those of both kinds need more, they are read anew at each comparison.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
@@ -75,7 +80,7 @@ class TwoSampleCallback(WatchingCallback):
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
 
     Examples:
-        >>> TwoSampleCallback(n=512).report is None
+        >>> TwoSampleCallback(sample_size=512).report is None
         True
     """
 
@@ -105,17 +110,20 @@ class TwoSampleCallback(WatchingCallback):
         log_key_prefix: str = "two_sample",
         log_figures: bool = True,
         batch_size: int = 64,
-        n: int = 1024,
+        sample_size: int = 1024,
         every_n_validations: int = 1,
+        max_memory_mb: int = 256,
     ) -> None:
-        for name, source in (("train_inputs", train_inputs), ("val_inputs", val_inputs)):
+        given = {"train_inputs": train_inputs, "val_inputs": val_inputs}
+        for name, source in given.items():
             if source is not None and not isinstance(source, (Tensor, Dataset, DataLoader)):
                 raise ValueError(
-                    f"Parameter `{name}` should be a Dataset, a DataLoader, a tensor (N, ...) or None. Found "
+                    f"Parameter `{name}` should be a tensor (N, ...), a Dataset, a DataLoader or None. Found "
                     f"{type(source).__name__}."
                 )
-        if isinstance(train_inputs, Tensor) and isinstance(val_inputs, Tensor):
-            check_groups(train_inputs, val_inputs)
+        tensors = [ImageSource(own, name) for name, own in given.items() if isinstance(own, Tensor)]
+        if len(tensors) == 2:
+            check_groups(*tensors)
         super().__init__(log_key_prefix, every_n_validations)
         self.train_inputs = train_inputs
         self.val_inputs = val_inputs
@@ -123,8 +131,9 @@ class TwoSampleCallback(WatchingCallback):
         self.significance = check_fraction("significance", significance, zero=False)
         self.log_figures = check_bool("log_figures", log_figures)
         self.batch_size = check_integer("batch_size", batch_size, 1)
-        self.n = check_integer("n", n, 1)
-        self._images: tuple[Tensor, Tensor] | None = None  # read in this fit
+        self.sample_size = check_integer("sample_size", sample_size, 1)
+        self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
+        self._images: dict[str, ImageSource] | None = None  # of this fit
         self._fresh: TwoSampleReport | None = None  # of the validation that runs
         self._seconds = 0.0
         self._units: list[str] = []  # linear layers, whose units are compared if they have any
@@ -151,6 +160,16 @@ class TwoSampleCallback(WatchingCallback):
         select_layers(pl_module, self.layers)
         self._images, self._undrawn = None, None
 
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the last figure, if that has not happened, and free the images."""
+        super().on_fit_end(trainer, pl_module)
+        self._images = None
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Free the images too."""
+        super().on_exception(trainer, pl_module, exception)
+        self._images = None
+
     def _release(self) -> None:
         self._fresh = None
 
@@ -159,6 +178,11 @@ class TwoSampleCallback(WatchingCallback):
         layers = select_layers(pl_module, self.layers)
         self._units = [name for name in linear_layers(pl_module) if name not in layers]
         self._choose_keys(layers, self._units)
+        if self.train_inputs is None and trainer.train_dataloader is None:  # outside of a fit
+            self._due, self._values = False, {}
+            rank_zero_info(
+                "TwoSampleCallback compares nothing: this Trainer has no training images; give `train_inputs`."
+            )
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -172,19 +196,25 @@ class TwoSampleCallback(WatchingCallback):
         if self._fresh is not None:
             return
         start = perf_counter()
-        precision = trainer.strategy.precision_plugin
         with torch.inference_mode(False), torch.no_grad(), unlogged(pl_module):
-            if self._images is None:
-                self._images = read_images(trainer, pl_module, self.train_inputs, self.val_inputs, self.n)
-                sources = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
-                pairs = zip(sources.items(), self._images, strict=True)
-                given = {name: images for (name, source), images in pairs if source is not None}
-                for key, doubt in describe_doubts(given, *self._images, batch).items():
-                    self._warn_once(key, doubt)
-            train, val = map(precision.convert_input, self._images)
-            with precision.forward_context():
-                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance, self.batch_size)
+            images = self._images or self._read_images(trainer, pl_module, batch)
+            if trainer.state.fn == "fit":
+                self._images = images
+            train, val = images.values()
+            with trainer.strategy.precision_plugin.forward_context():
+                self._fresh = compare_groups(pl_module, train, val, self.layers, self.significance)
         self._seconds = perf_counter() - start
+
+    def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
+        """Read the images once, warn of what may be wrong with them, and keep those that fit into the memory."""
+        inputs = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
+        sources = open_sources(trainer, pl_module, inputs, self.sample_size, self.batch_size)
+        images, seen = read_once(sources, self.max_memory_mb * 2**20)
+        given = [name for name, source in inputs.items() if source is not None]
+        doubts = describe_doubts(given, seen, batch)
+        for key, doubt in {**sources["train_inputs"].notes(), **sources["val_inputs"].notes(), **doubts}.items():
+            self._warn_once(key, doubt)
+        return images
 
     def _find(self, trainer: Any) -> TwoSampleReport | None:
         report = self._fresh
@@ -231,8 +261,6 @@ class TwoSampleCallback(WatchingCallback):
 
     def _draw_last(self, trainer: Any) -> None:
         if self.log_figures and trainer.is_global_zero and self._undrawn is not None:
-            live = max(len(entry["share_p_values"]) for entry in self.history)
-            told = self.significance, layer_significance(self.significance, live)  # as in the report
-            draw = partial(comparison_figure, self.history, *told)
+            draw = partial(comparison_figure, self.history, max(self.significance, MIN_P_VALUE))
             log_drawn(trainer.loggers, f"{self.log_key_prefix}/layers", draw, self._undrawn, self._guard)
         self._undrawn = None

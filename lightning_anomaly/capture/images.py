@@ -1,19 +1,36 @@
-"""The images in a batch, and those of a data set, read by their positions."""
+"""The one way in for images: those in a batch, and those of a tensor, a Dataset or a DataLoader by their positions."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from lightning_anomaly.capture.loaders import BATCH, batch_size_of, drawn_positions, reread
-from lightning_anomaly.capture.probe import tensors_in
+from lightning_anomaly.capture.loaders import BATCH, batch_size_of, drawn_positions, random_sample, reread
+from lightning_anomaly.capture.untouched import Untouched
+from lightning_anomaly.checks import check_integer
 
 _ATTEMPTS = 100  # images that may be unreadable before the first that is not
+_BATCHES = 8  # that are worth the start of another process
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """Find all tensors in a batch, or in what a model returns, whatever they are kept in."""
+    if isinstance(values, Tensor):
+        return [values]
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    elif is_dataclass(values) and not isinstance(values, type):
+        values = [getattr(values, field.name) for field in fields(values)]
+    parts = values if isinstance(values, Sequence) and not isinstance(values, (str, bytes)) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def first_tensor(batch: Any) -> Tensor | None:
@@ -33,59 +50,141 @@ def first_tensor(batch: Any) -> Tensor | None:
 
 
 class ImageSource:
-    """Images of one size by their positions, from a tensor `(N, ...)` or from a loader over a data set with a length.
+    """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
-    The order of the loader does not count. Errors call the images `argument`.
+    One batch is in memory at a time. All images are read, in the order of the data set, or a `sample`: a random choice
+    of so many of those that a loader draws, the same one for the same seed. What a data set draws at random is the same
+    at each reading and taken from nobody: its generators and attributes, and those of `owners`, are given back.
+
+    Args:
+        images: A tensor, a Dataset with a length, or a DataLoader over one.
+        argument: What errors call the images.
+        batch_size: Largest number of images in a batch; None takes that of the loader, or 64.
+        sample: Number of images to choose; None takes all.
+        seed: Seed of that choice, and of what a data set draws.
+        convert: Finds the images in a batch of a data set, see `first_tensor`.
+        owners: Objects that `convert` may change.
     """
 
-    def __init__(self, images: Any, argument: str) -> None:
-        self.argument = argument
-        self._loader = None if isinstance(images, Tensor) else _checked(images, argument)
+    def __init__(
+        self,
+        images: Any,
+        argument: str,
+        batch_size: int | None = None,
+        *,
+        sample: int | None = None,
+        seed: int = 0,
+        convert: Callable[[Any], Tensor | None] = first_tensor,
+        owners: Iterable[Any] = (),
+    ) -> None:
+        self.argument, self._seed, self._convert = argument, seed, convert
+        self._loader = None if isinstance(images, Tensor) else _loader_of(images, argument)
         self._data: Any = images if self._loader is None else self._loader.dataset
-        self.batch_size = (None if self._loader is None else batch_size_of(self._loader)) or BATCH
+        if batch_size is not None:
+            self.batch_size = check_integer("batch_size", batch_size, 1)
+        else:
+            self.batch_size = (None if self._loader is None else batch_size_of(self._loader)) or BATCH
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
-        self.names, self.classes = file_names(self._data), _classes(self._data)
-        self.class_names = class_names(self._data)
+        drawn = None if self._loader is None else drawn_positions(self._loader)
+        self.positions: Sequence[int] = range(len(self))
+        if sample is not None:
+            self.positions = random_sample(self.positions if drawn is None else drawn, sample, seed)
+        elif drawn is not None and len({*drawn}) == len(drawn) < len(self):  # others draw with replacement
+            raise ValueError(
+                f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
+                "leaves some out: give a loader over `Subset(data_set, indices)` instead."
+            )
+        self._untouched = Untouched(self._data, getattr(self._loader, "collate_fn", None), *owners)
         self.unreadable: dict[int, str] = {}  # `{position: error}` so far; zeros stand for these images
         self.shape: tuple[int, ...] = ()
-        first = (next(self.batches([position])) for position in range(min(len(self), _ATTEMPTS)))
+        first = (next(self.batches([position])) for position in self.positions[:_ATTEMPTS])
         found = next((images for position, images in first if int(position) not in self.unreadable), None)
         if found is None:
             raise ValueError(
                 f"Parameter `{argument}` should hold images that can be read. Of the first {len(self.unreadable)} none "
-                f"can: {self.unreadable[0]}."
+                f"can: {next(iter(self.unreadable.values()))}."
             )
-        self.shape = tuple(found.shape[1:])
+        self.shape, self.dtype = tuple(found.shape[1:]), found.dtype
 
     def __len__(self) -> int:
         return len(self._data)
 
+    @cached_property
+    def names(self) -> list[str] | None:
+        """The files of the images, see `file_names`."""
+        return file_names(self._data)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, see `class_names`."""
+        return class_names(self._data)
+
+    @cached_property
+    def classes(self) -> list[int] | None:
+        """The class of each image; None if a data set has no `targets` that are integers."""
+        targets = _column(self._data, "targets")
+        return targets if targets is not None and all(isinstance(one, int) for one in targets) else None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are a tensor."""
+        return self._loader is None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that all images to be read would take (bytes)."""
+        return len(self.positions) * math.prod(self.shape) * self.dtype.itemsize
+
+    def readable(self) -> Iterator[Tensor]:
+        """Read all images, batch by batch `(n, ...)`, without those that cannot be read."""
+        for positions, images in self.batches(self.positions):
+            known = [place for place, position in enumerate(positions.tolist()) if position not in self.unreadable]
+            if known:
+                yield images if len(known) == len(images) else images[known]
+
+    def notes(self, count: int | None = None) -> dict[str, str]:
+        """Say which of so many images could not be read, if any; None stands for all."""
+        if not self.unreadable:
+            return {}
+        first = min(self.unreadable)
+        return {
+            f"unreadable {self.argument}": f"{len(self.unreadable)} of the {count or len(self.positions)} images in "
+            f"`{self.argument}` cannot be read, the first at position {first} ({self.unreadable[first]}): they are "
+            "left out."
+        }
+
     def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read the images at some positions, batch by batch: which `(n,)`, and the images `(n, ...)`."""
-        split = torch.split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), self.batch_size)
-        places = [own for own in split if len(own)]
-        batches: Iterator[Any]
+        """Read the images at some positions, in batches of nearly equal size: which `(n,)`, and the images `(n, ...)`.
+
+        One image alone is no batch for a model that squeezes.
+        """
+        if not len(positions):
+            return
+        count = -(-len(positions) // self.batch_size)
+        places = torch.tensor_split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), count)
         if self._loader is None:
-            batches = map(self._data.__getitem__, places)
-        else:
-            workers = self._loader.num_workers if len(places) > 1 else 0
-            batches = iter(reread(self._loader, positions, num_workers=workers))  # may go on after an error
-        for own in places:
-            try:
-                batch = next(batches)
-            except Exception as error:  # whatever the data set raises
-                error.__traceback__ = None  # it would keep the loader's workers alive
-                images = torch.cat([self._read_alone(position) for position in own.tolist()])
-            else:
-                images = self._images_of(batch, len(own))
+            yield from ((own, self._data[own]) for own in places)
+            return
+        self._untouched.begin()
+        workers = min(self._loader.num_workers, -(-count // _BATCHES))
+        batches = iter(reread(self._loader, [own.tolist() for own in places], num_workers=workers, seed=self._seed))
+        for number, own in enumerate(places):
+            with self._untouched.reading(self._seed + number):
+                try:
+                    batch = next(batches)  # may go on after an error
+                except Exception as error:  # whatever the data set raises
+                    error.__traceback__ = None  # it would keep the loader's workers alive
+                    images = torch.cat([self._read_alone(position) for position in own.tolist()])
+                else:
+                    images = self._images_of(batch, len(own))
             yield own, images
 
     def _read_alone(self, position: int) -> Tensor:
         """Read one image of a batch that could not be read `(1, ...)`."""
         assert self._loader is not None
         try:
-            batch = next(iter(reread(self._loader, [position], num_workers=0)))
+            batch = next(iter(reread(self._loader, [[position]], num_workers=0)))
         except Exception as error:
             self.unreadable[position] = _error_text(error)
             return torch.zeros(1, *self.shape, device="cpu")
@@ -93,10 +192,10 @@ class ImageSource:
 
     def _images_of(self, batch: Any, count: int) -> Tensor:
         """Return the images in a batch of so many items, or raise ValueError."""
-        images = first_tensor(batch)
-        if images is None or not images.is_floating_point():
-            found = getattr(batch if images is None else images, "dtype", "none")
-            raise ValueError(f"Parameter `{self.argument}` should hold scaled floating-point images. Found {found}.")
+        images = self._convert(batch)
+        if images is None:
+            found = getattr(batch, "dtype", type(batch).__name__)
+            raise ValueError(f"Parameter `{self.argument}` should hold images, floating-point or bytes. Found {found}.")
         if self.shape and (shape := tuple(images.shape[1:])) != self.shape:
             found = f"{self.shape} and {shape}"
             raise ValueError(f"Parameter `{self.argument}` should hold images of one size. Found {found}.")
@@ -134,12 +233,6 @@ def _error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if "<" not in str(error) else type(error).__name__
 
 
-def _classes(dataset: Any) -> list[int] | None:
-    """The class of each image; None if a data set has no `targets` that are integers."""
-    targets = _column(dataset, "targets")
-    return targets if targets is not None and all(isinstance(own, int) for own in targets) else None
-
-
 def _column(dataset: Any, name: str) -> list[Any] | None:
     """What a data set, or the one that it is a subset of, has of each item as the attribute `name`."""
     if isinstance(dataset, Subset):
@@ -151,24 +244,17 @@ def _column(dataset: Any, name: str) -> list[Any] | None:
     return values if isinstance(values, list) else values.tolist()
 
 
-def _checked(loader: Any, argument: str) -> DataLoader[Any]:
-    """Raise ValueError unless this is a loader over all images of a data set with a length."""
+def _loader_of(images: Any, argument: str) -> DataLoader[Any]:
+    """Return a loader over a data set with a length, or raise ValueError."""
+    loader = DataLoader(images, BATCH) if isinstance(images, Dataset) else images
     data = loader.dataset if isinstance(loader, DataLoader) else loader
-    if not isinstance(loader, DataLoader) or not hasattr(data, "__len__") or isinstance(data, IterableDataset):
+    if not isinstance(loader, DataLoader) or isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         found = type(data).__name__
     elif loader.batch_sampler is None:
         found = "`batch_size=None`: give a number, and a data set of single images"
-    elif _leaves_out(loader):
-        found = "a sampler that leaves some out: give a loader over `Subset(data_set, indices)` instead"
     else:
         return loader
     raise ValueError(
-        f"Parameter `{argument}` should be a tensor (N, ...), or a DataLoader over a map-style data set with a length, "
-        f"whose images it puts into batches. Found {found}."
+        f"Parameter `{argument}` should be a tensor (N, ...), a map-style Dataset with a length, or a DataLoader over "
+        f"one that puts its images into batches. Found {found}."
     )
-
-
-def _leaves_out(loader: DataLoader[Any]) -> bool:
-    """Whether a sampler leaves some items out, other than by drawing with replacement."""
-    drawn, data = drawn_positions(loader), cast(Any, loader.dataset)
-    return drawn is not None and len(set(drawn)) == len(drawn) < len(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -23,23 +23,20 @@ BATCH = 64  # items in a batch where nobody says
 
 
 def reread(
-    loader: DataLoader[Any], positions: Sequence[int], *, num_workers: int | None = None, seed: int = 0
+    loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int, seed: int = 0
 ) -> DataLoader[Any]:
     """Load items of a loader's map-style data set as the loader does, without drawing a global random number.
 
-    If `num_workers` is None, one process loads them where the loader has any: open files and generators of the data
-    set's own are not shared then. The seed is that of what the data set draws in such processes.
+    The seed is that of what the data set draws in processes of its own.
     """
-    workers = min(1, loader.num_workers) if num_workers is None else num_workers
     return DataLoader(
         loader.dataset,  # itself, as `worker_init_fn` may reach for it
-        sampler=positions,
-        batch_size=batch_size_of(loader),
+        batch_sampler=batches,
         collate_fn=loader.collate_fn,
-        num_workers=workers,
+        num_workers=num_workers,
         worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context if workers else None,
-        # Its own: without one a DataLoader draws its base seed from the global random numbers.
+        multiprocessing_context=loader.multiprocessing_context if num_workers else None,
+        # Without one of its own a DataLoader draws its base seed from the global random numbers.
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -102,21 +99,8 @@ def shuffles(loaders: Any) -> bool:
     return bool(getattr(sampler, "shuffle", is_random))
 
 
-def training_positions(
-    loader: Any, size: int, seed: int, what: str = 'The training data of `probe = "train"`'
-) -> list[int]:
-    """Choose a fixed random sample of what a loader draws; all if there are fewer.
-
-    Raises a ValueError, which calls the loader `what`, if its data set cannot be indexed.
-    """
-    dataset: Any = getattr(loader, "dataset", None)
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        found = type(loader).__name__ + ("" if dataset is None else f" over {type(dataset).__name__}")
-        raise ValueError(
-            f"{what} should be a DataLoader whose data set has `__getitem__` and `__len__`. Found {found}."
-        )
-    # What the loader leaves out may be the validation images.
-    drawn = drawn_positions(loader)
-    places = sorted(range(len(dataset)) if drawn is None else set(drawn))
-    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+def random_sample(positions: Iterable[int], size: int, seed: int) -> list[int]:
+    """Choose some of the positions that a loader draws, the same ones each time; all if there are fewer."""
+    places = sorted({*positions})
+    order = torch.randperm(len(places), device="cpu", generator=torch.Generator().manual_seed(seed))[:size].tolist()
     return [places[place] for place in order]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -14,33 +12,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
+from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.notes import left_out
 from lightning_anomaly.progress import track
-
-
-def check_inputs(inputs: Any, argument: str = "inputs") -> None:
-    """Raise ValueError for what cannot be a probe; the message calls it by the name of the `argument`."""
-    if not isinstance(inputs, (Tensor, tuple, Mapping)):
-        raise ValueError(
-            f"Parameter `{argument}` should be a tensor (N, ...), or a tuple or dict with the arguments of one call. "
-            f"Found {type(inputs).__name__}: make one tensor of the images (`torch.from_numpy`, `torch.stack`)."
-        )
-    if len(inputs) == 0:
-        found = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else repr(inputs)
-        raise ValueError(f"Parameter `{argument}` should hold samples. Found {found}.")
-
-
-def tensors_in(values: Any) -> list[Tensor]:
-    """Find all tensors in a batch, or in what a model returns, whatever they are kept in."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    elif is_dataclass(values) and not isinstance(values, type):
-        values = [getattr(values, field.name) for field in fields(values)]
-    parts = values if isinstance(values, Sequence) and not isinstance(values, (str, bytes)) else ()
-    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def clone_inputs(inputs: Any) -> Any:
@@ -71,39 +46,55 @@ def probing(model: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> It
         yield call
 
 
+Inputs = ImageSource | tuple[Any, ...] | Mapping[str, Any]  # images, or the arguments of one call with all samples
+
+
+def open_inputs(inputs: Any, argument: str, batch_size: int | None) -> Inputs:
+    """Open what a user gives as samples, or raise ValueError."""
+    if not isinstance(inputs, (tuple, Mapping)):
+        return ImageSource(inputs, argument, batch_size)
+    if not inputs:
+        raise ValueError(f"Parameter `{argument}` should hold images. Found {inputs!r}.")
+    return inputs
+
+
 def run(
     model: nn.Module,
-    inputs: Any,
+    inputs: Inputs,
     capture: MapCapture,
     progress: bool | None = False,
     *,
-    batch_size: int = 64,
+    take_images: Callable[[Tensor], object] | None = None,
     take_output: Callable[[Any], object] | None = None,
 ) -> None:
-    """Run a model on a probe as `probing` does, with inputs as `analyze` takes them.
+    """Run a model on a probe as `probing` does.
 
-    `capture` takes the maps, and `take_output` is called with what the model returns, batch by batch.
+    `capture` takes the maps; `take_images` and `take_output` are called, batch by batch, with images of a source and
+    with what the model returns.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    total = math.ceil(len(inputs) / batch_size) if isinstance(inputs, Tensor) else 1
+    total = -(-len(inputs.positions) // inputs.batch_size) if isinstance(inputs, ImageSource) else 1
     with probing(model) as call:
-        for arguments, keywords in track(_calls(inputs, device, total), total, "feature maps", progress):
+        for arguments, keywords in track(_calls(inputs, device, take_images), total, "feature maps", progress):
             with capture:
                 output = call(*arguments, **keywords)
             if take_output is not None:
                 take_output(output)
 
 
-def _calls(inputs: Any, device: torch.device, batches: int) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
-    if isinstance(inputs, Tensor):
-        # Of nearly equal size: one image alone is no batch for a model that squeezes.
-        return (((batch.to(device, copy=True),), {}) for batch in torch.tensor_split(inputs, batches))
+def _calls(
+    inputs: Inputs, device: torch.device, take_images: Callable[[Tensor], object] | None
+) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+    if isinstance(inputs, ImageSource):
+        for images in inputs.readable():
+            if take_images is not None:
+                take_images(images)
+            yield (images.to(device, copy=True),), {}  # a copy, as a model may change its input in place
+        return
     from lightning.fabric.utilities.apply_func import move_data_to_device  # late: see `callbacks._trees`
 
-    inputs = move_data_to_device(clone_inputs(inputs), device)
-    if isinstance(inputs, Mapping):
-        return [((), dict(inputs))]
-    return [(inputs, {})]
+    moved = move_data_to_device(clone_inputs(inputs), device)
+    yield ((), moved) if isinstance(moved, Mapping) else (moved, {})
 
 
 def most_samples(maps: Mapping[str, LayerMaps]) -> int:

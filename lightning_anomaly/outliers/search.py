@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.capture.drawing import drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture, isolated_random_state
@@ -36,8 +36,8 @@ _Scored = tuple[list[Judgement], dict[int, str], dict[str, str]]  # inputs, what
 
 def find_outliers(
     model: nn.Module,
-    inputs: Tensor | DataLoader[Any],
-    reference: Tensor | DataLoader[Any] | None = None,
+    inputs: Tensor | Dataset[Any] | DataLoader[Any],
+    reference: Tensor | Dataset[Any] | DataLoader[Any] | None = None,
     *,
     layers: Iterable[str] | None = None,
     false_discovery_rate: float = 0.1,
@@ -62,9 +62,9 @@ def find_outliers(
 
     Args:
         model: Any model, on any device and in any precision, in which the images are given to it.
-        inputs: Images `(N, ...)`, or a loader: its data set is read from the first to the last item, whatever the order
-            of the loader, and the first floating-point tensor of a batch is taken. The report has the names of files
-            that a data set has in its `samples`, as torchvision's `ImageFolder`.
+        inputs: Images `(N, ...)`, a Dataset or a DataLoader: a data set is read from the first to the last item,
+            whatever the order of the loader, and the first floating-point tensor of a batch is taken. The report has
+            the names of files that a data set has in its `samples`, as torchvision's `ImageFolder`.
         reference: Images that are ordinary, likewise; a few thousand are enough. Of each, 20 bytes are kept for every
             filter of the layers that judge, and eight times as many for a while in the widest layer. P-values of
             several layers are too small where there are few: of 100 images, by a tenth to a third with 5 to 60 layers;
@@ -125,6 +125,11 @@ class _Search:
         """Check everything, and run the model on this process's share of the reference."""
         images = self._images = ImageSource(inputs, "inputs")
         others = self._others = images if reference is None else ImageSource(reference, "reference")
+        for source in (images, others):
+            if not source.dtype.is_floating_point:
+                raise ValueError(
+                    f"Parameter `{source.argument}` should hold scaled floating-point images. Found {source.dtype}."
+                )
         self._class_names = images.class_names
         self._watched = select_layers(self._model, self._layers)
         if not self._watched:

@@ -27,7 +27,7 @@ _AREAS = (0.48, 0.6)  # always on the axis: what chance gives should look flat
 _ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a layer with its name, of all at least, and at most (inches)
 
 
-def comparison_figure(history: History, significance: float, layer_significance: float) -> Figure:
+def comparison_figure(history: History, significance: float) -> Figure:
     """Draw whether and where training images are told from validation images, at every validation so far.
 
     Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
@@ -35,8 +35,7 @@ def comparison_figure(history: History, significance: float, layer_significance:
     gives; where nothing could be compared the row is hatched. The layers are those of the last validation, in its
     order. The figure stays within 7 x 16 inches: of many layers, only some are named.
 
-    Chance is no explanation at p-values up to `significance` for the output, and up to `layer_significance` for a
-    layer, of which there are many, see `rank_test.layer_significance`.
+    Chance is no explanation at p-values up to `significance`, which for layers know how many there are.
     """
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -50,12 +49,12 @@ def comparison_figure(history: History, significance: float, layer_significance:
         whether = figure.add_subplot(grid[0, :])
         _draw_output(whether, history, significance)
         where = figure.add_subplot(grid[1, :], sharex=whether)
-        shares, telling = _shares(history, layers, layer_significance)
+        shares, telling = _shares(history, layers, significance)
         meshes = _draw_layers(where, shares, telling)
         _name_layers(where, layers, shares[:, -1], telling[:, -1], height)
         _number_validations(where, history)
         whether.tick_params(labelbottom=False)
-        for place, (mesh, words) in enumerate(zip(meshes, _legend(layer_significance), strict=True)):
+        for place, (mesh, words) in enumerate(zip(meshes, _legend(significance), strict=True)):
             bar = figure.add_subplot(grid[2, place])
             ticks = MaxNLocator(5, steps=[1, 2, 5, 10])
             figure.colorbar(mesh, bar, orientation="horizontal", ticks=ticks, format=percent, label=words)

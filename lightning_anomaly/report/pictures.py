@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.capture.drawing import drawn, shrink
+from lightning_anomaly.capture.images import tensors_in
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
-from lightning_anomaly.capture.probe import tensors_in
 from lightning_anomaly.report.layer_report import LayerReport
 
-_SIDE = 64  # of an image or a map's picture, at most (pixels)
+SIDE = 64  # of an image or a map's picture, at most (pixels)
 _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
 _MAP_SIDE = 8  # (pixels)
 _MAP_BYTES = (1_800_000, 18_000_000)  # of all maps in a page, two values in a byte: of most networks, and at most
@@ -91,7 +91,7 @@ def probe_images(inputs: Tensor) -> Tensor:
     middle slice, of signals `(N, C, L)` or `(N, L)` curves of up to three channels. Images of at most 64 pixels a side
     keep every pixel as long as there are fewer than about a thousand.
     """
-    side = max(1, min(_SIDE, math.isqrt(_PIXELS // len(inputs))))
+    side = max(1, min(SIDE, math.isqrt(_PIXELS // len(inputs))))
     small = torch.cat([shrink(part, side) for part in torch.split(inputs, 64)])
     return drawn(small, small)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.images import ImageSource, tensors_in
 from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.capture.probe import check_inputs, run, tensors_in, usable_layers
-from lightning_anomaly.checks import check_fraction, check_integer
+from lightning_anomaly.capture.probe import Inputs, open_inputs, run, usable_layers
+from lightning_anomaly.checks import check_fraction
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.tables import listed
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error
@@ -23,11 +24,11 @@ from lightning_anomaly.two_sample.rank_test import (
     live_filters,
     random_divisions,
     rank_test,
-    share_of_chance,
+    shares_of_chance,
 )
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport
 
-_FILTER_BATCH = 512  # filters tested in one operation, with all divisions: 20 MB
+_VALUES = 2**21  # tested in one operation: 16 MB, of which there are a few copies
 
 
 def two_sample_test(
@@ -37,7 +38,7 @@ def two_sample_test(
     *,
     layers: Iterable[str] | None = None,
     significance: float = 0.01,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> TwoSampleReport:
     """Find out whether a network knows its training images: by its output, and by which filters.
 
@@ -84,28 +85,28 @@ def two_sample_test(
         >>> two_sample_test(conv, images[:100] + 1, images[100:]).filters
         {'': [0, 1]}
     """
-    report = compare_groups(model, train_inputs, val_inputs, layers, significance, batch_size)
+    train = open_inputs(train_inputs, "train_inputs", batch_size)
+    val = open_inputs(val_inputs, "val_inputs", batch_size)
+    report = compare_groups(model, train, val, layers, significance)
     warn_of(report.notes)
     return report
 
 
 def compare_groups(
     model: nn.Module,
-    train_inputs: Any,
-    val_inputs: Any,
+    train_inputs: Inputs,
+    val_inputs: Inputs,
     layers: Iterable[str] | None,
     significance: float,
-    batch_size: int,
 ) -> TwoSampleReport:
     """Do what `two_sample_test` does, without warnings."""
     significance = check_fraction("significance", significance, zero=False)
-    batch_size = check_integer("batch_size", batch_size, 1)
     check_groups(train_inputs, val_inputs)
     watched = select_layers(model, layers)
     linear = {name: layer for name, layer in linear_layers(model).items() if name not in watched}
     output = ExpectedErrors()
-    train = _run(model, train_inputs, watched, linear, batch_size, output)
-    val = _run(model, val_inputs, watched, linear, batch_size, ExpectedErrors(output.probabilities))
+    train = _run(model, train_inputs, watched, linear, output)
+    val = _run(model, val_inputs, watched, linear, ExpectedErrors(output.probabilities))
     notes = unseen_layers(model, layers) | train.notes | val.notes
     n_train, n_val = train.n_samples, val.n_samples
     chance = torch.zeros(DIVISIONS, dtype=torch.int64, device="cpu")
@@ -115,29 +116,29 @@ def compare_groups(
             f"a rank test: give at least {MIN_SAMPLES} of each, better 1,000."
         )
         return TwoSampleReport({}, n_train, n_val, significance, chance.double(), notes)
-    divisions = random_divisions(n_train, n_train + n_val)
-    compared: dict[str, LayerComparison] = {}
-    units: dict[str, LayerComparison] = {}
+    actual = torch.arange(n_train + n_val, device="cpu")[:, None] < n_train
+    divisions = torch.cat([actual, random_divisions(n_train, n_train + n_val)], 1)
+    compared: dict[str, _Compared] = {}
     finite = 0
     for name in [name for name in train.maps if name in val.maps]:
         values = torch.cat([group.maps[name].maps.T for group in (train, val)], 1).cpu()
-        comparison, found = _compare(values, n_train, divisions, significance)
+        compared[name] = _compare(values, divisions, significance)
         if name in linear:
-            units[name] = comparison
             continue
-        compared[name] = comparison
-        chance += found
+        chance += compared[name].found[1:]
         unknown = int((~values.isfinite().all(1)).sum())
         finite += len(values) - unknown
         if unknown:
             notes |= nonfinite(name, unknown, len(values), "and are not compared")
-    live = sum(int(layer.live.sum()) for layer in compared.values())
+    every = _judge(compared)
+    filters, units = ({name: own for name, own in every.items() if (name in linear) is kind} for kind in (False, True))
+    live = sum(int(layer.live.sum()) for layer in filters.values())
     if finite and not live:
         notes["none live"] = (
             f"None of the {finite} filters responds to enough of the {n_train} training and {n_val} validation images "
             "to be judged: give more images, or other `layers`."
         )
-    report = TwoSampleReport(compared, n_train, n_val, significance, chance.double() / max(1, live), notes, units=units)
+    report = TwoSampleReport(filters, n_train, n_val, significance, chance.double() / max(1, live), notes, units=units)
     if train.errors is None or val.errors is None:
         return report
     area, gap, p_value = compare_confidences(-train.errors, -val.errors)
@@ -152,11 +153,12 @@ def compare_groups(
     )
 
 
-def check_groups(train_inputs: Any, val_inputs: Any) -> None:
-    """Raise ValueError for inputs that cannot be compared."""
-    check_inputs(train_inputs, "train_inputs")
-    check_inputs(val_inputs, "val_inputs")
-    shapes, others = ([tuple(own.shape[1:]) for own in tensors_in(inputs)] for inputs in (train_inputs, val_inputs))
+def check_groups(train_inputs: Inputs, val_inputs: Inputs) -> None:
+    """Raise ValueError for inputs of different shapes."""
+    shapes, others = (
+        [inputs.shape] if isinstance(inputs, ImageSource) else [tuple(own.shape[1:]) for own in tensors_in(inputs)]
+        for inputs in (train_inputs, val_inputs)
+    )
     if {*shapes} != {*others}:  # the largest of more values is larger
         raise ValueError(
             "Parameters `train_inputs` and `val_inputs` should hold images of the same shape. "
@@ -175,17 +177,18 @@ class _Group(NamedTuple):
 
 def _run(
     model: nn.Module,
-    inputs: Any,
+    inputs: Inputs,
     layers: dict[str, nn.Module],
     linear: dict[str, nn.Module],
-    batch_size: int,
     output: ExpectedErrors,
 ) -> _Group:
     """Run a network on the images of one kind, once."""
     capture = MapCapture({**layers, **linear}, summary=_largest)
-    run(model, inputs, capture, batch_size=batch_size, take_output=output.update)
-    given = len(inputs) if isinstance(inputs, Tensor) else None
+    run(model, inputs, capture, take_output=output.update)
+    source = inputs if isinstance(inputs, ImageSource) else None
+    given = None if source is None else len(source.positions) - len(source.unreadable)
     filters, n_samples, notes = usable_layers({name: capture.maps[name] for name in layers}, given)
+    notes |= {} if source is None else source.notes()
     n_samples = n_samples or len(output)  # where no layer tells
     usable, _, _ = usable_layers({name: capture.maps[name] for name in linear}, n_samples)
     units = {name: layer for name, layer in usable.items() if layer.size == ()}
@@ -200,22 +203,34 @@ def _largest(maps: Tensor) -> Tensor:
     return (maps.flatten(2).amax(2) if maps.ndim > 2 else maps).clamp(min=0)
 
 
-def _compare(values: Tensor, n_train: int, divisions: Tensor, significance: float) -> tuple[LayerComparison, Tensor]:
-    """Test the filters of a layer by their values on all images `(F, n + m)`, the training images first.
+class _Compared(NamedTuple):
+    """One layer, by the actual division of the images and by random ones."""
 
-    Return the comparison, and how many filters each random division finds `(999,)`.
-    """
-    live = live_filters(values, n_train)
-    actual = torch.arange(values.shape[1], device=values.device)[:, None] < n_train
-    groups = torch.cat([actual, divisions], 1)
-    found = torch.zeros(groups.shape[1], dtype=torch.int64, device=values.device)
-    smallest = torch.ones(groups.shape[1], dtype=torch.float64, device=values.device)
+    comparison: LayerComparison
+    found: Tensor  # how many filters each division finds, the actual one first `(1 + 999,)`
+    smallest: Tensor  # the smallest p-value of a filter in each
+
+
+def _compare(values: Tensor, divisions: Tensor, significance: float) -> _Compared:
+    """Test the filters of a layer by their values on all images `(F, n + m)`."""
+    live = live_filters(values, int(divisions[:, 0].sum()))
+    found = torch.zeros(divisions.shape[1], dtype=torch.int64, device=values.device)
+    smallest = torch.ones(divisions.shape[1], dtype=torch.float64, device=values.device)
     area, p_value = (values.new_full(live.shape, value, dtype=torch.float64) for value in (0.5, 1.0))
-    for batch in torch.split(live.nonzero()[:, 0], _FILTER_BATCH):
-        areas, p_values = rank_test(values[batch], groups)
+    for batch in torch.split(live.nonzero()[:, 0], max(1, _VALUES // max(divisions.shape))):
+        areas, p_values = rank_test(values[batch], divisions)
         area[batch], p_value[batch] = areas[:, 0], p_values[:, 0]
         found += (p_values <= significance).sum(0)
         smallest = torch.cat([smallest[None], p_values]).amin(0)
-    # The smallest p-value decides between equal numbers of filters: in a layer of one or two these hardly differ.
-    evidence = found - smallest
-    return LayerComparison(live, area, p_value, share_of_chance(evidence[0].item(), evidence[1:])), found[1:]
+    return _Compared(LayerComparison(live, area, p_value), found, smallest)
+
+
+def _judge(layers: Mapping[str, _Compared]) -> dict[str, LayerComparison]:
+    """Give each layer its `share_p_value`, which knows of the others."""
+    if not layers:
+        return {}
+    comparisons, found, smallest = zip(*layers.values(), strict=True)
+    shares = shares_of_chance(torch.stack(found), torch.stack(smallest))
+    return {
+        name: replace(own, share_p_value=share) for name, own, share in zip(layers, comparisons, shares, strict=True)
+    }

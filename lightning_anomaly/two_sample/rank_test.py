@@ -10,14 +10,17 @@ from torch import Tensor
 _MIN_EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
 MIN_SAMPLES = 2 * _MIN_EXPECTED  # of each group: a filter that responds to half of them is judged
 DIVISIONS = 999
+MIN_P_VALUE = 1 / (1 + DIVISIONS)  # that they can give
+_DIVISIONS_AT_ONCE = 64
 
 
 def random_divisions(n_first: int, n_samples: int) -> Tensor:
     """Draw random divisions of samples, always the same ones: bool `(n_samples, 999)`, `n_first` true in each."""
-    noise = torch.rand(
-        n_samples, DIVISIONS, dtype=torch.float64, device="cpu", generator=torch.Generator().manual_seed(0)
-    )
-    return noise <= noise.kthvalue(n_first, dim=0).values
+    generator = torch.Generator().manual_seed(0)
+    divisions = torch.zeros(DIVISIONS, n_samples, dtype=torch.bool, device="cpu")
+    for division in divisions:
+        division[torch.randperm(n_samples, generator=generator, device="cpu")[:n_first]] = True
+    return divisions.T
 
 
 def rank_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +43,8 @@ def rank_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     n_first = int(first[:, 0].sum())
     pairs = n_first * (n_samples - n_first)
     ranks = torch.from_numpy(rankdata(values.cpu().double().numpy(), axis=1)) - (n_samples + 1) / 2
-    deviation = ranks @ first.double()  # of the rank sum from its mean over all divisions
+    # Of the rank sum from its mean over all divisions, some of which are numbers at a time.
+    deviation = torch.cat([ranks @ some.double() for some in torch.split(first, _DIVISIONS_AT_ONCE, 1)], 1)
     spread = (pairs / (n_samples * (n_samples - 1)) * ranks.square().sum(1, keepdim=True)).sqrt()
     scores = (deviation.abs() - 0.5) / spread  # 0.5: the correction for continuity
     p_value = torch.where(spread > 0, torch.special.erfc(scores / math.sqrt(2)).clamp_max(1), 1.0)
@@ -56,13 +60,22 @@ def share_of_chance(found: float, chance: Tensor) -> float:
     return (1 + int((chance >= found).sum())) / (1 + len(chance))
 
 
-def layer_significance(significance: float, layers: int) -> float:
-    """Compute the p-value up to which one of several live layers is significant.
+def shares_of_chance(found: Tensor, smallest: Tensor) -> list[float]:
+    """Compute a permutation p-value of each of several layers: chance gives any of them p or less with probability p.
 
-    That is `significance` over their number (Bonferroni), but at least 0.001, the smallest that random divisions can
-    give.
+    That is how often a random division finds, in any of the layers, what is as rare for that layer (Westfall and Young,
+    "Resampling-Based Multiple Testing", 1993). Of what is equally rare, the smallest p-value of a filter decides.
+
+    Args:
+        found: How many filters each division finds in each layer, the actual one first `(layers, 1 + D)`.
+        smallest: The smallest p-value that it gives a filter there.
     """
-    return max(significance / max(1, layers), 1 / (1 + DIVISIONS))
+    # It decides between equal numbers as well: in a layer of one or two filters these hardly differ.
+    evidence = found - smallest
+    as_many = evidence.shape[1] - torch.searchsorted(evidence.sort(1).values, evidence)  # divisions with as much
+    rarity = -(as_many + smallest)
+    rarest = rarity[:, 1:].amax(0)
+    return [share_of_chance(own, rarest) for own in rarity[:, 0].tolist()]
 
 
 def live_filters(values: Tensor, n_first: int) -> Tensor:

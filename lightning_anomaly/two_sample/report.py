@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.tables import Tabular
-from lightning_anomaly.two_sample.rank_test import layer_significance, share_of_chance
+from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, share_of_chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,8 @@ class LayerComparison:
             (of most filters 0) that five of these are expected in the smaller group, as the approximation needs.
         auc: Probability that a training image has a larger value than a validation image `(F,)`, see `rank_test`.
         p_value: Of the rank test `(F,)`, 1 where a filter is not live.
-        share_p_value: How often random divisions of the same images find as large a share of the layer's live filters,
-            and of equal shares one with as small a p-value.
+        share_p_value: How often random divisions of the same images find, in any of the layers that were compared, a
+            share of the live filters that is as rare for that layer, see `shares_of_chance`.
     """
 
     live: Tensor
@@ -87,13 +87,13 @@ class TwoSampleReport(Tabular):
     def significant_layers(self) -> dict[str, float]:
         """`{layer: share of its live filters or units that tell the images apart}`, the largest share first.
 
-        Only layers of which random divisions hardly give such a share, see `layer_significance`.
+        Only layers of which random divisions hardly give such a share: their `share_p_value` is at most `significance`,
+        or 0.001, the smallest that these can give. Chance alone gives any of them with at most that probability.
         """
-        significance = layer_significance(self.significance, sum(bool(own.live.any()) for own in self.judged.values()))
         shares = {
             name: self.fraction_in([name])
             for name, layer in self.judged.items()
-            if layer.share_p_value <= significance and layer.significant(self.significance).any()
+            if layer.share_p_value <= max(self.significance, MIN_P_VALUE) and layer.significant(self.significance).any()
         }
         return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
 

@@ -1,5 +1,6 @@
 """Where a TwoSampleCallback takes its images from: the Trainer's own data without augmentation, or what it is given."""
 
+import gc
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.datasets import FakeData
 from trainers import QUIET, SmallNet, fit, images, loader, quiet_trainer, said
@@ -73,7 +74,7 @@ class Fitted(NamedTuple):
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     folder = tmp_path_factory.mktemp("own")
-    compared, keep = TwoSampleCallback(n=128), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
+    compared, keep = TwoSampleCallback(sample_size=128), ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     model = fit_own(folder, compared, keep, max_epochs=4)
     return Fitted(model, compared, folder)
 
@@ -101,7 +102,7 @@ def test_two_lines_compare_a_plain_random_sample_of_the_trainers_own_data(fitted
         assert max(places) >= 128
     again = two_sample_test(model, seen[0], seen[1])
     assert again.confidence_error_ratio == pytest.approx(report.confidence_error_ratio)
-    second = TwoSampleCallback(n=128)
+    second = TwoSampleCallback(sample_size=128)
     resumed = fit_own(tmp_path, second, ckpt_path=fitted.folder / "epoch=1.ckpt", max_epochs=4)
     assert torch.equal(torch.cat(resumed.seen), torch.cat(seen[4:]))
     assert len(second.history) == 4
@@ -115,7 +116,7 @@ def test_the_training_is_the_same_without_it(fitted: Fitted, tmp_path: Path) -> 
 
 def test_of_parts_of_data_sets_only_those_parts_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        model = fit_own(tmp_path, TwoSampleCallback(n=1000), subsets=True, max_epochs=1)
+        model = fit_own(tmp_path, TwoSampleCallback(sample_size=1000), subsets=True, max_epochs=1)
     assert len([message for message in caplog.messages if "with the transform of the validation" in message]) == 1
     train, val = torch.cat(model.seen).split([175, 125])
     assert sorted(sources(train, True)) == list(range(175))
@@ -130,7 +131,7 @@ def test_without_a_transform_images_are_as_the_loader_yields_them_and_it_says_so
         return x + 0.05, y
 
     train = DataLoader(loader(80).dataset, batch_size=20, shuffle=True, collate_fn=brighter)
-    compared, model = TwoSampleCallback(n=64), SmallNet()
+    compared, model = TwoSampleCallback(sample_size=64), SmallNet()
     with caplog.at_level(logging.INFO):
         fit(tmp_path, compared, module=model, train=train, max_epochs=1)
     assert len([message for message in caplog.messages if "`train_inputs`" in message]) == 1
@@ -141,6 +142,92 @@ def test_without_a_transform_images_are_as_the_loader_yields_them_and_it_says_so
     torch.testing.assert_close(compared.report.val_errors.sort().values, expected.val_errors.sort().values)
     among = (compared.report.train_errors[:, None] - expected.train_errors).abs().amin(1)
     assert among.max() < 1e-5
+
+
+class Counts(TensorDataset):
+    """Counts the images that are read."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__(images, torch.arange(len(images)) % 3)
+        self.read: list[int] = []
+
+    def __getitem__(self, index: int) -> Any:
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def test_images_that_need_too_much_memory_are_read_at_each_comparison_and_the_others_once(tmp_path: Path) -> None:
+    found = []
+    for limit in (1, 0):
+        train, val = Counts(images(80)), Counts(images(60, seed=1))
+        compared = TwoSampleCallback(DataLoader(train, 20), val, max_memory_mb=limit, sample_size=50)
+        fit(tmp_path, compared, max_epochs=3)
+        found.append(compared.history[-1]["metrics"]["confidence_auc"])
+        # Once to look at them, besides the first image, whose size counts; and once more at each of three comparisons.
+        assert [len(data.read) for data in (train, val)] == [51 + 50 * (0 if limit else 3)] * 2
+        assert len({*train.read}) == 50
+    assert found[0] == found[1]
+
+
+def test_images_are_freed_when_the_fit_ends(tmp_path: Path) -> None:
+    class Interrupted(SmallNet):
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    def kept() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), Tensor) and one.shape == (37, 1, 8, 8) for one in gc.get_objects())
+
+    before = kept()
+    callbacks = TwoSampleCallback(sample_size=37), TwoSampleCallback(sample_size=37)
+    fit(tmp_path, callbacks[0], max_epochs=1)
+    assert kept() == before
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        fit(tmp_path, callbacks[1], module=Interrupted())
+    assert kept() == before
+
+
+def test_a_validation_after_a_fit_compares_its_own_images_or_logs_nothing(tmp_path: Path) -> None:
+    def validate(compared: TwoSampleCallback) -> list[dict[str, float]]:
+        trainer, shifted = fit(tmp_path, compared, max_epochs=1), loader(seed=1)
+        shifted = DataLoader(TensorDataset(shifted.dataset.tensors[0] + 0.2, shifted.dataset.tensors[1]), 20)
+        loaders = loader(seed=1), shifted
+        return [trainer.validate(trainer.lightning_module, own, verbose=False)[0] for own in loaders]
+
+    compared = TwoSampleCallback(loader(80).dataset, sample_size=60)
+    same, other = validate(compared)
+    logged = compared.history[-1]["metrics"]["confidence_error_ratio"]
+    assert same["two_sample/confidence_error_ratio"] == pytest.approx(logged)
+    assert other["two_sample/count"] > same["two_sample/count"]
+    # The Trainer has no training images in a `validate`.
+    assert [{*own} for own in validate(TwoSampleCallback(sample_size=60))] == [{"val_loss"}] * 2
+
+
+class Long(IterableDataset[Any]):
+    """A stream that knows its length."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __iter__(self) -> Any:
+        return iter(TensorDataset(images(60), torch.arange(60) % 3))
+
+
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (DataLoader(Long(), 20), "Found Long"),
+        (DataLoader([loader(20).dataset[:20]] * 4, batch_size=None), "Found `batch_size=None`"),
+    ],
+    ids=["stream", "batches"],
+)
+def test_loaders_without_positions_are_one_short_warning(tmp_path: Path, train: Any, message: str) -> None:
+    with pytest.warns(UserWarning, match=message) as caught:
+        fit(tmp_path, TwoSampleCallback(sample_size=16), train=train)
+    (text,) = said(caught)
+    assert len(text) < 600
 
 
 def test_data_sets_loaders_and_tensors_are_accepted_for_either_side(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from trainers import QUIET, SmallNet, fit, images, loader, said, watcher
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
+from trainers import QUIET, SmallNet, fit, hook_count, images, loader, said, watcher
 
 pytestmark = QUIET
 
@@ -87,11 +87,44 @@ def test_the_training_probe_is_a_fixed_sample_through_the_batch_hooks_and_draws_
     watched, weights, numbers = train(callback)
     assert numbers == bare_numbers
     assert all(torch.equal(weights[key], bare_weights[key]) for key in weights)
-    assert [bare.indices[i : i + 90] for i in range(0, 270, 90)] == [watched.indices[i : i + 90] for i in (0, 150, 300)]
-    probes = [watched.indices[i : i + 60] for i in (90, 240, 390)]
+    assert [bare.indices[i : i + 90] for i in range(0, 270, 90)] == [watched.indices[i : i + 90] for i in (0, 151, 301)]
+    # Before the first probe one image tells the size of all.
+    probes = [watched.indices[i : i + 60] for i in (91, 241, 391)]
     assert probes[0] == probes[1] == probes[2] != sorted(probes[0])
     assert len(set(probes[0])) == 60
     assert callback.report.n_samples == 60
+
+
+@pytest.mark.parametrize("kind", ["no usable layer", "images of varying size"])
+def test_a_probe_without_maps_is_full_all_the_same(tmp_path: Path, kind: str) -> None:
+    """Else all validation images would be kept."""
+
+    class Other(SmallNet):
+        kept = 0
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            hooked = hook_count(self) > 0
+            self.kept += len(batch[0]) * hooked
+            x = batch[0][..., : 8 - batch_idx % 2]
+            self(x) if kind == "images of varying size" else self.head(x[:, 0, 0, :6])
+
+    ours, module = watcher(probe_size=40), Other()
+    with pytest.warns(UserWarning, match="Nothing is watched"):
+        fit(tmp_path, ours, module=module, val=loader(200, seed=1), max_epochs=1, num_sanity_val_steps=0)
+    assert 40 <= module.kept <= 60
+
+
+def test_the_positions_of_a_training_probe_are_drawn_once_in_a_fit(tmp_path: Path) -> None:
+    class Sampler(SequentialSampler):
+        copies = 0
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            Sampler.copies += 1
+            return self
+
+    data = loader(80).dataset
+    fit(tmp_path, watcher(probe="train"), train=DataLoader(data, 20, sampler=Sampler(data)), max_epochs=3)
+    assert Sampler.copies == 1
 
 
 class NoForward(SmallNet):

@@ -294,11 +294,11 @@ def test_validate_alone_compares_and_keeps_no_history(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"train_inputs": TRAIN[:0]}, "`train_inputs` should hold samples"),
+        ({"train_inputs": TRAIN[:0]}, "`train_inputs` should hold images"),
         ({"val_inputs": VAL[:, :, 1:]}, r"Found \(1, 8, 8\) and \(1, 7, 8\)"),
         ({"train_inputs": (TRAIN,)}, "`train_inputs` .* Found tuple"),
         ({"val_inputs": "data"}, "`val_inputs` .* Found str"),
-        ({"n": 0}, "Found `n = 0`"),
+        ({"sample_size": 0}, "Found `sample_size = 0`"),
         ({"batch_size": 0}, "Found `batch_size = 0`"),
         ({"significance": 2}, "Found `significance = 2`"),
         ({"log_figures": 1}, "`log_figures`"),

@@ -21,9 +21,9 @@ from lightning_anomaly import find_outliers
 from lightning_anomaly.capture.loaders import (
     batch_size_of,
     drawn_positions,
+    random_sample,
     reread,
     shuffles,
-    training_positions,
     unpadded_length,
 )
 
@@ -80,23 +80,9 @@ def test_a_sampler_draws_the_same_each_time_is_as_before_and_takes_no_random_num
     assert torch.equal(sampler.generator.get_state(), torch.Generator().manual_seed(7).get_state())
     weighted = WeightedRandomSampler([1.0] * 12, 5, generator=torch.Generator())
     loaders = DataLoader(data, 3, sampler=sampler), DataLoader(data, 3, sampler=weighted)
-    before = [training_positions(loader, 4, 0) for loader in loaders]
+    before = [random_sample(drawn_positions(loader) or [], 4, 0) for loader in loaders]
     list(islice(iter(sampler), 11)), list(weighted)  # the training's epoch
-    assert [training_positions(loader, 4, 0) for loader in loaders] == before
-
-
-@pytest.mark.parametrize("count", [5, 20])
-def test_the_training_sample_is_random_and_that_of_its_seed(count: int) -> None:
-    loader = DataLoader(DATA, 4, sampler=range(1, 12))
-    state = torch.get_rng_state()
-    first, again, other = (training_positions(loader, count, seed) for seed in (0, 0, 1))
-    batches = list(reread(loader, first))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert first == again != other
-    assert len(first) == len(set(first)) == min(count, 11)
-    assert set(first) <= ALL - {0}
-    assert [len(batch) for (batch,) in batches][:-1] == [4] * ((len(first) - 1) // 4)
-    assert torch.cat([batch for (batch,) in batches]).tolist() == first
+    assert [random_sample(drawn_positions(loader) or [], 4, 0) for loader in loaders] == before
 
 
 def test_batches_have_the_loader_s_size_or_64_items_or_are_items() -> None:
@@ -105,19 +91,13 @@ def test_batches_have_the_loader_s_size_or_64_items_or_are_items() -> None:
     assert sizes == [7, 64, None]
 
 
-def test_at_most_one_process_loads_started_as_those_of_the_loader() -> None:
+def test_processes_that_load_are_started_as_those_of_the_loader() -> None:
     loader = DataLoader(DATA, num_workers=2, multiprocessing_context="spawn", worker_init_fn=print)
-    for options, workers, method in (({}, 1, "spawn"), ({"num_workers": 2}, 2, "spawn"), ({"num_workers": 0}, 0, None)):
-        found = reread(loader, [1], **options)
+    for workers, method in ((2, "spawn"), (0, None)):
+        found = reread(loader, [[1]], num_workers=workers)
         context = found.multiprocessing_context
         assert (found.num_workers, context and context.get_start_method()) == (workers, method)
         assert (found.dataset, found.worker_init_fn) == (DATA, print)  # the one may reach for the other
-
-
-def test_a_data_set_without_an_index_is_an_error_that_names_it() -> None:
-    for loader, found in ((DataLoader(iter(DATA)), "DataLoader over .*iterator"), ([DATA], "Found list")):
-        with pytest.raises(ValueError, match=f"{found}.$"):
-            training_positions(loader, 3, 0)
 
 
 def test_samples_that_processes_get_twice_are_not_counted_also_in_a_batch_sampler() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_anomaly import TwoSampleCallback, analyze, two_sample_test
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers
-from lightning_anomaly.capture.probe import check_inputs, run, usable_layers
+from lightning_anomaly.capture.probe import open_inputs, run, usable_layers
 
 IMAGES = torch.randn(150, 1, 9, 9, generator=torch.Generator().manual_seed(0))
 
@@ -39,9 +39,9 @@ class Remembers(nn.Module):
         return self.norm(self.conv(total)).amax((2, 3))
 
 
-def maps_of(model: nn.Module, inputs: Any, **options: Any) -> dict[str, Tensor]:
+def maps_of(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
     capture = MapCapture(select_layers(model), rectify=False, max_map_side=9)
-    run(model, inputs, capture, **options)
+    run(model, open_inputs(inputs, "inputs", None), capture)
     return {name: layer.maps for name, layer in capture.maps.items()}
 
 
@@ -57,7 +57,7 @@ def test_buffers_are_as_before_after_each_batch(how: str) -> None:
     model(IMAGES[:5])
     own, values = model.state, model.state.clone()
     with pytest.raises(RuntimeError, match="must match"):
-        run(model, IMAGES, MapCapture({}))
+        run(model, open_inputs(IMAGES, "inputs", None), MapCapture({}))
     assert model.state is own
     assert torch.equal(own, values)
 
@@ -84,7 +84,8 @@ def test_models_of_other_kinds_give_their_maps(kind: str) -> None:
 )
 def test_batches_have_nearly_equal_sizes_up_to_the_largest(batch_size: int, expected: list[int]) -> None:
     sizes: list[int] = []
-    run(nn.Flatten(), IMAGES, MapCapture({}), batch_size=batch_size, take_output=lambda out: sizes.append(len(out)))
+    inputs = open_inputs(IMAGES, "inputs", batch_size)
+    run(nn.Flatten(), inputs, MapCapture({}), take_output=lambda out: sizes.append(len(out)))
     assert sizes == expected
 
 
@@ -116,13 +117,13 @@ def test_a_tuple_or_dict_is_one_call_and_no_input_is_changed() -> None:
     ("inputs", "found"),
     [
         (IMAGES.numpy(), "ndarray"),
-        (IMAGES[:0], r"shape \(0, 1, 9, 9\)"),
+        (IMAGES[:0], "none"),
         ((), r"\(\)"),
     ],
 )
 def test_what_cannot_be_a_probe_is_an_error(inputs: Any, found: str) -> None:
     with pytest.raises(ValueError, match=f"`images` should .* Found {found}"):
-        check_inputs(inputs, "images")
+        open_inputs(inputs, "images", None)
 
 
 def test_the_number_of_samples_is_given_or_that_of_most_layers() -> None:

@@ -24,7 +24,7 @@ def long(layers: int, validations: int, name: str = "layer4.{}.downsample.0") ->
 
 
 def drawn(history: list[dict[str, Any]]) -> Figure:
-    return comparison_figure(history, 0.01, 0.005)
+    return comparison_figure(history, 0.005)
 
 
 def cells(figure: Figure) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +67,7 @@ def test_each_layer_has_its_name_and_its_last_share() -> None:
     whether, where, *bars = drawn(HISTORY).axes
     legend = [text.get_text() for text in whether.get_legend().get_texts()]
     assert [text[:8] for text in (*legend, *(bar.get_xlabel() for bar in bars))] == [
-        *("p > 0.01", "p ≤ 0.01"),
+        *("p > 0.00", "p ≤ 0.00"),
         *("p > 0.00", "p ≤ 0.00"),
     ]
     assert [label.get_text() for label in where.get_yticklabels()] == ["a", "b", "c"]

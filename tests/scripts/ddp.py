@@ -39,7 +39,7 @@ def same_images(rank: int, world: int) -> Outcome:
         "val": AnomalyFilterCallback(probe_size=500),
         "train": AnomalyFilterCallback(probe="train", probe_size=81, log_key_prefix="train"),
     }
-    seen = fit(world, *probes.values(), TwoSampleCallback(n=81), max_epochs=2)
+    seen = fit(world, *probes.values(), TwoSampleCallback(sample_size=81), max_epochs=2)
     return {**seen, **{name: probe.report.to_dict() for name, probe in probes.items()}}
 
 

@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 from trainers import QUIET, SmallNet, hook_count, images, loader, quiet_trainer, watcher
 
-from lightning_anomaly import TwoSampleCallback
+from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping
 
 pytestmark = QUIET
 
@@ -117,6 +118,70 @@ def test_training_is_bit_identical(tmp_path: Any, module: Any, options: dict[str
     assert all(callback.report is not None for callback in callbacks)
     assert same(watched, bare)
     assert {look["hooks"] for look in watched[:-1]} == {0}
+
+
+class Drawn(TensorDataset):
+    """Draws from a generator of its own for each image, and counts them."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(images(60, seed=seed), torch.arange(60) % 3)
+        self.generator, self.count = np.random.default_rng(seed), 0
+
+    def __getitem__(self, index: int) -> Any:
+        self.count += 1
+        x, y = super().__getitem__(index)
+        return x + self.generator.random() + self.count / 1000, y
+
+
+def collate_drawn(generator: np.random.Generator) -> Any:
+    def collate(items: list[Any]) -> Any:
+        x, y = torch.utils.data.default_collate(items)
+        return x + torch.from_numpy(generator.random(x.shape)).float(), y
+
+    return collate
+
+
+class DrawingHooks(SmallNet):
+    """Its batch-transfer hook draws and counts, in training and in validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator, self.count = np.random.default_rng(5), 0
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.count += 1
+        return [batch[0] * (1 + self.generator.random() / 10 + self.count / 1000), batch[1]]
+
+
+@pytest.mark.filterwarnings("ignore:.* judges by 40 training and 40 validation images")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generators_and_counters_of_the_user_are_not_moved_on(tmp_path: Any, workers: int) -> None:
+    def fit(*callbacks: Any) -> Any:
+        torch.manual_seed(0)
+        train, val = (
+            DataLoader(
+                Drawn(seed),
+                20,
+                shuffle=seed == 0,
+                num_workers=workers,
+                collate_fn=collate_drawn(np.random.default_rng(seed)),
+            )
+            for seed in (0, 1)
+        )
+        module = DrawingHooks()
+        quiet_trainer(tmp_path, *callbacks).fit(module, train, val)
+        drawn = [train.dataset.generator.random(), val.dataset.generator.random(), module.generator.random()]
+        return module.state_dict(), drawn, [train.dataset.count, val.dataset.count, module.count]
+
+    # At every validation other images, as each is drawn anew: that is said.
+    changed = pytest.warns(UserWarning, match="of the probe changed")
+    compared = TwoSampleCallback(sample_size=40, max_memory_mb=0)
+    callbacks = [MAKE["val"](), MAKE["train"](), compared, TwoSampleEarlyStopping()]
+    with changed:
+        watched = fit(*callbacks)
+    assert compared.report is not None
+    assert callbacks[1].report is not None
+    assert same(watched, fit())
 
 
 class Half(FrozenNorm):

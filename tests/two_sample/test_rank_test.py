@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.two_sample.rank_test import (
-    layer_significance,
     random_divisions,
     rank_test,
     share_of_chance,
+    shares_of_chance,
 )
 
 RNG = torch.Generator().manual_seed(0)
@@ -68,5 +68,18 @@ def test_a_filter_with_one_value_tells_nothing() -> None:
     assert p_value.tolist() == [1, 1]
 
 
-def test_the_significance_of_a_layer_is_divided_by_their_number_and_no_smaller_than_a_p_value_can_be() -> None:
-    assert [layer_significance(0.01, layers) for layers in (0, 1, 8, 20)] == [0.01, 0.01, 0.00125, 0.001]
+def test_of_many_layers_chance_finds_any_as_often_as_one_and_a_layer_that_is_told_apart_is_found() -> None:
+    """Each division in turn is taken for the actual one: all are alike, so 1% of them may have a p-value of 1%."""
+    found = torch.randn(60, 1000, generator=RNG).exp().mul(3).round()
+    smallest = torch.rand(60, 1000, generator=RNG, dtype=torch.float64) / (1 + found)
+    p_values = [shares_of_chance(found.roll(-place, 1), smallest.roll(-place, 1)) for place in range(1000)]
+    least = torch.tensor([min(own) for own in p_values])
+    assert [int((least <= level).sum()) for level in (0.01, 0.05)] == [10, 50]
+    found[7, 0], smallest[7, 0] = 300, 1e-9
+    told = shares_of_chance(found, smallest)
+    assert told[7] == min(told) == 0.001
+    assert shares_of_chance(found[7:8], smallest[7:8]) == [0.001]
+
+
+def test_a_division_needs_a_kilobyte_for_each_image() -> None:
+    assert random_divisions(300, 500).untyped_storage().nbytes() == 999 * 500

@@ -29,7 +29,7 @@ def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_v
     values = torch.zeros(3000, n_train + n_val)
     for row in values:
         row[torch.randperm(len(row), generator=RNG)[:active]] = torch.rand(active, generator=RNG)
-    found, _ = _compare(values, n_train, torch.zeros(n_train + n_val, 0, dtype=torch.bool), 0.01)
+    found = _compare(values, torch.arange(n_train + n_val)[:, None] < n_train, 0.01).comparison
     rate = (found.p_value <= 0.01).double().mean().item()
     assert rate <= 0.01 + 4 * math.sqrt(0.01 / 3000)
     assert found.live.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))
@@ -152,7 +152,7 @@ def test_precision_three_axes_and_the_arguments_of_a_call_are_taken_as_they_are(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"train_inputs": IMAGES[:0]}, r"`train_inputs` should hold samples. Found shape \(0, 1, 9, 9\)"),
+        ({"train_inputs": IMAGES[:0]}, "`train_inputs` should hold images. Found none"),
         ({"val_inputs": None}, r"`val_inputs` should be a tensor .* Found NoneType"),
         ({"train_inputs": (IMAGES[:, :, :8],)}, r"of the same shape. Found \(1, 8, 9\) and \(1, 9, 9\)"),
         ({"significance": 0}, r"`significance` should be a number in \(0, 1\]. Found `significance = 0`"),

@@ -1,0 +1,166 @@
+"""Images of a tensor, a Dataset and a DataLoader are the same images to every function, and so are their errors."""
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from lightning_anomaly import analyze, find_outliers, two_sample_test
+from lightning_anomaly.capture.images import ImageSource
+
+IMAGES = torch.rand(120, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+OTHERS = torch.rand(120, 1, 6, 6, generator=torch.Generator().manual_seed(1)) * 1.2
+DATA = TensorDataset(IMAGES, torch.arange(120))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+
+
+FUNCTIONS: dict[str, Callable[[nn.Module, Any], Any]] = {
+    "analyze": lambda net, images: analyze(net, images).to_dict(),
+    "two_sample_test": lambda net, images: two_sample_test(net, images, OTHERS),
+    "find_outliers": lambda net, images: find_outliers(net, images),
+}
+VALUES: dict[str, Callable[[Any], Any]] = {
+    "analyze": lambda found: found,
+    "two_sample_test": lambda found: (found.filters, found.train_errors, found.layers["0"].p_value, found.p_value),
+    "find_outliers": lambda found: (found.scores, found.p_values, found.images),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_tensor_a_data_set_and_a_loader_give_the_same(net: nn.Module, name: str) -> None:
+    loader = DataLoader(DATA, 64, shuffle=True)
+    tensor, data_set, loaded = (VALUES[name](FUNCTIONS[name](net, images)) for images in (IMAGES, DATA, loader))
+    for found in (data_set, loaded):
+        if name == "analyze":
+            assert found == tensor
+        else:
+            assert all(torch.equal(*map(torch.as_tensor, pair)) if isinstance(pair[0], Tensor) else pair[0] == pair[1]
+                       for pair in zip(found, tensor, strict=True))  # fmt: skip
+
+
+class Stream(IterableDataset[Tensor]):
+    """Knows its length, and inherits an index that fails."""
+
+    def __iter__(self) -> Any:
+        return iter(IMAGES)
+
+    def __len__(self) -> int:
+        return 120
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (DataLoader(Stream(), 30), "Found Stream"),
+        (Stream(), "Found Stream"),
+        (DataLoader(DATA, batch_size=None), "Found `batch_size=None`: give"),
+        (DataLoader(DATA, 30, sampler=range(100)), "Found a sampler that leaves some out"),
+        ([*IMAGES], "Found list"),
+        (IMAGES.numpy(), "Found ndarray"),
+        (IMAGES[:0], "Found none"),
+    ],
+    ids=["loader of a stream", "stream", "no batches", "sampler", "list", "array", "empty"],
+)
+def test_what_cannot_be_read_is_the_same_short_error(net: nn.Module, name: str, images: Any, found: str) -> None:
+    with pytest.raises(ValueError, match=rf"^Parameter `\w+` should .*{found}") as caught:
+        FUNCTIONS[name](net, images)
+    assert len(str(caught.value)) < 300
+
+
+class Broken(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 120
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index in (0, 5):
+            raise OSError(f"image {index} is broken")
+        return IMAGES[index]
+
+
+@pytest.mark.parametrize("name", ["analyze", "two_sample_test"])
+def test_images_that_cannot_be_read_are_left_out_and_said(net: nn.Module, name: str) -> None:
+    with pytest.warns(
+        UserWarning, match=r"2 of the 120 images in `\w+` cannot be read, .* position 0 \(OSError: image 0"
+    ):
+        found = FUNCTIONS[name](net, Broken())
+    rest = IMAGES[[place for place in range(120) if place not in (0, 5)]]
+    expected = FUNCTIONS[name](net, rest)
+    if name == "analyze":
+        assert {**found, "notes": {}} == {**expected, "notes": {}}
+    else:
+        assert torch.equal(found.train_errors, expected.train_errors)
+
+
+GLOBAL = np.random.default_rng(3)
+
+
+class Noisy(Dataset[Tensor]):
+    """Draws from generators of every kind, counts its items, and holds what no copy can be made of."""
+
+    def __init__(self) -> None:
+        self.numpy, self.old, self.python = np.random.default_rng(0), np.random.RandomState(0), random.Random(0)
+        self.torch, self.lock, self.count, self.file = torch.Generator().manual_seed(0), threading.Lock(), 0, None
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Tensor:
+        self.count += 1
+        self.file = self.file or object()
+        noise = torch.rand((), generator=self.torch).item() + torch.rand(()).item() + np.random.rand() + random.random()
+        return IMAGES[index] + noise + self.numpy.random() + self.old.rand() + self.python.random() + GLOBAL.random()
+
+
+def collate() -> tuple[Any, np.random.Generator]:
+    generator = np.random.default_rng(0)
+
+    def add_noise(items: list[Tensor]) -> Tensor:
+        return torch.stack(items) + generator.random()
+
+    return add_noise, generator
+
+
+def test_reading_leaves_every_generator_and_attribute_as_it_was_and_is_the_same_again() -> None:
+    data, (collate_fn, generator) = Noisy(), collate()
+    own = data.numpy, generator, GLOBAL
+
+    def states() -> tuple[Any, ...]:
+        drawn = tuple(one.bit_generator.state["state"]["state"] for one in own)
+        shared = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+        own_others = data.torch.get_state().tolist(), data.python.getstate(), data.old.get_state()[1].tolist()
+        return (*drawn, *shared, *own_others, data.count, data.file)
+
+    before = states()
+    source = ImageSource(DataLoader(data, 10, collate_fn=collate_fn), "images")
+    first = [images for _, images in source.batches(range(40))]
+    assert states() == before
+    torch.rand(3), random.random(), np.random.rand()
+    again = [images for _, images in source.batches(range(40))]
+    assert all(map(torch.equal, first, again))
+    noise = torch.stack([(batch - IMAGES[:10]).flatten()[0] for batch in first])
+    assert len(noise.unique()) == 4  # the batches go on drawing
+
+
+def test_a_sample_is_random_that_of_its_seed_and_of_what_the_loader_draws() -> None:
+    loader = DataLoader(DATA, 4, sampler=range(1, 12))
+    state = torch.get_rng_state()
+    sources = [ImageSource(loader, "images", sample=5, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = ([*source.positions] for source in sources)
+    assert first == again != other
+    assert len({*first}) == 5
+    assert {*first} <= {*range(1, 12)}
+    assert torch.equal(torch.cat([*sources[0].readable()]), IMAGES[first])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sorted(ImageSource(loader, "images", sample=50).positions) == [*range(1, 12)]
