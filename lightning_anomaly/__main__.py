@@ -3,13 +3,15 @@
 The model is built from `--model` with the arguments that a Lightning checkpoint stores, or those of `--model-args`, and
 gets the checkpoint's weights. Images come from a folder, with or without a folder for each class, or from an .npz file:
 from its array `val_images`, else `test_images`, else the only array that it has. Files and uint8 arrays, (N, H, W) or
-(N, H, W, 3), are scaled to 0..1; floating-point ones, (N, C, H, W), are taken as they are, so normalise them like the
-training images.
+(N, H, W, 3), are scaled to 0..1; floating-point ones, (N, C, H, W), are taken as they are. A model that does not
+normalise its input in `forward` also needs the `--mean` and `--std` of the training's `Normalize`: without them it is
+judged on images that it has never seen the like of.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -20,12 +22,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from lightning_anomaly.analysis import analyze
 from lightning_anomaly.browser import page_text, write
 from lightning_anomaly.capture.hooks import evaluating
-from lightning_anomaly.capture.images import file_names
+from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
 from lightning_anomaly.image_files import ArrayImages, FolderImages, open_images, probe_positions
@@ -63,6 +64,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add("--model", required=True, metavar="MODULE:CLASS", help="what builds the model: a class or function")
         add("--data", required=True, type=Path, metavar="PATH", help="the images: a folder or an .npz file")
         add("--size", type=_positive, metavar="PIXELS", help="height and width to give to the images of a folder")
+        add("--mean", type=float, nargs="+", metavar="X", help="means by which the training normalises, of 0..1")
+        add("--std", type=_above_zero, nargs="+", metavar="X", help="its standard deviations, one or one per channel")
+        add("--device", type=_device, default="cpu", help="where the model runs, such as cuda, default: %(default)s")
         add("--model-args", type=_json_object, default={}, metavar="JSON", help="""such as '{"channels": 3}'""")
         add("--output", type=Path, default=folder, help="folder for what is written, default: %(default)s")
     add("--reference", type=Path, metavar="PATH", help="ordinary images, likewise, default: some of these")
@@ -76,6 +80,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _above_zero(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"it should be a number above 0. Found '{text}'.")
+    return number
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.empty(0, device=text).device
+    except (RuntimeError, AssertionError) as error:
+        message = f"it should be a device that torch finds here, such as cpu or cuda. Found '{text}': {error}"
+        raise argparse.ArgumentTypeError(" ".join(message.split())) from None
+
+
 def _json_object(text: str) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
@@ -86,17 +104,22 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def run_analysis(options: argparse.Namespace) -> None:
     """Analyze the first images, print the table and write the figures and the filter browser."""
-    model = load_model(options.checkpoint, options.model, options.model_args)
+    model = load_model(options.checkpoint, options.model, options.model_args).to(options.device)
     given = _open(model, options.data, options)
-    positions = probe_positions(given, 512)  # as in `AnomalyFilterCallback`
-    names, labels = (own and [own[position] for position in positions] for own in (file_names(given), given.labels))
-    images = torch.stack([given[position] for position in positions])
+    source = ImageSource(given, "--data")
+    read = [*source.batches(probe_positions(given, 512))]  # as many as in `AnomalyFilterCallback`
+    positions, images = (torch.cat(part) for part in zip(*read, strict=True))
+    known = [place for place, position in enumerate(positions.tolist()) if position not in source.unreadable]
+    chosen, images = positions[known].tolist(), images[known]
+    names, labels = (own and [own[position] for position in chosen] for own in (source.names, given.labels))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
         report = analyze(model, images, keep_images=True)
     if not report.layers:
         raise ValueError(f"`{options.model}` has no filters to analyze. {' '.join(merge_notes(report.notes).values())}")
     print(report)
+    for note in source.notes(len(positions)).values():
+        print(f"note: {note}")
     if labels is not None and len({*labels}) == 1:
         print(f"note: All images are of the class '{labels[0]}': give the folder with all classes as `--data`.")
     options.output.mkdir(parents=True, exist_ok=True)
@@ -116,20 +139,18 @@ def run_analysis(options: argparse.Namespace) -> None:
 
 def run_outliers(options: argparse.Namespace) -> None:
     """Score all images, print the table and write those that belong least."""
-    model = load_model(options.checkpoint, options.model, options.model_args)
+    model = load_model(options.checkpoint, options.model, options.model_args).to(options.device)
     images = _open(model, options.data, options)
-    reference = None
-    if options.reference is not None:
-        reference = DataLoader(_open(model, options.reference, options), batch_size=64)
+    reference = None if options.reference is None else _open(model, options.reference, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the notes, which the table has too
-        report = find_outliers(model, DataLoader(images, batch_size=64), reference)
+        report = find_outliers(model, images, reference)
     print(report)
     options.output.mkdir(parents=True, exist_ok=True)
-    report.save_csv(options.output / "outliers.csv", options.top)
-    report.plot(options.top).savefig(options.output / "outliers.png")
     gallery = options.output / "outliers.html"
     report.save_html(gallery, title=f"{options.model} on {options.data.name}")
+    report.save_csv(options.output / "outliers.csv", options.top)
+    report.plot(options.top).savefig(options.output / "outliers.png")
     print(f"to look through them and tick some: open {gallery}")
     print(f"in {options.output}: outliers.csv, outliers.png")
 
@@ -137,10 +158,11 @@ def run_outliers(options: argparse.Namespace) -> None:
 def _open(model: nn.Module, path: Path, options: argparse.Namespace) -> ArrayImages | FolderImages:
     """Open images, and run the model once on zeros, so that images of another kind are named before the work begins."""
     first = next(iter(select_layers(model).values()), None)
-    images = open_images(path, options.size, gray=getattr(first, "in_channels", 3) == 1)
+    images = open_images(path, options.size, getattr(first, "in_channels", 3) == 1, options.mean, options.std)
+    print(f"images of {path.name}: {images.scaling}")
     try:
         with evaluating(model), torch.no_grad():
-            model(torch.zeros(2, *images.shape))
+            model(torch.zeros(2, *images.shape, device=options.device))
     except Exception as error:  # whatever the user's model raises
         raise ValueError(
             f"`{options.model}` cannot take the images of `{path.name}`, {images.shape} (channels, height, width): "
@@ -153,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what a user got wrong ends in one sentence instead of a traceback."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # for `--model`: only `python -m` looks there by itself
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not know the letters of a file's name
+            stream.reconfigure(errors="backslashreplace")
     try:
         options = parse(arguments)
         options.run(options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +12,71 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_anomaly.tables import listed
+
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 
 
-def open_images(path: Path, size: int | None, gray: bool) -> ArrayImages | FolderImages:
-    """Open the images of an .npz file or a folder, whose images get a `size` (pixels), and one channel if `gray`."""
-    if not path.is_dir():
-        return ArrayImages(path)
-    if size is None:
+def open_images(
+    path: Path, size: int | None, gray: bool, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> ArrayImages | FolderImages:
+    """Open the images of an .npz file or a folder, whose images get a `size` (pixels), and one channel if `gray`.
+
+    They are normalised by `mean` and `std`, each a number for all channels or one for each.
+    """
+    if path.is_dir() and size is None:
         raise ValueError(f"`--size` should be given for the folder `{path}`, in pixels: `--size 224`, for example.")
-    return FolderImages(path, size, gray)
+    images = FolderImages(path, size, gray) if path.is_dir() and size else ArrayImages(path)
+    for option, given in (("--mean", mean), ("--std", std)):
+        if given is not None and len(given) not in (1, images.shape[0]):
+            raise ValueError(
+                f"`{option}` should have one number, or one for each of the {images.shape[0]} channels. Found {given}."
+            )
+    images.normalise(mean or [0.0], std or [1.0])
+    return images
 
 
-class ArrayImages(Dataset[Tensor]):
+class _Images(Dataset[Tensor]):
+    """Images that are normalised as in training."""
+
+    scaling = "scaled to 0..1"  # what is done to them, in words
+    _moments: tuple[Tensor, Tensor] | None = None
+
+    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Subtract a mean from each channel from now on, and divide it by a standard deviation."""
+        if any(mean) or any(own != 1 for own in std):
+            self._moments = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+            self.scaling += f", then normalised by the mean {listed(mean)} and the standard deviation {listed(std)}"
+        elif "0..1" in self.scaling:
+            self.scaling += ", not normalised (see `--mean`)"
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = self._read(index)
+        return image if self._moments is None else (image - self._moments[0]) / self._moments[1]
+
+    def _read(self, index: int) -> Tensor:
+        raise NotImplementedError
+
+
+class ArrayImages(_Images):
     """The images of an .npz file, as float32 one by one: those of a large file together take four times its memory."""
 
     labels: None = None
 
     def __init__(self, path: Path) -> None:
         self._array = _read_array(path)
+        if self._array.dtype != np.uint8:
+            self.scaling = "taken as they are in the file"
         self.shape = tuple(self[0].shape)
 
     def __len__(self) -> int:
         return len(self._array)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def _read(self, index: int) -> Tensor:
         return _as_image(self._array[index])
 
 
-class FolderImages(Dataset[Tensor]):
+class FolderImages(_Images):
     """The images in a folder and below it, in the order of their names; a folder in it is a class.
 
     A `transform` makes a tensor of an image of Pillow's. Without one an image is scaled until it covers a square of
@@ -67,11 +103,12 @@ class FolderImages(Dataset[Tensor]):
         self.labels = own if classes != [""] else None
         self.targets = [number for _, number in self.samples] if self.labels else []
         self.shape = (1 if gray else 3, size, size)
+        self.scaling = f"scaled to {size}x{size} pixels and to 0..1"
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def _read(self, index: int) -> Tensor:
         from PIL import Image, ImageOps
 
         channels, height, width = self.shape

@@ -1,6 +1,7 @@
 """The command line as people use it, and the mistakes of a newcomer in one sentence."""
 
 import csv
+import os
 import runpy
 import shlex
 import sys
@@ -79,7 +80,7 @@ def test_the_table_is_printed_and_the_figures_written(folder, tmp_path, capsys):
     )  # `analyze` is the default
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.splitlines()[2].split()[:2] == ["0", "4"]
+    assert out.splitlines()[3].split()[:2] == ["0", "4"]
     files = ["browser.html", "filters.png", "outliers.png", "verdicts.png"]
     assert sorted(path.name for path in output.iterdir()) == files
     assert all(name in out for name in files)
@@ -127,7 +128,7 @@ def test_outliers_are_listed_written_and_drawn(folder, tmp_path, capsys):
     command("outliers", folder / "weights.pt", *NET, *options)
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.splitlines()[2].split()[0] == "1"
+    assert out.splitlines()[4].split()[0] == "1"
     assert (tmp_path / "outliers.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "outliers.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "outliers.csv").open() as file:
@@ -166,7 +167,7 @@ def test_a_checkpoint_of_a_training_with_our_callbacks_is_tensors_and_plain_valu
     assert same(load_model(tmp_path / "last.ckpt", "trainers:SmallNet").state_dict(), module.state_dict())
     options = ("--model", "trainers:SmallNet", "--data", folder / "images.npz", "--output", tmp_path)
     command("analyze", tmp_path / "last.ckpt", *options)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:4]] == ["conv1", "conv2"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[3:5]] == ["conv1", "conv2"]
 
 
 class Evil:
@@ -185,6 +186,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no arguments": ({"--model": f"{HERE}:Wide"}, "`--model-args`"),
     "another model": ({"--model": "trainers:SmallNet"}, "Missing key"),
     "a top of 0": ({"--top": "0"}, "Found '0'"),
+    "a deviation of 0": ({"--std": "0"}, "a number above 0. Found '0'"),
+    "no such device": ({"--device": "abacus"}, "Found 'abacus'"),
     "arguments that are no JSON": ({"--model-args": "channels=3"}, "Found 'channels=3'"),
     "arguments that are a list": ({"--model-args": "[3]"}, "Found '[3]'"),
     "no file": ({"weights": None}, "No such file"),
@@ -247,11 +250,12 @@ def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8
 
 
 class TestFolders:
-    def test_outliers_have_names_and_files_that_cannot_be_read_are_the_first(self, folder, tmp_path, capsys):
+    def test_files_that_cannot_be_read_or_whose_names_are_no_utf_8_end_nothing(self, folder, tmp_path, capsys):
         photos, draw = tmp_path / "photos", np.random.default_rng(0)
         for index in range(120):
             pixels = draw.integers(0, 100, (12, 12)) if index != 7 else np.linspace(100, 255, 144).reshape(12, 12)
-            path = photos / ("cats", "dogs")[index % 2] / f"{index:03}.png"
+            name = f"{index:03}.png" if index != 7 else os.fsdecode(b"caf\xe9.png")  # as Latin-1 has it
+            path = photos / ("cats", "dogs")[index % 2] / name
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(path)
         (photos / "cats" / "000.png").write_bytes(b"no image")
@@ -259,9 +263,29 @@ class TestFolders:
         options = ("--data", photos, "--size", 8, "--top", 3, "--output", tmp_path)
         command("outliers", folder / "weights.pt", *NET, *options)
         assert "1 of the 120 images cannot be read, the first at position 0" in capsys.readouterr().out
-        with (tmp_path / "outliers.csv").open() as file:
+        with (tmp_path / "outliers.csv").open(encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
-        assert [(row["name"], row["position"]) for row in rows][:2] == [("cats/000.png", "0"), ("dogs/007.png", "63")]
+        found = [(os.fsencode(row["name"]), row["position"]) for row in rows][:2]
+        assert found == [(b"cats/000.png", "0"), (b"dogs/caf\xe9.png", "119")]
+        assert (tmp_path / "outliers.html").stat().st_size > 0
+        command("analyze", folder / "weights.pt", *NET, *options[:4], "--output", tmp_path)
+        out = capsys.readouterr().out
+        assert "1 of the 120 images in `--data` cannot be read, the first at position 0 (UnidentifiedImageError" in out
+        assert (tmp_path / "browser.html").stat().st_size > 0
+
+    def test_images_are_normalised_as_in_training_and_it_says_how(self, folder, tmp_path, capsys):
+        picture(tmp_path / "photos" / "a.png", (51, 102, 255))
+        found = open_images(tmp_path / "photos", 8, False, [0.5, 0.0, 0.5], [0.25])
+        torch.testing.assert_close(found[0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
+        with pytest.raises(ValueError, match=r"`--mean` should have one number, or one for each of the 3 channels"):
+            open_images(tmp_path / "photos", 8, False, [0.5, 0.0])
+        for given, said in (
+            ((), "0..1, not normalised (see `--mean`)"),
+            (("--std", "0.25", "--mean", "0.5"), "mean 0.5"),
+        ):
+            options = ("--data", folder / "images.npz", "--output", tmp_path, "--device", "cpu", *given)
+            command("analyze", folder / "weights.pt", *NET, *options)
+            assert said in capsys.readouterr().out.splitlines()[0]
 
     def test_images_cover_a_square_of_the_size(self, tmp_path):
         picture(tmp_path / "B.JPG", (51, 51, 51), (40, 20))

@@ -49,7 +49,7 @@ def temporary_path(name: str) -> Path:
 def write(path: str | Path, text: str) -> None:
     """Write a page, and create the folders that are missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
 
 
 def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
