@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.models import get_model
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, analyze, find_outliers
@@ -142,6 +142,48 @@ def large(device: str, quick: bool) -> Iterator[Row]:
             yield {"network": name, "images": images, "side": side, **row}
 
 
+class _Noise(Dataset[tuple[Tensor, int]]):
+    """Images that are made when they are read, as those of a folder are."""
+
+    def __init__(self, images: int, side: int) -> None:
+        self.images, self.side = images, side
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.randn(
+            3, self.side, self.side, generator=torch.Generator().manual_seed(10_000 * index + self.images)
+        ), index % 10
+
+
+_WATCHERS: dict[str, Callable[[], list[pl.Callback]]] = {
+    "none": lambda: [],
+    "AnomalyFilterCallback": lambda: [AnomalyFilterCallback(log_figures=False)],
+    "AnomalyFilterCallback, training probe": lambda: [AnomalyFilterCallback(probe="train", log_figures=False)],
+    "TwoSampleCallback": lambda: [TwoSampleCallback(log_figures=False)],
+    "TwoSampleCallback, all images kept": lambda: [TwoSampleCallback(log_figures=False, max_memory_mb=10_000)],
+}
+
+
+def _prepare_fit(name: str, network: str, images: int, side: int) -> Callable[[], Any]:
+    """Return a fit of a few batches with two validations, once the callback has loaded what is compiled."""
+    _WORK["analyze"](_network("lenet5"), _noise(200, 32))
+    module = Classifier(_network(network).train())
+    train, val = (DataLoader(_Noise(count, side), 16) for count in (images, images + 1))
+    trainer = pl.Trainer(**SILENT, accelerator="cpu", devices=1, max_epochs=2, limit_train_batches=2,
+                         limit_val_batches=images // 32, callbacks=_WATCHERS[name]())  # fmt: skip
+    return partial(trainer.fit, module, train, val)
+
+
+def memory(device: str, quick: bool) -> Iterator[Row]:
+    """The peak memory of a fit with each callback, of images of 224x224, on the CPU."""
+    arguments = ("lenet5", 128, 32) if quick else ("mobilenet_v3_small", 1024, 224)
+    found = in_fresh_processes({name: partial(_prepare_fit, name, *arguments) for name in _WATCHERS}, 1)
+    for name, row in found.iterrows():
+        yield {"network": arguments[0], "side": arguments[2], "callback": name, **row}
+
+
 def outliers(device: str, quick: bool) -> Iterator[Row]:
     """`find_outliers` on a whole data set beside a forward pass, in batches of 64, on the CPU."""
     arguments = ("lenet5" if quick else "alexnet", 300 if quick else 50_000, 32)
@@ -188,4 +230,4 @@ def _open(file: Path) -> None:
         page.wait_for_selector("html[data-shown]")
 
 
-PARTS = {part.__name__: part for part in (speed, growth, overhead, large, outliers, processes, browser)}
+PARTS = {part.__name__: part for part in (speed, growth, overhead, large, memory, outliers, processes, browser)}
