@@ -36,7 +36,7 @@ class Untouched:
     def __init__(self, *owners: Any) -> None:
         roots = [*owners, *(owner.__self__ for owner in owners if isinstance(owner, MethodType))]
         reached, known = _reachable(roots), {*map(id, roots)}
-        holders = (one for one in reached if id(one) in known or isinstance(one, Dataset))
+        holders = (one for one in reached if id(one) in known or issubclass(type(one), Dataset))
         self._owners = [one for one in holders if hasattr(one, "__dict__")]
         self._generators = [
             (one, *access) for one in reached for kind, access in _GENERATORS.items() if issubclass(type(one), kind)
@@ -76,11 +76,11 @@ def _reachable(roots: Iterable[Any]) -> list[Any]:
         if id(one) in seen or issubclass(type(one), _LEAVES):
             continue
         seen[id(one)] = one
-        if isinstance(one, FunctionType):
+        if type(one) is FunctionType:  # not `isinstance`, which asks an object for its class, and some warn then
             names = [name for name in one.__code__.co_names if name in one.__globals__]
             queue += [one.__globals__[name] for name in names]
             queue += [*(one.__closure__ or ()), *(one.__defaults__ or ())]
-        elif not (isinstance(one, (list, tuple, dict, set)) and len(one) > _LARGE):
+        elif not (issubclass(type(one), (list, tuple, dict, set)) and len(one) > _LARGE):
             methods = (getattr(type(one), name, None) for name in ("__getitem__", "__call__"))
             queue += [*gc.get_referents(one), *(method for method in methods if isinstance(method, FunctionType))]
     return [*seen.values()]
