@@ -120,25 +120,24 @@ class TwoSampleEarlyStopping(StoppingCallback):
         self._warn_of_output()
         if not self._rises or (self.confirm is None and not anew):
             return None
-        trend, report = loss_trend(self._losses), self._watched.report
+        now, gap, trend = self._rises[-1], f"{self.threshold:g}", loss_trend(self._losses)
         if self.confirm is None:
             self.wait_count = last_above(self._rises, self.threshold)
-            stops, why = self.wait_count >= self.patience, f" for {times(self.wait_count)}"
+            if self.wait_count < self.patience:
+                return None
+            told = f"has been above {gap} for {times(self.wait_count)}"
         else:
             self.wait_count = 0 if trend is None else trend.waited
-            stops, why = self._rises[-1] > self.threshold and confirms(trend, self.patience), ""
-        if not stops:
-            return None
-        if trend is not None:
-            why = (
-                f", and the smoothed '{self._loss}', now {trend.average:.4g}, has not been below {trend.lowest:.4g} "
-                f"since epoch {self._epochs[trend.place]}"
-            )
-        where = report.where if isinstance(report, TwoSampleReport) else "nowhere"
+            if trend is None or not (now > self.threshold and confirms(trend, self.patience)):
+                return None
+            lowest = f"has not been below {trend.lowest:.4g} since epoch {self._epochs[trend.place]}"
+            told = f"is above {gap}, and the smoothed '{self._loss}', now {trend.average:.4g}, {lowest}"
+        report = self._watched.report
+        apart = isinstance(report, TwoSampleReport) and report.where != "nowhere"
         return (
-            f"The network knows its training images: relative to them it expects {100 * self._rises[-1]:.0f}% more "
-            f"errors on validation images than at its lowest level, so {self.monitor} = {self._rises[-1]:.3f} is "
-            f"above {self.threshold:g}{why}{'' if where == 'nowhere' else f'; the two are told apart {where}'}."
+            f"The network knows its training images: relative to them it expects {100 * now:.0f}% more errors on "
+            f"validation images than at its lowest level, so {self.monitor} = {now:.3f} "
+            f"{told}{f'; the two are told apart {report.where}' if apart else ''}."
         )
 
     def _state(self) -> str:
@@ -159,7 +158,8 @@ class TwoSampleEarlyStopping(StoppingCallback):
         if not isinstance(report, TwoSampleReport):
             return
         if not report.compares_output and not self._rises:
-            self._warn_once("no output", "TwoSampleEarlyStopping cannot stop this run: the output is not compared.")
+            what = "TwoSampleEarlyStopping cannot stop this run as long as the output is not compared."
+            self._warn_once("no output", what)
         elif min(report.n_train, report.n_val) < _MIN_IMAGES:
             self._warn_once(
                 "few images",
