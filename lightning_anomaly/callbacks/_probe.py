@@ -158,13 +158,13 @@ def is_empty_result(report: AnomalyReport) -> bool:
 @contextmanager
 def unlogged(pl_module: Any) -> Iterator[None]:
     """Drop what the module logs inside, in its `forward` for example: it is of a probe, not of the validation."""
-    own = {name: value for name, value in vars(pl_module).items() if name == "log"}  # a user may have set one
+    before = {name: value for name, value in vars(pl_module).items() if name == "log"}  # a user may have set one
     vars(pl_module)["log"] = lambda *_, **__: None
     try:
         yield
     finally:
         del vars(pl_module)["log"]
-        vars(pl_module).update(own)
+        vars(pl_module).update(before)
 
 
 def transferred_images(trainer: Any, pl_module: Any) -> dict[str, Any]:

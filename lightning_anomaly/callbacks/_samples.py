@@ -54,13 +54,14 @@ class ProbeSamples:
         """Copy what may be classes of any batch of the validation: its first int64 numbers, one for each sample."""
         images = first_tensor(batch)
         rows = None if images is None else images.shape[:1]
-        targets = (own.clone() for own in tensors_in(batch) if own.dtype == torch.int64 and own.shape == rows)
+        numbers = (tensor for tensor in tensors_in(batch) if tensor.dtype == torch.int64)
+        targets = (tensor.clone() for tensor in numbers if tensor.shape == rows)
         self._targets.append(next(targets, None))
 
     @property
     def pixels(self) -> Tensor:
         """A few pixels of each sample, to know them again."""
-        return torch.cat([own.cpu() for own in self._pixels]) if self._pixels else torch.zeros(0, device="cpu")
+        return torch.cat([pixels.cpu() for pixels in self._pixels]) if self._pixels else torch.zeros(0, device="cpu")
 
     @property
     def images(self) -> Tensor | None:
@@ -73,7 +74,7 @@ class ProbeSamples:
 
     def classes(self, samples: int, outputs: int) -> Tensor | None:
         """The classes of the whole validation; None if unknown, or not of as many `samples` and `outputs`."""
-        targets = [own for own in self._targets if own is not None]
+        targets = [batch for batch in self._targets if batch is not None]
         if not targets or len(targets) < len(self._targets):
             return None
         found = torch.cat(targets).cpu()
@@ -88,8 +89,8 @@ def probe_class_names(loaders: Any) -> tuple[str, ...]:
 def label_texts(classes: Tensor, predicted: Tensor, loaders: Any) -> list[str]:
     """The class of each sample `(N,)`, by its name if there is one, and what is predicted if that is another."""
     names = dict(enumerate(probe_class_names(loaders)))
-    own, other = ([str(names.get(place, place)) for place in part.tolist()] for part in (classes, predicted))
-    return [one if one == two else f"{one}, predicted {two}" for one, two in zip(own, other, strict=True)]
+    true, found = ([str(names.get(place, place)) for place in part.tolist()] for part in (classes, predicted))
+    return [one if one == two else f"{one}, predicted {two}" for one, two in zip(true, found, strict=True)]
 
 
 def probe_files(loaders: Any, samples: int) -> list[str] | None:

@@ -141,17 +141,14 @@ class WatchingCallback(LoggingCallback):
         """What is logged where a validation finds nothing, in a sentence with a space before it."""
         if self._has_found(trainer):
             return " The last values are logged again."
-        return f" Nothing is watched: the logged values stand for nothing.{advice}{self._dead_monitors(trainer)}"
+        return f" Nothing is watched: the logged values are placeholders.{advice}{self._dead_monitors(trainer)}"
 
     def _dead_monitors(self, trainer: Any) -> str:
-        """Name the keys that callbacks monitor where nothing is watched, in a sentence with a space before it.
-
-        With finite patience an EarlyStopping stops a training for nothing, so not "never fires".
-        """
-        keys = {key for key in (getattr(own, "monitor", None) for own in trainer.callbacks) if isinstance(key, str)}
+        """Name the keys that callbacks monitor where nothing is watched, in a sentence with a space before it."""
+        keys = {key for key in (getattr(one, "monitor", None) for one in trainer.callbacks) if isinstance(key, str)}
         ours = f"{self.log_key_prefix}/", f"{self.log_key_prefix}_layers/"
-        own = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(ours))
-        return f" What monitors {own} waits in vain." if own else ""
+        dead = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(ours))
+        return f" Callbacks that monitor {dead} will only see a constant." if dead else ""
 
     def _warn_of(self, trainer: Any, notes: Mapping[str, str], found: bool) -> None:
         """Warn of those notes of a report that have not been said; in one sentence where nothing was `found`."""

@@ -194,7 +194,7 @@ class AnomalyPruneCallback(LoggingCallback):
         """Find out whether it is time to mask."""
         epoch = trainer.current_epoch
         self._armed = self._armed or not self._risen
-        asked = any(own <= epoch and own not in self._done for own in self.at_epoch)
+        asked = any(at <= epoch and at not in self._done for at in self.at_epoch)
         self._due = asked or (self._armed and self._risen)
         if self._due and len(self._summaries) < self.min_votes:
             self._due = False
@@ -322,5 +322,5 @@ class AnomalyPruneCallback(LoggingCallback):
 
 def _pruned_layers(callbacks: list[Any]) -> list[Any]:
     """The layers whose weights Lightning's ModelPruning will replace, which it keeps privately."""
-    prunes = (own for own in callbacks if any(cls.__name__ == "ModelPruning" for cls in type(own).__mro__))
-    return [layer for own in prunes for layer, name in own._parameters_to_prune if name == "weight"]
+    prunes = (prune for prune in callbacks if any(cls.__name__ == "ModelPruning" for cls in type(prune).__mro__))
+    return [layer for prune in prunes for layer, name in prune._parameters_to_prune if name == "weight"]

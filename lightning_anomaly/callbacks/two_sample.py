@@ -220,7 +220,7 @@ class TwoSampleCallback(WatchingCallback):
         report = self._fresh
         assert report is not None
         output = report.compares_output  # else the values would say that it knows nothing of the training images
-        some = output or any(own.live.any() for own in report.layers.values())
+        some = output or any(layer.live.any() for layer in report.layers.values())
         self._warn_of(trainer, report.notes, some)
         if not some and self._has_found(trainer):
             return None
@@ -251,7 +251,7 @@ class TwoSampleCallback(WatchingCallback):
                 "step": trainer.global_step,
                 "metrics": dict(self._values),
                 "compares_output": found is not None and found.compares_output,
-                "share_p_values": {name: own.share_p_value for name, own in layers.items() if own.live.any()},
+                "share_p_values": {name: layer.share_p_value for name, layer in layers.items() if layer.live.any()},
             }
         )
         if self._due:

@@ -256,7 +256,7 @@ class Diverges(SmallNet):
         nn.init.constant_(self.conv1.weight, math.nan)
 
 
-WAITS = "Nothing is watched.* 'anomaly_filters/count' waits in vain"
+WAITS = "Nothing is watched.* 'anomaly_filters/count' will only see a constant"
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_where_nothing_is_found_values_are_repeated_and_are_no_level_of_a_rise_n
     assert {entry["metrics"]["rise"] for entry in ours.history} == {0}
     assert [event["epoch"] for event in prune.events] == [7]  # three reports, of which two have to agree
     for _ in range(2):  # each validation is told
-        with pytest.warns(UserWarning, match="fewer than .* stand for nothing"):
+        with pytest.warns(UserWarning, match="fewer than .* are placeholders"):
             (logged,) = quiet_trainer(tmp_path, ours).validate(SmallNet(), loader(5), verbose=False)
         assert logged["anomaly_filters/count"] == logged["anomaly_filters/rise"] == 0  # not what the fit found
 
@@ -359,7 +359,7 @@ def test_without_validation_there_is_one_warning(tmp_path: Any) -> None:
     with pytest.warns(UserWarning, match="this Trainer has none: ") as caught:
         trainer.fit(SmallNet(), loader())
     (text,) = said(caught)
-    assert text.endswith("'anomaly_filters/rise' waits in vain.")
+    assert text.endswith("'anomaly_filters/rise' will only see a constant.")
     assert trainer.current_epoch == 2
     assert ours.history == []
     assert "anomaly_filters/count" not in trainer.callback_metrics
