@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import numba
+from numba.core import event
 
-__all__ = ["compile_loop"]
+__all__ = ["compile_loop", "compile_time"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -23,3 +25,9 @@ def compile_loop(**options: Any) -> Callable[[_Function], _Function]:
         return compiled
 
     return decorate
+
+
+def compile_time(take: Callable[[float], None]) -> AbstractContextManager[None]:
+    """Tell `take`, at the end, how long numba compiled loops meanwhile (seconds), if it did."""
+    timer: AbstractContextManager[None] = event.install_timer("numba:compile", take)
+    return timer

@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_anomaly.browser import EpochPoints, page_text
-from lightning_anomaly.callbacks._loggers import log_figure, log_overlay_layout, log_page, loss_tags
+from lightning_anomaly.callbacks._loggers import log_figure, log_page, loss_tags
 from lightning_anomaly.capture.drawing import drawn
-from lightning_anomaly.plots import FIGURES, outlier_images
+from lightning_anomaly.plots import FIGURES, curves_figure, outlier_images
 from lightning_anomaly.report import AnomalyReport
 
 if TYPE_CHECKING:
@@ -25,39 +26,16 @@ Guard = Callable[[str], AbstractContextManager[None]]  # of a callback, see `Gua
 class FigureSchedule:
     """Figures and filter browser of a fit, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
 
-    Which analysis is the last is known only afterwards: what they show of one stays until the next. The layout of the
-    charts is logged even if neither is enabled.
+    Which analysis is the last is known only afterwards: what they show of one stays until the next.
     """
 
-    def __init__(self, prefix: str, overlay_tags: list[str] | None, figures: bool, guard: Guard) -> None:
+    def __init__(self, prefix: str, figures: bool, guard: Guard) -> None:
         self._prefix = prefix
-        self._overlay_tags = overlay_tags
         self._figures = figures
         self._guard = guard
-        self._layout_done = False
         self._pending: tuple[AnomalyReport, Tensor | None, Mapping[str, Any], int] | None = None
         self._drawn = False  # whether figures of what is pending were logged
         self._epochs = EpochPoints()
-
-    def lay_out(self, trainer: Any, last_chance: bool = False) -> None:
-        """Lay losses and the fraction of anomaly filters into one chart, once the losses' names are known.
-
-        Call it in all processes, in `on_validation_end` and `on_fit_end` alone: reading `trainer.logged_metrics` may
-        reduce what was logged, which one process must not do by itself, nor all of them before Lightning does. A
-        training loss that is logged by epoch has no value in the first validation, and TensorBoard takes one layout
-        from a run.
-        """
-        if self._layout_done:
-            return
-        losses = self._overlay_tags or [*loss_tags(trainer.logged_metrics).values()]
-        waiting = len(losses) < 2 or (losses[0].endswith("_step") and trainer.current_epoch == 0)
-        if self._overlay_tags is None and waiting and not last_chance:
-            return
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                with self._guard(f"log a chart layout to {type(logger).__name__}"):
-                    log_overlay_layout(logger, [*losses, f"{self._prefix}/fraction"], self._prefix)
-        self._layout_done = True
 
     def take(
         self, report: AnomalyReport, images: Tensor | None, told: Mapping[str, Any], epoch: int, step: int
@@ -75,15 +53,18 @@ class FigureSchedule:
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Log what is due, or not shown yet after the `last` analysis; after `remember_losses`.
 
-        The page of the last analysis is logged once more: the training loss of its epoch is known only now.
+        The curves and the page of the last analysis are logged once more: the training loss of its epoch is known only
+        now. One line says where the page lies.
         """
         due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
         if self._pending is None or not (last or due):
             return
         report, outliers, told, step = self._pending
-        if self._figures and not self._drawn and report.layers:
-            for name, draw in FIGURES.items():
-                figure = partial(draw, report, outliers)
+        if self._figures and report.layers:
+            figures: dict[str, Callable[[], Figure | None]] = {"curves": partial(curves_figure, history)}
+            if not self._drawn:
+                figures |= {name: partial(draw, report, outliers) for name, draw in FIGURES.items()}
+            for name, figure in figures.items():
                 log_drawn(trainer.loggers, f"{self._prefix}/{name}", figure, step, self._guard)
         self._drawn = True
         if last:
@@ -94,7 +75,9 @@ class FigureSchedule:
             page = page_text(report, title, history=history, frames=frames, **told)
             for logger in trainer.loggers:
                 with self._guard(f"log a page to {type(logger).__name__}"):
-                    log_page(logger, f"{self._prefix}/browser", page, step)
+                    path = log_page(logger, f"{self._prefix}/browser", page, step)
+                    if last and path:
+                        rank_zero_info(f"The filters and images of this run, epoch by epoch: open {path}")
 
 
 def is_due(number: int) -> bool:

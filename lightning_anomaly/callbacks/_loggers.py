@@ -1,4 +1,4 @@
-"""Figures and chart layouts to whatever loggers the Trainer has.
+"""Figures and pages to whatever loggers the Trainer has.
 
 A logger is known by what it can do, not by its class, because `lightning` and `pytorch_lightning` have two sets of
 classes. "Can do" is asked of its type: Lightning's dummies answer to every name, but their types do not. Call these
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -34,8 +34,8 @@ def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
         _write(os.path.dirname(experiment.metrics_file_path), file, figure._repr_png_())
 
 
-def log_page(logger: Any, name: str, page: str, step: int) -> None:
-    """Log an HTML page, as a file beside TensorBoard's or CSVLogger's, where only the newest page is kept."""
+def log_page(logger: Any, name: str, page: str, step: int) -> str | None:
+    """Log an HTML page; return its path if it is a file, of which TensorBoard and CSVLogger keep the newest."""
     experiment: Any = getattr(logger, "experiment", None)
     kind, file = _kind(logger), f"{_file_name(name)}.html"
     if kind == "wandb":
@@ -44,13 +44,14 @@ def log_page(logger: Any, name: str, page: str, step: int) -> None:
         # Not as a string, which may be a path; without `inject`, which adds a style sheet from the network.
         logger.log_metrics({name: wandb.Html(io.StringIO(page), inject=False)}, step)
     elif kind == "tensorboard" and isinstance(folder := getattr(experiment, "log_dir", None), str):
-        _write(folder, file, page.encode())
+        return _write(folder, file, page.encode())
     elif kind == "mlflow":
         experiment.log_text(logger.run_id, page, file)
     elif kind == "comet":
         experiment.log_asset_data(page, name=file, overwrite=True, step=step)
     elif kind == "csv":
-        _write(os.path.dirname(experiment.metrics_file_path), file, page.encode())
+        return _write(os.path.dirname(experiment.metrics_file_path), file, page.encode())
+    return None
 
 
 def _kind(logger: Any) -> str:
@@ -63,21 +64,6 @@ def _kind(logger: Any) -> str:
     if _can(experiment, "log_figure"):
         return "mlflow" if hasattr(type(logger), "run_id") else "comet"  # MLflow's client serves many runs
     return "csv" if isinstance(getattr(experiment, "metrics_file_path", None), str) else ""
-
-
-def log_overlay_layout(logger: Any, tags: Sequence[str], title: str) -> None:
-    """Lay curves over each other in a chart of TensorBoard's custom scalars.
-
-    TensorBoard takes one layout from each run and joins them, so it is a run of its own: the user may have one, and so
-    may another callback. Call it once, when all curves are known.
-    """
-    experiment: Any = getattr(logger, "experiment", None)
-    if _can(experiment, "add_custom_scalars"):
-        # It takes a tag for the beginning of a regular expression: `loss` would bring `loss_step` along.
-        curves = [f"^{re.escape(_prefixed(logger, tag))}$" for tag in tags]
-        writer: Any = type(experiment)(os.path.join(logger.log_dir, title))
-        writer.add_custom_scalars({title: {", ".join(tags): ["Multiline", curves]}})
-        writer.close()
 
 
 _TRAIN, _VALIDATION = {"train", "training"}, {"val", "valid", "validation", "dev", "eval", "evaluation"}
@@ -144,7 +130,8 @@ def _file_name(name: str) -> str:
     return re.sub(r"[^\w./=-]", "_", name)
 
 
-def _write(folder: str, name: str, content: bytes) -> None:
+def _write(folder: str, name: str, content: bytes) -> str:
+    """Write a file, and return its path."""
     from lightning.fabric.utilities.cloud_io import get_filesystem  # a log folder may be a bucket
 
     path = os.path.join(folder, name)
@@ -152,3 +139,4 @@ def _write(folder: str, name: str, content: bytes) -> None:
     system.makedirs(os.path.dirname(path), exist_ok=True)
     with system.open(path, "wb") as file:
         file.write(content)
+    return path

@@ -17,6 +17,7 @@ from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.loaders import shuffles
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
+from lightning_anomaly.loops import compile_time
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 
@@ -44,8 +45,8 @@ class AnomalyFilterCallback(WatchingCallback):
     hardly any false alarm), `dead` (filters with the same map for every sample), `sparsity` (fraction of map values at
     most 0), `outlier_samples` (probe samples that are outliers of some filter), `outlier_score` (the largest of a probe
     sample), `rise` (how far the fraction has risen and stayed above an earlier level, 0 to 1; 0 before ten analyses and
-    outside a fit) and `seconds` (taken by the analysis). The count in each layer is logged as
-    `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or there are at most twelve.
+    outside a fit) and `seconds` (taken by the analysis, without the compilation of loops that comes once). The count in
+    each layer is logged as `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or there are at most twelve.
 
     Args:
         layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,
@@ -59,8 +60,6 @@ class AnomalyFilterCallback(WatchingCallback):
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
         signal_layers: Names of the analyzed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
-        overlay_tags: Tags for the chart that lays losses and the fraction over each other in TensorBoard; None finds
-            the training and the validation loss among what was logged.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
@@ -74,8 +73,8 @@ class AnomalyFilterCallback(WatchingCallback):
             Nothing is left of it where the strategy ends the processes, as `ddp_spawn` and `ddp_notebook` do.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or the last
             values again), `live` (whether a filter of the signal layers could be clustered), `signal` (the fraction in
-            them), with `browser` also `losses`, and in the last one the `anomaly_filters` of each layer. It outlives a
-            resume.
+            them), `losses` as far as they were logged, and in the last one the `anomaly_filters` of each layer. It
+            outlives a resume.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -99,7 +98,6 @@ class AnomalyFilterCallback(WatchingCallback):
         log_key_prefix: str = _PREFIX,
         signal_layers: list[str] | None = None,
         log_figures: bool = True,
-        overlay_tags: list[str] | None = None,
         settings: AnalysisSettings | None = None,
         browser: bool = False,
     ) -> None:
@@ -109,7 +107,6 @@ class AnomalyFilterCallback(WatchingCallback):
         self.probe = check_one_of("probe", probe, ("val", "train"))
         self.probe_size = check_integer("probe_size", probe_size, self.settings.smallest_probe)
         self.signal_layers = check_names("signal_layers", signal_layers, "layer names")
-        self.overlay_tags = check_names("overlay_tags", overlay_tags, "tags")
         self.log_figures = check_bool("log_figures", log_figures)
         self.browser = check_bool("browser", browser)
         self._watch: ValidationWatch | None = None
@@ -123,7 +120,7 @@ class AnomalyFilterCallback(WatchingCallback):
 
     def _begin(self) -> None:
         """Begin the figures of a fit."""
-        self._figures = FigureSchedule(self.log_key_prefix, self.overlay_tags, self.log_figures, self._guard)
+        self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
         self._source: ImageSource | None = None  # of the training probe of this fit
 
@@ -143,8 +140,7 @@ class AnomalyFilterCallback(WatchingCallback):
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Remember the losses of the epoch before."""
-        if self.browser:
-            remember_losses(self.history, trainer, epoch_ended=True)
+        remember_losses(self.history, trainer, epoch_ended=True)
 
     @until_validation_end
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
@@ -200,7 +196,9 @@ class AnomalyFilterCallback(WatchingCallback):
         pictures = fitting and bool(trainer.loggers) and self.browser
         watch = self._watch
         assert watch is not None
-        report, images = watch.analyze(pictures)
+        compiled = [0.0]
+        with compile_time(compiled.append):
+            report, images = watch.analyze(pictures)
         empty = is_empty_result(report)
         notes = dict(report.notes)
         if trainer.fast_dev_run:
@@ -218,7 +216,7 @@ class AnomalyFilterCallback(WatchingCallback):
             before, self._pixels = self._pixels, watch.samples.pixels
             if before is not None and not same_pixels(before, self._pixels) and "shuffled" not in self._warned:
                 self._warn_once("changed", CHANGED[self.probe])
-        self._values |= {**report.metrics(), "seconds": time.perf_counter() - started}
+        self._values |= {**report.metrics(), "seconds": time.perf_counter() - started - sum(compiled)}
         return report, images
 
     @guarded
@@ -233,24 +231,20 @@ class AnomalyFilterCallback(WatchingCallback):
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Lay the curves over each other, in a chart, and log figures and page that are due."""
+        """Show the count in the progress bar, and log figures and page that are due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._figures.lay_out(trainer)
             if self.report is not None:  # what is logged would be shown as a float, under its whole key
                 short = "anomalies" if self.log_key_prefix == _PREFIX else self.log_key_prefix
                 trainer.progress_bar_metrics[short] = _Integer(self.report.count)
-            if self.browser:
-                remember_losses(self.history, trainer)
+            remember_losses(self.history, trainer)
             self._figures.show(trainer, self.history)
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the chart and the figures of the last analysis, if that has not happened."""
+        """Log the figures and the page of the last analysis, with its losses."""
         self._source = None
         if self.report is not None:
-            self._figures.lay_out(trainer, last_chance=True)
-            if self.browser:
-                remember_losses(self.history, trainer, epoch_ended=True)
+            remember_losses(self.history, trainer, epoch_ended=True)
             self._draw_last(trainer)
 
     def _draw_last(self, trainer: Any) -> None:

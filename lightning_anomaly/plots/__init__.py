@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lightning_anomaly.plots.comparisons import comparison_figure
+from lightning_anomaly.plots.curves import curves_figure
 from lightning_anomaly.plots.filters import clearest_filters, filter_figure, layer_figure, scatter_figure
 from lightning_anomaly.plots.samples import draw_outliers, outlier_figure, outlier_images
 from lightning_anomaly.plots.verdicts import verdict_map
@@ -24,6 +25,7 @@ __all__ = [
     "FIGURES",
     "clearest_filters",
     "comparison_figure",
+    "curves_figure",
     "draw_outliers",
     "filter_figure",
     "layer_figure",

@@ -52,7 +52,7 @@ def comparison_figure(history: History, significance: float) -> Figure:
         shares, telling = _shares(history, layers, significance)
         meshes = _draw_layers(where, shares, telling)
         _name_layers(where, layers, shares[:, -1], telling[:, -1], height)
-        _number_validations(where, history)
+        number_validations(where, history)
         whether.tick_params(labelbottom=False)
         for place, (mesh, words) in enumerate(zip(meshes, _legend(significance), strict=True)):
             bar = figure.add_subplot(grid[2, place])
@@ -133,7 +133,7 @@ def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, telling:
         axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=10, fontweight=weight)
 
 
-def _number_validations(axes: Axes, history: History) -> None:
+def number_validations(axes: Axes, history: History) -> None:
     """Epochs under the validations, or steps where an epoch has several."""
     from matplotlib.ticker import MaxNLocator
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import re
 import zlib
 from pathlib import Path
@@ -9,16 +10,17 @@ from typing import Any, NamedTuple
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning_utilities.core import rank_zero
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from trainers import QUIET, SmallNet, fit, loader, said, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
 from lightning_anomaly.callbacks._loggers import loss_tags
 
 pytestmark = QUIET
-FIGURES = {"anomaly_filters/verdicts", "anomaly_filters/filters", "anomaly_filters/outliers"}
+CURVES = "anomaly_filters/curves"
+FIGURES = {CURVES, *(f"anomaly_filters/{name}" for name in ("verdicts", "filters", "outliers"))}
 SHOWN = [2, 5, 11]  # the steps of the 1st, 2nd and 4th validation
 
 
@@ -39,12 +41,20 @@ class Gone:
     def add_figure(self, *args: Any, **kwargs: Any) -> None:
         raise ConnectionError("the server is gone")
 
-    add_custom_scalars = add_figure
-
 
 class Broken(Other):
     experiment = Gone()
-    log_dir = "gone"
+
+
+class Lines(logging.Handler):
+    """Keeps what is said in the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(record.getMessage())
 
 
 class Fitted(NamedTuple):
@@ -55,10 +65,13 @@ class Fitted(NamedTuple):
     loggers: dict[str, Any]
     warnings: list[str]
     labels: list[str]
+    lines: list[str]  # in the terminal
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    lines = Lines()
+    rank_zero.log.addHandler(lines)
     folder, ours, module = tmp_path_factory.mktemp("logged"), watcher(browser=True, log_figures=True), SmallNet()
     probe, names = loader(seed=1), ["ape", "bee", "cat"]
     probe.dataset.tensors[0][7] *= 20
@@ -69,14 +82,15 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     loggers = {"broken": Broken(), "tensorboard": tensorboard, "csv": CSVLogger(folder / "csv"), "other": Other()}
     with pytest.warns(UserWarning, match="to Broken .ConnectionError: the server is gone") as caught:
         fit(folder, ours, module=module, train=loader(), val=probe, logger=list(loggers.values()), max_epochs=4)
+    rank_zero.log.removeHandler(lines)
     predicted = module.eval()(probe.dataset.tensors[0]).argmax(1).tolist()
     pairs = [(names[place % 3], names[other]) for place, other in enumerate(predicted)]
     labels = [own if own == other else f"{own}, predicted {other}" for own, other in pairs]
-    return Fitted(ours, folder, loggers, said(caught), labels)
+    return Fitted(ours, folder, loggers, said(caught), labels, lines.seen)
 
 
 def test_a_failing_logger_is_one_warning_and_the_others_get_their_figures(fitted: Fitted) -> None:
-    assert [re.findall("log a (.*) to Broken", text) for text in fitted.warnings] == [["figure"], ["chart layout"]]
+    assert [re.findall("log a (.*) to Broken", text) for text in fitted.warnings] == [["figure"]]
     assert len(fitted.ours.history) == 4
 
 
@@ -88,33 +102,21 @@ def test_csv_has_pictures_and_the_page_beside_its_table(fitted: Fitted) -> None:
         assert min(image.size) > 100
 
 
-def layout(folder: str | Path) -> tuple[str, list[str]]:
-    """The title of the only chart's category, and the expressions of its curves."""
-    (event,) = EventAccumulator(str(folder)).Reload().Tensors("custom_scalars__config__")
-    (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
-    (chart,) = category.chart
-    return category.title, list(chart.multiline.tag)
-
-
-def test_tensorboard_has_figures_and_one_chart_of_the_losses_and_the_fraction(fitted: Fitted) -> None:
+def test_tensorboard_has_figures_and_the_last_curves_with_all_losses(fitted: Fitted) -> None:
     events = EventAccumulator(fitted.loggers["tensorboard"].log_dir, {"images": 0}).Reload()
     tags = events.Tags()
     assert set(tags["images"]) == {f"run.1-{name}" for name in FIGURES}
-    assert all([event.step for event in events.Images(tag)] == SHOWN for tag in tags["images"])
-    title, curves = layout(f"{fitted.loggers['tensorboard'].log_dir}/anomaly_filters")
-    assert title == "anomaly_filters"
-    expected = [f"run.1-{name}" for name in ("train_loss", "val_loss", "anomaly_filters/fraction")]
-    assert [[tag for tag in tags["scalars"] if re.match(curve, tag)] for curve in curves] == [[tag] for tag in expected]
+    steps = {tag.partition("-")[2]: [event.step for event in events.Images(tag)] for tag in tags["images"]}
+    assert steps == dict.fromkeys(FIGURES, SHOWN) | {CURVES: [*SHOWN, SHOWN[-1]]}  # once more with the last loss
+    first, *_, last = (event.encoded_image_string for event in events.Images(f"run.1-{CURVES}"))
+    assert first != last
+    assert [set(entry["losses"]) for entry in fitted.ours.history] == [{"train_loss", "val_loss"}] * 4
 
 
-def test_the_charts_of_two_watchers_stand_beside_the_layout_of_the_user(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(tmp_path)
-    logger.experiment.add_custom_scalars({"mine": {"one": ["Multiline", ["lr"]]}})
-    fit(tmp_path, watcher(), watcher(log_key_prefix="other"), logger=logger, max_epochs=1)
-    found = [layout(Path(logger.log_dir, run)) for run in ("", "anomaly_filters", "other")]
-    assert [title for title, _ in found] == ["mine", "anomaly_filters", "other"]
-    assert found[0][1] == ["lr"]
-    assert found[2][1][-1] == "^other/fraction$"
+def test_a_line_in_the_terminal_says_where_the_page_lies(fitted: Fitted) -> None:
+    said = [line.partition(" open ")[2] for line in fitted.lines if " open " in line]
+    assert [Path(path).name for path in said] == ["browser.html"] * 2
+    assert all(Path(path).is_file() for path in said)
 
 
 def test_a_page_has_votes_images_labels_files_epochs_counts_and_losses(fitted: Fitted) -> None:
@@ -194,11 +196,8 @@ def test_the_losses_are_those_of_their_epochs(logged: Any, options: Any, expecte
             self(batch[0])
             self.log("val_loss", 100.0 + self.current_epoch)
 
-    ours = watcher(browser=True)
-    logger = TensorBoardLogger(tmp_path)
-    fit(tmp_path, ours, module=Losses(), train=loader(), logger=logger, max_epochs=4, **options)
-    _, curves = layout(f"{logger.log_dir}/anomaly_filters")
-    assert curves[:2] == [f"^{name}$" for name in (*expected, "val_loss")]
+    ours = watcher()
+    fit(tmp_path, ours, module=Losses(), train=loader(), max_epochs=4, **options)
     found = [entry["losses"] for entry in ours.history]
     assert [losses.pop("val_loss") for losses in found] == [100.0 + entry["epoch"] for entry in ours.history]
     assert {name for losses in found for name in losses} == set(expected)

@@ -38,7 +38,6 @@ GIVEN: dict[str, Any] = {
     "log_key_prefix": "mine",
     "signal_layers": ["net.2"],
     "log_figures": False,
-    "overlay_tags": ["train_loss", "val_loss"],
     "settings": {
         "max_components": 4,
         "rare_fraction": 0.03,

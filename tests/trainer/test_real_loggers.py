@@ -122,7 +122,7 @@ def test_figures_and_the_browser_of_a_fit_are_there(
     ours = watcher(log_figures=True, browser=True)
     quiet_trainer(tmp_path, ours, logger=logger, max_epochs=4).fit(SmallNet(), loader(), probe)
     assert ours.report.outlier_samples[7] > 0
-    names = {f"anomaly_filters/{name}" for name in ("filters", "outliers", "verdicts")}
-    assert read() == dict.fromkeys(names, SHOWN)
+    names = {f"anomaly_filters/{name}" for name in ("curves", "filters", "outliers", "verdicts")}
+    assert {name: sorted({*steps}) for name, steps in read().items()} == dict.fromkeys(names, SHOWN)
     # W&B and Comet keep all of them, the last of which is logged again with the training loss; MLflow the newest.
     assert len(pages(tmp_path)) == (1 if make is mlflow else len(SHOWN) + 1)
