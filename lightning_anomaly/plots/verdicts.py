@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAP_WIDTH = 6.4  # the cells (inches)
-_LINE, _SPACE = 0.15, 0.07  # least height of a layer, a line of text, and the space below it (inches)
+_LINE, _SPACE = 0.25, 0.07  # least height of a layer, a line of text, and the space below it (inches)
 _TALLEST = 18.0  # (inches)
 _COLUMNS = 64  # cells in a row
 
@@ -33,9 +33,11 @@ def verdict_map(report: AnomalyReport) -> Figure:
         The figure.
     """
     sizes = [len(layer.verdicts) for layer in report.layers.values()]
+    from matplotlib import rc_context
+
     total = max(_LINE, sum(_block_height(size) + _SPACE for size in sizes))
     shrink = min(1.0, _TALLEST / total)
-    with new_figure(9.6, total * shrink + 1.1) as figure:
+    with new_figure(9.6, total * shrink + 1.8) as figure, rc_context({"font.size": 14, "axes.titlesize": 14}):
         axes = figure.add_subplot()
         top = free = 0.0  # where the next block begins, and the next name may
         for name, layer in report.layers.items():
@@ -43,9 +45,9 @@ def verdict_map(report: AnomalyReport) -> Figure:
             _draw_block(axes, layer, top, height)
             if top >= free:
                 free = top + _LINE
-                text: dict[str, Any] = {"va": "center", "fontsize": 8, "parse_math": False}
+                text: dict[str, Any] = {"va": "center", "fontsize": 13, "parse_math": False}
                 middle = top + min(height, _LINE) / 2
-                axes.text(-0.1, middle, layer_text(name, 30), ha="right", **text)
+                axes.text(-0.1, middle, layer_text(name, 18), ha="right", **text)
                 count = f"{len(layer.filters(ANOMALY))} of {len(layer.verdicts)}"
                 axes.text(_MAP_WIDTH + 0.1, middle, count, ha="left", **text)
             top += height + _SPACE * shrink
@@ -84,7 +86,7 @@ def _verdict_legend(figure: Figure, report: AnomalyReport) -> None:
     counts = Counter(kind for layer in report.layers.values() for kind in _kinds(layer))
     shown = [kind for kind in VERDICT_COLOURS if counts[kind]]
     patches = [Patch(facecolor=VERDICT_COLOURS[kind], label=f"{kind}: {counts[kind]}") for kind in shown]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(shown))
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(3, len(shown)))
 
 
 def _kinds(layer: LayerReport) -> list[str]:
