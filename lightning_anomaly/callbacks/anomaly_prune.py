@@ -60,7 +60,8 @@ class AnomalyPruneCallback(LoggingCallback):
 
     Attributes:
         mask: The `FilterMask`, which reports and restores; None before there is a model.
-        events: One plain dict each time it acted: `epoch` and `filters`, those masked then, `{layer: [filter, ...]}`.
+        events: One plain dict each time it acted: `epoch`, `voted` (whether any filter that was not masked had enough
+            votes) and `filters`, those masked then, `{layer: [filter, ...]}`.
 
     Raises:
         ValueError: If an argument is not allowed, or when a fit begins without an `AnomalyFilterCallback` in the
@@ -215,7 +216,7 @@ class AnomalyPruneCallback(LoggingCallback):
         if not self._due or self.mask is None:
             return
         self._due, epoch = False, trainer.current_epoch
-        chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
+        voted, chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
         # All run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
@@ -227,7 +228,7 @@ class AnomalyPruneCallback(LoggingCallback):
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
         self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
         self._keep_everywhere(trainer)
-        self.events = [*self.events, {"epoch": epoch, "filters": masked}]
+        self.events = [*self.events, {"epoch": epoch, "voted": voted, "filters": masked}]
         self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
         self._armed = not self._risen
 
@@ -297,27 +298,28 @@ class AnomalyPruneCallback(LoggingCallback):
         share = f" with {100 * self.mask.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
         head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
         lines = [f'{head} (criterion "{self.criterion}", {self.min_votes} votes in {self.last_reports} reports).']
-        nothing = "no filter, for want of votes or because of `max_fraction`"
         for event in self.events:
             parts = [f"'{layer}' {sorted(filters)}" for layer, filters in event["filters"].items()]
-            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or nothing}")
+            why = f"`max_fraction = {self.max_fraction:g}` left no room" if event["voted"] else "none had enough votes"
+            lines.append(f"  before epoch {event['epoch']}: {', '.join(parts) or f'no filter, as {why}'}")
         return "\n".join(lines)
 
-    def _choose(self, trainer: Any, pl_module: Any) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}` to mask, worst first."""
+    def _choose(self, trainer: Any, pl_module: Any) -> tuple[bool, dict[str, list[int]]]:
+        """Whether any filter has enough votes, and `{layer: [filter, ...]}` to mask, worst first."""
         summaries, modules = self._summaries, modules_by_name(pl_module)
         masked: dict[str, set[int]] = {}
         for prune in trainer.callbacks:
             for layer, filters in prune.masked.items() if isinstance(prune, AnomalyPruneCallback) else ():
                 masked.setdefault(layer, set()).update(filters)
+        voted = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=1.0)
         chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
         if others := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
             self._warn_once("others", f"AnomalyPruneCallback masks nothing in {others}: they are no convolutions.")
             chosen = {layer: filters for layer, filters in chosen.items() if layer not in others}
-        if self.criterion == "anomaly":
-            return chosen
-        norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
-        return choose_others(chosen, summaries[-1], masked, norms, f"{self.seed} {trainer.current_epoch}")
+        if self.criterion != "anomaly":
+            norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
+            chosen = choose_others(chosen, summaries[-1], masked, norms, f"{self.seed} {trainer.current_epoch}")
+        return bool(voted), chosen
 
 
 def _pruned_layers(callbacks: list[Any]) -> list[Any]:

@@ -194,6 +194,16 @@ def test_two_of_them_live_side_by_side_and_keep_to_the_limit_together(tmp_path: 
     assert leak(model, one.masked) == leak(model, two.masked) == 0
 
 
+def test_it_says_whether_the_limit_or_the_votes_left_it_with_nothing(tmp_path: Path) -> None:
+    limited, whole, late = pruner(1, max_fraction=0.01), pruner(1, max_fraction=1.0), pruner(1)
+    limited.log_key_prefix, late.log_key_prefix = "limited", "late"
+    fit(tmp_path, GeluNet(), limited, whole, late, max_epochs=2)
+    assert not limited.masked
+    assert "no filter, as `max_fraction = 0.01` left no room" in limited.describe()
+    assert "no filter" not in whole.describe()
+    assert "no filter, as none had enough votes" in late.describe()  # all that have them are masked
+
+
 def test_a_weight_that_cannot_be_masked_is_refused_before_the_training_begins(tmp_path: Path) -> None:
     model = GeluNet()
     nn.utils.parametrizations.orthogonal(model.conv2)
