@@ -59,7 +59,7 @@ def open_page(width: int, height: int) -> Iterator[Page]:
 
 @contextlib.contextmanager
 def tensorboard(log_dir: str | Path) -> Iterator[str]:
-    """Start a TensorBoard on a free port, yield its address once it has charts and images to show, and end it."""
+    """Start a TensorBoard on a free port, yield its address once it has images to show, and end it."""
     command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", "0", "--logdir", str(log_dir)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -67,48 +67,21 @@ def tensorboard(log_dir: str | Path) -> Iterator[str]:
             address = next(found[1] for line in process.stderr if (found := re.search(r" at (http://\S+)", line)))
             end = time.monotonic() + _TIME_LIMIT
             # It reads the logs beside serving, and a page that is opened before it has them stays empty.
-            while not _has_all(address):
+            while not _has_images(address):
                 if time.monotonic() > end:
-                    raise RuntimeError(f"TensorBoard found no charts and images in {log_dir}.")
+                    raise RuntimeError(f"TensorBoard found no images in {log_dir}.")
                 time.sleep(0.1)
             yield address
         finally:
             process.terminate()
 
 
-def _has_all(address: str) -> bool:
+def _has_images(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"{address}data/plugins_listing", timeout=10) as answer:
-            listing = json.load(answer)
+            return bool(json.load(answer)["images"]["enabled"])
     except OSError:
         return False
-    return all(listing[plugin]["enabled"] for plugin in ("custom_scalars", "images"))
-
-
-def charts(page: Page, address: str) -> dict[str, dict[str, Any]]:
-    """Opens the tab "Custom scalars" and waits until its charts are drawn.
-
-    Returns:
-        For each chart's title: its `curves`, the `points` of each line as drawn (a curve is two lines, one of them
-        smoothed), and the `labels` of its axes.
-    """
-    page.goto(f"{address}#custom_scalars")
-    found = page.wait_for_function(
-        f"""() => {{ {IN_PAGE}
-            const charts = all("tf-custom-scalar-multi-line-chart-card").filter(shown).map(card => ({{
-                title: all("tf-card-heading", card.shadowRoot)[0].displayName,
-                curves: all(".match-list-entry", card.shadowRoot).map(
-                    entry => entry.textContent.trim().split(/\\s+/)[1]),
-                points: [...new Set(all("path.line", card.shadowRoot).map(line => line.getAttribute("d")))]
-                    .filter(path => path).map(path => path.split("L").length),
-                labels: all(".tick-label", card.shadowRoot).map(label => label.textContent),
-                busy: all("tf-line-chart-data-loader", card.shadowRoot)[0].dataLoading,
-            }}));
-            const drawn = chart => chart.curves.length && chart.points.length >= chart.curves.length && !chart.busy;
-            return charts.length && charts.every(drawn) && charts;
-        }}"""
-    )
-    return {chart.pop("title"): chart for chart in found.json_value()}
 
 
 def figures(page: Page, address: str) -> dict[str, dict[str, Any]]:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page
 
 from recipes import quickstart
 from recipes.common.options import one_sentence_errors
-from recipes.pictures.browser import IN_PAGE, charts, figures, open_page, tensorboard
+from recipes.pictures.browser import IN_PAGE, figures, open_page, tensorboard
 
 _WIDTH, _HEIGHT = 1480, 3000  # pixels
 _PAGE, _GAP = (860, 920), 20
@@ -25,26 +25,21 @@ _PAGE, _GAP = (860, 920), 20
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", default="data", help="where torchvision has Fashion-MNIST, default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of the quickstart, default: %(default)s")
     parser.add_argument("--pictures", default="docs/pictures", help="where they go, default: %(default)s")
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Train, photograph, and write `pages.png`, `tensorboard_charts.png` and `tensorboard_images.png`."""
+    """Train, photograph, and write `pages.png` and `tensorboard_images.png`."""
     pictures = Path(options.pictures)
     pictures.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         log_dir = Path(folder) / "logs"
-        watcher = quickstart.main(options.data_root, options.epochs, str(log_dir))
+        watcher = quickstart.main(log_dir=str(log_dir))
         assert watcher.report is not None
         layer, (index, *_) = next(iter(watcher.report.isolated.items()))
         photograph_pages(log_dir / "quickstart" / "version_0", f"{layer}/{index}", pictures / "pages.png")
         with open_page(_WIDTH, _HEIGHT) as page, tensorboard(log_dir) as address:
-            charts(page, address)
-            _show_all(page)
-            _photograph(page, pictures / "tensorboard_charts.png")
             figures(page, address)
             _photograph(page, pictures / "tensorboard_images.png")
 
@@ -64,13 +59,6 @@ def photograph_pages(folder: Path, shown: str, path: Path) -> None:
     for place, side in enumerate(sides):
         whole.paste(side, (place * (_PAGE[0] + _GAP), 0))
     whole.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
-def _show_all(page: Page) -> None:
-    """Open the list of curves below each chart, which says whose each marker is."""
-    for button in page.locator(".toggle-matches-button:visible").all():
-        button.click()
-    expect(page.locator(".match-list-entry:visible").first).to_be_visible()
 
 
 def _photograph(page: Page, path: Path) -> None:

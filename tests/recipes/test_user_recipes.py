@@ -35,19 +35,33 @@ def test_a_recipe_is_one_short_file_that_imports_public_names_only(name: str) ->
 
 
 @pytest.mark.slow
-def test_the_quickstart_finds_the_six_damaged_digits_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    watcher = quickstart.main(epochs=8, log_dir=str(tmp_path))
-    planted = [image for images in quickstart.DAMAGED.values() for image in images]
+def test_the_quickstart_shows_curves_that_move_a_stop_that_the_losses_confirm_and_six_damaged_digits_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watcher = quickstart.main(log_dir=str(tmp_path))
+    planted = sorted(image for images in quickstart.DAMAGED.values() for image in images)
     assert watcher.report is not None
-    assert sorted(watcher.report.by_outlier_score[:6]) == sorted(planted)
-    isolated = sum(map(len, watcher.report.isolated.values()))
-    assert 0 < isolated < 0.6 * sum(len(layer.verdicts) for layer in watcher.report.layers.values())
-    logged = scalars(tmp_path / "quickstart/version_0")
-    assert len(logged["anomaly_filters/count"]) == len(logged["val_loss"]) == len(logged["train_loss"]) == 8
+    assert sorted(watcher.report.by_outlier_score[:6]) == planted
     said = capsys.readouterr().out
+    rows = said.partition("\nposition ")[2].splitlines()[2:8]
+    assert sorted(int(row.split()[0]) for row in rows) == planted
     pages = [Path(line.partition("open ")[2]) for line in said.splitlines() if "open " in line]
     assert [page.name for page in pages if page.is_file()] == ["outliers.html", "browser.html"]
     assert f"tensorboard --logdir {tmp_path}" in said
+
+    logged = scalars(tmp_path / "quickstart/version_0")
+    losses, gap = logged["val_loss"], logged["two_sample/confidence_rise"]
+    assert len(losses) == len(gap) == len(logged["train_loss"]) < 30
+    assert len({*logged["anomaly_filters/isolated"]}) > 3
+    assert gap[0] == 0 < 0.05 < gap[-1]
+    lowest = min(losses)
+    assert losses.index(lowest) < len(losses) - 3
+    assert 1.1 * lowest < losses[-1]
+    *_, turned, why = said.strip().splitlines()
+    assert (
+        turned == f"Lowest validation loss: {lowest:.3f}, in epoch {losses.index(lowest)}; the last: {losses[-1]:.3f}."
+    )
+    assert f"two_sample/confidence_rise = {gap[-1]:.3f} is above 0.05" in why
 
 
 @pytest.mark.slow

@@ -9,9 +9,7 @@ from playwright.sync_api import Page
 from trainers import SMALL_RUNS
 
 from recipes import quickstart
-from recipes.pictures.browser import charts, figures, find_chromium, open_page, tensorboard
-
-EPOCHS = 4
+from recipes.pictures.browser import figures, find_chromium, open_page, tensorboard
 
 pytestmark = [
     *SMALL_RUNS,
@@ -24,28 +22,17 @@ pytestmark = [
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Page]]:
     """A TensorBoard over the logs of a quickstart, and a browser."""
     log_dir = tmp_path_factory.mktemp("tensorboard") / "logs"
-    watcher = quickstart.main(epochs=EPOCHS, log_dir=str(log_dir))
-    assert {entry["metrics"]["fraction"] for entry in watcher.history} == {0}
+    quickstart.main(epochs=2, log_dir=str(log_dir))
     with tensorboard(log_dir) as address, open_page(1480, 3000) as empty:
         yield address, empty
-
-
-def test_the_overlay_has_all_three_curves_and_they_are_drawn(page: tuple[str, Page]) -> None:
-    address, opened = page
-    found = charts(opened, address)
-    assert list(found) == ["train_loss, val_loss, anomaly_filters/fraction"]
-    for title, chart in found.items():
-        assert sorted(chart["curves"]) == sorted(title.split(", "))  # which is each curve once, and nothing else
-        # As measured, and smoothed; the fraction is 0 throughout, and a constant is not smoothed.
-        assert len(chart["points"]) == 2 * len(chart["curves"]) - 1
-        assert max(chart["points"]) == EPOCHS
-        assert len(chart["labels"]) > 6
 
 
 def test_the_figures_are_shown_as_they_were_drawn(page: tuple[str, Page]) -> None:
     address, opened = page
     found = figures(opened, address)
-    assert {"anomaly_filters/outliers", "anomaly_filters/verdicts", "two_sample/layers"} <= set(found)
+    assert {f"anomaly_filters/{name}" for name in ("curves", "outliers", "verdicts")} | {"two_sample/layers"} <= set(
+        found
+    )
     assert len({figure["step"] for figure in found.values()}) == 1
     for figure in found.values():
         assert figure["width"] >= 500
