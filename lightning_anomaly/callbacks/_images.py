@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -66,15 +65,10 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
 
 
 def _without_augmentation(loader: Any, val_loader: Any) -> Any:
-    """Load the training set as validation images are loaded, and say whether that is possible."""
+    """Load the training set as validation images are loaded, if their data sets have a transform."""
     dataset = _with_transform_of(loader.dataset, getattr(val_loader, "dataset", None))
     if dataset is None:
-        rank_zero_info(
-            "TwoSampleCallback takes training images as the loader yields them; if that augments them, give plain ones "
-            "as `train_inputs`, or the gap hardly shows."
-        )
         return loader
-    rank_zero_info("TwoSampleCallback takes training images with the transform of the validation images.")
     return DataLoader(
         dataset,
         batch_size_of(loader),
@@ -102,6 +96,15 @@ def _with_transform_of(dataset: Any, other: Any) -> Any:
     return None if own.dataset is None else own
 
 
+def is_augmented(source: ImageSource) -> bool:
+    """Whether images depend on the order in which they are read, as those of a random transform do."""
+    some = source.positions[:_FEW]
+    orders = some, some[::-1]
+    there, back = (torch.cat([images for _, images in source.batches(order)]) for order in orders)
+    return not torch.equal(there, back.flip(0))
+
+
+_FEW = 16  # images of which at least one is flipped in one order only, if each is with probability 1/2
 _MIN_IMAGES = 8  # images whose mean and spread say something
 _EQUAL = 0.01  # share of the validation images
 

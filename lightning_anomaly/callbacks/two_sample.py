@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
-from lightning_anomaly.callbacks._images import Source, describe_doubts, open_sources, read_once
+from lightning_anomaly.callbacks._images import Source, describe_doubts, is_augmented, open_sources, read_once
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.images import ImageSource
@@ -212,6 +212,11 @@ class TwoSampleCallback(WatchingCallback):
         images, seen = read_once(sources, self.max_memory_mb * 2**20)
         given = [name for name, source in inputs.items() if source is not None]
         doubts = describe_doubts(given, seen, batch)
+        if self.train_inputs is None and is_augmented(sources["train_inputs"]):
+            doubts["augmented"] = (
+                "TwoSampleCallback reads training images that are augmented anew each time, which hides the gap: give "
+                "plain ones as `train_inputs`."
+            )
         for key, doubt in {**sources["train_inputs"].notes(), **sources["val_inputs"].notes(), **doubts}.items():
             self._warn_once(key, doubt)
         return images

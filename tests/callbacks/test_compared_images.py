@@ -1,7 +1,6 @@
 """Where a TwoSampleCallback takes its images from: the Trainer's own data without augmentation, or what it is given."""
 
 import gc
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,27 +113,21 @@ def test_the_training_is_the_same_without_it(fitted: Fitted, tmp_path: Path) -> 
     assert all(torch.equal(value, alone[name]) for name, value in fitted.model.state_dict().items())
 
 
-def test_of_parts_of_data_sets_only_those_parts_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        model = fit_own(tmp_path, TwoSampleCallback(sample_size=1000), subsets=True, max_epochs=1)
-    assert len([message for message in caplog.messages if "with the transform of the validation" in message]) == 1
+def test_of_parts_of_data_sets_only_those_parts_are_taken(tmp_path: Path) -> None:
+    model = fit_own(tmp_path, TwoSampleCallback(sample_size=1000), subsets=True, max_epochs=1)
     train, val = torch.cat(model.seen).split([175, 125])
     assert sorted(sources(train, True)) == list(range(175))
     assert sorted(sources(val, False)) == list(range(125))
 
 
-def test_without_a_transform_images_are_as_the_loader_yields_them_and_it_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_transform_images_are_as_the_loader_yields_them(tmp_path: Path) -> None:
     def brighter(samples: list[tuple[Tensor, Tensor]]) -> Any:
         x, y = torch.utils.data.default_collate(samples)
         return x + 0.05, y
 
     train = DataLoader(loader(80).dataset, batch_size=20, shuffle=True, collate_fn=brighter)
     compared, model = TwoSampleCallback(sample_size=64), SmallNet()
-    with caplog.at_level(logging.INFO):
-        fit(tmp_path, compared, module=model, train=train, max_epochs=1)
-    assert len([message for message in caplog.messages if "`train_inputs`" in message]) == 1
+    fit(tmp_path, compared, module=model, train=train, max_epochs=1)
     assert compared.report is not None
     assert (compared.report.n_train, compared.report.n_val) == (64, 60)
     # All validation images, and a random sample of the training images.
@@ -142,6 +135,18 @@ def test_without_a_transform_images_are_as_the_loader_yields_them_and_it_says_so
     torch.testing.assert_close(compared.report.val_errors.sort().values, expected.val_errors.sort().values)
     among = (compared.report.train_errors[:, None] - expected.train_errors).abs().amin(1)
     assert among.max() < 1e-5
+
+
+def test_it_warns_of_training_images_that_are_augmented_and_of_no_others(tmp_path: Path) -> None:
+    def flipped(samples: list[tuple[Tensor, Tensor]]) -> Any:
+        x, y = torch.utils.data.default_collate(samples)
+        return torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x), y
+
+    augmented = DataLoader(loader(80).dataset, batch_size=20, shuffle=True, collate_fn=flipped)
+    with pytest.warns(UserWarning, match="augmented anew each time.* `train_inputs`") as caught:
+        fit(tmp_path, TwoSampleCallback(), train=augmented, max_epochs=2)
+    assert len(said(caught)) == 1
+    fit(tmp_path, TwoSampleCallback(train_inputs=images(80)), train=augmented, max_epochs=1)  # warnings are errors
 
 
 class Counts(TensorDataset):
