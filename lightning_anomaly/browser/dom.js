@@ -33,11 +33,13 @@ export const emptyState = (...text) => make("p", { class: "empty-state" }, text)
 /** How many there are, which a screen reader says when it changes. */
 export const statusLine = (text) => make("span", { class: "quiet", role: "status" }, text);
 
-/** A line that is cut at its end, or at the left if it is a path, whose end tells it from others. */
-export const cutLine = (text, className = "", title = text) =>
-  /[/\\]/.test(text)
-    ? make("span", { class: `cut cut-left ${className}`, title }, make("bdi", {}, text))
-    : make("span", { class: `cut ${className}`, title }, text);
+/** A text in one line, which is cut; of a path the file's own name, cut at the left. */
+export function cutLine(text, className = "") {
+  const name = text.split(/[/\\]/).pop();
+  return name === text
+    ? make("span", { class: `cut ${className}`, title: text }, text)
+    : make("span", { class: `cut cut-left ${className}`, title: text }, make("bdi", {}, name));
+}
 
 /** An element of a drawing. */
 export function makeSvg(tag, attributes = {}, ...children) {

@@ -13,7 +13,7 @@ const scrolled = new Map(); // how far a page was, by its address
 function helpDialog({ keys, terms }) {
   const dialog = make(
     "dialog",
-    { "aria-label": "Terms and keys" },
+    { "aria-label": "Terms and keys", autofocus: true },
     make("h2", {}, "Terms"),
     termList("terms", terms),
     make("h2", {}, "Keys"),
@@ -21,7 +21,7 @@ function helpDialog({ keys, terms }) {
       "keys",
       keys.map(([key, text]) => [make("kbd", {}, key), text]),
     ),
-    make("form", { method: "dialog" }, make("button", { autofocus: true }, "Close")),
+    make("form", { method: "dialog" }, make("button", {}, "Close")),
   );
   document.body.append(dialog);
   return dialog;

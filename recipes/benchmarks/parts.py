@@ -12,11 +12,13 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.models import get_model
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, analyze, find_outliers
+from lightning_anomaly.image_files import FolderImages
 from lightning_anomaly.settings import EngineName
 from recipes.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
 from recipes.common.module import Classifier
@@ -194,6 +196,32 @@ def outliers(device: str, quick: bool) -> Iterator[Row]:
         yield {"network": arguments[0], "images": arguments[1], "side": side, **row, "times a forward pass": ratio}
 
 
+def photographs(device: str, quick: bool) -> Iterator[Row]:
+    """`find_outliers` on a folder of photographs at 224 pixels beside reading and a forward pass, and its page."""
+    name, images, side = ("lenet5", 120, 32) if quick else ("resnet18", 300, 224)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, pixels in enumerate(_noise(images, 24)):  # soft patches: a JPEG file of noise is larger than most
+            picture = Image.fromarray(pixels.mul(60).add(120).clamp(0, 255).byte().permute(1, 2, 0).numpy())
+            picture.resize((500, 375), Image.Resampling.BICUBIC).save(f"{folder}/{number}.jpg")
+        sides = {what: partial(_prepare_photographs, what, name, folder, side) for what in ("forward", "find_outliers")}
+        found = in_fresh_processes(sides, 1 if quick else 3)
+        report = find_outliers(_network(name), DataLoader(FolderImages(folder, side), 64), progress=False)
+        page = Path(folder) / "page.html"
+        written = timed(partial(report.save_html, page))["seconds"]
+        size = {"page (s)": written, "file (MB)": page.stat().st_size / 1e6}
+    for what, row in found.iterrows():
+        yield {"network": name, "images": images, "side": what, **row, **(size if what == "find_outliers" else {})}
+
+
+def _prepare_photographs(what: str, name: str, folder: str, side: int) -> Callable[[], Any]:
+    """Return work on the photographs of a folder, once a small network has loaded what is compiled."""
+    _WORK["find_outliers"](_network("lenet5"), _noise(200, 32))
+    network, loader = _network(name), DataLoader(FolderImages(folder, side), 64)
+    if what == "find_outliers":
+        return lambda: find_outliers(network, loader, progress=False)
+    return lambda: [_forward(network, images) for images in loader]
+
+
 def processes(device: str, quick: bool) -> Iterator[Row]:
     """An analysis by one process and by several, each with one thread, on the CPU."""
     name, side, images = ("lenet5", 32, 64) if quick else ("resnet18", 64, 512)
@@ -230,4 +258,6 @@ def _open(file: Path) -> None:
         page.wait_for_selector("html[data-shown]")
 
 
-PARTS = {part.__name__: part for part in (speed, growth, overhead, large, memory, outliers, processes, browser)}
+PARTS = {
+    part.__name__: part for part in (speed, growth, overhead, large, memory, outliers, photographs, processes, browser)
+}

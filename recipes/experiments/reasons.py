@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -78,18 +78,19 @@ def reasons_of(reference: Tensor, images: Tensor) -> tuple[str, ...]:
     return PixelWords.fit(known, shape).reasons(odd, shape)
 
 
-def table(data: str, root: str | None) -> Iterator[tuple[str, str, str, str, str]]:
-    """Rows of group, kind, data set, share accepted and the reason given most often, of test images."""
+def shares(data: str, root: str | None) -> dict[str, tuple[str, str]]:
+    """The share of test images whose reason is accepted, and the reason given most often, by kind."""
     images, other = load_images(data, root), load_images(_FOREIGN[data], root)
     chosen = images.test_images[:_IMAGES]
     foreign = {"other_data": other.test_images, "digits": load_images("digits").test_images}
     damaged = damage_all(chosen, foreign, seed=0)
     damaged |= {name: damage(chosen, torch.Generator()) for name, damage in PLAIN.items()}
-    groups = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
-    for kind, found in damaged.items():
-        said = Counter(reasons_of(images.train_images[:_REFERENCE], found))
-        share = sum(count for reason, count in said.items() if reason in ACCEPTED[kind]) / len(found)
-        yield groups.get(kind, "plain"), kind, data, f"{share:.2f}", said.most_common(1)[0][0]
+    found = {}
+    for kind, odd in damaged.items():
+        said = Counter(reasons_of(images.train_images[:_REFERENCE], odd))
+        share = sum(count for reason, count in said.items() if reason in ACCEPTED[kind]) / len(odd)
+        found[kind] = f"{share:.2f}", said.most_common(1)[0][0]
+    return found
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -102,8 +103,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Print the table."""
-    rows = [("group", "kind", "data", "accepted", "most often")]
-    rows += [row for data in _FOREIGN for row in table(data, options.data_root)]
+    groups = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
+    found = [shares(data, options.data_root) for data in _FOREIGN]
+    titles = [f"{name}, {what}" for name in ("CIFAR-10", "Fashion-MNIST") for what in ("accepted", "most often")]
+    rows = [["kind", "group", *titles]]
+    for kind in found[0]:
+        rows.append([kind, groups.get(kind, "plain"), *(cell for shares_of in found for cell in shares_of[kind])])
     print("\n".join(" | ".join(row) for row in rows))
     if options.csv:
         with options.csv.open("w", newline="") as file:
