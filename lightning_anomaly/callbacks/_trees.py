@@ -37,4 +37,4 @@ def _join() -> None:
         AnyEarlyStopping.__bases__ = (EarlyStopping, last)
 
 
-_join()  # for a command line, which asks before it makes one
+_join()  # for LightningCLI, which looks at the class before it makes one
