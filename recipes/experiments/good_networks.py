@@ -1,0 +1,162 @@
+"""Networks as people have them: trained on all training images, with augmentation and a schedule, until they are good.
+
+`python -m recipes.experiments.good_networks --data-root DIR --weights DIR` trains what is missing in the folder of the
+weights, and writes a line with its accuracy for each; about four hours for one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from joblib import Parallel, delayed, parallel_config
+from torch import nn
+
+from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalise
+from recipes.common.module import Classifier, evaluate
+from recipes.common.networks import build
+from recipes.common.options import SILENT, one_sentence_errors, quiet
+from recipes.experiments.store import RESULTS, append, rounded
+
+_BATCH = 128
+_MIXED = torch.backends.cpu.get_cpu_capability() == "AVX512"  # without it, bfloat16 is slow
+
+
+@dataclass(frozen=True)
+class GoodNetwork:
+    """A network, its data set, the classes that it never saw, and how long it is trained."""
+
+    network: str
+    data: str
+    left_out: tuple[int, ...]
+    epochs: int
+
+    @property
+    def key(self) -> str:
+        """Such as `vgg_bn/fashion_mnist/without_0_1`."""
+        without = "_".join(map(str, self.left_out))
+        return f"{self.network}/{self.data}/{f'without_{without}' if without else 'all'}"
+
+    def known(self, labels: torch.Tensor) -> torch.Tensor:
+        """Which of the labels int64 `(N,)` are of classes that the network saw, bool `(N,)`."""
+        return ~torch.isin(labels, torch.tensor(self.left_out, dtype=labels.dtype))
+
+
+# Two classes are left out of a network at a time, so that half as many need to be trained.
+NETWORKS = (
+    GoodNetwork("resnet20", "fashion_mnist", (), 12),
+    GoodNetwork("resnet20", "cifar10", (), 24),
+    GoodNetwork("vgg_bn", "fashion_mnist", (8, 9), 8),
+    GoodNetwork("vgg_bn", "fashion_mnist", (0, 1), 8),
+    GoodNetwork("resnet20", "cifar10", (0, 3), 14),
+    GoodNetwork("vgg_bn", "fashion_mnist", (2, 3), 8),
+    GoodNetwork("vgg_bn", "fashion_mnist", (4, 5), 8),
+    GoodNetwork("vgg_bn", "fashion_mnist", (6, 7), 8),
+    GoodNetwork("vgg_bn", "cifar10", (), 20),
+    GoodNetwork("resnet20", "cifar10", (4, 9), 14),
+    GoodNetwork("vgg_bn", "fashion_mnist", (), 12),
+)
+
+
+class _Scheduled(Classifier):
+    """Trained with stochastic gradient descent and one cycle of the learning rate."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, steps, pct_start=0.2)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def known_images(good: GoodNetwork, root: str | None) -> ImageData:
+    """Images of the classes that the network saw, of the training and test part."""
+    data = load_images(good.data, root)
+    train, test = good.known(data.train_labels), good.known(data.test_labels)
+    return replace(
+        data,
+        **{"train_images": data.train_images[train], "train_labels": data.train_labels[train]},
+        **{"test_images": data.test_images[test], "test_labels": data.test_labels[test]},
+    )
+
+
+class Normalised(nn.Module):
+    """A network behind the scaling of its images, so that it takes uint8 `(n, C, H, W)`."""
+
+    def __init__(self, network: nn.Module, mean: torch.Tensor, std: torch.Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Logits `(n, classes)`."""
+        scaled = normalise(images, self.get_buffer("mean"), self.get_buffer("std"))
+        return self.network(scaled.contiguous(memory_format=torch.channels_last))
+
+
+def _train(good: GoodNetwork, root: str | None, weights: Path) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    quiet()
+    pl.seed_everything(0, verbose=False)
+    data = known_images(good, root)
+    network: Any = build(good.network, data.channels, data.n_classes)
+    network.to(memory_format=torch.channels_last)
+    module = _Scheduled(network, lr=0.2)
+    loader, _ = make_loaders(data, _BATCH, augment=True)
+    start = time.perf_counter()
+    trainer = pl.Trainer(
+        max_epochs=good.epochs,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        precision="bf16-mixed" if _MIXED else None,
+        **SILENT,
+    )
+    trainer.fit(module, loader)
+    minutes = (time.perf_counter() - start) / 60
+    scale = mean_and_std(data.train_images)
+    loss, accuracy = evaluate(network, normalise(data.test_images, *scale), data.test_labels)
+    path = weights / f"{good.key}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(Normalised(copy.deepcopy(network), *scale).state_dict(), path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+    return {"key": good.key, "epochs": good.epochs, "test_loss": loss, "test_acc": accuracy, "minutes": minutes}
+
+
+def load_good(good: GoodNetwork, weights: Path, channels: int, classes: int = 10) -> Normalised:
+    """A trained network in evaluation mode; it takes images uint8.
+
+    Raises:
+        FileNotFoundError: If it has not been trained.
+    """
+    network = Normalised(build(good.network, channels, classes), torch.zeros(channels), torch.ones(channels))
+    network.load_state_dict(torch.load(weights / f"{good.key}.pt", weights_only=True))
+    return network.eval()
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser("python -m recipes.experiments.good_networks", description=__doc__)
+    parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of the weights, outside the repository")
+    parser.add_argument("--workers", type=int, help="networks at a time, default: one for each core")
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train the networks that the folder of weights lacks."""
+    missing = [good for good in NETWORKS if not (options.weights / f"{good.key}.pt").is_file()]
+    with parallel_config("loky", inner_max_num_threads=1):
+        pool = Parallel(n_jobs=options.workers or -1, return_as="generator_unordered")
+        for line in pool(delayed(_train)(good, options.data_root, options.weights) for good in missing):
+            print(line, flush=True)
+            append(RESULTS / "good_networks.jsonl", rounded(line))
+
+
+if __name__ == "__main__":
+    one_sentence_errors(run, parse)
