@@ -8,7 +8,7 @@ from lightning_anomaly.callbacks import (
     TwoSampleCallback,
     TwoSampleEarlyStopping,
 )
-from lightning_anomaly.outliers import OutlierReport, find_outliers
+from lightning_anomaly.outliers import OutlierDetector, OutlierReport, find_outliers
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.two_sample import TwoSampleReport, two_sample_test
@@ -21,6 +21,7 @@ __all__ = [
     "AnomalyFilterCallback",
     "AnomalyPruneCallback",
     "AnomalyReport",
+    "OutlierDetector",
     "OutlierReport",
     "TwoSampleCallback",
     "TwoSampleEarlyStopping",

@@ -10,7 +10,7 @@ import { count, layerText, number, ordinaryText, percent, SCORE_TERMS, scoreText
 
 const AT_ONCE = 48;
 const EMPTY = {
-  found: "No image is significant at this rate of false discoveries. Look at the largest scores.",
+  significant: "No image is significant at this rate of false discoveries. Look at the largest scores.",
   ticked: "No image is ticked.",
   other: "No image is like that. Show others, choose another layer, or find another name.",
 };
@@ -30,9 +30,9 @@ const sentence = (text) => prose(`${text[0].toUpperCase()}${text.slice(1)}${/[.!
 
 /** What is said of an image beside its rank. */
 function badge(row) {
-  if (row.found) return make("span", { class: "badge" }, swatch(verdictColour("anomaly")), "significant");
+  if (row.significant) return make("span", { class: "badge" }, swatch(verdictColour("anomaly")), "significant");
   const title = "Its score is larger than that of every image of the reference.";
-  return row.beyond ? make("span", { class: "badge", title }, "beyond the reference") : null;
+  return row.above ? make("span", { class: "badge", title }, "above calibration") : null;
 }
 
 /** A box to tick; `changed` is called when it was. */
@@ -127,7 +127,7 @@ function gallery(ranking, query) {
       "p",
       { class: "quiet" },
       `The larger its score, the less an image is like the reference: ${ordinaryText(ranking, "images")}. `,
-      ranking.ranked ? null : "A p-value is the share of reference images with a score as large. ",
+      ranking.ranked ? null : "A p-value is the share of calibration images with a score as large. ",
       "Tick images to save them as a list.",
     ),
     make(
@@ -137,7 +137,7 @@ function gallery(ranking, query) {
         "Show",
         [
           ["all", `largest ${number(ranking.rows.length)}`],
-          ranking.ranked ? null : ["found", `significant (${amountOf("found")})`],
+          ranking.ranked ? null : ["significant", `significant (${amountOf("significant")})`],
           ["ticked", tickedText(amountOf("ticked"))],
         ].filter(Boolean),
         query.show ?? "all",
@@ -187,8 +187,8 @@ function saveTicked(ranking) {
 }
 
 const significance = (ranking, row) => [
-  ["p-value", `${chance(row)}: ${percent(Number(chance(row)))} of reference images have a score as large`],
-  ["Significant", `${row.found ? "yes" : "no"}, at a false discovery rate of ${percent(ranking.rate)}`],
+  ["p-value", `${chance(row)}: ${percent(Number(chance(row)))} of calibration images have a score as large`],
+  ["Significant", `${row.significant ? "yes" : "no"}, at a false discovery rate of ${percent(ranking.rate)}`],
 ];
 
 /** The layer that finds an image oddest and its filters, unless the maps are ordinary or there are none. */
@@ -268,7 +268,7 @@ run({
   terms: [
     ...SCORE_TERMS,
     ["Reference", "The images that say what is ordinary: those that were given, or some of these."],
-    ["p-value", "The share of reference images with a score as large."],
+    ["p-value", "The share of calibration images with a score as large."],
     [
       "Significant",
       "Its p-value is so small that, of all images called so, few are ordinary (Benjamini and Hochberg).",

@@ -29,7 +29,7 @@ def write_outlier_page(
     # By which a browser keeps what was ticked: the same for the same ranking, whatever its images are called.
     ranking = [[row["position"], row["score"]] for row in rows]
     key = hashlib.sha256(json.dumps(ranking).encode()).hexdigest()[:16]
-    beyond = {*report.beyond}
+    above = {*report.above_calibration}
     columns = list(rows[0]) + ["label"] * (named is not None)
     for row in rows:
         position = row["position"]
@@ -38,7 +38,7 @@ def write_outlier_page(
             row["label"] = str(named[position])
         row["views"] = {view: _finite(scores[position].item()) for view, scores in report.view_scores.items()}
         row["told"] = report.outlier_reasons(position)
-        row["beyond"] = position in beyond
+        row["above"] = position in above
     images = None if report.images is None else report.images[: len(rows)]
     index = {
         "title": title,
@@ -46,7 +46,7 @@ def write_outlier_page(
         "layers": report.layers,
         "columns": columns,
         "rate": report.false_discovery_rate,
-        "ranked": report.own_reference,  # p-values only rank the images
+        "ranked": not report.n_calibration,  # p-values only rank the images
         "total": len(report.scores),
         "ordinary": usual_score(report.scores),
         "views": {view: usual_score(scores) for view, scores in report.view_scores.items()},

@@ -14,8 +14,9 @@ _WINDOW = 4  # pixels along each side of a block, in which patterns are measured
 _NEAR = 0.02  # of an image's own range, within which a pixel is as bright or as dark as any
 _FLAT = 0.01  # of that range, up to which neighbours are alike
 _RELATIVE = 1e-4  # of the variance of an image, below which the energy of a pattern is rounding or JPEG
+_FAINT = 1e-8  # of that variance, below which colour is rounding
 _FINEST = 1e-3  # of the standard deviation of an image, likewise of a second difference
-_TINY = 1e-9
+_TINY = 1e-37  # the variance of an image without any: the smallest float32, whatever the unit of pixels
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
@@ -33,6 +34,11 @@ def pixel_statistics(images: Tensor) -> Tensor:
     Colour is what channels differ in from their mean, grey.
     """
     images = images if images.dtype == torch.float64 else images.float()
+    with torch.autocast(images.device.type, enabled=False):  # in 16 bits, bytes overflow
+        return _describe(images)
+
+
+def _describe(images: Tensor) -> Tensor:
     channels, sides = images.shape[1], images.shape[2:]
     grey = images.mean(1)
     pixels = grey.flatten(1)
@@ -46,7 +52,7 @@ def pixel_statistics(images: Tensor) -> Tensor:
         lowest,
         highest,
         (variance + _TINY).log(),
-        (centered.square() * centered).mean(1) / (variance.sqrt() + _TINY) ** 3,
+        (centered / (variance.sqrt() + _TINY)[:, None]).pow(3).mean(1),
         (pixels >= highest[:, None] - _NEAR * span).to(pixels).mean(1),
         (pixels <= lowest[:, None] + _NEAR * span).to(pixels).mean(1),
     ]
@@ -61,7 +67,8 @@ def pixel_statistics(images: Tensor) -> Tensor:
         own = own / (own.norm(dim=2, keepdim=True) + _TINY)
         found += [*_pattern_energies(colour, variance).T]
         found += [*colour.flatten(2).mean(2).T, *(own[:, 1:] * own[:, :-1]).sum(2).T]
-        found += [(colour.flatten(1).square().mean(1) + _TINY).log(), colour.square().mean(1).flatten(1).amax(1).sqrt()]
+        faint = _FAINT * variance + _TINY
+        found += [(colour.flatten(1).square().mean(1) + faint).log(), colour.square().mean(1).flatten(1).amax(1).sqrt()]
     return torch.stack(found, 1)
 
 

@@ -1,28 +1,27 @@
-"""One score out of several views of a sample: the tail probabilities of the image and of what the network makes of it.
+"""One score out of several views of a sample: how improbable each finds it, in nats, added up.
 
 A view's score becomes the probability that an ordinary sample has one as large. Fisher's rule adds the negative
-logarithms of such probabilities where they are independent ("Statistical Methods for Research Workers", 1925). Those of
-filters and classes are not, as both come from the same network, so these count half each: a sample's score is that of
-its pixels plus the mean of the network's views. P-values come from the scores of ordinary samples and assume nothing.
+logarithms of such probabilities ("Statistical Methods for Research Workers", 1925): those of pixels, features and
+logits. Filters explain a score, but do not improve it, see docs/results/outliers.md; they count for models that have
+neither features nor logits. P-values are those of the sum among the scores of calibration samples.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-VIEWS = ("pixels", "filters", "classes")
+VIEWS = ("pixels", "features", "logits", "filters")
 
 _MOST = 100.0  # nats, beyond which a tail says nothing of how rare a score is: only the order of samples stays
 _FROM, _TO = 0.75, 0.9  # quantiles that tell how fast the tail falls; few outliers do not move them
 
 
-@dataclass(frozen=True, eq=False)
-class SampleView:
+class SampleView(NamedTuple):
     """What one view says of N samples.
 
     Attributes:
@@ -34,13 +33,12 @@ class SampleView:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Tail:
+class Tail(NamedTuple):
     """How rare scores are among those of ordinary samples, of which up to a tenth may be outliers.
 
     Up to the 0.9 quantile it is the share of samples with scores as large. Beyond, where samples are few, an
-    exponential tail goes on as steeply as from the 0.75 to the 0.9 quantile; squared distances from a normal
-    distribution have such a tail.
+    exponential tail goes on as steeply as from the 0.75 to the 0.9 quantile. Logarithms of squared Mahalanobis
+    distances have such a tail.
 
     Attributes:
         ordered: The scores of the ordinary samples, sorted `(n,)`.
@@ -64,7 +62,7 @@ class Tail:
     def surprise(self, scores: Tensor) -> Tensor:
         """Compute the negative logarithms of the tail probabilities of scores `(n,)`, in nats, float64 `(n,)`."""
         scores = scores.double()
-        larger = len(self.ordered) - torch.searchsorted(self.ordered, scores)
+        larger = self._larger(scores)
         counted = -((1 + larger).double() / (1 + len(self.ordered))).log()
         level = -math.log(1 - _TO)
         if not self.scale > 0:
@@ -74,9 +72,29 @@ class Tail:
         )
         return torch.where(surprises > _MOST, _MOST + (surprises / _MOST).log(), surprises)
 
+    def _larger(self, scores: Tensor) -> Tensor:
+        """How many ordinary samples have scores as large, interpolated between these."""
+        count = len(self.ordered)
+        if count < 2:
+            return count - torch.searchsorted(self.ordered, scores)
+        place = torch.searchsorted(self.ordered, scores).clamp(1, count - 1)
+        below, above = self.ordered[place - 1], self.ordered[place]
+        return count - (place - 1 + ((scores - below) / (above - below)).nan_to_num(0, 1, 0).clamp(0, 1))
+
+
+def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:
+    """Return the reasons of all views for a sample, the one with the largest score first, and filters last.
+
+    These explain a score to which they do not contribute, unless there are no classes, see `combine`.
+    """
+
+    def order(name: str) -> tuple[bool, float]:
+        return name == "filters" and "logits" in views, -views[name].scores[sample].item()
+
+    return {name: views[name].reasons[sample] for name in sorted(views, key=order)}
+
 
 def combine(surprises: Mapping[str, Tensor]) -> Tensor:
     """Compute the score of each sample `(n,)` from the views' negative log tail probabilities `(n,)`, in nats."""
-    network = [own for name, own in surprises.items() if name != "pixels"]
-    parts = [surprises["pixels"]] if "pixels" in surprises else []
-    return torch.stack([*parts, torch.stack(network).mean(0)] if network else parts).sum(0)
+    counted = [name for name in surprises if name != "filters" or "logits" not in surprises]
+    return torch.stack([surprises[name] for name in counted]).sum(0)

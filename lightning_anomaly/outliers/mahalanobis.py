@@ -16,7 +16,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 _FARTHEST = 32.0  # from 1, up to where a power is looked for
 _HALVINGS = 33  # of the range of powers, to 1e-8
 _SERIES = 1e-6  # exponent up to which two terms of a series are enough
-_STEADY = 1e-6  # standard deviation of a number that does not vary, relative to 1 and to its mean
+_STEADY = 1e-6  # standard deviation of a number that does not vary, relative to its mean
 
 
 def robust_scale(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ class RobustGaussian:
         """Fit without regard to outliers: transformed as in another model, or to be `normal`, or not at all."""
         if like is None:
             mean, scale = values.mean(0), values.std(0, correction=0)
-            used = scale > _STEADY * (1 + mean.abs())
+            used = scale > _STEADY * mean.abs()
             if not used.any():
                 return None
             mean, scale = mean[used], scale[used]

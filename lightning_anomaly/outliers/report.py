@@ -1,4 +1,4 @@
-"""What was found in a data set: scores, what says so, and which images are found at a false discovery rate."""
+"""What was found in a data set: scores, what says so, and which images are significant at a false discovery rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.outliers.combine import VIEWS, SampleView
+from lightning_anomaly.outliers.combine import VIEWS, SampleView, ordered_reasons
 from lightning_anomaly.tables import Tabular
 
 if TYPE_CHECKING:
@@ -33,19 +33,20 @@ class OutlierReport(Tabular):
     Attributes:
         scores: The larger, the less an image belongs `(N,)`, by its position in the data set, see `view_scores`;
             infinity where it cannot be read or gives NaN or infinite values.
-        p_values: How often an image of the reference has a score as large `(N,)`.
+        p_values: How often an ordinary image has a score as large `(N,)`, see `OutlierDetector.p_values`; NaN where the
+            score is infinite.
         layers: Names of the layers that judge.
         layer: In which of them an image is farthest from the reference `(N,)`.
         filters: The filters of that layer that the image is most extreme in `(N, 3)`, -1 where there are no more.
         n_reference: Number of images in the reference that can be read and give finite values.
-        false_discovery_rate: The share of ordinary images that is accepted among those found.
+        n_calibration: Number of those that p-values compare with; 0 if the reference was taken out of these images:
+            then p-values only rank them, and none is significant.
+        false_discovery_rate: The share of ordinary images that is accepted among those that are significant.
         images: Small pictures of the images that `top` gives first, uint8 `(n, H, W, C)`; None if they are nothing that
             can be drawn.
         notes: What could not be used and why, as sentences.
         views: What each view says of the images, see `AnomalyReport.view_scores`.
         names: The file of each image, where its data set names them, as torchvision's `ImageFolder` does.
-        own_reference: Whether the reference was taken out of these images. Then p-values only rank them, and none is
-            found.
         unreadable: What went wrong with the images that cannot be read, by their positions.
     """
 
@@ -55,10 +56,10 @@ class OutlierReport(Tabular):
     layer: Tensor
     filters: Tensor
     n_reference: int
+    n_calibration: int
     false_discovery_rate: float
     images: Tensor | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
-    own_reference: bool = False
     views: Mapping[str, SampleView] = field(default_factory=dict)
     names: Sequence[str] | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict)
@@ -77,57 +78,59 @@ class OutlierReport(Tabular):
         position = check_integer("position", position, 0, len(self.scores) - 1)
         if position in self.unreadable:
             return {"file": f"cannot be read: {self.unreadable[position]}"}
-        ordered = sorted(self.views, key=lambda name: -self.views[name].scores[position].item())
-        return {name: self.views[name].reasons[position] for name in ordered}
+        return ordered_reasons(self.views, position)
 
     @property
-    def found(self) -> list[int]:
-        """Positions of the images that do not belong, the largest score first.
+    def significant(self) -> list[int]:
+        """Positions of the images that do not belong by the rule of Benjamini and Hochberg, the largest score first.
 
         On average at most a share of `false_discovery_rate` of them does belong, if the reference holds no outlier.
-        None is found where the reference was taken out of these images, as p-values only rank them then.
         """
-        if self.own_reference:
-            return []
-        ordered = self.p_values.sort().values
+        ordered = self.p_values[self.p_values.isfinite()].sort().values
         below = (ordered <= self._allowed).nonzero()
-        return self._by_score(self.p_values <= ordered[below[-1, 0]]) if len(below) else []
+        if not self.n_calibration or not len(below):
+            return []
+        return self._by_score(self.p_values <= ordered[below[-1, 0]])
 
     @property
-    def beyond(self) -> list[int]:
-        """Positions of the images that score higher than every reference image, the largest score first.
-
-        Half of the reference is compared with, as the other half says what is ordinary. There is none where the
-        reference was taken out of these images.
-        """
-        return [] if self.own_reference else self._by_score(self.p_values <= self._least * (1 + 1e-12))
+    def above_calibration(self) -> list[int]:
+        """Positions of the images that score higher than every calibration image, the largest score first."""
+        return self._by_score(self.p_values <= self._least * (1 + 1e-12)) if self.n_calibration else []
 
     @property
-    def fewest(self) -> int:
-        """How many images must stand out of all others before any can be found.
+    def unusable(self) -> list[int]:
+        """Positions of the images that cannot be read or give NaN or infinite values; they are in no other list."""
+        positions: list[int] = self.scores.isinf().nonzero()[:, 0].tolist()
+        return positions
 
-        For fewer no p-value can be small enough, as it is at least one in half of the reference.
+    @property
+    def min_detectable(self) -> int:
+        """How many images must score higher than every calibration image before any can be significant.
+
+        The smallest possible p-value is 1 / (m + 1) with m calibration images, and the rule of Benjamini and Hochberg
+        needs at least this many of them.
         """
         return 1 + int((self._allowed < self._least).sum())
 
     @property
     def _least(self) -> float:
         """The smallest p-value that there can be."""
-        return 1 / (1 + self.n_reference - self.n_reference // 2)  # of all but the reference, by its second half
+        return 1 / (1 + self.n_calibration)
 
     @property
     def _allowed(self) -> Tensor:
-        """The p-values up to which the rule of Benjamini and Hochberg finds one image, two, and so on `(N,)`."""
-        ranks = torch.arange(1, len(self.scores) + 1, dtype=torch.float64, device=self.p_values.device)
-        return self.false_discovery_rate * ranks / len(ranks) * (1 + 1e-12)  # p-values are fractions too: for rounding
+        """The p-values up to which the rule of Benjamini and Hochberg takes one image, two, and so on `(n,)`."""
+        count = len(self.scores) - len(self.unusable)
+        ranks = torch.arange(1, count + 1, dtype=torch.float64, device=self.p_values.device)
+        return self.false_discovery_rate * ranks / count * (1 + 1e-12)  # p-values are fractions too: for rounding
 
     def top(self, k: int) -> list[int]:
-        """Positions of the k images with the largest scores, the largest first.
+        """Positions of the k images with the largest scores, the largest first, without those that are `unusable`.
 
         Raises:
             ValueError: If `k` is not a positive integer.
         """
-        return self._by_score(torch.ones_like(self.scores, dtype=torch.bool))[: check_integer("k", k, 1)]
+        return self._by_score(self.scores.isfinite())[: check_integer("k", k, 1)]
 
     def _by_score(self, chosen: Tensor) -> list[int]:
         positions = chosen.nonzero()[:, 0]
@@ -137,8 +140,8 @@ class OutlierReport(Tabular):
     def to_frame(self, k: int | None = None) -> DataFrame:
         """The images as a pandas DataFrame, the largest score first, one row each.
 
-        Columns are position, name if there are `names`, score, p_value, found, layer, filters and reasons, see
-        `outlier_reasons`.
+        Columns are position, name if there are `names`, score, p_value, significant, layer, filters and reasons, see
+        `outlier_reasons`. Those that are `unusable` come last.
 
         Args:
             k: Number of images; None takes all.
@@ -152,19 +155,19 @@ class OutlierReport(Tabular):
 
     def rows(self, k: int | None = None) -> list[dict[str, Any]]:
         """The same as plain values."""
-        found = {*self.found}
+        significant = {*self.significant}
         return [
             {
                 "position": position,
                 **({} if self.names is None else {"name": self.names[position]}),
                 "score": self.scores[position].item(),
                 "p_value": self.p_values[position].item(),
-                "found": position in found,
+                "significant": position in significant,
                 "layer": self.layers[int(self.layer[position])],
                 "filters": [index for index in self.filters[position].tolist() if index >= 0],
                 "reasons": "; ".join(f"{view}: {reason}" for view, reason in self.outlier_reasons(position).items()),
             }
-            for position in self.top(len(self.scores) if k is None else k)
+            for position in ([*self.top(len(self.scores)), *self.unusable] if k is None else self.top(k))
         ]
 
     def save_csv(self, path: str | Path, k: int | None = None) -> None:
@@ -249,28 +252,28 @@ class OutlierReport(Tabular):
 
     def _headline(self) -> str:
         """What was found, or what it takes."""
-        rate, beyond = f"{100 * self.false_discovery_rate:g}%", len(self.beyond)
-        if self.own_reference:
+        rate, count, above = f"{100 * self.false_discovery_rate:g}%", len(self.scores), len(self.above_calibration)
+        if not self.n_calibration:
             return (
                 "The reference was taken out of these images, so p-values only rank them and none is significant: look "
                 "at the largest scores, or give a `reference` of images that you trust."
             )
-        if found := len(self.found):
+        if found := len(self.significant):
             return (
-                f"{_images(found)} of {len(self.scores):,} {'is' if found == 1 else 'are'} significant at a false "
-                f"discovery rate of {rate}, against {self.n_reference:,} reference images."
+                f"{_images(found)} of {count:,} {'is' if found == 1 else 'are'} significant at a false discovery rate "
+                f"of {rate}, against {self.n_calibration:,} calibration images."
             )
-        if not beyond:
+        if not above:
             return (
-                f"None of {len(self.scores):,} images scores higher than every reference image, and none is "
-                f"significant at a false discovery rate of {rate}."
+                f"None of {count:,} images scores higher than every calibration image, and none is significant at a "
+                f"false discovery rate of {rate}."
             )
-        # The smallest p-value, one in half of the reference, has to be as small as the rule asks of so many images.
-        needed = 2 * (len(self.scores) / (self.false_discovery_rate * beyond) - 1)
+        # The smallest p-value has to be as small as the rule asks of so many images; half of a reference calibrates.
+        needed = 2 * ((count - len(self.unusable)) / (self.false_discovery_rate * above) - 1)
         digits = 10 ** max(0, math.floor(math.log10(max(1.0, needed))) - 1)
         return (
-            f"{_images(beyond)} {'scores' if beyond == 1 else 'score'} higher than every reference image. Calling "
-            f"{_images(beyond)} significant at {rate} takes about {math.ceil(needed / digits) * digits:,} reference "
+            f"{_images(above)} {'scores' if above == 1 else 'score'} higher than every calibration image. Calling "
+            f"{_images(above)} significant at {rate} takes about {math.ceil(needed / digits) * digits:,} reference "
             f"images; you gave {self.n_reference:,}."
         )
 

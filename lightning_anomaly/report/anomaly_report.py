@@ -112,21 +112,26 @@ class AnomalyReport(Tabular):
     def outlier_scores(self) -> Tensor:
         """How little each probe sample belongs to the others `(N,)`, in nats; 0 without any layer.
 
-        The score ranks the samples, without any label. It is made of `view_scores`: that of pixels plus the mean of the
-        others. One with NaN or infinite maps has infinity.
+        The score ranks the samples, without any label. It adds up `view_scores`: those of pixels, features and logits;
+        in a model without classes, those of pixels and filters. A sample with NaN or infinite maps has infinity.
         """
-        return combine(self.view_scores) if self.view_scores else torch.zeros(self.n_samples, device="cpu")
+        if not self.view_scores:
+            return torch.zeros(self.n_samples, device="cpu")
+        infinite = torch.stack([view.isinf() for view in self.view_scores.values()]).any(0)
+        return torch.where(infinite, torch.inf, combine(self.view_scores))
 
     @cached_property
     def view_scores(self) -> dict[str, Tensor]:
         """The negative logarithm of the tail probability of each sample among the others `(N,)`, by view, in nats.
 
-        Views are `"pixels"`, plain statistics of the image, `"filters"`, the layer in which the maps of all filters are
-        farthest from those of the others, and `"classes"`, the last features and the logits.
+        Views are `"pixels"`, plain statistics of the image; `"features"`, how far the last features are from those of
+        the others; `"logits"`, how small the logits are; and `"filters"`, the maps of all filters, whose mean over the
+        layers this is.
         """
         scores = {name: view.scores for name, view in self.views.items()}
         if self.layers:
-            scores["filters"] = torch.stack([layer.outlier_scores for layer in self.layers.values()]).amax(0)
+            layers = [layer.outlier_scores for layer in self.layers.values()]
+            scores["filters"] = torch.stack([Tail.fit(layer).surprise(layer) for layer in layers]).mean(0)
         return {name: Tail.fit(scores[name]).surprise(scores[name]) for name in VIEWS if name in scores}
 
     def outlier_reasons(self, sample: int) -> dict[str, str]:

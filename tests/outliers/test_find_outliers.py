@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import OutlierReport, find_outliers
-from lightning_anomaly.outliers import search
 
 
 def images(count: int, seed: int = 0, damaged: tuple[int, ...] = ()) -> Tensor:
@@ -35,7 +34,7 @@ def test_images_that_do_not_belong_are_found_with_a_reference_and_without(net):
     planted = (5, 71, 100, 101)
     inputs = images(120, 1, planted)
     report = find_outliers(net, inputs, images(1000))
-    assert set(report.top(4)) == set(report.found) == set(planted)
+    assert set(report.top(4)) == set(report.significant) == set(planted)
     assert report.p_values.min().item() == report.p_values[5].item() == 1 / (1 + 500)  # more than half of the reference
     assert set(find_outliers(net, images(400, 1, planted)).top(4)) == set(planted)
 
@@ -48,22 +47,20 @@ def test_on_clean_images_the_false_discovery_rate_holds(net):
     for level in (0.02, 0.1, 0.3, 0.6):  # four standard errors of images that are scored by the same reference
         assert (p_values <= level).double().mean().item() == pytest.approx(level, abs=0.3 * math.sqrt(level / 10))
     for rate in (0.1, 0.3):
-        share = sum(bool(replace(report, false_discovery_rate=rate).found) for report in reports) / len(reports)
+        share = sum(bool(replace(report, false_discovery_rate=rate).significant) for report in reports) / len(reports)
         assert share <= rate + 2 * math.sqrt(rate * (1 - rate) / len(reports))
 
 
-def test_a_reference_out_of_the_inputs_is_compared_with_its_other_half(net):
+def test_without_a_reference_p_values_rank_the_images_and_none_is_significant(net):
     report = find_outliers(net, images(300))
-    assert report.n_reference == 300
-    for level in (0.1, 0.5):
-        assert (report.p_values <= level).double().mean().item() == pytest.approx(level, abs=0.01)
-    assert replace(report, false_discovery_rate=1.0).found == []
-    assert report.own_reference
+    assert (report.n_reference, report.n_calibration) == (300, 0)
+    assert (report.p_values[report.top(300)].diff() >= 0).all()
+    assert replace(report, false_discovery_rate=1.0).significant == []
     assert "give a `reference`" in str(report)
-    assert report.beyond == []
+    assert report.above_calibration == []
     other = find_outliers(net, images(300), reference=images(300, seed=5))
-    assert not other.own_reference
-    assert other.fewest == 20
+    assert other.n_calibration == 150
+    assert other.min_detectable == 20
 
 
 def test_p_values_hold_where_a_small_reference_is_learnt_closely(net):
@@ -73,14 +70,13 @@ def test_p_values_hold_where_a_small_reference_is_learnt_closely(net):
     assert p_values.mean().item() == pytest.approx(0.5, abs=0.1)
 
 
-def test_of_many_inputs_some_are_the_reference_and_each_is_scored_once(net, monkeypatch):
-    monkeypatch.setattr(search, "_REFERENCE", 100)
+def test_of_many_inputs_some_are_the_reference_and_each_is_scored_once(net):
     inputs = images(300)
-    report = find_outliers(net, inputs, false_discovery_rate=1.0)
+    report = find_outliers(net, inputs, max_reference=100)
     assert report.n_reference == 100
     assert len(report.scores) == len(report.p_values) == len(report.layer) == len(report.filters) == 300
     inputs[[7, 70, 170, 270]] *= 30  # some of them in the reference, some not
-    assert set(find_outliers(net, inputs).top(4)) == {7, 70, 170, 270}
+    assert set(find_outliers(net, inputs, max_reference=100).top(4)) == {7, 70, 170, 270}
 
 
 def test_an_image_that_only_its_negative_values_tell_apart_is_found():
@@ -97,7 +93,7 @@ def report_of(p_values: Tensor, n_reference: int, rate: float, scores: Tensor | 
     """A report of one layer, in which scores are equal where none are given."""
     nothing = torch.zeros(len(p_values), dtype=torch.int64)
     return OutlierReport(nothing.float() if scores is None else scores, p_values, ("",), nothing,
-                         nothing[:, None], n_reference, rate)  # fmt: skip
+                         nothing[:, None], n_reference, n_reference - n_reference // 2, rate)  # fmt: skip
 
 
 def test_benjamini_and_hochberg_s_rule():
@@ -105,31 +101,31 @@ def test_benjamini_and_hochberg_s_rule():
     scores = torch.tensor([0.0, 3, 9, 5, 1, 4])
     for rate, found in ((0.06, [2, 3, 5, 1]), (0.05, [2]), (0.005, [])):
         # 0.02 and 0.03 are too large in their places, 0.04 is as small as 4/6 of 0.06
-        assert report_of(p_values, 100, rate, scores).found == found
+        assert report_of(p_values, 100, rate, scores).significant == found
 
 
 @pytest.mark.parametrize(("count", "n_reference", "rate"), [(300, 300, 0.1), (20010, 198, 0.15), (52, 101, 0.1)])
 def test_the_fewest_that_can_be_found_are_found_and_one_fewer_is_not(count, n_reference, rate):
     report = report_of(torch.ones(count), n_reference, rate)
-    for number in (report.fewest, report.fewest - 1):
+    for number in (report.min_detectable, report.min_detectable - 1):
         p_values = torch.ones(count, dtype=torch.float64)
         p_values[:number] = 1 / (1 + math.ceil(n_reference / 2))  # judged by the half of the reference that is larger
-        assert len(replace(report, p_values=p_values).found) == (number if number == report.fewest else 0)
+        assert len(replace(report, p_values=p_values).significant) == (number if number == report.min_detectable else 0)
 
 
 def test_images_beyond_the_reference_are_told_with_what_it_takes_to_call_them_significant():
     p_values = torch.full((797,), 0.5, dtype=torch.float64)
     p_values[[7, 3, 90, 1]] = 1 / 501
     report = report_of(p_values, 1000, 0.1)
-    assert (report.found, report.beyond) == ([], [1, 3, 7, 90])
-    assert "4 images score higher than every reference image." in str(report)
+    assert (report.significant, report.above_calibration) == ([], [1, 3, 7, 90])
+    assert "4 images score higher than every calibration image." in str(report)
     assert "4 images significant at 10% takes about 4,000 reference images; you gave 1,000" in str(report)
-    enough = replace(report, n_reference=4000, p_values=p_values.where(p_values > 0.1, 1 / 2001))
-    assert enough.found == enough.beyond == [1, 3, 7, 90]
+    enough = replace(report, n_reference=4000, n_calibration=2000, p_values=p_values.where(p_values > 0.1, 1 / 2001))
+    assert enough.significant == enough.above_calibration == [1, 3, 7, 90]
     assert "4 images of 797 are significant at a false discovery rate of 10%" in str(enough)
     none = replace(report, p_values=p_values.clamp_min(0.1))
-    assert "None of 797 images scores higher than every reference image" in str(none)
-    assert "give a `reference`" in str(replace(enough, own_reference=True))
+    assert "None of 797 images scores higher than every calibration image" in str(none)
+    assert "give a `reference`" in str(replace(enough, n_calibration=0))
 
 
 def test_nothing_is_changed(net):
@@ -155,13 +151,12 @@ def test_of_a_reference_with_nan_the_rest_is_the_reference(net):
         pytest.warns(UserWarning, match="^2 of the 300 images give NaN or infinite values, the first at position 30:"),
     ):
         report = find_outliers(net, inputs, spoilt)
-    assert {*report.found} >= {*range(12), 30, 90}
+    assert {*report.significant} >= {*range(12)}
+    assert report.unusable == [30, 90]
     assert report.n_reference == 1000
-    assert report.scores.isinf().nonzero()[:, 0].tolist() == [30, 90]
     with pytest.warns(UserWarning, match="^1 of the 1001 images give NaN or infinite values, the first at"):
         own = find_outliers(net, torch.cat([reference, torch.full((1, 1, 12, 12), math.inf)]))
-    assert own.top(1) == [1000]
-    assert 0 < own.p_values[1000] == own.p_values.min()
+    assert own.unusable == [1000]
 
 
 def test_a_layer_that_cannot_judge_is_noted(net):
@@ -182,7 +177,7 @@ def test_a_layer_that_some_images_do_not_reach_is_named(net):
         found = model.net[0](x)
         return found if x.abs().max() > 100 else model.net[1:](found)
 
-    with pytest.raises(ValueError, match=r"`inputs` should give maps in all layers .* without any in \['net.5'\]"):
+    with pytest.raises(ValueError, match=r"Images should give maps in all layers .* without any in \['net.5'\]"):
         find_outliers(Net(forward, net=net), 1000 * images(5), images(150))
 
 
@@ -200,7 +195,7 @@ def test_the_report_says_which_layer_and_filters_and_shows_the_images(net):
     frame = report.to_frame(3)
     assert list(frame["position"]) == report.top(3)
     assert frame["position"][0] == 7
-    assert bool(frame["found"][0]) == (7 in report.found)
+    assert bool(frame["significant"][0]) == (7 in report.significant)
     assert frame["layer"][0] in ("0", "5")
     assert len(set(frame["filters"][0])) == 3
     assert max(frame["filters"][0]) < 8
@@ -247,7 +242,10 @@ def test_few_and_small_pictures_are_kept_in_the_range_of_ordinary_images():
         ({"inputs": images(99), "reference": None}, "`inputs` .* at least 100 images .* Found 99. .* as `reference`"),
         ({"reference": images(99)}, "`reference` should hold at least 100 images to learn from. Found 99.$"),
         ({"reference": images(150) * math.nan}, "`reference` should give maps that are finite and vary"),
-        ({"reference": torch.rand(150, 1, 9, 9)}, r"of the same shape. Found \(1, 12, 12\) and \(1, 9, 9\)."),
+        (
+            {"reference": torch.rand(150, 1, 9, 9)},
+            r"of the shape of the reference, \(1, 9, 9\). Found \(1, 12, 12\).",
+        ),
         ({"inputs": images(150).byte()}, "`inputs` should hold scaled floating-point images.*Found torch.uint8."),
         ({"inputs": images(150)[:0]}, "Parameter `inputs` should hold images. Found none."),
         ({"model": nn.Linear(2, 2)}, "`model` should have a convolution, or `layers` should be named"),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.pixels import pixel_statistics
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.combine import Tail, combine
+from lightning_anomaly.outliers.feature_views import ClassGaussians
 from lightning_anomaly.outliers.mahalanobis import (
     RobustGaussian,
     _most_normal_powers,
@@ -107,7 +108,7 @@ def test_tail_probabilities_are_shares_and_go_on_as_an_exponential():
     assert far[2] < 200
     few = Tail.fit(torch.arange(10.0))
     assert few.surprise(torch.tensor([-1.0, 4.5, 5.0])).tolist() == pytest.approx(
-        [0, math.log(11 / 6), math.log(11 / 6)]
+        [0, math.log(11 / 6.5), math.log(11 / 6)]
     )
     assert few.surprise(torch.tensor([math.inf])).item() == math.inf
     assert Tail.fit(torch.zeros(9)).surprise(torch.tensor([0.0, math.inf])).tolist() == [0, math.inf]
@@ -115,12 +116,12 @@ def test_tail_probabilities_are_shares_and_go_on_as_an_exponential():
     assert Tail.fit(spoilt).surprise(torch.tensor([6.0])).item() == pytest.approx(6, rel=0.35)
 
 
-def test_the_image_counts_as_much_as_all_that_the_network_says():
-    views = {name: torch.tensor([value, 1.0]) for name, value in (("pixels", 4.0), ("filters", 6.0), ("classes", 1.0))}
-    assert combine(views).tolist() == [7.5, 2]
+def test_pixels_features_and_logits_add_up_and_filters_stand_in_for_the_last_two():
+    given = {"pixels": 4.0, "features": 1.0, "logits": 3.0, "filters": 6.0}
+    views = {name: torch.tensor([value, 1.0]) for name, value in given.items()}
+    assert combine(views).tolist() == [8, 3]
     assert combine({name: views[name] for name in ("pixels", "filters")}).tolist() == [10, 2]
     assert combine({"filters": views["filters"]}).tolist() == [6, 1]
-    assert combine({"pixels": views["pixels"]}).tolist() == [4, 1]
 
 
 def test_a_view_names_what_is_odd():
@@ -130,24 +131,63 @@ def test_a_view_names_what_is_odd():
     )
     x[7] *= 0.2
     x[30] += 3
-    features = torch.randn(200, 20, generator=rng(2))
-    features[50] *= 6
-    logits = 3 * torch.randn(200, 4, generator=rng(3))
+    means = torch.eye(20)[:4] * 8
+    known = torch.arange(200) % 4
+    features = means[known] + torch.randn(200, 20, generator=rng(2))
+    features[50] = -8 * torch.eye(20)[10]  # like none
+    logits = 9 * torch.eye(4)[known] + torch.randn(200, 4, generator=rng(3))
     logits[60] = torch.tensor([-20.0, -20, -19, -20])
     views = view_samples(SampleStatistics(pixel_statistics(x), (3, 16, 16), features, logits))
-    pixels, classes = views["pixels"], views["classes"]
+    pixels = views["pixels"]
     assert set(pixels.scores.argsort(descending=True)[:2].tolist()) == {7, 30}
     assert pixels.reasons[30] == "brighter than the rest"
     assert pixels.reasons[7] in ("darker than the rest", "low contrast")
-    assert set(classes.scores.argsort(descending=True)[:2].tolist()) == {50, 60}
-    assert classes.reasons[50] == f"predicted class {logits[50].argmax()} from unusual features"
-    assert classes.reasons[60] == "small logits for every class, of which class 2 has the largest"
+    for name, place in (("features", 50), ("logits", 60)):
+        assert views[name].scores.argmax() == place
+        assert f"predicted class {logits[place].argmax()}" in views[name].reasons[place]
     named = SampleStatistics(None, (), features, logits, ("cat", "dog", "hen", "pig"))
-    assert view_samples(named)["classes"].reasons[60] == "small logits for every class, of which hen has the largest"
+    assert "predicted hen" in view_samples(named)["logits"].reasons[60]
     assert view_samples(SampleStatistics()) == {}
     given = SampleStatistics(features=features, logits=logits)
-    assert [[*view_samples(given.select(slice(count)))] for count in (39, 40)] == [[], ["classes"]]
+    assert view_samples(given.select(slice(39))) == {}
+    assert [*view_samples(given.select(slice(40)))] == ["features", "logits"]
     assert view_samples(given._replace(logits=logits * math.nan)) == {}
     assert view_samples(given._replace(features=torch.ones(200, 20))) == {}
     logits[:3], logits[:, 3] = math.nan, -math.inf  # some that are unknown, and a class that is masked
-    assert view_samples(given)["classes"].scores.isinf().nonzero()[:, 0].tolist() == [0, 1, 2]
+    assert view_samples(given)["logits"].scores.isinf().nonzero()[:, 0].tolist() == [0, 1, 2]
+
+
+def test_features_are_measured_as_scikit_learn_does():
+    """Of a single class, without outliers to leave out: a Mahalanobis distance under Ledoit and Wolf's covariance."""
+    vectors = torch.randn(300, 8, generator=rng(4), dtype=torch.float64) @ torch.randn(8, 8, generator=rng(5)).double()
+    mean = vectors.mean(0, keepdim=True)
+    fitted = ClassGaussians.of(vectors - mean, mean)
+    expected = LedoitWolf().fit(vectors.numpy()).mahalanobis(vectors.numpy())
+    torch.testing.assert_close(fitted.mahalanobis_squared(vectors), torch.from_numpy(expected))
+
+
+def test_wide_features_and_more_classes_than_samples_can_fill_are_measured_too():
+    features, logits = torch.randn(150, 600, generator=rng(6)), torch.randn(150, 100, generator=rng(7))
+    features[3] *= -9
+    features[3, :300] += 40
+    views = view_samples(SampleStatistics(features=features, logits=logits))
+    assert [*views] == ["features", "logits"]  # no class has enough samples for a distance of its own
+    assert views["features"].scores.isfinite().all()
+
+
+def test_no_number_depends_on_the_unit_and_one_that_never_varied_tells_that_an_image_is_odd():
+    """Of EEG in volts 6 of 16 numbers were used; and a red image among grey ones was ordinary."""
+    coarse = nn.functional.interpolate(torch.randn(300, 1, 4, 4, generator=rng(8)), size=16, mode="bilinear")
+    x = coarse.sigmoid() + 0.02 * torch.randn(300, 1, 16, 16, generator=rng(9))
+
+    def scores(images: Tensor) -> Tensor:
+        return view_samples(SampleStatistics(pixel_statistics(images), tuple(images.shape[1:])))["pixels"].scores
+
+    for unit in (1e-6, 255.0):
+        torch.testing.assert_close(scores(x * unit), scores(x), rtol=1e-3, atol=1e-3)
+    grey = x.expand(-1, 3, -1, -1).clone()
+    grey[5, 1:] *= 0.9
+    assert scores(grey).argmax() == 5
+    expected = pixel_statistics(255 * x)
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(pixel_statistics(255 * x), expected)

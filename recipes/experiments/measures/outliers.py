@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning_anomaly.outliers.conformal import Statistics, fit_halves
 from torch import Tensor, nn
 
 from lightning_anomaly import OutlierReport, analyze, find_outliers
@@ -25,7 +26,6 @@ from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing
 from lightning_anomaly.outliers.combine import Tail, combine
-from lightning_anomaly.outliers.conformal import Statistics, fit_halves
 from lightning_anomaly.outliers.scores import layer_scores
 from lightning_anomaly.outliers.views import view_samples
 from recipes.common.damage import GROUPS

@@ -1,0 +1,316 @@
+"""Run a model on images, learn what is ordinary, and score: the steps of a detector, between which processes meet."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_anomaly.capture.drawing import drawn, shrink
+from lightning_anomaly.capture.hooks import MapCapture
+from lightning_anomaly.capture.images import ImageSource
+from lightning_anomaly.capture.maps import map_statistics
+from lightning_anomaly.capture.probe import probing, usable_layers
+from lightning_anomaly.checks import check_integer
+from lightning_anomaly.distributed import broadcast_result, even_slices, rank_and_world
+from lightning_anomaly.notes import left_out
+from lightning_anomaly.outliers.report import KEPT, OutlierReport
+from lightning_anomaly.outliers.scorer import (
+    Judgement,
+    Scorer,
+    Statistics,
+    finite_images,
+    fit_scorers,
+    notes_on_filters,
+)
+from lightning_anomaly.progress import track
+
+MIN_REFERENCE = 100
+_BATCHES = 4  # judged in one operation
+_SIDE = 128  # of an image that the report keeps, at most (pixels)
+_SCALE_IMAGES = 256  # of the reference, whose range is shown from black to white
+
+
+class Fitted(NamedTuple):
+    """What a detector has learnt.
+
+    Attributes:
+        scorer: What scores images.
+        calibration: Scores of the calibration images, sorted `(m,)`.
+        n_reference: Number of the reference images that were used.
+        shape: Shape of an image.
+        ranges: Smallest and largest values of some ordinary images, as images of two pixels; None if they are nothing
+            that can be drawn.
+        weights: Shapes of the weights of the layers that judge, by their names.
+        n_classes: Number of classes in the reference, 0 if unknown.
+    """
+
+    scorer: Scorer
+    calibration: Tensor
+    n_reference: int
+    shape: Sequence[int]
+    ranges: Tensor | None
+    weights: Mapping[str, Sequence[int]]
+    n_classes: int
+
+
+_Seen = tuple[list[Statistics], dict[int, str], dict[str, str]]  # of the reference, what cannot be read, and notes
+_Scored = tuple[list[Judgement], int, dict[int, str], dict[str, str]]  # number of images, what cannot be read, notes
+
+
+class Run:
+    """Runs a model on images in one process, which takes its share of them; between steps processes exchange results.
+
+    With several processes all take the buffers of process 0: a BatchNorm's differ.
+    """
+
+    def __init__(self, model: nn.Module, seed: int, progress: bool | None) -> None:
+        self.seed = check_integer("seed", seed, 0, 2**64 - 1)
+        rank, self._world = rank_and_world()
+        self._rank, self._model = rank, model
+        self._progress = progress if rank == 0 else False
+        self._notes: dict[str, str] = {}
+        self._class_names: tuple[str, ...] = ()
+        tensors = [*model.parameters(), *model.buffers()]
+        self.device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+        self._buffers: dict[str, Tensor] = {}
+        if self._world > 1:
+            self._buffers = broadcast_result(lambda: {name: buffer.cpu() for name, buffer in model.named_buffers()})
+
+    def see(
+        self,
+        images: Any,
+        argument: str,
+        batch_size: int | None,
+        limit: int,
+        watched: Mapping[str, nn.Module],
+        cross: bool,
+    ) -> _Seen:
+        """Run the model on this process's share of a reference."""
+        source = self._source = _opened(images, argument, batch_size)
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed), device="cpu")
+        if len(order) < MIN_REFERENCE:
+            advice = " To score fewer, give images that belong as `reference`." if cross else ""
+            raise ValueError(
+                f"Parameter `{argument}` should hold at least {MIN_REFERENCE} images to learn from. "
+                f"Found {len(order)}.{advice}"
+            )
+        self._chosen: list[int] = order[:limit].tolist()
+        self._watched = watched
+        batches = [
+            statistics._replace(layers={name: part.cpu() for name, part in statistics.layers.items()})
+            for statistics in self._statistics_of(source, self._chosen, watched, "reference")
+        ]
+        return batches, source.unreadable, self._notes
+
+    def fit(self, shares: Sequence[_Seen], cross: bool) -> tuple[Fitted, dict[str, str], list[Judgement]]:
+        """Fit to the whole reference, in process 0; return the fit, notes, and what is said of these images."""
+        batches, unreadable, notes_of = zip(*shares, strict=True)
+        source, watched = self._source, self._watched
+        every, unknown = finite_images([*itertools.chain(*batches)], source.argument)
+        count = len(every.positions)
+        fitted, half = slice(3 * count // 8), slice(count // 2, None)
+        if cross:
+            halves = every.select(slice(count // 2)), every.select(half)
+            scorer, other = fit_scorers([halves, halves[::-1]], source.argument)
+            judged = [scorer.judge(halves[1]), other.judge(halves[0])]
+        else:
+            scale = every.select(slice(fitted.stop, half.start))
+            (scorer,) = fit_scorers([(every.select(fitted), scale)], source.argument)
+            judged = [scorer.judge(every.select(half))]
+        notes = notes_on_filters(scorer, unknown)
+        if not cross:
+            unused = {*self._chosen}.difference(every.positions.tolist())
+            found = _merged(unreadable), unused, len(self._chosen), source.names
+            notes |= _unusable_notes(*found, "reference images", "they have no say")
+        for name in watched:
+            if name not in scorer.layers:  # what a pass has found to be wrong with it replaces this note
+                notes |= left_out(name, "its maps of the reference are not finite or do not vary")
+        known = Fitted(
+            scorer,
+            torch.cat([part.scores for part in judged]).sort().values,
+            count,
+            source.shape,
+            _ranges(source, every.positions[:_SCALE_IMAGES].tolist()),
+            {name: weight_shape(watched[name]) for name in scorer.layers},
+            len({*(source.classes or ())}),
+        )
+        return known, notes | _merged(notes_of), judged if cross else []
+
+    def score(
+        self,
+        images: Any,
+        argument: str,
+        batch_size: int | None,
+        fitted: Fitted,
+        watched: Mapping[str, nn.Module],
+        known: set[int],
+    ) -> _Scored:
+        """Score this process's share of the images whose scores are not known."""
+        source = self._source = _opened(images, argument, batch_size)
+        check_shape(argument, source.shape, fitted)
+        rest = [position for position in range(len(source)) if position not in known]
+        scorer = fitted.scorer.to(self.device)
+        judged = [self.judge(scorer, part) for part in self._statistics_of(source, rest, watched, "outlier scores")]
+        return judged, len(source), source.unreadable, self._notes
+
+    def judge(self, scorer: Scorer, statistics: Statistics) -> Judgement:
+        """Judge images, which must give maps in all layers that judge."""
+        missing = [name for name in scorer.layers if statistics.layers and name not in statistics.layers]
+        if missing:
+            raise ValueError(
+                "Images should give maps in all layers in which the reference gives them. Found some without any in "
+                f"{missing}: name other layers as `layers`."
+            )
+        return scorer.judge(statistics)
+
+    def report(
+        self, fitted: Fitted, scored: Sequence[_Scored], judged: Sequence[Judgement] | None, rate: float
+    ) -> OutlierReport:
+        """Join all scores into a report, in process 0."""
+        parts, counts, unreadable, notes_of = zip(*scored, strict=True)
+        source = self._source
+        if len({*counts}) > 1:
+            raise ValueError(
+                f"Parameter `{source.argument}` should hold all images in every process, each of which takes its share "
+                f"of them. Found {[*counts]} images in the processes."
+            )
+        _, scores, layer, filters, views = Judgement.join([*(judged or ()), *itertools.chain(*parts)])
+        notes = _merged(notes_of)
+        infinite = scores.isinf().nonzero()[:, 0].tolist()
+        broken = _merged(unreadable)
+        notes |= _unusable_notes(broken, infinite, len(source), source.names, "images", "they have no score")
+        classes = len({*(source.classes or ())})
+        if fitted.n_classes == 1 < classes:
+            notes["one class"] = (
+                f"All reference images are of one class, and the others of {classes}, of which most will have large "
+                "scores: give a `reference` of all classes."
+            )
+        calibration = fitted.calibration if judged is None else scores[scores.isfinite()].sort().values
+        report = OutlierReport(
+            scores=scores,
+            p_values=conformal_p_values(scores, calibration),
+            layers=tuple(fitted.scorer.layers),
+            layer=layer,
+            filters=filters,
+            views=views,
+            n_reference=fitted.n_reference,
+            n_calibration=len(fitted.calibration) if judged is None else 0,
+            false_discovery_rate=rate,
+            notes=notes,
+            names=source.names,
+            unreadable=broken,
+        )
+        return replace(report, images=_pictures(source, report.top(KEPT), fitted.ranges))
+
+    def _statistics_of(
+        self, source: ImageSource, positions: Sequence[int], watched: Mapping[str, nn.Module], what: str
+    ) -> Iterator[Statistics]:
+        """Run the model on this process's share, some batches at a time."""
+        positions = positions[even_slices(len(positions), self._world)[self._rank]]
+        self._class_names = source.class_names
+        batches = iter(track(source.batches(positions), -(-len(positions) // source.batch_size), what, self._progress))
+        while some := list(itertools.islice(batches, _BATCHES)):
+            statistics = Statistics.join([self.statistics(*batch, watched) for batch in some])
+            places = enumerate(statistics.positions.tolist())
+            unreadable = [place for place, position in places if position in source.unreadable]
+            for part in (*statistics.layers.values(), statistics.samples.pixels, statistics.samples.features):
+                if part is not None:
+                    part[unreadable] = torch.nan
+            yield statistics
+
+    def statistics(
+        self, positions: Tensor, batch: Tensor, watched: Mapping[str, nn.Module], filters: bool = True
+    ) -> Statistics:
+        """Run the model on a batch, and take what is known of it, that of filters only on request."""
+        capture = MapCapture(dict(watched), summary=map_statistics if filters else _none, model=self._model)
+        capture.samples.class_names = self._class_names
+        with probing(self._model, self._buffers) as call, capture:
+            call(batch.to(self.device, self._dtype))
+        usable, _, notes = usable_layers(capture.maps, len(batch))
+        self._notes |= notes
+        layers = {name: layer.maps for name, layer in usable.items()} if filters else {}
+        return Statistics(positions, layers, capture.samples.collected(len(batch)))
+
+
+def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
+    """Compute p-values `(n,)` of scores `(n,)` by the sorted scores of m calibration images `(m,)`, NaN of infinity."""
+    scores = scores.to(calibration)
+    larger = len(calibration) - torch.searchsorted(calibration, scores)
+    p_values = (1 + larger).double() / (1 + len(calibration))
+    return torch.where(scores.isfinite(), p_values, torch.nan)
+
+
+def weight_shape(module: nn.Module) -> list[int]:
+    """The shape of a layer's weight; empty for a layer without one."""
+    return list(getattr(module, "weight", torch.empty(0, device="cpu")).shape)
+
+
+def _none(maps: Tensor) -> Tensor:
+    """Nothing of each map, so that they are only counted."""
+    return maps.new_empty(len(maps), 0)
+
+
+def _opened(images: Any, argument: str, batch_size: int | None) -> ImageSource:
+    source = images if isinstance(images, ImageSource) else ImageSource(images, argument, batch_size)
+    if not source.dtype.is_floating_point:
+        raise ValueError(f"Parameter `{argument}` should hold scaled floating-point images. Found {source.dtype}.")
+    return source
+
+
+def check_shape(argument: str, shape: Sequence[int], fitted: Fitted) -> None:
+    """Raise ValueError unless images have the shape of the reference."""
+    if tuple(shape) != tuple(fitted.shape):
+        raise ValueError(
+            f"Parameter `{argument}` should hold images of the shape of the reference, {tuple(fitted.shape)}. Found "
+            f"{tuple(shape)}."
+        )
+
+
+def _merged(parts: Iterable[Mapping[Any, str]]) -> dict[Any, str]:
+    return {key: text for part in parts for key, text in part.items()}
+
+
+def _unusable_notes(
+    unreadable: Mapping[int, str],
+    unusable: Iterable[int],
+    count: int,
+    files: Sequence[str] | None,
+    images: str,
+    then: str,
+) -> dict[str, str]:
+    """Note images at positions that cannot be read, and others that cannot be used, as they give NaN."""
+
+    def first(positions: Iterable[int]) -> str:
+        position = min(positions)
+        return f"the first at position {position}" + (f", {files[position]}" if files else "")
+
+    notes = {}
+    if unreadable:
+        where = f"{first(unreadable)} ({unreadable[min(unreadable)]})"
+        notes[f"unreadable {images}"] = f"{len(unreadable)} of the {count} {images} cannot be read, {where}: {then}."
+    if nonfinite := {*unusable}.difference(unreadable):
+        found = f"{len(nonfinite)} of the {count} {images} give NaN or infinite values"
+        notes[f"nonfinite {images}"] = f"{found}, {first(nonfinite)}: {then}."
+    return notes
+
+
+def _ranges(source: ImageSource, positions: list[int]) -> Tensor | None:
+    """The smallest and the largest value of each image and channel, as small images; None if nothing can be drawn."""
+    if not 1 <= len(source.shape) <= 4:
+        return None
+    small = torch.cat([shrink(batch, _SIDE) for _, batch in source.batches(positions)])
+    ends = torch.stack([small.flatten(2).amin(2), small.flatten(2).amax(2)], 2)
+    return ends[:, :, None] if small.ndim == 4 else ends
+
+
+def _pictures(source: ImageSource, shown: list[int], ranges: Tensor | None) -> Tensor | None:
+    """Small pictures of the images shown, scaled to the range of ordinary ones; None if they cannot be drawn."""
+    if ranges is None or not shown:
+        return None
+    return drawn(torch.cat([shrink(batch, _SIDE) for _, batch in source.batches(shown)]), ranges)

@@ -1,0 +1,61 @@
+"""What is learnt from some images is measured by others, and images with NaN teach nothing."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_anomaly.capture.samples import SampleStatistics
+from lightning_anomaly.outliers.combine import Tail
+from lightning_anomaly.outliers.run import conformal_p_values
+from lightning_anomaly.outliers.scorer import Statistics, finite_images, fit_scorers
+from lightning_anomaly.outliers.scores import ReferenceModel, Spread
+
+
+def statistics(samples: int, seed: int) -> Tensor:
+    return torch.randn(samples, 4, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def maps(statistics: Tensor) -> Statistics:
+    """Of a model without classes, whose inputs are no images."""
+    return Statistics(torch.arange(len(statistics)), {"conv": statistics}, SampleStatistics())
+
+
+REFERENCE = statistics(151, 0)
+
+
+def test_what_is_learnt_from_some_images_is_measured_by_the_others_alone():
+    """Images that something was learnt from are less far from it than new ones, which would all look odd."""
+    first, second, images = REFERENCE[:75], REFERENCE[75:], statistics(20, 1)
+    (scorer,) = fit_scorers([(maps(first), maps(second))], "reference")
+    model = ReferenceModel.fit(first)
+    assert model is not None
+    spread = Spread.fit(model.mahalanobis_squared(second)[0])
+    known, new = (spread.scores(model.mahalanobis_squared(values)[0]) for values in (second, images))
+    layer = Tail.fit(known)
+    expected = Tail.fit(layer.surprise(known)).surprise(layer.surprise(new))
+    torch.testing.assert_close(scorer.judge(maps(images)).scores, expected)
+
+
+def test_a_p_value_counts_the_calibration_scores_as_large_and_the_image_itself():
+    calibration = torch.tensor([1.0, 2, 2, 4], dtype=torch.float64)
+    found = conformal_p_values(torch.tensor([0.0, 2, 3, 9, torch.inf]), calibration)
+    torch.testing.assert_close(
+        found, torch.tensor([1, 4 / 5, 2 / 5, 1 / 5, torch.nan], dtype=torch.float64), equal_nan=True
+    )
+
+
+def test_images_with_nan_teach_nothing():
+    spoilt = REFERENCE.clone()
+    spoilt[[4, 90], 1, 0] = torch.nan
+    kept, unknown = finite_images([maps(part) for part in spoilt.split(40)], "reference")
+    assert len(kept.positions) == 149
+    assert torch.equal(kept.layers["conv"], REFERENCE[[place for place in range(151) if place not in (4, 90)]])
+    assert not unknown["conv"].any()
+
+
+def test_a_reference_whose_images_mostly_have_nan_somewhere_is_refused():
+    spoilt = REFERENCE.clone()
+    for filter_ in range(4):
+        spoilt[filter_ * 20 : filter_ * 20 + 20, filter_, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"`reference` should hold images that give finite values\. Found 71 of 151"):
+        finite_images([maps(spoilt)], "reference")
