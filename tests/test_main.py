@@ -133,7 +133,7 @@ def test_outliers_are_listed_written_and_drawn(folder, tmp_path, capsys):
     assert (tmp_path / "outliers.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "outliers.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert list(row) == ["position", "score", "p_value", "found", "layer", "filters", "reasons"]
+    assert list(row) == ["position", "score", "p_value", "significant", "layer", "filters", "reasons"]
     assert row["position"] == "1"
 
 
@@ -265,8 +265,7 @@ class TestFolders:
         assert "1 of the 120 images cannot be read, the first at position 0" in capsys.readouterr().out
         with (tmp_path / "outliers.csv").open(encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
-        found = [(os.fsencode(row["name"]), row["position"]) for row in rows][:2]
-        assert found == [(b"cats/000.png", "0"), (b"dogs/caf\xe9.png", "119")]
+        assert (os.fsencode(rows[0]["name"]), rows[0]["position"]) == (b"dogs/caf\xe9.png", "119")
         assert (tmp_path / "outliers.html").stat().st_size > 0
         command("analyze", folder / "weights.pt", *NET, *options[:4], "--output", tmp_path)
         out = capsys.readouterr().out

@@ -15,7 +15,7 @@ from lightning_anomaly.capture.hooks import isolated_random_state
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_fraction, check_integer
-from lightning_anomaly.distributed import broadcast_result, gather_results
+from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world
 from lightning_anomaly.notes import warn_of
 from lightning_anomaly.outliers.combine import Tail
 from lightning_anomaly.outliers.directions import Directions
@@ -104,7 +104,8 @@ class OutlierDetector:
             RuntimeError: If another process fails.
         """
         self._learn(reference, "reference", batch_size, max_reference, seed, progress)
-        warn_of(self.notes)
+        if rank_and_world()[0] == 0:
+            warn_of(self.notes)
         return self
 
     def _learn(
@@ -187,7 +188,8 @@ class OutlierDetector:
             RuntimeError: If another process fails.
         """
         report = self._report(images, "images", batch_size, false_discovery_rate, progress)
-        warn_of(report.notes)
+        if rank_and_world()[0] == 0:
+            warn_of(report.notes)
         return report
 
     def _report(
@@ -302,5 +304,6 @@ def find_outliers(
     learnt, argument = (reference, "reference") if given else (images, "inputs")
     judged = detector._learn(learnt, argument, batch_size, max_reference, seed, progress, cross=not given)
     report = detector._report(images, "inputs", batch_size, false_discovery_rate, progress, None if given else judged)
-    warn_of(report.notes)
+    if rank_and_world()[0] == 0:
+        warn_of(report.notes)
     return report

@@ -120,7 +120,7 @@ class OutlierReport(Tabular):
     @property
     def _allowed(self) -> Tensor:
         """The p-values up to which the rule of Benjamini and Hochberg takes one image, two, and so on `(n,)`."""
-        count = len(self.scores) - len(self.unusable)
+        count = int(self.p_values.isfinite().sum())
         ranks = torch.arange(1, count + 1, dtype=torch.float64, device=self.p_values.device)
         return self.false_discovery_rate * ranks / count * (1 + 1e-12)  # p-values are fractions too: for rounding
 

@@ -26,6 +26,7 @@ def made_up(layers: tuple[str, ...] = ("conv1", "conv2"), kept: int = 256) -> Ou
         layer=torch.arange(images) % len(layers),
         filters=torch.stack([torch.arange(images) % 7, torch.arange(images) % 5, torch.full((images,), -1)], 1),
         n_reference=4000,
+        n_calibration=2000,
         false_discovery_rate=0.1,
         views={"pixels": SampleView(scores / 3, tuple(f"reason {place}" for place in range(images)))},
         images=torch.randint(0, 256, (kept, 6, 5, 3), generator=generator, dtype=torch.uint8),
@@ -87,11 +88,11 @@ class TestGallery:
         page.page.get_by_label("Strongest layer").select_option(label=f"the model ({len(rows)})")
         page.settle()
         assert cards(page) == [row["position"] for row in rows][:48]
-        page.page.get_by_label("Show").select_option(label=f"significant ({len(report.found)})")
+        page.page.get_by_label("Show").select_option(label=f"significant ({len(report.significant)})")
         page.settle()
-        expected = [row["position"] for row in rows if row["found"]]
+        expected = [row["position"] for row in rows if row["significant"]]
         assert cards(page) == expected
-        assert 0 < len(expected) < len(report.found)
+        assert 0 < len(expected) < len(report.significant)
         page.open(page.hash)
         assert cards(page) == expected
         page.page.locator(".outlier-picture").first.click()
@@ -106,21 +107,18 @@ class TestGallery:
         report = replace(made_up(), false_discovery_rate=1e-9, images=None)  # nothing is found
         page = opened(report)
         assert len(cards(page)) == 48
-        assert page.page.get_by_text("beyond the reference").count() == int((report.scores > 29).sum())
+        assert page.page.get_by_text("above calibration").count() == int((report.scores > 29).sum())
         assert page.page.locator("main canvas").count() == 0
-        few = replace(made_up(kept=2), false_discovery_rate=1e-9, own_reference=True)
-        few.scores[7] = torch.inf
+        few = replace(made_up(kept=2), false_discovery_rate=1e-9, n_calibration=0)
+        few.scores[7], few.p_values[7] = torch.inf, torch.nan
         few.unreadable[7] = "OSError"
         page = opened(few, name="few.html")
-        assert page.page.get_by_text("beyond the reference").count() == 0
+        assert page.page.get_by_text("above calibration").count() == 0
         assert page.page.locator("main canvas").count() == 2
         assert page.text(".outlier >> nth=2").startswith("no picture")
-        text = page.text(".outlier >> nth=0")
-        assert "score ∞" in text
-        assert "cannot be read: OSError" in text
         assert "p-value" not in page.text(".outlier >> nth=1")  # which only ranks these images
-        page.page.locator(".tick").first.click()
-        assert page.saved("Save the")[0]["score"] == "inf"
+        assert 7 not in cards(page)  # it has no score
+        assert few.rows()[-1]["reasons"] == "file: cannot be read: OSError"
 
     def test_after_an_image_it_is_where_it_was(self, opened):
         report = made_up()

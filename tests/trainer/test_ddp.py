@@ -46,7 +46,7 @@ def test_number_of_processes_does_not_matter(outcomes: Path, probe: str, samples
         assert layer["explained"] == pytest.approx(other["explained"], abs=1e-4)
         # So it may change the order of two nearly equal values, and with it a rank.
         assert layer["outlier_scores"] == pytest.approx(other["outlier_scores"], abs=0.2)
-    assert list(one["views"]) == list(two["views"]) == list(other_process["views"]) == ["pixels", "classes"]
+    assert list(one["views"]) == list(two["views"]) == list(other_process["views"]) == ["pixels", "features", "logits"]
     for name, view in one["views"].items():
         assert view["scores"] == pytest.approx(two["views"][name]["scores"], rel=0.01, abs=0.01)
 
