@@ -62,8 +62,7 @@ class Tail(NamedTuple):
     def surprise(self, scores: Tensor) -> Tensor:
         """Compute the negative logarithms of the tail probabilities of scores `(n,)`, in nats, float64 `(n,)`."""
         scores = scores.double()
-        larger = self._larger(scores)
-        counted = -((1 + larger).double() / (1 + len(self.ordered))).log()
+        counted = -self.share(scores).log()
         level = -math.log(1 - _TO)
         if not self.scale > 0:
             return torch.where(scores.isinf(), scores, counted)
@@ -72,14 +71,18 @@ class Tail(NamedTuple):
         )
         return torch.where(surprises > _MOST, _MOST + (surprises / _MOST).log(), surprises)
 
-    def _larger(self, scores: Tensor) -> Tensor:
-        """How many ordinary samples have scores as large, interpolated between these."""
+    def share(self, scores: Tensor) -> Tensor:
+        """Compute which share of ordinary samples, with the sample itself, has scores as large as `(n,)`: `(n,)`.
+
+        Between the scores of two samples it is interpolated, so that no two scores are alike.
+        """
         count = len(self.ordered)
-        if count < 2:
-            return count - torch.searchsorted(self.ordered, scores)
-        place = torch.searchsorted(self.ordered, scores).clamp(1, count - 1)
-        below, above = self.ordered[place - 1], self.ordered[place]
-        return count - (place - 1 + ((scores - below) / (above - below)).nan_to_num(0, 1, 0).clamp(0, 1))
+        place = torch.searchsorted(self.ordered, scores)
+        if count > 1:
+            place = place.clamp(1, count - 1)
+            below, above = self.ordered[place - 1], self.ordered[place]
+            place = place - 1 + ((scores - below) / (above - below)).nan_to_num(0, 1, 0).clamp(0, 1)
+        return (1 + count - place).double() / (1 + count)
 
 
 def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:

@@ -13,6 +13,7 @@ from itertools import cycle
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_sample_images
 from torch import Generator, Tensor
 from torchvision.transforms.functional import gaussian_blur
 
@@ -80,9 +81,27 @@ _GEOMETRY: dict[str, Damage] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     **_CORRUPTIONS,
     "foreign": ("other_data", "digits"),
-    "geometry": tuple(_GEOMETRY),
+    "geometry": tuple(name for name in _GEOMETRY if name != "blended"),
+    "blended": ("blended",),
     "plain": tuple(DAMAGES),
+    "photographs": ("photographs",),
 }
+
+
+def photographs(count: int, shape: torch.Size, seed: int) -> Tensor:
+    """Cut squares out of scikit-learn's photographs, a temple and a flower, and scale them to a shape `(C, H, W)`."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = [torch.from_numpy(picture.copy()).permute(2, 0, 1).float() for picture in load_sample_images().images]
+    found = []
+    for number in range(count):
+        picture = pictures[number % 2]
+        side, *places = torch.rand(3, generator=generator).tolist()
+        size = int(100 + 120 * side)
+        top, left = (int(place * (room - size)) for place, room in zip(places, picture.shape[1:], strict=True))
+        square = picture[None, :, top : top + size, left : left + size]
+        small = F.interpolate(square, size=shape[1:], mode="bilinear", antialias=True)[0].round().clamp(0, 255)
+        found.append(small.mean(0, keepdim=True).round() if shape[0] == 1 else small)
+    return torch.stack(found).to(torch.uint8)
 
 
 def damage_all(images: Tensor, foreign: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -92,6 +111,7 @@ def damage_all(images: Tensor, foreign: Mapping[str, Tensor], seed: int) -> dict
     found = {name: corrupt(images, name, seed) for name in names if recognisable}
     generator = torch.Generator().manual_seed(seed)
     found |= {name: _foreign(source, images, generator) for name, source in foreign.items()}
+    found["photographs"] = photographs(len(images), images.shape[1:], seed)
     return found | {name: damage(images, generator) for name, damage in (_GEOMETRY | DAMAGES).items()}
 
 

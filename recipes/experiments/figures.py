@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
 from statistics import mean
 from typing import Any
 
@@ -12,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_anomaly.stopping import GAP_ALONE
-from recipes.experiments.spec import DATA, OVERFITTING
-from recipes.experiments.tables import choice, h2, h3, harm, outliers, output, stability, stopping
+from recipes.experiments.spec import OVERFITTING
+from recipes.experiments.tables import choice, h2, h3, harm, output, stability, stopping
 from recipes.experiments.tables.curves import layers_of, signal
 from recipes.experiments.tables.writer import Frame, kinds, runs
 
@@ -258,28 +257,6 @@ def _h3() -> Figure:
     return figure
 
 
-def _outliers() -> Figure:
-    """The mean AUROC of every score for each group of kinds, on either data set and with either input."""
-    found = outliers.results()
-    figure = Figure(figsize=(9.0, 8.5), layout="constrained")
-    grid, places = figure.subplots(2, 2, sharex=True, sharey=True), product(("probe", "reference"), DATA)
-    for axes, (question, data) in zip(grid.flat, places, strict=True):
-        own = found[(found.question == question) & (found.data == data)]
-        pivot = own.pivot_table("auroc", "score", "group", observed=True, margins=True, margins_name="all")
-        values = pivot.reindex(list(outliers.SCORES)).to_numpy(dtype=float)
-        image = axes.imshow(values, cmap="RdYlBu", vmin=0, vmax=1, aspect="auto")
-        for (row, column), value in np.ndenumerate(values):
-            if value == value:
-                colour = "black" if 0.15 < value < 0.85 else "white"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-        axes.set_xticks(range(values.shape[1]), pivot.columns, fontsize=8, rotation=30)
-        axes.set_yticks(range(len(values)), outliers.SCORES, fontsize=8)
-        axes.set_title(f"{data}, {outliers.QUESTIONS[question]}", fontsize=9)
-    figure.suptitle("Mean AUROC for kinds of damage that the outlier score was not chosen on", fontsize=10)
-    figure.colorbar(image, ax=grid)
-    return figure
-
-
 FIGURES: dict[str, Callable[[], Figure]] = {
     "h1.png": lambda: _h1(long=False),
     "h1_long.png": lambda: _h1(long=True),
@@ -291,5 +268,4 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "h3.png": _h3,
     "stopping_output.png": _output,
     "harm.png": _harm,
-    "outliers.png": _outliers,
 }

@@ -94,10 +94,14 @@ class Normalised(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
+    def scaled(self, images: torch.Tensor) -> torch.Tensor:
+        """What the network is given."""
+        scaled = normalise(images, self.get_buffer("mean"), self.get_buffer("std"))
+        return scaled.contiguous(memory_format=torch.channels_last)
+
     def forward(self, images: torch.Tensor) -> Any:
         """Logits `(n, classes)`."""
-        scaled = normalise(images, self.get_buffer("mean"), self.get_buffer("std"))
-        return self.network(scaled.contiguous(memory_format=torch.channels_last))
+        return self.network(self.scaled(images))
 
 
 def _train(good: GoodNetwork, root: str | None, weights: Path) -> dict[str, Any]:

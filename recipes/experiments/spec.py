@@ -48,8 +48,7 @@ CONDITIONS = {
     "cosine": Condition(cosine=True),
     "transfer": Condition(pretrained=True),
     "frozen": Condition(pretrained=True, frozen=True),
-    "clean": Condition(augment=True),  # of `outliers` only, like the next
-    "damaged": Condition(augment=True),  # 1% of the training images do not belong
+    "clean": Condition(augment=True),  # of `odd_images` only: a network trained on little data
 }
 OVERFITTING = ("overfitting", "noise10", "noise20", "noise30")  # the others are the healthy controls
 DATA = ("cifar10", "fashion_mnist")
@@ -61,9 +60,6 @@ _SCHEDULE = {"lenet5": (40, 2e-3), "simple_cnn": (30, 2e-3), "alexnet": (16, 3e-
              "small_vgg": (16, 2e-3), "small_resnet_bn": (12, 3e-3), "small_resnet_gn": (12, 3e-3)}  # fmt: skip
 NETWORKS = tuple(_SCHEDULE)
 PAPERS = NETWORKS[:3]  # those of the source paper
-SMALL = ("small_vgg", "small_resnet_bn", "small_resnet_gn")  # those of `outliers`
-# Beside the first of these with seed 0 on CIFAR-10, what the outlier score was chosen on; not reported.
-CHOSEN_KINDS = ("shot_noise", "defocus_blur", "frost", "contrast", "elastic_transform", "saturate")
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,6 @@ _FOLLOWED = ("overfitting", "noise30", "augmented", "more_data")  # where every 
 _HELD_OUT = ("overfitting", "noise20", "augmented", "more_data")
 _SMALL = ("lenet5", "strided_cnn_bn", "simple_cnn", "simple_cnn_bn")
 _HARM = ("plain", "label_smoothing", "cosine", "augmented")
-_ODD = ("clean", "damaged")
 EXPERIMENTS = {
     "h1": Experiment("h1", _ALL),
     "h1_held_out": Experiment("h1", _HELD_OUT, ["vgg11_bn"], ["cifar10"], [3]),
@@ -154,9 +149,6 @@ EXPERIMENTS = {
     "h2_gradients": Experiment("h2/measure", ("overfitting",)),
     "h2_left_out": Experiment("h2/leave_out", ("overfitting",)),
     "h3": Experiment("h3", ("overfitting", "noise30")),
-    "outlier_rivals": Experiment("outliers/rivals", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
-    "outliers": Experiment("outliers/scores", _ODD, SMALL, seeds=(1, 2), quick=_ODD),
-    "false_discoveries": Experiment("outliers/found", ("clean",), SMALL[:1], seeds=(1,), quick=("clean",)),
     **{
         f"harm_{size}": Experiment("harm", ("plain",), _SMALL, ("digits", "fashion_mnist"), sizes=_small(size),
                                    quick=("plain",))

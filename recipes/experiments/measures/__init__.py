@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from recipes.experiments.measures import h1, h2, h3, harm, outliers, output, rivals, two_sample
+from recipes.experiments.measures import h1, h2, h3, harm, output, two_sample
 from recipes.experiments.spec import Training
 
 # Takes the run, the folder of the data and a folder that keeps weights; gives plain values.
@@ -15,7 +15,4 @@ MEASURES: dict[str, Callable[[Training, str | None, str | None], dict[str, Any]]
     "h2/measure": h2.measure_gradients,
     "h2/leave_out": h2.left_out,
     "h3": h3.measure,
-    "outliers/rivals": rivals.measure_rivals,
-    "outliers/scores": outliers.measure,
-    "outliers/found": outliers.false_discoveries,
 }

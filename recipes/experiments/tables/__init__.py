@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from recipes.experiments.tables import choice, h1, h2, h3, harm, outliers, output, stability, stopping
+from recipes.experiments.tables import choice, h1, h2, h3, harm, output, stability, stopping
 from recipes.experiments.tables.writer import Frame
 
 TABLES: dict[str, Callable[[], Frame]] = {
@@ -29,10 +29,4 @@ TABLES: dict[str, Callable[[], Frame]] = {
     "h2_left_out": h2.left_out,
     "h3_flagged": h3.what_is_flagged,
     "h3_contest": h3.contest,
-    "outliers": outliers.summary,
-    "outliers_by_group": outliers.by_group,
-    "outliers_by_kind": outliers.by_kind,
-    "outliers_by_network": outliers.by_network,
-    "outliers_power": outliers.power,
-    "outliers_false_discoveries": outliers.false_discoveries,
 }
