@@ -80,8 +80,10 @@ def known_images(good: GoodNetwork, root: str | None) -> ImageData:
     train, test = good.known(data.train_labels), good.known(data.test_labels)
     return replace(
         data,
-        **{"train_images": data.train_images[train], "train_labels": data.train_labels[train]},
-        **{"test_images": data.test_images[test], "test_labels": data.test_labels[test]},
+        train_images=data.train_images[train],
+        train_labels=data.train_labels[train],
+        test_images=data.test_images[test],
+        test_labels=data.test_labels[test],
     )
 
 

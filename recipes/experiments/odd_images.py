@@ -4,8 +4,8 @@
 4,000 images. One line a network goes to results/outliers.jsonl; what has a line is not measured again.
 
 Ten images of a kind take the place of some of 512 test images, or fifteen of a class that the network never saw. There
-are two questions. `probe`: a score sees nothing but these images, as `analyze` does. `reference`: it sees 3,000 training
-images too, with their labels if it asks for them, as `find_outliers` does. A score is measured by AUROC, average
+are two questions. `probe`: a score sees nothing but these images, as `analyze` does. `reference`: it also sees 3,000
+training images, with their labels if it asks for them, as `find_outliers` does. A score is measured by AUROC, average
 precision, and the share of the planted images among the first 2n, for n planted ones.
 
 The score was chosen with `CHOSEN_KINDS` on a ResNet-20 that others had trained on CIFAR-10, and with the classes of
@@ -284,7 +284,8 @@ def run(options: argparse.Namespace) -> None:
     """Measure the networks that have no line."""
     path = RESULTS / "outliers.jsonl"
     done = {line["key"] for line in read_lines(path)}
-    missing = [good for good in (*NETWORKS, *LITTLE) if good.key not in done]
+    every: list[GoodNetwork | Training] = [*NETWORKS, *LITTLE]
+    missing = [good for good in every if good.key not in done]
     with parallel_config("loky", inner_max_num_threads=1):
         pool = Parallel(n_jobs=options.workers or -1, return_as="generator_unordered")
         for line in pool(delayed(_line)(good, options.data_root, options.weights) for good in missing):
