@@ -1,7 +1,7 @@
 """Are the reasons right? For each kind of damage, the share of images whose first reason a person would accept.
 
 `python -m recipes.experiments.reasons --data-root data` needs no network: reasons in words are those of the pixels.
-`ACCEPTED` was written down by looking at the damaged images. Turned, mirrored and foreign images have nothing wrong
+`ACCEPTED` was written down from what each kind does to an image. Turned, mirrored and foreign images have nothing wrong
 with them, so any true words on where or how bright they are do.
 """
 
