@@ -18,7 +18,7 @@ from recipes import quickstart
 from recipes.common.options import one_sentence_errors
 from recipes.pictures.browser import IN_PAGE, figures, open_page, tensorboard
 
-_WIDTH, _HEIGHT = 1480, 3000  # pixels
+_WIDTH, _HEIGHT = 1150, 3000  # pixels
 _PAGE, _GAP = (860, 920), 20
 
 
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> None:
         photograph_pages(log_dir / "quickstart" / "version_0", f"{layer}/{index}", pictures / "pages.png")
         with open_page(_WIDTH, _HEIGHT) as page, tensorboard(log_dir) as address:
             figures(page, address)
+            page.get_by_role("checkbox", name="Show actual image size").uncheck()
             _photograph(page, pictures / "tensorboard_images.png")
 
 
@@ -62,16 +63,16 @@ def photograph_pages(folder: Path, shown: str, path: Path) -> None:
 
 
 def _photograph(page: Page, path: Path) -> None:
-    """Write the page down to where its content ends, in 128 colours, which makes a small file."""
-    bottom = page.wait_for_function(
+    """Write the cards of a page down, without what stands beside them, in 128 colours, which makes a small file."""
+    page.wait_for_timeout(2000)  # the cards move to their places
+    left, top, bottom = page.evaluate(
         f"""() => {{ {IN_PAGE}
-            const moving = all("iron-collapse").some(each => each.transitioning);
-            return !moving && Math.max(...all("tf-category-paginated-view").filter(shown).map(
-                view => box(view).y + box(view).height));
+            const boxes = all("tf-category-paginated-view").filter(shown).map(box);
+            return [boxes[0].x, boxes[0].y, Math.max(...boxes.map(each => each.y + each.height))];
         }}"""
     )
     whole = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    picture = whole.crop((0, 0, _WIDTH, round(bottom.json_value()) + 40))
+    picture = whole.crop((round(left), round(top), _WIDTH, round(bottom)))
     picture.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {picture.width} x {picture.height} pixels, {path.stat().st_size / 1000:.0f} kB")
 
