@@ -23,17 +23,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Page]]
     """A TensorBoard over the logs of a quickstart, and a browser."""
     log_dir = tmp_path_factory.mktemp("tensorboard") / "logs"
     quickstart.main(epochs=2, log_dir=str(log_dir))
-    with tensorboard(log_dir) as address, open_page(1480, 3000) as empty:
+    with tensorboard(log_dir) as address, open_page(1480, 4000) as empty:
         yield address, empty
 
 
 def test_the_figures_are_shown_as_they_were_drawn(page: tuple[str, Page]) -> None:
     address, opened = page
     found = figures(opened, address)
-    assert {f"anomaly_filters/{name}" for name in ("curves", "outliers", "verdicts")} | {"two_sample/layers"} <= set(
-        found
-    )
-    assert len({figure["step"] for figure in found.values()}) == 1
+    always = [*(f"anomaly_filters/{name}" for name in ("curves", "outliers", "verdicts")), "two_sample/layers"]
+    assert len({found[name]["step"] for name in always}) == 1  # the clearest anomaly filters may be of an earlier one
     for figure in found.values():
         assert figure["width"] >= 500
         picture = Image.open(io.BytesIO(opened.screenshot(clip=figure["box"], full_page=True)))
