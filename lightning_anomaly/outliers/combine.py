@@ -1,9 +1,9 @@
-"""One score out of several views of a sample: how improbable each finds it, in nats, added up.
+"""One score out of several views of a sample: how improbable each finds it, in nats.
 
-A view's score becomes the probability that an ordinary sample has one as large. Fisher's rule adds the negative
-logarithms of such probabilities ("Statistical Methods for Research Workers", 1925): those of pixels, features and
-logits. Filters explain a score, but do not improve it, see docs/results/outliers.md; they count for models that have
-neither features nor logits. P-values are those of the sum among the scores of calibration samples.
+A view's score becomes the probability that an ordinary sample has one as large, and a sample's score is a norm of the
+negative logarithms of these: of pixels, features and logits. Filters explain a score, but do not improve it, see
+docs/results/outliers.md; they count for models that have neither features nor logits. P-values are those of the score
+among the scores of calibration samples.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 VIEWS = ("pixels", "features", "logits", "filters")
 
+_ORDER = 1.5  # of the norm
 _MOST = 100.0  # nats, beyond which a tail says nothing of how rare a score is: only the order of samples stays
 _FROM, _TO = 0.75, 0.9  # quantiles that tell how fast the tail falls; few outliers do not move them
 
@@ -98,6 +99,11 @@ def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, s
 
 
 def combine(surprises: Mapping[str, Tensor]) -> Tensor:
-    """Compute the score of each sample `(n,)` from the views' negative log tail probabilities `(n,)`, in nats."""
+    """Compute the score of each sample `(n,)` from the views' negative log tail probabilities `(n,)`, in nats.
+
+    It is their norm of order 1.5. Of order 1 it would be Fisher's sum, in which a view that knows nothing hides what
+    another one sees, and of infinite order the largest alone, which forgets what two of them half see.
+    """
     counted = [name for name in surprises if name != "filters" or "logits" not in surprises]
-    return torch.stack([surprises[name] for name in counted]).sum(0)
+    scores: Tensor = torch.linalg.vector_norm(torch.stack([surprises[name] for name in counted]), _ORDER, dim=0)
+    return scores

@@ -40,7 +40,7 @@ _CLASSES = (
 class OutlierDetector:
     """Scores images by how little they belong to a reference, without any label.
 
-    A score adds up the negative logarithms of three tail probabilities (nats): that of an image's pixels, of the
+    A score is a norm of the negative logarithms of three tail probabilities (nats): that of an image's pixels, of the
     features that the last linear layer is given, and of its logits. In a model without a linear layer the maps of all
     filters stand in for the last two. The p-value of a score is the share of calibration images, which nothing was
     fitted to, with scores as large (Bates, Candes, Lei, Romano and Sesia, "Testing for outliers with conformal

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.combine import SampleView
-from lightning_anomaly.outliers.directions import Vectors
 from lightning_anomaly.outliers.mahalanobis import shrunk_covariance
 
 _MIN_SAMPLES = 40
 _MIN_OF_CLASS = 5
 _ORDINARY = 0.9  # of the samples, the nearest ones, to which a distribution is fitted
 _FITS = 3
-_WIDEST = 512  # features; of more, so many principal components are taken
+_WIDEST = 128  # features; of more, so many principal components are taken
 _RIDGE = 1e-9  # added to a covariance, relative to its mean variance
 
 
@@ -124,10 +123,13 @@ def _principal_components(features: Tensor) -> Tensor:
     if features.shape[1] <= _WIDEST:
         return features.new_zeros(features.shape[1], 0)
     centered = features - features.mean(0)
-    vectors = Vectors(centered / centered.abs().amax())  # of order one
-    axes = vectors.directions(torch.arange(len(features), device="cpu"), min(_WIDEST, len(features) - 1)).axes
-    components: Tensor = axes / axes.norm(dim=0)
-    return components
+    if len(features) < features.shape[1]:  # the products of few samples with each other are a smaller matrix
+        _, weights = torch.linalg.eigh((centered @ centered.T).double())
+        components: Tensor = centered.T @ weights[:, -_WIDEST:].to(features)
+    else:
+        components = torch.linalg.eigh((centered.T @ centered).double())[1][:, -_WIDEST:].to(features)
+    norms: Tensor = components.norm(dim=0)
+    return components / norms.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _directions(samples: SampleStatistics, axes: Tensor) -> Tensor:

@@ -112,8 +112,8 @@ class AnomalyReport(Tabular):
     def outlier_scores(self) -> Tensor:
         """How little each probe sample belongs to the others `(N,)`, in nats; 0 without any layer.
 
-        The score ranks the samples, without any label. It adds up `view_scores`: those of pixels, features and logits;
-        in a model without classes, those of pixels and filters. A sample with NaN or infinite maps has infinity.
+        The score ranks the samples, without any label. It is a norm of `view_scores`: those of pixels, features and
+        logits; in a model without classes, those of pixels and filters. With NaN or infinite maps it is infinite.
         """
         if not self.view_scores:
             return torch.zeros(self.n_samples, device="cpu")

@@ -116,12 +116,23 @@ def test_tail_probabilities_are_shares_and_go_on_as_an_exponential():
     assert Tail.fit(spoilt).surprise(torch.tensor([6.0])).item() == pytest.approx(6, rel=0.35)
 
 
-def test_pixels_features_and_logits_add_up_and_filters_stand_in_for_the_last_two():
+def test_pixels_features_and_logits_count_and_filters_stand_in_for_the_last_two():
     given = {"pixels": 4.0, "features": 1.0, "logits": 3.0, "filters": 6.0}
     views = {name: torch.tensor([value, 1.0]) for name, value in given.items()}
-    assert combine(views).tolist() == [8, 3]
-    assert combine({name: views[name] for name in ("pixels", "filters")}).tolist() == [10, 2]
-    assert combine({"filters": views["filters"]}).tolist() == [6, 1]
+
+    def norm(*values: float) -> float:
+        return sum(value**1.5 for value in values) ** (2 / 3)
+
+    def score(*names: str) -> list[float]:
+        return combine({name: views[name] for name in names}).tolist()
+
+    assert combine(views).tolist() == pytest.approx([norm(4, 1, 3), norm(1, 1, 1)])
+    assert score("pixels", "features", "logits") == combine(views).tolist()
+    assert score("pixels", "filters") == pytest.approx([norm(4, 6), norm(1, 1)])
+    assert score("filters") == [6, 1]
+    alone, both = combine({"pixels": torch.tensor([9.0, 0.0]), "logits": torch.tensor([0.0, 9.0])}), norm(5, 5)
+    assert alone.tolist() == pytest.approx([9, 9])  # a strong view is kept, and two that half see are not as strong
+    assert 5 < both < 9
 
 
 def test_a_view_names_what_is_odd():
