@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,13 +146,19 @@ def load_good(good: GoodNetwork, weights: Path, channels: int, classes: int = 10
     return network.eval()
 
 
-def parse() -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser("python -m recipes.experiments.good_networks", description=__doc__)
+def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
+    """What commands on these networks are told."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"python -m {module}", description=description, formatter_class=as_written)
     parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
     parser.add_argument("--weights", type=Path, required=True, help="folder of the weights, outside the repository")
     parser.add_argument("--workers", type=int, help="networks at a time, default: one for each core")
-    return parser.parse_args()
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    return parser_of("recipes.experiments.good_networks", __doc__).parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:

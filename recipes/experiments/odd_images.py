@@ -15,7 +15,7 @@ The score was chosen with `CHOSEN_KINDS` on a ResNet-20 that others had trained 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from recipes.common.damage import damage_all
 from recipes.common.data import load_images
 from recipes.common.options import one_sentence_errors
 from recipes.experiments.fitting import prepare, trained
-from recipes.experiments.good_networks import NETWORKS, GoodNetwork, Normalised, load_good
+from recipes.experiments.good_networks import NETWORKS, GoodNetwork, Normalised, load_good, parser_of
 from recipes.experiments.measures.planted import FOREIGN
 from recipes.experiments.measures.rivals import Seen, look_at, rival_scores
 from recipes.experiments.measures.scores import auroc
@@ -268,16 +268,9 @@ def _line(good: GoodNetwork | Training, root: str | None, weights: Path) -> dict
     return {"key": good.key, "cell": cell, **measure(network, images, labels)}
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "python -m recipes.experiments.odd_images", description=__doc__, formatter_class=as_written
-    )
-    parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
-    parser.add_argument("--weights", type=Path, required=True, help="folder of the weights, outside the repository")
-    parser.add_argument("--workers", type=int, help="networks at a time, default: one for each core")
-    return parser.parse_args()
+    return parser_of("recipes.experiments.odd_images", __doc__).parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:

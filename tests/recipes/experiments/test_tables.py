@@ -22,7 +22,8 @@ def test_a_table_is_that_of_its_lines(name: str) -> None:
 
 
 def test_every_csv_file_is_a_table() -> None:
-    assert {path.stem for path in RESULTS.glob("*.csv")} == set(TABLES)
+    made_by_commands = {"reasons", "found"}  # without lines
+    assert {path.stem for path in RESULTS.glob("*.csv")} - made_by_commands == set(TABLES)
 
 
 def test_correlations_are_scipys_and_partial_ones_those_of_the_matrix_inverse() -> None:
