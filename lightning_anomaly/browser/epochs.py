@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import even_order
+
+if TYPE_CHECKING:
+    from lightning_anomaly.report import AnomalyReport
 
 _MOST = 20  # analyses, the last one included
 _KEPT_BYTES = 4_000_000  # of an analysis in memory

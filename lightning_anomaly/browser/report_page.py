@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.browser.page import assemble, plain_labels
 from lightning_anomaly.plots import clearest_filters
-from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.pictures import KeptMaps, Pictures, check_images, even_order, probe_images
+
+if TYPE_CHECKING:
+    from lightning_anomaly.report import AnomalyReport, LayerReport
 
 _CODE = (
     "dom unpack data wording csv colours canvas scatter components overview filter_list filter_page samples shell main"

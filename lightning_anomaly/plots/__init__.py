@@ -16,10 +16,11 @@ from lightning_anomaly.plots.curves import curves_figure
 from lightning_anomaly.plots.filters import clearest_filters, filter_figure, layer_figure, scatter_figure
 from lightning_anomaly.plots.samples import draw_outliers, outlier_figure, outlier_images
 from lightning_anomaly.plots.verdicts import verdict_map
-from lightning_anomaly.report import AnomalyReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from lightning_anomaly.report import AnomalyReport
 
 __all__ = [
     "FIGURES",

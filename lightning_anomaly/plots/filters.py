@@ -11,12 +11,13 @@ from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
-from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from lightning_anomaly.report import AnomalyReport, LayerReport
 
 _PANELS = 6
 _MARKERS = "osD^v"  # one after another where there are more components than colours

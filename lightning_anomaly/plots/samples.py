@@ -10,11 +10,12 @@ from torch import Tensor
 
 from lightning_anomaly.capture.drawing import displayed
 from lightning_anomaly.plots.style import new_figure
-from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.report.pictures import check_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from lightning_anomaly.report import AnomalyReport
 
 _IMAGES = 16
 

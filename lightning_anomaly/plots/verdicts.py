@@ -7,12 +7,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.plots.style import ISOLATED, VERDICT_COLOURS, layer_text, new_figure
-from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from lightning_anomaly.report import AnomalyReport, LayerReport
 
 _MAP_WIDTH = 6.4  # the cells (inches)
 _LINE, _SPACE = 0.25, 0.07  # least height of a layer, a line of text, and the space below it (inches)

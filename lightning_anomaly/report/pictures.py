@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from lightning_anomaly.capture.drawing import drawn, shrink
 from lightning_anomaly.capture.images import tensors_in
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
-from lightning_anomaly.report.layer_report import LayerReport
+
+if TYPE_CHECKING:
+    from lightning_anomaly.report.layer_report import LayerReport
 
 SIDE = 64  # of an image or a map's picture, at most (pixels)
 _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
