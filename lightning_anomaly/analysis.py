@@ -24,10 +24,10 @@ from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.scores import layer_scores
 from lightning_anomaly.outliers.views import view_samples
+from lightning_anomaly.pictures import SIDE, take_pictures
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.layer_report import join_layers
-from lightning_anomaly.report.pictures import SIDE, take_pictures
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.tables import listed
 from lightning_anomaly.threads import torch_in_threads

@@ -21,8 +21,8 @@ from lightning_anomaly.distributed import (
     rank_and_world,
     sample_order,
 )
+from lightning_anomaly.pictures import Pictures, join_pictures, take_pictures
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.report.pictures import Pictures, join_pictures, take_pictures
 from lightning_anomaly.settings import AnalysisSettings
 
 

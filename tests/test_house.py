@@ -1,6 +1,6 @@
-"""The house has stairs that go one way: a file imports from its own room and from those before it.
+"""A file imports from its folder and from those before it in `ROOMS`, late imports included.
 
-One exception: a report imports what draws it when it is asked for a picture.
+What draws reports knows them by their types alone: imports under `TYPE_CHECKING` do not count there.
 """
 
 import ast
@@ -10,9 +10,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 ROOMS = ["checks", "loops", "threads", "distributed", "progress", "tables", "notes", "settings", "stopping", "capture",
-         "clustering", "verdicts", "outliers", "two_sample", "report", "plots", "browser", "analysis",
-         "shared_analysis", "pruning", "checkpoint", "image_files", "__main__", "callbacks"]  # fmt: skip
-REPORTS, PICTURES = {"report", "outliers", "two_sample"}, {"plots", "browser"}
+         "clustering", "verdicts", "pictures", "plots", "browser", "outliers", "two_sample", "report",
+         "analysis", "shared_analysis", "pruning", "checkpoint", "image_files", "__main__", "callbacks"]  # fmt: skip
+DRAWING = {"pictures", "plots", "browser"}
 MEETS_MODULES = {"capture", "pruning", "analysis", "outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
 
 
@@ -36,17 +36,21 @@ def imported(tree: ast.Module, late: bool = True) -> list[str]:
     return found
 
 
-def own(module: str, late: bool = True) -> set[str]:
+def needs(module: str) -> set[str]:
     """The modules of the package that one imports."""
-    found = set()
-    for name in imported(MODULES[module], late):
+    tree, found = MODULES[module], set()
+    if room(module) in DRAWING:
+        tree = ast.Module([node for node in tree.body if not is_for_types(node)], [])
+    for name in imported(tree):
         while name not in MODULES and "." in name:
             name = name.rpartition(".")[0]
         if name in MODULES and name != PACKAGE.name:
             found.add(name)
-    if late and room(module) in REPORTS:
-        return {other for other in found if room(other) not in PICTURES} | own(module, late=False)
     return found
+
+
+def is_for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def room(module: str) -> str:
@@ -62,7 +66,7 @@ def test_imports_go_one_way_from_room_to_room() -> None:
         (module, other)
         for module in MODULES
         if module != PACKAGE.name
-        for other in own(module)
+        for other in needs(module)
         if ROOMS.index(room(other)) > ROOMS.index(room(module))
     ]
     assert wrong == []
@@ -70,7 +74,7 @@ def test_imports_go_one_way_from_room_to_room() -> None:
 
 def test_no_circle_of_files() -> None:
     # A folder's list of names is no file of its own: what it imports is imported with whatever in it is.
-    files = {module: own(module) for module in MODULES if module != PACKAGE.name}
+    files = {module: needs(module) for module in MODULES if module != PACKAGE.name}
     assert len(list(TopologicalSorter(files).static_order())) >= len(files)
 
 

@@ -1,6 +1,6 @@
 """A report as one HTML file that needs no server and no network: hover a point, see its image and its feature map.
 
-`report_page.py` makes all of a report small, with the images and maps that `report/pictures.py` keeps and the points of
+`report_page.py` makes all of a report small, with the images and maps that `pictures.py` keeps and the points of
 earlier analyses that `epochs.py` keeps, and `page.py` puts that into `page.html` with `page.css` and JavaScript.
 `outlier_page.py` makes a page of what `find_outliers` found.
 """

@@ -7,11 +7,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.browser.page import assemble, plain_labels, write
 from lightning_anomaly.browser.report_page import usual_score
-from lightning_anomaly.outliers.report import KEPT, OutlierReport
+from lightning_anomaly.pictures import KEPT
+
+if TYPE_CHECKING:
+    from lightning_anomaly.outliers.report import OutlierReport
 
 _CODE = "dom unpack wording csv colours canvas components ranking shell gallery"
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.browser.page import assemble, plain_labels
+from lightning_anomaly.pictures import KeptMaps, Pictures, check_images, even_order, probe_images
 from lightning_anomaly.plots import clearest_filters
-from lightning_anomaly.report.pictures import KeptMaps, Pictures, check_images, even_order, probe_images
 
 if TYPE_CHECKING:
     from lightning_anomaly.report import AnomalyReport, LayerReport

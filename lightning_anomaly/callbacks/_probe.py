@@ -17,8 +17,8 @@ from lightning_anomaly.capture.images import ImageSource, first_tensor
 from lightning_anomaly.capture.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.capture.probe import most_samples, probing
 from lightning_anomaly.distributed import rank_and_world
+from lightning_anomaly.pictures import take_pictures
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.report.pictures import take_pictures
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
 from lightning_anomaly.verdicts.rare import LIVE, NONFINITE

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from lightning_anomaly.browser import BrowserFile
 
-KEPT = 256  # images of which there are pictures, at most
 _DRAWN = 64  # of these in a figure
 
 

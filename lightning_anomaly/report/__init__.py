@@ -1,4 +1,4 @@
-"""What an analysis found: numbers per filter, per layer and for the whole network, and pictures to look at."""
+"""What an analysis found: numbers per filter, per layer and for the whole network."""
 
 from lightning_anomaly.report.anomaly_report import AnomalyReport
 from lightning_anomaly.report.layer_report import LayerReport

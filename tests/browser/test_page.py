@@ -10,8 +10,8 @@ from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
 from lightning_anomaly.browser import EpochPoints, page_text
+from lightning_anomaly.pictures import Pictures
 from lightning_anomaly.plots import clearest_filters
-from lightning_anomaly.report.pictures import Pictures
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>'
 

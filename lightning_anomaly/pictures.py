@@ -16,6 +16,7 @@ from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 if TYPE_CHECKING:
     from lightning_anomaly.report.layer_report import LayerReport
 
+KEPT = 256  # images of an `OutlierReport`, at most
 SIDE = 64  # of an image or a map's picture, at most (pixels)
 _PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
 _MAP_SIDE = 8  # (pixels)
