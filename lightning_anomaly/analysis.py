@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.drawing import shrink
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
@@ -31,14 +30,15 @@ from lightning_anomaly.report.layer_report import join_layers
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.tables import listed
 from lightning_anomaly.threads import torch_in_threads
-from lightning_anomaly.verdicts.isolation import isolated_samples
-from lightning_anomaly.verdicts.rare import (
+from lightning_anomaly.thumbnails import shrink
+from lightning_anomaly.verdicts.anomalies import (
     NONFINITE,
     outlier_samples,
     shown_clustering,
     smallest_share,
     verdicts_of,
 )
+from lightning_anomaly.verdicts.isolation import isolated_samples
 
 _FILTER_BATCH = 64  # at most on a CPU: an analysis of ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.drawing import drawn, shrink
 from lightning_anomaly.capture.images import tensors_in
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
+from lightning_anomaly.thumbnails import drawn, shrink
 
 if TYPE_CHECKING:
     from lightning_anomaly.report.layer_report import LayerReport

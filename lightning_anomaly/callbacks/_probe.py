@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
-from lightning_anomaly.callbacks._samples import ProbeSamples, label_texts, probe_class_names, probe_files
+from lightning_anomaly.callbacks._probe_samples import ProbeSamples, label_texts, probe_class_names, probe_files
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource, first_tensor
 from lightning_anomaly.capture.loaders import first_loader, shuffles, unpadded_length
@@ -21,7 +21,7 @@ from lightning_anomaly.pictures import take_pictures
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 from lightning_anomaly.shared_analysis import analyze_shared
-from lightning_anomaly.verdicts.rare import LIVE, NONFINITE
+from lightning_anomaly.verdicts.anomalies import LIVE, NONFINITE
 
 CHANGED = {
     "val": "The validation images of the probe changed from one validation to the next, so the anomaly counts are not "

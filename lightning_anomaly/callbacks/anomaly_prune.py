@@ -8,7 +8,7 @@ from typing import Any, get_args
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
-from lightning_anomaly.callbacks._mask import average_models, find_norms_on
+from lightning_anomaly.callbacks._find_norms import average_models, find_norms_on
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text

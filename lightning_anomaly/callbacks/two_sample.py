@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
+from lightning_anomaly.callbacks._compared_images import Source, describe_doubts, is_augmented, open_sources, read_once
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
-from lightning_anomaly.callbacks._images import Source, describe_doubts, is_augmented, open_sources, read_once
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.images import ImageSource

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_anomaly.loops import compile_loop
+from lightning_anomaly.numba_jit import compile_loop
 from lightning_anomaly.threads import torch_in_threads
 
 _Floats = npt.NDArray[np.floating[Any]]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_anomaly.clustering.engine import EMPTY
-from lightning_anomaly.loops import compile_loop
+from lightning_anomaly.numba_jit import compile_loop
 
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]

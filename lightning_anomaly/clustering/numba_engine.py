@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_anomaly.clustering.em_loops import SCALE, expectation_maximisation
 from lightning_anomaly.clustering.engine import Engine, MixtureFit, Parameters
 from lightning_anomaly.clustering.kmeans_loops import draw_centres, lloyd
-from lightning_anomaly.loops import compile_loop
+from lightning_anomaly.numba_jit import compile_loop
 
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lightning_anomaly.loops import compile_loop
+from lightning_anomaly.numba_jit import compile_loop
 
 _Floats = npt.NDArray[np.float32]
 _KNOT_BLOCK = 16  # knots counted at a time: one or two vector registers

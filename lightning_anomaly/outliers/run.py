@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_anomaly.capture.drawing import drawn, shrink
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.maps import map_statistics
@@ -29,6 +28,7 @@ from lightning_anomaly.outliers.scorer import (
 )
 from lightning_anomaly.pictures import KEPT
 from lightning_anomaly.progress import track
+from lightning_anomaly.thumbnails import drawn, shrink
 
 MIN_REFERENCE = 100
 _BATCHES = 4  # judged in one operation

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.plots.comparisons import number_validations
 from lightning_anomaly.plots.style import ISOLATED, VERDICT_COLOURS, new_figure
-from lightning_anomaly.verdicts.rare import ANOMALY
+from lightning_anomaly.verdicts.anomalies import ANOMALY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
-from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
+from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_anomaly.capture.drawing import displayed
 from lightning_anomaly.pictures import check_images
 from lightning_anomaly.plots.style import new_figure
+from lightning_anomaly.thumbnails import displayed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.plots.style import ISOLATED, VERDICT_COLOURS, layer_text, new_figure
-from lightning_anomaly.verdicts.rare import ANOMALY, NORMAL
+from lightning_anomaly.verdicts.anomalies import ANOMALY, NORMAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

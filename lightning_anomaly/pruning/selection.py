@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning_anomaly.pruning.filter_rows import filters_first
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.verdicts.rare import LIVE
+from lightning_anomaly.verdicts.anomalies import LIVE
 
 Criterion = Literal["anomaly", "random", "l1"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from lightning_anomaly.loops import compile_loop
+from lightning_anomaly.numba_jit import compile_loop
 
 _STEPS = 4  # of the centre; more change nothing
 _MIN_GAPS = 20  # gaps below a set without which its tail is not judged

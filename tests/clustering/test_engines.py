@@ -14,7 +14,7 @@ import zoo
 from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.clustering.engine import Engine, load_engine
 from lightning_anomaly.clustering.mixtures import MAX_ITER, REG_COVAR, TOL, cluster_parameters, kmeans_plus_plus
-from lightning_anomaly.loops import compile_loop
+from lightning_anomaly.numba_jit import compile_loop
 from lightning_anomaly.settings import EngineName
 from lightning_anomaly.threads import torch_in_threads
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_anomaly.plots import clearest_filters, filter_figure, outlier_figure, verdict_map
 from lightning_anomaly.report import AnomalyReport, LayerReport
-from lightning_anomaly.verdicts.rare import ANOMALY, DEAD, NONFINITE, NORMAL
+from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMAL
 
 N = 60
 

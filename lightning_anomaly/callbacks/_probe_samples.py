@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.drawing import shrink
 from lightning_anomaly.capture.images import class_names, file_names, first_tensor, tensors_in
 from lightning_anomaly.capture.loaders import drawn_positions, first_loader
 from lightning_anomaly.pictures import SIDE
+from lightning_anomaly.thumbnails import shrink
 
 _SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_anomaly.clustering.mixtures import Clustering
-from lightning_anomaly.verdicts.rare import outlier_samples, rare_samples, shown_clustering, smallest_share
+from lightning_anomaly.verdicts.anomalies import outlier_samples, rare_samples, shown_clustering, smallest_share
 
 
 def sizes(*counts: int) -> torch.Tensor:
