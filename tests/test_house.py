@@ -9,9 +9,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
-ROOMS = ["checks", "numba_jit", "threads", "distributed", "progress", "tables", "notes", "settings", "stopping",
-         "thumbnails", "capture", "clustering", "verdicts", "pictures", "plots", "browser", "outliers", "two_sample",
-         "report", "analysis", "shared_analysis", "pruning", "checkpoint", "image_files", "__main__", "callbacks"]  # fmt: skip
+ROOMS = ["checks", "numba_jit", "threads", "distributed", "progress", "tables", "notes", "settings",
+         "stopping", "thumbnails", "capture", "clustering", "verdicts", "pictures", "plots", "browser",
+         "outliers", "two_sample", "report", "analysis", "shared_analysis", "pruning", "checkpoint",
+         "image_files", "__main__", "callbacks"]  # fmt: skip
 DRAWING = {"pictures", "plots", "browser"}
 MEETS_MODULES = {"capture", "pruning", "analysis", "outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
 

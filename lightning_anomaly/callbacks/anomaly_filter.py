@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
-from lightning_anomaly.callbacks._history import remember
 from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, is_empty_result
 from lightning_anomaly.callbacks._probe_samples import same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
@@ -17,9 +16,9 @@ from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.loaders import shuffles
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
-from lightning_anomaly.numba_jit import compile_time
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
+from lightning_anomaly.stopping import rise
 
 __all__ = ["AnomalyFilterCallback"]
 
@@ -196,6 +195,8 @@ class AnomalyFilterCallback(WatchingCallback):
         pictures = fitting and bool(trainer.loggers) and self.browser
         watch = self._watch
         assert watch is not None
+        from lightning_anomaly.numba_jit import compile_time  # late: an import of the package does without numba
+
         compiled = [0.0]
         with compile_time(compiled.append):
             report, images = watch.analyze(pictures)
@@ -222,12 +223,29 @@ class AnomalyFilterCallback(WatchingCallback):
     @guarded
     def _remember(self, trainer: Any, found: tuple[AnomalyReport, Tensor | None] | None) -> None:
         """Add this validation to the history, and its figures and page to those that are due."""
-        place = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         report, images = (None, None) if found is None else found
-        remember(self.history, place, self._values, report, self.signal_layers)
+        self._add_to_history(trainer.current_epoch, trainer.global_step, report)
         if report is not None and self._watch is not None and trainer.is_global_zero:
             told = self._watch.describe_samples(report.n_samples)
             self._figures.take(report, images, told, trainer.current_epoch, logged_step(trainer))
+
+    def _add_to_history(self, epoch: int, step: int, report: AnomalyReport | None) -> None:
+        """Add a validation, and set the `rise` of its values; None repeats the last report."""
+        last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0}
+        signal, filters, live = last["signal"], last.pop("anomaly_filters", {}), False
+        if report is not None:
+            filters = report.anomaly_filters
+            layers = self.signal_layers or list(report.layers)
+            live = bool(report.live_in(layers)) and "few samples" not in report.notes
+            if live:  # else the layers are not in use yet, say: no level from which a fraction could rise
+                signal = report.fraction_in(layers)
+                # What is only repeated must not look sustained.
+                past = [entry["signal"] for entry in self.history if entry["live"]]
+                self._values["rise"] = rise([*past, signal])
+        values: dict[str, Any] = {"metrics": dict(self._values), "analysed": report is not None}
+        self.history.append(
+            {"epoch": epoch, "step": step, **values, "live": live, "signal": signal, "anomaly_filters": filters}
+        )
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_anomaly import AnomalyFilterCallback
-from lightning_anomaly.callbacks._history import remember
 from lightning_anomaly.stopping import HOLD, rise
 
 FRACTIONS = st.floats(0, 1, allow_subnormal=True)
@@ -33,18 +32,20 @@ def test_it_says_what_it_says_it_says(series: list[float]) -> None:
 
 def test_validations_that_find_nothing_repeat_what_there_was_and_are_no_level_of_a_rise() -> None:
     """Also where a layer is left out once, and the last entry alone has the flagged filters."""
-    history: list[dict[str, Any]] = []
+    callback = AnomalyFilterCallback()
+    history = callback.history
 
     def add(fraction: float, times: int, live: int = 9, layers: tuple[str, ...] = ("conv", "late")) -> float:
         parts = {"layers": layers, "anomaly_filters": {"conv": [1]}, "notes": {}}
         report: Any = SimpleNamespace(live_in=lambda _: live, fraction_in=lambda _: fraction, **parts)
         for _ in range(times):
-            values = {"rise": 0.0}
-            remember(history, {"epoch": 0}, values, report, None)
-        return values["rise"]
+            callback._values = {"rise": 0.0}
+            callback._add_to_history(0, 0, report)
+        return callback._values["rise"]
 
     assert add(0.9, 5, live=0) == add(0.1, 6) == add(0.1, 1, layers=("conv",)) == 0
-    remember(history, {"epoch": 1}, {"rise": 0.0}, None, None)
+    callback._values = {"rise": 0.0}
+    callback._add_to_history(1, 1, None)
     assert (history[-1]["signal"], history[-1]["anomaly_filters"]) == (0.1, {"conv": [1]})
     assert add(0.5, 5) == pytest.approx(0.4)
     assert history[-1]["metrics"] == {"rise": pytest.approx(0.4)}
