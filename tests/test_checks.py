@@ -14,7 +14,7 @@ from lightning_anomaly.checks import (
     check_one_of,
     check_text,
 )
-from lightning_anomaly.notes import left_out, merge_notes, nonfinite
+from lightning_anomaly.notes import Note, left_out, merge_notes, nonfinite
 
 
 @pytest.mark.parametrize(
@@ -69,5 +69,9 @@ def test_notes_that_say_the_same_of_several_layers_are_one():
         "c left out": "Layer 'c' is left out of the analysis: it is lazy.",
         "a nonfinite": "Layer 'a': 2 of 8 filters have NaN or infinite values in their maps. Likewise 'd'.",
     }
+    numbers = [left_out(name, Note("it gave {} maps of {}", number, 8)) for name, number in (("a", 1), ("b", 2))]
+    assert [*merge_notes(numbers[0] | numbers[1]).values()] == [
+        "Layer 'a' is left out of the analysis: it gave 1 maps of 8. Likewise 'b'."
+    ]
     many = {key: note for index in range(8) for key, note in left_out(f"l{index}", "it is lazy").items()}
     assert merge_notes(many)["l0 left out"].endswith("Likewise 'l1', 'l2', 'l3', 'l4', 'l5' and 2 more.")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.layers import CONVOLUTIONS
 from lightning_anomaly.capture.maps import SMALLEST, LayerMaps, keep_rows, map_statistics, pool_maps
 from lightning_anomaly.capture.samples import SampleCapture
+from lightning_anomaly.notes import Note
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
@@ -151,7 +152,7 @@ class MapCapture:
             for name, layer in self.maps.items():
                 given = self._given[name]
                 if given not in (0, self._samples) and layer.problem is None:
-                    layer.problem = f"it gave {given} maps where most layers gave {self._samples}"
+                    layer.problem = Note("it gave {} maps where most layers gave {}", given, self._samples)
 
     def __enter__(self) -> MapCapture:
         self.attach()
@@ -214,10 +215,10 @@ def _problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:
         return f"its output is a {type(output).__name__}, not a tensor"
     axes = len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else None
     if not 2 <= output.ndim <= 5 or axes not in (None, output.ndim - 2):
-        return f"its output has shape {tuple(output.shape)}, not (samples, filters, ...)"
+        return Note("its output has shape {}, not (samples, filters, ...)", tuple(output.shape))
     if not output.is_floating_point():
         return f"its output has type {output.dtype}"
     if output.numel() == 0 or not layer.batches:
         return None
-    shape = (layer.batches[0].shape[1], *(layer.size or ()))
-    return None if tuple(output.shape[1:]) == shape else f"its shape changes, from {shape} to {tuple(output.shape[1:])}"
+    before, now = (layer.batches[0].shape[1], *(layer.size or ())), tuple(output.shape[1:])
+    return None if now == before else Note("its shape changes, from {} to {}", before, now)

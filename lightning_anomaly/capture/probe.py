@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.notes import left_out
+from lightning_anomaly.notes import Note, left_out
 from lightning_anomaly.progress import track
 
 
@@ -117,7 +117,7 @@ def usable_layers(
         problem = layer.problem or (None if layer.batches else "it was never called")
         if problem is None and layer.count != n_samples:
             others = "most layers gave" if expected is None else "the samples are"
-            problem = f"it gave {layer.count} maps where {others} {n_samples}"
+            problem = Note(f"it gave {{}} maps where {others} {{}}", layer.count, n_samples)
         if problem:
             notes |= left_out(name, problem)
         else:

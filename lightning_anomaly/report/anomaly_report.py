@@ -173,7 +173,7 @@ class AnomalyReport(Tabular):
         return {
             "n_samples": self.n_samples,
             "settings": dict(self.settings),
-            "notes": dict(self.notes),
+            "notes": {key: str(note) for key, note in self.notes.items()},
             "layers": {name: layer_to_dict(layer) for name, layer in self.layers.items()},
             "views": {
                 name: {"scores": to_plain(view.scores), "reasons": list(view.reasons)}
