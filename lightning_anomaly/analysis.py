@@ -167,16 +167,16 @@ def analyze_slice(
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings, devices[name])]
     # What takes long in one piece comes first, so that all threads end at about the same time.
     tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
-    tasks += [partial(_scores, own) for own in statistics.values()]
+    tasks += [partial(_scores, layer) for layer in statistics.values()]
     tasks += [partial(_report, maps[name], settings, engine, filters) for name, filters in batches]
-    device = next((own for own in devices.values() if own.type != "cpu"), torch.device("cpu"))
+    device = next((found for found in devices.values() if found.type != "cpu"), torch.device("cpu"))
     found = iter(track(torch_in_threads(lambda task: task(), tasks, device), len(tasks), "filters", progress))
     viewed = next(found)
     scored = {name: next(found) for name in statistics}
     parts: dict[str, list[LayerReport]] = {}
     for (name, _), report in zip(batches, found, strict=True):
         parts.setdefault(name, []).append(report)
-    return FilterSlice({name: join_layers(own) for name, own in parts.items()}, scored, viewed)
+    return FilterSlice({name: join_layers(reports) for name, reports in parts.items()}, scored, viewed)
 
 
 def join_slices(
@@ -190,7 +190,7 @@ def join_slices(
 
     The layers are reported in the order of `names`, and `notes` are added to those of the report.
     """
-    scores = {name: own for part in parts for name, own in part.outlier_scores.items()}
+    scores = {name: layer for part in parts for name, layer in part.outlier_scores.items()}
     layers = {}
     for name in names:
         layer = join_layers([part.layers[name] for part in parts if name in part.layers])
@@ -258,5 +258,5 @@ def _report(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filter
         explained=reduction.explained.cpu(),
         sparsity=layer.sparsity[filters],
         map_size=layer.size or (),
-        analysed_size=tuple(maps.shape[2:]),
+        analyzed_size=tuple(maps.shape[2:]),
     )

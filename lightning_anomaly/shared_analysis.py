@@ -56,29 +56,29 @@ def analyze_shared(
         return {name: _header(layer) for name, layer in maps.items()}, pictures, known
 
     headers, (pictured, *_), all_known = zip(*gather_results(describe), strict=True)
-    seen = [most_samples(own) for own in headers]
-    layers = {name: _join_headers([own[name] for own in headers], limit) for name in headers[0]}
+    seen = [most_samples(header) for header in headers]
+    layers = {name: _join_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
     scorers = {name: place % world for place, name in enumerate(usable)}
 
     received = {}
     for name, layer in usable.items():
-        received[name] = _exchange(maps[name], layer, [own[name].count for own in headers], scorers[name])
+        received[name] = _exchange(maps[name], layer, [header[name].count for header in headers], scorers[name])
         maps[name] = LayerMaps()
 
     shown: list[tuple[FilterSlice, Tensor | None, Pictures | None]] = []
 
     def analyze() -> FilterSlice:
-        own, statistics = {}, {}
+        shares, statistics = {}, {}
         for name, layer in usable.items():
             order = sample_order([header[name].count for header in headers], limit)
             rows, scored = (torch.cat(parts, 1)[:, order] for parts in received.pop(name))
-            own[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
+            shares[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
             if rank == scorers[name]:
                 statistics[name] = [scored.transpose(0, 1)]
         known = _join_samples(all_known, seen, limit) if rank == world - 1 else SampleStatistics()
-        part = analyze_slice(own, statistics, settings, known)
-        drawn = take_pictures(part.layers, own, None, sum(map(_filters, usable.values()))) if pictured else None
+        part = analyze_slice(shares, statistics, settings, known)
+        drawn = take_pictures(part.layers, shares, None, sum(map(_filters, usable.values()))) if pictured else None
         shown.append((part, images, drawn))
         return _without_points(part)
 
@@ -109,8 +109,8 @@ def _filters(layer: LayerMaps) -> int:
 def _header(layer: LayerMaps) -> LayerMaps:
     """A layer with maps and statistics of no samples, which show their types and shapes."""
     batches, statistics = (
-        [values.new_empty(0, *values.shape[1:], device="cpu") for values in own[:1]]
-        for own in (layer.batches, layer.statistics)
+        [values.new_empty(0, *values.shape[1:], device="cpu") for values in batches[:1]]
+        for batches in (layer.batches, layer.statistics)
     )
     zeros = None if layer.zeros is None else layer.zeros.cpu()
     return LayerMaps(batches, layer.count, layer.size, zeros, layer.problem, statistics)
@@ -118,27 +118,30 @@ def _header(layer: LayerMaps) -> LayerMaps:
 
 def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
     """The header of a layer's maps in all processes, whose types and shapes must be the same."""
-    seen = [own for own in headers if own.batches]
-    problem = next((own.problem for own in headers if own.problem is not None), None)
-    if problem is None and len({(own.size, own.batches[0].dtype, own.batches[0].shape) for own in seen}) > 1:
+    seen = [header for header in headers if header.batches]
+    problem = next((header.problem for header in headers if header.problem is not None), None)
+    if (
+        problem is None
+        and len({(header.size, header.batches[0].dtype, header.batches[0].shape) for header in seen}) > 1
+    ):
         problem = "its maps differ between processes"
     if problem is not None or not seen:
         return LayerMaps(problem=problem)
-    count = sum(own.count for own in seen)
+    count = sum(header.count for header in seen)
     kept = min(limit, count)
     # Sparsity is that of all samples seen, which may be a few more than those kept.
-    zeros = torch.stack([own.zeros for own in seen if own.zeros is not None]).sum(0).double() * (kept / count)
+    zeros = torch.stack([header.zeros for header in seen if header.zeros is not None]).sum(0).double() * (kept / count)
     return LayerMaps(seen[0].batches, kept, seen[0].size, zeros, statistics=seen[0].statistics)
 
 
 def _same_samples(headers: Sequence[Mapping[str, LayerMaps]]) -> bool:
     """Whether all processes have equally many zeros in each filter, and these numbers differ between filters."""
-    zeros = [[[] if own.zeros is None else own.zeros.tolist() for own in header.values()] for header in headers]
-    return any(len({*own}) > 2 for own in zeros[0]) and all(own == zeros[0] for own in zeros)
+    zeros = [[[] if layer.zeros is None else layer.zeros.tolist() for layer in header.values()] for header in headers]
+    return any(len({*layer}) > 2 for layer in zeros[0]) and all(process == zeros[0] for process in zeros)
 
 
 def _exchange(
-    own: LayerMaps, layer: LayerMaps, counts: Sequence[int], scorer: int
+    local: LayerMaps, layer: LayerMaps, counts: Sequence[int], scorer: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Exchange maps, each followed by its statistics, by filter, and send the statistics of all filters to the scorer.
 
@@ -147,10 +150,10 @@ def _exchange(
     filters, world = _filters(layer), len(counts)
 
     def statistics() -> Tensor:
-        return torch.cat(own.statistics or layer.statistics).transpose(0, 1)
+        return torch.cat(local.statistics or layer.statistics).transpose(0, 1)
 
     def rows() -> Tensor:
-        maps = torch.cat(own.batches or layer.batches)[..., None].flatten(2).transpose(0, 1)
+        maps = torch.cat(local.batches or layer.batches)[..., None].flatten(2).transpose(0, 1)
         return torch.cat([maps, statistics()], 2)
 
     to_scorer = [slice(0, filters if rank == scorer else 0) for rank in range(world)]

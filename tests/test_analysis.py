@@ -395,7 +395,7 @@ def test_even_a_handful_of_samples_gives_a_report(samples):
 def test_a_report_says_what_was_analyzed_and_how():
     report = analyze(nn.Conv2d(1, 2, 3), torch.randn(120, 1, 22, 12), settings=AnalysisSettings(max_components=3))
     layer = report.layers[""]
-    assert (layer.map_size, layer.analysed_size) == ((20, 10), (7, 5))
+    assert (layer.map_size, layer.analyzed_size) == ((20, 10), (7, 5))
     assert report.n_samples == 120
     assert AnalysisSettings(**report.settings) == AnalysisSettings(max_components=3)
     assert report.notes == {}
@@ -411,6 +411,6 @@ def test_maps_of_one_pixel_and_dead_filters_are_analyzed():
     report = analyze(conv, inputs, settings=DEFAULT)
     layer = report.layers[""]
     assert layer.verdicts == ("anomaly",) * 4 + ("dead",) * 2
-    assert layer.analysed_size == (1, 1)
+    assert layer.analyzed_size == (1, 1)
     assert all(40 in layer.outliers_of(index) for index in range(4))
     assert report.fraction == 1

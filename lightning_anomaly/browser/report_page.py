@@ -136,7 +136,7 @@ def _layer(name: str, layer: LayerReport, ranks: list[int | None]) -> dict[str, 
         "outliers": _rows(layer.outliers),
         "isolated": _rows(layer.isolated),
         "map_size": list(layer.map_size),
-        "analysed_size": list(layer.analysed_size),
+        "analyzed_size": list(layer.analyzed_size),
         "maps": None,
     }
     for column in _COLUMNS:

@@ -71,8 +71,8 @@ export function facts(report, { layer, filter }) {
   }
   told.push(["Sparsity", `${percent(own.sparsity[filter])} of its map's values are zero or less`]);
   const size = own.map_size.join(" × ") || "a single value";
-  const pooled = String(own.map_size) !== String(own.analysed_size);
-  told.push(["Map", pooled ? `${size}, analyzed as ${own.analysed_size.join(" × ")}` : size]);
+  const pooled = String(own.map_size) !== String(own.analyzed_size);
+  told.push(["Map", pooled ? `${size}, analyzed as ${own.analyzed_size.join(" × ")}` : size]);
   return told;
 }
 

@@ -14,7 +14,7 @@ from lightning_anomaly.callbacks._probe import transferred_images
 from lightning_anomaly.capture.images import ImageSource, first_tensor, holder
 from lightning_anomaly.capture.loaders import batch_size_of, drawn_positions, first_loader
 
-# Without type arguments, as the command line takes none for a data set of a parametrised type.
+# Without type arguments, as the command line takes none for a data set of a parametrized type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 
 
@@ -27,15 +27,15 @@ def open_sources(
     the validation images, where their data sets have one.
     """
     loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
-    chosen = {name: first_loader(loaders[name]) if own is None else own for name, own in given.items()}
+    chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in given.items()}
     if given["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
         chosen["train_inputs"] = _without_augmentation(chosen["train_inputs"], chosen["val_inputs"])
     precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
     return {
-        name: ImageSource(precision.convert_input(own), name, batch_size)
-        if isinstance(own, Tensor)
-        else ImageSource(own, name, batch_size, sample=sample_size, **convert)
-        for name, own in chosen.items()
+        name: ImageSource(precision.convert_input(source), name, batch_size)
+        if isinstance(source, Tensor)
+        else ImageSource(source, name, batch_size, sample=sample_size, **convert)
+        for name, source in chosen.items()
     }
 
 
@@ -82,18 +82,18 @@ def _without_augmentation(loader: Any, val_loader: Any) -> Any:
 def _with_transform_of(dataset: Any, other: Any) -> Any:
     """Copy a data set like torchvision's, shallowly, with the transform of another one; None if that makes no sense."""
     other = holder(other, "transform")
-    own = copy.copy(dataset)
+    copied = copy.copy(dataset)
     if hasattr(dataset, "transform"):
         if type(other) is not type(dataset):
             return None
         for name in ("transform", "transforms"):
             if hasattr(other, name):
-                setattr(own, name, getattr(other, name))
-        return own
+                setattr(copied, name, getattr(other, name))
+        return copied
     if not hasattr(dataset, "dataset"):
         return None
-    own.dataset = _with_transform_of(dataset.dataset, other)
-    return None if own.dataset is None else own
+    copied.dataset = _with_transform_of(dataset.dataset, other)
+    return None if copied.dataset is None else copied
 
 
 def is_augmented(source: ImageSource) -> bool:

@@ -121,7 +121,7 @@ class TwoSampleCallback(WatchingCallback):
                     f"Parameter `{name}` should be a tensor (N, ...), a Dataset, a DataLoader or None. Found "
                     f"{type(source).__name__}."
                 )
-        tensors = [ImageSource(own, name) for name, own in given.items() if isinstance(own, Tensor)]
+        tensors = [ImageSource(source, name) for name, source in given.items() if isinstance(source, Tensor)]
         if len(tensors) == 2:
             check_groups(*tensors)
         super().__init__(log_key_prefix, every_n_validations)

@@ -36,8 +36,8 @@ def five_numbers(maps: Tensor, windows: Sequence[int]) -> Tensor:
     order = integer(largest.max), integer(largest.bits - 1)
 
     def describe(first: int) -> None:
-        own, described = values[first : first + size], numbers[first : first + size]
-        _describe(own, own.view(integer), *shape, *order, described, described.view(integer))
+        part, described = values[first : first + size], numbers[first : first + size]
+        _describe(part, part.view(integer), *shape, *order, described, described.view(integer))
 
     size = max(1, _VALUES // len(places))
     for _ in torch_in_threads(describe, range(0, len(values), size), maps.device):
@@ -95,9 +95,9 @@ def _describe(
         else:
             sums[:] = 0.0
             for r in range(rows.size):
-                own, row = sums[rows[r]], x[r * width : (r + 1) * width]
+                total_row, row = sums[rows[r]], x[r * width : (r + 1) * width]
                 for i in range(width):
-                    own[i] += row[i]
+                    total_row[i] += row[i]
             cell = 0
             for r in range(len(sums)):
                 for first in range(0, width, window):

@@ -40,9 +40,9 @@ def first_tensor(batch: Any) -> Tensor | None:
     A number for each sample is only taken where no image follows.
     """
     found = [
-        own
-        for own in tensors_in(batch)
-        if (own.ndim >= 3 if own.dtype == torch.uint8 else own.ndim >= 1 and own.is_floating_point())
+        tensor
+        for tensor in tensors_in(batch)
+        if (tensor.ndim >= 3 if tensor.dtype == torch.uint8 else tensor.ndim >= 1 and tensor.is_floating_point())
     ]
     if found and found[0].ndim < 2:
         return next((tensor for tensor in found if tensor.ndim > 2), found[0])
@@ -162,23 +162,23 @@ class ImageSource:
         if not len(positions):
             return
         count = -(-len(positions) // self.batch_size)
-        places = torch.tensor_split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), count)
+        chunks = torch.tensor_split(torch.as_tensor(positions, dtype=torch.int64, device="cpu"), count)
         if self._loader is None:
-            yield from ((own, self._data[own]) for own in places)
+            yield from ((chunk, self._data[chunk]) for chunk in chunks)
             return
         self._untouched.begin()
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
-        batches = iter(reread(self._loader, [own.tolist() for own in places], num_workers=workers, seed=self._seed))
-        for number, own in enumerate(places):
+        batches = iter(reread(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers, seed=self._seed))
+        for number, chunk in enumerate(chunks):
             with self._untouched.reading(self._seed + number):
                 try:
                     batch = next(batches)  # may go on after an error
                 except Exception as error:  # whatever the data set raises
                     error.__traceback__ = None  # it would keep the loader's workers alive
-                    images = torch.cat([self._read_alone(position) for position in own.tolist()])
+                    images = torch.cat([self._read_alone(position) for position in chunk.tolist()])
                 else:
-                    images = self._images_of(batch, len(own))
-            yield own, images
+                    images = self._images_of(batch, len(chunk))
+            yield chunk, images
 
     def _read_alone(self, position: int) -> Tensor:
         """Read one image of a batch that could not be read `(1, ...)`."""
@@ -217,7 +217,7 @@ def holder(dataset: Any, attribute: str) -> Any:
 def file_names(dataset: Any) -> list[str] | None:
     """Return the files of a data set's images, below its `root`; None if it has no `samples` that name them."""
     samples = _column(dataset, "samples")
-    if samples is None or not all(isinstance(own, tuple) and isinstance(own[0], str) for own in samples):
+    if samples is None or not all(isinstance(sample, tuple) and isinstance(sample[0], str) for sample in samples):
         return None
     root = os.path.join(getattr(holder(dataset, "root"), "root", ""), "")
     return [path.removeprefix(root) for path, *_ in samples]

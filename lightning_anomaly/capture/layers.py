@@ -71,7 +71,7 @@ def unseen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
         return {"scripted": f"Convolutions in ScriptModules are skipped, as these accept no hooks: {scripted}."}
     if not select_layers(model):
         return {
-            "no layers": "The model has no convolution, so there are no filters to analyse: name layers whose output "
+            "no layers": "The model has no convolution, so there are no filters to analyze: name layers whose output "
             "has shape (N, F, ...) as `layers`, if there are any."
         }
     return {}

@@ -56,21 +56,21 @@ def sampler_of(loader: Any) -> Any:
 def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
     """Draw the positions of one epoch of all processes, the same ones each time; None if that is not possible.
 
-    A copy of the loader's sampler draws them, so that the training's own draws stay as they are.
+    A copy of the loader's sampler draws them, so that the run draws the same positions as without it.
     """
     dataset: Any = loader.dataset
     sampler = sampler_of(loader)
     in_batches = sampler is None
     try:
         # A sampler may hold the data set, which is not to be copied.
-        own: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, {id(dataset): dataset})
-        if isinstance(own, DistributedSampler):
-            own.rank, own.num_replicas, own.num_samples, own.epoch = 0, 1, own.total_size, 0
-        if isinstance(getattr(own, "generator", None), torch.Generator):
-            own.generator = torch.Generator().manual_seed(0)
+        drawing: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, {id(dataset): dataset})
+        if isinstance(drawing, DistributedSampler):
+            drawing.rank, drawing.num_replicas, drawing.num_samples, drawing.epoch = 0, 1, drawing.total_size, 0
+        if isinstance(getattr(drawing, "generator", None), torch.Generator):
+            drawing.generator = torch.Generator().manual_seed(0)
         with isolated_random_state(0):
-            most = max(len(dataset), len(own) if hasattr(own, "__len__") else 0)  # some never end
-            return [int(one) for one in islice(chain.from_iterable(own) if in_batches else own, most)]
+            most = max(len(dataset), len(drawing) if hasattr(drawing, "__len__") else 0)  # some never end
+            return [int(one) for one in islice(chain.from_iterable(drawing) if in_batches else drawing, most)]
     except Exception:  # it cannot be copied, say, or draws something else than positions
         return None
 

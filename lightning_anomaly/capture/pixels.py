@@ -63,10 +63,10 @@ def _describe(images: Tensor) -> Tensor:
     found += [*_grain(grey, variance).T, *_pattern_energies(grey[:, None], variance).T]
     if channels > 1:
         colour = images - grey[:, None]
-        own = images.flatten(2) - images.flatten(2).mean(2, keepdim=True)
-        own = own / (own.norm(dim=2, keepdim=True) + _TINY)
+        varied = images.flatten(2) - images.flatten(2).mean(2, keepdim=True)
+        varied = varied / (varied.norm(dim=2, keepdim=True) + _TINY)
         found += [*_pattern_energies(colour, variance).T]
-        found += [*colour.flatten(2).mean(2).T, *(own[:, 1:] * own[:, :-1]).sum(2).T]
+        found += [*colour.flatten(2).mean(2).T, *(varied[:, 1:] * varied[:, :-1]).sum(2).T]
         faint = _FAINT * variance + _TINY
         found += [(colour.flatten(1).square().mean(1) + faint).log(), colour.square().mean(1).flatten(1).amax(1).sqrt()]
     return torch.stack(found, 1)

@@ -32,15 +32,15 @@ def probing(model: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> It
     """
     given = buffers or {}
     # Neither can be called with other buffers: a scripted one as it is, and the other is its module on one device.
-    own = model.module if isinstance(model, nn.DataParallel) else model
+    module = model.module if isinstance(model, nn.DataParallel) else model
     scripted = isinstance(model, torch.jit.ScriptModule)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if scripted:
             return model(*args, **kwargs)
-        named = own.named_buffers()
+        named = module.named_buffers()
         copies = {name: given.get(name, buffer).to(buffer.device, copy=True) for name, buffer in named}
-        return torch.func.functional_call(own, copies, args, kwargs, tie_weights=False)
+        return torch.func.functional_call(module, copies, args, kwargs, tie_weights=False)
 
     with evaluating(model), torch.no_grad():
         yield call

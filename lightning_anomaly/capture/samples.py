@@ -23,21 +23,21 @@ class SampleStatistics(NamedTuple):
 
     def select(self, samples: Any) -> SampleStatistics:
         """Select samples."""
-        return self._each(lambda own: own[samples])
+        return self._each(lambda tensor: tensor[samples])
 
     def _each(self, change: Callable[[Tensor], Tensor | None]) -> SampleStatistics:
         tensors = self.pixels, self.features, self.logits
-        pixels, features, logits = (None if own is None else change(own) for own in tensors)
+        pixels, features, logits = (None if tensor is None else change(tensor) for tensor in tensors)
         return self._replace(pixels=pixels, features=features, logits=logits)
 
     @staticmethod
     def join(parts: Sequence[SampleStatistics]) -> SampleStatistics:
         """Join statistics of several samples; what one part does not have, or in another shape, is None."""
 
-        def join(own: Sequence[Tensor | None]) -> Tensor | None:
-            known = [tensor for tensor in own if tensor is not None]
+        def join(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            known = [tensor for tensor in tensors if tensor is not None]
             alike = len({tensor.shape[1:] for tensor in known}) == 1
-            return torch.cat(known) if alike and len(known) == len(own) else None
+            return torch.cat(known) if alike and len(known) == len(tensors) else None
 
         pixels, shapes, features, logits, names = zip(*parts, strict=True)
         same = len({*shapes}) == 1
@@ -79,7 +79,9 @@ class SampleCapture:
         """Return what is known of the first samples, on the CPU, if it is known of all of them and of no others."""
         if not self._passes or self.problem is not None:
             return SampleStatistics()
-        known = SampleStatistics.join(self._passes)._each(lambda own: own.cpu() if len(own) == samples else None)
+        known = SampleStatistics.join(self._passes)._each(
+            lambda tensor: tensor.cpu() if len(tensor) == samples else None
+        )
         return known._replace(class_names=self.class_names)
 
     def _take_pixels(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -95,5 +97,5 @@ class SampleCapture:
             return
         self._called.add(module)
         # Copies, as an activation in place would change them.
-        features, logits = (own.detach().to(torch.float32, copy=True) for own in (args[0], output))
+        features, logits = (tensor.detach().to(torch.float32, copy=True) for tensor in (args[0], output))
         self._current = self._current._replace(features=features, logits=logits)

@@ -187,14 +187,14 @@ def expectation_maximisation(
         label = labels[m]
         for begin in range(0, n, block):
             size = min(block, n - begin)
-            x, y, own = xm[begin : begin + size], ym[begin : begin + size], label[begin : begin + size]
+            x, y, nearest = xm[begin : begin + size], ym[begin : begin + size], label[begin : begin + size]
             for i in range(size):
                 largest[i] = -np.inf
-                own[i] = 0
+                nearest[i] = 0
             for k in range(components):
                 c = np.log2(w[k] * u[k, 0] * u[k, 2])
                 mx, my, u11, u12, u22 = mu[k, 0], mu[k, 1], u[k, 0], u[k, 1], u[k, 2]
                 for i in range(size):
                     t = _log_joint(x[i], y[i], mx, my, u11, u12, u22, c)
-                    own[i] = k if t > largest[i] else own[i]
+                    nearest[i] = k if t > largest[i] else nearest[i]
                     largest[i] = t if t > largest[i] else largest[i]

@@ -32,10 +32,10 @@ def _sums(x: _Floats, y: _Floats, label: _Labels, k: int) -> tuple[float, float,
     zero, one = x.dtype.type(0), x.dtype.type(1)
     size, sx, sy = zero, zero, zero
     for i in range(x.size):
-        own = one if label[i] == k else zero  # a product takes four fifths of the time of a choice
-        size += own
-        sx += own * x[i]
-        sy += own * y[i]
+        member = one if label[i] == k else zero  # a product takes four fifths of the time of a choice
+        size += member
+        sx += member * x[i]
+        sy += member * y[i]
     return size, sx, sy
 
 

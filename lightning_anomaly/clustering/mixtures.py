@@ -82,8 +82,8 @@ def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
     samples = points.shape[1]
     centred = points - points.mean(1, keepdim=True)
     index = points.new_zeros(labels.shape[:2])
-    for place, own in enumerate(labels.unbind(1)):
-        sizes, means, covariances = engine.cluster_moments(centred, own, int(own.max()) + 1)
+    for place, label in enumerate(labels.unbind(1)):
+        sizes, means, covariances = engine.cluster_moments(centred, label, int(label.max()) + 1)
         k = (sizes > 0).sum(1)
         between = (sizes * means.square().sum(2)).sum(1)
         within = (sizes * (covariances[..., 0] + covariances[..., 2])).sum(1).clamp(min=SAME**2 * between)

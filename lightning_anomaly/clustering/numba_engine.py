@@ -83,19 +83,19 @@ def _coordinates(points: Tensor) -> tuple[_Array, _Array]:
 def _cluster_moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array) -> None:
     """Size, means and covariances of each cluster, where there were zeros `(F, K, 6)`."""
     for f in range(len(xs)):
-        x, y, label, own = xs[f], ys[f], labels[f], moments[f]
+        x, y, label, moment = xs[f], ys[f], labels[f], moments[f]
         for i in range(x.size):
             k = label[i]
-            own[k, 0] += 1.0
-            own[k, 1] += x[i]
-            own[k, 2] += y[i]
-        for k in range(len(own)):
-            own[k, 1:3] /= max(own[k, 0], 1.0)
+            moment[k, 0] += 1.0
+            moment[k, 1] += x[i]
+            moment[k, 2] += y[i]
+        for k in range(len(moment)):
+            moment[k, 1:3] /= max(moment[k, 0], 1.0)
         for i in range(x.size):
             k = label[i]
-            dx, dy = x[i] - own[k, 1], y[i] - own[k, 2]
-            own[k, 3] += dx * dx
-            own[k, 4] += dx * dy
-            own[k, 5] += dy * dy
-        for k in range(len(own)):
-            own[k, 3:] /= max(own[k, 0], 1.0)
+            dx, dy = x[i] - moment[k, 1], y[i] - moment[k, 2]
+            moment[k, 3] += dx * dx
+            moment[k, 4] += dx * dy
+            moment[k, 5] += dy * dy
+        for k in range(len(moment)):
+            moment[k, 3:] /= max(moment[k, 0], 1.0)

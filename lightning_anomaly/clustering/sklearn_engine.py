@@ -31,7 +31,7 @@ class SklearnEngine(NumbaEngine):
         u11, u12, u22 = factors.unbind(2)
         precisions = torch.stack([u11 * u11 + u12 * u12, u12 * u22, u12 * u22, u22 * u22], 2).reshape(*means.shape, 2)
         arguments = zip(*(tensor.numpy() for tensor in (points, weights, means, precisions)), strict=True)
-        found = [_fit(*own, max_iter=max_iter, tol=tol, reg_covar=reg_covar) for own in arguments]
+        found = [_fit(*one_filter, max_iter=max_iter, tol=tol, reg_covar=reg_covar) for one_filter in arguments]
         return MixtureFit(*(torch.from_numpy(np.array(part)) for part in zip(*found, strict=True)))
 
 

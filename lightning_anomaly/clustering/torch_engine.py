@@ -26,7 +26,7 @@ class TorchEngine(Engine):
         for axis in (1, 0):
             order = points[..., axis].argsort(dim=1, stable=True)
             points = points.gather(1, order[..., None].expand(-1, -1, 2))
-        return torch.stack([_draw(points, own) for own in uniform], 1)
+        return torch.stack([_draw(points, numbers) for numbers in uniform], 1)
 
     def kmeans(self, points: Tensor, centres: Tensor) -> Tensor:
         """See `Engine`."""
@@ -48,11 +48,11 @@ class TorchEngine(Engine):
         for iteration in range(1, max_iter + 1):
             if not len(todo):
                 break
-            own = points[todo]
-            log_joint = _log_joint(own, weights[todo], means[todo], factors[todo])
+            moving = points[todo]
+            log_joint = _log_joint(moving, weights[todo], means[todo], factors[todo])
             log_density = log_joint.logsumexp(1)
             resp = (log_joint - log_density[:, None]).exp()
-            weights[todo], means[todo], factors[todo] = _m_step(own, resp, reg_covar)
+            weights[todo], means[todo], factors[todo] = _m_step(moving, resp, reg_covar)
             value = log_density.mean(1)
             done = (value - bound[todo]).abs() < tol
             bound[todo], n_iter[todo], converged[todo] = value, iteration, done
@@ -88,14 +88,14 @@ def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(KMEANS_ITERATIONS):
         if not len(todo):
             break
-        own = points[todo]
-        distance, nearest = (own[:, None] - centres[:, :, None]).square().sum(3).min(1)
+        moving = points[todo]
+        distance, nearest = (moving[:, None] - centres[:, :, None]).square().sum(3).min(1)
         total = distance.sum(1)
         falls = total < inertia[todo]
         labels[todo], inertia[todo] = nearest, total
         member = (nearest[:, None] == torch.arange(centres.shape[1], device=points.device)[:, None]).to(points)
         count = member.sum(2)[..., None]
-        moved = torch.where(count > 0, member @ own / count, centres)
+        moved = torch.where(count > 0, member @ moving / count, centres)
         goes_on = falls & (moved != centres).flatten(1).any(1)
         todo, centres = todo[goes_on], moved[goes_on]
     return labels, inertia

@@ -78,7 +78,7 @@ def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
     bias = [] if conv.bias is None else [Rows(conv, "bias", channels)]
     made: Any = conv.parametrizations if is_parametrized(conv) else {}
     steps = [(name, type(step).__name__) for name, chain in made.items() for step in chain]
-    if not steps and all(isinstance(own, nn.Parameter) for own in (conv.weight, conv.bias) if own is not None):
+    if not steps and all(isinstance(part, nn.Parameter) for part in (conv.weight, conv.bias) if part is not None):
         index: tuple[Tensor, ...] = channels
         if conv.transposed:
             # Their weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
@@ -111,7 +111,7 @@ def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:
     # Statistics are remembered, as those of a map of zeros would blow up a restored filter. Without a weight the output
     # in evaluation is (0 - running mean) / std: it is 0 where the running mean is.
     masked = {"weight": True, "bias": True, "running_mean": norm.weight is None, "running_var": False}
-    return [Rows(norm, part, index, own) for part, own in masked.items() if getattr(norm, part) is not None]
+    return [Rows(norm, part, index, value) for part, value in masked.items() if getattr(norm, part) is not None]
 
 
 def zero_rows(module: Any) -> Tensor:

@@ -23,7 +23,7 @@ def summarize(report: AnomalyReport) -> Summary:
     for name, layer in report.layers.items():
         outliers: list[int] = layer.outliers.sum(1).tolist()
         live = [verdict in LIVE for verdict in layer.verdicts]
-        summary[name] = [count if own else -1 for count, own in zip(outliers, live, strict=True)]
+        summary[name] = [count if alive else -1 for count, alive in zip(outliers, live, strict=True)]
     return summary
 
 

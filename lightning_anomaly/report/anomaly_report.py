@@ -299,8 +299,8 @@ class AnomalyReport(Tabular):
             shown = [f"{index} ({len(layer.outliers_of(index))})" for index in found[:6]] + ["..."] * (len(found) > 6)
             numbers = len(layer.verdicts), len(found), len(layer.isolated_filters), len(layer.filters(DEAD))
             sparsity = f"{layer.sparsity.mean().item():.2f}"
-            size, analysed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analysed_size))
-            maps = size if size == analysed else f"{size} pooled to {analysed}"
+            size, analyzed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analyzed_size))
+            maps = size if size == analyzed else f"{size} pooled to {analyzed}"
             rows.append((name or "(the model)", *numbers, sparsity, maps, ", ".join(shown)))
         return [tuple(map(str, row)) for row in rows]
 

@@ -30,7 +30,7 @@ class LayerReport:
         explained: Fraction of the maps' variance that the two components hold `(F,)`, 0 to 1.
         sparsity: Fraction of the maps' values that are at most 0 `(F,)`, 0 to 1.
         map_size: Sides of a map in the network (pixels).
-        analysed_size: Sides of the map that was analysed, smaller where maps were pooled (pixels).
+        analyzed_size: Sides of the map that was analyzed, smaller where maps were pooled (pixels).
         outlier_scores: How far each probe sample is from the others by all the layer's filters `(N,)`, see
             `outliers/scores.py`.
     """
@@ -46,7 +46,7 @@ class LayerReport:
     explained: Tensor
     sparsity: Tensor
     map_size: tuple[int, ...]
-    analysed_size: tuple[int, ...]
+    analyzed_size: tuple[int, ...]
     outlier_scores: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
 
     def filters(self, verdict: str) -> list[int]:
@@ -89,7 +89,7 @@ def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
 
 def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
     """Convert a layer to values that JSON knows."""
-    sizes = {"map_size": list(layer.map_size), "analysed_size": list(layer.analysed_size)}
+    sizes = {"map_size": list(layer.map_size), "analyzed_size": list(layer.analyzed_size)}
     tensors = {key: to_plain(getattr(layer, key)) for key in _DTYPES}
     return {"verdicts": list(layer.verdicts), **sizes, **tensors}
 
@@ -102,7 +102,7 @@ def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
     return LayerReport(
         verdicts=tuple(values["verdicts"]),
         map_size=tuple(values["map_size"]),
-        analysed_size=tuple(values["analysed_size"]),
+        analyzed_size=tuple(values["analyzed_size"]),
         **tensors,
     )
 

@@ -131,7 +131,9 @@ def compare_groups(
         if unknown:
             notes |= nonfinite(name, unknown, len(values), "and are not compared")
     every = _judge(compared)
-    filters, units = ({name: own for name, own in every.items() if (name in linear) is kind} for kind in (False, True))
+    filters, units = (
+        {name: layer for name, layer in every.items() if (name in linear) is kind} for kind in (False, True)
+    )
     live = sum(int(layer.live.sum()) for layer in filters.values())
     if finite and not live:
         notes["none live"] = (
@@ -156,7 +158,7 @@ def compare_groups(
 def check_groups(train_inputs: Inputs, val_inputs: Inputs) -> None:
     """Raise ValueError for inputs of different shapes."""
     shapes, others = (
-        [inputs.shape] if isinstance(inputs, ImageSource) else [tuple(own.shape[1:]) for own in tensors_in(inputs)]
+        [inputs.shape] if isinstance(inputs, ImageSource) else [tuple(part.shape[1:]) for part in tensors_in(inputs)]
         for inputs in (train_inputs, val_inputs)
     )
     if {*shapes} != {*others}:  # the largest of more values is larger
@@ -232,5 +234,6 @@ def _judge(layers: Mapping[str, _Compared]) -> dict[str, LayerComparison]:
     comparisons, found, smallest = zip(*layers.values(), strict=True)
     shares = shares_of_chance(torch.stack(found), torch.stack(smallest))
     return {
-        name: replace(own, share_p_value=share) for name, own, share in zip(layers, comparisons, shares, strict=True)
+        name: replace(layer, share_p_value=share)
+        for name, layer, share in zip(layers, comparisons, shares, strict=True)
     }

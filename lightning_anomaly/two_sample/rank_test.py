@@ -75,7 +75,7 @@ def shares_of_chance(found: Tensor, smallest: Tensor) -> list[float]:
     as_many = evidence.shape[1] - torch.searchsorted(evidence.sort(1).values, evidence)  # divisions with as much
     rarity = -(as_many + smallest)
     rarest = rarity[:, 1:].amax(0)
-    return [share_of_chance(own, rarest) for own in rarity[:, 0].tolist()]
+    return [share_of_chance(value, rarest) for value in rarity[:, 0].tolist()]
 
 
 def live_filters(values: Tensor, n_first: int) -> Tensor:

@@ -109,7 +109,7 @@ class TwoSampleReport(Tabular):
     @property
     def filters(self) -> dict[str, list[int]]:
         """`{layer: [filter, ...]}` of the filters that tell the images apart, layers without any left out."""
-        found = {name: own.significant(self.significance) for name, own in self.layers.items()}
+        found = {name: layer.significant(self.significance) for name, layer in self.layers.items()}
         return {name: filters.nonzero()[:, 0].tolist() for name, filters in found.items() if filters.any()}
 
     @property

@@ -35,8 +35,8 @@ class ErrorRise:
     """How far the ratio of expected errors is above the lowest level that it had.
 
     A level is the (geometric) mean over three validations. A network that knows neither kind of images may still be
-    surer of one of them, as these are the same images each time. So later levels are compared with its own lowest
-    level, and not with 1. Where fewer than ten errors are expected of both kinds there is no level.
+    surer of one of them, as these are the same images each time. So later levels are compared with the lowest of
+    this network, and not with 1. Where fewer than ten errors are expected of both kinds there is no level.
 
     Examples:
         >>> rise, same = ErrorRise(), torch.full((100,), 0.2)
@@ -53,10 +53,13 @@ class ErrorRise:
 
         With another number of images than before it starts over.
         """
-        own = level_of(train_errors, val_errors)
-        if self.recent and (self.recent[0].train.shape, self.recent[0].val.shape) != (own.train.shape, own.val.shape):
+        level = level_of(train_errors, val_errors)
+        if self.recent and (self.recent[0].train.shape, self.recent[0].val.shape) != (
+            level.train.shape,
+            level.val.shape,
+        ):
             self.recent, self.lowest = [], None
-        self.recent = [*self.recent, own][-WINDOW:]
+        self.recent = [*self.recent, level][-WINDOW:]
         if len(self.recent) < WINDOW or self.too_few_expected_errors:
             return 0.0
         now = mean_level(self.recent)

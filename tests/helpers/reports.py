@@ -24,7 +24,7 @@ def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) 
         "explained": torch.rand(filters, generator=generator, dtype=torch.float64),
         "sparsity": torch.full((filters,), 0.25, dtype=torch.float64),
         "map_size": (8, 8),
-        "analysed_size": (8, 8),
+        "analyzed_size": (8, 8),
         "outlier_scores": torch.zeros(samples),
     }
     return LayerReport(verdicts=verdicts, **(fields | values))

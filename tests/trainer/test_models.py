@@ -85,7 +85,7 @@ def test_sound_and_volumes_and_their_pictures(tmp_path: Any, network: nn.Module,
     report = watch(tmp_path, Wrapped(network, lambda batch: batch), DataLoader(list(x), 20), logger, **options)
     first = report.layers["net.0"]
     assert len(first.map_size) == len(shape) - 2
-    assert first.analysed_size != first.map_size
+    assert first.analyzed_size != first.map_size
     folder = Path(logger.log_dir) / "anomaly_filters"
     assert (folder / "browser.html").is_file()
     assert len(list(folder.glob("outliers/*.png"))) == 2
