@@ -166,11 +166,10 @@ class ImageSource:
         if self._loader is None:
             yield from ((chunk, self._data[chunk]) for chunk in chunks)
             return
-        self._untouched.begin()
         workers = min(self._loader.num_workers, -(-count // _BATCHES))
         batches = iter(reread(self._loader, [chunk.tolist() for chunk in chunks], num_workers=workers, seed=self._seed))
         for number, chunk in enumerate(chunks):
-            with self._untouched.reading(self._seed + number):
+            with self._untouched.reading(self._seed, number):
                 try:
                     batch = next(batches)  # may go on after an error
                 except Exception as error:  # whatever the data set raises
@@ -186,7 +185,8 @@ class ImageSource:
         try:
             batch = next(iter(reread(self._loader, [[position]], num_workers=0)))
         except Exception as error:
-            self.unreadable[position] = _error_text(error)
+            kind = type(error).__name__  # alone where the text has what Python shows of an object, `<_io.Buffered...>`
+            self.unreadable[position] = kind if "<" in str(error) else f"{kind}: {error}"
             return torch.zeros(1, *self.shape, device="cpu")
         return self._images_of(batch, 1).cpu()
 
@@ -226,11 +226,6 @@ def file_names(dataset: Any) -> list[str] | None:
 def class_names(dataset: Any) -> tuple[str, ...]:
     """Return the names of a data set's classes, its `classes`; none if it has no such attribute."""
     return tuple(map(str, getattr(holder(dataset, "classes"), "classes", None) or ()))
-
-
-def _error_text(error: Exception) -> str:
-    """An error in words, without what Python shows of an object, such as `<_io.BufferedReader ...>`."""
-    return f"{type(error).__name__}: {error}" if "<" not in str(error) else type(error).__name__
 
 
 def _column(dataset: Any, name: str) -> list[Any] | None:

@@ -1,4 +1,4 @@
-"""What reading images would change in a user's objects, and gives back: their random generators and attributes."""
+"""Give back what reading images changes in a user's objects: random generators and attributes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lightning_anomaly.capture.hooks import isolated_random_state
 _LARGE = 1000  # entries of a container that holds data, such as the names of files, and no state
 _LEAVES = (type, ModuleType, Tensor, np.ndarray, str, bytes, int, float, random.SystemRandom)
 _GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
-    np.random.Generator: (lambda own: own.bit_generator.state, lambda own, to: setattr(own.bit_generator, "state", to)),
-    np.random.RandomState: (lambda own: own.get_state(legacy=False), lambda own, to: own.set_state(to)),
+    np.random.Generator: (lambda one: one.bit_generator.state, lambda one, to: setattr(one.bit_generator, "state", to)),
+    np.random.RandomState: (lambda one: one.get_state(legacy=False), lambda one, to: one.set_state(to)),
     random.Random: (random.Random.getstate, random.Random.setstate),
     torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
 }
 
 
 class Untouched:
-    """Gives back the attributes of objects and every random generator that they can reach, also in closures.
+    """Restores the attributes of objects, and every random generator that they can reach, also in closures.
 
-    Neither a deep copy of a data set, which would take its memory and fails for open files and locks, nor a process of
-    its own, which fails for data on a GPU; and both would miss a generator that a function finds elsewhere.
+    A deep copy of a data set would take its memory and fail for open files and locks; another process fails for data on
+    a GPU. Both miss a generator that a function finds elsewhere.
     """
 
     def __init__(self, *owners: Any) -> None:
@@ -41,21 +41,17 @@ class Untouched:
         self._generators = [
             (one, *access) for one in reached for kind, access in _GENERATORS.items() if issubclass(type(one), kind)
         ]
-        self._states: list[Any] = []  # of the generators, where the last piece of reading has left them
-
-    def begin(self) -> None:
-        """Start reading with the generators as they are now."""
-        self._states = []
+        self._states: list[Any] = []  # of the generators, where the last batch has left them
 
     @contextmanager
-    def reading(self, seed: int) -> Iterator[None]:
-        """Read inside, with other random numbers from a seed, and with generators that go on from the last time."""
+    def reading(self, seed: int, number: int) -> Iterator[None]:
+        """Read a batch inside, with global random numbers from a seed; from number 1 on generators continue."""
         live = [get(one) for one, get, _ in self._generators]
         attributes = [dict(vars(owner)) for owner in self._owners]
-        for (one, _, put), state in zip(self._generators, self._states or live, strict=True):
+        for (one, _, put), state in zip(self._generators, self._states if number else live, strict=True):
             put(one, state)
         try:
-            with isolated_random_state(seed % 2**32):
+            with isolated_random_state((seed + number) % 2**32):
                 yield
         finally:
             self._states = [get(one) for one, get, _ in self._generators]
