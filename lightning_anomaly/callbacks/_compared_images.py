@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,17 +39,12 @@ def open_sources(
     }
 
 
-class Seen(NamedTuple):
-    """What is remembered of images."""
-
-    mean: float  # of an ordinary image's pixels: the median over the images
-    spread: float
-    fingerprints: list[int]  # a number for each image, the same for the same image
+Seen = tuple[Tensor, list[int]]  # `_moments` of images, and a number for each, the same for the same image
 
 
 def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[str, ImageSource], dict[str, Seen]]:
     """Read all images, and keep them in memory if those of both kinds fit."""
-    fit = sum(source.nbytes for source in sources.values() if not source.in_memory) <= max_bytes
+    fit = sum(source.nbytes for source in sources.values()) <= max_bytes
     opened, seen = {}, {}
     for name, source in sources.items():
         kept, moments, fingerprints = [], [], []
@@ -57,10 +52,10 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
             moments.append(_moments(images))
             rows = images.detach().cpu().reshape(len(images), -1).contiguous().view(torch.uint8).numpy()
             fingerprints += [hash(row.tobytes()) for row in rows]
-            if fit and not source.in_memory:
+            if fit and source.nbytes:
                 kept.append(images.cpu())
         opened[name] = ImageSource(torch.cat(kept), name, source.batch_size) if kept else source
-        seen[name] = Seen(*_ordinary(torch.cat(moments, 1)), fingerprints)
+        seen[name] = torch.cat(moments, 1), fingerprints
     return opened, seen
 
 
@@ -117,16 +112,16 @@ def describe_doubts(given: Iterable[str], seen: Mapping[str, Seen], batch: Any) 
     found = {}
     images = first_tensor(batch)
     if images is not None and len(images) >= _MIN_IMAGES and images.is_floating_point():
-        mean, spread = _ordinary(_moments(images))
+        mean, spread = _moments(images).median(1).values.tolist()  # those of an ordinary image
         for name in given:
-            one = seen[name]
-            if abs(one.mean - mean) > spread or not spread / 1.5 <= one.spread <= spread * 1.5:
+            found_mean, found_spread = seen[name][0].median(1).values.tolist()
+            if abs(found_mean - mean) > spread or not spread / 1.5 <= found_spread <= spread * 1.5:
                 found[name] = (
-                    f"The images in `{name}` are not scaled as the validation batches are: mean {one.mean:.2g} and "
-                    f"standard deviation {one.spread:.2g} instead of {mean:.2g} and {spread:.2g}. Give them the "
+                    f"The images in `{name}` are not scaled as the validation batches are: mean {found_mean:.2g} "
+                    f"and standard deviation {found_spread:.2g} instead of {mean:.2g} and {spread:.2g}. Give them the "
                     "transform of the validation set."
                 )
-    known, val = {*seen["train_inputs"].fingerprints}, seen["val_inputs"].fingerprints
+    known, val = {*seen["train_inputs"][1]}, seen["val_inputs"][1]
     equal = sum(one in known for one in val)
     if equal > _EQUAL * len(val):
         found["equal"] = (
@@ -140,8 +135,3 @@ def _moments(images: Tensor) -> Tensor:
     """Mean and standard deviation of each image's pixels `(2, n)`, on the CPU."""
     spread, mean = torch.std_mean(images.detach().float().flatten(1), 1)
     return torch.stack([mean, spread]).cpu()
-
-
-def _ordinary(moments: Tensor) -> tuple[float, float]:
-    mean, spread = moments.median(1).values.tolist()
-    return mean, spread

@@ -127,14 +127,9 @@ class ImageSource:
         return targets if targets is not None and all(isinstance(one, int) for one in targets) else None
 
     @property
-    def in_memory(self) -> bool:
-        """Whether the images are a tensor."""
-        return self._loader is None
-
-    @property
     def nbytes(self) -> int:
-        """Memory that all images to be read would take (bytes)."""
-        return len(self.positions) * math.prod(self.shape) * self.dtype.itemsize
+        """Memory that all images would take if they were kept (bytes); 0 for a tensor, which is in memory."""
+        return 0 if self._loader is None else len(self.positions) * math.prod(self.shape) * self.dtype.itemsize
 
     def readable(self) -> Iterator[Tensor]:
         """Read all images, batch by batch `(n, ...)`, without those that cannot be read."""

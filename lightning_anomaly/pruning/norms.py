@@ -40,11 +40,11 @@ def find_norms(model: nn.Module, filters: Mapping[str, Iterable[int]], run: Call
     """
     first = _Pass(filters, 1.0, {})
     last = _Pass(filters, -1.0, first.zeros)
-    for run in (first, last):
+    for one_pass in (first, last):
         with ExitStack() as hooks, torch.no_grad(), evaluating(model), compiled_models_eager():
             for name, module in modules_by_name(model).items():
                 if isinstance(module, (*CONVOLUTIONS, nn.Linear)) or _is_norm(module):
-                    hook = partial(run.replace, name)
+                    hook = partial(one_pass.replace, name)
                     hooks.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
             run()
     channels = {name: zero.nonzero()[:, 0].tolist() for name, zero in last.zeros.items() if zero.any()}
