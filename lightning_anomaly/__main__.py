@@ -4,7 +4,7 @@ The model is built from `--model` with the arguments that a Lightning checkpoint
 gets the checkpoint's weights. Images come from a folder, with or without a folder for each class, or from an .npz file:
 from its array `val_images`, else `test_images`, else the only array that it has. Files and uint8 arrays, (N, H, W) or
 (N, H, W, 3), are scaled to 0..1; floating-point ones, (N, C, H, W), are taken as they are. A model that does not
-normalise its input in `forward` also needs the `--mean` and `--std` of the training's `Normalize`: without them it is
+normalize its input in `forward` also needs the `--mean` and `--std` of the training's `Normalize`: without them it is
 judged on images that it has never seen the like of.
 """
 
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add("--model", required=True, metavar="MODULE:CLASS", help="what builds the model: a class or function")
         add("--data", required=True, type=Path, metavar="PATH", help="the images: a folder or an .npz file")
         add("--size", type=_positive, metavar="PIXELS", help="height and width to give to the images of a folder")
-        add("--mean", type=float, nargs="+", metavar="X", help="means by which the training normalises, of 0..1")
+        add("--mean", type=float, nargs="+", metavar="X", help="means by which the training normalizes, of 0..1")
         add("--std", type=_above_zero, nargs="+", metavar="X", help="its standard deviations, one or one per channel")
         add("--device", type=_device, default="cpu", help="where the model runs, such as cuda, default: %(default)s")
         add("--model-args", type=_json_object, default={}, metavar="JSON", help="""such as '{"channels": 3}'""")

@@ -22,7 +22,7 @@ def open_images(
 ) -> ArrayImages | FolderImages:
     """Open the images of an .npz file or a folder, whose images get a `size` (pixels), and one channel if `gray`.
 
-    They are normalised by `mean` and `std`, each a number for all channels or one for each.
+    They are normalized by `mean` and `std`, each a number for all channels or one for each.
     """
     if path.is_dir() and size is None:
         raise ValueError(f"`--size` should be given for the folder `{path}`, in pixels: `--size 224`, for example.")
@@ -32,23 +32,23 @@ def open_images(
             raise ValueError(
                 f"`{option}` should have one number, or one for each of the {images.shape[0]} channels. Found {given}."
             )
-    images.normalise(mean or [0.0], std or [1.0])
+    images.normalize(mean or [0.0], std or [1.0])
     return images
 
 
 class _Images(Dataset[Tensor]):
-    """Images that are normalised as in training."""
+    """Images that are normalized as in training."""
 
     scaling = "scaled to 0..1"  # what is done to them, in words
     _moments: tuple[Tensor, Tensor] | None = None
 
-    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Subtract a mean from each channel from now on, and divide it by a standard deviation."""
         if any(mean) or any(own != 1 for own in std):
             self._moments = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
-            self.scaling += f", then normalised by the mean {listed(mean)} and the standard deviation {listed(std)}"
+            self.scaling += f", then normalized by the mean {listed(mean)} and the standard deviation {listed(std)}"
         elif "0..1" in self.scaling:
-            self.scaling += ", not normalised (see `--mean`)"
+            self.scaling += ", not normalized (see `--mean`)"
 
     def __getitem__(self, index: int) -> Tensor:
         image = self._read(index)

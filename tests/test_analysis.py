@@ -230,7 +230,7 @@ def test_a_sample_that_one_extreme_value_alone_sets_apart_is_isolated(sign):
 
 
 class Busy(nn.Module):
-    """Frozen normalisation, dropout, buffers that change in evaluation, random numbers, and a failure on demand."""
+    """Frozen normalization, dropout, buffers that change in evaluation, random numbers, and a failure on demand."""
 
     def __init__(self, fails_at: int = -1) -> None:
         super().__init__()

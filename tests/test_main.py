@@ -279,7 +279,7 @@ class TestFolders:
         with pytest.raises(ValueError, match=r"`--mean` should have one number, or one for each of the 3 channels"):
             open_images(tmp_path / "photos", 8, False, [0.5, 0.0])
         for given, said in (
-            ((), "0..1, not normalised (see `--mean`)"),
+            ((), "0..1, not normalized (see `--mean`)"),
             (("--std", "0.25", "--mean", "0.5"), "mean 0.5"),
         ):
             options = ("--data", folder / "images.npz", "--output", tmp_path, "--device", "cpu", *given)

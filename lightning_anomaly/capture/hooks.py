@@ -29,7 +29,7 @@ def isolated_random_state(seed: int | None = None) -> Iterator[None]:
     """Restore the random states of torch, NumPy and Python at the end; inside they start from the seed, if any."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    # Asking an unused GPU for its state would initialise CUDA, and processes could no longer be forked.
+    # Asking an unused GPU for its state would initialize CUDA, and processes could no longer be forked.
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=gpus):

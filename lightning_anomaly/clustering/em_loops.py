@@ -1,4 +1,4 @@
-"""The compiled loops of expectation maximisation; see `numba_engine.py`."""
+"""The compiled loops of expectation maximization; see `numba_engine.py`."""
 
 from __future__ import annotations
 

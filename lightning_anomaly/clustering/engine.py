@@ -100,7 +100,7 @@ class Engine(ABC):
 
     @abstractmethod
     def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> MixtureFit:
-        """Run expectation maximisation on points `(F, N, 2)`, step by step as scikit-learn's `GaussianMixture`.
+        """Run expectation maximization on points `(F, N, 2)`, step by step as scikit-learn's `GaussianMixture`.
 
         A mixture has converged when its lower bound changes by less than `tol` (nats); `reg_covar` is added to the
         variances (squared units of the points, in which it is small).

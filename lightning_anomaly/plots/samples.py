@@ -28,9 +28,9 @@ def outlier_figure(report: AnomalyReport, images: Tensor) -> Figure | None:
     Args:
         report: The report.
         images: The probe's images `(N, C, H, W)`. One or three channels are shown as they are, of other numbers only
-            the first. uint8 is shown as it is. Anything else, normalised images above all, is scaled channel by
+            the first. uint8 is shown as it is. Anything else, normalized images above all, is scaled channel by
             channel so that the range of an ordinary image of the probe goes from black to white: this undoes a
-            normalisation, and what is darker or brighter than ordinary images looks so. (Scaled one by one, a black
+            normalization, and what is darker or brighter than ordinary images looks so. (Scaled one by one, a black
             image and an over-exposed one would look like any other.)
 
     Returns:

@@ -86,7 +86,7 @@ def find_borders(distances: _Array, sizes: int, level: float) -> _Array:
     samples, k = distances.shape[1], np.arange(1, sizes + 1)
     levels, borders = level / (k * (1 / k).sum()), np.full((len(distances), 1), np.inf)
     # What tails of each shape expect of the outer half of M samples, the farthest first, `(shapes, M + 1)`: quantiles,
-    # the inverse means of the normalised gaps, and the sums of the logarithms of the first 0 to M means.
+    # the inverse means of the normalized gaps, and the sums of the logarithms of the first 0 to M means.
     exponent = 2 * _SHAPES[:, None] * np.log((samples + 1) / np.arange(1, samples // 2 + 2))
     quantiles = np.sqrt(np.expm1(exponent) / _SHAPES[:, None])
     inverse_means = quantiles * np.exp(-exponent)

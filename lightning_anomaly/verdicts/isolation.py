@@ -21,7 +21,7 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     others. Were the distances those of a two-dimensional t distribution with `1 / h` degrees of freedom, whose upper
     quantile is `u(p) = sqrt((p ** (-2 h) - 1) / h)`, with any centre and scale, then
 
-    - the normalised gaps `j * (r_j - r_(j+1))` would be nearly independent and exponential, with means proportional to
+    - the normalized gaps `j * (r_j - r_(j+1))` would be nearly independent and exponential, with means proportional to
       `p ** (-2 h) / u(p)` at `p = j / (N + 1)` (Renyi, "On the theory of order statistics", 1953; Matthys and Beirlant,
       "Estimating the extreme value index and high quantiles with exponential regression models", 2003), which gives the
       scale and, with the scale integrated out, the weight of every `h` given the data;

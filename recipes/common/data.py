@@ -1,7 +1,7 @@
 """Images for the laboratory: read, split and put into loaders.
 
 Functions on tensors that change nothing they are given. What is random takes a seed and draws from a generator of its
-own, except for `crop_and_flip`. Axes: `N` images, `C` channels, `H W` pixels; images are uint8 until `normalise`.
+own, except for `crop_and_flip`. Axes: `N` images, `C` channels, `H W` pixels; images are uint8 until `normalize`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean, std.clamp_min(1 / 255)  # a constant channel must not divide by zero
 
 
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Read images `(N, C, H, W)`, 0 to 255, as 0 to 1, subtract `mean` `(C,)`, divide by `std` `(C,)`: float32."""
     scaled = images.to(torch.float32, copy=True).div_(255)
     return scaled.sub_(mean[:, None, None]).div_(std[:, None, None])
@@ -118,7 +118,7 @@ def crop_and_flip(images: Tensor) -> Tensor:
     """Shift each image of a batch `(N, C, H, W)` by up to 4 pixels either way, and mirror it with probability 1/2.
 
     Draws from torch's global generator, as training does. The pixels at the border are repeated outwards, because the
-    usual zeros are not black in normalised images.
+    usual zeros are not black in normalized images.
     """
     n, channels, height, width = images.shape
     rows = torch.randint(0, 9, (n, 1)) + torch.arange(height)
@@ -136,14 +136,14 @@ def _augmented_batch(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tens
 def make_loaders(
     data: ImageData, batch_size: int, augment: bool = False, epoch_size: int | None = None
 ) -> tuple[Loader, Loader]:
-    """Loaders of the training part, shuffled, and the validation part, in order, both normalised by the training part.
+    """Loaders of the training part, shuffled, and the validation part, in order, both normalized by the training part.
 
     With `augment` training batches go through `crop_and_flip`. Of fewer training images than `epoch_size` some come
     again; None takes each of them once.
     """
     scale = mean_and_std(data.train_images)
-    train = TensorDataset(normalise(data.train_images, *scale), data.train_labels)
-    val = TensorDataset(normalise(data.val_images, *scale), data.val_labels)
+    train = TensorDataset(normalize(data.train_images, *scale), data.train_labels)
+    val = TensorDataset(normalize(data.val_images, *scale), data.val_labels)
     order = RandomSampler(train, num_samples=epoch_size)
     collate = _augmented_batch if augment else None
     return DataLoader(train, batch_size, sampler=order, collate_fn=collate), DataLoader(val, batch_size)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lightning_anomaly.pruning import FilterMask
 from recipes.common.damage import with_label_noise
-from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalise, split
+from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalize, split
 from recipes.common.module import Classifier, evaluate
 from recipes.common.networks import build
 from recipes.common.options import SILENT, quiet
@@ -46,8 +46,8 @@ class Images:
     features: dict[str, Tensor] = field(default_factory=dict)
 
     def part(self, name: str, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """The first `count` images of "train", "val" or "test", normalised, and their labels; None takes all."""
-        images = normalise(getattr(self.data, f"{name}_images")[:count], self.mean, self.std)
+        """The first `count` images of "train", "val" or "test", normalized, and their labels; None takes all."""
+        images = normalize(getattr(self.data, f"{name}_images")[:count], self.mean, self.std)
         labels: Tensor = getattr(self.data, f"{name}_labels")[:count]
         return images.contiguous(memory_format=torch.channels_last), labels  # pooling is twice as fast
 

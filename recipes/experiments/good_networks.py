@@ -19,7 +19,7 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from torch import nn
 
-from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalise
+from recipes.common.data import ImageData, load_images, make_loaders, mean_and_std, normalize
 from recipes.common.module import Classifier, evaluate
 from recipes.common.networks import build
 from recipes.common.options import SILENT, one_sentence_errors, quiet
@@ -99,7 +99,7 @@ class Normalised(nn.Module):
 
     def scaled(self, images: torch.Tensor) -> torch.Tensor:
         """What the network is given."""
-        scaled = normalise(images, self.get_buffer("mean"), self.get_buffer("std"))
+        scaled = normalize(images, self.get_buffer("mean"), self.get_buffer("std"))
         return scaled.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> Any:
@@ -127,7 +127,7 @@ def _train(good: GoodNetwork, root: str | None, weights: Path) -> dict[str, Any]
     trainer.fit(module, loader)
     minutes = (time.perf_counter() - start) / 60
     scale = mean_and_std(data.train_images)
-    loss, accuracy = evaluate(network, normalise(data.test_images, *scale), data.test_labels)
+    loss, accuracy = evaluate(network, normalize(data.test_images, *scale), data.test_labels)
     path = weights / f"{good.key}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(Normalised(copy.deepcopy(network), *scale).state_dict(), path.with_suffix(".part"))

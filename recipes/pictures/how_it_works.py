@@ -23,7 +23,7 @@ from lightning_anomaly import AnomalyReport, analyze
 from lightning_anomaly.plots import clearest_filters
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, VERDICT_COLOURS
 from lightning_anomaly.report import LayerReport
-from recipes.common.data import load_images, make_loaders, mean_and_std, normalise, split
+from recipes.common.data import load_images, make_loaders, mean_and_std, normalize, split
 from recipes.common.module import Classifier
 from recipes.common.networks import build
 from recipes.common.options import SILENT, one_sentence_errors, quiet
@@ -42,8 +42,8 @@ def trained_network_and_probe(epochs: int) -> tuple[torch.nn.Sequential, Tensor]
     trainer = pl.Trainer(max_epochs=epochs, num_sanity_val_steps=0, **SILENT)
     trainer.fit(Classifier(network), *make_loaders(data, batch_size=32))
     mean, std = mean_and_std(data.train_images)
-    probe = normalise(data.val_images, mean, std)
-    probe[DAMAGED] = normalise(4 * data.val_images[DAMAGED].float(), mean, std)  # brighter than 8 bits can be
+    probe = normalize(data.val_images, mean, std)
+    probe[DAMAGED] = normalize(4 * data.val_images[DAMAGED].float(), mean, std)  # brighter than 8 bits can be
     return network.cpu().eval(), probe
 
 

@@ -268,7 +268,7 @@ def test_evaluation_restores_every_module_s_own_flag_and_the_random_state():
 
 def test_random_numbers_are_those_of_the_seed_and_leave_an_unused_gpu_alone(monkeypatch):
     def fails(*_):
-        raise AssertionError("CUDA would be initialised or seeded")
+        raise AssertionError("CUDA would be initialized or seeded")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name in ("get_rng_state", "set_rng_state", "manual_seed_all"):

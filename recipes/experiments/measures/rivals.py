@@ -65,7 +65,7 @@ def stages(network: nn.Sequential) -> tuple[list[nn.Sequential], nn.Sequential]:
 
 
 def look_at(network: nn.Sequential, inputs: Tensor, images: Tensor) -> Seen:
-    """Run a network that ends in a linear layer on normalised `inputs` `(N, C, H, W)`; `images` are the same, uint8."""
+    """Run a network that ends in a linear layer on normalized `inputs` `(N, C, H, W)`; `images` are the same, uint8."""
     parts, head = stages(network)
     rows = []
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recipes.common.damage import DAMAGES, GROUPS, damage_all, damage_in_turn, with_label_noise
-from recipes.common.data import ImageData, crop_and_flip, load_images, make_loaders, mean_and_std, normalise, split
+from recipes.common.data import ImageData, crop_and_flip, load_images, make_loaders, mean_and_std, normalize, split
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_the_parts_of_a_split_are_disjoint_and_images_stay_with_their_labels() -
 
 def test_normalised_images_have_mean_0_and_deviation_1_per_channel(images: Tensor) -> None:
     images[:, 1] = images[:, 1] // 2
-    normalised = normalise(images, *mean_and_std(images))
-    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(normalised.std((0, 2, 3), correction=0), torch.ones(3))
+    normalized = normalize(images, *mean_and_std(images))
+    torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalized.std((0, 2, 3), correction=0), torch.ones(3))
 
 
 def test_crop_and_flip_only_shifts_and_mirrors() -> None:
@@ -96,7 +96,7 @@ def test_loaders_shuffle_training_and_keep_validation_in_order() -> None:
     assert sorted(torch.bincount(epochs[0])[data.train_labels].tolist()) == [2] * 5 + [3] * 5  # all equally often
     images, val_labels = (torch.cat(parts) for parts in zip(*val, strict=True))
     assert torch.equal(val_labels, data.val_labels)
-    assert torch.equal(images, normalise(data.val_images, *mean_and_std(data.train_images)))
+    assert torch.equal(images, normalize(data.val_images, *mean_and_std(data.train_images)))
     assert augmented.shape == (10, 1, 16, 16)
     assert sorted(labels.tolist()) == sorted(data.train_labels.tolist())
 
