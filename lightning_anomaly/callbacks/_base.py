@@ -21,7 +21,7 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 
 
 class GuardedCallback(AnyCallback):
-    """Base class with the guard: an exception in a hook becomes one warning; state is dropped with another module.
+    """An exception in a hook becomes one warning; state is dropped when another module is fitted.
 
     Attributes:
         on_error: "raise" lets an exception pass.
@@ -47,7 +47,7 @@ class GuardedCallback(AnyCallback):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _forget(self) -> None:
-        """Start anew: what is known is about another module."""
+        """Drop all state: another module is fitted."""
         self._warned: set[str] = set()
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def guarded(hook: Hook) -> Hook:
 
 
 class LoggingCallback(GuardedCallback):
-    """Base class with prefixed, rank-synchronized logging and each warning once."""
+    """Log the same values in all processes, with keys that begin with a prefix."""
 
     def __init__(self, log_key_prefix: str) -> None:
         super().__init__()
@@ -110,14 +110,14 @@ class LoggingCallback(GuardedCallback):
     def state_key(self) -> str:
         """The key of this callback's state in a checkpoint."""
         key = f"{type(self).__name__}[{self.log_key_prefix}]"
-        # With `id(self)` until `setup`, which gives a clearer error for two equal ones than the Trainer.
+        # Contains `id(self)` until `setup`, which gives a clearer error than the Trainer for two equal ones.
         return f"{key} {id(self)}" if self._fitting is None else key
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that no other callback logs under the same keys, and that all processes have validations."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
-            self._warned.clear()  # what was said may be of another module
+            self._warned.clear()  # another module may be validated
         for twin in trainer.callbacks:
             if isinstance(twin, LoggingCallback) and twin is not self and twin.log_key_prefix == self.log_key_prefix:
                 raise ValueError(
@@ -134,7 +134,7 @@ class LoggingCallback(GuardedCallback):
     def _log(
         self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "", suffix: str = ""
     ) -> None:
-        """Log values of a validation, which are the same in all processes, under the prefix and a suffix of it."""
+        """Log the values of a validation, the same in all processes, as PREFIX + SUFFIX / NAME."""
         for name, value in values.items():
             # The largest of equal numbers is that number, without the rounding of a mean.
             pl_module.log(f"{self.log_key_prefix}{suffix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,

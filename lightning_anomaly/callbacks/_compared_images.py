@@ -75,7 +75,7 @@ def _without_augmentation(loader: Any, val_loader: Any) -> Any:
 
 
 def _with_transform_of(dataset: Any, other: Any) -> Any:
-    """Copy a data set like torchvision's, shallowly, with the transform of another one; None if that makes no sense."""
+    """Copy a data set shallowly with the transform of another one; None without a transform, or of another class."""
     other = holder(other, "transform")
     copied = copy.copy(dataset)
     if hasattr(dataset, "transform"):
@@ -92,7 +92,7 @@ def _with_transform_of(dataset: Any, other: Any) -> Any:
 
 
 def is_augmented(source: ImageSource) -> bool:
-    """Whether images depend on the order in which they are read, as those of a random transform do."""
+    """Whether images change with the order in which they are read, as those of a random transform do."""
     some = source.positions[:_FEW]
     orders = some, some[::-1]
     there, back = (torch.cat([images for _, images in source.batches(order)]) for order in orders)
@@ -105,7 +105,7 @@ _EQUAL = 0.01  # share of the validation images
 
 
 def describe_doubts(given: Iterable[str], seen: Mapping[str, Seen], batch: Any) -> dict[str, str]:
-    """Say in a sentence each, by a key, why images may not be what they should be: one kind each, prepared alike.
+    """Say why the images may not be comparable: `{key: sentence}`.
 
     `given` are the arguments with images of the user; `batch` is one of the validation, or None.
     """

@@ -40,7 +40,7 @@ class FigureSchedule:
     def take(
         self, report: AnomalyReport, images: Tensor | None, told: Mapping[str, Any], epoch: int, step: int
     ) -> None:
-        """Keep what is shown of an analysis, and what a page is `told` of its samples, until the next."""
+        """Keep an analysis for `show`, with what a page is `told` of its samples, until the next."""
         outliers = None
         if self._figures and images is not None and len(images) == report.n_samples:
             # Signals are drawn as curves.
@@ -51,10 +51,10 @@ class FigureSchedule:
             self._epochs.add(report, epoch, step)
 
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
-        """Log what is due, or not shown yet after the `last` analysis; after `remember_losses`.
+        """Log what is due, and after the `last` analysis what is not shown yet; call `remember_losses` first.
 
-        The curves and the page of the last analysis are logged once more: the training loss of its epoch is known only
-        now. One line says where the page lies.
+        The curves and the page of the last analysis are logged again, with the training loss of its epoch. One line
+        says where the page lies.
         """
         due = not self._drawn and is_due(sum(entry["analysed"] for entry in history))
         if self._pending is None or not (last or due):

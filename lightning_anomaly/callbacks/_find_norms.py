@@ -1,4 +1,4 @@
-"""How the module of a Trainer is masked: how the norms behind filters are found, and where its weights are averaged."""
+"""Find the norms behind the filters of a Trainer's module, and averages of its weights."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class ValidationWatch:
         }
 
     def class_notes(self, samples: int) -> dict[str, str]:
-        """Note that the probe lacks classes which as many samples at equal distances in this validation have."""
+        """Note that the probe lacks classes which the same number of evenly spaced validation samples has."""
         known = self._classes(samples)
         if known is None:
             return {}
@@ -149,7 +149,7 @@ class ValidationWatch:
 
 
 def is_empty_result(report: AnomalyReport) -> bool:
-    """Whether no filter could have been found, for want of layers, of samples or of finite maps."""
+    """Whether no filter could be analyzed: no layers, too few samples, or no finite maps."""
     verdicts = {verdict for layer in report.layers.values() for verdict in layer.verdicts}
     nonfinite = NONFINITE in verdicts and verdicts.isdisjoint(LIVE)  # masked filters stay dead beside them
     return not verdicts or nonfinite or "few samples" in report.notes
@@ -168,7 +168,7 @@ def unlogged(pl_module: Any) -> Iterator[None]:
 
 
 def transferred_images(trainer: Any, pl_module: Any) -> dict[str, Any]:
-    """How an `ImageSource` finds images: converted and moved by the module's hooks, as Lightning does in validation."""
+    """Arguments with which an `ImageSource` converts and moves batches by the module's hooks, as a validation does."""
 
     def convert(batch: Any) -> Tensor | None:
         batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))

@@ -1,4 +1,4 @@
-"""What is known of the samples of a probe beside their maps: a few pixels, small images, classes and files."""
+"""The samples of a probe: a few of their pixels, small images, classes and files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_anomaly.capture.loaders import drawn_positions, first_loader
 from lightning_anomaly.pictures import SIDE
 from lightning_anomaly.thumbnails import shrink
 
-_SIDE = 4  # pixels, or up to twice as many, along each axis of a sample: what changes images changes some of them
+_SIDE = 4  # pixels compared along each axis of a sample, or up to twice as many
 
 
 def sample_pixels(images: Tensor, limit: int) -> Tensor:
@@ -30,7 +30,7 @@ def same_pixels(before: Tensor, now: Tensor) -> bool:
 
 
 class ProbeSamples:
-    """Collects what is known of samples, batch by batch; small copies of them if `keep_images`."""
+    """Collects pixels, targets and, if `keep_images`, small images of samples, batch by batch."""
 
     def __init__(self, keep_images: bool) -> None:
         self.count = 0  # samples given
@@ -65,9 +65,9 @@ class ProbeSamples:
 
     @property
     def images(self) -> Tensor | None:
-        """Images `(n, C, H, W)` or signals `(n, C, L)`; None if they are not known, or of several sizes.
+        """Images `(n, C, H, W)` or signals `(n, C, L)`; None if unknown, or of several sizes.
 
-        Where layers get parts of a batch, or make several samples of one, they are not as many as there are maps.
+        There may be more or fewer of them than maps: a layer may get parts of a batch.
         """
         one_size = len({images.shape[1:] for images in self._images or ()}) == 1
         return torch.cat(self._images) if self._images and one_size else None

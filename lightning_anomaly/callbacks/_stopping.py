@@ -14,11 +14,11 @@ from lightning_anomaly.checks import check_bool, check_fraction, check_text
 
 
 class StoppingCallback(GuardedCallback, AnyEarlyStopping):
-    """Base class that judges what another callback has logged, when a validation of a fit ends."""
+    """Judge what another callback has logged, at the end of each validation of a fit."""
 
     _watches: ClassVar[type[LoggingCallback]]
     _signal: ClassVar[str]  # the key of what it watches, behind the prefix
-    _found_anew: ClassVar[str]  # the entry of a history that says whether a validation found it, or repeats a value
+    _found_anew: ClassVar[str]  # the entry of its history that is true where a value is new, not repeated
 
     def __init__(self, threshold: float, patience: int, log_key_prefix: str | None, verbose: bool) -> None:
         self.threshold = check_fraction("threshold", threshold, zero=True)
@@ -114,7 +114,7 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
             rank_zero_info(sentence)
 
     def _look(self, metrics: Mapping[str, Any], epoch: int) -> None:
-        """Take what else a validation says; a collective call."""
+        """Take other metrics of a validation; a collective call."""
 
     def _rule(self) -> str:
         """Say what it watches and when it stops."""

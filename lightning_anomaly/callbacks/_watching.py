@@ -15,10 +15,10 @@ _MOST_LAYERS = 12  # that are logged without being asked for
 
 
 class WatchingCallback(LoggingCallback):
-    """Base class that looks for something at validations, and logs the last values again where it finds nothing.
+    """Analyze at validations, and log the last values again where an analysis finds nothing.
 
-    A validation begins with `_prepare`; hooks between take what is needed; at its end `_finish`, and `_find` if no
-    process has failed; then `_remember` in a fit, and `_log_values`.
+    A validation calls `_prepare` at its start; at its end `_finish`, `_find` if no process has failed, `_remember` in a
+    fit, and `_log_values`.
     """
 
     _task: str  # what fails, for a warning
@@ -90,7 +90,7 @@ class WatchingCallback(LoggingCallback):
         """Choose the keys to be logged, and begin to look if this validation is due."""
 
     def _finish(self, trainer: Any, pl_module: Any) -> None:
-        """Do what a process without any validation batch has not done."""
+        """Run what hooks of batches run, in a process without a validation batch."""
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
@@ -119,13 +119,13 @@ class WatchingCallback(LoggingCallback):
         """Remove hooks and drop what a validation has taken."""
 
     def _past(self, trainer: Any) -> list[Any]:
-        """The validations of this fit; what a fit found is no value of a validation outside of it."""
+        """The validations of this fit; none outside of a fit."""
         return self.history if trainer.state.fn == "fit" else []
 
     def _choose_keys(self, layers: Iterable[str], others: Iterable[str] = ()) -> None:
-        """Have a value `layer/NAME` of these layers, and of `others` where there is one.
+        """Give each of these layers a value `layer/NAME`, and keep those of `others` that exist.
 
-        A key that comes and goes would stop the training at a ModelCheckpoint or EarlyStopping that reads it.
+        A ModelCheckpoint or EarlyStopping raises if its key is missing at one validation.
         """
         layers = list(layers)
         self._log_layers = self.layers is not None or len(layers) <= _MOST_LAYERS
@@ -138,20 +138,20 @@ class WatchingCallback(LoggingCallback):
         return any(entry[key] for entry in self._past(trainer) for key in self._found)
 
     def _consequence(self, trainer: Any, advice: str = "") -> str:
-        """What is logged where a validation finds nothing, in a sentence with a space before it."""
+        """Say what is logged where a validation finds nothing; the sentence begins with a space."""
         if self._has_found(trainer):
             return " The last values are logged again."
         return f" Nothing is watched: the logged values are placeholders.{advice}{self._dead_monitors(trainer)}"
 
     def _dead_monitors(self, trainer: Any) -> str:
-        """Name the keys that callbacks monitor where nothing is watched, in a sentence with a space before it."""
+        """Name the keys that callbacks monitor in vain; the sentence begins with a space, and may be empty."""
         keys = {key for key in (getattr(one, "monitor", None) for one in trainer.callbacks) if isinstance(key, str)}
         ours = f"{self.log_key_prefix}/", f"{self.log_key_prefix}_layers/"
         dead = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(ours))
         return f" Callbacks that monitor {dead} will only see a constant." if dead else ""
 
     def _warn_of(self, trainer: Any, notes: Mapping[str, str], found: bool) -> None:
-        """Warn of those notes of a report that have not been said; in one sentence where nothing was `found`."""
+        """Warn of a report's notes, of each once; in one warning if nothing was `found`."""
         if notes and not found:
             consequence = self._consequence(trainer)
             notes = {f"nothing{consequence}": " ".join(merge_notes(notes).values()) + consequence}
@@ -162,9 +162,9 @@ class WatchingCallback(LoggingCallback):
 
 
 def until_validation_end(hook: Hook) -> Hook:
-    """Keep an exception of a validation's hook in `_failure` until the validation ends, and skip the hooks between.
+    """Keep an exception of a hook in `_failure` until the validation ends, and skip the hooks until then.
 
-    All processes meet there: one that fails earlier would leave the others waiting.
+    All processes meet at its end; if one left earlier, the others would wait forever.
     """
 
     @wraps(hook)

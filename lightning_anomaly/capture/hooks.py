@@ -97,8 +97,8 @@ class MapCapture:
     several passes add up, until `limit` samples were seen. Hooks are only on the model in between. If a layer is called
     several times in one pass, its first call counts.
 
-    What `summary` gives for maps `(n, F, ...)` is kept of them, or else pooled maps, their sparsity, and their
-    statistics before they are rectified.
+    Of maps `(n, F, ...)` the result of `summary` is kept; without one, pooled maps, their sparsity, and statistics
+    from before they are rectified.
     """
 
     layers: dict[str, nn.Module]  # by name
@@ -139,7 +139,7 @@ class MapCapture:
 
         If there is a limit, the pass has as many samples as most layers gave maps. A layer that has given another
         number by now, of frames or regions, or as some passes leave it out, cannot be told apart once all are at the
-        limit, so it gets its `problem` here.
+        limit, so its `problem` is set here.
         """
         self._hooks.close()
         counts = Counter(count for count in self._called.values() if count)
@@ -198,7 +198,7 @@ class MapCapture:
 
 
 def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Callable[..., None]:
-    """Make a failure of a hook the owner's `problem`, as the forward pass is not ours to break."""
+    """Keep an exception of a hook as the owner's `problem`, so that it does not break the forward pass."""
 
     def hook(*args: Any) -> None:
         try:

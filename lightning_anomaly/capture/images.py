@@ -53,8 +53,8 @@ class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
     One batch is in memory at a time. All images are read, in the order of the data set, or a `sample`: a random choice
-    of so many of those that a loader draws, the same one for the same seed. What a data set draws at random is the same
-    at each reading and taken from nobody: its generators and attributes, and those of `owners`, are given back.
+    of those that a loader draws, the same for the same seed. Random numbers of a data set are the same at each reading,
+    and its generators and attributes, and those of `owners`, are restored.
 
     Args:
         images: A tensor, a Dataset with a length, or a DataLoader over one.
@@ -139,7 +139,7 @@ class ImageSource:
                 yield images if len(known) == len(images) else images[known]
 
     def notes(self, count: int | None = None) -> dict[str, str]:
-        """Say which of so many images could not be read, if any; None stands for all."""
+        """Note which images could not be read, of `count` or of all."""
         if not self.unreadable:
             return {}
         first = min(self.unreadable)
@@ -224,7 +224,7 @@ def class_names(dataset: Any) -> tuple[str, ...]:
 
 
 def _column(dataset: Any, name: str) -> list[Any] | None:
-    """What a data set, or the one that it is a subset of, has of each item as the attribute `name`."""
+    """Return an attribute of a data set, or of the one that it is a subset of, with a value for each item."""
     if isinstance(dataset, Subset):
         whole = _column(dataset.dataset, name)
         return None if whole is None else [whole[index] for index in dataset.indices]

@@ -1,4 +1,4 @@
-"""Take what is known of each sample beside its maps: its pixels, and what the last linear layer sees and says."""
+"""Take statistics of each sample: its pixels, and the input and output of the last linear layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_anomaly.capture.pixels import describes_pixels, pixel_statistics
 
 
 class SampleStatistics(NamedTuple):
-    """What is known of N samples; None where the model has no such thing, or not of each sample."""
+    """Statistics of N samples; None where the model has no such layer, or not for each sample."""
 
     pixels: Tensor | None = None  # see `pixel_statistics` `(N, S)`
     shape: tuple[int, ...] = ()  # of a sample, without its batch
@@ -76,7 +76,7 @@ class SampleCapture:
         self._called.clear()
 
     def collected(self, samples: int) -> SampleStatistics:
-        """Return what is known of the first samples, on the CPU, if it is known of all of them and of no others."""
+        """Return the statistics of so many samples, on the CPU; None where the model gave more or fewer."""
         if not self._passes or self.problem is not None:
             return SampleStatistics()
         known = SampleStatistics.join(self._passes)._each(

@@ -47,9 +47,9 @@ def two_sample_test(
 
     The filters say *where*. As long as a network treats both alike, `significance` of its filters are found by chance;
     a share well above it says that convolutions have learnt the training images themselves, and in which layers.
-    Filters of a network see the same images, so by chance too they are found together: for most draws of images none,
-    for a few a tenth of them. The report's `p_value` knows that: it compares the share with those of random divisions
-    of the same images. What is compared is a filter's largest rectified value on an image: of a convolution with a
+    Filters of a network see the same images, so false alarms come together: most draws of images give none, a few give
+    10%. The report's `p_value` allows for that: it compares the share with those of random divisions of the same
+    images. What is compared is a filter's largest rectified value on an image: of a convolution with a
     BatchNorm behind it, name the BatchNorm in `layers`. The units of linear layers with outputs `(N, F)` are judged in
     the same way, for `where`.
 
