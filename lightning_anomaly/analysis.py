@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
 from lightning_anomaly.capture.probe import open_inputs, run, usable_layers
@@ -19,6 +18,7 @@ from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
 from lightning_anomaly.clustering.engine import Engine, load_engine
 from lightning_anomaly.clustering.mixtures import cluster_filters
 from lightning_anomaly.clustering.pca import reduce_maps
+from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.scores import layer_scores

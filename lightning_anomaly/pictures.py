@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.images import tensors_in
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
+from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.thumbnails import drawn, shrink
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.callbacks._probe import transferred_images
-from lightning_anomaly.capture.images import ImageSource, first_tensor, holder
-from lightning_anomaly.capture.loaders import batch_size_of, drawn_positions, first_loader
+from lightning_anomaly.images.loaders import batch_size_of, drawn_positions, first_loader
+from lightning_anomaly.images.source import ImageSource, first_tensor, holder
 
 # Without type arguments, as the command line takes none for a data set of a parametrized type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_anomaly.callbacks._probe import unlogged
-from lightning_anomaly.capture.images import first_tensor
 from lightning_anomaly.capture.probe import clone_inputs
+from lightning_anomaly.images.source import first_tensor
 from lightning_anomaly.pruning.norms import FoundNorms, call_model, find_norms, has_norms
 
 _SAMPLES = 4  # that are enough to find norms

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.images import class_names, file_names, first_tensor, tensors_in
-from lightning_anomaly.capture.loaders import drawn_positions, first_loader
+from lightning_anomaly.images.loaders import drawn_positions, first_loader
+from lightning_anomaly.images.source import class_names, file_names, first_tensor, tensors_in
 from lightning_anomaly.pictures import SIDE
 from lightning_anomaly.thumbnails import shrink
 

@@ -12,10 +12,10 @@ from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, is_empty_result
 from lightning_anomaly.callbacks._probe_samples import same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
-from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
-from lightning_anomaly.capture.loaders import shuffles
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
+from lightning_anomaly.images.loaders import shuffles
+from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.stopping import rise

@@ -16,9 +16,9 @@ from lightning_anomaly.callbacks._compared_images import Source, describe_doubts
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
 from lightning_anomaly.callbacks._probe import unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
-from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
+from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.plots import comparison_figure
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE

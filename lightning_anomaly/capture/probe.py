@@ -12,8 +12,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
-from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import Note, left_out
 from lightning_anomaly.progress import track
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.images import ImageSource
 from lightning_anomaly.capture.maps import map_statistics
 from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.distributed import broadcast_result, even_slices, rank_and_world
+from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import left_out
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.scorer import (

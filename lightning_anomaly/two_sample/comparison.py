@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_anomaly.capture.hooks import MapCapture
-from lightning_anomaly.capture.images import ImageSource, tensors_in
 from lightning_anomaly.capture.layers import linear_layers, select_layers, unseen_layers
 from lightning_anomaly.capture.maps import LayerMaps
 from lightning_anomaly.capture.probe import Inputs, open_inputs, run, usable_layers
 from lightning_anomaly.checks import check_fraction
+from lightning_anomaly.images.source import ImageSource, tensors_in
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.tables import listed
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, mean_error

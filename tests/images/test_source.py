@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.capture.images import first_tensor
+from lightning_anomaly.images.source import first_tensor
 
 IMAGES = torch.rand(3, 1, 4, 4)
 

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from lightning_anomaly import find_outliers
-from lightning_anomaly.capture.loaders import (
+from lightning_anomaly.images.loaders import (
     batch_size_of,
     drawn_positions,
     random_sample,

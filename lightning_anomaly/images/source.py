@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from lightning_anomaly.capture.loaders import BATCH, batch_size_of, drawn_positions, random_sample, reread
-from lightning_anomaly.capture.untouched import Untouched
 from lightning_anomaly.checks import check_integer
+from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, random_sample, reread
+from lightning_anomaly.images.untouched import Untouched
 
 _ATTEMPTS = 100  # images that may be unreadable before the first that is not
 _BATCHES = 8  # that are worth the start of another process

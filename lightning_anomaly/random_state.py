@@ -1,0 +1,33 @@
+"""The global random states of torch, NumPy and Python."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def isolated_random_state(seed: int | None = None) -> Iterator[None]:
+    """Restore the random states of torch, NumPy and Python at the end; inside they start from the seed, if any."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    # Asking an unused GPU for its state would initialize CUDA, and processes could no longer be forked.
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
+                torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed a CUDA of later on
+                if gpus:
+                    torch.cuda.manual_seed_all(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
