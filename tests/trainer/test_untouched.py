@@ -173,11 +173,12 @@ def test_generators_and_counters_of_the_user_are_not_moved_on(tmp_path: Any, wor
         drawn = [train.dataset.generator.random(), val.dataset.generator.random(), module.generator.random()]
         return module.state_dict(), drawn, [train.dataset.count, val.dataset.count, module.count]
 
-    # At every validation other images, as each is drawn anew: that is said.
+    # At every validation other images, as each is drawn anew: that is said, also of those that are compared.
     changed = pytest.warns(UserWarning, match="of the probe changed")
+    augmented = pytest.warns(UserWarning, match="that are augmented anew each time")
     compared = TwoSampleCallback(sample_size=40, max_memory_mb=0)
     callbacks = [MAKE["val"](), MAKE["train"](), compared, TwoSampleEarlyStopping()]
-    with changed:
+    with changed, augmented:
         watched = fit(*callbacks)
     assert compared.report is not None
     assert callbacks[1].report is not None
