@@ -39,13 +39,10 @@ class AnomalyFilterCallback(WatchingCallback):
     the training is not touched. Compiled layers run as they were written meanwhile, whose outputs may differ by
     rounding.
 
-    Logged at every validation, as finite floats under `log_key_prefix`: `count` (anomaly filters), `fraction` (of the
-    filters whose maps vary), `isolated` (filters that set one or a few samples apart from all others, by a rule with
-    hardly any false alarm), `dead` (filters with the same map for every sample), `sparsity` (fraction of map values at
-    most 0), `outlier_samples` (probe samples that are outliers of some filter), `outlier_score` (the largest of a probe
-    sample), `rise` (how far the fraction has risen and stayed above an earlier level, 0 to 1; 0 before ten analyses and
-    outside a fit) and `seconds` (taken by the analysis, without the compilation of loops that comes once). The count in
-    each layer is logged as `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or there are at most twelve.
+    Logs finite floats under `log_key_prefix` at every validation, which `docs/watch.md` explains: `count` of anomaly
+    filters and their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `outlier_score`,
+    `rise` and `seconds`; and the count in each layer as `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or
+    there are at most twelve.
 
     Args:
         layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,
@@ -62,10 +59,8 @@ class AnomalyFilterCallback(WatchingCallback):
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
         browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
-            its image and its map, see `AnomalyReport.save_html`. It is `anomaly_filters/browser.html` beside the files
-            of TensorBoard or CSVLogger; W&B, MLflow and Comet store it. With one process a sample has its class, and
-            what is predicted if that is another, where batches have integer targets and a linear layer gives the
-            logits, and its file where the data set has `samples`, as torchvision's `ImageFolder`.
+            its image and its map, see `AnomalyReport.save_html` and `docs/loggers.md`. In a run of one process it names
+            classes and files too, where batches have integer targets and the data set has `samples`.
 
     Attributes:
         report: The last `AnomalyReport`, None before the first validation, with points and labels only in process 0.

@@ -31,17 +31,13 @@ __all__ = ["TwoSampleCallback"]
 class TwoSampleCallback(WatchingCallback):
     """Log at every validation whether the output, and which filters, tell training images from validation images.
 
-    See `two_sample_test` for what that says, and why the training images should be given without augmentation. Logged
-    as finite floats under `log_key_prefix`, of the output: `confidence_auc` (probability that it is surer of a training
-    image than of a validation image; 0.5 where it treats both alike), `confidence_gap` (by how much on average, as a
-    probability), `confidence_p_value`, `confidence_error_ratio` (how many times as many errors it expects on validation
-    images as on training images; 1 where it treats both alike) and `confidence_rise` (by what fraction that ratio is
-    above its lowest level in the fit, each a mean over three validations; 0 while that is within four standard errors
-    or fewer than ten errors are expected); of the filters: `count`, `fraction` (of the live ones), `p_value` (how often
-    random divisions of the same images give such a fraction); and `seconds`, what that took. The fraction in each
-    layer, also of the units of linear ones, is logged as `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or
-    there are at most twelve convolutions. No label is needed. A `TwoSampleEarlyStopping` beside it stops
-    by `confidence_rise`.
+    See `two_sample_test` for what that says, and why the training images should be given without augmentation. No label
+    is needed. A `TwoSampleEarlyStopping` beside it stops by `confidence_rise`.
+
+    Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `confidence_auc`,
+    `confidence_gap`, `confidence_p_value`, `confidence_error_ratio` and `confidence_rise` of the output; `count`,
+    `fraction` and `p_value` of the filters; `seconds`; and the fraction in each layer, also of the units of linear
+    ones, as `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or there are at most twelve convolutions.
 
     Without arguments it takes a fixed random sample of the Trainer's own training and validation images. Where the two
     data sets have a `transform`, as torchvision's have, training images are read with that of the validation set; else
@@ -49,8 +45,8 @@ class TwoSampleCallback(WatchingCallback):
     without `train_inputs` nothing is compared nor logged then.
 
     Every process runs the module's `forward` on all of the images, `batch_size` at a time, in evaluation mode and the
-    Trainer's precision. Nothing of the training is touched: no global random number is drawn, no flag, buffer, gradient
-    or hook is left changed; what a `forward` hands to hooks is of these images too.
+    Trainer's precision. It draws no global random number, and leaves flags, buffers, gradients and hooks as they were;
+    hooks of a user that a `forward` calls see these images too.
 
     Args:
         train_inputs: Where training images come from, as `forward` gets them in validation: a Dataset or a DataLoader,
