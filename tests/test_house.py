@@ -10,9 +10,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 ROOMS = ["checks", "numba_jit", "threads", "distributed", "progress", "tables", "notes", "settings",
-         "stopping", "thumbnails", "random_state", "images", "capture", "clustering", "verdicts", "pictures",
-         "plots", "browser", "outliers", "two_sample", "report", "analysis", "shared_analysis", "pruning",
-         "checkpoint", "image_files", "__main__", "callbacks"]  # fmt: skip
+         "stopping", "loss_names", "thumbnails", "random_state", "images", "capture", "clustering",
+         "verdicts", "pictures", "plots", "browser", "outliers", "two_sample", "report", "analysis",
+         "shared_analysis", "pruning", "checkpoint", "image_files", "__main__", "callbacks"]  # fmt: skip
 DRAWING = {"pictures", "plots", "browser"}
 MEETS_MODULES = {"capture", "pruning", "analysis", "outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
 
