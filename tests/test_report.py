@@ -92,6 +92,15 @@ def test_metrics_are_finite_floats():
     assert set(EMPTY.metrics().values()) == {0.0}
 
 
+def test_a_report_of_version_0_2_is_taken():
+    values = REPORT.to_dict()
+    del values["views"]
+    for plain in values["layers"].values():
+        plain["analysed_size"] = plain.pop("analyzed_size")
+    sizes = {name: layer.analyzed_size for name, layer in AnomalyReport.from_dict(values).layers.items()}
+    assert sizes == {name: layer.analyzed_size for name, layer in REPORT.layers.items()}
+
+
 def test_to_dict_gives_json_and_from_dict_takes_it_back():
     odd = layer("nonfinite", samples=3, calinski_harabasz=torch.tensor([math.inf]).double())
     odd.points[0, 1] = torch.tensor([-math.inf, math.nan])

@@ -102,7 +102,7 @@ def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
     return LayerReport(
         verdicts=tuple(values["verdicts"]),
         map_size=tuple(values["map_size"]),
-        analyzed_size=tuple(values["analyzed_size"]),
+        analyzed_size=tuple(values["analyzed_size" if "analyzed_size" in values else "analysed_size"]),  # as in 0.2
         **tensors,
     )
 
