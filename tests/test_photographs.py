@@ -80,7 +80,7 @@ def test_the_readmes_first_lines_search_a_flat_folder(folder: Path, tmp_path: Pa
     assert (tmp_path / "outliers.html").stat().st_size < 10_000_000
     rows = {row["name"]: row for row in report.rows()}
     assert rows["broken.jpg"]["reasons"].startswith("file: cannot be read: UnidentifiedImageError")
-    assert report.rows(1) == [rows["broken.jpg"]]
+    assert report.rows()[-1]["name"] == "broken.jpg"
     assert "pixels: the same everywhere" in rows["grey.png"]["reasons"]
     assert rows["grey.png"] in report.rows(6)
     (note,) = report.notes.values()

@@ -25,7 +25,8 @@ class Scripted(AnomalyFilterCallback):
         if trainer.sanity_checking:
             return
         signal = self.signal[len(self.history)]
-        self.history.append({"signal": signal, "analysed": signal is not None, "live": signal is not None})
+        place = {"epoch": trainer.current_epoch, "losses": {}}
+        self.history.append({**place, "signal": signal, "analysed": signal is not None, "live": signal is not None})
         value = rise([entry["signal"] for entry in self.history if entry["live"]])
         pl_module.log(f"{self.log_key_prefix}/rise", value, on_step=False, on_epoch=True, batch_size=1)
 
