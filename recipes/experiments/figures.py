@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_anomaly.stopping import GAP_ALONE
 from recipes.experiments.spec import OVERFITTING
 from recipes.experiments.tables import choice, h2, h3, harm, odd_images, output, stability, stopping
 from recipes.experiments.tables.curves import layers_of, signal
@@ -131,44 +130,6 @@ def _stability() -> Figure:
         axis.set(title=f"{title} ({len(own)} runs)", xlim=(0.2, 1.2))
         axis.set_xlabel("shared with the clustering that the index selects")
     figure.axes[0].set_ylabel("left without 2% of the probe")
-    return figure
-
-
-def _output() -> Figure:
-    """Each run a point: its largest rise and its rise in loss; and the loss at which three rules leave it.
-
-    Healthy runs are blue, hollow ones had a part in the choice, those on all images are larger.
-    """
-    figure, some = Figure(figsize=(7.5, 3.9), layout="constrained"), runs("output")
-    some["chosen"] = output.chosen_on(some)
-    left, right = figure.subplots(1, 2)
-    shown: dict[str, output.Rule] = {
-        "a gap and\nvalidation loss": output.confirmed,
-        "validation loss,\npatience 5 (labels)": output.as_others("validation loss, patience 5"),
-        "trained\nto the end": lambda line: None,
-    }
-    for marker, (network, own) in zip("os^DvP", some.groupby("network"), strict=False):
-        for run in own.itertuples():
-            colour = _RED if run.overfitting else _BLUE
-            style: dict[str, Any] = {"marker": marker, "s": 70 if run.long else 28, "edgecolors": colour,
-                                     "facecolors": "none" if run.chosen else colour, "linewidths": 1}  # fmt: skip
-            losses = [output.cost(rule, run.line).val_loss for rule in shown.values()]
-            left.scatter(max(0.01, *signal(run.line, "confidence_rise")), losses[-1], **style)
-            if run.overfitting:
-                right.scatter(range(len(shown)), losses, **style, alpha=0.8)
-        left.scatter([], [], marker=marker, s=28, color="grey", label=network)
-    left.axvline(GAP_ALONE, color="black", linewidth=0.8, linestyle=":")
-    rises = "largest rise of the ratio of expected errors\n(0.01: none; dotted: `confirm=None` stops)"
-    left.set(xscale="log", yscale="log", xlabel=rises, ylabel="validation loss at the end / best")
-    left.legend(fontsize=8)
-    left.set_title("all runs: overfitting orange, healthy blue", fontsize=10)
-    right.set(yscale="log", xlim=(-0.5, len(shown) - 0.5), ylabel="validation loss where it ends / best")
-    right.set_xticks(range(len(shown)), shown, fontsize=8)
-    right.set_title("overfitting runs", fontsize=10)
-    for axes in (left, right):
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="y", which="both", labelsize=8)
     return figure
 
 
@@ -293,7 +254,6 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "stopping.png": _stopping,
     "h2.png": _h2,
     "h3.png": _h3,
-    "stopping_output.png": _output,
     "harm.png": _harm,
     "outliers.png": _outliers,
 }
