@@ -180,23 +180,17 @@ function samples(report) {
 
 /** Losses above, counts below, over the same epochs: two scales in one chart would press one of them flat. */
 function curves({ epochs, counts, losses }) {
-  const series = Object.entries(losses).filter(([, values]) => values.some((value) => value !== null));
-  const colours = ["var(--first)", "var(--second)", "var(--fourth)"];
+  const known = Object.entries(losses).filter(([, values]) => values.some((value) => value !== null));
+  const styled = (entries, colours) =>
+    entries.map(([name, values], i) => {
+      const [colour, dash] = [colours[i % colours.length], ["", "6 3", "2 3"][i % 3]];
+      return { name, values, colour, dash };
+    });
   return make(
     "div",
     { class: "curves" },
-    series.length
-      ? chart(
-          epochs,
-          series.map(([name, values], i) => ({
-            name,
-            values,
-            colour: colours[i % 3],
-            dash: ["", "6 3", "2 3"][i % 3],
-          })),
-        )
-      : null,
-    chart(epochs, [{ name: "anomaly filters", values: counts, colour: "var(--third)", dash: "" }]),
+    known.length ? chart(epochs, styled(known, ["var(--first)", "var(--second)", "var(--fourth)"])) : null,
+    chart(epochs, styled(Object.entries(counts), ["var(--third)", "var(--fourth)"])),
   );
 }
 

@@ -51,7 +51,8 @@ export class Ranking {
 
   /** The rows that an address asks for. A layer has a sign before its name, as that of the model itself is empty. */
   chosen({ layer, show, find = "" }) {
-    const shown = { significant: (row) => row.significant, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
+    const shown =
+      { significant: (row) => row.significant, ticked: (row) => this.ticked.has(row.position) }[show] ?? (() => true);
     const named = (row) => !find || [row.label, row.name].some((told) => isMeant(row.position, told, find));
     return this.rows.filter((row) => (layer === undefined || `=${row.layer}` === layer) && shown(row) && named(row));
   }

@@ -211,7 +211,10 @@ def _history(history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | No
     losses = list(dict.fromkeys(name for entry in history for name in entry.get("losses", {})))
     return {
         "epochs": [entry["epoch"] for entry in history],
-        "counts": [_short(entry["metrics"]["count"]) for entry in history],
+        "counts": {
+            name: [_short(entry["metrics"].get(key, 0.0)) for entry in history]
+            for name, key in (("anomaly filters", "count"), ("isolated filters", "isolated"))
+        },
         "losses": {name: [_short(entry.get("losses", {}).get(name, math.nan)) for entry in history] for name in losses},
     }
 

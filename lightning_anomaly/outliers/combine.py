@@ -63,7 +63,7 @@ class Tail(NamedTuple):
     def surprise(self, scores: Tensor) -> Tensor:
         """Compute the negative logarithms of the tail probabilities of scores `(n,)`, in nats, float64 `(n,)`."""
         scores = scores.double()
-        counted = -self.share(scores).log()
+        counted = 0.0 - self.share(scores).log()  # not minus zero
         level = -math.log(1 - _TO)
         if not self.scale > 0:
             return torch.where(scores.isinf(), scores, counted)

@@ -104,7 +104,7 @@ class TwoSampleReport(Tabular):
         if named:
             return f"in units of {', '.join(f'{name} ({100 * share:.0f}%)' for name, share in named.items())}"
         by_output = self.compares_output and self.confidence_p_value <= self.significance
-        return "in no single unit: the output alone" if by_output else "nowhere"
+        return "by the output, and in no single unit" if by_output else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:

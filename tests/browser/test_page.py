@@ -48,7 +48,11 @@ def test_hovering_a_point_shows_that_sample_its_image_and_its_map(report, opened
 @pytest.mark.slow
 def test_it_says_what_was_found_and_a_number_leads_to_as_many(report, opened):
     history = [
-        {"epoch": epoch, "metrics": {"count": 2.0 * epoch}, "losses": {"val_loss": 1.0 / (1 + epoch)}}
+        {
+            "epoch": epoch,
+            "metrics": {"count": 2.0 * epoch, "isolated": 9.0 - epoch},
+            "losses": {"val_loss": 1.0 / (1 + epoch)},
+        }
         for epoch in range(4)
     ]
     page = opened(report, title="Four hundred digits", history=history)
@@ -64,6 +68,7 @@ def test_it_says_what_was_found_and_a_number_leads_to_as_many(report, opened):
     assert [re.split(", epoch |: ", point) for point in points] == [
         *(["val_loss", str(epoch), text] for epoch, text in enumerate(["1", "0.5", "0.333", "0.25"])),
         *(["anomaly filters", str(epoch), str(2 * epoch)] for epoch in range(4)),
+        *(["isolated filters", str(epoch), str(9 - epoch)] for epoch in range(4)),
     ]
     links = page.page.eval_on_selector_all(
         ".stat[href*=filters], .legend a", "all => all.map(each => [each.getAttribute('href'), each.innerText])"

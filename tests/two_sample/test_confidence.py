@@ -152,7 +152,7 @@ def test_a_network_without_convolutions_has_an_output_too() -> None:
     assert (report.layers, list(report.notes), report.n_train, report.n_val) == ({}, ["no layers"], 70, 80)
     assert list(report.units) == ["1"]
     report = replace(report, units={})
-    assert report.where == "in no single unit: the output alone"
+    assert report.where == "by the output, and in no single unit"
 
 
 def test_units_of_linear_layers_say_where_and_have_no_part_in_what_is_said_of_filters() -> None:
