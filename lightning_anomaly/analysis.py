@@ -21,7 +21,7 @@ from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.outliers.combine import SampleView
-from lightning_anomaly.outliers.scores import layer_scores
+from lightning_anomaly.outliers.filter_view import layer_scores
 from lightning_anomaly.outliers.views import view_samples
 from lightning_anomaly.pictures import SIDE, take_pictures
 from lightning_anomaly.progress import track

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.notes import nonfinite
 from lightning_anomaly.outliers.combine import SampleView, Tail, combine
-from lightning_anomaly.outliers.scores import ReferenceModel, Spread
+from lightning_anomaly.outliers.filter_view import ReferenceModel, Spread
 from lightning_anomaly.outliers.views import View, fit_views
 from lightning_anomaly.tables import listed
 from lightning_anomaly.threads import torch_in_threads

@@ -32,7 +32,7 @@ class LayerReport:
         map_size: Sides of a map in the network (pixels).
         analyzed_size: Sides of the map that was analyzed, smaller where maps were pooled (pixels).
         outlier_scores: How far each probe sample is from the others by all the layer's filters `(N,)`, see
-            `outliers/scores.py`.
+            `outliers/filter_view.py`.
     """
 
     verdicts: tuple[str, ...]

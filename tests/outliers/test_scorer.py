@@ -6,9 +6,9 @@ from torch import Tensor
 
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.outliers.combine import Tail
+from lightning_anomaly.outliers.filter_view import ReferenceModel, Spread
 from lightning_anomaly.outliers.run import conformal_p_values
 from lightning_anomaly.outliers.scorer import Statistics, finite_images, fit_scorers
-from lightning_anomaly.outliers.scores import ReferenceModel, Spread
 
 
 def statistics(samples: int, seed: int) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.outliers import scores
+from lightning_anomaly.outliers.filter_view import ReferenceModel, Spread, layer_scores
 from lightning_anomaly.outliers.ranks import _in_torch, rank_lookup
-from lightning_anomaly.outliers.scores import ReferenceModel, Spread, layer_scores
 
 
 def rng(seed: int = 0) -> torch.Generator:
