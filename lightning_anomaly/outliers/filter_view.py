@@ -186,13 +186,13 @@ def _mahalanobis_squared(vectors: Sequence[Vectors], inliers: Tensor) -> Tensor:
     """
     most = max(1, len(inliers) // _SAMPLES_PER_DIRECTION)
     pairs = zip(vectors, _DIRECTIONS, strict=True)
-    return torch.stack([own.mahalanobis_squared(inliers, min(count, most)) for own, count in pairs], 1)
+    return torch.stack([part.mahalanobis_squared(inliers, min(count, most)) for part, count in pairs], 1)
 
 
 def _ranked(flat: Tensor, reference: Tensor) -> tuple[Tensor, list[Vectors]]:
     """Knots of a reference, and tails and normal scores of `flat` among them."""
     knots = _knots(reference)
-    return knots, [Vectors(own) for own in _tails_and_values(flat, knots)]
+    return knots, [Vectors(part) for part in _tails_and_values(flat, knots)]
 
 
 def _knots(flat: Tensor) -> Tensor:

@@ -21,16 +21,16 @@ def rank_lookup(values: Tensor, knots: Tensor, tables: Tensor) -> Tensor:
     """
     if values.device.type != "cpu":
         return _in_torch(values, knots, tables)
-    own = values.T.contiguous().numpy()
-    found = np.empty((len(tables), *own.shape), np.float32)
+    columns = values.T.contiguous().numpy()
+    found = np.empty((len(tables), *columns.shape), np.float32)
     # Two counts without branches: four times as fast as a binary search, twice as fast as to merge sorted values.
-    _compiled(own, knots.numpy(), tables.numpy(), found)
+    _compiled(columns, knots.numpy(), tables.numpy(), found)
     return torch.from_numpy(found).transpose(1, 2)
 
 
 def _in_torch(values: Tensor, knots: Tensor, tables: Tensor) -> Tensor:
-    own = values.T.contiguous()
-    rank = torch.searchsorted(knots, own) + torch.searchsorted(knots, own, right=True)
+    columns = values.T.contiguous()
+    rank = torch.searchsorted(knots, columns) + torch.searchsorted(knots, columns, right=True)
     return tables[:, rank].transpose(1, 2)
 
 
