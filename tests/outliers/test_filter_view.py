@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.outliers import scores
+from lightning_anomaly.outliers import filter_view
 from lightning_anomaly.outliers.filter_view import ReferenceModel, Spread, layer_scores
 from lightning_anomaly.outliers.ranks import _in_torch, rank_lookup
 
@@ -108,7 +108,7 @@ def test_what_is_looked_up_is_the_table_at_twice_the_mid_rank(lookup, samples, r
 
 def test_knots_are_evenly_thinned_out_from_the_smallest_value_to_the_largest():
     values = torch.randperm(1023, generator=rng()).float()[:, None]
-    assert scores._knots(values).tolist() == [[float(value) for value in range(0, 1023, 2)]]
+    assert filter_view._knots(values).tolist() == [[float(value) for value in range(0, 1023, 2)]]
 
 
 def test_samples_are_scored_one_by_one():
