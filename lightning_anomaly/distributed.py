@@ -46,7 +46,7 @@ def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def broadcast_result(work: Callable[[], T]) -> T:
-    """Run `work` in process 0 and return its result in all; errors and results go as in `gather_results`."""
+    """Run `work` in process 0 and return its result in every process; errors are raised as in `gather_results`."""
     rank, world = rank_and_world()
     if world == 1:
         return work()
@@ -60,7 +60,7 @@ def broadcast_result(work: Callable[[], T]) -> T:
 
 
 def even_slices(count: int, world: int) -> list[slice]:
-    """Return each process's share of a layer's filters or of images, one of which costs about as much as another."""
+    """Divide filters or images evenly among the processes."""
     return [slice(count * rank // world, count * (rank + 1) // world) for rank in range(world)]
 
 
@@ -102,5 +102,5 @@ def exchange_filters(make: Callable[[], Tensor], slices: Sequence[slice], counts
 
 
 def _device() -> torch.device:
-    """Where tensors must be to be sent."""
+    """Name the device from which the backend sends tensors."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

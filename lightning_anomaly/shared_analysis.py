@@ -107,7 +107,7 @@ def _filters(layer: LayerMaps) -> int:
 
 
 def _header(layer: LayerMaps) -> LayerMaps:
-    """A layer with maps and statistics of no samples, which show their types and shapes."""
+    """Copy a layer without its samples: the types and shapes of its maps and statistics stay."""
     batches, statistics = (
         [values.new_empty(0, *values.shape[1:], device="cpu") for values in batches[:1]]
         for batches in (layer.batches, layer.statistics)
@@ -172,7 +172,7 @@ def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
 
 
 def _without_points(part: FilterSlice) -> FilterSlice:
-    """What all processes learn: points and labels are large, and only process 0 shows them."""
+    """Drop points and labels: they are large, and only process 0 shows them."""
     layers = {
         name: replace(layer, points=layer.points[:, :0].clone(), labels=layer.labels[:, :0].clone())
         for name, layer in part.layers.items()

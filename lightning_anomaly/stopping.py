@@ -27,7 +27,7 @@ RISE_PATIENCE = 6  # validations that a rise has to last
 
 
 class LossTrend(NamedTuple):
-    """Where a loss stands after its last validation, by its exponential average."""
+    """The exponential average of a loss after its last validation."""
 
     average: float  # now
     lowest: float  # so far
@@ -37,7 +37,7 @@ class LossTrend(NamedTuple):
 
 
 def loss_trend(losses: Sequence[float]) -> LossTrend | None:
-    """Follow the exponential average of losses, which one that is not finite leaves as it is; None without any.
+    """Compute the exponential average of losses, without those that are not finite; None if none is left.
 
     Examples:
         >>> loss_trend([1.0, 0.5, 0.8, 0.9]).waited

@@ -41,7 +41,7 @@ class MixtureFit(NamedTuple):
 
 
 def precision_factors(xx: Tensor, xy: Tensor, yy: Tensor, reg_covar: float) -> Tensor:
-    """Factors `(F, K, 3)` of precisions, see `Parameters`, from covariances `(F, K)` without regularisation."""
+    """Factors `(F, K, 3)` of precisions, see `Parameters`, from covariances `(F, K)` without regularization."""
     l11 = (xx + reg_covar).sqrt()  # the covariance is L L^T, and U the inverse of L transposed
     l21 = xy / l11
     l22 = (yy + reg_covar - l21 * l21).clamp(min=0.5 * reg_covar).sqrt()  # rounding may leave less

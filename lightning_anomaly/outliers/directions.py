@@ -35,7 +35,7 @@ class Directions(NamedTuple):
 class Vectors:
     """Vectors `(N, V)` whose principal components are computed for one selection of them after another.
 
-    Vectors are on the CPU and of order one. A randomised singular value decomposition with power iterations is used
+    Vectors are on the CPU and of order one. A randomized singular value decomposition with power iterations is used
     (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011, algorithm 4.4). Its random numbers belong
     to the values, not to the vectors, and its iterations only need products of the vectors with each other. Of few long
     vectors these are computed once for all selections; of many or short ones that would take longer than to multiply by

@@ -40,7 +40,7 @@ class RobustGaussian:
         mean: Their means `(v,)`.
         scale: Their standard deviations `(v,)`.
         powers: Powers of the transformation `(v,)`.
-        limits: Smallest and largest standardised numbers that it was fitted to, `(v,)` each; it goes on as a line.
+        limits: Smallest and largest standardized numbers that it was fitted to, `(v,)` each; it goes on as a line.
         center: Means of the numbers transformed `(v,)`.
         precision: Inverse of their covariance `(v, v)`.
     """
@@ -115,7 +115,7 @@ def shrunk_covariance(centered: Tensor) -> Tensor:
 
 
 def _most_normal_powers(values: Tensor) -> Tensor:
-    """Powers `(v,)` that make standardised numbers `(n, v)` most likely to come from normal distributions.
+    """Powers `(v,)` that make standardized numbers `(n, v)` most likely to come from normal distributions.
 
     The likelihood has one maximum (Marchand, Muzellec, Beguier, Ogier du Terrail and Andreux, "SecureFedYJ: a safe
     feature Gaussianization protocol for federated learning", 2022), where its slope changes sign.

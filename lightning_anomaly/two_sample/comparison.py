@@ -228,7 +228,7 @@ def _compare(values: Tensor, divisions: Tensor, significance: float) -> _Compare
 
 
 def _judge(layers: Mapping[str, _Compared]) -> dict[str, LayerComparison]:
-    """Give each layer its `share_p_value`, which knows of the others."""
+    """Compute the `share_p_value` of each layer, corrected for the number of layers."""
     if not layers:
         return {}
     comparisons, found, smallest = zip(*layers.values(), strict=True)

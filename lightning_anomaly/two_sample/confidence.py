@@ -12,7 +12,7 @@ from lightning_anomaly.two_sample.rank_test import rank_test
 
 
 class ExpectedErrors:
-    """Collects, batch by batch, how probably each answer is wrong by the model's own confidence."""
+    """Collects, batch by batch, the probability that each answer is wrong, by the model's confidence."""
 
     def __init__(self, probabilities: bool | None = None) -> None:
         self.probabilities = probabilities  # whether outputs need no softmax; None asks the first batch

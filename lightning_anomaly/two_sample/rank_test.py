@@ -61,7 +61,7 @@ def share_of_chance(found: float, chance: Tensor) -> float:
 
 
 def shares_of_chance(found: Tensor, smallest: Tensor) -> list[float]:
-    """Compute a permutation p-value of each of several layers: chance gives any of them p or less with probability p.
+    """Compute a p-value for each layer by permutation: chance gives any of the layers p or less with probability p.
 
     That is how often a random division finds, in any of the layers, what is as rare for that layer (Westfall and Young,
     "Resampling-Based Multiple Testing", 1993). Of what is equally rare, the smallest p-value of a filter decides.

@@ -73,7 +73,7 @@ class ErrorRise:
         return bool(self.recent) and min(level.errors for level in self.recent) < MIN_ERRORS
 
     def state_dict(self) -> dict[str, list[Any]]:
-        """Return what a resumed training needs, in plain types."""
+        """Return what a resumed run needs, in plain types."""
         lowest = [] if self.lowest is None else [self.lowest]
         return {"recent": [tuple(level) for level in self.recent], "lowest": [tuple(level) for level in lowest]}
 
