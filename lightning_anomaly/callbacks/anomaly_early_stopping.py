@@ -17,11 +17,9 @@ class AnomalyEarlyStopping(StoppingCallback):
     then it never stops a run, however long. Whether a rise means overfitting is the source paper's hypothesis; in our
     experiments it did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` is the one that works.
 
-    Chance alone stops few runs while the fraction is low. One that is both high and wandering, as of few filters or of
-    verdicts that persist, needs a higher `threshold`.
-
-    It is an `EarlyStopping`, so whatever in Lightning knows one knows this one. It says in one sentence what it
-    watches, when the first validation ends, and in another why it stopped, or why not, when the fit ends.
+    Chance stops few runs while the fraction is low. A fraction that is high and fluctuates, of few filters for example,
+    needs a higher `threshold`. It is an `EarlyStopping`: it says what it watches when the first validation ends, and
+    why it stopped, or why not, when the fit ends.
 
     Args:
         threshold: The rise that has to be exceeded, as a fraction of the filters.

@@ -37,8 +37,8 @@ class AnomalyPruneCallback(LoggingCallback):
     masked when an epoch begins, so that what is validated is what is saved: see `lightning_anomaly.pruning.mask` for
     what is zeroed. Checkpoints stay ordinary ones; resuming from them goes on with the mask.
 
-    Within a layer the worst come first: the filter with most votes, a vote being a report that flags it; among equals
-    that with most outlier samples in these reports. One filter of each layer is always left.
+    Within a layer the filter with most votes comes first, a vote being a report that flags it; among equals the one
+    with most outlier samples in these reports. One filter of each layer is always left.
 
     Logged at every validation under `log_key_prefix`: `masked` (filters) and `masked_fraction` (of the parameters).
 

@@ -49,22 +49,21 @@ class TwoSampleCallback(WatchingCallback):
     hooks of a user that a `forward` calls see these images too.
 
     Args:
-        train_inputs: Where training images come from, as `forward` gets them in validation: a Dataset or a DataLoader,
-            of which a random sample is taken, or a tensor `(n, ...)`; None takes the Trainer's. A resumed fit needs the
-            same ones.
-        val_inputs: Where validation images come from, likewise.
+        train_inputs: Training images as `forward` gets them in validation: a Dataset or a DataLoader, of which a random
+            sample is taken, or a tensor `(n, ...)`; None takes the Trainer's. A resumed fit needs the same ones.
+        val_inputs: Validation images, likewise.
         layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution. The units
             of other linear layers are compared too, for `LOG_KEY_PREFIX_layers/NAME` alone.
         significance: The p-value up to which a filter counts.
         log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
-        log_figures: Whether a figure goes to the loggers, at the 1st, 2nd, 4th, 8th, ... validation and after the last:
-            all validations so far, of the output the area, and of every layer the fraction.
+        log_figures: Whether a figure of `confidence_auc` and the fraction in every layer goes to the loggers, at the
+            1st, 2nd, 4th, 8th, ... validation and after the last.
         batch_size: Largest number of images that run at a time; give fewer where a model of volumes needs too much
             memory.
         sample_size: Number of images of each kind, where no tensor is given.
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
-        max_memory_mb: Most memory (MiB) for the images that are kept until the fit ends, where no tensor is given. If
-            those of both kinds need more, they are read anew at each comparison.
+        max_memory_mb: Most memory (MiB) for images that are kept until the fit ends, where no tensor is given. If they
+            need more, they are read again at each comparison.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.

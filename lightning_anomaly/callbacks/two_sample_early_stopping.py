@@ -30,10 +30,9 @@ class TwoSampleEarlyStopping(StoppingCallback):
     from its beginning, and about 1,000 images of each kind. See `docs/results/stopping_output.md` for what it cost and
     found, and on which data.
 
-    It is an `EarlyStopping`, so whatever in Lightning knows one knows this one, and it may stand beside one on
-    `val_loss`; from a module's `configure_callbacks`, return both, as those replace the Trainer's of the same kind. It
-    says in one sentence what it watches, when the first validation ends, and in another why it stopped, or why not,
-    when the fit ends. The weights stay those of the last epoch: put a `ModelCheckpoint` beside it.
+    It is an `EarlyStopping` and may stand beside one on `val_loss`; from a module's `configure_callbacks`, return both,
+    as those replace the Trainer's of the same kind. It says what it watches when the first validation ends, and why it
+    stopped, or why not, when the fit ends. The weights stay those of the last epoch: put a `ModelCheckpoint` beside it.
 
     Args:
         threshold: The gap that has to be exceeded, as a fraction of its lowest level; None takes 0.05, and 0.1 with

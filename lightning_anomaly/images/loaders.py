@@ -27,7 +27,7 @@ def reread(
 ) -> DataLoader[Any]:
     """Load items of a loader's map-style data set as the loader does, without drawing a global random number.
 
-    The seed is that of what the data set draws in processes of its own.
+    Worker processes of the data set draw from the seed.
     """
     return DataLoader(
         loader.dataset,  # itself, as `worker_init_fn` may reach for it

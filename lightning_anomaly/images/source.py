@@ -1,4 +1,4 @@
-"""The one way in for images: those in a batch, and those of a tensor, a Dataset or a DataLoader by their positions."""
+"""Find images in a batch, and read those of a tensor, a Dataset or a DataLoader by their positions."""
 
 from __future__ import annotations
 
