@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from recipes.experiments.tables import choice, h1, h2, h3, harm, odd_images, output, stability, stopping
+from recipes.experiments.tables import choice, found, h1, h2, h3, harm, odd_images, output, stability, stopping
 from recipes.experiments.tables.writer import Frame
 
 TABLES: dict[str, Callable[[], Frame]] = {
@@ -29,6 +29,8 @@ TABLES: dict[str, Callable[[], Frame]] = {
     "h2_left_out": h2.left_out,
     "h3_flagged": h3.what_is_flagged,
     "h3_contest": h3.contest,
+    "found": found.images,
+    "found_counts": found.counts,
     "outliers": odd_images.summary,
     "outliers_by_kind": odd_images.by_kind,
     "outliers_unknown": odd_images.unknown,

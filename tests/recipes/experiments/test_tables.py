@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 
 from lightning_anomaly.stopping import HOLD
-from recipes.experiments.store import RESULTS
-from recipes.experiments.tables import TABLES, curves, h3, output, stopping
+from recipes.experiments.store import RESULTS, read_lines
+from recipes.experiments.tables import TABLES, curves, found, h3, output, stopping
 
 
 @pytest.mark.slow
@@ -24,6 +24,14 @@ def test_a_table_is_that_of_its_lines(name: str) -> None:
 def test_every_csv_file_is_a_table() -> None:
     made_by_commands = {"reasons", "found"}  # without lines
     assert {path.stem for path in RESULTS.glob("*.csv")} - made_by_commands == set(TABLES)
+
+
+def test_every_verdict_is_of_one_image_that_was_found() -> None:
+    for line in read_lines(RESULTS / "found.jsonl"):
+        judged = [position for positions in found.JUDGED[line["key"]].values() for position in positions]
+        assert len({*judged}) == len(judged)
+        assert {*judged} <= {row["position"] for row in line["top"]}
+        assert found.JUDGED[line["key"]].keys() <= {*found.KINDS}
 
 
 def test_correlations_are_scipys_and_partial_ones_those_of_the_matrix_inverse() -> None:

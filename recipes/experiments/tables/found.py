@@ -1,0 +1,36 @@
+"""The strangest images of real data, what one person says of each, and how many there are of a kind."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from recipes.experiments.store import RESULTS, read_lines
+from recipes.experiments.tables.writer import Frame
+
+KINDS = ("wrong label", "two objects", "cropped", "broken", "unusual but fine")
+_SHOWN = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10 (JPEG)"}
+
+# Judged by eye, eight times enlarged, by position; the rest of the 24 are unusual but fine.
+JUDGED: dict[str, dict[str, tuple[int, ...]]] = {
+    "fashion_mnist": {"two objects": (26307, 54600, 27984, 2062, 1182, 36463, 56079, 44011, 37650, 46567)},
+    "cifar10": {},
+}
+
+
+def images() -> Frame:
+    """One row for each image, the strangest first."""
+    rows = []
+    for line in read_lines(RESULTS / "found.jsonl"):
+        kinds = {position: kind for kind, positions in JUDGED[line["key"]].items() for position in positions}
+        rows += [
+            {"data": _SHOWN[line["key"]], **row, "verdict": kinds.get(row["position"], KINDS[-1])}
+            for row in line["top"]
+        ]
+    return pd.DataFrame(rows)
+
+
+def counts() -> Frame:
+    """How many of the images of each data set are of each kind."""
+    found = images()
+    table = pd.crosstab(found.verdict, found.data).reindex(index=KINDS, fill_value=0)
+    return table.reset_index()
