@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,12 @@ def gallery(line: dict[str, Any], images: Tensor) -> Figure:
     return figure
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", help="folder that holds NAME.npz or torchvision's copy (./data)")
     parser.add_argument("--weights", type=Path, required=True, help="folder of the good networks")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
