@@ -31,8 +31,8 @@ def _panels(some: Frame, panels: Sequence[Panel]) -> Figure:
     groups = some.groupby(["network", "data"])
     figure = Figure(figsize=(7.5, 1.7 * len(groups) + 0.5), layout="constrained")
     axes = figure.subplots(len(groups), len(panels), squeeze=False)
-    for row, (key, own) in zip(axes, groups, strict=True):
-        for condition, seeds in own.groupby("condition", observed=True):
+    for row, (key, group) in zip(axes, groups, strict=True):
+        for condition, seeds in group.groupby("condition", observed=True):
             for axis, (_, name, reading, last) in zip(row, panels, strict=True):
                 curves = [signal(line, name, reading, layers_of(line, reading)[-1] if last else None)
                           for line in seeds.line]  # fmt: skip
@@ -73,7 +73,7 @@ def _signals() -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     for place, (part, marker) in enumerate(zip(found.columns[2:], "osD", strict=False)):
         for axis, what in zip(axes, ("follows", "tells"), strict=True):
-            values = [getattr(own, what) for own in found[part]]
+            values = [getattr(score, what) for score in found[part]]
             axis.plot(values, range(len(values)), f"C{place}{marker}", markersize=5, alpha=0.8, label=part)
     labels = (0.0, "Spearman with the loss after the best epoch"), (0.5, "AUROC")
     for axis, (chance, label) in zip(axes, labels, strict=True):
@@ -94,9 +94,9 @@ def _stopping() -> Figure:
     groups = some[~some.long].groupby("network")
     figure = Figure(figsize=(7.5, 4.0), layout="constrained")
     axes = figure.subplots(1, len(groups), sharey=True)
-    for axis, (network, own) in zip(axes, groups, strict=True):
+    for axis, (network, group) in zip(axes, groups, strict=True):
         looks = (("overfitting", "o", -0.15), ("healthy", "s", 0.15))
-        for kind, (label, marker, shift) in zip(kinds(own), looks, strict=True):
+        for kind, (label, marker, shift) in zip(kinds(group), looks, strict=True):
             lost = [mean(stopping.replay(line, rule)["accuracy"] for line in kind.line) for rule in
                     stopping.RULES.values()]  # fmt: skip
             axis.plot(lost, np.arange(len(lost)) + shift, marker, markersize=5, label=f"{label} runs")
@@ -118,16 +118,16 @@ def _stability() -> Figure:
     parts = stability.parts().values()
     small = some.network != "alexnet"
     shown = {"AlexNet": some[~small], "small networks": some[small]}
-    for axis, (title, own) in zip(figure.subplots(1, 2, sharey=True), shown.items(), strict=True):
+    for axis, (title, group) in zip(figure.subplots(1, 2, sharey=True), shown.items(), strict=True):
         for rule in stability.RULES:
-            place = [stability.share(own, "0", rule, what) for what in ("selected", "left out")]
+            place = [stability.share(group, "0", rule, what) for what in ("selected", "left out")]
             colour = _BLUE if rule in named else "0.6"
             stable = all(stability.reaches(part, rule) for part in parts)
             axis.scatter(*place, s=28, facecolors=colour if stable else "none", edgecolors=colour)
             place_of = {"xytext": (-5, 6), "ha": "right"} if rule == "best" else {"xytext": (5, -11)}
             axis.annotate(named.get(rule, ""), place, textcoords="offset points", fontsize=8, **place_of)
         axis.axhline(stability.ENOUGH["left out"], color="black", linewidth=0.8, linestyle=":")
-        axis.set(title=f"{title} ({len(own)} runs)", xlim=(0.2, 1.2))
+        axis.set(title=f"{title} ({len(group)} runs)", xlim=(0.2, 1.2))
         axis.set_xlabel("shared with the clustering that the index selects")
     figure.axes[0].set_ylabel("left without 2% of the probe")
     return figure
@@ -139,10 +139,10 @@ def _harm() -> Figure:
     axes = figure.subplots(1, 2)
     losses = [f"loss,\npatience\n{patience}" for patience in (3, 5, 10)]
     labels = ["gap and\nloss", "smooth\nloss", "gap\nalone", *losses, "accuracy,\npatience\n10", "to the\nend"]
-    parts = {name: own for name, own in harm.parts(runs("harm")).items() if name != "all"}
-    for shift, (marker, (part, own)) in enumerate(zip("os^D", parts.items(), strict=True)):
+    parts = {name: group for name, group in harm.parts(runs("harm")).items() if name != "all"}
+    for shift, (marker, (part, group)) in enumerate(zip("os^D", parts.items(), strict=True)):
         for place, rule in enumerate(harm.SHOWN.values()):
-            costs = [output.cost(rule, line) for line in own.line]
+            costs = [output.cost(rule, line) for line in group.line]
             places = [place + 0.18 * (shift - 1.5)] * len(costs)
             style: dict[str, Any] = {"marker": marker, "s": 16, "color": f"C{shift}", "alpha": 0.7}
             axes[0].scatter(places, [each.val_loss for each in costs], label=part if place == 0 else None, **style)
@@ -160,11 +160,11 @@ def _harm() -> Figure:
 
 
 def _gradients(axis: Axes, some: Frame, reading: str) -> None:
-    for number, (key, own) in enumerate(some.groupby(["network", "data"])):
+    for number, (key, group) in enumerate(some.groupby(["network", "data"])):
         for probe, style in zip(h2.PROBES, ("o-", "s--"), strict=True):
             points = []
-            for place, epoch in enumerate(own.line.iloc[0]["epochs"]):
-                measured = [line["epochs"][place] for line in own.line]
+            for place, epoch in enumerate(group.line.iloc[0]["epochs"]):
+                measured = [line["epochs"][place] for line in group.line]
                 ratios = [ratio for ratio, _, _ in h2.ratios_of(measured, probe, "mean", reading)]
                 points += [(epoch["epoch"], mean(ratios))] if ratios else []
             if points:
@@ -193,7 +193,7 @@ def _h3() -> Figure:
     """Change of the validation loss by masking in every run: the range of random draws, and the other masks in it."""
     styles = {"l1": "C0^", "fpgm": "C2v", "sparsest": "C1s", "matched": "kx", "anomaly": "C3o"}
     some = runs("h3").sort_values(["network", "data", "condition", "seed"], ignore_index=True)
-    groups = {"\n".join(key): list(own.index) for key, own in some.groupby(["network", "data"])}
+    groups = {"\n".join(key): list(group.index) for key, group in some.groupby(["network", "data"])}
     figure, handles = Figure(figsize=(7.5, 5.5), layout="constrained"), {}
     panels = (("best", "0"), ("last", "0"), ("last", "3"))
     grid = figure.subplots(2, len(panels), sharex=True)

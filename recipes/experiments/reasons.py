@@ -74,7 +74,7 @@ ACCEPTED: dict[str, set[str]] = {
 def reasons_of(reference: Tensor, images: Tensor) -> tuple[str, ...]:
     """Say what is odd about the pixels of images uint8 `(n, C, H, W)` beside those of a reference `(N, C, H, W)`."""
     shape = tuple(images.shape[1:])
-    known, odd = (pixel_statistics(own.float() / 255) for own in (reference, images))
+    known, odd = (pixel_statistics(given.float() / 255) for given in (reference, images))
     return PixelWords.fit(known, shape).reasons(odd, shape)
 
 

@@ -32,7 +32,7 @@ def _silent_share(points: Tensor) -> Tensor:
 def _gap(points: Tensor, outliers: Tensor) -> Tensor:
     """Smallest distance `(F,)` of an outlier, bool `(F, N)`, from another sample, in the unit of the points."""
     pairs = zip(points, outliers, strict=True)
-    gaps = [torch.cdist(own[chosen], own[~chosen]).min() if chosen.any() else 0.0 for own, chosen in pairs]
+    gaps = [torch.cdist(points[chosen], points[~chosen]).min() if chosen.any() else 0.0 for points, chosen in pairs]
     return torch.tensor(gaps, dtype=points.dtype)
 
 

@@ -176,7 +176,7 @@ def left_out(training: Training, root: str | None, weights: str | None) -> dict[
             generator = torch.Generator().manual_seed(training.seed)
             draws = [outliers[torch.randperm(len(outliers), generator=generator)] for _ in range(_RANDOM_DRAWS)]
             arms["outliers"], *arms["random"] = (
-                _train(training, without(images, own))[1] for own in (outliers, *draws)
+                _train(training, without(images, left_out))[1] for left_out in (outliers, *draws)
             )
         found[reading] = arms
     return found

@@ -74,7 +74,8 @@ def measures_of(network: nn.Module, parts: Parts) -> Row:
 def choose(flagged: Filters, live: Filters, order: Mapping[str, Sequence[float]]) -> Filters:
     """As many of each layer's live filters as are flagged there, those with the smallest values in `order`, sorted."""
     return {
-        layer: sorted(sorted(live[layer], key=order[layer].__getitem__)[: len(own)]) for layer, own in flagged.items()
+        layer: sorted(sorted(live[layer], key=order[layer].__getitem__)[: len(filters)])
+        for layer, filters in flagged.items()
     }
 
 
@@ -143,14 +144,16 @@ class _Comparison:
         live = {name: sorted(layer.filters("anomaly") + layer.filters("normal")) for name, layer in
                 report.layers.items()}  # fmt: skip
         # A whole layer is never masked: one of its filters stays.
-        flagged = {name: own[: len(report.layers[name].verdicts) - 1] for name, own in report.anomaly_filters.items()}
+        flagged = {
+            name: filters[: len(report.layers[name].verdicts) - 1] for name, filters in report.anomaly_filters.items()
+        }
         found: dict[str, Any] = {"masked": {name: len(flagged.get(name, [])) for name in live}}
         if not flagged:
             return found
-        parts = {name: (own, report.layers[name].filters("normal")) for name, own in flagged.items()}
+        parts = {name: (filters, report.layers[name].filters("normal")) for name, filters in flagged.items()}
         found["sparsity"] = {
-            name: [report.layers[name].sparsity[part].mean().item() for part in own if part]
-            for name, own in parts.items()
+            name: [report.layers[name].sparsity[part].mean().item() for part in both if part]
+            for name, both in parts.items()
         }
         arms = self.masks(flagged, live, report)
         leaning = arms.pop("leaning")

@@ -38,7 +38,7 @@ def compare_outputs(train: Tensor, val: Tensor, train_labels: Tensor, val_labels
     found = {"confidence_auc": area, "confidence_gap": gap, "confidence_p_value": p_value}
     errors = [expected_error(logits.softmax(1)) for logits in (train, val)]
     found["confidence_error_ratio"] = mean_error(errors[1]) / mean_error(errors[0])
-    odds = [torch.log((1 - own) / own.clamp(min=torch.finfo(own.dtype).tiny)).mean() for own in errors]
+    odds = [torch.log((1 - each) / each.clamp(min=torch.finfo(each.dtype).tiny)).mean() for each in errors]
     found["log_odds_gap"] = (odds[0] - odds[1]).item()
     made = (val.argmax(1) != val_labels).double()
     found["log_overconfidence"] = math.log(mean_error(made) / mean_error(errors[1]))
@@ -58,7 +58,7 @@ class Rises:
         """`confidence_rise` after one more epoch, with the logits of both kinds `(n, C)`, `(m, C)`, and `... SIZE`."""
         errors = [expected_error(logits.softmax(1)) for logits in (known, unseen)]
         return {
-            "confidence_rise" + ("" if size == _SIZE else f" {size}"): rise.add(*(own[:size] for own in errors))
+            "confidence_rise" + ("" if size == _SIZE else f" {size}"): rise.add(*(each[:size] for each in errors))
             for size, rise in self.rises.items()
         }
 
@@ -72,7 +72,7 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
     images = prepare(training, root)
     parts = {"train": images.part("train", _SIZE), "val": images.part("val"), "test": images.part("test")}
     more = images.part("train", max(_SIZES))[0][_SIZE:]
-    labels = {part: own for part, (_, own) in parts.items()}
+    labels = {part: classes for part, (_, classes) in parts.items()}
     epochs, rises, before = [], Rises(), torch.full_like(labels["train"], -1)
     for _, network in every_epoch(training, images, weights):
         row, logits = evaluate_parts(network, parts)
@@ -80,7 +80,7 @@ def measure(training: Training, root: str | None, weights: str | None) -> dict[s
         row["changed"] = (now != before).double().mean().item()
         before = now
         row["disparity"] = batch_disparity(network, *parts["train"], training.batch_size)
-        variances = [own.var() for own in network.parameters() if own.ndim > 1]
+        variances = [weight.var() for weight in network.parameters() if weight.ndim > 1]
         row["weight_variance"] = torch.stack(variances).mean().item()
         row |= compare_outputs(logits["train"], logits["val"], labels["train"], labels["val"])
         known = torch.cat([logits["train"], logits_of(network, more).double()])

@@ -45,7 +45,7 @@ def responses(network: nn.Sequential, images: Tensor) -> tuple[Values, Tensor]:
             elif name in units:
                 batches["units"][name].append(batch.clamp(min=0).T)
         logits.append(batch)
-    found = {rule: {name: torch.cat(own, 1) for name, own in layers.items()} for rule, layers in batches.items()}
+    found = {rule: {name: torch.cat(parts, 1) for name, parts in layers.items()} for rule, layers in batches.items()}
     return found, torch.cat(logits)
 
 

@@ -62,7 +62,7 @@ def score(some: Frame, source: Source, last: bool, sign: int = 1, window: int = 
         curves.append([fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)])
     some = some.assign(curve=curves, change=[late_change(curve) for curve in curves])
     followed = [follows(run.line, run.curve) for run in kinds(some)[0].itertuples()]
-    told = [auroc(list(own.change), list(own.overfitting)) for _, own in some.groupby(["network", "data"])]
+    told = [auroc(list(group.change), list(group.overfitting)) for _, group in some.groupby(["network", "data"])]
     return Score(median(value for value in followed if value is not None), mean(told))
 
 
@@ -121,13 +121,13 @@ def alarms() -> Frame:
     Overfitting ones / healthy ones, for each of the statistics.
     """
 
-    def cell(own: Frame, rule: str, statistic: str, last: bool) -> str:
+    def cell(group: Frame, rule: str, statistic: str, last: bool) -> str:
         name = f"p {rule} {statistic}{' last' if last else ''}"
         found = [[min(signal(line, name)) < _CHANCE for line in kind.line if name in line["epochs"][0]]
-                 for kind in kinds(own)]  # fmt: skip
+                 for kind in kinds(group)]  # fmt: skip
         return " / ".join(f"{sum(each)} of {len(each)}" if each else "-" for each in found)
 
-    columns = [(label, lambda own, way=way: cell(own, *way)) for label, way in _STATISTICS.items()]
+    columns = [(label, lambda group, way=way: cell(group, *way)) for label, way in _STATISTICS.items()]
     return table(runs("two_sample"), ("network", "data", "seed"), columns)
 
 
@@ -137,13 +137,13 @@ def two_sample_scores() -> Frame:
     The runs of the seed on which the rule was chosen stand apart from the others. Some networks have no hidden units.
     """
 
-    def cell(own: Frame, source: Source, last: bool) -> Score | str:
-        return score(own, source, last) if all(layers_of(line, source[1]) for line in own.line) else "-"
+    def cell(group: Frame, source: Source, last: bool) -> Score | str:
+        return score(group, source, last) if all(layers_of(line, source[1]) for line in group.line) else "-"
 
     some = runs("two_sample")
     some["seeds"] = (some.seed == _CHOSEN_ON).map({True: f"seed {_CHOSEN_ON}", False: "others"})
     some["seeds"] = pd.Categorical(some.seeds, [f"seed {_CHOSEN_ON}", "others"], ordered=True)
     ways = {label: ((name, rule), last) for label, (rule, name, last) in _STATISTICS.items()}
     ways |= {label: (source, False) for label, source in _CONFIDENCE.items()}
-    columns = [(label, lambda own, way=way: cell(own, *way)) for label, way in ways.items()]
+    columns = [(label, lambda group, way=way: cell(group, *way)) for label, way in ways.items()]
     return table(some, ("network", "data", "seeds"), [("runs", len), *columns])

@@ -54,8 +54,8 @@ def signals() -> Frame:
     """For each network and signal, over all its layers: does it follow the loss, does it tell the runs apart?"""
     some = runs("h1")
     rows = [
-        (network, label, len(own), *_signal(own, source))
-        for network, own in some[~some.long].groupby("network")
+        (network, label, len(group), *_signal(group, source))
+        for network, group in some[~some.long].groupby("network")
         for label, source in SOURCES.items()
     ]
     header = ["network", "signal", "runs", "Spearman after best", "the same given sparsity", "AUROC"]
@@ -69,14 +69,14 @@ def long_signals() -> Frame:
     """
     some = runs("h1")
     some, rows = some[some.long], []
-    for network, own in [*some.groupby("network"), ("all", some)]:
+    for network, group in [*some.groupby("network"), ("all", some)]:
         for label, source in _LONG_SOURCES.items():
-            own = own.assign(change=[late_change(signal(line, *source)) for line in own.line])
-            changes = [f"{fmean(kind.change):+.3f}" for kind in kinds(own)]
-            plain, given, tells = _signal(own, source)
-            pairs = own.pivot_table("change", ["network", "data", "seed"], "overfitting").dropna()
+            group = group.assign(change=[late_change(signal(line, *source)) for line in group.line])
+            changes = [f"{fmean(kind.change):+.3f}" for kind in kinds(group)]
+            plain, given, tells = _signal(group, source)
+            pairs = group.pivot_table("change", ["network", "data", "seed"], "overfitting").dropna()
             larger = f"{(pairs[True] > pairs[False]).sum()} of {len(pairs)} pairs"
-            rows.append((network, label, plain, given, *changes, tells, _tells_given_sparsity(own, source), larger))
+            rows.append((network, label, plain, given, *changes, tells, _tells_given_sparsity(group, source), larger))
     header = ["network", "signal", "Spearman after best", "the same given sparsity", "change: overfitting", "healthy",
               "AUROC", "the same given sparsity", "larger when overfitting"]  # fmt: skip
     return pd.DataFrame(rows, columns=header)
@@ -88,19 +88,19 @@ def _tells_given_sparsity(some: Frame, source: Source) -> str:
     if source[0] in ("sparsity", "epoch"):
         return "-"
     slope, level = linear_regression(sparsity, list(some.change))
-    rest = [change - slope * own - level for change, own in zip(some.change, sparsity, strict=True)]
+    rest = [change - slope * sparse - level for change, sparse in zip(some.change, sparsity, strict=True)]
     return f"{auroc(rest, some.overfitting):.2f}"
 
 
 def frozen() -> Frame:
     """For each network and data set: the loss and the accuracies at the best epoch, and after it with parts frozen."""
     some, rows = runs("frozen"), []
-    for (network, data), own in some.groupby(["network", "data"]):
-        stages = {"best epoch": [line["start"] for line in own.line]}
-        stages |= {f"then {arm}": [line["arms"][arm] for line in own.line] for arm in own.line.iloc[0]["arms"]}
+    for (network, data), group in some.groupby(["network", "data"]):
+        stages = {"best epoch": [line["start"] for line in group.line]}
+        stages |= {f"then {arm}": [line["arms"][arm] for line in group.line] for arm in group.line.iloc[0]["arms"]}
         for stage, found in stages.items():
             accuracies = [f"{100 * mean(each[part] for each in found):.1f}%" for part in ("train_acc", "test_acc")]
             loss = spread(each["val_loss"] for each in found)
-            rows.append((network, data, stage, len(own), loss, *accuracies))
+            rows.append((network, data, stage, len(group), loss, *accuracies))
     header = ["network", "data", "trained", "seeds", "validation loss", "training accuracy", "test accuracy"]
     return pd.DataFrame(rows, columns=header)

@@ -47,24 +47,24 @@ def _compare(ratios: Sequence[Sequence[float]]) -> str:
 def gradients() -> Frame:
     """For each network, data set and probe: have outlier samples larger gradients than the rest?"""
     rows = []
-    for key, own in measured().groupby(["network", "data"]):
-        everything = [epoch for line in own.line for epoch in line["epochs"]]
+    for key, group in measured().groupby(["network", "data"]):
+        everything = [epoch for line in group.line for epoch in line["epochs"]]
         for probe, name in PROBES.items():
             for reading in READINGS:
-                last = [epoch[probe][reading] for epoch in own["last"]]
+                last = [epoch[probe][reading] for epoch in group["last"]]
                 first, later = ([epoch for epoch in everything if (epoch["epoch"] <= _EARLY) == early]
                                 for early in (True, False))  # fmt: skip
                 rows.append(
                     (
-                        *(*key, name, reading, len(own)),
+                        *(*key, name, reading, len(group)),
                         spread([one["count"] for one in last], 1),
                         spread([one["gradients"]["all"]["n"] for one in last], 1),
                         *(
                             _compare(ratios_of(some, probe, "mean", reading))
-                            for some in (first, later, own.best, own["last"])
+                            for some in (first, later, group.best, group["last"])
                         ),
-                        _compare(ratios_of(own["last"], probe, "median", reading)),
-                        spread(ratio for ratio, _, _ in ratios_of(own["last"], probe, "loss", reading)),
+                        _compare(ratios_of(group["last"], probe, "median", reading)),
+                        spread(ratio for ratio, _, _ in ratios_of(group["last"], probe, "loss", reading)),
                         spread(one["gradients"]["spearman"] for one in last),
                     )
                 )
@@ -87,10 +87,10 @@ def mislabelled() -> Frame:
     """For each network, data set and probe: what finds wrong labels? AUROC and average precision."""
     some, rows = measured(), []
     scores = some.line.iloc[0]["scores"]
-    for key, own in some.groupby(["network", "data"]):
+    for key, group in some.groupby(["network", "data"]):
         for probe, name in PROBES.items():
             for epoch, when in (("best", "nearest to the best"), ("last", "last")):
-                ours, paper = ([one[probe][reading]["mislabelled"] for one in own[epoch]] for reading in READINGS)
+                ours, paper = ([one[probe][reading]["mislabelled"] for one in group[epoch]] for reading in READINGS)
                 hits = f"{mean(one['hit'] for one in ours):.1f} of {mean(one['planted'] for one in ours):.0f}"
                 cells = [_found(ours, score) for score in range(len(scores))]
                 rows.append((*key, name, when, hits, _found(paper, 0), *cells))
@@ -105,13 +105,13 @@ def left_out() -> Frame:
     variance is pooled over the runs and readings of a network and data set.
     """
     rows = []
-    for key, own in runs("h2").query("kind == 'leave_out'").groupby(["network", "data"]):
-        arms = {reading: [line[reading] for line in own.line] for reading in READINGS}
+    for key, group in runs("h2").query("kind == 'leave_out'").groupby(["network", "data"]):
+        arms = {reading: [line[reading] for line in group.line] for reading in READINGS}
         pairs = {reading: [arm for arm in some if "outliers" in arm] for reading, some in arms.items()}
         for reading in READINGS:
             cells: list[str] = []
             for what in ("best_loss", "last_loss", "best_acc", "last_acc"):
-                cells.append(spread([line["all"][what] for line in own.line], 3))
+                cells.append(spread([line["all"][what] for line in group.line], 3))
                 both = [[one[what] for one in arm["random"]] for some in pairs.values() for arm in some]
                 gains = [arm["outliers"][what] - mean(one[what] for one in arm["random"]) for arm in pairs[reading]]
                 if gains:
@@ -121,7 +121,7 @@ def left_out() -> Frame:
                 else:
                     cells.append("-")
             counts = (spread([arm[name] for arm in arms[reading]], 1) for name in ("left_out", "wrong", "damaged"))
-            rows.append((*key, reading, f"{len(pairs[reading])} of {len(own)}", *counts, *cells))
+            rows.append((*key, reading, f"{len(pairs[reading])} of {len(group)}", *counts, *cells))
     header = ["network", "data", "reading", "seeds with 20 or more", "outlier samples", "mislabelled", "damaged"]
     for name in ("test loss at the best epoch", "at the end", "accuracy at the best epoch", "at the end"):
         header += [name, "without outlier samples, less without random ones (standard error from draws)"]

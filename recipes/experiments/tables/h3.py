@@ -35,10 +35,10 @@ def average(line: Line, reading: str, arm: str, moment: str, measure: str, state
     return mean(found) if found else None
 
 
-def standing(own: float, others: Sequence[float], measure: str) -> float:
+def standing(value: float, others: Sequence[float], measure: str) -> float:
     """Share of the other masks that a mask beats, ties counted half."""
     sign = 1 if measure in _LARGER_IS_BETTER else -1
-    return mean((sign * own > sign * other) + (own == other) / 2 for other in others)
+    return mean((sign * value > sign * other) + (value == other) / 2 for other in others)
 
 
 def permutation_p(masks: Sequence[Sequence[float]], measure: str) -> tuple[float, float]:
@@ -48,7 +48,7 @@ def permutation_p(masks: Sequence[Sequence[float]], measure: str) -> tuple[float
         The mean of its standings among the others, and how often (two-sided) a mask picked at random in each run has a
         mean as far from one half: the permutation test of the hypothesis that all masks of a run are exchangeable.
     """
-    standings = [[standing(own, [*run[:i], *run[i + 1 :]], measure) for i, own in enumerate(run)] for run in masks]
+    standings = [[standing(value, [*run[:i], *run[i + 1 :]], measure) for i, value in enumerate(run)] for run in masks]
     found = mean(each[0] for each in standings)
     random = np.random.default_rng(0)
     picked = [np.array(each)[random.integers(len(each), size=_PERMUTATIONS)] for each in standings]
@@ -86,13 +86,13 @@ def contest() -> Frame:
     rows = []
     for measure in ("val_loss", "val_acc", "val_ece", "test_loss", "test_acc"):
         for reading, state, moment, some in _cases():
-            own = [values(line, reading, "anomaly", moment, measure, state)[0] for line in some.line]
+            masked = [values(line, reading, "anomaly", moment, measure, state)[0] for line in some.line]
             draws = [values(line, reading, "random", moment, measure, state) for line in some.line]
-            share, p = permutation_p([[mask, *others] for mask, others in zip(own, draws, strict=True)], measure)
+            share, p = permutation_p([[mask, *others] for mask, others in zip(masked, draws, strict=True)], measure)
             cells = []
             for arm in (*ARMS[1:], "nothing"):
                 others = (average(line, reading, arm, moment, measure, state) for line in some.line)
-                cells.append(_against([(a, b) for a, b in zip(own, others, strict=True) if b is not None], measure))
+                cells.append(_against([(a, b) for a, b in zip(masked, others, strict=True) if b is not None], measure))
             when = "best epoch, " + MOMENTS["0"] if state == "best" else MOMENTS[moment]
             rows.append((measure, READINGS[reading], when, len(some), f"{share:.2f} ({_p(p)})", *cells))
     header = ["measure", "reading", "when", "runs", "share of random draws beaten (permutation p)",
@@ -105,21 +105,21 @@ def what_is_flagged() -> Frame:
     """What kind of filters is flagged: how sparse, whether L1 and FPGM mask them too, whether masking does anything."""
     rows = []
     for reading, state, moment, cases in _cases():
-        for network, own in cases.groupby("network") if moment == "0" else []:
-            found = [line["readings"][reading][state] for line in own.line]
+        for network, group in cases.groupby("network") if moment == "0" else []:
+            found = [line["readings"][reading][state] for line in group.line]
             sparsity = [each for one in found for each in one["sparsity"].values()]
             losses = [[values(line, reading, arm, "0", "val_loss", state)[0] for arm in ("nothing", "anomaly")]
-                      for line in own.line]  # fmt: skip
+                      for line in group.line]  # fmt: skip
             rows.append(
                 (
                     f"{READINGS[reading]}, {state} epoch",
                     network,
-                    len(own),
+                    len(group),
                     spread([sum(one["masked"].values()) for one in found], 1),
                     spread([each[0] for each in sparsity]),
                     spread([each[1] for each in sparsity]),
                     *(spread([one["shared"].get(arm) for one in found]) for arm in ("l1", "fpgm", "sparsest")),
-                    f"{sum(a == b for a, b in losses)} of {len(own)}",
+                    f"{sum(a == b for a, b in losses)} of {len(group)}",
                 )
             )
     header = ["reading", "network", "runs", "flagged filters", "their sparsity",

@@ -58,16 +58,16 @@ _COLUMNS = ["runs", "rule", "stopped", "validation loss / best: median", "larges
 
 def _row(rule: Rule, some: Frame) -> list[str]:
     costs = [cost(rule, line) for line in some.line]
-    val, test, best, later, kept = ([own[place] for own in costs] for place in range(2, 7))
+    val, test, best, later, kept = ([each[place] for each in costs] for place in range(2, 7))
     losses = [f"{median(val):.2f}", f"{max(val):.2f}", f"{median(test):.2f}"]
     points = [fmean(best), max(best), fmean(later), max(later), fmean(kept), max(kept)]
     told = [f"{round(value, 1) + 0:.1f}" for value in points]  # never -0.0
-    many = [str(sum(value > 2 for value in own)) for own in (later, kept)]
+    many = [str(sum(value > 2 for value in points)) for points in (later, kept)]
     return [stopped(costs), *losses, *told[:4], many[0], *told[4:], many[1]]
 
 
 def _table(named: Iterable[tuple[str, Frame]]) -> Frame:
-    rows = [[name, rule, *_row(stop, own)] for name, own in named for rule, stop in SHOWN.items()]
+    rows = [[name, rule, *_row(stop, group)] for name, group in named for rule, stop in SHOWN.items()]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
@@ -87,10 +87,10 @@ def each_new_run() -> Frame:
     """Each new run: losses, and what the default rule costs."""
     rows = []
     for line in sorted(runs("harm").line, key=lambda line: str(line["key"])):
-        loss, own = signal(line, "val_loss"), cost(confirmed, line)
-        stop = str(own.epoch + 1) if own.stopped else "-"
+        loss, paid = signal(line, "val_loss"), cost(confirmed, line)
+        stop = str(paid.epoch + 1) if paid.stopped else "-"
         rows.append([line["key"], f"{min(loss):.2f} → {loss[-1]:.2f}", f"{loss.index(min(loss)) + 1}", stop,
-                     f"{own.val_loss:.2f}", f"{own.best:.1f}", f"{own.later:.1f}"])  # fmt: skip
+                     f"{paid.val_loss:.2f}", f"{paid.best:.1f}", f"{paid.later:.1f}"])  # fmt: skip
     columns = ["training", "validation loss, best → end", "best epoch", "stopped after epoch", "loss over the best",
                "accuracy below the best (points)", "accuracy still to come"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)

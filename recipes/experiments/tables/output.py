@@ -107,7 +107,9 @@ def _parts(some: Frame) -> dict[str, Frame]:
     """The runs that had a part in the choice, and the others, by data; those on all images apart."""
     part = [0 if chosen else 1 + long for chosen, long in zip(chosen_on(some), some.long, strict=True)]
     names = ("chosen on", "others", "all images")
-    return {f"{names[place]}: {data}": own for (place, data), own in some.assign(part=part).groupby(["part", "data"])}
+    return {
+        f"{names[place]}: {data}": group for (place, data), group in some.assign(part=part).groupby(["part", "data"])
+    }
 
 
 class Cost(NamedTuple):
@@ -137,8 +139,8 @@ def cost(rule: Rule, line: Line) -> Cost:
     """What a rule costs in a run."""
     accuracy, stop = signal(line, "test_acc"), rule(line)
     end = len(accuracy) - 1 if stop is None else stop
-    val, test = (own[end] / min(own) for own in (signal(line, "val_loss"), signal(line, "test_loss")))
-    best, later = (100 * (max(own) - accuracy[end]) for own in (accuracy, accuracy[end:]))
+    val, test = (losses[end] / min(losses) for losses in (signal(line, "val_loss"), signal(line, "test_loss")))
+    best, later = (100 * (max(reached) - accuracy[end]) for reached in (accuracy, accuracy[end:]))
     known = signal(line, "val_acc")
     kept, whole = (accuracy[part.index(max(part))] for part in (known[: end + 1], known))
     return Cost(end, end < len(accuracy) - 1, val, test, best, later, 100 * (whole - kept))
@@ -146,7 +148,7 @@ def cost(rule: Rule, line: Line) -> Cost:
 
 def stopped(costs: Sequence[Cost]) -> str:
     """How many runs are stopped."""
-    return f"{sum(own.stopped for own in costs)} of {len(costs)}"
+    return f"{sum(each.stopped for each in costs)} of {len(costs)}"
 
 
 _COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, median", "largest", "epochs spent",
@@ -156,17 +158,17 @@ _COSTS = ("overfitting: stopped", "healthy: stopped", "loss over the best, media
 def _costs(rule: Rule, some: Frame) -> list[str]:
     """What a rule stops, and what the overfitting runs cost then, by `_COSTS`."""
     bad, good = ([cost(rule, line) for line in kind.line] for kind in kinds(some))
-    ratios = [own.val_loss for own in bad]
-    spent = fmean((own.epoch + 1) / len(line["epochs"]) for own, line in zip(bad, kinds(some)[0].line, strict=True))
-    lost = fmean(own.best for own in bad)
+    ratios = [each.val_loss for each in bad]
+    spent = fmean((each.epoch + 1) / len(line["epochs"]) for each, line in zip(bad, kinds(some)[0].line, strict=True))
+    lost = fmean(each.best for each in bad)
     costs = [f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{100 * spent:.0f}%", f"{lost:.1f}"]
     return [stopped(bad), stopped(good), *costs]
 
 
 def _costs_by_part(name: str, by_name: Mapping[str, Rule], columns: int) -> Frame:
     rows = [
-        (part, label, *_costs(rule, own)[:columns])
-        for part, own in _parts(runs("output")).items()
+        (part, label, *_costs(rule, group)[:columns])
+        for part, group in _parts(runs("output")).items()
         for label, rule in by_name.items()
     ]
     return pd.DataFrame(rows, columns=["trainings", name, *_COSTS[:columns]])
@@ -188,8 +190,12 @@ def rises() -> Frame:
 
 def summary() -> Frame:
     """For each rule: what it stops of the held-out runs, and the median loss then."""
-    parts = {name.removeprefix("others: "): own for name, own in _parts(runs("output")).items() if "chosen" not in name}
-    rows = [[rule, *(cell for own in parts.values() for cell in _costs(stop, own)[:3])] for rule, stop in RULES.items()]
+    parts = {
+        name.removeprefix("others: "): group for name, group in _parts(runs("output")).items() if "chosen" not in name
+    }
+    rows = [
+        [rule, *(cell for group in parts.values() for cell in _costs(stop, group)[:3])] for rule, stop in RULES.items()
+    ]
     columns = [f"{name}: {column}" for name in parts for column in ("overfitting", "healthy", "loss")]
     return pd.DataFrame(rows, columns=["rule", *columns])
 
@@ -223,15 +229,15 @@ def scores() -> Frame:
     some = runs("output")
     held_out = some[[not chosen for chosen in chosen_on(some)]]
     table = pd.DataFrame({"by": list(_NUMBERS)})
-    for part, own in {**{data: held_out[(held_out.data == data) & ~held_out.long] for data in DATA},
+    for part, group in {**{data: held_out[(held_out.data == data) & ~held_out.long] for data in DATA},
                       "all": held_out}.items():  # fmt: skip
         cells = []
         for name, window in _NUMBERS.values():
-            have = own[[name in line["epochs"][0] for line in own.line]]
+            have = group[[name in line["epochs"][0] for line in group.line]]
             bad, good = ([max(_rises(line, name, window)) for line in kind.line] for kind in kinds(have))
             area = auroc([*bad, *good], [True] * len(bad) + [False] * len(good))
-            few = f" ({len(have)})" if len(have) < len(own) else ""
+            few = f" ({len(have)})" if len(have) < len(group) else ""
             cells.append([f"{area:.2f}{few}", f"{min(bad):.3f}", f"{max(good):.3f}"])
-        n_bad, n_good = map(len, kinds(own))
+        n_bad, n_good = map(len, kinds(group))
         table[[f"{part}: AUROC", f"least of {n_bad} overfitting", f"most of {n_good} healthy"]] = cells
     return table

@@ -20,7 +20,7 @@ def parts() -> dict[str, Frame]:
     some["part"] = some.condition.isin(["overfitting", "augmented"]).map({True: "chosen on", False: "others"})
     some["size"] = (some.network == "alexnet").map({True: "AlexNet", False: "small networks"})
     groups = some.sort_values("part", kind="stable").groupby(["part", "size"], sort=False)
-    return {": ".join(key): own for key, own in groups}
+    return {": ".join(key): group for key, group in groups}
 
 
 def share(some: Frame, damaged: str, rule: str, what: str) -> float:

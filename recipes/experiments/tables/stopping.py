@@ -103,9 +103,9 @@ def replay(line: Line, rule: Rule) -> dict[str, float]:
 
 def _costs(some: Frame, rules: dict[str, Rule], by: Sequence[str]) -> Frame:
     rows = []
-    for key, own in some.groupby(list(by)):
+    for key, group in some.groupby(list(by)):
         for name, rule in rules.items():
-            bad, good = (pd.DataFrame([replay(line, rule) for line in kind.line]) for kind in kinds(own))
+            bad, good = (pd.DataFrame([replay(line, rule) for line in kind.line]) for kind in kinds(group))
             costs = [spread(bad.accuracy, 1), spread(bad.loss), f"{mean(bad.epochs):.0f}", _stopped(bad)]
             rows.append((*key, name, *costs, spread(good.accuracy, 1), _stopped(good)))
     header = [*by, "rule", "overfitting: accuracy lost (points)", "loss above the best (nats)", "epochs", "stopped",
@@ -137,6 +137,6 @@ def compared() -> Frame:
     joined = []
     for line in some[same].line:
         pairs = zip(line["epochs"], others[line["key"]]["epochs"], strict=True)
-        joined.append({**line, "epochs": [{**other, **own} for own, other in pairs]})
+        joined.append({**line, "epochs": [{**other, **epoch} for epoch, other in pairs]})
     some = some[same].assign(line=joined)
     return _costs(some, _COMPARED, ["network", "data"])
