@@ -1,4 +1,4 @@
-"""What is kept of a probe so that it can be seen later: its images, small, and of each filter some of its maps."""
+"""What is kept of a probe to look at later: small images, and some maps of each filter."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from lightning_anomaly.report.layer_report import LayerReport
 
 KEPT = 256  # images of an `OutlierReport`, at most
-SIDE = 64  # of an image or a map's picture, at most (pixels)
-_PIXELS = 6_000_000  # of all images together, which a browser unpacks to four bytes each
-_MAP_SIDE = 8  # (pixels)
-_MAP_BYTES = (1_800_000, 18_000_000)  # of all maps in a page, two values in a byte: of most networks, and at most
-_FILTER_BYTES = 700  # that each filter adds in networks of more filters
-_STRIP = 8  # most and least active samples
+SIDE = 64  # longest side of an image (pixels)
+_PIXELS = 6_000_000  # in all images together; a browser unpacks each to four bytes
+_MAP_SIDE = 8  # longest side of a map (pixels)
+_MAP_BYTES = (1_800_000, 18_000_000)  # for all maps in a page, two values in a byte: at least and at most
+_FILTER_BYTES = 700  # for each filter, between those two
+_STRIP = 8  # samples with the largest means, and with the smallest
 
 
 class KeptMaps(NamedTuple):
     """Some maps of a layer's filters, on the CPU.
 
-    Of a volume it is the middle slice; a signal has a height of one, a single value both. From 0 to 255 goes the range
-    of the filter's ordinary maps, so that one over-exposed image does not leave all others dark.
+    Of a volume the middle slice is kept. Signals have a height of one, single values a width of one too. The values 0
+    to 255 span the range of the filter's ordinary maps, so that one over-exposed image does not darken all others.
     """
 
-    # The most wanted come first: a filter's outliers, its most and least active samples, then some spread evenly.
+    # In order: a filter's outliers, its most and least active samples, then others spread evenly over the probe.
     samples: Tensor  # whose maps are kept `(F, M)`
     maps: Tensor  # uint8 `(F, M, height, width)`
     most: Tensor  # samples with the largest mean of a map `(F, S)`, the largest first
@@ -42,16 +42,16 @@ class KeptMaps(NamedTuple):
 class Pictures(NamedTuple):
     """The pictures of a probe."""
 
-    images: Tensor | None  # uint8 `(N, height, width, channels)`, one or three channels; None of what cannot be drawn
+    images: Tensor | None  # uint8 `(N, height, width, channels)`, one or three channels; None if they cannot be drawn
     maps: Mapping[str, KeptMaps]
 
 
 def take_pictures(
     layers: Mapping[str, LayerReport], maps: Mapping[str, LayerMaps], inputs: Any, n_filters: int | None = None
 ) -> Pictures:
-    """Keep what can be seen of a probe, its `inputs` as a model takes them, and of the maps of the layers.
+    """Keep small pictures of a probe, given as the `inputs` of a model, and of some of its maps.
 
-    If these have only some of the network's filters, `n_filters` is the number of all: see `join_pictures`.
+    If the layers hold only some of the network's filters, `n_filters` is the number of all; see `join_pictures`.
     """
     if n_filters is None:
         n_filters = sum(len(layer.outliers) for layer in layers.values())
@@ -62,7 +62,7 @@ def take_pictures(
 
 
 def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pictures:
-    """Join the pictures of the first filters of each layer, of the next ones, and so on; their images do not count."""
+    """Join the maps of consecutive filters of each layer; the images are drawn again, from `inputs`."""
     layers: dict[str, list[KeptMaps]] = {}
     for part in parts:
         for name, kept in part.maps.items():
@@ -72,13 +72,15 @@ def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pic
 
 
 def _images_of(inputs: Any, samples: int) -> Tensor | None:
-    """Small pictures of the first tensor with as many samples."""
-    fitting = (own for own in tensors_in(inputs) if 2 <= own.ndim <= 5 and len(own) == samples and own.numel())
+    """Draw the first tensor that has an image for each sample."""
+    fitting = (
+        given for given in tensors_in(inputs) if 2 <= given.ndim <= 5 and len(given) == samples and given.numel()
+    )
     return next(map(probe_images, fitting), None)
 
 
 def check_images(images: Any, n_samples: int, dimensions: tuple[int, ...]) -> None:
-    """Raise ValueError unless `images` is a tensor with an image for each of N samples, of so many dimensions."""
+    """Raise ValueError unless `images` has an image for each of N samples and one of the numbers of dimensions."""
     found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
     if isinstance(found, str) or len(found) not in dimensions or found[0] != n_samples or 0 in found:
         raise ValueError(
@@ -90,9 +92,9 @@ def check_images(images: Any, n_samples: int, dimensions: tuple[int, ...]) -> No
 def probe_images(inputs: Tensor) -> Tensor:
     """Draw small pictures of samples: uint8 `(N, height, width, channels)`, on the CPU.
 
-    Of images `(N, C, H, W)` channels and values are shown as in `outlier_figure`, of volumes `(N, C, D, H, W)` the
-    middle slice, of signals `(N, C, L)` or `(N, L)` curves of up to three channels. Images of at most 64 pixels a side
-    keep every pixel as long as there are fewer than about a thousand.
+    Images `(N, C, H, W)` look as in `outlier_figure`. Of volumes `(N, C, D, H, W)` the middle slice is drawn, of
+    signals `(N, C, L)` or `(N, L)` curves of up to three channels. Sides are at most 64 pixels, and less of more than
+    about a thousand images.
     """
     side = max(1, min(SIDE, math.isqrt(_PIXELS // len(inputs))))
     small = torch.cat([shrink(part, side) for part in torch.split(inputs, 64)])
@@ -100,7 +102,7 @@ def probe_images(inputs: Tensor) -> Tensor:
 
 
 def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
-    """Keep some maps `(N, F, ...)`, of each filter as many as `room` bytes of a page hold."""
+    """Keep as many maps of each filter, out of `(N, F, ...)`, as fit into `room` bytes of a page."""
     maps = maps.cpu() if maps.device.type == "mps" else maps  # where there are no doubles
     count, filters = maps.shape[:2]
     if maps.ndim == 5:
@@ -119,22 +121,22 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     samples = score.argsort(dim=1, descending=True, stable=True)[:, :size]
     low = _quantile(maps.amin((2, 3)), 0.05)
     high = _quantile(maps.amax((2, 3)), 0.95)
-    # A filter that is silent for nearly all samples has no ordinary maps: its largest value is the brightest.
+    # A filter that is silent for nearly all samples has no ordinary range: then 255 is its largest value.
     high = torch.where(high > low, high, maps.amax((1, 2, 3))[:, None, None, None])
     chosen = maps.gather(1, samples[..., None, None].expand(-1, -1, *shape))
     codes = ((chosen - low) / (high - low).clamp_min(1e-30)).clamp(0, 1).mul(255).round().to(torch.uint8)
-    # A slice would keep the positions of all samples, here and in every file that the report is stored in.
+    # A slice would keep its whole tensor alive, here and in every file that stores the report.
     samples, most, least = (part.contiguous().cpu() for part in (samples, most, least))
     return KeptMaps(samples, codes.cpu(), most, least)
 
 
 def _quantile(values: Tensor, fraction: float) -> Tensor:
-    """Of the rows of `(F, N)`, as `(F, 1, 1, 1)`."""
+    """Return a quantile of each row of `(F, N)`, as `(F, 1, 1, 1)`."""
     place = 1 + round(fraction * (values.shape[1] - 1))
-    # Not `kthvalue`, which torch refuses on a GPU where it is to be deterministic.
+    # Not `kthvalue`: on a GPU torch refuses it where algorithms have to be deterministic.
     return values.sort(1).values[:, place - 1, None, None, None]
 
 
 def even_order(count: int) -> Tensor:
-    """The numbers below `count` in an order whose every beginning is spread evenly over them."""
+    """Order the numbers below `count` so that the first few, however many, are spread evenly."""
     return (torch.arange(count, dtype=torch.float64, device="cpu") * (math.sqrt(5) - 1) / 2).frac().argsort()

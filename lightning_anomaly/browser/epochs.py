@@ -1,4 +1,4 @@
-"""Points of earlier analyses, small enough to keep, which show how the points of a filter separate in a training."""
+"""Points of earlier analyses, packed small; they show how a filter's points move apart over a run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from lightning_anomaly.report import AnomalyReport
 
 _MOST = 20  # analyses, the last one included
-_KEPT_BYTES = 4_000_000  # of an analysis in memory
-_PACKED_BYTES = (1_200_000, 8_000_000)  # of all in a page before they are compressed: of most networks, and at most
-_FILTER_BYTES = 300  # that each filter adds in networks of more filters
-_MIN_SAMPLES = 24  # samples of a filter: rather fewer analyses are shown
-_STEPS = 24  # of a coordinate for one of asinh: 0.04 standard deviations near 0, 4% far out
+_KEPT_BYTES = 4_000_000  # for one analysis in memory
+_PACKED_BYTES = (1_200_000, 8_000_000)  # for all in a page, before compression: at least and at most
+_FILTER_BYTES = 300  # for each filter, between those two
+_MIN_SAMPLES = 24  # samples of a filter; analyses are left out before it has fewer
+_STEPS = 24  # codes for each unit of asinh: steps of 0.04 standard deviations near 0, of 4% far out
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class EpochPoints:
         self._stride = 1
 
     def add(self, report: AnomalyReport, epoch: int, step: int) -> None:
-        """Keep the points of an analysis; of more than twenty every second, later every fourth one, and so on."""
+        """Keep the points of an analysis. Beyond twenty only every second one is kept, then every fourth, and so on."""
         if self._seen % self._stride == 0:
             filters = sum(len(layer.verdicts) for layer in report.layers.values())
             count = max(1, _KEPT_BYTES // (2 * max(1, filters)))
@@ -66,14 +66,14 @@ class EpochPoints:
 
 
 def packed_frames(report: AnomalyReport, frames: Sequence[Frame]) -> tuple[list[str], int, dict[str, bytes]]:
-    """Pack some samples of every filter in earlier analyses: its outliers, and others spread evenly over the probe.
+    """Pack the points of earlier analyses: for each filter its outliers, and others spread evenly over the probe.
 
-    Principal components have no sign, so each is turned to where its points are in the next analysis; `report` is of
-    the last one, and has the same layers and samples.
+    The sign of a principal component is arbitrary, so each takes the sign that fits the next analysis best. `report`,
+    the last analysis, has the same layers and samples.
 
     Returns:
-        What the analyses packed are called, by epoch or, where an epoch has several, by step; the number of samples S;
-        and by layer bytes: steps from sample to sample `(F, S)` in uint32, then of E analyses all first and all second
+        Names of the E analyses, by epoch or, where an epoch has several, by step; the number of samples S of a filter;
+        and bytes for each layer: steps from sample to sample, uint32 `(F, S)`, then all first and all second
         coordinates, int8 `(2, E, F, S)`.
     """
     filters = sum(len(layer.verdicts) for layer in report.layers.values())

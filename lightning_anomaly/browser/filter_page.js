@@ -25,7 +25,7 @@ const STRIP = 40; // tiles
 export async function filterPage(report, place, query) {
   const { pin: pinned = null, by = "cluster", ...chosen } = query;
   const [points, map] = await Promise.all([report.points(place), report.maps(place)]);
-  const own = report.layers[place.layer];
+  const layer = report.layers[place.layer];
   const same = (other) => other.layer === place.layer && other.filter === place.filter;
   let list = chosenFilters(report, chosen);
   if (!list.some(same)) list = report.filters;
@@ -47,7 +47,7 @@ export async function filterPage(report, place, query) {
           "span",
           { class: "of-layer" },
           "of ",
-          make("a", { href: address(["filters"], { layer: place.layer }) }, layerText(own.name)),
+          make("a", { href: address(["filters"], { layer: place.layer }) }, layerText(layer.name)),
         ),
       ),
       make("p", { class: "verdict" }, verdictBadge(report.kind(place)), ` ${VERDICTS[report.kind(place)] ?? ""}`),
@@ -269,7 +269,7 @@ function groupLegend(report, scatter, labelled) {
 
 /** Rows of samples; `pin(sample)` is called on a click, without it a tile leads to its sample. */
 function strips(report, place, map, pin) {
-  const own = report.layers[place.layer];
+  const layer = report.layers[place.layer];
   const outliers = report.outliers(place);
   const tiles = (samples) =>
     make(
@@ -290,9 +290,9 @@ function strips(report, place, map, pin) {
     );
   if (outliers.length)
     found.push(strip("Outliers", `${count(outliers.length, "sample")}${first(outliers)}`, outliers.slice(0, STRIP)));
-  if (own.maps) {
-    found.push(strip("Most active", "largest mean of the map", own.most[place.filter]));
-    found.push(strip("Least active", "smallest mean of the map", own.least[place.filter]));
+  if (layer.maps) {
+    found.push(strip("Most active", "largest mean of the map", layer.most[place.filter]));
+    found.push(strip("Least active", "smallest mean of the map", layer.least[place.filter]));
   }
   return found;
 }

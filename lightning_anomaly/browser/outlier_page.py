@@ -29,7 +29,7 @@ def write_outlier_page(
     """Write the images with the largest scores as an HTML file, see `OutlierReport.save_html`."""
     named = None if labels is None else plain_labels(labels, len(report.scores))
     rows = report.rows(KEPT)
-    # By which a browser keeps what was ticked: the same for the same ranking, whatever its images are called.
+    # A browser stores ticks under this key, which depends on the ranking and not on the names of the images.
     ranking = [[row["position"], row["score"]] for row in rows]
     key = hashlib.sha256(json.dumps(ranking).encode()).hexdigest()[:16]
     above = {*report.above_calibration}

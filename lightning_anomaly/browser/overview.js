@@ -197,9 +197,9 @@ function curves({ epochs, counts, losses }) {
 function chart(epochs, series) {
   const width = Math.min(560, window.innerWidth - 60); // so that letters are of one size on all screens
   const [height, left, right, top, bottom] = [190, 44, 12, 10, 30];
-  const values = series.flatMap((one) => one.values).filter((value) => value !== null);
-  const lowest = Math.min(0, ...values);
-  const highest = lowest + 1.05 * (Math.max(...values) - lowest || 1); // a count of 0 throughout has an axis too
+  const heights = series.flatMap((one) => one.values).filter((value) => value !== null);
+  const lowest = Math.min(0, ...heights);
+  const highest = lowest + 1.05 * (Math.max(...heights) - lowest || 1); // a count of 0 throughout has an axis too
   const x = (i) => left + (epochs.length > 1 ? i / (epochs.length - 1) : 0.5) * (width - left - right);
   const y = (value) => height - bottom - ((value - lowest) / (highest - lowest)) * (height - top - bottom);
   const text = (content, attributes) => makeSvg("text", attributes, content);
@@ -215,8 +215,8 @@ function chart(epochs, series) {
   for (let i = 0; i < epochs.length; i += every) {
     parts.push(text(String(epochs[i]), { x: x(i), y: height - 10, "text-anchor": "middle" }));
   }
-  for (const { name, values: own, colour, dash } of series) {
-    const known = own.map((value, i) => [value, i]).filter(([value]) => value !== null);
+  for (const { name, values, colour, dash } of series) {
+    const known = values.map((value, i) => [value, i]).filter(([value]) => value !== null);
     parts.push(
       makeSvg("polyline", {
         points: known.map(([value, i]) => `${x(i)},${y(value)}`).join(" "),

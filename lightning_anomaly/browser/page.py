@@ -1,4 +1,4 @@
-"""A page: template, style, code and data in one file that refers to nothing outside itself; a notebook shows it."""
+"""A page: template, style, code and data in one file, which refers to nothing outside and which a notebook shows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BrowserFile:
         return str(self.path)
 
     def _repr_html_(self) -> str:
-        # The page itself and not its address: a notebook's server does not serve the file, and this can be sent along.
+        # The page itself, as a notebook's server does not serve the file, and whoever gets the notebook gets the page.
         page = escape(self.path.read_text(encoding="utf-8"))
         return f'<iframe title="Browser of a report" style="{_FRAME}" srcdoc="{page}"></iframe>'
 
@@ -53,7 +53,7 @@ def write(path: str | Path, text: str) -> None:
 
 
 def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
-    """Labels by position as plain values, also out of tensors, arrays and columns of tables, whose index has no say."""
+    """Convert labels to plain values by position, those of tensors, arrays and columns of tables included."""
     if len(labels) != count:
         raise ValueError(f"Parameter `labels` should have {count} entries, one for each image. Found {len(labels)}.")
     return [value.tolist() if hasattr(value, "tolist") else value for value in labels]
@@ -62,11 +62,11 @@ def plain_labels(labels: Sequence[Any], count: int) -> list[Any]:
 def assemble(
     code: str, index: Mapping[str, Any], images: Tensor | None, blocks: Mapping[str, bytes] | None = None
 ) -> str:
-    """Put a page together, as text. Its JavaScript is the files that `code` names, in the order of their imports.
+    """Return the text of a page. `code` names its JavaScript files, each behind those that it imports.
 
-    In the page they are one module, so no two of them define the same name. It reads the plain values of `index` at
-    once, which have a `"title"`, and unpacks `blocks` when needed. The `images`, uint8 `(N, height, width, channels)`
-    with one or three channels, become one PNG file.
+    They become one module, so no two may define the same name. The page reads `index` at once, which needs a `"title"`,
+    and unpacks each of the `blocks` when it is needed. The `images`, uint8 `(N, height, width, channels)` with one or
+    three channels, become one PNG file.
     """
     placed, sprite = (None, {}) if images is None else _sprite(images)
     plain = json.dumps({**index, "images": placed}, separators=(",", ":"), allow_nan=False).encode()
@@ -87,7 +87,7 @@ def assemble(
 
 
 def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
-    """All images side by side, row by row, in a PNG file, and how to find one in it."""
+    """Put all images into one PNG file, row by row; return how to find one in it, and the file."""
     from PIL import Image
 
     count, height, width, channels = images.shape
@@ -102,7 +102,7 @@ def _sprite(images: Tensor) -> tuple[dict[str, int], dict[str, bytes]]:
 
 
 def _module(code: str) -> str:
-    """The files as one module: they import only from each other."""
+    """Join the files into one module, without their imports, which are from each other."""
     text = "\n".join(_text(f"{name}.js") for name in code.split())
     return re.sub(r"^(export |import [^;]*;\n)", "", text, flags=re.MULTILINE)
 
@@ -112,5 +112,5 @@ def _text(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """What the page's policy knows its own code by: no other runs, should a name ever be taken for HTML."""
+    """Hash a part for the page's content security policy: should a name ever be read as HTML, its code does not run."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,7 +1,7 @@
 """The page of an `AnomalyReport`: its filters and the samples of its probe.
 
-All of a report in few bytes: an index of plain values that the page reads at once, and blocks that it unpacks when
-needed, which are points and maps of each layer, scores and reactions.
+It holds a report in few bytes: an index of plain values that it reads at once, and blocks that it unpacks when needed,
+with points and maps of each layer, scores and reactions.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def page_text(
 ) -> str:
     """Write a report as the text of an HTML page, see `AnomalyReport.save_html`.
 
-    Samples are found by their `names` too; `frames` are the points of earlier analyses, and entries of the history may
-    have `"losses"`, a dict.
+    A reader can look for samples by `names`. `frames` are the points of earlier analyses. Entries of `history` may have
+    a dict `"losses"`.
     """
     pictures = report.pictures or Pictures(None, {})
     if not report.layers:  # nothing was analyzed, and the page says why
@@ -77,7 +77,7 @@ def page_text(
         "fraction": _short(report.fraction),
         "sparsity": _short(report.sparsity),
         "votes": report.outlier_samples,
-        # Not rounded: what is rounded twice may read otherwise than in the report's table. Infinite ones are None.
+        # Not rounded: rounded twice, a score may differ from that in the report's table. Infinite ones are None.
         "scores": [score if math.isfinite(score) else None for score in report.outlier_scores.tolist()],
         "ordinary": usual_score(report.outlier_scores),
         "reasons": [report.outlier_reasons(sample) for sample in range(report.n_samples)],
@@ -99,28 +99,32 @@ def page_text(
 
 
 def usual_score(scores: Tensor) -> float:
-    """The score that 95% of the finite ones are below; 0 without any."""
+    """Return the score that 95% of the finite scores are below; 0 if there are none."""
     finite = scores[scores.isfinite()].double()
     return _short(torch.quantile(finite, 0.95).item()) or 0.0 if len(finite) else 0.0
 
 
 def _views(report: AnomalyReport) -> tuple[list[dict[str, Any]], bytes]:
-    """The name and the float64 scores `(N,)` of each view of the samples and of each layer."""
-    views: list[tuple[str | None, str | None, Tensor]] = [(view, None, own) for view, own in report.view_scores.items()]
-    views += [(None, name, own.outlier_scores) for name, own in report.layers.items()]
-    told = [{"view": view, "layer": name, "ordinary": usual_score(own)} for view, name, own in views]
-    return told, b"".join(own.double().numpy().astype("<f8").tobytes() for *_, own in views)
+    """Describe each view of the samples and each layer, and pack their scores, float64 `(N,)` each."""
+    views: list[tuple[str | None, str | None, Tensor]] = [
+        (view, None, scores) for view, scores in report.view_scores.items()
+    ]
+    views += [(None, name, layer.outlier_scores) for name, layer in report.layers.items()]
+    told = [{"view": view, "layer": name, "ordinary": usual_score(scores)} for view, name, scores in views]
+    return told, b"".join(scores.double().numpy().astype("<f8").tobytes() for *_, scores in views)
 
 
 def _reactions(report: AnomalyReport) -> tuple[int, bytes]:
-    """Of each sample the filters from whose mean its point is farthest, uint32 `(N, k)`, and how far, float32 `(N, k)`.
+    """Pack the k filters that react most to each sample, uint32 `(N, k)`, and how strongly, float32 `(N, k)`.
 
-    Filters are numbered through all layers; k comes first.
+    A reaction is the distance of the sample's point from the filter's mean. Filters are numbered through all layers.
+    Returns k first.
     """
-    points = [layer.points for layer in report.layers.values()]
-    if not points:
+    if not report.layers:
         return 0, b""
-    distances = torch.cat([own.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt() for own in points])
+    distances = torch.cat(
+        [layer.points.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt() for layer in report.layers.values()]
+    )
     found = distances.T.topk(min(_REACTIONS, len(distances)), 1)
     parts = found.indices.numpy().astype("<u4"), found.values.float().numpy().astype("<f4")
     return found.indices.shape[1], b"".join(part.tobytes() for part in parts)
@@ -145,7 +149,7 @@ def _layer(name: str, layer: LayerReport, ranks: list[int | None]) -> dict[str, 
 
 
 def _rows(flags: Tensor) -> dict[str, list[int]]:
-    """The places of what is true in each row, of rows that have any."""
+    """List the places that are true in each row, without empty rows."""
     rows: dict[str, list[int]] = {}
     for row, place in flags.nonzero().tolist():
         rows.setdefault(str(row), []).append(place)
@@ -153,12 +157,12 @@ def _rows(flags: Tensor) -> dict[str, list[int]]:
 
 
 def _short(value: float) -> float | None:
-    """Four digits of a number; JSON has no other than finite ones."""
+    """Round to four digits; None for infinite numbers and NaN, which JSON does not have."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def _points(layer: LayerReport, shown: Tensor) -> bytes:
-    """The points of a layer's filters, of each those of the samples `shown` and of those that it sets apart."""
+    """Pack each filter's points of the samples `shown`, of its outliers and of its isolated samples."""
     points = layer.points.nan_to_num(0.0, 0.0, 0.0)
     low, high = points.amin(1), points.amax(1)
     included = shown | layer.outliers | layer.isolated
@@ -183,7 +187,7 @@ def _points(layer: LayerReport, shown: Tensor) -> bytes:
 
 
 def _maps(kept: KeptMaps) -> bytes:
-    """The maps by sample: steps from sample to sample `(F, M)`, then pixels, two in a byte, low half first."""
+    """Pack maps by sample: steps from sample to sample `(F, M)`, then pixels, two in a byte, low half first."""
     samples, order = kept.samples.sort(1)
     steps = samples.diff(dim=1, prepend=samples.new_zeros(len(samples), 1))
     levels = kept.maps.flatten(2).gather(1, order[..., None].expand(-1, -1, kept.maps[0, 0].numel()))
@@ -195,8 +199,8 @@ def _maps(kept: KeptMaps) -> bytes:
 
 
 def _labels(values: list[Any]) -> dict[str, Any]:
-    """The different labels in their order, and which of them each sample has."""
-    told = [str(value) for value in values]  # also where values cannot be compared: lists have no hash, NaN no equal
+    """List the distinct labels in order, and for each sample the place of its label among them."""
+    told = [str(value) for value in values]  # as lists have no hash, and NaN does not equal itself
     known = dict(zip(told, values, strict=True))
     numbers = all(isinstance(value, (int, float)) for value in values)
     names = sorted(known, key=known.__getitem__ if numbers else None)
@@ -220,8 +224,8 @@ def _history(history: Sequence[Mapping[str, Any]] | None) -> dict[str, Any] | No
 
 
 def _left_out(samples: int, count: int, maps: Sequence[KeptMaps]) -> list[str]:
-    """Sentences on what the page does not have: points of more than `count` samples, and maps."""
-    notes, kept = [], [own.samples.shape[1] for own in maps]
+    """Say what the page leaves out: points beyond `count` samples, and maps."""
+    notes, kept = [], [layer.samples.shape[1] for layer in maps]
     if count < samples:
         notes.append(
             f"To keep this file small, a filter shows the points of {count:,} samples, spread evenly over the "

@@ -51,28 +51,29 @@ export const SCORE_TERMS = [
 ];
 
 /** What is known of a filter, as pairs of a term and its sentence. */
-export function facts(report, { layer, filter }) {
-  const own = report.layers[layer];
-  const outliers = report.outliers({ layer, filter }).length;
+export function facts(report, place) {
+  const { filter } = place;
+  const layer = report.layers[place.layer];
+  const outliers = report.outliers(place).length;
   const told = [];
   if (outliers) told.push(["Outliers", `${count(outliers, "sample")} of ${number(report.samples)}`]);
-  const isolated = report.isolated({ layer, filter }).length;
+  const isolated = report.isolated(place).length;
   if (isolated)
     told.push(["Isolated", `${count(isolated, "sample")}, farther out than the tail of the others explains`]);
-  if (own.n_components[filter]) {
+  if (layer.n_components[filter]) {
     const chosen = outliers ? "the largest index of those that show its outliers" : "the largest index";
-    told.push(["Clusters", `K = ${own.n_components[filter]}: ${chosen}`]);
+    told.push(["Clusters", `K = ${layer.n_components[filter]}: ${chosen}`]);
     told.push([
       "Calinski-Harabasz",
-      `${number(own.calinski_harabasz[filter])}, larger where clusters lie further apart`,
+      `${number(layer.calinski_harabasz[filter])}, larger where clusters lie further apart`,
     ]);
-    told.push(["Smallest cluster", `${percent(own.smallest_share[filter])} of the samples`]);
-    told.push(["Explained", `${percent(own.explained[filter])} of the maps' variance lies in this picture`]);
+    told.push(["Smallest cluster", `${percent(layer.smallest_share[filter])} of the samples`]);
+    told.push(["Explained", `${percent(layer.explained[filter])} of the maps' variance lies in this picture`]);
   }
-  told.push(["Sparsity", `${percent(own.sparsity[filter])} of its map's values are zero or less`]);
-  const size = own.map_size.join(" × ") || "a single value";
-  const pooled = String(own.map_size) !== String(own.analyzed_size);
-  told.push(["Map", pooled ? `${size}, analyzed as ${own.analyzed_size.join(" × ")}` : size]);
+  told.push(["Sparsity", `${percent(layer.sparsity[filter])} of its map's values are zero or less`]);
+  const size = layer.map_size.join(" × ") || "a single value";
+  const pooled = String(layer.map_size) !== String(layer.analyzed_size);
+  told.push(["Map", pooled ? `${size}, analyzed as ${layer.analyzed_size.join(" × ")}` : size]);
   return told;
 }
 

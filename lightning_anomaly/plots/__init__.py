@@ -1,7 +1,7 @@
 """Pictures of a report: the clearest anomalies, the outlier samples' images, a map of all filters; and of comparisons.
 
-Every function returns a `matplotlib.figure.Figure` that no window knows of, or None where there is nothing to show.
-pyplot is not used, and matplotlib's settings, which may be the user's own, neither change nor matter.
+Every function returns a `matplotlib.figure.Figure`, or None where there is nothing to show. pyplot is not used, so no
+window opens, and the user's matplotlib settings are neither changed nor used.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ __all__ = [
     "verdict_map",
 ]
 
-# What loggers and the command line are given, by name: each draws a report and, if its images are known, what
-# `outlier_images` took of them.
+# What loggers and the command line draw, by name, each from a report and what `outlier_images` returned, None where
+# there are no images.
 FIGURES: Mapping[str, Callable[[AnomalyReport, Tensor | None], Figure | None]] = {
     "verdicts": lambda report, _: verdict_map(report),
     "filters": lambda report, _: filter_figure(report),

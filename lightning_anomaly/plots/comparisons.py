@@ -1,4 +1,4 @@
-"""Layers by validations: whether, where in a network and since when training images are told from validation images."""
+"""Layers by validations: whether, where and since when a network tells training images from validation images."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
-# As that of a `TwoSampleCallback`. What stands in `metrics` of an output that is not compared, or of a layer without an
-# entry in `share_p_values`, is of before or stands for nothing.
+# As `TwoSampleCallback.history`. Where the output is not compared, or a layer has no entry in `share_p_values`, its
+# numbers in `metrics` are placeholders or those of an earlier validation.
 History = Sequence[Mapping[str, Any]]
 
-_LAYER = "layer/"  # what the names of layers' metrics begin with
-# Of shares, from none to the largest: hue says whether chance explains them, lightness how large they are.
+_LAYER = "layer/"  # prefix of the layers' metrics
+# For shares from 0 to the largest: hue says whether chance explains them, lightness how large they are.
 _CHANCE_SHADES, _TELLING_SHADES = ("#FFFFFF", "#8C8C8C"), ("#FDD9B5", "#D55E00", "#7A2E00")
 _CHANCE, _TELLING = "#8C8C8C", "#D55E00"
-_FULL = 0.2  # the share with the darkest shade, where none is larger: what chance gives should look pale
-_AREAS = (0.48, 0.6)  # always on the axis: what chance gives should look flat
-_ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a layer with its name, of all at least, and at most (inches)
+_FULL = 0.2  # least share for the darkest shade, so that what chance gives looks pale
+_AREAS = (0.48, 0.6)  # always on the axis, so that what chance gives looks flat
+_ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a named layer, and least and largest of all layers (inches)
 
 
 def comparison_figure(history: History, significance: float) -> Figure:
     """Draw whether and where training images are told from validation images, at every validation so far.
 
     Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
-    the share of its filters or units that tell the two apart. What chance explains is grey, and orange what it hardly
-    gives; where nothing could be compared the row is hatched. The layers are those of the last validation, in its
-    order. The figure stays within 7 x 16 inches: of many layers, only some are named.
+    the share of its filters or units that tell the two apart. What chance explains is grey, what it does not is orange;
+    where nothing could be compared the row is hatched. The layers are those of the last validation, in its order. The
+    figure stays within 7 x 16 inches: of many layers, only some are named.
 
-    Chance is no explanation at p-values up to `significance`, which for layers know how many there are.
+    Chance explains p-values above `significance`; those of layers are corrected for the number of layers.
     """
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
@@ -73,7 +73,7 @@ def _draw_output(axes: Axes, history: History, significance: float) -> None:
     axes.plot(areas, color=_CHANCE, linewidth=1.0)
     looks = ((False, "white", _CHANCE), (True, _TELLING, _TELLING))
     for (telling, face, edge), words in zip(looks, _legend(significance), strict=True):
-        places = [place for place, own in enumerate(tells) if own is telling]
+        places = [place for place, tell in enumerate(tells) if tell is telling]
         size = min(25.0, max(4.0, 1200 / len(history)))  # square points
         axes.scatter(places, [areas[place] for place in places], size, face, edgecolors=edge, label=words, zorder=3)
     low, high = (pick(*_AREAS, *(area for area in areas if area == area)) for pick in (min, max))
@@ -99,7 +99,7 @@ def _shares(history: History, layers: Sequence[str], significance: float) -> tup
 
 
 def _draw_layers(axes: Axes, shares: np.ndarray, telling: np.ndarray) -> list[QuadMesh]:
-    """The shares that chance explains, and those that it does not."""
+    """Draw the shares that chance explains, then those that it does not."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -112,8 +112,8 @@ def _draw_layers(axes: Axes, shares: np.ndarray, telling: np.ndarray) -> list[Qu
     axes.set_ylim(max(rows, 1) - 0.5, -0.5)
     x, y, highest = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, max(_FULL, np.nanmax(shares, initial=0))
     meshes = []
-    for own, shades in ((False, _CHANCE_SHADES), (True, _TELLING_SHADES)):
-        cells = np.ma.masked_where(missing | (telling != own), shares)
+    for wanted, shades in ((False, _CHANCE_SHADES), (True, _TELLING_SHADES)):
+        cells = np.ma.masked_where(missing | (telling != wanted), shares)
         cmap = LinearSegmentedColormap.from_list("", shades)
         meshes.append(axes.pcolormesh(x, y, cells, cmap=cmap, vmin=0, vmax=highest))
     return meshes

@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from lightning_anomaly.report import AnomalyReport, LayerReport
 
 _PANELS = 6
-_MARKERS = "osD^v"  # one after another where there are more components than colours
+_MARKERS = "osD^v"  # the next one each time that the colours are used up
 _OUTLIER = "outlier sample"
 _ENTRY = 1.35  # width of an entry of the legend of components (inches)
-_CLEAR = 5.0  # a gap that nobody misses (spreads of the other samples)
+_CLEAR = 5.0  # a gap that is plain to see (in spreads of the other samples)
 
 
 def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[str, int]]:
     """Find the anomaly filters whose outliers lie most clearly apart from the other samples, as `(layer, filter)`.
 
-    The gap decides: the median over the outliers of the distance to the nearest sample that is none, in units of the
-    others' spread (the root of their mean squared distance to their mean). Gaps of more than 5 count as equally clear,
-    and among those the filter whose other samples vary most comes first: else the list would be of filters that are
-    silent but for their outliers, which are many in sparse layers and look all the same.
+    The gap decides: the median distance of an outlier to the nearest other sample, in units of the other samples'
+    spread (the root of their mean squared distance to their mean). Gaps above 5 count as equally clear, and among those
+    the filter whose other samples vary most comes first. Otherwise filters that are silent but for their outliers would
+    fill the list: sparse layers have many, and all look the same.
     """
     clearness = {
         (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
@@ -49,7 +49,7 @@ def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     distances = torch.cdist(points[outliers], others)
     spread = (others - others.mean(0)).square().sum(1).mean().sqrt()
-    gap = distances.amin(1).median() / spread.clamp_min(1e-6)  # the others may be one and the same point
+    gap = distances.amin(1).median() / spread.clamp_min(1e-6)  # the others may all be one point
     return min(_CLEAR, gap.item()), spread.item()
 
 
@@ -83,11 +83,13 @@ def layer_figure(report: AnomalyReport, layer: str) -> Figure:
     Raises:
         ValueError: If the report does not have the layer.
     """
-    own = _layer_of(report, layer)
-    anomalies = clearest_filters(replace(report, layers={layer: own}), _PANELS)
-    others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in own.filters(verdict)]
+    found = _layer_of(report, layer)
+    anomalies = clearest_filters(replace(report, layers={layer: found}), _PANELS)
+    others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in found.filters(verdict)]
     chosen = (anomalies + others)[:_PANELS]
-    title = f"{len(own.filters(ANOMALY))} of {len(own.verdicts)} filters are anomaly filters; shown are {len(chosen)}"
+    title = (
+        f"{len(found.filters(ANOMALY))} of {len(found.verdicts)} filters are anomaly filters; shown are {len(chosen)}"
+    )
     return _draw_panels(report, chosen, f"{layer_text(layer, 40)}: {title}")
 
 
@@ -128,7 +130,7 @@ def _draw_panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: st
         if title is not None:
             figure.suptitle(title, parse_math=False)
         entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
-        handles = {label: handle for own in entries for handle, label in own}
+        handles = {label: handle for panel in entries for handle, label in panel}
         labels = sorted(handles, key=lambda label: (label == _OUTLIER, len(label), label))
         ncols = math.ceil(len(labels) / math.ceil(len(labels) * _ENTRY / width))
         shown = [handles[label] for label in labels]

@@ -28,10 +28,9 @@ def outlier_figure(report: AnomalyReport, images: Tensor) -> Figure | None:
     Args:
         report: The report.
         images: The probe's images `(N, C, H, W)`. One or three channels are shown as they are, of other numbers only
-            the first. uint8 is shown as it is. Anything else, normalized images above all, is scaled channel by
-            channel so that the range of an ordinary image of the probe goes from black to white: this undoes a
-            normalization, and what is darker or brighter than ordinary images looks so. (Scaled one by one, a black
-            image and an over-exposed one would look like any other.)
+            the first. uint8 is shown as it is. All else is scaled channel by channel, so that the range of an ordinary
+            image of the probe goes from black to white. This undoes a normalization, and unlike scaling each image by
+            itself it keeps a black image black and an over-exposed one white.
 
     Returns:
         The figure, each image under the caption of its place in the probe and its score; None if no sample has a
@@ -44,7 +43,7 @@ def outlier_figure(report: AnomalyReport, images: Tensor) -> Figure | None:
 
 
 def outlier_images(report: AnomalyReport, images: Tensor) -> Tensor:
-    """Pick the images that `outlier_figure` shows: all that has to be kept of a probe to draw it later.
+    """Pick the images that `outlier_figure` shows; nothing else of a probe has to be kept to draw it later.
 
     They are uint8 `(n, H, W, C)` with one or three channels, on the CPU.
     """
@@ -62,7 +61,7 @@ def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
 
 
 def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
-    """Images uint8 `(n, H, W, C)` with one or three channels in rows, each under its caption of up to three lines."""
+    """Draw images uint8 `(n, H, W, C)` with one or three channels in rows, captions of up to three lines above them."""
     columns = min(8, len(images), max(4, math.ceil(math.sqrt(len(images)))))
     rows = math.ceil(len(images) / columns)
     with new_figure(max(5.0, 1.5 * columns), 2.0 * rows + 0.8) as figure:  # the heading needs as much
@@ -71,7 +70,7 @@ def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
             axes.set_title(caption, parse_math=False)  # of the user's names
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(color="#B0B0B0", linewidth=0.6)  # a frame, as a white image is none on white paper
+            axes.spines[:].set(color="#B0B0B0", linewidth=0.6)  # a frame, so that a white image is seen
         figure.suptitle(heading, fontsize=10)
     return figure
 

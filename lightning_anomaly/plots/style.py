@@ -29,7 +29,7 @@ _STYLE = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "figure.d
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure that looks the same whatever the user's matplotlib style is, while it is filled (inches)."""
+    """Make a figure (inches) whose style, within the `with` block, is not the user's."""
     import matplotlib.style
 
     from lightning_anomaly.plots.notebook import NotebookFigure

@@ -99,8 +99,8 @@ class AnomalyReport(Tabular):
     @property
     def sparsity(self) -> float:
         """Fraction of map values that are at most 0, averaged over the filters that have no NaN; 0 without any."""
-        known = [own.sparsity[[verdict != NONFINITE for verdict in own.verdicts]] for own in self.layers.values()]
-        return torch.cat(known).double().mean().item() if any(len(own) for own in known) else 0.0
+        known = [layer.sparsity[[verdict != NONFINITE for verdict in layer.verdicts]] for layer in self.layers.values()]
+        return torch.cat(known).double().mean().item() if any(map(len, known)) else 0.0
 
     @property
     def outlier_samples(self) -> list[int]:
@@ -308,7 +308,7 @@ class AnomalyReport(Tabular):
         votes = self.outlier_samples
         found = (
             f"{self.count} anomaly filters ({100 * self.fraction:.1f}% of those with varying maps), "
-            f"{sum(own > 0 for own in votes)} of {self.n_samples} probe samples are outliers of at least one"
+            f"{sum(count > 0 for count in votes)} of {self.n_samples} probe samples are outliers of at least one"
         )
         scores = self.outlier_scores.tolist()
         top = [f"{i} ({scores[i]:.1f})" for i in self.by_outlier_score[:5]]
