@@ -135,7 +135,8 @@ def test_a_page_has_votes_images_labels_files_epochs_counts_and_losses(fitted: F
         assert index["layers"][0]["maps"]["kept"] == 60
         assert index["history"]["epochs"] == [0, 1, 2, 3]  # the page of the 4th analysis is there before its last loss
         assert index["epochs"] == {"of": ["epoch 0", "epoch 1", "epoch 2"], "samples": 60}
-        assert index["history"]["counts"]["anomaly filters"] == [entry["metrics"]["count"] for entry in fitted.ours.history]
+        counts = [entry["metrics"]["count"] for entry in fitted.ours.history]
+        assert index["history"]["counts"]["anomaly filters"] == counts
         losses = index["history"]["losses"]
         assert set(losses) == {"train_loss", "val_loss"}
         assert all(value is not None for values in losses.values() for value in values)
