@@ -133,7 +133,8 @@ class OutlierDetector:
     def score(self, images: Tensor) -> Tensor:
         """Score a batch of images `(n, ...)`: the larger, the less an image belongs; float64 `(n,)`, on the CPU.
 
-        An image with NaN or infinite values has an infinite score.
+        An image with NaN or infinite values has an infinite score. Each process scores its images without waiting for
+        the others, as in `Trainer.predict`.
 
         Raises:
             ValueError: If the detector is not fitted, or the images are of another shape than the reference.
@@ -142,7 +143,7 @@ class OutlierDetector:
         check_shape("images", images.shape[1:], fitted)
         filters = fitted.scorer.needs_layers
         with self._lock:
-            run = Run(self.model, 0, False)
+            run = Run(self.model, 0, False, alone=True)
             statistics = run.statistics(torch.arange(len(images), device="cpu"), images, self._watched, filters)
         return run.judge(fitted.scorer.to(run.device) if filters else fitted.scorer, statistics).scores
 

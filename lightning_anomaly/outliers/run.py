@@ -66,12 +66,13 @@ _Scored = tuple[list[Judgement], int, dict[int, str], dict[str, str]]  # number 
 class Run:
     """Runs a model on images in one process, which takes its share of them; between steps processes exchange results.
 
-    With several processes all take the buffers of process 0: a BatchNorm's differ.
+    With several processes all take the buffers of process 0: a BatchNorm's differ. A process that is `alone` waits for
+    no other.
     """
 
-    def __init__(self, model: nn.Module, seed: int, progress: bool | None) -> None:
+    def __init__(self, model: nn.Module, seed: int, progress: bool | None, *, alone: bool = False) -> None:
         self.seed = check_integer("seed", seed, 0, 2**64 - 1)
-        rank, self._world = rank_and_world()
+        rank, self._world = (0, 1) if alone else rank_and_world()
         self._rank, self._model = rank, model
         self._progress = progress if rank == 0 else False
         self._notes: dict[str, str] = {}

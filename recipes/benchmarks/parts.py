@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.models import get_model
 
-from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback, TwoSampleCallback, analyze, find_outliers
+from lightning_anomaly import (
+    AnalysisSettings,
+    AnomalyFilterCallback,
+    OutlierDetector,
+    TwoSampleCallback,
+    analyze,
+    find_outliers,
+)
 from lightning_anomaly.image_files import FolderImages
 from lightning_anomaly.settings import EngineName
+from recipes import predict
 from recipes.benchmarks.timing import Row, in_fresh_processes, in_turns, timed
 from recipes.common.module import Classifier
 from recipes.common.networks import NETWORKS, build
@@ -196,6 +205,48 @@ def outliers(device: str, quick: bool) -> Iterator[Row]:
         yield {"network": arguments[0], "images": arguments[1], "side": side, **row, "times a forward pass": ratio}
 
 
+def single(device: str, quick: bool) -> Iterator[Row]:
+    """`OutlierDetector.score` of a single image beside a forward pass of the model alone, in turns."""
+    name, side = ("lenet5", 32) if quick else ("resnet18", 224)
+    network, image = _network(name).to(device), _noise(1, side).to(device)
+    detector = OutlierDetector(network).fit(_noise(200, side), progress=False)
+    sides = {"forward": partial(_forward, network, image), "score": partial(detector.score, image)}
+    found = in_turns(sides, 3 if quick else 100)
+    for what, row in found.iterrows():
+        ratio = row.seconds / found.seconds["forward"]
+        yield {"network": name, "side": side, "work": what, **row, "times a forward pass": ratio}
+
+
+def workers(device: str, quick: bool) -> Iterator[Row]:
+    """Images a second that a saved detector scores in one process and in two, by Lightning and by Ray if it is there.
+
+    Twice the images less once the images, so that it does not matter how long processes take to start; on the CPU.
+    """
+    name, side, images = ("lenet5", 32, 64) if quick else ("resnet18", 64, 1024)
+    network = _network(name)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "detector.pt"
+        OutlierDetector(network).fit(_noise(200, side), progress=False).save(file)
+
+        def by_lightning(processes: int, count: int) -> None:
+            strategy = "ddp_spawn" if processes > 1 else "auto"
+            options: dict[str, Any] = {**SILENT, "callbacks": [predict.Writer("epoch")], "strategy": strategy}
+            trainer = pl.Trainer(**options, accelerator="cpu", devices=processes)
+            loader = DataLoader(TensorDataset(_noise(count, side)), 64)
+            trainer.predict(predict.Scorer(network, file), loader, return_predictions=False)
+
+        def by_ray(count: int) -> None:
+            from recipes import ray_data  # late: it is an extra
+
+            ray_data.score(network, file, _noise(count, side), workers=2)
+
+        ways = {"one process": partial(by_lightning, 1), "two processes, `Trainer.predict`": partial(by_lightning, 2)}
+        ways |= {"two workers of Ray": by_ray} if find_spec("ray") else {}
+        for way, score in ways.items():
+            once, twice = (timed(partial(score, n * images))["seconds"] for n in (1, 2))
+            yield {"network": name, "side": side, "way": way, "images a second": images / (twice - once)}
+
+
 def photographs(device: str, quick: bool) -> Iterator[Row]:
     """`find_outliers` on a folder of photographs at 224 pixels beside reading and a forward pass, and its page."""
     name, images, side = ("lenet5", 120, 32) if quick else ("resnet18", 300, 224)
@@ -259,5 +310,6 @@ def _open(file: Path) -> None:
 
 
 PARTS = {
-    part.__name__: part for part in (speed, growth, overhead, large, memory, outliers, photographs, processes, browser)
+    part.__name__: part
+    for part in (speed, growth, overhead, large, memory, outliers, single, workers, photographs, processes, browser)
 }

@@ -14,7 +14,7 @@ from trainers import SMALL_RUNS
 from recipes import compact, early_stopping, prune, quickstart
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NAMES = ["quickstart", "early_stopping", "prune", "compact", "cli"]
+NAMES = ["quickstart", "early_stopping", "prune", "compact", "cli", "predict", "ray_data"]
 
 pytestmark = SMALL_RUNS
 
