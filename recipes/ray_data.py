@@ -29,7 +29,7 @@ class Scorer:
 
 
 def score(network: nn.Module, file: Path, images: Tensor, workers: int) -> list[dict[str, float]]:
-    """Return the position and score of each image of `(N, C, H, W)`."""
+    """Return a row for each of images `(N, C, H, W)`: its position and its score."""
     rows = [{"position": position, "image": image} for position, image in enumerate(images.numpy())]
     pool = ray.data.ActorPoolStrategy(size=workers)
     data = ray.data.from_items(rows)  # in place of `ray.data.read_images(folder)` and the like
