@@ -43,4 +43,4 @@ if __name__ == "__main__":
     network = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10))
     OutlierDetector(network).fit(images[:900]).save(file)
     found = score(network, file, images[900:], workers=2)
-    torch.save(torch.tensor([row["score"] for row in found]), "scores.pt")
+    torch.save(torch.tensor([row["score"] for row in found], dtype=torch.float64), "scores.pt")
