@@ -1,4 +1,4 @@
-"""The strangest images of real data, what one person says of each, and how many there are of a kind."""
+"""The strangest images of real data, what is said of each, and how many there are of a kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recipes.experiments.tables.writer import Frame
 KINDS = ("wrong label", "two objects", "cropped", "broken", "unusual but fine")
 _SHOWN = {"fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10 (JPEG)"}
 
-# Judged by eye, eight times enlarged, by position; the rest of the 24 are unusual but fine.
+# Judged once, by a vision model, eight times enlarged, by position; the rest of the 24 are unusual but fine.
 JUDGED: dict[str, dict[str, tuple[int, ...]]] = {
     "fashion_mnist": {"two objects": (26307, 54600, 27984, 2062, 1182, 36463, 56079, 44011, 37650, 46567)},
     "cifar10": {"two objects": (54373,), "broken": (44226, 49079, 32304, 13223, 17175, 7243)},
