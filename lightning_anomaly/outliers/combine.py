@@ -9,7 +9,7 @@ among the scores of calibration samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -86,14 +86,18 @@ class Tail(NamedTuple):
         return (1 + count - place).double() / (1 + count)
 
 
-def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:
-    """Return the reasons of all views for a sample, the one with the largest score first, and filters last.
+def counted(views: Iterable[str]) -> list[str]:
+    """Name the views that a score is made of: filters only count where there are no logits."""
+    names = [*views]
+    return [name for name in names if name != "filters" or "logits" not in names]
 
-    These explain a score to which they do not contribute, unless there are no classes, see `combine`.
-    """
+
+def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:
+    """Return the reasons of all views for a sample: those that count by their scores, then those that only explain."""
+    known = counted(views)
 
     def order(name: str) -> tuple[bool, float]:
-        return name == "filters" and "logits" in views, -views[name].scores[sample].item()
+        return name not in known, -views[name].scores[sample].item()
 
     return {name: views[name].reasons[sample] for name in sorted(views, key=order)}
 
@@ -104,6 +108,6 @@ def combine(surprises: Mapping[str, Tensor]) -> Tensor:
     It is their norm of order 1.5. Of order 1 it would be Fisher's sum, in which a view that knows nothing hides what
     another one sees, and of infinite order the largest alone, which forgets what two of them half see.
     """
-    counted = [name for name in surprises if name != "filters" or "logits" not in surprises]
-    scores: Tensor = torch.linalg.vector_norm(torch.stack([surprises[name] for name in counted]), _ORDER, dim=0)
+    views = torch.stack([surprises[name] for name in counted(surprises)])
+    scores: Tensor = torch.linalg.vector_norm(views, _ORDER, dim=0)
     return scores

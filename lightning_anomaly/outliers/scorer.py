@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_anomaly.capture.samples import SampleStatistics
 from lightning_anomaly.notes import nonfinite
-from lightning_anomaly.outliers.combine import SampleView, Tail, combine
+from lightning_anomaly.outliers.combine import SampleView, Tail, combine, counted
 from lightning_anomaly.outliers.filter_view import ReferenceModel, Spread
 from lightning_anomaly.outliers.views import View, fit_views
 from lightning_anomaly.tables import listed
@@ -123,7 +123,7 @@ class Scorer(NamedTuple):
     @property
     def needs_layers(self) -> bool:
         """Whether scores depend on the layers: those of a model with classes do not."""
-        return "logits" not in self.views
+        return "filters" in counted([*self.views, "filters"])
 
     def judge(self, statistics: Statistics) -> Judgement:
         """Judge samples; without statistics of layers nothing is said of filters."""
@@ -170,22 +170,13 @@ def _measure(models: Mapping[str, ReferenceModel], statistics: Statistics) -> li
     return list(torch_in_threads(measure, models, device))
 
 
-class Finite(NamedTuple):
-    """The images of a reference that give finite values, but for filters in which most images do not.
-
-    Attributes:
-        statistics: What is known of them.
-        unknown: Which filters of each layer are not finite in most images `(F,)`.
-    """
-
-    statistics: Statistics
-    unknown: dict[str, Tensor]
-
-
-def finite_images(parts: Sequence[Statistics], argument: str) -> Finite:
-    """Choose the images to learn from.
+def finite_images(parts: Sequence[Statistics], argument: str) -> tuple[Statistics, dict[str, Tensor]]:
+    """Choose the images to learn from: those that give finite values, but for filters in which most images do not.
 
     The parts are on the CPU and are emptied, as they are most of the memory; errors call the images `argument`.
+
+    Returns:
+        What is known of these images, and by layer which filters are not finite in most of them `(F,)`.
     """
     positions, layers, samples = Statistics.join(parts)
     complete, unknown = torch.ones(len(positions), dtype=torch.bool, device="cpu"), {}
@@ -202,7 +193,7 @@ def finite_images(parts: Sequence[Statistics], argument: str) -> Finite:
     if kept < len(complete):
         layers = {name: layers.pop(name)[complete] for name in [*layers]}
         positions, samples = positions[complete], samples.select(complete)
-    return Finite(Statistics(positions, layers, samples), unknown)
+    return Statistics(positions, layers, samples), unknown
 
 
 def fit_scorers(pairs: Sequence[tuple[Statistics, Statistics]], argument: str) -> list[Scorer]:
