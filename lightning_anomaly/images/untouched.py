@@ -77,6 +77,7 @@ def _reachable(roots: Iterable[Any]) -> list[Any]:
             queue += [one.__globals__[name] for name in names]
             queue += [*(one.__closure__ or ()), *(one.__defaults__ or ())]
         elif not (issubclass(type(one), (list, tuple, dict, set)) and len(one) > _LARGE):
-            methods = (getattr(type(one), name, None) for name in ("__getitem__", "__call__"))
+            # Not by `getattr`: a mock makes a new mock for each attribute that is asked for, without end.
+            methods = (vars(kind).get(name) for kind in type(one).__mro__ for name in ("__getitem__", "__call__"))
             queue += [*gc.get_referents(one), *(method for method in methods if isinstance(method, FunctionType))]
     return [*seen.values()]

@@ -153,6 +153,26 @@ def test_reading_leaves_every_generator_and_attribute_as_it_was_and_is_the_same_
     assert len(noise.unique()) == 4  # the batches go on drawing
 
 
+class MakesAttributes:
+    """Makes something new for each attribute of its class that is asked for, as a mock does."""
+
+    asked = 0
+
+    class _Call:
+        def __get__(self, instance: Any, owner: type) -> Any:
+            MakesAttributes.asked += 1
+            return lambda: None
+
+    __call__ = _Call()
+
+
+def test_the_objects_of_a_data_set_are_not_asked_for_attributes() -> None:
+    data = Noisy()
+    data.maker = MakesAttributes()  # type: ignore[attr-defined]
+    ImageSource(data, "images")
+    assert MakesAttributes.asked == 0
+
+
 def test_a_sample_is_random_that_of_its_seed_and_of_what_the_loader_draws() -> None:
     loader = DataLoader(DATA, 4, sampler=range(1, 12))
     state = torch.get_rng_state()
