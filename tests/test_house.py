@@ -10,7 +10,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 ROOMS = ["checks", "numba_jit", "threads", "distributed", "progress", "tables", "notes", "settings",
-         "stopping", "loss_names", "thumbnails", "random_state", "images", "capture", "clustering",
+         "thumbnails", "images", "capture", "clustering",
          "verdicts", "pictures", "plots", "browser", "outliers", "two_sample", "report", "analysis",
          "shared_analysis", "pruning", "checkpoint", "image_files", "__main__", "callbacks"]  # fmt: skip
 DRAWING = {"pictures", "plots", "browser"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_anomaly.callbacks._stopping import StoppingCallback, times
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.stopping import HOLD, RISE, RISE_PATIENCE, last_above
+from lightning_anomaly.two_sample.stopping import HOLD, RISE, RISE_PATIENCE, last_above
 
 __all__ = ["AnomalyEarlyStopping"]
 

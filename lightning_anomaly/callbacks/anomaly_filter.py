@@ -18,7 +18,7 @@ from lightning_anomaly.images.loaders import shuffles
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
-from lightning_anomaly.stopping import rise
+from lightning_anomaly.two_sample.stopping import rise
 
 __all__ = ["AnomalyFilterCallback"]
 

@@ -23,7 +23,7 @@ from lightning_anomaly.pruning.selection import (
     filter_norms,
     summarize,
 )
-from lightning_anomaly.stopping import RISE
+from lightning_anomaly.two_sample.stopping import RISE
 
 __all__ = ["AnomalyPruneCallback"]
 

@@ -10,10 +10,10 @@ from lightning_anomaly.callbacks._stopping import StoppingCallback, times
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_integer, check_text
 from lightning_anomaly.distributed import gather_results
-from lightning_anomaly.loss_names import validation_losses
-from lightning_anomaly.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, last_above, loss_trend
+from lightning_anomaly.two_sample.loss_names import validation_losses
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import WINDOW
+from lightning_anomaly.two_sample.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, last_above, loss_trend
 
 __all__ = ["TwoSampleEarlyStopping"]
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.layers import CONVOLUTIONS
 from lightning_anomaly.capture.maps import SMALLEST, LayerMaps, keep_rows, map_statistics, pool_maps
 from lightning_anomaly.capture.samples import SampleCapture
+from lightning_anomaly.images.random_state import isolated_random_state
 from lightning_anomaly.notes import Note
-from lightning_anomaly.random_state import isolated_random_state
 
 _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 

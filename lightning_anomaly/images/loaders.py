@@ -17,7 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_anomaly.random_state import isolated_random_state
+from lightning_anomaly.images.random_state import isolated_random_state
 
 BATCH = 64  # items in a batch where nobody says
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_anomaly.random_state import isolated_random_state
+from lightning_anomaly.images.random_state import isolated_random_state
 
 _LARGE = 1000  # entries of a container that holds data, such as the names of files, and no state
 _LEAVES = (type, ModuleType, Tensor, np.ndarray, str, bytes, int, float, random.SystemRandom)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.checks import check_fraction, check_integer
 from lightning_anomaly.distributed import broadcast_result, gather_results, rank_and_world
+from lightning_anomaly.images.random_state import isolated_random_state
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import warn_of
 from lightning_anomaly.outliers.combine import Tail
@@ -27,7 +28,6 @@ from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.run import MIN_REFERENCE, Fitted, Run, check_shape, conformal_p_values, weight_shape
 from lightning_anomaly.outliers.scorer import Judgement, LayerView, Scorer
 from lightning_anomaly.outliers.views import PixelView
-from lightning_anomaly.random_state import isolated_random_state
 
 _MAX_REFERENCE = 4000
 _VERSION = 1  # of the file

@@ -15,10 +15,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from lightning_anomaly.capture.hooks import compiled_models_eager, evaluating
 from lightning_anomaly.capture.layers import CONVOLUTIONS, select_layers
 from lightning_anomaly.capture.probe import clone_inputs
+from lightning_anomaly.images.random_state import isolated_random_state
 from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.pruning.filter_rows import zero_rows
 from lightning_anomaly.pruning.norms import call_model
-from lightning_anomaly.random_state import isolated_random_state
 from lightning_anomaly.tables import listed
 
 # How far outputs may be apart (of the largest), as sums of other lengths round differently, and in half precision more.

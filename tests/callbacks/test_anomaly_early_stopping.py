@@ -12,7 +12,7 @@ from torch import Tensor
 from trainers import QUIET, SmallNet, loader, quiet_trainer, watcher
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping
-from lightning_anomaly.stopping import HOLD, RISE, RISE_PATIENCE
+from lightning_anomaly.two_sample.stopping import HOLD, RISE, RISE_PATIENCE
 
 pytestmark = QUIET
 STEP = [0.1] * 12 + [0.3] * 20

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_anomaly import AnomalyFilterCallback
-from lightning_anomaly.stopping import HOLD, rise
+from lightning_anomaly.two_sample.stopping import HOLD, rise
 
 FRACTIONS = st.floats(0, 1, allow_subnormal=True)
 

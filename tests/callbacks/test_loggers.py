@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainers import QUIET, SmallNet, fit, loader, said, watcher
 
 from lightning_anomaly import AnomalyFilterCallback
-from lightning_anomaly.loss_names import loss_tags
+from lightning_anomaly.two_sample.loss_names import loss_tags
 
 pytestmark = QUIET
 CURVES = "anomaly_filters/curves"

@@ -15,7 +15,7 @@ from trainers import hook_count
 from lightning_anomaly.capture.hooks import MapCapture, evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.capture.maps import LayerMaps, map_statistics, pool_maps
-from lightning_anomaly.random_state import isolated_random_state
+from lightning_anomaly.images.random_state import isolated_random_state
 
 IMAGES = torch.randn(6, 1, 9, 9, generator=torch.Generator().manual_seed(0))
 NUMBERS = torch.arange(20.0)[:, None, None, None].expand(20, 2, 3, 3)

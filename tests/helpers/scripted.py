@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from trainers import SmallNet, loader, quiet_trainer
 
 from lightning_anomaly.callbacks import AnomalyEarlyStopping, AnomalyFilterCallback
-from lightning_anomaly.stopping import rise
+from lightning_anomaly.two_sample.stopping import rise
 
 
 class Scripted(AnomalyFilterCallback):

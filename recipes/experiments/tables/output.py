@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lightning_anomaly.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, loss_trend
 from lightning_anomaly.two_sample.rise import WINDOW
+from lightning_anomaly.two_sample.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, loss_trend
 from recipes.experiments.spec import DATA
 from recipes.experiments.tables.curves import Line, auroc, signal
 from recipes.experiments.tables.stopping import RULES as OTHERS
@@ -70,7 +70,7 @@ def confirmed(line: Line) -> int | None:
 
 
 def as_others(rule: str) -> Rule:
-    """One of the rules of `stopping.py`; a stop at the last epoch stops nothing, see `Cost`."""
+    """One of the rules of `two_sample/stopping.py`; a stop at the last epoch stops nothing, see `Cost`."""
     return lambda line: OTHERS[rule](line).last
 
 
