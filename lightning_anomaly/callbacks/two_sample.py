@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -12,20 +13,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_anomaly.callbacks._base import guarded, logged_step
-from lightning_anomaly.callbacks._compared_images import Source, describe_doubts, is_augmented, open_sources, read_once
 from lightning_anomaly.callbacks._figures import is_due, log_drawn
-from lightning_anomaly.callbacks._probe import unlogged
+from lightning_anomaly.callbacks._probe import transferred_images, unlogged
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import linear_layers, select_layers
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names
+from lightning_anomaly.images.loaders import first_loader
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.plots import comparison_figure
+from lightning_anomaly.two_sample.comparable_images import (
+    describe_doubts,
+    is_augmented,
+    read_once,
+    without_augmentation,
+)
 from lightning_anomaly.two_sample.comparison import check_groups, compare_groups
 from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
 __all__ = ["TwoSampleCallback"]
+
+# Without type arguments, as the command line takes none for a data set of a parametrized type.
+Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 
 
 class TwoSampleCallback(WatchingCallback):
@@ -203,7 +213,7 @@ class TwoSampleCallback(WatchingCallback):
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
         """Read the images once, warn of what may be wrong with them, and keep those that fit into the memory."""
         inputs = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
-        sources = open_sources(trainer, pl_module, inputs, self.sample_size, self.batch_size)
+        sources = _open_sources(trainer, pl_module, inputs, self.sample_size, self.batch_size)
         images, seen = read_once(sources, self.max_memory_mb * 2**20)
         given = [name for name, source in inputs.items() if source is not None]
         doubts = describe_doubts(given, seen, batch)
@@ -264,3 +274,24 @@ class TwoSampleCallback(WatchingCallback):
             draw = partial(comparison_figure, self.history, max(self.significance, MIN_P_VALUE))
             log_drawn(trainer.loggers, f"{self.log_key_prefix}/layers", draw, self._undrawn, self._guard)
         self._undrawn = None
+
+
+def _open_sources(
+    trainer: Any, pl_module: Any, given: Mapping[str, Source], sample_size: int, batch_size: int
+) -> dict[str, ImageSource]:
+    """Open the training and the validation images as they are `given`, or the Trainer's.
+
+    A tensor is taken whole, and of anything else a random sample. The Trainer's training images get the transform of
+    the validation images, where their data sets have one.
+    """
+    loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
+    chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in given.items()}
+    if given["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
+        chosen["train_inputs"] = without_augmentation(chosen["train_inputs"], chosen["val_inputs"])
+    precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
+    return {
+        name: ImageSource(precision.convert_input(source), name, batch_size)
+        if isinstance(source, Tensor)
+        else ImageSource(source, name, batch_size, sample=sample_size, **convert)
+        for name, source in chosen.items()
+    }

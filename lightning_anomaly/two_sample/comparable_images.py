@@ -1,4 +1,4 @@
-"""The images that a `TwoSampleCallback` compares: a fixed random sample of each data set."""
+"""Training and validation images that can be compared: read alike, and warned about where they differ."""
 
 from __future__ import annotations
 
@@ -8,36 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lightning_anomaly.callbacks._probe import transferred_images
-from lightning_anomaly.images.loaders import batch_size_of, drawn_positions, first_loader
+from lightning_anomaly.images.loaders import batch_size_of, drawn_positions
 from lightning_anomaly.images.source import ImageSource, first_tensor, holder
-
-# Without type arguments, as the command line takes none for a data set of a parametrized type.
-Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
-
-
-def open_sources(
-    trainer: Any, pl_module: Any, given: Mapping[str, Source], sample_size: int, batch_size: int
-) -> dict[str, ImageSource]:
-    """Open the training and the validation images as they are `given`, or the Trainer's.
-
-    A tensor is taken whole, and of anything else a random sample. The Trainer's training images get the transform of
-    the validation images, where their data sets have one.
-    """
-    loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
-    chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in given.items()}
-    if given["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
-        chosen["train_inputs"] = _without_augmentation(chosen["train_inputs"], chosen["val_inputs"])
-    precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
-    return {
-        name: ImageSource(precision.convert_input(source), name, batch_size)
-        if isinstance(source, Tensor)
-        else ImageSource(source, name, batch_size, sample=sample_size, **convert)
-        for name, source in chosen.items()
-    }
-
 
 Seen = tuple[Tensor, list[int]]  # `_moments` of images, and a number for each, the same for the same image
 
@@ -59,7 +33,7 @@ def read_once(sources: Mapping[str, ImageSource], max_bytes: int) -> tuple[dict[
     return opened, seen
 
 
-def _without_augmentation(loader: Any, val_loader: Any) -> Any:
+def without_augmentation(loader: Any, val_loader: Any) -> Any:
     """Load the training set as validation images are loaded, if their data sets have a transform."""
     dataset = _with_transform_of(loader.dataset, getattr(val_loader, "dataset", None))
     if dataset is None:
