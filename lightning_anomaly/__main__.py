@@ -28,7 +28,7 @@ from lightning_anomaly.browser import page_text, write
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.image_files import ArrayImages, FolderImages, open_images, probe_positions
+from lightning_anomaly.images.files import ArrayImages, FolderImages, open_images, probe_positions
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.outliers import find_outliers

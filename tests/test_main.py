@@ -19,7 +19,7 @@ from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
 from lightning_anomaly import AnomalyEarlyStopping, AnomalyPruneCallback, TwoSampleCallback
 from lightning_anomaly.__main__ import main, parse
 from lightning_anomaly.checkpoint import load_model
-from lightning_anomaly.image_files import open_images, probe_positions
+from lightning_anomaly.images.files import open_images, probe_positions
 
 pytestmark = QUIET
 

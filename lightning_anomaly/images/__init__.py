@@ -1,1 +1,5 @@
-"""The one way in for images: those of a tensor, a Dataset or a DataLoader, by their positions."""
+"""Images of a tensor, a Dataset, a DataLoader or a folder, read by their positions."""
+
+from lightning_anomaly.images.files import FolderImages
+
+__all__ = ["FolderImages"]

@@ -28,7 +28,7 @@ from lightning_anomaly import (
     analyze,
     find_outliers,
 )
-from lightning_anomaly.image_files import FolderImages
+from lightning_anomaly.images import FolderImages
 from lightning_anomaly.settings import EngineName
 from recipes import predict
 from recipes.benchmarks.timing import Row, in_fresh_processes, in_turns, timed

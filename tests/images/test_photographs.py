@@ -11,9 +11,9 @@ from torch import nn
 from torchvision import models
 
 from lightning_anomaly import OutlierReport
-from lightning_anomaly.image_files import FolderImages
+from lightning_anomaly.images import FolderImages
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def photograph(seed: int, width: int = 64, height: int = 48) -> Image.Image:
