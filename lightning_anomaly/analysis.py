@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
 from lightning_anomaly.capture.maps import EXTREMES, LayerMaps, joined
@@ -19,18 +20,17 @@ from lightning_anomaly.clustering.engine import Engine, load_engine
 from lightning_anomaly.clustering.mixtures import cluster_filters
 from lightning_anomaly.clustering.pca import reduce_maps
 from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.thumbnails import SIDE, shrink
 from lightning_anomaly.notes import nonfinite, warn_of
 from lightning_anomaly.outliers.combine import SampleView
 from lightning_anomaly.outliers.filter_view import layer_scores
 from lightning_anomaly.outliers.views import view_samples
-from lightning_anomaly.pictures import SIDE, take_pictures
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
 from lightning_anomaly.report.layer_report import join_layers
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.tables import listed
 from lightning_anomaly.threads import torch_in_threads
-from lightning_anomaly.thumbnails import shrink
 from lightning_anomaly.verdicts.anomalies import (
     NONFINITE,
     outlier_samples,

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_anomaly.analysis import FilterSlice, analyze_slice, join_slices
+from lightning_anomaly.browser.pictures import Pictures, join_pictures, take_pictures
 from lightning_anomaly.capture.maps import STATISTICS, LayerMaps
 from lightning_anomaly.capture.probe import most_samples, usable_layers
 from lightning_anomaly.capture.samples import SampleCapture, SampleStatistics
@@ -21,7 +22,6 @@ from lightning_anomaly.distributed import (
     rank_and_world,
     sample_order,
 )
-from lightning_anomaly.pictures import Pictures, join_pictures, take_pictures
 from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "lightning_anomaly"
 ROOMS = ["checks", "numba_jit", "threads", "distributed", "progress", "tables", "notes", "settings",
-         "thumbnails", "images", "capture", "clustering",
-         "verdicts", "pictures", "plots", "browser", "outliers", "two_sample", "report", "analysis",
+         "images", "capture", "clustering",
+         "verdicts", "plots", "browser", "outliers", "two_sample", "report", "analysis",
          "shared_analysis", "pruning", "checkpoint", "__main__", "callbacks"]  # fmt: skip
-DRAWING = {"pictures", "plots", "browser"}
+DRAWING = {"plots", "browser"}
 MEETS_MODULES = {"capture", "pruning", "analysis", "outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
 
 

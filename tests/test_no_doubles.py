@@ -11,9 +11,9 @@ from reports import layer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.maps import LayerMaps, map_statistics
 from lightning_anomaly.images.random_state import isolated_random_state
-from lightning_anomaly.pictures import take_pictures
 from lightning_anomaly.pruning.selection import filter_norms
 from lightning_anomaly.verdicts.isolation import isolated_samples
 

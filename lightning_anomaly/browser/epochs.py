@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_anomaly.pictures import even_order
+from lightning_anomaly.browser.pictures import even_order
 
 if TYPE_CHECKING:
     from lightning_anomaly.report import AnomalyReport

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.browser.page import assemble, plain_labels, write
 from lightning_anomaly.browser.report_page import usual_score
-from lightning_anomaly.pictures import KEPT
+from lightning_anomaly.images.thumbnails import KEPT
 
 if TYPE_CHECKING:
     from lightning_anomaly.outliers.report import OutlierReport

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.browser.page import assemble, plain_labels
-from lightning_anomaly.pictures import KeptMaps, Pictures, check_images, even_order, probe_images
+from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order, probe_images
+from lightning_anomaly.images.thumbnails import check_images
 from lightning_anomaly.plots import clearest_filters
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lightning_anomaly.browser import EpochPoints, page_text
 from lightning_anomaly.callbacks._loggers import log_figure, log_page
+from lightning_anomaly.images.thumbnails import drawn
 from lightning_anomaly.plots import FIGURES, curves_figure, outlier_images
 from lightning_anomaly.report import AnomalyReport
-from lightning_anomaly.thumbnails import drawn
 from lightning_anomaly.two_sample.loss_names import loss_tags
 
 if TYPE_CHECKING:

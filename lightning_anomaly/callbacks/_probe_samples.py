@@ -9,8 +9,7 @@ from torch import Tensor
 
 from lightning_anomaly.images.loaders import drawn_positions, first_loader
 from lightning_anomaly.images.source import class_names, file_names, first_tensor, tensors_in
-from lightning_anomaly.pictures import SIDE
-from lightning_anomaly.thumbnails import shrink
+from lightning_anomaly.images.thumbnails import SIDE, shrink
 
 _SIDE = 4  # pixels compared along each axis of a sample, or up to twice as many
 

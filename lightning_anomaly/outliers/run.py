@@ -16,6 +16,7 @@ from lightning_anomaly.capture.probe import probing, usable_layers
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.distributed import broadcast_result, even_slices, rank_and_world
 from lightning_anomaly.images.source import ImageSource
+from lightning_anomaly.images.thumbnails import KEPT, drawn, shrink
 from lightning_anomaly.notes import left_out
 from lightning_anomaly.outliers.report import OutlierReport
 from lightning_anomaly.outliers.scorer import (
@@ -26,9 +27,7 @@ from lightning_anomaly.outliers.scorer import (
     fit_scorers,
     notes_on_filters,
 )
-from lightning_anomaly.pictures import KEPT
 from lightning_anomaly.progress import track
-from lightning_anomaly.thumbnails import drawn, shrink
 
 MIN_REFERENCE = 100
 _BATCHES = 4  # judged in one operation

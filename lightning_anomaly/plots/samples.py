@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_anomaly.pictures import check_images
+from lightning_anomaly.images.thumbnails import check_images, displayed
 from lightning_anomaly.plots.style import new_figure
-from lightning_anomaly.thumbnails import displayed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
 from lightning_anomaly.browser import EpochPoints, page_text
-from lightning_anomaly.pictures import Pictures
+from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.plots import clearest_filters
 
 HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</script><b>'

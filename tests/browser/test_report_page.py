@@ -17,8 +17,8 @@ from torch import Tensor
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
 from lightning_anomaly.browser import EpochPoints, page_text
 from lightning_anomaly.browser.epochs import Frame, packed_frames
+from lightning_anomaly.browser.pictures import Pictures, even_order, probe_images, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.pictures import Pictures, even_order, probe_images, take_pictures
 
 
 def contents(page: str) -> tuple[dict, dict[str, bytes]]:
@@ -170,8 +170,8 @@ class TestMaps:
         assert kept.maps.sum() == 255
 
     def test_they_keep_to_their_room(self, monkeypatch):
-        monkeypatch.setattr("lightning_anomaly.pictures._MAP_BYTES", (3 * (8 + 4) * 10, 10**6))
-        monkeypatch.setattr("lightning_anomaly.pictures._FILTER_BYTES", 1)
+        monkeypatch.setattr("lightning_anomaly.browser.pictures._MAP_BYTES", (3 * (8 + 4) * 10, 10**6))
+        monkeypatch.setattr("lightning_anomaly.browser.pictures._FILTER_BYTES", 1)
         maps = torch.rand(100, 3, 4, 4, generator=torch.Generator().manual_seed(0))
         pictures = self.take(maps, torch.zeros(3, 100, dtype=torch.bool))
         kept = pictures.maps["conv"]

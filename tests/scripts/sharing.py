@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from lightning_anomaly import AnalysisSettings, shared_analysis
 from lightning_anomaly.analysis import analyze_maps
+from lightning_anomaly.browser.pictures import take_pictures
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.maps import LayerMaps
-from lightning_anomaly.pictures import take_pictures
 from lightning_anomaly.shared_analysis import analyze_shared
 
 SETTINGS = AnalysisSettings(n_init=3, max_components=3, rare_fraction=0.05, max_map_side=3)

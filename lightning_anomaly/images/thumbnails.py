@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+SIDE = 64  # longest side of an image (pixels)
+KEPT = 256  # images of an `OutlierReport`, at most
 _CURVE = (48, 64)  # height and width of a signal's picture (pixels)
 _CURVE_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))  # Okabe and Ito's, for up to three channels
 
@@ -87,3 +90,13 @@ def _curves(signals: Tensor, ordinary: Tensor) -> Tensor:
         inside = (ruler >= bottom[:, channel, None].round()) & (ruler <= top[:, channel, None].round())
         drawn[inside] = drawn.new_tensor(_CURVE_COLOURS[channel])
     return drawn
+
+
+def check_images(images: Any, n_samples: int, dimensions: tuple[int, ...]) -> None:
+    """Raise ValueError unless `images` has an image for each of N samples and one of the numbers of dimensions."""
+    found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    if isinstance(found, str) or len(found) not in dimensions or found[0] != n_samples or 0 in found:
+        raise ValueError(
+            f"Parameter `images` should be a tensor of shape ({n_samples}, ...), an image for each probe sample, with "
+            f"{' or '.join(map(str, dimensions))} dimensions. Found {found}."
+        )

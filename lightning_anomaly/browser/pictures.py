@@ -11,13 +11,11 @@ from torch import Tensor
 
 from lightning_anomaly.capture.maps import LayerMaps, pool_maps
 from lightning_anomaly.images.source import tensors_in
-from lightning_anomaly.thumbnails import drawn, shrink
+from lightning_anomaly.images.thumbnails import SIDE, drawn, shrink
 
 if TYPE_CHECKING:
     from lightning_anomaly.report.layer_report import LayerReport
 
-KEPT = 256  # images of an `OutlierReport`, at most
-SIDE = 64  # longest side of an image (pixels)
 _PIXELS = 6_000_000  # in all images together; a browser unpacks each to four bytes
 _MAP_SIDE = 8  # longest side of a map (pixels)
 _MAP_BYTES = (1_800_000, 18_000_000)  # for all maps in a page, two values in a byte: at least and at most
@@ -77,16 +75,6 @@ def _images_of(inputs: Any, samples: int) -> Tensor | None:
         given for given in tensors_in(inputs) if 2 <= given.ndim <= 5 and len(given) == samples and given.numel()
     )
     return next(map(probe_images, fitting), None)
-
-
-def check_images(images: Any, n_samples: int, dimensions: tuple[int, ...]) -> None:
-    """Raise ValueError unless `images` has an image for each of N samples and one of the numbers of dimensions."""
-    found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-    if isinstance(found, str) or len(found) not in dimensions or found[0] != n_samples or 0 in found:
-        raise ValueError(
-            f"Parameter `images` should be a tensor of shape ({n_samples}, ...), an image for each probe sample, with "
-            f"{' or '.join(map(str, dimensions))} dimensions. Found {found}."
-        )
 
 
 def probe_images(inputs: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_anomaly.thumbnails import displayed, drawn, shrink
+from lightning_anomaly.images.thumbnails import displayed, drawn, shrink
 
 HEIGHT, WIDTH = 48, 64  # of a signal's picture
 
