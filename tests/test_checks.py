@@ -6,14 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lightning_anomaly.checks import (
-    check_bool,
-    check_fraction,
-    check_integer,
-    check_names,
-    check_one_of,
-    check_text,
-)
+from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_names, check_one_of, check_text
 from lightning_anomaly.notes import Note, left_out, merge_notes, nonfinite
 
 

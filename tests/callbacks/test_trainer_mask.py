@@ -159,10 +159,7 @@ def test_checkpoints_are_ordinary_ones_of_what_was_validated(run: Run) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("save", "masked_at"),
-    [("at the end of epoch 1", 2), ("in the middle of epoch 1", 1)],
-)
+@pytest.mark.parametrize(("save", "masked_at"), [("at the end of epoch 1", 2), ("in the middle of epoch 1", 1)])
 def test_a_resumed_run_ends_with_the_weights_of_the_whole_one(tmp_path: Path, save: str, masked_at: int) -> None:
     def train(folder: str, **options: Any) -> tuple[FunctionalNet, AnomalyPruneCallback]:
         steps = {"every_n_train_steps": 5} if "middle" in save else {"every_n_epochs": 2}

@@ -104,10 +104,7 @@ def test_it_waits_for_a_gap_and_for_a_loss_that_no_longer_improves(
         ({"name": "accuracy"}, "no validation loss"),
         ({"name": "val_glossiness"}, "no validation loss"),
         ({"confirm": "objective"}, "no 'objective'"),
-        (
-            {"name": "val_ce_loss", "also": "val_kl_loss"},
-            "several validation losses, .*'val_ce_loss', 'val_kl_loss'",
-        ),
+        ({"name": "val_ce_loss", "also": "val_kl_loss"}, "several validation losses, .*'val_ce_loss', 'val_kl_loss'"),
     ],
 )
 def test_without_a_loss_or_with_several_it_warns_and_does_not_stop(
@@ -171,10 +168,7 @@ def test_it_says_what_it_watches(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 @pytest.mark.parametrize(
     ("ratios", "options", "saved", "expected"),
-    [
-        (OPEN, {"losses": LATER}, 7, 9),
-        ([1.0] * 4 + [1.2] * 6, {"threshold": 0.12, "patience": 3}, 6, 8),
-    ],
+    [(OPEN, {"losses": LATER}, 7, 9), ([1.0] * 4 + [1.2] * 6, {"threshold": 0.12, "patience": 3}, 6, 8)],
     ids=["by gap and loss", "by the gap alone"],
 )
 def test_a_resumed_run_stops_where_the_whole_one_does(

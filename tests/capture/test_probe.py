@@ -113,14 +113,7 @@ def test_a_tuple_or_dict_is_one_call_and_no_input_is_changed() -> None:
     assert torch.equal(IMAGES, before)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "found"),
-    [
-        (IMAGES.numpy(), "ndarray"),
-        (IMAGES[:0], "none"),
-        ((), r"\(\)"),
-    ],
-)
+@pytest.mark.parametrize(("inputs", "found"), [(IMAGES.numpy(), "ndarray"), (IMAGES[:0], "none"), ((), r"\(\)")])
 def test_what_cannot_be_a_probe_is_an_error(inputs: Any, found: str) -> None:
     with pytest.raises(ValueError, match=f"`images` should .* Found {found}"):
         open_inputs(inputs, "images", None)

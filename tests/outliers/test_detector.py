@@ -1,4 +1,4 @@
-"""A detector scores elsewhere as it does here, its p-values hold, and broken files change nothing for the others."""
+"""A loaded detector gives the same scores, p-values are exact, and broken files do not change other results."""
 
 import math
 import threading
@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from datasets import Broken
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from lightning_anomaly import OutlierDetector, OutlierReport, analyze, find_outliers
 from lightning_anomaly.capture.samples import SampleStatistics
@@ -30,21 +30,21 @@ def fitted() -> OutlierDetector:
     return OutlierDetector(classifier()).fit(DIGITS[:800])
 
 
-def test_a_saved_detector_scores_as_before(fitted, tmp_path):
+def test_a_loaded_detector_gives_the_same_scores(fitted, tmp_path):
     fitted.save(tmp_path / "detector.pt")
     content = torch.load(tmp_path / "detector.pt", weights_only=True)
     assert content["version"] == 1
-    other = OutlierDetector.load(tmp_path / "detector.pt", classifier())
+    loaded = OutlierDetector.load(tmp_path / "detector.pt", classifier())
     images = torch.cat([DIGITS[800:900], torch.rand(5, 1, 8, 8)])
     scores = fitted.score(images)
-    assert torch.equal(other.score(images), scores)
-    assert torch.equal(other.p_values(scores), fitted.p_values(scores))
-    found, expected = other.search(images), fitted.search(images)
-    assert found.rows() == expected.rows()
-    assert torch.equal(found.images, expected.images)
+    assert torch.equal(loaded.score(images), scores)
+    assert torch.equal(loaded.p_values(scores), fitted.p_values(scores))
+    report, expected = loaded.search(images), fitted.search(images)
+    assert report.rows() == expected.rows()
+    assert torch.equal(report.images, expected.images)
 
 
-def test_one_image_alone_one_batch_a_search_and_the_shortcut_give_the_same_scores(fitted):
+def test_scores_do_not_depend_on_the_batch_size_and_equal_those_of_find_outliers(fitted):
     images = DIGITS[800:870]
     report = find_outliers(classifier(), images, DIGITS[:800])
     torch.testing.assert_close(fitted.score(images), report.scores, rtol=1e-6, atol=1e-6)
@@ -53,7 +53,7 @@ def test_one_image_alone_one_batch_a_search_and_the_shortcut_give_the_same_score
     assert torch.equal(fitted.search(images, batch_size=7).p_values, report.p_values)
 
 
-def test_a_model_without_classes_is_scored_by_its_filters_too(tmp_path):
+def test_a_model_without_classes_is_scored_by_its_pixels_and_filters(tmp_path):
     model = classifier()[:5]
     detector = OutlierDetector(model).fit(DIGITS[:400])
     detector.save(tmp_path / "detector.pt")
@@ -63,7 +63,7 @@ def test_a_model_without_classes_is_scored_by_its_filters_too(tmp_path):
     assert {*detector.search(images).view_scores} == {"pixels", "filters"}
 
 
-def test_another_model_another_file_and_other_images_are_refused(fitted, tmp_path):
+def test_another_model_file_version_or_image_shape_is_refused(fitted, tmp_path):
     fitted.save(tmp_path / "detector.pt")
     wider = classifier()
     wider[4] = nn.Conv2d(16, 30, 3)
@@ -80,97 +80,81 @@ def test_another_model_another_file_and_other_images_are_refused(fitted, tmp_pat
         fitted.score(torch.rand(5, 1, 9, 9))
 
 
-def test_several_threads_get_the_scores_of_one_and_the_model_is_left_as_it_was(fitted):
+def test_threads_get_the_same_scores_and_leave_the_model_unchanged(fitted):
     fitted.model.train()
-    expected, found = fitted.score(DIGITS[800:]), {}
+    expected, scores = fitted.score(DIGITS[800:]), {}
     threads = [
-        threading.Thread(target=lambda part=part: found.update({part: fitted.score(DIGITS[800 + 50 * part :][:50])}))
+        threading.Thread(target=lambda part=part: scores.update({part: fitted.score(DIGITS[800 + 50 * part :][:50])}))
         for part in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    torch.testing.assert_close(torch.cat([found[part] for part in range(8)]), expected[:400], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.cat([scores[part] for part in range(8)]), expected[:400], rtol=1e-6, atol=1e-6)
     assert all(module.training and not module._forward_hooks for module in fitted.model.modules())
 
 
-def test_a_reference_is_taken_up_to_a_limit():
+def test_max_reference_limits_the_reference():
     report = OutlierDetector(classifier()).fit(DIGITS[:600], max_reference=150).search(DIGITS[600:610])
     assert (report.n_reference, report.n_calibration) == (150, 75)
 
 
-class Broken(Dataset[Tensor]):
-    """Digits, of which the first cannot be read."""
-
-    def __init__(self, images: Tensor, broken: int) -> None:
-        self.images, self.broken = images, broken
-
-    def __len__(self) -> int:
-        return self.broken + len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if index < self.broken:
-            raise OSError("broken")
-        return self.images[index - self.broken]
-
-
-def test_unreadable_files_are_listed_apart_and_change_nothing_for_the_others(fitted):
+def test_unreadable_files_are_listed_last_and_do_not_change_other_results(fitted):
     images = torch.cat([torch.rand(12, 1, 8, 8), DIGITS[1000:1200]])
     whole = fitted.search(images)
     with pytest.warns(UserWarning, match="^30 of the 242 images cannot be read, the first at position"):
-        report = fitted.search(Broken(images, 30))
+        report = fitted.search(Broken(torch.cat([DIGITS[:30], images]), *range(30)))
     assert report.unusable == [*range(30)]
-    assert [place - 30 for place in report.significant] == whole.significant
+    assert [index - 30 for index in report.significant] == whole.significant
     assert report.min_detectable == whole.min_detectable
-    assert [place - 30 for place in report.top(1000)] == whole.top(1000)
+    assert [index - 30 for index in report.top(1000)] == whole.top(1000)
     assert [row["position"] for row in report.rows()][-30:] == report.unusable
     assert report.p_values[:30].isnan().all()
     torch.testing.assert_close(report.p_values[30:], whole.p_values)
 
 
-def calibration_of(reference: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-    """P-values of 200 new samples by a reference of normal statistics in several layers, as a detector splits it."""
-    known = {f"layer {i}": reference[:, i] for i in range(layers)}
-    every = Statistics(torch.arange(len(reference)), known, SampleStatistics())
-    count = len(reference) - 200
-    parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, count)
-    fit, scale, calibration = (every.select(part) for part in parts)
+def scores_of(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Score the last 200 samples and the calibration samples; the others are split as a detector splits a reference."""
+    layers = {f"layer {i}": layer for i, layer in enumerate(values.unbind(1))}
+    samples = Statistics(torch.arange(len(values)), layers, SampleStatistics())
+    count = len(values) - 200
+    parts = slice(3 * count // 8), slice(3 * count // 8, count // 2), slice(count // 2, count), slice(count, None)
+    fit, scale, calibration, new = (samples.select(part) for part in parts)
     (scorer,) = fit_scorers([(fit, scale)], "reference")
-    new = every.select(slice(count, None))
     return scorer.judge(new).scores, scorer.judge(calibration).scores.sort().values
 
 
 @pytest.mark.parametrize(("count", "layers"), [(100, 1), (100, 20), (200, 20)])
 def test_p_values_are_exact_for_small_references_and_many_layers(count, layers):
-    """The scale of scores was fitted to the calibration images before, and P(p <= 0.1) was 0.126."""
+    """When the scale of scores was fitted to the calibration images, P(p <= 0.1) was 0.126."""
     fits = 60
     shares: dict[float, list[float]] = {0.05: [], 0.1: []}
     for seed in range(fits):
         values = torch.randn(count + 200, layers, 2, 5, generator=torch.Generator().manual_seed(seed))
-        p_values = conformal_p_values(*calibration_of(values, layers))
-        for level, found in shares.items():
-            found.append((p_values <= level).double().mean().item())
-    for level, found in shares.items():
-        measured = torch.tensor(found)
+        p_values = conformal_p_values(*scores_of(values))
+        for level, measured in shares.items():
+            measured.append((p_values <= level).double().mean().item())
+    for level, measured in shares.items():
+        share = torch.tensor(measured)
         exact = math.floor(level * (1 + count / 2)) / (1 + count / 2)
-        assert measured.mean().item() == pytest.approx(exact, abs=3 * measured.std().item() / math.sqrt(fits))
+        assert share.mean().item() == pytest.approx(exact, abs=3 * share.std().item() / math.sqrt(fits))
 
 
-def test_false_discoveries_stay_below_the_rate_with_broken_files_among_the_images(fitted):
-    """An infinite score has no p-value: 100 of them raised the threshold for the readable ones."""
+def test_broken_files_do_not_change_which_images_are_significant(fitted):
+    """An infinite score has no p-value: 100 of them once raised the threshold for the readable images."""
     report = fitted.search(DIGITS[800:1400])
-    found = []
+    significant = []
     for broken in (0, 30, 100):
         scores = torch.cat([report.scores, torch.full((broken,), torch.inf)])
         p_values = fitted.p_values(scores)
-        found.append(replace(report, scores=scores, p_values=p_values).significant)
-    assert found[0] == found[1] == found[2]
+        significant.append(replace(report, scores=scores, p_values=p_values).significant)
+    assert significant[0] == significant[1] == significant[2]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_images_of_classes_that_a_network_never_saw_are_found_and_the_classes_view_is_no_worse_than_its_energy():
-    """A network trained on digits without two classes: the score of filters and pixels before had 0.80 to 0.88."""
+def test_unknown_classes_are_found_and_the_class_view_is_no_worse_than_the_energy():
+    """For a network trained without two of the digits; filters and pixels alone gave AUROCs of 0.80 to 0.88."""
     labels = torch.from_numpy(load_digits().target)
     known, model = labels < 8, classifier(8)
     train, targets = DIGITS[known][:1000], labels[known][:1000]

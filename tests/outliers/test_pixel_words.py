@@ -1,4 +1,4 @@
-"""Reasons in words, by images that differ from others in one way that a person can name."""
+"""Reasons in words for images that differ from the others in one way that a person can name."""
 
 from collections import Counter
 
@@ -38,9 +38,9 @@ def test_the_first_reason_is_one_that_a_person_accepts() -> None:
     images = digits()
     reference, odd = images[:1000], images[-60:]
     for kind, damage in {**DAMAGES, **PLAIN}.items():
-        said = Counter(reasons_of(reference, damage(odd, torch.Generator().manual_seed(0))))
-        accepted = sum(count for reason, count in said.items() if reason in ACCEPTED[kind])
-        assert accepted >= 54, (kind, said)
+        counts = Counter(reasons_of(reference, damage(odd, torch.Generator().manual_seed(0))))
+        accepted = sum(count for reason, count in counts.items() if reason in ACCEPTED[kind])
+        assert accepted >= 54, (kind, counts)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_colours_and_sides_are_named(change: Tensor, reasons: set[str]) -> None:
     assert Counter(reasons_of(images[:500], changed)).most_common(1)[0][0] in reasons
 
 
-def test_what_is_not_red_green_and_blue_has_numbers_and_nothing_is_said_of_nan() -> None:
+def test_channels_that_are_no_colours_are_numbered_and_nan_is_a_reason() -> None:
     images = torch.rand(300, 2, 12, generator=torch.Generator().manual_seed(0))
     words = PixelWords.fit(pixel_statistics(images), (2, 12))
     odd = images[:3].clone()

@@ -1,4 +1,4 @@
-"""What is learnt from some images is measured by others, and images with NaN teach nothing."""
+"""Scores are scaled by other images than those that the views were fitted to; images with NaN are used for neither."""
 
 import pytest
 import torch
@@ -16,27 +16,27 @@ def statistics(samples: int, seed: int) -> Tensor:
 
 
 def maps(statistics: Tensor) -> Statistics:
-    """Of a model without classes, whose inputs are no images."""
+    """Statistics of a model without classes whose inputs are no images."""
     return Statistics(torch.arange(len(statistics)), {"conv": statistics}, SampleStatistics())
 
 
 REFERENCE = statistics(151, 0)
 
 
-def test_what_is_learnt_from_some_images_is_measured_by_the_others_alone():
-    """Images that something was learnt from are less far from it than new ones, which would all look odd."""
+def test_the_scale_of_scores_is_fitted_to_other_images_than_the_views():
+    """Images that a view was fitted to are closer to it than new ones, so that all new images would look odd."""
     first, second, images = REFERENCE[:75], REFERENCE[75:], statistics(20, 1)
     (scorer,) = fit_scorers([(maps(first), maps(second))], "reference")
     model = ReferenceModel.fit(first)
     assert model is not None
     spread = Spread.fit(model.mahalanobis_squared(second)[0])
-    known, new = (spread.scores(model.mahalanobis_squared(values)[0]) for values in (second, images))
-    layer = Tail.fit(known)
-    expected = Tail.fit(layer.surprise(known)).surprise(layer.surprise(new))
+    ordinary, new = (spread.scores(model.mahalanobis_squared(values)[0]) for values in (second, images))
+    layer = Tail.fit(ordinary)
+    expected = Tail.fit(layer.surprise(ordinary)).surprise(layer.surprise(new))
     torch.testing.assert_close(scorer.judge(maps(images)).scores, expected)
 
 
-def test_a_p_value_counts_the_calibration_scores_as_large_and_the_image_itself():
+def test_a_p_value_counts_calibration_scores_that_are_as_large_and_the_image_itself():
     calibration = torch.tensor([1.0, 2, 2, 4], dtype=torch.float64)
     found = conformal_p_values(torch.tensor([0.0, 2, 3, 9, torch.inf]), calibration)
     torch.testing.assert_close(
@@ -44,7 +44,7 @@ def test_a_p_value_counts_the_calibration_scores_as_large_and_the_image_itself()
     )
 
 
-def test_images_with_nan_teach_nothing():
+def test_images_with_nan_are_left_out_of_the_fit():
     spoilt = REFERENCE.clone()
     spoilt[[4, 90], 1, 0] = torch.nan
     kept, unknown = finite_images([maps(part) for part in spoilt.split(40)], "reference")
@@ -53,7 +53,7 @@ def test_images_with_nan_teach_nothing():
     assert not unknown["conv"].any()
 
 
-def test_a_reference_whose_images_mostly_have_nan_somewhere_is_refused():
+def test_a_reference_with_mostly_nan_is_refused():
     spoilt = REFERENCE.clone()
     for filter_ in range(4):
         spoilt[filter_ * 20 : filter_ * 20 + 20, filter_, 0] = torch.nan

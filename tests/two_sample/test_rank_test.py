@@ -6,12 +6,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from lightning_anomaly.two_sample.rank_test import (
-    random_divisions,
-    rank_test,
-    share_of_chance,
-    shares_of_chance,
-)
+from lightning_anomaly.two_sample.rank_test import random_divisions, rank_test, share_of_chance, shares_of_chance
 
 RNG = torch.Generator().manual_seed(0)
 VALUES = torch.randn(5, 60, generator=RNG).relu()  # with many ties
