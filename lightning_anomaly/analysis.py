@@ -27,7 +27,6 @@ from lightning_anomaly.outliers.filter_view import layer_scores
 from lightning_anomaly.outliers.views import view_samples
 from lightning_anomaly.progress import track
 from lightning_anomaly.report import AnomalyReport, LayerReport
-from lightning_anomaly.report.layer_report import join_layers
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.tables import listed
 from lightning_anomaly.threads import torch_in_threads
@@ -39,6 +38,7 @@ from lightning_anomaly.verdicts.anomalies import (
     verdicts_of,
 )
 from lightning_anomaly.verdicts.isolation import isolated_samples
+from lightning_anomaly.verdicts.layer_report import join_layers
 
 _FILTER_BATCH = 64  # at most on a CPU: an analysis of ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
 

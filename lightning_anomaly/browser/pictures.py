@@ -14,7 +14,7 @@ from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.images.thumbnails import SIDE, drawn, shrink
 
 if TYPE_CHECKING:
-    from lightning_anomaly.report.layer_report import LayerReport
+    from lightning_anomaly.verdicts.layer_report import LayerReport
 
 _PIXELS = 6_000_000  # in all images together; a browser unpacks each to four bytes
 _MAP_SIDE = 8  # longest side of a map (pixels)

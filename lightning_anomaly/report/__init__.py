@@ -1,6 +1,6 @@
 """What an analysis found: numbers per filter, per layer and for the whole network."""
 
 from lightning_anomaly.report.anomaly_report import AnomalyReport
-from lightning_anomaly.report.layer_report import LayerReport
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 __all__ = ["AnomalyReport", "LayerReport"]

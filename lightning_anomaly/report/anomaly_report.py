@@ -15,9 +15,9 @@ from torch import Tensor
 from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.outliers.combine import VIEWS, SampleView, Tail, combine
-from lightning_anomaly.report.layer_report import LayerReport, layer_from_dict, layer_to_dict, to_plain, to_tensor
 from lightning_anomaly.tables import Tabular, listed
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE, NONFINITE
+from lightning_anomaly.verdicts.layer_report import LayerReport, layer_from_dict, layer_to_dict, to_plain, to_tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
