@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from lightning_anomaly.analysis import analyze
-from lightning_anomaly.browser import page_text, write
+from lightning_anomaly.browser import write
 from lightning_anomaly.capture.hooks import evaluating
 from lightning_anomaly.capture.layers import select_layers
 from lightning_anomaly.checkpoint import load_model
@@ -32,7 +32,8 @@ from lightning_anomaly.images.files import ArrayImages, FolderImages, open_image
 from lightning_anomaly.images.source import ImageSource
 from lightning_anomaly.notes import merge_notes
 from lightning_anomaly.outliers import find_outliers
-from lightning_anomaly.plots import FIGURES, outlier_images
+from lightning_anomaly.plots import outlier_images
+from lightning_anomaly.report.figures import FIGURES
 
 _EXAMPLES = {
     "analyze": """examples:
@@ -123,7 +124,9 @@ def run_analysis(options: argparse.Namespace) -> None:
     if labels is not None and len({*labels}) == 1:
         print(f"note: All images are of the class '{labels[0]}': give the folder with all classes as `--data`.")
     options.output.mkdir(parents=True, exist_ok=True)
-    shown = outlier_images(report, images) if report.n_samples == len(images) else None
+    shown = None
+    if report.n_samples == len(images):
+        shown = outlier_images(images, report.outlier_scores, report.outlier_samples)
     drawn = []
     for name, draw in FIGURES.items():
         file = options.output / f"{name}.png"
@@ -132,7 +135,7 @@ def run_analysis(options: argparse.Namespace) -> None:
             figure.savefig(file)
             drawn.append(file.name)
     browser = options.output / "browser.html"
-    write(browser, page_text(report, f"{options.model} on {options.data.name}", labels=labels, names=names))
+    write(browser, report.page_text(f"{options.model} on {options.data.name}", labels=labels, names=names))
     print(f"every filter with its images: open {browser}")
     print(f"figures in {options.output}: {', '.join(drawn)}")
 

@@ -24,7 +24,7 @@ NETWORK = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 
 def analyzed(engine: str) -> list[Any]:
     report = analyze(NETWORK, IMAGES, settings=AnalysisSettings(n_init=2, engine=engine), keep_images=True)
     again = AnomalyReport.from_dict(report.to_dict())
-    figure = outlier_figure(report, IMAGES)
+    figure = outlier_figure(IMAGES, report.outlier_scores, report.outlier_samples)
     return [report.to_dict(), again.to_dict(), report.metrics(), again.outlier_samples, str(report), figure is None]
 
 

@@ -1,7 +1,4 @@
-"""A file imports from its folder and from those before it in `ROOMS`, late imports included.
-
-What draws reports knows them by their types alone: imports under `TYPE_CHECKING` do not count there.
-"""
+"""A file imports from its folder and from those before it in `ROOMS`, late imports and imports for types included."""
 
 import ast
 import re
@@ -13,7 +10,6 @@ ROOMS = ["checks", "numba_jit", "threads", "distributed", "progress", "tables", 
          "images", "capture", "clustering",
          "verdicts", "plots", "browser", "outliers", "two_sample", "report", "analysis",
          "shared_analysis", "pruning", "checkpoint", "__main__", "callbacks"]  # fmt: skip
-DRAWING = {"plots", "browser"}
 MEETS_MODULES = {"capture", "pruning", "analysis", "outliers", "two_sample", "checkpoint", "__main__", "callbacks"}
 
 
@@ -39,19 +35,13 @@ def imported(tree: ast.Module, late: bool = True) -> list[str]:
 
 def needs(module: str) -> set[str]:
     """The modules of the package that one imports."""
-    tree, found = MODULES[module], set()
-    if room(module) in DRAWING:
-        tree = ast.Module([node for node in tree.body if not is_for_types(node)], [])
-    for name in imported(tree):
+    found = set()
+    for name in imported(MODULES[module]):
         while name not in MODULES and "." in name:
             name = name.rpartition(".")[0]
         if name in MODULES and name != PACKAGE.name:
             found.add(name)
     return found
-
-
-def is_for_types(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def room(module: str) -> str:

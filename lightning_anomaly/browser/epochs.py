@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_anomaly.browser.pictures import even_order
-
-if TYPE_CHECKING:
-    from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 _MOST = 20  # analyses, the last one included
 _KEPT_BYTES = 4_000_000  # for one analysis in memory
@@ -41,48 +38,52 @@ class EpochPoints:
         self._seen = 0
         self._stride = 1
 
-    def add(self, report: AnomalyReport, epoch: int, step: int) -> None:
+    def add(self, layers: Mapping[str, LayerReport], epoch: int, step: int) -> None:
         """Keep the points of an analysis. Beyond twenty only every second one is kept, then every fourth, and so on."""
         if self._seen % self._stride == 0:
-            filters = sum(len(layer.verdicts) for layer in report.layers.values())
+            filters = sum(len(layer.verdicts) for layer in layers.values())
             count = max(1, _KEPT_BYTES // (2 * max(1, filters)))
-            samples = even_order(report.n_samples)[:count].sort().values
-            codes = {name: _encode(layer.points[:, samples]) for name, layer in report.layers.items()}
-            self._frames.append(Frame(epoch, step, report.n_samples, samples, codes))
+            n_samples = _count_samples(layers)
+            samples = even_order(n_samples)[:count].sort().values
+            codes = {name: _encode(layer.points[:, samples]) for name, layer in layers.items()}
+            self._frames.append(Frame(epoch, step, n_samples, samples, codes))
         self._seen += 1
         if len(self._frames) > _MOST:
             self._frames, self._stride = self._frames[::2], 2 * self._stride
 
-    def before(self, report: AnomalyReport, step: int) -> list[Frame]:
-        """The analyses before the one that gave `report` at a step, of the same layers and as many samples."""
-        sizes = {name: len(layer.verdicts) for name, layer in report.layers.items()}
+    def before(self, layers: Mapping[str, LayerReport], step: int) -> list[Frame]:
+        """The analyses before a step, of the same layers and as many samples."""
+        n_samples = _count_samples(layers)
+        sizes = {name: len(layer.verdicts) for name, layer in layers.items()}
         return [
             frame
             for frame in self._frames
             if frame.step < step
-            and frame.n_samples == report.n_samples
+            and frame.n_samples == n_samples
             and {name: len(codes) for name, codes in frame.codes.items()} == sizes
         ][-_MOST + 1 :]
 
 
-def packed_frames(report: AnomalyReport, frames: Sequence[Frame]) -> tuple[list[str], int, dict[str, bytes]]:
+def packed_frames(
+    layers: Mapping[str, LayerReport], frames: Sequence[Frame]
+) -> tuple[list[str], int, dict[str, bytes]]:
     """Pack the points of earlier analyses: for each filter its outliers, and others spread evenly over the probe.
 
-    The sign of a principal component is arbitrary, so each takes the sign that fits the next analysis best. `report`,
-    the last analysis, has the same layers and samples.
+    The sign of a principal component is arbitrary, so each takes the sign that fits the next analysis best. The
+    `layers` are those of the last analysis.
 
     Returns:
         Names of the E analyses, by epoch or, where an epoch has several, by step; the number of samples S of a filter;
         and bytes for each layer: steps from sample to sample, uint32 `(F, S)`, then all first and all second
         coordinates, int8 `(2, E, F, S)`.
     """
-    filters = sum(len(layer.verdicts) for layer in report.layers.values())
+    filters = sum(len(layer.verdicts) for layer in layers.values())
     budget = min(_PACKED_BYTES[1], max(_PACKED_BYTES[0], _FILTER_BYTES * filters)) // (2 * max(1, filters))
     frames = frames[:: -(-len(frames) // max(1, budget // _MIN_SAMPLES))]
     known = frames[0].samples
     amount = min(len(known), max(1, budget // len(frames)))
     blocks = {}
-    for name, layer in report.layers.items():
+    for name, layer in layers.items():
         wanted = (layer.outliers | layer.isolated)[:, known].double()
         wanted -= even_order(len(known)).argsort() / len(known)
         chosen = wanted.topk(amount, 1).indices.sort(1).values  # (F, S)
@@ -101,3 +102,7 @@ def packed_frames(report: AnomalyReport, frames: Sequence[Frame]) -> tuple[list[
 
 def _encode(points: Tensor) -> Tensor:
     return (points.nan_to_num(0.0, 0.0, 0.0).asinh() * _STEPS).round().clamp(-127, 127).to(torch.int8)
+
+
+def _count_samples(layers: Mapping[str, LayerReport]) -> int:
+    return next((layer.outliers.shape[1] for layer in layers.values()), 0)

@@ -96,7 +96,7 @@ function card(ranking, row, query, changed) {
     [row.label, row.name].filter(Boolean).map((text) => cutLine(text)),
     make("span", {}, `score ${scoreText(row.score)}`),
     ranking.ranked ? null : make("span", {}, `p-value ${chance(row)}`),
-    make("span", { class: "quiet" }, Object.values(row.told)[0] ?? layerText(row.layer)),
+    make("span", { class: "quiet" }, Object.values(row.view_reasons)[0] ?? layerText(row.layer)),
   );
 }
 
@@ -193,7 +193,7 @@ const significance = (ranking, row) => [
 
 /** The layer that finds an image oddest and its filters, unless the maps are ordinary or there are none. */
 function layerFacts(ranking, row) {
-  if (row.told.file) return [];
+  if (row.view_reasons.file) return [];
   const { filters: score } = row.views;
   if (score !== undefined && score !== null && score <= ranking.views.filters)
     return [["Filters", "none stands out: the score comes from the other views"]];
@@ -235,14 +235,14 @@ function imagePage(ranking, row, query) {
           "div",
           {},
           make("p", { class: "outlier-head" }, tickBox(ranking, row, "Tick this image", update), badge(row)),
-          row.told.file
-            ? make("p", {}, sentence(`this image ${row.told.file}`))
+          row.view_reasons.file
+            ? make("p", {}, sentence(`this image ${row.view_reasons.file}`))
             : bars(
                 Object.entries(row.views).map(([view, value]) => ({
                   name: view,
                   value: value ?? Infinity,
                   usual: ranking.views[view],
-                  told: row.told[view],
+                  told: row.view_reasons[view],
                 })),
               ),
           termList("facts", facts),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +16,9 @@ from torch import Tensor
 
 from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.browser.page import assemble, plain_labels
-from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order, probe_images
-from lightning_anomaly.images.thumbnails import check_images
+from lightning_anomaly.browser.pictures import KeptMaps, Pictures, even_order
 from lightning_anomaly.plots import clearest_filters
-
-if TYPE_CHECKING:
-    from lightning_anomaly.report import AnomalyReport, LayerReport
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 _CODE = (
     "dom unpack data wording csv colours canvas scatter components overview filter_list filter_page samples shell main"
@@ -33,69 +30,52 @@ _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "explained", 
 
 
 def page_text(
-    report: AnomalyReport,
-    title: str,
-    *,
-    images: Tensor | None = None,
-    labels: Sequence[Any] | None = None,
-    history: Sequence[Mapping[str, Any]] | None = None,
-    names: Sequence[str] | None = None,
-    frames: Sequence[Frame] = (),
+    facts: Mapping[str, Any], layers: Mapping[str, LayerReport], pictures: Pictures, frames: Sequence[Frame]
 ) -> str:
-    """Write a report as the text of an HTML page, see `AnomalyReport.save_html`.
+    """Write the layers of a report as the text of an HTML page, see `AnomalyReport.page_text`, which gives the facts.
 
-    A reader can look for samples by `names`. `frames` are the points of earlier analyses. Entries of `history` may have
-    a dict `"losses"`.
+    `frames` are the points of earlier analyses.
     """
-    pictures = report.pictures or Pictures(None, {})
-    if not report.layers:  # nothing was analyzed, and the page says why
-        images = labels = names = None
-    if images is not None:
-        check_images(images, report.n_samples, (2, 3, 4, 5))
-        pictures = Pictures(probe_images(images), pictures.maps)
-    filters = sum(len(layer.verdicts) for layer in report.layers.values())
-    count = min(report.n_samples, max(1, _POINTS // max(1, filters)))
-    shown = torch.zeros(report.n_samples, dtype=torch.bool, device="cpu")
-    shown[even_order(report.n_samples)[:count]] = True
-    ranks = {place: rank for rank, place in enumerate(clearest_filters(report, filters))}
-    layers: list[dict[str, Any]] = []
+    scores, n_samples = facts["scores"], len(facts["scores"])
+    filters = sum(len(layer.verdicts) for layer in layers.values())
+    count = min(n_samples, max(1, _POINTS // max(1, filters)))
+    shown = torch.zeros(n_samples, dtype=torch.bool, device="cpu")
+    shown[even_order(n_samples)[:count]] = True
+    ranks = {place: rank for rank, place in enumerate(clearest_filters(layers, filters))}
+    described: list[dict[str, Any]] = []
     blocks: dict[str, bytes] = {}
-    for number, (name, layer) in enumerate(report.layers.items()):
-        layers.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
+    for number, (name, layer) in enumerate(layers.items()):
+        described.append(_layer(name, layer, [ranks.get((name, index)) for index in range(len(layer.verdicts))]))
         blocks[f"points-{number}"] = _points(layer, shown)
         if name in pictures.maps:
             kept = pictures.maps[name]
             blocks[f"maps-{number}"] = _maps(kept)
             _, amount, height, width = kept.maps.shape
-            layers[-1]["maps"] = {"kept": amount, "height": height, "width": width}
-            layers[-1] |= {"most": kept.most.tolist(), "least": kept.least.tolist()}
-    views, blocks["views"] = _views(report)
-    reactions, blocks["reactions"] = _reactions(report)
+            described[-1]["maps"] = {"kept": amount, "height": height, "width": width}
+            described[-1] |= {"most": kept.most.tolist(), "least": kept.least.tolist()}
+    views, blocks["views"] = _views(facts["views"], layers)
+    reactions, blocks["reactions"] = _reactions(layers)
+    labels = facts["labels"]
     index = {
-        "title": title,
-        "samples": report.n_samples,
-        "count": report.count,
-        "fraction": _short(report.fraction),
-        "sparsity": _short(report.sparsity),
-        "votes": report.outlier_samples,
+        **facts,
+        "samples": n_samples,
+        "fraction": _short(facts["fraction"]),
+        "sparsity": _short(facts["sparsity"]),
         # Not rounded: rounded twice, a score may differ from that in the report's table. Infinite ones are None.
-        "scores": [score if math.isfinite(score) else None for score in report.outlier_scores.tolist()],
-        "ordinary": usual_score(report.outlier_scores),
-        "reasons": [report.outlier_reasons(sample) for sample in range(report.n_samples)],
+        "scores": [score if math.isfinite(score) else None for score in scores.tolist()],
+        "ordinary": usual_score(scores),
         "views": views,
         "reactions": reactions,
         "epochs": None,
-        "layers": layers,
-        "labels": None if labels is None else _labels(plain_labels(labels, report.n_samples)),
-        "names": names,
-        "settings": {key: str(value) for key, value in report.settings.items()},
-        "notes": [*report.notes.values(), *_left_out(report.n_samples, count, [*pictures.maps.values()])],
-        "history": _history(history),
+        "layers": described,
+        "labels": None if labels is None else _labels(plain_labels(labels, n_samples)),
+        "notes": [*facts["notes"], *_left_out(n_samples, count, [*pictures.maps.values()])],
+        "history": _history(facts["history"]),
     }
-    if frames and report.layers:
-        epochs, amount, packed = packed_frames(report, frames)
+    if frames and layers:
+        epochs, amount, packed = packed_frames(layers, frames)
         index["epochs"] = {"of": epochs, "samples": amount}
-        blocks |= {f"epochs-{number}": packed[name] for number, name in enumerate(report.layers)}
+        blocks |= {f"epochs-{number}": packed[name] for number, name in enumerate(layers)}
     return assemble(_CODE, index, pictures.images, blocks)
 
 
@@ -105,27 +85,23 @@ def usual_score(scores: Tensor) -> float:
     return _short(torch.quantile(finite, 0.95).item()) or 0.0 if len(finite) else 0.0
 
 
-def _views(report: AnomalyReport) -> tuple[list[dict[str, Any]], bytes]:
+def _views(view_scores: Mapping[str, Tensor], layers: Mapping[str, LayerReport]) -> tuple[list[dict[str, Any]], bytes]:
     """Describe each view of the samples and each layer, and pack their scores, float64 `(N,)` each."""
-    views: list[tuple[str | None, str | None, Tensor]] = [
-        (view, None, scores) for view, scores in report.view_scores.items()
-    ]
-    views += [(None, name, layer.outlier_scores) for name, layer in report.layers.items()]
+    views: list[tuple[str | None, str | None, Tensor]] = [(view, None, scores) for view, scores in view_scores.items()]
+    views += [(None, name, layer.outlier_scores) for name, layer in layers.items()]
     told = [{"view": view, "layer": name, "ordinary": usual_score(scores)} for view, name, scores in views]
     return told, b"".join(scores.double().numpy().astype("<f8").tobytes() for *_, scores in views)
 
 
-def _reactions(report: AnomalyReport) -> tuple[int, bytes]:
+def _reactions(layers: Mapping[str, LayerReport]) -> tuple[int, bytes]:
     """Pack the k filters that react most to each sample, uint32 `(N, k)`, and how strongly, float32 `(N, k)`.
 
     A reaction is the distance of the sample's point from the filter's mean. Filters are numbered through all layers.
     Returns k first.
     """
-    if not report.layers:
+    if not layers:
         return 0, b""
-    distances = torch.cat(
-        [layer.points.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt() for layer in report.layers.values()]
-    )
+    distances = torch.cat([layer.points.nan_to_num(0.0, 0.0, 0.0).square().sum(2).sqrt() for layer in layers.values()])
     found = distances.T.topk(min(_REACTIONS, len(distances)), 1)
     parts = found.indices.numpy().astype("<u4"), found.values.float().numpy().astype("<f4")
     return found.indices.shape[1], b"".join(part.tobytes() for part in parts)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lightning_anomaly.browser import EpochPoints, page_text
+from lightning_anomaly.browser import EpochPoints
 from lightning_anomaly.callbacks._loggers import log_figure, log_page
 from lightning_anomaly.images.thumbnails import drawn
-from lightning_anomaly.plots import FIGURES, curves_figure, outlier_images
+from lightning_anomaly.plots import curves_figure, outlier_images
 from lightning_anomaly.report import AnomalyReport
+from lightning_anomaly.report.figures import FIGURES
 from lightning_anomaly.two_sample.loss_names import loss_tags
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ class FigureSchedule:
         if self._figures and images is not None and len(images) == report.n_samples:
             # Signals are drawn as curves.
             shown = images if images.ndim > 3 else drawn(images, images).permute(0, 3, 1, 2)
-            outliers = outlier_images(report, shown)
+            outliers = outlier_images(shown, report.outlier_scores, report.outlier_samples)
         self._pending, self._drawn = (report, outliers, told, step), False
         if report.pictures is not None:
-            self._epochs.add(report, epoch, step)
+            self._epochs.add(report.layers, epoch, step)
 
     def show(self, trainer: Any, history: list[dict[str, Any]], last: bool = False) -> None:
         """Log what is due, and after the `last` analysis what is not shown yet; call `remember_losses` first.
@@ -72,8 +73,8 @@ class FigureSchedule:
             self._pending = None
         if report.pictures is not None:
             title = f"Anomaly filters, step {step:,}"
-            frames = self._epochs.before(report, step)
-            page = page_text(report, title, history=history, frames=frames, **told)
+            frames = self._epochs.before(report.layers, step)
+            page = report.page_text(title, history=history, frames=frames, **told)
             for logger in trainer.loggers:
                 with self._guard(f"log a page to {type(logger).__name__}"):
                     path = log_page(logger, f"{self._prefix}/browser", page, step)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.checks import check_integer
+from lightning_anomaly.images.thumbnails import KEPT
 from lightning_anomaly.outliers.combine import VIEWS, SampleView, ordered_reasons
 from lightning_anomaly.tables import Tabular
 
@@ -223,7 +224,19 @@ class OutlierReport(Tabular):
         """
         from lightning_anomaly.browser import write_outlier_page
 
-        write_outlier_page(self, path, self._sentences(), labels, title)
+        rows, above = self.rows(KEPT), {*self.above_calibration}
+        facts = {
+            "title": title,
+            "sentences": self._sentences(),
+            "layers": self.layers,
+            "columns": list(rows[0]),
+            "rate": self.false_discovery_rate,
+            "ranked": not self.n_calibration,  # p-values only rank the images
+        }
+        for row in rows:
+            row["view_reasons"] = self.outlier_reasons(row["position"])
+            row["above"] = row["position"] in above
+        write_outlier_page(path, facts, rows, self.scores, self.view_scores, self.images, labels)
 
     def browse(self, labels: Sequence[Any] | None = None, title: str = "Images that do not belong") -> BrowserFile:
         """Write the same to a file that lasts until Python exits: a notebook shows it, a console its path.

@@ -1,9 +1,9 @@
-"""Scatter plots of filters: the clearest anomalies of a report, one layer, one filter."""
+"""Scatter plots of filters: the clearest anomalies of a network, one layer, one filter."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +12,11 @@ from torch import Tensor
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.plots.style import COMPONENT_COLOURS, layer_text, new_figure
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMAL
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from lightning_anomaly.report import AnomalyReport, LayerReport
 
 _PANELS = 6
 _MARKERS = "osD^v"  # the next one each time that the colours are used up
@@ -26,7 +25,7 @@ _ENTRY = 1.35  # width of an entry of the legend of components (inches)
 _CLEAR = 5.0  # a gap that is plain to see (in spreads of the other samples)
 
 
-def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[str, int]]:
+def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) -> list[tuple[str, int]]:
     """Find the anomaly filters whose outliers lie most clearly apart from the other samples, as `(layer, filter)`.
 
     The gap decides: the median distance of an outlier to the nearest other sample, in units of the other samples'
@@ -36,7 +35,7 @@ def clearest_filters(report: AnomalyReport, max_filters: int = 6) -> list[tuple[
     """
     clearness = {
         (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
-        for name, layer in report.layers.items()
+        for name, layer in layers.items()
         for index in layer.filters(ANOMALY)
     }
     return sorted(clearness, key=clearness.__getitem__, reverse=True)[:max_filters]
@@ -53,28 +52,29 @@ def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
     return min(_CLEAR, gap.item()), spread.item()
 
 
-def filter_figure(report: AnomalyReport) -> Figure | None:
+def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:
     """Draw scatter plots of the up to six filters with the clearest anomalies.
 
     A panel shows all probe samples of a filter on its two principal components, coloured by the component of the
     mixture (1 is the largest), with rings around the outlier samples.
 
     Args:
-        report: The report.
+        layers: `AnomalyReport.layers`.
 
     Returns:
         The figure; None if there is no anomaly filter.
     """
-    chosen = clearest_filters(report, _PANELS)
-    title = f"Filters with the clearest anomalies: {len(chosen)} of {report.count}"
-    return _draw_panels(report, chosen, title) if chosen else None
+    chosen = clearest_filters(layers, _PANELS)
+    count = sum(len(layer.filters(ANOMALY)) for layer in layers.values())
+    title = f"Filters with the clearest anomalies: {len(chosen)} of {count}"
+    return _draw_panels(layers, chosen, title) if chosen else None
 
 
-def layer_figure(report: AnomalyReport, layer: str) -> Figure:
+def layer_figure(layers: Mapping[str, LayerReport], layer: str) -> Figure:
     """Draw scatter plots of up to six of a layer's filters, as in `filter_figure`.
 
     Args:
-        report: The report.
+        layers: `AnomalyReport.layers`.
         layer: The layer's name.
 
     Returns:
@@ -83,21 +83,21 @@ def layer_figure(report: AnomalyReport, layer: str) -> Figure:
     Raises:
         ValueError: If the report does not have the layer.
     """
-    found = _layer_of(report, layer)
-    anomalies = clearest_filters(replace(report, layers={layer: found}), _PANELS)
+    found = _layer_of(layers, layer)
+    anomalies = clearest_filters({layer: found}, _PANELS)
     others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in found.filters(verdict)]
     chosen = (anomalies + others)[:_PANELS]
     title = (
         f"{len(found.filters(ANOMALY))} of {len(found.verdicts)} filters are anomaly filters; shown are {len(chosen)}"
     )
-    return _draw_panels(report, chosen, f"{layer_text(layer, 40)}: {title}")
+    return _draw_panels(layers, chosen, f"{layer_text(layer, 40)}: {title}")
 
 
-def scatter_figure(report: AnomalyReport, layer: str | None, filter_index: int) -> Figure:
+def scatter_figure(layers: Mapping[str, LayerReport], layer: str | None, filter_index: int) -> Figure:
     """Draw the scatter plot of one filter, as in `filter_figure`.
 
     Args:
-        report: The report.
+        layers: `AnomalyReport.layers`.
         layer: The layer's name.
         filter_index: The filter's place in it.
 
@@ -107,26 +107,26 @@ def scatter_figure(report: AnomalyReport, layer: str | None, filter_index: int) 
     Raises:
         ValueError: If the report does not have the layer, or the layer not the filter.
     """
-    check_integer("filter_index", filter_index, 0, len(_layer_of(report, layer).verdicts) - 1)
-    return _draw_panels(report, [(layer or "", filter_index)], None)
+    check_integer("filter_index", filter_index, 0, len(_layer_of(layers, layer).verdicts) - 1)
+    return _draw_panels(layers, [(layer or "", filter_index)], None)
 
 
-def _layer_of(report: AnomalyReport, layer: str | None) -> LayerReport:
-    if layer is None or layer not in report.layers:
+def _layer_of(layers: Mapping[str, LayerReport], layer: str | None) -> LayerReport:
+    if layer is None or layer not in layers:
         raise ValueError(
-            f"Parameter `layer` should be one of the report's layers, {list(report.layers)}. Found `layer = {layer!r}`."
+            f"Parameter `layer` should be one of the report's layers, {list(layers)}. Found `layer = {layer!r}`."
         )
-    return report.layers[layer]
+    return layers[layer]
 
 
-def _draw_panels(report: AnomalyReport, chosen: list[tuple[str, int]], title: str | None) -> Figure:
+def _draw_panels(layers: Mapping[str, LayerReport], chosen: list[tuple[str, int]], title: str | None) -> Figure:
     """One panel for each `(layer, filter)`, and one legend for all."""
     columns = min(3, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     width = max(5.5, 3.5 * columns)
     with new_figure(width, 3.0 * rows + 0.9) as figure:
         for place, (name, index) in enumerate(chosen):
-            _draw_filter(figure.add_subplot(rows, columns, place + 1), name, report.layers[name], index)
+            _draw_filter(figure.add_subplot(rows, columns, place + 1), name, layers[name], index)
         if title is not None:
             figure.suptitle(title, parse_math=False)
         entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]

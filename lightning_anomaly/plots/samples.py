@@ -14,22 +14,21 @@ from lightning_anomaly.plots.style import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from lightning_anomaly.report import AnomalyReport
-
 _IMAGES = 16
 
 
-def outlier_figure(report: AnomalyReport, images: Tensor) -> Figure | None:
+def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure | None:
     """Draw the images of up to 16 samples with the largest outlier scores.
 
     At equal scores a sample that is an outlier of more filters comes first, then the earlier one.
 
     Args:
-        report: The report.
         images: The probe's images `(N, C, H, W)`. One or three channels are shown as they are, of other numbers only
             the first. uint8 is shown as it is. All else is scaled channel by channel, so that the range of an ordinary
             image of the probe goes from black to white. This undoes a normalization, and unlike scaling each image by
             itself it keeps a black image black and an over-exposed one white.
+        scores: `AnomalyReport.outlier_scores` `(N,)`.
+        votes: `AnomalyReport.outlier_samples`, N numbers.
 
     Returns:
         The figure, each image under the caption of its place in the probe and its score; None if no sample has a
@@ -38,25 +37,25 @@ def outlier_figure(report: AnomalyReport, images: Tensor) -> Figure | None:
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
     """
-    return draw_outliers(report, outlier_images(report, images))
+    return draw_outliers(outlier_images(images, scores, votes), scores, votes)
 
 
-def outlier_images(report: AnomalyReport, images: Tensor) -> Tensor:
+def outlier_images(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Tensor:
     """Pick the images that `outlier_figure` shows; nothing else of a probe has to be kept to draw it later.
 
     They are uint8 `(n, H, W, C)` with one or three channels, on the CPU.
     """
-    check_images(images, report.n_samples, (4,))
-    return displayed(images[_outlying(report)], images)
+    check_images(images, len(scores), (4,))
+    return displayed(images[_outlying(scores, votes)], images)
 
 
-def draw_outliers(report: AnomalyReport, shown: Tensor) -> Figure | None:
-    """Draw what `outlier_images` returned for the same report; None if that is nothing."""
-    scores, chosen = report.outlier_scores.tolist(), _outlying(report)
+def draw_outliers(shown: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure | None:
+    """Draw the images that `outlier_images` returned for the same scores and votes; None without any."""
+    chosen = _outlying(scores, votes)
     if not chosen:
         return None
     captions = [f"sample {i}\nscore {scores[i]:.1f}" for i in chosen]
-    return gallery(shown, captions, f"Samples with the largest outlier scores: {len(chosen)} of {report.n_samples}")
+    return gallery(shown, captions, f"Samples with the largest outlier scores: {len(chosen)} of {len(scores)}")
 
 
 def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
@@ -74,7 +73,8 @@ def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
     return figure
 
 
-def _outlying(report: AnomalyReport) -> list[int]:
+def _outlying(scores: Tensor, votes: Sequence[int]) -> list[int]:
     """The samples drawn: those with the largest scores, if positive, and outliers of filters."""
-    scores, votes = report.outlier_scores.tolist(), report.outlier_samples
-    return [sample for sample in report.by_outlier_score if scores[sample] > 0 or votes[sample]][:_IMAGES]
+    values = scores.tolist()
+    ranked = sorted(range(len(values)), key=lambda sample: (-values[sample], -votes[sample]))
+    return [sample for sample in ranked if values[sample] > 0 or votes[sample]][:_IMAGES]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning_anomaly.plots.style import ISOLATED, VERDICT_COLOURS, layer_text, new_figure
-from lightning_anomaly.verdicts.anomalies import ANOMALY, NORMAL
+from lightning_anomaly.verdicts.anomalies import ANOMALY, LIVE, NORMAL
+from lightning_anomaly.verdicts.layer_report import LayerReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from lightning_anomaly.report import AnomalyReport, LayerReport
 
 _MAP_WIDTH = 6.4  # the cells (inches)
 _LINE, _SPACE = 0.25, 0.07  # least height of a layer, a line of text, and the space below it (inches)
@@ -21,27 +21,28 @@ _TALLEST = 18.0  # (inches)
 _COLUMNS = 64  # cells in a row
 
 
-def verdict_map(report: AnomalyReport) -> Figure:
+def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
     """Draw a map of all filters, one cell each, coloured by verdict: a block of rows for every layer.
 
     Filters that set samples apart from all others (`isolated`) have a colour of their own for each verdict. The figure
     stays within 10 x 20 inches: with many filters cells are flatter, and of many layers only some are named.
 
     Args:
-        report: The report.
+        layers: `AnomalyReport.layers`.
 
     Returns:
         The figure.
     """
-    sizes = [len(layer.verdicts) for layer in report.layers.values()]
     from matplotlib import rc_context
 
-    total = max(_LINE, sum(_block_height(size) + _SPACE for size in sizes))
+    verdicts = Counter(verdict for layer in layers.values() for verdict in layer.verdicts)
+    share = verdicts[ANOMALY] / max(1, sum(verdicts[verdict] for verdict in LIVE))
+    total = max(_LINE, sum(_block_height(len(layer.verdicts)) + _SPACE for layer in layers.values()))
     shrink = min(1.0, _TALLEST / total)
     with new_figure(9.6, total * shrink + 1.8) as figure, rc_context({"font.size": 14, "axes.titlesize": 14}):
         axes = figure.add_subplot()
         top = free = 0.0  # where the next block begins, and the next name may
-        for name, layer in report.layers.items():
+        for name, layer in layers.items():
             height = _block_height(len(layer.verdicts)) * shrink
             _draw_block(axes, layer, top, height)
             if top >= free:
@@ -55,10 +56,10 @@ def verdict_map(report: AnomalyReport) -> Figure:
         axes.set(xlim=(0, _MAP_WIDTH), ylim=(max(top, _LINE), 0))
         axes.axis("off")
         axes.set_title(
-            f"{report.count} of {sum(sizes)} filters are anomaly filters, {100 * report.fraction:.1f}% of those with "
+            f"{verdicts[ANOMALY]} of {verdicts.total()} filters are anomaly filters, {100 * share:.1f}% of those with "
             f"varying maps\n(cells: filters, {_COLUMNS} in a row; at the right: anomaly filters of a layer)"
         )
-        _verdict_legend(figure, report)
+        _verdict_legend(figure, layers)
     return figure
 
 
@@ -81,10 +82,10 @@ def _draw_block(axes: Axes, layer: LayerReport, top: float, height: float) -> No
     mesh.set(edgecolor="white", linewidth=0.8 if height / rows > 0.04 else 0)
 
 
-def _verdict_legend(figure: Figure, report: AnomalyReport) -> None:
+def _verdict_legend(figure: Figure, layers: Mapping[str, LayerReport]) -> None:
     from matplotlib.patches import Patch
 
-    counts = Counter(kind for layer in report.layers.values() for kind in _kinds(layer))
+    counts = Counter(kind for layer in layers.values() for kind in _kinds(layer))
     shown = [kind for kind in VERDICT_COLOURS if counts[kind]]
     patches = [Patch(facecolor=VERDICT_COLOURS[kind], label=f"{kind}: {counts[kind]}") for kind in shown]
     figure.legend(handles=patches, loc="outside lower center", ncols=min(3, len(shown)))

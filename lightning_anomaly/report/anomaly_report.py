@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_anomaly.browser.pictures import Pictures
+from lightning_anomaly.browser.pictures import Pictures, probe_images
 from lightning_anomaly.checks import check_integer
+from lightning_anomaly.images.thumbnails import check_images
 from lightning_anomaly.outliers.combine import VIEWS, SampleView, Tail, combine
 from lightning_anomaly.tables import Tabular, listed
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE, NONFINITE
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from lightning_anomaly.browser import BrowserFile
+    from lightning_anomaly.browser.epochs import Frame
 
 
 _COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
@@ -238,8 +240,8 @@ class AnomalyReport(Tabular):
         from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
 
         if filter_index is not None:
-            return scatter_figure(self, layer, filter_index)
-        return verdict_map(self) if layer is None else layer_figure(self, layer)
+            return scatter_figure(self.layers, layer, filter_index)
+        return verdict_map(self.layers) if layer is None else layer_figure(self.layers, layer)
 
     def save_html(
         self,
@@ -266,9 +268,49 @@ class AnomalyReport(Tabular):
         Raises:
             ValueError: If `images` or `labels` do not have one entry for each probe sample.
         """
-        from lightning_anomaly.browser import page_text, write
+        from lightning_anomaly.browser import write
 
-        write(path, page_text(self, title, images=images, labels=labels, history=history))
+        write(path, self.page_text(title, images=images, labels=labels, history=history))
+
+    def page_text(
+        self,
+        title: str,
+        *,
+        images: Tensor | None = None,
+        labels: Sequence[Any] | None = None,
+        history: Sequence[Mapping[str, Any]] | None = None,
+        names: Sequence[str] | None = None,
+        frames: Sequence[Frame] = (),
+    ) -> str:
+        """Return the filter browser as text, see `save_html`.
+
+        A reader can look for samples by `names`. `frames` are the points of earlier analyses. Entries of `history` may
+        have a dict `"losses"`.
+        """
+        from lightning_anomaly.browser import page_text
+
+        pictures = self.pictures or Pictures(None, {})
+        if not self.layers:  # nothing was analyzed, and the page says why
+            images = labels = names = None
+        if images is not None:
+            check_images(images, self.n_samples, (2, 3, 4, 5))
+            pictures = Pictures(probe_images(images), pictures.maps)
+        facts = {
+            "title": title,
+            "count": self.count,
+            "fraction": self.fraction,
+            "sparsity": self.sparsity,
+            "votes": self.outlier_samples,
+            "scores": self.outlier_scores,
+            "views": self.view_scores,
+            "reasons": [self.outlier_reasons(sample) for sample in range(self.n_samples)],
+            "settings": {key: str(value) for key, value in self.settings.items()},
+            "notes": self.notes.values(),
+            "labels": labels,
+            "names": names,
+            "history": history,
+        }
+        return page_text(facts, self.layers, pictures, frames)
 
     def browse(
         self,

@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> AnomalyReport:
     """Train, analyse, draw."""
     network, probe = trained_network_and_probe(options.epochs)
     report = analyze(network, probe)
-    ((name, index),) = clearest_filters(report, 1)
+    ((name, index),) = clearest_filters(report.layers, 1)
     with torch.no_grad():
         maps = network[: int(name) + 1](probe).relu()
     Path(options.picture).parent.mkdir(parents=True, exist_ok=True)

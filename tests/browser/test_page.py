@@ -9,7 +9,7 @@ import torch
 from reports import layer as made_up
 
 from lightning_anomaly import AnomalyReport
-from lightning_anomaly.browser import EpochPoints, page_text
+from lightning_anomaly.browser import EpochPoints
 from lightning_anomaly.browser.pictures import Pictures
 from lightning_anomaly.plots import clearest_filters
 
@@ -18,7 +18,7 @@ HOSTILE = "/a/long/path" * 9 + '<img src=x onerror="document.title=1">"\'&</scri
 
 def flagged(report: AnomalyReport) -> tuple[str, int, int]:
     """The clearest anomaly filter and its first outlier."""
-    layer, index = clearest_filters(report, 1)[0]
+    layer, index = clearest_filters(report.layers, 1)[0]
     return layer, index, report.layers[layer].outliers_of(index)[0]
 
 
@@ -90,9 +90,9 @@ def test_a_slider_leads_through_earlier_analyses(report, opened):
     for epoch in range(3):  # points move outwards, and components have no sign
         scale = (epoch + 1) / 4 * (1, -1, -1)[epoch]
         layers = {name: replace(own, points=own.points * scale) for name, own in report.layers.items()}
-        earlier.add(replace(report, layers=layers), epoch, 10 * epoch)
+        earlier.add(layers, epoch, 10 * epoch)
     page = opened(report)
-    page.file.write_text(page_text(report, "with epochs", frames=earlier.before(report, 30)))
+    page.file.write_text(report.page_text("with epochs", frames=earlier.before(report.layers, 30)))
     page.open(address(layer, index))
     assert page.text("output") == "the last"
     slider = page.page.get_by_label("Epoch")
@@ -140,7 +140,7 @@ class TestFilter:
         assert page.hash == address(layer, index, "?by=label")
 
     def test_it_is_used_by_keyboard_alone(self, report, opened):
-        order = clearest_filters(report, 1000)
+        order = clearest_filters(report.layers, 1000)
         page = opened(report, address(*order[0], "?verdict=anomaly&sort=clearest"))
         page.press("ArrowRight")
         assert page.hash.startswith(address(*order[1]))
@@ -206,9 +206,10 @@ class TestLists:
         page.page.get_by_label("Sort by").select_option("clearest")
         page.settle()
         shown = page.page.eval_on_selector_all("a.card", "cards => cards.map(card => card.getAttribute('href'))")
-        assert shown == [address(*place, "?verdict=anomaly&sort=clearest") for place in clearest_filters(report, 24)]
+        clearest = clearest_filters(report.layers, report.count)
+        assert shown == [address(*place, "?verdict=anomaly&sort=clearest") for place in clearest[:24]]
         rows = page.saved()
-        assert [(row["layer"], int(row["filter"])) for row in rows] == clearest_filters(report, report.count)
+        assert [(row["layer"], int(row["filter"])) for row in rows] == clearest
         own = report.layers[rows[0]["layer"]]
         assert float(rows[0]["explained"]) == pytest.approx(own.explained[int(rows[0]["filter"])].item(), rel=1e-3)
         page.page.get_by_label("Layer").select_option(label="layer 2")

@@ -15,7 +15,7 @@ from reports import layer
 from torch import Tensor
 
 from lightning_anomaly import AnalysisSettings, AnomalyReport, analyze
-from lightning_anomaly.browser import EpochPoints, page_text
+from lightning_anomaly.browser import EpochPoints
 from lightning_anomaly.browser.epochs import Frame, packed_frames
 from lightning_anomaly.browser.pictures import Pictures, even_order, probe_images, take_pictures
 from lightning_anomaly.capture.maps import LayerMaps
@@ -58,7 +58,7 @@ def test_points_come_back_to_a_four_thousandth_of_their_range_and_too_many_are_t
     own = report.layers["conv"]
     own.isolated[:, [1, 7]] = True
     own.calinski_harabasz[0], own.sparsity[1] = torch.inf, torch.nan  # which JSON does not have
-    index, blocks = contents(page_text(report, ""))
+    index, blocks = contents(report.page_text(""))
     assert index["layers"][0]["calinski_harabasz"][0] is index["layers"][0]["sparsity"][1] is None
     for place, (samples, points, marks) in enumerate(read_points(blocks["points-0"], 5)):
         kept, whole = samples.tolist(), own.points[place]
@@ -79,12 +79,12 @@ class TestEpochs:
         kept = EpochPoints()
         for epoch, factor in enumerate(factors):
             layers = {name: replace(own, points=own.points * factor) for name, own in report.layers.items()}
-            kept.add(replace(report, layers=layers), epoch, epoch)
-        return kept.before(report, len(factors) - 1)
+            kept.add(layers, epoch, epoch)
+        return kept.before(report.layers, len(factors) - 1)
 
     def read(self, report: AnomalyReport, frames: list[Frame]) -> tuple[list[str], np.ndarray, np.ndarray]:
         """What the analyses are called, samples `(F, S)` and points `(E, F, S, 2)`."""
-        called, count, blocks = packed_frames(report, frames)
+        called, count, blocks = packed_frames(report.layers, frames)
         filters = len(report.layers["conv"].verdicts)
         samples = np.frombuffer(blocks["conv"], "<u4", filters * count).reshape(filters, count).cumsum(1)
         codes = np.frombuffer(blocks["conv"], np.int8, offset=4 * filters * count)
@@ -122,17 +122,17 @@ class TestEpochs:
     def test_of_other_layers_or_samples_none_is_shown(self):
         kept = EpochPoints()
         for step, other in enumerate((made_up(4, 300), made_up(4, 200), made_up(5, 300), AnomalyReport({}, 0))):
-            kept.add(other, 0, step)
-        assert [frame.step for frame in kept.before(made_up(4, 300), 9)] == [0]
-        assert kept.before(made_up(4, 300), 0) == []
-        kept.add(made_up(4, 300), 0, 5)
-        assert packed_frames(made_up(4, 300), kept.before(made_up(4, 300), 9))[0] == ["step 0", "step 5"]
+            kept.add(other.layers, 0, step)
+        assert [frame.step for frame in kept.before(made_up(4, 300).layers, 9)] == [0]
+        assert kept.before(made_up(4, 300).layers, 0) == []
+        kept.add(made_up(4, 300).layers, 0, 5)
+        assert packed_frames(made_up(4, 300).layers, kept.before(made_up(4, 300).layers, 9))[0] == ["step 0", "step 5"]
 
 
 def test_of_each_sample_the_filters_farthest_from_it_come_first():
     report = made_up(40, 50)
     report.layers["conv"].points[3, 7] = torch.nan  # of a filter that was not analyzed
-    raw = contents(page_text(report, ""))[1]["reactions"]
+    raw = contents(report.page_text(""))[1]["reactions"]
     filters = np.frombuffer(raw, "<u4", 50 * 24).reshape(50, 24)
     distances = np.frombuffer(raw, "<f4", offset=4 * 50 * 24).reshape(50, 24)
     expected = report.layers["conv"].points.nan_to_num(0).norm(dim=2).T.sort(1, descending=True)
@@ -179,14 +179,14 @@ class TestMaps:
         # Nor is anything else held, which a pickled report would hold as well.
         for part in (kept.samples, kept.maps, kept.most, kept.least):
             assert part.untyped_storage().nbytes() == part.nbytes
-        index, _ = contents(page_text(replace(made_up(3, 100), pictures=pictures), ""))
+        index, _ = contents(replace(made_up(3, 100), pictures=pictures).page_text(""))
         assert index["layers"][0]["maps"]["kept"] == 10
         assert any("maps of 10 of 100 samples" in note for note in index["notes"])
 
     def test_packed_pixels_are_the_nearest_of_sixteen_levels(self):
         outliers = torch.zeros(2, 30, dtype=torch.bool)
         pictures = self.take(torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0)), outliers)
-        raw = contents(page_text(replace(made_up(2, 30), pictures=pictures), ""))[1]["maps-0"]
+        raw = contents(replace(made_up(2, 30), pictures=pictures).page_text(""))[1]["maps-0"]
         kept = pictures.maps["conv"]
         samples = np.frombuffer(raw, "<u4", 60).reshape(2, 30).cumsum(1)
         assert samples.tolist() == [list(range(30))] * 2
@@ -238,10 +238,10 @@ class TestReport:
 
     def test_scores_are_told_with_what_is_usual_also_infinite_ones(self):
         report = made_up(1, 5)
-        assert contents(page_text(report, ""))[0]["scores"] == [0] * 5
+        assert contents(report.page_text(""))[0]["scores"] == [0] * 5
         own = replace(report.layers["conv"], outlier_scores=torch.tensor([1.23456, torch.inf, 0.5, 2, 3]))
         report = replace(report, layers={"conv": own})
-        (index, blocks), (first, infinite, *others) = contents(page_text(report, "")), report.outlier_scores.tolist()
+        (index, blocks), (first, infinite, *others) = contents(report.page_text("")), report.outlier_scores.tolist()
         assert index["scores"] == [first, None, *others]
         assert index["ordinary"] == pytest.approx(torch.tensor([first, *others]).quantile(0.95).item(), rel=1e-3)
         assert [(view["view"], view["layer"]) for view in index["views"]] == [("filters", None), (None, "conv")]
@@ -259,7 +259,7 @@ class TestReport:
         ],
     )
     def test_labels_are_numbered_by_what_they_say(self, labels, names):
-        index, _ = contents(page_text(made_up(1, 3), "", labels=labels))
+        index, _ = contents(made_up(1, 3).page_text("", labels=labels))
         assert index["labels"] == {"names": names, "of": [1, 0, 1]}
 
     def test_what_is_browsed_is_removed_when_python_exits(self, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from reports import layer as made_up
 from torch import Tensor
 
@@ -27,8 +28,8 @@ def layer(verdicts, outliers=(), **values) -> LayerReport:
     return made_up(*verdicts, outliers=outliers, **values)
 
 
-def report(n_samples=N, **layers) -> AnomalyReport:
-    return AnomalyReport({name.replace("__", "."): found for name, found in layers.items()}, n_samples)
+def network(**layers) -> dict[str, LayerReport]:
+    return {name.replace("__", "."): found for name, found in layers.items()}
 
 
 def far(outliers: list[int], distance: float) -> Tensor:
@@ -57,7 +58,7 @@ def assert_legible(figure, parts) -> None:
 class TestClearestFilters:
     def clearest(self, *points: Tensor, outliers: list[int]) -> list[int]:
         flagged = dict.fromkeys(range(len(points)), outliers)
-        found = report(conv=layer([ANOMALY] * len(points), flagged, points=torch.stack(points)))
+        found = network(conv=layer([ANOMALY] * len(points), flagged, points=torch.stack(points)))
         return [index for _, index in clearest_filters(found)]
 
     def test_wider_gaps_come_first_in_units_of_the_spread_of_the_others(self):
@@ -70,11 +71,11 @@ class TestClearestFilters:
         assert self.clearest(silent, far([5], 10.0), silent, far([5], 2.0), outliers=[5]) == [1, 0, 2, 3]
 
     def test_only_anomaly_filters_of_any_layer_up_to_the_limit(self):
-        found = report(a=layer([NORMAL, ANOMALY, DEAD], {1: [3]}), b=layer([NONFINITE, ANOMALY], {1: [3]}))
+        found = network(a=layer([NORMAL, ANOMALY, DEAD], {1: [3]}), b=layer([NONFINITE, ANOMALY], {1: [3]}))
         assert sorted(clearest_filters(found)) == [("a", 1), ("b", 1)]
         assert len(clearest_filters(found, max_filters=1)) == 1
 
-        every = report(a=layer([ANOMALY, ANOMALY], {0: list(range(N)), 1: [3]}))  # all samples may be outliers
+        every = network(a=layer([ANOMALY, ANOMALY], {0: list(range(N)), 1: [3]}))  # all samples may be outliers
         assert clearest_filters(every) == [("a", 1), ("a", 0)]
 
 
@@ -83,7 +84,7 @@ class TestFilterFigure:
         labels = torch.tensor([[0] * N, [0] * 5 + [1] * 2 + [2] * (N - 7)])
         index = torch.tensor([0.0, 1234.5], dtype=torch.float64)
         own = layer([NORMAL, ANOMALY], {1: [5, 6]}, labels=labels, calinski_harabasz=index)
-        (axes,) = filter_figure(report(block__conv1=own)).axes
+        (axes,) = filter_figure(network(block__conv1=own)).axes
         drawn = {part.get_label(): part for part in axes.collections}
         np.testing.assert_array_equal(drawn.pop("outlier sample").get_offsets(), own.points[1, [5, 6]].numpy())
         assert list(drawn) == ["component 1", "component 2", "component 3"]
@@ -92,15 +93,15 @@ class TestFilterFigure:
         assert axes.get_title() == "layer block.conv1\nfilter 1: K = 2, CH = 1,234, 2 outliers"
         assert axes.get_xlabel() == "first component (its std. dev.)"
 
-        many, *_ = filter_figure(report(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12))).axes
+        many, *_ = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, labels=torch.arange(N)[None] % 12))).axes
         parts = many.collections[:-1]
         assert len({(*part.get_facecolor()[0], part.get_paths()[0].vertices.tobytes()) for part in parts}) == 12
-        assert filter_figure(report(conv=layer([NORMAL, DEAD, NONFINITE]))) is None
+        assert filter_figure(network(conv=layer([NORMAL, DEAD, NONFINITE]))) is None
 
     def test_a_component_that_hardly_varies_looks_so(self):
         points = far([5], 4.0)[None].clone()
         points[..., 1] *= 1e-17
-        (axes,) = filter_figure(report(conv=layer([ANOMALY], {0: [5]}, points=points))).axes
+        (axes,) = filter_figure(network(conv=layer([ANOMALY], {0: [5]}, points=points))).axes
         low, high = axes.get_ylim()
         assert high - low == pytest.approx(1)
 
@@ -108,7 +109,7 @@ class TestFilterFigure:
     def test_panels_are_the_clearest_filters_and_nothing_lies_outside_or_overlaps(self, count):
         labels = torch.arange(N).expand(count, N) % 8
         own = layer([ANOMALY] * count, {i: [i] for i in range(count)}, labels=labels)
-        found = AnomalyReport({"backbone.with_a_long_name.layer4.2.downsample.0": own}, N)
+        found = {"backbone.with_a_long_name.layer4.2.downsample.0": own}
         figure = filter_figure(found)
         assert figure.get_suptitle() == f"Filters with the clearest anomalies: {min(count, 6)} of {count}"
         shown = [axes.get_title().split("\n")[1].split(":")[0] for axes in figure.axes]
@@ -118,10 +119,14 @@ class TestFilterFigure:
 
 
 class TestOutlierFigure:
-    found = report(
+    found = network(
         a=layer([ANOMALY, ANOMALY, NORMAL], {0: [7, 30], 1: [30]}), b=layer([ANOMALY, ANOMALY], {0: [30, 9], 1: [9]})
     )
     images = torch.randint(0, 256, (N, 3, 5, 4), generator=rng()).to(torch.uint8)
+
+    def draw(self, layers: dict[str, LayerReport], images: Tensor) -> Figure | None:
+        report = AnomalyReport(layers, N)
+        return outlier_figure(images, report.outlier_scores, report.outlier_samples)
 
     def order(self, figure) -> list[int]:
         return [int(axes.get_title().split()[1]) for axes in figure.axes]
@@ -129,18 +134,18 @@ class TestOutlierFigure:
     def test_the_largest_scores_come_first_sixteen_at_most(self):
         scores = torch.full((N,), -1.0)
         scores[:5] = torch.tensor([2.0, 4.0, 1.0, 5.0, 3.0])
-        found = report(conv=replace(layer([ANOMALY], {0: [40, 2]}), outlier_scores=scores))
-        figure = outlier_figure(found, self.images)
+        found = network(conv=replace(layer([ANOMALY], {0: [40, 2]}), outlier_scores=scores))
+        figure = self.draw(found, self.images)
         assert self.order(figure) == [3, 1, 4, 0, 2, 40]  # none that is ordinary, unless it is an outlier of a filter
-        assert figure.axes[0].get_title() == f"sample 3\nscore {found.outlier_scores[3]:.1f}"
+        assert figure.axes[0].get_title() == f"sample 3\nscore {AnomalyReport(found, N).outlier_scores[3]:.1f}"
         assert figure.get_suptitle() == "Samples with the largest outlier scores: 6 of 60"
-        assert self.order(outlier_figure(self.found, self.images)) == [30, 9, 7]  # without scores
-        assert self.order(outlier_figure(report(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)) == [2, 11, 40]
-        assert len(outlier_figure(report(conv=layer([ANOMALY], {0: list(range(N))})), self.images).axes) == 16
-        assert outlier_figure(report(conv=layer([NORMAL])), self.images) is None
+        assert self.order(self.draw(self.found, self.images)) == [30, 9, 7]  # without scores
+        assert self.order(self.draw(network(conv=layer([ANOMALY], {0: [40, 2, 11]})), self.images)) == [2, 11, 40]
+        assert len(self.draw(network(conv=layer([ANOMALY], {0: list(range(N))})), self.images).axes) == 16
+        assert self.draw(network(conv=layer([NORMAL])), self.images) is None
 
     def shown(self, images: Tensor) -> list[np.ndarray]:
-        return [np.asarray(axes.images[0].get_array()) for axes in outlier_figure(self.found, images).axes]
+        return [np.asarray(axes.images[0].get_array()) for axes in self.draw(self.found, images).axes]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_a_normalisation_is_undone(self, dtype):
@@ -162,7 +167,7 @@ class TestOutlierFigure:
     def test_what_is_no_image_for_each_sample_is_an_error(self):
         for size in ((N, 3, 4), (N, 0, 4, 4)):  # others in the tests of the browser
             with pytest.raises(ValueError, match=rf"`images` .*\(60, .*{re.escape(str(size))}"):
-                outlier_figure(self.found, torch.zeros(size))
+                self.draw(self.found, torch.zeros(size))
 
 
 class TestVerdictMap:
@@ -173,7 +178,7 @@ class TestVerdictMap:
         apart = torch.zeros(5, N, dtype=torch.bool)
         apart[[1, 3], 5] = True
         a = layer([NORMAL, NORMAL, ANOMALY, ANOMALY, DEAD], {2: [5], 3: [5]}, isolated=apart)
-        figure = verdict_map(report(a=a, b=layer([NONFINITE] + [NORMAL] * 69)))
+        figure = verdict_map(network(a=a, b=layer([NONFINITE] + [NORMAL] * 69)))
         assert self.codes(figure) == [[0, 1, 2, 3, 4], [5] + [0] * 69]
         assert [mesh.get_array().shape for mesh in figure.axes[0].collections] == [(1, 64), (2, 64)]
         (top, end), (below, last) = (mesh.get_coordinates()[[0, -1], 0, 1] for mesh in figure.axes[0].collections)
@@ -188,17 +193,17 @@ class TestVerdictMap:
         assert figure.axes[0].get_title().startswith("2 of 75 filters are anomaly filters, 2.7% of those")
 
     def test_long_names_lose_their_beginning_and_no_filters_are_a_picture_too(self):
-        figure = verdict_map(AnomalyReport({"encoder." * 20 + "last.conv": layer([NORMAL]), "": layer([NORMAL])}, N))
+        figure = verdict_map({"encoder." * 20 + "last.conv": layer([NORMAL]), "": layer([NORMAL])})
         (first, _, second, _) = (text.get_text() for text in figure.axes[0].texts)
         assert first.endswith("encoder.last.conv")
         assert len(first) == 24
         assert second == "the model"
-        pixels(verdict_map(report()))
+        pixels(verdict_map(network()))
 
     def test_a_single_anomaly_in_a_large_network_can_be_seen_and_the_size_is_bounded(self):
         found = {f"layer{i}": layer([NORMAL] * 128, samples=1) for i in range(150)}
         found["layer20"] = layer([NORMAL] * 60 + [ANOMALY] + [NORMAL] * 67, {60: [0]}, samples=1)
-        figure = verdict_map(AnomalyReport(found, 1))
+        figure = verdict_map(found)
         assert (figure.get_size_inches() <= (10, 20)).all()
         assert sum(map(len, self.codes(figure))) == 150 * 128
         assert len(figure.axes[0].texts) < 2 * 150  # no name lies over another
@@ -209,7 +214,7 @@ class TestVerdictMap:
 def test_the_users_style_neither_matters_nor_changes():
     from matplotlib import pyplot
 
-    found = report(conv__with_under_scores=layer([ANOMALY, DEAD], {0: [5]}), **{"money$1$": layer([NORMAL])})
+    found = network(conv__with_under_scores=layer([ANOMALY, DEAD], {0: [5]}), **{"money$1$": layer([NORMAL])})
     plain = [pixels(filter_figure(found)), pixels(verdict_map(found))]
     with matplotlib.style.context(["dark_background", {"font.size": 20, "text.usetex": True}]):
         before = dict(matplotlib.rcParams)
