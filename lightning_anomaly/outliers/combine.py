@@ -1,9 +1,8 @@
-"""One score out of several views of a sample: how improbable each finds it, in nats.
+"""Combine several views of a sample into one outlier score, in nats.
 
-A view's score becomes the probability that an ordinary sample has one as large, and a sample's score is a norm of the
-negative logarithms of these: of pixels, features and logits. Filters explain a score, but do not improve it, see
-docs/results/outliers.md; they count for models that have neither features nor logits. P-values are those of the score
-among the scores of calibration samples.
+Each view's score is converted to a tail probability among ordinary samples. The outlier score is a norm of the negative
+logarithms of these probabilities, over pixels, features and logits. Filters count only in models without logits:
+elsewhere they do not improve the score (docs/results/outliers.md).
 """
 
 from __future__ import annotations
@@ -18,33 +17,27 @@ from torch import Tensor
 VIEWS = ("pixels", "features", "logits", "filters")
 
 _ORDER = 1.5  # of the norm
-_MOST = 100.0  # nats, beyond which a tail says nothing of how rare a score is: only the order of samples stays
-_FROM, _TO = 0.75, 0.9  # quantiles that tell how fast the tail falls; few outliers do not move them
+_MOST = 100.0  # nats; beyond them surprises grow only logarithmically, which keeps the order of the samples
+_FROM, _TO = 0.75, 0.9  # quantiles between which the slope of the tail is measured; few outliers do not move them
 
 
 class SampleView(NamedTuple):
-    """What one view says of N samples.
-
-    Attributes:
-        scores: How odd each sample looks `(N,)`, in a unit of the view's own; infinite for one with NaN.
-        reasons: What is odd about each, in words.
-    """
+    """Scores of N samples in one view, in any unit `(N,)`, infinite for NaN, and a reason in words for each."""
 
     scores: Tensor
     reasons: tuple[str, ...]
 
 
 class Tail(NamedTuple):
-    """How rare scores are among those of ordinary samples, of which up to a tenth may be outliers.
+    """Tail probabilities of scores among those of ordinary samples, of which up to a tenth may be outliers.
 
-    Up to the 0.9 quantile it is the share of samples with scores as large. Beyond, where samples are few, an
-    exponential tail goes on as steeply as from the 0.75 to the 0.9 quantile. Logarithms of squared Mahalanobis
-    distances have such a tail.
+    Up to the 0.9 quantile the probability is empirical. Beyond it the tail is exponential, with the slope between the
+    0.75 and the 0.9 quantile. Logarithms of squared Mahalanobis distances have such a tail.
 
     Attributes:
-        ordered: The scores of the ordinary samples, sorted `(n,)`.
+        ordered: Scores of the ordinary samples, sorted `(n,)`.
         start: Their 0.9 quantile.
-        scale: Scale of the tail, in the unit of the scores.
+        scale: Scale of the exponential tail, in units of the scores.
     """
 
     ordered: Tensor
@@ -53,7 +46,7 @@ class Tail(NamedTuple):
 
     @classmethod
     def fit(cls, scores: Tensor) -> Tail:
-        """Fit to the scores `(n,)` of ordinary samples; infinite ones are left out."""
+        """Fit to the scores `(n,)` of ordinary samples; infinite scores are ignored."""
         ordered = scores[scores.isfinite()].double().sort().values
         if not len(ordered):
             return cls(ordered, math.inf, 1.0)
@@ -73,10 +66,7 @@ class Tail(NamedTuple):
         return torch.where(surprises > _MOST, _MOST + (surprises / _MOST).log(), surprises)
 
     def share(self, scores: Tensor) -> Tensor:
-        """Compute which share of ordinary samples, with the sample itself, has scores as large as `(n,)`: `(n,)`.
-
-        Between the scores of two samples it is interpolated, so that no two scores are alike.
-        """
+        """Compute the share of samples, the scored one included, with at least the scores `(n,)`, interpolated."""
         count = len(self.ordered)
         place = torch.searchsorted(self.ordered, scores)
         if count > 1:
@@ -87,26 +77,26 @@ class Tail(NamedTuple):
 
 
 def counted(views: Iterable[str]) -> list[str]:
-    """Name the views that a score is made of: filters only count where there are no logits."""
+    """Select the views that enter the score: filters only where there are no logits."""
     names = [*views]
     return [name for name in names if name != "filters" or "logits" not in names]
 
 
 def ordered_reasons(views: Mapping[str, SampleView], sample: int) -> dict[str, str]:
-    """Return the reasons of all views for a sample: those that count by their scores, then those that only explain."""
-    known = counted(views)
+    """Return each view's reason for a sample, by descending score; views that do not enter the score come last."""
+    scoring = counted(views)
 
     def order(name: str) -> tuple[bool, float]:
-        return name not in known, -views[name].scores[sample].item()
+        return name not in scoring, -views[name].scores[sample].item()
 
     return {name: views[name].reasons[sample] for name in sorted(views, key=order)}
 
 
 def combine(surprises: Mapping[str, Tensor]) -> Tensor:
-    """Compute the score of each sample `(n,)` from the views' negative log tail probabilities `(n,)`, in nats.
+    """Compute the norm of order 1.5 `(n,)` of the views' negative log tail probabilities `(n,)`, in nats.
 
-    It is their norm of order 1.5. Of order 1 it would be Fisher's sum, in which a view that knows nothing hides what
-    another one sees, and of infinite order the largest alone, which forgets what two of them half see.
+    The order is a compromise. In Fisher's sum (order 1) an uninformative view hides what another one sees; the maximum
+    (infinite order) ignores moderate evidence in two views.
     """
     views = torch.stack([surprises[name] for name in counted(surprises)])
     scores: Tensor = torch.linalg.vector_norm(views, _ORDER, dim=0)

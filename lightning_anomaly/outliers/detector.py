@@ -1,4 +1,4 @@
-"""A detector of images that do not belong: fitted once, it scores images anywhere."""
+"""A detector of outlier images that is fitted once and can be saved."""
 
 from __future__ import annotations
 
@@ -38,19 +38,18 @@ _CLASSES = (
 
 
 class OutlierDetector:
-    """Scores images by how little they belong to a reference, without any label.
+    """Score images by how unusual they are among the images of a reference, without labels.
 
-    A score is a norm of the negative logarithms of three tail probabilities (nats): that of an image's pixels, of the
-    features that the last linear layer is given, and of its logits. In a model without a linear layer the maps of all
-    filters stand in for the last two. The p-value of a score is the share of calibration images, which nothing was
-    fitted to, with scores as large (Bates, Candes, Lei, Romano and Sesia, "Testing for outliers with conformal
-    p-values", 2023).
+    A score is a norm of three negative log tail probabilities (nats): of the image's pixels, of the features that enter
+    the last linear layer, and of the logits. In a model without a linear layer, feature maps replace the last two. The
+    p-value of a score is a conformal one, the share of held-out reference images with scores as large (Bates, Candes,
+    Lei, Romano and Sesia, "Testing for outliers with conformal p-values", 2023).
 
-    The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
-    afterwards as before, also after an exception. Several threads may call one detector; they wait for each other.
+    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and the global random state are
+    restored, also after an exception. A detector may be shared by threads, which take turns.
 
     Args:
-        model: Any model, on any device and in any precision, in which images are given to it.
+        model: Any model, on any device and in any floating-point precision.
         layers: Names of the layers whose filters explain a score; None takes every convolution.
 
     Raises:
@@ -72,7 +71,7 @@ class OutlierDetector:
             raise ValueError("Parameter `model` should have a convolution, or `layers` should be named. Found none.")
         self._fit: Fitted | None = None
         self._lock = threading.Lock()
-        self.notes: dict[str, str] = {}  # what of the reference could not be used and why
+        self.notes: dict[str, str] = {}  # parts of the reference or the model that were not used, and why
 
     def fit(
         self,
@@ -83,24 +82,24 @@ class OutlierDetector:
         seed: int = 0,
         progress: bool | None = None,
     ) -> OutlierDetector:
-        """Learn what ordinary images look like; returns the detector.
+        """Fit to a reference of ordinary images, and return the detector.
 
-        Three eighths of the reference are fitted to, an eighth gives the scale of the scores, and the other half
-        calibrates p-values. Where processes are connected, all call this with the same arguments: each runs the model
-        on its share, and all get the same fit.
+        Three eighths of the reference are fitted to, one eighth scales the scores, and half calibrates the p-values. In
+        distributed runs all processes call this with the same arguments; each runs the model on its share of the
+        images, and all get the same fit.
 
         Args:
-            reference: Images that are ordinary, better such as the model was not trained on: a tensor `(N, ...)`, a
+            reference: Ordinary images, preferably ones that the model was not trained on: a tensor `(N, ...)`, a
                 Dataset or a DataLoader.
-            batch_size: Largest number of images that run at a time; None takes that of the loader, or 64.
-            max_reference: Largest number of images to take, at random. While they are fitted to, each takes 20 bytes
-                for every filter of the layers, and eight times as many for a while in the widest layer.
-            seed: Seed of the choice of images and of their parts.
+            batch_size: Largest number of images in a forward pass; None takes that of the loader, or 64.
+            max_reference: Largest number of images to draw from the reference. During the fit each image takes 20
+                bytes for every filter, and briefly 160 bytes for every filter of the widest layer.
+            seed: Seed of the random draw and split.
             progress: See `analyze`.
 
         Raises:
-            ValueError: If the images are of several sizes or have no length, none of the first 100 can be read, there
-                are fewer than 100, most give NaN, or an argument is not allowed.
+            ValueError: If images differ in size, the data has no length, none of the first 100 images can be read,
+                there are fewer than 100, most images give NaN, or an argument is not allowed.
             RuntimeError: If another process fails.
         """
         self._learn(reference, "reference", batch_size, max_reference, seed, progress)
@@ -119,9 +118,9 @@ class OutlierDetector:
         *,
         cross: bool = False,
     ) -> list[Judgement]:
-        """Fit without a warning, for `find_outliers`; errors call the images `argument`.
+        """Fit without warnings; errors call the images `argument`.
 
-        With `cross`, each half of the images is judged by what was fitted to the other.
+        With `cross`, return scores of each half of the images by a fit to the other half.
         """
         run = Run(self.model, seed, progress)
         limit = check_integer("max_reference", limit, MIN_REFERENCE)
@@ -131,15 +130,15 @@ class OutlierDetector:
         return judged
 
     def score(self, images: Tensor) -> Tensor:
-        """Score a batch of images `(n, ...)`: the larger, the less an image belongs; float64 `(n,)`, on the CPU.
+        """Compute outlier scores of a batch of images `(n, ...)`, larger for odder images: float64 `(n,)` on the CPU.
 
-        An image with NaN or infinite values has an infinite score. Each process scores its images without waiting for
-        the others, as in `Trainer.predict`.
+        Images with NaN or infinite values have an infinite score. Processes do not wait for each other, so this can be
+        called in a `predict_step`.
 
         Raises:
             ValueError: If the detector is not fitted, or the images are of another shape than the reference.
         """
-        fitted = self._known()
+        fitted = self._fitted()
         check_shape("images", images.shape[1:], fitted)
         filters = fitted.scorer.needs_layers
         with self._lock:
@@ -148,15 +147,15 @@ class OutlierDetector:
         return run.judge(fitted.scorer.to(run.device) if filters else fitted.scorer, statistics).scores
 
     def p_values(self, scores: Tensor) -> Tensor:
-        """Compute the p-values `(n,)` of scores `(n,)`: how often an ordinary image has a score as large.
+        """Compute p-values `(n,)` of scores `(n,)`: the probability that an ordinary image has at least this score.
 
-        They are at least `1 / (m + 1)` with m calibration images, the half of the reference that nothing was fitted to.
-        Among ordinary images, at most a share of a has p-values of at most a. Infinite scores have none: NaN.
+        For ordinary images `P(p <= a)` is at most a. The smallest possible p-value is `1 / (m + 1)`, where m is the
+        number of calibration images, half of the reference. Infinite scores have the p-value NaN.
 
         Raises:
             ValueError: If the detector is not fitted.
         """
-        return conformal_p_values(scores, self._known().calibration)
+        return conformal_p_values(scores, self._fitted().calibration)
 
     def search(
         self,
@@ -166,26 +165,25 @@ class OutlierDetector:
         false_discovery_rate: float = 0.1,
         progress: bool | None = None,
     ) -> OutlierReport:
-        """Score every image of a data set, and report what is odd about them.
+        """Score every image of a data set and report the most unusual ones.
 
-        The model runs once on each image. Kept are an image's score, what each view says, its layer and filters, and
-        small pictures of the 256 with the largest scores. Where processes are connected, all call this with the same
-        arguments; each takes its share of the images, and all get the same report.
+        The model runs once on each image. In distributed runs all processes call this with the same arguments; each
+        scores its share of the images, and all get the same report.
 
         Args:
-            images: A tensor `(N, ...)`, a Dataset or a DataLoader, which is read from the first to the last item,
-                whatever its order. The report has the names of files that a data set has in its `samples`, as
-                torchvision's `ImageFolder`.
+            images: A tensor `(N, ...)`, a Dataset or a DataLoader, whose data set is read in order. The report has file
+                names if the data set lists them in `samples`, as torchvision's `ImageFolder` does.
             batch_size: See `fit`.
-            false_discovery_rate: Share of ordinary images that is accepted among those that are called significant.
+            false_discovery_rate: Accepted share of ordinary images among the significant ones.
             progress: See `analyze`.
 
         Returns:
-            The report. Whatever could not be used is in its `notes`, which are also warnings.
+            The report, with pictures of the 256 images with the largest scores. Its `notes`, which are also warnings,
+            name what was not used.
 
         Raises:
-            ValueError: If the detector is not fitted, images are of another shape than the reference or have no length,
-                none of the first 100 can be read, or an argument is not allowed.
+            ValueError: If the detector is not fitted, the images differ in shape from the reference, the data has no
+                length, none of the first 100 images can be read, or an argument is not allowed.
             RuntimeError: If another process fails.
         """
         report = self._report(images, "images", batch_size, false_discovery_rate, progress)
@@ -202,34 +200,34 @@ class OutlierDetector:
         progress: bool | None,
         judged: Sequence[Judgement] | None = None,
     ) -> OutlierReport:
-        """Search without a warning, for `find_outliers`; errors call the images `argument`.
+        """Search without warnings; errors call the images `argument`.
 
-        Those that are `judged` already were the reference; None if the reference were others.
+        `judged` are the scores of a reference that was drawn from the images; None if the reference holds other images.
         """
-        fitted, run = self._known(), Run(self.model, 0, progress)
+        fitted, run = self._fitted(), Run(self.model, 0, progress)
         rate = check_fraction("false_discovery_rate", rate, zero=False)
-        known = {position for part in judged or () for position in part.positions.tolist()}
+        done = {position for part in judged or () for position in part.positions.tolist()}
         with isolated_random_state(run.seed):
-            scored = gather_results(lambda: run.score(images, argument, batch_size, fitted, self._watched, known))
+            scored = gather_results(lambda: run.score(images, argument, batch_size, fitted, self._watched, done))
             report = broadcast_result(lambda: run.report(fitted, scored, judged, rate))
         notes = unseen_layers(self.model, self._layers) | self.notes | dict(report.notes)
         return replace(report, notes=notes)
 
     def save(self, path: str | Path) -> None:
-        """Write what was learnt to a file of plain tensors, without the model.
+        """Save the fit, without the model, as a file of plain tensors.
 
         Raises:
             ValueError: If the detector is not fitted.
         """
-        content = {"version": _VERSION, "layers": self._layers and list(self._layers), "fit": to_plain(self._known())}
+        content = {"version": _VERSION, "layers": self._layers and list(self._layers), "fit": to_plain(self._fitted())}
         torch.save(content, path)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> OutlierDetector:
-        """Restore a detector from a file, for a model like the one that it was fitted with.
+        """Load a saved detector for a model like the one that it was fitted with.
 
         Raises:
-            ValueError: If the file is of another version, or a layer of the model is missing or of another shape.
+            ValueError: If the file has another version, or a layer of the model is missing or has another shape.
         """
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or content.get("version") != _VERSION:
@@ -248,7 +246,7 @@ class OutlierDetector:
         detector._fit = fitted
         return detector
 
-    def _known(self) -> Fitted:
+    def _fitted(self) -> Fitted:
         if self._fit is None:
             raise ValueError("The detector should be fitted first: call `fit`.")
         return self._fit
@@ -266,27 +264,26 @@ def find_outliers(
     seed: int = 0,
     progress: bool | None = None,
 ) -> OutlierReport:
-    """Score every image of a data set by how little it belongs to a reference, without any label.
+    """Score every image of a data set by how unusual it is among the images of a reference, without labels.
 
-    A shortcut for `OutlierDetector(model, layers).fit(reference).search(inputs)`, see there.
+    A shortcut for `OutlierDetector(model, layers).fit(reference).search(inputs)`.
 
     Args:
         model: See `OutlierDetector`.
-        inputs: A tensor `(N, ...)`, a Dataset or a DataLoader, of which the first floating-point tensor of a batch is
-            taken.
-        reference: Images that are ordinary, likewise; a few thousand are enough. None takes some of the inputs at
-            random: each half of these is scored by what was fitted to the other. Then p-values only rank the images,
-            and none is significant.
+        inputs: A tensor `(N, ...)`, a Dataset or a DataLoader; images are the first floating-point tensor of a batch.
+        reference: Ordinary images in the same form; a few thousand suffice. None draws the reference from the inputs
+            and scores each half of it by a fit to the other half. Then p-values only rank the images, and none is
+            significant.
         layers: See `OutlierDetector`.
-        batch_size: Largest number of images that run at a time; None takes that of the loader, or 64.
-        max_reference: Largest number of images to learn from.
-        false_discovery_rate: Share of ordinary images that is accepted among those that are called significant, by the
-            rule of Benjamini and Hochberg ("Controlling the false discovery rate", 1995).
-        seed: Seed of the choice of the reference and of its parts.
+        batch_size: See `OutlierDetector.fit`.
+        max_reference: See `OutlierDetector.fit`.
+        false_discovery_rate: Accepted share of ordinary images among the significant ones, by the procedure of
+            Benjamini and Hochberg ("Controlling the false discovery rate", 1995).
+        seed: See `OutlierDetector.fit`.
         progress: See `analyze`.
 
     Returns:
-        The report. Whatever could not be used is in its `notes`, which are also warnings.
+        The report. Its `notes`, which are also warnings, name what was not used.
 
     Raises:
         ValueError: See `OutlierDetector.fit` and `OutlierDetector.search`.
@@ -301,10 +298,10 @@ def find_outliers(
     detector = OutlierDetector(model, layers)
     sources: list[ImageSource] = []
     gather_results(lambda: sources.append(ImageSource(inputs, "inputs", batch_size)))
-    images, given = sources[0], reference is not None
-    learnt, argument = (reference, "reference") if given else (images, "inputs")
-    judged = detector._learn(learnt, argument, batch_size, max_reference, seed, progress, cross=not given)
-    report = detector._report(images, "inputs", batch_size, false_discovery_rate, progress, None if given else judged)
+    images, cross = sources[0], reference is None
+    learnt, argument = (images, "inputs") if cross else (reference, "reference")
+    judged = detector._learn(learnt, argument, batch_size, max_reference, seed, progress, cross=cross)
+    report = detector._report(images, "inputs", batch_size, false_discovery_rate, progress, judged if cross else None)
     if rank_and_world()[0] == 0:
         warn_of(report.notes)
     return report

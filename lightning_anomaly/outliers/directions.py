@@ -10,36 +10,34 @@ from torch import Tensor
 
 _OVERSAMPLING = 14
 _ITERATIONS = 4
-_MAX_PRODUCTS = 1024  # vectors up to which all products with each other are taken at once
-_ROWS, _COLUMNS = 128, 1024  # of the vectors that are multiplied at a time, so that these stay in the caches
-_MIN_VARIANCE = 1e-12  # along a direction, in units of the largest: more than rounding leaves
+_MAX_PRODUCTS = 1024  # largest number of vectors of which all inner products are computed
+_ROWS, _COLUMNS = 128, 1024  # block of the vectors that is multiplied at a time, which fits the caches
+_MIN_VARIANCE = 1e-12  # along a component, relative to the largest variance
 
 
 class Directions(NamedTuple):
-    """Directions in which vectors vary most.
+    """The first principal components of vectors.
 
     Attributes:
         mean: Mean of the vectors `(V,)`.
-        axes: Their first principal components, each divided by the standard deviation along it `(V, k)`, without those
-            in which nothing varies.
+        axes: Components with variance, each divided by its standard deviation `(V, k)`.
     """
 
     mean: Tensor
     axes: Tensor
 
     def mahalanobis_squared(self, vectors: Tensor) -> Tensor:
-        """Compute squared Mahalanobis distances from the mean in these directions `(n,)` of vectors `(n, V)`."""
+        """Compute squared Mahalanobis distances `(n,)` of vectors `(n, V)` along these components."""
         return ((vectors - self.mean) @ self.axes).square().sum(1)
 
 
 class Vectors:
-    """Vectors `(N, V)` whose principal components are computed for one selection of them after another.
+    """Vectors `(N, V)` on the CPU, of which several selections need their principal components.
 
-    Vectors are on the CPU and of order one. A randomized singular value decomposition with power iterations is used
-    (Halko, Martinsson and Tropp, "Finding structure with randomness", 2011, algorithm 4.4). Its random numbers belong
-    to the values, not to the vectors, and its iterations only need products of the vectors with each other. Of few long
-    vectors these are computed once for all selections; of many or short ones that would take longer than to multiply by
-    the vectors in each iteration.
+    These come from a randomized singular value decomposition with power iterations (Halko, Martinsson and Tropp,
+    "Finding structure with randomness", 2011, algorithm 4.4), whose iterations need only inner products of the vectors.
+    For few long vectors the inner products are computed once for all selections; for many or short vectors it is faster
+    to multiply by the vectors in each iteration.
     """
 
     def __init__(self, vectors: Tensor) -> None:
@@ -49,23 +47,20 @@ class Vectors:
         self._sketches: dict[int, Tensor] = {}
 
     def directions(self, selected: Tensor, count: int) -> Directions:
-        """Compute at most `count` directions of the vectors at positions `selected` `(n,)`."""
+        """Compute at most `count` components of the vectors at positions `selected` `(n,)`."""
         vectors = self.vectors[selected]
         weights = self._weights(selected, count).to(vectors)
         return Directions(vectors.mean(0).float(), (vectors.T @ weights).float())
 
     def mahalanobis_squared(self, selected: Tensor, count: int) -> Tensor:
-        """Compute the squared distances `(N,)` of all vectors in the directions of those selected."""
+        """Compute squared distances `(N,)` of all vectors along the components of those selected."""
         if self._products is None:
             return self.directions(selected, count).mahalanobis_squared(self.vectors.float())
         projected = self._products[:, selected] @ self._weights(selected, count)
         return (projected - projected[selected].mean(0)).square().sum(1).float()
 
     def _weights(self, selected: Tensor, count: int) -> Tensor:
-        """Weights `(n, k)` whose sums of the selected vectors are the axes.
-
-        To multiply in the precision of the vectors is enough; squares, which tell what varies, are in double precision.
-        """
+        """Compute weights `(n, k)` by which the selected vectors add up to the axes; variances are in float64."""
         multiply, spread = self._multiplication(selected)
         basis = _centered(self._sketch(count)[selected])
         for _ in range(_ITERATIONS):
@@ -78,7 +73,7 @@ class Vectors:
         return _centered(basis @ rotation[:, varies]) * scale
 
     def _multiplication(self, selected: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """What multiplies a basis `(n, k)` by P, the products of the selected vectors, and gives `basis^T P basis`."""
+        """Return functions of a basis `(n, k)`: `P @ basis` and `basis.T @ P @ basis`, P the inner products."""
         if self._products is None:
             vectors = _centered(self.vectors[selected])
 
@@ -91,7 +86,7 @@ class Vectors:
         return lambda basis: products @ basis, lambda basis: basis.T @ products @ basis
 
     def _sketch(self, count: int) -> Tensor:
-        """Products `(N, k)` of the vectors with random ones."""
+        """Multiply the vectors by random ones `(N, k)`."""
         if count not in self._sketches:
             shape, generator = (self.vectors.shape[1], count + _OVERSAMPLING), torch.Generator().manual_seed(0)
             start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
@@ -101,7 +96,7 @@ class Vectors:
 
 
 def _products(vectors: Tensor) -> Tensor:
-    """Products of vectors with each other `(N, N)`, each pair once, in double precision."""
+    """Compute inner products `(N, N)` of all pairs of vectors in float64."""
     products = vectors.new_zeros(len(vectors), len(vectors), dtype=torch.float64)
     for columns in torch.split(vectors, _COLUMNS, 1):
         part = columns.double()

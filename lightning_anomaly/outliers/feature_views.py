@@ -1,4 +1,4 @@
-"""The views of what a network's last linear layer is given and of what it says: features and logits."""
+"""Views of the input (features) and the output (logits) of a network's last linear layer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lightning_anomaly.outliers.mahalanobis import shrunk_covariance
 
 _MIN_SAMPLES = 40
 _MIN_OF_CLASS = 5
-_ORDINARY = 0.9  # of the samples, the nearest ones, to which a distribution is fitted
+_ORDINARY = 0.9  # share of the samples, the nearest ones, to which each refit is made
 _FITS = 3
-_WIDEST = 128  # features; of more, so many principal components are taken
+_WIDEST = 128  # features; wider ones are reduced to as many principal components
 _RIDGE = 1e-9  # added to a covariance, relative to its mean variance
 
 
 class ClassGaussians(NamedTuple):
-    """Normal distributions of vectors, one for each class, with one covariance.
+    """Normal distributions of vectors, one for each class, with a shared covariance.
 
     Attributes:
-        whitening: Linear map after which the covariance is the identity `(D, D)`.
-        centers: Means of the classes, mapped `(C, D)`.
+        whitening: Linear map that turns the covariance into the identity `(D, D)`.
+        centers: Whitened means of the classes `(C, D)`.
     """
 
     whitening: Tensor
@@ -32,28 +32,28 @@ class ClassGaussians(NamedTuple):
 
     @classmethod
     def fit(cls, vectors: Tensor, classes: Tensor) -> ClassGaussians:
-        """Fit to vectors `(n, D)` of classes int64 `(n,)`, anew to the nine tenths that are least far.
+        """Fit to vectors `(n, D)` of classes int64 `(n,)`, and refit twice to the nearest nine tenths of them.
 
-        A class of fewer than five samples has no distribution; if these are most samples, there is one for all.
+        Classes of fewer than five samples are ignored; if they hold most samples, one distribution is fitted to all.
         """
-        kept = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
+        ordinary = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
         counts = classes.bincount()
-        known = (counts >= _MIN_OF_CLASS).nonzero()[:, 0]
-        if 2 * counts[known].sum() < len(vectors):
-            classes, known = torch.zeros_like(classes), known.new_zeros(1)
+        usable = (counts >= _MIN_OF_CLASS).nonzero()[:, 0]
+        if 2 * counts[usable].sum() < len(vectors):
+            classes, usable = torch.zeros_like(classes), usable.new_zeros(1)
         for number in range(_FITS):
-            parts = [vectors[(classes == one) & kept] for one in known]
-            parts = [part for part in parts if len(part)]
-            means = torch.stack([part.mean(0) if number else part.median(0).values for part in parts])
+            groups = [vectors[(classes == label) & ordinary] for label in usable]
+            groups = [group for group in groups if len(group)]
+            means = torch.stack([group.mean(0) if number else group.median(0).values for group in groups])
             nearest = torch.cdist(vectors, means).argmin(1)
-            fitted = cls.of(vectors[kept] - means[nearest[kept]], means)
+            fitted = cls.of(vectors[ordinary] - means[nearest[ordinary]], means)
             distances = fitted.mahalanobis_squared(vectors)
-            kept = distances <= distances.quantile(_ORDINARY)
+            ordinary = distances <= distances.quantile(_ORDINARY)
         return fitted
 
     @classmethod
     def of(cls, residuals: Tensor, means: Tensor) -> ClassGaussians:
-        """Fit to residuals from the means `(n, D)`, of which there are `(C, D)`."""
+        """Fit to residuals `(n, D)` from the class means `(C, D)`."""
         covariance = shrunk_covariance(residuals)
         covariance.diagonal().add_(_RIDGE * covariance.diagonal().mean() + torch.finfo(covariance.dtype).tiny)
         factor = torch.linalg.cholesky(covariance)
@@ -62,18 +62,18 @@ class ClassGaussians(NamedTuple):
         return cls(whitening, means @ whitening)
 
     def mahalanobis_squared(self, vectors: Tensor) -> Tensor:
-        """Compute squared Mahalanobis distances of vectors `(n, D)` from the nearest class `(n,)`."""
+        """Compute squared Mahalanobis distances `(n,)` of vectors `(n, D)` from the nearest class mean."""
         return torch.cdist(vectors @ self.whitening, self.centers).amin(1).square()
 
 
 class FeatureView(NamedTuple):
-    """How far features are from those of ordinary samples: a Mahalanobis distance from the nearest class.
+    """Mahalanobis distance of the features from the nearest predicted class.
 
-    Features are divided by their norms, as those of damaged images are often small (Mueller and Hein, "Mahalanobis++:
-    Improving OOD detection via feature normalization", 2025). Classes are the predicted ones.
+    Features are divided by their norms, since damaged images often have small features (Mueller and Hein,
+    "Mahalanobis++: Improving OOD detection via feature normalization", 2025).
 
     Attributes:
-        axes: Principal components of the features `(F, D)`; without columns where all are taken.
+        axes: Principal components of the features `(F, D)`; D is 0 if the features are used as they are.
         gaussians: Distributions of the features.
     """
 
@@ -88,26 +88,23 @@ class FeatureView(NamedTuple):
         return cls(axes, ClassGaussians.fit(_directions(samples, axes), _predicted(samples)))
 
     def view(self, samples: SampleStatistics) -> SampleView:
-        """Score samples by the logarithms of squared distances."""
+        """Score samples by the log of their squared distance."""
         scores = self.gaussians.mahalanobis_squared(_directions(samples, self.axes)).log()
-        return SampleView(_known(scores), _reasons(samples, "unusual features, predicted {}"))
+        return SampleView(_without_nan(scores), _reasons(samples, "unusual features, predicted {}"))
 
 
 class LogitView(NamedTuple):
-    """How small the logits are: their energy (Liu et al., "Energy-based out-of-distribution detection", 2020)."""
+    """Energy of the logits (Liu et al., "Energy-based out-of-distribution detection", 2020)."""
 
     def view(self, samples: SampleStatistics) -> SampleView:
-        """Score samples by their energies, minus the logarithm of the sum of exponentials of the logits."""
+        """Score samples by their energy, the negative log-sum-exp of the logits."""
         assert samples.logits is not None
         scores = -samples.logits.double().logsumexp(1)
-        return SampleView(_known(scores), _reasons(samples, "small logits for every class, predicted {}"))
+        return SampleView(_without_nan(scores), _reasons(samples, "small logits for every class, predicted {}"))
 
 
 def fit_feature_views(samples: SampleStatistics) -> dict[str, FeatureView | LogitView]:
-    """Fit the views of features and logits.
-
-    There are none if the model has no classes, or if features are too few or all the same.
-    """
+    """Fit the views of features and logits; return none without logits or with too few or identical features."""
     if samples.features is None or samples.logits is None:
         return {}
     finite = samples.features.isfinite().all(1) & samples.logits.logsumexp(1).isfinite()
@@ -119,11 +116,11 @@ def fit_feature_views(samples: SampleStatistics) -> dict[str, FeatureView | Logi
 
 
 def _principal_components(features: Tensor) -> Tensor:
-    """The first principal components of features `(n, F)`, if there are too many of these `(F, D)`, else `(F, 0)`."""
+    """Compute the first principal components of wide features `(n, F)` as `(F, D)`; of others return `(F, 0)`."""
     if features.shape[1] <= _WIDEST:
         return features.new_zeros(features.shape[1], 0)
     centered = features - features.mean(0)
-    if len(features) < features.shape[1]:  # the products of few samples with each other are a smaller matrix
+    if len(features) < features.shape[1]:  # then the Gram matrix is smaller than the covariance
         _, weights = torch.linalg.eigh((centered @ centered.T).double())
         components: Tensor = centered.T @ weights[:, -_WIDEST:].to(features)
     else:
@@ -144,13 +141,13 @@ def _predicted(samples: SampleStatistics) -> Tensor:
     return samples.logits.argmax(1)
 
 
-def _known(scores: Tensor) -> Tensor:
-    """Infinity for NaN."""
+def _without_nan(scores: Tensor) -> Tensor:
+    """Replace NaN by infinity."""
     return torch.where(scores.isnan(), torch.inf, scores)
 
 
 def _reasons(samples: SampleStatistics, sentence: str) -> tuple[str, ...]:
-    """A reason for each sample, with the name of its predicted class."""
+    """Put the name of each sample's predicted class into a sentence."""
     assert samples.logits is not None
     count = samples.logits.shape[1]
     names = samples.class_names if len(samples.class_names) == count else [f"class {place}" for place in range(count)]

@@ -1,11 +1,10 @@
-"""Score each sample by how far it is from a reference, without labels, using all filters of a layer.
+"""Score samples by their distance from a reference, without labels, by all filters of a layer.
 
-A map is summarized by five numbers (`map_statistics`), a sample by those of all filters of a layer. Each number counts
-only by its rank among those of the reference samples, so that no filter's scale or shape matters, in two ways: as the
-normal score of the rank, which has a sign, and as the negative logarithm of its two-sided tail probability, which says
-how extreme it is. Both vectors are measured in the directions in which the reference varies most (a squared Mahalanobis
-distance in principal components): normal scores show unusual combinations of values, tails unusual patterns of extreme
-filters. Outliers in the reference itself are left out of it.
+Each map is reduced to five statistics (`map_statistics`). Each statistic is replaced by its rank among the reference
+samples, so that a filter's scale and distribution do not matter. Ranks are used in two forms: normal scores, whose
+Mahalanobis distance shows unusual combinations of values, and negative logarithms of two-sided tail probabilities
+("tails"), whose distance shows unusual patterns of extreme filters. Both distances are measured along the first
+principal components of the reference, from which its own outliers are removed.
 """
 
 from __future__ import annotations
@@ -22,20 +21,19 @@ from lightning_anomaly.outliers.directions import Directions, Vectors
 from lightning_anomaly.outliers.mahalanobis import robust_scale
 
 _KNOTS = 512  # resolution of ranks
-_DIRECTIONS = 10, 50  # of the tails and of the normal scores, at most
+_DIRECTIONS = 10, 50  # largest number of principal components of the tails and of the normal scores
 _REFITS = 2
 _SAMPLES_PER_DIRECTION = 5
-_OUTLIER_SCORE = 10  # spreads above the median from which a reference sample is an outlier itself
+_OUTLIER_SCORE = 10  # spreads above the median from which a reference sample is an outlier
 _MIN_SAMPLES = 8
 
 
 class Spread(NamedTuple):
-    """Location and scale of the squared distances of a reference.
+    """Location and scale of squared distances by tails and by normal scores.
 
     Attributes:
-        median: Medians of the distances by tails and by normal scores `(2,)`.
-        spread: Their median absolute deviations times 1.4826, which are the standard deviations of normal distributions
-            `(2,)`.
+        median: Medians of both distances `(2,)`.
+        spread: Their median absolute deviations times 1.4826, the standard deviation of a normal distribution `(2,)`.
     """
 
     median: Tensor
@@ -43,28 +41,24 @@ class Spread(NamedTuple):
 
     @classmethod
     def fit(cls, distances: Tensor) -> Spread:
-        """Fit to distances `(m, 2)`; infinite ones are left out."""
+        """Fit to distances `(m, 2)`; infinite distances are ignored."""
         distances = distances[distances.isfinite().all(1)]
         median, spread = robust_scale(distances)
         spread = torch.where(spread > 0, spread, (distances - median).square().mean(0).sqrt())
         return cls(median, torch.where(spread > 0, spread, 1))
 
-    def standardized(self, distances: Tensor) -> Tensor:
-        """Compute how many spreads distances `(n, 2)` are above the median `(n, 2)`."""
-        return (distances - self.median) / self.spread
-
     def scores(self, distances: Tensor) -> Tensor:
-        """Compute the sum of these `(n,)`."""
-        return self.standardized(distances).sum(1)
+        """Compute how many spreads distances `(n, 2)` lie above the median, summed over both `(n,)`."""
+        return ((distances - self.median) / self.spread).sum(1)
 
 
 class ReferenceModel(NamedTuple):
-    """What reference samples look like in one layer.
+    """The distribution of reference samples in one layer.
 
     Attributes:
-        used: Which of the layer's numbers are finite and vary in the reference `(F * S,)`, V of them.
-        knots: Sorted values of the reference `(V, Q)`.
-        directions: Those of the tails, and those of the normal scores.
+        used: Mask of the V statistics that are finite and vary in the reference `(F * S,)`.
+        knots: Sorted reference values of these statistics `(V, Q)`.
+        directions: Principal components of the tails and of the normal scores.
     """
 
     used: Tensor
@@ -73,10 +67,9 @@ class ReferenceModel(NamedTuple):
 
     @classmethod
     def fit(cls, statistics: Tensor) -> ReferenceModel | None:
-        """Fit to statistics `(N, F, S)` on the CPU; None if too few samples are finite or nothing varies.
+        """Fit to statistics `(N, F, S)` on the CPU; return None if too few samples are finite or nothing varies.
 
-        A number that is NaN or infinite in half of the samples or more is left out, and so is a sample in which another
-        one is.
+        Statistics that are not finite in half of the samples or more are ignored, then samples that are not finite.
         """
         fit = _fit(statistics)
         if fit is None:
@@ -85,9 +78,9 @@ class ReferenceModel(NamedTuple):
         return cls(fit.used, fit.knots, [vectors.directions(fit.inliers, count) for vectors, count in pairs])
 
     def mahalanobis_squared(self, statistics: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute squared distances `(n, 2)` of statistics `(n, F, S)` by tails and by normal scores, and the tails.
+        """Compute squared distances `(n, 2)` of statistics `(n, F, S)`, and their tails `(n, V)`.
 
-        Distances are infinite for samples with NaN or infinite values; tails are `(n, V)`, for `extreme_filters`.
+        The distances are those of tails and of normal scores; they are infinite for samples that are not finite.
         """
         flat = statistics.flatten(1).float()
         if len(self.knots) < len(self.used):
@@ -99,10 +92,7 @@ class ReferenceModel(NamedTuple):
         return distances, ranked[0]
 
     def extreme_filters(self, tails: Tensor, filters: int, count: int) -> Tensor:
-        """Find the indices `(n, count)` of those of F `filters` with the largest sums of tails `(n, V)`.
-
-        The most extreme comes first; -1 stands where there are no more.
-        """
+        """Find the filters with the largest sums of tails `(n, V)`: indices `(n, count)`, padded with -1."""
         full = tails.new_zeros(len(tails), len(self.used))
         full[:, self.used] = tails
         by_filter = full.view(len(full), filters, len(self.used) // filters).sum(2)
@@ -111,10 +101,10 @@ class ReferenceModel(NamedTuple):
 
 
 def layer_scores(statistics: Tensor) -> Tensor:
-    """Compute outlier scores `(N,)` of samples among themselves from a layer's statistics `(N, F, S)`.
+    """Compute outlier scores `(N,)` of samples, which are their own reference, from statistics `(N, F, S)`.
 
-    A sample with NaN or infinite values has an infinite score, unless half of the samples or more have: then the filter
-    is left out. All scores are 0 where too few samples are finite or nothing varies.
+    Samples with NaN or infinite values have an infinite score; statistics that are not finite in half of the samples or
+    more are ignored. All scores are 0 if too few samples are finite or nothing varies.
     """
     statistics = statistics.cpu()
     fit = _fit(statistics)
@@ -126,12 +116,12 @@ def layer_scores(statistics: Tensor) -> Tensor:
 
 
 class _Fit(NamedTuple):
-    """`used` and `knots` of a `ReferenceModel`, and all of its samples.
+    """`used` and `knots` of a `ReferenceModel`, and its samples.
 
     Attributes:
-        vectors: The tails and the normal scores of all samples, those that are not finite included.
+        vectors: Tails and normal scores of all samples, also of those that are not finite.
         inliers: Positions of the samples that the model is fitted to `(n,)`.
-        complete: Which samples are finite `(N,)`.
+        complete: Mask of the finite samples `(N,)`.
     """
 
     used: Tensor
@@ -144,12 +134,12 @@ class _Fit(NamedTuple):
 def _fit(statistics: Tensor) -> _Fit | None:
     flat = statistics.flatten(1).float()
     finite = flat.isfinite()
-    known = finite.sum(0) * 2 > len(flat)
-    complete = finite[:, known].all(1)
+    usable = finite.sum(0) * 2 > len(flat)
+    complete = finite[:, usable].all(1)
     inliers = complete.nonzero()[:, 0]
     if len(inliers) < _MIN_SAMPLES:
         return None
-    used = known & ((flat != flat[inliers[:1]]) & complete[:, None]).any(0)
+    used = usable & ((flat != flat[inliers[:1]]) & complete[:, None]).any(0)
     if not used.any():
         return None
     flat = flat if used.all() else flat[:, used]
@@ -162,10 +152,10 @@ def _fit(statistics: Tensor) -> _Fit | None:
 
 
 def _outlier_mask(vectors: Sequence[Vectors], selected: Tensor) -> Tensor:
-    """Which samples at positions `selected` `(m,)` are outliers among these, bool `(m,)`.
+    """Find outliers `(m,)` among the samples at positions `selected` `(m,)`.
 
-    Many outliers that are alike make a direction of their own, in which they are not far out. So the directions are
-    fitted to the half that is least far out, and that half is chosen anew by the result (a reweighted minimum
+    Many similar outliers would add a principal component along which none of them is far out. So the components are
+    fitted to the least outlying half, which is then selected again by the new distances (a reweighted minimum
     covariance determinant: Rousseeuw and Van Driessen, "A fast algorithm for the minimum covariance determinant
     estimator", 1999).
     """
@@ -180,9 +170,9 @@ def _outlier_mask(vectors: Sequence[Vectors], selected: Tensor) -> Tensor:
 
 
 def _mahalanobis_squared(vectors: Sequence[Vectors], inliers: Tensor) -> Tensor:
-    """Squared distances `(N, 2)` of all samples along directions of the inliers, at most one for five of these.
+    """Compute squared distances `(N, 2)` of all samples along directions of the inliers, at most one for five of them.
 
-    Along as many directions as there are samples all of these are equally far, whatever they are.
+    Along as many directions as there are inliers, all inliers would have the same distance.
     """
     most = max(1, len(inliers) // _SAMPLES_PER_DIRECTION)
     pairs = zip(vectors, _DIRECTIONS, strict=True)
@@ -190,13 +180,13 @@ def _mahalanobis_squared(vectors: Sequence[Vectors], inliers: Tensor) -> Tensor:
 
 
 def _ranked(flat: Tensor, reference: Tensor) -> tuple[Tensor, list[Vectors]]:
-    """Knots of a reference, and tails and normal scores of `flat` among them."""
+    """Compute the knots of a reference, and the tails and normal scores of `flat` among them."""
     knots = _knots(reference)
     return knots, [Vectors(part) for part in _tails_and_values(flat, knots)]
 
 
 def _knots(flat: Tensor) -> Tensor:
-    """Sorted values of samples `(n, V)`, evenly thinned out to at most Q: `(V, Q)`."""
+    """Sort the values of samples `(n, V)` and keep Q of them, evenly spaced: `(V, Q)`."""
     ordered = torch.from_numpy(np.sort(np.ascontiguousarray(flat.T)))  # ten times as fast as torch's
     if len(flat) <= _KNOTS:
         return ordered
@@ -205,8 +195,8 @@ def _knots(flat: Tensor) -> Tensor:
 
 
 def _tails_and_values(flat: Tensor, knots: Tensor) -> Tensor:
-    """-log of the two-sided tail probabilities and normal scores `(2, n, V)` of values `(n, V)` among knots."""
-    # Not above: an import of the package does without numba.
+    """Compute tails and normal scores `(2, n, V)` of values `(n, V)` among knots."""
+    # Imported late, so that importing the package does not import numba.
     from lightning_anomaly.outliers.ranks import rank_lookup
 
     count = knots.shape[1]

@@ -1,4 +1,4 @@
-"""A robust Mahalanobis distance, for samples among which some may be outliers."""
+"""A robust Mahalanobis distance for samples that may include outliers."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CLIP = 6.0  # robust standard deviations, beyond which one number counts no more against a sample
-_ORDINARY = 0.8  # of the samples, the least odd ones, by which numbers are transformed
-_CUTOFF = 4.0  # robust standard deviations of squared distances above their median, beyond which samples are outliers
+_CLIP = 6.0  # robust standard deviations at which a single number is clipped in the first selection
+_ORDINARY = 0.8  # share of the samples, the least outlying ones, to which the power transformation is fitted
+_CUTOFF = 4.0  # robust standard deviations above the median of the squared distances, beyond which are outliers
 _MIN_SAMPLES = 8
 _SMALLEST = torch.finfo(torch.float32).tiny
-_FARTHEST = 32.0  # from 1, up to where a power is looked for
-_HALVINGS = 33  # of the range of powers, to 1e-8
-_SERIES = 1e-6  # exponent up to which two terms of a series are enough
-_STEADY = 1e-6  # standard deviation of a number that does not vary, relative to its mean
+_FARTHEST = 32.0  # largest difference of a power from 1
+_HALVINGS = 33  # of the range of powers, to a precision of 1e-8
+_SERIES = 1e-6  # exponent below which a series of two terms is used
+_STEADY = 1e-6  # standard deviation, relative to the mean, up to which a number is constant
 
 
 def robust_scale(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the median and the median absolute deviation, as a standard deviation, along the first axis."""
+    """Return the median and 1.4826 times the median absolute deviation along the first axis."""
     median = values.median(0).values
     return median, 1.4826 * (values - median).abs().median(0).values
 
 
 @dataclass(frozen=True, eq=False)
 class RobustGaussian:
-    """A normal distribution of V numbers, each transformed to be as normal as it can be, that outliers do not move.
+    """A robust normal distribution of V numbers after a power transformation.
 
-    A reweighted minimum covariance determinant (Rousseeuw and Van Driessen, "A fast algorithm for the minimum
-    covariance determinant estimator", 1999) with a shrunk covariance (Ledoit and Wolf, "A well-conditioned estimator
-    for large-dimensional covariance matrices", 2004), so that it can have more numbers than samples. Before the last
-    step each number is transformed by what makes the least odd samples most normal (Yeo and Johnson, "A new family of
-    power transformations to improve normality or symmetry", 2000): then those at the end of a long tail are not far.
+    The estimator is a reweighted minimum covariance determinant (Rousseeuw and Van Driessen, "A fast algorithm for the
+    minimum covariance determinant estimator", 1999). Its covariance is shrunk (Ledoit and Wolf, "A well-conditioned
+    estimator for large-dimensional covariance matrices", 2004), so that V may exceed the number of samples. Before the
+    last step a power transformation makes each number most normal (Yeo and Johnson, "A new family of power
+    transformations to improve normality or symmetry", 2000), so that samples in a long tail are not outliers.
 
     Attributes:
-        used: Which numbers vary `(V,)`, v of them.
+        used: Mask of the v numbers that vary `(V,)`.
         mean: Their means `(v,)`.
         scale: Their standard deviations `(v,)`.
         powers: Powers of the transformation `(v,)`.
-        limits: Smallest and largest standardized numbers that it was fitted to, `(v,)` each; it goes on as a line.
-        center: Means of the numbers transformed `(v,)`.
+        limits: Smallest and largest standardized numbers of the fit, `(v,)` each; beyond them the transformation is
+            linear.
+        center: Means of the transformed numbers `(v,)`.
         precision: Inverse of their covariance `(v, v)`.
     """
 
@@ -55,7 +56,7 @@ class RobustGaussian:
 
     @classmethod
     def fit(cls, values: Tensor) -> RobustGaussian | None:
-        """Fit to values `(N, V)` on the CPU; None if fewer than eight samples are finite or nothing varies."""
+        """Fit to values `(N, V)` on the CPU; return None if fewer than eight samples are finite or nothing varies."""
         values = values[values.isfinite().all(1)].double()
         if len(values) < _MIN_SAMPLES:
             return None
@@ -66,7 +67,7 @@ class RobustGaussian:
         for share, normal in ((0.5, False), (0.5, False), (_ORDINARY, True)):
             least = distances.argsort(stable=True)[: math.ceil(share * len(values))]
             refitted = cls._fit(values[least], normal=normal)
-            if refitted is None:  # these samples are all the same
+            if refitted is None:  # identical samples
                 break
             model, distances = refitted, refitted.mahalanobis_squared(values)
         center, spread = robust_scale(distances)
@@ -75,7 +76,7 @@ class RobustGaussian:
 
     @classmethod
     def _fit(cls, values: Tensor, like: RobustGaussian | None = None, *, normal: bool = False) -> RobustGaussian | None:
-        """Fit without regard to outliers: transformed as in another model, or to be `normal`, or not at all."""
+        """Fit to all values, transformed as in the model `like`, by fitted powers if `normal`, or not at all."""
         if like is None:
             mean, scale = values.mean(0), values.std(0, correction=0)
             used = scale > _STEADY * mean.abs()
@@ -94,7 +95,7 @@ class RobustGaussian:
         return cls(used, mean, scale, powers, limits, center, precision)
 
     def mahalanobis_squared(self, values: Tensor) -> Tensor:
-        """Compute squared Mahalanobis distances `(n,)` of values `(n, V)`, infinite where one is not finite."""
+        """Compute squared Mahalanobis distances `(n,)` of values `(n, V)`, infinite for values that are not finite."""
         standard = (values[:, self.used].double() - self.mean) / self.scale
         centered = _yeo_johnson(standard, self.powers, *self.limits) - self.center
         distances = ((centered @ self.precision) * centered).sum(1)
@@ -104,8 +105,8 @@ class RobustGaussian:
 def shrunk_covariance(centered: Tensor) -> Tensor:
     """Estimate the covariance `(v, v)` of centred numbers `(n, v)`, shrunk towards a multiple of the identity.
 
-    The same as scikit-learn's `ledoit_wolf`, whose products run in NumPy's threads. These go on spinning afterwards,
-    which makes LeNet-5's analysis half as long again; and its import takes half a second.
+    Equals scikit-learn's `ledoit_wolf`, with which LeNet-5's analysis takes 1.5 times as long: NumPy's threads keep
+    spinning after its matrix products.
     """
     covariance = centered.T @ centered / len(centered)
     target = covariance.trace() / len(covariance) * torch.eye(len(covariance), device="cpu").to(covariance)
@@ -115,10 +116,10 @@ def shrunk_covariance(centered: Tensor) -> Tensor:
 
 
 def _most_normal_powers(values: Tensor) -> Tensor:
-    """Powers `(v,)` that make standardized numbers `(n, v)` most likely to come from normal distributions.
+    """Find the powers `(v,)` that maximize the normal likelihood of standardized numbers `(n, v)`.
 
     The likelihood has one maximum (Marchand, Muzellec, Beguier, Ogier du Terrail and Andreux, "SecureFedYJ: a safe
-    feature Gaussianization protocol for federated learning", 2022), where its slope changes sign.
+    feature Gaussianization protocol for federated learning", 2022); the sign of its slope is bisected.
     """
     signs, logs, positive = values.sign(), values.abs().log1p(), values >= 0
     drift = (signs * logs).mean(0)
@@ -138,10 +139,9 @@ def _most_normal_powers(values: Tensor) -> Tensor:
 
 
 def _yeo_johnson(values: Tensor, powers: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Transform numbers `(n, v)` by a power each `(v,)`, which is 1 where they stay as they are.
+    """Transform numbers `(n, v)` by powers `(v,)`; a power of 1 leaves them unchanged.
 
-    Outside of the range from `low` to `high` `(v,)`, where a power of more than 1 would make too much of numbers such
-    as it was not fitted to, the transformation goes on as a line.
+    Outside `low` to `high` `(v,)`, the range of the fit, the transformation is linear: powers would exaggerate there.
     """
     exponents = torch.where(values >= 0, powers, 2 - powers)
     ranges = torch.minimum(torch.maximum(values, low), high)

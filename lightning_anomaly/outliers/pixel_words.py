@@ -1,4 +1,4 @@
-"""Say in words what is odd about an image, by the plain statistics of its pixels."""
+"""Describe in words what is unusual about an image's pixel statistics."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 from lightning_anomaly.capture.pixels import pixel_names
 
 _LEVELS = (0.1, 0.25, 0.75, 0.9)  # quantiles, which few outliers in the reference do not move
-_NARROWEST = 0.02  # scale of a tail, relative to the range between the outer quantiles
-_CLEAR = 3.0  # nats, from which one property alone is the reason
-_CERTAIN = 5.0  # nats, beyond which all properties are equally rare, and the first is the reason
+_NARROWEST = 0.02  # smallest scale of a tail, relative to the range between the outer quantiles
+_CLEAR = 3.0  # nats from which a single property is the reason
+_CERTAIN = 5.0  # nats at which surprises are capped; of capped properties the first is the reason
 
 _NO_SINGLE = "an unusual combination of brightness, patterns and colour"
 
 
 class _Property(NamedTuple):
-    """What a person sees: a sum of statistics by name, and the words for less and for more of it; "" for no words."""
+    """A visible property: weights of statistics by name, and words for too little and too much of it, or ""."""
 
     weights: dict[str, float]
     less: str
     more: str
 
 
-# What explains other properties stands before them: an image of noise has no flat areas either. Noise and detail are
-# relative to the contrast: a faded image lacks contrast, and no detail.
+# Causes come before their effects: an image of noise has no flat areas either. Noise and detail are relative to the
+# contrast, so that a faded image lacks contrast only.
 _PROPERTIES = (
     _Property({"noise": 1, "contrast": -0.5}, "", "noisy"),
     _Property({"fine patterns": 1, "contrast": -1}, "little fine detail", ""),
@@ -49,72 +49,62 @@ _COLOUR = (
 
 
 class PixelWords(NamedTuple):
-    """How far the properties of ordinary images spread.
-
-    Attributes:
-        quantiles: The 0.1, 0.25, 0.75 and 0.9 quantiles of P properties `(4, P)`.
-    """
+    """The 0.1, 0.25, 0.75 and 0.9 quantiles of P properties of ordinary images `(4, P)`."""
 
     quantiles: Tensor
 
     @classmethod
     def fit(cls, statistics: Tensor, shape: tuple[int, ...]) -> PixelWords:
-        """Fit to `pixel_statistics` `(N, S)` of images of a shape `(C, ...)`; those with NaN are left out."""
+        """Fit to `pixel_statistics` `(N, S)` of images of a shape `(C, ...)`; images with NaN are ignored."""
         ordered = _measure(statistics[statistics.isfinite().all(1)], shape).sort(0).values
         return cls(ordered[[int(level * len(ordered)) for level in _LEVELS]])
 
     def reasons(self, statistics: Tensor, shape: tuple[int, ...]) -> tuple[str, ...]:
-        """Name the property of each image `(n, S)` that is rarest among ordinary ones.
-
-        The tails of a property fall exponentially, as steeply as between the quantiles: see `Tail`.
-        """
+        """Name the rarest property of each image `(n, S)`; tails are exponential, as in `Tail`."""
         values, (lowest, low, high, highest) = _measure(statistics, shape), self.quantiles
         narrowest = _NARROWEST * (highest - lowest)
         sides = [
             math.log(10) + math.log(2.5) * beyond / torch.maximum(width, narrowest)
             for beyond, width in ((lowest - values, low - lowest), (values - highest, highest - high))
         ]
-        words = [word for known in _properties(shape) for word in (known.less, known.more)]
-        surprises = torch.stack(sides, 2).clamp(max=_CERTAIN).flatten(1)  # (n, 2 P), NaN where a property is constant
+        words = [word for kind in _properties(shape) for word in (kind.less, kind.more)]
+        surprises = torch.stack(sides, 2).clamp(max=_CERTAIN).flatten(1).nan_to_num(0)  # (n, 2 P), 0 if constant
         surprises[:, [not word for word in words]] = 0
         alike = statistics[:, _places("flat share", shape)].eq(1).all(1)
         finite = statistics.isfinite().all(1)
-        reasons = []
-        for row, *state in zip(surprises.nan_to_num(0).tolist(), alike.tolist(), finite.tolist(), strict=True):
-            if state[1]:
-                found = words[row.index(max(row))] if max(row) >= _CLEAR else _NO_SINGLE
-                reasons.append("the same everywhere" if state[0] else found)
-            else:
-                reasons.append("NaN or infinite pixels")
+        reasons = [words[row.index(max(row))] if max(row) >= _CLEAR else _NO_SINGLE for row in surprises.tolist()]
+        for place in alike.nonzero()[:, 0].tolist():
+            reasons[place] = "the same everywhere"
+        for place in (~finite).nonzero()[:, 0].tolist():
+            reasons[place] = "NaN or infinite pixels"
         return tuple(reasons)
 
 
 def _properties(shape: tuple[int, ...]) -> list[_Property]:
-    """The properties of images of a shape `(C, ...)`."""
+    """List the properties of images of a shape `(C, ...)`."""
     channels, axes = shape[0], len(shape) - 1
-    found = [*_PROPERTIES, *(_COLOUR if channels == 3 else ())]
+    properties = [*_PROPERTIES, *(_COLOUR if channels == 3 else ())]
     ends = [("top", "bottom"), ("left", "right")] if axes == 2 else [("start", "end")] * axes
     for axis, (first, last) in enumerate(ends):
         where = f" of axis {axis}" if axes == 3 else ""
-        found.append(
-            _Property({f"ends {axis}": 1}, f"brighter at the {last}{where}", f"brighter at the {first}{where}")
-        )
+        words = f"brighter at the {last}{where}", f"brighter at the {first}{where}"
+        properties.append(_Property({f"ends {axis}": 1}, *words))
     names = ("red", "green", "blue") if channels == 3 else [f"of channel {channel}" for channel in range(channels)]
     if channels > 1:
-        found += [_Property({f"channel {i}": 1}, f"little {name}", f"much {name}") for i, name in enumerate(names)]
-    return found
+        properties += [_Property({f"channel {i}": 1}, f"little {name}", f"much {name}") for i, name in enumerate(names)]
+    return properties
 
 
 def _measure(statistics: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Measure properties `(n, P)`: weighted sums of statistics, of which those of one name count by their mean."""
+    """Compute properties `(n, P)`, weighted sums of statistics; statistics of one name are averaged."""
     properties = _properties(shape)
     weights = torch.zeros(statistics.shape[1], len(properties), dtype=torch.float64, device="cpu")
-    for column, known in enumerate(properties):
-        for name, weight in known.weights.items():
+    for column, kind in enumerate(properties):
+        for name, weight in kind.weights.items():
             places = _places(name, shape)
             weights[places, column] = weight / len(places)
     return statistics.double() @ weights
 
 
 def _places(name: str, shape: tuple[int, ...]) -> list[int]:
-    return [place for place, known in enumerate(pixel_names(shape[0], len(shape) - 1)) if known == name]
+    return [place for place, other in enumerate(pixel_names(shape[0], len(shape) - 1)) if other == name]

@@ -1,4 +1,4 @@
-"""Look up in tables by ranks: in a compiled loop on the CPU, in torch elsewhere."""
+"""Table look-up by rank, in a compiled loop on the CPU and in torch elsewhere."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ _KNOT_BLOCK = 16  # knots counted at a time: one or two vector registers
 def rank_lookup(values: Tensor, knots: Tensor, tables: Tensor) -> Tensor:
     """Look up entries `(T, n, V)` of tables by the ranks of values `(n, V)` among sorted knots `(V, Q)`, all float32.
 
-    Tables `(T, 2 Q + 1)` have an entry for twice each mid-rank: of the knots that equal a value, half are below it. NaN
-    counts as the smallest or the largest.
+    Tables `(T, 2 Q + 1)` are indexed by twice the mid-rank: half of the knots that equal a value count as smaller.
     """
     if values.device.type != "cpu":
         return _in_torch(values, knots, tables)
     columns = values.T.contiguous().numpy()
     found = np.empty((len(tables), *columns.shape), np.float32)
-    # Two counts without branches: four times as fast as a binary search, twice as fast as to merge sorted values.
+    # Counting without branches is four times as fast as a binary search and twice as fast as merging sorted values.
     _compiled(columns, knots.numpy(), tables.numpy(), found)
     return torch.from_numpy(found).transpose(1, 2)
 
@@ -39,17 +38,17 @@ def _compiled(values: _Floats, knots: _Floats, tables: _Floats, found: _Floats) 
     count, n = knots.shape[1], values.shape[1]
     zero, one = np.int32(0), np.int32(1)
     place, padded = np.empty(n, np.int32), np.full(count + _KNOT_BLOCK, np.inf, np.float32)
-    up_to = np.full(count, count, np.int32)  # how many knots are at most as large as each
+    up_to = np.full(count, count, np.int32)  # number of knots that are at most as large as each
     for v in range(len(values)):
         row, knot = values[v], knots[v]
         padded[:count] = knot
         for j in range(count - 2, -1, -1):
             up_to[j] = up_to[j + 1] if knot[j] == knot[j + 1] else j + 1
         place[:] = zero
-        for last in range(_KNOT_BLOCK - 1, count, _KNOT_BLOCK):  # in which block of knots each value belongs
+        for last in range(_KNOT_BLOCK - 1, count, _KNOT_BLOCK):  # the block of knots of each value
             for i in range(n):
                 place[i] += zero if knot[last] >= row[i] else one
-        for i in range(n):  # how many knots are smaller; NaN passes all
+        for i in range(n):  # the number of smaller knots; NaN exceeds all
             first, left = place[i] * _KNOT_BLOCK, zero
             for j in range(_KNOT_BLOCK):
                 left += zero if padded[first + j] >= row[i] else one

@@ -1,4 +1,4 @@
-"""What was found in a data set: scores, what says so, and which images are significant at a false discovery rate."""
+"""The result of a search for outliers: scores, reasons, and the images that are significant."""
 
 from __future__ import annotations
 
@@ -23,31 +23,29 @@ if TYPE_CHECKING:
 
     from lightning_anomaly.browser import BrowserFile
 
-_DRAWN = 64  # of these in a figure
+_DRAWN = 64  # most images in a figure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OutlierReport(Tabular):
-    """How little each image of a data set belongs to a reference. `print(report)` gives a table.
+    """Outlier scores of all images of a data set. `print(report)` gives a table.
 
     Attributes:
-        scores: The larger, the less an image belongs `(N,)`, by its position in the data set, see `view_scores`;
-            infinity where it cannot be read or gives NaN or infinite values.
-        p_values: How often an ordinary image has a score as large `(N,)`, see `OutlierDetector.p_values`; NaN where the
-            score is infinite.
-        layers: Names of the layers that judge.
-        layer: In which of them an image is farthest from the reference `(N,)`.
-        filters: The filters of that layer that the image is most extreme in `(N, 3)`, -1 where there are no more.
-        n_reference: Number of images in the reference that can be read and give finite values.
-        n_calibration: Number of those that p-values compare with; 0 if the reference was taken out of these images:
-            then p-values only rank them, and none is significant.
-        false_discovery_rate: The share of ordinary images that is accepted among those that are significant.
-        images: Small pictures of the images that `top` gives first, uint8 `(n, H, W, C)`; None if they are nothing that
-            can be drawn.
-        notes: What could not be used and why, as sentences.
-        views: What each view says of the images, see `AnomalyReport.view_scores`.
-        names: The file of each image, where its data set names them, as torchvision's `ImageFolder` does.
-        unreadable: What went wrong with the images that cannot be read, by their positions.
+        scores: Outlier scores by position in the data set, larger for odder images `(N,)`; infinite for images that
+            cannot be read or give NaN or infinite values.
+        p_values: See `OutlierDetector.p_values` `(N,)`; NaN where the score is infinite.
+        layers: Names of the analyzed layers.
+        layer: Index of the layer in which an image is farthest from the reference `(N,)`.
+        filters: The filters of that layer in which the image is most extreme `(N, 3)`, padded with -1.
+        n_reference: Number of reference images that can be read and give finite values.
+        n_calibration: Number of reference images that calibrate p-values; 0 if the reference was drawn from the images,
+            whose p-values then only rank them.
+        false_discovery_rate: Accepted share of ordinary images among the significant ones.
+        images: Small pictures of the first images of `top`, uint8 `(n, H, W, C)`; None if they cannot be drawn.
+        notes: Sentences about what was not used, and why.
+        views: Scores and reasons of each view, see `AnomalyReport.view_scores`.
+        names: The file of each image, if the data set names its files, as torchvision's `ImageFolder` does.
+        unreadable: Error messages of the images that cannot be read, by position.
     """
 
     scores: Tensor
@@ -66,14 +64,14 @@ class OutlierReport(Tabular):
 
     @property
     def view_scores(self) -> dict[str, Tensor]:
-        """The negative logarithm of the tail probability of each image in the reference `(N,)`, by view, in nats."""
+        """The negative log tail probability of each image `(N,)`, by view, in nats."""
         return {name: self.views[name].scores for name in VIEWS if name in self.views}
 
     def outlier_reasons(self, position: int) -> dict[str, str]:
-        """Say what each view finds odd about an image, the view that finds it oddest first.
+        """Describe what each view finds unusual about an image, by descending score.
 
         Raises:
-            ValueError: If the data set does not have the image.
+            ValueError: If `position` is not in the data set.
         """
         position = check_integer("position", position, 0, len(self.scores) - 1)
         if position in self.unreadable:
@@ -82,9 +80,10 @@ class OutlierReport(Tabular):
 
     @property
     def significant(self) -> list[int]:
-        """Positions of the images that do not belong by the rule of Benjamini and Hochberg, the largest score first.
+        """Positions of the significant images by the procedure of Benjamini and Hochberg, by descending score.
 
-        On average at most a share of `false_discovery_rate` of them does belong, if the reference holds no outlier.
+        The expected share of ordinary images among them is at most `false_discovery_rate` if the reference holds no
+        outliers.
         """
         ordered = self.p_values[self.p_values.isfinite()].sort().values
         below = (ordered <= self._allowed).nonzero()
@@ -94,38 +93,38 @@ class OutlierReport(Tabular):
 
     @property
     def above_calibration(self) -> list[int]:
-        """Positions of the images that score higher than every calibration image, the largest score first."""
+        """Positions of the images that score higher than every calibration image, by descending score."""
         return self._by_score(self.p_values <= self._least * (1 + 1e-12)) if self.n_calibration else []
 
     @property
     def unusable(self) -> list[int]:
-        """Positions of the images that cannot be read or give NaN or infinite values; they are in no other list."""
+        """Positions of the images that cannot be read or give NaN or infinite values."""
         positions: list[int] = self.scores.isinf().nonzero()[:, 0].tolist()
         return positions
 
     @property
     def min_detectable(self) -> int:
-        """How many images must score higher than every calibration image before any can be significant.
+        """Number of images that must score higher than every calibration image before any is significant.
 
-        The smallest possible p-value is 1 / (m + 1) with m calibration images, and the rule of Benjamini and Hochberg
+        The smallest possible p-value is 1 / (m + 1) with m calibration images; the procedure of Benjamini and Hochberg
         needs at least this many of them.
         """
         return 1 + int((self._allowed < self._least).sum())
 
     @property
     def _least(self) -> float:
-        """The smallest p-value that there can be."""
+        """The smallest possible p-value."""
         return 1 / (1 + self.n_calibration)
 
     @property
     def _allowed(self) -> Tensor:
-        """The p-values up to which the rule of Benjamini and Hochberg takes one image, two, and so on `(n,)`."""
+        """The thresholds of Benjamini and Hochberg for the smallest p-value, the second smallest, and so on `(n,)`."""
         count = int(self.p_values.isfinite().sum())
         ranks = torch.arange(1, count + 1, dtype=torch.float64, device=self.p_values.device)
-        return self.false_discovery_rate * ranks / count * (1 + 1e-12)  # p-values are fractions too: for rounding
+        return self.false_discovery_rate * ranks / count * (1 + 1e-12)  # tolerates rounding
 
     def top(self, k: int) -> list[int]:
-        """Positions of the k images with the largest scores, the largest first, without those that are `unusable`.
+        """Return the positions of the k images with the largest finite scores, by descending score.
 
         Raises:
             ValueError: If `k` is not a positive integer.
@@ -138,23 +137,23 @@ class OutlierReport(Tabular):
         return ordered
 
     def to_frame(self, k: int | None = None) -> DataFrame:
-        """The images as a pandas DataFrame, the largest score first, one row each.
+        """Convert the report to a pandas DataFrame with a row for each image, by descending score.
 
         Columns are position, name if there are `names`, score, p_value, significant, layer, filters and reasons, see
-        `outlier_reasons`. Those that are `unusable` come last.
+        `outlier_reasons`. Unusable images come last.
 
         Args:
             k: Number of images; None takes all.
 
         Raises:
-            ImportError: If pandas is not installed; the package does not ask for it.
+            ImportError: If pandas is not installed.
         """
         from pandas import DataFrame
 
         return DataFrame(self.rows(k))
 
     def rows(self, k: int | None = None) -> list[dict[str, Any]]:
-        """The same as plain values."""
+        """Return the rows of `to_frame` as plain values."""
         significant = {*self.significant}
         return [
             {
@@ -171,7 +170,7 @@ class OutlierReport(Tabular):
         ]
 
     def save_csv(self, path: str | Path, k: int | None = None) -> None:
-        """Write `rows` as a CSV file, which has the same columns as one that the page of `save_html` saves.
+        """Write `rows` as a CSV file with the same columns as the CSV files of the HTML page.
 
         Args:
             path: Where to write it; missing folders are created.
@@ -263,12 +262,12 @@ class OutlierReport(Tabular):
         return [self._headline(), *(f"note: {note}" for note in self.notes.values())]
 
     def _headline(self) -> str:
-        """What was found, or what it takes."""
+        """Say what is significant, or how many reference images that would take."""
         rate, count, above = f"{100 * self.false_discovery_rate:g}%", len(self.scores), len(self.above_calibration)
         if not self.n_calibration:
             return (
-                "The reference was taken out of these images, so p-values only rank them and none is significant: look "
-                "at the largest scores, or give a `reference` of images that you trust."
+                "The reference was drawn from these images, so their p-values are only a ranking and none is "
+                "significant: look at the largest scores, or pass trusted images as `reference`."
             )
         if found := len(self.significant):
             return (
@@ -280,7 +279,7 @@ class OutlierReport(Tabular):
                 f"None of {count:,} images scores higher than every calibration image, and none is significant at a "
                 f"false discovery rate of {rate}."
             )
-        # The smallest p-value has to be as small as the rule asks of so many images; half of a reference calibrates.
+        # Benjamini and Hochberg's threshold for so many images must reach 1 / (m + 1), m half of the reference.
         needed = 2 * ((count - len(self.unusable)) / (self.false_discovery_rate * above) - 1)
         digits = 10 ** max(0, math.floor(math.log10(max(1.0, needed))) - 1)
         return (

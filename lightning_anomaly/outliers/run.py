@@ -1,4 +1,4 @@
-"""Run a model on images, learn what is ordinary, and score: the steps of a detector, between which processes meet."""
+"""The steps of a detector: run the model on images, fit to a reference, score and report."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from lightning_anomaly.outliers.scorer import (
 from lightning_anomaly.progress import track
 
 MIN_REFERENCE = 100
-_BATCHES = 4  # judged in one operation
-_SIDE = 128  # of an image that the report keeps, at most (pixels)
-_SCALE_IMAGES = 256  # of the reference, whose range is shown from black to white
+_BATCHES = 4  # scored in one operation
+_SIDE = 128  # largest side of a picture in the report (pixels)
+_SCALE_IMAGES = 256  # reference images whose range is shown from black to white
 
 
 class Fitted(NamedTuple):
-    """What a detector has learnt.
+    """The state of a fitted detector.
 
     Attributes:
-        scorer: What scores images.
+        scorer: Scores images.
         calibration: Scores of the calibration images, sorted `(m,)`.
-        n_reference: Number of the reference images that were used.
+        n_reference: Number of reference images that were used.
         shape: Shape of an image.
-        ranges: Smallest and largest values of some ordinary images, as images of two pixels; None if they are nothing
-            that can be drawn.
-        weights: Shapes of the weights of the layers that judge, by their names.
+        ranges: Smallest and largest values of reference images, as images of two pixels; None if images of this shape
+            cannot be drawn.
+        weights: Shapes of the layers' weights, by layer.
         n_classes: Number of classes in the reference, 0 if unknown.
     """
 
@@ -58,15 +58,14 @@ class Fitted(NamedTuple):
     n_classes: int
 
 
-_Seen = tuple[list[Statistics], dict[int, str], dict[str, str]]  # of the reference, what cannot be read, and notes
-_Scored = tuple[list[Judgement], int, dict[int, str], dict[str, str]]  # number of images, what cannot be read, notes
+_Share = tuple[list[Statistics], dict[int, str], dict[str, str]]  # statistics, `{position: error}`, notes
+_Scored = tuple[list[Judgement], int, dict[int, str], dict[str, str]]  # number of images, `{position: error}`, notes
 
 
 class Run:
-    """Runs a model on images in one process, which takes its share of them; between steps processes exchange results.
+    """Runs a model on this process's share of the images; between the steps, processes exchange their results.
 
-    With several processes all take the buffers of process 0: a BatchNorm's differ. A process that is `alone` waits for
-    no other.
+    All processes use the buffers of process 0, since those of a BatchNorm differ. With `alone` there is no exchange.
     """
 
     def __init__(self, model: nn.Module, seed: int, progress: bool | None, *, alone: bool = False) -> None:
@@ -91,12 +90,12 @@ class Run:
         limit: int,
         watched: Mapping[str, nn.Module],
         cross: bool,
-    ) -> _Seen:
-        """Run the model on this process's share of a reference."""
+    ) -> _Share:
+        """Collect statistics of this process's share of a reference."""
         source = self._source = _opened(images, argument, batch_size)
         order = torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed), device="cpu")
         if len(order) < MIN_REFERENCE:
-            advice = " To score fewer, give images that belong as `reference`." if cross else ""
+            advice = " To score fewer images, pass ordinary images as `reference`." if cross else ""
             raise ValueError(
                 f"Parameter `{argument}` should hold at least {MIN_REFERENCE} images to learn from. "
                 f"Found {len(order)}.{advice}"
@@ -109,30 +108,30 @@ class Run:
         ]
         return batches, source.unreadable, self._notes
 
-    def fit(self, shares: Sequence[_Seen], cross: bool) -> tuple[Fitted, dict[str, str], list[Judgement]]:
-        """Fit to the whole reference, in process 0; return the fit, notes, and what is said of these images."""
+    def fit(self, shares: Sequence[_Share], cross: bool) -> tuple[Fitted, dict[str, str], list[Judgement]]:
+        """Fit to the whole reference, in process 0; return the fit, notes and, with `cross`, the images' scores."""
         batches, unreadable, notes_of = zip(*shares, strict=True)
         source, watched = self._source, self._watched
-        every, unknown = finite_images([*itertools.chain(*batches)], source.argument)
+        every, nonfinite_filters = finite_images([*itertools.chain(*batches)], source.argument)
         count = len(every.positions)
-        fitted, half = slice(3 * count // 8), slice(count // 2, None)
+        first, half = slice(3 * count // 8), slice(count // 2, None)
         if cross:
             halves = every.select(slice(count // 2)), every.select(half)
             scorer, other = fit_scorers([halves, halves[::-1]], source.argument)
             judged = [scorer.judge(halves[1]), other.judge(halves[0])]
         else:
-            scale = every.select(slice(fitted.stop, half.start))
-            (scorer,) = fit_scorers([(every.select(fitted), scale)], source.argument)
+            scale = every.select(slice(first.stop, half.start))
+            (scorer,) = fit_scorers([(every.select(first), scale)], source.argument)
             judged = [scorer.judge(every.select(half))]
-        notes = notes_on_filters(scorer, unknown)
+        notes = notes_on_filters(scorer, nonfinite_filters)
         if not cross:
             unused = {*self._chosen}.difference(every.positions.tolist())
-            found = _merged(unreadable), unused, len(self._chosen), source.names
-            notes |= _unusable_notes(*found, "reference images", "they have no say")
+            which = _merged(unreadable), unused, len(self._chosen), source.names
+            notes |= _unusable_notes(*which, "reference images", "they are ignored")
         for name in watched:
-            if name not in scorer.layers:  # what a pass has found to be wrong with it replaces this note
+            if name not in scorer.layers:  # a more specific note from running the model replaces this one
                 notes |= left_out(name, "its maps of the reference are not finite or do not vary")
-        known = Fitted(
+        fitted = Fitted(
             scorer,
             torch.cat([part.scores for part in judged]).sort().values,
             count,
@@ -141,7 +140,7 @@ class Run:
             {name: weight_shape(watched[name]) for name in scorer.layers},
             len({*(source.classes or ())}),
         )
-        return known, notes | _merged(notes_of), judged if cross else []
+        return fitted, notes | _merged(notes_of), judged if cross else []
 
     def score(
         self,
@@ -150,23 +149,23 @@ class Run:
         batch_size: int | None,
         fitted: Fitted,
         watched: Mapping[str, nn.Module],
-        known: set[int],
+        scored: set[int],
     ) -> _Scored:
-        """Score this process's share of the images whose scores are not known."""
+        """Score this process's share of the images that are not `scored` yet."""
         source = self._source = _opened(images, argument, batch_size)
         check_shape(argument, source.shape, fitted)
-        rest = [position for position in range(len(source)) if position not in known]
+        rest = [position for position in range(len(source)) if position not in scored]
         scorer = fitted.scorer.to(self.device)
         judged = [self.judge(scorer, part) for part in self._statistics_of(source, rest, watched, "outlier scores")]
         return judged, len(source), source.unreadable, self._notes
 
     def judge(self, scorer: Scorer, statistics: Statistics) -> Judgement:
-        """Judge images, which must give maps in all layers that judge."""
+        """Score images that have maps in all layers of the scorer."""
         missing = [name for name in scorer.layers if statistics.layers and name not in statistics.layers]
         if missing:
             raise ValueError(
-                "Images should give maps in all layers in which the reference gives them. Found some without any in "
-                f"{missing}: name other layers as `layers`."
+                f"Images should give maps in the same layers as the reference. Found images without maps in {missing}: "
+                "pass the names of other layers as `layers`."
             )
         return scorer.judge(statistics)
 
@@ -178,8 +177,8 @@ class Run:
         source = self._source
         if len({*counts}) > 1:
             raise ValueError(
-                f"Parameter `{source.argument}` should hold all images in every process, each of which takes its share "
-                f"of them. Found {[*counts]} images in the processes."
+                f"Parameter `{source.argument}` should hold the same images in every process. Found {[*counts]} images "
+                "in the processes."
             )
         _, scores, layer, filters, views = Judgement.join([*(judged or ()), *itertools.chain(*parts)])
         notes = _merged(notes_of)
@@ -189,8 +188,8 @@ class Run:
         classes = len({*(source.classes or ())})
         if fitted.n_classes == 1 < classes:
             notes["one class"] = (
-                f"All reference images are of one class, and the others of {classes}, of which most will have large "
-                "scores: give a `reference` of all classes."
+                f"The reference images are of one class and the searched images of {classes}, so most of these will "
+                "have large scores: pass a `reference` of all classes."
             )
         calibration = fitted.calibration if judged is None else scores[scores.isfinite()].sort().values
         report = OutlierReport(
@@ -212,12 +211,12 @@ class Run:
     def _statistics_of(
         self, source: ImageSource, positions: Sequence[int], watched: Mapping[str, nn.Module], what: str
     ) -> Iterator[Statistics]:
-        """Run the model on this process's share, some batches at a time."""
+        """Yield statistics of this process's share, several batches at a time."""
         positions = positions[even_slices(len(positions), self._world)[self._rank]]
         self._class_names = source.class_names
         batches = iter(track(source.batches(positions), -(-len(positions) // source.batch_size), what, self._progress))
-        while some := list(itertools.islice(batches, _BATCHES)):
-            statistics = Statistics.join([self.statistics(*batch, watched) for batch in some])
+        while group := list(itertools.islice(batches, _BATCHES)):
+            statistics = Statistics.join([self.statistics(*batch, watched) for batch in group])
             places = enumerate(statistics.positions.tolist())
             unreadable = [place for place, position in places if position in source.unreadable]
             for part in (*statistics.layers.values(), statistics.samples.pixels, statistics.samples.features):
@@ -228,8 +227,8 @@ class Run:
     def statistics(
         self, positions: Tensor, batch: Tensor, watched: Mapping[str, nn.Module], filters: bool = True
     ) -> Statistics:
-        """Run the model on a batch, and take what is known of it, that of filters only on request."""
-        capture = MapCapture(dict(watched), summary=map_statistics if filters else _none, model=self._model)
+        """Run the model on a batch and return its statistics; those of filters may be left out."""
+        capture = MapCapture(dict(watched), summary=map_statistics if filters else _empty, model=self._model)
         capture.samples.class_names = self._class_names
         with probing(self._model, self._buffers) as call, capture:
             call(batch.to(self.device, self._dtype))
@@ -240,7 +239,7 @@ class Run:
 
 
 def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
-    """Compute p-values `(n,)` of scores `(n,)` by the sorted scores of m calibration images `(m,)`, NaN of infinity."""
+    """Compute p-values `(n,)` of scores `(n,)` by sorted calibration scores `(m,)`; NaN for infinite scores."""
     scores = scores.to(calibration)
     larger = len(calibration) - torch.searchsorted(calibration, scores)
     p_values = (1 + larger).double() / (1 + len(calibration))
@@ -248,12 +247,12 @@ def conformal_p_values(scores: Tensor, calibration: Tensor) -> Tensor:
 
 
 def weight_shape(module: nn.Module) -> list[int]:
-    """The shape of a layer's weight; empty for a layer without one."""
+    """Return the shape of a layer's weight, [0] for a layer without a weight."""
     return list(getattr(module, "weight", torch.empty(0, device="cpu")).shape)
 
 
-def _none(maps: Tensor) -> Tensor:
-    """Nothing of each map, so that they are only counted."""
+def _empty(maps: Tensor) -> Tensor:
+    """Summarize maps by no numbers, so that they are only counted."""
     return maps.new_empty(len(maps), 0)
 
 
@@ -285,7 +284,7 @@ def _unusable_notes(
     images: str,
     then: str,
 ) -> dict[str, str]:
-    """Note images at positions that cannot be read, and others that cannot be used, as they give NaN."""
+    """Note unreadable images `{position: error}` and the other unusable positions, whose images give NaN."""
 
     def first(positions: Iterable[int]) -> str:
         position = min(positions)
@@ -296,13 +295,13 @@ def _unusable_notes(
         where = f"{first(unreadable)} ({unreadable[min(unreadable)]})"
         notes[f"unreadable {images}"] = f"{len(unreadable)} of the {count} {images} cannot be read, {where}: {then}."
     if nonfinite := {*unusable}.difference(unreadable):
-        found = f"{len(nonfinite)} of the {count} {images} give NaN or infinite values"
-        notes[f"nonfinite {images}"] = f"{found}, {first(nonfinite)}: {then}."
+        sentence = f"{len(nonfinite)} of the {count} {images} give NaN or infinite values, {first(nonfinite)}: {then}."
+        notes[f"nonfinite {images}"] = sentence
     return notes
 
 
 def _ranges(source: ImageSource, positions: list[int]) -> Tensor | None:
-    """The smallest and the largest value of each image and channel, as small images; None if nothing can be drawn."""
+    """Return the smallest and largest value of each image and channel as images; None if they cannot be drawn."""
     if not 1 <= len(source.shape) <= 4:
         return None
     small = torch.cat([shrink(batch, _SIDE) for _, batch in source.batches(positions)])
@@ -310,8 +309,8 @@ def _ranges(source: ImageSource, positions: list[int]) -> Tensor | None:
     return ends[:, :, None] if small.ndim == 4 else ends
 
 
-def _pictures(source: ImageSource, shown: list[int], ranges: Tensor | None) -> Tensor | None:
-    """Small pictures of the images shown, scaled to the range of ordinary ones; None if they cannot be drawn."""
-    if ranges is None or not shown:
+def _pictures(source: ImageSource, positions: list[int], ranges: Tensor | None) -> Tensor | None:
+    """Draw small pictures of images, scaled to the range of the reference; None if they cannot be drawn."""
+    if ranges is None or not positions:
         return None
-    return drawn(torch.cat([shrink(batch, _SIDE) for _, batch in source.batches(shown)]), ranges)
+    return drawn(torch.cat([shrink(batch, _SIDE) for _, batch in source.batches(positions)]), ranges)

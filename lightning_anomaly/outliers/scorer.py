@@ -1,4 +1,4 @@
-"""Scores of images by what was learnt from others."""
+"""Score images by models that were fitted to a reference."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FILTERS = 3  # named for each image
 
 
 class Statistics(NamedTuple):
-    """What is known of some images.
+    """Statistics of n images.
 
     Attributes:
-        positions: Those of the images `(n,)`.
-        layers: See `map_statistics` `{layer: (n, F, 5)}`.
-        samples: What is known beside the maps.
+        positions: Positions of the images in their data set `(n,)`.
+        layers: `map_statistics` of each layer, `{layer: (n, F, 5)}`.
+        samples: Statistics of pixels, features and logits.
     """
 
     positions: Tensor
@@ -41,7 +41,7 @@ class Statistics(NamedTuple):
 
     @staticmethod
     def join(parts: Sequence[Statistics]) -> Statistics:
-        """Join parts, by the layers that all of them have; empties the parts, as they may be most of the memory."""
+        """Join parts by the layers that all of them have; the parts are emptied to save memory."""
         names = [name for name in parts[0].layers if all(name in part.layers for part in parts)]
         layers = {name: torch.cat([part.layers.pop(name) for part in parts]) for name in names}
         positions = torch.cat([part.positions for part in parts])
@@ -49,14 +49,14 @@ class Statistics(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What is said of some images, on the CPU.
+    """Outlier scores of n images and their reasons, on the CPU.
 
     Attributes:
-        positions: Those of the images `(n,)`.
-        scores: See `combine` `(n,)`.
-        layer: Place of the layer with the largest surprise `(n,)`.
-        filters: Its most extreme filters `(n, 3)`, -1 where there are no more.
-        views: What each view says; scores are the negative logarithms of tail probabilities.
+        positions: Positions of the images in their data set `(n,)`.
+        scores: Outlier scores `(n,)`, see `combine`.
+        layer: Index of the layer with the largest score `(n,)`.
+        filters: Its most extreme filters `(n, 3)`, padded with -1.
+        views: Negative log tail probabilities and reasons of each view.
     """
 
     positions: Tensor
@@ -67,7 +67,7 @@ class Judgement(NamedTuple):
 
     @staticmethod
     def join(parts: Sequence[Judgement]) -> Judgement:
-        """Join what is said of several images by the same views, in the order of their positions."""
+        """Join judgements by the same views, sorted by position."""
         order = torch.cat([part.positions for part in parts]).argsort()
         positions, scores, layer, filters = (
             torch.cat(values)[order] for values in zip(*(part[:4] for part in parts), strict=True)
@@ -81,7 +81,7 @@ class Judgement(NamedTuple):
 
 
 class LayerView(NamedTuple):
-    """What ordinary samples look like in one layer, and how rare their distances are."""
+    """A layer's model of the reference, and the distribution of its distances."""
 
     model: ReferenceModel
     spread: Spread
@@ -92,9 +92,9 @@ class Scorer(NamedTuple):
     """Scores samples by all views.
 
     Attributes:
-        layers: What each layer that judges knows, by its name.
-        views: The other views.
-        tails: How rare the scores of each view are, that of the filters included.
+        layers: The view of filters, by layer.
+        views: The other views, by name.
+        tails: Distributions of the scores of all views, by name.
     """
 
     layers: dict[str, LayerView]
@@ -103,7 +103,7 @@ class Scorer(NamedTuple):
 
     @classmethod
     def fit(cls, models: Mapping[str, ReferenceModel], views: Mapping[str, View], samples: Statistics) -> Scorer:
-        """Take as the scale of all scores those of samples that neither the models nor the views were fitted to."""
+        """Calibrate fitted models and views on held-out samples."""
         layers = {}
         for name, (distances, _) in zip(models, _measure(models, samples), strict=True):
             spread = Spread.fit(distances)
@@ -113,54 +113,54 @@ class Scorer(NamedTuple):
         return scorer._replace(tails={name: Tail.fit(view.scores) for name, view in scored.items()})
 
     def to(self, device: torch.device) -> Scorer:
-        """Move what measures maps to another device."""
+        """Move the models of the layers to another device."""
         layers = {
-            name: known._replace(model=apply_to_collection(known.model, Tensor, Tensor.to, device))
-            for name, known in self.layers.items()
+            name: layer._replace(model=apply_to_collection(layer.model, Tensor, Tensor.to, device))
+            for name, layer in self.layers.items()
         }
         return self._replace(layers=layers)
 
     @property
     def needs_layers(self) -> bool:
-        """Whether scores depend on the layers: those of a model with classes do not."""
+        """Whether scores depend on the view of filters: not in a model with classes."""
         return "filters" in counted([*self.views, "filters"])
 
     def judge(self, statistics: Statistics) -> Judgement:
-        """Judge samples; without statistics of layers nothing is said of filters."""
+        """Score samples; without statistics of layers the view of filters is left out."""
         views, layer, filters = self._view(statistics)
         views = {name: SampleView(self.tails[name].surprise(view.scores), view.reasons) for name, view in views.items()}
         scores = combine({name: view.scores for name, view in views.items()})
         return Judgement(statistics.positions, scores, layer, filters, views)
 
     def _view(self, statistics: Statistics) -> tuple[dict[str, SampleView], Tensor, Tensor]:
-        """All views, with scores in their own units, and the layers `(n,)` and filters `(n, 3)` of that of filters."""
+        """Return all views in their own units, and the most extreme layer `(n,)` and filters `(n, 3)`."""
         views = {name: view.view(statistics.samples) for name, view in self.views.items()}
         if not statistics.layers:
             nothing = torch.zeros(len(statistics.positions), dtype=torch.int64, device="cpu")
             return views, nothing, nothing[:, None].expand(-1, FILTERS)
-        measured = _measure({name: known.model for name, known in self.layers.items()}, statistics)
+        measured = _measure({name: layer.model for name, layer in self.layers.items()}, statistics)
         surprises = torch.stack(
             [
-                known.tail.surprise(known.spread.scores(distances))
-                for known, (distances, _) in zip(self.layers.values(), measured, strict=True)
+                layer.tail.surprise(layer.spread.scores(distances))
+                for layer, (distances, _) in zip(self.layers.values(), measured, strict=True)
             ]
         )
-        layer = surprises.argmax(0)
-        filters = layer.new_zeros(len(layer), FILTERS)
-        for place, (name, known) in enumerate(self.layers.items()):
-            tails, blamed = measured[place][1], layer == place
+        farthest = surprises.argmax(0)
+        filters = farthest.new_zeros(len(farthest), FILTERS)
+        for place, (name, layer) in enumerate(self.layers.items()):
+            tails, here = measured[place][1], farthest == place
             count = statistics.layers[name].shape[1]
-            filters[blamed] = known.model.extreme_filters(tails[blamed.to(tails.device)], count, FILTERS).cpu()
+            filters[here] = layer.model.extreme_filters(tails[here.to(tails.device)], count, FILTERS).cpu()
         names = [name or "(the model)" for name in self.layers]
         reasons = tuple(
             f"layer {names[place]}, filters {listed([index for index in row if index >= 0])}"
-            for place, row in zip(layer.tolist(), filters.tolist(), strict=True)
+            for place, row in zip(farthest.tolist(), filters.tolist(), strict=True)
         )
-        return {**views, "filters": SampleView(surprises.mean(0), reasons)}, layer, filters
+        return {**views, "filters": SampleView(surprises.mean(0), reasons)}, farthest, filters
 
 
 def _measure(models: Mapping[str, ReferenceModel], statistics: Statistics) -> list[tuple[Tensor, Tensor]]:
-    """Distances `(n, 2)` of samples in each layer, on the CPU, and tails; see `ReferenceModel`."""
+    """Compute distances `(n, 2)`, on the CPU, and tails of samples in each layer, see `ReferenceModel`."""
 
     def measure(name: str) -> tuple[Tensor, Tensor]:
         distances, tails = models[name].mahalanobis_squared(statistics.layers[name])
@@ -171,33 +171,31 @@ def _measure(models: Mapping[str, ReferenceModel], statistics: Statistics) -> li
 
 
 def finite_images(parts: Sequence[Statistics], argument: str) -> tuple[Statistics, dict[str, Tensor]]:
-    """Choose the images to learn from: those that give finite values, but for filters in which most images do not.
+    """Select the images with finite values, and the filters that are not finite in most images `{layer: (F,)}`.
 
-    The parts are on the CPU and are emptied, as they are most of the memory; errors call the images `argument`.
-
-    Returns:
-        What is known of these images, and by layer which filters are not finite in most of them `(F,)`.
+    Values of such filters are ignored. The parts are on the CPU and are emptied to save memory; errors call the images
+    `argument`.
     """
     positions, layers, samples = Statistics.join(parts)
-    complete, unknown = torch.ones(len(positions), dtype=torch.bool, device="cpu"), {}
+    complete, nonfinite_filters = torch.ones(len(positions), dtype=torch.bool, device="cpu"), {}
     for name, values in layers.items():
         finite = values.abs().amax(2).isfinite()
-        unknown[name] = finite.sum(0) * 2 <= len(values)
-        complete &= finite[:, ~unknown[name]].all(1)
-    kept = int(complete.sum())
-    if 2 * kept <= len(complete):
+        nonfinite_filters[name] = finite.sum(0) * 2 <= len(values)
+        complete &= finite[:, ~nonfinite_filters[name]].all(1)
+    count = int(complete.sum())
+    if 2 * count <= len(complete):
         raise ValueError(
-            f"Parameter `{argument}` should hold images that give finite values. Found {kept} of {len(complete)}: "
-            "look for images that cannot be read, NaN in the images and values beyond the precision of the model."
+            f"Parameter `{argument}` should hold images that give finite values. Found {count} of {len(complete)}: "
+            "look for unreadable images, NaN in the images and values beyond the precision of the model."
         )
-    if kept < len(complete):
+    if count < len(complete):
         layers = {name: layers.pop(name)[complete] for name in [*layers]}
         positions, samples = positions[complete], samples.select(complete)
-    return Statistics(positions, layers, samples), unknown
+    return Statistics(positions, layers, samples), nonfinite_filters
 
 
 def fit_scorers(pairs: Sequence[tuple[Statistics, Statistics]], argument: str) -> list[Scorer]:
-    """Fit a scorer for each pair: to the first samples, on the scale of the second ones; all by the same views."""
+    """Fit a scorer to each pair of samples to fit to and samples to calibrate on; all scorers have the same views."""
     models = _shared([_fit_layers(fitted.layers) for fitted, _ in pairs])
     if not models[0]:
         raise ValueError(
@@ -209,22 +207,22 @@ def fit_scorers(pairs: Sequence[tuple[Statistics, Statistics]], argument: str) -
     return [Scorer.fit(*parts) for parts in zip(models, views, scales, strict=True)]
 
 
-def notes_on_filters(scorer: Scorer, unknown: Mapping[str, Tensor]) -> dict[str, str]:
-    """Note the filters that do not judge."""
+def notes_on_filters(scorer: Scorer, nonfinite_filters: Mapping[str, Tensor]) -> dict[str, str]:
+    """Note the filters that are ignored."""
     notes: dict[str, str] = {}
     for name in scorer.layers:
-        if count := int(unknown[name].sum()):
-            rest = "in their maps of most reference images and do not judge"
-            notes |= nonfinite(name, count, len(unknown[name]), rest)
+        if count := int(nonfinite_filters[name].sum()):
+            rest = "in their maps of most reference images and are ignored"
+            notes |= nonfinite(name, count, len(nonfinite_filters[name]), rest)
     return notes
 
 
 def _fit_layers(layers: Mapping[str, Tensor]) -> dict[str, ReferenceModel]:
-    """Fit to the statistics of every layer where that is possible."""
+    """Fit a model to every layer whose statistics allow it."""
     fits = torch_in_threads(ReferenceModel.fit, layers.values(), torch.device("cpu"))
     return {name: model for name, model in zip(layers, fits, strict=True) if model is not None}
 
 
-def _shared(found: Sequence[dict[str, _Fitted]]) -> list[dict[str, _Fitted]]:
-    """Keep of each dict the names that all of them have."""
-    return [{name: part[name] for name in found[0] if all(name in other for other in found)} for part in found]
+def _shared(fits: Sequence[dict[str, _Fitted]]) -> list[dict[str, _Fitted]]:
+    """Reduce each dict to the names that all of them have."""
+    return [{name: fit[name] for name in fits[0] if all(name in other for other in fits)} for fit in fits]

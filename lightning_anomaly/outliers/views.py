@@ -1,4 +1,4 @@
-"""All views of a sample but that of the filters: fitted to samples, and asked about others."""
+"""Fit the views of pixels, features and logits to samples, and score other samples by them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from lightning_anomaly.outliers.feature_views import fit_feature_views
 from lightning_anomaly.outliers.mahalanobis import RobustGaussian
 from lightning_anomaly.outliers.pixel_words import PixelWords
 
-_CHANGED = 100.0  # standard deviations that a number counts for which is the same in all other images
-_ROUNDING = 1e-6  # of a number
+_CHANGED = 100.0  # standard deviations added for a changed statistic that is constant in all other images
+_ROUNDING = 1e-6  # relative difference up to which a statistic is unchanged
 
 
 class View(Protocol):
-    """What is known of ordinary samples from one point of view."""
+    """A fitted model of ordinary samples."""
 
     def view(self, samples: SampleStatistics) -> SampleView:
-        """Score samples, and give reasons."""
+        """Score samples and give a reason for each score."""
 
 
 class PixelView(NamedTuple):
-    """What ordinary pixels look like.
+    """A model of the pixel statistics of ordinary images.
 
     Attributes:
-        model: The distribution of `pixel_statistics`.
-        words: That of properties that have names.
-        constant: Numbers that are the same in all images, and say that another one is odd; NaN for the others `(S,)`.
+        model: Distribution of `pixel_statistics`.
+        words: Distribution of the properties that have names.
+        constant: Values of the statistics that are the same in all images, NaN for the other statistics `(S,)`.
     """
 
     model: RobustGaussian
@@ -39,7 +39,7 @@ class PixelView(NamedTuple):
 
     @classmethod
     def fit(cls, samples: SampleStatistics) -> PixelView | None:
-        """Fit to samples; None if they are no images, too few or all the same."""
+        """Fit to samples; return None if they are not images, too few or identical."""
         model = None if samples.pixels is None else RobustGaussian.fit(samples.pixels)
         if model is None or samples.pixels is None:
             return None
@@ -48,7 +48,7 @@ class PixelView(NamedTuple):
         return cls(model, words, torch.where(low == high, low, torch.nan))
 
     def view(self, samples: SampleStatistics) -> SampleView:
-        """Score samples by the logarithms of squared Mahalanobis distances, with the rarest property as the reason."""
+        """Score samples by the log of their squared Mahalanobis distance; the reason is their rarest property."""
         assert samples.pixels is not None
         reasons = self.words.reasons(samples.pixels, samples.shape)
         changed = (samples.pixels - self.constant).abs() > _ROUNDING * self.constant.abs()
@@ -57,12 +57,12 @@ class PixelView(NamedTuple):
 
 
 def fit_views(samples: SampleStatistics) -> dict[str, View]:
-    """Fit each view that the samples have; one that cannot be fitted is left out."""
+    """Fit every view for which the samples suffice."""
     pixels = PixelView.fit(samples)
     views: dict[str, View] = {} if pixels is None else {"pixels": pixels}
     return {**views, **fit_feature_views(samples)}
 
 
 def view_samples(samples: SampleStatistics) -> dict[str, SampleView]:
-    """View samples among themselves."""
+    """Score samples by views that were fitted to the same samples."""
     return {name: view.view(samples) for name, view in fit_views(samples).items()}

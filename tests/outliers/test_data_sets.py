@@ -52,7 +52,7 @@ def test_the_report_has_the_names_of_files_even_of_a_subset(net):
 
 def test_a_reference_of_one_class_is_noted_if_the_images_have_several(net):
     loaders = [DataLoader(files(*classes), 32) for classes in ((0, 1, 2), (1,), (1, 2))]
-    with pytest.warns(UserWarning, match="of one class, and the others of 3"):
+    with pytest.warns(UserWarning, match="of one class and .* of 3"):
         find_outliers(net, loaders[0], loaders[1])
     for inputs, reference in ((loaders[0], loaders[2]), (loaders[1], loaders[1]), (loaders[1], loaders[0])):
         assert "one class" not in find_outliers(net, inputs, reference).notes
@@ -76,7 +76,7 @@ def test_unreadable_images_do_not_change_the_scores_of_others(net, workers):
 
 
 def test_unreadable_reference_images_are_left_out(net):
-    with pytest.warns(UserWarning, match=r"^1 of the 120 reference images cannot be read, .* position 5 .*: they have"):
+    with pytest.warns(UserWarning, match=r"^1 of the 120 reference images cannot be read, .* position 5 .*: they"):
         report = find_outliers(net, IMAGES, DataLoader(Broken(DATA.tensors[0], 5), 32))
     assert report.n_reference == 119
     assert report.scores.isfinite().all()

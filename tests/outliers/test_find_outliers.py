@@ -56,7 +56,7 @@ def test_without_a_reference_p_values_rank_the_images_and_none_is_significant(ne
     assert (report.n_reference, report.n_calibration) == (300, 0)
     assert (report.p_values[report.top(300)].diff() >= 0).all()
     assert replace(report, false_discovery_rate=1.0).significant == []
-    assert "give a `reference`" in str(report)
+    assert "as `reference`" in str(report)
     assert report.above_calibration == []
     other = find_outliers(net, images(300), reference=images(300, seed=5))
     assert other.n_calibration == 150
@@ -125,7 +125,7 @@ def test_images_above_calibration_are_reported_with_the_reference_that_would_be_
     assert "4 images of 797 are significant at a false discovery rate of 10%" in str(enough)
     none = replace(report, p_values=p_values.clamp_min(0.1))
     assert "None of 797 images scores higher than every calibration image" in str(none)
-    assert "give a `reference`" in str(replace(enough, n_calibration=0))
+    assert "as `reference`" in str(replace(enough, n_calibration=0))
 
 
 def test_nothing_is_changed(net):
@@ -177,7 +177,7 @@ def test_a_layer_that_some_images_do_not_reach_is_named(net):
         found = model.net[0](x)
         return found if x.abs().max() > 100 else model.net[1:](found)
 
-    with pytest.raises(ValueError, match=r"Images should give maps in all layers .* without any in \['net.5'\]"):
+    with pytest.raises(ValueError, match=r"Images should give maps in the same layers .* in \['net.5'\]"):
         find_outliers(Net(forward, net=net), 1000 * images(5), images(150))
 
 
