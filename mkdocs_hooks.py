@@ -1,4 +1,4 @@
-"""Serve the CSV files of results, which lie next to their lines, and set formulas as MathML, which needs no script."""
+"""Add the CSV files of the results to the site, and convert formulas to MathML, which needs no script."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links to CSV files to where these are in the site, and convert formulas."""
+    """Redirect links to CSV files to their place in the site, and convert formulas."""
     markdown = markdown.replace(f"](../../{FOLDER}/", "](tables/")
     if "$$" in markdown:
         markdown = re.sub(r"\$\$(.+?)\$\$", lambda m: convert(m[1].strip(), display="block"), markdown, flags=re.S)

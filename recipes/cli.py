@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Classifier(pl.LightningModule):
-    """Two convolutions, of `width` and `2 * width` filters, and two linear layers."""
+    """Two convolutions, with `width` and `2 * width` filters, and two linear layers."""
 
     def __init__(self, width: int = 32, lr: float = 1e-3) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Classifier(pl.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(N, 10)` of images `(N, 1, 8, 8)`."""
+        """Compute logits `(N, 10)` of images `(N, 1, 8, 8)`."""
         return torch.as_tensor(self.network(images))
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -33,27 +33,27 @@ class Classifier(pl.LightningModule):
         self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return the Adam optimizer."""
         return torch.optim.Adam(self.parameters(), self.lr)
 
 
 class Digits(pl.LightningDataModule):
-    """scikit-learn's digits: `train_size` to train on, 512 to validate on, of which two are over-exposed."""
+    """scikit-learn's digits: `train_size` for training, 512 for validation, two of these over-exposed."""
 
     def __init__(self, train_size: int = 200) -> None:
         super().__init__()
         order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))[: 512 + train_size]
-        pixels, targets = (torch.tensor(each)[order] for each in load_digits(return_X_y=True))
+        pixels, targets = (torch.tensor(array)[order] for array in load_digits(return_X_y=True))
         images = (pixels / 8 - 0.6).float().view(-1, 1, 8, 8)
         images[[3, 20]] *= 4
         self.val, self.train = TensorDataset(images[:512], targets[:512]), TensorDataset(images[512:], targets[512:])
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The training images, shuffled."""
+        """Return the training images, shuffled."""
         return DataLoader(self.train, 32, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """The validation images, in order."""
+        """Return the validation images, in order."""
         return DataLoader(self.val, 512)
 
 

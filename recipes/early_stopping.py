@@ -14,7 +14,7 @@ from lightning_anomaly import TwoSampleCallback, TwoSampleEarlyStopping
 
 
 class Classifier(pl.LightningModule):
-    """Two convolutions and two linear layers; with `augment` training images are shifted, and units dropped."""
+    """Two convolutions and two linear layers; `augment` shifts training images and adds dropout."""
 
     def __init__(self, augment: bool) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Classifier(pl.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(N, 10)` of images `(N, 1, 8, 8)`."""
+        """Compute logits `(N, 10)` of images `(N, 1, 8, 8)`."""
         return torch.as_tensor(self.network(images))
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -35,12 +35,12 @@ class Classifier(pl.LightningModule):
         return nn.functional.cross_entropy(self(batch[0].roll(shift, (2, 3))), batch[1])
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Log the mean cross-entropy of all validation images, which are one batch (nats)."""
+        """Log the mean cross-entropy (nats) of all validation images, which are one batch."""
         self.losses.append(nn.functional.cross_entropy(self(batch[0]), batch[1]).item())
         self.log("val_loss", self.losses[-1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return the Adam optimizer."""
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
@@ -64,7 +64,7 @@ def main(size: int, healthy: bool, epochs: int = 40) -> tuple[TwoSampleEarlyStop
 
 
 if __name__ == "__main__":
-    logging.disable(logging.INFO)  # what Lightning says about hardware and loaders
+    logging.disable(logging.INFO)  # hides Lightning's messages on hardware and loaders
     warnings.filterwarnings("ignore", ".*(does not have many workers|smaller than the logging interval|LeafSpec)")
     main(300, healthy=False)  # with 50% random labels
     main(900, healthy=True)  # with random shifts and dropout

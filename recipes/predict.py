@@ -1,4 +1,4 @@
-"""Score a data set in several processes with `Trainer.predict`, by any strategy: `python predict.py`.
+"""Score a dataset in several processes with `Trainer.predict`, under any strategy: `python predict.py`.
 
 The detector is fitted and saved once. Each process loads it, scores its share of the images and writes a file.
 """
@@ -19,7 +19,7 @@ from lightning_anomaly import OutlierDetector
 
 
 class Scorer(pl.LightningModule):
-    """Loads a detector in each process, and scores batches."""
+    """Load a detector in each process, and score batches."""
 
     def __init__(self, network: nn.Module, file: Path) -> None:
         super().__init__()
@@ -33,16 +33,16 @@ class Scorer(pl.LightningModule):
 
 
 class Writer(BasePredictionWriter):
-    """Writes `scores_RANK.pt` beside the detector, with the positions of the images in the data set."""
+    """Write `scores_RANK.pt` beside the detector: the scores, and the positions of the images in the dataset."""
 
     def write_on_epoch_end(self, trainer: pl.Trainer, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
-        found = {"positions": torch.tensor([*chain(*batch_indices[0])]), "scores": torch.cat(predictions)}
-        torch.save(found, pl_module.file.with_name(f"scores_{trainer.global_rank}.pt"))
+        scores = {"positions": torch.tensor([*chain(*batch_indices[0])]), "scores": torch.cat(predictions)}
+        torch.save(scores, pl_module.file.with_name(f"scores_{trainer.global_rank}.pt"))
 
 
 if __name__ == "__main__":
     file, images = Path("detector.pt"), torch.tensor(load_digits().images[:, None] / 16).float()
-    torch.manual_seed(0)  # random weights, in place of a trained network
+    torch.manual_seed(0)  # random weights, in place of your trained network
     network = nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10))
     if not file.exists():  # Lightning starts the other processes when the first one calls `predict`
         OutlierDetector(network).fit(images[:900]).save(file)

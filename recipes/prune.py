@@ -1,6 +1,6 @@
-"""Mask the filters that are flagged while training: `python prune.py`.
+"""Mask flagged filters during training: `python prune.py`.
 
-On scikit-learn's digits, where hardly any filter is flagged; so two validation images are over-exposed, and the filters
+The data are scikit-learn's digits. Few filters would be flagged, so two validation images are over-exposed; the filters
 that single them out are masked before epoch 6.
 """
 
@@ -28,7 +28,7 @@ class Classifier(pl.LightningModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `(N, 10)` of images `(N, 1, 8, 8)`."""
+        """Compute logits `(N, 10)` of images `(N, 1, 8, 8)`."""
         return torch.as_tensor(self.network(images))
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -40,7 +40,7 @@ class Classifier(pl.LightningModule):
         self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean(), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
+        """Return the Adam optimizer."""
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
@@ -64,6 +64,6 @@ def main(epochs: int = 12, at_epoch: int = 6) -> tuple[AnomalyPruneCallback, Cla
 
 
 if __name__ == "__main__":
-    logging.disable(logging.INFO)  # what Lightning says about hardware and loaders
+    logging.disable(logging.INFO)  # hides Lightning's messages on hardware and loaders
     warnings.filterwarnings("ignore", ".*(does not have many workers|smaller than the logging interval|LeafSpec)")
     main()

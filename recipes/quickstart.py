@@ -1,4 +1,4 @@
-"""Train a small CNN until it overfits, and see which images it finds strange: `python quickstart.py`, a minute."""
+"""Train a small CNN until it overfits, and see which images it finds strange: `python quickstart.py` (one minute)."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ DAMAGED = {"noise": [3, 20], "a white square": [50, 77], "faded": [101, 130]}  #
 
 
 class Classifier(pl.LightningModule):
-    """Three convolutions and two linear layers, learned with Adam and cross-entropy (nats)."""
+    """Three convolutions and two linear layers, trained with Adam and cross-entropy (nats)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Classifier(pl.LightningModule):
 
 
 def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
-    """Train on 500 digits, of which one in ten has a random label, until it overfits; search 600 others."""
+    """Train on 500 digits, one in ten with a random label, until the network overfits; then search 600 others."""
     pl.seed_everything(0, verbose=False)
     digits = load_digits()
     order = torch.randperm(len(digits.target))
@@ -77,6 +77,6 @@ def main(epochs: int = 30, log_dir: str = "logs") -> AnomalyFilterCallback:
 
 
 if __name__ == "__main__":
-    logging.disable(logging.INFO)  # what Lightning says about hardware and loaders
+    logging.disable(logging.INFO)  # hides Lightning's messages on hardware and loaders
     warnings.filterwarnings("ignore", ".*(does not have many workers|smaller than the logging interval|LeafSpec)")
     main()
