@@ -1,11 +1,11 @@
-"""One thread, hypothesis without surprises, and a small trained network whose maps the tests share."""
+"""One thread, a deterministic hypothesis, and a small trained network."""
 
 import logging
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Before NumPy is loaded: in two processes, threads of BLAS and OpenMP keep each other's processors busy by waiting.
+# Before NumPy is loaded: with two pytest processes, waiting threads of BLAS and OpenMP would occupy the processors.
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 import hypothesis
@@ -24,16 +24,14 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.fixture(autouse=True)
 def lightning_speaks() -> None:
-    """Recipes silence Lightning for the rest of the process, and Lightning keeps its messages from other handlers if it
-    was imported before there were any; a test must not depend on either.
-    """
+    """Reset Lightning's loggers: recipes silence them, and an early import of Lightning stops their propagation."""
     for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.INFO)
         logging.getLogger(package).propagate = True
 
 
 class Trained(NamedTuple):
-    """A network that has learned the digits, and a probe with over-exposed images at `damaged`."""
+    """A network trained on the digits, and a probe with over-exposed images at `damaged`."""
 
     model: nn.Module
     probe: Tensor
@@ -76,19 +74,19 @@ def trained() -> Trained:
 
 @pytest.fixture(params=["torch", "numba"])
 def engine_name(request: pytest.FixtureRequest) -> str:
-    """Runs a test on plain torch and on the compiled loops."""
+    """Run a test with plain torch and with the compiled loops."""
     return request.param
 
 
 @pytest.fixture
 def engine(engine_name: str) -> Engine:
-    """The same as an object, for functions below `analyze_maps`."""
+    """The engine object, for functions below `analyze_maps`."""
     return load_engine(engine_name)
 
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Two threads share torch's loops, which may sum in another order then."""
+    """Let torch use two threads, which may sum in another order."""
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The checks of arguments take any kind of number, give back plain values, and name what is wrong; notes are merged."""
+"""Checks of arguments accept any kind of number, return plain values, and name the wrong argument; notes are merged."""
 
 import re
 from fractions import Fraction
@@ -11,7 +11,7 @@ from lightning_anomaly.notes import Note, left_out, merge_notes, nonfinite
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("value", "expected"),
     [
         *((check_integer("n", value, 1), 5) for value in (5, np.int32(5), np.uint8(5))),
         (check_integer("n", 1, 1), 1),
@@ -28,9 +28,9 @@ from lightning_anomaly.notes import Note, left_out, merge_notes, nonfinite
         (check_text("prefix", "a"), "a"),
     ],
 )
-def test_what_is_right_comes_back_as_a_plain_value(found, expected):
-    assert found == expected
-    assert type(found) is type(expected)
+def test_valid_values_are_returned_as_plain_values(value, expected):
+    assert value == expected
+    assert type(value) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_what_is_right_comes_back_as_a_plain_value(found, expected):
         (lambda value: check_text("prefix", value), "prefix", ["", 3, None]),
     ],
 )
-def test_what_is_wrong_is_an_error_with_the_argument_s_name_and_what_was_found(check, name, values):
+def test_an_error_names_the_argument_and_its_value(check, name, values):
     for value in values:
         with pytest.raises(ValueError, match=rf"`{name}` .*{re.escape(repr(value))}"):
             check(value)
 
 
-def test_notes_that_say_the_same_of_several_layers_are_one():
+def test_equal_notes_of_several_layers_are_merged():
     notes = {**left_out("a", "it was never called"), **left_out("b2", "it was never called"), "few": "Too few."}
     notes |= {**left_out("c", "it is lazy"), **nonfinite("a", 2, 8, "in their maps")}
     notes |= nonfinite("d", 1, 4, "in their maps")

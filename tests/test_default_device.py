@@ -1,6 +1,6 @@
-"""What a user sets as torch's default device, and everything else then lands on, has no part in an analysis.
+"""torch's default device does not change results.
 
-The device without memory stands for a GPU: whatever is made there cannot be read.
+The meta device stands in for a GPU: tensors that are created there cannot be read.
 """
 
 import copy
@@ -52,6 +52,6 @@ FUNCTIONS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_default_device_changes_nothing(name, tmp_path):
     expected = FUNCTIONS[name](tmp_path)
-    with torch.device("meta"):  # as `torch.set_default_device` does it
+    with torch.device("meta"):  # like `torch.set_default_device`
         found = FUNCTIONS[name](tmp_path)
     assert found == expected

@@ -1,4 +1,4 @@
-"""Several processes analyze slices of the filters, and process 0 gets the report that one process would."""
+"""Several processes analyze slices of the filters, and process 0 gets the report of a single process."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_every_filter_is_in_one_slice_of_about_the_same_size(filters: int, world
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_samples_are_dealt_out_one_by_one() -> None:
+def test_samples_are_dealt_to_processes_one_by_one() -> None:
     assert sample_order([3, 3], 100).tolist() == [0, 3, 1, 4, 2, 5]
     assert sample_order([3, 3], 5).tolist() == [0, 3, 1, 4, 2]
     assert sample_order([4, 1, 2], 100).tolist() == [0, 4, 5, 1, 6, 2, 3]
@@ -26,12 +26,12 @@ def test_samples_are_dealt_out_one_by_one() -> None:
     assert sample_order([0, 0], 8).tolist() == []
 
 
-def test_a_distributed_sampler_deals_as_assumed() -> None:
+def test_a_distributed_sampler_deals_samples_in_the_assumed_order() -> None:
     dealt = [list(DistributedSampler(torch.arange(11), 3, rank, shuffle=False)) for rank in range(3)]
     assert torch.tensor(dealt).flatten()[sample_order([4, 4, 4], 12)].tolist() == [*range(11), 0]
 
 
-def test_one_process_is_process_0_of_one_and_fails_as_it_is() -> None:
+def test_a_single_process_gets_its_own_results_and_errors() -> None:
     assert rank_and_world() == (0, 1)
     assert gather_results(lambda: "alone") == ["alone"]
     assert broadcast_result(lambda: "alone") == "alone"
@@ -46,7 +46,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("scenario", "world"), [("even", 2), ("uneven", 3)])
-def test_all_find_what_one_process_would(outcomes: Path, scenario: str, world: int) -> None:
+def test_processes_find_what_a_single_process_finds(outcomes: Path, scenario: str, world: int) -> None:
     for rank, outcome in enumerate(outcomes_of(outcomes, scenario, world)):
         assert outcome["different"] == [], outcome
         assert outcome["layers"]
@@ -75,7 +75,7 @@ def test_the_same_samples_in_all_processes_are_noted(outcomes: Path) -> None:
         assert "same samples" in outcome["notes"]
 
 
-def test_all_raise_if_one_fails_and_only_that_one_raises_its_own_error(outcomes: Path) -> None:
+def test_all_processes_raise_if_one_fails(outcomes: Path) -> None:
     first, second = outcomes_of(outcomes, "fails")
     for stage in ("before", "sending", "analyzing"):
         assert second[stage] == "MemoryError('full')"

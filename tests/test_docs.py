@@ -1,4 +1,4 @@
-"""What people read: links and files that are there, code that compiles, commands that exist, a README that is short."""
+"""The documentation: links and files exist, code compiles, commands can be parsed, and the README is short."""
 
 import ast
 import csv
@@ -19,7 +19,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relati
 
 
 @every_page
-def test_links_and_pictures_are_there(page: Path) -> None:
+def test_links_and_pictures_exist(page: Path) -> None:
     text = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text()))
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if not link.startswith("https://"):
@@ -27,13 +27,13 @@ def test_links_and_pictures_are_there(page: Path) -> None:
 
 
 @every_page
-def test_files_that_are_named_exist(page: Path) -> None:
+def test_named_files_exist(page: Path) -> None:
     for name in re.findall(r"`((?:docs|recipes|tests|lightning_anomaly|\.ci|\.github)/[\w./*-]*)`", page.read_text()):
         assert list(ROOT.glob(name.rstrip("/"))), name
 
 
 @every_page
-def test_commands_exist_and_have_the_options_that_they_are_given(page: Path) -> None:
+def test_commands_exist_with_their_options(page: Path) -> None:
     text = re.sub(r"^    lightning-anomaly ", "    python -m lightning_anomaly ", page.read_text(), flags=re.M)
     for name, given in re.findall(r"^    .*python -m ((?:recipes|lightning_anomaly)[\w.]*)(.*)$", text, re.M):
         module = importlib.import_module(name)
@@ -46,7 +46,7 @@ def test_commands_exist_and_have_the_options_that_they_are_given(page: Path) -> 
 
 
 @every_page
-def test_code_compiles_and_what_it_imports_exists(page: Path) -> None:
+def test_code_compiles_and_its_imports_exist(page: Path) -> None:
     for language, code in FENCE.findall(page.read_text()):
         for node in ast.walk(ast.parse(code)) if language == "python" else ():
             if isinstance(node, ast.Import):
@@ -58,16 +58,16 @@ def test_code_compiles_and_what_it_imports_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "results").glob("*.md")), ids=lambda page: page.stem)
-def test_tables_of_results_are_rows_and_columns_of_their_csv_files(page: Path) -> None:
+def test_tables_of_results_are_parts_of_their_csv_files(page: Path) -> None:
     for name, table in re.findall(r"<!-- (\w+)\.csv -->\n((?:\|.*\n)+)", page.read_text()):
         with (ROOT / "recipes" / "experiments" / "results" / f"{name}.csv").open(newline="") as file:
             header, *rows = csv.reader(file)
-        shown, _, *cells = ([cell.strip() for cell in line[1:-1].split(" | ")] for line in table.splitlines())
+        titles, _, *cells = ([cell.strip() for cell in line[1:-1].split(" | ")] for line in table.splitlines())
         columns: list[int] = []
-        for title in shown:  # titles may come twice: each is looked for behind the one before it
+        for title in titles:  # a title may occur twice, so search behind the previous one
             columns.append(header.index(title, columns[-1] + 1 if columns else 0))
-        known = [[row[column] for column in columns] for row in rows]
-        places = [known.index(row) for row in cells]
+        selected = [[row[column] for column in columns] for row in rows]
+        places = [selected.index(row) for row in cells]
         assert places == sorted(places)
 
 
@@ -75,7 +75,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.read_text().split()) <= 900
 
 
-def test_the_tutorial_was_run_and_holds_its_pictures() -> None:
+def test_the_tutorial_was_run_and_has_its_pictures() -> None:
     file = ROOT / "docs" / "tutorial.ipynb"
     cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))

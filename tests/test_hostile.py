@@ -1,7 +1,7 @@
-"""Whatever the numbers, there is a report, and its numbers are finite.
+"""Any maps give a report of finite numbers.
 
-Each filter is an input: filters do not see each other (see `test_analysis`), so one call takes many. The tests count
-the filters that they were given, and fail if these are fewer than they claim.
+Filters are independent (see `test_analysis`), so that one call tests many of them. The tests count the filters, and
+fail if there were fewer than they claim.
 """
 
 import warnings
@@ -49,9 +49,9 @@ shapes = st.sampled_from([(), (1, 1), (2,), (2, 2), (3, 3), (1, 2, 2), (5, 5)])
 
 @st.composite
 def hostile_maps(draw: st.DrawFn, smallest: int = 1, largest: int = 14) -> Tensor:
-    """Maps `(N, F, ...)`: each filter's values are a few of its own, now and then with a NaN or infinity among them.
+    """Draw maps `(N, F, ...)`. Each filter has one to three values, and sometimes a NaN or infinity.
 
-    In some filters every pixel is one of these values; in others a sample is one of two maps of them, or a bit off.
+    Some filters have only two distinct maps, and some have one map with noise at the limit of rounding.
     """
     samples, size = draw(st.integers(smallest, largest)), draw(shapes)
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -79,21 +79,21 @@ def test_any_maps_give_a_finite_report(engine_name):
     def check(maps: Tensor, how: AnalysisSettings) -> None:
         nonlocal seen
         seen += maps.shape[1]
-        report = zoo.analysed(zoo.captured(maps), replace(how, engine=engine_name))
+        report = zoo.analyzed(zoo.captured(maps), replace(how, engine=engine_name))
         properties.assert_finite(report)
         finite = maps.transpose(0, 1).flatten(1).isfinite().all(1)
         assert report.filters("nonfinite") == (~finite).nonzero().flatten().tolist()
         spread = report.points.double().square().mean(1)
-        for own, verdict in zip(spread, report.verdicts, strict=True):
-            assert own[0].item() == pytest.approx(float(verdict in ("normal", "anomaly")), rel=1e-6)
-            assert own[1] <= 1 + 1e-6
+        for (first, second), verdict in zip(spread.tolist(), report.verdicts, strict=True):
+            assert first == pytest.approx(float(verdict in ("normal", "anomaly")), rel=1e-6)
+            assert second <= 1 + 1e-6
 
     check()
     assert seen >= 2000
 
 
 class Layers(nn.Module):
-    """Two layers that give what they are told, and are called only if there is something."""
+    """Two layers that return their inputs; a layer without an input is not called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ batches = st.none() | hostile_maps(largest=4) | st.sampled_from([torch.zeros(0, 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(batches, batches), max_size=3), some_settings, st.booleans())
 def test_any_sequence_of_batches_gives_a_report_that_can_be_stored(steps, how, rectify):
-    """Of one size or of several, with empty batches, or none: what does not fit together is left out and said."""
+    """Batches of one or several sizes, empty ones, or none: layers whose maps do not fit are left out with a note."""
     model = Layers()
     taken = MapCapture({"first": model.first, "second": model.second}, limit=6, rectify=rectify, max_map_side=2)
     for step in steps:

@@ -1,4 +1,4 @@
-"""A file imports from its folder and from those before it in `ROOMS`, late imports and imports for types included."""
+"""A file imports only from its own folder and from folders above it in `ROOMS`, late and type imports included."""
 
 import ast
 import re
@@ -22,26 +22,26 @@ MODULES = {name_of(file): ast.parse(file.read_text()) for file in PACKAGE.rglob(
 
 
 def imported(tree: ast.Module, late: bool = True) -> list[str]:
-    """All modules and names that are imported; unless `late`, only those that an import of the file brings."""
-    found = []
+    """All modules and names that a file imports; unless `late`, only those at its top level."""
+    names = []
     for node in ast.walk(tree) if late else tree.body:
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 def needs(module: str) -> set[str]:
-    """The modules of the package that one imports."""
-    found = set()
+    """The modules of the package that a module imports."""
+    needed = set()
     for name in imported(MODULES[module]):
         while name not in MODULES and "." in name:
             name = name.rpartition(".")[0]
         if name in MODULES and name != PACKAGE.name:
-            found.add(name)
-    return found
+            needed.add(name)
+    return needed
 
 
 def room(module: str) -> str:
@@ -54,37 +54,36 @@ def test_every_file_is_in_a_room() -> None:
 
 def test_imports_go_one_way_from_room_to_room() -> None:
     wrong = [
-        (module, other)
+        (module, needed)
         for module in MODULES
         if module != PACKAGE.name
-        for other in needs(module)
-        if ROOMS.index(room(other)) > ROOMS.index(room(module))
+        for needed in needs(module)
+        if ROOMS.index(room(needed)) > ROOMS.index(room(module))
     ]
     assert wrong == []
 
 
-def test_no_circle_of_files() -> None:
-    # A folder's list of names is no file of its own: what it imports is imported with whatever in it is.
+def test_imports_have_no_cycle() -> None:
     files = {module: needs(module) for module in MODULES if module != PACKAGE.name}
     assert len(list(TopologicalSorter(files).static_order())) >= len(files)
 
 
-def test_only_callbacks_know_trainers() -> None:
-    knowing = {room(m) for m, tree in MODULES.items() for name in imported(tree) if "lightning.pytorch" in name}
-    assert knowing == {"callbacks"}
+def test_only_callbacks_import_lightning() -> None:
+    rooms = {room(m) for m, tree in MODULES.items() for name in imported(tree) if "lightning.pytorch" in name}
+    assert rooms == {"callbacks"}
 
 
-def test_mathematics_sees_tensors() -> None:
-    meeting = {
+def test_mathematics_is_about_tensors_and_not_modules() -> None:
+    rooms = {
         room(module)
         for module, tree in MODULES.items()
         for name in imported(tree)
         if module != PACKAGE.name and name in ("torch.nn", "torch.nn.Module")
     }
-    assert meeting <= MEETS_MODULES
+    assert rooms <= MEETS_MODULES
 
 
-def test_what_draws_is_imported_when_it_draws() -> None:
+def test_matplotlib_and_pillow_are_imported_late() -> None:
     early = {
         m for m, tree in MODULES.items() for name in imported(tree, late=False) if re.match("matplotlib|PIL", name)
     }

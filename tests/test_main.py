@@ -1,4 +1,4 @@
-"""The command line as people use it, and the mistakes of a newcomer in one sentence."""
+"""The command line as people use it; each mistake ends in one sentence."""
 
 import csv
 import os
@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from functional import same
 from PIL import Image
 from torch import Tensor, nn
 from trainers import QUIET, SmallNet, images, loader, quiet_trainer, watcher
@@ -32,7 +33,7 @@ def net(channels: int = 1, classes: int = 2) -> nn.Sequential:
 
 
 class Wide(pl.LightningModule):
-    """Stores its arguments, as Lightning's users do, and has the network as a part, under two names."""
+    """Saves its hyperparameters and has the network under two names."""
 
     def __init__(self, channels: int, classes: int = 2, *, note: str = "") -> None:
         super().__init__()
@@ -54,7 +55,7 @@ def number() -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights of `net`, 120 images of which 7 and 60 are odd, and 8 images that are too few to find anything."""
+    """A folder with the weights of `net`, 120 images of which 7 and 60 are odd, and 8 images, which are too few."""
     folder = tmp_path_factory.mktemp("given")
     torch.manual_seed(0)
     torch.save(net().state_dict(), folder / "weights.pt")
@@ -69,15 +70,9 @@ def command(*arguments: Any) -> None:
     main([str(argument) for argument in arguments])
 
 
-def same(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return list(state) == list(other) and all(torch.equal(state[key], other[key]) for key in state)
-
-
 def test_the_table_is_printed_and_the_figures_written(folder, tmp_path, capsys):
     output = tmp_path / "a" / "b"
-    command(
-        folder / "weights.pt", *NET, "--data", folder / "images.npz", "--output", output
-    )  # `analyze` is the default
+    command(folder / "weights.pt", *NET, "--data", folder / "images.npz", "--output", output)  # `analyze` by default
     out, err = capsys.readouterr()
     assert err == ""
     assert out.splitlines()[3].split()[:2] == ["0", "4"]
@@ -87,7 +82,7 @@ def test_the_table_is_printed_and_the_figures_written(folder, tmp_path, capsys):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in output.glob("*.png"))
 
 
-def test_models_are_found_in_the_current_folder_and_figures_of_an_earlier_run_do_not_stay(
+def test_models_are_found_in_the_current_folder_and_figures_of_an_earlier_run_are_removed(
     folder, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "nets.py").write_text(f"from {HERE} import net")
@@ -137,26 +132,26 @@ def test_outliers_are_listed_written_and_drawn(folder, tmp_path, capsys):
     assert row["position"] == "1"
 
 
-def test_a_lightning_checkpoint_has_its_arguments_and_given_ones_come_first(folder):
+def test_a_checkpoint_has_its_arguments_and_explicit_ones_override_them(folder):
     module, trainer = Wide(1, 5, note="stored"), quiet_trainer(folder, max_epochs=1)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(folder / "last.ckpt")
-    found = load_model(folder / "last.ckpt", f"{HERE}:Wide")
-    assert same(found.state_dict(), module.state_dict())
-    assert found.hparams == {"channels": 1, "classes": 5, "note": "stored"}
+    model = load_model(folder / "last.ckpt", f"{HERE}:Wide")
+    assert same(model.state_dict(), module.state_dict())
+    assert model.hparams == {"channels": 1, "classes": 5, "note": "stored"}
     assert load_model(folder / "last.ckpt", f"{HERE}:Wide", {"note": "given"}).hparams["note"] == "given"
     # A part of the module gets the arguments that it takes.
     assert same(load_model(folder / "last.ckpt", f"{HERE}:net").state_dict(), module.network.state_dict())
 
 
-def test_two_models_in_a_checkpoint_that_differ_are_named(tmp_path):
+def test_two_different_models_in_a_checkpoint_are_named(tmp_path):
     state = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in net().state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "both.ckpt")
     with pytest.raises(ValueError, match=r"student.*teacher"):
         load_model(tmp_path / "both.ckpt", f"{HERE}:net")
 
 
-def test_a_checkpoint_of_a_training_with_our_callbacks_is_tensors_and_plain_values(folder, tmp_path, capsys):
+def test_a_checkpoint_with_our_callbacks_has_only_tensors_and_plain_values(folder, tmp_path, capsys):
     prune, stopping = AnomalyPruneCallback(1, min_votes=1), AnomalyEarlyStopping()
     callbacks = [watcher(), stopping, prune, TwoSampleCallback(images(60) + 0.1, images(seed=1))]
     module, trainer = SmallNet(), quiet_trainer(tmp_path, *callbacks)
@@ -171,7 +166,7 @@ def test_a_checkpoint_of_a_training_with_our_callbacks_is_tensors_and_plain_valu
 
 
 class Evil:
-    """Runs when it is read, if anything in a file is."""
+    """Runs code if it is unpickled."""
 
     def __reduce__(self) -> Any:
         return Path.touch, (Path("was_run"),)
@@ -237,7 +232,7 @@ def test_a_mistake_ends_in_one_sentence(kind, folder, tmp_path, monkeypatch, cap
         (np.full((5, 2, 8, 9), -3.0), (2, 8, 9), -3),
     ],
 )
-def test_bytes_are_scaled_and_floats_taken_as_they_are(array, shape, mean, tmp_path):
+def test_bytes_are_scaled_and_floats_are_not(array, shape, mean, tmp_path):
     np.savez(tmp_path / "some.npz", test_images=array, train_images=array[:1])
     found = open_images(tmp_path / "some.npz", None, gray=False)
     torch.testing.assert_close(torch.stack([*found]), torch.full((5, *shape), float(mean)))
@@ -250,7 +245,7 @@ def picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (8
 
 
 class TestFolders:
-    def test_files_that_cannot_be_read_or_whose_names_are_no_utf_8_end_nothing(self, folder, tmp_path, capsys):
+    def test_unreadable_files_and_names_that_are_not_utf_8_do_not_end_a_command(self, folder, tmp_path, capsys):
         photos, draw = tmp_path / "photos", np.random.default_rng(0)
         for index in range(120):
             pixels = draw.integers(0, 100, (12, 12)) if index != 7 else np.linspace(100, 255, 144).reshape(12, 12)
@@ -272,21 +267,21 @@ class TestFolders:
         assert "1 of the 120 images in `--data` cannot be read, the first at position 0 (UnidentifiedImageError" in out
         assert (tmp_path / "browser.html").stat().st_size > 0
 
-    def test_images_are_normalised_as_in_training_and_it_says_how(self, folder, tmp_path, capsys):
+    def test_images_are_normalised_and_the_output_says_how(self, folder, tmp_path, capsys):
         picture(tmp_path / "photos" / "a.png", (51, 102, 255))
         found = open_images(tmp_path / "photos", 8, False, [0.5, 0.0, 0.5], [0.25])
         torch.testing.assert_close(found[0][:, 4, 4], torch.tensor([-1.2, 1.6, 2.0]))
         with pytest.raises(ValueError, match=r"`--mean` should have one number, or one for each of the 3 channels"):
             open_images(tmp_path / "photos", 8, False, [0.5, 0.0])
-        for given, said in (
+        for numbers, line in (
             ((), "0..1, not normalized (see `--mean`)"),
             (("--std", "0.25", "--mean", "0.5"), "mean 0.5"),
         ):
-            options = ("--data", folder / "images.npz", "--output", tmp_path, "--device", "cpu", *given)
+            options = ("--data", folder / "images.npz", "--output", tmp_path, "--device", "cpu", *numbers)
             command("analyze", folder / "weights.pt", *NET, *options)
-            assert said in capsys.readouterr().out.splitlines()[0]
+            assert line in capsys.readouterr().out.splitlines()[0]
 
-    def test_images_cover_a_square_of_the_size(self, tmp_path):
+    def test_images_are_resized_and_cropped_to_a_square(self, tmp_path):
         picture(tmp_path / "B.JPG", (51, 51, 51), (40, 20))
         picture(tmp_path / "a.png", (255, 0, 0))
         for channels in (3, 1):
@@ -298,7 +293,7 @@ class TestFolders:
         wide.save(tmp_path / "B.JPG", "png")
         assert open_images(tmp_path, 10, gray=False)[0][:, :, 1:-1].eq(1).all()  # the middle
 
-    def test_a_probe_is_of_all_classes(self, folder, tmp_path, capsys):
+    def test_a_probe_has_images_of_all_classes(self, folder, tmp_path, capsys):
         for index in range(9):
             picture(tmp_path / "photos" / f"{index // 3}" / f"{index}.png", (80 * (index // 3), 0, 0))
         found = open_images(tmp_path / "photos", 8, gray=False)

@@ -1,4 +1,4 @@
-"""On a device without float64, as Apple's GPUs are, nothing asks for it before it is on the CPU."""
+"""On devices without float64, such as Apple's GPUs, tensors are moved to the CPU before they become float64."""
 
 import random
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from lightning_anomaly.verdicts.isolation import isolated_samples
 
 
 class Single(Tensor):
-    """A tensor that lies where there are no doubles, until it is taken to the CPU."""
+    """A tensor on a device without float64, until it is moved to the CPU."""
 
     device = property(lambda self: torch.device("mps"))  # type: ignore[assignment]
 
@@ -27,10 +27,10 @@ class Single(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.cpu:
             return args[0].as_subclass(Tensor)
-        found = super().__torch_function__(func, types, args, kwargs or {})
-        if any(isinstance(own, cls) and own.dtype == torch.float64 for own in tree_leaves(found)):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if any(isinstance(leaf, cls) and leaf.dtype == torch.float64 for leaf in tree_leaves(result)):
             raise TypeError("Cannot convert an MPS Tensor to float64")
-        return found
+        return result
 
 
 def drawn(*shape: int) -> Tensor:
@@ -47,7 +47,7 @@ def sparsity(values: Tensor) -> Tensor:
     return LayerMaps(zeros=(values > 0).sum((1, 2, 3)), count=9, size=(3,)).sparsity
 
 
-def kept(values: Tensor) -> list[Tensor]:
+def pictured(values: Tensor) -> list[Tensor]:
     report = layer(*["normal"] * values.shape[1], samples=len(values))
     pictures = take_pictures({"layer": report}, {"layer": LayerMaps([values], len(values))}, drawn(6, 1, 8, 8))
     return [getattr(pictures.maps["layer"], name) for name in ("samples", "maps", "most", "least")]
@@ -57,27 +57,27 @@ def isolated(values: Tensor) -> Tensor:
     return isolated_samples(drawn(2, 100, 2).double(), 0.02, values.flatten()[:400].reshape(2, 100, 2))
 
 
-@pytest.mark.parametrize("work", [norms, sparsity, kept, isolated])
-def test_it_is_the_same_without_doubles(work: Callable[[Tensor], Any]) -> None:
+@pytest.mark.parametrize("work", [norms, sparsity, pictured, isolated])
+def test_results_are_the_same_on_a_device_without_float64(work: Callable[[Tensor], Any]) -> None:
     values = drawn(6, 4, 8, 8)
     with pytest.raises(TypeError, match="float64"):
         values.as_subclass(Single).double()
     torch.testing.assert_close(work(values.as_subclass(Single)), work(values), rtol=0, atol=0)
 
 
-def test_five_numbers_of_a_map_are_those_of_the_loops_on_the_cpu() -> None:
+def test_map_statistics_are_those_of_the_cpu() -> None:
     values = drawn(6, 4, 16, 12)
     torch.testing.assert_close(map_statistics(values.as_subclass(Single)).as_subclass(Tensor), map_statistics(values))
 
 
-def test_the_random_state_of_an_apple_gpu_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_random_state_of_an_apple_gpu_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     states = [torch.tensor([7])]
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
     monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
     before = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().tolist()
     with isolated_random_state(3):
-        states.append(torch.tensor([8]))  # what seeding does there
+        states.append(torch.tensor([8]))  # as seeding does
     assert states[-1].tolist() == [7]
     after = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state().tolist()
     np.testing.assert_equal(after, before)

@@ -1,4 +1,4 @@
-"""What a user notices of the package before using it: its version, its types, and what an import costs."""
+"""The distribution: its version, its files, and what importing the package imports."""
 
 import json
 import re
@@ -28,14 +28,14 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 """
 
 
-def test_an_import_brings_nothing_that_lightning_does_not_bring_and_no_warning() -> None:
+def test_an_import_adds_no_dependency_beyond_lightning_and_no_warning() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, timeout=300, check=True)
     assert done.stderr == ""
-    # The second is Lightning's other package tree, with which our callbacks work too, and the third is a part of it.
+    # Callbacks also work with Lightning's other package tree, which consists of the other two.
     assert set(json.loads(done.stdout)) <= {"lightning_anomaly", "pytorch_lightning", "lightning_fabric"}
 
 
-def test_the_version_is_that_of_the_distribution_and_of_the_last_release() -> None:
+def test_the_version_agrees_with_the_distribution_and_the_changelog() -> None:
     assert metadata("lightning-anomaly")["Version"] == lightning_anomaly.__version__
     changes = (ROOT / "CHANGELOG.md").read_text()
     assert re.findall(r"^## (\d\S+)", changes, re.MULTILINE)[0] == lightning_anomaly.__version__
@@ -43,7 +43,7 @@ def test_the_version_is_that_of_the_distribution_and_of_the_last_release() -> No
         assert re.findall(field, (ROOT / name).read_text(), re.MULTILINE)[-1] == lightning_anomaly.__version__
 
 
-def test_wheel_and_sdist_hold_what_they_should(tmp_path: Path) -> None:
+def test_wheel_and_sdist_have_the_right_files(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", "77", reason="setuptools 77 or later builds the package")
     tree = tmp_path / "tree"  # setuptools writes beside what it packs
     tree.mkdir()

@@ -1,4 +1,4 @@
-"""`AnalysisSettings.paper()` is what anyone would write with scikit-learn's own defaults."""
+"""`AnalysisSettings.paper()` gives the results of a plain loop over scikit-learn with its defaults."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ KMEANS = cluster.KMeans
 
 
 def outliers_by_hand(maps: np.ndarray) -> np.ndarray:
-    """The outlier samples `(N,)` of one filter by its maps `(N, H, W)`."""
+    """Find the outlier samples `(N,)` of one filter in its maps `(N, H, W)`."""
     points = PCA(2, svd_solver="full").fit_transform(maps.clip(min=0).reshape(len(maps), -1))
     points /= points[:, 0].std()
     clusterings = [GaussianMixture(k).fit_predict(points) for k in range(2, 9)]
@@ -28,29 +28,27 @@ def outliers_by_hand(maps: np.ndarray) -> np.ndarray:
 
 
 def drawn(maps: Tensor) -> np.ndarray:
-    """The samples `(F, 8)` from which k-means starts here, for maps `(N, F, H, W)`."""
+    """Return the samples `(F, 8)` from which the package starts k-means, for maps `(N, F, H, W)`."""
     engine = load_engine("torch")
     points = reduce_maps(maps.clamp(min=0), engine).points
     centres = kmeans_plus_plus(points, 1, 8, AnalysisSettings.paper().seed, engine)[:, 0]
     return torch.cdist(centres, points).argmin(2).numpy()
 
 
-def test_the_paper_s_reading_is_a_plain_loop_over_scikit_learn_s_defaults_up_to_where_kmeans_starts(
-    trained, engine_name, monkeypatch
-):
-    # What is left to chance in `GaussianMixture(k)` is handed over: the draw of k-means++. And k-means goes on until
-    # nothing changes, where scikit-learn's ends when its centres move by less than 1e-4.
+def test_paper_settings_are_a_loop_over_scikit_learn_s_defaults_from_the_same_start(trained, engine_name, monkeypatch):
+    # `GaussianMixture(k)` gets our draw of k-means++, its only random part. k-means continues until nothing changes;
+    # scikit-learn's stops when its centres move by less than 1e-4.
     def kmeans(n_clusters, n_init, random_state):
         assert n_init == 1
         return KMEANS(n_clusters, init=lambda points, *_, **__: points[start[:n_clusters]], n_init=1, tol=0)
 
     monkeypatch.setattr(cluster, "KMeans", kmeans)
     maps = trained.model[:3](trained.probe)
-    found = []
-    for filter_maps, own_start in zip(maps.double().transpose(0, 1).numpy(), drawn(maps), strict=True):
-        start = own_start
-        found.append(outliers_by_hand(filter_maps))
+    expected = []
+    for filter_maps, first_samples in zip(maps.double().transpose(0, 1).numpy(), drawn(maps), strict=True):
+        start = first_samples
+        expected.append(outliers_by_hand(filter_maps))
     settings = replace(AnalysisSettings.paper(), engine=engine_name)
     report = analyze(trained.model, trained.probe, layers=["2"], settings=settings)
-    assert np.array_equal(report.layers["2"].outliers.numpy(), found)
-    assert 0 < report.count < len(found)
+    assert np.array_equal(report.layers["2"].outliers.numpy(), expected)
+    assert 0 < report.count < len(expected)

@@ -1,4 +1,4 @@
-"""Bars are for people who wait: not for files, and not before two seconds."""
+"""Progress bars appear on a terminal after two seconds, or on request."""
 
 import io
 import sys
@@ -20,14 +20,14 @@ class Terminal(io.StringIO):
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, show: bool | None, seconds: float = 0.0) -> str:
-    """What is written while each of three items takes some time."""
+    """Return what is written while each of three items takes some time."""
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
         assert [time.sleep(seconds) or item for item in track(range(3), 3, "waiting", show)] == [0, 1, 2]
     return stream.getvalue()
 
 
-def test_a_bar_is_shown_where_somebody_looks_and_waits_and_if_it_is_asked_for(monkeypatch):
+def test_a_bar_is_shown_on_a_terminal_after_a_while_or_on_request(monkeypatch):
     monkeypatch.setattr("lightning_anomaly.progress._PATIENCE", 0.1)
     assert "waiting:  67%" in shown(monkeypatch, Terminal(), None, seconds=0.2)
     assert shown(monkeypatch, Terminal(), None) == ""
@@ -36,7 +36,7 @@ def test_a_bar_is_shown_where_somebody_looks_and_waits_and_if_it_is_asked_for(mo
     assert "waiting:" in shown(monkeypatch, io.StringIO(), True)
 
 
-def test_analyze_counts_batches_and_the_parts_of_an_analysis(capsys):
+def test_analyze_shows_progress_of_batches_and_filters(capsys):
     inputs = torch.randn(150, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
     report = analyze(model, inputs, settings=QUICK, progress=True)

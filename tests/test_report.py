@@ -1,4 +1,4 @@
-"""A report is JSON there and back, a table, and a few finite numbers."""
+"""A report can be stored as JSON, is printed as a table, and has finite metrics."""
 
 import json
 import math
@@ -31,7 +31,7 @@ REPORT = AnomalyReport(
 EMPTY = AnomalyReport({}, 0, {}, {"no layers": "The model has no convolution."})
 
 
-def test_filters_are_listed_by_verdict_and_layers_without_any_are_left_out():
+def test_filters_are_listed_by_verdict_without_empty_layers():
     assert REPORT.anomaly_filters == {"conv1": [1], "conv3": [0, 1]}
     assert REPORT.dead_filters == {"conv1": [2]}
     assert REPORT.nonfinite_filters == {"conv2": [0]}
@@ -40,7 +40,7 @@ def test_filters_are_listed_by_verdict_and_layers_without_any_are_left_out():
     assert [REPORT.layers["conv1"].outliers_of(index) for index in (0, 1)] == [[], [2, 5]]
 
 
-def test_the_fraction_is_of_the_filters_that_could_be_clustered():
+def test_the_fraction_counts_only_filters_that_could_be_clustered():
     assert REPORT.fraction == 3 / 5
     assert [REPORT.fraction_in([name]) for name in REPORT.layers] == [1 / 2, 0, 1]
     assert REPORT.fraction_in(["conv1", "conv2", "unknown"]) == 1 / 3
@@ -49,16 +49,16 @@ def test_the_fraction_is_of_the_filters_that_could_be_clustered():
     assert REPORT.live_in(["conv1", "unknown"]) == ["normal", "anomaly"]
 
 
-def test_samples_have_votes_and_a_score_from_the_layer_where_they_are_farthest():
+def test_samples_have_votes_and_the_score_of_their_most_extreme_layer():
     assert REPORT.outlier_samples == [1, 0, 1, 0, 0, 3]
-    rare = math.log(5 / 3)  # two of the four that are finite, and the sample itself, of four and itself
+    rare = math.log(5 / 3)  # two of the four finite scores and the sample itself, out of four and itself
     assert REPORT.outlier_scores.tolist() == pytest.approx([rare, 0, math.inf, math.inf, 0, rare])
-    assert REPORT.by_outlier_score == [2, 3, 5, 0, 1, 4]  # at equal scores by votes, then by place
+    assert REPORT.by_outlier_score == [2, 3, 5, 0, 1, 4]  # equal scores are ordered by votes, then by position
     assert EMPTY.outlier_samples == EMPTY.outlier_scores.tolist() == EMPTY.by_outlier_score == []
 
 
-def test_views_add_up_and_each_has_a_reason():
-    """The oddest view comes first; the filters' reason is the layer, and the filters that set the sample apart."""
+def test_views_are_combined_and_each_has_a_reason():
+    """The view with the largest score comes first; the reason of the filters is a layer and its filters."""
     pixels = torch.tensor([1.0, 9, 2, 3, 4, 5], dtype=torch.float64)
     views = {"pixels": SampleView(pixels, ("dark", "bright", "flat", "noisy", "sharp", "odd"))}
     report = replace(REPORT, views=views)
@@ -92,7 +92,7 @@ def test_metrics_are_finite_floats():
     assert set(EMPTY.metrics().values()) == {0.0}
 
 
-def test_a_report_of_version_0_2_is_taken():
+def test_a_report_of_version_0_2_can_be_loaded():
     values = REPORT.to_dict()
     del values["views"]
     for plain in values["layers"].values():
@@ -101,27 +101,27 @@ def test_a_report_of_version_0_2_is_taken():
     assert sizes == {name: layer.analyzed_size for name, layer in REPORT.layers.items()}
 
 
-def test_to_dict_gives_json_and_from_dict_takes_it_back():
+def test_a_report_survives_json():
     odd = layer("nonfinite", samples=3, calinski_harabasz=torch.tensor([math.inf]).double())
     odd.points[0, 1] = torch.tensor([-math.inf, math.nan])
-    told = layer("normal", samples=4, points=torch.zeros(1, 0, 2), labels=torch.zeros(1, 0, dtype=torch.uint8))
-    for found in (REPORT, EMPTY, *(AnomalyReport({"": own}, own.outliers.shape[1]) for own in (odd, told))):
-        values = found.to_dict()
-        again = AnomalyReport.from_dict(json.loads(json.dumps(values, allow_nan=False)))
-        assert again.to_dict() == values
-        assert str(again) == str(found)
-        for name, own in found.layers.items():
-            for key, value in vars(own).items():
-                other = getattr(again.layers[name], key)
+    empty = layer("normal", samples=4, points=torch.zeros(1, 0, 2), labels=torch.zeros(1, 0, dtype=torch.uint8))
+    for report in (REPORT, EMPTY, AnomalyReport({"": odd}, 3), AnomalyReport({"": empty}, 4)):
+        values = report.to_dict()
+        restored = AnomalyReport.from_dict(json.loads(json.dumps(values, allow_nan=False)))
+        assert restored.to_dict() == values
+        assert str(restored) == str(report)
+        for name, original in report.layers.items():
+            for key, value in vars(original).items():
+                found = getattr(restored.layers[name], key)
                 if isinstance(value, torch.Tensor):
-                    torch.testing.assert_close(other, value, rtol=0, atol=0, equal_nan=True)
+                    torch.testing.assert_close(found, value, rtol=0, atol=0, equal_nan=True)
                 else:
-                    assert other == value
+                    assert found == value
     assert REPORT.to_dict()["layers"]["conv1"]["labels"][1] == [0, 0, 1, 0, 0, 1]
 
 
-def test_at_equal_scores_votes_rank_the_samples():
-    unscored = {name: replace(own, outlier_scores=torch.zeros(6)) for name, own in REPORT.layers.items()}
+def test_samples_with_equal_scores_are_ranked_by_votes():
+    unscored = {name: replace(part, outlier_scores=torch.zeros(6)) for name, part in REPORT.layers.items()}
     report = replace(REPORT, layers=unscored)
     assert report.outlier_scores.tolist() == [0] * 6
     assert report.by_outlier_score[:3] == [5, 0, 2]
@@ -130,13 +130,13 @@ def test_at_equal_scores_votes_rank_the_samples():
 
 
 @pytest.mark.parametrize("values", [None, {}, {**REPORT.to_dict(), "layers": 3}])
-def test_other_values_are_an_error(values):
+def test_from_dict_refuses_other_values(values):
     with pytest.raises(ValueError, match="`values`"):
         AnomalyReport.from_dict(values)
 
 
 class TestTable:
-    def test_it_has_a_row_for_each_layer_and_sentences(self):
+    def test_a_table_has_a_row_for_each_layer_and_a_summary(self):
         lines = str(REPORT).splitlines()
         words = [" ".join(line.split()) for line in lines]
         assert words[0].startswith("layer filters anomaly isolated dead sparsity")
@@ -152,18 +152,18 @@ class TestTable:
         assert "5 (1), ..." in many
         assert "6 (1)" not in many
 
-    def test_notebooks_have_the_same_and_interpret_nothing(self):
-        def rows(found: AnomalyReport) -> list[str]:
-            table = ElementTree.fromstring(f"<div>{found._repr_html_()}</div>")
+    def test_notebooks_show_the_same_table_and_escape_names(self):
+        def rows(report: AnomalyReport) -> list[str]:
+            table = ElementTree.fromstring(f"<div>{report._repr_html_()}</div>")
             return [" ".join(" ".join(cell.text or "" for cell in row).split()) for row in table.iter("tr")]
 
         words = [" ".join(line.split()) for line in str(REPORT).splitlines()]
         assert rows(REPORT) == [words[0], *words[2:5]]
         assert "<p>note: Layer &#x27;conv9&#x27; is left out" in REPORT._repr_html_()
         script = "<script>alert('&amp;')</script>"
-        found = AnomalyReport({script: layer("normal")}, 60, {}, {"note": script})
-        assert "<script" not in found._repr_html_()
-        assert rows(found)[1].startswith(script)
+        hostile = AnomalyReport({script: layer("normal")}, 60, {}, {"note": script})
+        assert "<script" not in hostile._repr_html_()
+        assert rows(hostile)[1].startswith(script)
 
 
 def test_the_frame_has_one_row_for_each_filter():
@@ -183,15 +183,15 @@ def test_the_frame_has_one_row_for_each_filter():
         ("conv3", 1, "anomaly", 2, 0),
     ]
     for row in rows:
-        own = REPORT.layers[row["layer"]]
-        assert [row[key] for key in values] == [getattr(own, key)[row["filter"]].item() for key in values]
+        part = REPORT.layers[row["layer"]]
+        assert [row[key] for key in values] == [getattr(part, key)[row["filter"]].item() for key in values]
 
 
 class TestPlot:
     def titles(self, figure) -> list[str]:
         return [axes.get_title().replace("\n", " ") for axes in figure.axes]
 
-    def test_the_network_a_layer_or_a_filter_is_drawn(self):
+    def test_a_network_a_layer_or_a_filter_can_be_plotted(self):
         (title,) = self.titles(REPORT.plot())
         assert title.startswith("3 of 7 filters are anomaly filters, 60.0%")
         figure = REPORT.plot("conv1")
@@ -215,6 +215,6 @@ class TestPlot:
             (("conv1", -1), "filter_index", "-1"),
         ],
     )
-    def test_what_does_not_exist_is_an_error(self, arguments, named, found):
+    def test_unknown_layers_and_filters_are_refused(self, arguments, named, found):
         with pytest.raises(ValueError, match=f"`{named} = {found}`"):
             REPORT.plot(*arguments)

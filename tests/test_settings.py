@@ -1,4 +1,4 @@
-"""Settings check themselves, name what is wrong, and are plain values."""
+"""Settings are validated on construction and are plain values."""
 
 import json
 from dataclasses import FrozenInstanceError, replace
@@ -23,19 +23,19 @@ SMALLEST = {"max_components": 2, "n_init": 1, "max_map_side": 1, "seed": 0, "max
         ("engine", ["jax"]),
     ],
 )
-def test_a_value_that_is_not_allowed_is_an_error_that_names_it(name, values):
+def test_invalid_values_are_named(name, values):
     for value in values:
         with pytest.raises(ValueError, match=rf"`{name} = {value!r}`"):
             AnalysisSettings(**{name: value})
 
 
-def test_the_limits_are_allowed():
+def test_values_at_the_limits_are_valid():
     assert AnalysisSettings(**SMALLEST).to_dict().items() >= SMALLEST.items()
     assert AnalysisSettings(seed=2**64 - 1, max_components=255).seed == 2**64 - 1
     assert AnalysisSettings(rare_fraction=0.5).rare_fraction == 0.5
 
 
-def test_the_paper_s_reading_is_one_kmeans_start_up_to_8_components_and_the_best_index():
+def test_paper_settings_have_one_start_8_components_and_the_best_index():
     expected = AnalysisSettings(max_components=8, n_init=1, rule="best", rare_fraction=0.01, rectify=True)
     assert AnalysisSettings.paper() == expected
 
@@ -44,14 +44,14 @@ def test_the_paper_s_reading_is_one_kmeans_start_up_to_8_components_and_the_best
     ("rare_fraction", "max_components", "smallest"),
     [(0.01, 5, 100), (0.03, 5, 34), (0.5, 5, 10), (0.5, 2, 4), (1 / 49, 5, 49)],  # 1 / (1 / 49) is more than 49
 )
-def test_the_smallest_probe_has_room_for_a_rare_cluster_and_two_samples_a_component(
+def test_the_smallest_probe_allows_a_rare_cluster_and_two_samples_per_component(
     rare_fraction, max_components, smallest
 ):
     settings = AnalysisSettings(rare_fraction=rare_fraction, max_components=max_components)
     assert settings.smallest_probe == smallest
 
 
-def test_settings_are_frozen_plain_values_also_of_numpy_s_numbers():
+def test_settings_are_frozen_plain_values_even_from_numpy_numbers():
     numbers = {"max_components": np.int64(4), "n_init": np.int32(5), "rare_fraction": np.float32(0.25)}
     settings = AnalysisSettings(rule=np.array(["best"])[0], **numbers)
     assert settings == AnalysisSettings(max_components=4, n_init=5, rare_fraction=0.25, rule="best")

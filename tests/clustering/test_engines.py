@@ -61,7 +61,7 @@ def test_that_loops_must_be_compiled_is_one_line_and_nothing_is_said_of_those_in
     first = said(NUMBA_CACHE_DIR=str(tmp_path))
     assert first.count("\n") == 1
     assert str(tmp_path) in first
-    zoo.analysed(zoo.captured(zoo.maps("skewed", 1, 20, (1, 1))), AnalysisSettings())  # compiles them at the latest
+    zoo.analyzed(zoo.captured(zoo.maps("skewed", 1, 20, (1, 1))), AnalysisSettings())  # compiles them at the latest
     assert said() == ""
 
 

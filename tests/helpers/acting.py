@@ -1,4 +1,4 @@
-"""What the tests of pruning share: a net whose filters come back by themselves, and images that do not belong."""
+"""Shared by the tests of pruning: a network that does not hold filters at zero by itself, and a probe with outliers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +52,7 @@ class GeluNet(pl.LightningModule):
 
 
 class ManualNet(GeluNet):
-    """The same with two optimizers of its own."""
+    """The same network with manual optimization and two optimizers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,20 +79,20 @@ def probe_loader() -> DataLoader[Any]:
 
 
 def pruner(at_epoch: Any = 1, **options: Any) -> AnomalyPruneCallback:
-    """Masks on the evidence of one report."""
+    """A callback that masks by a single report."""
     return AnomalyPruneCallback(at_epoch, **{"min_votes": 1, "last_reports": 1, **options})
 
 
 def fit(folder: Path, model: Any, *callbacks: Any, ckpt_path: Any = None, **options: Any) -> pl.Trainer:
-    """A fit with a watcher, one of the callbacks or its own, whose validation images are damaged."""
-    watching = [] if any(isinstance(own, AnomalyFilterCallback) for own in callbacks) else [watcher()]
+    """Fit with damaged validation images, and with a watcher unless one of the callbacks is one."""
+    watching = [] if any(isinstance(callback, AnomalyFilterCallback) for callback in callbacks) else [watcher()]
     trainer = quiet_trainer(folder, *watching, *callbacks, **{"num_sanity_val_steps": 0, **options})
     trainer.fit(model, training_loader(), probe_loader(), ckpt_path=ckpt_path)
     return trainer
 
 
 def leak(model: Any, masked: dict[str, list[int]]) -> int:
-    """How many values of the masked filters' maps are not exactly 0, in training and in evaluation."""
+    """Count values of the masked filters' maps that are not exactly 0, in training and in evaluation mode."""
     was, count = model.training, 0
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for training in (True, False):

@@ -1,14 +1,14 @@
-"""Networks in one line, as after a training."""
+"""Networks in one line, as after training, and their states."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Net(nn.Module):
-    """A module whose forward pass is a given function of it and its inputs."""
+    """A module whose forward pass is a given function of the module and its inputs."""
 
     def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Net(nn.Module):
 
 
 def lived_in(model: nn.Module) -> nn.Module:
-    """Weights and statistics of norms as after a training: none is 0 or 1."""
+    """Set weights and statistics of norms as after training: none is 0 or 1."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -32,3 +32,13 @@ def lived_in(model: nn.Module) -> nn.Module:
                 if tensor is not None:
                     tensor.data = 0.5 + torch.rand(tensor.shape, generator=generator)
     return model
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the state of a model."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether two states have the same keys and bit-identical tensors."""
+    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)

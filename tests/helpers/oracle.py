@@ -1,4 +1,4 @@
-"""The reference: scikit-learn and NumPy, one filter and one start at a time. Nothing here uses the package."""
+"""The reference by scikit-learn and NumPy, one filter and one start at a time. It uses nothing of the package."""
 
 import warnings
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Fit(NamedTuple):
 
 
 def random_start(points: np.ndarray, n_components: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights `(K,)`, means `(K, 2)` and precisions `(K, 2, 2)` of components of many shapes."""
+    """Draw weights `(K,)`, means `(K, 2)` and precisions `(K, 2, 2)` of components of many shapes."""
     rng = np.random.default_rng(seed)
     weights = rng.dirichlet(np.full(n_components, 5.0))
     distinct = np.unique(points, axis=0)
@@ -33,43 +33,43 @@ def random_start(points: np.ndarray, n_components: int, seed: int) -> tuple[np.n
 
 
 def fit_mixture(points, weights, means, precisions, *, max_iter=100, tol=1e-3, reg_covar=1e-6) -> Fit:
-    """scikit-learn's fit of points `(N, 2)` from one start."""
+    """Fit scikit-learn's mixture to points `(N, 2)` from one start."""
     options = {"weights_init": weights / weights.sum(), "means_init": means, "precisions_init": precisions}
     options |= {"init_params": "random", "random_state": 0, "max_iter": max_iter, "tol": tol, "reg_covar": reg_covar}
     mixture = GaussianMixture(len(weights), **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = mixture.fit_predict(points)
-    found = [getattr(mixture, f"{name}_") for name in ("weights", "means", "covariances", "lower_bound")]
-    return Fit(*found, labels, mixture.n_iter_, mixture.converged_)
+    parameters = [getattr(mixture, f"{name}_") for name in ("weights", "means", "covariances", "lower_bound")]
+    return Fit(*parameters, labels, mixture.n_iter_, mixture.converged_)
 
 
 def factors(precisions) -> np.ndarray:
-    """The entries `(..., 3)` u11, u12, u22 of the upper triangular U with `U U^T` the precisions `(..., 2, 2)`."""
+    """Factorize precisions `(..., 2, 2)` into `U U^T` with an upper triangle U; return u11, u12, u22 `(..., 3)`."""
     u22 = np.sqrt(precisions[..., 1, 1])
     u12 = precisions[..., 0, 1] / u22
     return np.stack([np.sqrt(precisions[..., 0, 0] - u12**2), u12, u22], -1)
 
 
 def precisions(factors) -> np.ndarray:
-    """The way back `(..., 2, 2)`."""
+    """Compute precisions `(..., 2, 2)` from the entries of their factors."""
     upper = np.stack([factors[..., 0], factors[..., 1], 0 * factors[..., 0], factors[..., 2]], -1)
     upper = upper.reshape(*upper.shape[:-1], 2, 2)
     return upper @ np.swapaxes(upper, -1, -2)
 
 
 def covariances(factors) -> np.ndarray:
-    """Covariances `(..., 2, 2)`, without a product whose rounding an inverse would make larger."""
+    """Compute covariances `(..., 2, 2)` without forming precisions, whose inversion would magnify rounding errors."""
     l11, l22 = 1 / factors[..., 0], 1 / factors[..., 2]
     l21 = -factors[..., 1] * l11 * l22
     return np.stack([l11**2, l11 * l21, l11 * l21, l21**2 + l22**2], -1).reshape(*l11.shape, 2, 2)
 
 
 def assert_equal_fit(fit, index: int, expected: Fit, tolerance: float = 1e-10) -> None:
-    """One filter's part of a `MixtureFit` is the expected one: numbers within a tolerance, the rest exactly."""
+    """Check one filter of a `MixtureFit`: numbers within a tolerance, labels, `n_iter` and `converged` exactly."""
     for name in ("weights", "means", "covariances", "lower_bound"):
-        own = covariances(fit.factors.numpy()) if name == "covariances" else getattr(fit, name).numpy()
-        difference = np.abs(own[index] - getattr(expected, name)).max()
+        values = covariances(fit.factors.numpy()) if name == "covariances" else getattr(fit, name).numpy()
+        difference = np.abs(values[index] - getattr(expected, name)).max()
         assert difference <= tolerance, (name, index, difference)
     for name in ("labels", "n_iter", "converged"):
         assert np.array_equal(getattr(fit, name)[index].numpy(), getattr(expected, name)), (name, index)
@@ -80,13 +80,13 @@ def calinski_harabasz(points: np.ndarray, labels: np.ndarray) -> float:
 
 
 def pca_scores(maps: np.ndarray) -> np.ndarray:
-    """Scores `(N, 2)` of one filter's maps `(N, ...)`, in units of the first component's standard deviation."""
+    """Compute scores `(N, 2)` of one filter's maps `(N, ...)`, in standard deviations of the first component."""
     scores = PCA(2, svd_solver="full").fit_transform(maps.reshape(len(maps), -1).astype(np.float64))
     return scores / scores[:, 0].std()
 
 
 def best_kmeans(points: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels `(N,)` of the best clustering from the centres `(S, K, 2)`, and every inertia `(S,)`."""
+    """Return labels `(N,)` of the best clustering from the centres `(S, K, 2)`, and every inertia `(S,)`."""
     fits = [KMeans(len(start), init=start, n_init=1, tol=0, algorithm="lloyd").fit(points) for start in starts]
     inertia = np.array([fit.inertia_ for fit in fits])
     first_of_equals = int((inertia <= inertia.min() + 1e-9 * max(1, inertia.min())).argmax())
@@ -94,16 +94,16 @@ def best_kmeans(points: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def cluster_parameters(points: np.ndarray, labels: np.ndarray, n_components: int, reg_covar: float):
-    """Weights, means and precisions of the clusters of labels `(N,)`, all of them occupied."""
-    own = [points[labels == k] for k in range(n_components)]
-    weights = np.array([len(part) / len(points) for part in own])
-    means = np.array([part.mean(0) for part in own])
-    covariances = np.array([np.cov(part.T, bias=True) + reg_covar * np.eye(2) for part in own])
+    """Compute weights, means and precisions of clusters by labels `(N,)`; no cluster may be empty."""
+    clusters = [points[labels == k] for k in range(n_components)]
+    weights = np.array([len(cluster) / len(points) for cluster in clusters])
+    means = np.array([cluster.mean(0) for cluster in clusters])
+    covariances = np.array([np.cov(cluster.T, bias=True) + reg_covar * np.eye(2) for cluster in clusters])
     return weights, means, np.linalg.inv(covariances)
 
 
 def pooled(image: np.ndarray, windows: tuple[int, ...]) -> np.ndarray:
-    """An image of any number of axes, averaged over windows; those at the end may be smaller."""
+    """Average an image of any number of axes over windows; the last window of an axis may be smaller."""
     result = np.empty([-(-size // window) for size, window in zip(image.shape, windows, strict=True)])
     for index in np.ndindex(*result.shape):
         window = tuple(slice(i * w, (i + 1) * w) for i, w in zip(index, windows, strict=True))

@@ -1,4 +1,4 @@
-"""What holds for every analysis, by name. `analyse` makes a `LayerReport` of maps `(N, F, ...)`."""
+"""Properties that hold for every analysis of maps `(N, F, ...)`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields
@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from zoo import analyzed, captured
 
-from lightning_anomaly.capture.maps import LayerMaps
+from lightning_anomaly import AnalysisSettings
 from lightning_anomaly.report import LayerReport
-
-Analyse = Callable[[LayerMaps], LayerReport]
-Take = Callable[[Tensor], LayerMaps]
 
 PER_FILTER = ["n_components", "calinski_harabasz", "smallest_share", "labels", "points", "outliers", "isolated"]
 PER_FILTER += ["explained", "sparsity"]
@@ -19,7 +17,7 @@ DECISIONS = ["n_components", "labels", "outliers", "smallest_share"]
 
 
 def assert_same(found: LayerReport, expected: LayerReport, names: Iterable[str] | None = None) -> None:
-    """The verdicts and every other value named, all by default: numbers to 1e-6, all else exactly."""
+    """Compare verdicts and the named values, by default all: numbers to 1e-6, the rest exactly."""
     assert found.verdicts == expected.verdicts
     for name in [field.name for field in fields(LayerReport)] if names is None else names:
         assert_same_value(getattr(found, name), getattr(expected, name), name)
@@ -35,7 +33,7 @@ def assert_same_value(value: Any, other: Any, name: str) -> None:
 
 
 def assert_batched_equals_one_at_a_time(function: Callable[..., Iterable[Tensor]], *tensors: Tensor) -> None:
-    """A function of tensors `(F, ...)` gives what it gives for each filter alone, and for groups of three."""
+    """Compare a function of tensors `(F, ...)` with its results for single filters and for groups of three."""
     batched = list(function(*tensors))
     for size in (1, 3):
         parts = [list(function(*part)) for part in zip(*(tensor.split(size) for tensor in tensors), strict=True)]
@@ -43,29 +41,29 @@ def assert_batched_equals_one_at_a_time(function: Callable[..., Iterable[Tensor]
             assert_same_value(torch.cat([part[index] for part in parts]), whole, f"result {index}")
 
 
-def assert_filters_do_not_see_each_other(analyse: Analyse, take: Take, maps: Tensor) -> None:
-    """The report of all filters holds what the reports of the single filters hold."""
-    whole = analyse(take(maps))
+def assert_filters_are_independent(maps: Tensor, settings: AnalysisSettings) -> None:
+    """The report of each filter alone equals its part of the report of all filters."""
+    whole = analyzed(captured(maps), settings)
     for index in range(maps.shape[1]):
-        alone = analyse(take(maps[:, [index]]))
+        alone = analyzed(captured(maps[:, [index]]), settings)
         assert alone.verdicts[0] == whole.verdicts[index]
         for name in PER_FILTER:
             assert_same_value(getattr(alone, name)[0], getattr(whole, name)[index], f"{name} of filter {index}")
 
 
-def assert_permuting_filters_permutes_verdicts(analyse: Analyse, take: Take, maps: Tensor) -> None:
-    """Verdicts and all numbers follow their filter."""
+def assert_permuting_filters_permutes_verdicts(maps: Tensor, settings: AnalysisSettings) -> None:
+    """Verdicts and all numbers are permuted as the filters are."""
     order = torch.randperm(maps.shape[1], generator=torch.Generator().manual_seed(0))
-    before, after = analyse(take(maps)), analyse(take(maps[:, order]))
+    before, after = (analyzed(captured(values), settings) for values in (maps, maps[:, order]))
     assert after.verdicts == tuple(before.verdicts[index] for index in order)
     for name in PER_FILTER:
         assert_same_value(getattr(after, name), getattr(before, name)[order], name)
 
 
-def assert_permuting_samples_permutes_labels(analyse: Analyse, take: Take, maps: Tensor) -> None:
-    """Verdicts, K and shares stay, labels and outliers follow their sample exactly, points up to rounding."""
+def assert_permuting_samples_permutes_labels(maps: Tensor, settings: AnalysisSettings) -> None:
+    """Verdicts, K and shares do not change; labels, outliers and, up to rounding, points are permuted."""
     order = torch.randperm(len(maps), generator=torch.Generator().manual_seed(0))
-    before, after = analyse(take(maps)), analyse(take(maps[order]))
+    before, after = (analyzed(captured(values), settings) for values in (maps, maps[order]))
     assert_same(after, before, ["n_components", "smallest_share"])
     assert torch.equal(after.outliers, before.outliers[:, order])
     assert torch.equal(after.labels, before.labels[:, order])
@@ -73,16 +71,16 @@ def assert_permuting_samples_permutes_labels(analyse: Analyse, take: Take, maps:
 
 
 def assert_scaling_and_shifting_change_nothing(
-    analyse: Analyse, take: Take, maps: Tensor, scale: float, shift: float
+    maps: Tensor, settings: AnalysisSettings, scale: float, shift: float
 ) -> None:
-    """All decisions stay, exactly; points up to rounding. `shift` is in units of the maps."""
-    before, after = analyse(take(maps)), analyse(take((maps + shift) * scale))
+    """No decision changes, and points only by rounding. `shift` is in units of the maps."""
+    before, after = (analyzed(captured(values), settings) for values in (maps, (maps + shift) * scale))
     assert_same(after, before, DECISIONS)
     torch.testing.assert_close(after.points, before.points, rtol=0, atol=1e-5)
 
 
 def assert_all_the_same(reports: Iterable[LayerReport]) -> None:
-    """Several analyses of one layer give the same report."""
+    """All reports are equal."""
     first, *others = reports
     assert others
     for other in others:
@@ -90,7 +88,7 @@ def assert_all_the_same(reports: Iterable[LayerReport]) -> None:
 
 
 def assert_finite(report: LayerReport) -> None:
-    """A report of numbers that can be logged and stored, in the shapes that it promises."""
+    """All numbers of a report are finite, in their range, and of the documented shape."""
     filters, samples = report.points.shape[:2]
     assert len(report.verdicts) == filters
     for name in ("points", "calinski_harabasz", "smallest_share", "explained", "sparsity"):

@@ -1,4 +1,4 @@
-"""Reports that nobody analyzed: layers with given verdicts and outliers, and everything else made up."""
+"""Made-up layers of a report, with given verdicts and outliers."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from lightning_anomaly.report import LayerReport
 
 
 def layer(*verdicts: str, outliers: Any = (), samples: int = 60, **values: Any) -> LayerReport:
-    """A layer of filters with these verdicts and outliers `{filter: samples}`; `values` replace other fields."""
+    """Make a layer of filters with these verdicts and outliers `{filter: samples}`; `values` replace other fields."""
     filters, generator = len(verdicts), torch.Generator().manual_seed(len(verdicts))
     flagged = torch.zeros(filters, samples, dtype=torch.bool)
     for index, indices in dict(outliers).items():

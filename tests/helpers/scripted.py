@@ -1,4 +1,4 @@
-"""A training whose anomaly fraction is written down beforehand."""
+"""Fits with a given anomaly fraction at each validation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from lightning_anomaly.two_sample.stopping import rise
 
 
 class Scripted(AnomalyFilterCallback):
-    """Logs a given signal instead of analysing; None where a validation finds nothing and the last value is logged."""
+    """Logs a given signal instead of an analysis; None is a failed analysis, for which the last value is logged."""
 
     def __init__(self, signal: Sequence[float | None], **options: Any) -> None:
         super().__init__(log_figures=False, **options)
@@ -34,7 +34,7 @@ class Scripted(AnomalyFilterCallback):
 def run(
     folder: Path, signal: Sequence[float | None], *callbacks: Any, **options: Any
 ) -> tuple[AnomalyEarlyStopping, pl.Trainer]:
-    """A training with as many validations as the signal has values, which go on until something stops it."""
+    """Fit for as many validations as the signal has values, unless something stops the run."""
     stopping = AnomalyEarlyStopping(**options)
     trainer = quiet_trainer(
         folder,

@@ -1,4 +1,4 @@
-"""Small nets, loaders over fixed images, and Trainers that say only what a test asks about."""
+"""A small network, loaders of fixed images, and Trainers without output."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_anomaly import AnalysisSettings, AnomalyFilterCallback
 
-# What Lightning says about loaders without workers and checkpoints that are resumed, which these tests have on purpose;
-# what torch says to Lightning.
+# Lightning's warnings about loaders without workers and resumed checkpoints, which these tests have on purpose, and
+# one of torch about Lightning.
 QUIET = [
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
@@ -23,7 +23,7 @@ QUIET = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
 ]
 
-# What Lightning says about the few batches that recipes train on in tests.
+# Lightning's warning about the few batches that recipes are tested with.
 SMALL_RUNS = [
     *QUIET,
     pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging"),
@@ -77,13 +77,13 @@ class SmallNet(pl.LightningModule):
 
 
 def watcher(**options: Any) -> AnomalyFilterCallback:
-    """The callback with a probe of all 60 samples and few starts, which is quick."""
+    """A quick callback: a probe of all 60 samples, few starts, and no figures."""
     quick = {"probe_size": 60, "rare_fraction": 0.05, "n_init": 2, "max_components": 3, "log_figures": False}
     return AnomalyFilterCallback(**arguments({**quick, **options}))
 
 
 def arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of an `AnomalyFilterCallback`, with those of `AnalysisSettings` among them put into `settings`."""
+    """Move options that are arguments of `AnalysisSettings` into `settings`."""
     names = {field.name for field in fields(AnalysisSettings)}
     settings = AnalysisSettings(**{name: value for name, value in options.items() if name in names})
     return {**{name: value for name, value in options.items() if name not in names}, "settings": settings}
@@ -113,7 +113,7 @@ def fit(
     ckpt_path: Any = None,
     **options: Any,
 ) -> pl.Trainer:
-    """A training of a `SmallNet` with 80 images, and 60 others to validate, unless others are given."""
+    """Fit a model; by default a `SmallNet` with 80 training and 60 validation images."""
     torch.manual_seed(0)
     trainer = quiet_trainer(folder, *callbacks, **options)
     loaders = loader(80) if train is None else train, loader(seed=1) if val is None else val
@@ -122,7 +122,7 @@ def fit(
 
 
 class Flagged(pl.Callback):
-    """The flagged filters of each validation, of which a history keeps only the last."""
+    """Keeps the flagged filters of every validation; a history has only those of the last."""
 
     def __init__(self, watching: AnomalyFilterCallback) -> None:
         self.watching = watching
@@ -139,11 +139,11 @@ def hook_count(model: nn.Module) -> int:
 
 
 def plain(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A history without the seconds, which no two runs share, and the flagged filters, which the last entry has."""
-    kept = [{k: v for k, v in entry.items() if k != "anomaly_filters"} for entry in history]
-    return [{**e, "metrics": {k: v for k, v in e["metrics"].items() if k != "seconds"}} for e in kept]
+    """A history without seconds, which differ between runs, and without the filters, which only its last entry has."""
+    entries = [{k: v for k, v in entry.items() if k != "anomaly_filters"} for entry in history]
+    return [{**e, "metrics": {k: v for k, v in e["metrics"].items() if k != "seconds"}} for e in entries]
 
 
 def said(caught: Iterable[Any]) -> list[str]:
-    """The texts of our own among recorded warnings."""
+    """The messages of recorded warnings that the package itself raised."""
     return [str(w.message) for w in caught if "lightning_anomaly" in w.filename]

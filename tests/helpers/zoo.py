@@ -1,4 +1,4 @@
-"""Points and maps of the kinds that networks make, each from a fixed seed."""
+"""Points and maps of the kinds that networks produce, each from a fixed seed."""
 
 from collections.abc import Callable
 
@@ -23,14 +23,14 @@ def _skewed(filters: int, samples: int, generator: torch.Generator) -> Tensor:
 
 
 def _sparse(filters: int, samples: int, generator: torch.Generator) -> Tensor:
-    """As rectified maps: about two thirds of the samples are exactly the same point."""
+    """Like rectified maps: about two thirds of the samples are the same point."""
     points = _normal(filters, samples, generator)
     fires = torch.rand(filters, samples, 1, generator=generator) < 0.4
     return points.clamp(min=0) * fires + points.abs() * fires.roll(1, 2) * 0.1
 
 
 def _tied(filters: int, samples: int, generator: torch.Generator) -> Tensor:
-    """Nearly singular: on a line up to a billionth, and half of the samples on one of three points."""
+    """Nearly singular: within a billionth of a line, with half of the samples on one of three points."""
     points = _normal(filters, samples, generator)
     points[..., 1] = 0.5 * points[..., 0] + 1e-9 * points[..., 1]
     index = torch.arange(samples)
@@ -51,14 +51,14 @@ KINDS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
 
 
 def points(kind: str, filters: int, samples: int, seed: int = 0) -> Tensor:
-    """Points `(F, N, 2)`, float64, centred and in units of the first coordinate's spread."""
-    found = KINDS[kind](filters, samples, torch.Generator().manual_seed(seed))
-    found = found - found.mean(1, keepdim=True)
-    return found / found[..., 0].square().mean(1).sqrt()[:, None, None]
+    """Points `(F, N, 2)`, float64, centred, in standard deviations of the first coordinate."""
+    drawn = KINDS[kind](filters, samples, torch.Generator().manual_seed(seed))
+    centred = drawn - drawn.mean(1, keepdim=True)
+    return centred / centred[..., 0].square().mean(1).sqrt()[:, None, None]
 
 
 def maps(kind: str, filters: int, samples: int, size: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Maps `(N, F, *size)`, float64, whose two leading components are `points`, and a little else."""
+    """Maps `(N, F, *size)`, float64, with `points` as their two leading components, plus a little noise."""
     generator = torch.Generator().manual_seed(seed + 1)
     pixels = int(torch.tensor(size).prod())
     patterns = torch.randn(filters, 2, pixels, generator=generator, dtype=torch.float64)
@@ -70,7 +70,7 @@ def maps(kind: str, filters: int, samples: int, size: tuple[int, ...], seed: int
 
 
 def captured(values: Tensor, *, batch: int | None = None, max_map_side: int = 1000) -> LayerMaps:
-    """Maps `(N, F, ...)` as a `MapCapture` would have taken them, in batches of one size."""
+    """Capture maps `(N, F, ...)` with a `MapCapture`, in batches of one size."""
     layer = nn.Identity()
     capture = MapCapture({"layer": layer}, rectify=False, max_map_side=max_map_side)
     for part in values.split(batch or max(1, len(values))):
@@ -79,6 +79,6 @@ def captured(values: Tensor, *, batch: int | None = None, max_map_side: int = 10
     return capture.maps["layer"]
 
 
-def analysed(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:
-    """The report of one layer."""
+def analyzed(layer: LayerMaps, settings: AnalysisSettings) -> LayerReport:
+    """Analyze one layer."""
     return analyze_maps({"layer": layer}, settings).layers["layer"]

@@ -1,4 +1,4 @@
-"""A folder of photographs as people have them: some broken, some of a kind that a network has never seen."""
+"""A folder of photographs as users have them: several formats, some broken, some odd."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def photograph(seed: int, width: int = 64, height: int = 48) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without folders in it."""
+    """A folder of photographs, without subfolders."""
     photos = tmp_path_factory.mktemp("album") / "photos"
     photos.mkdir()
     for number in range(110):
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = photograph(200)
     plain.save(photos / "plain.png")
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     plain.transpose(Image.Transpose.ROTATE_90).save(photos / "turned.png", exif=exif)
     grey = np.asarray(plain.convert("L"))
     Image.fromarray(grey).save(photos / "eight_bits.png")
@@ -49,23 +49,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return photos
 
 
-def test_images_are_read_as_a_person_sees_them(folder: Path) -> None:
+def test_images_of_all_formats_are_read_as_a_person_sees_them(folder: Path) -> None:
     images = FolderImages(folder, size=48)
-    found = {Path(file).stem: place for place, (file, _) in enumerate(images.samples)}
+    positions = {Path(file).stem: position for position, (file, _) in enumerate(images.samples)}
     assert images.labels is None
-    assert "notes" not in found
-    for one, other, tolerance in (
+    assert "notes" not in positions
+    for name, expected, tolerance in (
         ("turned", "plain", 0),
         ("sixteen_bits", "eight_bits", 0),
         ("animated", "plain", 0.1),
         ("cmyk", "plain", 0.1),
     ):
-        assert (images[found[one]] - images[found[other]]).abs().mean() <= tolerance, one
+        assert (images[positions[name]] - images[positions[expected]]).abs().mean() <= tolerance, name
     for name in ("huge", "tall", "grey"):
-        assert images[found[name]].shape == (3, 48, 48)
+        assert images[positions[name]].shape == (3, 48, 48)
 
 
-def test_the_readmes_first_lines_search_a_flat_folder(folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_first_code_of_the_readme_searches_a_flat_folder(folder: Path, tmp_path: Path, monkeypatch) -> None:
     block = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
     torch.manual_seed(0)
     small = nn.Sequential(nn.Conv2d(3, 8, 7, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))

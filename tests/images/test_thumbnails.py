@@ -1,4 +1,4 @@
-"""Samples of any kind become small pictures, scaled to what is ordinary."""
+"""Samples of any kind become small pictures, scaled to the range of ordinary samples."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def random(*shape: int) -> Tensor:
 
 
 def scaled(values: Tensor, ordinary: Tensor) -> np.ndarray:
-    """From 0 to 1 what lies between the 0.05 quantile of the smallest values and the 0.95 quantile of the largest."""
+    """Scale to [0, 1] the range from the 0.05 quantile of the minima to the 0.95 quantile of the maxima."""
     rows = ordinary.flatten(1).numpy()
     low, high = np.quantile(rows.min(1), 0.05), np.quantile(rows.max(1), 0.95)
     return np.clip((values.numpy() - low) / (high - low), 0, 1)
@@ -24,16 +24,16 @@ def scaled(values: Tensor, ordinary: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_images_are_scaled_to_the_range_of_ordinary_ones(channels: int) -> None:
     images = random(60, channels, 9, 7)
-    found = drawn(shrink(images[:5], 64), shrink(images, 64))
+    pictures = drawn(shrink(images[:5], 64), shrink(images, 64))
     shown = range(channels if channels == 3 else 1)
-    expected = np.stack([scaled(images[:5, own], images[:, own]) for own in shown], -1)
-    np.testing.assert_allclose(found.numpy() / 255, expected, atol=0.51 / 255)
-    assert torch.equal(displayed(images[:5], images), found)
+    expected = np.stack([scaled(images[:5, channel], images[:, channel]) for channel in shown], -1)
+    np.testing.assert_allclose(pictures.numpy() / 255, expected, atol=0.51 / 255)
+    assert torch.equal(displayed(images[:5], images), pictures)
     raw = images.mul(50).clamp(0, 255).to(torch.uint8)
     assert torch.equal(displayed(raw[:5], raw), raw[:5, list(shown)].permute(0, 2, 3, 1))
 
 
-def test_images_are_pooled_and_the_middle_of_a_volume_is_shown() -> None:
+def test_images_are_pooled_and_volumes_show_their_middle_slice() -> None:
     images = random(2, 1, 12, 20)
     assert torch.equal(shrink(images, 20), images)
     assert torch.equal(shrink(images.long(), 20), images.long().float())
@@ -43,7 +43,7 @@ def test_images_are_pooled_and_the_middle_of_a_volume_is_shown() -> None:
 
 
 def curve(picture: Tensor) -> np.ndarray:
-    """Where something is drawn `(height, width)`."""
+    """The pixels that are not white `(height, width)`."""
     return (picture != 255).any(-1).numpy()
 
 
@@ -66,7 +66,7 @@ def test_a_long_signal_looks_the_same_in_fewer_values(length: int, kept: int) ->
     assert torch.equal(drawn(small, small), drawn(signals, signals))
 
 
-def test_channels_have_colours_and_the_first_lies_on_top() -> None:
+def test_the_first_three_channels_have_colours_and_the_first_is_on_top() -> None:
     levels = torch.tensor([[0.0], [0.5], [0.0], [1.0]]).expand(1, 4, 9)
     picture = drawn(shrink(levels, 64), torch.tensor([0.0, 1.0]).repeat(4, 1, 1))[0]
     bottom, middle = picture[-1, 5].tolist(), picture[23, 5].tolist()

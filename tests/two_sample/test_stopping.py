@@ -1,4 +1,4 @@
-"""The rules, as functions of what was measured."""
+"""The rules of early stopping as functions of the measured values."""
 
 import math
 from collections.abc import Sequence
@@ -20,21 +20,21 @@ def since_best(losses: Sequence[float]) -> int | None:
 
 @given(LOSSES)
 @settings(max_examples=50)
-def test_it_waits_since_the_lowest_of_pandas_exponential_average(losses: list[float]) -> None:
+def test_the_wait_begins_at_the_lowest_exponential_average(losses: list[float]) -> None:
     losses = [round(loss, 3) for loss in losses]
     average = pd.Series(losses).ewm(alpha=1 - SMOOTHING, adjust=False).mean().round(9)
     assume(average.is_unique)  # rounding decides between equal ones
     assert since_best(losses) == len(losses) - 1 - int(average.argmin())
 
 
-def test_one_low_loss_among_many_does_not_start_the_wait_anew_and_nan_is_no_improvement() -> None:
+def test_the_wait_is_restarted_neither_by_a_single_low_loss_nor_by_nan() -> None:
     assert since_best([0.5, 0.6, 0.7, 0.8, 0.48]) == 4
     assert since_best([0.5, 0.6, 0.7, 0.8, 0.0]) == 0
     assert since_best([1.0, 0.9, math.nan, math.inf]) == 2
     assert since_best([math.nan, math.nan]) is None
     assert since_best([math.nan, 1.0]) == 0
-    assert since_best([0.8, 1.5, math.nan, 0.79]) == 3  # the average goes on
-    assert since_best([1.5, 1.4, 0.3, 1.1, 2.0, 0.5]) == 2  # with a weight of 0.6 it were 3, of 0.8 none
+    assert since_best([0.8, 1.5, math.nan, 0.79]) == 3  # the average skips NaN
+    assert since_best([1.5, 1.4, 0.3, 1.1, 2.0, 0.5]) == 2  # with a weight of 0.6 it would be 3, with 0.8 none
     assert since_best([]) is None
 
 
@@ -50,15 +50,15 @@ def test_one_low_loss_among_many_does_not_start_the_wait_anew_and_nan_is_no_impr
         ([], False),
     ],
 )
-def test_a_loss_confirms_when_it_has_not_improved_and_is_no_spike(losses: list[float], expected: bool) -> None:
+def test_a_loss_confirms_if_it_has_not_improved_and_is_no_spike(losses: list[float], expected: bool) -> None:
     assert confirms(loss_trend(losses), 3) == expected
 
 
-def test_a_trend_has_the_average_now_and_its_lowest() -> None:
+def test_a_trend_has_the_current_and_the_lowest_average() -> None:
     trend = loss_trend([2.0, 1.0, 3.0])
     assert trend is not None
     assert trend[:3] == pytest.approx((0.7 * 1.7 + 0.3 * 3, 1.7, 1))
 
 
-def test_values_in_a_row_are_counted_from_the_last_and_one_at_the_threshold_is_not_above() -> None:
+def test_last_values_above_the_threshold_are_counted() -> None:
     assert [last_above(values, 0.05) for values in ([0.06, 0.06], [0.06, 0.05, 0.06], [0.06, 0.05], [])] == [2, 1, 0, 0]
