@@ -1,4 +1,4 @@
-"""Load a model from a checkpoint file: a plain state_dict or a Lightning checkpoint."""
+"""Load a model from a file with a state_dict or a Lightning checkpoint."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from torch import nn
 
 
 def load_model(path: Path, model: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build a model on the CPU and load the weights of a file into it, a state_dict or a Lightning checkpoint.
+    """Build a model on the CPU, and load weights from a state_dict or a Lightning checkpoint.
 
-    `model` is the class or function that builds it, as `module:name`; its `arguments` take precedence over the
-    `hyper_parameters` of a Lightning checkpoint. It may be a part of the LightningModule that was saved.
+    `model` is `module:name` of the class or function that builds it; its `arguments` take precedence over the
+    `hyper_parameters` of a Lightning checkpoint. The model may be a part of the LightningModule that was saved.
     """
     factory = _find(model)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch has no common class for what its reader raises
+    except Exception as error:  # torch raises many types
         raise ValueError(
-            f"`{path.name}` should be a file of `torch.save` with tensors and plain values alone, as loading anything "
-            f"else could run any code: save `model.state_dict()`, and give that file. {_text(error)}"
+            f"`{path.name}` should be a file of `torch.save` that holds only tensors and plain values, as others could "
+            f"run any code: save `model.state_dict()`, and give that file. {_text(error)}"
         ) from error
     try:
         built: nn.Module = _build(factory, path, checkpoint, arguments or {})
-    except Exception as error:  # whatever the user's class raises
+    except Exception as error:  # from the user's class
         raise ValueError(
-            f"`{path.name}` does not fit `{model}`: give the class that was saved as `--model`, and the arguments that "
-            f"it was made with as `--model-args`, such as '{{\"channels\": 3}}'. {_text(error)}"
+            f"`{path.name}` does not fit `{model}`: give the class that was saved as `--model`, and its arguments as "
+            f"`--model-args`, such as '{{\"channels\": 3}}'. {_text(error)}"
         ) from error
     return built
 
 
 def _find(model: str) -> Callable[..., Any]:
-    place, _, name = model.partition(":")
+    module, _, name = model.partition(":")
     try:
-        factory: Callable[..., Any] = getattr(importlib.import_module(place), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two: no module, a relative one
+        factory: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two for an empty or relative name
         raise ValueError(
             "`--model` should name a class or function that can be imported, as `module:name`, such as "
             f"`torchvision.models:resnet18`. Found `{model}`: {error}."
@@ -62,13 +62,13 @@ def _build(factory: Any, path: Path, checkpoint: Mapping[str, Any], arguments: M
 
 
 def _part(state: Mapping[str, Any], keys: list[str]) -> Mapping[str, Any]:
-    """The model's own tensors: those under `network.` in a LightningModule that has it as `network`."""
+    """Select the model's tensors: those under `network.` if the LightningModule has the model as `network`."""
     prefixes = [key.removesuffix(keys[0]) for key in state if key.endswith(f".{keys[0]}")] if keys else []
     fitting = [prefix for prefix in prefixes if all(prefix + key in state for key in keys)]
     if not fitting or keys[0] in state:
         return state
-    if len({state[prefix + keys[0]].data_ptr() for prefix in fitting}) > 1:  # one part may have two names
-        raise ValueError(f"The file has the model several times, as {fitting}: save the one to look at alone.")
+    if len({state[prefix + keys[0]].data_ptr() for prefix in fitting}) > 1:  # the same tensor may have two names
+        raise ValueError(f"The file holds several such models, {fitting}: save only one of them.")
     return {key: state[fitting[0] + key] for key in keys}
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a probe to look at later: small images, and some maps of each filter."""
+"""Keep small images of a probe, and some maps of each filter, to look at later."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 _PIXELS = 6_000_000  # in all images together; a browser unpacks each to four bytes
 _MAP_SIDE = 8  # longest side of a map (pixels)
-_MAP_BYTES = (1_800_000, 18_000_000)  # for all maps in a page, two values in a byte: at least and at most
-_FILTER_BYTES = 700  # for each filter, between those two
+_MAP_BYTES = (1_800_000, 18_000_000)  # smallest and largest room for all maps in a page, where a byte holds two values
+_FILTER_BYTES = 700  # room for a filter, within these bounds
 _STRIP = 8  # samples with the largest means, and with the smallest
 
 
 class KeptMaps(NamedTuple):
     """Some maps of a layer's filters, on the CPU.
 
-    Of a volume the middle slice is kept. Signals have a height of one, single values a width of one too. The values 0
-    to 255 span the range of the filter's ordinary maps, so that one over-exposed image does not darken all others.
+    Of a volume the middle slice is kept. Signals have a height of one, single values also a width of one. 0 to 255 is
+    the range of the filter's ordinary maps, so that one over-exposed image does not darken all others.
     """
 
     # In order: a filter's outliers, its most and least active samples, then others spread evenly over the probe.
-    samples: Tensor  # whose maps are kept `(F, M)`
+    samples: Tensor  # the samples whose maps are kept `(F, M)`
     maps: Tensor  # uint8 `(F, M, height, width)`
     most: Tensor  # samples with the largest mean of a map `(F, S)`, the largest first
     least: Tensor  # samples with the smallest mean `(F, S)`, the smallest first
 
 
 class Pictures(NamedTuple):
-    """The pictures of a probe."""
+    """The small images and the maps of a probe."""
 
     images: Tensor | None  # uint8 `(N, height, width, channels)`, one or three channels; None if they cannot be drawn
     maps: Mapping[str, KeptMaps]
@@ -47,9 +47,9 @@ class Pictures(NamedTuple):
 def take_pictures(
     layers: Mapping[str, LayerReport], maps: Mapping[str, LayerMaps], inputs: Any, n_filters: int | None = None
 ) -> Pictures:
-    """Keep small pictures of a probe, given as the `inputs` of a model, and of some of its maps.
+    """Keep small images of a probe, the `inputs` of a model, and some of its maps.
 
-    If the layers hold only some of the network's filters, `n_filters` is the number of all; see `join_pictures`.
+    If the layers hold only some of the network's filters, `n_filters` is the number of all.
     """
     if n_filters is None:
         n_filters = sum(len(layer.outliers) for layer in layers.values())
@@ -60,7 +60,7 @@ def take_pictures(
 
 
 def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pictures:
-    """Join the maps of consecutive filters of each layer; the images are drawn again, from `inputs`."""
+    """Join the maps of consecutive filters of each layer, and draw the images again from `inputs`."""
     layers: dict[str, list[KeptMaps]] = {}
     for part in parts:
         for name, kept in part.maps.items():
@@ -71,18 +71,17 @@ def join_pictures(parts: Sequence[Pictures], inputs: Any, n_samples: int) -> Pic
 
 def _images_of(inputs: Any, samples: int) -> Tensor | None:
     """Draw the first tensor that has an image for each sample."""
-    fitting = (
-        given for given in tensors_in(inputs) if 2 <= given.ndim <= 5 and len(given) == samples and given.numel()
+    drawable = (
+        tensor for tensor in tensors_in(inputs) if 2 <= tensor.ndim <= 5 and len(tensor) == samples and tensor.numel()
     )
-    return next(map(probe_images, fitting), None)
+    return next(map(probe_images, drawable), None)
 
 
 def probe_images(inputs: Tensor) -> Tensor:
-    """Draw small pictures of samples: uint8 `(N, height, width, channels)`, on the CPU.
+    """Draw small images of samples: uint8 `(N, height, width, channels)`, on the CPU.
 
-    Images `(N, C, H, W)` look as in `outlier_figure`. Of volumes `(N, C, D, H, W)` the middle slice is drawn, of
-    signals `(N, C, L)` or `(N, L)` curves of up to three channels. Sides are at most 64 pixels, and less of more than
-    about a thousand images.
+    Images are `(N, C, H, W)`. Volumes `(N, C, D, H, W)` become their middle slice, signals `(N, C, L)` or `(N, L)`
+    curves of up to three channels. Sides are at most 64 pixels, and less for more than about a thousand images.
     """
     side = max(1, min(SIDE, math.isqrt(_PIXELS // len(inputs))))
     small = torch.cat([shrink(part, side) for part in torch.split(inputs, 64)])
@@ -91,7 +90,7 @@ def probe_images(inputs: Tensor) -> Tensor:
 
 def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     """Keep as many maps of each filter, out of `(N, F, ...)`, as fit into `room` bytes of a page."""
-    maps = maps.cpu() if maps.device.type == "mps" else maps  # where there are no doubles
+    maps = maps.cpu() if maps.device.type == "mps" else maps  # which has no float64
     count, filters = maps.shape[:2]
     if maps.ndim == 5:
         maps = maps[:, :, maps.shape[2] // 2]
@@ -109,7 +108,7 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
     samples = score.argsort(dim=1, descending=True, stable=True)[:, :size]
     low = _quantile(maps.amin((2, 3)), 0.05)
     high = _quantile(maps.amax((2, 3)), 0.95)
-    # A filter that is silent for nearly all samples has no ordinary range: then 255 is its largest value.
+    # A filter that is zero for nearly all samples has no ordinary range: then 255 is its largest value.
     high = torch.where(high > low, high, maps.amax((1, 2, 3))[:, None, None, None])
     chosen = maps.gather(1, samples[..., None, None].expand(-1, -1, *shape))
     codes = ((chosen - low) / (high - low).clamp_min(1e-30)).clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -120,9 +119,8 @@ def _keep(maps: Tensor, outliers: Tensor, room: int) -> KeptMaps:
 
 def _quantile(values: Tensor, fraction: float) -> Tensor:
     """Return a quantile of each row of `(F, N)`, as `(F, 1, 1, 1)`."""
-    place = 1 + round(fraction * (values.shape[1] - 1))
-    # Not `kthvalue`: on a GPU torch refuses it where algorithms have to be deterministic.
-    return values.sort(1).values[:, place - 1, None, None, None]
+    place = round(fraction * (values.shape[1] - 1))
+    return values.sort(1).values[:, place, None, None, None]  # `kthvalue` fails on a GPU in deterministic mode
 
 
 def even_order(count: int) -> Tensor:

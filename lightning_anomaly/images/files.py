@@ -1,4 +1,4 @@
-"""Images on disk as the command line takes them: an .npz file, or a folder of image files."""
+"""Read images on disk: an .npz file, or a folder of image files."""
 
 from __future__ import annotations
 
@@ -20,31 +20,29 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".
 def open_images(
     path: Path, size: int | None, gray: bool, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> ArrayImages | FolderImages:
-    """Open the images of an .npz file or a folder, whose images get a `size` (pixels), and one channel if `gray`.
+    """Open the images of an .npz file, or of a folder, which become `size` pixels a side, of one channel if `gray`.
 
-    They are normalized by `mean` and `std`, each a number for all channels or one for each.
+    They are normalized by `mean` and `std`, each one number or one per channel.
     """
     if path.is_dir() and size is None:
         raise ValueError(f"`--size` should be given for the folder `{path}`, in pixels: `--size 224`, for example.")
     images = FolderImages(path, size, gray) if path.is_dir() and size else ArrayImages(path)
-    for option, given in (("--mean", mean), ("--std", std)):
-        if given is not None and len(given) not in (1, images.shape[0]):
+    for option, values in (("--mean", mean), ("--std", std)):
+        if values is not None and len(values) not in (1, images.shape[0]):
             raise ValueError(
-                f"`{option}` should have one number, or one for each of the {images.shape[0]} channels. Found {given}."
+                f"`{option}` should have one number, or one for each of the {images.shape[0]} channels. Found {values}."
             )
     images.normalize(mean or [0.0], std or [1.0])
     return images
 
 
 class _Images(Dataset[Tensor]):
-    """Images that are normalized as in training."""
-
-    scaling = "scaled to 0..1"  # what is done to them, in words
+    scaling = "scaled to 0..1"  # described for the user
     _moments: tuple[Tensor, Tensor] | None = None
 
     def normalize(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Subtract a mean from each channel from now on, and divide it by a standard deviation."""
-        if any(mean) or any(own != 1 for own in std):
+        """Subtract the mean of each channel from now on, and divide by its standard deviation."""
+        if any(mean) or any(deviation != 1 for deviation in std):
             self._moments = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
             self.scaling += f", then normalized by the mean {listed(mean)} and the standard deviation {listed(std)}"
         elif "0..1" in self.scaling:
@@ -59,7 +57,7 @@ class _Images(Dataset[Tensor]):
 
 
 class ArrayImages(_Images):
-    """The images of an .npz file, as float32 one by one: those of a large file together take four times its memory."""
+    """The images of an .npz file, made float32 one by one, as all at once would take four times the file's memory."""
 
     labels: None = None
 
@@ -77,11 +75,16 @@ class ArrayImages(_Images):
 
 
 class FolderImages(_Images):
-    """The images in a folder and below it, in the order of their names; a folder in it is a class.
+    """The images in a folder and its subfolders, in the order of their names; each subfolder is a class.
 
-    A `transform` makes a tensor of an image of Pillow's. Without one an image is scaled until it covers a square of
-    `size` pixels a side, and its middle is taken. Attributes are those of torchvision's `ImageFolder`, and the `labels`
-    by name; without a folder in it there are no classes.
+    It has the attributes `root`, `samples` and `targets` of torchvision's `ImageFolder`, and `labels`, the name of each
+    image's class. Without subfolders there are no classes.
+
+    Args:
+        folder: The folder.
+        size: Images are scaled until they cover a square of this side, and cropped to its middle (pixels).
+        gray: Whether images have one channel instead of three.
+        transform: Function that turns a Pillow image into a tensor, instead of scaling and cropping.
     """
 
     def __init__(
@@ -97,11 +100,11 @@ class FolderImages(_Images):
         if not files:
             raise ValueError(f"`{folder.name}` should hold images ({', '.join(sorted(_SUFFIXES))}). Found none.")
         paths = [file.relative_to(folder).parts for file in files]
-        own = [parts[0] if len(parts) > 1 else "" for parts in paths]  # "" of a file beside the classes
-        classes = sorted({*own})
-        self.samples = [(str(file), classes.index(name)) for file, name in zip(files, own, strict=True)]
-        self.labels = own if classes != [""] else None
-        self.targets = [number for _, number in self.samples] if self.labels else []
+        labels = [parts[0] if len(parts) > 1 else "" for parts in paths]  # "" for a file beside the subfolders
+        classes = sorted({*labels})
+        self.samples = [(str(file), classes.index(label)) for file, label in zip(files, labels, strict=True)]
+        self.labels = labels if classes != [""] else None
+        self.targets = [target for _, target in self.samples] if self.labels else []
         self.shape = (1 if gray else 3, size, size)
         self.scaling = f"scaled to {size}x{size} pixels and to 0..1"
 
@@ -119,23 +122,23 @@ class FolderImages(_Images):
 
 
 def probe_positions(images: ArrayImages | FolderImages, count: int) -> range:
-    """Choose the first images, but of a folder some at equal distances, as its first ones would be of a few classes."""
+    """Choose the first images of a file, or evenly spaced ones of a folder, whose first ones are of few classes."""
     return range(0, len(images), -(-len(images) // count) if isinstance(images, FolderImages) else 1)[:count]
 
 
 def _read_image(file: str, mode: str) -> Any:
-    """Read an image as a person sees it: turned as its EXIF data says, and of an animation the first picture."""
+    """Read an image as viewers show it: turned as its EXIF data says, and the first frame of an animation."""
     from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits, of which Pillow would cut all above 255
+        if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
             image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
         return image.convert(mode)
 
 
 def _as_image(array: Any) -> Tensor:
-    """An image as a model takes it `(C, H, W)`."""
+    """Return an image `(C, H, W)` in float32, with bytes scaled to 0..1."""
     if array.dtype != np.uint8:
         return torch.from_numpy(array.astype(np.float32))
     tensor = torch.from_numpy(array).float() / 255
@@ -143,19 +146,19 @@ def _as_image(array: Any) -> Tensor:
 
 
 def _read_array(path: Path) -> Any:
-    """Read `val_images` of a file, else `test_images`, else the only array that it has."""
+    """Read `val_images` from a file, else `test_images`, else its only array."""
     try:
         with np.load(path, allow_pickle=False) as file:
             names = file.files
-            known = [key for key in ("val_images", "test_images") if key in names]
-            key = known[0] if known else names[0] if len(names) == 1 else None
+            only = names[0] if len(names) == 1 else None
+            key = next((name for name in ("val_images", "test_images") if name in names), only)
             array = None if key is None else file[key]
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"`{path.name}` should be an .npz file, as `numpy.savez` writes it: {error}.") from error
     if array is None:
         raise ValueError(f"`{path.name}` should hold `val_images`, `test_images` or one array alone. Found {names}.")
-    integer = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)))
-    if not array.size or not (integer or (array.dtype.kind == "f" and array.ndim == 4)):
+    is_bytes = array.dtype == np.uint8 and (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3)))
+    if not array.size or not (is_bytes or (array.dtype.kind == "f" and array.ndim == 4)):
         raise ValueError(
             f"`{key}` in `{path.name}` should be uint8 of shape (N, H, W) or (N, H, W, 3), or floating-point of shape "
             f"(N, C, H, W), and not empty. Found {array.dtype} of shape {array.shape}."

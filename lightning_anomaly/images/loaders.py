@@ -1,4 +1,4 @@
-"""A user's data loader: which positions it draws, and its items read again by their positions."""
+"""Draw the positions of a user's data loader, and load its items again by their positions."""
 
 from __future__ import annotations
 
@@ -9,98 +9,91 @@ from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from lightning_anomaly.images.random_state import isolated_random_state
 
-BATCH = 64  # items in a batch where nobody says
+BATCH = 64  # images, the default batch size
 
 
 def reread(
     loader: DataLoader[Any], batches: Sequence[list[int]], *, num_workers: int, seed: int = 0
 ) -> DataLoader[Any]:
-    """Load items of a loader's map-style data set as the loader does, without drawing a global random number.
+    """Load these batches of positions as the loader does, without drawing a global random number.
 
-    Worker processes of the data set draw from the seed.
+    Worker processes draw from the seed.
     """
     return DataLoader(
-        loader.dataset,  # itself, as `worker_init_fn` may reach for it
+        loader.dataset,  # no copy, as `worker_init_fn` may refer to it
         batch_sampler=batches,
         collate_fn=loader.collate_fn,
         num_workers=num_workers,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context if num_workers else None,
-        # Without one of its own a DataLoader draws its base seed from the global random numbers.
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(seed),  # without it a DataLoader draws a global random number
     )
 
 
 def batch_size_of(loader: DataLoader[Any]) -> int | None:
-    """Return the number of items in a batch; None where each item is a batch already."""
-    batches = loader.batch_sampler  # one of the user's may have no size
+    """Return the number of items in a batch; None if the loader does not put items into batches."""
+    batches = loader.batch_sampler  # a user's may have no `batch_size`
     return None if batches is None else getattr(batches, "batch_size", None) or BATCH
 
 
 def sampler_of(loader: Any) -> Any:
-    """Find what draws a loader's positions, also within a batch sampler; None if that, or the loader, has none."""
+    """Return the sampler of a loader or of its batch sampler; None if there is none."""
     batches: Any = getattr(loader, "batch_sampler", None)
     return getattr(loader if batches is None else batches, "sampler", None)
 
 
 def drawn_positions(loader: DataLoader[Any]) -> list[int] | None:
-    """Draw the positions of one epoch of all processes, the same ones each time; None if that is not possible.
+    """Draw the positions of one epoch over all processes, the same in each call; None if that fails.
 
-    A copy of the loader's sampler draws them, so that the run draws the same positions as without it.
+    A copy of the sampler draws them, so that the run draws the same positions as before.
     """
     dataset: Any = loader.dataset
     sampler = sampler_of(loader)
     in_batches = sampler is None
     try:
-        # A sampler may hold the data set, which is not to be copied.
-        drawing: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, {id(dataset): dataset})
-        if isinstance(drawing, DistributedSampler):
-            drawing.rank, drawing.num_replicas, drawing.num_samples, drawing.epoch = 0, 1, drawing.total_size, 0
-        if isinstance(getattr(drawing, "generator", None), torch.Generator):
-            drawing.generator = torch.Generator().manual_seed(0)
+        # The sampler may hold the data set, which must not be copied.
+        copied: Any = copy.deepcopy(loader.batch_sampler if in_batches else sampler, {id(dataset): dataset})
+        if isinstance(copied, DistributedSampler):
+            copied.rank, copied.num_replicas, copied.num_samples, copied.epoch = 0, 1, copied.total_size, 0
+        if isinstance(getattr(copied, "generator", None), torch.Generator):
+            copied.generator = torch.Generator().manual_seed(0)
         with isolated_random_state(0):
-            most = max(len(dataset), len(drawing) if hasattr(drawing, "__len__") else 0)  # some never end
-            return [int(one) for one in islice(chain.from_iterable(drawing) if in_batches else drawing, most)]
-    except Exception:  # it cannot be copied, say, or draws something else than positions
+            limit = max(len(dataset), len(copied) if hasattr(copied, "__len__") else 0)  # some samplers never end
+            return [int(position) for position in islice(chain.from_iterable(copied) if in_batches else copied, limit)]
+    except Exception:  # for example, the sampler cannot be copied or draws something other than positions
         return None
 
 
 def first_loader(loaders: Any) -> Any:
-    """Return the first of a Trainer's loaders, which may be one, several or none."""
+    """Return the first of a Trainer's loaders, which may be one loader, several or None."""
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     return next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
 
 
 def unpadded_length(loaders: Any) -> int:
-    """Count the samples of the first of a Trainer's loaders over all processes, without those that come twice.
+    """Count the samples that all processes load, without those that `DistributedSampler` adds to even out processes.
 
-    `DistributedSampler` repeats the first samples at the end, so that all processes have the same number.
+    Without such a sampler the number is unknown: the largest integer.
     """
     sampler = sampler_of(first_loader(loaders))
-    dataset: Any = sampler.dataset if isinstance(sampler, DistributedSampler) else None
-    return sys.maxsize if dataset is None else len(dataset)
+    is_padded = isinstance(sampler, DistributedSampler)
+    return len(sampler.dataset) if is_padded else sys.maxsize
 
 
 def shuffles(loaders: Any) -> bool:
-    """Whether the first of a Trainer's loaders draws its samples at random."""
+    """Return whether the first of a Trainer's loaders draws its samples at random."""
     sampler = sampler_of(first_loader(loaders))
     is_random = isinstance(sampler, (RandomSampler, SubsetRandomSampler, WeightedRandomSampler))
     return bool(getattr(sampler, "shuffle", is_random))
 
 
 def random_sample(positions: Iterable[int], size: int, seed: int) -> list[int]:
-    """Choose some of the positions that a loader draws, the same ones each time; all if there are fewer."""
-    places = sorted({*positions})
-    order = torch.randperm(len(places), device="cpu", generator=torch.Generator().manual_seed(seed))[:size].tolist()
-    return [places[place] for place in order]
+    """Draw up to `size` different positions at random, in random order."""
+    candidates = sorted({*positions})
+    order = torch.randperm(len(candidates), device="cpu", generator=torch.Generator().manual_seed(seed))
+    return [candidates[place] for place in order[:size].tolist()]

@@ -1,4 +1,4 @@
-"""Find images in a batch, and read those of a tensor, a Dataset or a DataLoader by their positions."""
+"""Find images in a batch, and read the images of a tensor, a Dataset or a DataLoader by their positions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lightning_anomaly.checks import check_integer
 from lightning_anomaly.images.loaders import BATCH, batch_size_of, drawn_positions, random_sample, reread
 from lightning_anomaly.images.untouched import Untouched
 
-_ATTEMPTS = 100  # images that may be unreadable before the first that is not
-_BATCHES = 8  # that are worth the start of another process
+_ATTEMPTS = 100  # images to try before none counts as readable
+_BATCHES = 8  # for each worker process, so that it is worth starting
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """Find all tensors in a batch, or in what a model returns, whatever they are kept in."""
+    """Find all tensors in nested mappings, sequences and dataclasses."""
     if isinstance(values, Tensor):
         return [values]
     if isinstance(values, Mapping):
@@ -36,33 +36,33 @@ def tensors_in(values: Any) -> list[Tensor]:
 def first_tensor(batch: Any) -> Tensor | None:
     """Find the input of a model in a batch of tuples, lists, dicts or dataclasses: its first floating-point tensor.
 
-    Images in bytes before it come first, which the model scales itself: the floating-point tensor is their target then.
-    A number for each sample is only taken where no image follows.
+    Images in bytes that come first are taken: the model scales them, and a floating-point tensor after them is their
+    target. A tensor with one number per sample is taken only if no images follow.
     """
-    found = [
+    inputs = [
         tensor
         for tensor in tensors_in(batch)
         if (tensor.ndim >= 3 if tensor.dtype == torch.uint8 else tensor.ndim >= 1 and tensor.is_floating_point())
     ]
-    if found and found[0].ndim < 2:
-        return next((tensor for tensor in found if tensor.ndim > 2), found[0])
-    return found[0] if found else None
+    if inputs and inputs[0].ndim == 1:
+        inputs = [tensor for tensor in inputs if tensor.ndim > 2] or inputs
+    return inputs[0] if inputs else None
 
 
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
-    One batch is in memory at a time. All images are read, in the order of the data set, or a `sample`: a random choice
-    of those that a loader draws, the same for the same seed. Random numbers of a data set are the same at each reading,
-    and its generators and attributes, and those of `owners`, are restored.
+    One batch is in memory at a time. Every reading of a data set draws the same random numbers; its generators and
+    attributes, and those of `owners`, are restored.
 
     Args:
         images: A tensor, a Dataset with a length, or a DataLoader over one.
-        argument: What errors call the images.
+        argument: Name of the images in errors.
         batch_size: Largest number of images in a batch; None takes that of the loader, or 64.
-        sample: Number of images to choose; None takes all.
-        seed: Seed of that choice, and of what a data set draws.
-        convert: Finds the images in a batch of a data set, see `first_tensor`.
+        sample: Number of images to choose at random among those that a loader draws; None takes all images of the data
+            set, in its order.
+        seed: Seed of that choice, and of the random numbers that a data set draws.
+        convert: Function that finds the images in a batch of a data set.
         owners: Objects that `convert` may change.
     """
 
@@ -80,39 +80,39 @@ class ImageSource:
         self.argument, self._seed, self._convert = argument, seed, convert
         self._loader = None if isinstance(images, Tensor) else _loader_of(images, argument)
         self._data: Any = images if self._loader is None else self._loader.dataset
-        if batch_size is not None:
-            self.batch_size = check_integer("batch_size", batch_size, 1)
-        else:
-            self.batch_size = (None if self._loader is None else batch_size_of(self._loader)) or BATCH
+        if batch_size is None:
+            batch_size = (None if self._loader is None else batch_size_of(self._loader)) or BATCH
+        self.batch_size = check_integer("batch_size", batch_size, 1)
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         drawn = None if self._loader is None else drawn_positions(self._loader)
         self.positions: Sequence[int] = range(len(self))
         if sample is not None:
             self.positions = random_sample(self.positions if drawn is None else drawn, sample, seed)
-        elif drawn is not None and len({*drawn}) == len(drawn) < len(self):  # others draw with replacement
+        elif drawn is not None and len({*drawn}) == len(drawn) < len(self):  # not drawn with replacement
             raise ValueError(
                 f"Parameter `{argument}` should be a loader over all images of its data set. Found a sampler that "
                 "leaves some out: give a loader over `Subset(data_set, indices)` instead."
             )
         self._untouched = Untouched(self._data, getattr(self._loader, "collate_fn", None), *owners)
-        self.unreadable: dict[int, str] = {}  # `{position: error}` so far; zeros stand for these images
+        self.unreadable: dict[int, str] = {}  # `{position: error}` of the images read so far; they are read as zeros
         self.shape: tuple[int, ...] = ()
-        first = (next(self.batches([position])) for position in self.positions[:_ATTEMPTS])
-        found = next((images for position, images in first if int(position) not in self.unreadable), None)
-        if found is None:
-            raise ValueError(
-                f"Parameter `{argument}` should hold images that can be read. Of the first {len(self.unreadable)} none "
-                f"can: {next(iter(self.unreadable.values()))}."
-            )
-        self.shape, self.dtype = tuple(found.shape[1:]), found.dtype
+        for position in self.positions[:_ATTEMPTS]:
+            _, image = next(self.batches([position]))
+            if position not in self.unreadable:
+                self.shape, self.dtype = tuple(image.shape[1:]), image.dtype
+                return
+        raise ValueError(
+            f"Parameter `{argument}` should hold images that can be read. Found none among the first "
+            f"{len(self.unreadable)}: {next(iter(self.unreadable.values()))}."
+        )
 
     def __len__(self) -> int:
         return len(self._data)
 
     @cached_property
     def names(self) -> list[str] | None:
-        """The files of the images, see `file_names`."""
+        """The file names of the images, see `file_names`."""
         return file_names(self._data)
 
     @cached_property
@@ -122,37 +122,37 @@ class ImageSource:
 
     @cached_property
     def classes(self) -> list[int] | None:
-        """The class of each image; None if a data set has no `targets` that are integers."""
+        """The class of each image; None if the data set has no `targets` that are integers."""
         targets = _column(self._data, "targets")
-        return targets if targets is not None and all(isinstance(one, int) for one in targets) else None
+        return targets if targets is not None and all(isinstance(target, int) for target in targets) else None
 
     @property
     def nbytes(self) -> int:
-        """Memory that all images would take if they were kept (bytes); 0 for a tensor, which is in memory."""
+        """Memory for all images at once (bytes); 0 for a tensor, which is in memory already."""
         return 0 if self._loader is None else len(self.positions) * math.prod(self.shape) * self.dtype.itemsize
 
     def readable(self) -> Iterator[Tensor]:
-        """Read all images, batch by batch `(n, ...)`, without those that cannot be read."""
+        """Read all images, batch by batch `(n, ...)`, without the unreadable ones."""
         for positions, images in self.batches(self.positions):
-            known = [place for place, position in enumerate(positions.tolist()) if position not in self.unreadable]
-            if known:
-                yield images if len(known) == len(images) else images[known]
+            readable = [position not in self.unreadable for position in positions.tolist()]
+            if any(readable):
+                yield images if all(readable) else images[readable]
 
-    def notes(self, count: int | None = None) -> dict[str, str]:
-        """Note which images could not be read, of `count` or of all."""
+    def notes(self) -> dict[str, str]:
+        """Note which images could not be read."""
         if not self.unreadable:
             return {}
         first = min(self.unreadable)
         return {
-            f"unreadable {self.argument}": f"{len(self.unreadable)} of the {count or len(self.positions)} images in "
+            f"unreadable {self.argument}": f"{len(self.unreadable)} of the {len(self.positions)} images in "
             f"`{self.argument}` cannot be read, the first at position {first} ({self.unreadable[first]}): they are "
             "left out."
         }
 
     def batches(self, positions: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Read the images at some positions, in batches of nearly equal size: which `(n,)`, and the images `(n, ...)`.
+        """Read the images at some positions: yield positions `(n,)` and images `(n, ...)`.
 
-        One image alone is no batch for a model that squeezes.
+        Batches have nearly equal sizes, as a last batch of one image would break models that squeeze.
         """
         if not len(positions):
             return
@@ -166,27 +166,28 @@ class ImageSource:
         for number, chunk in enumerate(chunks):
             with self._untouched.reading(self._seed, number):
                 try:
-                    batch = next(batches)  # may go on after an error
+                    batch = next(batches)  # goes on after an error
                 except Exception as error:  # whatever the data set raises
-                    error.__traceback__ = None  # it would keep the loader's workers alive
+                    error.__traceback__ = None  # it would keep the worker processes alive
                     images = torch.cat([self._read_alone(position) for position in chunk.tolist()])
                 else:
                     images = self._images_of(batch, len(chunk))
             yield chunk, images
 
     def _read_alone(self, position: int) -> Tensor:
-        """Read one image of a batch that could not be read `(1, ...)`."""
+        """Read one image `(1, ...)` of a batch that could not be read."""
         assert self._loader is not None
         try:
             batch = next(iter(reread(self._loader, [[position]], num_workers=0)))
         except Exception as error:
-            kind = type(error).__name__  # alone where the text has what Python shows of an object, `<_io.Buffered...>`
+            kind = type(error).__name__
+            # A text with `<` shows an object, `<_io.BufferedReader ...>`, which means nothing to a reader.
             self.unreadable[position] = kind if "<" in str(error) else f"{kind}: {error}"
             return torch.zeros(1, *self.shape, device="cpu")
         return self._images_of(batch, 1).cpu()
 
     def _images_of(self, batch: Any, count: int) -> Tensor:
-        """Return the images in a batch of so many items, or raise ValueError."""
+        """Return the images in a batch of `count` items, or raise ValueError."""
         images = self._convert(batch)
         if images is None:
             found = getattr(batch, "dtype", type(batch).__name__)
@@ -203,14 +204,14 @@ class ImageSource:
 
 
 def holder(dataset: Any, attribute: str) -> Any:
-    """Return the data set, or the one that it is a subset of, that has an attribute; None if none has it."""
+    """Return the data set with an attribute: this one or the one that it is a subset of; None if neither has it."""
     while dataset is not None and not hasattr(dataset, attribute):
         dataset = getattr(dataset, "dataset", None)
     return dataset
 
 
 def file_names(dataset: Any) -> list[str] | None:
-    """Return the files of a data set's images, below its `root`; None if it has no `samples` that name them."""
+    """Return the file of each image relative to the data set's `root`; None without `samples` that name files."""
     samples = _column(dataset, "samples")
     if samples is None or not all(isinstance(sample, tuple) and isinstance(sample[0], str) for sample in samples):
         return None
@@ -219,15 +220,15 @@ def file_names(dataset: Any) -> list[str] | None:
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
-    """Return the names of a data set's classes, its `classes`; none if it has no such attribute."""
+    """Return the names in a data set's `classes`; none if it has no such attribute."""
     return tuple(map(str, getattr(holder(dataset, "classes"), "classes", None) or ()))
 
 
 def _column(dataset: Any, name: str) -> list[Any] | None:
-    """Return an attribute of a data set, or of the one that it is a subset of, with a value for each item."""
+    """Return an attribute with a value for each item, of a data set or of the one that it is a subset of."""
     if isinstance(dataset, Subset):
-        whole = _column(dataset.dataset, name)
-        return None if whole is None else [whole[index] for index in dataset.indices]
+        column = _column(dataset.dataset, name)
+        return None if column is None else [column[index] for index in dataset.indices]
     values = getattr(dataset, name, None)
     if not isinstance(values, (list, Tensor)) or len(values) != len(dataset):
         return None

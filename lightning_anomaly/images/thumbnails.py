@@ -1,4 +1,4 @@
-"""Draw samples of whatever kind as small pictures."""
+"""Draw samples of any kind as small images."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SIDE = 64  # longest side of an image (pixels)
+SIDE = 64  # longest side of a small image (pixels)
 KEPT = 256  # images of an `OutlierReport`, at most
-_CURVE = (48, 64)  # height and width of a signal's picture (pixels)
+_CURVE = (48, 64)  # height and width of a drawn signal (pixels)
 _CURVE_COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115))  # Okabe and Ito's, for up to three channels
 
 
 def shrink(samples: Tensor, side: int) -> Tensor:
-    """Images, volumes or signals, see `probe_images`, as `drawn` takes them, on the CPU.
+    """Reduce images, volumes or signals, see `probe_images`, to what `drawn` needs, on the CPU.
 
-    These are images `(N, C, H, W)` with one or three channels and sides of at most `side` pixels, or signals
-    `(N, C, L)` with one to three, of which long ones are the largest and the smallest value in each column.
+    Images and the middle slices of volumes become `(N, C, H, W)` with one or three channels and sides of at most `side`
+    pixels. Signals become `(N, C, L)` with up to three channels; of a long one the extremes of each column remain.
     """
     samples = samples.detach()
     if not samples.is_floating_point() and samples.dtype != torch.uint8:
         samples = samples.float()
     if samples.ndim < 4:
-        return _bounds(samples.reshape(len(samples), -1, samples.shape[-1])[:, : len(_CURVE_COLOURS)]).cpu()
+        return _extremes(samples.reshape(len(samples), -1, samples.shape[-1])[:, : len(_CURVE_COLOURS)]).cpu()
     if samples.ndim == 5:
         samples = samples[:, :, samples.shape[2] // 2]
     if samples.shape[1] != 3:
@@ -38,21 +38,21 @@ def shrink(samples: Tensor, side: int) -> Tensor:
 
 
 def drawn(samples: Tensor, ordinary: Tensor) -> Tensor:
-    """What `shrink` gave as uint8 images `(N, height, width, channels)`, scaled to the range of `ordinary` samples."""
+    """Draw results of `shrink` as uint8 `(N, height, width, channels)`, scaled to the range of `ordinary` samples."""
     return displayed(samples, ordinary) if samples.ndim == 4 else _curves(samples, ordinary)
 
 
 def displayed(images: Tensor, ordinary: Tensor) -> Tensor:
-    """Images `(n, C, H, W)` as uint8 `(n, H, W, C)` with one or three channels, scaled as `outlier_figure` says.
+    """Convert images `(n, C, H, W)` to uint8 `(n, H, W, C)` with one or three channels.
 
-    From black to white goes the range of `ordinary` images, of the same channels and type.
+    Black to white is the range of `ordinary` images, which have the same channels and type; bytes stay as they are.
     """
     shown, ordinary = images.detach().cpu(), ordinary.detach()
     if images.shape[1] != 3:
         shown, ordinary = shown[:, :1], ordinary[:, :1]
     if images.dtype != torch.uint8:
         pixels = ordinary.flatten(2)
-        # Half a tenth of the images at either end may be out of the ordinary.
+        # Quantiles, as up to 5% of the images may be too dark, and up to 5% too bright.
         low = pixels.amin(2).float().cpu().nanquantile(0.05, dim=0)[:, None, None]
         high = pixels.amax(2).float().cpu().nanquantile(0.95, dim=0)[:, None, None]
         scaled = (shown.float() - low) / (high - low).clamp_min(1e-12)
@@ -60,21 +60,22 @@ def displayed(images: Tensor, ordinary: Tensor) -> Tensor:
     return shown.permute(0, 2, 3, 1)
 
 
-def _bounds(signals: Tensor) -> Tensor:
-    """Signals `(N, C, L)` without what no picture of them shows."""
+def _extremes(signals: Tensor) -> Tensor:
+    """Reduce signals `(N, C, L)` to the largest and the smallest value in each column of pixels, if they are longer."""
     width = _CURVE[1]
     if signals.shape[2] <= 2 * width:
         return signals
     finite = signals.float().nan_to_num(math.nan, math.nan, math.nan)
-    bounds = [functional.adaptive_max_pool1d(side.nan_to_num(-math.inf), width) for side in (finite, -finite)]
-    return torch.stack([bounds[0], -bounds[1]], 3).flatten(2)  # infinite where no value is finite
+    largest = functional.adaptive_max_pool1d(finite.nan_to_num(-math.inf), width)
+    smallest = -functional.adaptive_max_pool1d((-finite).nan_to_num(-math.inf), width)
+    return torch.stack([largest, smallest], 3).flatten(2)  # infinite where no value is finite
 
 
 def _curves(signals: Tensor, ordinary: Tensor) -> Tensor:
-    """Drawings `(N, height, width, 3)` of signals `(N, C, L)`; all have one scale, that of ordinary signals."""
+    """Draw signals `(N, C, L)` as `(N, height, width, 3)`, all on one scale, that of ordinary signals."""
     height, width = _CURVE
-    finite, known = (values.float().nan_to_num(math.nan, math.nan, math.nan) for values in (signals, ordinary))
-    low, high = known.amin((1, 2)).nanquantile(0.05), known.amax((1, 2)).nanquantile(0.95)
+    finite, ordinary = (values.float().nan_to_num(math.nan, math.nan, math.nan) for values in (signals, ordinary))
+    low, high = ordinary.amin((1, 2)).nanquantile(0.05), ordinary.amax((1, 2)).nanquantile(0.95)
     rows = ((finite - low) / (high - low).clamp_min(1e-12)).nan_to_num(0.5).clamp(0, 1) * (height - 1)
     if rows.shape[2] < width:
         rows = functional.interpolate(rows, width, mode="linear", align_corners=True)
@@ -84,16 +85,16 @@ def _curves(signals: Tensor, ordinary: Tensor) -> Tensor:
         torch.maximum(top[..., 1:], bottom[..., :-1]),
         torch.minimum(bottom[..., 1:], top[..., :-1]),
     )
-    drawn = signals.new_full((len(signals), height, width, 3), 255, dtype=torch.uint8)
+    images = signals.new_full((len(signals), height, width, 3), 255, dtype=torch.uint8)
     ruler = torch.arange(height - 1, -1, -1, device=signals.device)[:, None]
     for channel in reversed(range(rows.shape[1])):
         inside = (ruler >= bottom[:, channel, None].round()) & (ruler <= top[:, channel, None].round())
-        drawn[inside] = drawn.new_tensor(_CURVE_COLOURS[channel])
-    return drawn
+        images[inside] = images.new_tensor(_CURVE_COLOURS[channel])
+    return images
 
 
 def check_images(images: Any, n_samples: int, dimensions: tuple[int, ...]) -> None:
-    """Raise ValueError unless `images` has an image for each of N samples and one of the numbers of dimensions."""
+    """Raise ValueError unless `images` has an image for each of `n_samples` and one of these numbers of dimensions."""
     found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
     if isinstance(found, str) or len(found) not in dimensions or found[0] != n_samples or 0 in found:
         raise ValueError(

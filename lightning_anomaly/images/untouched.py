@@ -1,4 +1,4 @@
-"""Give back what reading images changes in a user's objects: random generators and attributes."""
+"""Restore what reading images changes in a user's objects: random generators and attributes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.utils.data import Dataset
 
 from lightning_anomaly.images.random_state import isolated_random_state
 
-_LARGE = 1000  # entries of a container that holds data, such as the names of files, and no state
+_LARGE = 1000  # entries; larger containers hold data, such as file names, and no generators
 _LEAVES = (type, ModuleType, Tensor, np.ndarray, str, bytes, int, float, random.SystemRandom)
-_GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
-    np.random.Generator: (lambda one: one.bit_generator.state, lambda one, to: setattr(one.bit_generator, "state", to)),
-    np.random.RandomState: (lambda one: one.get_state(legacy=False), lambda one, to: one.set_state(to)),
+_STATES: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {  # how to get and how to set them
+    np.random.Generator: (lambda rng: rng.bit_generator.state, lambda rng, to: setattr(rng.bit_generator, "state", to)),
+    np.random.RandomState: (lambda rng: rng.get_state(legacy=False), lambda rng, to: rng.set_state(to)),
     random.Random: (random.Random.getstate, random.Random.setstate),
     torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
 }
@@ -29,34 +29,37 @@ _GENERATORS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] 
 class Untouched:
     """Restores the attributes of objects, and every random generator that they can reach, also in closures.
 
-    A deep copy of a data set would take its memory and fail for open files and locks; another process fails for data on
-    a GPU. Both miss a generator that a function finds elsewhere.
+    A deep copy of a data set would double its memory and fail for open files and locks; another process would fail for
+    data on a GPU. Both would miss generators that a function finds elsewhere.
     """
 
     def __init__(self, *owners: Any) -> None:
         roots = [*owners, *(owner.__self__ for owner in owners if isinstance(owner, MethodType))]
-        reached, known = _reachable(roots), {*map(id, roots)}
-        holders = (one for one in reached if id(one) in known or issubclass(type(one), Dataset))
-        self._owners = [one for one in holders if hasattr(one, "__dict__")]
+        root_ids, reachable = {*map(id, roots)}, _reachable(roots)
+        holders = (value for value in reachable if id(value) in root_ids or issubclass(type(value), Dataset))
+        self._owners = [holder for holder in holders if hasattr(holder, "__dict__")]
         self._generators = [
-            (one, *access) for one in reached for kind, access in _GENERATORS.items() if issubclass(type(one), kind)
+            (value, *access) for value in reachable for kind, access in _STATES.items() if issubclass(type(value), kind)
         ]
-        self._states: list[Any] = []  # of the generators, where the last batch has left them
+        self._states: list[Any] = []  # of the generators after the last batch
 
     @contextmanager
     def reading(self, seed: int, number: int) -> Iterator[None]:
-        """Read a batch inside, with global random numbers from a seed; from number 1 on generators continue."""
-        live = [get(one) for one, get, _ in self._generators]
+        """Restore all objects after batch `number`, in which generators go on from the batch before it.
+
+        Global random numbers start from the seed and the number.
+        """
+        states = [get_state(generator) for generator, get_state, _ in self._generators]
         attributes = [dict(vars(owner)) for owner in self._owners]
-        for (one, _, put), state in zip(self._generators, self._states if number else live, strict=True):
-            put(one, state)
+        for (generator, _, set_state), state in zip(self._generators, self._states if number else states, strict=True):
+            set_state(generator, state)
         try:
             with isolated_random_state((seed + number) % 2**32):
                 yield
         finally:
-            self._states = [get(one) for one, get, _ in self._generators]
-            for (one, _, put), state in zip(self._generators, live, strict=True):
-                put(one, state)
+            self._states = [get_state(generator) for generator, get_state, _ in self._generators]
+            for (generator, _, set_state), state in zip(self._generators, states, strict=True):
+                set_state(generator, state)
             for owner, before in zip(self._owners, attributes, strict=True):
                 for name in vars(owner).keys() - before.keys():
                     del vars(owner)[name]
@@ -64,20 +67,19 @@ class Untouched:
 
 
 def _reachable(roots: Iterable[Any]) -> list[Any]:
-    """Find what objects hold, and what their functions find in closures and by names of their modules."""
+    """Find all objects that the roots hold, and that their functions use from closures and modules."""
     seen: dict[int, Any] = {}
     queue = [*roots]
     while queue:
-        one = queue.pop()
-        if id(one) in seen or issubclass(type(one), _LEAVES):
+        value = queue.pop()
+        if id(value) in seen or issubclass(type(value), _LEAVES):
             continue
-        seen[id(one)] = one
-        if type(one) is FunctionType:  # not `isinstance`, which asks an object for its class, and some warn then
-            names = [name for name in one.__code__.co_names if name in one.__globals__]
-            queue += [one.__globals__[name] for name in names]
-            queue += [*(one.__closure__ or ()), *(one.__defaults__ or ())]
-        elif not (issubclass(type(one), (list, tuple, dict, set)) and len(one) > _LARGE):
-            # Not by `getattr`: a mock makes a new mock for each attribute that is asked for, without end.
-            methods = (vars(kind).get(name) for kind in type(one).__mro__ for name in ("__getitem__", "__call__"))
-            queue += [*gc.get_referents(one), *(method for method in methods if isinstance(method, FunctionType))]
+        seen[id(value)] = value
+        if type(value) is FunctionType:  # `isinstance` would read `__class__`, and some objects warn then
+            queue += [value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__]
+            queue += [*(value.__closure__ or ()), *(value.__defaults__ or ())]
+        elif not (issubclass(type(value), (list, tuple, dict, set)) and len(value) > _LARGE):
+            # `getattr` would let a mock make a new mock for each attribute, without end.
+            methods = (vars(kind).get(name) for kind in type(value).__mro__ for name in ("__getitem__", "__call__"))
+            queue += [*gc.get_referents(value), *(method for method in methods if isinstance(method, FunctionType))]
     return [*seen.values()]
