@@ -1,1 +1,1 @@
-"""From a model to maps: which layers, hooks on and off, what is kept, and a model run on a probe."""
+"""From a model to maps: its layers, hooks on them, and a run on a probe."""

@@ -1,4 +1,4 @@
-"""The compiled part of `map_statistics`: each map is read while it lies in the cache."""
+"""Compiled loops of `map_statistics`, which read each map while it is in the cache."""
 
 from __future__ import annotations
 
@@ -14,35 +14,33 @@ from lightning_anomaly.numba_jit import compile_loop
 from lightning_anomaly.threads import torch_in_threads
 
 _Floats = npt.NDArray[np.floating[Any]]
-_Doubles = npt.NDArray[np.float64]
-_VALUES = 2**19  # in each part of the maps, which are worth the start of a thread
 _Integers = npt.NDArray[np.signedinteger[Any]]
+_Grid = tuple[_Integers, npt.NDArray[np.float64], int, int]
+_VALUES = 2**19  # for each thread to take at a time, so that it is worth starting
 
 
 def five_numbers(maps: Tensor, windows: Sequence[int]) -> Tensor:
-    """Compute what `map_statistics` gives `(N, F, 5)`, of maps `(N, F, ...)` on the CPU in float32 or float64.
+    """Compute `map_statistics` `(N, F, 5)` of maps `(N, F, ...)` on the CPU in float32 or float64.
 
-    `windows` are the sides of those by which they are pooled.
+    `windows` are the sides of the windows in which maps are pooled.
     """
-    places = np.zeros(1, np.int64)  # in which cell of the pooled map each pixel lies
+    cells = np.zeros(1, np.int64)  # the cell of the pooled map in which each pixel lies
     for size, window in zip(maps.shape[2:], windows, strict=True):
-        places = (places[:, None] * -(-size // window) + np.arange(size) // window).ravel()
+        cells = (cells[:, None] * -(-size // window) + np.arange(size) // window).ravel()
     width, window = (maps.shape[-1], windows[-1]) if windows else (1, 1)
-    found = torch.empty(*maps.shape[:2], 5, dtype=maps.dtype, device="cpu")
-    values, numbers = maps.contiguous().view(-1, len(places)).numpy(), found.view(-1, 5).numpy()
+    grid = cells[::width] // -(-width // window), np.bincount(cells).astype(np.float64), width, window
+    result = torch.empty(*maps.shape[:2], 5, dtype=maps.dtype, device="cpu")
+    values, numbers = maps.contiguous().view(-1, len(cells)).numpy(), result.view(-1, 5).numpy()
     integer = np.int32 if values.dtype == np.float32 else np.int64
-    largest = np.iinfo(integer)
-    shape = places[::width] // -(-width // window), np.bincount(places).astype(np.float64), width, window
-    order = integer(largest.max), integer(largest.bits - 1)
 
     def describe(first: int) -> None:
         part, described = values[first : first + size], numbers[first : first + size]
-        _describe(part, part.view(integer), *shape, *order, described, described.view(integer))
+        _describe(part, part.view(integer), grid, described, described.view(integer))
 
-    size = max(1, _VALUES // len(places))
+    size = max(1, _VALUES // len(cells))
     for _ in torch_in_threads(describe, range(0, len(values), size), maps.device):
         pass
-    return found
+    return result
 
 
 @compile_loop(fastmath={"contract", "reassoc"}, error_model="numpy")
@@ -56,8 +54,12 @@ def _deviation(values: _Floats, mean: float) -> float:
 
 
 @compile_loop()
-def _extremes(bits: _Integers, most: int, shift: int) -> tuple[int, int]:
-    """The largest and the smallest, as integers in the same order, which vector code can compare; NaN is beyond all."""
+def _extremes(bits: _Integers) -> tuple[int, int]:
+    """Find the largest and the smallest float by its bits: as integers in the same order, for vector instructions.
+
+    NaN is beyond all numbers.
+    """
+    most, shift = np.iinfo(bits.dtype).max, bits.itemsize * 8 - 1
     first = bits[0] ^ ((bits[0] >> shift) & most)
     largest, smallest = first, first
     for i in range(bits.size):
@@ -68,22 +70,13 @@ def _extremes(bits: _Integers, most: int, shift: int) -> tuple[int, int]:
 
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
-def _describe(
-    maps: _Floats,
-    bits: _Integers,
-    rows: _Integers,
-    counts: _Doubles,
-    width: int,
-    window: int,
-    most: int,
-    shift: int,
-    found: _Floats,
-    found_bits: _Integers,
-) -> None:
-    """Fill in the five numbers of maps `(M, P)`, whose bits are given as well, for integers to compare.
+def _describe(maps: _Floats, bits: _Integers, grid: _Grid, numbers: _Floats, number_bits: _Integers) -> None:
+    """Fill in the five numbers `(M, 5)` of maps `(M, P)`; both are given as integers too, by their bits.
 
-    Each of the rows of `width` pixels is in one of the `rows` of the pooled map, whose cells hold `counts` pixels.
+    The grid is the row of the pooled map in which each row of pixels lies, the number of pixels in each of its cells,
+    the width of a map and that of a window.
     """
+    rows, counts, width, window = grid
     cells = np.empty(counts.size)
     sums = np.empty((rows.max() + 1, width))
     for m in range(len(maps)):
@@ -109,7 +102,7 @@ def _describe(
                     cell += 1
         mean = total / x.size
         deviation = _deviation(x, mean)
-        found[m, 0] = mean
-        found[m, 1] = deviation
-        found_bits[m, 2], found_bits[m, 3] = _extremes(bits[m], most, shift)
-        found[m, 4] = deviation if counts.size == x.size else _deviation(cells, cells.mean())
+        numbers[m, 0] = mean
+        numbers[m, 1] = deviation
+        number_bits[m, 2], number_bits[m, 3] = _extremes(bits[m])
+        numbers[m, 4] = deviation if counts.size == x.size else _deviation(cells, cells.mean())

@@ -1,4 +1,4 @@
-"""Hooks that take maps out of a model while it runs, evaluation mode, and compiled models run eagerly."""
+"""Take maps out of a model by hooks while it runs, in evaluation mode and without compiled graphs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PIECE = 2**22  # values pooled at a time, 16 MiB in float32
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own flag and the global random state are restored at the end."""
+    """Switch a model to evaluation mode; restore the flag of each module and the global random state at the end."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:  # not `model.eval()`, which a model may override
@@ -38,18 +38,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 _eager_lock = threading.Lock()
-_eager_users = 0
+_eager_users = 0  # counted, as nested stances that exit out of order would restore the wrong one
 _eager_stance = ExitStack()
 
 
 @contextmanager
 def compiled_models_eager() -> Iterator[None]:
-    """Run compiled models eagerly inside, as they ignore hooks that were added later.
-
-    Reference-counted: nested stances that exit out of order would restore the wrong one.
-    """
+    """Run compiled models eagerly inside, as they ignore hooks that were added after their compilation."""
     global _eager_users
-    if "torch._dynamo" not in sys.modules:  # then there is no compiled model
+    if "torch._dynamo" not in sys.modules:  # no model is compiled
         yield
         return
     with _eager_lock:
@@ -69,12 +66,11 @@ def compiled_models_eager() -> Iterator[None]:
 class MapCapture:
     """Takes the maps of chosen layers out of a model while it runs.
 
-    Use it as a context manager around a forward pass, or call `attach` and `remove` from two places; the maps of
-    several passes add up, until `limit` samples were seen. Hooks are only on the model in between. If a layer is called
-    several times in one pass, its first call counts.
+    Use it as a context manager around each forward pass, or call `attach` before and `remove` after it. The maps of all
+    passes are joined, up to `limit` samples. Only the first call of a layer in a pass counts.
 
-    Of maps `(n, F, ...)` the result of `summary` is kept; without one, pooled maps, their sparsity, and statistics
-    from before they are rectified.
+    Maps `(n, F, ...)` are reduced by `summary`. Without it, pooled maps, their sparsity and their statistics before
+    rectification are taken.
     """
 
     layers: dict[str, nn.Module]  # by name
@@ -83,23 +79,23 @@ class MapCapture:
     rectify: bool = True  # before pooling
     max_map_side: int = 8  # see `pool_maps`
     summary: Callable[[Tensor], Tensor] | None = None
-    model: InitVar[nn.Module | None] = None  # if its samples are to be described too, see `SampleCapture`
+    model: InitVar[nn.Module | None] = None  # describes its samples too, see `SampleCapture`
 
     def __post_init__(self, model: nn.Module | None) -> None:
         self.samples = SampleCapture(model, self.limit)
         self._hooks = ExitStack()
-        self._called: dict[str, int] = {}  # in this pass, and how many maps they gave
-        self._given: Counter[str] = Counter()  # maps in all passes, also those beyond the limit
+        self._called: dict[str, int] = {}  # number of maps of each layer called in this pass
+        self._totals: Counter[str] = Counter()  # number of maps in all passes, also beyond the limit
         self._samples = 0  # in all passes
         self.maps = {name: LayerMaps() for name in self.layers}
 
     @property
     def full(self) -> bool:
-        """Whether `limit` samples were seen, so that another pass is not needed."""
+        """Whether `limit` samples were seen."""
         return self._samples >= self.limit
 
     def attach(self) -> None:
-        """Put the hooks on. `remove` must follow, also after an exception."""
+        """Put the hooks on the model. `remove` must follow, also after an exception."""
         self.remove()
         with ExitStack() as hooks:
             hooks.enter_context(compiled_models_eager())
@@ -113,22 +109,22 @@ class MapCapture:
     def remove(self) -> None:
         """Take the hooks off; a second call does nothing.
 
-        If there is a limit, the pass has as many samples as most layers gave maps. A layer that has given another
-        number by now, of frames or regions, or as some passes leave it out, cannot be told apart once all are at the
-        limit, so its `problem` is set here.
+        The number of samples in a pass is the number of maps that most layers gave. A layer that gave another number,
+        of frames or regions or because some passes skip it, looks like the others once all are at the limit, so its
+        `problem` is set here.
         """
         self._hooks.close()
         counts = Counter(count for count in self._called.values() if count)
-        self._given.update(self._called)
+        self._totals.update(self._called)
         self._called.clear()
         count = counts.most_common(1)[0][0] if counts else 0
         self.samples.end_pass(count)
         if counts and self.limit < sys.maxsize:
             self._samples += count
             for name, layer in self.maps.items():
-                given = self._given[name]
-                if given not in (0, self._samples) and layer.problem is None:
-                    layer.problem = Note("it gave {} maps where most layers gave {}", given, self._samples)
+                total = self._totals[name]
+                if total not in (0, self._samples) and layer.problem is None:
+                    layer.problem = Note("it gave {} maps where most layers gave {}", total, self._samples)
 
     def __enter__(self) -> MapCapture:
         self.attach()
@@ -153,19 +149,19 @@ class MapCapture:
         if not len(maps):
             return
         dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
-        # In pieces, so that what is made of a large output on the way is small.
+        # In pieces, so that a large output needs little more memory.
         for piece in torch.split(maps, max(1, _PIECE // output[0].numel())):
             values = piece.to(dtype)
             if self.summary is None:
                 statistics = map_statistics(values)
                 keep_rows(layer.statistics, statistics, room)
-                # Three times as fast as to sum booleans, and exact: a piece has fewer values than float32 can count.
+                # Three times as fast as a sum of booleans, and exact: float32 can count the values of a piece.
                 zeros = (values <= 0).to(dtype).sum((0, *range(2, values.ndim))).long()
                 if self.rectify:
                     values = values.clamp(min=0)
-                    no_silence = statistics[..., SMALLEST] == -torch.inf
-                    if no_silence.any():
-                        values[no_silence] = torch.nan
+                    infinite = statistics[..., SMALLEST] == -torch.inf  # which would become 0
+                    if infinite.any():
+                        values[infinite] = torch.nan
                 layer.zeros = zeros if layer.zeros is None else layer.zeros + zeros
                 keep_rows(layer.batches, pool_maps(values, self.max_map_side), room)
             else:
@@ -174,7 +170,7 @@ class MapCapture:
 
 
 def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Callable[..., None]:
-    """Keep an exception of a hook as the owner's `problem`, so that it does not break the forward pass."""
+    """Turn an exception in a hook into the owner's `problem`, so that the forward pass goes on."""
 
     def hook(*args: Any) -> None:
         try:
@@ -186,7 +182,7 @@ def _guarded(owner: LayerMaps | SampleCapture, take: Callable[..., None]) -> Cal
 
 
 def _problem(layer: LayerMaps, module: nn.Module, output: Any) -> str | None:
-    """Why the output of a layer cannot be taken beside what is there of it; None if it can."""
+    """Return why the output of a layer is no map, or does not fit to those before it; None if it is and does."""
     if not isinstance(output, Tensor):
         return f"its output is a {type(output).__name__}, not a tensor"
     axes = len(module.kernel_size) if isinstance(module, CONVOLUTIONS) else None

@@ -1,4 +1,4 @@
-"""The layers of a model that have feature maps, and their names."""
+"""Choose the layers of a model that have feature maps, by name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 from lightning_anomaly.checks import check_names
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_WRAPPERS = ("_orig_mod", "_forward_module")  # what torch.compile and Fabric call a model that they wrap
+_WRAPPERS = ("_orig_mod", "_forward_module")  # names that torch.compile and Fabric add
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """Name the layers of a model as without `torch.compile` and Fabric; a parametrization is no layer."""
+    """Return the modules of a model by their names without `torch.compile` and Fabric, except parametrizations."""
     if not isinstance(model, nn.Module):
         found = repr(model) if isinstance(model, (str, type)) else f"a {type(model).__name__}"
         raise ValueError(
@@ -30,15 +30,11 @@ def _clean_name(name: str) -> str:
 
 
 def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Module]:
-    """Choose the layers to watch: modules by name, in the order of `layers` or of the model.
+    """Choose the layers to watch, in the order of `layers` or of the model; their outputs are `(N, F, ...)`.
 
-    The output of a layer has shape `(N, F, ...)`. None takes every convolution, lazy and transposed ones included, that
-    accepts hooks (layers of a ScriptModule do not); there may be none.
+    None takes every convolution, also lazy and transposed ones, but not those of a ScriptModule, which accept no hooks.
     """
-    modules = modules_by_name(model)
-    convolutions: dict[str, nn.Module] = {
-        name: module for name, module in modules.items() if isinstance(module, CONVOLUTIONS)
-    }
+    convolutions = _modules_of_type(model, CONVOLUTIONS)
     names = check_names("layers", layers, "layer names")
     if names is None:
         return convolutions
@@ -47,19 +43,23 @@ def select_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     unknown = [name for name in names if name not in by_all_names]
     if unknown:
         raise ValueError(
-            f"Parameter `layers` should name layers of the model. Found {unknown}, "
-            f"but its convolutions are {list(convolutions)}."
+            f"Parameter `layers` should name layers of the model. Found {unknown}; "
+            f"its convolutions are {list(convolutions)}."
         )
     return {name: by_all_names[name] for name in names}
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Choose the linear layers, whatever the shape of their output."""
-    return {name: module for name, module in modules_by_name(model).items() if isinstance(module, nn.Linear)}
+    """Choose all linear layers."""
+    return _modules_of_type(model, (nn.Linear,))
+
+
+def _modules_of_type(model: nn.Module, types: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    return {name: module for name, module in modules_by_name(model).items() if isinstance(module, types)}
 
 
 def unseen_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, str]:
-    """Make a note where `select_layers` takes every convolution, and none is there or some are scripted."""
+    """Note that the model has no convolutions or scripted ones, unless `layers` are named."""
     if layers is not None:
         return {}
     scripted = [

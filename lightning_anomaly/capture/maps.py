@@ -1,4 +1,4 @@
-"""What is kept of the maps of a layer."""
+"""Pool the maps of a layer, describe them by statistics, and keep both."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch.nn import functional
 
 STATISTICS = ("mean", "standard deviation", "largest", "smallest", "coarse standard deviation")
 SMALLEST = 3
-EXTREMES = slice(2, 4)  # the largest and the smallest among them
+EXTREMES = slice(2, 4)  # the largest and the smallest
 
-_COARSE = 8  # largest side of a pooled map, see `pool_maps` (pixels)
-_ROOM = 2**25  # bytes; the C library gives so much a memory of its own, of which only what is written is taken
+_COARSE = 8  # largest side of a pooled map (pixels)
+_ROOM = 2**25  # bytes, from which on the C library maps pages that take no memory before they are written
 _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 def pool_maps(maps: Tensor, max_side: int) -> Tensor:
-    """Average-pool maps `(N, F, ...)` with up to three axes of pixels where they are larger than allowed.
+    """Average-pool maps `(N, F, ...)` with up to three axes of pixels, if they are too large.
 
-    No side of a map with two axes exceeds `max_side` (pixels), and one with one or three axes has at most as many
-    pixels as a square of this side. Each side is divided by the smallest whole number that makes it fit. Pixels at the
-    end that do not fill a window are averaged among themselves, so nothing is left out.
+    A map with two axes is pooled until no side exceeds `max_side` (pixels); one with one or three axes is pooled to at
+    most as many pixels as a square of this side. Windows have the smallest side that suffices. Pixels at the end that
+    do not fill a window are averaged too.
     """
     windows = _windows(maps, max_side)
     if max(windows, default=1) == 1:
@@ -36,21 +36,20 @@ def pool_maps(maps: Tensor, max_side: int) -> Tensor:
 
 
 def _windows(maps: Tensor, max_side: int) -> list[int]:
-    """The sides of the windows that `pool_maps` averages."""
+    """Return the sides of the windows that `pool_maps` averages."""
     sizes = maps.shape[2:]
     side = max(1, int(max_side ** (2 / max(1, len(sizes))) + 1e-9))
     return [-(-size // side) for size in sizes]
 
 
 def map_statistics(maps: Tensor) -> Tensor:
-    """Describe each map by the numbers that `STATISTICS` names `(N, F, 5)`, for outlier scores.
+    """Describe each map by the five `STATISTICS` `(N, F, 5)`, for outlier scores.
 
-    Maps are `(N, F, ...)` as the layer gives them, float32 or float64: rectified ones tell less. The last number is of
-    the pooled map: beside the other standard deviation it tells fine patterns, such as noise, from coarse ones.
+    Maps are the outputs `(N, F, ...)` of a layer, float32 or float64, before they are rectified. The standard deviation
+    of the pooled map, next to that of the map, separates fine patterns, such as noise, from coarse ones.
     """
     if maps.device.type == "cpu":
-        # Not above: an import of the package does without numba.
-        from lightning_anomaly.capture.five_numbers import five_numbers
+        from lightning_anomaly.capture.five_numbers import five_numbers  # late, as numba takes long to import
 
         return five_numbers(maps, _windows(maps, _COARSE))
     pixels = maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]
@@ -66,11 +65,11 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
 
 
 def keep_rows(batches: list[Tensor], rows: Tensor, most: int) -> None:
-    """Append a copy of rows `(n, ...)` in float32 or float64, of which `most` may come from now on, these included.
+    """Append a copy of rows `(n, ...)` in float32 or float64; up to `most` more rows will come, including these.
 
-    On the CPU those of several batches share large pieces of memory, and the last tensor of `batches` may be replaced
-    by a longer one. Small tensors that stay would lie in the gaps that the model's large ones leave, and the next large
-    one would not fit there any more: with ConvNeXt-base a process grew by twice the size of what it kept.
+    On the CPU the rows of several batches share large blocks of memory, so the last tensor of `batches` may be replaced
+    by a longer one. Small tensors would fragment the memory between the model's large ones: with ConvNeXt-base a
+    process grew by twice the size of the rows.
     """
     if rows.device.type != "cpu":
         batches.append(rows.clone())
@@ -79,8 +78,8 @@ def keep_rows(batches: list[Tensor], rows: Tensor, most: int) -> None:
     if used + len(rows) > room.untyped_storage().nbytes() // rows[0].nbytes:
         size = max(len(rows), min(most, _ROOM // rows[0].nbytes))
         dtype = np.float64 if rows.dtype == torch.float64 else np.float32
-        with torch.inference_mode(False):  # or it could be written to in this mode alone
-            # NumPy's, as torch would fill it in deterministic mode: memory that is not written to yet is not taken.
+        with torch.inference_mode(False):  # a tensor made in this mode can only be changed in it
+            # `torch.empty` would write to all of it in deterministic mode.
             room, used = torch.from_numpy(np.empty((size, *rows.shape[1:]), dtype)), 0
         batches.append(room)
     batches[-1] = room.as_strided((used + len(rows), *rows.shape[1:]), room.stride())
@@ -89,14 +88,14 @@ def keep_rows(batches: list[Tensor], rows: Tensor, most: int) -> None:
 
 @dataclass
 class LayerMaps:
-    """The maps of one layer, gathered batch by batch, on the device where the model ran."""
+    """The maps of one layer, batch by batch, on the device where the model ran."""
 
-    batches: list[Tensor] = field(default_factory=list)  # `(n, F, ...)`, pooled, or what is kept of them
-    count: int = 0  # samples gathered
-    size: tuple[int, ...] | None = None  # sides of a map before pooling (pixels), None until the layer was called
-    zeros: Tensor | None = None  # number of values that are at most 0 before pooling, of each filter `(F,)`
-    problem: str | None = None  # why maps could not be taken, if so
-    statistics: list[Tensor] = field(default_factory=list)  # see `map_statistics`, of the same maps `(n, F, 5)`
+    batches: list[Tensor] = field(default_factory=list)  # pooled `(n, F, ...)`, or their summary
+    count: int = 0  # samples
+    size: tuple[int, ...] | None = None  # sides of a map before pooling (pixels), None before the first call
+    zeros: Tensor | None = None  # number of each filter's values that are at most 0 before pooling `(F,)`
+    problem: str | None = None  # why maps could not be taken
+    statistics: list[Tensor] = field(default_factory=list)  # `map_statistics` of these maps `(n, F, 5)`
 
     @property
     def sparsity(self) -> Tensor:

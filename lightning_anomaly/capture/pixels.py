@@ -1,4 +1,4 @@
-"""Describe images, signals and volumes by plain statistics of their pixels, whatever the network makes of them."""
+"""Describe images, signals and volumes by statistics of their pixels, without the network."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_WINDOW = 4  # pixels along each side of a block, in which patterns are measured
-_NEAR = 0.02  # of an image's own range, within which a pixel is as bright or as dark as any
-_FLAT = 0.01  # of that range, up to which neighbours are alike
-_RELATIVE = 1e-4  # of the variance of an image, below which the energy of a pattern is rounding or JPEG
-_FAINT = 1e-8  # of that variance, below which colour is rounding
-_FINEST = 1e-3  # of the standard deviation of an image, likewise of a second difference
-_TINY = 1e-37  # the variance of an image without any: the smallest float32, whatever the unit of pixels
+_WINDOW = 4  # side of the blocks in which patterns are measured (pixels)
+_NEAR = 0.02  # distance of the brightest pixels from the maximum, and of the darkest from the minimum (of the range)
+_FLAT = 0.01  # largest difference of neighbours in flat areas (of the range)
+_RELATIVE = 1e-4  # energy of a pattern that is rounding or JPEG (of the image's variance)
+_FAINT = 1e-8  # energy of colour that is rounding (of the image's variance)
+_FINEST = 1e-3  # second difference that is rounding (of the image's standard deviation)
+_TINY = 1e-37  # variance of a constant image: near the smallest float32, so that the unit of pixels does not matter
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def describes_pixels(shape: torch.Size) -> bool:
-    """Return whether inputs of a shape `(N, C, ...)` have pixels to describe: one to three axes of four or more."""
+    """Return whether inputs `(N, C, ...)` have pixels to describe: one to three axes of at least four."""
     return 3 <= len(shape) <= 5 and shape[1] > 0 and min(shape[2:]) >= _WINDOW
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
-    """Describe each image by S numbers: of brightness, contrast, edges, grain, local patterns, places and colour.
+    """Describe each image by numbers `(N, S)`: brightness, contrast, edges, grain, patterns, places and colour.
 
-    They are `(N, S)`, named by `pixel_names`; energies of patterns are logarithms. Images are
-    `(N, C, H, W)`, signals `(N, C, L)` or volumes `(N, C, D, H, W)`, see `describes_pixels`. None of the numbers
-    depends on the unit of the pixels but by a factor or a constant, so it does not matter how images are normalized.
-    Colour is what channels differ in from their mean, grey.
+    Images are `(N, C, H, W)`, signals `(N, C, L)` and volumes `(N, C, D, H, W)`; `pixel_names` names the numbers.
+    Normalization of the images changes each number by a factor or a constant only. Colour is the difference of the
+    channels from their mean, grey.
     """
     images = images if images.dtype == torch.float64 else images.float()
     with torch.autocast(images.device.type, enabled=False):  # in 16 bits, bytes overflow
@@ -45,7 +44,7 @@ def _describe(images: Tensor) -> Tensor:
     mean = pixels.mean(1)
     centered = pixels - mean[:, None]
     variance = centered.square().mean(1)
-    lowest, highest = pixels.amin(1), pixels.amax(1)  # together they take ten times as long
+    lowest, highest = pixels.amin(1), pixels.amax(1)  # `aminmax` takes ten times as long
     span = (highest - lowest)[:, None]
     found = [
         mean,
@@ -73,7 +72,7 @@ def _describe(images: Tensor) -> Tensor:
 
 
 def pixel_names(channels: int, axes: int) -> list[str]:
-    """Name each of the S numbers; those of several patterns, axes or pairs of channels have the same name."""
+    """Name each of the S numbers; several patterns, axes or pairs of channels share a name."""
     found = ["mean", "lowest", "highest", "contrast", "skew", "brightest share", "darkest share"]
     for axis in range(axes):
         found += ["edges", "flat share", f"ends {axis}", "middle"]
@@ -87,7 +86,7 @@ def pixel_names(channels: int, axes: int) -> list[str]:
 
 
 def _grain(grey: Tensor, variance: Tensor) -> Tensor:
-    """Log of the median and of the 0.9 quantile of second differences along all axes `(N, 2)`: noise, and detail."""
+    """Compute noise and detail `(N, 2)`: log of the 0.5 and the 0.9 quantile of second differences along all axes."""
     for axis in range(1, grey.ndim):
         grey = grey.diff(n=2, dim=axis)
     sizes = grey.abs().flatten(1)
@@ -98,14 +97,14 @@ def _grain(grey: Tensor, variance: Tensor) -> Tensor:
 
 
 def _pattern_places(axes: int) -> list[tuple[int, ...]]:
-    """Frequencies of the local patterns along each axis; all but the constant one."""
+    """List the frequencies of the local patterns along each axis, without the constant pattern."""
     return list(itertools.product(range(_WINDOW), repeat=axes))[1:]
 
 
 def _pattern_energies(images: Tensor, variance: Tensor) -> Tensor:
-    """Log of the mean energy of each local pattern of images `(N, C, ...)`, over channels and places: `(N, P)`.
+    """Compute the log of the mean energy of each local pattern `(N, P)` in images `(N, C, ...)`.
 
-    The patterns are those of a discrete cosine transform of blocks of 4 pixels along each axis.
+    The patterns are those of the discrete cosine transform of blocks of 4 pixels along each axis.
     """
     n, channels, *sides = images.shape
     place = torch.arange(_WINDOW, dtype=torch.float64, device="cpu")

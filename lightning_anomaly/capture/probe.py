@@ -1,4 +1,4 @@
-"""Run a model on a probe while its maps are taken, and choose the layers that gave usable ones."""
+"""Run a model on a probe to take its maps, and choose the layers with usable ones."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ from lightning_anomaly.progress import track
 
 
 def clone_inputs(inputs: Any) -> Any:
-    """Copy all tensors in the arguments of a model, which may change them in place."""
+    """Copy all tensors in the arguments of a model, as it may change them in place."""
     return apply_to_collection(inputs, Tensor, lambda tensor: tensor.detach().clone(), allow_frozen=True)
 
 
 @contextmanager
 def probing(model: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> Iterator[Callable[..., Any]]:
-    """Run a model in evaluation mode and without gradients.
+    """Yield a function that calls the model, in evaluation mode and without gradients.
 
-    What is yielded calls the model, each time on fresh copies of its buffers, so that no batch leaves a trace; of those
-    named in `buffers`, on copies of these, wherever they lie.
+    Each call works on fresh copies of the model's buffers, or of those in `buffers` with the same names, so that no
+    batch leaves a trace.
     """
-    given = buffers or {}
-    # Neither can be called with other buffers: a scripted one as it is, and the other is its module on one device.
+    replaced = buffers or {}
+    # Neither a scripted model nor DataParallel can be called with other buffers.
     module = model.module if isinstance(model, nn.DataParallel) else model
-    scripted = isinstance(model, torch.jit.ScriptModule)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if scripted:
+        if isinstance(model, torch.jit.ScriptModule):
             return model(*args, **kwargs)
         named = module.named_buffers()
-        copies = {name: given.get(name, buffer).to(buffer.device, copy=True) for name, buffer in named}
+        copies = {name: replaced.get(name, buffer).to(buffer.device, copy=True) for name, buffer in named}
         return torch.func.functional_call(module, copies, args, kwargs, tie_weights=False)
 
     with evaluating(model), torch.no_grad():
@@ -50,7 +49,7 @@ Inputs = ImageSource | tuple[Any, ...] | Mapping[str, Any]  # images, or the arg
 
 
 def open_inputs(inputs: Any, argument: str, batch_size: int | None) -> Inputs:
-    """Open what a user gives as samples, or raise ValueError."""
+    """Open a user's images, or check the arguments of one call; raise ValueError if there are none."""
     if not isinstance(inputs, (tuple, Mapping)):
         return ImageSource(inputs, argument, batch_size)
     if not inputs:
@@ -67,10 +66,9 @@ def run(
     take_images: Callable[[Tensor], object] | None = None,
     take_output: Callable[[Any], object] | None = None,
 ) -> None:
-    """Run a model on a probe as `probing` does.
+    """Run a model on a probe while `capture` takes its maps.
 
-    `capture` takes the maps; `take_images` and `take_output` are called, batch by batch, with images of a source and
-    with what the model returns.
+    `take_images` is called with each batch of images, `take_output` with each output of the model.
     """
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     total = -(-len(inputs.positions) // inputs.batch_size) if isinstance(inputs, ImageSource) else 1
@@ -89,7 +87,7 @@ def _calls(
         for images in inputs.readable():
             if take_images is not None:
                 take_images(images)
-            yield (images.to(device, copy=True),), {}  # a copy, as a model may change its input in place
+            yield (images.to(device, copy=True),), {}  # a copy, as the model may change it in place
         return
     from lightning.fabric.utilities.apply_func import move_data_to_device  # late: see `callbacks._trees`
 
@@ -98,7 +96,7 @@ def _calls(
 
 
 def most_samples(maps: Mapping[str, LayerMaps]) -> int:
-    """Count the samples that most layers gave, of those that gave any and have no problem; 0 if there are none."""
+    """Return the number of maps that most layers without a problem gave; 0 if none gave any."""
     counts = Counter(layer.count for layer in maps.values() if layer.count and layer.problem is None)
     return counts.most_common(1)[0][0] if counts else 0
 
@@ -106,9 +104,9 @@ def most_samples(maps: Mapping[str, LayerMaps]) -> int:
 def usable_layers(
     maps: Mapping[str, LayerMaps], expected: int | None = None
 ) -> tuple[dict[str, LayerMaps], int, dict[str, str]]:
-    """Choose the layers with a map of every sample; return them, the number of samples, and notes on the other layers.
+    """Return the layers with a map of every sample, the number of samples, and notes on the other layers.
 
-    None expects as many samples as most layers gave.
+    Without an `expected` number of samples, it is that of most layers.
     """
     n_samples = most_samples(maps) if expected is None else expected
     usable: dict[str, LayerMaps] = {}
