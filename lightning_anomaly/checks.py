@@ -1,7 +1,7 @@
-"""Checks of arguments, whose errors name the argument, what was found and what is allowed.
+"""Check arguments; errors name the argument, the value found and the values allowed.
 
-Each gives the value back as Python's own plain type, for NumPy's numbers are welcome too, but a checkpoint that is read
-with `weights_only=True` and JSON know plain values alone.
+Each check returns the value as a plain Python type: NumPy's numbers are allowed too, but checkpoints that are read with
+`weights_only=True` and JSON can only hold plain values.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """Raises ValueError unless `value` is True or False."""
+    """Raise ValueError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"Parameter `{name}` should be True or False. Found `{name} = {value!r}`.")
     return value
 
 
 def check_fraction(name: str, value: Any, *, zero: bool, largest: float = 1) -> float:
-    """Raises ValueError unless `value` is a number from 0 (or, without `zero`, above 0) to `largest`."""
+    """Raise ValueError unless `value` is a number from 0 (or, without `zero`, above 0) to `largest`."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not 0 <= value <= largest or (value == 0 and not zero):
         allowed = f"{'[' if zero else '('}0, {largest}]"
@@ -28,7 +28,7 @@ def check_fraction(name: str, value: Any, *, zero: bool, largest: float = 1) -> 
 
 
 def check_integer(name: str, value: Any, smallest: int, largest: int | None = None) -> int:
-    """Raises ValueError unless `value` is an integer from `smallest` to `largest`."""
+    """Raise ValueError unless `value` is an integer from `smallest` to `largest`."""
     integer = isinstance(value, Integral) and not isinstance(value, bool)
     if not integer or int(value) < smallest or (largest is not None and int(value) > largest):
         allowed = f"of at least {smallest}" if largest is None else f"from {smallest} to {largest}"
@@ -37,24 +37,24 @@ def check_integer(name: str, value: Any, smallest: int, largest: int | None = No
 
 
 def check_names(name: str, value: Any, kind: str) -> list[str] | None:
-    """Raises ValueError unless `value` is None or holds strings, at least one; the message calls them `kind`."""
+    """Raise ValueError unless `value` is None or a collection of one or more strings, called `kind` in the error."""
     if value is None:
         return None
     names = [] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-    if not names or not all(isinstance(one, str) for one in names):
+    if not names or not all(isinstance(text, str) for text in names):
         raise ValueError(f"Parameter `{name}` should be a list of {kind} or None. Found {value!r}.")
     return names
 
 
 def check_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """Raises ValueError unless `value` is one of the strings `allowed`."""
+    """Raise ValueError unless `value` is one of the `allowed` strings."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"Parameter `{name}` should be one of {list(allowed)}. Found `{name} = {value!r}`.")
     return str(value)
 
 
 def check_text(name: str, value: Any) -> str:
-    """Raises ValueError unless `value` is a string that is not empty."""
+    """Raise ValueError unless `value` is a non-empty string."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"Parameter `{name}` should be a string of at least one character. Found {value!r}.")
     return value

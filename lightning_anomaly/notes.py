@@ -1,4 +1,4 @@
-"""Notes of a report: what could not be used and why, by a key that stays the same from report to report."""
+"""Notes of a report: `{key: sentence}`, with the same key in every report."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lightning_anomaly.tables import listed
 
 
 class Note(str):
-    """A sentence, or a part of one, with the numbers of one layer in it."""
+    """A sentence or a part of one, which may hold the numbers of one layer."""
 
-    kind: str  # the same for other layers, whatever the numbers
-    layer: str  # of a whole sentence
+    kind: str  # the text without numbers, equal for layers with the same problem
+    layer: str  # empty for a part of a sentence
 
     def __new__(cls, kind: str, *numbers: object, layer: str = "") -> Note:
         """Put numbers into the `{}` of a text."""
@@ -29,25 +29,25 @@ def left_out(name: str, problem: str) -> dict[str, str]:
 
 
 def nonfinite(name: str, found: int, filters: int, rest: str) -> dict[str, str]:
-    """Note that filters of a layer have NaN or infinite values; `rest` says where, and what follows."""
+    """Note that filters of a layer have NaN or infinite values; `rest` ends the sentence."""
     note = Note(f"Layer '{name}': {found} of {filters} filters have NaN or infinite values {rest}.", layer=name)
     note.kind = "nonfinite"
     return {f"{name} nonfinite": note}
 
 
 def merge_notes(notes: Mapping[str, str]) -> dict[str, str]:
-    """Merge notes of one kind on several layers, under the key of the first of them."""
+    """Merge the notes on several layers with the same problem, under the key of the first."""
     groups: dict[str, list[str]] = {}
     for key, note in notes.items():
         groups.setdefault(note.kind if isinstance(note, Note) else key, []).append(key)
     merged = {}
     for first, *others in groups.values():
         layers = [f"'{note.layer}'" for note in map(notes.get, others) if isinstance(note, Note)]
-        merged[first] = notes[first] + (f" Likewise {listed(layers)}." if layers else "")
+        merged[first] = notes[first] + (f" The same holds for {listed(layers)}." if layers else "")
     return merged
 
 
 def warn_of(notes: Mapping[str, str]) -> None:
-    """Warn of notes, at the line that called the function that calls this."""
+    """Warn of notes, at the line that called the caller of this function."""
     for note in merge_notes(notes).values():
         warnings.warn(note, stacklevel=3)

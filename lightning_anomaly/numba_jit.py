@@ -9,18 +9,16 @@ from typing import Any, TypeVar
 import numba
 from numba.core import event
 
-__all__ = ["compile_loop", "compile_time"]
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def compile_loop(**options: Any) -> Callable[[_Function], _Function]:
-    """`numba.njit(**options)` that keeps a function's types, and compiles without a cache where none can be stored."""
+    """Apply `numba.njit(**options)`, without a cache if none can be stored, and keep the function's types."""
 
     def decorate(function: _Function) -> _Function:
         try:
             compiled: _Function = numba.njit(**options)(function)
-        except RuntimeError:  # neither the package's folder nor a home can be written to, as in some containers
+        except RuntimeError:  # neither the package nor the home folder is writable, as in some containers
             compiled = numba.njit(**options | {"cache": False})(function)
         return compiled
 
@@ -28,6 +26,6 @@ def compile_loop(**options: Any) -> Callable[[_Function], _Function]:
 
 
 def compile_time(take: Callable[[float], None]) -> AbstractContextManager[None]:
-    """Tell `take`, at the end, how long numba compiled loops meanwhile (seconds), if it did."""
+    """Call `take` at the end with the time that numba spent compiling loops inside (seconds), if it did."""
     timer: AbstractContextManager[None] = event.install_timer("numba:compile", take)
     return timer

@@ -6,19 +6,19 @@ import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
-_PATIENCE = 2.0  # how long nobody wonders (seconds)
+_PATIENCE = 2.0  # seconds before a bar appears
 _Item = TypeVar("_Item")
 
 
-def track(items: Iterable[_Item], total: int, what: str, show: bool | None) -> Iterable[_Item]:
-    """Go through items, while a bar on stderr says what is being done and how many of the total were taken.
+def track(items: Iterable[_Item], total: int, description: str, show: bool | None) -> Iterable[_Item]:
+    """Iterate over items with a progress bar on stderr.
 
-    If `show` is None there is a bar after two seconds, where stderr is a terminal or a notebook's.
+    If `show` is None, the bar appears after two seconds, and only in a terminal or a notebook.
     """
-    watched = type(sys.stderr).__module__.startswith("ipykernel.") or getattr(sys.stderr, "isatty", bool)()
-    if not (watched if show is None else show):
+    interactive = type(sys.stderr).__module__.startswith("ipykernel.") or getattr(sys.stderr, "isatty", bool)()
+    if not (interactive if show is None else show):
         return items
     from tqdm import tqdm
 
-    bar: Iterable[_Item] = tqdm(items, total=total, desc=what, leave=False, delay=0.0 if show else _PATIENCE)
+    bar: Iterable[_Item] = tqdm(items, total=total, desc=description, leave=False, delay=0.0 if show else _PATIENCE)
     return bar

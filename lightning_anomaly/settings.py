@@ -1,4 +1,4 @@
-"""How an analysis is done, in one frozen dataclass that checks itself."""
+"""Settings of an analysis: a frozen dataclass that validates its values."""
 
 from __future__ import annotations
 
@@ -8,38 +8,36 @@ from typing import Any, Literal, get_args
 
 from lightning_anomaly.checks import check_bool, check_fraction, check_integer, check_one_of
 
-EngineName = Literal["auto", "numba", "torch", "sklearn"]  # each but the first a file `clustering/NAME_engine.py`
+EngineName = Literal["auto", "numba", "torch", "sklearn"]  # all but "auto" are files `clustering/NAME_engine.py`
 Rule = Literal["index", "best"]
 
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """How feature maps are clustered and judged. The source paper's abstract leaves this open: these are our choices.
+    """How feature maps are clustered and filters judged. The paper's abstract leaves this open: these are our choices.
 
     Args:
-        max_components: Mixtures of 2 to `max_components` components, at most 255, are fitted to every filter. With up
-            to 5, most flagged filters stay so when 2% of the probe is left out (87 to 97%); with up to 8, fewer.
-        rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples. With 2%, ten images of
-            512 that do not belong may sit in one cluster and still be found.
-        rule: Which of a filter's mixtures decide whether a sample in a rare cluster is an outlier. `"index"` lets the
-            Calinski-Harabasz index decide: each mixture votes with its index, and more than two thirds of the votes are
-            needed, so that one whose index is more than twice the others' together decides alone and of near-equal ones
-            most must agree. `"best"`, the paper's reading, asks only the mixture with the largest index, and its
-            verdict changes with whatever changes the choice between two near-equal ones.
+        max_components: Mixtures of 2 to `max_components` components are fitted to every filter, at most 255. With 5,
+            87 to 97% of the flagged filters stay flagged when 2% of the probe is left out; with 8, fewer.
+        rare_fraction: A cluster is rare if it holds at most this fraction of the probe samples. With 2%, a cluster of
+            ten odd images in 512 is still found.
+        rule: Which of a filter's mixtures decide whether a sample in a rare cluster is an outlier. With `"index"` each
+            mixture has its Calinski-Harabasz index as votes, and more than two thirds of all votes are needed. With
+            `"best"`, the paper's reading, the mixture with the largest index decides alone; its verdict can flip with
+            any small change if two indices are nearly equal.
         n_init: Each mixture starts from the best of `n_init` k-means clusterings.
-        rectify: Whether negative values of the maps are set to zero first, as a ReLU behind the layer would do.
+        rectify: Whether negative values of the maps are set to zero first, as by a ReLU.
         max_map_side: Larger maps are average-pooled until no side is larger (pixels). Maps with one or three axes are
-            pooled to at most as many pixels as a square of this side has.
-        engine: `"numba"` runs compiled loops on the CPU, `"torch"` plain torch where the maps are, `"sklearn"`
-            scikit-learn's own estimators, for checks. `"auto"` is numba, also for maps on a GPU: they are brought to
-            the CPU.
-        seed: Seed of the starts. No global random number is drawn.
-        max_memory_mb: Bound on the working memory of principal components and of clustering, beyond the maps themselves
-            (MiB). Outlier scores take what they need: in each thread about eight times a layer's five numbers of each
-            map.
+            pooled to at most as many pixels as a square of this side.
+        engine: `"numba"` runs compiled loops on the CPU, `"torch"` runs plain torch on the device of the maps,
+            `"sklearn"` runs scikit-learn's estimators, for checks. `"auto"` is numba; maps on a GPU are moved to the
+            CPU.
+        seed: Seed of the k-means clusterings. No global random number is drawn.
+        max_memory_mb: Bound on the working memory of principal components and clustering, beyond the maps (MiB).
+            Outlier scores are not bounded: each thread takes about eight times the five statistics of a layer's maps.
 
     Raises:
-        ValueError: If a value is not allowed; the message names it and what is.
+        ValueError: If a value is not allowed; the message names it and the allowed values.
 
     Examples:
         >>> AnalysisSettings.paper().max_components
@@ -61,38 +59,37 @@ class AnalysisSettings:
             "rare_fraction": check_fraction("rare_fraction", self.rare_fraction, zero=False, largest=0.5),
             "rectify": check_bool("rectify", self.rectify),
             "seed": check_integer("seed", self.seed, 0, 2**64 - 1),
+            "max_components": check_integer("max_components", self.max_components, 2, 255),  # a label is one byte
         }
-        # A label is stored in one byte.
-        plain["max_components"] = check_integer("max_components", self.max_components, 2, 255)
         for name in ("n_init", "max_map_side", "max_memory_mb"):
             plain[name] = check_integer(name, getattr(self, name), 1)
         for name, allowed in (("rule", Rule), ("engine", EngineName)):
             plain[name] = check_one_of(name, getattr(self, name), get_args(allowed))
         for name, value in plain.items():
-            object.__setattr__(self, name, value)  # the way into a frozen dataclass
+            object.__setattr__(self, name, value)  # as the dataclass is frozen
 
     @classmethod
     def paper(cls) -> AnalysisSettings:
-        """Our literal reading of what is known of the source paper, with scikit-learn's defaults where it is silent.
+        """Our literal reading of the paper's abstract, with scikit-learn's defaults for the rest.
 
-        One k-means start a mixture, as `GaussianMixture(k)` has it, but for the draw of the first centres (plain
-        k-means++, not scikit-learn's greedy one); K up to 8 chosen by Calinski-Harabasz alone, rare at 1%.
+        Each mixture has one k-means start as in `GaussianMixture(k)`, but from plain instead of greedy k-means++. K is
+        at most 8 and chosen by Calinski-Harabasz alone; a cluster is rare at 1%.
         """
         return cls(max_components=8, rare_fraction=0.01, rule="best", n_init=1)
 
     @property
     def smallest_probe(self) -> int:
-        """The number of samples below which no cluster could be rare, or a component would have hardly a sample."""
-        # The tolerance takes up rounding only, as in `rare_samples`.
+        """The smallest number of samples with room for a rare cluster and two samples per component."""
+        # The tolerance is for rounding, as in `rare_samples`.
         return max(math.ceil(1 / self.rare_fraction * (1 - 1e-12)), 2 * self.max_components)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values; `AnalysisSettings(**values)` is the way back."""
+        """Return the settings as plain values, from which `AnalysisSettings(**values)` restores them."""
         return asdict(self)
 
 
 def checked_settings(settings: AnalysisSettings | None) -> AnalysisSettings:
-    """Return the settings, or the defaults for None; raises ValueError for anything else."""
+    """Return the settings, or the defaults for None; raise ValueError for anything else."""
     if settings is None:
         return AnalysisSettings()
     if not isinstance(settings, AnalysisSettings):

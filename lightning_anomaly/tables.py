@@ -8,15 +8,15 @@ from html import escape
 
 
 class Tabular(ABC):
-    """What shows itself as a table: printed, in a console and in a notebook."""
+    """An object that is shown as a table in a console and in a notebook."""
 
     @abstractmethod
     def _rows(self) -> Sequence[Sequence[str]]:
-        """The rows, the first one as a heading."""
+        """Return the heading and the rows."""
 
     @abstractmethod
     def _sentences(self) -> Sequence[str]:
-        """What stands below them."""
+        """Return the sentences below the table."""
 
     def __str__(self) -> str:
         rows = self._rows()
@@ -26,7 +26,7 @@ class Tabular(ABC):
         return "\n".join([*lines, *self._sentences()])
 
     def __repr__(self) -> str:
-        return str(self)  # the fields of a report are hundreds of kilobytes, which a notebook would store
+        return str(self)  # a notebook would store the fields, hundreds of kilobytes
 
     def _repr_html_(self) -> str:
         head, *body = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self._rows()]
@@ -37,6 +37,6 @@ class Tabular(ABC):
 
 
 def listed(entries: Sequence[object]) -> str:
-    """List the first five entries, and say how many more there are."""
+    """List the first five entries and the number of the others."""
     more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
     return ", ".join(map(str, entries[:5])) + more

@@ -1,4 +1,4 @@
-"""Work spread over Python's own threads."""
+"""Run torch in Python's threads instead of its own."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import TypeVar
 import torch
 
 _Item = TypeVar("_Item")
-_Found = TypeVar("_Found")
+_Value = TypeVar("_Value")
 
 
-def torch_in_threads(work: Callable[[_Item], _Found], items: Iterable[_Item], device: torch.device) -> Iterator[_Found]:
-    """Map a function that calls torch or compiled loops over items: on the CPU in Python's threads, each working alone.
+def torch_in_threads(work: Callable[[_Item], _Value], items: Iterable[_Item], device: torch.device) -> Iterator[_Value]:
+    """Map a function that calls torch or compiled loops over items, on the CPU in one Python thread per core.
 
-    Both let go of the interpreter's lock. This is faster than torch's own threads, which share every operation and wait
-    for each other at its end: with thousands of small operations, and anything else on the machine, that wait is most
-    of the time. And the threads end with each call: numba's own pool would abort any process that forks afterwards, as
-    a `DataLoader` with workers does.
+    Both release the interpreter's lock. Torch's own threads share every operation and wait for each other at its end,
+    which takes most of the time of thousands of small operations. Numba's pool of threads would abort any process that
+    forks later, such as a `DataLoader` with workers; these threads end with the call.
 
-    The results come in order. All work begins when the first is asked for.
+    The results come in order. All work begins with the first result.
     """
     threads, items = torch.get_num_threads(), list(items)
     if device.type != "cpu" or min(threads, len(items)) < 2:
@@ -30,4 +29,4 @@ def torch_in_threads(work: Callable[[_Item], _Found], items: Iterable[_Item], de
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield from pool.map(work, items)
     finally:
-        torch.set_num_threads(threads)  # each thread has its own setting, but those to come get the last one
+        torch.set_num_threads(threads)  # new threads get the last setting of any thread

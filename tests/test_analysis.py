@@ -292,7 +292,7 @@ def notes_of(model: nn.Module, inputs, **options) -> dict[str, str]:
         warnings.simplefilter("always")
         report = analyze(model, inputs, **options)
     messages = [str(warning.message) for warning in caught]
-    assert {message.split(" Likewise ")[0] for message in messages} <= set(report.notes.values())
+    assert {message.split(" The same holds for ")[0] for message in messages} <= set(report.notes.values())
     assert all(warning.filename == __file__ for warning in caught)
     assert all(torch.isfinite(torch.tensor(value)) for value in report.metrics().values())
     return dict(report.notes)
@@ -321,7 +321,7 @@ def test_layers_without_a_map_of_every_sample_are_left_out_with_one_warning_for_
     assert "never called" in notes["unused.6 left out"]
     with pytest.warns(UserWarning, match="left out") as caught:
         analyze(Unruly(), PROBE)
-    assert "Likewise 'unused.1', 'unused.2'" in str(caught[1].message)
+    assert "The same holds for 'unused.1', 'unused.2'" in str(caught[1].message)
 
 
 def test_a_model_without_convolution_gives_an_empty_report_and_one_warning():
@@ -346,7 +346,7 @@ def test_a_note_names_samples_with_nan_unless_the_weights_have_nan():
     for name, count in (("0", "3 of 3"), ("2", "2 of 2")):
         assert count in report.notes[f"{name} nonfinite"]
         assert "samples 17, 40" in report.notes[f"{name} nonfinite"]
-    assert [str(warning.message) for warning in caught] == [f"{report.notes['0 nonfinite']} Likewise '2'."]
+    assert [str(warning.message) for warning in caught] == [f"{report.notes['0 nonfinite']} The same holds for '2'."]
     model[2].weight.data[1] = torch.nan
     notes = notes_of(model, PROBE)
     assert list(notes) == ["2 nonfinite"]

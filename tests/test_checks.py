@@ -57,14 +57,14 @@ def test_equal_notes_of_several_layers_are_merged():
     notes |= {**left_out("c", "it is lazy"), **nonfinite("a", 2, 8, "in their maps")}
     notes |= nonfinite("d", 1, 4, "in their maps")
     assert merge_notes(notes) == {
-        "a left out": "Layer 'a' is left out of the analysis: it was never called. Likewise 'b2'.",
+        "a left out": "Layer 'a' is left out of the analysis: it was never called. The same holds for 'b2'.",
         "few": "Too few.",
         "c left out": "Layer 'c' is left out of the analysis: it is lazy.",
-        "a nonfinite": "Layer 'a': 2 of 8 filters have NaN or infinite values in their maps. Likewise 'd'.",
+        "a nonfinite": "Layer 'a': 2 of 8 filters have NaN or infinite values in their maps. The same holds for 'd'.",
     }
     numbers = [left_out(name, Note("it gave {} maps of {}", number, 8)) for name, number in (("a", 1), ("b", 2))]
     assert [*merge_notes(numbers[0] | numbers[1]).values()] == [
-        "Layer 'a' is left out of the analysis: it gave 1 maps of 8. Likewise 'b'."
+        "Layer 'a' is left out of the analysis: it gave 1 maps of 8. The same holds for 'b'."
     ]
     many = {key: note for index in range(8) for key, note in left_out(f"l{index}", "it is lazy").items()}
-    assert merge_notes(many)["l0 left out"].endswith("Likewise 'l1', 'l2', 'l3', 'l4', 'l5' and 2 more.")
+    assert merge_notes(many)["l0 left out"].endswith("The same holds for 'l1', 'l2', 'l3', 'l4', 'l5' and 2 more.")

@@ -284,8 +284,8 @@ WAITS = "Nothing is watched.* 'anomaly_filters/count' will only see a constant"
         (SmallNet, {"probe_size": 70}, {}, r"60 samples, fewer than `probe_size = 70`\.$"),
         (SmallNet, {"probe_size": 512, "rare_fraction": 0.01}, {}, f"60 samples, .*at least 100 are needed.*{WAITS}"),
         (NoConvolution, {}, {}, f"The model has no convolution.*{WAITS}"),
-        (Teacher, {}, {}, "Layer 'teacher.0' .* never called.* Likewise 'teacher.1', .* 3 more"),
-        (Diverges, {}, {}, f"Layer 'conv1': 4 of 4 filters .* Likewise 'conv2'.*{WAITS}"),
+        (Teacher, {}, {}, "Layer 'teacher.0' .* never called.* The same holds for 'teacher.1', .* 3 more"),
+        (Diverges, {}, {}, f"Layer 'conv1': 4 of 4 filters .* The same holds for 'conv2'.*{WAITS}"),
     ],
 )
 def test_each_shortcoming_is_said_once(tmp_path: Any, module: Any, options: Any, val: Any, message: str) -> None:
