@@ -1,4 +1,4 @@
-"""Whether a network tells training images from validation images, by its output and by its filters."""
+"""Tests whether a network treats training and validation images differently, by its output and by its filters."""
 
 from lightning_anomaly.two_sample.comparison import two_sample_test
 from lightning_anomaly.two_sample.report import LayerComparison, TwoSampleReport

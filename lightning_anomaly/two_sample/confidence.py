@@ -1,4 +1,4 @@
-"""Compare how sure a network is of its answers between two groups of samples."""
+"""Compare the confidence of a network between two groups of samples."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from lightning_anomaly.two_sample.rank_test import rank_test
 
 
 class ExpectedErrors:
-    """Collects, batch by batch, the probability that each answer is wrong, by the model's confidence."""
+    """Collects, batch by batch, the expected error of each sample: 1 less its largest probability."""
 
     def __init__(self, probabilities: bool | None = None) -> None:
-        self.probabilities = probabilities  # whether outputs need no softmax; None asks the first batch
-        self.problem: str | None = None  # why the output cannot be used, if so
-        self._errors: list[Tensor] = []  # of the samples of each batch `(n,)`, on the CPU
+        self.probabilities = probabilities  # whether outputs need no softmax; None lets the first batch decide
+        self.problem: str | None = None  # why the output cannot be used
+        self._errors: list[Tensor] = []  # of each batch `(n,)`, on the CPU
 
     def __len__(self) -> int:
         return sum(map(len, self._errors))
 
     def update(self, output: Any) -> None:
-        """Add a batch of outputs `(n, C)`, or `(n, C, ...)`, of which the mean over the positions counts.
+        """Add a batch of outputs `(n, C)` or `(n, C, ...)`, or a mapping with such `logits`.
 
-        One score `(n,)` or `(n, 1, ...)` is that of one of two classes; of a mapping its `logits` count.
+        A single score, `(n,)` or `(n, 1, ...)`, is that of one of two classes. Errors are averaged over positions.
         """
         if self.problem is not None:
             return
@@ -39,7 +39,7 @@ class ExpectedErrors:
             scores = scores[:, None] if scores.ndim == 1 else scores
             one = scores.shape[1] == 1
             if self.probabilities is None:
-                # With a tolerance for rounding: in bfloat16 the sum is 1 to two digits. False for NaN.
+                # Tolerates rounding, as sums in bfloat16 are 1 to two digits; false for NaN.
                 excess = scores.max() - 1 if one else (scores.sum(1) - 1).abs().max()
                 self.probabilities = bool(scores.min() >= -0.02 and excess <= 0.02)
             if one:
@@ -48,34 +48,29 @@ class ExpectedErrors:
             self._errors.append(errors[..., None].flatten(1).mean(1).cpu())
 
     def result(self, n_samples: int) -> Tensor | None:
-        """Return those of all samples `(n_samples,)`.
-
-        None if some are missing or not finite; `problem` is the reason then.
-        """
-        found = torch.cat(self._errors) if self._errors else torch.zeros(0, device="cpu")
-        if self.problem is None and len(found) != n_samples:
-            self.problem = f"it has {len(found)} samples where the inputs have {n_samples}"
-        if self.problem is None and not found.isfinite().all():
-            self.problem = f"it is NaN for {int((~found.isfinite()).sum())} of {n_samples} samples"
-        return found if self.problem is None else None
+        """Return the errors of all samples `(n_samples,)`; None, with a `problem`, if any is missing or not finite."""
+        errors = torch.cat(self._errors) if self._errors else torch.zeros(0, device="cpu")
+        if self.problem is None and len(errors) != n_samples:
+            self.problem = f"it has {len(errors)} samples where the inputs have {n_samples}"
+        if self.problem is None and not errors.isfinite().all():
+            self.problem = f"it is NaN for {int((~errors.isfinite()).sum())} of {n_samples} samples"
+        return errors if self.problem is None else None
 
 
 def expected_error(probabilities: Tensor) -> Tensor:
-    """Compute 1 less the largest of C probabilities `(n, C, ...)`, exact also where that is nearly 1: `(n, ...)`."""
+    """Compute 1 less the largest of C probabilities `(n, C, ...)`, without cancellation if that is close to 1."""
     return probabilities.scatter(1, probabilities.argmax(1, keepdim=True), 0).sum(1)
 
 
 def mean_error(errors: Tensor) -> float:
-    """Compute the mean of expected errors `(n,)`, at least 1e-7, so that one can be divided by another."""
+    """Compute the mean of expected errors `(n,)`, at least 1e-7 to allow division by it."""
     return max(errors.double().mean().item(), 1e-7)
 
 
 def compare_confidences(first: Tensor, second: Tensor) -> tuple[float, float, float]:
-    """Compare confidences `(n,)` of one group with those `(m,)` of another.
+    """Compare the confidences `(n,)` and `(m,)` of two groups: area under the ROC curve, gap of the means, p-value.
 
-    Returns:
-        The area under the ROC curve, the probability that a sample of the first group has the larger one; the mean of
-        the first group less that of the second; and the two-sided p-value of the rank test, see `rank_test`.
+    The area is the probability that a sample of the first group has the larger confidence; see `rank_test`.
 
     Examples:
         >>> compare_confidences(torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0.5, 0.6, 0.75]))[0]

@@ -1,4 +1,4 @@
-"""A rank test for every filter, its permutation distribution, and how many samples it needs."""
+"""The rank test of filters and its permutation p-values."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-_MIN_EXPECTED = 5  # values other than the commonest one in the smaller group, as for a chi-squared test
-MIN_SAMPLES = 2 * _MIN_EXPECTED  # of each group: a filter that responds to half of them is judged
+_MIN_EXPECTED = 5  # expected number of uncommon values in the smaller group, as for a chi-squared test
+MIN_SAMPLES = 2 * _MIN_EXPECTED  # in each group: enough to test a filter that responds to half of them
 DIVISIONS = 999
-MIN_P_VALUE = 1 / (1 + DIVISIONS)  # that they can give
+MIN_P_VALUE = 1 / (1 + DIVISIONS)  # of a permutation test with so many divisions
 _DIVISIONS_AT_ONCE = 64
 
 
 def random_divisions(n_first: int, n_samples: int) -> Tensor:
-    """Draw random divisions of samples, always the same ones: bool `(n_samples, 999)`, `n_first` true in each."""
+    """Draw 999 divisions of the samples with a fixed seed: bool `(n_samples, 999)`, `n_first` true in each column."""
     generator = torch.Generator().manual_seed(0)
     divisions = torch.zeros(DIVISIONS, n_samples, dtype=torch.bool, device="cpu")
     for division in divisions:
@@ -24,65 +24,57 @@ def random_divisions(n_first: int, n_samples: int) -> Tensor:
 
 
 def rank_test(values: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """Test whether each filter's values differ between two groups of samples, for many divisions at once.
+    """Test whether values `(F, N)` differ between two groups of samples; return areas and p-values `(F, D)`.
 
-    The rank test of Mann and Whitney, "On a Test of Whether One of Two Random Variables is Stochastically Larger than
-    the Other" (1947), two-sided, in the normal approximation with ties, as SciPy's `mannwhitneyu` has it.
+    The columns of `first`, bool `(N, D)`, are divisions with equally large first groups. The area under the ROC curve
+    is the probability that a sample of the first group has the larger value, ties counted half. A filter with one value
+    has area 0.5 and p-value 1.
 
-    Args:
-        values: Values of all samples `(F, N)`.
-        first: Divisions, each a column that says which samples are in the first group, as many in each; bool `(N, D)`.
-
-    Returns:
-        The area under the ROC curve `(F, D)`: the probability that a sample of the first group has the larger value,
-        ties counted half; and the p-value `(F, D)`. 0.5 and 1 for a filter whose values are all the same.
+    This is the two-sided rank test of Mann and Whitney, "On a Test of Whether One of Two Random Variables is
+    Stochastically Larger than the Other" (1947), in the normal approximation with ties, like SciPy's `mannwhitneyu`.
     """
-    from scipy.stats import rankdata  # late, because it is slow to import
+    from scipy.stats import rankdata  # slow to import
 
     n_samples = len(first)
     n_first = int(first[:, 0].sum())
     pairs = n_first * (n_samples - n_first)
     ranks = torch.from_numpy(rankdata(values.cpu().double().numpy(), axis=1)) - (n_samples + 1) / 2
-    # Of the rank sum from its mean over all divisions, some of which are numbers at a time.
-    deviation = torch.cat([ranks @ some.double() for some in torch.split(first, _DIVISIONS_AT_ONCE, 1)], 1)
+    # Rank sums less their mean over all divisions; a few divisions at a time become doubles.
+    deviation = torch.cat([ranks @ part.double() for part in torch.split(first, _DIVISIONS_AT_ONCE, 1)], 1)
     spread = (pairs / (n_samples * (n_samples - 1)) * ranks.square().sum(1, keepdim=True)).sqrt()
     scores = (deviation.abs() - 0.5) / spread  # 0.5: the correction for continuity
     p_value = torch.where(spread > 0, torch.special.erfc(scores / math.sqrt(2)).clamp_max(1), 1.0)
     return 0.5 + deviation / pairs, p_value
 
 
-def share_of_chance(found: float, chance: Tensor) -> float:
-    """Compute the permutation p-value of a number: how often those of random divisions `(D,)` are at least as large.
+def permutation_p_value(statistic: float, chance: Tensor) -> float:
+    """Compute how often random divisions give a statistic `(D,)` at least as large as the actual division does.
 
-    The actual division counts as one of them (Phipson and Smyth, "Permutation P-values Should Never Be Zero",
-    2010).
+    The actual division counts as one of them (Phipson and Smyth, "Permutation P-values Should Never Be Zero", 2010).
     """
-    return (1 + int((chance >= found).sum())) / (1 + len(chance))
+    return (1 + int((chance >= statistic).sum())) / (1 + len(chance))
 
 
-def shares_of_chance(found: Tensor, smallest: Tensor) -> list[float]:
-    """Compute a p-value for each layer by permutation: chance gives any of the layers p or less with probability p.
+def layer_p_values(counts: Tensor, smallest: Tensor) -> list[float]:
+    """Compute the permutation p-value of each layer: chance gives any of the layers p or less with probability p.
 
-    That is how often a random division finds, in any of the layers, what is as rare for that layer (Westfall and Young,
-    "Resampling-Based Multiple Testing", 1993). Of what is equally rare, the smallest p-value of a filter decides.
-
-    Args:
-        found: How many filters each division finds in each layer, the actual one first `(layers, 1 + D)`.
-        smallest: The smallest p-value that it gives a filter there.
+    `counts` are the significant filters of each layer in each division, the actual one first `(layers, 1 + D)`, and
+    `smallest` the smallest p-values of a filter there. A layer's p-value is how often a random division finds, in any
+    of the layers, a count that is as rare for that layer (Westfall and Young, "Resampling-Based Multiple Testing",
+    1993). Ties are broken by the smallest p-value of a filter.
     """
-    # It decides between equal numbers as well: in a layer of one or two filters these hardly differ.
-    evidence = found - smallest
+    evidence = counts - smallest  # breaks ties between counts, which are frequent in layers of one or two filters
     as_many = evidence.shape[1] - torch.searchsorted(evidence.sort(1).values, evidence)  # divisions with as much
     rarity = -(as_many + smallest)
     rarest = rarity[:, 1:].amax(0)
-    return [share_of_chance(value, rarest) for value in rarity[:, 0].tolist()]
+    return [permutation_p_value(value, rarest) for value in rarity[:, 0].tolist()]
 
 
 def live_filters(values: Tensor, n_first: int) -> Tensor:
-    """Find the filters that can be judged from their values `(F, N)`; bool `(F,)`.
+    """Find the filters that can be tested by their values `(F, N)`; bool `(F,)`.
 
-    Their values are finite, and so many of them are not the commonest one that five of these are expected in the
-    smaller group, as the approximation in `rank_test` needs.
+    Their values are finite, and at least five values other than the most common one are expected in the smaller group,
+    as the approximation in `rank_test` needs.
     """
     smaller = min(n_first, values.shape[1] - n_first)
     uncommon = (values != values.mode(1, keepdim=True).values).sum(1)

@@ -1,4 +1,4 @@
-"""The result of a two-sample test: of the output, and of the filters and units of each layer."""
+"""The report of a two-sample test."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from lightning_anomaly.tables import Tabular
-from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, share_of_chance
+from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE, permutation_p_value
 
 
 @dataclass(frozen=True, eq=False)
 class LayerComparison:
-    """The filters of one layer; tensors are on the CPU.
+    """The test results of one layer's filters; tensors are on the CPU.
 
     Attributes:
-        live: Whether a filter is judged `(F,)`: its values are finite, and so many of them are not the commonest one
-            (of most filters 0) that five of these are expected in the smaller group, as the approximation needs.
-        auc: Probability that a training image has a larger value than a validation image `(F,)`, see `rank_test`.
-        p_value: Of the rank test `(F,)`, 1 where a filter is not live.
-        share_p_value: How often random divisions of the same images find, in any of the layers that were compared, a
-            share of the live filters that is as rare for that layer, see `shares_of_chance`.
+        live: Whether a filter is tested `(F,)`: its values are finite, and at least five values other than the most
+            common one (mostly 0) are expected in the smaller group.
+        auc: Probability that a training image has a larger value than a validation image `(F,)`, ties counted half.
+        p_value: P-value of the rank test `(F,)`; 1 for a filter that is not live.
+        share_p_value: How often random divisions of the same images find, in any of the layers compared, a share of
+            the live filters that is as rare for that layer.
     """
 
     live: Tensor
@@ -31,32 +31,34 @@ class LayerComparison:
     share_p_value: float = 1.0
 
     def significant(self, significance: float) -> Tensor:
-        """Find the filters that tell the images apart, with this p-value at most `(F,)`."""
+        """Find the live filters with a p-value of at most `significance` `(F,)`."""
         return self.live & (self.p_value <= significance)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TwoSampleReport(Tabular):
-    """Whether the output is surer of training images, and which filters tell them apart. `print(report)` gives a table.
+    """How differently a network treats training and validation images. `print(report)` gives a table.
+
+    The confidence is the largest softmax probability, and the expected error 1 less that. A filter or unit
+    distinguishes the images if it is live and its p-value is at most `significance`.
 
     Attributes:
         layers: `{layer: LayerComparison}` in the network's order.
         n_train: Number of training images.
         n_val: Number of validation images.
         significance: The p-value up to which a filter counts.
-        chance: The `fraction` that each of 999 random divisions of the same images into two groups gives `(999,)`.
-        notes: What could not be compared and why, as sentences.
-        confidence_auc: Probability that the output is surer of a training image than of a validation image, by the
-            largest softmax probability, ties counted half; 0.5 if the output could not be compared.
-        confidence_gap: Mean of that probability over the training images less that over the validation images; 0
-            likewise.
-        confidence_error_ratio: How many times as many errors the output expects on validation images as on training
-            images: the mean of 1 less that probability over the former, divided by that over the latter; 1 likewise.
-        confidence_p_value: Of the rank test between the two; 1 likewise.
-        units: The units of the other linear layers, likewise `{layer: LayerComparison}`. They have no part in `count`,
-            `fraction` and `p_value`.
-        train_errors: 1 less that probability of each training image `(n_train,)`; empty likewise.
-        val_errors: Of each validation image `(n_val,)`; empty likewise.
+        chance: The `fraction` for each of 999 random divisions of the same images into two groups `(999,)`.
+        notes: Sentences on what could not be compared and why.
+        confidence_auc: Probability that the confidence is larger on a training image than on a validation image, ties
+            counted half; 0.5 if the output could not be compared.
+        confidence_gap: Mean confidence on training images less that on validation images; 0 if not compared.
+        confidence_error_ratio: Mean expected error on validation images, divided by that on training images; 1 if not
+            compared.
+        confidence_p_value: P-value of the rank test of the confidences; 1 if not compared.
+        units: `{layer: LayerComparison}` of linear layers that are not in `layers`. `count`, `fraction` and `p_value`
+            ignore them.
+        train_errors: Expected error on each training image `(n_train,)`; empty if not compared.
+        val_errors: Expected error on each validation image `(n_val,)`; empty if not compared.
     """
 
     layers: Mapping[str, LayerComparison]
@@ -75,7 +77,7 @@ class TwoSampleReport(Tabular):
 
     @property
     def compares_output(self) -> bool:
-        """Whether the output could be compared; else a note says why not."""
+        """Whether the output could be compared; if not, a note gives the reason."""
         return len(self.train_errors) > 0
 
     @property
@@ -85,10 +87,10 @@ class TwoSampleReport(Tabular):
 
     @property
     def significant_layers(self) -> dict[str, float]:
-        """`{layer: share of its live filters or units that tell the images apart}`, the largest share first.
+        """`{layer: share of its live filters or units that distinguish the images}`, the largest share first.
 
-        Only layers of which random divisions hardly give such a share: their `share_p_value` is at most `significance`,
-        or 0.001, the smallest that these can give. Chance alone gives any of them with at most that probability.
+        Includes the layers whose `share_p_value` is at most `significance`, or 0.001 if that is larger. Chance alone
+        gives any such layer with at most that probability.
         """
         shares = {
             name: self.fraction_in([name])
@@ -99,67 +101,64 @@ class TwoSampleReport(Tabular):
 
     @property
     def where(self) -> str:
-        """The layers in which the images are told apart, in words."""
-        named = {f"'{name}'" if name else "the model": share for name, share in self.significant_layers.items()}
-        if named:
-            return f"in units of {', '.join(f'{name} ({100 * share:.0f}%)' for name, share in named.items())}"
+        """The `significant_layers` in words."""
+        if shares := self.significant_layers:
+            names = [f"{repr(name) if name else 'the model'} ({100 * share:.0f}%)" for name, share in shares.items()]
+            return f"in units of {', '.join(names)}"
         by_output = self.compares_output and self.confidence_p_value <= self.significance
         return "by the output, and in no single unit" if by_output else "nowhere"
 
     @property
     def filters(self) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}` of the filters that tell the images apart, layers without any left out."""
-        found = {name: layer.significant(self.significance) for name, layer in self.layers.items()}
-        return {name: filters.nonzero()[:, 0].tolist() for name, filters in found.items() if filters.any()}
+        """`{layer: [filter, ...]}` of the filters that distinguish the images, without layers that have none."""
+        significant = {name: layer.significant(self.significance) for name, layer in self.layers.items()}
+        return {name: filters.nonzero()[:, 0].tolist() for name, filters in significant.items() if filters.any()}
 
     @property
     def count(self) -> int:
-        """Number of filters that tell the images apart."""
+        """Number of filters that distinguish the images."""
         return sum(map(len, self.filters.values()))
 
     @property
     def fraction(self) -> float:
-        """The same as a fraction of the live filters; 0 if there is none."""
+        """`count` as a fraction of the live filters; 0 if there are none."""
         return self.fraction_in(self.layers)
 
     @property
     def p_value(self) -> float:
-        """How often a random division of the same images finds at least as large a fraction, 0.001 to 1.
+        """How often a random division of the same images gives at least as large a `fraction`, 0.001 to 1.
 
-        As long as the network treats both kinds of images alike, it is at most p with a probability of at most p,
-        however much the filters depend on each other; but the images must not: of frames of one film or slices of one
-        patient it is too small. Where there are few filters, or all do the same, it is never much smaller than
-        `significance`, as chance finds all of them that often.
+        This permutation p-value is valid however much the filters depend on each other. But images must be independent:
+        for frames of one film or slices of one patient it is too small. With few filters, or with filters that all
+        respond alike, it is never much smaller than `significance`, as chance finds all of them that often.
         """
-        return share_of_chance(self.fraction, self.chance)
+        return permutation_p_value(self.fraction, self.chance)
 
     def fraction_in(self, layers: Iterable[str]) -> float:
-        """`fraction` over some of the layers, linear ones too; a name that the report does not have counts nothing."""
+        """Compute `fraction` over the named layers, linear ones included; unknown names are ignored."""
         judged = self.judged
         chosen = [judged[name] for name in layers if name in judged]
         live = sum(int(layer.live.sum()) for layer in chosen)
         return sum(int(layer.significant(self.significance).sum()) for layer in chosen) / live if live else 0.0
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [
-            ("layer", "filters or units", "live", "tell them apart", "fraction", "mean area")
-        ]
+        rows = [("layer", "filters or units", "live", "tell them apart", "fraction", "mean area")]
         for name, layer in self.judged.items():
-            live, found = int(layer.live.sum()), int(layer.significant(self.significance).sum())
+            live, count = int(layer.live.sum()), int(layer.significant(self.significance).sum())
             area = f"{layer.auc[layer.live].mean().item():.3f}" if live else "-"
-            counts = str(len(layer.live)), str(live), str(found), f"{found / max(1, live):.3f}"
-            rows.append((name or "(the model)", *counts, area))
+            fraction = f"{self.fraction_in([name]):.3f}"
+            rows.append((name or "(the model)", str(len(layer.live)), str(live), str(count), fraction, area))
         return rows
 
     def _sentences(self) -> list[str]:
-        found = (
+        filters = (
             f"{self.count} filters ({100 * self.fraction:.1f}% of the live ones) tell the {self.n_train} training "
             f"images from the {self.n_val} validation images; {100 * self.p_value:.1f}% of random divisions of these "
             "images find as many"
         )
-        sure = (
+        output = (
             f"the output is surer of a training image than of a validation image in {100 * self.confidence_auc:.1f}% "
             f"of pairs (p = {self.confidence_p_value:.2g}), and expects {self.confidence_error_ratio:.2f} times as "
             "many errors on the latter"
         )
-        return [*[sure] * self.compares_output, found, *(f"note: {note}" for note in self.notes.values())]
+        return [*[output] * self.compares_output, filters, *(f"note: {note}" for note in self.notes.values())]

@@ -1,4 +1,4 @@
-"""The rise of the ratio of expected errors from validation to validation, and its standard error."""
+"""The rise of the ratio of expected errors over validations, and its standard error."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from lightning_anomaly.two_sample.confidence import mean_error
 
 WINDOW = 3  # validations whose mean is a level
-# A rise has to exceed this many standard errors. Chance exceeds them once in 30,000 comparisons, but each validation is
-# compared with the lowest of all levels before: of trainings of fifty validations it is one or two in a hundred.
+# Standard errors that a rise has to exceed. Chance exceeds them in one of 30,000 comparisons. But each validation is
+# compared with the lowest of all earlier levels, so it happens in one or two of 100 runs of 50 validations.
 Z_THRESHOLD = 4
-# Errors that have to be expected of the images of one kind at least. Of fewer a few images decide, which the standard
-# error does not know if they were not drawn: of 1,000 images of each kind, 1 to 89% of simulated healthy networks that
-# expect 0.03 to 7 errors were stopped without this, and at most 1% with it.
+# The smallest number of expected errors, on the kind of images with more errors. With fewer errors, a few images
+# dominate, and the standard error misses them if they were not drawn. In simulations with 1,000 images of each kind, 1
+# to 89% of healthy networks with 0.03 to 7 expected errors were stopped without this threshold, and at most 1% with it.
 MIN_ERRORS = 10
 
 
@@ -26,17 +26,16 @@ class Level(NamedTuple):
 
     log_ratio: float
     train: Tensor  # expected errors of the training images `(n,)`, divided by their mean
-    val: Tensor  # likewise of the validation images `(m,)`
-    # The larger mean error, times the number of images of the smaller kind; infinite for a mean over validations.
-    errors: float = math.inf
+    val: Tensor  # expected errors of the validation images `(m,)`, divided by their mean
+    errors: float = math.inf  # number of expected errors, see `level_of`
 
 
 class ErrorRise:
-    """How far the ratio of expected errors is above the lowest level that it had.
+    """The rise of the ratio of expected errors above its lowest level.
 
-    A level is the (geometric) mean over three validations. A network that knows neither kind of images may still be
-    surer of one of them, as these are the same images each time. So later levels are compared with the lowest of
-    this network, and not with 1. Where fewer than ten errors are expected of both kinds there is no level.
+    A level is the geometric mean over three validations. Levels are compared with the network's lowest level and not
+    with 1: the images are the same each time, and a network that has memorized neither kind may still be more confident
+    on one of them. There is no level while fewer than ten errors are expected on both kinds.
 
     Examples:
         >>> rise, same = ErrorRise(), torch.full((100,), 0.2)
@@ -45,19 +44,16 @@ class ErrorRise:
     """
 
     def __init__(self) -> None:
-        self.recent: list[Level] = []  # of the last validations, three at most
-        self.lowest: Level | None = None  # None before there are three
+        self.recent: list[Level] = []  # of the last three validations
+        self.lowest: Level | None = None  # None for the first two validations
 
     def add(self, train_errors: Tensor, val_errors: Tensor) -> float:
-        """Add the expected errors of a validation, `(n,)` and `(m,)`, and return `rise_over`, 0 for the first two.
+        """Add the expected errors of a validation, `(n,)` and `(m,)`, and return the rise, 0 for the first two.
 
-        With another number of images than before it starts over.
+        A change in the number of images resets it.
         """
         level = level_of(train_errors, val_errors)
-        if self.recent and (self.recent[0].train.shape, self.recent[0].val.shape) != (
-            level.train.shape,
-            level.val.shape,
-        ):
+        if len({(len(train), len(val)) for _, train, val, _ in (*self.recent, level)}) > 1:
             self.recent, self.lowest = [], None
         self.recent = [*self.recent, level][-WINDOW:]
         if len(self.recent) < WINDOW or self.too_few_expected_errors:
@@ -69,16 +65,16 @@ class ErrorRise:
 
     @property
     def too_few_expected_errors(self) -> bool:
-        """Whether the network now expects too few errors for a level."""
-        return bool(self.recent) and min(level.errors for level in self.recent) < MIN_ERRORS
+        """Whether a recent validation has too few expected errors for a level."""
+        return any(level.errors < MIN_ERRORS for level in self.recent)
 
     def state_dict(self) -> dict[str, list[Any]]:
-        """Return what a resumed run needs, in plain types."""
+        """Return the recent and the lowest level as tuples."""
         lowest = [] if self.lowest is None else [self.lowest]
         return {"recent": [tuple(level) for level in self.recent], "lowest": [tuple(level) for level in lowest]}
 
     def load_state_dict(self, state_dict: dict[str, list[Any]]) -> None:
-        """Restore what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self.recent = [Level(*level) for level in state_dict["recent"]]
         self.lowest = next((Level(*level) for level in state_dict["lowest"]), None)
 
@@ -86,7 +82,7 @@ class ErrorRise:
 def level_of(train_errors: Tensor, val_errors: Tensor) -> Level:
     """Compute the level of one validation from expected errors `(n,)` and `(m,)`."""
     train, val = mean_error(train_errors), mean_error(val_errors)
-    errors = max(train, val) * min(len(train_errors), len(val_errors))  # of fewer images fewer decide
+    errors = max(train, val) * min(len(train_errors), len(val_errors))  # the smaller group counts
     return Level(math.log(val / train), train_errors.double() / train, val_errors.double() / val, errors)
 
 
@@ -97,7 +93,7 @@ def mean_level(levels: Sequence[Level]) -> Level:
 
 
 def rise_over(lowest: Level, now: Level) -> float:
-    """Compute by what fraction the ratio of expected errors is above the lowest; 0 within four standard errors."""
+    """Compute the relative rise of the ratio above the lowest level; 0 up to four standard errors."""
     rise = now.log_ratio - lowest.log_ratio
     return math.expm1(rise) if rise > Z_THRESHOLD * standard_error(lowest, now) else 0.0
 
@@ -105,10 +101,10 @@ def rise_over(lowest: Level, now: Level) -> float:
 def standard_error(before: Level, now: Level) -> float:
     """Compute the standard error of the change of the log ratio, over draws of other images of the same kinds.
 
-    By the delta method an image with the expected error e has the part e / mean(e) - 1 in the logarithm of a mean, so
-    a change has the variance of how these parts change, over the number of images; the two kinds are independent. It
-    takes a hundred images or more, and more where few of them make most of the errors; of images that depend on each
-    other it is too small.
+    By the delta method, an image with expected error e contributes e / mean(e) - 1 to the logarithm of the mean. The
+    variance of a change is that of the changed contributions, divided by the number of images, and summed over the two
+    independent kinds. It needs at least 100 images, more if a few of them make most of the errors, and it is too small
+    if images depend on each other.
     """
     changes = now.train - before.train, now.val - before.val
     return math.sqrt(sum(change.var().item() / len(change) for change in changes))

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.comparison import _compare, _judge
+from lightning_anomaly.two_sample.comparison import _add_share_p_values, _test_layer
 from lightning_anomaly.two_sample.confidence import ExpectedErrors, compare_confidences, expected_error, mean_error
-from lightning_anomaly.two_sample.rank_test import random_divisions, rank_test, share_of_chance
+from lightning_anomaly.two_sample.rank_test import permutation_p_value, random_divisions, rank_test
 from lightning_anomaly.two_sample.report import TwoSampleReport
 
 RNG = torch.Generator().manual_seed(0)
@@ -192,9 +192,10 @@ def test_of_several_layers_one_is_named_as_seldom_as_of_one() -> None:
     p_values, named = [], 0
     for _ in range(draws):
         values = torch.rand(8, 6, 2 * n, generator=generator)
-        compared = {str(i): _compare(own, divisions, 0.01) for i, own in enumerate(values)}
-        layers = _judge(compared)
-        p_values += [own.share_p_value for name in compared for own in _judge({name: compared[name]}).values()]
+        compared = {str(i): _test_layer(own, divisions, 0.01) for i, own in enumerate(values)}
+        layers = _add_share_p_values(compared)
+        alone = [_add_share_p_values({name: layer})[name] for name, layer in compared.items()]
+        p_values += [layer.share_p_value for layer in alone]
         named += bool(TwoSampleReport(layers, n, n, 0.01, torch.zeros(0)).significant_layers)
     assert sum(p_value <= 0.05 for p_value in p_values) == pytest.approx(100, abs=40)
     assert named <= 2 + 4 * 2**0.5  # of 250; without a correction about 20
@@ -233,10 +234,11 @@ def test_the_p_values_of_output_and_filters_are_right_on_images_that_a_trained_n
     told = rank_test(values[torch.cat([layer.live for layer in reports[0].layers.values()])], divisions)[1] <= 0.01
     fractions = told.double().mean(0)
     # What each of the divisions would report: its share among those of the divisions that every report is made of.
-    filters = torch.tensor([share_of_chance(own, reports[0].chance) for own in fractions.tolist()])
+    filters = torch.tensor([permutation_p_value(own, reports[0].chance) for own in fractions.tolist()])
     assert [report.fraction for report in reports] == pytest.approx(fractions[:3].tolist())
     assert [report.p_value for report in reports] == pytest.approx(filters[:3].tolist(), abs=0.05)
-    possible = torch.tensor([share_of_chance(own, reports[0].chance) for own in reports[0].chance.unique().tolist()])
+    chance = reports[0].chance
+    possible = torch.tensor([permutation_p_value(fraction, chance) for fraction in chance.unique().tolist()])
     for level in (0.01, 0.05, 0.5):
         # Right, and not merely cautious: a share of filters has few values, so there are few p-values.
         for p_values, largest in ((output, level), (filters, possible[possible <= level].max().item())):

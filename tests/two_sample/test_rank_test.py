@@ -6,7 +6,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from lightning_anomaly.two_sample.rank_test import random_divisions, rank_test, share_of_chance, shares_of_chance
+from lightning_anomaly.two_sample.rank_test import layer_p_values, permutation_p_value, random_divisions, rank_test
 
 RNG = torch.Generator().manual_seed(0)
 VALUES = torch.randn(5, 60, generator=RNG).relu()  # with many ties
@@ -52,9 +52,9 @@ def test_divisions_are_random_and_always_the_same() -> None:
     assert len(divisions.T.unique(dim=0)) == 999
 
 
-def test_the_share_of_chance_counts_the_true_division_too() -> None:
+def test_the_permutation_p_value_counts_the_true_division_too() -> None:
     chance = torch.tensor([0.0, 0.1, 0.2, 0.2])
-    assert [share_of_chance(found, chance) for found in (0.0, 0.2, 0.3)] == [1.0, 3 / 5, 1 / 5]
+    assert [permutation_p_value(found, chance) for found in (0.0, 0.2, 0.3)] == [1.0, 3 / 5, 1 / 5]
 
 
 def test_a_filter_with_one_value_tells_nothing() -> None:
@@ -67,13 +67,13 @@ def test_of_many_layers_chance_finds_any_as_often_as_one_and_a_layer_that_is_tol
     """Each division in turn is taken for the actual one: all are alike, so 1% of them may have a p-value of 1%."""
     found = torch.randn(60, 1000, generator=RNG).exp().mul(3).round()
     smallest = torch.rand(60, 1000, generator=RNG, dtype=torch.float64) / (1 + found)
-    p_values = [shares_of_chance(found.roll(-place, 1), smallest.roll(-place, 1)) for place in range(1000)]
+    p_values = [layer_p_values(found.roll(-place, 1), smallest.roll(-place, 1)) for place in range(1000)]
     least = torch.tensor([min(own) for own in p_values])
     assert [int((least <= level).sum()) for level in (0.01, 0.05)] == [10, 50]
     found[7, 0], smallest[7, 0] = 300, 1e-9
-    told = shares_of_chance(found, smallest)
+    told = layer_p_values(found, smallest)
     assert told[7] == min(told) == 0.001
-    assert shares_of_chance(found[7:8], smallest[7:8]) == [0.001]
+    assert layer_p_values(found[7:8], smallest[7:8]) == [0.001]
 
 
 def test_a_division_needs_a_kilobyte_for_each_image() -> None:

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from lightning_anomaly import two_sample_test
-from lightning_anomaly.two_sample.comparison import _compare
+from lightning_anomaly.two_sample.comparison import _test_layer
 from lightning_anomaly.two_sample.rank_test import random_divisions
 
 RNG = torch.Generator().manual_seed(0)
@@ -29,7 +29,7 @@ def test_silent_filters_are_no_false_alarms_whatever_the_sizes(n_train: int, n_v
     values = torch.zeros(3000, n_train + n_val)
     for row in values:
         row[torch.randperm(len(row), generator=RNG)[:active]] = torch.rand(active, generator=RNG)
-    found = _compare(values, torch.arange(n_train + n_val)[:, None] < n_train, 0.01).comparison
+    found = _test_layer(values, torch.arange(n_train + n_val)[:, None] < n_train, 0.01).comparison
     rate = (found.p_value <= 0.01).double().mean().item()
     assert rate <= 0.01 + 4 * math.sqrt(0.01 / 3000)
     assert found.live.all() == (active * min(n_train, n_val) >= 5 * (n_train + n_val))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_anomaly.two_sample.rank_test import live_filters, random_divisions, rank_test, share_of_chance
+from lightning_anomaly.two_sample.rank_test import live_filters, permutation_p_value, random_divisions, rank_test
 from recipes.experiments.fitting import every_epoch, prepare, watched_layers
 from recipes.experiments.spec import Training
 
@@ -79,7 +79,7 @@ def compare(values: Values, n_train: int) -> tuple[dict[str, dict[str, dict[str,
             for last, chosen in (("", sums), (" last", sums[-1:])):
                 if chosen:
                     total = torch.stack(chosen).sum(0)
-                    by_chance[f"p {rule} {statistic}{last}"] = share_of_chance(total[0].item(), total[1:])
+                    by_chance[f"p {rule} {statistic}{last}"] = permutation_p_value(total[0].item(), total[1:])
     return found, by_chance
 
 
