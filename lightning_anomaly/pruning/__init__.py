@@ -1,4 +1,4 @@
-"""Filters chosen, masked in place, and removed for good."""
+"""Choose filters, mask them in place, and remove them for good."""
 
 from lightning_anomaly.pruning.compact import compact
 from lightning_anomaly.pruning.mask import FilterMask, mask_filters

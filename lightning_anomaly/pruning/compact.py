@@ -1,4 +1,4 @@
-"""Masked filters removed for good, by Torch-Pruning, which the extra `compact` brings."""
+"""Remove masked filters for good, with Torch-Pruning from the extra `compact`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lightning_anomaly.capture.probe import clone_inputs
 from lightning_anomaly.images.random_state import isolated_random_state
 from lightning_anomaly.images.source import tensors_in
 from lightning_anomaly.pruning.filter_rows import zero_rows
-from lightning_anomaly.pruning.norms import call_model
+from lightning_anomaly.pruning.norms import call_model, zero_channels
 from lightning_anomaly.tables import listed
 
-# How far outputs may be apart (of the largest), as sums of other lengths round differently, and in half precision more.
+# Largest difference of outputs, relative to the largest one and in units of rounding: shorter sums round differently.
 _TOLERANCE, _EPSILONS = 1e-4, 8
-# Torch-Pruning's kinds of nodes: layers with weights that can be cut, and what works on each channel by itself.
+# Torch-Pruning's kinds of nodes: layers with weights to cut, and operations on single channels.
 _LAYERS = {"CONV", "DEPTHWISE_CONV", "LINEAR", "BN", "IN"}
 _CHANNELWISE = {"ELEMENTWISE", "PRELU", "CONCAT", "SPLIT", "RESHAPE", "UNBIND", "EXPAND", "SLICE"}
 
@@ -31,25 +31,23 @@ _CHANNELWISE = {"ELEMENTWISE", "PRELU", "CONCAT", "SPLIT", "RESHAPE", "UNBIND", 
 def compact(model: nn.Module, example_input: Any) -> nn.Module:
     """Copy a model without its masked filters: smaller and faster, with the same outputs up to rounding.
 
-    Removed are the filters whose weight and bias are zero, as `mask_filters` leaves them, with their BatchNorm channels
-    and the weights behind them that take their output, where nothing else lives in their channels. A filter stays where
-    its output is added to that of a filter that is not masked (residual connections), goes through a norm across
-    channels, comes from a grouped convolution or is an output of the model, or where Torch-Pruning cannot follow it; a
-    warning says how many stay and where. Layers that this call does not reach, as those of a training alone, keep their
-    size.
+    Removes the filters whose weight and bias are zero, as `mask_filters` leaves them. Their BatchNorm channels and the
+    weights that later layers apply to their output go with them. A filter stays if its output is added to that of an
+    unmasked filter (residual connections), goes through a norm across channels or is an output of the model, if its
+    convolution is grouped but not depthwise, or if Torch-Pruning cannot follow it. A warning counts the filters that
+    stay. Layers that the call with `example_input` does not reach keep their size.
 
     Args:
-        model: The model, which stays as it is.
-        example_input: What to call it with, on its device, to see how layers are connected; a tuple for several
-            arguments.
+        model: The model, which is not changed.
+        example_input: Input to call the model with, on its device; a tuple for several arguments.
 
     Returns:
-        The smaller model, with train/eval flags and `requires_grad` as in the given one.
+        The smaller model, with the train/eval flags and `requires_grad` of the original.
 
     Raises:
-        ImportError: If Torch-Pruning is not installed, which the extra `compact` brings.
-        ValueError: If Torch-Pruning cannot follow the model at all, or it depends on its channels in a way that is not
-            seen in its layers, so that the smaller model fails or gives other outputs.
+        ImportError: If Torch-Pruning is not installed; it comes with the extra `compact`.
+        ValueError: If Torch-Pruning cannot follow the model, or the smaller model fails or gives other outputs, because
+            the model also depends on its channels outside of its layers.
 
     Examples:
         >>> from lightning_anomaly.pruning.mask import mask_filters
@@ -65,60 +63,59 @@ def compact(model: nn.Module, example_input: Any) -> nn.Module:
     import torch_pruning
 
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
-    masked = _zero_filters(model)
-    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    n_masked = sum(_count_zero_filters(model).values())
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     smaller = copy.deepcopy(model)
     with evaluating(smaller), torch.inference_mode(False), torch.enable_grad(), compiled_models_eager():
         smaller.requires_grad_(True)  # Torch-Pruning follows gradients
         expected, silent = _observe(smaller, arguments)
         returned: set[Any] = set()
 
-        def differentiable(net: nn.Module, given: tuple[Any, ...]) -> list[Tensor]:
+        def differentiable_outputs(net: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
             with isolated_random_state():
-                tensors = [tensor for tensor in tensors_in(net(*given)) if tensor.grad_fn is not None]
+                tensors = [tensor for tensor in tensors_in(net(*inputs)) if tensor.grad_fn is not None]
             returned.update(tensor.grad_fn for tensor in tensors)
             return tensors
 
         try:
             graph = torch_pruning.DependencyGraph()
-            graph.build_dependency(smaller, clone_inputs(arguments), forward_fn=differentiable, verbose=False)
+            graph.build_dependency(smaller, clone_inputs(arguments), forward_fn=differentiable_outputs, verbose=False)
             for module in select_layers(smaller).values():
                 if module in graph.module2node:
-                    with suppress(Exception):  # where it fails, filters stay, but not those of other layers
-                        _remove(graph, torch_pruning.prune_conv_out_channels, module, silent, returned)
-        except Exception as error:  # it knows most models, but not all
+                    with suppress(Exception):  # a failure only keeps the filters of this layer
+                        _remove(graph, module, silent, returned)
+        except Exception as error:  # Torch-Pruning follows most models, but not all
             raise ValueError(
                 f"Parameter `model` should be one that Torch-Pruning can follow. Found a {type(model).__name__}, on "
                 f"which it failed: {error!r}."
             ) from error
         _compare(smaller, arguments, expected)
     for name, parameter in smaller.named_parameters():
-        parameter.requires_grad_(learns[name])
-    staying = {name: len(filters) for name, filters in _zero_filters(smaller).items()}
-    if staying:
+        parameter.requires_grad_(trainable[name])
+    if staying := _count_zero_filters(smaller):
         warnings.warn(
-            f"{sum(staying.values())} of {sum(map(len, masked.values()))} masked filters stay, as other filters or the "
-            "model's output share their channels, or what is behind them may mix channels or make something of zeros: "
+            f"{sum(staying.values())} of {n_masked} masked filters stay: other filters or the model's output share "
+            "their channels, or later layers may mix channels or not preserve zeros: "
             f"{listed([f'{count} of {name!r}' for name, count in staying.items()])}.",
             stacklevel=2,
         )
     return smaller
 
 
-def _zero_filters(model: nn.Module) -> dict[str, list[int]]:
-    """`{layer: [filter, ...]}` of the filters without any weight, layers without any left out."""
-    found = {name: zero_rows(module).nonzero()[:, 0].tolist() for name, module in select_layers(model).items()}
-    return {name: filters for name, filters in found.items() if filters}
+def _count_zero_filters(model: nn.Module) -> dict[str, int]:
+    """Count the filters of each convolution that are zero, without convolutions that have none."""
+    counts = {name: int(zero_rows(module).sum()) for name, module in select_layers(model).items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn.Module, Tensor]]:
-    """The model's output, and of every convolution and linear layer which inputs were exactly 0, `(C,)` bool."""
+    """Return the output, and which input channels of each convolution and linear layer were always 0, bool `(C,)`."""
     silent: dict[nn.Module, Tensor] = {}
 
     def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = args[0] if args else kwargs["input"]
-        zero = (given.detach().movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1) == 0).all(1).cpu()
-        silent[module] = silent[module] & zero if module in silent else zero
+        inputs = args[0] if args else kwargs["input"]
+        zero = zero_channels(inputs.detach(), -1 if isinstance(module, nn.Linear) else 1).cpu()
+        silent[module] = silent.get(module, zero) & zero
 
     layers = [module for module in model.modules() if isinstance(module, (*CONVOLUTIONS, nn.Linear))]
     hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
@@ -128,62 +125,59 @@ def _observe(model: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, dict[nn
     return output, silent
 
 
-def _remove(
-    graph: Any, prune: Any, conv: nn.Module, silent: dict[nn.Module, Tensor], returned: Collection[Any]
-) -> None:
-    """Remove those zero filters of a convolution that leave no trace, and what hangs on them in other layers."""
+def _remove(graph: Any, conv: nn.Module, silent: dict[nn.Module, Tensor], returned: Collection[Any]) -> None:
+    """Remove the zero filters of a convolution that nothing depends on, with their channels in other layers."""
+    from torch_pruning import prune_conv_out_channels
+
     filters: list[int] = zero_rows(conv).nonzero()[:, 0].tolist()
-    group, traced = None, set(filters)
-    while filters and traced:
-        group = graph.get_pruning_group(conv, prune, filters)
-        traced = set()
+    while filters:
+        group = graph.get_pruning_group(conv, prune_conv_out_channels, filters)
+        needed: set[int] = set()
         for item in group.items:
-            free = _free(graph, item, silent, returned)
-            traced |= {root for root, goes in zip(item.root_idxs, free, strict=True) if not goes}
-        filters = [index for index in filters if index not in traced]
-    if group is None or not filters or not graph.check_pruning_group(group):
+            removable = _removable(graph, item, silent, returned).tolist()
+            needed |= {root for root, free in zip(item.root_idxs, removable, strict=True) if not free}
+        if not needed:
+            break
+        filters = [index for index in filters if index not in needed]
+    if not filters or not graph.check_pruning_group(group):
         return
     for item in group.items:
         module = item.dep.target.module
         if not graph.is_out_channel_pruning_fn(item.dep.handler):
-            left = torch.ones(len(silent[module]), dtype=torch.bool, device="cpu")
-            left[item.idxs] = False
-            silent[module] = silent[module][left]
+            staying = torch.ones(len(silent[module]), dtype=torch.bool, device="cpu")
+            staying[item.idxs] = False
+            silent[module] = silent[module][staying]
     group.prune()
 
 
-def _free(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor], returned: Collection[Any]) -> list[bool]:
-    """Whether each channel that a group takes from one of its members may go without a trace."""
-    node, module = item.dep.target, item.dep.target.module
-    never = [False] * len(item.idxs)
+def _removable(graph: Any, item: Any, silent: Mapping[nn.Module, Tensor], returned: Collection[Any]) -> Tensor:
+    """Whether nothing depends on each channel that a group removes from one of its members, bool `(C,)`."""
+    node, module, channels = item.dep.target, item.dep.target.module, item.idxs
+    never = torch.zeros(len(channels), dtype=torch.bool, device="cpu")
     kind = node.type.name
     if kind in _LAYERS and (is_parametrized(module) or not isinstance(module.weight, nn.Parameter | None)):
         return never
-    if not graph.is_out_channel_pruning_fn(item.dep.handler):  # a layer that takes the channels
+    if not graph.is_out_channel_pruning_fn(item.dep.handler):  # these are input channels
         ungrouped = kind == "LINEAR" or (kind == "CONV" and module.groups == 1)
-        found: list[bool] = silent[module][item.idxs].tolist() if ungrouped and module in silent else never
-        return found
-    if not node.outputs or node.grad_fn in returned:
+        return silent[module][channels] if ungrouped and module in silent else never
+    if not node.outputs or node.grad_fn in returned or (kind == "CONV" and module.groups > 1):
         return never
     if kind in _CHANNELWISE:
-        return [True] * len(item.idxs)
-    if kind == "CONV" and module.groups > 1:
-        return never
-    zero: list[bool] = zero_rows(module)[item.idxs].tolist() if kind in _LAYERS else never
-    return zero
+        return ~never
+    return zero_rows(module)[channels] if kind in _LAYERS else never
 
 
 def _compare(model: nn.Module, arguments: tuple[Any, ...], expected: Any) -> None:
     """Raise ValueError if the model does not give the expected output."""
     try:
-        found = tensors_in(call_model(model, arguments))
+        outputs = tensors_in(call_model(model, arguments))
         types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         tolerance = max(_TOLERANCE, *(_EPSILONS * torch.finfo(dtype).eps for dtype in types))
-        for one, other in zip(found, tensors_in(expected), strict=True):
-            scale = tolerance * other.abs().max() if other.is_floating_point() and other.numel() else 0.0
-            torch.testing.assert_close(one, other, rtol=0.0, atol=float(scale), equal_nan=True)
-    except Exception as error:  # also whatever the user's model raises
+        for output, target in zip(outputs, tensors_in(expected), strict=True):
+            atol = float(tolerance * target.abs().max()) if target.is_floating_point() and target.numel() else 0.0
+            torch.testing.assert_close(output, target, rtol=0.0, atol=atol, equal_nan=True)
+    except Exception as error:  # the user's model may raise anything
         raise ValueError(
-            "Parameter `model` should depend on the channels of its filters through its layers alone, and draw no "
-            f"random number for each of them. Without the masked filters its output is another one or none: {error}"
+            "Parameter `model` should use the channels of its filters in its layers only, and draw no random numbers "
+            f"per channel. Without the masked filters it fails or its output differs: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Where the values of a filter are: its rows in the parameters of its convolution and of the norms behind that."""
+"""The rows of a filter in the parameters of its convolution and of the norms that follow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-# Norms that treat each channel by itself.
+# Norms that do not mix channels.
 CHANNEL_NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
@@ -19,36 +19,36 @@ CHANNEL_NORMS = (
 
 @dataclass
 class Rows:
-    """The part of one tensor that belongs to some filters of a layer, and what masking does to it."""
+    """The rows of one tensor that belong to some filters of a layer."""
 
     owner: nn.Module
     name: str  # of the tensor in `owner`
-    index: tuple[Tensor, ...]  # where the rows are in it, one entry per indexed axis
-    masked: bool = True  # or else they are only remembered
-    saved: Tensor | None = None  # what they were before, if that is known
+    index: tuple[Tensor, ...]  # of the rows, one entry per indexed axis
+    masked: bool = True  # whether masking zeroes the rows; if not, they are only saved
+    saved: Tensor | None = None  # the values before masking, if known
 
     @property
     def tensor(self) -> Tensor:
-        """The whole tensor as it is now: `load_state_dict(assign=True)` replaces it."""
+        """The whole tensor, looked up anew as `load_state_dict(assign=True)` replaces it."""
         tensor: Tensor = getattr(self.owner, self.name)
         return tensor
 
     def read(self) -> Tensor:
-        """Copy the values."""
+        """Copy the rows."""
         return self.tensor.detach()[self._index_on(self.tensor.device)]
 
     def zero(self) -> None:
-        """Set the rows to 0, if they are masked."""
+        """Zero the rows if they are masked."""
         if self.masked:
             self._write(self.tensor, 0.0)
 
     def zero_gradient(self) -> None:
-        """Set the rows of the gradient to 0, if there is one."""
+        """Zero the same rows of the gradient, if there is one."""
         if self.masked and self.tensor.grad is not None:
             self._write(self.tensor.grad, 0.0)
 
     def zero_state(self, state: Mapping[str, Any]) -> None:
-        """Set the rows of every tensor of the same shape in the tensor's optimizer state to 0."""
+        """Zero the same rows of every tensor of this shape in an optimizer's state."""
         for value in state.values():
             if isinstance(value, Tensor) and value.shape == self.tensor.shape:
                 self._write(value, 0.0)
@@ -69,36 +69,34 @@ class Rows:
 
 
 def conv_rows(layer: str, conv: Any, filters: list[int]) -> list[Rows]:
-    """Find the rows of a convolution of any kind that belong to some of its filters.
+    """Find the rows of weight and bias, or of the two parts of `parametrizations.weight_norm`, of some filters.
 
-    They are those of the weight, or of the two parts that `parametrizations.weight_norm` makes it of, and of the bias.
-    Raises a ValueError, which names the `layer`, if its weight is computed from other tensors in another way.
+    Raises a ValueError that names the `layer` if its weight is parametrized in another way.
     """
-    channels = (torch.tensor(filters, device="cpu"),)
-    bias = [] if conv.bias is None else [Rows(conv, "bias", channels)]
-    made: Any = conv.parametrizations if is_parametrized(conv) else {}
-    steps = [(name, type(step).__name__) for name, chain in made.items() for step in chain]
+    channels = torch.tensor(filters, device="cpu")
+    bias = [] if conv.bias is None else [Rows(conv, "bias", (channels,))]
+    parametrized: Any = conv.parametrizations if is_parametrized(conv) else {}
+    steps = [(name, type(step).__name__) for name, chain in parametrized.items() for step in chain]
     if not steps and all(isinstance(part, nn.Parameter) for part in (conv.weight, conv.bias) if part is not None):
-        index: tuple[Tensor, ...] = channels
+        index: tuple[Tensor, ...] = (channels,)
         if conv.transposed:
-            # Their weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
+            # The weight is (inputs, outputs per group, ...): a filter is one column of its group's inputs.
             inputs, outputs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-            group, column = channels[0] // outputs, channels[0] % outputs
+            group, column = channels // outputs, channels % outputs
             index = (group[:, None] * inputs + torch.arange(inputs, device="cpu"), column[:, None])
         return [Rows(conv, "weight", index), *bias]
-    by_weight_norm = steps == [("weight", "_WeightNorm")] and not conv.transposed
-    if not by_weight_norm or made["weight"].original0.shape[:1] != (conv.out_channels,):
+    weight_normed = steps == [("weight", "_WeightNorm")] and not conv.transposed
+    if not weight_normed or parametrized["weight"].original0.shape[:1] != (conv.out_channels,):
         raise ValueError(
             "Parameter `filters` should name layers with a plain weight, or with `parametrizations.weight_norm` that "
             f"has one norm per filter (`dim=0`). Found '{layer}' with {[name for name, _ in conv.named_parameters()]}."
         )
-    # weight = g * v / |v|: g carries the zero.
-    parts = made["weight"]
-    return [Rows(parts, "original0", channels), Rows(parts, "original1", channels, False), *bias]
+    parts = parametrized["weight"]  # weight = original0 * original1 / |original1|
+    return [Rows(parts, "original0", (channels,)), Rows(parts, "original1", (channels,), masked=False), *bias]
 
 
 def filters_first(layer: Any) -> Tensor:
-    """Return the weight of a convolution of any kind or of a linear layer, its filters in front: `(F, ...)`."""
+    """Return the weight of a convolution or linear layer with the filters on the first axis `(F, ...)`."""
     weight: Tensor = layer.weight
     if getattr(layer, "transposed", False):  # (inputs, outputs per group, ...)
         weight = weight.reshape(layer.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
@@ -106,24 +104,21 @@ def filters_first(layer: Any) -> Tensor:
 
 
 def norm_rows(norm: Any, channels: list[int]) -> list[Rows]:
-    """Find the rows of weight, bias and running statistics that belong to some channels of a Batch- or InstanceNorm."""
-    index = (torch.tensor(channels, device="cpu"),)
-    # Statistics are remembered, as those of a map of zeros would blow up a restored filter. Without a weight the output
-    # in evaluation is (0 - running mean) / std: it is 0 where the running mean is.
+    """Find the rows of weight, bias and running statistics of some channels of a BatchNorm or InstanceNorm."""
+    index = (torch.tensor(channels, dtype=torch.int64, device="cpu"),)
+    # Statistics are saved, as those of a map of zeros would blow up a restored filter. Without a weight the output in
+    # evaluation is (0 - running mean) / std, so the running mean has to be 0.
     masked = {"weight": True, "bias": True, "running_mean": norm.weight is None, "running_var": False}
     return [Rows(norm, part, index, value) for part, value in masked.items() if getattr(norm, part) is not None]
 
 
 def zero_rows(module: Any) -> Tensor:
-    """Whether each output channel of a layer is 0 whatever its input, `(F,)` bool on the CPU."""
-    parts: list[Any]
-    if isinstance(module, CHANNEL_NORMS):
-        # Without a weight, a map of zeros stays one where the running mean is 0 or there is none.
-        parts = [module.running_mean] if module.weight is None else [module.weight, module.bias]
-        count = module.num_features
+    """Find the output channels of a layer that are 0 for any input, bool `(F,)` on the CPU."""
+    if module.weight is None:  # a norm, which keeps zeros if its running mean is 0 or absent
+        count, parts = module.num_features, [module.running_mean]
     else:
         weight = filters_first(module)
-        parts, count = [weight, module.bias], len(weight)
+        count, parts = len(weight), [weight, module.bias]
     zero = torch.ones(count, dtype=torch.bool, device="cpu")
     for part in parts:
         if part is not None:

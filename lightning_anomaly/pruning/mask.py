@@ -1,4 +1,4 @@
-"""Filters set to zero in place, and kept there while training goes on."""
+"""Set filters to zero in place, and keep them there during training."""
 
 from __future__ import annotations
 
@@ -25,31 +25,30 @@ def mask_filters(
 ) -> FilterMask:
     """Set filters to zero in place, so that their output is exactly 0 in training and in evaluation.
 
-    Zeroed are the filter's weight and bias, the channels of BatchNorm and InstanceNorm behind it, which would turn its
-    zeros into a constant, and the rows of all these in the optimizers' state. Behind it is what depends on masked
-    filters alone: through activations, pooling, concatenation, grouped convolutions and other such norms, but not in a
-    sum with a filter that is not masked. A norm that mixes channels stays as it is: there is a warning. A norm without
-    weight gets a running mean of 0 instead: the statistics of a map of zeros, which training leaves as they are.
+    Weights and biases of the filters become 0, and so do those of the BatchNorm and InstanceNorm channels that depend
+    on masked filters only: these would turn zeros into a constant. Such a channel may follow through activations,
+    pooling, concatenation, grouped convolutions and other such norms, but not through a sum with an unmasked filter. A
+    norm without weight gets a running mean of 0 instead. Norms that mix channels are not changed, with a warning. The
+    optimizers' state of all these parameters becomes 0 too.
 
-    Nothing is renamed, hooked or registered, so a checkpoint of the model is an ordinary one.
+    Nothing is renamed, hooked or registered, so checkpoints of the model stay ordinary ones.
 
-    While training goes on, call the mask's `keep_gradients` before and `keep` after every optimizer step.
+    During training, call the mask's `keep_gradients` before and `keep` after every optimizer step.
 
     Args:
         model: The model, changed in place.
-        filters: `{layer: [filter, ...]}`, layers by their name in `model.named_modules()`; a report stands for its
-            anomaly filters.
-        example_input: What to call the model with, on its device, to find the norms behind the filters; a tuple for
-            several arguments. A model without normalization layers needs none.
-        optimizers: Optimizers whose state belongs to the masked filters.
+        filters: `{layer: [filter, ...]}` with names as in `model.named_modules()`, or a report, whose anomaly filters
+            are masked.
+        example_input: Input to call the model with, on its device, to find the norms that follow the filters; a tuple
+            for several arguments. Models without normalization layers need none.
+        optimizers: Optimizers of the model's parameters.
 
     Returns:
-        The mask, which keeps, reports and restores.
+        The mask, which can keep the filters at zero, describe itself and restore the filters.
 
     Raises:
-        ValueError: A layer or filter does not exist, a whole layer would be masked, a layer's parameters cannot be
-            masked (a parametrization other than weight_norm per filter), or the pass with `example_input` does not call
-            it.
+        ValueError: If a layer or filter does not exist, a whole layer would be masked, a layer has a parametrization
+            other than `weight_norm` per filter, or the call with `example_input` does not reach a layer.
 
     Examples:
         >>> import torch
@@ -66,10 +65,10 @@ def mask_filters(
 
 
 class FilterMask:
-    """The filters that are masked in a model, made by `mask_filters` or `FilterMask.from_state_dict`.
+    """The masked filters of a model, made by `mask_filters` or `FilterMask.from_state_dict`.
 
     Args:
-        model: The model; nothing is masked yet.
+        model: The model, of which nothing is masked yet.
 
     Attributes:
         model: The model.
@@ -78,17 +77,17 @@ class FilterMask:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._filters: dict[str, list[int]] = {}
-        self._zeros: dict[str, list[int]] = {}  # the norm channels behind them
+        self._zeros: dict[str, list[int]] = {}  # `{norm: [channel, ...]}`
         self._rows: list[Rows] = []
 
     @property
     def masked(self) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}`, ascending."""
+        """The masked filters, `{layer: [filter, ...]}`, ascending."""
         return {layer: list(filters) for layer, filters in self._filters.items()}
 
     @property
     def parameter_count(self) -> int:
-        """How many parameters the masked filters have, those of their normalization layers included."""
+        """Number of parameters of the masked filters, including their normalization layers."""
         return sum(rows.read().numel() for rows in self._rows if isinstance(rows.tensor, nn.Parameter))
 
     @property
@@ -104,58 +103,49 @@ class FilterMask:
         norms: FoundNorms | None = None,
         optimizers: Iterable[Optimizer] = (),
     ) -> None:
-        """Mask more filters; those that are masked already stay so.
+        """Mask more filters; arguments and errors are those of `mask_filters`.
 
-        Args:
-            filters: As in `mask_filters`.
-            example_input: As in `mask_filters`.
-            norms: Instead of `example_input`: what `find_norms` found for these filters and those masked before.
-            optimizers: As in `mask_filters`.
-
-        Raises:
-            ValueError: As in `mask_filters`.
+        `norms`, the result of `find_norms` for these filters and those masked before, replaces `example_input`.
         """
         modules = modules_by_name(self.model)
         filters = filters.anomaly_filters if isinstance(filters, AnomalyReport) else filters
         optimizers = list(optimizers)
-        new = {layer: self._check(modules, layer, indices) for layer, indices in filters.items()}
+        new = {layer: self._new_filters(modules, layer, indices) for layer, indices in filters.items()}
         new = {layer: indices for layer, indices in new.items() if indices}
-        masked = self.masked | {layer: sorted([*self._filters.get(layer, ()), *new[layer]]) for layer in new}
+        masked = self._filters | {layer: sorted([*self._filters.get(layer, ()), *new[layer]]) for layer in new}
         norms = self._find_norms(new, masked, example_input) if norms is None else norms
-        zeros = {norm: sorted({*self._zeros.get(norm, ()), *channels}) for norm, channels in norms.channels.items()}
-        rows: list[Rows] = []
-        for layer, indices in new.items():
-            rows += conv_rows(layer, modules[layer], indices)
-        for norm, channels in zeros.items():
-            fresh = sorted({*channels} - {*self._zeros.get(norm, ())})
-            rows += norm_rows(modules[norm], fresh) if fresh else []
-        # Everything is checked by now: the model is either masked as asked or not touched.
-        for added in rows:
-            added.saved = added.read()
-        self._filters, self._zeros = masked, self._zeros | zeros
-        self._rows += rows
+        rows = [row for layer, indices in new.items() for row in conv_rows(layer, modules[layer], indices)]
+        zeros = dict(self._zeros)
+        for norm, channels in norms.channels.items():
+            before = zeros.get(norm, [])
+            zeros[norm] = sorted({*before, *channels})
+            rows += norm_rows(modules[norm], sorted({*channels} - {*before}))
+        # All errors have been raised above, before the model changes.
+        for row in rows:
+            row.saved = row.read()
+        self._filters, self._zeros, self._rows = masked, zeros, self._rows + rows
         self.keep(optimizers)
         mixing = [f"'{norm}' ({type(modules[norm]).__name__})" for norm in norms.mixing]
         if mixing:
             warnings.warn(
-                f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output is "
-                "exactly 0 before these layers, but not behind them, where that of other filters may change as well.",
+                f"Masked filters feed normalization layers that mix channels: {', '.join(mixing)}. Their output is 0 "
+                "before these layers but not after them, and the output of other filters may change there.",
                 stacklevel=3,
             )
 
     def keep_gradients(self) -> None:
-        """Zero the masked filters' gradients. Call it before gradients are clipped and the optimizer steps."""
+        """Zero the gradients of masked filters. Call it before gradients are clipped and the optimizer steps."""
         for rows in self._rows:
             rows.zero_gradient()
 
     def keep(self, optimizers: Iterable[Optimizer] = ()) -> None:
-        """Zero the masked filters again. Call it after the optimizer has stepped.
+        """Zero the masked filters again. Call it after every optimizer step.
 
-        Gradients of zero are not enough: momentum, weight decay and Adam's averages move a parameter without any.
+        Zero gradients are not enough: momentum, weight decay and Adam's averages also move a parameter.
 
         Args:
-            optimizers: Optimizers whose state belongs to the masked filters; in it every tensor of a parameter's shape
-                is zeroed like the parameter, anything else (step counts, factored averages) is left alone.
+            optimizers: Optimizers of the model's parameters. Tensors in their state that have a parameter's shape are
+                zeroed like the parameter; step counts and factored averages are not.
         """
         states = [optimizer.state for optimizer in optimizers]
         for rows in self._rows:
@@ -164,41 +154,41 @@ class FilterMask:
                 rows.zero_state(state.get(rows.tensor, {}))
 
     def verify(self) -> bool:
-        """Whether every masked filter is at zero right now."""
+        """Check whether all masked filters are zero."""
         return not any(rows.masked and bool(rows.read().any()) for rows in self._rows)
 
     def restore(self) -> None:
-        """Put the values back that the filters had when they were masked, bit for bit, and end the mask.
+        """Restore the parameters and running statistics from before masking, bit for bit, and empty the mask.
 
-        Parameters and running statistics come back; the optimizers' state of these filters starts from zero.
+        The optimizers' state of these filters stays 0.
 
         Raises:
-            RuntimeError: The mask was made from a state, which holds no values.
+            RuntimeError: If the mask was made by `from_state_dict`: a state has no values.
         """
         if any(rows.saved is None for rows in self._rows):
             raise RuntimeError("A mask made by `FilterMask.from_state_dict` has no values to restore.")
-        # Backwards: where layers that were masked one after another share a tensor, the first one saw it unmasked.
+        # Backwards: if layers share a tensor, the layer that was masked first has saved it unmasked.
         for rows in reversed(self._rows):
             rows.restore()
         self._rows, self._filters, self._zeros = [], {}, {}
 
     def state_dict(self) -> dict[str, dict[str, list[int]]]:
-        """The mask in plain values: `{"filters": {layer: [filter, ...]}, "zeros": {norm: [channel, ...]}}`."""
+        """Return the mask as plain values: `{"filters": {layer: [filter, ...]}, "zeros": {norm: [channel, ...]}}`."""
         return {"filters": self.masked, "zeros": {norm: list(channels) for norm, channels in self._zeros.items()}}
 
     @classmethod
     def from_state_dict(cls, model: nn.Module, state: Mapping[str, Any]) -> FilterMask:
-        """Mask a model, or a copy or an average of it, like the one whose mask gave the state.
+        """Mask the same filters and norm channels in another instance, copy or average of a masked model.
 
         Args:
-            model: A model with the same layers, changed in place.
-            state: What `state_dict` gave.
+            model: The model to mask, changed in place.
+            state: The result of `state_dict`.
 
         Returns:
-            A mask that can do everything but `restore`.
+            A mask that cannot `restore`.
 
         Raises:
-            ValueError: The model does not have its layers.
+            ValueError: If the model does not have the layers in the state.
         """
         mask, modules = cls(model), modules_by_name(model)
         zeros = state["zeros"] if "zeros" in state else _zeros_of_0_2(state["norms"], modules)
@@ -211,7 +201,7 @@ class FilterMask:
         return mask
 
     def _find_norms(self, new: Mapping[str, Any], masked: Mapping[str, Any], example_input: Any) -> FoundNorms:
-        """Run the model to find the norms behind its masked filters, if it has any norm."""
+        """Run the model to find the norms that follow its masked filters, if it has any norm."""
         if not new or not has_norms(self.model):
             return FoundNorms({}, [], set())
         if example_input is None:
@@ -224,30 +214,30 @@ class FilterMask:
             )
         return norms
 
-    def _check(self, modules: Mapping[str, nn.Module], layer: str, indices: Iterable[int]) -> list[int]:
-        """The filters of a layer that are not masked yet, ascending, or an error."""
+    def _new_filters(self, modules: Mapping[str, nn.Module], layer: str, indices: Iterable[int]) -> list[int]:
+        """Return the filters of a layer that are not masked yet, ascending; raise ValueError for wrong ones."""
         module = modules.get(layer)
         if not isinstance(module, CONVOLUTIONS):
             convs = [name for name, module in modules.items() if isinstance(module, CONVOLUTIONS)]
             raise ValueError(f"Parameter `filters` should name convolutions of the model, {convs}. Found '{layer}'.")
-        count, asked = module.out_channels, list(indices)
-        wrong = [index for index in asked if isinstance(index, bool) or index not in range(count)]
+        count, indices = module.out_channels, list(indices)
+        wrong = [index for index in indices if isinstance(index, bool) or index not in range(count)]
         if wrong:
             raise ValueError(
                 f"Parameter `filters` should hold integers from 0 to {count - 1} for layer '{layer}'. Found {wrong}."
             )
         before = set(self._filters.get(layer, ()))
-        after = before | {int(index) for index in asked}
+        after = before | {int(index) for index in indices}
         if len(after) == count:
             raise ValueError(
-                f"Parameter `filters` should leave at least one filter of layer '{layer}' unmasked. "
-                f"Found {len(asked)} to mask and {len(before)} masked before, of the {count} it has."
+                f"Parameter `filters` should leave at least one of the {count} filters of layer '{layer}' unmasked. "
+                f"Found {len(indices)} to mask and {len(before)} masked before."
             )
         return sorted(after - before)
 
 
 def _zeros_of_0_2(norms: Mapping[str, Any], modules: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The masked channels of a model from a checkpoint of version 0.2, which named the norms but not their channels."""
+    """Return the masked norm channels of a model from a checkpoint of version 0.2, which names only the norms."""
     names = {fed if isinstance(fed, str) else fed[0] for feds in norms.values() for fed in feds}
     zeros = {name: zero_rows(modules[name]) for name in names if isinstance(modules.get(name), CHANNEL_NORMS)}
     return {name: zero.nonzero()[:, 0].tolist() for name, zero in zeros.items()}
