@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -141,7 +141,7 @@ class TwoSampleReport(Tabular):
         live = sum(int(layer.live.sum()) for layer in chosen)
         return sum(int(layer.significant(self.significance).sum()) for layer in chosen) / live if live else 0.0
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _rows(self) -> Sequence[Sequence[str]]:
         rows = [("layer", "filters or units", "live", "tell them apart", "fraction", "mean area")]
         for name, layer in self.judged.items():
             live, count = int(layer.live.sum()), int(layer.significant(self.significance).sum())

@@ -35,6 +35,7 @@ from torch import Tensor
 from lightning_anomaly.verdicts.gaps import find_borders
 
 _FALSE_ALARMS = 0.005  # nominal rate, as a share of the filters; the measured rate is at most about twice that
+_Array = npt.NDArray[np.float64]
 _STEPS = 4  # of the centre; more change nothing
 
 
@@ -58,7 +59,7 @@ def isolated_samples(points: Tensor, rare_fraction: float, extremes: Tensor | No
     return isolated.to(points.device)
 
 
-def _centre_distances(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _centre_distances(points: _Array) -> _Array:
     """Compute the distances `(F, N)` of points `(F, N, 2)` from the mean of the half of them that is closest to it.
 
     For a filter that is silent for more than half of the samples this is the silent point. It rotates with the points,
@@ -66,7 +67,7 @@ def _centre_distances(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64
     """
     plane = np.ascontiguousarray(points).view(np.complex128)[..., 0]
     with np.errstate(invalid="ignore"):  # NaN for a filter with NaN or infinite values
-        distances = np.abs(plane - plane.mean(1, keepdims=True))
+        distances: _Array = np.abs(plane - plane.mean(1, keepdims=True))
         for _ in range(_STEPS):
             near = distances <= _lower_median(distances)
             distances = np.abs(plane - (plane * near).sum(1, keepdims=True) / near.sum(1, keepdims=True))
@@ -80,7 +81,7 @@ def _scaled(values: Tensor) -> Tensor:
     return torch.where(spread > 0, centred / spread, 0)
 
 
-def _lower_median(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _lower_median(values: _Array) -> _Array:
     """Return the lower medians along axis 1, which is kept; NumPy's selection is ten times as fast as torch's."""
     middle = (values.shape[1] - 1) // 2
     return np.partition(values, middle, axis=1)[:, middle : middle + 1]
