@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lightning_anomaly.analysis import analyze_maps
 from lightning_anomaly.browser.pictures import take_pictures
-from lightning_anomaly.callbacks._probe_samples import ProbeSamples, label_texts, probe_class_names, probe_files
 from lightning_anomaly.capture.hooks import MapCapture
 from lightning_anomaly.capture.probe import most_samples, probing
+from lightning_anomaly.capture.probe_samples import ProbeSamples, label_texts, probe_class_names, probe_files
 from lightning_anomaly.distributed import rank_and_world
 from lightning_anomaly.images.loaders import first_loader, shuffles, unpadded_length
 from lightning_anomaly.images.source import ImageSource, first_tensor

@@ -10,9 +10,9 @@ from torch import Tensor
 from lightning_anomaly.callbacks._base import guarded, logged_step
 from lightning_anomaly.callbacks._figures import FigureSchedule, remember_losses
 from lightning_anomaly.callbacks._probe import CHANGED, ValidationWatch, is_empty_result
-from lightning_anomaly.callbacks._probe_samples import same_pixels
 from lightning_anomaly.callbacks._watching import WatchingCallback, until_validation_end
 from lightning_anomaly.capture.layers import select_layers, unseen_layers
+from lightning_anomaly.capture.probe_samples import same_pixels
 from lightning_anomaly.checks import check_bool, check_integer, check_names, check_one_of
 from lightning_anomaly.images.loaders import shuffles
 from lightning_anomaly.images.source import ImageSource
