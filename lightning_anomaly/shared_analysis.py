@@ -1,4 +1,4 @@
-"""One analysis by several processes, each of which has seen some of the samples and analyzes some of the filters."""
+"""Analyze together in several processes: each has seen some of the samples, and analyzes some of the filters."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lightning_anomaly.distributed import (
     exchange_filters,
     gather_results,
     rank_and_world,
+    run_together,
     sample_order,
 )
 from lightning_anomaly.report import AnomalyReport
@@ -36,26 +37,26 @@ def analyze_shared(
     pictures: bool,
     samples: SampleCapture | None = None,
 ) -> tuple[AnomalyReport, Tensor | None]:
-    """Analyze the maps of all processes; a collective call, also for a process that has no maps.
+    """Analyze the maps of all processes; a collective call, also for a process without maps.
 
-    Each process gives the maps, which are removed as they are sent, the images `(n, C, H, W)` and what else is known
-    of its own samples. Of all of them, `limit` samples are kept. The notes are the same everywhere; whether there are
-    pictures, process 0 decides.
+    Each process passes the maps and images `(n, C, H, W)` of its samples, and what else is known of them. Maps are
+    removed as they are sent. At most `limit` samples of all are analyzed. The notes are the same everywhere; process 0
+    decides whether there are pictures.
 
     Returns:
-        The report, and the images of the probe `(N, C, H, W)`, None if unknown. Only process 0 has these, pictures, and
-        `points` and `labels` of any samples.
+        The report, and the images of the probe `(N, C, H, W)`, None if unknown. Only process 0 has images, pictures,
+        `points` and `labels`.
 
     Raises:
-        Exception: In all processes if one fails, see `gather_results`.
+        Exception: In all processes if one fails, see `run_together`.
     """
     rank, world = rank_and_world()
 
     def describe() -> tuple[dict[str, LayerMaps], bool, SampleStatistics]:
-        known = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
-        return {name: _header(layer) for name, layer in maps.items()}, pictures, known
+        statistics = SampleStatistics() if samples is None else samples.collected(most_samples(maps))
+        return {name: _header(layer) for name, layer in maps.items()}, pictures, statistics
 
-    headers, (pictured, *_), all_known = zip(*gather_results(describe), strict=True)
+    headers, (pictured, *_), all_statistics = zip(*gather_results(describe), strict=True)
     seen = [most_samples(header) for header in headers]
     layers = {name: _join_headers([header[name] for header in headers], limit) for name in headers[0]}
     usable, n_samples, left_out = usable_layers(layers)
@@ -66,29 +67,27 @@ def analyze_shared(
         received[name] = _exchange(maps[name], layer, [header[name].count for header in headers], scorers[name])
         maps[name] = LayerMaps()
 
-    shown: list[tuple[FilterSlice, Tensor | None, Pictures | None]] = []
-
-    def analyze() -> FilterSlice:
-        shares, statistics = {}, {}
+    def analyze() -> tuple[FilterSlice, Pictures | None]:
+        slices, statistics = {}, {}
         for name, layer in usable.items():
             order = sample_order([header[name].count for header in headers], limit)
             rows, scored = (torch.cat(parts, 1)[:, order] for parts in received.pop(name))
-            shares[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
+            slices[name] = _slice_maps(layer, rows, even_slices(_filters(layer), world)[rank])
             if rank == scorers[name]:
                 statistics[name] = [scored.transpose(0, 1)]
-        known = _join_samples(all_known, seen, limit) if rank == world - 1 else SampleStatistics()
-        part = analyze_slice(shares, statistics, settings, known)
-        drawn = take_pictures(part.layers, shares, None, sum(map(_filters, usable.values()))) if pictured else None
-        shown.append((part, images, drawn))
-        return _without_points(part)
+        known = _join_samples(all_statistics, seen, limit) if rank == world - 1 else SampleStatistics()
+        part = analyze_slice(slices, statistics, settings, known)
+        filters = sum(map(_filters, usable.values()))
+        return part, take_pictures(part.layers, slices, None, filters) if pictured else None
 
-    parts: Sequence[FilterSlice] = gather_results(analyze)
+    part, part_pictures = run_together(analyze)
+    parts: Sequence[FilterSlice] = gather_results(lambda: _without_points(part))
     gathered: list[Any] | None = [None] * world if rank == 0 else None
-    dist.gather_object(shown[0], gathered)
-    found_images = None
+    dist.gather_object((part, images, part_pictures), gathered)
+    probe_images = None
     if gathered is not None:
         parts, all_images, all_pictures = zip(*gathered, strict=True)
-        found_images = _join_images(all_images, seen, limit)
+        probe_images = _join_images(all_images, seen, limit)
     notes = {**notes, **left_out}
     if _same_samples(headers):
         notes["same samples"] = (
@@ -98,8 +97,8 @@ def analyze_shared(
         )
     report = join_slices(parts, list(usable), n_samples, settings, notes)
     if gathered is not None and pictured:
-        report = replace(report, pictures=join_pictures(all_pictures, found_images, n_samples))
-    return report, found_images
+        report = replace(report, pictures=join_pictures(all_pictures, probe_images, n_samples))
+    return report, probe_images
 
 
 def _filters(layer: LayerMaps) -> int:
@@ -117,16 +116,13 @@ def _header(layer: LayerMaps) -> LayerMaps:
 
 
 def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
-    """The header of a layer's maps in all processes, whose types and shapes must be the same."""
+    """Join the headers of a layer in all processes; types and shapes must be the same."""
     seen = [header for header in headers if header.batches]
-    problem = next((header.problem for header in headers if header.problem is not None), None)
-    if (
-        problem is None
-        and len({(header.size, header.batches[0].dtype, header.batches[0].shape) for header in seen}) > 1
-    ):
-        problem = "its maps differ between processes"
-    if problem is not None or not seen:
-        return LayerMaps(problem=problem)
+    problems = [header.problem for header in headers if header.problem is not None]
+    if len({(header.size, header.batches[0].dtype, header.batches[0].shape) for header in seen}) > 1:
+        problems.append("its maps differ between processes")
+    if problems or not seen:
+        return LayerMaps(problem=next(iter(problems), None))
     count = sum(header.count for header in seen)
     kept = min(limit, count)
     # Sparsity is that of all samples seen, which may be a few more than those kept.
@@ -135,7 +131,7 @@ def _join_headers(headers: Sequence[LayerMaps], limit: int) -> LayerMaps:
 
 
 def _same_samples(headers: Sequence[Mapping[str, LayerMaps]]) -> bool:
-    """Whether all processes have equally many zeros in each filter, and these numbers differ between filters."""
+    """Whether all processes count the same zeros in each filter, and these counts differ between filters."""
     zeros = [[[] if layer.zeros is None else layer.zeros.tolist() for layer in header.values()] for header in headers]
     return any(len({*layer}) > 2 for layer in zeros[0]) and all(process == zeros[0] for process in zeros)
 
@@ -143,10 +139,7 @@ def _same_samples(headers: Sequence[Mapping[str, LayerMaps]]) -> bool:
 def _exchange(
     local: LayerMaps, layer: LayerMaps, counts: Sequence[int], scorer: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Exchange maps, each followed by its statistics, by filter, and send the statistics of all filters to the scorer.
-
-    Scores take the statistics of all filters of a layer.
-    """
+    """Send each process the maps and statistics of its filters, and the scorer the statistics of all filters."""
     filters, world = _filters(layer), len(counts)
 
     def statistics() -> Tensor:
@@ -164,7 +157,7 @@ def _exchange(
 
 
 def _slice_maps(layer: LayerMaps, rows: Tensor, filters: slice) -> LayerMaps:
-    """The maps of some filters out of rows `(f, N, V)` that end with the statistics."""
+    """Split rows `(f, N, V)` of some filters into maps and, at the end of each row, statistics."""
     assert layer.zeros is not None
     pixels, statistics = rows.transpose(0, 1).tensor_split([-len(STATISTICS)], 2)
     maps = pixels.reshape(*pixels.shape[:2], *layer.batches[0].shape[2:])
@@ -181,13 +174,13 @@ def _without_points(part: FilterSlice) -> FilterSlice:
 
 
 def _join_samples(parts: Sequence[SampleStatistics], counts: Sequence[int], limit: int) -> SampleStatistics:
-    """What is known of the samples of all processes."""
+    """Join the statistics of all samples."""
     known = [part for part, count in zip(parts, counts, strict=True) if count]
     return SampleStatistics.join(known).select(sample_order(counts, limit)) if known else SampleStatistics()
 
 
 def _join_images(parts: Sequence[Tensor | None], counts: Sequence[int], limit: int) -> Tensor | None:
-    """The images of all processes `(N, C, H, W)`; None unless all samples have one, of the same size."""
+    """Join the images of all samples `(N, C, H, W)`; None unless each sample has one, all of one size."""
     known = [part for part, count in zip(parts, counts, strict=True) if part is not None and count]
     if [len(part) for part in known] != [count for count in counts if count] or len({p.shape[1:] for p in known}) != 1:
         return None
