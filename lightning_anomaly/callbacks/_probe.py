@@ -1,10 +1,10 @@
-"""The probe of a validation: its maps, taken from the validation step or from a run on training images."""
+"""The probe of a validation: take its maps from the validation step, or from a run on training images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,16 +25,16 @@ from lightning_anomaly.verdicts.anomalies import LIVE, NONFINITE
 
 CHANGED = {
     "val": "The validation images of the probe changed from one validation to the next, so the anomaly counts are not "
-    'comparable. Give the same ones each time, without random augmentation, or use `probe = "train"`.',
+    'comparable. Give the same images each time, without random augmentation, or use `probe = "train"`.',
     "train": "The training images of the probe changed from one validation to the next, so the anomaly counts are not "
-    "comparable. Augment with the random numbers of torch, NumPy or Python, which are the same ones for each probe, or "
-    'use `probe = "val"`.',
+    "comparable. Augment with the random numbers of torch, NumPy or Python, which are reset for each probe, or use "
+    '`probe = "val"`.',
 }
 
 
 @dataclass(eq=False)
 class ValidationWatch:
-    """Take the maps of a probe of `probe_size` samples, over all processes, during one validation."""
+    """Take the maps of `probe_size` samples, over all processes, during one validation."""
 
     trainer: Any
     module: Any
@@ -43,17 +43,17 @@ class ValidationWatch:
     probe_size: int
     settings: AnalysisSettings
     notes: Mapping[str, str]
-    keep_images: InitVar[bool]
+    keep_images: bool
     source: ImageSource | None = None  # of a training probe, once it has been opened
 
-    def __post_init__(self, keep_images: bool) -> None:
+    def __post_init__(self) -> None:
         world, settings = rank_and_world()[1], self.settings
         self._alone = world == 1
-        # Samples that all processes have together, at most; how many a training probe has is known when it runs.
-        self._gathered = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))
+        # Most samples of all processes together; a training probe corrects it when it runs.
+        self._total_limit = min(self.probe_size, unpadded_length(self.trainer.val_dataloaders))
         self._probed = False
         self._limit = -(-self.probe_size // world)
-        self.samples = ProbeSamples(keep_images)  # what the batches tell of them, and the capture what the model tells
+        self.samples = ProbeSamples(self.keep_images)
         self._capture = MapCapture(
             self.layers,
             limit=self._limit,
@@ -66,7 +66,7 @@ class ValidationWatch:
         """Hook the layers for the validation step to come."""
         if self.probe == "val":
             self.samples.add_targets(batch)
-            # Where no layer gives maps that can be used, enough samples were seen when enough were given.
+            # If no layer gives usable maps, count the samples of the batches instead.
             if not self._capture.full and (most_samples(self._capture.maps) or self.samples.count < self._limit):
                 self._capture.attach()
                 self._record(batch)
@@ -77,8 +77,8 @@ class ValidationWatch:
     def run_training_probe(self) -> None:
         """Run this process's share of the training probe as Lightning evaluates; a second call does nothing.
 
-        Call it after the first step of a validation: averaged weights are in place then whatever the order of the
-        callbacks, and of several processes all have the buffers of the first, which is what is validated and saved.
+        Call it after the first step of a validation. By then averaged weights are in place, whatever the order of the
+        callbacks, and all processes have the buffers of process 0, which are validated and saved.
         """
         if self.probe != "train" or self._probed:
             return
@@ -90,8 +90,8 @@ class ValidationWatch:
                 loader, convert = first_loader(trainer.train_dataloader), transferred_images(trainer, module)
                 self.source = ImageSource(loader, "train_dataloader", sample=self.probe_size, seed=seed, **convert)
             positions = self.source.positions
-            self._gathered = len(positions)
-            # As `DistributedSampler` does: what a module does may communicate, so all processes do it as often.
+            self._total_limit = len(positions)
+            # Padded as by `DistributedSampler`: a module may communicate, so all processes call it equally often.
             padded = [*positions, *positions[: -len(positions) % trainer.world_size]]
             for _, images in self.source.batches(padded[trainer.global_rank :: trainer.world_size]):
                 self._record(images)
@@ -99,45 +99,45 @@ class ValidationWatch:
                     call(images)
 
     def after_batch(self) -> None:
-        """Take the hooks off again; a second call does nothing."""
+        """Remove the hooks; a second call does nothing."""
         self._capture.remove()
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def analyze(self, pictures: bool) -> tuple[AnomalyReport, Tensor | None]:
-        """Analyze what was taken, of all processes together; the images as well, if they were kept."""
-        maps, images, known = self._capture.maps, self.samples.images, self._capture.samples
-        known.class_names = probe_class_names(self.trainer.val_dataloaders)
+        """Analyze the maps of all processes; return the images of the probe too, if they were kept."""
+        maps, images, statistics = self._capture.maps, self.samples.images, self._capture.samples
+        statistics.class_names = probe_class_names(self.trainer.val_dataloaders)
         if not self._alone:
             return analyze_shared(
-                maps, images, self.settings, self.notes, limit=self._gathered, pictures=pictures, samples=known
+                maps, images, self.settings, self.notes, limit=self._total_limit, pictures=pictures, samples=statistics
             )
-        report = analyze_maps(maps, self.settings, self.notes, samples=known)
+        report = analyze_maps(maps, self.settings, self.notes, samples=statistics)
         if pictures:
             report = replace(report, pictures=take_pictures(report.layers, maps, images))
         return report, images
 
     def _classes(self, samples: int) -> tuple[Tensor, Tensor] | None:
-        """The classes of all samples of this validation, and those predicted for the probe, if both are known."""
+        """Return the classes of all samples of this validation, and those predicted for the probe, if known."""
         logits = self._capture.samples.collected(samples).logits
         classes = None if logits is None else self.samples.classes(samples, logits.shape[1])
         return None if logits is None or classes is None else (classes, logits.argmax(1))
 
     def describe_samples(self, samples: int) -> dict[str, list[str] | None]:
-        """Return the `labels` and the `names` of the samples of the probe for a page, each None if unknown."""
-        loaders, known = self.trainer.val_dataloaders, self._classes(samples)
+        """Return the `labels` and the file `names` of the probe's samples for a page, each None if unknown."""
+        loaders, classes = self.trainer.val_dataloaders, self._classes(samples)
         in_order = self.probe == "val" and self._alone and not shuffles(loaders)
         return {
-            "labels": None if known is None else label_texts(known[0][:samples], known[1], loaders),
+            "labels": None if classes is None else label_texts(classes[0][:samples], classes[1], loaders),
             "names": probe_files(loaders, samples) if in_order else None,
         }
 
     def class_notes(self, samples: int) -> dict[str, str]:
-        """Note that the probe lacks classes which the same number of evenly spaced validation samples has."""
-        known = self._classes(samples)
-        if known is None:
+        """Note if the probe has fewer classes than as many evenly spaced validation samples."""
+        found = self._classes(samples)
+        if found is None:
             return {}
-        classes, _ = known
+        classes, _ = found
         parts = classes[:samples], classes[:: -(-len(classes) // samples)], classes
         probe, spread, every = (len({*part.tolist()}) for part in parts)
         if probe >= 0.9 * spread:  # there may be more classes than samples in a probe
@@ -157,8 +157,8 @@ def is_empty_result(report: AnomalyReport) -> bool:
 
 @contextmanager
 def unlogged(pl_module: Any) -> Iterator[None]:
-    """Drop what the module logs inside, in its `forward` for example: it is of a probe, not of the validation."""
-    before = {name: value for name, value in vars(pl_module).items() if name == "log"}  # a user may have set one
+    """Drop what the module logs meanwhile, in its `forward` for example: those values are not the validation's."""
+    before = {name: value for name, value in vars(pl_module).items() if name == "log"}  # set by a user
     vars(pl_module)["log"] = lambda *_, **__: None
     try:
         yield
@@ -168,7 +168,7 @@ def unlogged(pl_module: Any) -> Iterator[None]:
 
 
 def transferred_images(trainer: Any, pl_module: Any) -> dict[str, Any]:
-    """Arguments with which an `ImageSource` converts and moves batches by the module's hooks, as a validation does."""
+    """Return arguments for an `ImageSource` that converts and moves batches as a validation does."""
 
     def convert(batch: Any) -> Tensor | None:
         batch = pl_module._on_before_batch_transfer(trainer.strategy.precision_plugin.convert_input(batch))
