@@ -1,4 +1,4 @@
-"""The base class of the callbacks: one guard around their hooks."""
+"""The base classes of the callbacks: guard the hooks, and log values."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ class GuardedCallback(AnyCallback):
     """
 
     on_error = "warn"
-    _module: weakref.ref[Any] | None = None  # the one that was fitted
-    _present: weakref.ref[Any] | None = None  # the one that the Trainer has now
+    _fitted_module: weakref.ref[Any] | None = None  # of the last fit
+    _current_module: weakref.ref[Any] | None = None  # of the Trainer
     _fitting: bool | None = None  # None before `setup`
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_module": None, "_present": None}  # a weak reference cannot be copied
+        return {**vars(self), "_fitted_module": None, "_current_module": None}  # a weak reference cannot be copied
 
     def __repr__(self) -> str:
-        """The arguments that are not the defaults; of a tensor its shape."""
-        shown = []
+        """Show the arguments that differ from their defaults; of a tensor the shape."""
+        arguments = []
         for name, parameter in signature(type(self)).parameters.items():
             value = getattr(self, name, parameter.default)
             if isinstance(value, Tensor):
-                shown.append(f"{name}=<{tuple(value.shape)}>")
+                arguments.append(f"{name}=<{tuple(value.shape)}>")
             elif value not in (parameter.default, AnalysisSettings(), []):
-                shown.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+                arguments.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
     def _forget(self) -> None:
-        """Drop all state: another module is fitted."""
+        """Drop all state."""
         self._warned: set[str] = set()
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; a checkpoint that is only validated or tested changes nothing."""
+        """Restore what `state_dict` returned, but not for a validation or a test alone."""
         if self._fitting is not False:
             self._forget()
             self._restore(state_dict)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Begin a fit, a validation or a test; a fit drops what is known of another module."""
+        """Drop the state if another module is fitted than before."""
         self._fitting = stage == "fit"
-        self._present = weakref.ref(pl_module)
+        self._current_module = weakref.ref(pl_module)
         if self._fitting:
-            if self._module is None or self._module() is not pl_module:
+            if self._fitted_module is None or self._fitted_module() is not pl_module:
                 self._forget()
-            self._module = self._present
+            self._fitted_module = self._current_module
         super().setup(trainer, pl_module, stage)
 
     @contextmanager
@@ -81,7 +81,7 @@ class GuardedCallback(AnyCallback):
             self._warn_once(task + consequence, f"{type(self).__name__} could not {task} ({problem}).{consequence}")
 
     def _warn_once(self, key: str, message: str) -> None:
-        """Warn in the first process, unless something with this key has been said."""
+        """Warn in process 0, once for each key."""
         if key not in self._warned:
             self._warned.add(key)
             if rank_and_world()[0] == 0:
@@ -100,7 +100,7 @@ def guarded(hook: Hook) -> Hook:
 
 
 class LoggingCallback(GuardedCallback):
-    """Log the same values in all processes, with keys that begin with a prefix."""
+    """Log the same values in all processes, under keys with a prefix of the callback's own."""
 
     def __init__(self, log_key_prefix: str) -> None:
         super().__init__()
@@ -110,11 +110,11 @@ class LoggingCallback(GuardedCallback):
     def state_key(self) -> str:
         """The key of this callback's state in a checkpoint."""
         key = f"{type(self).__name__}[{self.log_key_prefix}]"
-        # Contains `id(self)` until `setup`, which gives a clearer error than the Trainer for two equal ones.
+        # Contains `id(self)` until `setup`, whose error for two equal prefixes is clearer than the Trainer's.
         return f"{key} {id(self)}" if self._fitting is None else key
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check that no other callback logs under the same keys, and that all processes have validations."""
+        """Raise if another callback logs under the same keys, or a process may have no validation batch."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             self._warned.clear()  # another module may be validated
@@ -134,26 +134,26 @@ class LoggingCallback(GuardedCallback):
     def _log(
         self, trainer: Any, pl_module: Any, values: Mapping[str, float], prog_bar: str = "", suffix: str = ""
     ) -> None:
-        """Log the values of a validation, the same in all processes, as PREFIX + SUFFIX / NAME."""
+        """Log values, equal in all processes, as PREFIX + SUFFIX / NAME; `prog_bar` names one for the progress bar."""
         for name, value in values.items():
-            # The largest of equal numbers is that number, without the rounding of a mean.
+            # The maximum of equal numbers is exact, their mean is rounded.
             pl_module.log(f"{self.log_key_prefix}{suffix}/{name}", value, on_step=False, on_epoch=True, batch_size=1,
                           prog_bar=name == prog_bar, sync_dist=True, reduce_fx="max")  # fmt: skip
 
 
 def logged_step(trainer: Any) -> int:
-    """The step where Lightning puts what a validation of a fit logs; call it behind the guard."""
+    """Return the step at which Lightning logs a validation of a fit. The attribute is private: call it guarded."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
-def find_callback(trainer: Any, kind: type[LoggingCallback], prefix: str | None, asking: str) -> Any:
-    """Find a Trainer's callback of a kind, with this `log_key_prefix` or the first."""
-    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
-    for callback in found:
+def find_callback(trainer: Any, kind: type[LoggingCallback], prefix: str | None, needed_by: str) -> Any:
+    """Return the Trainer's callback of a kind with this `log_key_prefix`, or the first of the kind."""
+    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+    for callback in callbacks:
         if prefix in (None, callback.log_key_prefix):
             return callback
-    wanted = "" if prefix is None else f" with `log_key_prefix = {prefix!r}`"
+    condition = "" if prefix is None else f" with `log_key_prefix = {prefix!r}`"
     raise ValueError(
-        f"{asking} should be used with {kind.__name__}{wanted} among the Trainer's callbacks. "
-        f"Found {[callback.log_key_prefix for callback in found] or 'none'}."
+        f"{needed_by} should be used with {kind.__name__}{condition} among the Trainer's callbacks. "
+        f"Found {[callback.log_key_prefix for callback in callbacks] or 'none'}."
     )

@@ -1,8 +1,8 @@
-"""Figures and pages to whatever loggers the Trainer has.
+"""Log figures and pages to any logger.
 
-A logger is known by what it can do, not by its class, because `lightning` and `pytorch_lightning` have two sets of
-classes. "Can do" is asked of its type: Lightning's dummies answer to every name, but their types do not. Call these
-functions on global rank 0 only, and behind the guard: a logger may fail.
+A logger is recognized by the methods of its type, because `lightning` and `pytorch_lightning` have two sets of classes.
+Lightning's dummy loggers answer to every name, but their types do not. Call these functions on global rank 0 only, and
+guarded: a logger may fail.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 
 def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
-    """Log a figure of `plots`, as a PNG file beside CSVLogger's; slashes in its name make groups or folders."""
+    """Log a figure of `plots`, with CSVLogger as a PNG file; slashes in the name make groups or folders."""
     experiment: Any = getattr(logger, "experiment", None)
     kind, file = _kind(logger), f"{_file_name(name)}/step={step:06d}.png"
     if kind == "wandb":
-        # Its logger turns the step into a metric, "trainer/global_step". W&B's own step, which must never go back and
-        # would discard what does, is left to count by itself.
+        # The logger turns the step into a metric, "trainer/global_step". W&B's own step counts by itself: W&B discards
+        # what is logged with a smaller step than before.
         from PIL import Image
 
         logger.log_image(key=name, images=[Image.open(io.BytesIO(figure._repr_png_()))], step=step)
@@ -34,13 +34,13 @@ def log_figure(logger: Any, name: str, figure: Any, step: int) -> None:
 
 
 def log_page(logger: Any, name: str, page: str, step: int) -> str | None:
-    """Log an HTML page; return its path if it is a file, of which TensorBoard and CSVLogger keep the newest."""
+    """Log an HTML page; TensorBoard and CSVLogger get a file, overwritten each time, whose path is returned."""
     experiment: Any = getattr(logger, "experiment", None)
     kind, file = _kind(logger), f"{_file_name(name)}.html"
     if kind == "wandb":
         import wandb
 
-        # Not as a string, which may be a path; without `inject`, which adds a style sheet from the network.
+        # A string could be a path; `inject` would add a style sheet from the network.
         logger.log_metrics({name: wandb.Html(io.StringIO(page), inject=False)}, step)
     elif kind == "tensorboard" and isinstance(folder := getattr(experiment, "log_dir", None), str):
         return _write(folder, file, page.encode())
@@ -54,7 +54,7 @@ def log_page(logger: Any, name: str, page: str, step: int) -> str | None:
 
 
 def _kind(logger: Any) -> str:
-    """Which logger this is; "" for one that takes no figures."""
+    """Return the kind of a logger; "" if it takes no figures."""
     experiment = getattr(logger, "experiment", None)
     if _can(logger, "log_image"):
         return "wandb"
@@ -70,13 +70,13 @@ def _can(thing: Any, method: str) -> bool:
 
 
 def _prefixed(logger: Any, name: str) -> str:
-    """The name under which TensorBoardLogger files a metric."""
+    """Return the name under which TensorBoardLogger logs a metric."""
     prefix = getattr(logger, "_prefix", "")
     return f"{prefix}{getattr(logger, 'LOGGER_JOIN_CHAR', '-')}{name}" if prefix and isinstance(prefix, str) else name
 
 
 def _file_name(name: str) -> str:
-    """A path that any file system takes."""
+    """Return a path that every file system allows."""
     return re.sub(r"[^\w./=-]", "_", name)
 
 

@@ -1,4 +1,4 @@
-"""The base class of the early stoppings: judge each validation, and say why a run is stopped, or why not."""
+"""The base class of the early stoppings: judge each validation, and explain the decision."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
     """Judge what another callback has logged, at the end of each validation of a fit."""
 
     _watches: ClassVar[type[LoggingCallback]]
-    _signal: ClassVar[str]  # the key of what it watches, behind the prefix
-    _found_anew: ClassVar[str]  # the entry of its history that is true where a value is new, not repeated
+    _signal: ClassVar[str]  # name of the logged value, without the prefix
+    _measured_key: ClassVar[str]  # history entry that is true if the value was measured, not repeated
 
     def __init__(self, threshold: float, patience: int, log_key_prefix: str | None, verbose: bool) -> None:
         self.threshold = check_fraction("threshold", threshold, zero=True)
         self.log_key_prefix = None if log_key_prefix is None else check_text("log_key_prefix", log_key_prefix)
-        monitor = f"{log_key_prefix}/{self._signal}"  # without a prefix `setup` names it
+        monitor = f"{log_key_prefix}/{self._signal}"  # replaced in `setup` if the prefix is None
         super().__init__(monitor, patience=patience, verbose=check_bool("verbose", verbose))
         self.divergence_threshold = self.threshold
         self._forget()
@@ -37,18 +37,18 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
     def _forget(self) -> None:
         super()._forget()
         self.wait_count = 0
-        self._rises: list[float] = []  # of each validation that found it anew
+        self._rises: list[float] = []  # of each validation that measured it
         self._begin()
 
     def _begin(self) -> None:
-        """Know no reason to stop."""
-        self._told = False
+        """Start a fit without a reason to stop."""
+        self._announced = False
         self.stopped_epoch = 0
         self.stopping_reason_message: str | None = None
-        self._name_reason("NOT_STOPPED")
+        self._set_reason("NOT_STOPPED")
 
-    def _name_reason(self, name: str) -> None:
-        """Set Lightning's own attribute, where it has it."""
+    def _set_reason(self, name: str) -> None:
+        """Set Lightning's `stopping_reason`, in versions that have it."""
         if hasattr(self, "stopping_reason"):
             self.stopping_reason = getattr(type(self.stopping_reason), name)
 
@@ -68,67 +68,68 @@ class StoppingCallback(GuardedCallback, AnyEarlyStopping):
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Drop why an earlier fit of this module was stopped."""
+        """Drop the reason for which an earlier fit of this module was stopped."""
         super().on_fit_start(trainer, pl_module)
         self._begin()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Do nothing: a validation is judged when it ends, before a checkpoint of it is written."""
+        """Do nothing: a validation is judged when it ends, before its checkpoint is written."""
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Stop the run if it is time, in all processes if in one."""
+        """Stop all processes if one of them decides to."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
         reason = None
         with self._guard("decide whether to stop"):
-            metrics = trainer.callback_metrics  # reading may reduce what was logged, which all processes do together
-            self._look(metrics, trainer.current_epoch)
-            if not self._told:
-                self._told = True
-                self._say(f"{type(self).__name__} {self._rule()}.")
+            metrics = trainer.callback_metrics  # a collective call: reading may reduce what was logged
+            self._take_metrics(metrics, trainer.current_epoch)
+            if not self._announced:
+                self._announced = True
+                self._inform(f"{type(self).__name__} {self._rule()}.")
             if self.monitor in metrics:
-                anew = self._watched.history[-1][self._found_anew]
+                measured = self._watched.history[-1][self._measured_key]
                 # In single precision 0.05 is above 0.05.
-                self._rises += [round(float(metrics[self.monitor]), 7)] if anew else []
-                reason = self._judge(anew)
+                self._rises += [round(float(metrics[self.monitor]), 7)] if measured else []
+                reason = self._judge(measured)
         if trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = reason
-            self._name_reason("DIVERGENCE_THRESHOLD")
+            self._set_reason("DIVERGENCE_THRESHOLD")
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Say in one sentence why the run was stopped, or why not, and which checkpoint is the best."""
+        """Log in one sentence why the run was stopped or not, and which checkpoint is the best."""
         with self._guard("say why it stopped"):
             if self.stopping_reason_message is None:
-                self._say(f"{type(self).__name__} did not stop the run: {self._state()}.")
+                self._inform(f"{type(self).__name__} did not stop the run: {self._state()}.")
                 return
-            for keep in trainer.checkpoint_callbacks:
-                if keep.monitor and keep.best_model_path:
-                    best = f"; the best checkpoint by '{keep.monitor}' is {basename(keep.best_model_path)}."
+            for checkpoint in trainer.checkpoint_callbacks:
+                if checkpoint.monitor and checkpoint.best_model_path:
+                    name = basename(checkpoint.best_model_path)
+                    best = f"; the best checkpoint by '{checkpoint.monitor}' is {name}."
                     self.stopping_reason_message = self.stopping_reason_message.removesuffix(".") + best
-            self._say(self.stopping_reason_message)
+            self._inform(self.stopping_reason_message)
 
-    def _say(self, sentence: str) -> None:
+    def _inform(self, sentence: str) -> None:
         if self.verbose:
             rank_zero_info(sentence)
 
-    def _look(self, metrics: Mapping[str, Any], epoch: int) -> None:
-        """Take other metrics of a validation; a collective call."""
+    def _take_metrics(self, metrics: Mapping[str, Any], epoch: int) -> None:
+        """Store other metrics of a validation; a collective call."""
 
     def _rule(self) -> str:
-        """Say what it watches and when it stops."""
+        """Describe what is watched and when the run is stopped."""
         raise NotImplementedError
 
-    def _judge(self, anew: bool) -> str | None:
-        """Say why the run should stop after the last validation, which may have found its value `anew`; else None."""
+    def _judge(self, measured: bool) -> str | None:
+        """Return the reason to stop after the last validation, or None; `measured` as in `_measured_key`."""
         raise NotImplementedError
 
     def _state(self) -> str:
-        """Say how things stand after the last validation."""
+        """Describe the situation after the last validation."""
         raise NotImplementedError
 
 
-def times(count: int, noun: str = "validation") -> str:
-    """Count things in words."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+def validations(count: int) -> str:
+    """Write a number of validations in words."""
+    return f"{count} validation{'s' * (count != 1)}"

@@ -1,4 +1,4 @@
-"""Callbacks for both of Lightning's package trees: a Trainer of `pytorch_lightning` takes only those of its own."""
+"""Callbacks for `lightning` and for `pytorch_lightning`, whose Trainers each take only their own classes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from lightning_utilities.core import rank_zero
 
-# Both trees log through this module, and the one that is imported last takes it over.
-_taken = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_deprecation_category")}
+# Both packages log through this module, and the last one imported takes it over: undo that.
+_before = {name: getattr(rank_zero, name) for name in ("log", "rank_zero_deprecation_category")}
 from lightning.pytorch.callbacks import Callback, EarlyStopping  # noqa: E402
 
 if "pytorch_lightning" in sys.modules:
-    vars(rank_zero).update(_taken)
+    vars(rank_zero).update(_before)
 
 
 class AnyCallback(Callback):
-    """A callback of `lightning`, and of `pytorch_lightning` where that is imported before one is made."""
+    """A callback of `lightning`, and of `pytorch_lightning` if that is imported before the first one is made."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         _join()
@@ -24,11 +24,11 @@ class AnyCallback(Callback):
 
 
 class AnyEarlyStopping(EarlyStopping):
-    """An `EarlyStopping` of the same trees."""
+    """An `EarlyStopping` of the same packages."""
 
 
 def _join() -> None:
-    """Make the classes those of `pytorch_lightning` too, if that is imported; to import it here would take the log."""
+    """Add the bases of `pytorch_lightning`, if that is imported already: importing it here would take over the log."""
     other: Any = sys.modules.get("pytorch_lightning.callbacks")
     if other is not None and not issubclass(AnyCallback, other.Callback):
         # Ends the chain of `super().__init__()`: its class would set the same attributes again.

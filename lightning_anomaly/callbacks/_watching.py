@@ -1,4 +1,4 @@
-"""The base class of the callbacks that look for something at validations, and log it."""
+"""The base class of the callbacks that analyze at validations and log what they find."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any, cast
 
 from lightning_anomaly.callbacks._base import Hook, LoggingCallback, guarded
 from lightning_anomaly.checks import check_integer
-from lightning_anomaly.distributed import gather_results
+from lightning_anomaly.distributed import run_together
 from lightning_anomaly.notes import merge_notes
 
-_MOST_LAYERS = 12  # that are logged without being asked for
+_MOST_LAYERS = 12  # logged one by one if `layers` does not name them
 
 
 class WatchingCallback(LoggingCallback):
-    """Analyze at validations, and log the last values again where an analysis finds nothing.
+    """Analyze at validations; where an analysis finds nothing, log the last values again.
 
-    A validation calls `_prepare` at its start; at its end `_finish`, `_find` if no process has failed, `_remember` in a
-    fit, and `_log_values`.
+    A validation calls `_prepare` at its start. At its end it calls `_finish`, `_find` if no process has failed, and
+    `_remember` in a fit; then it logs `_values`.
     """
 
-    _task: str  # what fails, for a warning
-    _neutral: dict[str, float]  # what is logged where nothing has been found
-    _advice = ""  # where it fails
-    _found: tuple[str, ...]  # the entries of a history that say whether a validation found something
-    _prog_bar = ""  # the value that a progress bar shows
+    _task: str  # completes the warning "could not ..."
+    _advice = ""  # ends that warning if no validation has found anything
+    _neutral: dict[str, float]  # logged until a validation has found something
+    _found_keys: tuple[str, ...]  # history entries that are true if a validation found something
+    _prog_bar = ""  # name of the value in the progress bar
     history: list[Any]
     layers: list[str] | None
 
     def __init__(self, log_key_prefix: str, every_n_validations: int) -> None:
         super().__init__(log_key_prefix)
         self.every_n_validations = check_integer("every_n_validations", every_n_validations, 1)
-        self._due = False  # whether the validation that runs is to be looked at
-        self._values: dict[str, float] = {}  # to be logged at its end
+        self._due = False  # whether the current validation is analyzed
+        self._values: dict[str, float] = {}  # to log when it ends
         self._log_layers = False
-        self._failure: Exception | None = None  # of this validation
+        self._failure: Exception | None = None  # of the current validation
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -48,7 +48,7 @@ class WatchingCallback(LoggingCallback):
             self._warn_once("no validation", text + self._dead_monitors(trainer))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the last values, and prepare."""
+        """Start from the last values, and prepare the analysis if one is due."""
         self._release()
         self._due, self._failure = False, None
         if trainer.sanity_checking:
@@ -59,38 +59,42 @@ class WatchingCallback(LoggingCallback):
         self._prepare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Look, and log."""
+        """Analyze if it is due, and log; the values of layers go to a group of their own."""
         if trainer.sanity_checking:
             return
         found = None
         if self._due:
             self._finish(trainer, pl_module)
         with self._guard(self._task, self._consequence(trainer, self._advice)):
-            gather_results(self._raise_failure)
+            run_together(self._raise_failure)
             if self._due:
                 found = self._find(trainer)
         if trainer.state.fn == "fit":
             self._remember(trainer, found)
-        self._log_values(trainer, pl_module)
+        layers = {key.removeprefix("layer/"): value for key, value in self._values.items() if key.startswith("layer/")}
+        others = {key: value for key, value in self._values.items() if not key.startswith("layer/")}
+        self._log(trainer, pl_module, others, prog_bar=self._prog_bar)
+        if self._log_layers:
+            self._log(trainer, pl_module, layers, suffix="_layers")
         self._release()
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the figures of the last validation, if that has not happened."""
+        """Log the figures of the last validation."""
         self._draw_last(trainer)
 
     @guarded
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave no hook behind; if it is the user who ends the fit, the last figures are made."""
+        """Remove all hooks; if the user interrupts the fit, log the last figures too."""
         self._release()
         if isinstance(exception, KeyboardInterrupt):
             self._draw_last(trainer)  # waits for no other process
 
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
-        """Choose the keys to be logged, and begin to look if this validation is due."""
+        """Choose the keys to log, and prepare the analysis if it is due."""
 
     def _finish(self, trainer: Any, pl_module: Any) -> None:
-        """Run what hooks of batches run, in a process without a validation batch."""
+        """Do what the hooks of batches do, in case this process had no batch."""
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
@@ -98,60 +102,52 @@ class WatchingCallback(LoggingCallback):
             raise failure
 
     def _find(self, trainer: Any) -> Any:
-        """Return what was found, and set `_values`; a collective call."""
+        """Analyze, set `_values`, and return what is to be remembered; a collective call."""
         raise NotImplementedError
 
     def _remember(self, trainer: Any, found: Any) -> None:
         """Add this validation to the history."""
 
-    def _log_values(self, trainer: Any, pl_module: Any) -> None:
-        """Log the values, those of layers in a group of their own."""
-        layers = {key.removeprefix("layer/"): value for key, value in self._values.items() if key.startswith("layer/")}
-        others = {key: value for key, value in self._values.items() if not key.startswith("layer/")}
-        self._log(trainer, pl_module, others, prog_bar=self._prog_bar)
-        if self._log_layers:
-            self._log(trainer, pl_module, layers, suffix="_layers")
-
     def _draw_last(self, trainer: Any) -> None:
-        """Log figures of the last validation that have not been logged."""
+        """Log the figures of the last validation, unless they are logged already."""
 
     def _release(self) -> None:
-        """Remove hooks and drop what a validation has taken."""
+        """Remove hooks, and free what a validation collected."""
 
     def _past(self, trainer: Any) -> list[Any]:
         """The validations of this fit; none outside of a fit."""
         return self.history if trainer.state.fn == "fit" else []
 
-    def _choose_keys(self, layers: Iterable[str], others: Iterable[str] = ()) -> None:
-        """Give each of these layers a value `layer/NAME`, and keep those of `others` that exist.
+    def _choose_keys(self, layers: Iterable[str], optional: Iterable[str] = ()) -> None:
+        """Choose the keys of this validation: the neutral ones, `layer/NAME`, and the `optional` layers logged before.
 
-        A ModelCheckpoint or EarlyStopping raises if its key is missing at one validation.
+        ModelCheckpoint and EarlyStopping raise if the key they monitor is missing at one validation.
         """
         layers = list(layers)
         self._log_layers = self.layers is not None or len(layers) <= _MOST_LAYERS
         keys = self._neutral | {f"layer/{name}": 0.0 for name in layers}
-        allowed = keys.keys() | {f"layer/{name}" for name in others}
+        allowed = keys.keys() | {f"layer/{name}" for name in optional}
         self._values = {key: value for key, value in (keys | self._values).items() if key in allowed}
 
     def _has_found(self, trainer: Any) -> bool:
-        """Whether an earlier validation found something, which can be logged again."""
-        return any(entry[key] for entry in self._past(trainer) for key in self._found)
+        """Whether an earlier validation found something that can be logged again."""
+        return any(entry[key] for entry in self._past(trainer) for key in self._found_keys)
 
     def _consequence(self, trainer: Any, advice: str = "") -> str:
-        """Say what is logged where a validation finds nothing; the sentence begins with a space."""
+        """Say what is logged if a validation finds nothing; the text begins with a space."""
         if self._has_found(trainer):
             return " The last values are logged again."
         return f" Nothing is watched: the logged values are placeholders.{advice}{self._dead_monitors(trainer)}"
 
     def _dead_monitors(self, trainer: Any) -> str:
-        """Name the keys that callbacks monitor in vain; the sentence begins with a space, and may be empty."""
+        """Name the keys that callbacks monitor in vain; empty if there are none."""
         keys = {key for key in (getattr(one, "monitor", None) for one in trainer.callbacks) if isinstance(key, str)}
-        ours = f"{self.log_key_prefix}/", f"{self.log_key_prefix}_layers/"
-        dead = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(ours))
+        prefixes = f"{self.log_key_prefix}/", f"{self.log_key_prefix}_layers/"
+        dead = ", ".join(f"'{key}'" for key in sorted(keys) if key.startswith(prefixes))
         return f" Callbacks that monitor {dead} will only see a constant." if dead else ""
 
     def _warn_of(self, trainer: Any, notes: Mapping[str, str], found: bool) -> None:
-        """Warn of a report's notes, of each once; in one warning if nothing was `found`."""
+        """Warn of each note of a report once; if nothing was `found`, of all in one warning."""
         if notes and not found:
             consequence = self._consequence(trainer)
             notes = {f"nothing{consequence}": " ".join(merge_notes(notes).values()) + consequence}
@@ -162,9 +158,9 @@ class WatchingCallback(LoggingCallback):
 
 
 def until_validation_end(hook: Hook) -> Hook:
-    """Keep an exception of a hook in `_failure` until the validation ends, and skip the hooks until then.
+    """Store an exception of a hook in `_failure`, and skip the hooks until the validation ends.
 
-    All processes meet at its end; if one left earlier, the others would wait forever.
+    All processes meet there; if one left earlier, the others would wait forever.
     """
 
     @wraps(hook)
@@ -173,7 +169,7 @@ def until_validation_end(hook: Hook) -> Hook:
             try:
                 hook(self, *args, **kwargs)
             except Exception as error:
-                # The frames of a traceback would keep the tensors of what failed.
+                # The frames of a traceback would keep tensors in memory.
                 self._failure = error if self.on_error == "raise" else error.with_traceback(None)
                 self._release()
 

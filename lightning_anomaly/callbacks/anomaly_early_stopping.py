@@ -1,45 +1,43 @@
-"""The early stopping that watches anomaly filters."""
+"""Early stopping by the rise of the anomaly fraction."""
 
 from __future__ import annotations
 
-from lightning_anomaly.callbacks._stopping import StoppingCallback, times
+from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.two_sample.stopping import HOLD, RISE, RISE_PATIENCE, last_above
-
-__all__ = ["AnomalyEarlyStopping"]
 
 
 class AnomalyEarlyStopping(StoppingCallback):
     """Stop a run when the fraction of anomaly filters has risen and stays up.
 
-    It watches `<log_key_prefix>/rise` of an `AnomalyFilterCallback`, which is 0 while the fraction is flat or falls:
-    then it never stops a run, however long. Whether a rise means overfitting is the source paper's hypothesis; in our
-    experiments it did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` is the one that works.
+    It watches `<log_key_prefix>/rise` of an `AnomalyFilterCallback`. While the fraction is flat or falls, `rise` is 0
+    and the run is never stopped. That a rise means overfitting is the source paper's hypothesis; in our experiments it
+    did not, see `docs/results/stopping.md`. `TwoSampleEarlyStopping` works better.
 
-    Chance stops few runs while the fraction is low. A fraction that is high and fluctuates, of few filters for example,
-    needs a higher `threshold`. It is an `EarlyStopping`: it says what it watches when the first validation ends, and
-    why it stopped, or why not, when the fit ends.
+    Chance stops few runs while the fraction is low. A high fraction that fluctuates, as with few filters, needs a
+    higher `threshold`. It is an `EarlyStopping`: it logs its rule after the first validation, and at the end of the fit
+    why it stopped the run or did not.
 
     Args:
-        threshold: The rise that has to be exceeded, as a fraction of the filters.
-        patience: Number of validations for which the rise has to last, not counting those that find nothing anew; at
-            least 5, because `rise` is 0 until a rise has lasted five validations.
-        log_key_prefix: That of the `AnomalyFilterCallback` to watch; None takes the first one.
-        verbose: Whether it says so; `stopping_reason_message` has the reason in any case.
+        threshold: The rise to exceed, as a fraction of the filters.
+        patience: Number of validations for which the rise has to last, without those that find nothing; at least 5,
+            because `rise` is 0 until a rise has lasted five validations.
+        log_key_prefix: The `log_key_prefix` of the `AnomalyFilterCallback` to watch; None takes the first one.
+        verbose: Whether it logs these sentences; `stopping_reason_message` has the reason in any case.
 
     Raises:
-        ValueError: If an argument is not allowed, or if there is no callback that it could watch.
+        ValueError: If an argument is not allowed, or the Trainer has no such `AnomalyFilterCallback`.
 
     Examples:
-        >>> stopping = AnomalyEarlyStopping()  # an `AnomalyFilterCallback()` stands beside it
+        >>> stopping = AnomalyEarlyStopping()  # used with an `AnomalyFilterCallback()`
         >>> stopping.stopping_reason_message is None
         True
     """
 
     _watches = AnomalyFilterCallback
     _signal = "rise"
-    _found_anew = "live"
+    _measured_key = "live"
 
     def __init__(
         self,
@@ -53,24 +51,24 @@ class AnomalyEarlyStopping(StoppingCallback):
     def _rule(self) -> str:
         return (
             f"watches '{self.monitor}' and stops the run when it has been above {self.threshold:g} for "
-            f"{times(self.patience)}, after {self.patience + HOLD} validations at the earliest"
+            f"{validations(self.patience)}, after {self.patience + HOLD} validations at the earliest"
         )
 
     def _lasted(self) -> int:
-        """For how many validations a rise has lasted: its first value shows when it has lasted `HOLD`."""
+        """Count the validations that a rise has lasted, which are `HOLD` when it first shows."""
         self.wait_count = last_above(self._rises, self.threshold)
         return self.wait_count + HOLD - 1 if self.wait_count else 0
 
-    def _judge(self, anew: bool) -> str | None:
-        if not anew or self._lasted() < self.patience:
+    def _judge(self, measured: bool) -> str | None:
+        if not measured or self._lasted() < self.patience:
             return None
         return (
-            f"Anomaly filters have risen: for {times(self._lasted())} their fraction has been more than "
+            f"Anomaly filters have risen: for {validations(self._lasted())} their fraction has been more than "
             f"{self.threshold:g} above an earlier level, by now {self.monitor} = {self._rises[-1]:.3f}."
         )
 
     def _state(self) -> str:
         if not self._rises:
             return "no validation analyzed a live filter"
-        needed = f"needs more than {self.threshold:g} for {times(self.patience)}"
+        needed = f"needs more than {self.threshold:g} for {validations(self.patience)}"
         return f"'{self.monitor}' is {self._rises[-1]:.3f} and has been up for {self._lasted()} ({needed})"

@@ -1,4 +1,4 @@
-"""The callback that watches: analyzes the filters at the end of a validation and logs what it found."""
+"""The callback that finds anomaly filters at validations, and logs them."""
 
 from __future__ import annotations
 
@@ -20,55 +20,52 @@ from lightning_anomaly.report import AnomalyReport
 from lightning_anomaly.settings import AnalysisSettings, checked_settings
 from lightning_anomaly.two_sample.stopping import rise
 
-__all__ = ["AnomalyFilterCallback"]
-
 _PREFIX = "anomaly_filters"
 
 
 class _Integer(int):
-    """A number that a progress bar shows without decimals, whatever it asks for."""
+    """An integer that the progress bar shows without decimals."""
 
     def __format__(self, spec: str) -> str:
         return str(int(self))
 
 
 class AnomalyFilterCallback(WatchingCallback):
-    """Find anomaly filters at the end of validations and log how many there are.
+    """Find anomaly filters at validations and log how many there are.
 
-    The maps are taken while the validation step itself runs, so with `probe="val"` there is no second forward pass, and
-    the training is not touched. Compiled layers run as they were written meanwhile, whose outputs may differ by
-    rounding.
+    The maps are taken while the validation step itself runs: with `probe="val"` there is no second forward pass, and
+    the weights stay the same as without the callback. Compiled layers run uncompiled meanwhile, which may round
+    differently.
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/watch.md` explains: `count` of anomaly
     filters and their `fraction`, filters that are `isolated` or `dead`, `sparsity`, `outlier_samples`, `outlier_score`,
-    `rise` and `seconds`; and the count in each layer as `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or
-    there are at most twelve.
+    `rise` and `seconds`. The count in each layer is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or
+    there are at most twelve layers.
 
     Args:
         layers: Names of the layers to analyze, as in `model.named_modules()`; None takes every convolution,
             transposed ones included.
-        probe: `"val"` takes the first samples that the first validation loader yields, so a data set that is sorted by
-            class should be shuffled once; `"train"` takes a fixed random sample of the training set and runs the
-            module's `forward` on it in evaluation mode. If the images of a probe change from one validation to the
-            next, there is a warning.
+        probe: `"val"` takes the first samples of the first validation loader, so a data set that is sorted by class
+            should be shuffled once. `"train"` takes a fixed random sample of the training set and runs the module's
+            `forward` on it in evaluation mode. It warns if the images change from one validation to the next.
         probe_size: Number of probe samples, over all processes; at least `settings.smallest_probe`.
         every_n_validations: Analyze at every n-th validation, and log the last values again at the others.
-        log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
+        log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
         signal_layers: Names of the analyzed layers whose anomaly fraction gives `rise`; None takes all of them.
         log_figures: Whether figures go to the loggers, at the 1st, 2nd, 4th, 8th, ... analysis and after the last.
         settings: How to analyze; None takes the defaults. In a configuration file, `settings: {rectify: false}`, or
             `settings: lightning_anomaly.AnalysisSettings.paper` for the literal reading of the source paper.
-        browser: Whether the filter browser goes to the loggers when figures do: one HTML file in which a point shows
-            its image and its map, see `AnomalyReport.save_html` and `docs/loggers.md`. In a run of one process it names
-            classes and files too, where batches have integer targets and the data set has `samples`.
+        browser: Whether the filter browser goes to the loggers together with the figures: one HTML file in which a
+            point shows its image and its map, see `AnomalyReport.save_html` and `docs/loggers.md`. In a run of one
+            process it also names classes, if batches have integer targets, and files, if the data set has `samples`.
 
     Attributes:
-        report: The last `AnomalyReport`, None before the first validation, with points and labels only in process 0.
-            Nothing is left of it where the strategy ends the processes, as `ddp_spawn` and `ddp_notebook` do.
-        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or the last
-            values again), `live` (whether a filter of the signal layers could be clustered), `signal` (the fraction in
-            them), `losses` as far as they were logged, and in the last one the `anomaly_filters` of each layer. It
-            outlives a resume.
+        report: The last `AnomalyReport`, None before the first validation; only process 0 has its points and labels.
+            It is lost with strategies that end the processes, such as `ddp_spawn` and `ddp_notebook`.
+        history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `analysed` (or repeated),
+            `live` (whether a filter of the signal layers could be clustered), `signal` (the anomaly fraction in them),
+            `losses` if any were logged, and in the last one the `anomaly_filters` of each layer. A resumed fit
+            continues it.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -81,7 +78,7 @@ class AnomalyFilterCallback(WatchingCallback):
 
     _task = "analyze the filters"
     _neutral = {**AnomalyReport({}, 0).metrics(), "rise": 0.0, "seconds": 0.0}
-    _found = ("live",)
+    _found_keys = ("live",)
 
     def __init__(
         self,
@@ -113,32 +110,32 @@ class AnomalyFilterCallback(WatchingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Begin the figures of a fit."""
+        """Start a fit without figures or images of an earlier one."""
         self._figures = FigureSchedule(self.log_key_prefix, self.log_figures, self._guard)
         self._pixels: Tensor | None = None  # of the last probe of this fit
         self._source: ImageSource | None = None  # of the training probe of this fit
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, as plain values."""
+        """Return the history."""
         return {"history": [dict(entry) for entry in self.history]}
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
         self.history = [dict(entry) for entry in state_dict["history"]]
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check names of layers, now that the module has built them, and begin the figures of a fit."""
+        """Check the names of layers, which `setup` may have built, and start anew with figures."""
         super().on_fit_start(trainer, pl_module)
-        self._watched(pl_module)
+        self._select_layers(pl_module)
         self._begin()
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Remember the losses of the epoch before."""
+        """Store the losses of the last epoch."""
         remember_losses(self.history, trainer, epoch_ended=True)
 
     @until_validation_end
     def _prepare(self, trainer: Any, pl_module: Any) -> None:
-        layers = self._watched(pl_module)
+        layers = self._select_layers(pl_module)
         self._choose_keys(layers)
         if not self._due:
             return
@@ -146,8 +143,8 @@ class AnomalyFilterCallback(WatchingCallback):
         if self.probe == "val" and fitting and shuffles(trainer.val_dataloaders):
             self._warn_once(
                 "shuffled",
-                "The validation loader shuffles, so every validation has another probe and the anomaly counts are not "
-                'comparable. Let it keep the order, or use `probe = "train"`, which takes a fixed sample.',
+                "The validation loader shuffles, so each validation has another probe and the anomaly counts are not "
+                'comparable. Do not shuffle it, or use `probe = "train"`, which takes a fixed sample.',
             )
         self._watch = ValidationWatch(
             trainer,
@@ -165,7 +162,7 @@ class AnomalyFilterCallback(WatchingCallback):
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Hook the layers for the validation step to come."""
+        """Hook the layers."""
         if self._watch is not None and dataloader_idx == 0:
             self._watch.before_batch(batch)
 
@@ -173,7 +170,7 @@ class AnomalyFilterCallback(WatchingCallback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Take the hooks off again."""
+        """Remove the hooks, and run a training probe after the first step."""
         if self._watch is not None:
             self._watch.after_batch()
             if dataloader_idx == 0:
@@ -190,7 +187,7 @@ class AnomalyFilterCallback(WatchingCallback):
         pictures = fitting and bool(trainer.loggers) and self.browser
         watch = self._watch
         assert watch is not None
-        from lightning_anomaly.numba_jit import compile_time  # late: an import of the package does without numba
+        from lightning_anomaly.numba_jit import compile_time  # late: importing the package does not import numba
 
         compiled = [0.0]
         with compile_time(compiled.append):
@@ -217,24 +214,24 @@ class AnomalyFilterCallback(WatchingCallback):
 
     @guarded
     def _remember(self, trainer: Any, found: tuple[AnomalyReport, Tensor | None] | None) -> None:
-        """Add this validation to the history, and its figures and page to those that are due."""
+        """Add this validation to the history, and schedule its figures and page."""
         report, images = (None, None) if found is None else found
         self._add_to_history(trainer.current_epoch, trainer.global_step, report)
         if report is not None and self._watch is not None and trainer.is_global_zero:
-            told = self._watch.describe_samples(report.n_samples)
-            self._figures.take(report, images, told, trainer.current_epoch, logged_step(trainer))
+            texts = self._watch.describe_samples(report.n_samples)
+            self._figures.take(report, images, texts, trainer.current_epoch, logged_step(trainer))
 
     def _add_to_history(self, epoch: int, step: int, report: AnomalyReport | None) -> None:
-        """Add a validation, and set the `rise` of its values; None repeats the last report."""
+        """Add a validation to the history and compute its `rise`; without a report, repeat the last values."""
         last: dict[str, Any] = self.history[-1] if self.history else {"signal": 0.0}
         signal, filters, live = last["signal"], last.pop("anomaly_filters", {}), False
         if report is not None:
             filters = report.anomaly_filters
             layers = self.signal_layers or list(report.layers)
             live = bool(report.live_in(layers)) and "few samples" not in report.notes
-            if live:  # else the layers are not in use yet, say: no level from which a fraction could rise
+            if live:  # otherwise 0 would be a level from which the fraction rises
                 signal = report.fraction_in(layers)
-                # What is only repeated must not look sustained.
+                # Repeated values would look like a sustained rise.
                 past = [entry["signal"] for entry in self.history if entry["live"]]
                 self._values["rise"] = rise([*past, signal])
         values: dict[str, Any] = {"metrics": dict(self._values), "analysed": report is not None}
@@ -244,9 +241,9 @@ class AnomalyFilterCallback(WatchingCallback):
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Show the count in the progress bar, and log figures and page that are due."""
+        """Show the count in the progress bar, and log figures and page if they are due."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            if self.report is not None:  # what is logged would be shown as a float, under its whole key
+            if self.report is not None:  # a logged value would appear as a float, under its whole key
                 short = "anomalies" if self.log_key_prefix == _PREFIX else self.log_key_prefix
                 trainer.progress_bar_metrics[short] = _Integer(self.report.count)
             remember_losses(self.history, trainer)
@@ -263,14 +260,14 @@ class AnomalyFilterCallback(WatchingCallback):
     def _draw_last(self, trainer: Any) -> None:
         self._figures.show(trainer, self.history, last=True)
 
-    def _watched(self, pl_module: Any) -> dict[str, Any]:
-        watched = select_layers(pl_module, self.layers)
-        if unseen := [name for name in self.signal_layers or [] if name not in watched]:
+    def _select_layers(self, pl_module: Any) -> dict[str, Any]:
+        layers = select_layers(pl_module, self.layers)
+        if unseen := [name for name in self.signal_layers or [] if name not in layers]:
             raise ValueError(
-                f"Parameter `signal_layers` should name layers that are analyzed, {list(watched)}. Found {unseen}: add "
+                f"Parameter `signal_layers` should name layers that are analyzed, {list(layers)}. Found {unseen}: add "
                 "them to `layers`."
             )
-        return watched
+        return layers
 
     def _release(self) -> None:
         watch, self._watch = self._watch, None

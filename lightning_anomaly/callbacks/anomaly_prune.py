@@ -1,4 +1,4 @@
-"""The callback that acts: masks filters that were flagged, and keeps them masked."""
+"""The callback that masks flagged filters, and keeps them masked."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, get_args
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_anomaly.callbacks._base import LoggingCallback, find_callback, guarded
-from lightning_anomaly.callbacks._find_norms import average_models, find_norms_on
+from lightning_anomaly.callbacks._mask_context import average_models, check_maskable, find_norms_on
 from lightning_anomaly.callbacks.anomaly_filter import AnomalyFilterCallback
 from lightning_anomaly.capture.layers import CONVOLUTIONS, modules_by_name, select_layers
 from lightning_anomaly.checks import check_fraction, check_integer, check_one_of, check_text
 from lightning_anomaly.distributed import broadcast_result, gather_results
-from lightning_anomaly.pruning.filter_rows import conv_rows
 from lightning_anomaly.pruning.mask import FilterMask
 from lightning_anomaly.pruning.selection import (
     Criterion,
@@ -25,47 +24,44 @@ from lightning_anomaly.pruning.selection import (
 )
 from lightning_anomaly.two_sample.stopping import RISE
 
-__all__ = ["AnomalyPruneCallback"]
-
 _SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
 class AnomalyPruneCallback(LoggingCallback):
-    """Mask anomaly filters during training: their output is exactly 0 from then on, to the end.
+    """Mask anomaly filters during a fit: their output is exactly 0 from then on.
 
-    It acts on the reports of the `AnomalyFilterCallback` in the Trainer, wherever that stands in the list. Filters are
-    masked when an epoch begins, so that what is validated is what is saved: see `lightning_anomaly.pruning.mask` for
-    what is zeroed. Checkpoints stay ordinary ones; resuming from them goes on with the mask.
+    It acts on the reports of the Trainer's `AnomalyFilterCallback`, in whatever order the callbacks are. It masks when
+    an epoch begins, so that the validated weights are the saved ones; `lightning_anomaly.pruning.mask` says what is
+    zeroed. Checkpoints stay ordinary, and a resumed fit goes on with the mask.
 
-    Within a layer the filter with most votes comes first, a vote being a report that flags it; among equals the one
-    with most outlier samples in these reports. One filter of each layer is always left.
+    Each report that flags a filter is a vote. In each layer the filters with most votes are masked first; among equals
+    those with most outlier samples in these reports. One filter of each layer is always left.
 
-    Logged at every validation under `log_key_prefix`: `masked` (filters) and `masked_fraction` (of the parameters).
+    Logs under `log_key_prefix` at every validation: `masked` (filters) and `masked_fraction` (of the parameters).
 
     Args:
-        at_epoch: Mask after this many epochs of training, before the epoch of that number (as in
-            `trainer.current_epoch`) begins; a list masks several times. With fewer than `min_votes` reports by then,
-            it happens at the first epoch that begins with enough.
-        on_rise: Mask when the watching callback's `rise` exceeds this value, once each time it does. With neither
-            `at_epoch` nor `on_rise` it is 0.05.
-        min_votes: Number of the last reports that have to flag a filter.
-        last_reports: Number of reports that are looked at; one without a live filter is none.
-        max_fraction: Fraction of a layer's filters that may be masked, those masked earlier included, and those of
-            another AnomalyPruneCallback in the Trainer.
-        criterion: `"anomaly"` masks the filters flagged; for comparison, `"random"` and `"l1"` (smallest weights first)
-            mask as many in each layer, out of those that are not dead.
+        at_epoch: Mask after this many epochs, before the epoch of this number (`trainer.current_epoch`) begins; a list
+            masks several times. Before there are `min_votes` reports it waits for an epoch that begins with them.
+        on_rise: Mask when the `rise` of the `AnomalyFilterCallback` exceeds this value, once each time. It is 0.05 if
+            `at_epoch` is not given either.
+        min_votes: Number of votes that a filter needs, at most `last_reports`.
+        last_reports: Number of last reports that vote; a report without a live filter is ignored.
+        max_fraction: Largest fraction of a layer's filters to mask, those masked before included, also by another
+            AnomalyPruneCallback of the Trainer.
+        criterion: `"anomaly"` masks flagged filters. For comparison, `"random"` and `"l1"` (smallest weights first)
+            mask equally many in each layer, of those that are not dead.
         seed: Seed of `"random"`.
         reports_from: The `log_key_prefix` of the `AnomalyFilterCallback` to act on; None takes the first one.
-        log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
+        log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
 
     Attributes:
         mask: The `FilterMask`, which reports and restores; None before there is a model.
-        events: One plain dict each time it acted: `epoch`, `voted` (whether any filter that was not masked had enough
-            votes) and `filters`, those masked then, `{layer: [filter, ...]}`.
+        events: One plain dict for each time it acted: `epoch`, `voted` (whether any unmasked filter had enough votes)
+            and the `filters` masked then, `{layer: [filter, ...]}`.
 
     Raises:
-        ValueError: If an argument is not allowed, or when a fit begins without an `AnomalyFilterCallback` in the
-            Trainer, with a strategy that shards parameters, or with a layer that cannot be masked.
+        ValueError: If an argument is not allowed. When a fit begins, if the Trainer has no `AnomalyFilterCallback`, its
+            strategy shards parameters, or a layer cannot be masked.
 
     Examples:
         >>> AnomalyPruneCallback(at_epoch=5).describe()
@@ -84,22 +80,16 @@ class AnomalyPruneCallback(LoggingCallback):
         reports_from: str | None = None,
         log_key_prefix: str = "anomaly_prune",
     ) -> None:
-        several = isinstance(at_epoch, (list, tuple, range))
-        epochs: Any = [] if at_epoch is None else at_epoch if several else [at_epoch]
-        if several and not epochs:
+        epochs: Any = at_epoch if isinstance(at_epoch, (list, tuple, range)) else [at_epoch]
+        if not epochs:
             raise ValueError("Parameter `at_epoch` should be an epoch, a list of them, or None. Found `at_epoch = []`.")
-        if not epochs and on_rise is None:
-            on_rise = RISE
+        if at_epoch is None:
+            epochs, on_rise = [], RISE if on_rise is None else on_rise
         super().__init__(log_key_prefix)
         self.at_epoch = sorted({check_integer("at_epoch", epoch, 1) for epoch in epochs})
         self.on_rise = None if on_rise is None else check_fraction("on_rise", on_rise, zero=True)
         self.last_reports = check_integer("last_reports", last_reports, 1)
-        self.min_votes = check_integer("min_votes", min_votes, 1)
-        if min_votes > last_reports:
-            raise ValueError(
-                f"Parameter `min_votes` should be at most `last_reports = {last_reports}`. "
-                f"Found `min_votes = {min_votes}`."
-            )
+        self.min_votes = check_integer("min_votes", min_votes, 1, largest=self.last_reports)
         self.max_fraction = check_fraction("max_fraction", max_fraction, zero=False)
         self.criterion = check_one_of("criterion", criterion, get_args(Criterion))
         self.seed = check_integer("seed", seed, 0)
@@ -111,9 +101,9 @@ class AnomalyPruneCallback(LoggingCallback):
         self.mask: FilterMask | None = None
         self.events: list[dict[str, Any]] = []
         self._summaries: list[Summary] = []  # of the last reports
-        self._done: list[int] = []  # epochs of `at_epoch` that are behind
-        self._armed = True  # whether a rise would be news
-        self._due = False  # to be masked with the next batch
+        self._done: list[int] = []  # the part of `at_epoch` that is over
+        self._armed = True  # whether the next rise masks
+        self._due = False  # whether to mask at the next batch
 
     @property
     def masked(self) -> dict[str, list[int]]:
@@ -121,7 +111,7 @@ class AnomalyPruneCallback(LoggingCallback):
         return {} if self.mask is None else self.mask.masked
 
     def state_dict(self) -> dict[str, Any]:
-        """The mask, what was done and what the next decision rests on, as plain values."""
+        """Return the mask, the events and the basis of the next decision, in plain types."""
         return {
             "mask": {"filters": {}, "zeros": {}} if self.mask is None else self.mask.state_dict(),
             "summaries": list(self._summaries),
@@ -131,24 +121,21 @@ class AnomalyPruneCallback(LoggingCallback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave and mask the model that the Trainer has, unless a fit has masked it before.
-
-        For a validation or a test too: a checkpoint is looked at with the mask that it has.
-        """
+        """Restore what `state_dict` returned and mask the model; for a validation or a test, unless there is a mask."""
         if self._fitting is False and self.mask is not None:
             return
         self._forget()
-        self._module = self._present
+        self._fitted_module = self._current_module
         self._summaries = state_dict["summaries"][-self.last_reports :]
         self.events = list(state_dict["events"])
         self._done = list(state_dict["done"])
         self._armed = bool(state_dict["armed"])
-        model = None if self._present is None else self._present()
+        model = None if self._current_module is None else self._current_module()
         if model is not None:
             self.mask = FilterMask.from_state_dict(model, state_dict["mask"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Find who watches, and refuse what cannot work."""
+        """Find the `AnomalyFilterCallback`, and refuse strategies that shard parameters."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._watcher: AnomalyFilterCallback = find_callback(
@@ -161,42 +148,34 @@ class AnomalyPruneCallback(LoggingCallback):
                 )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Refuse layers that could not be masked, rather than in the middle of the fit."""
+        """Refuse layers that cannot be masked."""
         super().on_fit_start(trainer, pl_module)
-        layers = select_layers(pl_module, self._watcher.layers)
-        for name, layer in layers.items():
-            if isinstance(layer, CONVOLUTIONS):
-                conv_rows(name, layer, [0])
-        if pruned := sorted(name for name, layer in layers.items() if layer in _pruned_layers(trainer.callbacks)):
-            raise ValueError(
-                "AnomalyPruneCallback should be used without a ModelPruning of the same layers, which replaces their "
-                f"weights. Found {pruned}: give its `parameters_to_prune` others."
-            )
+        check_maskable(select_layers(pl_module, self._watcher.layers), trainer.callbacks)
         if self.mask is None:
             self.mask = FilterMask(pl_module)
 
     @guarded
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Mask what is only there by now: the optimizers' state and averaged weights of a checkpoint."""
-        # A fit of the same model by another Trainer counts its epochs from 0 again.
+        """Mask the optimizers' state and averaged weights of a checkpoint, which are loaded by now."""
+        # Another fit of the same model counts its epochs from 0 again.
         self._done = [epoch for epoch in self._done if epoch <= trainer.current_epoch]
         self._keep_everywhere(trainer)
 
     def _keep_everywhere(self, trainer: Any) -> None:
-        """Mask again, also in averages of the weights that callbacks keep; an average of zeros stays zero."""
+        """Mask again, also the averages of the weights that callbacks hold."""
         if self.mask is not None and self.masked:
             self.mask.keep(trainer.optimizers)
             for average in average_models(trainer.callbacks):
-                with suppress(ValueError):  # it is of a part of the model
+                with suppress(ValueError):  # it averages a part of the model
                     FilterMask.from_state_dict(average, self.mask.state_dict())
 
     @guarded
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find out whether it is time to mask."""
+        """Decide whether to mask before this epoch."""
         epoch = trainer.current_epoch
         self._armed = self._armed or not self._risen
-        asked = any(at <= epoch and at not in self._done for at in self.at_epoch)
-        self._due = asked or (self._armed and self._risen)
+        scheduled = any(at <= epoch and at not in self._done for at in self.at_epoch)
+        self._due = scheduled or (self._armed and self._risen)
         if self._due and len(self._summaries) < self.min_votes:
             self._due = False
             self._warn_once(
@@ -212,24 +191,24 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Mask the filters that process 0 chooses before the first step, whose batch serves to find norms."""
+        """Mask the filters that process 0 chooses, before the first step; the batch helps to find norms."""
         if not self._due or self.mask is None:
             return
         self._due, epoch = False, trainer.current_epoch
         voted, chosen = broadcast_result(lambda: self._choose(trainer, pl_module))
-        # All run their model, which may communicate.
+        # The norms of process 0 count, but all processes run their model, which may communicate.
         norms, *_ = gather_results(lambda: find_norms_on(batch, trainer, pl_module, self.masked, chosen))
         if uncalled := sorted(chosen.keys() - norms.called):
             self._warn_once(
                 f"uncalled {uncalled}",
                 f"AnomalyPruneCallback leaves {uncalled} as they are: neither `forward` nor `validation_step` calls "
-                "them, so that the norms behind them cannot be found.",
+                "them, so the norms behind them cannot be found.",
             )
         masked = {layer: filters for layer, filters in chosen.items() if layer in norms.called}
         self.mask.add(masked, norms=norms, optimizers=trainer.optimizers)
         self._keep_everywhere(trainer)
         self.events = [*self.events, {"epoch": epoch, "voted": voted, "filters": masked}]
-        self._done = sorted({*self._done, *(asked for asked in self.at_epoch if asked <= epoch)})
+        self._done = sorted({*self._done, *(at for at in self.at_epoch if at <= epoch)})
         self._armed = not self._risen
 
     @guarded
@@ -246,7 +225,7 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make sure that averaged weights are validated masked."""
+        """Mask averaged weights that are validated."""
         if trainer.state.fn == "fit":
             self._keep_everywhere(trainer)
 
@@ -254,7 +233,7 @@ class AnomalyPruneCallback(LoggingCallback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Check that masked filters are at zero in what is validated."""
+        """Warn if masked filters are not at zero in the validated weights."""
         if batch_idx == 0 and trainer.state.fn == "fit" and self.mask is not None and not self.mask.verify():
             self._warn_once(
                 "not at zero",
@@ -264,37 +243,34 @@ class AnomalyPruneCallback(LoggingCallback):
 
     @guarded
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log how much is masked."""
+        """Log the number of masked filters and their fraction of the parameters."""
         if trainer.sanity_checking:
             return
         values = {"masked": 0.0, "masked_fraction": 0.0}
-        # Outside of a fit it may be another model that is validated, or other weights.
+        # Outside of a fit, another model or other weights may be validated.
         if self.mask is not None and self.mask.model is pl_module and self.mask.verify():
-            values = {"masked": float(self._count), "masked_fraction": self.mask.parameter_fraction}
+            values["masked"] = float(sum(map(len, self.masked.values())))
+            values["masked_fraction"] = self.mask.parameter_fraction
         self._log(trainer, pl_module, values)
 
     @guarded
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Remember a new report. By now the watcher has it, wherever it stands in the list."""
+        """Store a new report, which the `AnomalyFilterCallback` has by now, in whatever order the callbacks are."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         report, history = self._watcher.report, self._watcher.history
-        # A repeated report is none, and neither is one in which no filter could have got a vote.
+        # Ignore a repeated report, and one without a live filter.
         if report is not None and history and history[-1]["analysed"] and report.live_in(report.layers):
             self._summaries = [*self._summaries, summarize(report)][-self.last_reports :]
 
     @guarded
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Report what it did."""
+        """Log what was masked."""
         rank_zero_info(self.describe())
 
-    @property
-    def _count(self) -> int:
-        return sum(map(len, self.masked.values()))
-
     def describe(self) -> str:
-        """Describe what was masked and when, in a line for each time."""
-        count = self._count
+        """Describe what was masked, one line for each time."""
+        count = sum(map(len, self.masked.values()))
         share = f" with {100 * self.mask.parameter_fraction:.1f}% of the parameters" if self.mask and count else ""
         head = f"AnomalyPruneCallback masked {count or 'no'} filter{'s' if count > 1 else ''}{share}"
         lines = [f'{head} (criterion "{self.criterion}", {self.min_votes} votes in {self.last_reports} reports).']
@@ -305,7 +281,7 @@ class AnomalyPruneCallback(LoggingCallback):
         return "\n".join(lines)
 
     def _choose(self, trainer: Any, pl_module: Any) -> tuple[bool, dict[str, list[int]]]:
-        """Whether any filter has enough votes, and `{layer: [filter, ...]}` to mask, worst first."""
+        """Return whether any filter has enough votes, and `{layer: [filter, ...]}` to mask, worst first."""
         summaries, modules = self._summaries, modules_by_name(pl_module)
         masked: dict[str, set[int]] = {}
         for prune in trainer.callbacks:
@@ -313,16 +289,10 @@ class AnomalyPruneCallback(LoggingCallback):
                 masked.setdefault(layer, set()).update(filters)
         voted = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=1.0)
         chosen = choose_filters(summaries, masked, min_votes=self.min_votes, max_fraction=self.max_fraction)
-        if others := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
-            self._warn_once("others", f"AnomalyPruneCallback masks nothing in {others}: they are no convolutions.")
-            chosen = {layer: filters for layer, filters in chosen.items() if layer not in others}
+        if skipped := [layer for layer in chosen if not isinstance(modules.get(layer), CONVOLUTIONS)]:
+            self._warn_once("skipped", f"AnomalyPruneCallback masks nothing in {skipped}: they are no convolutions.")
+            chosen = {layer: filters for layer, filters in chosen.items() if layer not in skipped}
         if self.criterion != "anomaly":
             norms = {layer: filter_norms(modules[layer]) for layer in chosen} if self.criterion == "l1" else None
             chosen = choose_others(chosen, summaries[-1], masked, norms, f"{self.seed} {trainer.current_epoch}")
         return bool(voted), chosen
-
-
-def _pruned_layers(callbacks: list[Any]) -> list[Any]:
-    """The layers whose weights Lightning's ModelPruning will replace, which it keeps privately."""
-    prunes = (prune for prune in callbacks if any(cls.__name__ == "ModelPruning" for cls in type(prune).__mro__))
-    return [layer for prune in prunes for layer, name in prune._parameters_to_prune if name == "weight"]

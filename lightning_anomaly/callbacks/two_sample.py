@@ -1,4 +1,4 @@
-"""The callback that compares: logs whether the output, and which filters, tell training from validation images."""
+"""The callback that compares training with validation images, by the output and by the filters."""
 
 from __future__ import annotations
 
@@ -32,54 +32,51 @@ from lightning_anomaly.two_sample.rank_test import MIN_P_VALUE
 from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import MIN_ERRORS, ErrorRise
 
-__all__ = ["TwoSampleCallback"]
-
-# Without type arguments, as the command line takes none for a data set of a parametrized type.
+# Without type arguments: with them LightningCLI rejects data sets of a parametrized type.
 Source = Tensor | Dataset | DataLoader | None  # type: ignore[type-arg]
 
 
 class TwoSampleCallback(WatchingCallback):
-    """Log at every validation whether the output, and which filters, tell training images from validation images.
+    """Compare training with validation images at every validation, by the output and by the filters.
 
-    See `two_sample_test` for what that says, and why the training images should be given without augmentation. No label
-    is needed. A `TwoSampleEarlyStopping` beside it stops by `confidence_rise`.
+    `two_sample_test` explains the comparison, and why training images should not be augmented. It needs no labels. A
+    `TwoSampleEarlyStopping` stops the run by `confidence_rise`.
 
     Logs finite floats under `log_key_prefix` at every validation, which `docs/stop.md` explains: `confidence_auc`,
     `confidence_gap`, `confidence_p_value`, `confidence_error_ratio` and `confidence_rise` of the output; `count`,
-    `fraction` and `p_value` of the filters; `seconds`; and the fraction in each layer, also of the units of linear
-    ones, as `LOG_KEY_PREFIX_layers/NAME`, if `layers` names the layers or there are at most twelve convolutions.
+    `fraction` and `p_value` of the filters; and `seconds`. The fraction in each layer, units of linear layers included,
+    is logged as `LOG_KEY_PREFIX_layers/NAME` if `layers` is given or there are at most twelve convolutions.
 
-    Without arguments it takes a fixed random sample of the Trainer's own training and validation images. Where the two
-    data sets have a `transform`, as torchvision's have, training images are read with that of the validation set; else
-    as the training loader yields them, augmentation included. In a `trainer.validate` there are no training images:
-    without `train_inputs` nothing is compared nor logged then.
+    By default it takes a fixed random sample of the Trainer's training and validation images. If both data sets have a
+    `transform`, as torchvision's have, training images are read with that of the validation set; otherwise as the
+    training loader yields them, augmented or not. In `trainer.validate` there are no training images: without
+    `train_inputs` nothing is compared or logged.
 
-    Every process runs the module's `forward` on all of the images, `batch_size` at a time, in evaluation mode and the
-    Trainer's precision. It draws no global random number, and leaves flags, buffers, gradients and hooks as they were;
-    hooks of a user that a `forward` calls see these images too.
+    Every process runs the module's `forward` on all images, in evaluation mode and the Trainer's precision. This draws
+    no global random number, and leaves flags, buffers, gradients and hooks as they were. A user's hooks on `forward`
+    see these images too.
 
     Args:
-        train_inputs: Training images as `forward` gets them in validation: a Dataset or a DataLoader, of which a random
-            sample is taken, or a tensor `(n, ...)`; None takes the Trainer's. A resumed fit needs the same ones.
-        val_inputs: Validation images, likewise.
+        train_inputs: Training images as `forward` gets them in validation: a tensor `(n, ...)`, or a Dataset or
+            DataLoader to sample from; None takes the Trainer's. A resumed fit needs the same ones.
+        val_inputs: Validation images, in the same forms.
         layers: Names of the layers to compare, as in `model.named_modules()`; None takes every convolution. The units
-            of other linear layers are compared too, for `LOG_KEY_PREFIX_layers/NAME` alone.
-        significance: The p-value up to which a filter counts.
-        log_key_prefix: What the keys of the logged values begin with; two callbacks need different ones.
+            of other linear layers are compared too, but only logged as `LOG_KEY_PREFIX_layers/NAME`.
+        significance: Largest p-value with which a filter counts.
+        log_key_prefix: Prefix of the logged keys; two callbacks need different ones.
         log_figures: Whether a figure of `confidence_auc` and the fraction in every layer goes to the loggers, at the
             1st, 2nd, 4th, 8th, ... validation and after the last.
-        batch_size: Largest number of images that run at a time; give fewer where a model of volumes needs too much
-            memory.
-        sample_size: Number of images of each kind, where no tensor is given.
+        batch_size: Largest number of images to run at a time; reduce it if a model of volumes needs too much memory.
+        sample_size: Number of images of each kind to sample; a tensor is taken whole.
         every_n_validations: Compare at every n-th validation, and log the last values again at the others.
-        max_memory_mb: Most memory (MiB) for images that are kept until the fit ends, where no tensor is given. If they
-            need more, they are read again at each comparison.
+        max_memory_mb: Most memory (MiB) for sampled images, which are kept until the fit ends. If they need more, they
+            are read again at each comparison.
 
     Attributes:
         report: The last `TwoSampleReport`, None before the first validation.
         history: One plain dict for every validation of a fit: `epoch`, `step`, `metrics`, `compares_output` (whether
-            the output could be compared) and `share_p_values` (of each layer with filters that could be judged, how
-            often random divisions find as much there). It outlives a resume.
+            the output could be compared) and `share_p_values` (of each layer with live filters, see `LayerComparison`).
+            A resumed fit continues it.
 
     Raises:
         ValueError: If an argument is not allowed; names of layers are checked when the fit begins.
@@ -90,7 +87,6 @@ class TwoSampleCallback(WatchingCallback):
     """
 
     _task = "compare"
-    # What is logged besides the layers, and what it is where nothing was compared.
     _neutral = {
         "count": 0.0,
         "fraction": 0.0,
@@ -103,7 +99,7 @@ class TwoSampleCallback(WatchingCallback):
         "seconds": 0.0,
     }
     _advice = " Give `train_inputs` and `val_inputs` as the module's `forward` takes them, which has to be one tensor."
-    _found = ("compares_output", "share_p_values")
+    _found_keys = ("compares_output", "share_p_values")
     _prog_bar = "fraction"
 
     def __init__(
@@ -119,14 +115,14 @@ class TwoSampleCallback(WatchingCallback):
         every_n_validations: int = 1,
         max_memory_mb: int = 256,
     ) -> None:
-        given = {"train_inputs": train_inputs, "val_inputs": val_inputs}
-        for name, source in given.items():
+        inputs = {"train_inputs": train_inputs, "val_inputs": val_inputs}
+        for name, source in inputs.items():
             if source is not None and not isinstance(source, (Tensor, Dataset, DataLoader)):
                 raise ValueError(
                     f"Parameter `{name}` should be a tensor (N, ...), a Dataset, a DataLoader or None. Found "
                     f"{type(source).__name__}."
                 )
-        tensors = [ImageSource(source, name) for name, source in given.items() if isinstance(source, Tensor)]
+        tensors = [ImageSource(source, name) for name, source in inputs.items() if isinstance(source, Tensor)]
         if len(tensors) == 2:
             check_groups(*tensors)
         super().__init__(log_key_prefix, every_n_validations)
@@ -139,9 +135,9 @@ class TwoSampleCallback(WatchingCallback):
         self.sample_size = check_integer("sample_size", sample_size, 1)
         self.max_memory_mb = check_integer("max_memory_mb", max_memory_mb, 0)
         self._images: dict[str, ImageSource] | None = None  # of this fit
-        self._fresh: TwoSampleReport | None = None  # of the validation that runs
+        self._fresh: TwoSampleReport | None = None  # of the current validation
         self._seconds = 0.0
-        self._units: list[str] = []  # linear layers, whose units are compared if they have any
+        self._units: list[str] = []  # names of linear layers
         self._forget()
 
     def _forget(self) -> None:
@@ -149,10 +145,10 @@ class TwoSampleCallback(WatchingCallback):
         self.report: TwoSampleReport | None = None
         self.history: list[dict[str, Any]] = []
         self._rise = ErrorRise()
-        self._undrawn: int | None = None  # the step of the last validation, if no figure has it
+        self._undrawn: int | None = None  # step of the last validation, until a figure shows it
 
     def state_dict(self) -> dict[str, Any]:
-        """The history, whose last values are logged again if the next comparison fails, and the levels of the ratio."""
+        """Return the history and the levels of the error ratio."""
         return {"history": list(self.history), "rise": self._rise.state_dict()}
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
@@ -160,13 +156,13 @@ class TwoSampleCallback(WatchingCallback):
         self._rise.load_state_dict(state_dict["rise"])
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check names of layers, now that the module has built them, and begin with other images."""
+        """Check the names of layers, which `setup` may have built, and drop the images of an earlier fit."""
         super().on_fit_start(trainer, pl_module)
         select_layers(pl_module, self.layers)
         self._images, self._undrawn = None, None
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the last figure, if that has not happened, and free the images."""
+        """Log the last figure and free the images."""
         super().on_fit_end(trainer, pl_module)
         self._images = None
 
@@ -192,7 +188,7 @@ class TwoSampleCallback(WatchingCallback):
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Compare after the first step, see `ValidationWatch.run_training_probe`."""
+        """Compare after the first step, for the reasons of `ValidationWatch.run_training_probe`."""
         if self._due:
             self._finish(trainer, pl_module, batch)
 
@@ -211,16 +207,15 @@ class TwoSampleCallback(WatchingCallback):
         self._seconds = perf_counter() - start
 
     def _read_images(self, trainer: Any, pl_module: Any, batch: Any) -> dict[str, ImageSource]:
-        """Read the images once, warn of what may be wrong with them, and keep those that fit into the memory."""
+        """Read the images once, warn of doubts about them, and keep them if they fit into the memory."""
         inputs = {"train_inputs": self.train_inputs, "val_inputs": self.val_inputs}
         sources = _open_sources(trainer, pl_module, inputs, self.sample_size, self.batch_size)
         images, seen = read_once(sources, self.max_memory_mb * 2**20)
-        given = [name for name, source in inputs.items() if source is not None]
-        doubts = describe_doubts(given, seen, batch)
+        doubts = describe_doubts([name for name, source in inputs.items() if source is not None], seen, batch)
         if self.train_inputs is None and is_augmented(sources["train_inputs"]):
             doubts["augmented"] = (
                 "TwoSampleCallback reads training images that are augmented anew each time, which hides the gap: give "
-                "plain ones as `train_inputs`."
+                "images without augmentation as `train_inputs`."
             )
         for key, doubt in {**sources["train_inputs"].notes(), **sources["val_inputs"].notes(), **doubts}.items():
             self._warn_once(key, doubt)
@@ -229,10 +224,10 @@ class TwoSampleCallback(WatchingCallback):
     def _find(self, trainer: Any) -> TwoSampleReport | None:
         report = self._fresh
         assert report is not None
-        output = report.compares_output  # else the values would say that it knows nothing of the training images
-        some = output or any(layer.live.any() for layer in report.layers.values())
-        self._warn_of(trainer, report.notes, some)
-        if not some and self._has_found(trainer):
+        output = report.compares_output  # if not, the report's `confidence` values mean nothing
+        found = output or any(layer.live.any() for layer in report.layers.values())
+        self._warn_of(trainer, report.notes, found)
+        if not found and self._has_found(trainer):
             return None
         self.report = report
         if output and trainer.state.fn == "fit":
@@ -240,20 +235,20 @@ class TwoSampleCallback(WatchingCallback):
             if self._rise.too_few_expected_errors:
                 self._warn_once(
                     "few errors",
-                    f"On the {report.n_train} training and the {report.n_val} validation images of TwoSampleCallback "
-                    f"the network expects fewer than {MIN_ERRORS} errors, of which a few images decide: "
-                    "`confidence_rise` is 0 meanwhile. Give more images.",
+                    f"On the {report.n_train} training and {report.n_val} validation images of TwoSampleCallback the "
+                    f"network expects fewer than {MIN_ERRORS} errors, so a few images decide, and `confidence_rise` "
+                    "stays 0: give more images.",
                 )
-        reported = [name for name in self._neutral if name not in ("confidence_rise", "seconds")]
-        found = [name for name in reported if output or not name.startswith("confidence")]
-        self._values |= {name: float(getattr(report, name)) for name in found} | {"seconds": self._seconds}
+        names = [name for name in self._neutral if name not in ("confidence_rise", "seconds")]
+        names = [name for name in names if output or not name.startswith("confidence")]
+        self._values |= {name: float(getattr(report, name)) for name in names} | {"seconds": self._seconds}
         self._values |= {f"layer/{name}": report.fraction_in([name]) for name in report.judged}
         return report
 
     @guarded
     def _remember(self, trainer: Any, found: TwoSampleReport | None) -> None:
         layers = {} if found is None else found.judged
-        if found is None and not self.history:  # which of the linear layers have units to compare is not known yet
+        if found is None and not self.history:  # unknown yet which linear layers have units to compare
             self._values = {f"layer/{name}": 0.0 for name in self._units} | self._values
         self.history.append(
             {
@@ -277,16 +272,12 @@ class TwoSampleCallback(WatchingCallback):
 
 
 def _open_sources(
-    trainer: Any, pl_module: Any, given: Mapping[str, Source], sample_size: int, batch_size: int
+    trainer: Any, pl_module: Any, inputs: Mapping[str, Source], sample_size: int, batch_size: int
 ) -> dict[str, ImageSource]:
-    """Open the training and the validation images as they are `given`, or the Trainer's.
-
-    A tensor is taken whole, and of anything else a random sample. The Trainer's training images get the transform of
-    the validation images, where their data sets have one.
-    """
+    """Open the training and the validation images: the `inputs`, or those of the Trainer, without augmentation."""
     loaders = {"train_inputs": trainer.train_dataloader, "val_inputs": trainer.val_dataloaders}
-    chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in given.items()}
-    if given["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
+    chosen = {name: first_loader(loaders[name]) if source is None else source for name, source in inputs.items()}
+    if inputs["train_inputs"] is None and isinstance(chosen["train_inputs"], DataLoader):
         chosen["train_inputs"] = without_augmentation(chosen["train_inputs"], chosen["val_inputs"])
     precision, convert = trainer.strategy.precision_plugin, transferred_images(trainer, pl_module)
     return {

@@ -1,4 +1,4 @@
-"""The early stopping that waits for a gap between training and validation images, and for the loss to confirm it."""
+"""Early stopping by a gap between training and validation images that the validation loss confirms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from lightning_anomaly.callbacks._stopping import StoppingCallback, times
+from lightning_anomaly.callbacks._stopping import StoppingCallback, validations
 from lightning_anomaly.callbacks.two_sample import TwoSampleCallback
 from lightning_anomaly.checks import check_integer, check_text
 from lightning_anomaly.distributed import gather_results
@@ -15,48 +15,46 @@ from lightning_anomaly.two_sample.report import TwoSampleReport
 from lightning_anomaly.two_sample.rise import WINDOW
 from lightning_anomaly.two_sample.stopping import GAP, GAP_ALONE, LOSS_PATIENCE, confirms, last_above, loss_trend
 
-__all__ = ["TwoSampleEarlyStopping"]
-
-_MIN_IMAGES = 300  # images of one kind that the rule was tested with
+_MIN_IMAGES = 300  # of each kind; with fewer the rule was not tested
 
 
 class TwoSampleEarlyStopping(StoppingCallback):
     """Stop a run when the network knows its training images and the validation loss no longer improves.
 
-    Beside a `TwoSampleCallback` it waits for two things. A gap opens: relative to training images, the network expects
-    5% more errors on validation images than at its lowest level (`<log_key_prefix>/confidence_rise`), and chance does
-    not explain it. That is not yet harm: on few images a network improves on validation images long after. So the
-    validation loss, as an exponential average, must not have improved for three validations either. It has to see a run
-    from its beginning, and about 1,000 images of each kind. See `docs/results/stopping_output.md` for what it cost and
-    found, and on which data.
+    It waits for two things. First a gap: relative to training images, the network expects 5% more errors on validation
+    images than at its lowest level (`<log_key_prefix>/confidence_rise` of a `TwoSampleCallback`), and chance does not
+    explain it. A gap alone is no harm: with few images a network improves on validation images long after it opens. So
+    the exponential average of the validation loss must not have improved for three validations either.
 
-    It is an `EarlyStopping` and may stand beside one on `val_loss`; from a module's `configure_callbacks`, return both,
-    as those replace the Trainer's of the same kind. It says what it watches when the first validation ends, and why it
-    stopped, or why not, when the fit ends. The weights stay those of the last epoch: put a `ModelCheckpoint` beside it.
+    It needs to see a run from its beginning, and about 1,000 images of each kind. `docs/results/stopping_output.md` has
+    its results, its cost and the data.
+
+    It is an `EarlyStopping` and works beside one on `val_loss`; if a module's `configure_callbacks` returns one, return
+    both there, as they replace the Trainer's. It logs its rule after the first validation, and at the end of the fit
+    why it stopped the run or did not. The weights stay those of the last epoch: use a `ModelCheckpoint` too.
 
     Args:
-        threshold: The gap that has to be exceeded, as a fraction of its lowest level; None takes 0.05, and 0.1 with
-            `confirm=None`.
-        patience: Number of validations without a lower average of the loss; None takes 3. With `confirm=None`, the
-            number of validations in a row for which the gap has to be open; None takes 1.
-        log_key_prefix: That of the `TwoSampleCallback` to watch; None takes the first one.
-        verbose: Whether it says so; `stopping_reason_message` has the reason in any case.
-        confirm: The name of the logged metric that has to confirm the gap, the lower the better; "auto" finds the
-            validation loss by its name. Without one, or with several that fit, it warns and does not stop. None stops
-            by the gap alone, which is too early on small data.
+        threshold: The gap to exceed, as a fraction of its lowest level; None takes 0.05, and 0.1 with `confirm=None`.
+        patience: Number of validations without a lower average of the loss; None takes 3. With `confirm=None`, number
+            of validations in a row with a gap; None takes 1.
+        log_key_prefix: The `log_key_prefix` of the `TwoSampleCallback` to watch; None takes the first one.
+        verbose: Whether it logs these sentences; `stopping_reason_message` has the reason in any case.
+        confirm: Name of the logged metric that has to confirm the gap; lower is better. "auto" finds the validation
+            loss by its name; if there is none, or several fit, it warns and does not stop. None stops by the gap alone,
+            which is too early on small data.
 
     Raises:
-        ValueError: If an argument is not allowed, or if there is no callback that it could watch.
+        ValueError: If an argument is not allowed, or the Trainer has no such `TwoSampleCallback`.
 
     Examples:
-        >>> stopping = TwoSampleEarlyStopping(confirm="val/ce")  # a `TwoSampleCallback()` stands beside it
+        >>> stopping = TwoSampleEarlyStopping(confirm="val/ce")  # used with a `TwoSampleCallback()`
         >>> stopping.threshold, stopping.patience
         (0.05, 3)
     """
 
     _watches = TwoSampleCallback
     _signal = "confidence_rise"
-    _found_anew = "compares_output"
+    _measured_key = "compares_output"
 
     def __init__(
         self,
@@ -73,8 +71,8 @@ class TwoSampleEarlyStopping(StoppingCallback):
 
     def _forget(self) -> None:
         super()._forget()
-        self._loss: str | None = None  # the name of what confirms
-        self._losses: list[float] = []  # of each validation that has one
+        self._loss: str | None = None  # name of the confirming metric
+        self._losses: list[float] = []  # its value at each validation that has one
         self._epochs: list[int] = []  # of these validations
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,58 +83,61 @@ class TwoSampleEarlyStopping(StoppingCallback):
         super()._restore(state_dict)
         self._losses, self._epochs = list(state_dict["losses"]), list(state_dict["epochs"])
 
-    def _look(self, metrics: Mapping[str, Any], epoch: int) -> None:
+    def _take_metrics(self, metrics: Mapping[str, Any], epoch: int) -> None:
         if self.confirm is None:
             return
         auto = self.confirm == "auto"
-        found = validation_losses(metrics) if auto else [name for name in metrics if name == self.confirm]
-        if self._loss is None and len(found) == 1:
-            (self._loss,) = found
+        names = validation_losses(metrics) if auto else [name for name in metrics if name == self.confirm]
+        if self._loss is None and len(names) == 1:
+            (self._loss,) = names
         loss = float(metrics[self._loss]) if self._loss is not None and self._loss in metrics else None
-        # Each process has its part of the validation images.
+        # Each process has the loss of its validation images.
         losses = [value for value in gather_results(lambda: loss) if value is not None]
         if losses:
             self._losses.append(fmean(losses))
             self._epochs.append(epoch)
         else:
-            name = "validation loss" if auto else f"'{self.confirm}'"
-            what = f"several validation losses, {found}," if found else f"no {name}"
+            missing = "no validation loss" if auto else f"no '{self.confirm}'"
+            problem = f"several validation losses, {names}," if names else missing
             self._warn_once(
                 "no loss",
-                f"TwoSampleEarlyStopping finds {what} among the logged metrics, so it does not stop this run: name one "
-                "as `confirm`, or give `confirm=None` to stop by the gap alone.",
+                f"TwoSampleEarlyStopping finds {problem} among the logged metrics, so it does not stop this run: name "
+                "one as `confirm`, or give `confirm=None` to stop by the gap alone.",
             )
 
     def _rule(self) -> str:
-        first, last = WINDOW + self.patience, f"it has been above {self.threshold:g} for {times(self.patience)}"
+        earliest, wait = WINDOW + self.patience, validations(self.patience)
+        condition = f"it has been above {self.threshold:g} for {wait}"
         if self.confirm is not None:
-            first = max(WINDOW, self.patience) + 1
+            earliest = max(WINDOW, self.patience) + 1
             loss = "a validation loss" if self._loss is None else f"the smoothed '{self._loss}'"
-            last = f"it is above {self.threshold:g} and {loss} has not improved for {times(self.patience)}"
-        return f"watches '{self.monitor}' and stops the run when {last}, after {first} validations at the earliest"
+            condition = f"it is above {self.threshold:g} and {loss} has not improved for {wait}"
+        return (
+            f"watches '{self.monitor}' and stops the run when {condition}, after {earliest} validations at the earliest"
+        )
 
-    def _judge(self, anew: bool) -> str | None:
-        self._warn_of_output()
-        if not self._rises or (self.confirm is None and not anew):
+    def _judge(self, measured: bool) -> str | None:
+        self._warn_of_images()
+        if not self._rises or (self.confirm is None and not measured):
             return None
         now, gap, trend = self._rises[-1], f"{self.threshold:g}", loss_trend(self._losses)
         if self.confirm is None:
             self.wait_count = last_above(self._rises, self.threshold)
             if self.wait_count < self.patience:
                 return None
-            told = f"has been above {gap} for {times(self.wait_count)}"
+            details = f"has been above {gap} for {validations(self.wait_count)}"
         else:
             self.wait_count = 0 if trend is None else trend.waited
             if trend is None or not (now > self.threshold and confirms(trend, self.patience)):
                 return None
             lowest = f"has not been below {trend.lowest:.4g} since epoch {self._epochs[trend.place]}"
-            told = f"is above {gap}, and the smoothed '{self._loss}', now {trend.average:.4g}, {lowest}"
+            details = f"is above {gap}, and the smoothed '{self._loss}', now {trend.average:.4g}, {lowest}"
         report = self._watched.report
-        apart = isinstance(report, TwoSampleReport) and report.where != "nowhere"
+        located = isinstance(report, TwoSampleReport) and report.where != "nowhere"
         return (
             f"The network knows its training images: relative to them it expects {100 * now:.0f}% more errors on "
             f"validation images than at its lowest level, so {self.monitor} = {now:.3f} "
-            f"{told}{f'; the two are told apart {report.where}' if apart else ''}."
+            f"{details}{f'; the two are told apart {report.where}' if located else ''}."
         )
 
     def _state(self) -> str:
@@ -146,22 +147,22 @@ class TwoSampleEarlyStopping(StoppingCallback):
         if self.confirm is None:
             return gap
         if trend is None:
-            return f"{gap}, and no loss was there to confirm it"
-        best = f"was lowest {times(trend.waited)} ago" if trend.waited else "has just improved"
+            return f"{gap}, and there was no loss to confirm it"
+        best = f"was lowest {validations(trend.waited)} ago" if trend.waited else "has just improved"
         spike = f", and its last value, {self._losses[-1]:.4g}, is a spike" if trend.spike else ""
         return f"{gap}, and the smoothed '{self._loss}' {best} (needs {self.patience}){spike}"
 
-    def _warn_of_output(self) -> None:
-        """Warn if what it watches says nothing, or is of few images."""
+    def _warn_of_images(self) -> None:
+        """Warn if the output is not compared, or on few images."""
         report = self._watched.report
         if not isinstance(report, TwoSampleReport):
             return
         if not report.compares_output and not self._rises:
-            what = "TwoSampleEarlyStopping cannot stop this run as long as the output is not compared."
-            self._warn_once("no output", what)
+            text = "TwoSampleEarlyStopping cannot stop this run as long as the output is not compared."
+            self._warn_once("no output", text)
         elif min(report.n_train, report.n_val) < _MIN_IMAGES:
             self._warn_once(
                 "few images",
-                f"TwoSampleEarlyStopping judges by {report.n_train} training and {report.n_val} validation images, and "
-                f"was tested with {_MIN_IMAGES} of each and more: give its TwoSampleCallback more.",
+                f"TwoSampleEarlyStopping judges by {report.n_train} training and {report.n_val} validation images. It "
+                f"was tested with {_MIN_IMAGES} of each or more: give its TwoSampleCallback more.",
             )

@@ -167,7 +167,7 @@ def test_of_several_watchers_it_takes_the_one_that_is_named(tmp_path: Path) -> N
         ({"at_epoch": []}, r"`at_epoch = \[\]`"),
         ({"on_rise": -0.1}, "`on_rise = -0.1`"),
         ({"min_votes": 0}, "`min_votes = 0`"),
-        ({"min_votes": 4}, "`last_reports = 3`.* Found `min_votes = 4`"),
+        ({"min_votes": 4}, "from 1 to 3. Found `min_votes = 4`"),
         ({"last_reports": 0}, "`last_reports = 0`"),
         ({"max_fraction": 0}, "`max_fraction = 0`"),
         ({"max_fraction": 1.5}, "`max_fraction = 1.5`"),

@@ -116,7 +116,7 @@ def test_without_a_loss_or_with_several_it_warns_and_does_not_stop(
     ):
         stopping, ended = run(tmp_path, OPEN, losses=LATER, **options)
     assert (ended, stopping.stopped_epoch, len(said(caught))) == (12, 0, 1)
-    assert "the gap is 0.500 (needs more than 0.05), and no loss was there to confirm it." in caplog.messages[-1]
+    assert "the gap is 0.500 (needs more than 0.05), and there was no loss to confirm it." in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("options", [{"losses": [1.0] * 12, "patience": 5}, {"patience": 2}], ids=str)
