@@ -1,4 +1,4 @@
-"""The whole analysis: from feature maps, or from a model and inputs, to a report."""
+"""Analyze feature maps, or a model and inputs, into a report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from lightning_anomaly.verdicts.anomalies import (
 from lightning_anomaly.verdicts.isolation import isolated_samples
 from lightning_anomaly.verdicts.layer_report import join_layers
 
-_FILTER_BATCH = 64  # at most on a CPU: an analysis of ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
+_FILTER_BATCH = 64  # most filters per batch on a CPU; ResNet-50 takes 4% longer with 32 or 128, a third longer with 8
 
 
 def analyze(
@@ -55,31 +55,29 @@ def analyze(
 ) -> AnomalyReport:
     """Run a model on a probe and analyze the filters of its convolutions.
 
-    The model runs in evaluation mode without gradients; its flags, buffers and hooks and the global random state are
-    afterwards as before, also after an exception.
+    The model runs in evaluation mode without gradients. Its flags, buffers and hooks and the global random state are
+    restored, also after an exception.
 
     Args:
         model: Any model, on any device.
-        inputs: The probe, which is moved to the model's device: a tensor `(N, ...)`, a Dataset or a DataLoader. A data
-            set is read from the first to the last item, whatever the order of the loader, and the first floating-point
-            tensor of a batch is taken; an image that cannot be read is left out, and the others are numbered without
-            it. A tuple is one call with these arguments, a dict one call with these keyword arguments, all samples at
-            once.
+        inputs: The probe: a tensor `(N, ...)`, a Dataset or a DataLoader. It is moved to the model's device. A data set
+            is read in its own order, whatever the order of the loader. The first floating-point tensor of a batch is
+            the images. Unreadable images are left out, and the others are numbered without them. A tuple or a dict
+            is one call with these arguments or keyword arguments, with all samples at once.
         layers: Names of the layers to analyze; None takes every convolution.
         settings: See `AnalysisSettings`; None takes the defaults.
-        progress: Whether bars on stderr show how far the work is. None shows them when it has taken two seconds, where
-            stderr is a terminal or a notebook's.
+        progress: Whether to show progress bars on stderr. None shows them after two seconds, if stderr is a terminal or
+            a notebook's.
         keep_images: Whether the report keeps small images of the probe and some of the maps, for `report.browse()` and
             `report.save_html(path)`.
-        batch_size: Largest number of images that run at a time; give fewer where a model of volumes needs too much
-            memory. None takes that of the DataLoader, or 64.
+        batch_size: Largest number of images per forward pass; None takes that of the DataLoader, or 64.
 
     Returns:
-        The report. Whatever could not be analyzed is in its `notes`, which are also warnings.
+        The report. Its `notes` say what could not be analyzed and are also issued as warnings.
 
     Raises:
-        ValueError: If a layer does not exist, `inputs` holds no images, images of several sizes or something else,
-            `model` is no module or has no weights, or `settings` are of another kind.
+        ValueError: If a layer does not exist, `inputs` holds no images or images of several sizes, or an argument has
+            the wrong type.
 
     Examples:
         >>> inputs = torch.rand(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -94,13 +92,13 @@ def analyze(
     probe = open_inputs(inputs, "inputs", batch_size)
     watched = select_layers(model, layers)
     capture = MapCapture(watched, rectify=settings.rectify, max_map_side=settings.max_map_side, model=model)
-    small: list[Tensor] = []
+    thumbnails: list[Tensor] = []
 
-    def keep(images: Tensor) -> None:
+    def keep_thumbnails(images: Tensor) -> None:
         if keep_images and 2 <= images.ndim <= 5:
-            small.append(shrink(images, SIDE))
+            thumbnails.append(shrink(images, SIDE))
 
-    run(model, probe, capture, progress, take_images=keep)
+    run(model, probe, capture, progress, take_images=keep_thumbnails)
     notes = unseen_layers(model, layers)
     report = analyze_maps(capture.maps, settings, notes, samples=capture.samples, progress=progress)
     if isinstance(probe, ImageSource):
@@ -108,13 +106,13 @@ def analyze(
         count = len(probe.positions) - len(probe.unreadable)
         if report.layers and report.n_samples != count:
             notes["samples"] = (
-                f"The layers give {report.n_samples} maps for the {count} samples of `inputs`, such as those of "
-                "patches or frames: the samples of the report are these, and not those of `inputs`."
+                f"The layers give {report.n_samples} maps for the {count} samples of `inputs`, as for patches or "
+                "frames. The report numbers the maps and not the samples of `inputs`."
             )
         report = replace(report, notes={**report.notes, **notes})
     if keep_images:
-        seen = torch.cat(small) if small else probe
-        report = replace(report, pictures=take_pictures(report.layers, capture.maps, seen))
+        images = torch.cat(thumbnails) if thumbnails else probe
+        report = replace(report, pictures=take_pictures(report.layers, capture.maps, images))
     warn_of(report.notes)
     return report
 
@@ -127,26 +125,23 @@ def analyze_maps(
     samples: SampleCapture | None = None,
     progress: bool | None = False,
 ) -> AnomalyReport:
-    """Analyze what a `MapCapture` took, of its samples too; `notes` are added to those of the report.
-
-    Nothing but the maps and the settings decides the result. Layers without usable maps are left out and noted.
-    """
+    """Analyze the maps and the samples of a `MapCapture`; layers without usable maps are left out with a note."""
     usable, n_samples, left_out = usable_layers(maps)
     statistics = {name: layer.statistics for name, layer in usable.items()}
-    known = SampleStatistics() if samples is None else samples.collected(n_samples)
+    sample_statistics = SampleStatistics() if samples is None else samples.collected(n_samples)
     if samples is not None and samples.problem is not None:
-        left_out["views"] = f"Samples are scored by their maps alone, without pixels and classes: {samples.problem}."
-    part = analyze_slice(usable, statistics, settings, known, progress=progress)
+        left_out["views"] = f"Samples are scored by their maps only, without pixels and classes: {samples.problem}."
+    part = analyze_slice(usable, statistics, settings, sample_statistics, progress=progress)
     return join_slices([part], list(usable), n_samples, settings, {**(notes or {}), **left_out})
 
 
 @dataclass(frozen=True, eq=False)
 class FilterSlice:
-    """What an analysis found in some filters of each layer."""
+    """The results for some filters of each layer."""
 
-    layers: Mapping[str, LayerReport]  # of these filters, without outlier scores and without layers of no filters
-    outlier_scores: Mapping[str, Tensor]  # `(N,)`, of layers whose samples were scored here, by all filters
-    views: Mapping[str, SampleView]  # what their pixels and classes say of the samples, if they were viewed here
+    layers: Mapping[str, LayerReport]  # of these filters, without outlier scores; layers without filters are left out
+    outlier_scores: Mapping[str, Tensor]  # by all filters of a layer, if they were computed here `(N,)`
+    views: Mapping[str, SampleView]  # scores by pixels and classes, if they were computed here
 
 
 def analyze_slice(
@@ -159,24 +154,24 @@ def analyze_slice(
 ) -> FilterSlice:
     """Analyze some filters of each layer, or all; no filter's result depends on another filter.
 
-    The maps `(N, F, ...)` are those of these filters, F possibly zero, and the statistics `(n, F, 5)`, in batches, of
-    all filters of the layers whose samples are scored. Give empty `samples` where another process views them.
+    `maps` `(N, F, ...)` hold these filters only, possibly none. `statistics` hold batches `(n, F, 5)` of all filters,
+    for the layers to compute outlier scores of. `samples` are empty if another process scores them.
     """
     engine = load_engine(settings.engine)
     devices = {name: engine.device(layer.batches[0].device) for name, layer in maps.items()}
     batches = [(name, filters) for name in maps for filters in _filter_batches(maps[name], settings, devices[name])]
-    # What takes long in one piece comes first, so that all threads end at about the same time.
+    # The longest tasks come first, so that all threads end at about the same time.
     tasks: list[Callable[[], Any]] = [partial(view_samples, samples)]
-    tasks += [partial(_scores, layer) for layer in statistics.values()]
-    tasks += [partial(_report, maps[name], settings, engine, filters) for name, filters in batches]
-    device = next((found for found in devices.values() if found.type != "cpu"), torch.device("cpu"))
-    found = iter(track(torch_in_threads(lambda task: task(), tasks, device), len(tasks), "filters", progress))
-    viewed = next(found)
-    scored = {name: next(found) for name in statistics}
+    tasks += [partial(lambda batches: layer_scores(joined(batches)), layer) for layer in statistics.values()]
+    tasks += [partial(_analyze_filters, maps[name], settings, engine, filters) for name, filters in batches]
+    device = next((device for device in devices.values() if device.type != "cpu"), torch.device("cpu"))
+    results = iter(track(torch_in_threads(lambda task: task(), tasks, device), len(tasks), "filters", progress))
+    views = next(results)
+    scores = {name: next(results) for name in statistics}
     parts: dict[str, list[LayerReport]] = {}
-    for (name, _), report in zip(batches, found, strict=True):
+    for (name, _), report in zip(batches, results, strict=True):
         parts.setdefault(name, []).append(report)
-    return FilterSlice({name: join_layers(reports) for name, reports in parts.items()}, scored, viewed)
+    return FilterSlice({name: join_layers(reports) for name, reports in parts.items()}, scores, views)
 
 
 def join_slices(
@@ -186,10 +181,7 @@ def join_slices(
     settings: AnalysisSettings,
     notes: Mapping[str, str],
 ) -> AnomalyReport:
-    """Join slices of the filters, of the first ones of each layer, the next ones and so on, to a report of all.
-
-    The layers are reported in the order of `names`, and `notes` are added to those of the report.
-    """
+    """Join consecutive slices of the filters to a report with the layers in the order of `names`."""
     scores = {name: layer for part in parts for name, layer in part.outlier_scores.items()}
     layers = {}
     for name in names:
@@ -197,38 +189,33 @@ def join_slices(
         layers[name] = replace(layer, outlier_scores=scores[name])
     notes = dict(notes)
     for name, layer in layers.items():
-        if unknown := len(layer.filters(NONFINITE)):
+        if count := len(layer.filters(NONFINITE)):
             samples = layer.outlier_scores.isinf().nonzero()[:, 0].tolist()
-            of = f" of sample{'s' * (len(samples) > 1)} {listed(samples)}" if samples else ""
-            notes |= nonfinite(name, unknown, len(layer.verdicts), f"in their maps{of} and are not analyzed")
+            of_samples = f" of sample{'s' * (len(samples) > 1)} {listed(samples)}" if samples else ""
+            notes |= nonfinite(name, count, len(layer.verdicts), f"in their maps{of_samples} and are not analyzed")
     if layers and n_samples < settings.smallest_probe:
         notes["few samples"] = (
-            f"The probe has {n_samples} sample{'s' * (n_samples != 1)}; at least {settings.smallest_probe} are needed "
-            f"before a cluster can be rare with `rare_fraction = {settings.rare_fraction}` and `max_components = "
-            f"{settings.max_components}`."
+            f"The probe has {n_samples} sample{'s' * (n_samples != 1)}; for a cluster to be rare, at least "
+            f"{settings.smallest_probe} are needed with `rare_fraction = {settings.rare_fraction}` and "
+            f"`max_components = {settings.max_components}`."
         )
     views = {name: view for part in parts for name, view in part.views.items()}
     return AnomalyReport(layers, n_samples, settings.to_dict(), notes, views)
 
 
 def _filter_batches(layer: LayerMaps, settings: AnalysisSettings, device: torch.device) -> list[slice]:
-    """Filters of a layer that are analyzed together on a device, as many as fit into the memory allowed."""
+    """Split the filters of a layer into batches that fit into the memory allowed."""
     filters, values = layer.batches[0].shape[1], layer.batches[0].shape[2:].numel()
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    # While a filter is analyzed there are a few copies of its maps, or a few numbers for each sample and component.
-    needed = 8 * layer.count * (4 * values + 8 * settings.max_components)
-    size = max(1, settings.max_memory_mb * 2**20 // (needed * threads))
+    # A filter takes a few copies of its maps, or a few numbers per sample and component.
+    filter_bytes = 8 * layer.count * (4 * values + 8 * settings.max_components)
+    size = max(1, settings.max_memory_mb * 2**20 // (filter_bytes * threads))
     if device.type == "cpu":
         size = min(size, _FILTER_BATCH)
     return [slice(first, first + size) for first in range(0, filters, size)]
 
 
-def _scores(batches: Sequence[Tensor]) -> Tensor:
-    """Score the samples by one layer, whose statistics are large: those of all layers are never joined at once."""
-    return layer_scores(joined(batches))
-
-
-def _report(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filters: slice) -> LayerReport:
+def _analyze_filters(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filters: slice) -> LayerReport:
     """Analyze some filters of one layer."""
     maps = joined([batch[:, filters] for batch in layer.batches])
     extremes = joined([batch[:, filters, EXTREMES] for batch in layer.statistics]).transpose(0, 1)
@@ -240,7 +227,7 @@ def _report(layer: LayerMaps, settings: AnalysisSettings, engine: Engine, filter
     rows = torch.arange(len(live), device=live.device)
 
     def per_filter(values: Tensor) -> Tensor:
-        """Values of the live filters, zero for the others, on the CPU."""
+        """Fill in zeros for the filters that are not live."""
         full = values.new_zeros(len(reduction.points), *values.shape[1:])
         full[live] = values
         return full.cpu()

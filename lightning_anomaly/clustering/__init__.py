@@ -1,1 +1,1 @@
-"""From maps to clusterings: principal components, k-means, mixtures, and the number of components."""
+"""Cluster the maps of each filter: principal components, k-means and Gaussian mixtures."""

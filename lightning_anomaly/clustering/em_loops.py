@@ -1,4 +1,4 @@
-"""The compiled loops of expectation maximization; see `numba_engine.py`."""
+"""Compiled loops of expectation maximization, see `numba_engine.py`."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
 _LN2 = math.log(2)
 SCALE = math.sqrt(0.5 / _LN2)  # exp(-y^2 / 2) = 2^-(SCALE y)^2
-_LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi) and what scaled factors add to the logarithm of a density
-_BLOCK = 256  # samples at a time in the E-step: the arrays of five components fill half of a first-level cache
+_LOG_NORM = math.log(math.pi / _LN2)  # log(2 pi), plus the contribution of scaled factors to a log-density
+_BLOCK = 256  # samples per block of the E-step; the arrays of five components fill half of a first-level cache
 _ROUND = 6755399441055744.0  # 1.5 * 2**52: adding it leaves the nearest integer in the low bits
-_EXPONENT = np.int64(52)  # where a double's exponent begins
-# 2^r for |r| <= 1/2 to 2e-17: the Chebyshev series of 2^(s / 2), whose coefficients are Bessel functions
-# 2 I_n(ln(2) / 2), cut after degree 11 and written in powers of r.
+_EXPONENT = np.int64(52)  # first bit of a double's exponent
+# 2^r for |r| <= 1/2 to 2e-17: the Chebyshev series of 2^(s / 2) up to degree 11, written in powers of r. Its
+# coefficients are Bessel functions 2 I_n(ln(2) / 2).
 _P0, _P1, _P2 = 1.0, 0.6931471805599453, 0.24022650695910158
 _P3, _P4, _P5 = 0.0555041086648217, 0.009618129107587253, 0.001333355814639035
 _P6, _P7, _P8 = 0.00015403530463727982, 1.5252733856295574e-05, 1.3215432534254118e-06
 _P9, _P10, _P11 = 1.0178051192117847e-07, 7.074194562613105e-09, 4.456675463639861e-10
 
 
-# Sums must not be reordered here: rounding by a large constant would vanish.
+# Sums must not be reordered here, or rounding by a large constant would vanish.
 @compile_loop(forceinline=True, fastmath={"contract"})
 def _exp2(t: float) -> float:
-    """2 to the power of `t <= 0` to one unit in the last place; 2^-1000 for everything below."""
+    """Compute 2^t for `t <= 0` to one unit in the last place; at least 2^-1000."""
     t = max(t, -1000.0)
     shifted = t + _ROUND
     r = t - (shifted - _ROUND)
@@ -63,7 +63,7 @@ def _log_joint(x: float, y: float, mx: float, my: float, u11: float, u12: float,
 
 @compile_loop(fastmath={"contract"}, error_model="numpy")
 def _m_step(w: _Array, mu: _Array, u: _Array, sums: _Array, reg: float) -> float:
-    """M-step from the moments of whitened residuals: counts, means and factors in place; the sum of the counts."""
+    """Update counts, means and factors in place from moments of whitened residuals; return the sum of the counts."""
     count = 0.0
     for k in range(w.size):
         s, s1, s2, s11, s12, s22 = sums[k, 0], sums[k, 1], sums[k, 2], sums[k, 3], sums[k, 4], sums[k, 5]
@@ -107,12 +107,12 @@ def expectation_maximisation(
     converged: npt.NDArray[np.bool_],
     labels: _Integers,
 ) -> None:
-    """EM; parameters are updated in place.
+    """Run EM and update the parameters in place.
 
-    Logarithms are of base 2 and `factors` scaled to suit: the exponential's argument then needs nothing but rounding.
+    Logarithms have base 2, and `factors` are scaled accordingly, so that the exponential's argument is only rounded.
     """
     n, components = xs.shape[1], weights.shape[1]
-    block = _BLOCK if components < 16 else 64  # the product of `components ** block` must not overflow
+    block = _BLOCK if components < 16 else 64  # `components ** block` must not overflow
     rows = np.empty((components, block))
     largest, total, constant = np.empty(block), np.empty(block), np.empty(components)
     sums = np.empty((components, 6))
@@ -146,7 +146,7 @@ def expectation_maximisation(
                         total[i] += e
                 row = rows[components - 1]
                 product = 1.0
-                for i in range(size):  # the last component, together with all that is done once a sample
+                for i in range(size):  # the last component, and the work per sample
                     e = _exp2(row[i] - largest[i])
                     row[i] = e
                     t = total[i] + e

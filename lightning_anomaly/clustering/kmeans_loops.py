@@ -1,4 +1,4 @@
-"""The compiled loops of k-means: how centres are drawn, and Lloyd's algorithm; see `numba_engine.py`."""
+"""Compiled loops of k-means: the draw of centres and Lloyd's algorithm, see `numba_engine.py`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lightning_anomaly.numba_jit import compile_loop
 
 _Array = npt.NDArray[np.float64]
 _Integers = npt.NDArray[np.int64]
-_Floats = npt.NDArray[np.floating[Any]]  # of either precision, as the labels are
+_Floats = npt.NDArray[np.floating[Any]]  # of either precision, like labels
 _Labels = npt.NDArray[np.signedinteger[Any]]
 _Keys = npt.NDArray[np.uint64]
-_CLOSE = 1 + 1e-3  # ratio up to which float32 cannot tell inertias apart, by far
-_DRAW = 32  # samples whose squared distances are summed before a draw looks at single ones
+_CLOSE = 1 + 1e-3  # ratio of inertias that float32 may confuse, with a wide margin
+_DRAW = 32  # samples per partial sum of squared distances; a draw first finds its partial sum
 _MIX, _STIR, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(29)
 
 
@@ -28,11 +28,11 @@ def _squared_distance(x: float, y: float, cx: float, cy: float) -> float:
 
 @compile_loop(fastmath={"contract", "reassoc"}, forceinline=True)
 def _sums(x: _Floats, y: _Floats, label: _Labels, k: int) -> tuple[float, float, float]:
-    """Size and sums of one cluster, in the type of the points, by the same instructions whatever its number."""
+    """Compute size and sums of one cluster in the type of the points, with the same instructions for every cluster."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
     size, sx, sy = zero, zero, zero
     for i in range(x.size):
-        member = one if label[i] == k else zero  # a product takes four fifths of the time of a choice
+        member = one if label[i] == k else zero  # multiplying is a fifth faster than branching
         size += member
         sx += member * x[i]
         sy += member * y[i]
@@ -41,7 +41,7 @@ def _sums(x: _Floats, y: _Floats, label: _Labels, k: int) -> tuple[float, float,
 
 @compile_loop(forceinline=True)
 def _hash(x: float, y: float) -> np.uint64:
-    """64 bits of two doubles, stirred so that sums of a few thousand of them never meet by chance."""
+    """Hash two doubles to 64 bits, such that sums of a few thousand hashes do not collide."""
     h = np.float64(x).view(np.uint64) * _MIX
     h ^= h >> _SHIFT
     h = (h + np.float64(y).view(np.uint64)) * _STIR
@@ -52,7 +52,7 @@ def _hash(x: float, y: float) -> np.uint64:
 
 @compile_loop(error_model="numpy")
 def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
-    """The first sample at which the cumulative distance exceeds a share of the whole; the last if none does."""
+    """Find the first sample whose cumulative distance exceeds the fraction `uniform` of the total, or the last one."""
     target = uniform * sums.sum()
     before, b = 0.0, 0
     while b < sums.size - 1 and before + sums[b] <= target:
@@ -72,11 +72,9 @@ def _inverse(distance: _Array, sums: _Array, uniform: float) -> int:
 def _descend(
     x: _Floats, y: _Floats, c: _Floats, label: _Labels, distance: _Floats, seen: _Keys, n_seen: int
 ) -> tuple[float, int]:
-    """Lloyd's algorithm from centres `c`, which become those of the last assignment, in the type of the points.
+    """Run Lloyd's algorithm and update centres `c` in place; return the inertia and the number of `seen` centres.
 
-    Returns:
-        The inertia, or infinity if it came to one of the first `n_seen` sets of centres in `seen`, from where it would
-        go on as an earlier start did; and how many are in `seen` now.
+    The inertia is infinity if the centres are among the `n_seen` of earlier starts, which the run would repeat.
     """
     clusters = len(c)
     inertia = np.inf
@@ -121,10 +119,7 @@ def _descend(
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
 def lloyd(xs: _Array, ys: _Array, centres: _Array, labels: _Integers) -> None:
-    """The best of several k-means clusterings.
-
-    All starts go their way in float32, where a step is cheaper; those that may be the best go on in float64.
-    """
+    """Find the best of several k-means clusterings; starts run in float32, and the close ones go on in float64."""
     n, starts = xs.shape[1], centres.shape[1]
     label, distance = np.empty(n, np.int64), np.empty(n)
     rough_label, rough_distance = np.empty(n, np.int32), np.empty(n, np.float32)
@@ -150,7 +145,7 @@ def lloyd(xs: _Array, ys: _Array, centres: _Array, labels: _Integers) -> None:
 
 @compile_loop(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
 def draw_centres(xs: _Array, ys: _Array, uniform: _Array, centres: _Array) -> None:
-    """Draw samples in proportion to their squared distance from the nearest centre."""
+    """Draw samples with probabilities proportional to the squared distance from the nearest centre."""
     n, clusters = xs.shape[1], uniform.shape[1]
     distance, sums = np.empty(n), np.empty(-(-n // _DRAW))
     for f in range(len(xs)):

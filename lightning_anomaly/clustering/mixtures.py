@@ -1,4 +1,4 @@
-"""Every filter's points clustered by mixtures of 2, 3, ... components, and the number of components chosen."""
+"""Cluster each filter's points by mixtures of 2, 3, ... components, and compute the index of each clustering."""
 
 from __future__ import annotations
 
@@ -17,24 +17,17 @@ REG_COVAR = 1e-6  # the points have unit spread
 
 
 class Clustering(NamedTuple):
-    """Mixtures with M numbers of components for each of F filters.
+    """Clusterings of F filters by M mixtures with different numbers of components."""
 
-    Attributes:
-        n_components: The numbers of components tried, ascending `(M,)`.
-        labels: Cluster of each sample `(F, M, N)`.
-        calinski_harabasz: Index of each clustering `(F, M)`; 0 where all samples are in one cluster.
-    """
-
-    n_components: Tensor
-    labels: Tensor
-    calinski_harabasz: Tensor
+    n_components: Tensor  # of each mixture, ascending `(M,)`
+    labels: Tensor  # cluster of each sample `(F, M, N)`
+    calinski_harabasz: Tensor  # index of each clustering `(F, M)`; 0 if all samples are in one cluster
 
 
 def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) -> Clustering:
     """Fit mixtures with 2 to `settings.max_components` components to the points of live filters `(F, N, 2)`.
 
-    Points are in units of their spread. Fewer samples than `max_components + 1` allow fewer components; of fewer than 3
-    there is one clustering with 0 components, which has all samples in one cluster.
+    There are at most N - 1 components. Fewer than 3 samples give one clustering with 0 components and one cluster.
     """
     filters, samples = points.shape[:2]
     numbers = [*range(2, min(settings.max_components, samples - 1) + 1)] or [0]
@@ -50,11 +43,11 @@ def cluster_filters(points: Tensor, settings: AnalysisSettings, engine: Engine) 
 
 
 def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, engine: Engine) -> Tensor:
-    """Draw `n_init` times K centres `(F, S, K, 2)` among points `(F, N, 2)` by k-means++.
+    """Draw K centres `(F, S, K, 2)` among points `(F, N, 2)` by k-means++, S = `n_init` times.
 
-    See Arthur and Vassilvitskii (2007). The first k centres are a draw of k centres. All filters use the same uniform
-    random numbers, each on its own points in the order of their first coordinate, so that a filter's centres depend
-    neither on the other filters nor on the order of the samples.
+    See Arthur and Vassilvitskii (2007). The first k centres of a draw are a draw of k centres. All filters use the same
+    random numbers, on points sorted by their first coordinate, so that a filter's centres do not depend on other
+    filters or on the order of the samples.
     """
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(n_init, n_clusters, generator=generator, dtype=torch.float64, device="cpu")
@@ -64,7 +57,7 @@ def kmeans_plus_plus(points: Tensor, n_init: int, n_clusters: int, seed: int, en
 def cluster_parameters(
     points: Tensor, labels: Tensor, n_components: int, engine: Engine, reg_covar: float = REG_COVAR
 ) -> Parameters:
-    """Compute the parameters of a hard clustering `(F, N)` of points `(F, N, 2)`: one M-step."""
+    """Compute the parameters of a hard clustering `(F, N)` of points `(F, N, 2)` by one M-step."""
     sizes, means, covariances = engine.cluster_moments(points, labels, n_components)
     count = sizes + EMPTY
     xx, xy, yy = covariances.unbind(2)
@@ -74,10 +67,10 @@ def cluster_parameters(
 def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
     """Compute the Calinski-Harabasz index `(F, M)` of labels `(F, M, N)` of points `(F, N, 2)`.
 
-    With k occupied clusters it is [SSB / (k - 1)] / [SSW / (N - k)], or 0 where k is 1 or N (Calinski and Harabasz, "A
-    dendrite method for cluster analysis", 1974). SSW counts as at least `SAME ** 2` times SSB. Where all points of a
-    cluster are equal the order of a sum decides whether it is 0, for which scikit-learn's index is 1, or about 1e-34,
-    for which it is about 1e34.
+    It is [SSB / (k - 1)] / [SSW / (N - k)] for k occupied clusters, and 0 if k is 1 or N (Calinski and Harabasz, "A
+    dendrite method for cluster analysis", 1974). SSW is bounded below by `SAME ** 2` times SSB. Without the bound, if
+    the points of each cluster are equal, rounding decides between an SSW of 0, for which scikit-learn's index is 1, and
+    one of 1e-34, for which it is 1e34.
     """
     samples = points.shape[1]
     centred = points - points.mean(1, keepdim=True)
@@ -93,10 +86,9 @@ def calinski_harabasz(points: Tensor, labels: Tensor, engine: Engine) -> Tensor:
 
 
 def first_largest(values: Tensor) -> Tensor:
-    """Find the largest value along the last axis: the position of the first of those that are equal up to rounding.
+    """Find the first position of the largest value along the last axis, up to rounding.
 
-    The same clusters found twice, numbered in another way, have values that differ by rounding. Which one is chosen
-    should not depend on the order of a sum.
+    Equal clusterings with other labels have values that differ by rounding, which should not affect the choice.
     """
     largest = values.amax(-1, keepdim=True)
     return (values >= largest - SAME * largest.abs().clamp(min=1)).int().argmax(-1)

@@ -1,8 +1,7 @@
-"""Loops compiled by numba, a filter at a time: the fastest on a CPU.
+"""Loops compiled by numba, one filter at a time: the fastest engine on a CPU.
 
-What decides the speed: every inner loop runs over samples, without branches or calls, on arrays that stay in the
-first-level cache, so that the compiler makes vector code of it. Sums may be reordered ("reassoc"), but are so in the
-same way for every filter.
+Inner loops run over samples, without branches or calls, on arrays that stay in the first-level cache, so that the
+compiler can vectorize them. Sums may be reordered ("reassoc"), but in the same way for every filter.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _Integers = npt.NDArray[np.int64]
 
 
 class NumbaEngine(Engine):
-    """A filter at a time, in compiled code."""
+    """Runs compiled code on one filter at a time."""
 
     def __init__(self) -> None:
         _announce_compilation()
@@ -61,13 +60,13 @@ class NumbaEngine(Engine):
         """See `Engine`."""
         moments = np.zeros((len(points), n_clusters, 6))
         _cluster_moments(*_coordinates(points), labels.contiguous().numpy(), moments)
-        found = torch.from_numpy(moments)
-        return found[..., 0], found[..., 1:3], found[..., 3:]
+        tensor = torch.from_numpy(moments)
+        return tensor[..., 0], tensor[..., 1:3], tensor[..., 3:]
 
 
 @cache
 def _announce_compilation() -> None:
-    """Say on stderr, once in a process, that loops will be compiled if an earlier one has left none."""
+    """Announce on stderr, once per process, that loops will be compiled if none are cached."""
     folder = expectation_maximisation.stats.cache_path  # type: ignore[attr-defined]
     if folder is None or not any(Path(folder).glob("em_loops.*.nbi")):
         kept = "and again in the next process" if folder is None else f"and keeps them in {folder}"
@@ -75,13 +74,13 @@ def _announce_compilation() -> None:
 
 
 def _coordinates(points: Tensor) -> tuple[_Array, _Array]:
-    """The two coordinates `(F, N)` of points `(F, N, 2)`, each on its own in memory."""
+    """Return the coordinates `(F, N)` of points `(F, N, 2)` as contiguous arrays."""
     return points[..., 0].contiguous().numpy(), points[..., 1].contiguous().numpy()
 
 
 @compile_loop(nogil=True, cache=True, error_model="numpy")
 def _cluster_moments(xs: _Array, ys: _Array, labels: _Integers, moments: _Array) -> None:
-    """Size, means and covariances of each cluster, where there were zeros `(F, K, 6)`."""
+    """Write size, means and covariances of each cluster into zeros `(F, K, 6)`."""
     for f in range(len(xs)):
         x, y, label, moment = xs[f], ys[f], labels[f], moments[f]
         for i in range(x.size):

@@ -1,4 +1,4 @@
-"""Every filter's feature maps as points in two dimensions: a principal component analysis per filter."""
+"""Reduce each filter's feature maps to points in two dimensions by principal component analysis."""
 
 from __future__ import annotations
 
@@ -9,44 +9,38 @@ from torch import Tensor
 
 from lightning_anomaly.clustering.engine import Engine
 
-# Points are rounded to this grid, so that equal maps are equal points however a product rounds. Else rounding draws the
-# border between clusters through filters that know a few maps only.
+# Points are rounded to this grid, so that equal maps give equal points. Otherwise rounding could split equal maps into
+# clusters.
 _GRID = 2.0**40
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """Two-dimensional points of F filters.
+    """Two-dimensional points of F filters."""
 
-    Attributes:
-        points: Scores on the first two principal components, float64 `(F, N, 2)`, centred, in units of the first
-            component's standard deviation over the samples. Zero for filters that are not live.
-        explained: Fraction of the maps' variance that the two components hold `(F,)`.
-        constant: Whether a filter's maps are the same for all samples, up to rounding `(F,)`.
-        finite: Whether a filter's maps are free of NaN and infinities `(F,)`.
-    """
-
+    # Centred scores on the first two principal components, float64 `(F, N, 2)`, in units of the first component's
+    # standard deviation over the samples; zero for filters that are not live.
     points: Tensor
-    explained: Tensor
-    constant: Tensor
-    finite: Tensor
+    explained: Tensor  # fraction of the maps' variance that the two components explain `(F,)`
+    constant: Tensor  # whether a filter's maps are the same for all samples, up to rounding `(F,)`
+    finite: Tensor  # whether a filter's maps are free of NaN and infinities `(F,)`
 
     @property
     def live(self) -> Tensor:
-        """Filters with something to cluster `(F,)`."""
+        """Whether a filter can be clustered `(F,)`."""
         return self.finite & ~self.constant
 
 
 def reduce_maps(maps: Tensor, engine: Engine) -> Reduction:
-    """Reduce each filter's maps `(N, F, ...)` to two principal components, whatever the other filters are.
+    """Reduce each filter's maps `(N, F, ...)` to two principal components, independently of the other filters.
 
-    Every filter's maps are divided by their largest absolute value, so that no scale can overflow, and centred. It is
-    constant if the root mean square of what remains is at most 4 units of rounding of the maps' type.
+    Maps are divided by the filter's largest absolute value, so that nothing overflows, and centred. A filter is
+    constant if the root mean square of the centred maps is at most 4 units of rounding of the maps' type.
     """
     rounding = 4 * torch.finfo(maps.dtype).eps
     rows = (maps.flatten(2) if maps.ndim > 2 else maps[:, :, None]).transpose(0, 1)
     rows = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-    largest = torch.linalg.vector_norm(rows, torch.inf, (1, 2))  # NaN if any is
+    largest = torch.linalg.vector_norm(rows, torch.inf, (1, 2))  # NaN if any value is NaN
     finite = largest.isfinite()
     rows[~finite] = 0
     rows /= torch.where(finite & (largest > 0), largest, 1)[:, None, None]
@@ -58,7 +52,7 @@ def reduce_maps(maps: Tensor, engine: Engine) -> Reduction:
     live = reduction.live
     if live.any():
         scores, axes = engine.pca(rows if live.all() else rows[live])
-        loadings = axes.gather(1, axes.abs().argmax(1, keepdim=True))  # the largest are positive, as in scikit-learn
+        loadings = axes.gather(1, axes.abs().argmax(1, keepdim=True))  # become positive, as in scikit-learn
         scores = scores * torch.where(loadings < 0, -1.0, 1.0).to(scores)
         squares = scores.square().sum(1)
         scores /= (squares[:, :1] / rows.shape[1]).sqrt()[:, None]

@@ -1,4 +1,4 @@
-"""scikit-learn's own `PCA` and `GaussianMixture` in a loop over the filters, to check the other engines."""
+"""scikit-learn's `PCA` and `GaussianMixture` in a loop over filters, to check the other engines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_anomaly.clustering.numba_engine import NumbaEngine
 
 
 class SklearnEngine(NumbaEngine):
-    """Principal components and mixtures by scikit-learn; the mixtures start where numba's do."""
+    """Computes principal components and mixtures with scikit-learn, from the starts of the numba engine."""
 
     def pca(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `Engine`."""
@@ -31,12 +31,12 @@ class SklearnEngine(NumbaEngine):
         u11, u12, u22 = factors.unbind(2)
         precisions = torch.stack([u11 * u11 + u12 * u12, u12 * u22, u12 * u22, u22 * u22], 2).reshape(*means.shape, 2)
         arguments = zip(*(tensor.numpy() for tensor in (points, weights, means, precisions)), strict=True)
-        found = [_fit(*one_filter, max_iter=max_iter, tol=tol, reg_covar=reg_covar) for one_filter in arguments]
-        return MixtureFit(*(torch.from_numpy(np.array(part)) for part in zip(*found, strict=True)))
+        fits = [_fit(*one_filter, max_iter=max_iter, tol=tol, reg_covar=reg_covar) for one_filter in arguments]
+        return MixtureFit(*(torch.from_numpy(np.array(part)) for part in zip(*fits, strict=True)))
 
 
 def _pca(rows: Any) -> tuple[Tensor, Tensor]:
-    """Scores `(N, 2)` and axes `(P, 2)` of one filter's rows `(N, P)`."""
+    """Compute scores `(N, 2)` and axes `(P, 2)` of one filter's rows `(N, P)`."""
     pca = PCA(min(2, *rows.shape), svd_solver="full")
     scores = torch.from_numpy(pca.fit_transform(rows))
     axes = torch.from_numpy(pca.components_).T
@@ -45,18 +45,18 @@ def _pca(rows: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fit(points: Any, weights: Any, means: Any, precisions: Any, **options: float) -> tuple[Any, ...]:
-    """One filter's part of what `em` returns, from its points `(N, 2)` and where they start."""
+    """Fit the mixture of one filter to its points `(N, 2)`; return the fields of a `MixtureFit`."""
     mixture = GaussianMixture(
         len(weights),
         weights_init=weights / weights.sum(),
         means_init=means,
         precisions_init=precisions,
-        init_params="random_from_data",  # whatever it draws is replaced by the start given
+        init_params="random_from_data",  # its draw is replaced by the start
         random_state=0,
         **options,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # as in the other engines, it may end at `max_iter`
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it may end at `max_iter`, as in the other engines
         labels = mixture.fit_predict(points)
     factors = mixture.precisions_cholesky_[:, [0, 0, 1], [0, 1, 1]]
     return mixture.weights_, mixture.means_, factors, mixture.lower_bound_, labels, mixture.n_iter_, mixture.converged_

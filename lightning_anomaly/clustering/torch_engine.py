@@ -1,4 +1,4 @@
-"""Plain torch, all filters at once, on the device of the maps."""
+"""Plain torch on all filters at once, on the device of the maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_anomaly.clustering.engine import (
 
 
 class TorchEngine(Engine):
-    """Batched operations, as one would write them down."""
+    """Runs batched operations."""
 
     def kmeans_plus_plus(self, points: Tensor, uniform: Tensor) -> Tensor:
         """See `Engine`."""
@@ -33,9 +33,9 @@ class TorchEngine(Engine):
         best = points.new_full(points.shape[:1], torch.inf)
         labels = points.new_zeros(points.shape[:2], dtype=torch.int64)
         for start in centres.unbind(1):
-            found, inertia = _lloyd(points, start)
+            new_labels, inertia = _lloyd(points, start)
             better = inertia + SAME * inertia.clamp(min=1) < best
-            best, labels = torch.where(better, inertia, best), torch.where(better[:, None], found, labels)
+            best, labels = torch.where(better, inertia, best), torch.where(better[:, None], new_labels, labels)
         return labels
 
     def em(self, points: Tensor, start: Parameters, max_iter: int, tol: float, reg_covar: float) -> MixtureFit:
@@ -44,7 +44,7 @@ class TorchEngine(Engine):
         bound = points.new_full((len(points),), -torch.inf)
         n_iter = torch.zeros_like(bound, dtype=torch.int64)
         converged = torch.zeros_like(bound, dtype=torch.bool)
-        todo = torch.arange(len(points), device=points.device)  # the mixtures that go on
+        todo = torch.arange(len(points), device=points.device)  # mixtures that have not converged
         for iteration in range(1, max_iter + 1):
             if not len(todo):
                 break
@@ -61,13 +61,13 @@ class TorchEngine(Engine):
         return MixtureFit(weights, means, factors, bound, labels, n_iter, converged)
 
     def device(self, maps: torch.device) -> torch.device:
-        """See `Engine`: where the maps are, unless there are no doubles there, or an operation could be refused."""
-        exact = torch.are_deterministic_algorithms_enabled()  # then there is no cumulative sum on a GPU
-        return torch.device("cpu") if exact or maps.type == "mps" else maps
+        """See `Engine`: the device of the maps, unless it lacks doubles or cumulative sums."""
+        deterministic = torch.are_deterministic_algorithms_enabled()  # forbids cumulative sums on a GPU
+        return torch.device("cpu") if deterministic or maps.type == "mps" else maps
 
 
 def _draw(points: Tensor, uniform: Tensor) -> Tensor:
-    """Centres `(F, K, 2)`: points drawn in proportion to their squared distance from the nearest centre so far."""
+    """Draw centres `(F, K, 2)` in proportion to the squared distance of points from the nearest centre so far."""
     distance = torch.ones_like(points[..., 0])
     centres: list[Tensor] = []
     for number in uniform:
@@ -81,10 +81,10 @@ def _draw(points: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels `(F, N)` and inertia `(F,)` of k-means clusterings from centres `(F, K, 2)`."""
+    """Compute labels `(F, N)` and inertia `(F,)` of k-means clusterings from centres `(F, K, 2)`."""
     labels = points.new_zeros(points.shape[:2], dtype=torch.int64)
     inertia = points.new_full(points.shape[:1], torch.inf)
-    todo = torch.arange(len(points), device=points.device)  # the filters that go on
+    todo = torch.arange(len(points), device=points.device)  # filters that have not converged
     for _ in range(KMEANS_ITERATIONS):
         if not len(todo):
             break
@@ -102,7 +102,7 @@ def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_joint(points: Tensor, weights: Tensor, means: Tensor, factors: Tensor) -> Tensor:
-    """The logarithms of weight times density `(F, K, N)`: `log pi_k N(x | mu_k, Sigma_k)`."""
+    """Compute the logarithms of weight times density, `log pi_k N(x | mu_k, Sigma_k)` `(F, K, N)`."""
     u11, u12, u22 = factors[..., None].unbind(2)
     dx, dy = (points[:, None] - means[:, :, None]).unbind(3)
     squared = (u11 * dx).square() + (u12 * dx + u22 * dy).square()
@@ -110,7 +110,7 @@ def _log_joint(points: Tensor, weights: Tensor, means: Tensor, factors: Tensor) 
 
 
 def _m_step(points: Tensor, resp: Tensor, reg_covar: float) -> Parameters:
-    """Parameters from responsibilities `(F, K, N)`."""
+    """Compute parameters from responsibilities `(F, K, N)`."""
     count = resp.sum(2) + EMPTY
     means = resp @ points / count[..., None]
     dx, dy = (points[:, None] - means[:, :, None]).unbind(3)

@@ -1,1 +1,1 @@
-"""What is said of filters and samples: rare clusters, and samples that a filter sets apart."""
+"""Verdicts on filters: rare clusters and isolated samples."""
