@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -28,17 +29,22 @@ def describes_pixels(shape: torch.Size) -> bool:
 def pixel_statistics(images: Tensor) -> Tensor:
     """Describe each image by numbers `(N, S)`: brightness, contrast, edges, grain, patterns, places and colour.
 
-    Images are `(N, C, H, W)`, signals `(N, C, L)` and volumes `(N, C, D, H, W)`; `pixel_names` names the numbers.
-    Normalization of the images changes each number by a factor or a constant only. Colour is the difference of the
-    channels from their mean, grey.
+    Images are `(N, C, H, W)`, signals `(N, C, L)` and volumes `(N, C, D, H, W)`. Normalization of the images changes
+    each number by a factor or a constant only. Colour is the difference of the channels from their mean, grey.
     """
     images = images if images.dtype == torch.float64 else images.float()
     with torch.autocast(images.device.type, enabled=False):  # in 16 bits, bytes overflow
-        return _describe(images)
+        return torch.stack([values for _, values in _describe(images)], 1)
 
 
-def _describe(images: Tensor) -> Tensor:
-    channels, sides = images.shape[1], images.shape[2:]
+@cache
+def pixel_names(channels: int, axes: int) -> tuple[str, ...]:
+    """Name each of the S numbers; several patterns, axes or pairs of channels share a name."""
+    return tuple(name for name, _ in _describe(torch.zeros(1, channels, *[_WINDOW] * axes, device="cpu")))
+
+
+def _describe(images: Tensor) -> list[tuple[str, Tensor]]:
+    channels, axes = images.shape[1], range(1, images.ndim - 1)
     grey = images.mean(1)
     pixels = grey.flatten(1)
     mean = pixels.mean(1)
@@ -47,41 +53,31 @@ def _describe(images: Tensor) -> Tensor:
     lowest, highest = pixels.amin(1), pixels.amax(1)  # `aminmax` takes ten times as long
     span = (highest - lowest)[:, None]
     found = [
-        mean,
-        lowest,
-        highest,
-        (variance + _TINY).log(),
-        (centered / (variance.sqrt() + _TINY)[:, None]).pow(3).mean(1),
-        (pixels >= highest[:, None] - _NEAR * span).to(pixels).mean(1),
-        (pixels <= lowest[:, None] + _NEAR * span).to(pixels).mean(1),
+        ("mean", mean),
+        ("lowest", lowest),
+        ("highest", highest),
+        ("contrast", (variance + _TINY).log()),
+        ("skew", (centered / (variance.sqrt() + _TINY)[:, None]).pow(3).mean(1)),
+        ("brightest share", (pixels >= highest[:, None] - _NEAR * span).to(pixels).mean(1)),
+        ("darkest share", (pixels <= lowest[:, None] + _NEAR * span).to(pixels).mean(1)),
     ]
-    for axis in range(1, len(sides) + 1):
+    for axis in axes:
         steps = grey.diff(dim=axis).abs().flatten(1)
         first, middle, last = (part.flatten(1).mean(1) for part in grey.tensor_split(3, axis))
-        found += [steps.amax(1), (steps <= _FLAT * span).to(pixels).mean(1), first - last, middle - mean]
-    found += [*_grain(grey, variance).T, *_pattern_energies(grey[:, None], variance).T]
+        found += [("edges", steps.amax(1)), ("flat share", (steps <= _FLAT * span).to(pixels).mean(1))]
+        found += [(f"ends {axis - 1}", first - last), ("middle", middle - mean)]
+    found += zip(("noise", "detail"), _grain(grey, variance).T, strict=True)
+    found += _pattern_energies(grey[:, None], variance, "patterns")
     if channels > 1:
         colour = images - grey[:, None]
         varied = images.flatten(2) - images.flatten(2).mean(2, keepdim=True)
         varied = varied / (varied.norm(dim=2, keepdim=True) + _TINY)
-        found += [*_pattern_energies(colour, variance).T]
-        found += [*colour.flatten(2).mean(2).T, *(varied[:, 1:] * varied[:, :-1]).sum(2).T]
+        found += _pattern_energies(colour, variance, "colour patterns")
+        found += [(f"channel {channel}", colour[:, channel].flatten(1).mean(1)) for channel in range(channels)]
+        found += [("alike channels", alike) for alike in (varied[:, 1:] * varied[:, :-1]).sum(2).T]
         faint = _FAINT * variance + _TINY
-        found += [(colour.flatten(1).square().mean(1) + faint).log(), colour.square().mean(1).flatten(1).amax(1).sqrt()]
-    return torch.stack(found, 1)
-
-
-def pixel_names(channels: int, axes: int) -> list[str]:
-    """Name each of the S numbers; several patterns, axes or pairs of channels share a name."""
-    found = ["mean", "lowest", "highest", "contrast", "skew", "brightest share", "darkest share"]
-    for axis in range(axes):
-        found += ["edges", "flat share", f"ends {axis}", "middle"]
-    patterns = ["fine" if _WINDOW - 1 in place else "coarse" for place in _pattern_places(axes)]
-    found += ["noise", "detail", *(f"{size} patterns" for size in patterns)]
-    if channels > 1:
-        found += [f"{size} colour patterns" for size in patterns]
-        found += [f"channel {channel}" for channel in range(channels)]
-        found += ["alike channels"] * (channels - 1) + ["colour", "brightest colour"]
+        found += [("colour", (colour.flatten(1).square().mean(1) + faint).log())]
+        found += [("brightest colour", colour.square().mean(1).flatten(1).amax(1).sqrt())]
     return found
 
 
@@ -96,15 +92,10 @@ def _grain(grey: Tensor, variance: Tensor) -> Tensor:
     return (ordered[:, places] + _FINEST * variance.sqrt()[:, None] + _TINY).log()
 
 
-def _pattern_places(axes: int) -> list[tuple[int, ...]]:
-    """List the frequencies of the local patterns along each axis, without the constant pattern."""
-    return list(itertools.product(range(_WINDOW), repeat=axes))[1:]
+def _pattern_energies(images: Tensor, variance: Tensor, name: str) -> list[tuple[str, Tensor]]:
+    """Compute the log of the mean energy `(N,)` of each local pattern in images `(N, C, ...)`, fine or coarse.
 
-
-def _pattern_energies(images: Tensor, variance: Tensor) -> Tensor:
-    """Compute the log of the mean energy of each local pattern `(N, P)` in images `(N, C, ...)`.
-
-    The patterns are those of the discrete cosine transform of blocks of 4 pixels along each axis.
+    The patterns are those of the discrete cosine transform of blocks of 4 pixels along each axis, but the constant one.
     """
     n, channels, *sides = images.shape
     place = torch.arange(_WINDOW, dtype=torch.float64, device="cpu")
@@ -116,4 +107,7 @@ def _pattern_energies(images: Tensor, variance: Tensor) -> Tensor:
     kernels = kernels[1:, None].to(images)
     response = _CONVOLUTIONS[len(sides)](images.flatten(0, 1)[:, None], kernels, stride=_WINDOW)
     energies = response.square().flatten(2).mean(2).view(n, channels, -1).mean(1)
-    return (energies + _RELATIVE * variance[:, None] + _TINY).log()
+    energies = (energies + _RELATIVE * variance[:, None] + _TINY).log()
+    frequencies = list(itertools.product(range(_WINDOW), repeat=len(sides)))[1:]
+    sizes = ["fine" if _WINDOW - 1 in frequency else "coarse" for frequency in frequencies]
+    return [(f"{size} {name}", energy) for size, energy in zip(sizes, energies.T, strict=True)]
