@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,10 +25,9 @@ def clone_inputs(inputs: Any) -> Any:
 
 @contextmanager
 def probing(model: nn.Module, buffers: Mapping[str, Tensor] | None = None) -> Iterator[Callable[..., Any]]:
-    """Yield a function that calls the model, in evaluation mode and without gradients.
+    """Yield a function that calls the model without gradients, in evaluation mode and on copies of its buffers.
 
-    Each call works on fresh copies of the model's buffers, or of those in `buffers` with the same names, so that no
-    batch leaves a trace.
+    `buffers` replace those of the model with the same names.
     """
     replaced = buffers or {}
     # Neither a scripted model nor DataParallel can be called with other buffers.
@@ -70,29 +69,23 @@ def run(
 
     `take_images` is called with each batch of images, `take_output` with each output of the model.
     """
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    total = -(-len(inputs.positions) // inputs.batch_size) if isinstance(inputs, ImageSource) else 1
-    with probing(model) as call:
-        for arguments, keywords in track(_calls(inputs, device, take_images), total, "feature maps", progress):
-            with capture:
-                output = call(*arguments, **keywords)
-            if take_output is not None:
-                take_output(output)
-
-
-def _calls(
-    inputs: Inputs, device: torch.device, take_images: Callable[[Tensor], object] | None
-) -> Iterator[tuple[tuple[Any, ...], Mapping[str, Any]]]:
-    if isinstance(inputs, ImageSource):
-        for images in inputs.readable():
-            if take_images is not None:
-                take_images(images)
-            yield (images.to(device, copy=True),), {}  # a copy, as the model may change it in place
-        return
     from lightning.fabric.utilities.apply_func import move_data_to_device  # late: see `callbacks._trees`
 
-    moved = move_data_to_device(clone_inputs(inputs), device)
-    yield ((), moved) if isinstance(moved, Mapping) else (moved, {})
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    calls: Iterable[Any] = [inputs]
+    total = 1
+    if isinstance(inputs, ImageSource):
+        calls = ((images,) for images in inputs.readable())
+        total = -(-len(inputs.positions) // inputs.batch_size)
+    with probing(model) as call:
+        for arguments in track(calls, total, "feature maps", progress):
+            if take_images is not None and isinstance(inputs, ImageSource):
+                take_images(arguments[0])
+            moved = move_data_to_device(clone_inputs(arguments), device)
+            with capture:
+                output = call(**moved) if isinstance(moved, Mapping) else call(*moved)
+            if take_output is not None:
+                take_output(output)
 
 
 def most_samples(maps: Mapping[str, LayerMaps]) -> int:
