@@ -64,13 +64,10 @@ def compiled_models_eager() -> Iterator[None]:
 
 @dataclass(eq=False)
 class MapCapture:
-    """Takes the maps of chosen layers out of a model while it runs.
+    """Takes the maps of chosen layers out of a model while it runs, as a context manager around each forward pass.
 
-    Use it as a context manager around each forward pass, or call `attach` before and `remove` after it. The maps of all
-    passes are joined, up to `limit` samples. Only the first call of a layer in a pass counts.
-
-    Maps `(n, F, ...)` are reduced by `summary`. Without it, pooled maps, their sparsity and their statistics before
-    rectification are taken.
+    The first call of a layer in a pass counts. Maps `(n, F, ...)` are reduced by `summary`; without it, pooled maps,
+    their sparsity and their statistics before rectification are taken.
     """
 
     layers: dict[str, nn.Module]  # by name
@@ -107,18 +104,15 @@ class MapCapture:
             self._hooks = hooks.pop_all()
 
     def remove(self) -> None:
-        """Take the hooks off; a second call does nothing.
-
-        The number of samples in a pass is the number of maps that most layers gave. A layer that gave another number,
-        of frames or regions or because some passes skip it, looks like the others once all are at the limit, so its
-        `problem` is set here.
-        """
+        """Take the hooks off; a second call does nothing."""
         self._hooks.close()
         counts = Counter(count for count in self._called.values() if count)
         self._totals.update(self._called)
         self._called.clear()
         count = counts.most_common(1)[0][0] if counts else 0
         self.samples.end_pass(count)
+        # A pass has as many samples as most layers gave maps. Others give maps of frames or regions, or are skipped by
+        # some passes; once all layers are at the limit they look alike.
         if counts and self.limit < sys.maxsize:
             self._samples += count
             for name, layer in self.maps.items():

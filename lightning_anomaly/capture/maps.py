@@ -22,11 +22,10 @@ _POOLS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_
 
 
 def pool_maps(maps: Tensor, max_side: int) -> Tensor:
-    """Average-pool maps `(N, F, ...)` with up to three axes of pixels, if they are too large.
+    """Average-pool maps `(N, F, ...)` in the smallest windows that leave no side above `max_side` (pixels).
 
-    A map with two axes is pooled until no side exceeds `max_side` (pixels); one with one or three axes is pooled to at
-    most as many pixels as a square of this side. Windows have the smallest side that suffices. Pixels at the end that
-    do not fill a window are averaged too.
+    Maps with one or three axes are pooled to at most as many pixels as a square of this side. Incomplete windows at the
+    end are averaged too.
     """
     windows = _windows(maps, max_side)
     if max(windows, default=1) == 1:
@@ -43,10 +42,10 @@ def _windows(maps: Tensor, max_side: int) -> list[int]:
 
 
 def map_statistics(maps: Tensor) -> Tensor:
-    """Describe each map by the five `STATISTICS` `(N, F, 5)`, for outlier scores.
+    """Describe maps `(N, F, ...)`, float32 or float64, by the five `STATISTICS` `(N, F, 5)`.
 
-    Maps are the outputs `(N, F, ...)` of a layer, float32 or float64, before they are rectified. The standard deviation
-    of the pooled map, next to that of the map, separates fine patterns, such as noise, from coarse ones.
+    The standard deviation of the pooled map, next to that of the map, separates fine patterns, such as noise, from
+    coarse ones.
     """
     if maps.device.type == "cpu":
         from lightning_anomaly.capture.five_numbers import five_numbers  # late, as numba takes long to import
@@ -65,11 +64,10 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
 
 
 def keep_rows(batches: list[Tensor], rows: Tensor, most: int) -> None:
-    """Append a copy of rows `(n, ...)` in float32 or float64; up to `most` more rows will come, including these.
+    """Append a copy of rows `(n, ...)` in float32 or float64; up to `most` rows will come from now on.
 
-    On the CPU the rows of several batches share large blocks of memory, so the last tensor of `batches` may be replaced
-    by a longer one. Small tensors would fragment the memory between the model's large ones: with ConvNeXt-base a
-    process grew by twice the size of the rows.
+    On the CPU they share large blocks of memory, and the last tensor of `batches` may be replaced by a longer one.
+    Small tensors would fragment the memory: with ConvNeXt-base a process grew by twice the size of the rows.
     """
     if rows.device.type != "cpu":
         batches.append(rows.clone())

@@ -46,11 +46,10 @@ def _join(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 
 class SampleCapture:
-    """Takes `SampleStatistics` while a model runs.
+    """Takes `SampleStatistics` while a model runs; without a model it takes nothing.
 
-    Pixels are taken from the input of the first convolution, the image as the network sees it. The last linear layer is
-    the last one called with one row per sample that returns two numbers or more. Only the first call of a layer in a
-    pass counts. Without a model nothing is taken.
+    Pixels are those of the first convolution's input, the image as the network sees it. The last linear layer is the
+    last one called with one row per sample that returns at least two numbers; its first call in a pass counts.
     """
 
     def __init__(self, model: nn.Module | None, limit: int) -> None:

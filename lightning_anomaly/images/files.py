@@ -20,10 +20,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".
 def open_images(
     path: Path, size: int | None, gray: bool, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> ArrayImages | FolderImages:
-    """Open the images of an .npz file, or of a folder, which become `size` pixels a side, of one channel if `gray`.
-
-    They are normalized by `mean` and `std`, each one number or one per channel.
-    """
+    """Open an .npz file, or a folder with `size` and `gray` as in `FolderImages`, and normalize the images."""
     if path.is_dir() and size is None:
         raise ValueError(f"`--size` should be given for the folder `{path}`, in pixels: `--size 224`, for example.")
     images = FolderImages(path, size, gray) if path.is_dir() and size else ArrayImages(path)
@@ -57,7 +54,7 @@ class _Images(Dataset[Tensor]):
 
 
 class ArrayImages(_Images):
-    """The images of an .npz file, made float32 one by one, as all at once would take four times the file's memory."""
+    """The images of an .npz file, converted to float32 one by one to save memory."""
 
     labels: None = None
 
@@ -88,11 +85,7 @@ class FolderImages(_Images):
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        size: int = 224,
-        gray: bool = False,
-        transform: Callable[[Any], Tensor] | None = None,
+        self, folder: str | Path, size: int = 224, gray: bool = False, transform: Callable[[Any], Tensor] | None = None
     ) -> None:
         self.root, self.transform = folder, transform
         folder = Path(folder)

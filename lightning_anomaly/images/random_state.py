@@ -12,17 +12,17 @@ import torch
 
 @contextmanager
 def isolated_random_state(seed: int | None = None) -> Iterator[None]:
-    """Restore the random states of torch, NumPy and Python at the end; inside they start from the seed, if any."""
+    """Restore the random states of torch, NumPy and Python at the end; a seed sets them inside."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    # Asking an unused GPU for its state would initialize CUDA, and processes could no longer be forked.
+    # Reading the state of an unused GPU would initialize CUDA, and processes could no longer fork.
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=gpus):
             if seed is not None:
                 random.seed(seed)
                 np.random.seed(seed % 2**32)
-                torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed a CUDA of later on
+                torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed CUDA when it is initialized
                 if gpus:
                     torch.cuda.manual_seed_all(seed)
             yield

@@ -34,10 +34,9 @@ def tensors_in(values: Any) -> list[Tensor]:
 
 
 def first_tensor(batch: Any) -> Tensor | None:
-    """Find the input of a model in a batch of tuples, lists, dicts or dataclasses: its first floating-point tensor.
+    """Find the input of a model in a nested batch: its first tensor of floating-point numbers or of images in bytes.
 
-    Images in bytes that come first are taken: the model scales them, and a floating-point tensor after them is their
-    target. A tensor with one number per sample is taken only if no images follow.
+    A tensor with one number per sample is taken only if no images follow.
     """
     inputs = [
         tensor
@@ -52,18 +51,9 @@ def first_tensor(batch: Any) -> Tensor | None:
 class ImageSource:
     """Images of one size by their positions, from a tensor `(N, ...)`, a Dataset or a DataLoader.
 
-    One batch is in memory at a time. Every reading of a data set draws the same random numbers; its generators and
-    attributes, and those of `owners`, are restored.
-
-    Args:
-        images: A tensor, a Dataset with a length, or a DataLoader over one.
-        argument: Name of the images in errors.
-        batch_size: Largest number of images in a batch; None takes that of the loader, or 64.
-        sample: Number of images to choose at random among those that a loader draws; None takes all images of the data
-            set, in its order.
-        seed: Seed of that choice, and of the random numbers that a data set draws.
-        convert: Function that finds the images in a batch of a data set.
-        owners: Objects that `convert` may change.
+    One batch is in memory at a time. Every reading of a data set draws the same random numbers, from the `seed`; its
+    generators and attributes, and those of the `owners` of `convert`, are restored. `sample` chooses so many of the
+    images that a loader draws, at random; None takes all images of the data set, in its order.
     """
 
     def __init__(
@@ -80,9 +70,10 @@ class ImageSource:
         self.argument, self._seed, self._convert = argument, seed, convert
         self._loader = None if isinstance(images, Tensor) else _loader_of(images, argument)
         self._data: Any = images if self._loader is None else self._loader.dataset
-        if batch_size is None:
-            batch_size = (None if self._loader is None else batch_size_of(self._loader)) or BATCH
-        self.batch_size = check_integer("batch_size", batch_size, 1)
+        default_size = None if self._loader is None else batch_size_of(self._loader)
+        self.batch_size = check_integer(
+            "batch_size", batch_size if batch_size is not None else default_size or BATCH, 1
+        )
         if len(self) == 0:
             raise ValueError(f"Parameter `{argument}` should hold images. Found none.")
         drawn = None if self._loader is None else drawn_positions(self._loader)
