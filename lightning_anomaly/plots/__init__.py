@@ -1,7 +1,7 @@
-"""Pictures of a report: the clearest anomalies, the outlier samples' images, a map of all filters; and of comparisons.
+"""Figures of filters, outlier samples, verdicts, two-sample comparisons and curves over a run.
 
-Every function returns a `matplotlib.figure.Figure`, or None where there is nothing to show. pyplot is not used, so no
-window opens, and the user's matplotlib settings are neither changed nor used.
+Every function returns a `matplotlib.figure.Figure`, or None where there is nothing to show. None uses pyplot, so no
+window opens. The user's matplotlib settings are neither used nor changed.
 """
 
 from __future__ import annotations

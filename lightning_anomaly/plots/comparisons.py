@@ -1,4 +1,4 @@
-"""Layers by validations: whether, where and since when a network tells training images from validation images."""
+"""Whether, where and since when a network distinguishes training images from validation images."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
-# As `TwoSampleCallback.history`. Where the output is not compared, or a layer has no entry in `share_p_values`, its
-# numbers in `metrics` are placeholders or those of an earlier validation.
+# As `TwoSampleCallback.history`. If the output is not compared, or a layer has no entry in `share_p_values`, its values
+# in `metrics` are placeholders or come from an earlier validation.
 History = Sequence[Mapping[str, Any]]
 
 _LAYER = "layer/"  # prefix of the layers' metrics
-# For shares from 0 to the largest: hue says whether chance explains them, lightness how large they are.
-_CHANCE_SHADES, _TELLING_SHADES = ("#FFFFFF", "#8C8C8C"), ("#FDD9B5", "#D55E00", "#7A2E00")
-_CHANCE, _TELLING = "#8C8C8C", "#D55E00"
-_FULL = 0.2  # least share for the darkest shade, so that what chance gives looks pale
-_AREAS = (0.48, 0.6)  # always on the axis, so that what chance gives looks flat
+# For shares from 0 to the largest: hue shows whether chance explains a share, lightness shows its size.
+_CHANCE_SHADES, _SIGNIFICANT_SHADES = ("#FFFFFF", "#8C8C8C"), ("#FDD9B5", "#D55E00", "#7A2E00")
+_CHANCE, _SIGNIFICANT = "#8C8C8C", "#D55E00"
+_FULL = 0.2  # least share for the darkest shade, so that chance looks pale
+_AREAS = (0.48, 0.6)  # always on the axis, so that chance looks flat
 _ROW, _LEAST, _TALLEST = 0.2, 0.8, 11.5  # height of a named layer, and least and largest of all layers (inches)
 
 
 def comparison_figure(history: History, significance: float) -> Figure:
-    """Draw whether and where training images are told from validation images, at every validation so far.
+    """Draw whether and where a network distinguishes training from validation images, at every validation so far.
 
-    Above, how often the output is surer of a training image than of a validation image; below, a row for each layer,
-    the share of its filters or units that tell the two apart. What chance explains is grey, what it does not is orange;
-    where nothing could be compared the row is hatched. The layers are those of the last validation, in its order. The
-    figure stays within 7 x 16 inches: of many layers, only some are named.
-
-    Chance explains p-values above `significance`; those of layers are corrected for the number of layers.
+    The curve above is how often the output is surer of a training image than of a validation image. Below is a row for
+    each layer of the last validation: the share of its filters or units that distinguish the two, hatched where nothing
+    could be compared. Grey is what chance explains, p-values above `significance`; the rest is orange. P-values of
+    layers are corrected for the number of layers. The figure is at most 7 x 16 inches: of many layers only some are
+    named.
     """
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    percent = StrMethodFormatter("{x:.0%}")  # matplotlib 3.8 takes the text itself for a format with %
+    percent = StrMethodFormatter("{x:.0%}")  # matplotlib 3.8 misreads a format that contains %
     layers = [key.removeprefix(_LAYER) for key in history[-1]["metrics"] if key.startswith(_LAYER)]
     height = min(_TALLEST, max(_LEAST, _ROW * len(layers)))
     legible = rc_context({"font.size": 11, "axes.titlesize": 11, "figure.titlesize": 12})  # on a card of TensorBoard
@@ -49,9 +48,9 @@ def comparison_figure(history: History, significance: float) -> Figure:
         whether = figure.add_subplot(grid[0, :])
         _draw_output(whether, history, significance)
         where = figure.add_subplot(grid[1, :], sharex=whether)
-        shares, telling = _shares(history, layers, significance)
-        meshes = _draw_layers(where, shares, telling)
-        _name_layers(where, layers, shares[:, -1], telling[:, -1], height)
+        shares, significant = _shares(history, layers, significance)
+        meshes = _draw_layers(where, shares, significant)
+        _name_layers(where, layers, shares[:, -1], significant[:, -1], height)
         number_validations(where, history)
         whether.tick_params(labelbottom=False)
         for place, (mesh, words) in enumerate(zip(meshes, _legend(significance), strict=True)):
@@ -68,59 +67,63 @@ def _legend(significance: float) -> tuple[str, str]:
 
 def _draw_output(axes: Axes, history: History, significance: float) -> None:
     areas = [entry["metrics"]["confidence_auc"] if entry["compares_output"] else math.nan for entry in history]
-    tells = [entry["metrics"]["confidence_p_value"] <= significance for entry in history]
+    significant = [entry["metrics"]["confidence_p_value"] <= significance for entry in history]
     axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     axes.plot(areas, color=_CHANCE, linewidth=1.0)
-    looks = ((False, "white", _CHANCE), (True, _TELLING, _TELLING))
-    for (telling, face, edge), words in zip(looks, _legend(significance), strict=True):
-        places = [place for place, tell in enumerate(tells) if tell is telling]
+    looks = ((False, "white", _CHANCE), (True, _SIGNIFICANT, _SIGNIFICANT))
+    for (is_significant, face, edge), words in zip(looks, _legend(significance), strict=True):
+        places = [place for place, flag in enumerate(significant) if flag is is_significant]
         size = min(25.0, max(4.0, 1200 / len(history)))  # square points
         axes.scatter(places, [areas[place] for place in places], size, face, edgecolors=edge, label=words, zorder=3)
     low, high = (pick(*_AREAS, *(area for area in areas if area == area)) for pick in (min, max))
     axes.set(ylim=(low - 0.02, high + 0.3 * (high - low)), ylabel="area under ROC curve")  # room for the legend
-    what = "how often the output is surer of a training image\nthan of a validation image; 0.5: treats both alike"
-    axes.set_title(f"Whether: {what}" if any(area == area for area in areas) else "Whether: the output is not compared")
+    description = (
+        "how often the output is surer of a training image\nthan of a validation image; 0.5: treats both alike"
+    )
+    axes.set_title(
+        f"Whether: {description}" if any(area == area for area in areas) else "Whether: the output is not compared"
+    )
     axes.legend(loc="upper left", ncols=2, frameon=False, fontsize=9, columnspacing=1)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _shares(history: History, layers: Sequence[str], significance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Shares `(layers, validations)`, NaN where none was compared, and whether chance does not explain them."""
+    """Return shares `(layers, validations)`, NaN where none was compared, and whether they are above chance."""
     import numpy as np
 
     shares = np.full((len(layers), len(history)), np.nan)
-    telling = np.zeros_like(shares, dtype=bool)
+    significant = np.zeros_like(shares, dtype=bool)
     for column, entry in enumerate(history):
         for row, name in enumerate(layers):
             if name in entry["share_p_values"]:
                 shares[row, column] = entry["metrics"][_LAYER + name]
-                telling[row, column] = entry["share_p_values"][name] <= significance
-    return shares, telling & (shares > 0)
+                significant[row, column] = entry["share_p_values"][name] <= significance
+    return shares, significant & (shares > 0)
 
 
-def _draw_layers(axes: Axes, shares: np.ndarray, telling: np.ndarray) -> list[QuadMesh]:
-    """Draw the shares that chance explains, then those that it does not."""
+def _draw_layers(axes: Axes, shares: np.ndarray, significant: np.ndarray) -> list[QuadMesh]:
+    """Draw the shares that chance explains, then the others."""
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
 
     missing = np.isnan(shares)
-    what = "share of each layer's filters or units that tell the two apart;\nat the right, the last"
+    description = "share of each layer's filters or units that tell the two apart;\nat the right, the last"
     hatched = "; hatched: not compared" if missing.any() else ""
-    axes.set_title(f"Where: {what}{hatched}" if len(shares) else "Where: no layer is compared")
+    axes.set_title(f"Where: {description}{hatched}" if len(shares) else "Where: no layer is compared")
     axes.patch.set(hatch="////", edgecolor="#CCCCCC")
     rows, columns = shares.shape
     axes.set_ylim(max(rows, 1) - 0.5, -0.5)
     x, y, highest = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, max(_FULL, np.nanmax(shares, initial=0))
     meshes = []
-    for wanted, shades in ((False, _CHANCE_SHADES), (True, _TELLING_SHADES)):
-        cells = np.ma.masked_where(missing | (telling != wanted), shares)
+    for above_chance, shades in ((False, _CHANCE_SHADES), (True, _SIGNIFICANT_SHADES)):
+        cells = np.ma.masked_where(missing | (significant != above_chance), shares)
         cmap = LinearSegmentedColormap.from_list("", shades)
         meshes.append(axes.pcolormesh(x, y, cells, cmap=cmap, vmin=0, vmax=highest))
     return meshes
 
 
-def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, telling: np.ndarray, height: float) -> None:
-    """Names at the left, and at the right the last shares `(layers,)`."""
+def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, significant: np.ndarray, height: float) -> None:
+    """Write layer names at the left and the last shares `(layers,)` at the right."""
     every = max(1, math.ceil(_ROW * len(layers) / height))
     named = range(0, len(layers), every)
     axes.set_yticks(named, [short_name(layers[row], 18) for row in named], fontsize=10, parse_math=False)
@@ -129,12 +132,12 @@ def _name_layers(axes: Axes, layers: Sequence[str], shares: np.ndarray, telling:
         axes.set_ylabel(f"one layer in {every} is named")
     for row in named:
         text = "-" if math.isnan(shares[row]) else f"{shares[row]:.0%}"
-        weight = "bold" if telling[row] else "normal"
+        weight = "bold" if significant[row] else "normal"
         axes.text(1.01, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=10, fontweight=weight)
 
 
 def number_validations(axes: Axes, history: History) -> None:
-    """Epochs under the validations, or steps where an epoch has several."""
+    """Label validations with epochs, or with steps if an epoch has several."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [entry["epoch"] for entry in history]

@@ -1,4 +1,4 @@
-"""Losses and numbers of filters over a run, in one chart."""
+"""Losses and counts of filters over a run, in one chart."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _COUNTS = {
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the losses on the left axis and numbers of filters on the right one, at every validation so far.
+    """Draw losses on the left axis and counts of filters on the right axis, at every validation so far.
 
-    `history` is that of an `AnomalyFilterCallback`. A loss that is not known yet leaves a gap.
+    `history` is `AnomalyFilterCallback.history`. A missing loss leaves a gap.
     """
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator

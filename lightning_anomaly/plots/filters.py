@@ -1,4 +1,4 @@
-"""Scatter plots of filters: the clearest anomalies of a network, one layer, one filter."""
+"""Scatter plots of filters: the clearest anomalies of a network, a layer, or one filter."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANELS = 6
-_MARKERS = "osD^v"  # the next one each time that the colours are used up
+_MARKERS = "osD^v"  # the first goes with each colour, then the second, and so on
 _OUTLIER = "outlier sample"
-_ENTRY = 1.35  # width of an entry of the legend of components (inches)
-_CLEAR = 5.0  # a gap that is plain to see (in spreads of the other samples)
+_ENTRY = 1.35  # width of an entry in the legend (inches)
+_CLEAR = 5.0  # larger gaps count as equally clear (spreads of the other samples)
 
 
 def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) -> list[tuple[str, int]]:
-    """Find the anomaly filters whose outliers lie most clearly apart from the other samples, as `(layer, filter)`.
+    """Find the anomaly filters with the clearest outliers, as `(layer, filter)`, the clearest first.
 
-    The gap decides: the median distance of an outlier to the nearest other sample, in units of the other samples'
-    spread (the root of their mean squared distance to their mean). Gaps above 5 count as equally clear, and among those
-    the filter whose other samples vary most comes first. Otherwise filters that are silent but for their outliers would
-    fill the list: sparse layers have many, and all look the same.
+    Filters are ordered by the gap: the median distance of an outlier to the nearest other sample. Its unit is the
+    spread of the other samples, the root of their mean squared distance to their mean. Gaps above 5 count as equal, and
+    the filter with the larger spread comes first. Otherwise filters that respond to their outliers only would fill the
+    list: sparse layers have many, and all look the same.
     """
     clearness = {
         (name, index): _clearness(layer.points[index].double(), layer.outliers[index])
@@ -42,21 +42,21 @@ def clearest_filters(layers: Mapping[str, LayerReport], max_filters: int = 6) ->
 
 
 def _clearness(points: Tensor, outliers: Tensor) -> tuple[float, float]:
-    """The gap, at most `_CLEAR`, and the spread of the samples that are no outliers."""
+    """Return the gap, at most `_CLEAR`, and the spread of the samples that are no outliers."""
     others = points[~outliers]
     if len(others) == 0:
         return 0.0, 0.0
     distances = torch.cdist(points[outliers], others)
     spread = (others - others.mean(0)).square().sum(1).mean().sqrt()
-    gap = distances.amin(1).median() / spread.clamp_min(1e-6)  # the others may all be one point
+    gap = distances.amin(1).median() / spread.clamp_min(1e-6)  # all others may be one point
     return min(_CLEAR, gap.item()), spread.item()
 
 
 def filter_figure(layers: Mapping[str, LayerReport]) -> Figure | None:
-    """Draw scatter plots of the up to six filters with the clearest anomalies.
+    """Draw scatter plots of up to six filters with the clearest anomalies.
 
-    A panel shows all probe samples of a filter on its two principal components, coloured by the component of the
-    mixture (1 is the largest), with rings around the outlier samples.
+    A panel shows all probe samples on the filter's two principal components. Colours are components of the mixture (1
+    is the largest), rings are outlier samples.
 
     Args:
         layers: `AnomalyReport.layers`.
@@ -78,19 +78,17 @@ def layer_figure(layers: Mapping[str, LayerReport], layer: str) -> Figure:
         layer: The layer's name.
 
     Returns:
-        The figure: the clearest anomalies first, then normal filters, then what could not be clustered.
+        The figure: the clearest anomalies first, then normal filters, then filters that could not be clustered.
 
     Raises:
-        ValueError: If the report does not have the layer.
+        ValueError: If `layers` does not have the layer.
     """
-    found = _layer_of(layers, layer)
-    anomalies = clearest_filters({layer: found}, _PANELS)
-    others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in found.filters(verdict)]
+    record = _layer_of(layers, layer)
+    anomalies = clearest_filters({layer: record}, _PANELS)
+    others = [(layer, index) for verdict in (NORMAL, DEAD, NONFINITE) for index in record.filters(verdict)]
     chosen = (anomalies + others)[:_PANELS]
-    title = (
-        f"{len(found.filters(ANOMALY))} of {len(found.verdicts)} filters are anomaly filters; shown are {len(chosen)}"
-    )
-    return _draw_panels(layers, chosen, f"{layer_text(layer, 40)}: {title}")
+    count = f"{len(record.filters(ANOMALY))} of {len(record.verdicts)} filters are anomaly filters"
+    return _draw_panels(layers, chosen, f"{layer_text(layer, 40)}: {count}; shown are {len(chosen)}")
 
 
 def scatter_figure(layers: Mapping[str, LayerReport], layer: str | None, filter_index: int) -> Figure:
@@ -99,13 +97,10 @@ def scatter_figure(layers: Mapping[str, LayerReport], layer: str | None, filter_
     Args:
         layers: `AnomalyReport.layers`.
         layer: The layer's name.
-        filter_index: The filter's place in it.
-
-    Returns:
-        The figure.
+        filter_index: The filter's index in the layer.
 
     Raises:
-        ValueError: If the report does not have the layer, or the layer not the filter.
+        ValueError: If there is no such layer or filter.
     """
     check_integer("filter_index", filter_index, 0, len(_layer_of(layers, layer).verdicts) - 1)
     return _draw_panels(layers, [(layer or "", filter_index)], None)
@@ -120,7 +115,7 @@ def _layer_of(layers: Mapping[str, LayerReport], layer: str | None) -> LayerRepo
 
 
 def _draw_panels(layers: Mapping[str, LayerReport], chosen: list[tuple[str, int]], title: str | None) -> Figure:
-    """One panel for each `(layer, filter)`, and one legend for all."""
+    """Draw a panel for each `(layer, filter)`, and one legend for all."""
     columns = min(3, len(chosen))
     rows = math.ceil(len(chosen) / columns)
     width = max(5.5, 3.5 * columns)
@@ -133,8 +128,8 @@ def _draw_panels(layers: Mapping[str, LayerReport], chosen: list[tuple[str, int]
         handles = {label: handle for panel in entries for handle, label in panel}
         labels = sorted(handles, key=lambda label: (label == _OUTLIER, len(label), label))
         ncols = math.ceil(len(labels) / math.ceil(len(labels) * _ENTRY / width))
-        shown = [handles[label] for label in labels]
-        figure.legend(shown, labels, loc="outside lower center", ncols=ncols, handlelength=1, columnspacing=1.2)
+        markers = [handles[label] for label in labels]
+        figure.legend(markers, labels, loc="outside lower center", ncols=ncols, handlelength=1, columnspacing=1.2)
     return figure
 
 
@@ -147,18 +142,18 @@ def _draw_filter(axes: Axes, name: str, layer: LayerReport, index: int) -> None:
         x, y = points[labels == component].T.tolist()
         turn, place = divmod(rank, len(COMPONENT_COLOURS))
         colour, marker = COMPONENT_COLOURS[place], _MARKERS[turn % len(_MARKERS)]
-        drawn = axes.scatter(x, y, s=size, c=colour, marker=marker, linewidths=0, label=f"component {rank + 1}")
-        drawn.set_rasterized(True)  # loggers that store vector graphics would store every point
+        dots = axes.scatter(x, y, s=size, c=colour, marker=marker, linewidths=0, label=f"component {rank + 1}")
+        dots.set_rasterized(True)  # or loggers of vector graphics would store every point
     x, y = points[outliers].T.tolist()
     axes.scatter(x, y, s=70, facecolors="none", edgecolors="black", linewidths=1.0, label=_OUTLIER)
     axes.set_title(f"{layer_text(name, 24)}\nfilter {index}: {_verdict_text(layer, index)}", parse_math=False)
     axes.set(xlabel="first component (its std. dev.)", ylabel="second component (same unit)")
     axes.margins(0.12)
     for lower, upper, limit in ((*axes.get_xlim(), axes.set_xlim), (*axes.get_ylim(), axes.set_ylim)):
-        if upper - lower < 1:  # a component that hardly varies should look so
+        if upper - lower < 1:  # a component that barely varies should look flat
             limit((lower + upper - 1) / 2, (lower + upper + 1) / 2)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors="black", labelsize=8)  # fixed here because ticks are made when the figure is rendered
+    axes.tick_params(colors="black", labelsize=8)  # set here, as ticks are made at rendering, in the user's style
 
 
 def _verdict_text(layer: LayerReport, index: int) -> str:

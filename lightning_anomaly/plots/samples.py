@@ -1,4 +1,4 @@
-"""The images of the outlier samples."""
+"""Galleries of outlier samples."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ _IMAGES = 16
 def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure | None:
     """Draw the images of up to 16 samples with the largest outlier scores.
 
-    At equal scores a sample that is an outlier of more filters comes first, then the earlier one.
+    At equal scores the sample with more votes comes first, then the earlier one.
 
     Args:
-        images: The probe's images `(N, C, H, W)`. One or three channels are shown as they are, of other numbers only
-            the first. uint8 is shown as it is. All else is scaled channel by channel, so that the range of an ordinary
-            image of the probe goes from black to white. This undoes a normalization, and unlike scaling each image by
-            itself it keeps a black image black and an over-exposed one white.
+        images: The probe's images `(N, C, H, W)`. With one or three channels all are shown, otherwise the first. uint8
+            is shown as it is. Other types are scaled by channel: the range of an ordinary image of the probe goes from
+            black to white. This undoes a normalization, and keeps a black image black and an over-exposed one white.
         scores: `AnomalyReport.outlier_scores` `(N,)`.
         votes: `AnomalyReport.outlier_samples`, N numbers.
 
     Returns:
-        The figure, each image under the caption of its place in the probe and its score; None if no sample has a
-        score or is an outlier.
+        The figure, with each sample's index and score above its image; None if no sample has a positive score or a
+        vote.
 
     Raises:
         ValueError: If `images` does not hold one image for each probe sample.
@@ -41,16 +40,13 @@ def outlier_figure(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Figu
 
 
 def outlier_images(images: Tensor, scores: Tensor, votes: Sequence[int]) -> Tensor:
-    """Pick the images that `outlier_figure` shows; nothing else of a probe has to be kept to draw it later.
-
-    They are uint8 `(n, H, W, C)` with one or three channels, on the CPU.
-    """
+    """Pick the images for `draw_outliers`: uint8 `(n, H, W, C)` with one or three channels, on the CPU."""
     check_images(images, len(scores), (4,))
     return displayed(images[_outlying(scores, votes)], images)
 
 
 def draw_outliers(shown: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure | None:
-    """Draw the images that `outlier_images` returned for the same scores and votes; None without any."""
+    """Draw the images that `outlier_images` picked by the same scores and votes; None if there are none."""
     chosen = _outlying(scores, votes)
     if not chosen:
         return None
@@ -59,22 +55,22 @@ def draw_outliers(shown: Tensor, scores: Tensor, votes: Sequence[int]) -> Figure
 
 
 def gallery(images: Tensor, captions: Sequence[str], heading: str) -> Figure:
-    """Draw images uint8 `(n, H, W, C)` with one or three channels in rows, captions of up to three lines above them."""
+    """Draw images uint8 `(n, H, W, C)` with one or three channels, each below a caption of up to three lines."""
     columns = min(8, len(images), max(4, math.ceil(math.sqrt(len(images)))))
     rows = math.ceil(len(images) / columns)
-    with new_figure(max(5.0, 1.5 * columns), 2.0 * rows + 0.8) as figure:  # the heading needs as much
+    with new_figure(max(5.0, 1.5 * columns), 2.0 * rows + 0.8) as figure:
         for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(image.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(caption, parse_math=False)  # of the user's names
+            axes.set_title(caption, parse_math=False)  # may hold a name of the user's
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(color="#B0B0B0", linewidth=0.6)  # a frame, so that a white image is seen
+            axes.spines[:].set(color="#B0B0B0", linewidth=0.6)  # white images need a frame
         figure.suptitle(heading, fontsize=10)
     return figure
 
 
 def _outlying(scores: Tensor, votes: Sequence[int]) -> list[int]:
-    """The samples drawn: those with the largest scores, if positive, and outliers of filters."""
+    """Return up to 16 samples with a positive score or a vote, the largest score first."""
     values = scores.tolist()
     ranked = sorted(range(len(values)), key=lambda sample: (-values[sample], -votes[sample]))
     return [sample for sample in ranked if values[sample] > 0 or votes[sample]][:_IMAGES]

@@ -1,4 +1,4 @@
-"""What all figures have in common."""
+"""Colours, text style and names that all figures share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, NONFINITE, NORMA
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the largest component gets the first. Those of the
-# filter browser, on light and dark ground, are in `browser/colours.js`.
+# Okabe and Ito's colours, distinct for colour-blind readers; the largest component gets the first. The filter browser
+# has its colours in `browser/colours.js`.
 COMPONENT_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-# Told apart by lightness too: pale, strong, dark. The browser has the same on light ground.
-ISOLATED = "isolated"  # a normal filter that sets samples apart
-VERDICT_COLOURS = {
+ISOLATED = "isolated"  # a normal filter with isolated samples
+VERDICT_COLOURS = {  # they differ in lightness too; the browser has the same on light ground
     NORMAL: "#BCD3E8",
     ISOLATED: "#0072B2",
     ANOMALY: "#D55E00",
@@ -29,7 +28,7 @@ _STYLE = {"font.size": 9, "axes.titlesize": 9, "figure.titlesize": 11, "figure.d
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
-    """Make a figure (inches) whose style, within the `with` block, is not the user's."""
+    """Make a figure (inches); within the `with` block, the user's matplotlib style does not apply."""
     import matplotlib.style
 
     from lightning_anomaly.plots.notebook import NotebookFigure
@@ -39,10 +38,10 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def layer_text(name: str, length: int) -> str:
-    """A layer's name in words."""
+    """Return `layer NAME`, or `the model` for a model that is one layer."""
     return f"layer {short_name(name, length)}" if name else "the model"
 
 
 def short_name(name: str, length: int) -> str:
-    """A layer's name, cut at the left, where names resemble each other."""
+    """Cut a layer's name at the left, where names resemble each other."""
     return (name if len(name) <= length else "…" + name[1 - length :]) or "(the model)"

@@ -15,23 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MAP_WIDTH = 6.4  # the cells (inches)
-_LINE, _SPACE = 0.25, 0.07  # least height of a layer, a line of text, and the space below it (inches)
-_TALLEST = 18.0  # (inches)
+_MAP_WIDTH = 6.4  # of the cells (inches)
+_LINE, _SPACE = 0.25, 0.07  # least height of a layer, for its name, and the space below it (inches)
+_TALLEST = 18.0  # height of all layers (inches)
 _COLUMNS = 64  # cells in a row
 
 
 def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
-    """Draw a map of all filters, one cell each, coloured by verdict: a block of rows for every layer.
+    """Draw a map of all filters, a cell for each, coloured by verdict, with a block of rows for each layer.
 
-    Filters that set samples apart from all others (`isolated`) have a colour of their own for each verdict. The figure
-    stays within 10 x 20 inches: with many filters cells are flatter, and of many layers only some are named.
+    Filters with isolated samples have other colours. The figure is at most 10 x 20 inches: cells get flatter with
+    many filters, and of many layers only some are named.
 
     Args:
         layers: `AnomalyReport.layers`.
-
-    Returns:
-        The figure.
     """
     from matplotlib import rc_context
 
@@ -41,7 +38,7 @@ def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
     shrink = min(1.0, _TALLEST / total)
     with new_figure(9.6, total * shrink + 1.8) as figure, rc_context({"font.size": 14, "axes.titlesize": 14}):
         axes = figure.add_subplot()
-        top = free = 0.0  # where the next block begins, and the next name may
+        top = free = 0.0  # where the next block begins, and the next name can
         for name, layer in layers.items():
             height = _block_height(len(layer.verdicts)) * shrink
             _draw_block(axes, layer, top, height)
@@ -64,7 +61,7 @@ def verdict_map(layers: Mapping[str, LayerReport]) -> Figure:
 
 
 def _block_height(size: int) -> float:
-    """Height of a layer's block (inches): square cells, stretched if that is less than a line of text."""
+    """Return the height of a layer's block (inches): square cells, stretched to at least a line of text."""
     return max(_LINE, math.ceil(size / _COLUMNS) * _MAP_WIDTH / _COLUMNS)
 
 
@@ -92,10 +89,9 @@ def _verdict_legend(figure: Figure, layers: Mapping[str, LayerReport]) -> None:
 
 
 def _kinds(layer: LayerReport) -> list[str]:
-    """What each filter is called, by its verdict and whether it sets samples apart: keys of `VERDICT_COLOURS`."""
+    """Return a key of `VERDICT_COLOURS` for each filter, by its verdict and whether it has isolated samples."""
     names = {NORMAL: ISOLATED, ANOMALY: f"{ANOMALY} and {ISOLATED}"}
-    apart = layer.isolated.any(1).tolist()
+    isolated = {*layer.isolated_filters}
     return [
-        names.get(verdict, verdict) if isolated else verdict
-        for verdict, isolated in zip(layer.verdicts, apart, strict=True)
+        names.get(verdict, verdict) if index in isolated else verdict for index, verdict in enumerate(layer.verdicts)
     ]

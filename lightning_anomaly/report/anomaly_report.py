@@ -1,4 +1,4 @@
-"""What an analysis found in the whole network."""
+"""The result of an analysis of a network."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning_anomaly.browser.pictures import Pictures, probe_images
 from lightning_anomaly.checks import check_integer
 from lightning_anomaly.images.thumbnails import check_images
 from lightning_anomaly.outliers.combine import VIEWS, SampleView, Tail, combine
+from lightning_anomaly.report.table import filter_columns, layer_rows
 from lightning_anomaly.tables import Tabular, listed
 from lightning_anomaly.verdicts.anomalies import ANOMALY, DEAD, LIVE, NONFINITE
 from lightning_anomaly.verdicts.layer_report import LayerReport, layer_from_dict, layer_to_dict, to_plain, to_tensor
@@ -28,20 +29,17 @@ if TYPE_CHECKING:
     from lightning_anomaly.browser.epochs import Frame
 
 
-_COLUMNS = ("n_components", "calinski_harabasz", "smallest_share", "outliers", "isolated", "explained", "sparsity")
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class AnomalyReport(Tabular):
-    """What was found in a network. `print(report)` gives a table, and so does a console or a notebook that shows it.
+    """The filters and probe samples of a network. A console, a notebook and `print(report)` show it as a table.
 
     Attributes:
         layers: `{layer: LayerReport}` in the network's order.
         n_samples: Number of probe samples, N.
         settings: The analysis settings as plain values.
-        notes: What could not be analyzed and why, as sentences, by a key that stays the same from report to report.
-        views: What pixels and classes say of each sample, where the model has them.
-        pictures: Images of the samples and some of the maps, where they were kept; not in `to_dict`.
+        notes: Sentences about what could not be analyzed, and why. A key has the same meaning in every report.
+        views: Raw scores and reasons of each sample by pixels, features and logits, where the model has them.
+        pictures: Images of the samples and some of the maps, if they were kept; not in `to_dict`.
     """
 
     layers: Mapping[str, LayerReport]
@@ -53,25 +51,25 @@ class AnomalyReport(Tabular):
 
     @property
     def anomaly_filters(self) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}`, layers without any left out."""
+        """`{layer: [filter, ...]}` of anomaly filters; layers without any are omitted."""
         return self._by_layer(lambda layer: layer.filters(ANOMALY))
 
     @property
     def dead_filters(self) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}` of filters whose map is the same for all samples, layers without any left out."""
+        """`{layer: [filter, ...]}` of filters whose map is the same for all samples; layers without any are omitted."""
         return self._by_layer(lambda layer: layer.filters(DEAD))
 
     @property
     def nonfinite_filters(self) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}` of filters with NaN or infinite values, layers without any left out."""
+        """`{layer: [filter, ...]}` of filters with NaN or infinite values; layers without any are omitted."""
         return self._by_layer(lambda layer: layer.filters(NONFINITE))
 
     @property
     def isolated(self) -> dict[str, list[int]]:
-        """`{layer: [filter, ...]}` of filters that set one or a few samples apart from all others.
+        """`{layer: [filter, ...]}` of filters in which one or a few samples lie far from all others.
 
-        The rule, see `isolated_samples`, has false alarms in about 1% of filters without outliers, and in several times
-        as many if samples are there twice or more often. Layers without any are left out.
+        The rule, see `isolated_samples`, gives false alarms in about 1% of filters without outliers, and in several
+        times as many if the probe repeats samples. Layers without any are omitted.
         """
         return self._by_layer(lambda layer: layer.isolated_filters)
 
@@ -85,37 +83,39 @@ class AnomalyReport(Tabular):
 
     @property
     def fraction(self) -> float:
-        """Anomaly filters as a fraction of the filters that could be clustered; 0 if there is none."""
+        """Share of anomaly filters among the filters that could be clustered; 0 without any."""
         return self.fraction_in(self.layers)
 
     def fraction_in(self, layers: Iterable[str]) -> float:
-        """`fraction` over some of the layers; a name that the report does not have counts nothing."""
+        """Return `fraction` over some layers; unknown names are ignored."""
         live = self.live_in(layers)
         return live.count(ANOMALY) / len(live) if live else 0.0
 
     def live_in(self, layers: Iterable[str]) -> list[str]:
-        """The verdicts of the filters in some of the layers that could be clustered."""
+        """Return the verdicts of the filters in some layers that could be clustered; unknown names are ignored."""
         verdicts = [verdict for name in layers if name in self.layers for verdict in self.layers[name].verdicts]
         return [verdict for verdict in verdicts if verdict in LIVE]
 
     @property
     def sparsity(self) -> float:
-        """Fraction of map values that are at most 0, averaged over the filters that have no NaN; 0 without any."""
-        known = [layer.sparsity[[verdict != NONFINITE for verdict in layer.verdicts]] for layer in self.layers.values()]
-        return torch.cat(known).double().mean().item() if any(map(len, known)) else 0.0
+        """Mean share of map values that are at most 0, over filters with finite values; 0 without any."""
+        shares = [
+            layer.sparsity[[verdict != NONFINITE for verdict in layer.verdicts]] for layer in self.layers.values()
+        ]
+        return torch.cat(shares).double().mean().item() if any(map(len, shares)) else 0.0
 
     @property
     def outlier_samples(self) -> list[int]:
-        """Of how many anomaly filters each probe sample is an outlier, N numbers."""
+        """Votes: the number of anomaly filters in which each probe sample is an outlier, N numbers."""
         votes = [layer.outliers.sum(0) for layer in self.layers.values()]
         return torch.stack(votes).sum(0).tolist() if votes else [0] * self.n_samples
 
     @cached_property
     def outlier_scores(self) -> Tensor:
-        """How little each probe sample belongs to the others `(N,)`, in nats; 0 without any layer.
+        """How unlike the other probe samples each one is `(N,)`, in nats; 0 without any view.
 
-        The score ranks the samples, without any label. It is a norm of `view_scores`: those of pixels, features and
-        logits; in a model without classes, those of pixels and filters. With NaN or infinite maps it is infinite.
+        The score needs no labels. It is a norm of `view_scores`: of pixels, features and logits, or, in a model without
+        logits, of pixels and filters. It is infinite for samples with NaN or infinite maps.
         """
         if not self.view_scores:
             return torch.zeros(self.n_samples, device="cpu")
@@ -124,11 +124,10 @@ class AnomalyReport(Tabular):
 
     @cached_property
     def view_scores(self) -> dict[str, Tensor]:
-        """The negative logarithm of the tail probability of each sample among the others `(N,)`, by view, in nats.
+        """By view, the negative logarithm of each sample's tail probability among the others `(N,)`, in nats.
 
-        Views are `"pixels"`, plain statistics of the image; `"features"`, how far the last features are from those of
-        the others; `"logits"`, how small the logits are; and `"filters"`, the maps of all filters, whose mean over the
-        layers this is.
+        Views are `"pixels"`, statistics of the image; `"features"`, the distance of the last features from those of the
+        others; `"logits"`, how small the logits are; and `"filters"`, the maps of all filters, averaged over layers.
         """
         scores = {name: view.scores for name, view in self.views.items()}
         if self.layers:
@@ -137,10 +136,10 @@ class AnomalyReport(Tabular):
         return {name: Tail.fit(scores[name]).surprise(scores[name]) for name in VIEWS if name in scores}
 
     def outlier_reasons(self, sample: int) -> dict[str, str]:
-        """Say what each view finds odd about a probe sample, the view that finds it oddest first.
+        """Return each view's reason why a probe sample is odd, the view with the largest score first.
 
         Raises:
-            ValueError: If the probe does not have the sample.
+            ValueError: If `sample` is not an index into the probe.
         """
         sample = check_integer("sample", sample, 0, self.n_samples - 1)
         reasons = {name: view.reasons[sample] for name, view in self.views.items()}
@@ -153,12 +152,12 @@ class AnomalyReport(Tabular):
 
     @property
     def by_outlier_score(self) -> list[int]:
-        """The probe samples, the one with the largest score first; at equal scores the one with more votes."""
+        """The probe samples by descending score, and at equal scores by descending votes."""
         scores, votes = self.outlier_scores.tolist(), self.outlier_samples
         return sorted(range(self.n_samples), key=lambda sample: (-scores[sample], -votes[sample]))
 
     def metrics(self) -> dict[str, float]:
-        """Compute what is logged: numbers for the network, and `layer/NAME`, the anomaly filters of each layer."""
+        """Compute the logged values: numbers of the network, and counts of anomaly filters by layer as `layer/NAME`."""
         return {
             "count": float(self.count),
             "fraction": self.fraction,
@@ -171,7 +170,7 @@ class AnomalyReport(Tabular):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but pictures as values that JSON knows: infinite numbers and NaN are strings."""
+        """Convert everything but pictures to JSON values; infinite numbers and NaN become strings."""
         return {
             "n_samples": self.n_samples,
             "settings": dict(self.settings),
@@ -185,7 +184,7 @@ class AnomalyReport(Tabular):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AnomalyReport:
-        """Restore the report that `to_dict` was called on.
+        """Restore a report from the result of `to_dict`.
 
         Raises:
             ValueError: If `values` did not come from `to_dict`.
@@ -205,7 +204,7 @@ class AnomalyReport(Tabular):
     def to_frame(self) -> DataFrame:
         """Convert the report to a pandas DataFrame with a row for each filter.
 
-        Columns are layer, filter, verdict and, as in `LayerReport`, n_components, calinski_harabasz, smallest_share,
+        Columns are layer, filter, verdict, and as in `LayerReport` n_components, calinski_harabasz, smallest_share,
         outliers and isolated (numbers of samples), explained and sparsity.
 
         Raises:
@@ -213,15 +212,7 @@ class AnomalyReport(Tabular):
         """
         from pandas import DataFrame
 
-        columns: dict[str, list[Any]] = {key: [] for key in ("layer", "filter", "verdict", *_COLUMNS)}
-        for name, layer in self.layers.items():
-            columns["layer"] += [name] * len(layer.verdicts)
-            columns["filter"] += range(len(layer.verdicts))
-            columns["verdict"] += layer.verdicts
-            for key in _COLUMNS:
-                values = getattr(layer, key)
-                columns[key] += (values.sum(1) if values.ndim == 2 else values).tolist()
-        return DataFrame(columns)
+        return DataFrame(filter_columns(self.layers))
 
     def plot(self, layer: str | None = None, filter_index: int | None = None) -> Figure:
         """Draw the network, one of its layers or one of its filters.
@@ -229,13 +220,13 @@ class AnomalyReport(Tabular):
         Args:
             layer: Name of a layer, for scatter plots of up to six of its filters, the clearest anomalies first. None
                 draws a map of all filters of the network, coloured by verdict.
-            filter_index: A filter of the layer, for its scatter plot alone.
+            filter_index: A filter of the layer, for a scatter plot of this filter only.
 
         Returns:
-            A figure, which a notebook shows and `figure.savefig("plot.png")` writes. No pyplot window knows of it.
+            A figure that a notebook shows and `figure.savefig("plot.png")` writes. It opens no pyplot window.
 
         Raises:
-            ValueError: If the report does not have the layer, or the layer not the filter.
+            ValueError: If there is no such layer or filter.
         """
         from lightning_anomaly.plots import layer_figure, scatter_figure, verdict_map
 
@@ -251,19 +242,18 @@ class AnomalyReport(Tabular):
         title: str = "Anomaly filters",
         history: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Write the filter browser: one HTML file to open, send and keep, that needs no server and no network.
+        """Write the filter browser, a single HTML file that needs no server and no network.
 
-        It shows every filter's points; hover one to see the sample's image and the filter's map of it. Images are kept
-        by `analyze(..., keep_images=True)`, as some of the maps are, or given here.
+        It shows every filter's points. Hovering a point shows the sample's image and the filter's map of it.
 
         Args:
-            path: Where to write it; missing folders are created.
-            images: The probe: images `(N, C, H, W)`, which are shown as `plots.outlier_figure` shows them, volumes
-                `(N, C, D, H, W)`, of which the middle slice is shown, or signals `(N, C, L)` or `(N, L)`, as curves.
-                None takes those that were kept.
+            path: Path of the file; missing folders are created.
+            images: The probe: images `(N, C, H, W)`, drawn as in `plots.outlier_figure`; volumes `(N, C, D, H, W)`,
+                drawn as their middle slice; or signals `(N, C, L)` or `(N, L)`, drawn as curves. None takes the images
+                that `analyze(..., keep_images=True)` kept, with some of the maps.
             labels: A name or number for each sample, by which points can be coloured.
             title: The heading.
-            history: `AnomalyFilterCallback.history`, for the curves over the epochs.
+            history: `AnomalyFilterCallback.history`, for curves over the epochs.
 
         Raises:
             ValueError: If `images` or `labels` do not have one entry for each probe sample.
@@ -282,15 +272,14 @@ class AnomalyReport(Tabular):
         names: Sequence[str] | None = None,
         frames: Sequence[Frame] = (),
     ) -> str:
-        """Return the filter browser as text, see `save_html`.
+        """Return the text of the page that `save_html` writes.
 
-        A reader can look for samples by `names`. `frames` are the points of earlier analyses. Entries of `history` may
-        have a dict `"losses"`.
+        The page finds samples by `names` too. `frames` are points of earlier analyses, see `EpochPoints.before`.
         """
         from lightning_anomaly.browser import page_text
 
         pictures = self.pictures or Pictures(None, {})
-        if not self.layers:  # nothing was analyzed, and the page says why
+        if not self.layers:  # the page has only the notes, which say why
             images = labels = names = None
         if images is not None:
             check_images(images, self.n_samples, (2, 3, 4, 5))
@@ -319,13 +308,9 @@ class AnomalyReport(Tabular):
         title: str = "Anomaly filters",
         history: Sequence[Mapping[str, Any]] | None = None,
     ) -> BrowserFile:
-        """Write the filter browser to a file that lasts until Python exits: a notebook shows it, a console its path.
+        """Write the filter browser to a file that is removed when Python exits.
 
-        Args:
-            images: See `save_html`, as for the other arguments.
-            labels: See there.
-            title: See there.
-            history: See there.
+        A notebook shows the page, a console its path. The arguments are those of `save_html`.
         """
         from lightning_anomaly.browser import BrowserFile, temporary_path
 
@@ -334,25 +319,15 @@ class AnomalyReport(Tabular):
         return BrowserFile(path)
 
     def _rows(self) -> list[tuple[str, ...]]:
-        last = "anomaly filters (outlier samples)"
-        rows: list[tuple[object, ...]] = [("layer", "filters", "anomaly", "isolated", "dead", "sparsity", "maps", last)]
-        for name, layer in self.layers.items():
-            found = layer.filters(ANOMALY)
-            shown = [f"{index} ({len(layer.outliers_of(index))})" for index in found[:6]] + ["..."] * (len(found) > 6)
-            numbers = len(layer.verdicts), len(found), len(layer.isolated_filters), len(layer.filters(DEAD))
-            sparsity = f"{layer.sparsity.mean().item():.2f}"
-            size, analyzed = ("x".join(map(str, sides)) or "1" for sides in (layer.map_size, layer.analyzed_size))
-            maps = size if size == analyzed else f"{size} pooled to {analyzed}"
-            rows.append((name or "(the model)", *numbers, sparsity, maps, ", ".join(shown)))
-        return [tuple(map(str, row)) for row in rows]
+        return layer_rows(self.layers)
 
     def _sentences(self) -> list[str]:
         votes = self.outlier_samples
-        found = (
+        summary = (
             f"{self.count} anomaly filters ({100 * self.fraction:.1f}% of those with varying maps), "
             f"{sum(count > 0 for count in votes)} of {self.n_samples} probe samples are outliers of at least one"
         )
         scores = self.outlier_scores.tolist()
         top = [f"{i} ({scores[i]:.1f})" for i in self.by_outlier_score[:5]]
         largest = [f"largest outlier scores: samples {', '.join(top)}"] if any(scores) else []
-        return [found, *largest, *(f"note: {note}" for note in self.notes.values())]
+        return [summary, *largest, *(f"note: {note}" for note in self.notes.values())]

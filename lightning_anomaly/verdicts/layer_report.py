@@ -1,4 +1,4 @@
-"""What an analysis found in one layer."""
+"""The result of an analysis of one layer."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ class LayerReport:
     Attributes:
         verdicts: `"normal"`, `"anomaly"`, `"dead"` (the same map for every probe sample) or `"nonfinite"` (NaN or
             infinity somewhere in its maps), one for each of F filters.
-        n_components: Components K of the clustering shown `(F,)`: the one with the largest Calinski-Harabasz index, for
-            an anomaly filter among those that show its outliers. 0 where nothing was clustered.
-        calinski_harabasz: Its index `(F,)`.
+        n_components: Components K of the reported clustering `(F,)`, 0 where nothing was clustered. The reported
+            clustering has the largest Calinski-Harabasz index; for an anomaly filter, the largest among the clusterings
+            that show its outliers.
+        calinski_harabasz: Index of the reported clustering `(F,)`.
         smallest_share: Share of the probe samples in its smallest cluster `(F,)`, 0 to 1.
         labels: Its clusters `(F, N)`, a byte each.
-        points: What was clustered: scores on two principal components, in units of the first one's standard deviation
-            `(F, N, 2)`.
+        points: The clustered points `(F, N, 2)`: scores on two principal components, in units of the standard deviation
+            of the first.
         outliers: Whether each probe sample is an outlier of each filter `(F, N)`.
-        isolated: Whether each filter sets each probe sample apart from all others `(F, N)`, see `isolated_samples`.
-        explained: Fraction of the maps' variance that the two components hold `(F,)`, 0 to 1.
-        sparsity: Fraction of the maps' values that are at most 0 `(F,)`, 0 to 1.
+        isolated: Whether each probe sample lies far from all others in each filter `(F, N)`, see `isolated_samples`.
+        explained: Share of the maps' variance that the two components explain `(F,)`, 0 to 1.
+        sparsity: Share of the maps' values that are at most 0 `(F,)`, 0 to 1.
         map_size: Sides of a map in the network (pixels).
-        analyzed_size: Sides of the map that was analyzed, smaller where maps were pooled (pixels).
-        outlier_scores: How far each probe sample is from the others by all the layer's filters `(N,)`, see
+        analyzed_size: Sides of the analyzed map, smaller if maps were pooled (pixels).
+        outlier_scores: Distance of each probe sample from the others by all filters of the layer `(N,)`, see
             `outliers/filter_view.py`.
     """
 
@@ -50,19 +51,19 @@ class LayerReport:
     outlier_scores: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
 
     def filters(self, verdict: str) -> list[int]:
-        """The filters with a verdict."""
-        return [index for index, found in enumerate(self.verdicts) if found == verdict]
+        """Return the filters with a verdict."""
+        return [index for index, value in enumerate(self.verdicts) if value == verdict]
 
     def outliers_of(self, filter_index: int) -> list[int]:
-        """The probe samples that are outliers of a filter."""
-        found: list[int] = self.outliers[filter_index].nonzero()[:, 0].tolist()
-        return found
+        """Return the probe samples that are outliers of a filter."""
+        samples: list[int] = self.outliers[filter_index].nonzero()[:, 0].tolist()
+        return samples
 
     @property
     def isolated_filters(self) -> list[int]:
-        """The filters that set any sample apart."""
-        found: list[int] = self.isolated.any(1).nonzero()[:, 0].tolist()
-        return found
+        """The filters with isolated samples."""
+        filters: list[int] = self.isolated.any(1).nonzero()[:, 0].tolist()
+        return filters
 
 
 _DTYPES = {
@@ -80,7 +81,7 @@ _DTYPES = {
 
 
 def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
-    """Join reports of consecutive filters of one layer, in their order."""
+    """Join reports of consecutive filters of one layer."""
     tensors: dict[str, Any] = {
         key: torch.cat([getattr(part, key) for part in parts]) for key in _DTYPES if key != "outlier_scores"
     }
@@ -88,16 +89,16 @@ def join_layers(parts: Sequence[LayerReport]) -> LayerReport:
 
 
 def layer_to_dict(layer: LayerReport) -> dict[str, Any]:
-    """Convert a layer to values that JSON knows."""
+    """Convert a layer to JSON values."""
     sizes = {"map_size": list(layer.map_size), "analyzed_size": list(layer.analyzed_size)}
     tensors = {key: to_plain(getattr(layer, key)) for key in _DTYPES}
     return {"verdicts": list(layer.verdicts), **sizes, **tensors}
 
 
 def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
-    """Convert back what `layer_to_dict` returned."""
+    """Restore a layer from the result of `layer_to_dict`."""
     tensors = {key: to_tensor(values[key], dtype) for key, dtype in _DTYPES.items()}
-    # Of several processes only the first has points, and empty lists do not tell their axes.
+    # Only the first of several processes has points, and empty lists lose their axes.
     tensors["points"] = tensors["points"].reshape(len(values["verdicts"]), -1, 2)
     return LayerReport(
         verdicts=tuple(values["verdicts"]),
@@ -108,7 +109,7 @@ def layer_from_dict(values: Mapping[str, Any]) -> LayerReport:
 
 
 def to_plain(tensor: Tensor) -> Any:
-    """Nested lists; JSON has no infinite numbers and no NaN, so these are strings."""
+    """Convert to nested lists, with infinite numbers and NaN as strings, which JSON does not have as numbers."""
     if tensor.isfinite().all():
         return tensor.tolist()
     if tensor.ndim == 0:
@@ -117,5 +118,5 @@ def to_plain(tensor: Tensor) -> Any:
 
 
 def to_tensor(values: Any, dtype: torch.dtype) -> Tensor:
-    """Convert nested lists back, with "inf" and "nan" as numbers."""
+    """Convert nested lists to a tensor, with "inf" and "nan" as numbers."""
     return torch.from_numpy(np.array(values, dtype=str(dtype).removeprefix("torch.")))
